@@ -22,7 +22,7 @@ def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
         size: Image size in place of that of the file; None: that of the file.
 
     Raises:
-        UserError: The file is missing or corrupt, or does not make squares.
+        UserError: If the file is missing or corrupt, or does not make squares.
     """
     content = read_json(path)
     try:

@@ -30,7 +30,7 @@ def parse_name(scheme: str, rest: str) -> EncoderName:
     """Parse the name of an encoder.
 
     Raises:
-        UserError: The model is missing, the size is out of range, or the file of weights cannot be used.
+        UserError: If the model is missing, the size is out of range, or the file of weights cannot be used.
     """
     text = f"{scheme}:{rest}"
     model, equals, weights = rest.partition("=")

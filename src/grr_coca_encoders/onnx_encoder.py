@@ -41,7 +41,7 @@ class OnnxEncoder:
             `preprocessor_config.json`.
 
     Raises:
-        UserError: The graph or its description is missing, or cannot be used.
+        UserError: If the graph or its description is missing, or cannot be used.
     """
 
     def __init__(self, path: Path) -> None:

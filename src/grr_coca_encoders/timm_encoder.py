@@ -53,7 +53,7 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
         device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: Timm has no such model, its weights cannot be had as safetensors, or they do not fit it.
+        UserError: If timm has no such model, its weights cannot be had as safetensors, or they do not fit it.
     """
     architecture = name.model.partition(".")[0]
     if not timm.is_model(architecture):

@@ -1,4 +1,4 @@
-"""What a server of an index of icons has beside its own endpoints: equivalents in other sets, and tools for agents."""
+"""Additional endpoints of a server of an icon index: equivalents in other sets, and tools for agents."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from grr_coca_serve.service import Service
 
 
 class OtherPicture(IndexedPicture):
-    """An icon that shows the same in another set. `probability`: that it is the equivalent."""
+    """An icon with the same meaning in another set. `probability`: Probability that it is the equivalent."""
 
     probability: float
 
@@ -39,7 +39,7 @@ def endpoints(service: Service) -> list[BaseRoute]:
 
     @router.get("/picture/{identity}/others", responses=answers(OthersAnswer, 404, 422))
     async def others(identity: str) -> Response:
-        """What an icon of the index is in the other icon sets of the index, the likeliest first."""
+        """Return the equivalents of an icon in the other icon sets of the index, most likely first."""
         service.require_index()
         assert finder is not None
         return json_response({"others": await service.grouping.do(finder.of_icon, identity)})
@@ -48,10 +48,10 @@ def endpoints(service: Service) -> list[BaseRoute]:
 
 
 class Equivalents:
-    """The icons of a served index in its other icon sets. To be used from one thread only.
+    """Equivalents of the icons of a served index in its other icon sets. Not thread-safe.
 
     Args:
-        index: Index that is served.
+        index: The served index.
     """
 
     def __init__(self, index: ServedIndex) -> None:
@@ -60,12 +60,12 @@ class Equivalents:
         self._sets = LruCache[str, tuple[list[int], OtherSets]](1)
 
     def of_icon(self, identity: str) -> list[dict[str, Any]]:
-        """Return the equivalents of an icon, for JSON, the likeliest first, by their pictures.
+        """Return the equivalents of an icon by their images, for JSON, most likely first.
 
-        The list is empty for other pictures, and if nothing was fitted for the model.
+        The list is empty for other images, and if the model has no match parameters.
 
         Raises:
-            Refusal: The index has no picture with this id.
+            Refusal: If the index has no image with this id.
         """
         if "icon" not in self._index.entry(identity).fields or self._numbers is None:
             return []
@@ -82,7 +82,7 @@ class Equivalents:
 
 
 def _icon_sets(store: Store, numbers: MatchNumbers) -> tuple[list[int], OtherSets]:
-    """The icons of an index, as `Entry.draw`, and their sets."""
+    """Return the icons of an index, as `Entry.draw`, and their sets."""
     icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
     names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
     pictures = named_pictures(names, [()] * len(names), vectors, numbers)

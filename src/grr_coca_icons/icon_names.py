@@ -1,4 +1,4 @@
-"""Names of icons in words, without words of drawing style and without a set's own numbers."""
+"""Names of icons as words, without style words and numbers that only a set uses."""
 
 import re
 from collections import Counter
@@ -10,47 +10,47 @@ outline outlined outlines filled rounded duotone twotone solid linear monochrome
 12px 16px 20px 24px 32px alt
 """
 STYLES = frozenset(_STYLES.split())
-"""Words of drawing style in every set, at the end of a name."""
+"""Style words in every set, at the end of a name."""
 
 _STYLES_IF_FREQUENT = """
 line lined fill bold light thin regular round sharp broken bulk mini micro flat duo remix stroke baseline two-tone
 print small compact active o r v m one two three four five six
 """
 STYLES_IF_FREQUENT = frozenset(_STYLES_IF_FREQUENT.split())
-"""Words of drawing style only in a set that ends many names in them. Elsewhere they may be part of the thing (traffic
+"""Style words only in sets with many names that end in them. Elsewhere they may be part of the concept (traffic
 light, text bold, one of two)."""
 
 FREQUENT, FREQUENT_FIRST = 0.03, 0.1
-"""Smallest share of a set's names that such a word must end, or begin, to count as a word of style."""
+"""Minimum fraction of a set's names that such a word must end or start to count as a style word."""
 
 _COUNTED = """
 number numbers dice die looks counter timer replay forward back hexagon step level layer layout grid keycap exposure
 filter iso plus minus speed battery signal wifi
 """
 COUNTED = frozenset(_COUNTED.split())
-"""Words after which a number is part of the thing. After other words it only numbers the drawings of one thing."""
+"""Words after which a number is part of the concept. After other words, it only numbers variants of one concept."""
 
 
 def words_of_name(name: str) -> str:
-    """The words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""
+    """Return the words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""
     if not name.islower():  # the name of a component
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])", " ", name)
     return " ".join(re.split(r"[\W_]+", name)).strip().lower()
 
 
 class Styles(NamedTuple):
-    """Words of drawing style in the names of one set: those that end names, and those that begin them."""
+    """Style words in the names of one set: words that end names, and words that start them."""
 
     endings: frozenset[str] = STYLES
     beginnings: frozenset[str] = frozenset()
 
 
 def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
-    """Words of drawing style of one set: declared ones, and those that end or begin many of its names.
+    """Return the style words of a set: declared ones, and words that end or start many of its names.
 
     Args:
-        names: of its icons.
-        declared: endings of names that the set itself lists, such as `20-filled`.
+        names: Names of its icons.
+        declared: Name endings that the set lists, such as `20-filled`.
     """
     endings = {word for ending in declared for word in ending.split("-") if word} | STYLES
     for _ in range(3):  # style words follow each other: `home-outline-rounded`, `user-20-filled`
@@ -63,20 +63,20 @@ def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
 
 
 def caption_of(name: str, styles: Styles) -> str:
-    """The caption of an icon's name, in lower case.
+    """Return the caption of an icon's name, in lower case.
 
     Args:
-        name: as Iconify has it, words joined by `-`.
-        styles: the set's words of drawing style.
+        name: Name in Iconify's spelling, words joined by `-`.
+        styles: Style words of the set.
     """
     words = without_styles([word for word in name.lower().split("-") if word], styles)
     return " ".join(_without_number_glued(word) for word in words)
 
 
 def without_styles(words: list[str], styles: Styles) -> list[str]:
-    """The words without style words and own numbers at the end, and without style words at the beginning.
+    """Return the words without style words and variant numbers at the end, and without style words at the start.
 
-    The last word that is left always stays.
+    The last remaining word is always kept.
     """
     while len(words) > 1 and (words[-1] in styles.endings or _is_own_number(words)):
         words = words[:-1]
@@ -89,7 +89,7 @@ _NO_LOOK = frozenset({"alt", "ltr", "rtl", "xs", "sm", "md", "lg", "xl", "12px",
 
 
 def style_of(name: str, styles: Styles) -> str:
-    """The words of drawing style that end a name, such as `solid` of `home-20-solid`; empty if it has none."""
+    """Return the style words that end a name, such as `solid` of `home-20-solid`; or an empty text."""
     words = name.lower().split("-")
     ending = words[len(without_styles(words, Styles(styles.endings))) :]
     return " ".join(word for word in ending if word in styles.endings - _NO_LOOK)

@@ -1,4 +1,4 @@
-"""The icons of an exported page in its other icon sets."""
+"""Equivalents of icons in the other icon sets of an exported page."""
 
 from dataclasses import replace
 
@@ -10,7 +10,9 @@ from grr_coca_serve.site import Library
 
 
 def with_others(library: Library, model: IndexModel) -> Library:
-    """The library with what its icons are in its other icon sets, if it has several and the model can tell."""
+    """Return the library with equivalents of its icons in its other icon sets, if it has several and the model
+    supports it.
+    """
     rows = [row for row, entry in enumerate(library.entries) if "icon" in entry.fields]
     names = [str(library.entries[row].fields["icon"]) for row in rows]
     numbers = match_numbers(model.folder)

@@ -1,7 +1,7 @@
-"""SVG files: how they are recognized, and drawn in helper programs, see `grr_coca.data.isolated`.
+"""Recognition of SVG files, and drawing in helper programs, see `grr_coca.data.isolated`.
 
-resvg draws them, which the extra `[icons]` installs. It is written in Rust, and holds Python's lock while it draws: in
-this process, a file of 190 bytes could abort everything, and another could stop all threads for minutes.
+resvg draws them, which the extra `[icons]` installs. It is written in Rust and holds Python's lock while it draws: in
+this process, a file of 190 bytes could abort the program, and another could block all threads for minutes.
 """
 
 from PIL import Image
@@ -10,24 +10,24 @@ from grr_coca.data.isolated import Content, helpers
 from grr_coca.data.sources.base import BadSample, Cause
 
 _HEAD_BYTES = 4096
-"""The first tag of an SVG file must begin within this many bytes, after comments and declarations."""
+"""Number of bytes in which the first tag of an SVG file must start, after comments and declarations."""
 
 _RENDERER = "grr_coca_icons.svg_drawing"
 _CPU_SECONDS = 5.0
-"""Processor time that a drawing may take. The slowest of 2,000 drawings of Open Clip Art took 0.2 seconds."""
+"""Maximum processor time of a drawing in seconds. The slowest of 2,000 drawings of Open Clip Art took 0.2 seconds."""
 
 
 def is_svg(data: bytes) -> bool:
-    """True if the bytes of a file are SVG. Its name does not matter."""
+    """Return whether the bytes of a file are SVG. The file name does not matter."""
     head = data[:_HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
     return head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!")) and b"<svg" in head)
 
 
 def render_svg(svg: str, side: int) -> Image.Image:
-    """Draw an SVG as an RGBA square of `side` pixels, in the middle if it is oblong.
+    """Draw an SVG as an RGBA square of `side` pixels, centred if it is oblong.
 
     Raises:
-        BadSample: It cannot be drawn, or drawing exceeds a limit.
+        BadSample: If it cannot be drawn, or drawing exceeds a limit.
     """
     name = "a drawing"
     content = Content(svg.encode(), name, cpu_seconds=_CPU_SECONDS)

@@ -1,4 +1,4 @@
-"""Draws SVG files with resvg, in helper programs: see `svg.py`."""
+"""Drawing of SVG files with resvg in helper programs, see `svg.py`."""
 
 import codecs
 import io
@@ -15,26 +15,26 @@ try:
 except ImportError:
     resvg_py = None  # type: ignore[assignment]
 
-Image.preinit()  # imports formats, which is too late once a helper can open no file
+Image.preinit()  # imports formats before a helper can no longer open files
 
 _FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
-"""Elements by which resvg would read other files, with any namespace prefix. An entity cannot hide them: resvg takes
+"""Elements by which resvg would read other files, with any namespace prefix. An entity cannot hide them: resvg treats
 `&#60;` and `&lt;` in an entity as text."""
 
 
 def render(data: bytes, name: str, side: int) -> Image.Image:
-    """Draw an SVG file as a transparent square, with oblong drawings in the middle.
+    """Draw an SVG file as a transparent square, with oblong drawings centred.
 
-    Nothing else is read: no fonts of the system, and no other image.
+    No other files are read: neither system fonts nor other images.
 
     Args:
-        data: the file.
-        name: its name in messages.
-        side: of the square, in pixels. If the drawing itself is smaller than half of it, the square has `VECTOR_SIDE`
-            pixels instead, since whoever cuts the drawing out needs more of it.
+        data: Content of the file.
+        name: Name of the file in messages.
+        side: Side of the square in pixels. If the drawing is smaller than half of it, the square has `VECTOR_SIDE`
+            pixels instead, since the drawing may be cropped and enlarged.
 
     Raises:
-        BadSample: the file cannot be drawn.
+        BadSample: If the file cannot be drawn.
     """
     image = _drawn(data, name, side)
     if side < VECTOR_SIDE and _is_small(image):
@@ -44,7 +44,7 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
 
 
 def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
-    """The pixels of a drawing of this side, also of a small one: S S 4."""
+    """Return the pixels of a drawing with exactly this side, S S 4."""
     image = _drawn(data, name, side)
     return {"mode": image.mode}, image.tobytes()
 
@@ -55,7 +55,7 @@ def _is_small(image: Image.Image) -> bool:
 
 
 def _drawn(data: bytes, name: str, side: int) -> Image.Image:
-    """Draw an SVG file as a square of this side. Raises as `render` does."""
+    """Draw an SVG file as a square of this side. Raises the errors of `render`."""
     if resvg_py is None:
         raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install resvg-py", Cause.NOT_INSTALLED)
     try:

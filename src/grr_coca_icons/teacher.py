@@ -1,14 +1,14 @@
-"""A text teacher in training: its embeddings of the captions of each batch.
+"""A text teacher in training: embeddings of the captions of each batch.
 
-The teacher itself does not run. `scripts/text_teacher.py` computes its embeddings once, and writes a folder:
+The teacher does not run in training. `scripts/text_teacher.py` computes its embeddings once, and writes a folder:
 
-| file | holds |
+| file | content |
 |---|---|
-| `captions.txt` | the captions of the training pairs in lower case, one a line |
+| `captions.txt` | the captions of the training pairs in lower case, one per line |
 | `embeddings.safetensors` | `captions`: an embedding of unit length for each line, in fp16 |
 | `manifest.json` | sizes and checksums |
 
-Other texts in such a folder, which commit f3ecb185 wrote, are not read.
+Other texts in such a folder, as written by commit f3ecb185, are ignored.
 
 Shapes: N captions, B pairs, K width of the teacher's embeddings.
 """
@@ -37,7 +37,7 @@ _AGAIN = "write the folder anew with `python scripts/text_teacher.py RECIPE`"
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """The content of a teacher's folder. `ids`: of the captions, sorted; `rows`: row of each in `embeddings`."""
+    """The content of a teacher's folder. `ids`: Sorted ids of the captions. `rows`: Row of each in `embeddings`."""
 
     folder: Path
     ids: Int[np.ndarray, " N"]
@@ -49,7 +49,7 @@ class Teacher:
         """Read and check a folder.
 
         Raises:
-            UserError: the folder or a file is missing or damaged, or captions and embeddings do not fit together.
+            UserError: If the folder or a file is missing or corrupt, or captions and embeddings do not match.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -70,10 +70,10 @@ class Teacher:
         return len(self.ids)
 
     def require_captions(self, pairs: PairSource) -> None:
-        """Raise an error if the teacher has not seen the caption of some pair.
+        """Check that the teacher has embeddings of all captions of some pairs.
 
         Raises:
-            UserError: it has not; the message names the first and says how many there are.
+            UserError: If embeddings are missing; the message has their number and the first caption.
         """
         captions = training_captions(pairs)
         is_known = self._find(np.array([caption_id(caption) for caption in captions], np.int64))[1]
@@ -86,10 +86,10 @@ class Teacher:
             )
 
     def teach(self, batch: Batch) -> Batch:
-        """The batch with the teacher's embeddings of its captions.
+        """Return the batch with the teacher's embeddings of its captions.
 
         Raises:
-            UserError: a caption has none.
+            UserError: If a caption has no embedding.
         """
         places, is_known = self._find(batch.caption_ids.numpy())
         if not is_known.all():
@@ -99,20 +99,22 @@ class Teacher:
         return replace(batch, teacher=self.embeddings[self.rows[places]].float())
 
     def _find(self, ids: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], np.ndarray]:
-        """Places of ids among the sorted ones, and whether each is there."""
+        """Return the positions of ids among the sorted ids, and whether each exists."""
         places = np.searchsorted(self.ids, ids).clip(max=max(len(self.ids) - 1, 0))
         return places, self.ids[places] == ids if len(self.ids) else np.zeros(len(ids), bool)
 
 
 def training_captions(pairs: PairSource) -> list[str]:
-    """All captions that training may draw from these pairs, cleaned, in lower case, each once. Images are not read."""
+    """Return all distinct captions that training may use, cleaned, in lower case. Images are not
+    read.
+    """
     found: dict[str, None] = {}
     for index in range(len(pairs)):
         try:
             captions = pairs.captions(index)
         except BadSample:
             continue
-        for caption in captions:  # a pair may have a good caption beside a bad one
+        for caption in captions:  # a pair may have both valid and bad captions
             with suppress(BadSample):
                 found[clean_caption(caption, "").lower()] = None
     return list(found)
@@ -121,16 +123,16 @@ def training_captions(pairs: PairSource) -> list[str]:
 def write_teacher(
     folder: Path, captions: Sequence[str], embeddings: Float[Tensor, "N K"], facts: Mapping[str, object] | None = None
 ) -> None:
-    """Write the folder of a teacher, completely or not at all.
+    """Write the folder of a teacher atomically.
 
     Args:
-        folder: where to write it.
-        captions: the captions of the training pairs, in lower case.
-        embeddings: of unit length.
-        facts: further content of its manifest, such as the teacher's name.
+        folder: Target folder.
+        captions: The captions of the training pairs, in lower case.
+        embeddings: Embeddings of unit length.
+        facts: Additional content of its manifest, such as the teacher's name.
 
     Raises:
-        OSError: the disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     with whole_folder(folder, facts) as partial:
         (partial / CAPTIONS).write_bytes("".join(f"{caption}\n" for caption in captions).encode())
@@ -145,13 +147,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read_embeddings(path: Path, num_captions: int) -> Float[Tensor, "N K"]:
-    """The embeddings of the captions, checked."""
+    """Read and check the embeddings of the captions."""
     found = load_tensors(path).get(_CAPTIONS_TENSOR)
     if found is None or found.ndim != 2:
         raise UserError(f"{path}: has no matrix '{_CAPTIONS_TENSOR}'; {_AGAIN}")
     if len(found) != num_captions:
         raise UserError(f"{path}: has {len(found):,} embeddings, and {CAPTIONS} has {num_captions:,} lines; {_AGAIN}")
     lengths = torch.linalg.vector_norm(found, dim=1, dtype=torch.float32)
-    if not ((lengths - 1).abs() < 0.01).all():  # NaN too
+    if not ((lengths - 1).abs() < 0.01).all():  # also for NaN
         raise UserError(f"{path}: an embedding is not of unit length; {_AGAIN}")
     return found

@@ -1,1 +1,1 @@
-"""HTTP: captions, embeddings and search for programs, the web page, and a site of static files that searches."""
+"""HTTP server: captions, embeddings and search for programs, the web page, and a static site with search."""

@@ -20,7 +20,7 @@ from grr_coca_serve.responses import refused
 from grr_coca_serve.service import QueuedRoute, Service
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
-"""The paths of the page, which need no key."""
+"""Paths of the page, which need no key."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -30,21 +30,21 @@ _HEADERS = {
 
 
 Endpoints = Callable[[Service], Sequence[BaseRoute]]
-"""What an entry point of `grr_coca.endpoints` names: a function that returns additional routes for a server."""
+"""Type of the entry points of `grr_coca.endpoints`: a function that returns additional routes of a server."""
 
 
 def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -> Guard:
-    """The ASGI application of a server.
+    """Return the ASGI application of a server.
 
     Args:
-        service: what the endpoints share.
-        is_local: True if only this machine can reach the server.
-        plugins: names of `grr_coca.endpoints` of other distributions. Without being named, none opens a route.
+        service: Shared state of the endpoints.
+        is_local: Whether only this machine can reach the server.
+        plugins: Names of `grr_coca.endpoints` of other distributions, which add routes only if listed here.
 
     Raises:
-        UserError: there is no such plug-in.
+        UserError: If a plug-in does not exist.
     """
-    # FastAPI's own /docs and /redoc load scripts from elsewhere.
+    # FastAPI's own /docs and /redoc load remote scripts.
     app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     routes = [route for router in all_routers() for route in router.routes]
@@ -69,7 +69,7 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
 
 
 def _additional(names: Sequence[str]) -> list[Endpoints]:
-    """The additional endpoints of this distribution, and those of other distributions that were named."""
+    """Return the additional endpoints of this distribution, and the listed ones of other distributions."""
     found = list(own("grr_coca.endpoints").values())
     for name in names:
         known = others("grr_coca.endpoints")
@@ -88,7 +88,7 @@ async def _told(request: Request, error: Exception) -> Response:
 def _refusal_of(request: Request, error: Exception) -> Refusal:
     if isinstance(error, RequestValidationError):
         refusal = invalid(error)
-        if request.url.path.startswith("/v1/"):  # as clients of OpenAI expect it
+        if request.url.path.startswith("/v1/"):  # as OpenAI clients expect
             return Refusal(400, refusal.message, param=refusal.param)
         return refusal
     if isinstance(error, HTTPException):
@@ -101,10 +101,10 @@ def _refusal_of(request: Request, error: Exception) -> Refusal:
 
 
 class _Page(StaticFiles):
-    """The files of the page, which may load nothing from elsewhere."""
+    """The files of the page, which may load only from this server."""
 
     async def answer(self, request: Request) -> Response:
-        """A file with the headers of the page."""
+        """Return a file with the headers of the page."""
         name = request.url.path.lstrip("/") or "index.html"
         response = await self.get_response(name, request.scope)
         response.headers.update(_HEADERS)

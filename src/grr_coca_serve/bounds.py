@@ -1,7 +1,7 @@
-"""How much JSON a request may hold: it is counted before anything is made of it.
+"""Limits on the JSON of requests, checked before it is parsed.
 
-A body of a few megabytes can hold a million values. Pydantic would look at each of them, and write a report of each
-that is wrong, which takes minutes and gigabytes.
+A body of a few megabytes can contain a million values. Pydantic would validate each of them, and report each
+error, which takes minutes and gigabytes.
 """
 
 import json
@@ -10,19 +10,19 @@ import re
 from grr_coca_serve.refusal import Refusal
 
 MAX_PARTS = 50_000
-"""Commas, brackets and quotation marks within texts, and texts, of one body. A conversation of a thousand messages with
-pictures has 20,000."""
+"""Maximum number of texts, commas, brackets and quotation marks in texts of a body. A conversation of 1,000 messages
+with images has 20,000."""
 MAX_DEPTH = 50
-"""Lists and objects within each other."""
+"""Maximum nesting depth of lists and objects."""
 
-_NEXT_PART = re.compile(rb'[^"\[\]{},]*+(["\[\]{},])')  # possessive: whatever comes, each byte is looked at once
+_NEXT_PART = re.compile(rb'[^"\[\]{},]*+(["\[\]{},])')  # possessive: each byte is inspected only once
 
 
 def require_bounded(body: bytes) -> None:
-    """Raise an error for JSON with too many parts, or nested too deeply. Whether it is JSON at all is not looked at.
+    """Check the number of parts and the nesting depth of JSON. Its validity is not checked.
 
     Raises:
-        Refusal: 413 for too many parts; 422 for too deep a nesting, and for encodings in which parts cannot be counted.
+        Refusal: With status 413 for too many parts; with 422 for too deep nesting or an encoding other than UTF-8.
     """
     if not json.detect_encoding(body).startswith("utf-8"):
         raise Refusal(422, "the body is not UTF-8")
@@ -41,7 +41,7 @@ def require_bounded(body: bytes) -> None:
 
 
 def _end_of_text(body: bytes, start: int, max_quotes: int) -> tuple[int, int]:
-    """Where a text ends, and the number of quotation marks within it. At most `max_quotes` are looked for."""
+    """Return the end of a text, and the number of quotation marks in it. At most `max_quotes` are counted."""
     for count in range(max_quotes + 1):
         end = body.find(b'"', start)
         if end < 0:

@@ -1,4 +1,4 @@
-"""Threads for work that may never end, such as reading from a drive that hangs."""
+"""Threads for work that may never end, such as reading from a stalled drive."""
 
 import asyncio
 import math
@@ -13,19 +13,19 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _MAX_REPLACED = 8
-"""Threads that are started in place of late ones, which take a stack each."""
+"""Maximum number of threads that replace stalled ones, each of which needs a stack."""
 
 
 class DaemonThreads:
-    """Some threads that do one piece of work after the other. The end of the process abandons them.
+    """Threads that process work one by one. They are abandoned when the process ends.
 
-    A thread whose work takes too long is late. Another one is started in its place, so that one drive that hangs does
-    not keep the files of others waiting.
+    A thread whose work takes too long is stalled. Another one is started in its place, so that a stalled drive does
+    not delay other files.
 
     Args:
-        count: the number of threads.
-        name: of the threads.
-        seconds: work that takes longer is late.
+        count: Number of threads.
+        name: Name of the threads.
+        seconds: Time after which a thread counts as stalled.
     """
 
     def __init__(self, count: int, name: str, seconds: float = math.inf) -> None:
@@ -36,19 +36,19 @@ class DaemonThreads:
         self._start_missing()
 
     def put(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Do some work after what waits already. If its future is cancelled before it begins, it is left out."""
+        """Queue some work. It is skipped if its future is cancelled before it starts."""
         future: Future[Result] = Future()
         self._waiting.put((future, partial(work, *arguments)))
         self._start_missing()
         return future
 
     async def do(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Do some work, and wait for its result."""
+        """Queue some work, and wait for its result."""
         return await asyncio.wrap_future(self.put(work, *arguments))
 
     @property
     def num_late(self) -> int:
-        """The number of threads whose work takes too long."""
+        """Number of stalled threads."""
         with self._lock:
             return self._count_late()
 
@@ -61,7 +61,7 @@ class DaemonThreads:
         return self._count + min(self._count_late(), _MAX_REPLACED)
 
     def close(self) -> None:
-        """End each thread after its present work, without waiting for that."""
+        """End each thread after its current work, without waiting for it."""
         for _ in range(self._count + _MAX_REPLACED):
             self._waiting.put(None)
 
@@ -83,7 +83,7 @@ class DaemonThreads:
                 except BaseException as error:
                     future.set_exception(error)
                     del error
-            del job, future, work  # or what they hold would be kept until the next work
+            del job, future, work  # otherwise they would keep references until the next work
             with self._lock:
                 self._began[this] = math.inf
                 if len(self._began) > self._num_wanted:  # another one has taken its place

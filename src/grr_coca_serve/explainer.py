@@ -1,4 +1,4 @@
-"""Heat maps of captions for the page. They need PyTorch, and a model of its own, which is loaded at first use."""
+"""Heat maps of captions for the page. They need PyTorch and a separate model, which is loaded at first use."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
 
 _MAX_WAITING = 8
-"""Pictures that may wait for their maps. One takes tens of milliseconds."""
+"""Maximum number of images waiting for maps. One takes tens of milliseconds."""
 _DIGITS = 4
 
 
 class Explainer:
-    """Explains pictures, one after the other, in a thread of its own.
+    """Explains images one by one in its own thread.
 
     Args:
-        load: loads the model with PyTorch; called in the thread.
-        reader: decodes pictures.
+        load: Loads the model with PyTorch; called in the thread.
+        reader: Decodes images.
     """
 
     is_installed = find_spec("torch") is not None
-    """True if PyTorch is installed."""
+    """Whether PyTorch is installed."""
 
     def __init__(self, load: "Callable[[], ImageTextModel]", reader: PictureReader) -> None:
         self._load = load
@@ -43,20 +43,20 @@ class Explainer:
         self._thread.close()
 
     def require(self) -> None:
-        """Raise an error if PyTorch is not installed.
+        """Check that PyTorch is installed.
 
         Raises:
-            Refusal: with the command that installs it.
+            Refusal: If PyTorch is missing; the message names the extra.
         """
         if not self.is_installed:
             raise Refusal(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
 
     async def explain(self, data: bytes) -> dict[str, Any]:
-        """The caption of a picture, and a map for each of its words.
+        """Return the caption of an image, and a map for each of its words.
 
         Raises:
-            Refusal: PyTorch is not installed, or too many pictures wait.
-            UserError: the picture cannot be read.
+            Refusal: If PyTorch is not installed, or too many images are waiting.
+            UserError: If the image cannot be read.
         """
         self.require()
         if self._waiting >= _MAX_WAITING:
@@ -89,11 +89,11 @@ class Explainer:
 
 
 def _in_shares(box: "Box", size: tuple[int, int]) -> list[float]:
-    """A box in shares of the width and height of a picture."""
+    """Return a box in fractions of the width and height of an image."""
     return [round(place / length, _DIGITS) for place, length in zip(box, (*size, *size), strict=True)]
 
 
 def _scaled(heat: np.ndarray) -> list[list[float]]:
-    """The rows of a map, with 1 for its largest value."""
+    """Return the rows of a map, scaled to a maximum of 1."""
     largest = max(float(heat.max()), 1e-30)
     return (heat.astype(np.float64) / largest).round(_DIGITS).tolist()

@@ -1,7 +1,7 @@
-"""The picture files of an index: whether they are there, their bytes, and thumbnails.
+"""Image files of an index: whether they exist, their bytes, and thumbnails.
 
-An index may name files on a drive that hangs, or that have become something else. They are read in threads of their
-own, and nobody waits long for them.
+An index may name files on a stalled drive, or files that have been replaced. They are read in separate
+threads, so that no request waits long for them.
 """
 
 import asyncio
@@ -32,25 +32,25 @@ Result = TypeVar("Result")
 
 _THREADS = 4
 _SECONDS = 10.0
-"""How long a request waits for a file. It gets a placeholder then."""
+"""Seconds that a request waits for a file, before it gets a placeholder."""
 _SECONDS_UNTIL_LATE = 30.0
 _SECONDS_TO_LOOK = 2.0
-"""How long a search waits to learn which files are there."""
+"""Seconds that a search waits for checks whether files exist."""
 _SECONDS_WITHOUT_LOOK = 30.0
-"""After a look that took too long, all files count as there for this time."""
+"""Seconds for which all files count as existing after a check that took too long."""
 _MAX_THUMBNAIL_BYTES = 64 * 2**20
 _MAX_DRAWING_BYTES = 8192
-"""Larger SVG files are not part of an answer: it would be late for one of them."""
+"""Maximum size of SVG files in an answer: larger ones would delay it."""
 _MAX_DRAWINGS_BYTES = 16 * 2**20
 _LARGE_BYTES = 16 * 2**20
-"""Larger files are read for thumbnails one at a time: several would fill the memory."""
+"""Larger files are read for thumbnails one at a time, since several would exhaust the memory."""
 
 
 class PictureFiles:
-    """The files of the pictures of one index.
+    """The image files of one index.
 
     Args:
-        folders: only pictures in these are shown; None: all.
+        folders: Only images in these folders are shown; None: all.
     """
 
     def __init__(self, folders: Sequence[Path] | None) -> None:
@@ -63,20 +63,20 @@ class PictureFiles:
         self._blind_until = 0.0
 
     def close(self) -> None:
-        """End the threads, without waiting for files that do not answer."""
+        """End the threads, without waiting for stalled files."""
         self._workers.close()
 
     @property
     def num_late(self) -> int:
-        """The number of files that have not answered for half a minute."""
+        """Number of files that have been stalled for half a minute."""
         return self._workers.num_late
 
     async def read(self, entry: "Entry") -> bytes:
-        """The bytes of a picture.
+        """Return the bytes of an image.
 
         Raises:
-            UserError: its file cannot be read.
-            Refusal: the server does not show it, or the file does not answer.
+            UserError: If its file cannot be read.
+            Refusal: If the server does not show it, or the file is stalled.
         """
         content = await self._in_time(self._workers.put(self._read, entry))
         if content is None:
@@ -84,10 +84,10 @@ class PictureFiles:
         return content
 
     def read_now(self, entry: "Entry") -> bytes:
-        """The bytes of a picture, as by `read`. Called from any thread but the loop's.
+        """Return the bytes of an image, like `read`. Must not be called from the event-loop thread.
 
         Raises:
-            UserError: its file cannot be read, is not shown, or does not answer.
+            UserError: If its file cannot be read, is not shown, or is stalled.
         """
         reading = self._workers.put(self._read, entry)
         try:
@@ -99,20 +99,22 @@ class PictureFiles:
             raise UserError(f"the file of this picture has not answered for {_SECONDS:g} s") from error
 
     def decode(self, data: bytes, name: str, side: int) -> Image.Image:
-        """A picture of which no side is longer than `side`. Called from any thread but the loop's.
+        """Return an image with sides of at most `side` pixels. Must not be called from the event-loop thread.
 
         Raises:
-            UserError: it is no picture, or too large.
+            UserError: If it is not an image, or is too large.
         """
         return decode_image(data, name, to_srgb=True, at_least=(2 * side, 1), side=side)
 
     async def thumbnail(self, entry: "Entry", side: int) -> bytes | None:
-        """A picture as WebP, its longest side at most `side`; None if its file is gone, broken, or does not answer."""
+        """Return an image as WebP, with sides of at most `side`, or None if its file is missing, corrupt or
+        stalled.
+        """
         key = (entry.name, entry.stamp, side)
         known = self._thumbnails.get(key)
         if known is None:
             making = self._being_made.get(key)
-            if making is None:  # otherwise a page that is loaded again would wait for the same file in more threads
+            if making is None:  # otherwise reloading a page would block more threads with the same file
                 making = self._being_made[key] = self._workers.put(self._thumbnail, entry, side)
             try:
                 known = await self._in_time(making)
@@ -124,9 +126,10 @@ class PictureFiles:
         return known
 
     def are_there(self, entries: "Iterable[Entry]") -> dict[str, bool]:
-        """Whether the files of pictures exist and may be shown, by `Entry.file`. Called from any thread but the loop's.
+        """Return whether image files exist and may be shown, by `Entry.file`. Must not be called from the event-loop
+        thread.
 
-        What does not answer in time counts as there.
+        Stalled files count as existing.
         """
         files = list({entry.file for entry in entries})
         if time.monotonic() < self._blind_until:
@@ -140,9 +143,9 @@ class PictureFiles:
             return dict.fromkeys(files, True)
 
     def drawings(self, entries: "Iterable[Entry]") -> dict[str, str]:
-        """SVG sources of small SVG files, cleaned, by `Entry.name`. Called from any thread but the loop's.
+        """Return cleaned sources of small SVG files, by `Entry.name`. Must not be called from the event-loop thread.
 
-        Those that cannot be read or cleaned, or do not answer in time, are left out.
+        Files that cannot be read or cleaned in time are omitted.
         """
         found: dict[str, str] = {}
         reading = self._workers.put(self._read_drawings, [entry for entry in entries if entry.is_vector], found)
@@ -153,7 +156,7 @@ class PictureFiles:
         return dict(found)
 
     async def _in_time(self, future: "Future[Result]") -> Result | None:
-        """The result; None if it takes too long. The work goes on, as others may wait for it."""
+        """Return the result, or None if it takes too long. The work continues, as other requests may wait for it."""
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), _SECONDS)
         except TimeoutError:

@@ -1,8 +1,8 @@
-"""The gate that every request passes: who may ask, how many bytes, how long, and what happens when the server stops.
+"""ASGI middleware for every request: authentication, limits on bytes and time, and shutdown.
 
-It reads the whole body, bounded in bytes, time and parts of JSON, before the application sees the request. So nothing
-is parsed, written to a disk or decoded that is too large, and a client that goes away afterwards ends its request at
-once.
+It reads the entire body, bounded in bytes, time and parts of JSON, before the application sees the request. So nothing
+too large is parsed, written to a disk or decoded, and a client that disconnects afterwards ends its request
+immediately.
 """
 
 import asyncio
@@ -28,28 +28,33 @@ from grr_coca_serve.responses import refused
 KEY_VARIABLE = "GRR_COCA_API_KEY"
 MAX_KEY_LENGTH = 1000
 SESSION = "grr_coca_session"
-"""Name of the cookie of the page."""
+"""Name of the page's cookie."""
 DEADLINE = "deadline"
-"""Key of a request's state: when its answer must have begun, by the monotonic clock."""
+"""Key of a request's state: deadline for the start of the response, by the monotonic clock."""
 
 _PUBLIC = frozenset({"/health", "/ready", "/session"})
-"""Paths that need no key, beside the files of the page."""
+"""Paths that need no key, next to the files of the page."""
 _MAX_PUBLIC_BYTES = 4096
-"""Of a body that is sent without a key. The largest is the key itself, for `/session`."""
+"""Maximum size of a body sent without a key. The largest is the key itself, for `/session`."""
 _ALWAYS = [(b"cross-origin-resource-policy", b"same-origin")]
-"""Headers of every answer. Without this one, any web page could show a picture of the index, or ask if it is there."""
+"""Headers of every response. Without this one, any web page could show an image of the index or test whether it
+exists."""
 SECONDS_TO_SEND = 300.0
-"""A response that is not read by then is cut off."""
+"""Seconds after which an unread response is truncated."""
 _GONE = 499
-"""The status, in the metrics alone, of a request whose client went away."""
+"""Status of a request whose client disconnected, used only in metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may take.
+    """Resource limits per request.
 
-    `max_bytes`: of a body; `max_pixels`: of an image; `seconds`: from the end of the body to the beginning of the
-    answer; `body_seconds`: to send the body; `max_held_bytes`: bodies of all requests together.
+    Attributes:
+        max_bytes: Maximum size of a body.
+        max_pixels: Maximum size of an image.
+        seconds: Maximum time from the end of the body to the start of the response.
+        body_seconds: Maximum time to send the body.
+        max_held_bytes: Maximum size of all bodies in memory.
     """
 
     max_bytes: int = 20 * 2**20
@@ -60,12 +65,12 @@ class Limits:
 
 
 class Key:
-    """The key that requests must have, as `Authorization: Bearer KEY` or as the cookie of the page.
+    """Key that requests must send, as `Authorization: Bearer KEY` or as the page's cookie.
 
-    The cookie holds no key: it is a hash of it, which replicas with the same key share.
+    The cookie contains only a hash of the key, which replicas with the same key share.
 
     Raises:
-        UserError: the key is empty, or no request can send it.
+        UserError: If the key is empty, or cannot be sent in a request.
     """
 
     def __init__(self, key: str) -> None:
@@ -80,17 +85,17 @@ class Key:
         self.session = hmac.new(written, b"grr-coca session", hashlib.sha256).hexdigest()
 
     def opens(self, given: str | bytes) -> bool:
-        """True if this is the key, with or without spaces around it. Takes the same time for every wrong one."""
+        """Return whether a key is valid, ignoring surrounding spaces. Takes constant time for wrong keys."""
         content = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
         return hmac.compare_digest(_digest(content.strip()), self._digest)
 
     def is_with(self, headers: dict[bytes, bytes]) -> bool:
-        """True if a request has the key, or the cookie of a page that had it."""
+        """Return whether a request has the key or a valid cookie."""
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
             # Some clients write headers in UTF-8, others in Latin-1.
             return self.opens(given) | self.opens(given.decode("latin-1"))
-        # Browsers send the cookies of all servers of a host. `http.cookies` gives up at the first that it cannot read.
+        # Browsers send the cookies of all servers of a host. `http.cookies` stops at the first that it cannot parse.
         cookie = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(SESSION, "")
         return hmac.compare_digest(cookie.encode(), self.session.encode())
 
@@ -101,7 +106,10 @@ def _digest(content: bytes) -> bytes:
 
 @dataclass
 class _Exchange:
-    """One request and its response. `has_begun`, `is_complete`: how much of the response was sent."""
+    """One request and its response.
+
+    `has_begun`, `is_complete`: Whether sending of the response has started or finished.
+    """
 
     receive: Receive
     send: Send
@@ -111,18 +119,18 @@ class _Exchange:
 
 
 class Guard:
-    """ASGI middleware around the whole application.
+    """ASGI middleware around the application.
 
     Args:
-        app: what answers.
-        limits: of each request.
-        metrics: where requests are counted.
-        key: what requests must have; None: anyone may ask.
-        page: paths of the files of the page, which need no key.
-        of_model: paths whose requests take a place in the queue of the model.
-        require_room: raises a `Refusal` if the queue is full. Asked before the body is read, a refusal takes a third of
-            the time, which accepted requests would wait for.
-        is_local: True if only this machine can reach the server.
+        app: The application.
+        limits: Limits per request.
+        metrics: Counters of requests.
+        key: Required key; None: no authentication.
+        page: Paths of the page's files, which need no key.
+        of_model: Paths whose requests use the model's queue.
+        require_room: Raises a `Refusal` if the queue is full. Called before the body is read, it takes a third of
+            the time of a later rejection, which would delay accepted requests.
+        is_local: Whether only this machine can reach the server.
     """
 
     def __init__(
@@ -145,7 +153,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever happens."""
+        """Answer a request under all circumstances."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -174,7 +182,7 @@ class Guard:
                 finally:
                     self._hold(-len(body))
         except Exception as error:
-            if not exchange.is_complete:  # otherwise the application has told the error
+            if not exchange.is_complete:  # otherwise the application has reported the error
                 await self._refuse(scope, exchange, refusal_of(error))
 
     async def _refuse(self, scope: Scope, exchange: _Exchange, refusal: Refusal) -> None:
@@ -186,10 +194,10 @@ class Guard:
         await response(scope, exchange.receive, exchange.send)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers of every answer. A server that stops closes its connections."""
+        """Return the headers of every response. A stopping server closes its connections."""
         return [*_ALWAYS, (b"connection", b"close")] if self.is_draining else _ALWAYS
 
-    # --- Who may ask
+    # --- Authentication
 
     def _require_allowed(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
@@ -199,7 +207,7 @@ class Guard:
         _require_own_page(scope["method"], headers)
         if self._key is None:
             if self._is_local and not _is_own_name(headers.get(b"host", b"")):
-                # Otherwise a web page could read the index, if its own name is made to lead to this machine.
+                # Otherwise a web page could read the index by DNS rebinding.
                 raise Refusal(
                     403,
                     "this server answers under the names localhost and 127.0.0.1 alone; to open it to others, start it "
@@ -211,7 +219,10 @@ class Guard:
     # --- The body
 
     async def _read(self, scope: Scope, exchange: _Exchange) -> bytes | None:
-        """The whole body; None if the client went away before its end. Its bytes are held then (`_hold`)."""
+        """Return the entire body, or None if the client disconnected before its end.
+
+        Its bytes are counted by `_hold`.
+        """
         body = bytearray()
         try:
             declared = dict(scope["headers"]).get(b"content-length", b"")
@@ -238,7 +249,7 @@ class Guard:
             raise
 
     def _require_bytes(self, size: int, more: int, limit: int) -> None:
-        """Raise an error if a body of this size, of which so many bytes are not held yet, is too large."""
+        """Check the size of a body, of which `more` bytes are not yet in memory."""
         if size > limit:
             raise Refusal(413, f"too many bytes: more than {limit:,}, the limit of a request")
         if self._held + more > self._limits.max_held_bytes:
@@ -249,7 +260,7 @@ class Guard:
         self._metrics.bytes_held.set(self._held)
 
     def _route(self, scope: Scope) -> str:
-        """The path of the endpoint, without its parameters: a metric must not have endless labels."""
+        """Return the path of the endpoint, without its parameters: a metric must not have unbounded labels."""
         if scope["path"] in self._of_model:
             return scope["path"]
         return getattr(scope.get("route"), "path", None) or "other"
@@ -257,7 +268,7 @@ class Guard:
     # --- The answer
 
     async def _run(self, scope: Scope, exchange: _Exchange, body: bytes) -> None:
-        """Run the application until it has answered, its time is over, or the client goes away."""
+        """Run the application until it has answered, its time is over, or the client disconnects."""
         deadline = time.monotonic() + self._limits.seconds
         scope["state"] = {**scope.get("state", {}), DEADLINE: deadline}
         is_gone = asyncio.Event()
@@ -280,8 +291,8 @@ class Guard:
             await exchange.send(message)
 
         async def run() -> None:
-            # The end of the response is sent after that of the application, which frees the place in the queue: the
-            # client may send its next request at once.
+            # The end of the response is sent after the application has ended and released its queue slot, because the
+            # client may immediately send its next request.
             try:
                 await self._app(scope, receive, send)
             finally:
@@ -308,12 +319,12 @@ class Guard:
             await _cancelled(watching)
 
     async def _wait(self, exchange: _Exchange, running: asyncio.Future, watching: asyncio.Future) -> None:
-        """Wait until the application has answered, its time is over, or the client has gone away."""
+        """Wait until the application has answered, its time is over, or the client has disconnected."""
         both = {running, watching}
         await asyncio.wait(both, timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED)
         if exchange.has_begun and not running.done() and not watching.done():
             await asyncio.wait(both, timeout=SECONDS_TO_SEND, return_when=asyncio.FIRST_COMPLETED)
-        if exchange.is_complete:  # the client has all, and may be gone; the application ends by itself
+        if exchange.is_complete:  # the client has the full response; the application ends without cancellation
             await asyncio.wait({running}, timeout=SECONDS_TO_SEND)
 
 
@@ -326,16 +337,16 @@ async def _cancelled(task: asyncio.Future) -> None:
 
 
 def _is_json(scope: Scope) -> bool:
-    """True if the application may read the body as JSON. A header may be there twice."""
+    """Return whether the application may read the body as JSON. A header may occur twice."""
     return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
 
 
 def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
-    """Raise an error for what another site's page asks for. What is no browser sends none of these headers.
+    """Reject requests from pages of other sites. Clients other than browsers do not send these headers.
 
-    A link to the page is followed. A server that stands behind a proxy compares with the `Host` that the proxy sends.
+    Links to the page are allowed. A server behind a proxy compares with the `Host` sent by the proxy.
     """
-    # Browsers send it to servers with HTTPS, and to this machine. No page can change it.
+    # Browsers send it to HTTPS servers and to this machine. Pages cannot change it.
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         is_link = method in ("GET", "HEAD") and headers.get(b"sec-fetch-dest") == b"document"
@@ -355,7 +366,7 @@ _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::[0-9]*)
 
 
 def _is_own_name(host: bytes) -> bool:
-    """True if the header `Host` names this machine alone: localhost, or an address of the loopback."""
+    """Return whether the header `Host` is localhost or a loopback address."""
     found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
     if found is None:
         return False
@@ -364,7 +375,7 @@ def _is_own_name(host: bytes) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """True for an address that only this machine can reach."""
+    """Return whether only this machine can reach an address."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

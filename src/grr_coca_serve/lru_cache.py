@@ -1,4 +1,4 @@
-"""A cache of the values that were used last."""
+"""Cache of the most recently used values."""
 
 import threading
 from collections import OrderedDict
@@ -10,10 +10,10 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Key, Value]):
-    """The values that were used last, by key; for any thread.
+    """Thread-safe cache of the most recently used values, by key.
 
     Args:
-        size: how much all values may weigh together. One that weighs more by itself is not kept.
+        size: Maximum total weight of all values. A value that exceeds it alone is not stored.
     """
 
     def __init__(self, size: int) -> None:
@@ -22,7 +22,7 @@ class LruCache(Generic[Key, Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Value | None:
-        """The value of a key, if it is still there."""
+        """Return the value of a key, or None if it is not stored."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -30,7 +30,7 @@ class LruCache(Generic[Key, Value]):
             return self._values[key][0]
 
     def made(self, key: Key, make: Callable[[], Value], weigh: Callable[[Value], int] = lambda _: 1) -> Value:
-        """The value of a key, which is made and kept if it is not there."""
+        """Return the value of a key. A missing value is created and stored."""
         value = self.get(key)
         if value is None:
             value = make()
@@ -38,7 +38,7 @@ class LruCache(Generic[Key, Value]):
         return value
 
     def put(self, key: Key, value: Value, weight: int = 1) -> None:
-        """Keep a value, and drop the oldest ones if all weigh too much."""
+        """Store a value, and drop the oldest ones if the total weight is too large."""
         with self._lock:
             self._weight += weight - self._values.pop(key, (None, 0))[1]
             self._values[key] = value, weight

@@ -1,4 +1,4 @@
-"""The numbers that `/metrics` shows to Prometheus. `docs/serving.md` lists them."""
+"""Metrics that `/metrics` exports to Prometheus. `docs/serving.md` lists them."""
 
 from collections.abc import Callable
 
@@ -32,9 +32,9 @@ class Metrics:
         self.bytes_held = Gauge("grr_coca_body_bytes", "Bytes of bodies in memory", registry=self.registry)
 
     def show(self, name: str, description: str, value: Callable[[], float]) -> None:
-        """Add a number that is read when it is shown."""
+        """Add a metric that is evaluated when it is exported."""
         Gauge(name, description, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:
-        """All numbers, in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Archives of npm packages, which the npm of this machine fetches. No script of a package is run."""
+"""Archives of npm packages, downloaded by the local npm. Package scripts are never run."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from pathlib import Path
 from grr_coca.common.errors import UserError, escape_control_chars
 
 _SECONDS = 600
-"""How long npm may take for a package."""
+"""Maximum seconds for a package."""
 
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """One version of an npm package. An archive with another SHA-256 is refused."""
+    """One version of an npm package. Archives with another SHA-256 are rejected."""
 
     name: str
     version: str
@@ -24,7 +24,7 @@ class NpmPackage:
 
     @property
     def archive(self) -> str:
-        """The file name that `npm pack` gives the package."""
+        """File name of the package as written by `npm pack`."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -36,17 +36,17 @@ def fetch_archive(
     check: Callable[[Path], object] = lambda _: None,
     reason: Callable[[str], str | None] = lambda _: None,
 ) -> Path:
-    """Have npm write the archive of a package into a folder, whole or not at all.
+    """Have npm write the archive of a package into a folder atomically.
 
     Args:
         package: NAME or NAME@VERSION.
-        folder: made if it is not there.
-        by_hand: what to do instead, for messages.
-        check: reads the archive before it is kept: one that was cut off would be found broken in each later run.
-        reason: makes a message of what npm said; None: it is quoted.
+        folder: Target folder, created if missing.
+        by_hand: Manual alternative, for messages.
+        check: Validates the archive before it is stored, because a truncated archive would fail in each later run.
+        reason: Creates a message from the output of npm; None: it is quoted.
 
     Raises:
-        UserError: npm is not installed, fails or does not answer, or the folder cannot be written to.
+        UserError: If npm is not installed, fails or times out, or the folder cannot be written to.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -54,7 +54,7 @@ def fetch_archive(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes in pieces
-            # npm runs no script of a package that it only packs; the flag says so again.
+            # npm runs no package scripts when packing; the flag makes sure.
             command = [npm, "pack", "--ignore-scripts", "--loglevel", "error", package]
             said = subprocess.run(
                 command, cwd=arriving, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False

@@ -1,4 +1,4 @@
-"""Pictures in requests: the body itself, a part of a form, or a data URI in JSON.
+"""Images in requests: the body, a part of a form, or a data URI in JSON.
 
 Shapes: S image size in pixels.
 """
@@ -31,22 +31,22 @@ Options = TypeVar("Options", bound=BaseModel)
 
 _NAME = "the picture"
 _DECODE_THREADS, _DRAW_THREADS = 6, 2
-"""Pictures that are decoded at a time, each in a helper program, and drawings. Drawings that take seconds are easy to
-make: they wait for each other, and keep no picture waiting."""
+"""Maximum number of images and of drawings that are decoded concurrently, each in a helper program. Slow drawings are
+easy to create: they wait for each other, and do not delay images."""
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def is_picture(text: str) -> bool:
-    """True if a text is a picture as a data URI."""
+    """Return whether a text is an image as a data URI."""
     return text[:11].lower() == "data:image/"
 
 
 def from_data_uri(text: str, param: str) -> bytes:
-    """The bytes of a picture in a data URI. Addresses are never fetched.
+    """Return the bytes of an image in a data URI. URLs are never fetched.
 
     Raises:
-        Refusal: it is something else; `param` names its key.
+        Refusal: If it is not a data URI of an image; `param` names its key.
     """
     if _REMOTE.match(text):
         message = "remote addresses are never fetched; send the picture itself, as data:image/png;base64,…"
@@ -64,13 +64,13 @@ def from_data_uri(text: str, param: str) -> bytes:
 
 
 async def picture_and_options(request: Request, model: type[Options]) -> tuple[bytes, Options]:
-    """The picture of a request (empty if there is none), and its options.
+    """Return the image of a request (empty if missing), and its options.
 
-    The body is the picture itself, with options in the query; or a form with the part `image`; or JSON with a data URI
-    under `image`. Options stand beside the picture, or in the query.
+    The body is the image itself, with options in the query; or a form with the part `image`; or JSON with a data URI
+    under `image`. Options are next to the image or in the query.
 
     Raises:
-        Refusal: a key is unknown, or a value is invalid.
+        Refusal: If a key is unknown, or a value is invalid.
     """
     given = _query(request, model)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -103,16 +103,16 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
 
 
 class _FormInMemory(MultiPartParser):
-    """Writes no file to the disk, which may be full: memory holds the whole body anyway."""
+    """Parses without writing to the disk, which may be full: the entire body is in memory anyway."""
 
     spool_max_size = 0
 
 
 def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
-    """Options as a model.
+    """Convert options to a model.
 
     Raises:
-        Refusal: a key is unknown, or a value is invalid; the message names it.
+        Refusal: If a key is unknown, or a value is invalid; the message names it.
     """
     try:
         return model.model_validate(given)
@@ -121,8 +121,8 @@ def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
 
 
 def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> Refusal:
-    """The refusal of a value that Pydantic has refused."""
-    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of several forms, the one that fits furthest
+    """Return the error response for a Pydantic validation error."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of several types, the best match
     place = ".".join(str(part) for part in first["loc"] if not _is_name_of_type(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
@@ -131,7 +131,7 @@ def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> Refusal:
 
 
 def _is_name_of_type(part: str | int) -> bool:
-    """True for what Pydantic puts between keys: the body, or one of several types."""
+    """Return whether a part of a path is inserted by Pydantic: the body, or one of several types."""
     return isinstance(part, str) and (part == "body" or "[" in part or "-" in part or part[:1].isupper())
 
 
@@ -166,18 +166,18 @@ def _json(body: bytes) -> dict[str, Any]:
 # --- Decoding
 
 _MAX_WHOLE_PIXELS = 25_000_000
-"""A larger JPEG is decoded at a fraction of its size, if four times the side of the model's input is left."""
+"""JPEG files with more pixels are decoded at a fraction of their size, at least four times the model's input side."""
 _SPARE = 4
 _CPU_SECONDS = 2.0
-"""Processor time of a picture. Four pictures that take all of it leave threads for others."""
+"""Maximum processor time per image. Four images that use all of it leave threads for others."""
 _MEMORY = 2**29
-"""Address space of a helper program, of which it takes about 0.2 GB before it decodes anything."""
+"""Address space of a helper program, which needs about 0.2 GB before it decodes anything."""
 _BYTES_PER_PIXEL = 20
-"""Memory for each pixel of the largest picture, which one helper program at a time may take besides."""
+"""Additional memory per pixel of the largest image, for one helper program at a time."""
 
 
 def limits_of_helpers(limits: "Limits") -> HelperLimits:
-    """The limits of programs that decode pictures of requests."""
+    """Return the limits of programs that decode images of requests."""
     return HelperLimits(
         cpu_seconds=_CPU_SECONDS,
         wall_seconds=limits.seconds,
@@ -188,10 +188,10 @@ def limits_of_helpers(limits: "Limits") -> HelperLimits:
 
 
 class PictureReader:
-    """Decodes pictures of requests in helper programs, for which threads wait.
+    """Decodes images of requests in helper programs, for which threads wait.
 
     Args:
-        max_pixels: larger pictures are rejected before any pixel is decoded.
+        max_pixels: Larger images are rejected before any pixel is decoded.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -205,10 +205,10 @@ class PictureReader:
         self._drawing.close()
 
     async def square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
-        """The pixels of a picture as the model takes them.
+        """Return the pixels of an image as input of the model.
 
         Raises:
-            Refusal, UserError: it is no picture, or exceeds a limit.
+            Refusal, UserError: If it is not an image, or exceeds a limit.
         """
         workers = self._decoding if vector_format(data) is None else self._drawing
         return await workers.do(self._square, data, preprocess)
@@ -218,10 +218,10 @@ class PictureReader:
         return np.asarray(preprocess.read(data, _NAME, **self._options(preprocess)))
 
     def decoded(self, data: bytes, preprocess: "Preprocess") -> Image.Image:
-        """A picture in full size, for people.
+        """Return an image in full size, for display.
 
         Raises:
-            Refusal, UserError: it is no picture, or exceeds a limit.
+            Refusal, UserError: If it is not an image, or exceeds a limit.
         """
         _require_picture(data)
         return preprocess.decode(data, _NAME, for_people=True, **self._options(preprocess))

@@ -1,8 +1,8 @@
-"""The bounded queue in front of the model, and the one thread that runs it.
+"""The bounded queue of the model, and the thread that runs it.
 
-Work that waits is done in batches: when the thread is free, it takes the oldest job and all others of the same kind, up
-to the largest batch that was worth it when the model was loaded (`_best_batch`). Nothing waits for a batch to fill. The
-number of requests that may wait is bounded (`admitted`), so memory and waiting times are, too.
+Waiting work is done in batches: when the thread is free, it takes the oldest job and all others of the same kind, up
+to the most efficient batch size, measured when the model was loaded (`_best_batch`). No job waits for a batch to fill.
+The number of waiting requests is bounded (`admitted`), and thus memory and waiting times.
 
 Shapes: S image size in pixels, N images or texts, E embedding width.
 """
@@ -41,15 +41,15 @@ Pixels = UInt8[np.ndarray, "S S 3"]
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _NEARLY = 1.1
-"""A batch that takes this much longer for an image than the best one is as good: its images wait less."""
+"""Maximum relative time per image of a smaller batch that is preferred to the best one, as its images wait less."""
 _MAX_BATCH_SECONDS = 2.0
-"""Batches that take longer are not tried."""
+"""Maximum seconds of a batch."""
 _MAX_MEASURING_SECONDS, _MAX_STARTING_SECONDS = 5.0, 10.0
-"""No larger batch is tried after so long: of the processor's time, and by the clock, since neighbours may be busy."""
+"""Seconds of processor time and of wall time after which no larger batch is tried, since other programs may be busy."""
 _REPEATS, _SECONDS_OF_REPEATS = 3, 0.3
-"""Each size is measured so many times, or until this time has passed."""
+"""Number of measurements per size, and seconds after which they stop."""
 _SHARE_OF_NEWEST = 0.1
-"""Share of the newest batch in the mean time of an item."""
+"""Weight of the newest batch in the mean time per item."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class _Kind:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """Work on one image or text. `expires`: when nobody waits for the result any more, by the monotonic clock;
-    `on_text`: called from the model's thread with each new piece of a caption."""
+    """Work on one image or text. `expires`: Time after which no client waits for the result, by the monotonic clock.
+    `on_text`: Called from the model's thread with each new piece of a caption."""
 
     kind: _Kind
     item: Any
@@ -75,17 +75,18 @@ class _Job:
 
 
 class ModelQueue:
-    """A model that many requests use at once.
+    """A model that many requests use concurrently.
 
-    The methods `caption`, `embed_images` and `embed_texts` can be called from any thread. They return at once, with a
-    future for each image or text. A future that is cancelled before its batch begins costs nothing.
+    The methods `caption`, `embed_images` and `embed_texts` can be called from any thread. They return immediately with
+    a future for each image or text. A future that is cancelled before its batch starts costs nothing.
 
     Args:
-        load: loads the model; called in the thread.
-        capacity: how many requests may wait or be worked on at a time.
-        seconds: how long a request may wait. Fewer than `capacity` are admitted if more could not be done in this time.
-        metrics: where batches are counted.
-        on_failure: called in the thread if the model cannot be loaded.
+        load: Loads the model; called in the thread.
+        capacity: Maximum number of waiting and active requests.
+        seconds: Maximum waiting time of a request. Fewer than `capacity` requests are admitted if more could not be
+            done in this time.
+        metrics: Counters of batches.
+        on_failure: Called in the thread if the model cannot be loaded.
     """
 
     def __init__(
@@ -115,17 +116,17 @@ class ModelQueue:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread after its present batch. Jobs that wait fail."""
+        """End the thread after its current batch. Waiting jobs fail."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join()
 
     def ready(self) -> ImageTextModel:
-        """The loaded model.
+        """Return the loaded model.
 
         Raises:
-            Refusal: it is still being loaded.
+            Refusal: If it is still being loaded.
         """
         if self.model is None:
             raise Refusal(503, "the model is being loaded; try again in a moment", retry_after=1)
@@ -135,10 +136,10 @@ class ModelQueue:
 
     @contextmanager
     def admitted(self, weight: int = 1) -> Iterator[None]:
-        """A place in the queue for one request with some images. Called from the event loop alone.
+        """Reserve a queue slot for a request with some images. Called only from the event loop.
 
         Raises:
-            Refusal: the model is not ready, or the queue is full.
+            Refusal: If the model is not ready, or the queue is full.
         """
         self.ready()
         weight = min(max(1, weight), self.capacity)
@@ -150,10 +151,11 @@ class ModelQueue:
             self.in_use -= weight
 
     def require_room(self, weight: int = 1) -> None:
-        """Raise an error if the queue has no room.
+        """Check that the queue has room.
 
         Raises:
-            Refusal: it is full, or what waits takes as long as a request may wait; the message says when to try again.
+            Refusal: If it is full, or the waiting work would exceed the maximum waiting time; the message says when to
+                try again.
         """
         wait = self.in_use * self._seconds_per_item
         if self.in_use + weight > self.capacity or wait > self.seconds:
@@ -176,11 +178,11 @@ class ModelQueue:
         on_text: Callable[[str], None] | None = None,
         num_tags: int = 0,
     ) -> "Future[Description]":
-        """Caption and embed an image, and give it words. Beams, and several captions of an image, are told at the end
-        alone.
+        """Caption, embed and tag an image. Beams and several captions per image are returned at the end,
+        not streamed.
 
         Raises:
-            UserError: words are asked for, of sampled captions.
+            UserError: If tags of sampled captions are requested.
         """
         decoded = with_beams(options) if num_tags else options
         if decoded.num_beams > 1 or decoded.num_captions > 1:
@@ -194,7 +196,7 @@ class ModelQueue:
         return self._put([_Job(kind, pixels, expires, Future()) for pixels in images])
 
     def embed_texts(self, texts: Sequence[str], expires: float) -> "list[Future[np.ndarray]]":
-        """Embed texts, which are not empty."""
+        """Embed texts, which must not be empty."""
         kind = _Kind("embed_texts")
         return self._put([_Job(kind, text, expires, Future()) for text in texts])
 
@@ -220,7 +222,7 @@ class ModelQueue:
             self._do(batch)
 
     def _next_batch(self) -> list[_Job]:
-        """The next jobs to do together; none if the queue is closed. Waits for jobs."""
+        """Wait for jobs, and return the next batch, which is empty if the queue is closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._is_closed)
@@ -232,7 +234,7 @@ class ModelQueue:
                     return batch
 
     def _take(self, kind: _Kind) -> list[_Job]:
-        """Take the oldest jobs of a kind. Those that nobody waits for any more are dropped."""
+        """Take the oldest jobs of a kind. Expired jobs are dropped."""
         batch: list[_Job] = []
         left: deque[_Job] = deque()
         now = time.monotonic()
@@ -249,7 +251,7 @@ class ModelQueue:
         return [job for job in batch if job.future.set_running_or_notify_cancel()]
 
     def _do(self, batch: list[_Job]) -> None:
-        """Do the jobs of a batch. Whatever happens, each gets a result or an error."""
+        """Do the jobs of a batch. Each gets a result or an error under all circumstances."""
         began = time.perf_counter()
         try:
             for job, result in zip(batch, self._results(batch), strict=True):
@@ -282,7 +284,7 @@ class ModelQueue:
         assert self.model is not None
         kind = batch[0].kind
         pixels = np.stack([job.item for job in batch])
-        keys = [0] * len(batch)  # the same picture and seed give the same caption, whatever else is in the batch
+        keys = [0] * len(batch)  # the same image and seed give the same caption in any batch
 
         def on_text(pieces: Sequence[str]) -> None:
             for job, piece in zip(batch, pieces, strict=True):
@@ -296,14 +298,14 @@ class ModelQueue:
 
 
 class QueuedModel:
-    """A model for code that calls one, such as the tools of agents: the queue computes, among the jobs of requests.
+    """Adapter with the interface of a model, such as for agent tools, that computes through the queue.
 
-    It may be called from any thread but those of the event loop and of the model. What is not computed comes from the
-    model itself.
+    It may be called from any thread except those of the event loop and of the model. Other attributes are those of the
+    model.
 
     Args:
         queue: The queue, whose model is ready.
-        seconds: How long a few results may take.
+        seconds: Maximum time for a few results.
     """
 
     def __init__(self, queue: ModelQueue, seconds: float) -> None:
@@ -317,7 +319,7 @@ class QueuedModel:
         """Embed texts, see `ImageTextModel.embed_texts`.
 
         Raises:
-            UserError: A text is empty, or the time is over.
+            UserError: If a text is empty, or the time is over.
         """
         cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(texts, 1)]
         return np.stack(self._in_turn(self._queue.embed_texts, cleaned))
@@ -326,7 +328,7 @@ class QueuedModel:
         """Embed images, see `ImageTextModel.embed_images`.
 
         Raises:
-            UserError: The time is over.
+            UserError: If the time is over.
         """
         return np.stack(self._in_turn(self._queue.embed_images, self._pixels(images)))
 
@@ -334,7 +336,7 @@ class QueuedModel:
         """Describe images, see `ImageTextModel.describe_many`.
 
         Raises:
-            UserError: The time is over.
+            UserError: If the time is over.
         """
         caption = self._queue.caption
         return self._in_turn(lambda some, expires: [caption(one, expires) for one in some], self._pixels(images))
@@ -348,7 +350,7 @@ class QueuedModel:
         return [preprocess(to_rgb(image, "the picture", preprocess.opening)) for image in images]
 
     def _in_turn(self, start: "Callable[[Sequence[Any], float], list[Future[Any]]]", items: Sequence[Any]) -> list[Any]:
-        """Results of jobs. One batch waits at a time, so that jobs of requests come in between."""
+        """Return results of jobs. One batch waits at a time, so that jobs of requests can interleave."""
         results: list[Any] = []
         size = self._queue.max_batch
         try:
@@ -360,24 +362,25 @@ class QueuedModel:
 
 
 def too_late() -> Refusal:
-    """The answer to a request whose time is over."""
+    """Return the error for a request whose time is over."""
     return Refusal(504, "the server is too busy to answer in time; try again later, or with fewer requests at once")
 
 
 def _fail(job: _Job, error: BaseException) -> None:
-    # It may have its result already, and at any time the event loop may cancel it.
+    # It may already have its result, and the event loop may cancel it at any time.
     with suppress(InvalidStateError):
         job.future.set_exception(error)
 
 
 def _best_batch(model: ImageTextModel) -> tuple[int, float]:
-    """The smallest batch that does nearly as much in a second as the best one, and its seconds per image, both as
-    measured now."""
+    """Return the smallest batch with nearly the best throughput, and its seconds per image, both
+    measured now.
+    """
     side = model.preprocess.image_size
     random = np.random.default_rng(0)
     options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
-    # What others do on a CPU must not make one batch look better than another, so its own time counts. Other threads
-    # compute as long as this one. But whoever waits for an image waits for the others, too.
+    # Other programs on a CPU must not affect the comparison, so its own processor time counts. Other threads
+    # compute as long as this one. But a client waits for all images of a batch.
     clock = time.thread_time if model.device == "cpu" else time.perf_counter
     measured: dict[int, tuple[float, float]] = {}
     began, started = clock(), time.perf_counter()
@@ -395,7 +398,7 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
 
 
 def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[float, float]:
-    """The least time that work takes, by `clock` and as it passes."""
+    """Return the minimum time of work, by `clock` and by the wall clock."""
     times: list[tuple[float, float]] = []
     while len(times) < _REPEATS and sum(own for own, _ in times) < _SECONDS_OF_REPEATS:
         began, started = clock(), time.perf_counter()
@@ -409,7 +412,7 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[fl
 
 
 async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
-    """Wait for several jobs. If the request is cancelled, those that have not begun are, too."""
+    """Wait for several jobs. If the request is cancelled, jobs that have not started are also cancelled."""
     try:
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
     except BaseException:
@@ -419,10 +422,10 @@ async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
 
 
 async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIterator[str | Description]:
-    """The pieces of a caption as they come, and at last the result.
+    """Yield the pieces of a caption as they are generated, and finally the result.
 
     Args:
-        start: starts the job, given `on_text`.
+        start: Function that starts the job with `on_text`.
     """
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
@@ -437,7 +440,7 @@ async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIt
 
 
 async def begun(items: AsyncIterator[Item]) -> AsyncIterator[Item]:
-    """The same items, once the first one has come, so that an error before it can still get a status code."""
+    """Wait for the first item, so that an error before it can still set a status code, and yield the items."""
     first = await anext(items)
 
     async def again() -> AsyncIterator[Item]:

@@ -1,4 +1,4 @@
-"""What the server does not do, told in JSON: a status, and a sentence for a person."""
+"""Error responses in JSON: a status, and a sentence for users."""
 
 import json
 import logging
@@ -21,21 +21,21 @@ _KINDS = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-"""The type of an error by its status, as clients of OpenAI know them. Others below 500 are invalid requests."""
+"""Error types of the OpenAI API by status. Other statuses below 500 are invalid requests."""
 
 
 MAX_BYTES = 2048
-"""The JSON of an error has no more. A message may quote the request, which may have megabytes."""
+"""Maximum size in bytes of an error's JSON. A message may quote the request, which may have megabytes."""
 
 
-class Refusal(Exception):  # noqa: N818 (not an error of the server)
-    """A request that gets an error instead of an answer.
+class Refusal(Exception):  # noqa: N818 (not a server error)
+    """An error response to a request.
 
     Args:
-        status: of HTTP.
-        message: a sentence for a person, who sees nothing else. A long one is cut.
-        param: the key of the request that is wrong. A long one is cut.
-        retry_after: seconds after which another attempt may succeed.
+        status: HTTP status.
+        message: A sentence for users. Long messages are truncated.
+        param: The invalid key of the request. Long keys are truncated.
+        retry_after: Seconds after which another attempt may succeed.
     """
 
     def __init__(self, status: int, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
@@ -53,14 +53,14 @@ class Refusal(Exception):  # noqa: N818 (not an error of the server)
 
     @property
     def content(self) -> dict[str, object]:
-        """The JSON of the response, in the form that clients of OpenAI read."""
+        """JSON of the response, in the format of the OpenAI API."""
         other = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
         kind = _KINDS.get(self.status, other)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": None}}
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """The beginning of a text that takes no more bytes in JSON."""
+    """Return the prefix of a text that needs at most this many bytes in JSON."""
     cut = text[:max_bytes]
     while len(json_bytes(cut)) > max_bytes:
         cut = cut[: len(cut) * 3 // 4]
@@ -68,11 +68,11 @@ def _cut(text: str, max_bytes: int) -> str:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """What a client is told of an error. One that is a defect of the server is logged, and not told."""
+    """Convert an exception to an error response. Internal errors are only logged."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, BadSample):
-        if error.cause is Cause.UNREADABLE:  # a drawing for which the server had no time
+        if error.cause is Cause.UNREADABLE:  # the server had no time for a drawing
             return Refusal(503, str(error), retry_after=5)
         return Refusal(413 if error.cause is Cause.TOO_LARGE else 415, str(error))
     if isinstance(error, UserError):
@@ -84,16 +84,16 @@ def refusal_of(error: Exception) -> Refusal:
 
 
 def json_bytes(content: object) -> bytes:
-    """JSON as UTF-8. Half an emoji, or the bytes of a file name that are not UTF-8, become `?`."""
+    """Return JSON as UTF-8. Lone surrogates, as from file names that are not UTF-8, become `?`."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def json_list(rows: Iterable[object]) -> bytes:
-    """JSON of a list as UTF-8. It is encoded row by row, so that other threads get their turns in between."""
+    """Return JSON of a list as UTF-8. It is encoded row by row, so that other threads can run in between."""
     return b"[" + b",".join(map(json_bytes, rows)) + b"]"
 
 
 def server_sent(content: object, event: str | None = None) -> bytes:
-    """One server-sent event with JSON (or a text as it is) as its data."""
+    """Return one server-sent event with JSON or an unchanged text as its data."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + (content.encode() if isinstance(content, str) else json_bytes(content)) + b"\n\n"

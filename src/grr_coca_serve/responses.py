@@ -9,16 +9,16 @@ from grr_coca_serve.refusal import Refusal, json_bytes
 
 
 def json_response(content: object) -> Response:
-    """A response with JSON."""
+    """Return a response with JSON."""
     return Response(json_bytes(content), media_type="application/json")
 
 
 def refused(refusal: Refusal) -> Response:
-    """The response to a request that gets no answer."""
+    """Return the response for an error."""
     return Response(json_bytes(refusal.content), refusal.status, refusal.headers, "application/json")
 
 
 def event_stream(events: AsyncIterator[bytes]) -> Response:
-    """A response of server-sent events, which no proxy holds back."""
+    """Return a response of server-sent events, which proxies do not buffer."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)

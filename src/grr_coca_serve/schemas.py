@@ -1,6 +1,6 @@
-"""What requests and answers of several endpoints hold, and how the OpenAPI document is made of them.
+"""Schemas of requests and answers of several endpoints, and the OpenAPI document.
 
-It has examples, which the tests send. Answers are written as plain dictionaries; tests hold them to their models.
+It has examples, which the tests send. Answers are plain dictionaries, which tests validate against their models.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ HEART = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////cHigwpYgPAAAAWklEQVR42m3OsQ0CMQDF0HdfSNBx"
     "G8AmsBmMllEyQsoUUUJxDUK4sFyaP2zt+nYej5pLnrvbWj2QO6ejflQZRzV6Oi2DmklhLbymMEUZonbRmuiEKkbB9r3yAVw8Hia91JwGAAAAAElFTkSuQmCC"
 )
-"""A picture of a red heart, for examples."""
+"""An image of a red heart, for examples."""
 MAX_TEXTS = 2048
 SOME = Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)
-"""The length of a list of texts or pictures. Like every list here, it is refused at its first wrong element: Pydantic
-would otherwise write a report of each of them."""
+"""Maximum length of a list of texts or images. Like all lists here, it is rejected at its first invalid element:
+Pydantic would otherwise report each of them."""
 MAX_LIMIT = 200
-"""Hits or pictures that one request may ask for."""
+"""Maximum number of hits or images per request."""
 
 
 _MAX_LENGTH = 10_000
@@ -36,14 +36,14 @@ def _require_short(text: str) -> str:
 Text = Annotated[str, Field(max_length=_MAX_LENGTH)]
 Words = Annotated[str, Field(min_length=1, max_length=_MAX_LENGTH)]
 WordsOrPicture = Annotated[str, Field(min_length=1), AfterValidator(_require_short)]
-"""A text, or a picture as a data URI, which only the size of the request limits."""
+"""A text, or an image as a data URI, which is limited only by the size of the request."""
 Where = Annotated[Text | None, Field(description="a filter, such as `folder = 'logos' and width > 64`")]
 Offset = Annotated[int, Field(ge=0, le=MAX_RANKED, description="hits to skip")]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="hits to return")]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors."""
+    """A model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,7 +52,7 @@ class Strict(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """`message`: a sentence for a person; `param`: the key that is wrong."""
+    """`message`: A sentence for users. `param`: The invalid key."""
 
     message: str
     type: str
@@ -61,14 +61,14 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Why there is no answer."""
+    """An error in place of an answer."""
 
     error: ErrorDetail
 
 
 class IndexedPicture(BaseModel):
-    """A picture of the index. `id`: valid as long as the index has it; `date`: in UTC; `size`: in bytes;
-    `is_vector`: it is an SVG file, and `/vector/ID` has it; `svg`: its source, if it was asked for and is small."""
+    """An image of the index. `id`: Valid while the index has the image. `date`: In UTC. `size`: In bytes.
+    `is_vector`: Whether it is an SVG file, available at `/vector/ID`. `svg`: Its source, if requested and small."""
 
     id: str
     name: str
@@ -117,7 +117,7 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def answers(model: Any, *statuses: int, streams: bool = False, success: int = 200) -> dict[int | str, dict[str, Any]]:
-    """The responses of an endpoint: the model of its answer, and its refusals."""
+    """Return the responses of an endpoint: the model of its answer, and its errors."""
     refused: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in (*_ALWAYS, *statuses)
     }
@@ -126,11 +126,11 @@ def answers(model: Any, *statuses: int, streams: bool = False, success: int = 20
 
 
 def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> dict[str, Any]:
-    """The part of an OpenAPI operation that describes a picture with options, see `picture_and_options`.
+    """Return the part of an OpenAPI operation that describes an image with options, see `picture_and_options`.
 
     Args:
-        model: the options.
-        example: options beside the picture of a heart.
+        model: The options.
+        example: Options next to the image of a heart.
     """
     schema = model.model_json_schema()
     options, required = schema["properties"], schema.get("required", [])

@@ -1,6 +1,6 @@
-"""The index of the server: searched page by page, browsed, and opened again if another one has taken its place.
+"""The index of the server: searched page by page, browsed, and reopened if it was replaced.
 
-All methods run in threads. An index that grows while it is served shows its new images at once, as every read sees the
+All methods run in threads. A growing index immediately shows its new images, because every read sees the
 newest state.
 """
 
@@ -36,30 +36,30 @@ if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
 
 MAX_RANKED = 1000
-"""The most hits of one query. The page asks for some of them at a time."""
+"""Maximum number of hits of a query, which the page requests in parts."""
 _FIRST_RANKED = 100
-"""Hits that are ranked for the first page: while somebody types, nobody asks for more."""
+"""Number of ranked hits for the first page, since a user who is typing requests no more."""
 _MAX_ORDER_BYTES = 2**27
-"""Bytes of lists of all pictures that a filter finds, 8 for each: the order of 16 million pictures."""
+"""Maximum size in bytes of cached lists of filtered images, 8 bytes each: the order of 16 million images."""
 _MAX_OF_GROUP = 60
-"""Pictures of a group of duplicates that are listed: a million pictures may be blank."""
+"""Maximum number of listed images per group of duplicates, since a million images may be blank."""
 _SECONDS_OF_FACETS = 10.0
-"""Facets are counted at most this often while an index grows."""
+"""Minimum seconds between counts of facets while an index grows."""
 
 
 NO_DRAWINGS: Mapping[str, str] = {}
 
 
 def picture_id(name: str) -> str:
-    """The id of an image: valid as long as the index has it."""
+    """Return the id of an image: valid as long as the index has it."""
     return f"{name_id(name):016x}"
 
 
 def draw_of(identity: str) -> int:
-    """The `Entry.draw` of an id.
+    """Return the `Entry.draw` of an id.
 
     Raises:
-        Refusal: it is no id.
+        Refusal: If it is not an id.
     """
     if not re.fullmatch("[0-7][0-9a-f]{15}", identity):  # of 63 bits, see `name_id`
         raise _unknown()
@@ -71,7 +71,7 @@ def _unknown() -> Refusal:
 
 
 def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
-    """An image of the index, for JSON. `there`, `drawings`: see the methods of `PictureFiles`."""
+    """Return an image of the index, for JSON. `there`, `drawings`: See the methods of `PictureFiles`."""
     svg = drawings.get(entry.name)
     return {
         "id": picture_id(entry.name),
@@ -90,14 +90,14 @@ def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str]
 
 
 class ServedIndex:
-    """An index that is served.
+    """A served index.
 
     Args:
-        location: its folder, or `http://HOST:PORT/NAME` of a Milvus server.
-        model: of the server; an index of another model is refused.
-        queue: of this model.
-        files: of its pictures.
-        curve: of its relevances; None if there is none.
+        location: Its folder, or `http://HOST:PORT/NAME` of a Milvus server.
+        model: Model of the server; an index of another model is rejected.
+        queue: Queue of the model.
+        files: Image files of the index.
+        curve: Relevance curve; None if there is none.
     """
 
     def __init__(
@@ -128,29 +128,29 @@ class ServedIndex:
 
     @property
     def model_folder(self) -> Path:
-        """The folder of the model."""
+        """Folder of the model."""
         return self._model.folder
 
     @contextmanager
     def use(self) -> Iterator[Store]:
-        """The store, in the state of one moment.
+        """Open the store in a consistent state.
 
         Raises:
-            Refusal: the index was deleted or cannot be read.
+            Refusal: If the index was deleted or cannot be read.
         """
         with self._open.use() as store, store.snapshot():
             yield store
 
     def revision(self, store: Store) -> str:
-        """A text that changes when the index does. `store`: of `use`."""
+        """Return a text that changes with the index. `store`: Store from `use`."""
         return self._open.revision(store)
 
     def opened_for_tools(self) -> Index:
-        """The index, opened once more, with the model of the server, by way of its queue.
+        """Open the index again, with the server's model behind its queue.
 
         Raises:
-            UserError: there is none now, or another model has made it.
-            Refusal: the model is still being loaded.
+            UserError: If it does not exist, or belongs to another model.
+            Refusal: If the model is still being loaded.
         """
         self._queue.ready()
         self._model.loaded = cast("ImageTextModel", QueuedModel(self._queue, self._queue.seconds))
@@ -163,7 +163,7 @@ class ServedIndex:
         return Index(store, self._model)
 
     def state(self) -> tuple[int, str]:
-        """The number of images, and a text that changes when the index does."""
+        """Return the number of images, and a text that changes with the index."""
         with self._open.use() as store, store.snapshot():
             return len(store), self._open.revision(store)
 
@@ -172,16 +172,16 @@ class ServedIndex:
     def search(
         self, query: Query, *, where: str | None, offset: int, limit: int, expires: float, svg: bool = False
     ) -> dict[str, Any]:
-        """Some hits of a query, best first. `svg`: with the sources of small SVG files.
+        """Return some hits of a query, best first. `svg`: Include the sources of small SVG files.
 
         Raises:
-            UserError: the filter or the query is invalid.
-            Refusal: the time is over.
+            UserError: If the filter or the query is invalid.
+            Refusal: If the time is over.
         """
         model = _QueryModel(self._queue, self._curve, self._model.thesaurus, self._captions, expires)
         with self._open.use() as store:
             revision = self._open.revision(store)
-            # Images of the query are not compared: they are arrays, and are asked for once.
+            # Images of the query are excluded from the key: they are arrays, and are requested once.
             count = _FIRST_RANKED if offset + limit < _FIRST_RANKED else MAX_RANKED
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
@@ -207,7 +207,7 @@ class ServedIndex:
             "num_likely": found.num_likely,
             "facets": [] if offset else self._counts(ranking.groups),
             "counted": 0 if offset else len(ranking.groups),
-            "can_tell": first.can_tell,  # of a page behind the last hit, too
+            "can_tell": first.can_tell,  # also for a page after the last hit
             "unknown": list(ranking.unknown),
         }
 
@@ -218,11 +218,11 @@ class ServedIndex:
     # --- Browsing
 
     def pictures(self, where: str | None, offset: int, limit: int, svg: bool = False) -> dict[str, Any]:
-        """Some images of the index, the newest first. `svg`: with the sources of small SVG files. To be called from one
-        thread alone.
+        """Return some images of the index, newest first. `svg`: Include the sources of small SVG files. Must be called
+        from only one thread.
 
         Raises:
-            UserError: the filter is invalid.
+            UserError: If the filter is invalid.
         """
         with self._open.use() as store, store.snapshot():
             order = self._orders.made(
@@ -236,10 +236,10 @@ class ServedIndex:
         return {"total": len(order), "pictures": [picture(entry, there, drawings) for entry in entries]}
 
     def entry(self, identity: str) -> Entry:
-        """An image by its id.
+        """Return an image by its id.
 
         Raises:
-            Refusal: the index does not have it.
+            Refusal: If the index does not have it.
         """
         draw = draw_of(identity)
         with self._open.use() as store, store.snapshot():
@@ -249,16 +249,16 @@ class ServedIndex:
             return store.entries([ids[draw]])[0]
 
     def picture(self, identity: str) -> dict[str, Any]:
-        """An image by its id, for JSON.
+        """Return an image by its id, for JSON.
 
         Raises:
-            Refusal: the index does not have it.
+            Refusal: If the index does not have it.
         """
         entry = self.entry(identity)
         return picture(entry, self.files.are_there([entry]))
 
     def facets(self) -> list[Facet]:
-        """The fields by which images can be filtered, with their values. To be called from one thread alone."""
+        """Return the fields by which images can be filtered, with their values. Must be called from only one thread."""
         with self._open.use() as current:
             revision = self._open.revision(current)
             known, counted, found = self._facets
@@ -269,14 +269,16 @@ class ServedIndex:
             return found
 
     def counts(self, where: str, fields: Sequence[str]) -> list[Facet]:
-        """The values of texts with the number of images that match a filter. To be called from one thread alone.
+        """Return the values of text fields with the numbers of images that match a filter.
+
+        Must be called from only one thread.
 
         Args:
-            where: the filter.
-            fields: which to count; none: all by which images can be filtered.
+            where: The filter.
+            fields: Fields to count; empty: all by which images can be filtered.
 
         Raises:
-            UserError: the filter is invalid, or images cannot be filtered by a field.
+            UserError: If the filter is invalid, or images cannot be filtered by a field.
         """
         with self._open.use() as store, store.snapshot():
             columns = store.columns()
@@ -288,8 +290,9 @@ class ServedIndex:
             return self._counted.made(key, lambda: counts(store, fields or known, tree))
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
-        """Some groups of images that look the same, the largest group first: their sizes, and the first images of each.
-        To be called from one thread alone."""
+        """Return some groups of duplicate images, largest first: their sizes, and the first images
+        of each. Must be called from only one thread.
+        """
         with self._open.use() as store:
             every = self._groups.made(
                 self._open.revision(store),
@@ -311,14 +314,14 @@ class ServedIndex:
 def _hit(
     hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool], drawings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """A hit and its near-duplicates, for JSON."""
+    """Return a hit and its near-duplicates, for JSON."""
     relevance = hit.relevance if can_tell else None
     shown = [picture(copy, there) for copy in copies]
     return {**picture(hit.entry, there, drawings), "score": hit.score, "relevance": relevance, "copies": shown}
 
 
 class _OpenStore:
-    """A store that is opened when it is first used, and again when its index was replaced by another one."""
+    """A store that is opened at first use, and reopened when its index was replaced."""
 
     def __init__(self, location: str, fingerprint: str) -> None:
         self._location = location
@@ -328,15 +331,15 @@ class _OpenStore:
         self._num_opened = 0
 
     def revision(self, store: Store) -> str:
-        """A text that changes when the index does, and when another one has taken its place."""
+        """Return a text that changes with the index and when it is replaced."""
         return f"{self._num_opened}.{store.revision()}"
 
     @contextmanager
     def use(self) -> Iterator[Store]:
-        """The store.
+        """Open the store.
 
         Raises:
-            Refusal: the index was deleted or cannot be read. Errors of the query itself stay `UserError`.
+            Refusal: If the index was deleted or cannot be read. Errors of the query itself stay `UserError`.
         """
         try:
             yield self._current()
@@ -362,10 +365,10 @@ class _OpenStore:
             return self._store
 
     def _opened(self) -> Store:
-        """A new store of the index.
+        """Return a new store of the index.
 
         Raises:
-            UserError: there is no index, or another model has made it.
+            UserError: If the index does not exist, or belongs to another model.
         """
         store = open_store(self._location)
         if store.header.fingerprint != self._fingerprint:
@@ -382,7 +385,7 @@ class _OpenStore:
 
 
 class _QueryModel:
-    """The model of one search, by way of the queue. Embeddings of captions are kept, as hits come again."""
+    """The model of a search, behind the queue. Embeddings of captions are cached, as hits recur."""
 
     def __init__(
         self,
@@ -399,12 +402,12 @@ class _QueryModel:
         self._expires = expires
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of texts, M E."""
+        """Return embeddings of texts, M E."""
         cleaned = [clean_query(text, "a text of the query") for text in texts]
         return np.stack(self._results(self._model.embed_texts(cleaned, self._expires)))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeddings of captions, M E. An empty caption gives zeros."""
+        """Return embeddings of captions, M E. An empty caption gives zeros."""
         found = {caption: self._captions.get(caption) for caption in captions}
         missing = [caption for caption, vector in found.items() if vector is None and caption.strip()]
         if missing:
@@ -416,25 +419,25 @@ class _QueryModel:
         return np.array(vectors, np.float32).reshape(len(captions), len(nothing))
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Embeddings of captions, M E."""
+        """Return embeddings of captions, M E."""
         return self.embed_captions(captions)
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Caption of each image, given as pixels, and the query for images that look like it."""
+        """Return the caption of each image, given as pixels, and the query for similar images."""
         described = self._results([self._model.caption(image, self._expires) for image in images])
         queries = self.picture_queries(np.stack([one.embedding for one in described]))
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Queries for images that look like some images, given as pixels, M E."""
+        """Return queries for images similar to some images, given as pixels, M E."""
         return self.picture_queries(np.stack(self._results(self._model.embed_images(images, self._expires))))
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Queries for images that look like images of the index, from their embeddings, M E."""
+        """Return queries for images similar to index images, from their embeddings, M E."""
         return self._model.ready().picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Texts of which an adapted model knows no word."""
+        """Return the texts without any word known to an adapted model."""
         return self._model.ready().unknown_texts(texts)
 
     def _results(self, futures: "Sequence[Future[Any]]") -> list[Any]:

@@ -1,4 +1,4 @@
-"""The process: the port, the start and the end of a server."""
+"""The server process: port, start and shutdown."""
 
 import asyncio
 import contextlib
@@ -50,24 +50,28 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 _SECONDS_TO_STOP = 60.0
-"""How long a stop waits for requests that were accepted."""
+"""Seconds that shutdown waits for accepted requests."""
 _SECONDS_TO_WAIT = 15.0
-"""How long a connection may take for the headers of a request, or for the rest of a body that was refused."""
+"""Maximum seconds for the headers of a request, or for the rest of a rejected body."""
 _MAX_CONNECTIONS = 4096
 MAX_UNREAD_BYTES = 256 * 2**20
-"""Of all answers together that clients have not read yet."""
+"""Maximum total size of answers that clients have not yet read."""
 _SHARE_OF_FILES = 0.6
-"""Share of the files that this process may have open, which connections may be. The system counts both together."""
+"""Fraction of the open-file limit available to connections. The system counts both together."""
 _INDEX_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """What to serve, and where.
+    """Options of a server.
 
-    `index`: location of an index, or None; `pictures`: folders whose pictures are shown, empty for all, or for none if
-    the index was imported; `model`: name or folder of the model, None for the index's own or the default; `capacity`:
-    requests that may wait; `opens`: open the page in a browser; `plugins`: see `make_app`.
+    Attributes:
+        index: Location of an index, or None.
+        pictures: Folders whose images are shown; empty: all images, or none if the index was imported.
+        model: Name or folder of the model, None: the index's model or the default.
+        capacity: Maximum number of waiting requests.
+        opens: Whether to open the page in a browser.
+        plugins: See `make_app`.
     """
 
     index: str | None
@@ -83,10 +87,10 @@ class ServeOptions:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, and whose connections send at once what is written.
+    """Return a listening socket whose connections send data immediately.
 
     Raises:
-        UserError: the port is in use, or the host is none of this machine.
+        UserError: If the port is in use, or the host is not an address of this machine.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -102,7 +106,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _max_connections() -> int:
-    """How many connections may be open, by the limit of open files. The limit is raised as far as is allowed."""
+    """Return the maximum number of connections by the open-file limit, which is raised as far as allowed."""
     if resource is None:
         return _MAX_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -116,10 +120,10 @@ def _max_connections() -> int:
 
 
 def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
-    """The model to serve, which is not loaded yet, and whether its index was imported.
+    """Return the model to serve, not yet loaded, and whether its index was imported.
 
     Raises:
-        UserError: there is no such model or index, or another model has made the index.
+        UserError: If the model or index does not exist, or the index belongs to another model.
     """
     if options.index is None:
         return IndexModel(options.model or DEFAULT), False
@@ -128,7 +132,7 @@ def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
 
 
 def _shown(folders: Sequence[Path], was_imported: bool) -> str:
-    """A line about the pictures that are shown, if not all of the index are."""
+    """Return a note on the images that are shown, or an empty text if all are."""
     if folders:
         return f"pictures are shown from {', '.join(map(str, folders))} alone"
     if was_imported:
@@ -140,10 +144,10 @@ def _shown(folders: Sequence[Path], was_imported: bool) -> str:
 
 
 class RunningServer:
-    """A server from its start, which takes the port, to its end.
+    """A server from its start, which opens the port, to its end.
 
     Raises:
-        UserError: the port is in use, there is no such model or index, or another model has made the index.
+        UserError: If the port is in use, the model or index does not exist, or the index belongs to another model.
     """
 
     def __init__(self, options: ServeOptions, say: Callable[[str], None]) -> None:
@@ -213,20 +217,20 @@ class RunningServer:
 
     @property
     def address(self) -> str:
-        """The address of the page."""
+        """URL of the page."""
         host, port = self._listening.getsockname()[:2]
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
         return f"http://{shown}:{port}/"
 
     def stop(self) -> None:
-        """Begin to stop, as on a signal. Called a second time, it stops at once."""
+        """Start to stop, as on a signal. A second call stops immediately."""
         self._server.handle_exit(signal.SIGTERM, None)
 
     def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C. Requests that were accepted are answered first.
+        """Serve until SIGTERM or Ctrl-C. Accepted requests are answered first.
 
         Raises:
-            UserError: the model cannot be loaded.
+            UserError: If the model cannot be loaded.
         """
         service = self.service
         before = helpers.use(self._limits)
@@ -265,14 +269,14 @@ class RunningServer:
 
 
 def _loaded(folder: Path, engine: str) -> ImageTextModel:
-    """The model. The first picture will not wait for what decodes it."""
+    """Return the loaded model, with a started decoder for the first image."""
     model = grr_coca.load(folder, engine=engine)
     helpers.wait(DECODING)
     return model
 
 
 class _Server(uvicorn.Server):
-    """A server that answers what it has accepted before it stops; new requests get 503 meanwhile."""
+    """A server that answers accepted requests before it stops; new requests get 503 in the meantime."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
@@ -281,7 +285,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGHUP, too, which a closed terminal sends. If `nohup` ignores it, it stays ignored."""
+        """Also stop at SIGHUP, which a closed terminal sends. If `nohup` ignores it, it stays ignored."""
         hangup = getattr(signal, "SIGHUP", None)
         is_main = threading.current_thread() is threading.main_thread()
         is_ours = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
@@ -295,15 +299,15 @@ class _Server(uvicorn.Server):
                 signal.signal(hangup, signal.SIG_DFL)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         asyncio.get_running_loop().set_exception_handler(self._report)
         await super().startup(sockets)
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error of the event loop.
 
-        If the system refuses connections, the loop reports up to 2,048 errors a second: it logs one line a minute. The
-        loop also retries as often after the listening socket was closed, which is not an error.
+        If the system refuses connections, the loop reports up to 2,048 errors a second: one line per minute is logged.
+        The loop also retries after the listening socket was closed, which is not an error.
         """
         error = context.get("exception")
         if self.should_exit and "_start_serving" in context["message"]:
@@ -315,14 +319,14 @@ class _Server(uvicorn.Server):
             log.warning("no connection can be accepted: %s; raise the limit (ulimit -n)", error.strerror)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to stop; a second signal stops at once."""
+        """Start to stop; a second signal stops immediately."""
         if self._guard.is_draining:
             self.should_exit = self.force_exit = True
         self._guard.is_draining = True
         self._stopping_since = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
-        """True if the server shall exit. Called ten times a second."""
+        """Return whether the server should exit. Called ten times per second."""
         if self._guard.is_draining:
             is_late = time.monotonic() - self._stopping_since > _SECONDS_TO_STOP
             self.should_exit = self.should_exit or is_late or self._guard.in_flight == 0
@@ -335,7 +339,7 @@ class _Server(uvicorn.Server):
         cutting.cancel()
 
     async def _cut_connections(self) -> None:
-        """After a second signal, close all connections. From Python 3.12 on, the end waits for them."""
+        """Close all connections after a second signal. From Python 3.12 on, shutdown waits for them."""
         while not self.force_exit:
             await asyncio.sleep(0.1)
         for connection in list(self.server_state.connections):
@@ -343,10 +347,10 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP of uvicorn, with limits of time for headers and for bodies that nobody reads, and refusals in JSON.
+    """HTTP protocol of uvicorn with time limits for headers and unread bodies, and JSON errors.
 
-    If there are too many connections, the one that has sent nothing for the longest time is closed. So connections that
-    wait for nothing keep nobody out. The same goes for answers that are not read, by their bytes.
+    If there are too many connections, the one that has been idle for the longest time is closed. So idle
+    connections lock out no client. The same applies to unread answers, by their size.
     """
 
     max_connections = _MAX_CONNECTIONS
@@ -356,7 +360,7 @@ class _Protocol(H11Protocol):
     _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A connection begins."""
+        """Handle a new connection."""
         super().connection_made(transport)
         self._heard = self.loop.time()
         self._wait_for("headers")
@@ -364,7 +368,7 @@ class _Protocol(H11Protocol):
             self._close_another()
 
     def _close_another(self) -> None:
-        """Close the connection that has been silent for the longest time, of those whose request is not complete."""
+        """Close the connection that has been idle for the longest time among those with an incomplete request."""
         idle = [
             one
             for one in self.connections
@@ -376,7 +380,7 @@ class _Protocol(H11Protocol):
             self.connections.discard(silent)
 
     def data_received(self, data: bytes) -> None:
-        """A part of a request has come."""
+        """Handle a received part of a request."""
         self._heard = self.loop.time()
         is_new = self.conn.their_state is h11.IDLE and self._waits_for is None
         super().data_received(data)
@@ -387,19 +391,19 @@ class _Protocol(H11Protocol):
             self._wait_for(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended."""
+        """Handle the end of the connection."""
         self._wait_for(None)
         self._stop_sending_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """So much waits to be sent that the client does not read: it has some time. `close` would wait for it."""
+        """Start a time limit, since the client does not read its answer. `close` would wait for it."""
         super().pause_writing()
         self._sending = self.loop.call_later(SECONDS_TO_SEND, self.transport.abort)
         self._make_room()
 
     def _make_room(self) -> None:
-        """Close the connections that have not read their answers for the longest time, if all have too many bytes."""
+        """Close the connections with the oldest unread answers if these are too large in total."""
         unread = [one for one in self.connections if isinstance(one, _Protocol) and one._sending is not None]
         unread.sort(key=lambda one: one._sending.when() if one._sending is not None else 0.0)
         excess = sum(one.transport.get_write_buffer_size() for one in unread) - MAX_UNREAD_BYTES
@@ -409,7 +413,7 @@ class _Protocol(H11Protocol):
                 one.transport.abort()
 
     def resume_writing(self) -> None:
-        """The client reads."""
+        """Stop the time limit, since the client reads."""
         super().resume_writing()
         self._stop_sending_timer()
 
@@ -419,13 +423,13 @@ class _Protocol(H11Protocol):
             self._sending = None
 
     def on_response_complete(self) -> None:
-        """A response was sent."""
+        """Handle the end of a response."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             self._wait_for("end of a refused body")
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, such as headers that are too large."""
+        """Reject invalid HTTP, such as too large headers."""
         refusal = Refusal(400, f"not a valid HTTP request, or its headers are too large ({msg})")
         response = refused(refusal)
         headers = [*response.raw_headers, (b"connection", b"close")]
@@ -436,7 +440,7 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
     def _wait_for(self, what: Literal["headers", "end of a refused body"] | None) -> None:
-        """Close the connection if something does not come in time."""
+        """Close the connection if something does not arrive in time."""
         if self._timer is not None:
             self._timer.cancel()
         self._waits_for = what

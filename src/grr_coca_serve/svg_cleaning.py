@@ -1,4 +1,4 @@
-"""SVG files for the page: without scripts and references, in the colour of the text if they have none of their own."""
+"""SVG files for the page: without scripts and references, in the text colour if they have no colours."""
 
 import re
 from xml.etree import ElementTree
@@ -6,11 +6,11 @@ from xml.etree import ElementTree
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _MAX_BYTES = 2**20
 _ACTIVE = frozenset({"script", "foreignObject", "a", "animate", "animateMotion", "animateTransform", "set", "handler"})
-"""Elements that run code, hold other documents, lead away, or change the attributes of others."""
+"""Elements that run code, embed documents, contain links, or change attributes of other elements."""
 _EMBEDDED = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,", re.IGNORECASE)
 _IMPORT = re.compile(r"@import[^;]*;?", re.IGNORECASE)
 _OUTSIDE = re.compile(r"""url\(\s*(?!['"]?\s*#)[^)]*\)|expression\s*\(|javascript:""", re.IGNORECASE)
-"""What a style may load or run."""
+"""Style values that may load or run something."""
 _DOCTYPE = re.compile(rb"<!DOCTYPE[^>\[]*>", re.IGNORECASE)
 _INK = re.compile(r"[0-9a-f]{6}")
 
@@ -18,18 +18,18 @@ HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "X-Content-Type-Options": "nosniff",
 }
-"""Of an SVG file in an answer: it can run nothing and load nothing, even if it is opened by itself."""
+"""Headers of an SVG file, which prevent running or loading anything, even if it is opened directly."""
 
 ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", _XLINK)
 
 
 def clean_svg(data: bytes, ink: str | None = None) -> bytes | None:
-    """An SVG document without what could run code or load something; None if it cannot be cleaned.
+    """Return an SVG document without parts that could run code or load something, or None if it cannot be cleaned.
 
     Args:
-        data: the file.
-        ink: six hexadecimal digits: the colour for `currentColor`.
+        data: The file.
+        ink: Colour for `currentColor` as six hexadecimal digits.
     """
     data = _DOCTYPE.sub(b"", data)
     if len(data) > _MAX_BYTES or b"<!ENTITY" in data or b"<!DOCTYPE" in data.upper():
@@ -66,7 +66,7 @@ def _is_kept(element: ElementTree.Element) -> bool:
 
 
 def _kept_value(name: str, value: str) -> str | None:
-    """An attribute as it may stay; None if it may not."""
+    """Return the permitted value of an attribute, or None if it must be removed."""
     plain = name.rpartition("}")[2].lower()
     if plain.startswith("on") or (name.startswith("{") and not name.startswith(f"{{{_XLINK}}}")):
         return None

@@ -1,4 +1,4 @@
-"""Remote images are fetched while earlier ones are trained on: the order determines which blocks come next."""
+"""Prefetching of remote images during training: the order determines which blocks come next."""
 
 import os
 import threading
@@ -12,30 +12,30 @@ from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, Blocks, SampleRef, Trainin
 from grr_coca.data.sources.base import PairSource
 
 AHEAD = PLAIN_SHUFFLE // 2
-"""Samples between those that are trained on and those whose blocks are fetched: a window of the order."""
+"""Number of samples between training and prefetching: a window of the order."""
 
 _RECENT = 1024
-"""The blocks of more than two windows. These are not requested again."""
+"""Number of recent blocks that are not requested again: more than two windows."""
 
 _THREADS = 4
-"""Blocks that a process fetches at the same time."""
+"""Number of blocks that a process fetches concurrently."""
 
 
 class RefsWithAhead(list[SampleRef]):
-    """A micro-batch, and the blocks that its worker is to fetch in the meantime."""
+    """A micro-batch, and the blocks that its worker prefetches."""
 
     ahead: Sequence[range] = ()
 
 
 class AheadOrder:
-    """A `TrainingOrder` that adds which blocks to fetch. Samples and batches are the same.
+    """A `TrainingOrder` that also lists the blocks to prefetch. Samples and batches are the same.
 
     The processes of a node share the blocks among them.
 
     Args:
-        order: the order.
-        visits: its visits, siblings aside, in a separate object, because each keeps one window at hand.
-        blocks: the blocks of these visits.
+        order: The order.
+        visits: Its visits without siblings, in a separate object, because each object caches one window.
+        blocks: The blocks of these visits.
     """
 
     def __init__(self, order: TrainingOrder, visits: Visits, blocks: Blocks) -> None:
@@ -87,5 +87,5 @@ def _queue(process: int) -> "SimpleQueue[tuple[Any, range]]":  # noqa: ARG001 (t
 def _fetch_all(queue: "SimpleQueue[tuple[Any, range]]") -> None:
     while True:
         source, block = queue.get()
-        with suppress(Exception):  # whoever reads the block will meet the error, and raise it
+        with suppress(Exception):  # reading the block will raise the error
             source.fetch(block)

@@ -1,6 +1,6 @@
-"""Augmentation: which random changes of training images are allowed, and the random draw of one change.
+"""Augmentation: the allowed random changes of training images, and the sampling of one change.
 
-`grr_coca.data.random_changes` applies the change, and `grr_coca.data.painting` what paints it.
+`grr_coca.data.random_changes` applies the change; `grr_coca.data.painting` applies paint.
 """
 
 import math
@@ -25,22 +25,26 @@ _MIN_SIDE, _MAX_SIDE = 16, 48
 """Range of sides, in pixels, to which coarse images are scaled down."""
 
 _MIN_CONTRAST = 0.35
-"""Smallest difference of ink and ground in grey."""
+"""Minimum difference of ink and background in grey."""
 
 _QUALITY = (30, 80)
 """Range of the quality of a JPEG."""
 
 _SHAPE_SIDE, _ICON_SIDE = (0.84, 1.0), (0.5, 0.7)
-"""Ranges of the sides of a shape and of the icon in it, as shares: of the image, and of the shape."""
+"""Ranges of the sides of a shape and of the icon in it, as fractions of the image and of the shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """A shape that a drawing is set into, such as a button.
 
-    `side`: of the shape, as a share of the side of the image. `icon`: of the drawing in it, as a share of that.
-    `roundness`: 0 is a square, 1 a disc. `fill`, `ground`: colours of the shape and around it. `ink`: of the drawing;
-    None keeps its colours. `shadow`: how dark the shadow below the shape is, 0 … 1.
+    Attributes:
+        side: Side of the shape, as a fraction of the image's side.
+        icon: Side of the drawing in it, as a fraction of the shape's side.
+        roundness: 0 is a square, 1 a disc.
+        fill, ground: Colours of the shape and of the area around it.
+        ink: Colour of the drawing; None keeps its colours.
+        shadow: Darkness of the shadow below the shape, 0 … 1.
     """
 
     side: float
@@ -54,14 +58,18 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Paint:
-    """How a drawing is painted.
+    """Parameters of painting a drawing.
 
-    `palette`: colours, 0 … 1; None keeps those of the drawing, and so does a drawing that is not grey. `num_inks`: how
-    many of them the ink has. `fills`: share of the white areas inside that get a colour, too. `numbers`: 0 … 1, which
-    choose the colour of each part of the ink and of each area. `light`: its direction, to the right and down.
-    `gradient`, `bevel`, `highlight`, `shadow`: how strong each is; 0 is none. `glance`: x, y and radius of the
-    highlight, in coordinates -1 … 1. `fall`: how far the shadow falls, down and to the right, as shares of the side.
-    `outline`: colour of a line around the drawing; None is none.
+    Attributes:
+        palette: Colours, 0 … 1; None keeps those of the drawing. Drawings that are not grey always keep their colours.
+        num_inks: Number of palette colours for the ink.
+        fills: Fraction of the inner white areas that also get a colour.
+        numbers: Values 0 … 1 that select the colour of each part of the ink and of each area.
+        light: Direction of the light, to the right and down.
+        gradient, bevel, highlight, shadow: Strengths; 0 turns an effect off.
+        glance: x, y and radius of the highlight, in coordinates -1 … 1.
+        fall: Offset of the shadow, down and to the right, as fractions of the side.
+        outline: Colour of a line around the drawing; None for no line.
     """
 
     palette: Float[np.ndarray, "C 3"] | None
@@ -82,10 +90,13 @@ class Paint:
 class Change:
     """A change of one image.
 
-    `inverse`: maps a pixel of the changed image to its place in the original, in coordinates -1 … 1 (`affine_grid`).
-    `colour`: a matrix to multiply colours with. `offset`: then added to colours. Before that, in this order: `paint`;
-    `shape`, what the image is set into; `side`, to which it is scaled down, in pixels; `quality` of a JPEG in that
-    size. None leaves it.
+    Attributes:
+        inverse: Maps a pixel of the changed image to its position in the original, in coordinates -1 … 1
+            (`affine_grid`).
+        colour: Matrix by which colours are multiplied.
+            offset: Added to colours afterwards. Before the colours, in this order: `paint` is applied, the image is set
+                into `shape`, scaled down to `side` pixels, and stored as a JPEG of `quality` in that size. None skips a
+                step.
     """
 
     inverse: Float[np.ndarray, "2 3"]
@@ -101,26 +112,27 @@ class Change:
 class Augmentation:
     """The allowed random changes of training images. The defaults change nothing.
 
-    - `scale`: range of zoom factors
-    - `crop`: share of images that are enlarged 1.1 to 1.5 times instead, so that their edges are cut off
-    - `shift`: largest shift, as a share of the side
-    - `rotate`: largest angle, in degrees
-    - `jitter`: largest relative change of brightness, contrast and saturation
-    - `grey`: share of images that lose their colour
-    - `blend`: share of images to which up to half of another image of the same caption is added
-    - `swap`: share of images in which half of the cells of a 4 × 4 grid come from another image of the same caption
-    - `recolour`: share of images that are drawn in two random colours, light on dark as often as dark on light
-    - `tint`: share of images whose white becomes a random light colour
-    - `coarse`: share of images that are scaled down to a random size, at least 16 pixels, and up again
-    - `shape`: share of images that are set into a disc or a square in random colours, like a button
-    - `paint`: share of images that are painted: their parts and the white inside get random colours, the whole a
-      gradient, a bevel, a highlight, an outline or a shadow
-    - `jpeg`: share of images with the traces of a JPEG of a random quality
-    - `neighbour`: share of images at one of whose sides a part of another image stands
+    Attributes:
+        scale: Range of zoom factors.
+        crop: Fraction of images that are enlarged 1.1 to 1.5 times instead, which crops their edges.
+        shift: Largest shift, as a fraction of the side.
+        rotate: Largest angle, in degrees.
+        jitter: Largest relative change of brightness, contrast and saturation.
+        grey: Fraction of images that lose their colour.
+        blend: Fraction of images to which up to half of another image of the same caption is added.
+        swap: Fraction of images in which half of the cells of a 4 × 4 grid come from another image of the same caption.
+        recolour: Fraction of images drawn in two random colours; light on dark and dark on light are equally frequent.
+        tint: Fraction of images whose white becomes a random light colour.
+        coarse: Fraction of images scaled down to a random size, at least 16 pixels, and up again.
+        shape: Fraction of images set into a disc or a square in random colours, like a button.
+        paint: Fraction of images that are painted: their parts and inner white areas get random colours, the image a
+            gradient, a bevel, a highlight, an outline or a shadow.
+        jpeg: Fraction of images with the artefacts of a JPEG of random quality.
+        neighbour: Fraction of images with a part of another image at one side.
 
-    The last seven are for drawings on white, which users have on any ground, in any size, and in screenshots. `blend`,
-    `swap` and `neighbour` come before all other changes. The first two need another image of the same caption, so the
-    caption stays true, while the image has more than one style.
+    The last seven are for drawings on white, which users have on any background, in any size, and in screenshots.
+    `blend`, `swap` and `neighbour` are applied before all other changes. The first two need another image of the same
+    caption, so the caption stays true, while the image has more than one style.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -194,17 +206,18 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """True if images with the same caption are mixed."""
+        """Whether images with the same caption are mixed."""
         return self.blend + self.swap > 0
 
 
 def _random_shape(rng: np.random.Generator) -> Shape:
-    """A random shape. Most are discs or squares with round corners, in one colour on white; some drawings keep their
-    own colours."""
+    """Return a random shape. Most are discs or rounded squares, in one colour on white; some drawings keep
+    their own colours.
+    """
     roundness = float(rng.choice([1.0, rng.uniform(0.1, 0.7), 0.0], p=[0.45, 0.4, 0.15]))
     ground = np.ones(3) if rng.uniform() < 0.6 else rng.uniform(0, 1, 3)
     if rng.uniform() < 0.25:
-        ink, fill = None, rng.uniform(0.6, 1, 3)  # what is white becomes the fill
+        ink, fill = None, rng.uniform(0.6, 1, 3)  # white becomes the fill
     else:
         ink, fill = _two_colours(rng)
         ink = np.ones(3) if fill @ np.array(LUMA) < 1 - _MIN_CONTRAST and rng.uniform() < 0.6 else ink
@@ -221,7 +234,7 @@ def _random_shape(rng: np.random.Generator) -> Shape:
 
 
 def _random_paint(rng: np.random.Generator) -> Paint:
-    """A random paint. Most give colours; each kind of gloss is seen in some."""
+    """Return a random paint. Most have colours; each gloss effect occurs in some."""
     angle = rng.uniform(0, 2 * math.pi)
     return Paint(
         palette=_colours(rng, 6) if rng.uniform() < 0.8 else None,
@@ -244,7 +257,7 @@ def _colours(rng: np.random.Generator, number: int) -> Float[np.ndarray, "C 3"]:
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Random colours of ink and ground, with enough contrast."""
+    """Return random colours of ink and background with enough contrast."""
     while True:
         ink, ground = rng.uniform(0, 1, (2, 3))
         if abs((ink - ground) @ np.array(LUMA)) >= _MIN_CONTRAST:

@@ -1,6 +1,6 @@
 """Input and output of a training step: the batch that the model reads, and its output for the losses.
 
-While a device computes, the next batch is copied to it. Models take single images as the same tensors.
+While a device computes, the next batch is copied to it. Single images use the same tensors.
 
 Shapes: B images or pairs, S image size in pixels.
 """
@@ -18,12 +18,12 @@ from grr_coca.data.preprocess import Preprocess
 
 
 def to_bytes(image: Image.Image, preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
-    """Pixel values 0 … 255 of an RGB image of any size, cut and resized."""
+    """Return the pixel values 0 … 255 of an RGB image of any size, cropped and resized."""
     return torch.from_numpy(preprocess(image)).permute(2, 0, 1).contiguous()
 
 
 def to_input(image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 S S"]:
-    """The input of a model for an RGB image of any size. Its values are in -1 … 1 by default."""
+    """Return the input of a model for an RGB image of any size. Its values are in -1 … 1 by default."""
     return normalize(to_bytes(image, preprocess).float().div_(255), preprocess)
 
 
@@ -67,13 +67,13 @@ class Batch:
     Shapes: B pairs, T text positions, M tokens to predict.
 
     A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding hold id 0. Only
-    `lengths`, which include the [CLS] slot, say which tokens are real. `next_tokens` are the tokens to predict, caption
+    `lengths`, which include the [CLS] slot, specify the real tokens. `next_tokens` are the tokens to predict, caption
     after caption, in the order of `CoCaOutput.states`: all but [BOS] and [CLS]. Pairs with equal `caption_ids` or equal
-    `image_ids` are never negatives of each other. `replaced`: bad samples that were replaced by others.
-    `cut_captions`: number of captions that were cut to the context length.
+    `image_ids` are never negatives of each other. `replaced`: Bad samples that were replaced.
+    `cut_captions`: Number of captions truncated to the context length.
 
     `lengths` stay on the CPU: the shapes of the text decoder follow from them, and reading them from a GPU would wait
-    for all work that was given to it.
+    for all work queued on it.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -91,8 +91,8 @@ class Batch:
     teacher: Float[Tensor, "B _"] | None = None
     """Embeddings of the captions by a text teacher, of unit length and any width; None: training without a teacher."""
     thing_ids: Int[Tensor, " B"] | None = None
-    """Ids of the first captions. Pairs with equal ones show the same thing, so they are never negatives of each other
-    either. None: training without siblings."""
+    """Ids of the first captions. Pairs with equal ids show the same concept, so they are also never negatives of each
+    other . None: training without siblings."""
     features: FeatureTokens | None = None
     """Features of a frozen encoder; None: the model has none, or they are not computed yet."""
     squares: UInt8[Tensor, "B S S 3"] | None = None
@@ -102,18 +102,18 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`, all but `lengths`."""
+        """Return the same batch on `device`, except `lengths`, which stay on the CPU."""
         return replace(self._with_each(lambda tensor: tensor.to(device, non_blocking=True)), lengths=self.lengths)
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which a GPU copies it while it does other work.
+        """Return the same batch in page-locked memory, from which a GPU copies it asynchronously.
 
         PyTorch's data loaders call this.
         """
         return self._with_each(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the memory of a batch on a device until a stream that was not that of its copies has used it."""
+        """Keep the memory of a batch on a device until a stream other than the copy stream has used it."""
         for x in (*vars(self).values(), *(self.features or ())):
             if isinstance(x, Tensor) and x.device.type != "cpu":
                 x.record_stream(stream)
@@ -140,8 +140,11 @@ class CoCaOutput(NamedTuple):
 class Replacement(NamedTuple):
     """A bad training sample that was replaced by another one.
 
-    `cause`: a `grr_coca.data.sources.base.Cause`. `name`: name of the pair. `place`: its shard, table or folder.
-    `sample`: its index in the source.
+    Attributes:
+        cause: A `grr_coca.data.sources.base.Cause`.
+        name: Name of the pair.
+        place: Shard, table or folder of the pair.
+        sample: Index of the pair in the source.
     """
 
     cause: str
@@ -152,7 +155,7 @@ class Replacement(NamedTuple):
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-    """Pad rows of token ids with id 0 to one tensor. Also returns their lengths."""
+    """Pad rows of token ids with id 0 to one tensor. Also return their lengths."""
     lengths = torch.tensor([len(row) for row in rows])
     token_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for padded, row in zip(token_ids, rows, strict=True):
@@ -161,9 +164,9 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Ten
 
 
 def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[Sequence[Batch]]:
-    """Yield the micro-batches of each step. A single one is on the device, and the copy of the next step's has begun.
+    """Yield the micro-batches of each step. A single micro-batch is on the device, and copying the next has started.
 
-    Several micro-batches stay on the CPU until they are needed one by one: a step is split to take the memory of one.
+    Several micro-batches stay on the CPU until each is needed, because a step is split to limit memory to one of them.
 
     An error of `steps` is raised after all steps before it.
     """
@@ -187,14 +190,14 @@ def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iter
 
 
 class _Copies:
-    """Copies to a device. On CUDA, they have their own stream, and overlap with computation if the memory is pinned."""
+    """Copies to a device. On CUDA, they use a separate stream and overlap with computation if the memory is pinned."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, step: Sequence[Batch]) -> tuple[Sequence[Batch], torch.cuda.Event | None]:
-        """Begin the copy of a step. Returns its micro-batches and, on CUDA, the event of the end of the copy."""
+        """Start copying a step. Return its micro-batches and, on CUDA, the event at the end of the copy."""
         if len(step) > 1:
             return step, None
         if self._stream is None:
@@ -203,7 +206,7 @@ class _Copies:
             return [batch.to(self._device) for batch in step], self._stream.record_event()
 
     def wait_for(self, step: Sequence[Batch], copied: torch.cuda.Event | None) -> Sequence[Batch]:
-        """Let the device, but not the caller, wait for a copy."""
+        """Make the device, but not the caller, wait for a copy."""
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)

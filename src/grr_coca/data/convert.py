@@ -1,11 +1,12 @@
 """Conversion of any source to tar shards, in the layout of img2dataset.
 
-An image becomes `KEY.jpg` (or `.png`, `.webp` …: the unchanged file), `KEY.txt` with its first caption, and `KEY.json`
-with its key and caption in the source. If an image of a shard has several captions, each `KEY.json` of that shard also
-has the list `captions` with all captions of its image, which `TarShards` reads. Rows of a table with the same image
-become one pair with all their captions. As separate pairs, they could later be in both training and validation.
+Each image becomes `KEY.jpg` (or `.png`, `.webp` …: the unchanged file), `KEY.txt` with its first caption, and
+`KEY.json` with its key and caption in the source. If an image of a shard has several captions, each `KEY.json` of that
+shard also has the list `captions` with all captions of its image, which `TarShards` reads. Rows of a table with the
+same image become one pair with all their captions. As separate pairs, they could end up in both training and
+validation.
 
-A shard has the good images of a fixed range. It gets its name only when it is complete, so an interrupted conversion
+A shard has the valid images of a fixed range. It gets its name only when it is complete, so an interrupted conversion
 continues where it stopped.
 """
 
@@ -40,7 +41,8 @@ _JPEG_QUALITY = 95
 class Conversion:
     """The settings of a conversion, saved in its folder. A conversion continues only with the same settings.
 
-    `source_bytes`, `source_changed_ns`: size and last change of the source, see `source_state`; None if unknown.
+    Attributes:
+        source_bytes, source_changed_ns: Size and last change of the source, see `source_state`; None if unknown.
     """
 
     source: str
@@ -57,7 +59,7 @@ _OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
 
 
 def source_state(source: PairSource) -> tuple[int, int]:
-    """Total size and last change of the files with the captions: shards, a listing, or a text file for each image."""
+    """Return total size and last change of the caption files: shards, a listing, or a text file per image."""
     size = changed = 0
     for path in _caption_files(source):
         status = path.stat()
@@ -81,17 +83,17 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
     """Write shards `00000.tar` … into a folder.
 
     Args:
-        images: the images, each with its pairs. Bad images are left out.
-        conversion: the settings.
-        out: an empty or new folder, or the folder of the same, interrupted conversion.
-        on_image: called with the number of finished images.
+        images: The images, each with its pairs. Bad images are omitted.
+        conversion: The settings.
+        out: An empty or new folder, or the folder of the same, interrupted conversion.
+        on_image: Called with the number of finished images.
 
     Returns:
-        Under `written`, the number of written images. Under each cause, the number of images that were left out, plus
+        Under `written`, the number of written images. Under each cause, the number of images that were omitted, plus
         the number of bad captions of images with other captions.
 
     Raises:
-        UserError: the folder has other files, or cannot be written to.
+        UserError: If the folder has other files, or cannot be written to.
     """
     try:
         _open_folder(out, conversion)
@@ -126,7 +128,7 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:
-    """The counts of a shard; None if it is not complete."""
+    """Return the counts of a shard, or None if it is not complete."""
     try:
         return Counter(json.loads((out / f"{shard:05d}_stats.json").read_bytes()))
     except (FileNotFoundError, ValueError):
@@ -162,10 +164,10 @@ def _write_shard(
 
 
 def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
-    """Read an image with the captions of all its pairs. Bad captions are counted and left out if there are good ones.
+    """Read an image with the captions of all its pairs. Bad captions are counted and skipped if valid ones remain.
 
     Raises:
-        BadSample: the image is bad, or all its captions are bad.
+        BadSample: If the image is bad, or all its captions are bad.
     """
     source, (first, *others) = images.source, images[number]
     if not others:
@@ -191,7 +193,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
         about["captions"] = pair.captions
     members = {
         suffix: image,
-        "txt": re.sub(r"\s*\n\s*", " ", pair.caption).encode(),  # a line end would begin another caption
+        "txt": re.sub(r"\s*\n\s*", " ", pair.caption).encode(),  # a line end would start another caption
         "json": json.dumps(about, ensure_ascii=False).encode("utf-8", "replace"),
     }
     for name, content in members.items():
@@ -201,7 +203,9 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 
 
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
-    """Bytes and suffix of the image to write: the file itself, or a JPEG scaled down to `image_size` (shorter side)."""
+    """Return bytes and suffix of the image to write: the file itself, or a JPEG scaled down to `image_size` (shorter
+    side).
+    """
     size, kind = image_header(pair.image, pair.name)
     if image_size is None or min(size) <= image_size:
         return pair.image, _SUFFIXES.get(kind, kind.lower())

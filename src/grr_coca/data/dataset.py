@@ -49,15 +49,15 @@ from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 _log = logging.getLogger(__name__)
 
 _MAX_KEPT_PIXELS = 2**26
-"""If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB per worker."""
+"""Maximum total number of pixels of the training images to cache them decoded: 192 MiB per worker."""
 
 _RECENT_BLOCKS = 512
-"""The blocks of two windows of the order: while samples of these are read, their source knows that more will be."""
+"""Number of blocks in two windows of the order, which are announced to the source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A pair that is ready for a batch. `token_ids`: a row of `Tokenizer.encode_row`.
+    """A pair that is ready for a batch. `token_ids`: A row of `Tokenizer.encode_row`.
 
     If `change` is given, it is not applied yet, and `image` has values 0 … 255. A model without an image encoder of its
     own has no pixels: S = 0. `features` are those of a frozen encoder, which computes missing ones from its `square`.
@@ -109,14 +109,14 @@ class FrozenInput(NamedTuple):
 class PairDataset(Dataset[Sample]):
     """The samples of a source: its pairs, decoded, augmented and tokenized.
 
-    With an augmentation, it is for training. The caption of an image with several, the change of the image, and the
+    With an augmentation, it is for training. The selected caption of an image, the change of the image, and the
     sample that replaces a bad one are functions of seed, epoch and sample. So a sample does not depend on the order of
     reading or on the number of workers.
 
-    `blocks`: those of the order in which it is read; None: those of `Shuffle` and `EvaluationOrder`. `frozen`: the
-    frozen encoder of a model with features; None: the model has none.
+    `blocks`: Blocks of the order in which it is read; None: the blocks of `Shuffle` and `EvaluationOrder`. `frozen`:
+    the frozen encoder of a model with features; None: the model has none.
 
-    Without an augmentation, it is for evaluation. It gives the first caption and the unchanged image, and a bad sample
+    Without an augmentation, it is for evaluation. It yields the first caption and the unchanged image, and a bad sample
     is an error, because scores on a smaller split cannot be compared.
     """
 
@@ -161,13 +161,13 @@ class PairDataset(Dataset[Sample]):
         """Read one sample. In training, a bad sample is replaced by another one.
 
         Raises:
-            BadSample: in evaluation, the image is broken or the caption is missing; the message names the pair.
-            UserError: in training, no good sample is found.
+            BadSample: In evaluation, if the image is corrupt or the caption is missing; the message names the pair.
+            UserError: In training, if no valid sample is found.
         """
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
-        """Read the samples of a batch, and change their images together. The loader of torch calls this."""
+        """Read the samples of a batch, and change their images together. Called by the torch data loader."""
         if isinstance(refs, RefsWithAhead):
             fetch_later(self.source, refs.ahead)
         decoded = self._decode([ref.sample for ref in refs], are_expected=True)
@@ -181,8 +181,9 @@ class PairDataset(Dataset[Sample]):
     def _decode(self, samples: Sequence[int], *, are_expected: bool = False) -> "dict[int, _Decoded | UserError]":
         """Read pairs, and decode their images together in a helper program.
 
-        The workers of a loader do not decode themselves. They could not be kept from opening files, and one that a
-        picture ends would end the run. `are_expected`: others of their blocks are read soon.
+        Workers of a loader do not decode in their own process: they could not be kept from opening files, and
+        an image that crashes the decoder would end the run. `are_expected`: Other samples of their blocks are
+        read soon.
         """
         decoded: dict[int, _Decoded | UserError] = {}
         waiting: deque[list[tuple[int, RawPair]]] = deque()  # the samples of each image that is decoded next
@@ -341,7 +342,7 @@ class PairDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of samples: pad to the longest caption, and find the tokens to predict."""
+    """Create a batch from samples: pad to the longest caption, and find the tokens to predict."""
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
     thing_ids = [sample.thing_id for sample in samples if sample.thing_id is not None]
@@ -365,7 +366,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def find_next_tokens(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, " M"]:
-    """The tokens that the captions of a batch predict, caption after caption. No other code shifts tokens.
+    """Return the tokens that the captions of a batch predict, caption after caption. No other code shifts tokens.
 
     A row `[BOS] w₁ … wₙ [EOS] [CLS]` predicts `w₁ … wₙ [EOS]`.
     """
@@ -374,17 +375,17 @@ def find_next_tokens(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) 
 
 
 _PREFETCHED_BATCHES = 4
-"""Number of batches that each worker prepares ahead, enough to bridge a slow read."""
+"""Number of batches that each worker prefetches, enough to bridge a slow read."""
 
 _MAX_SOCKET_PATH = 103
-"""Bytes that the path of a socket may have on macOS. Linux allows four more."""
+"""Maximum number of bytes in the path of a socket on macOS. Linux allows four more."""
 
 _RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
 """The prefix of an error message of this package in the traceback of a worker."""
 
 
 class _Loader(DataLoader[Batch]):
-    """A `DataLoader` that warns once about cut captions, and raises errors of its workers without a traceback."""
+    """A `DataLoader` that warns once about truncated captions, and raises errors of its workers without a traceback."""
 
     has_warned = False
 
@@ -396,8 +397,9 @@ class _Loader(DataLoader[Batch]):
                     self._warn_of_cut_captions(batch)
                 yield batch
         except UserError as error:
-            # Without its traceback, nothing holds the workers any more: they end now. Torch's frames hold their own
-            # error, so the traceback would live until garbage is collected, which waits five seconds for each worker.
+            # Without the traceback, nothing references the workers any more, so they end now. Torch's frames reference
+            # their own error, so the traceback would live until garbage collection, which waits five seconds for each
+            # worker.
             raise UserError(_RAISED.split(str(error).rstrip())[-1]) from error.with_traceback(None)
 
     def _warn_of_cut_captions(self, batch: Batch) -> None:
@@ -417,11 +419,11 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """Create a loader of batches in a given order, see `grr_coca.data.order`.
 
-    Workers ignore the signals that stop a run, so the parent can still finish and save. `warns`: False: cut captions
-    have been reported before.
+    Workers ignore the signals that stop a run, so the parent can still finish and save. `warns`: False if truncated
+    captions have already been reported.
 
     Raises:
-        UserError: the path of the folder for temporary files is too long for workers.
+        UserError: If the path of the folder for temporary files is too long for workers.
     """
     if num_workers:
         _require_room_for_sockets()
@@ -439,7 +441,7 @@ def make_loader(
 
 
 def _require_room_for_sockets() -> None:
-    # Batches come through a socket in that folder. If its path is too long, none ever comes, and training would wait.
+    # Batches are sent through a socket in that folder. If its path is too long, training would wait forever.
     longest = f"{util.get_temp_dir()}/listener-12345678"
     if os.name == "posix" and len(os.fsencode(longest)) > _MAX_SOCKET_PATH:
         raise UserError(
@@ -449,11 +451,11 @@ def _require_room_for_sockets() -> None:
 
 
 def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)
-    # Signals reach the whole process group. If they ended a worker, the run that is saving would lose its batches.
+    # Signals reach the whole process group. Ending a worker would lose the batches of a run that is saving.
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not have it, so any SIGTERM ends workers there
+    if hasattr(signal, "sigwaitinfo"):  # missing on macOS and Windows, where any SIGTERM ends workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_at_signal_of_parent, daemon=True).start()
 
@@ -469,10 +471,10 @@ class ReplacementLog:
     """Counts replaced samples, and stops a run if too many are bad.
 
     Args:
-        max_share: the largest share of bad samples.
-        window: the share is taken over this many last samples. So damage in the middle of a long run is noticed, and a
-            bad batch at the start does not stop the run.
-        counts: the counts so far, for a resumed run.
+        max_share: Maximum fraction of bad samples.
+        window: Number of most recent samples over which the fraction is computed, so that corruption in the middle of a
+            long run is noticed, and a bad batch at the start does not stop the run.
+        counts: The counts so far, for a resumed run.
     """
 
     def __init__(self, max_share: float, window: int = 10_000, counts: Mapping[str, int] | None = None) -> None:
@@ -485,15 +487,15 @@ class ReplacementLog:
 
     @property
     def share(self) -> float:
-        """The share of bad samples in the window."""
+        """Fraction of bad samples in the window."""
         return self._recent_places.total() / max(self._recent_samples, 1)
 
     def add(self, num_samples: int, replaced: Sequence[Replacement]) -> None:
         """Count a batch of `num_samples` samples.
 
         Raises:
-            UserError: the window is full, and its share of bad samples is too large; the message names the place with
-                most of them.
+            UserError: If the window is full and its fraction of bad samples is too large; the message names the shard
+                or folder with most of them.
         """
         places = tuple(replacement.place for replacement in replaced)
         self.counts.update(replacement.cause for replacement in replaced)

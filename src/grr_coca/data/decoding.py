@@ -1,6 +1,6 @@
-"""Functions of helper programs on the content of image files, see `isolated.py`. Each returns facts and bytes.
+"""Functions that helper programs run on the content of image files, see `isolated.py`. Each returns facts and bytes.
 
-It is imported before a helper can no longer open files, so it imports all that decodes.
+It imports all decoders, because a helper cannot open files after its imports.
 """
 
 import encodings.ascii
@@ -29,7 +29,7 @@ Answer = tuple[dict[str, Any], bytes]
 
 
 def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -> Answer:
-    """The pixels of an image: H W 3. `side`: no side is longer than this."""
+    """Return the pixels of an image: H W 3. `side`: Maximum length of both sides."""
     image = decode_here(data, name, is_scaled=side is not None, **options)
     if side is not None:
         image.thumbnail((side, side))
@@ -44,13 +44,13 @@ def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
 
 
 def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) -> Answer:
-    """The square that a model sees: S S 3."""
+    """Return the square that a model sees: S S 3."""
     image = decode_here(data, name, preprocess.opening, is_scaled=True, vector_side=preprocess.vector_side, **options)
     return {"more": has_more_frames(image)}, square_of(image, name, preprocess).tobytes()
 
 
 def square_of(image: Image.Image, name: str, preprocess: Preprocess) -> Image.Image:
-    """The square that a model sees. An error names the image."""
+    """Return the square that a model sees. An error names the image."""
     try:
         return preprocess.square(image)
     except BadSample as error:
@@ -58,7 +58,7 @@ def square_of(image: Image.Image, name: str, preprocess: Preprocess) -> Image.Im
 
 
 def header(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """The size and format of an image."""
+    """Return the size and format of an image."""
     with decoding_errors(name):
         opened = open_header(data, name, renderer=renderer)
     return {"size": opened.size, "format": opened.format}, b""

@@ -1,10 +1,10 @@
-"""Features of images by an image encoder of others, in a folder: the encoder runs once, and then never again.
+"""Image features of an external image encoder, in a folder, so that the encoder runs only once.
 
-The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, N = `i // images_per_shard`. Beside
-it, `NNNNN.digests.npy` has the SHA-256 of the file of each image, by which features are found again wherever the image
-is; zeros for an image that could not be read. A shard has its digests when it is complete. `features.json` describes
-them. If images have different numbers of tokens, `NNNNN.npy` has the tokens of all of them, one after another, and
-`NNNNN.ends.npy` the end of each image.
+The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, N = `i // images_per_shard`. Next to
+it, `NNNNN.digests.npy` has the SHA-256 of the file of each image, by which features are found wherever the image
+is; zeros if an image could not be read. The digests are written last: a shard that has them is complete.
+`features.json` describes them. If images have different numbers of tokens, `NNNNN.npy` has the tokens of all of them,
+one after another, and `NNNNN.ends.npy` the end of each image.
 
 Shapes: M images of a shard, N tokens, D width.
 """
@@ -38,11 +38,11 @@ class EncoderInfo:
 
     Attributes:
         name: Its name for `grr_coca.infer.encoder.open_encoder`.
-        weights: SHA-256 of its weights, in hexadecimal digits.
-        licence: Licence of its weights in the words of the Hugging Face hub; `unknown` if nothing states it.
+        weights: SHA-256 of its weights, in hexadecimal.
+        licence: Licence of its weights as a Hugging Face hub identifier; `unknown` if not stated.
         preprocess: Its preprocessing.
         embed_dim: Width of its tokens, D.
-        num_tokens: Tokens of an image, N; None: it differs between images.
+        num_tokens: Number of tokens per image, N; None: it differs between images.
         precision: Precision of the weights of the graph beside this description. Features are always those in fp32.
     """
 
@@ -56,7 +56,10 @@ class EncoderInfo:
 
     @property
     def digest(self) -> str:
-        """A hash of all that tokens depend on. Equal encoders have equal digests, whatever their name and precision."""
+        """Hash of everything that affects the tokens.
+
+        Equal encoders have equal digests, whatever their name and precision.
+        """
         content = {**to_dict(self), "name": "", "licence": ""}
         del content["precision"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -70,8 +73,8 @@ class FeatureHeader:
         encoder: The encoder that computed the features.
         keep: `tokens`: all tokens of an image; `mean`: their mean.
         source: Digest of the pairs, see `source_digest`.
-        num_images: Images of the source.
-        images_per_shard: Images of a shard; the last one may have fewer.
+        num_images: Number of images of the source.
+        images_per_shard: Number of images per shard; the last shard may have fewer.
         precision: Precision of the features: half or single.
         version: `FORMAT`.
     """
@@ -108,7 +111,7 @@ class FeatureHeader:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Size of a row."""
         return np.dtype(self.dtype).itemsize * int(np.prod(self.row_shape))
 
     @property
@@ -117,17 +120,17 @@ class FeatureHeader:
         return _DTYPES[self.precision]
 
     def images_of(self, shard: int) -> range:
-        """Return the numbers of the images of a shard."""
+        """Return the indices of a shard's images."""
         start = shard * self.images_per_shard
         return range(start, min(start + self.images_per_shard, self.num_images))
 
 
 def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
-    """Make the folder of features, or check that an unfinished one has the same.
+    """Create the feature folder, or check that an unfinished one has the same settings.
 
     Raises:
-        UserError: It has other features, or something else.
-        OSError: The disk is full or cannot be written to.
+        UserError: If it has other features or unrelated files.
+        OSError: If the disk is full or cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / HEADER
@@ -148,7 +151,7 @@ def read_feature_header(folder: Path) -> FeatureHeader:
     """Read the description of features.
 
     Raises:
-        UserError: It is missing or corrupt.
+        UserError: If it is missing or corrupt.
     """
     return from_dict(FeatureHeader, read_json(folder / HEADER), str(folder / HEADER))
 
@@ -166,7 +169,7 @@ def write_feature_shard(
         folder: Folder of the features.
         shard: Number of the shard.
         rows: Features of each image, in the precision of the folder.
-        digests: SHA-256 of the file of each image; zeros: it could not be read.
+        digests: SHA-256 of each image file; zeros if it could not be read.
         ends: The end of the tokens of each image among the rows; None: an image is a row.
 
     Raises:
@@ -204,13 +207,13 @@ class _Shard(NamedTuple):
 
 
 class FeatureCache:
-    """Features of images in a folder, mapped into memory.
+    """Memory-mapped features of images in a folder.
 
     Args:
         folder: Written by `grr-coca data features`.
 
     Raises:
-        UserError: A file is missing or corrupt.
+        UserError: If a file is missing or corrupt.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -228,10 +231,10 @@ class FeatureCache:
         return self.header.num_images
 
     def __getitem__(self, image: int) -> Float[np.ndarray, "..."] | None:
-        """Return the features of an image by its number in the source; None if it could not be read.
+        """Return the features of an image by its index in the source, or None if it could not be read.
 
         Raises:
-            UserError: The file is corrupt.
+            UserError: If the file is corrupt.
         """
         shard, row = self._shard_of(image)
         if not shard.digests[row].any():
@@ -271,14 +274,14 @@ class FeatureCache:
         return row if row is None else np.atleast_2d(row)
 
     def mean(self, image: int) -> Float[np.ndarray, " D"] | None:
-        """Return the mean token of an image by its number, in fp32; None if it could not be read."""
+        """Return the mean token of an image by its index, in fp32, or None if it could not be read."""
         row = self[image]
         if row is None:
             return None
         return row.astype(np.float32) if self.header.keep == "mean" else row.mean(axis=0, dtype=np.float32)
 
     def find(self, digest: bytes) -> int | None:
-        """Return the number of the image whose file has a SHA-256; None if it is not there."""
+        """Return the index of the image whose file has this SHA-256, or None if there is none."""
         return self._numbers.get(digest)
 
     @cached_property

@@ -1,10 +1,10 @@
-"""Features that were computed elsewhere, in the files that people keep them in.
+"""Features that were computed elsewhere, in common file formats.
 
 - `.npy`: images × D or images × N × D numbers, in the order of the images.
-- Parquet: a column of lists of D numbers, or of N such lists, and a column of names or paths of images. Without the
+- Parquet: a column of lists of D numbers, or of N such lists, and a column with names or paths of images. Without the
   latter, rows are in the order of the images.
-- HDF5: a data set with the name of each image, D or N × D; or one data set like a `.npy` file.
-- A folder of `.npy` or HDF5 files: one an image, with its name, D or N × D; of several data sets, `features` counts.
+- HDF5: a dataset named after each image, D or N × D; or one dataset like a `.npy` file.
+- A folder with one `.npy` or HDF5 file per image, with its name, D or N × D. Of several datasets, `features` is used.
 
 N may differ between images. Arrays of Python objects are rejected.
 
@@ -32,7 +32,7 @@ _Read = Callable[[int], object]
 
 
 class GivenFeatures:
-    """Features of images, by the name of each image, or else in the order of the images.
+    """Features of images, by image name or in the order of the images.
 
     Args:
         path: The file or folder, for messages.
@@ -51,10 +51,10 @@ class GivenFeatures:
         self._rows = None if names is None else _by_name(names)
 
     def require_order_of(self, num_images: int) -> None:
-        """Raise an error if rows without names are not as many as the images.
+        """Check that rows without names match the number of images.
 
         Raises:
-            UserError: They are fewer or more.
+            UserError: If the numbers differ.
         """
         if self._rows is None and self._count != num_images:
             raise UserError(
@@ -63,14 +63,14 @@ class GivenFeatures:
             )
 
     def find(self, number: int, key: str) -> Float[np.ndarray, "N D"] | None:
-        """Return the features of an image; None if there are none.
+        """Return the features of an image, or None if it has none.
 
         Args:
-            number: Number of the image in its source.
+            number: Index of the image in its source.
             key: Its name without suffix.
 
         Raises:
-            UserError: They are not N × D numbers, or cannot be read.
+            UserError: If they are not N × D numbers, or cannot be read.
         """
         row: int | None = number
         if self._rows is not None:
@@ -101,7 +101,7 @@ def open_given_features(path: Path) -> GivenFeatures:
     """Open features that were computed elsewhere. See the module for the formats.
 
     Raises:
-        UserError: The file does not exist, is in another format or corrupt, or a package is missing.
+        UserError: If the file does not exist, is in another format or corrupt, or a package is missing.
     """
     try:
         if path.is_dir():
@@ -119,7 +119,7 @@ def open_given_features(path: Path) -> GivenFeatures:
 
 
 def _by_name(names: Iterable[str]) -> Mapping[str, int]:
-    """The row of each name, without suffix; also of its last part, where only one name has it."""
+    """Return the row of each name without suffix, and of its last part if that is unique."""
     rows, last = {}, dict[str, int | None]()
     for row, name in enumerate(names):
         rows[name] = row
@@ -129,7 +129,7 @@ def _by_name(names: Iterable[str]) -> Mapping[str, int]:
 
 
 def _opened(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="r")  # refuses Python objects
+    return np.lib.format.open_memmap(path, mode="r")  # rejects Python objects
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Limits on the parts of image files, checked on the raw bytes before a decoder reads them.
+"""Limits on parts of image files, checked on the raw bytes before decoding.
 
-The number of pixels limits neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have 65,000
+The number of pixels bounds neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have 65,000
 tiles, a JPEG 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check is one walk over the
 structure of a file, linear in its parts, and allocates nothing by numbers that the file declares.
 
-Limits are far above those of files that programs write, and grow with the picture where large pictures need it. Below
-them, a file takes at most a few times as long as an ordinary file of the same size.
+Limits are far above the values in files that programs write, and grow with the image where large images need it. Below
+them, decoding takes at most a few times as long as for an ordinary file of the same size.
 """
 
 import re
@@ -18,14 +18,14 @@ MAX_PIXELS = 100_000_000
 """Larger images are rejected before any pixel is decoded."""
 
 MAX_PROFILE_BYTES = 4 * 2**20
-"""Larger colour profiles are ignored. Profiles of printing presses have up to 3 MB."""
+"""Larger colour profiles are ignored. Profiles for printing have up to 3 MB."""
 
 
 _SAVE_AGAIN = "save the picture again with another program"
 
 
 class _LimitError(Exception):
-    """A part of a file exceeds its limit; the message says which, and the fix."""
+    """A part of a file exceeds its limit; the message names the part and the fix."""
 
 
 def require_within_caps(data: bytes, name: str) -> None:
@@ -36,8 +36,8 @@ def require_within_caps(data: bytes, name: str) -> None:
         name: Name of the file in messages.
 
     Raises:
-        BadSample: A part exceeds its limit (`Cause.TOO_LARGE`). Files with an invalid structure pass, for the decoder
-            to report.
+        BadSample: If a part exceeds its limit (`Cause.TOO_LARGE`). Files with an invalid structure pass, for the
+            decoder to report.
     """
     check = next((check for magic, check in _CHECKS if data.startswith(magic)), None)
     if check is None:
@@ -62,30 +62,32 @@ def _require_size(width: int, height: int) -> None:
 # --- JPEG
 
 _MAX_SCANS = 1000
-"""Progressive files have about ten scans; one scan for each bit of each coefficient would be some hundreds."""
+"""Progressive files have about ten scans; one scan per bit of each coefficient would be several hundred."""
 _MAX_SCANNED_PIXELS = 10**10
-"""Scans times pixels. A scan without data takes 0.07 ns for each pixel: together 0.8 s."""
+"""Maximum of scans times pixels. A scan without data takes 0.07 ns per pixel: 0.8 s in total."""
 _MAX_SEGMENTS = 10_000
-"""Segments before the first scan. Profiles and thermal images are split into hundreds."""
+"""Maximum number of segments before the first scan. Profiles and thermal images are split into hundreds."""
 _MAX_FILL = 2**16
-"""Bytes between segments, which Pillow reads one by one. Some programs align segments."""
+"""Maximum number of bytes between segments, which Pillow reads one by one. Some programs align segments."""
 _MAX_TABLES = 2**16
-"""Bytes of tables and frame headers, which Pillow parses in Python. Ordinary files have less than 2 kB."""
+"""Maximum size of tables and frame headers, which Pillow parses in Python. Ordinary files have less than 2 kB."""
 _MAX_EXIF_SEGMENTS = 16
-"""Pillow joins them, copying all of them for each."""
+"""Maximum number of EXIF segments. Pillow joins them and copies all of them for each."""
 _MAX_RESOURCES = 10_000
-"""Resources of Photoshop."""
+"""Maximum number of Photoshop resources."""
 
 _SOI, _SOS, _EOI, _APP1, _DQT, _DHP = 0xD8, 0xDA, 0xD9, 0xE1, 0xDB, 0xDE
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _WITHOUT_LENGTH = frozenset({0xC8, _SOI, _EOI, *range(0xF0, 0xFE)})
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
-"""A marker, without restarts. No `+` for fill bytes: the search would take the square of a long run's length."""
+"""A marker, without restarts. No `+` for fill bytes: the search would take quadratic time in long runs."""
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
-    """The marker of each segment, where its length begins, and the number of bytes skipped before its marker."""
+    """Yield the marker of each segment, the position of its length, and the number of bytes skipped before its
+    marker.
+    """
     while (found := _MARKER.search(data, start)) is not None:
         marker, place = found[1][0], found.end()
         yield marker, place, place - 2 - start
@@ -118,7 +120,7 @@ def _check_jpeg(data: bytes) -> None:
 
 def _check_scans(data: bytes, start: int, pixels: int) -> None:
     limit = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels))
-    # At most this many: the bytes may also occur in segments, and in what follows the picture.
+    # An upper bound: the bytes may also occur in segments and after the image.
     if data.count(b"\xff\xda", start) >= limit:
         num_scans = 1
         for marker, _, _ in _segments(data, start):
@@ -132,7 +134,8 @@ def _check_scans(data: bytes, start: int, pixels: int) -> None:
 
 _MAX_CHUNKS = 10_000
 _BYTES_PER_CHUNK = 512
-"""More chunks need so many bytes each. libpng writes chunks of 8 kB; some programs write one for each row."""
+"""Above the free number of chunks, each chunk needs this many bytes. libpng writes chunks of 8 kB; some programs
+write one for each row."""
 _MAX_COMPRESSED_TEXTS = 256
 """Each expands to up to 1 MB."""
 _MAX_EXIF_BYTES = 2**20
@@ -163,7 +166,7 @@ def _check_png(data: bytes) -> None:
 
 _MAX_BLOCKS = 10_000
 _BYTES_PER_BLOCK = 64
-"""More blocks need so many bytes each. Programs fill blocks up to 255 bytes."""
+"""Above the free number of blocks, each block needs this many bytes. Programs fill blocks up to 255 bytes."""
 
 
 def _check_gif(data: bytes) -> None:
@@ -193,7 +196,7 @@ def _check_gif(data: bytes) -> None:
 
 _MAX_RUN_BYTES = 2**22
 _MAX_RUN_PIXELS = 10_000_000
-"""Pillow decodes run lengths in Python: 0.1 µs for each pixel, and 0.3 µs for each byte."""
+"""Limits of run-length encoding, which Pillow decodes in Python: 0.1 µs per pixel and 0.3 µs per byte."""
 
 
 def _check_bmp(data: bytes) -> None:
@@ -207,11 +210,11 @@ def _check_bmp(data: bytes) -> None:
 # --- PPM
 
 _MAX_HEAD = 2**16
-"""Bytes of the header with its comments, which Pillow reads one by one."""
+"""Maximum size of the header with its comments, which Pillow reads byte by byte."""
 _MAX_PLAIN_BYTES = 2**23
-"""Pillow converts numbers written as text in Python: 0.2 µs a byte."""
+"""Maximum size of numbers as text, which Pillow converts in Python: 0.2 µs per byte."""
 _MAX_COMMENTS = 1000
-"""For each comment among the numbers, Pillow copies a megabyte."""
+"""Maximum number of comments among the numbers. Pillow copies a megabyte for each."""
 _COMMENT = re.compile(rb"#[^\r\n]*(?:[\r\n]|$)")
 
 
@@ -227,24 +230,24 @@ def _check_ppm(data: bytes) -> None:
 # --- TIFF
 
 _MIN_TILE_PIXELS = 2**22
-"""Tiles of this many pixels may be larger than their image."""
+"""Tiles up to this number of pixels may be larger than their image."""
 _MAX_TILES = 2**17
-"""Tiles or strips. Strips of one row are common, and tiles have at least 16 × 16 pixels."""
+"""Maximum number of tiles or strips. Strips of one row are common, and tiles have at least 16 × 16 pixels."""
 _MAX_VALUES = 2**18
-"""Values of any other tag: a palette of 16 bits has three for each colour."""
+"""Maximum number of values of any other tag: a palette of 16 bits has three for each colour."""
 _MAX_TAGS = 4096
 _MAX_SHARED_BYTES = 2**20
-"""Bytes by which all tags may be larger than the file, since tags can share their values."""
+"""Number of bytes by which all tags may exceed the file, since tags can share values."""
 _MAX_RATIONALS = 4096
-"""Pillow makes a fraction of each."""
+"""Maximum number of rational values. Pillow creates a fraction object for each."""
 _TILE_TAGS = frozenset({273, 279, 324, 325})
 _DIRECTORIES = frozenset({34665, 34853, 40965})
-"""Tags that lead to the directories of EXIF, GPS and interoperability, which Pillow reads, too."""
+"""Tags of the EXIF, GPS and interoperability directories, which Pillow also reads."""
 _VALUE_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of a value by its kind, where it is not one."""
+"""Size of a value in bytes by its type, if not 1."""
 _MAX_PIXELS_OF_TILES = 2**26
-"""All tiles together may have this many pixels, or twice those of their image, at whose edges they are cut."""
+"""Maximum number of pixels of all tiles, or twice those of the image, which crops them at its edges."""
 
 
 def _check_tiff(data: bytes) -> None:
@@ -266,9 +269,11 @@ def _check_tiff(data: bytes) -> None:
 def _check_directory(
     data: bytes, start: int, order: str, *, is_big: bool
 ) -> tuple[dict[int, int], dict[int, int], int]:
-    """Check a directory. Returns the largest value of each tag, the places of other directories, and how many tiles.
+    """Check a directory.
 
-    If a tag is repeated, which of its entries counts depends on the reader.
+    Return the largest value of each tag, the positions of other directories, and the number of tiles.
+
+    If a tag is repeated, the entry that counts depends on the reader.
     """
     form = struct.Struct(order + ("HHQ8s" if is_big else "HHI4s"))
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
@@ -300,16 +305,17 @@ def _check_directory(
 
 _MAX_J2K_TILES = 1000
 _PIXELS_PER_J2K_TILE = 4096
-"""More tiles need so many pixels each. OpenJPEG takes 12 kB for each tile before it decodes any."""
+"""Above the free number of tiles, each tile needs this many pixels. OpenJPEG allocates 12 kB per tile before
+decoding."""
 _MAX_PACKETS = 2**22
-"""Packets: tiles × layers × resolutions × components × precincts. Large pictures have 200,000."""
+"""Maximum number of packets: tiles × layers × resolutions × components × precincts. Large images have 200,000."""
 _MAX_J2K_SEGMENTS = 2**14
-"""Segments of headers; more tiles may have eight each."""
+"""Maximum number of header segments; more tiles may have eight each."""
 _MAX_COLOURS = 100
-"""Descriptions of colours in a JP2 file."""
+"""Maximum number of colour descriptions in a JP2 file."""
 _MIN_BLOCK_PIXELS = 256
 _MAX_BLOCKS_OF_LARGE = 2**17
-"""Code blocks of fewer pixels are accepted in pictures that have at most so many."""
+"""Smaller code blocks are accepted in images that have at most this number of them."""
 
 
 def _check_j2k(data: bytes) -> None:
@@ -331,7 +337,7 @@ def _check_j2k(data: bytes) -> None:
         num_segments += 1
         _require("segments", num_segments, _MAX_J2K_SEGMENTS + 8 * num_tiles)
         marker, size = struct.unpack_from(">HH", data, place)
-        if marker == 0xFF90:  # a part of a tile, whose header may have other parameters
+        if marker == 0xFF90:  # a tile part, whose header may have other parameters
             num_parts += 1
             _require("parts of tiles", num_parts, _MAX_J2K_TILES + 4 * num_tiles)
             (length,) = struct.unpack_from(">I", data, place + 6)
@@ -347,7 +353,7 @@ def _check_j2k(data: bytes) -> None:
 
 
 def _codestream(data: bytes) -> int:
-    """Where the codestream of a JP2 file begins; -1 if it has none within its first 1,000 boxes."""
+    """Return the start of the codestream of a JP2 file, or -1 if its first 1,000 boxes have none."""
     place = 0
     for _ in range(1000):
         if place + 8 > len(data):
@@ -379,7 +385,7 @@ def _check_coding(data: bytes, place: int, marker: int, components: int, tile: i
     if block < _MIN_BLOCK_PIXELS:
         _require("code blocks", pixels // block, _MAX_BLOCKS_OF_LARGE)
     precincts = data[place + 5 : place + 6 + levels] if style & 1 else b""
-    # The size of a resolution falls by four from each to the next; the last is that of the tile.
+    # Each resolution has a quarter of the pixels of the next; the last has those of the tile.
     num = sum(
         max(1, (tile >> 2 * (levels - number)) >> (size & 15) >> (size >> 4)) for number, size in enumerate(precincts)
     ) or (levels + 1)
@@ -390,7 +396,7 @@ def _check_coding(data: bytes, place: int, marker: int, components: int, tile: i
 
 
 def _check_webp(data: bytes) -> None:
-    """Check the size, for which libwebp allocates memory when a file is opened.
+    """Check the size, by which libwebp allocates memory when a file is opened.
 
     The format: https://developers.google.com/speed/webp/docs/riff_container
     """
@@ -415,7 +421,7 @@ _CHECKS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], None]], ...] =
     ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), _check_j2k),
     (tuple(b"P%c" % kind for kind in b"0123456fy"), _check_ppm),
 )
-"""The check of each format, by the first bytes that Pillow accepts for it."""
+"""Check function of each format, by the first bytes that Pillow accepts for it."""
 
 
 # --- Colour profiles
@@ -427,8 +433,8 @@ _MULTI_PROCESS = re.compile(rb"[DB]2[BD][0-3]")
 def is_usable_profile(profile: bytes) -> bool:
     """Return whether an ICC profile can be applied in bounded time.
 
-    Profiles with multi-process elements (`D2B0` … `B2D3`) are not: the elements may share their curves, so that few
-    bytes stand for minutes of work. Hardly any picture has such a profile.
+    Profiles with multi-process elements (`D2B0` … `B2D3`) are not: the elements may share their curves, so few
+    bytes cause minutes of work. Almost no image has such a profile.
     """
     if not 132 <= len(profile) <= MAX_PROFILE_BYTES:
         return False

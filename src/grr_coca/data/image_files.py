@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
-"""Suffixes of tables that list images. They are read as sources of pairs."""
+"""Suffixes of tables that list images. Tables are read as sources of pairs."""
 
 _ANY_FOLDERS = re.compile(r"(^|/)\*\*(?:/|$)")
-"""`**` as a whole part of a pattern."""
+"""`**` as a complete part of a pattern."""
 
 _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
 """The start of the name of an image in a shard, see `_name_of_member`."""
 
 
 class Span(NamedTuple):
-    """The place of the bytes of an image: `size` bytes of `file` from `offset`. If `offset` is None, the whole file."""
+    """Location of the bytes of an image: `size` bytes of `file` from `offset`. If `offset` is None, the entire file."""
 
     file: Path
     offset: int | None = None
@@ -50,7 +50,7 @@ class Span(NamedTuple):
         """Read the bytes.
 
         Raises:
-            UserError: the file does not exist, cannot be read, or is no regular file, or the image has more than
+            UserError: If the file does not exist, cannot be read, or is not a regular file, or the image has more than
                 `MAX_BYTES`.
         """
         _require_bytes(self.size or 0, str(self.file))
@@ -64,13 +64,16 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image to be read later. Of a separate file only the name is kept: a folder may have hundreds of thousands.
+    """An image to be read later. For separate files, only the name is stored: a folder may have hundreds of thousands.
 
-    `name`: its name in results, which is the path of a separate file. `source`: returns its bytes, and raises
-    `UserError` if it cannot be read; None for a separate file. `part`: the place of its bytes in another file; None if
-    no file contains them as they are. `fields`: returns the other columns of its row in a table. `hides_others`: True
-    if it represents a folder or shard that could not be read, and that may contain further images. `keywords`: words
-    that its icon set has for it.
+    Attributes:
+        name: Name in results; for a separate file, its path.
+        source: Function that returns its bytes, or raises `UserError` if it cannot be read; None for a separate file.
+        part: Location of its bytes in another file; None if no file contains them unchanged.
+        fields: Function that returns the other columns of its row in a table.
+        hides_others: Whether it represents a folder or shard that could not be read and may contain more
+            images.
+        keywords: Keywords in its icon set.
     """
 
     name: str
@@ -85,12 +88,12 @@ class ImageFile:
         """Read the bytes.
 
         Raises:
-            UserError: the image cannot be read, or has more than `MAX_BYTES`.
+            UserError: If the image cannot be read, or has more than `MAX_BYTES`.
         """
         return Span(Path(self.name)).read() if self.source is None else self.source()
 
     def read_or_error(self) -> bytes | UserError:
-        """The bytes, or the error if they cannot be read."""
+        """Return the bytes, or the error if they cannot be read."""
         try:
             return self.read()
         except UserError as error:
@@ -100,12 +103,12 @@ class ImageFile:
 
     @property
     def path(self) -> Path | None:
-        """The path of a separate file; None for any other image."""
+        """Path of a separate file; None for any other image."""
         return Path(self.name) if self.source is None else None
 
     @property
     def span(self) -> Span | None:
-        """The place of the bytes; None if no file contains them as they are."""
+        """Location of the bytes; None if no file contains them unchanged."""
         return Span(Path(self.name)) if self.source is None else self.part
 
 
@@ -113,7 +116,7 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
     """Find the images of several arguments, in order and without repetition.
 
     Raises:
-        UserError: there is no argument, or one gives no image.
+        UserError: If no argument is given, or an argument has no image.
     """
     if not arguments:
         raise UserError("no images; give image files, folders, patterns, .tar shards or tables of pairs")
@@ -126,15 +129,15 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
 
 
 def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterator[ImageFile]:
-    """Find the images of one argument, one after another: a file, folder, pattern, shard, table or icon set.
+    """Find the images of one argument, one by one: a file, folder, pattern, shard, table or icon set.
 
-    Folders are searched with all subfolders, where files without the suffix of an image are skipped. A file that is the
+    Folders are searched with all subfolders, where files without an image suffix are skipped. A file that is the
     argument itself counts as an image, whatever its suffix.
 
     Links are followed once, see `Walk`.
 
     Raises:
-        UserError: the argument is empty, gives no image, or is a table or folder that cannot be read.
+        UserError: If the argument is empty, has no image, or is a table or folder that cannot be read.
     """
     left_out = left_out or Exclusions()
     require_path(argument)
@@ -164,7 +167,7 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
 def _of_reader(
     reader: SourceReader, images: Sequence[SourceImage], argument: str, left_out: Exclusions
 ) -> Iterator[ImageFile]:
-    """The images of another kind of source, such as the icons of a set."""
+    """Yield the images of another kind of source, such as the icons of a set."""
     for image in images:
         if left_out.has_file(image.inner, image.inner, keep_hidden=True):
             continue
@@ -176,13 +179,15 @@ def _of_reader(
 
 
 def _read_again(reader: SourceReader, argument: str, span: Span) -> bytes:
-    if not span.file.exists():  # the cache was emptied in the meantime, or this is another machine
+    if not span.file.exists():  # the cache was cleared, or this is another machine
         reader.images(argument)
     return span.read()
 
 
 def _is_stream(path: Path) -> bool:
-    """True for an argument such as `/dev/stdin` or `<(curl …)`: it is waited for, unlike a pipe in a folder."""
+    """Return whether an argument is a stream such as `/dev/stdin` or `<(curl …)`, which is awaited, unlike pipes in
+    folders.
+    """
     try:
         return path.is_fifo() or path.is_char_device()
     except (OSError, ValueError):
@@ -190,7 +195,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def is_forbidden(path: str) -> bool:
-    """True if permissions hide whether the path exists."""
+    """Return whether permissions hide whether the path exists."""
     try:
         os.lstat(path)
     except PermissionError:
@@ -218,7 +223,9 @@ def _matches(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
 
 
 def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
-    """The paths that match a pattern. For `**`, subfolders are walked, because `glob` would follow links in circles."""
+    """Yield the paths that match a pattern. For `**`, subfolders are walked, because `glob` would follow links in
+    circles.
+    """
     stars = _ANY_FOLDERS.search(pattern)
     if stars is None:
         yield from glob(pattern)  # noqa: PTH207 (an absolute pattern)
@@ -230,7 +237,9 @@ def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
 
 
 def _in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:
-    """The images below a folder. A folder that cannot be read gives an image that raises an error when it is read."""
+    """Yield the images below a folder. An unreadable folder is represented by an image that raises an error when it is
+    read.
+    """
     walk = Walk(str(root), left_out)
     for folder, files in walk:
         yield from _refused(walk.refused)
@@ -254,17 +263,17 @@ def _open(path: str) -> Iterator[ImageFile]:
 
 
 def _name_of_member(shard: Path | str, member: str) -> str:
-    """The name of an image in a shard. `member_of_name` is the inverse."""
+    """Return the name of an image in a shard. `member_of_name` is the inverse."""
     return f"{shard}: {member}"
 
 
 def member_of_name(name: str, shard: str) -> str:
-    """The path of an image within its shard."""
+    """Return the path of an image within its shard."""
     return name.removeprefix(_name_of_member(shard, ""))
 
 
 def shard_of_name(name: str) -> str | None:
-    """The shard in the name of an image; None if the image is not a member of a shard.
+    """Return the shard in the name of an image, or None if the image is not a member of a shard.
 
     The shard ends at the first `.tar: `. This is wrong for a shard in a folder whose own name contains `.tar: `.
     """
@@ -273,7 +282,10 @@ def shard_of_name(name: str) -> str | None:
 
 
 def _of_tar(path: Path) -> Iterator[ImageFile]:
-    """The images of a shard, with or without captions. If it is damaged, the last image raises an error when read."""
+    """Yield the images of a shard, with or without captions.
+
+    If the shard is corrupt, the last image raises an error when read.
+    """
     count = 0
     try:
         with open_regular(path) as shard, tarfile.open(fileobj=shard, mode="r:") as tar:
@@ -302,7 +314,7 @@ def _of_table(argument: str) -> Iterator[ImageFile]:
 
 
 class _Table:
-    """A table of images, or a folder of features. It is serialized as its name alone, so each worker process opens it
+    """A table of images, or a folder of features. Only its name is serialized, so each worker process opens it
     itself."""
 
     def __init__(self, argument: str) -> None:
@@ -350,7 +362,7 @@ def _suffixes() -> str:
 
 _Decoded = tuple[ImageFile, Image.Image | UserError]
 _TOGETHER = 8
-"""Items that a thread takes at a time. More make work in helper programs faster, and fewer share it better."""
+"""Number of items that a thread takes at a time. More items reduce overhead, fewer balance the load."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -370,9 +382,10 @@ def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: in
 def done_ahead(
     items: Iterable[Item], work: Callable[[Sequence[Item]], Iterable[Done]], batch_size: int
 ) -> Iterator[list[Done]]:
-    """Results of `work` in batches and in order. Threads compute the next batch while the caller uses the current one.
+    """Yield results of `work` in batches and in order. Threads compute the next batch while the caller uses the current
+    one.
 
-    `work` gets a few items, and returns a result for each. At most two batches are taken from `items` ahead of the
+    `work` receives a few items and returns a result for each. At most two batches are taken from `items` ahead of the
     results.
     """
     waiting: deque[list[Future[list[Done]]]] = deque()

@@ -1,4 +1,4 @@
-"""RGB images from any form in which a program has them: paths, Pillow images, arrays and tensors.
+"""Conversion of paths, Pillow images, arrays and tensors to RGB images.
 
 Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
 """
@@ -33,13 +33,13 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
     """Convert an image of any accepted form to RGB.
 
     Args:
-        image: see `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
+        image: See `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
             composited over white.
-        name: name in messages of an image that has no path.
+        name: Name in messages for an image without a path.
         opening: `as_stored` ignores EXIF rotation and transparency of files and Pillow images.
 
     Raises:
-        UserError: a file is missing or broken, or an array has a wrong shape, type or range.
+        UserError: If a file is missing or corrupt, or an array has a wrong shape, type or range.
     """
     if isinstance(image, str | Path):
         return decode_image(read_file_bytes(image), str(image), opening, to_srgb=True)
@@ -88,7 +88,7 @@ def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
     if not np.issubdtype(image.dtype, np.floating):
         raise UserError(f"{name}: values are {image.dtype}; give uint8 of 0 … 255, or floating point of 0 … 1")
     low, high = float(image.min()), float(image.max())
-    if not (low >= 0 and high <= 1):  # false for NaN too
+    if not (low >= 0 and high <= 1):  # also false for NaN
         raise UserError(
             f"{name}: floating point values must be within 0 … 1, and are within {low:g} … {high:g}; do not "
             f"normalize images, the model does"

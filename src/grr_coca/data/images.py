@@ -1,9 +1,9 @@
-"""RGB images from the bytes of files, in this process, with errors that name the file and the cause.
+"""Decoding of image files to RGB in this process, with errors that name the file and the cause.
 
-Files of strangers are decoded in helper programs, which call `decode_here`; see `isolated.py`. SVG files are
+Untrusted files are decoded in helper programs, which call `decode_here`; see `isolated.py`. SVG files are
 rendered by a plug-in, HEIC files decoded by pillow-heif.
 
-Few files need NumPy, whose import takes as long as that of all the rest: a helper program imports it only for these.
+Few files need NumPy, whose import doubles the start time, so a helper program imports it only for these.
 
 Shapes: H height, W width.
 """
@@ -30,34 +30,34 @@ if TYPE_CHECKING:
     from PIL import ImageCms
 
 MAX_BYTES = 2**28
-"""Larger files are refused before they are read."""
+"""Larger files are rejected before they are read."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Accepted image formats besides SVG, AVIF and HEIC. Pillow reads more, but it runs Ghostscript for some of them."""
 
 VECTOR_SIDE = 256
-"""Side in pixels at which drawings such as SVG files are rendered for people, since they have no size in pixels. For
-models, it is the largest."""
+"""Side in pixels at which drawings such as SVG files are rendered for display, since they have no size in pixels. For
+models, it is the maximum."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 _MAX_BRANDS = 4096
-"""Bytes of the list of brands that are looked at."""
+"""Maximum number of bytes of the brand list that are inspected."""
 
 Opening = Literal["upright_on_white", "as_stored"]
-"""How an image is opened: rotated as its EXIF data say and with transparent parts over white, or with its pixels as
+"""How an image is opened: rotated by its EXIF data with transparent parts over white, or with its pixels as
 they are stored, as open_clip does."""
 
 _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
-"""The warning filter that ignores warnings of Pillow, in the form of `warnings.filters`."""
+"""Warning filter that ignores Pillow warnings, in the form of `warnings.filters`."""
 
 BROKEN = (
     ArithmeticError,
-    AssertionError,  # without a text, such as that of a PNG file without its palette
+    AssertionError,  # without a message, such as for a PNG file without its palette
     AttributeError,
     EOFError,
-    Image.DecompressionBombError,  # of a part, while decoding; no format that is accepted here has such today
+    Image.DecompressionBombError,  # raised while decoding; no accepted format raises it today
     LookupError,
     OSError,
     RuntimeError,
@@ -66,7 +66,7 @@ BROKEN = (
     ValueError,
     struct.error,
 )
-"""The exceptions of Pillow and pillow-heif for broken files: a damaged header may have a value of any type."""
+"""Exceptions of Pillow and pillow-heif for corrupt files: a corrupt header may have a value of any type."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,7 +77,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The operation that turns an image upright, by the orientation in its EXIF data."""
+"""Operation that turns an image upright, by its EXIF orientation."""
 
 _PNG = b"\x89PNG"
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (_PNG, "PNG"), (b"RIFF", "WEBP"))
@@ -99,28 +99,28 @@ def decode_here(
     """Decode the bytes of an image file into an RGB image, in this process.
 
     The formats are JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, SVG, AVIF and HEIC. The suffix of the file does not
-    matter. A file of several frames or pages gives the first, see `has_more_frames`. EXIF rotation is applied.
+    matter. The first of several frames or pages is used, see `has_more_frames`. EXIF rotation is applied.
     Transparent parts are composited over white. Grey with 16 bits or floating-point values is scaled to 8 bits.
 
     Args:
-        data: the content of the file.
-        name: the name of the file in messages.
+        data: The content of the file.
+        name: The name of the file in messages.
         opening: `as_stored` ignores EXIF rotation, transparency and colour profiles.
-        to_srgb: convert the colours of an embedded ICC profile to sRGB. Inference does; training reads the pixels as
+        to_srgb: Convert the colours of an embedded ICC profile to sRGB. Inference does; training uses the pixels as
             they are stored.
-        is_scaled: the caller will scale the image down, and then call `with_srgb_colours`. Large images are not
+        is_scaled: The caller will scale the image down, and then call `with_srgb_colours`. Large images are not
             converted before, which would take several times as long as decoding.
-        at_least: width and height that are enough, before the image is turned upright. A JPEG is decoded at a half, a
-            quarter or an eighth of its size if that is no smaller, which saves memory and time; pixels then differ
-            slightly. None: as it is.
-        above: only a JPEG of more pixels is decoded at a fraction.
-        max_pixels: larger images are rejected.
-        renderer: module that renders a drawing; None: the file is not a drawing.
-        vector_side: side in pixels at which an SVG file is drawn, see `VectorFormat`.
+        at_least: Sufficient width and height before the image is turned upright. A JPEG is decoded at a half, a
+            quarter or an eighth of its size if the result is not smaller, which saves memory and time; pixels then
+            differ slightly. None: full size.
+        above: Only JPEG files with more pixels are decoded at a fraction.
+        max_pixels: Larger images are rejected.
+        renderer: Module that renders a drawing; None: the file is not a drawing.
+        vector_side: Side in pixels at which an SVG file is drawn, see `VectorFormat`.
 
     Raises:
-        BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
-            that is not installed.
+        BadSample: If the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a
+            package that is not installed.
     """
     with decoding_errors(name, may_lack_memory=data.startswith((b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"))):
         opened = open_header(data, name, vector_side, renderer)
@@ -136,11 +136,11 @@ def decode_here(
 
 @contextmanager
 def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[None]:
-    """Turn the errors of decoders into a `BadSample` that names the file, and ignore warnings of Pillow.
+    """Turn the errors of decoders into a `BadSample` that names the file, and ignore Pillow warnings.
 
     Args:
-        name: The file in messages.
-        may_lack_memory: Its decoder, of WebP or JPEG 2000, calls a file broken if there is too little memory, too.
+        name: Name of the file in messages.
+        may_lack_memory: Whether its decoder (WebP, JPEG 2000) also reports a corrupt file if memory runs out.
     """
     ignore_warnings_of_pillow()
     try:
@@ -157,12 +157,12 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
 
 
 def ignore_warnings_of_pillow() -> None:
-    """Ignore warnings of Pillow about large images and odd metadata. They do not name the file.
+    """Ignore Pillow warnings about large images and odd metadata, which do not name the file.
 
-    The filter is for Pillow alone, and stays. `catch_warnings` would not work: images are decoded in several threads,
-    and if two of them use it at the same time, a filter for all warnings may stay behind.
+    The filter affects only Pillow, and is permanent. `catch_warnings` would not work: images are decoded in several
+    threads, and if two of them use it at the same time, a filter for all warnings may remain.
     """
-    if warnings.filters[:1] != [_OF_PILLOW]:  # the first filter counts, and other code may have added one
+    if warnings.filters[:1] != [_OF_PILLOW]:  # the first filter wins, and other code may have added one
         warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
@@ -170,8 +170,8 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
     """Open an image and read its header, in this process. No pixel is decoded, except that SVG is drawn.
 
     Raises:
-        BadSample: the image has more than `MAX_PIXELS`, or a part of the file exceeds its limit.
-        One of `BROKEN`: the file is broken.
+        BadSample: If the image has more than `MAX_PIXELS`, or a part of the file exceeds its limit.
+        One of `BROKEN`: If the file is corrupt.
     """
     if not data:
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
@@ -186,7 +186,7 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
         except (ImportError, OSError) as error:  # a helper program opens no files
             message = f"{name}: a HEIC file, which needs pillow-heif; pip install pillow-heif"
             raise BadSample(message, Cause.NOT_INSTALLED) from error
-        # libheif turns the pixels upright itself, and removes that from EXIF.
+        # libheif turns the pixels upright itself, and removes the orientation from EXIF.
         image = HeifImageFile(io.BytesIO(data))
         _require_size(image.width, image.height, name)
         return image
@@ -202,7 +202,9 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
 
 
 def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
-    """The format of a file in the container of ISO 14496-12, by the brands in its first box; None for other files."""
+    """Return the format of a file in the container of ISO 14496-12, by the brands in its first box, or None for other
+    files.
+    """
     if data[4:8] != b"ftyp":
         return None
     end = min(int.from_bytes(data[:4], "big"), _MAX_BRANDS)
@@ -217,21 +219,21 @@ FIRST_OF_SEVERAL = "first_of_several"
 
 
 def has_more_frames(image: Image.Image) -> bool:
-    """True if `decode_image` has read an image from the first of several frames or pages."""
+    """Return whether `decode_image` has read an image from the first of several frames or pages."""
     return FIRST_OF_SEVERAL in image.info
 
 
 def _is_first_of_several(opened: Image.Image) -> bool:
-    """True for animations and files of several pages.
+    """Return whether the file is an animation or has several pages.
 
-    A JPEG may hold other pictures behind its own, such as a preview or what a screen needs for high contrast (MPO).
-    These are no frames.
+    A JPEG may contain other images after its own, such as a preview or a gain map for HDR screens (MPO).
+    These do not count as frames.
     """
     if opened.format == "MPO":
         return False
     try:
         return bool(getattr(opened, "is_animated", False))
-    except Exception:  # a damaged second frame does not affect the first
+    except Exception:  # a corrupt second frame does not affect the first
         return False
 
 
@@ -258,7 +260,7 @@ def _ppm_with_full_range(data: bytes) -> bytes:
     samples = np.frombuffer(data, f">u{size}", num_samples, found.end())
     values = np.minimum(np.arange(2 ** (8 * size)) / most, 1) * full
     table = np.rint(values).astype(">u2" if full > 255 else np.uint8)
-    # In parts, since an index takes eight bytes for each sample.
+    # In parts, because an index takes eight bytes per sample.
     parts = (samples[start : start + _STRIP_PIXELS] for start in range(0, num_samples, _STRIP_PIXELS))
     return b"P%d %d %d %d\n" % (kind, width, height, full) + b"".join(table[part].tobytes() for part in parts)
 
@@ -278,7 +280,7 @@ def _too_large(name: str, width: int = 0, height: int = 0, limit: int = MAX_PIXE
 def open_rgb(
     image: Image.Image, opening: Opening = "upright_on_white", *, to_srgb: bool = False, is_scaled: bool = False
 ) -> Image.Image:
-    """Convert an opened Pillow image to RGB, in the same way as `decode_image`."""
+    """Convert an opened Pillow image to RGB, like `decode_image`."""
     if opening == "as_stored":
         return _to_rgb(image, opening)
     image = _upright(image)
@@ -327,7 +329,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _finite_range(image: Image.Image) -> tuple[float, float]:
-    """The smallest and the largest finite value of a floating-point image; zeros if it has none."""
+    """Return the smallest and the largest finite value of a floating-point image; or zeros if it has none."""
     import numpy as np
 
     low, high = np.inf, -np.inf
@@ -346,11 +348,11 @@ def _as_numbers(image: Image.Image) -> "np.ndarray":
 
 
 _STRIP_PIXELS = 2**18
-"""Pixels that are converted at a time. A large image at once would take several times its memory."""
+"""Number of pixels converted at a time. Converting a large image at once would need several times its memory."""
 
 
 def strips(image: Image.Image) -> Iterator[Image.Image]:
-    """The image in strips of whole rows, from top to bottom."""
+    """Yield the image in strips of whole rows, from top to bottom."""
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
     if rows >= image.height:
         yield image
@@ -360,7 +362,7 @@ def strips(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image strip by strip into one of another mode. The conversion looks at each pixel by itself."""
+    """Convert an image strip by strip into one of another mode. The conversion is applied to each pixel separately."""
     if image.width * image.height <= _STRIP_PIXELS:
         converted = convert(image)
         converted.info = {}
@@ -373,13 +375,13 @@ def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], I
 
 
 def _same_pixels(image: Image.Image) -> Image.Image:
-    """The image without its file. The pixels are shared: a copy of a large image would double its memory."""
+    """Return the image without its file. The pixels are shared: a copy of a large image would double its memory."""
     image.load()
     return image._new(image.im)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image, rotated as its EXIF data say.
+    """Return the image, rotated by its EXIF orientation.
 
     Only the orientation is read. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if any tag has the
     wrong type, although that does not affect the pixels.
@@ -387,12 +389,12 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()  # EXIF data may follow the pixels
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data raise many types, and do not affect the pixels
+    except Exception:  # corrupt EXIF data raise many types, and do not affect the pixels
         turn = None
     if turn is None:
         return image
     upright = image.transpose(turn)
-    # Without EXIF data, which would turn it again if it is opened again.
+    # Without EXIF data, which would rotate it again when it is opened again.
     upright.info = {key: value for key, value in image.info.items() if key in ("transparency", "icc_profile")}
     return upright
 
@@ -400,17 +402,17 @@ def _upright(image: Image.Image) -> Image.Image:
 # --- Colour profiles
 
 _IDENTITY_TOLERANCE = 2
-"""A profile that changes no value of 0 … 255 by more than this is taken as sRGB."""
+"""A profile that changes no value of 0 … 255 by more than this counts as sRGB."""
 _GRID = bytes(255 * step // 8 for step in range(9))
 """Values of each channel at which a profile is compared with sRGB."""
 
 
 _PROFILE = "profile_to_convert"
-"""Key of `Image.info`: the profile of an image that is converted after scaling. Cropping and scaling keep it."""
+"""Key of `Image.info`: profile of an image to convert after scaling. Cropping and scaling keep it."""
 
 
 def with_srgb_colours(image: Image.Image) -> Image.Image:
-    """Convert an RGB image to sRGB if `decode_image` has left that for later; any other image stays unchanged."""
+    """Convert an RGB image to sRGB if `decode_image` has deferred that; other images stay unchanged."""
     profile = image.info.get(_PROFILE)
     if profile is None:
         return image
@@ -449,12 +451,12 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return _by_strips(image, "RGBA" if has_alpha else "RGB", convert)
 
 
-@lru_cache(maxsize=8)  # the key and the transform hold the profile: 64 MB together at most
+@lru_cache(maxsize=8)  # key and transform contain the profile: at most 64 MB in total
 def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
-    """The conversion of a profile to sRGB; None if it is sRGB already.
+    """Return the conversion of a profile to sRGB, or None if it is sRGB already.
 
     Raises:
-        PyCMSError: the profile is damaged, or is not of this mode.
+        PyCMSError: If the profile is corrupt, or is not of this mode.
     """
     from PIL import ImageCms
 
@@ -476,7 +478,7 @@ def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """An image as the content of a file. `kind`, `options`: as `Image.save` takes them."""
+    """Return an image encoded as a file. `kind`, `options`: Arguments of `Image.save`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -1,14 +1,14 @@
-"""Decodes image files of strangers in helper programs, so that no file can crash, block or fill this process.
+"""Decoding of untrusted image files in helper programs, so that no file can crash, block or exhaust this process.
 
-Decoders of pictures are native code: a profile of 694 bytes takes minutes, an 88-byte file 760 MB, and one SVG of 190
-bytes aborts its process. `isolated_program.py` is the program. It can open nothing after its imports, and is
-killed when it passes a limit.
+Image decoders are native code: a profile of 694 bytes takes minutes, an 88-byte file 760 MB, and an SVG of 190
+bytes aborts its process. `isolated_program.py` is the program. It cannot open files after its imports, and is
+killed when it exceeds a limit.
 
-Helpers are started when they are needed, at most one for each core, and kept. They are plain programs, so they also
+Helpers are started on demand, at most one per core, and reused. They are plain programs, so they also
 work in a script without a `__main__` guard, in a notebook, and in the workers of a `DataLoader`. Answers of helpers are
-read as numbers, JSON and pixels, never as code.
+parsed as numbers, JSON and pixels, never as code.
 
-A change between processes takes as long as a tenth of a small picture, so several small contents make one call.
+A switch between processes costs a tenth of decoding a small image, so several small contents share a call.
 """
 
 import atexit
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from grr_coca.data.images import Opening
 
 DECODING = "grr_coca.data.decoding"
-"""The module of what helper programs do with image files."""
+"""Module with the functions of helper programs for image files."""
 
 _NEW_GROUP = 0x200
 """`CREATE_NEW_PROCESS_GROUP` of Windows."""
@@ -47,28 +47,28 @@ _NEW_GROUP = 0x200
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # By default, the C library of GNU returns the memory of each picture to the system, which then clears it for the
-    # next one: a third of the time of a WebP file.
+    # By default, glibc returns the memory of each image to the system, which then clears it for the
+    # next one: a third of the time for a WebP file.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
 """Environment variables of helpers."""
 
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
-"""Signals that do not depend on the picture. The system sends SIGKILL when it runs out of memory."""
+"""Signals that do not depend on the image. The system sends SIGKILL when it runs out of memory."""
 
 _MAX_FACTS = 2**24
 _PIPE_BYTES = 2**20
-"""Size of the pipes, where the system lets it be chosen: fewer changes between processes for large pictures."""
+"""Size of the pipes, where it can be set: large pipes need fewer process switches for large images."""
 _SMALL = 2**16
-"""Bytes of an answer that are read at once, whatever its size: that of a small picture."""
+"""Number of bytes of an answer to read at once: the size of a small image."""
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 0.1
-"""How long a call waits for a helper before another one is started, which takes about as long."""
+"""Seconds that a call waits for a helper before another one is started, which takes about as long."""
 _MAX_TOGETHER = 16
-"""Contents of a call."""
+"""Maximum number of contents per call."""
 _MAX_BYTES_TOGETHER = 2**22
-"""A call has no more contents when it has more bytes than this."""
+"""Number of bytes above which no content is added to a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,12 @@ class HelperLimits:
     """Limits of helper programs.
 
     Attributes:
-        cpu_seconds: Maximum processor time for a content.
-        wall_seconds: Maximum time for a content. Generous, since a busy machine may give the helper no time.
+        cpu_seconds: Maximum processor time per content.
+        wall_seconds: Maximum time per content. Generous, because a busy machine may delay the helper.
         memory: Maximum address space in bytes of each helper. Windows and macOS have no such limit.
-        large_memory: Maximum address space of a helper for a content that `memory` is too little for. There is one such
-            content at a time. None: as `memory`.
-        count: Maximum number of helpers; None: one for each core.
+        large_memory: Maximum address space of a helper for a content for which `memory` is too small. Only one such
+            content is processed at a time. None: `memory`.
+        count: Maximum number of helpers; None: one per core.
     """
 
     cpu_seconds: float = 60.0
@@ -92,19 +92,19 @@ class HelperLimits:
 
     @property
     def most_memory(self) -> int:
-        """The larger of the limits of memory."""
+        """The larger memory limit."""
         return max(self.memory, self.large_memory or 0)
 
 
 @dataclass(frozen=True)
 class Content:
-    """Bytes from a stranger.
+    """Untrusted bytes.
 
     Attributes:
         data: The bytes.
         name: Name of the file in messages.
         needs: Modules that the function imports for these bytes.
-        cpu_seconds: Maximum processor time; None: that of the limits.
+        cpu_seconds: Maximum processor time; None: the limit of `HelperLimits`.
         arguments: Arguments of the function for this content.
     """
 
@@ -116,7 +116,7 @@ class Content:
 
 
 Answer = tuple[dict[str, Any], memoryview]
-"""Facts, and the bytes of a result. The caller must check both, since a decoder may have been taken over."""
+"""Facts, and the bytes of a result. The caller must validate both, because a decoder may have been exploited."""
 
 
 _Answered = tuple[int, dict[str, Any], int]
@@ -137,7 +137,7 @@ class _Helper:
     """A running `isolated_program.py`.
 
     Raises:
-        OSError: It cannot be started.
+        OSError: If it cannot be started.
     """
 
     def __init__(self, modules: frozenset[str], limits: HelperLimits) -> None:
@@ -148,8 +148,8 @@ class _Helper:
             "memory": limits.most_memory,
             "wall_seconds": None if _poll else limits.wall_seconds,
         }
-        # In a separate process group, where Ctrl-C in a terminal does not reach it. Isolated (-I), so that no file of
-        # the current folder is imported. Without buffers, of which a forked process would have a copy.
+        # In a separate process group, so that Ctrl-C in a terminal does not reach it. Isolated (-I), so that no file of
+        # the current folder is imported. Unbuffered, because a forked process would copy buffers.
         group: Any = {"process_group": 0} if os.name == "posix" else {"creationflags": _NEW_GROUP}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", program.__file__, json.dumps(given)],
@@ -167,14 +167,14 @@ class _Helper:
         self.is_ready = False
 
     def call(self, call: bytes, contents: Sequence[Content]) -> tuple[list[_Answered], memoryview]:
-        """Call a function on each content. After any error, this helper must not be used again.
+        """Call a function on each content. After an error, this helper must not be used again.
 
         Returns:
-            Code, facts and size of the result of each, and all results, one after the other.
+            Code, facts and size of each result, and the concatenated results.
 
         Raises:
-            _HelperExit: This helper has ended.
-            OSError: It did not start.
+            _HelperExit: If this helper has ended.
+            OSError: If it did not start.
         """
         if not self.is_ready:
             try:
@@ -188,7 +188,7 @@ class _Helper:
 
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
-        with suppress(BrokenPipeError):  # it has ended, which receiving finds
+        with suppress(BrokenPipeError):  # it has ended, which receiving detects
             while rest:
                 rest = rest[self._input.write(rest) :]
 
@@ -223,7 +223,7 @@ class _Helper:
     def leave(self) -> None:
         """Close the inherited pipes of a helper that belongs to the parent process. To be called after a fork."""
         self._close()
-        self._process.returncode = 0  # it is not ours to wait for
+        self._process.returncode = 0  # only the parent may wait for it
 
     def _close(self) -> None:
         self._input.close()
@@ -231,7 +231,7 @@ class _Helper:
 
 
 def _paths_of(modules: frozenset[str]) -> list[str]:
-    """The folders from which these modules, and those that all of them need, are imported."""
+    """Return the folders from which these modules, and those that all of them need, are imported."""
     specs = (
         find_spec(name) for name in sorted({"grr_coca", "PIL", "numpy", *(name.partition(".")[0] for name in modules)})
     )
@@ -261,7 +261,7 @@ _poll = _polled if hasattr(select, "poll") else None
 
 
 class Helpers:
-    """The helpers of this process. Idle helpers are kept.
+    """Helpers of this process. Idle helpers are reused.
 
     Args:
         limits: Limits of each helper.
@@ -276,7 +276,7 @@ class Helpers:
         self._modules: frozenset[str] = frozenset()
 
     def use(self, limits: HelperLimits) -> HelperLimits:
-        """Use other limits from now on. Return the limits before."""
+        """Use other limits from now on. Return the previous limits."""
         before, self.limits = self.limits, limits
         self.end()
         return before
@@ -303,8 +303,8 @@ class Helpers:
             **arguments: Other arguments, which are pickled.
 
         Raises:
-            BadSample: The function rejects the bytes, or exceeds a limit (`Cause.TOO_LARGE`), or crashes
-                (`Cause.BROKEN_IMAGE`), or this machine did not manage it (`Cause.UNREADABLE`).
+            BadSample: If the function rejects the bytes, or exceeds a limit (`Cause.TOO_LARGE`), or crashes
+                (`Cause.BROKEN_IMAGE`), or decoding failed for reasons of this machine (`Cause.UNREADABLE`).
         """
         (answer,) = self.map(module, function, [content], **arguments)
         if isinstance(answer, UserError):
@@ -314,10 +314,10 @@ class Helpers:
     def map(
         self, module: str, function: str, contents: Iterable[Content | UserError], **arguments: Any
     ) -> Iterator[Answer | UserError]:
-        """Call a function on several contents, see `call`. Small ones go together, which takes less time.
+        """Call a function on several contents, see `call`. Small contents share a call, which is faster.
 
-        Contents are taken when they are needed: at most `_MAX_TOGETHER` of them are held. Errors are returned in their
-        places.
+        Contents are consumed lazily: at most `_MAX_TOGETHER` are in memory. Errors are returned in their
+        positions.
         """
         together: list[Content | UserError] = []
         num_bytes = 0
@@ -342,7 +342,7 @@ class Helpers:
         if len(contents) > 1:
             with suppress(_HelperExit, OSError):
                 return self._call(module, function, contents, arguments, self.limits.memory)
-            # One of them ended the helper: each separately.
+            # One of them ended the helper, so retry each separately.
             return [answer for one in contents for answer in self._answers(module, function, [one], arguments)]
         from grr_coca.data.sources.base import BadSample, Cause  # late, as NumPy: a command starts a helper first
 
@@ -370,7 +370,7 @@ class Helpers:
         *,
         is_last: bool = True,
     ) -> list[Answer | UserError]:
-        """Call a function once. `is_last`: False: if its helper ends, call it once more, in a new helper: the old one
+        """Call a function once. `is_last`: If False and its helper ends, call it again in a new helper: the old one
         may have been late, or out of memory after thousands of calls."""
         from grr_coca.data.sources.base import BadSample, Cause
 
@@ -379,7 +379,7 @@ class Helpers:
         helper = self._taken(frozenset({module, *(name for one in contents for name in one.needs)}))
         try:
             answers, results = helper.call(call, contents)
-        except BaseException as error:  # it has ended, or an interrupt has left it within a call
+        except BaseException as error:  # it has ended, or an interrupt stopped it during a call
             self._end(helper)
             if is_last or not isinstance(error, _HelperExit) or error.is_costly:
                 raise
@@ -416,7 +416,7 @@ class Helpers:
                     if modules <= helper.modules and helper.limits is self.limits:
                         return helper
                     self._end(helper)
-                # One is started at a time, or all who wait would start one.
+                # Helpers are started one at a time, or every waiting call would start one.
                 is_full = len(self._all) >= (self.limits.count or num_threads())
                 may_start = not is_full and all(helper.is_ready for helper in self._all)
                 patience = until - time.monotonic() if self._all else 0
@@ -442,12 +442,12 @@ class Helpers:
             self._changed.notify()
 
     def end(self) -> None:
-        """End the idle helpers. The others end when their input does, which is when this process does."""
+        """End the idle helpers. Busy helpers end when their input closes, at the end of this process."""
         while self._idle:
             self._end(self._idle.pop())
 
     def leave(self) -> None:
-        """Forget the helpers in a forked process: they are its parent's."""
+        """Drop the helpers in a forked process: they belong to its parent."""
         for helper in self._all:
             helper.leave()
         self.__init__(self.limits)  # type: ignore[misc]  # another thread may have held the lock
@@ -465,9 +465,9 @@ if hasattr(os, "register_at_fork"):
 
 _PNG = b"\x89PNG"
 _EIGHT_BITS = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
-"""Beginnings of files that are decoded without NumPy. So are PNG files, unless they have 16 bits."""
+"""Prefixes of files that are decoded without NumPy, like PNG files with up to 8 bits."""
 _RASTER_STARTS = (*_EIGHT_BITS, _PNG, b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
-"""Beginnings of files that are not drawings: no plug-in is asked about them."""
+"""Prefixes of files that are not drawings: no plug-in is queried for them."""
 
 
 def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> Answer:
@@ -481,7 +481,7 @@ def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING,
         **arguments: Other arguments.
 
     Raises:
-        BadSample: The file is rejected, or its format needs a package that is not installed.
+        BadSample: If the file is rejected, or its format needs a package that is not installed.
     """
     return helpers.call(module, function, _content(data, name), **arguments)
 
@@ -493,7 +493,8 @@ def ask_helpers(
 
     Args:
         function: Function of the module.
-        files: Content and name of each file. They are taken a few at a time. An error is returned in its place.
+        files: Content and name of each file. Files are consumed a few at a time. An error is returned in the position
+            of its file.
         module: Module of the function.
         **arguments: Other arguments.
     """
@@ -520,19 +521,19 @@ def decode_image(data: bytes, name: str, opening: "Opening" = "upright_on_white"
         data: Content of the file.
         name: Name of the file in messages.
         opening: See `decode_here`.
-        **options: Further arguments of `decode_here`, and `side`: scale the image down so that no side is longer.
+        **options: Additional arguments of `decode_here`, and `side`: scale the image down so that no side is longer.
 
     Raises:
-        BadSample: The file cannot be decoded, or decoding exceeds a limit.
+        BadSample: If the file cannot be decoded, or decoding exceeds a limit.
     """
     return received(*ask_helper("pixels", data, name, opening=opening, **options))
 
 
 def received(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
-    """Return an image that a helper program has sent.
+    """Return an image sent by a helper program.
 
     Raises:
-        ValueError: The numbers do not fit each other.
+        ValueError: If the numbers are inconsistent.
     """
     from PIL import Image  # late, as NumPy: a command starts a helper first
 
@@ -551,7 +552,7 @@ def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
     """Return width and height, and the format of an image file. No pixel is decoded, except that SVG is drawn.
 
     Raises:
-        BadSample: The file is not an image, or exceeds a limit.
+        BadSample: If the file is not an image, or exceeds a limit.
     """
     facts, _ = ask_helper("header", data, name)
     width, height = map(int, facts["size"])
@@ -562,17 +563,17 @@ def check_image(data: bytes, name: str) -> None:
     """Check that an image file can be decoded, in a helper program.
 
     Raises:
-        BadSample: It cannot, or decoding exceeds a limit.
+        BadSample: If it cannot, or decoding exceeds a limit.
     """
     ask_helper("checked", data, name)
 
 
 class VectorFormat(Protocol):
-    """A format of drawings, such as SVG, of a package beside the core. Registered in `grr_coca.image_formats`.
+    """A format of drawings, such as SVG, of a package outside the core. Registered in `grr_coca.image_formats`.
 
     Attributes:
-        renderer: Module that helper programs import, though what it needs may not be installed. Its function
-            `render(data, name, side)` returns a transparent square of `side` pixels, with an oblong drawing in the
+        renderer: Module that helper programs import even if its requirements may be missing. Its function
+            `render(data, name, side)` returns a transparent square of `side` pixels, with oblong drawings in the
             middle, or raises `BadSample`.
         cpu_seconds: Maximum processor time of a drawing.
     """
@@ -581,12 +582,12 @@ class VectorFormat(Protocol):
     cpu_seconds: float
 
     def recognizes(self, data: bytes) -> bool:
-        """Return whether the bytes of a file are in this format. Its name does not matter."""
+        """Return whether the bytes of a file are in this format. The file name does not matter."""
         ...
 
 
 def vector_format(data: bytes) -> VectorFormat | None:
-    """Return the format of a drawing; None for an image of pixels, and for what is in no known format."""
+    """Return the format of a drawing, or None for pixel images and unknown formats."""
     if data.startswith(_RASTER_STARTS) or data[4:8] == b"ftyp":
         return None
     return next((one for one in plugins.values("grr_coca.image_formats") if one.recognizes(data)), None)

@@ -1,8 +1,8 @@
-"""The helper program of `isolated.py`: it calls functions on bytes from strangers, in a separate process.
+"""The helper program of `isolated.py`: it calls functions on untrusted bytes in a separate process.
 
-A picture can abort its decoder, overflow its stack, or take hours, and no check finds all of these beforehand. So there
-are limits of memory and of processor time where the system has them. Processor time decides, so that the result does
-not depend on how busy the machine is. After its imports, the program cannot open files.
+An image can abort its decoder, overflow its stack, or take hours, and no check detects all of these beforehand. So
+memory and processor time are limited where the system supports it. Processor time decides, so that the result does not
+depend on how busy the machine is. After its imports, the program cannot open files.
 
 It is run as a file, not imported, and isolated (`python -I -S`): the parent passes the paths of modules.
 """
@@ -19,19 +19,19 @@ from io import BufferedIOBase
 from typing import Any
 
 REQUEST = struct.Struct("<II")
-"""The bytes of a call (pickled by the parent), and of all contents together, which follow."""
+"""Sizes of a call (pickled by the parent), and of all contents together, which follow."""
 ANSWER = struct.Struct("<II")
-"""The bytes of the answers as JSON (for each content a code, facts and the size of a result), and of all results."""
+"""Sizes of the answers as JSON (for each content a code, facts and the size of a result), and of all results."""
 DONE, REJECTED, OUT_OF_MEMORY = range(3)
 
 LATE = 1
-"""The exit code after too much wall time, where the parent cannot measure it."""
+"""Exit code after the wall-time limit, where the parent cannot measure it."""
 _LARGE = 32 * 2**20
-"""Free memory is returned to the system after a request or an answer of this many bytes."""
+"""Minimum size in bytes of a request or an answer after which free memory is returned to the system."""
 
 
 def _limit(kind: str, soft: int, hard: int) -> None:
-    """Limit this process, where the system can: Windows has no limits, and macOS none of memory."""
+    """Limit this process if the system supports it: Windows has no limits, and macOS no memory limit."""
     try:
         import resource
 
@@ -46,7 +46,7 @@ def _trimmer() -> Any:
         import ctypes
 
         return ctypes.CDLL(None).malloc_trim
-    except (ImportError, OSError, AttributeError, TypeError):  # other libraries than that of GNU do not have it
+    except (ImportError, OSError, AttributeError, TypeError):  # only glibc has it
         return None
 
 
@@ -57,7 +57,7 @@ def _run(paths: list[str], modules: list[str], memory: int, wall_seconds: float 
     trim = _trimmer()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # whatever a decoder prints
+    for stream in (0, 1, 2):  # discard the output of decoders
         os.dup2(silent, stream)
     _limit("RLIMIT_AS", memory, memory)
     for kind in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE"):
@@ -81,11 +81,11 @@ def answer_all(
     """Answer requests until they end.
 
     Args:
-        requests: The requests.
-        answers: Their answers are written here.
-        memory: The limit of address space in bytes that no request may exceed.
-        wall_seconds: Maximum time of each content; None: the parent kills this process if it is late.
-        log: The file to which the reason for the end of this process is written.
+        requests: Stream of requests.
+        answers: Stream for the answers.
+        memory: Maximum address space in bytes of any request.
+        wall_seconds: Maximum time of each content; None: the parent kills this process if it exceeds it.
+        log: File that receives the exit reason.
         trim: Function that returns free memory to the system.
     """
     limit = memory
@@ -115,7 +115,7 @@ def answer_all(
 
 
 def _begin(seconds: float, wall_seconds: float | None, log: int) -> None:
-    """Limit the time of what follows. This ends the process without the help of Python, whose lock a decoder holds."""
+    """Limit the time of the following call. The process is ended without Python, whose lock a decoder holds."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
     if wall_seconds is not None:  # it starts a thread

@@ -1,4 +1,4 @@
-"""The order of the data: a function of seed, epoch and number of samples seen, and of nothing else."""
+"""Order of the data, which depends only on seed, epoch and number of samples seen."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ samples, then the samples within each window of `_BLOCKS_PER_WINDOW` blocks."""
 
 
 PERIOD = 1_000
-"""Number of visits of a mixture in which each source has exactly its share."""
+"""Number of visits of a mixture in which each source has exactly its fraction."""
 
 
 class SampleRef(NamedTuple):
@@ -33,7 +33,7 @@ class Visits(Protocol):
     """An endless sequence of visits of samples. The visit at any position can be computed directly."""
 
     def at(self, position: int) -> SampleRef:
-        """The visit at a position in the sequence."""
+        """Return the visit at a position in the sequence."""
         ...
 
 
@@ -41,14 +41,14 @@ class Blocks:
     """The blocks of the order: consecutive samples that are read at about the same time.
 
     Args:
-        lengths: number of samples of each source of a mixture, or of the only one.
+        lengths: Number of samples of each source of a mixture, or of the only one.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self._ends = np.cumsum(lengths)
 
     def of(self, sample: int) -> range:
-        """The block of a sample."""
+        """Return the block of a sample."""
         source, inner = locate(self._ends, sample)
         start = sample - inner % BLOCK
         return range(start, min(start + BLOCK, int(self._ends[source])))
@@ -71,7 +71,7 @@ class Shuffle:
         self._blocks = self._window_starts = self._samples = np.zeros(0, dtype=np.int64)
 
     def at(self, position: int) -> SampleRef:
-        """The visit at a position in the sequence."""
+        """Return the visit at a position in the sequence."""
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._enter_epoch(epoch)
@@ -101,26 +101,26 @@ class Shuffle:
 
 
 def mixture_shares(mix: Mapping[str, float]) -> list[float]:
-    """The shares of all sources, which sum to 1: the main source first, then the sources in `mix`."""
+    """Return the fractions of all sources, which sum to 1: the main source first, then the sources in `mix`."""
     return [1 - sum(mix.values()), *mix.values()]
 
 
 def visits_in_period(shares: Sequence[float]) -> Int[np.ndarray, " S"]:
-    """The number of visits of each source in a period. The shares sum to 1, and the visits to `PERIOD`."""
+    """Return the number of visits of each source in a period. The fractions sum to 1, and the visits to `PERIOD`."""
     ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
     return np.diff(ends, prepend=0)
 
 
 class Mixture:
-    """The visits of several sources in fixed shares. Each source has its own shuffled epochs.
+    """The visits of several sources in fixed fractions. Each source has its own shuffled epochs.
 
-    Samples are numbered through all sources, in their order. Every `PERIOD` visits contain the sources in their shares,
+    Samples are numbered across all sources in order. Every `PERIOD` visits contain the sources in their fractions,
     in random order. So the visit at any position can be computed directly.
 
     Args:
-        num_samples: number of samples of each source.
-        shares: the share of each source. They sum to 1, and none rounds to zero visits (see `visits_in_period`).
-        seed: the seed of all random choices.
+        num_samples: Number of samples of each source.
+        shares: Fraction of each source. They sum to 1, and none rounds to zero visits (see `visits_in_period`).
+        seed: The seed of all random choices.
     """
 
     def __init__(self, num_samples: Sequence[int], shares: Sequence[float], seed: int) -> None:
@@ -133,7 +133,7 @@ class Mixture:
         self._sources = self._turns = np.zeros(0, dtype=np.int64)
 
     def at(self, position: int) -> SampleRef:
-        """The visit at a position in the sequence."""
+        """Return the visit at a position in the sequence."""
         period, offset = divmod(position, PERIOD)
         if period != self._period:
             self._enter(period)
@@ -152,9 +152,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """Size and number of the global batches of a run. A global batch is over all ranks.
+    """Size and number of the global batches of a run. A global batch spans all ranks.
 
-    `size`: samples of a batch. `count`: batches of the whole run, including those before `first`.
+    Attributes:
+        size: Number of samples per batch.
+        count: Number of batches of the entire run, including those before `first`.
     """
 
     size: int
@@ -164,7 +166,7 @@ class GlobalBatches:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work of one process: number `rank` of `world_size`."""
+    """The share of work of one process, number `rank` of `world_size`."""
 
     rank: int = 0
     world_size: int = 1
@@ -182,10 +184,10 @@ class TrainingOrder:
     of ranks and workers and any size of micro-batches.
 
     Args:
-        visits: a `Shuffle` of one source, or a `Mixture` of several.
-        batches: the global batches, of a size that can be shared evenly.
-        share: the part of each batch to yield.
-        micro_batch_size: samples of a micro-batch (the last one of a batch may be smaller); None for the whole share.
+        visits: A `Shuffle` of one source, or a `Mixture` of several.
+        batches: The global batches, of a size that is divisible by the number of ranks.
+        share: The part of each batch to yield.
+        micro_batch_size: Number of samples per micro-batch (the last may be smaller); None: the entire share.
     """
 
     def __init__(

@@ -12,15 +12,15 @@ from torch.nn.functional import avg_pool2d, max_pool2d, pad
 from grr_coca.data.augmentation import LUMA, Paint
 
 _WHITE, _INK = 0.9, 0.4
-"""What is white in all channels from here on; of which darkness the parts of the ink are, as a share of the largest."""
+"""Minimum value of white in all channels; minimum darkness of parts of the ink, as a fraction of the maximum."""
 _COLOURED = 0.15
-"""From which difference of channels on a drawing has colours of its own."""
+"""Minimum difference of channels of a drawing that is not grey."""
 _SOFT = 1 / 32
-"""How far masks are blurred, twice, as a share of the side: for bevels, outlines and shadows."""
+"""Radius of the double blur of masks for bevels, outlines and shadows, as a fraction of the side."""
 
 
 def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S"]:
-    """A drawing on white, painted."""
+    """Return a painted drawing on white."""
     colours, mask = _coloured(image, paint)
     shade, factor = _light(paint, mask)
     colours = torch.lerp(colours, colours.mul(factor).add_(shade).clamp_(0, 1), mask)
@@ -35,17 +35,17 @@ def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S
 
 
 def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
-    """The drawing in the colours of a paint, and how much of each pixel it covers."""
+    """Return the drawing in the colours of a paint, and how much of each pixel it covers."""
     dark = 1 - torch.tensordot(torch.tensor(LUMA), image, 1)
     lowest = image.amin(0)
     whites = _areas(lowest > _WHITE)
-    is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # of each area
+    is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # for each area
     is_inside[torch.cat([whites[0], whites[-1], whites[:, 0], whites[:, -1]])] = False
     is_inside[0] = False
     darkest, chroma = dark.max(), (image.amax(0) - lowest).max()
     if paint.palette is None or chroma > _COLOURED or darkest < 1 - _WHITE:
         return image, torch.where(whites > 0, is_inside[whites].float(), (1 - lowest).mul_(4).clamp_(0, 1))
-    # The ink covers what is below it: white outside, and colours in the areas that it encloses.
+    # The ink covers white outside, and colours in the areas that it encloses.
     numbers = torch.from_numpy(np.resize(paint.numbers, len(is_inside)))
     areas = _grown(whites * (is_inside & (numbers < paint.fills))[whites])
     below = torch.where(areas > 0, _in_colours(areas, numbers, paint.palette), torch.ones(()))
@@ -59,13 +59,13 @@ def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor
 def _in_colours(
     areas: Int[Tensor, "S S"], numbers: Float[Tensor, " A"], palette: Float[np.ndarray, "C 3"]
 ) -> Float[Tensor, "3 S S"]:
-    """Areas in the colours that their numbers, 0 … 1, choose."""
+    """Return areas in the colours selected by their numbers, 0 … 1."""
     of_area = torch.from_numpy(palette)[(numbers * len(palette)).long()]
     return of_area.T.contiguous()[:, areas]
 
 
 def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S"], Float[Tensor, "S S"]]:
-    """What the light adds to colours, and what it multiplies them with before."""
+    """Return the terms of the light that are added to colours, and the factors that are applied before."""
     places = (torch.arange(len(mask)) * 2 + 1).div(len(mask)).sub_(1)
     across, down = places[None], places[:, None]
     to_right, to_bottom = paint.light
@@ -81,14 +81,14 @@ def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S
 
 
 def _areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
-    """Numbers of the connected areas, from 1 on; 0 elsewhere.
+    """Return the labels of connected areas, starting at 1, and 0 elsewhere.
 
-    Each row is cut into runs, and runs that meet are joined (https://en.wikipedia.org/wiki/Connected-component_labeling).
+    Each row is split into runs, and touching runs are joined (https://en.wikipedia.org/wiki/Connected-component_labeling).
     """
     inside = is_in.numpy()
     runs = np.cumsum(_starts(inside)).reshape(inside.shape) * inside
     meet = _starts(inside[1:] & inside[:-1])
-    first = list(range(int(runs.max()) + 1))  # of the runs that are joined with each
+    first = list(range(int(runs.max()) + 1))  # first run joined with each
     for upper, lower in zip(runs[:-1][meet].tolist(), runs[1:][meet].tolist(), strict=True):
         while first[upper] != upper:
             upper = first[upper]
@@ -107,7 +107,7 @@ def _starts(is_in: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
 
 
 def _grown(areas: Int[Tensor, "S S"]) -> Int[Tensor, "S S"]:
-    """Areas with the pixels around them, which their edges cover in part."""
+    """Return areas with the surrounding pixels, which their edges partially cover."""
     return max_pool2d(areas[None].float(), 3, 1, 1)[0].long()
 
 

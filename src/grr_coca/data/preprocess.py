@@ -1,6 +1,6 @@
-"""Preprocessing: from an image to the pixels that a model sees. This needs no PyTorch.
+"""Preprocessing: from an image to the pixels that a model sees. It does not need PyTorch.
 
-A drawing may be framed first: its empty border is cut away, and the rest is made square with a margin. Drawings come
+A drawing may be framed first: its empty border is cropped, and the rest is made square with a margin. Drawings come
 with wide margins, off centre, or in a corner of a screenshot, and a model that was trained on framed drawings sees them
 all alike. Photographs, which fill their frame, stay as they are.
 
@@ -37,25 +37,29 @@ Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
 _MAX_SIDE = 4096
-"""Largest side of a square that is larger than its image."""
+"""Maximum side of a square that is larger than its image."""
 
 STRAY = 10
-"""At most one in this many pixels of a side may differ from the ground. Of 98 photographs, 8 have such sides, with a
-dark sky or a wall all around; if every other pixel may differ, 24 have them."""
+"""At most one in this many pixels of a side may differ from the background. Of 98 photographs, 8 have such sides, with
+a dark sky or a wall all around; if every second pixel may differ, 24 have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """How drawings are framed.
+    """Parameters of framing drawings.
 
-    An image has a ground if nearly all pixels of each of its four sides have one colour: the median of all four. What
-    differs from it is the drawing. An image without a ground or a drawing stays as it is, and so does one that is
-    framed: its drawing reaches all four sides, or the image is square, and its drawing is large and in the middle.
+    An image has a background if nearly all pixels of each of its four sides have one colour: the median of all four.
+    What differs from it is the drawing. An image without a background or a drawing is unchanged, and so is an image
+    that is already framed: its drawing reaches all four sides, or the image is square and its drawing is large and
+    centred.
 
-    `margin`: on each side, as a share of the side of the new square. `tolerance`: colours are equal if no channel
-    differs by more. `min_share`, `max_shift`: how large a drawing must be, and how far from the middle it may be, to
-    count as framed, as shares of the side of the image. `max_enlargement`: no drawing becomes more than this
-    many times as large as it was in the centre square, so a dot does not become a disc.
+    Attributes:
+        margin: Margin on each side, as a fraction of the new square's side.
+        tolerance: Maximum difference per channel of colours that count as equal.
+        min_share, max_shift: Minimum size and maximum distance from the centre of a drawing that counts as framed, as
+            fractions of the image's side.
+        max_enlargement: Maximum enlargement of a drawing relative to its size in the centre square, so that a dot
+            does not become a disc.
     """
 
     margin: float = 0.08
@@ -76,7 +80,7 @@ class Framing:
             raise UserError(f"max_enlargement must be at least 1, got {self.max_enlargement}")
 
     def frame(self, image: Image.Image) -> "Frame | None":
-        """The square around the drawing of an RGB image; None if the image stays as it is."""
+        """Return the square around the drawing of an RGB image, or None if the image is unchanged."""
         border = _border(image)
         ground = _median(border)
         table: list[int] = []  # black for the ground
@@ -91,14 +95,14 @@ class Framing:
         return Frame(self._square(drawing, min(image.size)), ground)
 
     def _is_framed(self, drawing: Box, size: tuple[int, int]) -> bool:
-        """Whether a drawing reaches all sides of its image, or is large and in the middle of a square one."""
+        """Return whether a drawing reaches all sides of its image, or is large and centred in a square image."""
         (left, top, right, bottom), (width, height) = drawing, size
         longest, shift = max(right - left, bottom - top), max(abs(left + right - width), abs(top + bottom - height)) / 2
         is_large_in_the_middle = longest >= self.min_share * width and shift <= self.max_shift * width
         return drawing == (0, 0, *size) or (width == height and is_large_in_the_middle)
 
     def _square(self, drawing: Box, shorter: int) -> Box:
-        """The square around a drawing. It may reach beyond the image, whose shorter side is given."""
+        """Return the square around a drawing. It may reach beyond the image, whose shorter side is given."""
         left, top, right, bottom = drawing
         longest = max(right - left, bottom - top)
         side = max(longest, round(longest / (1 - 2 * self.margin)), math.ceil(shorter / self.max_enlargement))
@@ -108,7 +112,7 @@ class Framing:
 
 
 def _border(image: Image.Image) -> Image.Image:
-    """The pixels of the upper, lower, left and right side of an image, in one row."""
+    """Return the pixels of the upper, lower, left and right side of an image, in one row."""
     width, height = image.size
     border = Image.new("RGB", (2 * (width + height), 1))
     for number, top in enumerate((0, height - 1)):
@@ -126,7 +130,7 @@ def _median(border: Image.Image) -> Colour:
 
 
 def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
-    """Whether few pixels of each side are strays. `strays`: the border, black except for strays."""
+    """Return whether few pixels of each side are strays. `strays`: The border, black except for strays."""
     if strays.getbbox() is None:
         return True
     stray, (width, height) = reduce(ImageChops.lighter, strays.split()), size
@@ -135,7 +139,7 @@ def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
 
 
 def _drawing(image: Image.Image, table: list[int]) -> Box | None:
-    """The box around all pixels that a table does not make black; None if there are none."""
+    """Return the box around all pixels that a table does not map to black, or None if all are black."""
     left, top, right, bottom, below = image.width, image.height, 0, 0, 0
     for strip in strips(image):
         box = _changed(strip, table).getbbox()
@@ -146,18 +150,18 @@ def _drawing(image: Image.Image, table: list[int]) -> Box | None:
 
 
 def _changed(image: Image.Image, table: list[int]) -> Image.Image:
-    """`Image.point`, without the time that it takes to round each value of a table."""
+    """Apply `Image.point` without the time for rounding each value of a table."""
     return image._new(image.im.point(table, None))
 
 
 class Frame(NamedTuple):
-    """The square around a drawing, in pixels of its image. `ground`: the colour of what is outside of the image."""
+    """The square around a drawing, in pixels of its image. `ground`: Colour outside the image."""
 
     box: Box
     ground: Colour
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The square, cut out of the image. One that would be larger than `_MAX_SIDE` is scaled down to it."""
+        """Return the square, cropped from the image. Squares larger than `_MAX_SIDE` are scaled down to it."""
         left, top, right, bottom = self.box
         if right - left > max(_MAX_SIDE, min(image.size)):
             return self._cut_small(image)
@@ -169,8 +173,9 @@ class Frame(NamedTuple):
         return square
 
     def _cut_small(self, image: Image.Image) -> Image.Image:
-        """The square around a drawing that is long and thin: in full size, it would have thousands of millions of
-        pixels."""
+        """Return the square around a drawing that is long and thin: in full size, it would have billions
+        of pixels.
+        """
         left, top, right, bottom = self.box
         scale = _MAX_SIDE / (right - left)
         seen = max(0, left), max(0, top), min(right, image.width), min(bottom, image.height)
@@ -187,10 +192,10 @@ class Frame(NamedTuple):
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
 _MAX_RESIZED_PIXELS = 10_000_000
-"""If the resized image would have more pixels, only the part inside the crop is resized."""
+"""Maximum number of pixels of the resized image; above it, only the part inside the crop is resized."""
 
 _IS_SQUARE = "is_square"
-"""Key of `Image.info` of a square, with the value True, which no file can bring."""
+"""Key of `Image.info` that marks a square. Its value True cannot come from a file."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +203,10 @@ class Preprocess:
     """Frame the drawing or take the centre square, and resize it. The model then normalizes pixels by mean and standard
     deviation.
 
-    Every checkpoint stores it, because a model needs the preprocessing of its training. `mean`, `std`: of each channel,
-    for pixel values 0 … 1. `order`: open_clip resizes before it crops, which gives other pixels at the edges of the
-    square. `opening`: how image files are opened. `framing`: how drawings are framed; None takes the centre square of
-    every image.
+    Every checkpoint stores it, because a model needs the preprocessing of its training. `mean`, `std`: Statistics of
+    each channel for pixel values 0 … 1. `order`: open_clip resizes before cropping, which gives other pixels at the
+    edges of the square. `opening`: How image files are opened. `framing`: How drawings are framed; None uses the centre
+    square of every image.
     """
 
     image_size: int
@@ -217,7 +222,7 @@ class Preprocess:
             raise UserError(f"mean {self.mean} and std {self.std}: give finite numbers, and a std above 0")
 
     def __call__(self, image: Image.Image) -> "np.ndarray":
-        """The pixels of an RGB image of any size, as an engine takes them: uint8, S S 3."""
+        """Return the pixels of an RGB image of any size, as input of an engine: uint8, S S 3."""
         import numpy as np  # late: helper programs do not need it
 
         return np.array(self.square(image))
@@ -234,15 +239,15 @@ class Preprocess:
         """Decode the bytes of an image file in full size, in a helper program.
 
         Args:
-            data: the content of the file.
-            name: the name of the file in messages.
-            to_srgb: convert the colours of an embedded profile.
-            for_people: the image is also shown. An SVG file is then drawn in full size, instead of twice the size that
-                the model sees: drawing takes longer than all the rest.
-            **options: Further arguments of `decode_here`.
+            data: The content of the file.
+            name: The name of the file in messages.
+            to_srgb: Convert the colours of an embedded profile.
+            for_people: Whether the image is also displayed. An SVG file is then drawn in full size, instead of twice
+                the size that the model sees, because drawing takes longer than all other steps.
+            **options: Additional arguments of `decode_here`.
 
         Raises:
-            BadSample: the file cannot be decoded.
+            BadSample: If the file cannot be decoded.
         """
         from grr_coca.data.isolated import decode_image  # late: helper programs do not need it
 
@@ -250,16 +255,16 @@ class Preprocess:
         return decode_image(data, name, self.opening, to_srgb=to_srgb, vector_side=side, **options)
 
     def read(self, data: bytes, name: str, *, to_srgb: bool = True, **options: Any) -> Image.Image:
-        """Decode the bytes of an image file, and return the square that a model sees, from a helper program.
+        """Decode the bytes of an image file, in a helper program, and return the square that a model sees.
 
         Args:
             data: Content of the file.
             name: Name of the file in messages.
             to_srgb: Convert the colours of an embedded profile.
-            **options: Further arguments of `decode_here`.
+            **options: Additional arguments of `decode_here`.
 
         Raises:
-            BadSample: The file cannot be decoded, or decoding exceeds a limit.
+            BadSample: If the file cannot be decoded, or decoding exceeds a limit.
         """
         from grr_coca.data.isolated import ask_helper
 
@@ -268,10 +273,10 @@ class Preprocess:
     def read_many(
         self, files: Iterable[tuple[bytes | UserError, str]], *, to_srgb: bool = True
     ) -> Iterator[Image.Image | UserError]:
-        """Decode several image files, see `read`. Each gives a square or an error.
+        """Decode several image files, see `read`. Each yields a square or an error.
 
         Args:
-            files: Content, or an error, and name of each file. They are taken a few at a time.
+            files: Content, or an error, and name of each file. Files are consumed a few at a time.
             to_srgb: Convert the colours of embedded profiles.
         """
         from grr_coca.data.isolated import ask_helpers
@@ -280,7 +285,7 @@ class Preprocess:
             yield answer if isinstance(answer, UserError) else self.received(*answer)
 
     def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
-        """Return a square that a helper program has sent."""
+        """Return a square sent by a helper program."""
         from grr_coca.data.isolated import received
 
         square = received({**facts, "size": (self.image_size, self.image_size)}, pixels)
@@ -293,10 +298,10 @@ class Preprocess:
         return min(2 * self.image_size, VECTOR_SIDE)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Cut and resize an image to a square of `image_size` pixels, with colours in sRGB. An image that this has
-        returned is not changed again.
+        """Crop and resize an image to a square of `image_size` pixels with sRGB colours. A square that this method
+        has returned is not changed again.
 
-        By default it is cut first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
+        By default, it crops first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
 
         Raises:
             BadSample: The image holds features, which only `FeaturePreprocess` takes.
@@ -314,12 +319,12 @@ class Preprocess:
         return square
 
     def seen(self, image: Image.Image) -> Box:
-        """The square of an image that a model sees, in pixels of the image. It may reach beyond the image."""
+        """Return the square of an image that a model sees, in pixels of the image. It may reach beyond the image."""
         frame = None if self.framing is None else self.framing.frame(image)
         return _centre(image.size, min(image.size)) if frame is None else frame.box
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The square of an image that a model sees, in full size."""
+        """Return the square of an image that a model sees, in full size."""
         frame = None if self.framing is None else self.framing.frame(image)
         return image.crop(_centre(image.size, min(image.size))) if frame is None else frame.cut(image)
 
@@ -334,7 +339,7 @@ class Preprocess:
 
 
 def _centre(size: tuple[int, int], side: int) -> Box:
-    """The box of a square in the middle of an image, with sides of `side` pixels: left, upper, right, lower."""
+    """Return the box of a square in the middle of an image, with sides of `side` pixels: left, upper, right, lower."""
     left, top = (round((length - side) / 2) for length in size)
     return left, top, left + side, top + side
 
@@ -345,7 +350,9 @@ def _resize_then_crop(
     shorter: int | None = None,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """As in torchvision: `Resize` of the shorter side (None: to `side`), then `CenterCrop`."""
+    """Resize the shorter side (None: to `side`), then crop the centre, as `Resize` and `CenterCrop` of torchvision
+    do.
+    """
     shorter = side if shorter is None else shorter
     width, height = (int(shorter * length / min(image.size)) for length in image.size)
     square = _centre((width, height), side)
@@ -357,7 +364,7 @@ def _resize_then_crop(
     return image.resize((side, side), resampling, box=box)
 
 
-# --- Preprocessing of image encoders of others
+# --- Preprocessing of external image encoders
 
 Fit = Literal["crop", "squash"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
@@ -365,13 +372,13 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPreprocess(Preprocess):
-    """Preprocessing of an image encoder of others, equal to that of timm and transformers. Framing replaces the crop:
-    a drawing that is framed is used whole.
+    """Preprocessing of an external image encoder, equal to that of timm and transformers. Framing replaces the crop:
+    a framed drawing is not cropped.
 
     Attributes:
-        fit: How an image becomes a square: `crop` resizes its shorter side to `image_size / crop`, and takes the
+        fit: Method of making an image square: `crop` resizes its shorter side to `image_size / crop`, and takes the
             centre; `squash` resizes both sides.
-        crop: Share of the shorter side that is used, above 0 and at most 1.
+        crop: Fraction of the shorter side that is used, above 0 and at most 1.
         interpolation: Method of resizing.
     """
 

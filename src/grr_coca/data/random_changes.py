@@ -1,4 +1,4 @@
-"""Random choices for a training sample, and changes of its image: streams, geometry, colour, mixtures, patch dropout.
+"""Random choices for a training sample and changes of its image: streams, geometry, colour, mixing, patch dropout.
 
 Shapes: B images, S image size in pixels, N samples of a source, K kept patches.
 """
@@ -24,37 +24,37 @@ from grr_coca.data.text import caption_id, clean_caption
 # --- Streams of random numbers
 
 MAX_REPLACEMENTS = 100
-"""Number of samples to try in place of a bad one. If all of them are bad, hardly any sample of the source is good."""
+"""Number of samples to try instead of a bad one. If all are bad, almost no sample of the source is valid."""
 
 
 class Stream(IntEnum):
     """Numbers of the random streams of a sample: the last part of the seed of each random choice.
 
-    Each choice has a stream of its own, so no choice changes another. The numbers must stay the same, or runs could not
+    Each choice has its own stream, so choices are independent. The numbers must stay the same, or runs could not
     be repeated.
     """
 
     REPLACEMENT = 1
-    """The first sample to try in place of a bad one. The next ones have the numbers up to `MAX_REPLACEMENTS`."""
+    """First sample to try instead of a bad one. The next ones have the numbers up to `MAX_REPLACEMENTS`."""
     CAPTION = REPLACEMENT + MAX_REPLACEMENTS
     """The caption, for an image with several."""
     PATCHES = 1000
     """The patches to keep."""
     MIX = 1001
-    """The sibling of an image, and the mixture of the two."""
+    """The sibling of an image, and how the two are mixed."""
     NEIGHBOUR = 1002
-    """What stands beside an image, and on which side."""
+    """The neighbour of an image and its side."""
     SIBLING = 1003
-    """The sibling that the next visit shows."""
+    """The sibling shown by the next visit."""
 
 
 def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.random.Generator:
     """Create the random generator for one visit of a sample.
 
     Args:
-        seed: the seed of the run.
-        ref: the visit.
-        stream: a number of `Stream`; None for the change of the image.
+        seed: The seed of the run.
+        ref: The visit.
+        stream: A number of `Stream`; None for the change of the image.
     """
     return np.random.default_rng((seed, *ref) if stream is None else (seed, *ref, stream))
 
@@ -62,9 +62,9 @@ def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.rando
 # --- Changes of images
 
 _MAX_REACH, _MARGIN = 0.2, 0.1
-"""Largest part of a neighbour that is seen, after what is left out of it as its margin, as shares of the side."""
+"""Maximum visible part of a neighbour, and the cropped margin before it, as fractions of the side."""
 _SHADOW = 0.08
-"""How far a shadow falls, and how soft it is, in coordinates -1 … 1."""
+"""Offset and softness of a shadow in coordinates -1 … 1."""
 _SWAP_CELLS = 4
 """Number of cells along each side of the grid whose cells are swapped."""
 
@@ -90,7 +90,7 @@ def mix_images(
 def with_neighbour(
     image: UInt8[Tensor, "3 S S"], read_other: Callable[[], UInt8[Tensor, "3 S S"]], rng: np.random.Generator
 ) -> UInt8[Tensor, "3 S S"]:
-    """Put a part of another image at a random side of an image, as in a picture that was cut out of many. Both are
+    """Put a part of another image at a random side of an image, as if the image was cropped from a sheet. Both are
     drawings on white."""
     reach = int(rng.integers(1, 1 + round(_MAX_REACH * image.shape[-1])))
     turns = int(rng.integers(4))
@@ -121,7 +121,7 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
 
 
 def _coarse(image: Float[Tensor, "3 S S"], side: int, quality: int | None) -> Float[Tensor, "3 S S"]:
-    """An image scaled down to `side` pixels, stored as a JPEG if a quality is given, and scaled up again."""
+    """Return an image scaled down to `side` pixels, stored as a JPEG if a quality is given, and scaled up again."""
     small = interpolate(image[None], size=(side, side), mode="area") if side < image.shape[-1] else image[None]
     if quality is not None:
         small = _as_jpeg(small[0], quality)[None]
@@ -136,7 +136,7 @@ def _as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S 
 
 
 def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
-    """A drawing on white, set into a shape. Its darkness is how much ink covers the fill."""
+    """Return a drawing on white, set into a shape. Its darkness determines how much ink covers the fill."""
     side = image.shape[-1]
     icon = max(1, round(shape.side * shape.icon * side))
     small = interpolate(image[None], size=(icon, icon), mode="bilinear", antialias=True, align_corners=False)[0]
@@ -156,7 +156,7 @@ def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S
 
 
 def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) -> Float[Tensor, "S S"]:
-    """How far each place, in coordinates -1 … 1, is outside of a shape; negative inside of it.
+    """Return the distance of each point from a shape, in coordinates -1 … 1; negative inside it.
 
     The distance from a rounded box: https://iquilezles.org/articles/distfunctions2d
     """
@@ -167,9 +167,10 @@ def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) 
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:
-    """The grid of torch's `affine_grid` for square images, computed in a third of the time.
+    """Return the grid of torch's `affine_grid` for square images, in a third of its time.
 
-    It is the sum of a term for columns and a term for rows."""
+    It is the sum of a term for columns and a term for rows.
+    """
     centres = (torch.arange(size) * 2 + 1).div(size).sub_(1)[:, None]  # of pixels, -1 … 1
     columns, rows, shift = (part[:, None] for part in inverse.unbind(-1))  # B 1 2
     return (centres * columns)[:, None] + (centres * rows + shift)[:, :, None]
@@ -179,10 +180,10 @@ def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B
 
 
 class Siblings:
-    """The siblings of each sample: other samples with the same first caption, which show the same thing.
+    """The siblings of each sample: other samples with the same first caption, which show the same concept.
 
-    `apart`: only samples of other sets are siblings. What stands before the first `_` of a file's name is its set, as
-    in `lucide_trash.svg`. All captions are read once. 24 bytes per sample are kept, and 8 more for sets.
+    `apart`: Whether only samples of other sets are siblings. The part of a file name before the first `_` is its set,
+    as in `lucide_trash.svg`. All captions are read once. It needs 24 bytes per sample, and 8 more for sets.
     """
 
     def __init__(self, source: PairSource, *, apart: bool = False) -> None:
@@ -195,7 +196,7 @@ class Siblings:
         self._sorted = captions[self._order]
 
     def draw(self, sample: int, rng: np.random.Generator) -> int | None:
-        """A random sibling of a sample; None if it has none."""
+        """Return a random sibling of a sample, or None if it has none."""
         caption = self._captions[sample]
         if caption < 0:
             return None
@@ -206,15 +207,15 @@ class Siblings:
 
 
 class SiblingVisits:
-    """Visits of which a share, at even distances, shows a sibling of the visit before, if it has one.
+    """Visits of which a fraction, evenly spaced, shows a sibling of the visit before, if it has one.
 
-    The visit at any position can be computed directly, and `visits` stay as they are in between.
+    The visit at any position can be computed directly, and other visits are unchanged.
 
     Args:
-        visits: the visits without siblings.
-        siblings: of the same samples.
-        share: the share of visits that shows siblings, one half at most.
-        seed: the seed of the run.
+        visits: The visits without siblings.
+        siblings: Siblings of the same samples.
+        share: Fraction of visits that shows siblings, at most one half.
+        seed: The seed of the run.
     """
 
     def __init__(self, visits: Visits, siblings: Siblings, share: float, seed: int) -> None:
@@ -222,7 +223,7 @@ class SiblingVisits:
         self._in_period = round(share * PERIOD)
 
     def at(self, position: int) -> SampleRef:
-        """The visit at a position in the sequence."""
+        """Return the visit at a position in the sequence."""
         shows_sibling = (position + 1) * self._in_period // PERIOD > position * self._in_period // PERIOD
         if shows_sibling and position:
             before = self._visits.at(position - 1)
@@ -243,17 +244,17 @@ def _caption_id(source: PairSource, index: int) -> int:
         return -1  # the error is raised again when the pair is read
 
 
-# --- Patch dropout (FLIP, arXiv 2212.00794): training leaves out a share of the patches of each image
+# --- Patch dropout (FLIP, arXiv 2212.00794): training drops a fraction of the patches of each image
 #
-# The choice is made when the data is read, and is part of the batch. So a batch that is run twice drops the same
+# The choice is made when data are read, and is part of the batch. So a batch that is run twice drops the same
 # patches both times, with any number of workers and ranks, also in a resumed run.
 
 
 def num_kept(num_patches: int, share: float) -> int:
-    """The number of patches to keep if `share` of them is dropped, at least one."""
+    """Return the number of patches to keep if the fraction `share` is dropped, at least one."""
     return max(1, num_patches - round(share * num_patches))
 
 
 def kept_patches(num_patches: int, share: float, rng: np.random.Generator) -> Int[Tensor, " K"]:
-    """The patches to keep if `share` of them is dropped, drawn at random, in ascending order."""
+    """Return a random sample of patches to keep if the fraction `share` is dropped, in ascending order."""
     return torch.from_numpy(np.sort(rng.permutation(num_patches)[: num_kept(num_patches, share)]))

@@ -1,4 +1,4 @@
-"""Survey of a source: counts of images, captions, duplicates and bad pairs, and a contact sheet of its images."""
+"""Statistics of a source: counts of images, captions, duplicates and bad pairs, and a contact sheet of its images."""
 
 import hashlib
 import textwrap
@@ -19,10 +19,10 @@ from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import image_numbers, read_sound
 
 _NUM_EXAMPLES = 5
-"""Number of bad pairs to name for each cause."""
+"""Number of named bad pairs per cause."""
 
 NUM_CAPTIONS, _NUM_HEADERS = 100_000, 1_000
-"""The quick survey reads the captions of `NUM_CAPTIONS` images and the headers of `_NUM_HEADERS`, evenly spaced."""
+"""Number of evenly spaced images whose headers are read by `sample_source`; it reads the captions of `NUM_CAPTIONS`."""
 
 _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """Lower bounds of the bins of caption lengths, in words."""
@@ -32,9 +32,12 @@ _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 class Survey:
     """Counts of a source. `num_read` of its `num_pairs` pairs were read.
 
-    `num_images`: the images of all pairs, as several rows of a table may have one image; None if they were not counted.
-    `broken`: number of bad pairs by cause; `examples`: messages of the first ones of each cause. All but the first
-    occurrence of a caption or an image are duplicates. Case and spaces of captions do not matter.
+    Attributes:
+        num_images: Number of distinct images, as several rows of a table may share an image; None if not
+            counted.
+        broken: Number of bad pairs by cause.
+        examples: Messages of the first bad pairs of each cause. All but the first occurrence of a caption or an image
+            are duplicates. Case and spaces of captions do not matter.
     """
 
     num_pairs: int
@@ -65,7 +68,7 @@ class Survey:
         self.caption_words.update(len(caption.split()) for caption in captions)
 
     def word_histogram(self) -> dict[str, int]:
-        """The number of captions in each bin of lengths, such as `3-4` words."""
+        """Return the number of captions in each bin of lengths, such as `3-4` words."""
         counts: Counter[int] = Counter()
         for words, number in self.caption_words.items():
             counts[int(np.searchsorted(_WORD_BOUNDS, words, side="right"))] += number
@@ -73,11 +76,11 @@ class Survey:
 
 
 def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
-    """The full survey: read and decode every pair once.
+    """Compute full statistics: read and decode every pair once.
 
     Args:
-        source: the pairs.
-        on_pair: called with the number of finished pairs.
+        source: The pairs.
+        on_pair: Called with the number of finished pairs.
     """
     survey = _new_survey(source)
     captions, images = array("Q"), array("Q")
@@ -104,7 +107,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
 
 
 def sample_source(source: PairSource) -> Survey:
-    """The quick survey: read captions and headers of some pairs, evenly spaced. No image is decoded."""
+    """Compute approximate statistics from captions and headers of evenly spaced pairs. No image is decoded."""
     survey = _new_survey(source)
     words: set[str] = set()
     for index in _spread(len(source), NUM_CAPTIONS):
@@ -118,14 +121,14 @@ def sample_source(source: PairSource) -> Survey:
         words.update(word for caption in captions for word in caption.lower().split())
     survey.vocabulary = len(words)
     for index in _spread(len(source), _NUM_HEADERS):
-        with suppress(BadSample):  # `check_source` names it
+        with suppress(BadSample):  # `check_source` reports it
             pair = source[index]
             survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
     return survey
 
 
 def _spread(length: int, count: int) -> Iterator[int]:
-    """At most `count` indices below `length`, evenly spaced."""
+    """Yield at most `count` evenly spaced indices below `length`."""
     count = min(count, length)
     return (number * length // count for number in range(count))
 
@@ -159,7 +162,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(source: PairSource) -> Image.Image:
-    """Draw evenly spaced images of a source with their captions. The cell of a bad pair has the cause."""
+    """Draw evenly spaced images of a source with their captions. The cell of a bad pair shows the cause."""
     indices = list(_spread(len(source), _COLUMNS * _ROWS))
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], -(-len(indices) // _COLUMNS) * _CELL[1]), "white")
     font = label_font()
@@ -170,7 +173,9 @@ def contact_sheet(source: PairSource) -> Image.Image:
 
 
 def label_font() -> Font:
-    """DejaVu Sans, which comes with matplotlib and has most alphabets; otherwise Pillow's font, with Latin letters."""
+    """Return DejaVu Sans, which matplotlib contains and which has most alphabets, or Pillow's font with Latin
+    letters.
+    """
     if find_spec("matplotlib") is None:
         return ImageFont.load_default(_FONT_SIZE)
     import matplotlib

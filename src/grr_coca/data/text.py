@@ -1,4 +1,4 @@
-"""Texts: cleaning of captions, queries, prompts, and texts for models of open_clip; words of names."""
+"""Text processing: cleaning of captions, queries, prompts, and texts for open_clip models; words of names."""
 
 import html
 import re
@@ -13,7 +13,7 @@ def clean_caption(caption: str, name: str) -> str:
     """Clean a caption: single spaces between words.
 
     Raises:
-        BadSample: the caption is empty, or cannot be written as UTF-8; the message names the pair.
+        BadSample: If the caption is empty, or cannot be written as UTF-8; the message names the pair.
     """
     caption = single_spaced(caption, f"{name}: the caption")
     if not caption:
@@ -22,10 +22,10 @@ def clean_caption(caption: str, name: str) -> str:
 
 
 def single_spaced(text: str, what: str) -> str:
-    """Put single spaces between the words of a text. `what`: its name in messages.
+    """Put single spaces between the words of a text. `what`: Name of the text in messages.
 
     Raises:
-        BadSample: it cannot be written as UTF-8.
+        BadSample: If it cannot be written as UTF-8.
     """
     text = " ".join(text.split())
     try:
@@ -36,8 +36,10 @@ def single_spaced(text: str, what: str) -> str:
 
 
 def caption_id(caption: str) -> int:
-    """The id of a cleaned caption. Captions that differ only in case, in the form of their accents (`é` is one or two
-    characters) or in that of their quotes have the same id: a tokenizer may read them alike, see `clip_bpe`."""
+    """Return the id of a cleaned caption. Captions that differ only in case, in the form of their accents (`é` is one
+    or two characters) or in the form of their quotes have the same id: a tokenizer may not distinguish them, see
+    `clip_bpe`.
+    """
     return stable_id(unicodedata.normalize("NFC", caption.lower()).translate(_STRAIGHT))
 
 
@@ -48,7 +50,7 @@ def decode_text(data: bytes, name: str) -> str:
     """Decode the bytes of a text file as UTF-8, without the byte order mark that Windows writes.
 
     Raises:
-        BadSample: the file is not UTF-8; the message names it.
+        BadSample: If the file is not UTF-8; the message names it.
     """
     try:
         return data.decode("utf-8-sig")
@@ -57,7 +59,7 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def caption_lines(text: str) -> tuple[str, ...]:
-    """Split the text of a file into captions, one per line that is not empty. With one such line or none, the text is
+    """Split the text of a file into captions, one per line that is not empty. With at most one such line, the text is
     the caption."""
     lines = tuple(line for line in text.split("\n") if line.strip())
     return lines if len(lines) > 1 else (text,)
@@ -67,7 +69,7 @@ def clean_query(text: str, name: str) -> str:
     """Clean a text to embed: single spaces between words.
 
     Raises:
-        UserError: the text is empty.
+        UserError: If the text is empty.
     """
     if not text.strip():
         raise UserError(f"{name} is empty; give it a word")
@@ -75,28 +77,32 @@ def clean_query(text: str, name: str) -> str:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Clean the beginning of a caption, which may be empty: single spaces between words, and none at the ends.
+    """Clean the start of a caption, which may be empty: single spaces between words, and none at the ends.
 
     Training captions are cleaned like this: other spaces would be tokens that the model has never seen.
 
     Raises:
-        UserError: it cannot be written as UTF-8.
+        UserError: If it cannot be written as UTF-8.
     """
     return single_spaced(prompt, "the prompt")
 
 
 FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"})
-"""Words that say nothing alone. Tags and searches by words leave them out."""
+"""Stop words, which tags and word searches ignore."""
 
 
 def singular(word: str) -> str:
-    """An English word without the ending of a regular plural. What looks like a plural loses its ending too, so compare
-    both sides."""
+    """Return an English word without the ending of a regular plural.
+
+    Words that look like plurals also lose their ending, so compare both sides.
+    """
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def writable(name: str) -> str:
-    """A name without characters that cannot be written, such as half an emoji in JSON. They become `?`."""
+    """Return a name without characters that cannot be written, such as half an emoji in JSON. They are replaced by
+    `?`.
+    """
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -111,12 +117,12 @@ def mend_text(text: str) -> str:
     are replaced (`a &amp;amp; b` to `a & b`).
 
     Raises:
-        UserError: ftfy is not installed.
+        UserError: If ftfy is not installed.
     """
     if not text:
         return text
     if find_spec("ftfy") is None:
-        # ftfy alone: the extra `open-clip` brings PyTorch too, which an exported model does without.
+        # Suggests only ftfy: the extra `open-clip` also installs PyTorch, which an exported model does not need.
         raise UserError("cleaning texts as open_clip does needs ftfy; pip install ftfy")
     import ftfy  # late: only models of open_clip need it
 
@@ -130,12 +136,17 @@ _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without accents. Names are split where case, letters and digits change."""
+    """Return the words of a text in lower case, without accents.
+
+    Names are split where case, letters and digits change.
+    """
     bare = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.category(c).startswith("M"))
     return [part.lower() for run in _RUNS.findall(bare) for part in _CAMEL.findall(run)]
 
 
 def split_name(name: str) -> str:
-    """The words of a name, for a full-text index that does not split `ShoppingCart` itself; empty if it splits it."""
+    """Return the words of a name, for a full-text index that cannot split `ShoppingCart`; empty if it splits
+    it.
+    """
     split = words_of(name)
     return "" if split == [word for word in re.split(r"[\W_]+", name.lower()) if word] else " ".join(split)

@@ -1,4 +1,4 @@
-"""The tokenizer: captions to token ids and back, with a BPE of the training captions, the vocabulary of CLIP, or any
+"""Tokenizers: captions to token ids and back, with a BPE of the training captions, the vocabulary of CLIP, or any
 `tokenizer.json`."""
 
 import functools
@@ -19,7 +19,7 @@ from grr_coca.common.shapes import Int
 from grr_coca.data.text import mend_text
 
 Cleaning = Literal["none", "ftfy"]
-"""How a text is cleaned before tokenization: not at all, or as in open_clip (see `mend_text`)."""
+"""Cleaning of texts before tokenization: none, or as in open_clip (see `mend_text`)."""
 
 _BOS, _EOS = "[BOS]", "[EOS]"
 _CLIP_BOS, _CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
@@ -31,9 +31,9 @@ _ENDS = (
     ("<|begin_of_text|>", "<|end_of_text|>"),
     ("[CLS]", "[SEP]"),
 )
-"""Begin and end tokens of known vocabularies. The first pair that a tokenizer has is used."""
+"""Begin and end tokens of known vocabularies. The first pair in the tokenizer's vocabulary is used."""
 CLS_SLOT = 0
-"""The id at the position of [CLS], and in padding. The lengths tell which tokens are real, not the ids."""
+"""The id at the position of [CLS], and in padding. The lengths, not the ids, determine the real tokens."""
 NUM_SPECIAL_TOKENS = 3
 """The tokens of a row besides its words: [BOS], [EOS] and [CLS]."""
 
@@ -43,7 +43,7 @@ _CLIP_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """A vocabulary with a begin and an end token. Our own, a byte-level BPE, encodes any text, and ignores case."""
+    """A vocabulary with a begin and an end token. The trained byte-level BPE encodes any text and ignores case."""
 
     def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
@@ -57,31 +57,36 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids."""
+        """Number of ids."""
         return self._backend.get_vocab_size()
 
     @property
     def largest_id(self) -> int:
-        """The largest id. It is `vocab_size` minus one, unless the vocabulary has gaps between its ids."""
+        """Largest id: `vocab_size` minus one, unless the ids have gaps."""
         return max(self._backend.get_vocab().values())
 
     def encode(self, caption: str) -> list[int]:
-        """The ids of a caption, without begin and end token."""
+        """Return the ids of a caption, without begin and end token."""
         text = mend_text(caption) if self.cleaning == "ftfy" else caption
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
-        """The row of a caption: `[BOS] caption [EOS]` and the slot of [CLS]. A long caption loses its last words."""
+        """Return the row of a caption: `[BOS] caption [EOS]` and the slot of [CLS]. Long captions lose their last
+        words.
+        """
         return self.row(self.encode(caption), context_length)
 
     def row(self, words: Sequence[int], context_length: int) -> list[int]:
-        """The row of an encoded caption, see `encode_row`."""
+        """Return the row of an encoded caption, see `encode_row`."""
         return [self.bos_id, *words[: context_length - NUM_SPECIAL_TOKENS], self.eos_id, CLS_SLOT]
 
     def encode_rows(
         self, captions: Sequence[str], context_length: int
     ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
-        """The rows of captions, padded with id 0 to the longest (T tokens), and their lengths. See `encode_row`."""
+        """Return the rows of captions, padded with id 0 to the longest (T tokens), and their lengths.
+
+        See `encode_row`.
+        """
         rows = [self.encode_row(caption, context_length) for caption in captions]
         lengths = np.array([len(row) for row in rows])
         token_ids = np.zeros((len(rows), max(lengths)), np.int64)
@@ -90,19 +95,19 @@ class Tokenizer:
         return token_ids, lengths
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids before the first end token."""
+        """Return the text of the ids before the first end token."""
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
         return self._backend.decode([i for i in ids if i != self.bos_id]).strip()
 
     def has_vocabulary_of(self, other: "Tokenizer") -> bool:
-        """True if both have the same words and merges with the same ids."""
+        """Return whether both have the same words and merges with the same ids."""
         model, others = (json.loads(tokenizer.to_json())["model"] for tokenizer in (self, other))
         return bool(model == others)
 
     def to_json(self) -> str:
-        """The content of a `tokenizer.json`, the format of Hugging Face."""
+        """Return the content of a `tokenizer.json`, the format of Hugging Face."""
         return self._backend.to_str(pretty=True)
 
     @classmethod
@@ -110,16 +115,16 @@ class Tokenizer:
         """Read a `tokenizer.json` of `to_json`, or any other that has begin and end tokens.
 
         Raises:
-            UserError: it cannot be read, or has no such tokens.
+            UserError: If it cannot be read, or has no such tokens.
         """
         return cls(_read_backend(text), cleaning)
 
     @classmethod
     def from_foreign(cls, text: str) -> "Tokenizer":
-        """Read any `tokenizer.json`. Begin and end tokens are added if it has none that are only used as such.
+        """Read any `tokenizer.json`. Begin and end tokens are added if it has no dedicated ones.
 
         Raises:
-            UserError: it cannot be read, or its ids leave no place for these tokens.
+            UserError: If it cannot be read, or its ids leave no room for these tokens.
         """
         backend = _read_backend(text)
         backend.encode_special_tokens = True
@@ -142,7 +147,9 @@ def _read_backend(text: str) -> tokenizers.Tokenizer:
 
 
 def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
-    """The ids of begin and end token; None if there are none, or if a text that contains their names has their ids."""
+    """Return the ids of begin and end token, or None if there are none, or if a text with their names has
+    their ids.
+    """
     for names in _ENDS:
         bos_id, eos_id = (backend.token_to_id(name) for name in names)
         if bos_id is None or eos_id is None:
@@ -155,7 +162,7 @@ def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
 
 def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, str]:
     """Return the fraction of the letters and digits of captions that a tokenizer cannot represent, and the caption that
-    loses most. Case and accents do not count."""
+    loses most. Case and accents are ignored."""
     lost = total = most = 0
     worst = ""
     for caption in captions:
@@ -175,7 +182,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with at most `vocab_size` ids on captions.
 
     Raises:
-        UserError: `vocab_size` is too small for the 256 bytes and two special tokens.
+        UserError: If `vocab_size` is too small for the 256 bytes and two special tokens.
     """
     if vocab_size < 258:
         raise UserError(f"vocab_size {vocab_size}: give at least 258, for the bytes and the two special tokens")
@@ -195,13 +202,13 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
-    """The tokenizer of CLIP, with 49,408 ids, from the file of merges in this package."""
+    """Return the tokenizer of CLIP, with 49,408 ids, from the merges file in this package."""
     return Tokenizer(_clip_backend(), cleaning)
 
 
 @functools.cache
 def _clip_backend() -> tokenizers.Tokenizer:
-    """What CLIP's tokenizers share. It takes a tenth of a second."""
+    """Build the common part of CLIP's tokenizers, which takes a tenth of a second."""
     packed = resources.files("grr_coca.data").joinpath("clip_vocabulary.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().split("\n")[1 : _CLIP_MERGES + 1]  # the first line is a version
     merges = [(first, second) for first, second in (line.split() for line in lines)]
@@ -230,9 +237,10 @@ def _clip_backend() -> tokenizers.Tokenizer:
 
 
 def _clip_alphabet() -> list[str]:
-    """The letters that represent the 256 bytes in CLIP's vocabulary: printable bytes first, then the others.
+    """Return the letters that represent the 256 bytes in CLIP's vocabulary: printable bytes first, then the others.
 
-    A printable byte is its own letter. The others are the letters from code 256 on."""
+    A printable byte is its own letter. The others are the letters from code 256 on.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

@@ -1,4 +1,4 @@
-"""Walks through folders of images and of pairs: what is left out, and links that are followed once."""
+"""Walking of image and pair folders: exclusions, and links that are followed once."""
 
 import errno
 import os
@@ -18,19 +18,19 @@ IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg", "avif", "heic", "heif", "hif"}
 )
 _TRASH = frozenset({"$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir", "#snapshot", "lost+found"})
-"""Folders of deleted files, previews and old versions that systems and network drives make, in lower case. All others
-of the kind, such as `.Trash-1000`, are hidden."""
+"""Folders of deleted files, previews and old versions that systems and network drives create, in lower case. Others
+of this kind, such as `.Trash-1000`, are hidden."""
 
 _MAX_EXAMPLES = 3
 
 
 def is_image_name(name: str) -> bool:
-    """True if a file or member has the name of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
+    """Return whether a file or member has the name of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
     return has_image_suffix(name) and not is_hidden(name)
 
 
 def has_image_suffix(name: str) -> bool:
-    """True if a name ends with one of `IMAGE_SUFFIXES`. It may be hidden."""
+    """Return whether a name ends with one of `IMAGE_SUFFIXES`. It may be hidden."""
     _, dot, suffix = name.rpartition(".")
     return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
 
@@ -41,21 +41,21 @@ def is_raster_name(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
+    """Return whether a file or folder is hidden, such as the `._NAME.jpg` that macOS writes next to NAME.jpg."""
     return basename(name).startswith(".")
 
 
 class Exclusions:
-    """Rules of what a search for images leaves out, and the numbers of what it has left out.
+    """Exclusion rules of a search for images, and counts of the excluded files and folders.
 
-    Hidden files and folders and folders of `_TRASH` are always left out, unless they are an argument themselves.
+    Hidden files and folders and folders of `_TRASH` are always excluded, unless they are arguments themselves.
 
     Args:
-        patterns: as in .gitignore, for files and folders below an argument. Of a file that is an argument, they see the
-            name alone.
+        patterns: Patterns as in .gitignore, for files and folders below an argument. For a file that is an argument,
+            they see only the name.
 
     Raises:
-        UserError: a pattern is invalid.
+        UserError: If a pattern is invalid.
     """
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
@@ -63,7 +63,7 @@ class Exclusions:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
         if self.patterns:
-            _ = self._spec  # at once: a mistake must be reported before the work begins
+            _ = self._spec  # immediately: errors must be reported before the work starts
 
     @cached_property
     def _spec(self) -> "GitIgnoreSpec":
@@ -75,7 +75,7 @@ class Exclusions:
             raise UserError(f"--exclude: not a pattern as in .gitignore ({error})") from error
 
     def has_folder(self, name: str, path: str) -> bool:
-        """True if a folder is left out. `path`: from the argument to the folder."""
+        """Return whether a folder is excluded. `path`: Path from the argument to the folder."""
         if is_hidden(name):
             return self._note("hidden folders", name)
         if name.lower() in _TRASH:
@@ -83,13 +83,13 @@ class Exclusions:
         return self._matches(f"{path}/") and self._note("excluded folders", name)
 
     def has_file(self, name: str, path: str, *, keep_hidden: bool = False) -> bool:
-        """True if an image or shard is left out. `path`: from the argument to the file."""
+        """Return whether an image or shard is excluded. `path`: Path from the argument to the file."""
         if is_hidden(name) and not keep_hidden:
             return self._note("hidden files", name)
         return self._matches(path) and self._note("excluded files", name)
 
     def hides(self, path: str) -> bool:
-        """True if a file, or a folder above it, is left out. Nothing is counted."""
+        """Return whether a file or one of its parent folders is excluded. Nothing is counted."""
         *folders, name = path.replace(os.sep, "/").split("/")
         return (
             is_hidden(name)
@@ -98,7 +98,9 @@ class Exclusions:
         )
 
     def __str__(self) -> str:
-        """One line such as `left out: 2 hidden folders (.cache, .git)`; empty if nothing was left out."""
+        """Return one line such as `left out: 2 hidden folders (.cache, .git)`; or an empty text if nothing was
+        excluded.
+        """
         parts = []
         for kind, count in self._counts.items():
             examples = self._examples[kind]
@@ -120,7 +122,7 @@ class Exclusions:
 
 
 class Listing(NamedTuple):
-    """A folder, and the sorted names of the images and shards in it, hidden ones included."""
+    """A folder, and the sorted names of its images and shards, including hidden ones."""
 
     folder: str
     files: list[str]
@@ -129,11 +131,12 @@ class Listing(NamedTuple):
 class Walk:
     """Iterates over a folder and its subfolders in the order of their names.
 
-    Links to folders are followed, except to a folder above the link. No folder is entered twice: it keeps the name
-    without links, or that of the first link to it. A link to a file is a file. Memory grows with the number of folders
-    and with the number of files in one folder.
+    Links to folders are followed, except to a folder above the link. No folder is entered twice: it is listed under the
+    name without links, or under the first link to it. A link to a file is a file. Memory grows with the number of
+    folders and with the number of files in one folder.
 
-    `refused`: folders that could not be read completely, which the caller may take away.
+    Attributes:
+        refused: Errors of folders that could not be read completely. The caller may remove them.
     """
 
     def __init__(self, root: str, left_out: Exclusions) -> None:
@@ -151,7 +154,7 @@ class Walk:
                 yield from self._below(link)
 
     def path(self, folder: str, name: str) -> str:
-        """The path from the root to an entry of a folder."""
+        """Return the path from the root to an entry of a folder."""
         return os.path.join(folder, name)[len(os.path.join(self._root, "")) :]  # noqa: PTH118
 
     def _below(self, top: str) -> Iterator[Listing]:
@@ -163,7 +166,7 @@ class Walk:
                 if not _is_new(os.stat(folder or "."), self._entered):  # noqa: PTH116
                     continue
                 self._read(listing, folders)
-            except OSError as error:  # also of a network drive that vanishes in between
+            except OSError as error:  # also if a network drive becomes unavailable
                 error.filename = folder or "."
                 self.refused.append(error)
             listing.files.sort()
@@ -173,7 +176,7 @@ class Walk:
             yield listing
 
     def _read(self, listing: Listing, folders: list[str]) -> None:
-        if not os.access(listing.folder or ".", os.X_OK):  # the names of its files can be read, but not the files
+        if not os.access(listing.folder or ".", os.X_OK):  # its file names are readable, but not its files
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with os.scandir(listing.folder or ".") as entries:
             for entry in entries:
@@ -194,10 +197,10 @@ class Walk:
 def walk_visible(
     root: Path, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`, `.thumbnails`) and `_TRASH`.
+    """Walk like `os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`) and `_TRASH`.
 
     Links to folders are followed after all other folders, except to a folder above the link. No folder is entered
-    twice. The caller can remove folders from the second list. They are not entered then.
+    twice. The caller can remove folders from the second list. Removed folders are not entered.
     """
     entered: set[tuple[int, int]] = set()
     tops = deque([str(root)])
@@ -213,19 +216,19 @@ def walk_visible(
 
 
 def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
-    """Remember a folder. Returns False if it was seen before."""
+    """Record a folder, and return whether it is new."""
     identity = (status.st_dev, status.st_ino)
-    is_new = identity not in seen or not status.st_ino  # some network drives do not number their files
+    is_new = identity not in seen or not status.st_ino  # some network drives have no inode numbers
     seen.add(identity)
     return is_new
 
 
 def _leads_up(link: str) -> bool:
-    """True if a link leads to the folder that it lies in, or to one above that."""
+    """Return whether a link leads to its own folder or one of the parents."""
     target = os.path.realpath(link)
     return f"{os.path.realpath(os.path.dirname(link) or '.')}{os.sep}".startswith(os.path.join(target, ""))  # noqa: PTH118, PTH120
 
 
 def has_wanted_suffix(name: str) -> bool:
-    """True for the names of images and shards."""
+    """Return whether a name is that of an image or shard."""
     return has_image_suffix(name) or name.lower().endswith(".tar")

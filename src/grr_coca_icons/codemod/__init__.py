@@ -1,1 +1,1 @@
-"""Rewrites code that uses icons of one set, so that it uses those of another."""
+"""Rewriting of code from the icons of one set to those of another."""

@@ -1,6 +1,6 @@
-"""Rewrites the icons in the code of an app: which files, what stays, and the dependencies in package.json.
+"""Rewriting of icons in the code of an app: files, remaining uses, and dependencies in package.json.
 
-A plan is made first, and can be shown as a diff. Each file is then written whole or not at all. Links, `node_modules`,
+A plan is created first, and can be shown as a diff. Each file is then written atomically. Links, `node_modules`,
 generated code, lockfiles and files that git ignores do not change.
 """
 
@@ -28,7 +28,7 @@ from grr_coca_icons.match.used_icons import Use, code_files, squashed, uses_in
 
 _GENERATED = re.compile(r"@generated|\bauto(?:matically)?[- ]generated\b|\bdo not (?:edit|modify)\b", re.IGNORECASE)
 _HEAD = 500
-"""Characters at the beginning of a file in which generated code is marked."""
+"""Number of characters at the start of a file that are searched for a mark of generated code."""
 _LOCKS = {
     "pnpm-lock.yaml": "pnpm install",
     "yarn.lock": "yarn install",
@@ -42,7 +42,7 @@ _SECTIONS = frozenset({"dependencies", "devDependencies", "peerDependencies", "o
 
 @dataclass(frozen=True)
 class Left:
-    """A place that is left to a person. `use`: of an icon, or None; `reason`: why."""
+    """A location that needs manual work. `use`: The icon use, or None. `reason`: Why it was not rewritten."""
 
     file: str
     line: int
@@ -55,9 +55,9 @@ class CodeChanges:
     """Changes to the code of an app.
 
     Attributes:
-        changes: Files that change, with their bytes before and after.
-        replaced: Number of icons that are replaced.
-        left: Places that are left to a person.
+        changes: Changed files, with their bytes before and after.
+        replaced: Number of replaced icons.
+        left: Locations that need manual work.
         commands: Commands to run afterwards.
     """
 
@@ -67,7 +67,7 @@ class CodeChanges:
     commands: list[str] = field(default_factory=list)
 
     def diff(self) -> Iterator[str]:
-        """The lines of a unified diff of all changes."""
+        """Yield the lines of a unified diff of all changes."""
         for path, (old, new) in self.changes.items():
             name = path.as_posix()
             before, after = (content.decode().splitlines(keepends=True) for content in (old, new))
@@ -75,14 +75,14 @@ class CodeChanges:
                 yield line.rstrip("\r\n")
 
     def write(self, root: Path, *, force: bool = False) -> Path | None:
-        """Write the files. Return the backup, which is only made outside of a git repository.
+        """Write the files. Return the backup, which is only created outside a git repository.
 
         Args:
             root: The folder of the code.
             force: Write even if git has uncommitted changes.
 
         Raises:
-            UserError: git has uncommitted changes, or a file cannot be written.
+            UserError: If git has uncommitted changes, or a file cannot be written.
         """
         backup = None
         if not self.changes:
@@ -102,16 +102,16 @@ class CodeChanges:
 def plan_changes(
     root: Path, icons: Mapping[tuple[str, str], str], exclude: Sequence[str], reason: Callable[[Use], str | None]
 ) -> CodeChanges:
-    """Work out what changes in the code of a folder, or in one file.
+    """Plan the changes in the code of a folder or file.
 
     Args:
         root: The folder or file.
-        icons: Prefix and name of each icon that is replaced, with the full name of its equivalent.
+        icons: Prefix and name of each icon to replace, with the full name of its equivalent.
         exclude: Patterns of .gitignore of files to skip.
-        reason: Returns why an icon stays, given a use that stays; None if it needs no mention.
+        reason: Function that returns why a remaining use was not replaced, or None if it needs no mention.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: If a file cannot be read.
     """
     plan = CodeChanges()
     texts = dict(_texts(root, exclude))
@@ -141,7 +141,7 @@ def plan_changes(
 
 
 def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
-    """The files of code, and their text. Those that are not UTF-8 are no code that is known."""
+    """Yield code files and their text. Files that are not UTF-8 are skipped."""
     for path in _not_ignored(root, list(code_files(root, used_icons.SUFFIXES | SUFFIXES, exclude))):
         is_own = not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
         if not is_own or path.name in _LOCKS or path.name == "npm-shrinkwrap.json":
@@ -155,7 +155,7 @@ def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) -> str:
-    """The new text of a file. Adds what is left to a person to the plan."""
+    """Return the new text of a file. Adds remaining manual work to the plan."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in SUFFIXES:
         return text
@@ -169,13 +169,13 @@ def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) ->
 
 
 def _repository(root: Path) -> Path | None:
-    """The git repository that a folder or file is in; None without git."""
+    """Return the git repository of a folder or file, or None without git."""
     found = _git(root, "rev-parse", "--show-toplevel")
     return Path(found.strip()) if found else None
 
 
 def _git(root: Path, *arguments: str, given: str = "") -> str | None:
-    """Output of git; None if it fails or is not installed."""
+    """Return the output of git, or None if it fails or is not installed."""
     folder = root if root.is_dir() else root.parent
     try:
         done = subprocess.run(
@@ -188,7 +188,7 @@ def _git(root: Path, *arguments: str, given: str = "") -> str | None:
 
 def _not_ignored(root: Path, paths: Sequence[Path]) -> Sequence[Path]:
     given = "\0".join(str(path.absolute()) for path in paths)
-    ignored = _git(root, "check-ignore", "-z", "--stdin", given=given)  # fails if it ignores none
+    ignored = _git(root, "check-ignore", "-z", "--stdin", given=given)  # fails if no file is ignored
     left_out = set((ignored or "").split("\0"))
     return [path for path in paths if str(path.absolute()) not in left_out]
 
@@ -205,7 +205,7 @@ def _require_clean(root: Path, paths: Iterable[Path]) -> None:
 
 
 def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
-    """A ZIP file beside the folder with the files as they are."""
+    """Create a ZIP file with the unchanged files next to the folder, and return its path."""
     top = root.resolve() if root.is_dir() else root.resolve().parent
     number = 1
     while (backup := top.parent / f"{top.name}-before-{number}.zip").exists():
@@ -220,7 +220,7 @@ def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
 
 
 def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path, str], plan: CodeChanges) -> None:
-    """Replace the packages of icons in each package.json that changed files belong to."""
+    """Replace icon packages in each package.json of changed files."""
     top = _repository(root) or root.resolve().parent
     by_manifest: dict[Path, list[Path]] = defaultdict(list)
     by_place = {path.resolve(): text for path, text in after.items()}
@@ -248,7 +248,7 @@ def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path
 
 
 def _manifest_of(path: Path, top: Path) -> Path | None:
-    """The nearest package.json above a file that names a package of icons; without one, the nearest."""
+    """Return the nearest package.json above a file that lists an icon package, or else the nearest one."""
     found = []
     for folder in path.resolve().parents:
         if (folder / "package.json").is_file():
@@ -265,7 +265,7 @@ _ICONIFY = "@iconify-json/"
 
 
 def _packages_in(text: str) -> dict[str, str]:
-    """The packages of icons that a file of code needs, and their versions. Those of Iconify have any version."""
+    """Return the icon packages that a code file needs, and their versions. Iconify packages have any version."""
     found = {one.name: one.version for one in PACKAGES if re.search(rf"['\"]{re.escape(one.name)}['\"/]", text)}
     prefixes = {use.prefix for use in uses_in(text, "") if _is_written_by_name(use, text)}
     return found | {f"{_ICONIFY}{prefix}": "*" for prefix in prefixes}
@@ -276,9 +276,9 @@ def _is_written_by_name(use: Use, text: str) -> bool:
 
 
 def changed_manifest(text: str, gone: Iterable[str], added: Mapping[str, str]) -> str:
-    """The text of a package.json without some packages, and with others, which take their place.
+    """Return the text of a package.json with some packages replaced by others.
 
-    Packages of Iconify are only added in place of another.
+    Iconify packages are only added as replacements.
     """
     there = _dependencies(text)
     removed = [name for name in there if name in set(gone)]
@@ -308,7 +308,7 @@ def changed_manifest(text: str, gone: Iterable[str], added: Mapping[str, str]) -
 
 
 def _dependencies(text: str) -> dict[str, SgNode]:
-    """The dependencies of a package.json, by name."""
+    """Return the dependencies of a package.json, by name."""
     pairs = SgRoot(text, "json").root().find_all(kind="pair")
     return {_key(pair): pair for pair in pairs if _section(pair) in _SECTIONS}
 
@@ -323,7 +323,7 @@ def _key(pair: SgNode) -> str:
 
 
 def _section(pair: SgNode) -> str:
-    """The section of a package.json that a pair is in; empty if it is in none."""
+    """Return the section of a package.json that a pair is in; or an empty text if it is in none."""
     outer = pair.parent()
     section = outer.parent() if outer is not None else None
     return _key(section) if section is not None and section.kind() == "pair" else ""

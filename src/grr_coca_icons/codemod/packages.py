@@ -1,6 +1,6 @@
-"""npm packages whose components are icons: how each names them, and which properties and types it has.
+"""npm packages with icon components: their naming, properties and types.
 
-Names and properties are those of the versions in `IconPackage.version`, read from their declarations of types.
+Names and properties are from the type declarations of the versions in `IconPackage.version`.
 """
 
 import re
@@ -13,7 +13,7 @@ Framework = Literal["react", "vue"]
 
 
 class Component(NamedTuple):
-    """A component that shows an icon: the module that exports it, its name there, and properties it needs."""
+    """An icon component: the module that exports it, its name, and required properties."""
 
     module: str
     name: str
@@ -21,27 +21,27 @@ class Component(NamedTuple):
 
 
 Naming = Callable[[str, str, str], Component]
-"""Returns the component of an icon, given the package, the prefix of the icon's set, and its name."""
+"""Function from package, prefix of the icon's set and icon name to its component."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IconPackage:
-    """A package of components.
+    """A package of icon components.
 
     Attributes:
         name: Name on npm.
-        version: Range of versions to add to a package.json.
-        framework: Renders the components.
-        naming: Names its components.
+        version: Version range to add to a package.json.
+        framework: Framework of the components.
+        naming: Naming function of its components.
         prefixes: Sets whose icons the package has.
         component_type: Type of a component; empty if the package exports none.
         properties_type: Type of its properties; empty if the package exports none.
         stroke: Property that sets the width of strokes; empty if it has no strokes.
-        has_size: True if `size` sets both width and height.
+        has_size: Whether `size` sets both width and height.
         is_size_number: True if `size` takes numbers, and no text.
-        default_size: Size without any property; empty: the drawing fills what is around it.
-        own: Further properties that no SVG element has.
-        refused: Properties of SVG elements that its components do not take.
+        default_size: Size without any property; empty: the drawing fills its container.
+        own: Additional properties that SVG elements do not have.
+        refused: Properties of SVG elements that its components do not support.
     """
 
     name: str
@@ -59,22 +59,22 @@ class IconPackage:
     refused: frozenset[str] = frozenset()
 
     def component(self, prefix: str, name: str) -> Component:
-        """The component of an icon, given the prefix of its set and its name."""
+        """Return the component of an icon, given the prefix of its set and its name."""
         return self.naming(self.name, prefix, name)
 
     @property
     def type_prefix(self) -> str:
-        """Beginning of names that stand for its types where `Icon` is taken."""
+        """Prefix of type names where `Icon` is already used."""
         return {"lucide": "Lucide", "tabler": "Tabler", "ph": "Phosphor", "ri": "Remix"}.get(self.prefixes[0], "Other")
 
 
 def pascal(name: str) -> str:
-    """The name of an icon as components are called: `trash-2` is `Trash2`."""
+    """Return the component name of an icon: `trash-2` is `Trash2`."""
     return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
 
 
 def _after_digits(name: str) -> str:
-    """A name with a capital after each digit."""
+    """Return a name with a capital after each digit."""
     return re.sub(r"\d[a-z]", lambda part: part[0].upper(), name)
 
 
@@ -90,7 +90,7 @@ def _heroicons(package: str, _: str, name: str) -> Component:
 
 
 _WEIGHT = re.compile(r"-(thin|light|bold|fill|duotone)$")
-"""The weight of a drawing of Phosphor, which its components have as a property."""
+"""Weights of Phosphor drawings, which are a property of its components."""
 
 
 def _phosphor(pattern: str) -> Naming:
@@ -117,7 +117,7 @@ _OF_REACT_ICONS = {
     "game-icons": ("gi", "Gi"),
     "simple-icons": ("si", "Si"),
 }
-"""Modules of react-icons, and how names in them begin, for sets without a separate package of React components."""
+"""Modules of react-icons and their name prefixes, for sets without a separate package of React components."""
 
 
 def _react_icons(package: str, prefix: str, name: str) -> Component:
@@ -187,21 +187,21 @@ _TABLE: tuple[tuple[str, str, Framework, dict[str, Any]], ...] = (
 PACKAGES = tuple(
     IconPackage(name=name, version=version, framework=framework, **more) for name, version, framework, more in _TABLE
 )
-"""Packages that code can be rewritten from and to. Of several for one set, the first is the target."""
+"""Packages between which code can be rewritten. If a set has several, the first is the target."""
 
 
 def package_of(module: str) -> IconPackage | None:
-    """The package that a module of code is of; None if it is none of icons that is known."""
+    """Return the icon package of a module, or None if it is unknown."""
     return next((one for one in PACKAGES if module == one.name or module.startswith(f"{one.name}/")), None)
 
 
 def package_for(prefix: str, framework: Framework) -> IconPackage | None:
-    """The package whose components show a set; None if none is known."""
+    """Return the package with the components of a set, or None if unknown."""
     return next((one for one in PACKAGES if one.framework == framework and prefix in one.prefixes), None)
 
 
 def usage_lines(prefix: str, name: str) -> list[str]:
-    """Lines by which code uses an icon, besides Iconify's."""
+    """Return lines of code that use an icon, other than Iconify's."""
     package = package_for(prefix, "react")
     component = package.component(prefix, name) if package else None
     lines = [f"import {{ {component.name} }} from '{component.module}'"] if component else []

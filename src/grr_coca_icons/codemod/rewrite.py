@@ -1,11 +1,11 @@
-"""Rewrites the icons in the text of one file of code. Whatever is not an icon keeps each of its characters.
+"""Rewriting of the icons in one code file. All other characters are unchanged.
 
-Code is parsed by tree-sitter's grammars (the package ast-grep-py): JavaScript and TypeScript with JSX, components of
-Vue, HTML, CSS, JSON and YAML. Rewritten are
+Code is parsed by tree-sitter grammars (package ast-grep-py): JavaScript and TypeScript with JSX, Vue
+components, HTML, CSS, JSON and YAML. It rewrites
 
-- imports of components, elements of JSX and of Vue's templates, and any other mention of an imported component;
-- properties that the two packages name differently (`strokeWidth`, and `stroke` in tabler), and types (`LucideIcon`);
-- names in whole strings (`"lucide:trash-2"`) and in classes (`i-lucide-trash-2`, `icon-[lucide--trash-2]`).
+- imports of components, elements of JSX and Vue templates, and all other uses of an imported component;
+- properties with different names in the two packages (`strokeWidth`, and `stroke` in tabler), and types (`LucideIcon`);
+- names in complete strings (`"lucide:trash-2"`) and in classes (`i-lucide-trash-2`, `icon-[lucide--trash-2]`).
 
 A component whose new name is taken in the file is imported under its old one (`import { HomeIcon as Home }`).
 """
@@ -27,7 +27,7 @@ SCRIPTS = {
     **dict.fromkeys(("ts", "mts", "cts"), "typescript"),
     "tsx": "tsx",
 }
-"""Suffixes of scripts, and their grammars."""
+"""Suffixes of scripts and their grammars."""
 _PAGES = frozenset({"vue", "html", "htm", "svelte", "astro"})
 _GRAMMARS = {**SCRIPTS, **dict.fromkeys(_PAGES, "html"), "json": "json", "css": "css", "yaml": "yaml", "yml": "yaml"}
 SUFFIXES = frozenset(_GRAMMARS)
@@ -35,11 +35,11 @@ SUFFIXES = frozenset(_GRAMMARS)
 
 
 class Replacements:
-    """Which icon takes the place of which.
+    """Replacements of icons.
 
     Args:
-        icons: Prefix of a set and name in it, with the full name of the icon that replaces it.
-        partial: Prefixes of sets of which other icons stay in the code. So their types stay, too.
+        icons: Prefix and name of each icon, with the full name of its replacement.
+        partial: Prefixes of sets of which other icons remain in the code, so that their types also remain.
     """
 
     def __init__(self, icons: "dict[tuple[str, str], str]", partial: "frozenset[str]" = frozenset()) -> None:
@@ -48,7 +48,7 @@ class Replacements:
         self.target_prefixes = tuple(dict.fromkeys(other.partition(":")[0] for other in icons.values()))
 
     def of(self, prefix: str, name: str) -> tuple[str, str] | None:
-        """Prefix and name of the icon that takes the place of another; None if it stays."""
+        """Return prefix and name of the replacement of an icon, or None if it has none."""
         other = self._icons.get((prefix, squashed(name)))
         if other is None:
             return None
@@ -57,43 +57,46 @@ class Replacements:
 
 
 class Note(NamedTuple):
-    """Something that a person has to look at: the line in the new text, and what it is."""
+    """A note on manual work: the line in the new text, and a description."""
 
     line: int
     text: str
 
 
 class Rewritten(NamedTuple):
-    """The text of a file after its icons were replaced, and what is left."""
+    """The text of a file with replaced icons, and remaining manual work."""
 
     text: str
     notes: list[Note]
 
 
 class ParseError(ValueError):
-    """A file is not valid code of its language."""
+    """The error for a file that is not valid code of its language."""
 
 
 def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
     """Replace the icons in the text of a file.
 
     Args:
-        text: Of the file, with its line ends.
-        suffix: Of the file's name, without the dot, one of `SUFFIXES`.
+        text: Text of the file, with its line ends.
+        suffix: Suffix of the file name, without the dot, one of `SUFFIXES`.
         icons: Icons to replace.
 
     Raises:
-        ParseError: A script has a syntax error.
+        ParseError: If a script has a syntax error.
     """
     return _File(text, suffix, icons).rewritten()
 
 
 @dataclass(kw_only=True)
 class _Import:
-    """An imported name: of an icon that is replaced, or of a type.
+    """An imported name of a replaced icon, or of a type.
 
-    `node`: its specifier; `statement`: the import; `imported`, `local`: its name in the module and in the file;
-    `component`: the new one, None of a type that the new package lacks.
+    Attributes:
+        node: Import specifier.
+        statement: Import statement.
+        imported, local: Name in the module and in the file.
+        component: New component; None for a type that the new package lacks.
     """
 
     node: SgNode
@@ -114,7 +117,7 @@ class _Import:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a file that has its own tree, and the place where it begins."""
+    """A part of a file with a separate syntax tree, and its start."""
 
     root: SgNode
     start: int
@@ -122,14 +125,14 @@ class _Part:
     is_script: bool = True
 
     def find_all(self, *kinds: str) -> list[SgNode]:
-        """The nodes of some kinds, in order."""
+        """Return the nodes of some kinds, in order."""
         known = _known(self.grammar, kinds)
         return self.root.find_all(any=[{"kind": kind} for kind in known]) if known else []
 
 
 @lru_cache
 def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of some kinds of nodes that a grammar has: to look for others is an error."""
+    """Return the node kinds that a grammar has, because searching for others is an error."""
     empty = SgRoot("", grammar).root()
 
     def is_known(kind: str) -> bool:
@@ -143,10 +146,12 @@ def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _File:
-    """One file, while it is rewritten.
+    """A file that is being rewritten.
 
-    `edits`: new text by the place of the old one; `notes`: places and what is there for a person; `present`: names that
-    the file imports from the new package already.
+    Attributes:
+        edits: New text by the position of the old text.
+        notes: Positions and descriptions of manual work.
+        present: Names that the file already imports from the new package.
     """
 
     def __init__(self, text: str, suffix: str, icons: Replacements) -> None:
@@ -166,7 +171,7 @@ class _File:
             self._code(list(_vue_parts(root)), root)
         pieces, at, moved = [], 0, []
         for (start, end), new in sorted(self.edits.items()):
-            if start < at:  # inside a part that is replaced as a whole
+            if start < at:  # inside a part that is replaced completely
                 continue
             pieces += [self.text[at:start], new]
             at = end
@@ -225,7 +230,7 @@ class _File:
             self._statement(group[0][0], [one for _, one in group], bound)
 
     def _imports(self, part: _Part) -> Iterator[_Import]:
-        """The imports that are replaced."""
+        """Yield the imports to replace."""
         for statement in part.find_all("import_statement", "export_statement"):
             origin = statement.field("source")
             if origin is None:
@@ -382,7 +387,7 @@ class _File:
     # --- Statements
 
     def _statement(self, part: _Part, imports: list[_Import], bound: set[str]) -> None:
-        """Rewrite one import, and put a new one behind it if something of it stays."""
+        """Rewrite one import, and add a new one after it if parts of it remain."""
         statement = imports[0].statement
         origin = statement.field("source")
         assert origin is not None
@@ -438,7 +443,7 @@ class _File:
             self._edit(at, at, "".join(f"{newline}{indent}{line}" for line in lines))
 
     def _drop(self, part: _Part, dropped: Sequence[SgNode], named: Sequence[SgNode]) -> None:
-        """Remove specifiers with the commas behind them, or before the last."""
+        """Remove specifiers with the following comma, or the preceding one for the last."""
         starts = {node.range().start.index for node in dropped}
         kept_before: SgNode | None = None
         for node, following in zip(named, [*named[1:], None], strict=True):
@@ -449,7 +454,7 @@ class _File:
             if following is not None:
                 self._edit(part.start + span.start.index, part.start + following.range().start.index, "")
             elif kept_before is not None:
-                # Those dropped directly before it end where it begins: one edit for all of them.
+                # Specifiers dropped directly before it end at its start: one edit for all of them.
                 begin = part.start + kept_before.range().end.index
                 for other in [key for key in self.edits if begin <= key[0] < part.start + span.end.index]:
                     del self.edits[other]
@@ -457,7 +462,7 @@ class _File:
 
 
 def _is_ampersand(error: SgNode) -> bool:
-    """True for `&` in the text of JSX, which React takes and the grammar does not."""
+    """Return whether the node is an `&` in JSX text, which React accepts and the grammar does not."""
     return re.fullmatch(r"&[^<>{}]*", error.text()) is not None
 
 
@@ -465,7 +470,7 @@ def _is_ampersand(error: SgNode) -> bool:
 
 _STRING_KINDS = (
     "string_fragment",  # JavaScript
-    "attribute_value",  # HTML; UnoCSS also takes names of attributes
+    "attribute_value",  # HTML; UnoCSS also accepts attribute names
     "attribute_name",
     "plain_value",  # CSS: @apply
     "keyword_query",
@@ -482,7 +487,7 @@ _CLASS = re.compile(
 
 
 def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]:
-    """The names in a string that are replaced: where they begin and end, and the new ones."""
+    """Yield the replaced names in a string: start, end and new name."""
     whole = _WHOLE.fullmatch(text)
     if whole is not None and (new := icons.of(whole["prefix"], whole["icon"])) is not None:
         yield whole.start("prefix"), whole.end("icon"), ":".join(new)
@@ -499,7 +504,7 @@ def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]
 
 
 def _is_cut(node: SgNode) -> bool:
-    """True for a part of a template string that something is put into: its names may go on there."""
+    """Return whether a part of a template string has insertions, into which names may continue."""
     parent = node.parent()
     return parent is not None and parent.kind() == "template_string" and len(parent.named_children()) > 1
 
@@ -535,7 +540,7 @@ _ALWAYS_BINDINGS = frozenset({"array_pattern", "rest_pattern", "formal_parameter
 
 
 def _is_binding(node: SgNode) -> bool:
-    """True if the name means something else than the import from here on."""
+    """Return whether the name is bound to something other than the import from here on."""
     parent = node.parent()
     if node.kind() == "shorthand_property_identifier_pattern":
         return True
@@ -552,7 +557,7 @@ def _is_same(one: SgNode, other: SgNode) -> bool:
 
 
 def _is_of_import(node: SgNode) -> bool:
-    """True for names in imports, in what is exported of another module, and for names that an export gives."""
+    """Return whether a name is in an import or a re-export, or is the exported name."""
     parent = node.parent()
     if parent is None or parent.kind() not in ("import_specifier", "import_clause", "export_specifier"):
         return False
@@ -575,7 +580,7 @@ def _is_exported(node: SgNode) -> bool:
 
 
 def _imported_from(root: SgNode, modules: Collection[str]) -> Iterator[str]:
-    """The names that a script imports from some modules without another name."""
+    """Yield the names that a script imports from some modules without another name."""
     for statement in root.find_all(kind="import_statement"):
         origin = statement.field("source")
         if origin is not None and origin.text()[1:-1] in modules:
@@ -590,7 +595,7 @@ def _is_type(one: _Import) -> bool:
 
 
 def _type_of(one: _Import) -> str:
-    """The type of components, or of their properties, where the new package exports none."""
+    """Return the type of components or of their properties if the new package exports none."""
     if one.target.framework == "vue":
         is_component = one.imported == one.source.component_type
         return 'import("vue").FunctionalComponent' if is_component else 'import("vue").SVGAttributes'
@@ -604,7 +609,9 @@ def _has_default(statement: SgNode) -> bool:
 
 
 def _camel(name: str) -> str:
-    """A name of a component or property as JavaScript has it: `trash-2` is `Trash2`, `stroke-width` `StrokeWidth`."""
+    """Return a component or property name in JavaScript's spelling: `trash-2` is `Trash2`, `stroke-width`
+    `StrokeWidth`.
+    """
     return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
 
 
@@ -616,8 +623,8 @@ def _dashed(name: str) -> str:
 
 
 class _Attribute(NamedTuple):
-    """`name`: as JSX has it; `written`: as the code has it; `value`: with its quotes or braces, empty if it has none;
-    `is_bound`: whether a value of Vue is an expression."""
+    """`name`: As in JSX. `written`: As in the code. `value`: With its quotes or braces; empty if missing.
+    `is_bound`: Whether a value in Vue is an expression."""
 
     node: SgNode
     name: str
@@ -632,7 +639,7 @@ class _Attribute(NamedTuple):
 
 
 class _Element(NamedTuple):
-    """`component`: name of its component, as imports have it; `names`: where it is; `is_tag`: of a template of Vue."""
+    """`component`: Imported name of its component. `names`: Its nodes. `is_tag`: Whether it is in a Vue template."""
 
     component: str
     names: list[SgNode]
@@ -657,7 +664,7 @@ def _jsx_elements(part: _Part) -> Iterator[_Element]:
 
 
 def _tags(page: SgNode) -> Iterator[_Element]:
-    """The elements of a template of Vue."""
+    """Yield the elements of a Vue template."""
     for node in page.find_all(any=[{"kind": "start_tag"}, {"kind": "self_closing_tag"}]):
         name = node.find(kind="tag_name")
         if name is None:
@@ -678,7 +685,7 @@ def _tags(page: SgNode) -> Iterator[_Element]:
 
 
 def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
-    """The properties that differ between the packages, and what takes their place: nothing if they are removed."""
+    """Yield the properties that differ between the packages, and their replacements, which are empty if removed."""
     source, target = one.source, one.target
     if source.name == target.name:
         return
@@ -711,12 +718,12 @@ def _renamed(attribute: _Attribute, name: str, element: _Element) -> str:
 
 
 _SIZED = re.compile(r"(?<![\w-])(?:size|w|h)-")
-"""Classes of Tailwind that set a size."""
+"""Tailwind classes that set a size."""
 _SIZES = frozenset({"size", "width", "height", "style"})
 
 
 def _added(element: _Element, one: _Import) -> Iterator[str]:
-    """The properties that an element needs to look as before."""
+    """Yield the properties that an element needs to keep its appearance."""
     assert one.component is not None
     yield from (f'{key}="{value}"' for key, value in one.component.properties.items())
     size = one.source.default_size
@@ -737,7 +744,7 @@ def _added(element: _Element, one: _Import) -> Iterator[str]:
 
 
 def _vue_parts(page: SgNode) -> Iterator[_Part]:
-    """The scripts of a component of Vue, and the expressions of its template, each with its own tree."""
+    """Yield the scripts of a Vue component and the expressions of its template, each with a separate tree."""
     for script in page.find_all(kind="script_element"):
         code = script.find(kind="raw_text")
         if code is not None:
@@ -758,5 +765,5 @@ def _vue_parts(page: SgNode) -> Iterator[_Part]:
 
 
 def _expression(code: str, start: int) -> _Part:
-    """An expression, in brackets, so that `{ a }` is an object."""
+    """Parse an expression in parentheses, so that `{ a }` is an object."""
     return _Part(SgRoot(f"({code})", "typescript").root(), start - 1, "typescript", is_script=False)

@@ -1,4 +1,4 @@
-"""`grr-coca lint`: names and labels that contradict their picture."""
+"""`grr-coca lint`: find names and labels that contradict their image."""
 
 import json as json_module
 import sys
@@ -34,23 +34,23 @@ def run(
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")] = DEFAULT,
     engine: EngineFlag = "auto",
 ) -> int:
-    """Find names and alternative texts that contradict their picture.
+    """Find names and alternative texts that contradict their image.
 
-    Checked are the names of icons, the captions of tables, and the labels in HTML, JSX and Markdown: alt, aria-label
-    and title of images, inline SVG and icons of known sets. Reported is a picture that clearly shows something else.
-    What the model does not know, names with a number, and alt="" are passed over.
-    The exit code is 1 if something is found.
+    This checks names of icons, captions of tables, and labels in HTML, JSX and Markdown: alt, aria-label
+    and title of images, inline SVG and icons of known sets. It reports images that clearly show something else.
+    Content that the model does not know, names with a number, and alt="" are skipped.
+    The exit code is 1 if any contradiction is found.
 
     Args:
         sources: folders of icons or of code; icon sets, sprites and fonts, as in match; tables of images and captions;
             files of code.
-        false_alarms: share of right names that may be reported by mistake, on icon sets like the eight that it was
-            measured on. The higher it is, the more is found.
-        baseline: findings that are known, and left out.
-        update_baseline: write all findings into --baseline, instead of reporting them.
+        false_alarms: accepted fraction of correct names that are reported, on icon sets like the eight for which it was
+            measured. Higher values find more.
+        baseline: file of known findings to exclude.
+        update_baseline: write all findings to --baseline instead of reporting them.
         out: also write the findings as SARIF, for code hosts.
         json: print JSON lines: label, file, line, cosine, suggestions.
-        exclude: leave out what this pattern of .gitignore matches.
+        exclude: exclude paths that match this .gitignore pattern.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
@@ -137,7 +137,7 @@ def _record(one: "Contradiction") -> dict[str, object]:
 
 
 def _sarif(found: Sequence["Contradiction"]) -> str:
-    """SARIF 2.1.0, as code hosts read it."""
+    """Return findings as SARIF 2.1.0, for code hosts."""
     results = [
         {
             "ruleId": _RULE,

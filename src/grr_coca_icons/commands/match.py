@@ -1,4 +1,4 @@
-"""`grr-coca match`: which picture of that library is this one?"""
+"""`grr-coca match`: find the equivalents of images in another library"""
 
 import csv
 import io
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grr_coca_icons.match.picture_set import OpenPictureSet
 
 _MAX_PLACES = 3
-"""Places in code that a line names."""
+"""Maximum number of code locations per line."""
 
 
 def run(
@@ -43,32 +43,33 @@ def run(
     checkpoint: OptionalCheckpointFlag = None,
     engine: EngineFlag = "auto",
 ) -> int:
-    """Find the equivalent of each picture of one library in others, such as each icon of lucide in tabler.
+    """Find the equivalent of each image of one library in others, such as each icon of lucide in tabler.
 
-    A line for each picture: its name, and up to five candidates with the probability that they are the equivalent, or
-    "none" if nothing is likely. The exit code is 1 if --check finds something wrong.
+    Prints a line per image: its name, and up to five candidates with the probability that they are the equivalent, or
+    "none" if nothing is likely. The exit code is 1 if --check finds errors.
 
     Args:
-        sources: first what to match, then one or more places to find it in: iconify:PREFIX (fetched once by npm), a
-            JSON file of Iconify, a folder, an SVG sprite, an icon font, or an index.
-        used_in: match the icons that the code in this folder uses, instead of a whole library. All sources are then
-            places to find them in.
-        n: candidates of each picture.
+        sources: first the images to match, then one or more libraries to search: iconify:PREFIX (downloaded once by
+            npm), a JSON file of Iconify, a folder, an SVG sprite, an icon font, or an index.
+        used_in: match the icons that the code in this folder uses, instead of an entire library. All sources are then
+            libraries to search.
+        n: maximum number of candidates per image.
         names: also compare the names of icons.
-        decided: a map that people made or reviewed; its entries stay as they are.
-        check: a table that people wrote (a map, a flat JSON object, or a CSV of two columns): say which entries look
-            wrong, and which names do not exist.
-        out: also write review.html, a page to choose on; matches.csv; map.json; or icons/index.json, the map that
-            `shadcn migrate icons` reads below its REGISTRY_URL.
+        decided: a map that was made or reviewed manually; its entries are kept.
+        check: a table to check (a map, a flat JSON object, or a CSV of two columns): report entries that look
+            wrong, and names that do not exist.
+        out: also write review.html, a page to choose equivalents; matches.csv; map.json; or icons/index.json, the map
+            that `shadcn migrate icons` reads below its REGISTRY_URL.
         apply: rewrite the code of --used-in: imports, components, their properties and types, names and classes, and
-            package.json. Places that stay are listed.
-        dry_run: with --apply, print a diff, and write nothing.
+            package.json. Locations that are not changed are listed.
+        dry_run: with --apply, print a diff and write nothing.
         force: with --apply, write even if git has uncommitted changes.
-        min_probability: with --apply or icons/index.json, least probability of an equivalent that is not decided.
+        min_probability: with --apply or icons/index.json, minimum probability of an equivalent that is not in
+            --decided.
         json: print JSON lines: icon, and matches with icon, probability and same_name; none if the list is empty.
-        exclude: leave out what this pattern of .gitignore matches.
-        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
-            given, the model of the index, or icons.
+        exclude: exclude paths that match this .gitignore pattern.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; default:
+            the model of the index, or icons.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if n < 1:
@@ -148,7 +149,7 @@ def _report_left_out(failures: Sequence[str]) -> None:
 
 
 def _likely(matches: "Sequence[PictureMatch]", min_probability: float) -> dict[str, str]:
-    """The icons whose equivalent was decided or is likely, with its name."""
+    """Return the icons with a decided or likely equivalent, and its name."""
     found = ((match.name, match.best) for match in matches)
     return {name: best.name for name, best in found if best and (best.probability or 0) >= min_probability}
 
@@ -202,7 +203,7 @@ def _apply(
     for one in plan.left:
         print_line(escape_control_chars(f"{one.file}:{one.line}: {one.reason}"))
     for (file, equivalent), names in by_file.items():
-        if len(names) > 1:  # as two states of a button may be
+        if len(names) > 1:  # such as two states of a button
             print_line(escape_control_chars(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
     print(
         f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
@@ -289,7 +290,7 @@ def _sets(names: Sequence[str]) -> str:
 
 
 def _csv(matches: "Sequence[PictureMatch]") -> str:
-    """A row for each candidate, and one with an empty candidate for each picture without."""
+    """Return a row per candidate, and a row with an empty candidate for each image without one."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("icon", "rank", "match", "probability", "same_name"))

@@ -1,4 +1,4 @@
-"""`grr-coca mcp`: indexes of icons as tools of agents."""
+"""`grr-coca mcp`: icon indexes as tools for agents."""
 
 from typing import Annotated
 
@@ -12,12 +12,12 @@ def run(
     indexes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")] = (),
     engine: EngineFlag = "auto",
 ) -> None:
-    """Serve indexes of icons to agents by the Model Context Protocol, over standard input and output.
+    """Serve icon indexes to agents by the Model Context Protocol, over standard input and output.
 
-    Tools: search_icons, search_by_picture, match_icons, caption_picture, get_icon, check_names. They only read.
+    Tools: search_icons, search_by_picture, match_icons, caption_picture, get_icon, check_names. They are read-only.
 
     Args:
-        indexes: folders of indexes of one model, such as one for each icon set.
+        indexes: folders of indexes of the same model, such as one per icon set.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if not indexes:

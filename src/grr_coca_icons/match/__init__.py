@@ -1,4 +1,4 @@
-"""Matching pictures of one library with those of another, and names that contradict their picture.
+"""Matching of images between libraries, and detection of names that contradict their image.
 
-`matcher.py` goes from sources to matches; `label_check.py` finds names that are wrong.
+`matcher.py` goes from sources to matches; `label_check.py` finds wrong names.
 """

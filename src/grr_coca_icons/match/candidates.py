@@ -1,10 +1,10 @@
-"""Matches pictures of one library with those of another: which icon of that set is this one?
+"""Matching of the images of one library with those of another.
 
-The candidates of a picture are the nearest by the cosines of pictures and of names. Their evidence is weighed by the
-numbers of the model (`match_numbers.py`). Drawings of one thing in several styles (`trash`, `trash-filled`) count as
-one candidate: the best of them, or the best that is filled as the source is, if names say so.
+Candidates of an image are the nearest by the cosines of images and of names. Their features are weighted by the
+parameters of the model (`match_numbers.py`). Drawings of one concept in several styles (`trash`, `trash-filled`) count
+as one candidate: the best of them, or the best with the same fill as the source, by their names.
 
-Shapes: N pictures of the source, M of the target, E embedding width, P pairs.
+Shapes: N images of the source, M of the target, E embedding width, P pairs.
 """
 
 import re
@@ -20,25 +20,29 @@ from grr_coca.data.text import singular
 from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, OF_PICTURES, Numbers
 
 _DEVIATION = 5.0
-"""Deviations are divided by this, so that all evidence is about as large."""
+"""Divisor of z-scores, so that all features have a similar scale."""
 _NEAREST = {"picture": 40, "name_shown": 30, "shown_name": 20, "names": 20}
-"""How many candidates each cosine brings."""
+"""Number of candidates per cosine."""
 _BACKGROUND = 4096
-"""Pictures of the target that a candidate must stand out from."""
+"""Number of target images that a candidate must stand out from."""
 _NUMBER = re.compile(r"\d+")
 _PRODUCTS = 2**24
-"""Most cosines that are held at a time."""
+"""Maximum number of cosines in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """Pictures of one side of a match.
+    """Images of one side of a match.
 
-    `names`: full names, such as `lucide:trash-2`; `words`: the names of each in words, without words of style, the own
-    name first and then its aliases; none of what has no name; `things`: the same text for drawings of one thing in
-    several styles; `vectors`: embeddings of unit length, N E; `name_vectors`: embeddings of the first of `words`, N E,
-    empty if there are no names; `is_seen`: whether training saw drawings of its set; `is_filled`: whether the name says
-    that the drawing is filled, N each.
+    Attributes:
+        names: Full names, such as `lucide:trash-2`.
+        words: Names of each image as words without style words: its own name first, then its aliases; empty if it
+            has no name.
+        things: Concept of each image: the same text for drawings of one concept in several styles.
+        vectors: Embeddings of unit length, N E.
+        name_vectors: Embeddings of the first of `words`, N E, empty if there are no names.
+        is_seen: Whether training saw drawings of its set.
+        is_filled: Whether the name marks the drawing as filled, N each.
     """
 
     names: list[str]
@@ -51,7 +55,7 @@ class PictureSet:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """The place of each name."""
+        """Index of each name."""
         return {name: place for place, name in reversed(list(enumerate(self.names)))}
 
     def __len__(self) -> int:
@@ -59,11 +63,11 @@ class PictureSet:
 
     @property
     def has_names(self) -> bool:
-        """True if names can be compared."""
+        """Whether names can be compared."""
         return len(self.name_vectors) > 0
 
     def part(self, places: Sequence[int]) -> "PictureSet":
-        """Some of the pictures."""
+        """Return some of the images."""
         return PictureSet(
             names=[self.names[place] for place in places],
             words=[self.words[place] for place in places],
@@ -77,10 +81,13 @@ class PictureSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A picture of the target.
+    """An image of the target.
 
-    `place`: its place in the target; `probability`: that it is the equivalent, None if that was not fitted for the
-    model; `score`: by which candidates are ranked; `same_name`: True if its name is the same, without words of style.
+    Attributes:
+        place: Index in the target.
+        probability: Probability that it is the equivalent; None if the model has no match parameters.
+        score: Score by which candidates are ranked.
+        same_name: Whether its name is the same without style words.
     """
 
     name: str
@@ -92,9 +99,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureMatch:
-    """A picture of the source and its candidates, the best first; none if nothing is likely.
+    """An image of the source and its candidates, best first; none if no candidate is likely.
 
-    `nearest`: the candidates even if none is likely. `is_decided`: True if a map has decided, and nothing was compared.
+    Attributes:
+        nearest: The candidates even if none is likely.
+        is_decided: Whether a map has determined the match, without comparison.
     """
 
     name: str
@@ -105,7 +114,7 @@ class PictureMatch:
 
     @property
     def best(self) -> Candidate | None:
-        """The first candidate; None if nothing is likely."""
+        """First candidate; None if no candidate is likely."""
         return self.candidates[0] if self.candidates else None
 
 
@@ -117,18 +126,18 @@ def match_pictures(
     n: int = CANDIDATES,
     places: Sequence[int] | None = None,
 ) -> list[PictureMatch]:
-    """The candidates of each picture of the source.
+    """Return the candidates of each image of the source.
 
     Args:
-        source: all pictures of the source. Those that are not asked for count as well: a candidate that shows another
-            thing of the source's set is less likely.
-        target: where to find candidates.
-        numbers: of the model, with names or without; None: rank by the cosine of the pictures.
-        n: most candidates of each picture.
-        places: of the pictures of the source to match; None: all.
+        source: All images of the source. Unrequested images also count: a candidate that shows another
+            concept of the source's set is less likely.
+        target: Images to search for candidates.
+        numbers: Parameters of the model, with or without names; None: rank by the cosine of images.
+        n: Maximum number of candidates per image.
+        places: Indices of the source images to match; None: all.
 
     Raises:
-        UserError: the target is empty, or `n` is below 1.
+        UserError: If the target is empty, or `n` is below 1.
     """
     if n < 1:
         raise UserError(f"{n} candidates: give 1 or more")
@@ -142,7 +151,7 @@ def match_pictures(
 
 
 class Pairs:
-    """The evidence of pairs of two picture sets, and the matches that follow from it."""
+    """Features of pairs of two image sets, and the resulting matches."""
 
     def __init__(self, source: PictureSet, target: PictureSet, numbers: Numbers) -> None:
         self._source, self._target, self._numbers = source, target, numbers
@@ -170,7 +179,7 @@ class Pairs:
                     self._by_word.setdefault(word, []).append(place)
 
     def matches(self, rows: np.ndarray, n: int, *, is_fitted: bool) -> Iterator[PictureMatch]:
-        """The matches of some pictures of the source, each with at most `n` candidates."""
+        """Yield the matches of some source images, each with at most `n` candidates."""
         columns, evidence, bounds = self.evidence(rows)
         scores = self._numbers.scores(evidence)
         same = evidence[:, EVIDENCE.index("same_name")] > 0
@@ -207,7 +216,7 @@ class Pairs:
     ) -> PictureMatch:
         target, style = self._target, self._source.is_filled[row]
         best: dict[str, int] = {}
-        alike: dict[str, int] = {}  # the best drawing in the style of the source
+        alike: dict[str, int] = {}  # best drawing in the style of the source
         for number in np.argsort(-scores, kind="stable").tolist():
             thing = target.things[columns[number]]
             if thing not in best and len(best) > max(n, CANDIDATES):
@@ -237,7 +246,7 @@ class Pairs:
         return PictureMatch(name=name, place=row, candidates=candidates if is_likely else (), nearest=candidates)
 
     def _best_things(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each picture of the target: the nearest thing of the source, its cosine, and that of the second thing."""
+        """Return the nearest source concept of each target image, its cosine, and that of the second concept."""
         order = np.argsort(self._thing_of, kind="stable")
         first = np.full(len(self._target), -1)
         best = np.full(len(self._target), -1.0, np.float32)
@@ -261,9 +270,9 @@ class Pairs:
         return first, best, second
 
     def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Return the candidates of some pictures of the source, their evidence, and where the pairs of each begin.
+        """Return the candidates of some source images, their features, and the start of each image's pairs.
 
-        The columns of the evidence, P 10, are in the order of `EVIDENCE`.
+        The columns of the features, P 10, are in the order of `EVIDENCE`.
         """
         source, target = self._source, self._target
         cosines = {"picture": source.vectors[rows] @ target.vectors.T}
@@ -292,7 +301,7 @@ class Pairs:
         return columns, evidence, bounds
 
     def _stands_out(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Cosines in deviations above the median of the target; the deviation is that of the lower half."""
+        """Return cosines as z-scores above the median of the target, with the deviation of the lower half."""
         background = cosines[:, self._background]
         middle = np.median(background, axis=1)
         below = np.minimum(background - middle[:, None], 0)
@@ -308,9 +317,9 @@ class Pairs:
         return np.minimum(0, cosines - rival)
 
     def _written(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
-        """Compare the spelling and the words of names: the evidence that needs no embedding, by name, each P.
+        """Compare the spelling and the words of names: the features that need no embedding, by name, each P.
 
-        Of several names, the closest count.
+        Of several names, the closest counts.
         """
         from rapidfuzz import fuzz, process  # late: it needs an extra
 
@@ -333,7 +342,7 @@ class Pairs:
 
 
 class _Names(NamedTuple):
-    """The names of a picture: each with its words in alphabetical order; the words of the first, and of all."""
+    """Names of an image: each with its words in alphabetical order; the words of the first name, and of all names."""
 
     sorted: tuple[str, ...]
     first: frozenset[str]
@@ -350,12 +359,12 @@ def _names(words: Sequence[str]) -> _Names:
 
 
 def _lacking(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
-    """The share of words that are not there, although they are used."""
+    """Return the fraction of missing words that are in use."""
     return len((words - there) & used) / max(1, len(words))
 
 
 def _largest(cosines: np.ndarray, count: int) -> np.ndarray:
-    """The columns of the largest values of each row, in any order."""
+    """Return the columns of the largest values of each row, in any order."""
     if cosines.shape[1] <= count:
         return np.broadcast_to(np.arange(cosines.shape[1]), cosines.shape)
     return np.argpartition(-cosines, count - 1, axis=1)[:, :count]

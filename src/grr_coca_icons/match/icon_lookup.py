@@ -1,4 +1,4 @@
-"""Looks up icons by the names that people and code use, and suggests existing ones for a name that does not exist.
+"""Lookup of icons by the names that users and code use, with suggestions for unknown names.
 
 `lucide:trash-2`, `trash-2`, `Trash2`, an alias, and the name of a component (`IconTrash` of tabler) all find an icon.
 """
@@ -13,16 +13,16 @@ from grr_coca_icons.match.candidates import PictureSet
 from grr_coca_icons.match.used_icons import squashed
 
 Embed = Callable[[str], "np.ndarray | None"]
-"""Returns the embedding of a text, E, or None if the model does not know its words."""
+"""Function that returns the embedding of a text, E, or None if the model does not know its words."""
 
 
 class IconLookup:
-    """The names of the icons of a picture set.
+    """Names of the icons of an image set.
 
     Args:
         pictures: The icons.
-        further: Aliases of each, without prefix.
-        embed: Embeds names that do not exist; None: suggestions go by spelling only.
+        further: Aliases of each icon, without prefix.
+        embed: Embeds unknown names; None: suggestions are based only on spelling.
     """
 
     def __init__(self, pictures: PictureSet, further: Sequence[Sequence[str]] = (), embed: Embed | None = None) -> None:
@@ -32,7 +32,9 @@ class IconLookup:
         self._places = _places(pictures.names, self._further)
 
     def find(self, name: str) -> int | None:
-        """The place of an icon; None if no icon has the name. Without a prefix, the first set that has it counts."""
+        """Return the index of an icon, or None if no icon has the name. Without a prefix, the first set that has it
+        is used.
+        """
         exact = self.pictures.places.get(name)
         if exact is not None:
             return exact
@@ -40,10 +42,10 @@ class IconLookup:
         return self._places.get((prefix, squashed(own)))
 
     def nearest(self, name: str, n: int = 1) -> list[str]:
-        """The icons that a name which does not exist may mean, at most `n`, the best first.
+        """Return at most `n` icons that an unknown name may mean, best first.
 
-        A name with one typing error, or with its words in another order, means the icon of that name. Any other name
-        means the icons whose names and pictures are closest to its words.
+        A name with one typo or reordered words means the icon of that name. Any other name
+        means the icons whose names and images are closest to its words.
         """
         prefix, _, own = name[:200].rpartition(":")
         within = [prefix] if prefix in self.prefixes else self.prefixes
@@ -76,8 +78,9 @@ class IconLookup:
 
 
 def _places(names: Sequence[str], further: Sequence[Sequence[str]]) -> Mapping[tuple[str, str], int]:
-    """The place of each prefix and name without what components leave out; names come before aliases, and these before
-    the names of components. An empty prefix is that of the first set."""
+    """Return the index of each prefix and normalized name. Names have priority over aliases, and these
+    over component names. An empty prefix means the first set.
+    """
     places: dict[tuple[str, str], int] = {}
 
     def add(prefix: str, written: str, place: int) -> None:

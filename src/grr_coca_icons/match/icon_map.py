@@ -1,7 +1,7 @@
-"""Maps from the icons of one set to those of another: what people decided, and whether a table of theirs is right.
+"""Maps from the icons of one set to those of another: manual decisions, and checks of tables.
 
-The format is JSON: `{"format": 1, "icons": {"lucide:x": "tabler:x", "lucide:y": null}}`, where null means that there is
-no equivalent. A flat object and a CSV of two columns are read too.
+The format is JSON: `{"format": 1, "icons": {"lucide:x": "tabler:x", "lucide:y": null}}`, where null means that an icon
+has no equivalent. Flat objects and CSV files with two columns are also accepted.
 """
 
 import csv
@@ -21,19 +21,19 @@ from grr_coca_icons.match.match_numbers import Numbers
 
 FORMAT = 1
 IconMap = dict[str, str | None]
-"""Full names of icons, and of their equivalents; None: there is none."""
+"""Full names of icons and of their equivalents; None if an icon has none."""
 
 _WRONG = 0.1
-"""An entry looks wrong if it is the equivalent with at most this probability …"""
+"""Maximum probability of a doubtful entry …"""
 _LIKELY = 0.5
-"""… and another icon is it with at least this one."""
+"""… and minimum probability of another icon."""
 
 
 def read_map(path: Path) -> IconMap:
     """Read a map.
 
     Raises:
-        UserError: the file is in no format of a map, or is that of a newer version.
+        UserError: If the file is not a map, or is from a newer version.
     """
     text = decode_text(read_file_bytes(path), str(path))
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -68,24 +68,24 @@ def _of_table(text: str, path: Path) -> IconMap:
 
 
 def write_map(icons: Mapping[str, str | None]) -> str:
-    """The text of a map, in the order of its names."""
+    """Return the text of a map, sorted by name."""
     return json.dumps({"format": FORMAT, "icons": dict(sorted(icons.items()))}, indent=1, ensure_ascii=False) + "\n"
 
 
 _SHADCN = {"lucide": "lucide", "tabler": "tabler", "ph": "phosphor", "ri": "remixicon", "radix-icons": "radix"}
-"""Prefixes of the sets that `shadcn migrate icons` knows, and its names of them."""
+"""Prefixes of the sets that `shadcn migrate icons` supports, and its names for them."""
 SHADCN_PATH = ("icons", "index.json")
-"""Where, below its `REGISTRY_URL`, it reads its map."""
+"""Path of its map below its `REGISTRY_URL`."""
 
 
 def write_shadcn_map(icons: Mapping[str, str]) -> str:
-    """The text of a map for `shadcn migrate icons`: names of React components, by libraries that it knows.
+    """Return the text of a map for `shadcn migrate icons`: React components by supported library.
 
     Args:
-        icons: Icons and their equivalents. shadcn leaves others in the code.
+        icons: Icons and their equivalents. shadcn does not change others in the code.
 
     Raises:
-        UserError: It knows none of the sets.
+        UserError: If it supports none of the sets.
     """
     entries: dict[str, dict[str, str]] = {}
     for pair in icons.items():
@@ -105,16 +105,16 @@ def _component(prefix: str, name: str) -> str:
 
 
 def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, where: str) -> dict[int, PictureMatch]:
-    """The matches that a map has decided, by the place in the source. Entries of other icons are ignored.
+    """Return the matches that a map determines, by source index. Entries of other icons are ignored.
 
     Args:
-        decided: the map.
-        source: its icons.
-        target: their equivalents.
-        where: the file of the map, for messages.
+        decided: The map.
+        source: Icons of the map.
+        target: Equivalents.
+        where: The file of the map, for messages.
 
     Raises:
-        UserError: the map is of other sets, or names an equivalent that does not exist.
+        UserError: If the map is of other sets, or has an unknown equivalent.
     """
     found: dict[int, PictureMatch] = {}
     for name, equivalent in decided.items():
@@ -147,12 +147,12 @@ def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, wh
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownIcon:
-    """An entry of a table that names an icon that does not exist.
+    """A table entry with an unknown icon.
 
     Attributes:
         icon: The entry's icon, as written.
-        equivalent: Its equivalent, as written, or None if the table says that there is none.
-        name: Full name of the one that does not exist.
+        equivalent: Its equivalent, as written, or None if the table has null.
+        name: Full name of the unknown icon.
         nearest: The most similar name of the set, or None.
         sets: Prefixes of the sets in which it was looked up.
     """
@@ -166,13 +166,13 @@ class UnknownIcon:
 
 @dataclass(frozen=True, kw_only=True)
 class DoubtfulEntry:
-    """An entry of a table for which another equivalent is likelier.
+    """A table entry for which another equivalent is more likely.
 
     Attributes:
         icon: The entry's icon, as written.
-        equivalent: Its equivalent, as written, or None if the table says that there is none.
+        equivalent: Its equivalent, as written, or None if the table has null.
         probability: Probability of the entry's equivalent, or None if it has none.
-        likelier: Name of the likeliest icon.
+        likelier: Name of the most likely icon.
         likelier_probability: Probability of that icon.
     """
 
@@ -188,15 +188,15 @@ def check_map(
 ) -> list[UnknownIcon | DoubtfulEntry]:
     """Find the entries of a table that look wrong, in the order of the table.
 
-    These are names that do not exist, equivalents that look wrong, and icons without one that have one. Names without a
-    prefix are those of the first set. Where the equivalent is not among the likely ones, but another icon is, the entry
+    These are unknown names, wrong equivalents, and icons marked as having none that have one. Names without a
+    prefix belong to the first set. If the equivalent is unlikely and another icon is likely, the entry
     is doubtful.
 
     Args:
-        table: the entries.
-        source: the icons.
-        target: their equivalents.
-        numbers: of the model; None: only names are checked.
+        table: The entries.
+        source: The icons.
+        target: Their equivalents.
+        numbers: Parameters of the model; None: only names are checked.
     """
     findings: dict[str, list[UnknownIcon | DoubtfulEntry]] = {icon: [] for icon in table}
     known: dict[int, tuple[str, str | None, int | None]] = {}
@@ -238,7 +238,7 @@ def check_map(
 
 
 def _probability_of(thing: str, match: PictureMatch, target: PictureSet) -> float:
-    """Return the probability of the first candidate that shows a thing, or 0 if no candidate does."""
+    """Return the probability of the first candidate with a concept, or 0 if no candidate has it."""
     found = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
     assert found is not None
     return found

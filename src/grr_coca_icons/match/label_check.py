@@ -1,11 +1,10 @@
-"""Says which names and labels contradict their picture.
+"""Detection of names and labels that contradict their image.
 
-A label contradicts a picture if the cosine of the two is below a limit, and the model is sure enough that the picture
-shows something else: many right names have a low cosine, as pictures cannot show what they mean (`deployment unit`).
-The limits lie beside the weights (`MatchNumbers.label_limits`): at each, a known share of right names is reported by
-mistake. Not judged is what the model does not know: unfamiliar pictures, and words that were rare in training. And
-words that training had only as tags, beside the name of an icon, do not count: they express what an icon means (`yes`,
-on a tick).
+A label contradicts an image if their cosine is below a limit, and the model is confident that the image
+shows something else: many correct names have a low cosine, as images cannot show their meaning (`deployment unit`).
+The limits are stored next to the weights (`MatchNumbers.label_limits`): at each, a known fraction of correct names is
+wrongly reported. Unfamiliar images and words that were rare in training are not judged. Words that were only tags in
+training, next to an icon's name, do not count: they express the meaning of an icon (`yes` on a tick).
 """
 
 import hashlib
@@ -25,14 +24,14 @@ from grr_coca_icons.icon_names import words_of_name
 from grr_coca_search.entry import chunks
 
 _MAX_PIECES = 3
-"""A word that the tokenizer cuts into more pieces was rare in the training captions."""
+"""Maximum number of tokens of a word: longer words were rare in the training captions."""
 _MAX_WORDS = 8
-"""Longer labels are sentences, which the model was not trained on."""
+"""Maximum number of words: longer labels are sentences, on which the model was not trained."""
 _MIN_CONFIDENCE = 0.2
-"""Least probability that the caption is exactly right, with which a picture shows something else than its label. Chosen
-by eye on iconoir, bi, la, carbon and tabler."""
+"""Minimum probability of an exactly right caption for concluding that an image contradicts its label. Chosen
+by inspection on iconoir, bi, la, carbon and tabler."""
 _MAX_TAG_SHARE = 0.9
-"""A word of which a larger share of the training captions are tags is not the name of a thing. Chosen by eye on twelve
+"""Maximum fraction of tags among the training captions of a word that names a concept. Chosen by inspection of twelve
 findings in eight sets that are fonts of early web pages or parts of operating systems, and five in healthicons."""
 _BEAMS = 3
 _BATCH = 64
@@ -40,8 +39,8 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A picture and its label. `texts`: the label, and other names that the picture may have; one that fits is enough.
-    `where`: the file, or the name of the icon; `line`: in the file, 0 if that means nothing."""
+    """An image and its label. `texts`: The label and other names of the image; one match is sufficient.
+    `where`: File or icon name. `line`: Line in the file, or 0."""
 
     image: Image.Image
     texts: tuple[str, ...]
@@ -51,9 +50,11 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Contradiction:
-    """A label that contradicts its picture.
+    """A label that contradicts its image.
 
-    `cosine`: of both; `suggestions`: what the picture shows, the likeliest first.
+    Attributes:
+        cosine: Cosine of both.
+        suggestions: Probable contents of the image, most likely first.
     """
 
     label: str
@@ -64,13 +65,13 @@ class Contradiction:
 
     @property
     def key(self) -> str:
-        """What stays the same if lines move: for a file of known findings."""
+        """Key that does not depend on line numbers, for a file of known findings."""
         return hashlib.sha256(f"{self.where}\0{self.label}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass
 class Checked:
-    """What was checked: how many labels were judged, and how many were not, as the model does not know enough."""
+    """Result of a check: contradictions, and numbers of judged and skipped labels."""
 
     contradictions: list[Contradiction]
     judged: int = 0
@@ -78,12 +79,12 @@ class Checked:
 
 
 def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: float) -> Checked:
-    """The labels that contradict their pictures.
+    """Find the labels that contradict their images.
 
     Args:
-        pictures: with their labels.
-        model: what compares them.
-        limit: the cosine below which a label contradicts its picture.
+        pictures: Images with their labels.
+        model: Model that compares them.
+        limit: The cosine below which a label contradicts its picture.
     """
     checked, words = Checked([]), _words_of_training(model)
     for batch in chunks(pictures, _BATCH):
@@ -99,7 +100,7 @@ def _check(
         return knows(model, text) and words.name_a_thing({singular(word) for word in words_of_name(text).split()})
 
     known = [(one, texts) for one in batch if (texts := list(filter(may_be_judged, one.texts)))]
-    # A label of one unknown word may be right: nothing is said of it.
+    # A label of one unknown word may be right, so it is not judged.
     known = [(one, texts) for one, texts in known if texts[0] == one.texts[0]]
     unfamiliar = model.are_unfamiliar([one.image for one, _ in known]) if known else []
     known = [pair for pair, is_strange in zip(known, unfamiliar, strict=True) if not is_strange]
@@ -134,12 +135,12 @@ class _TrainingWords(NamedTuple):
     names: frozenset[str]
 
     def name_a_thing(self, words: set[str]) -> bool:
-        """True if all words are known, and one of them names a thing."""
+        """Return whether all words are known, and one of them names a concept."""
         return words <= self.common and bool(words & self.names)
 
 
 def _words_of_training(model: ImageTextModel) -> _TrainingWords:
-    """The words of the training captions of a model; none if it lacks a list of them."""
+    """Return the words of the training captions of a model; empty if it lacks the list."""
     numbers = None if model.folder is None else read_tag_numbers(model.folder)
     if numbers is None:
         return _TrainingWords(frozenset(), frozenset())
@@ -151,7 +152,7 @@ def _words_of_training(model: ImageTextModel) -> _TrainingWords:
 
 
 def knows(model: ImageTextModel, text: str) -> bool:
-    """True if a text is a few words that the model has seen."""
+    """Return whether a text has few words and the model knows them."""
     words = words_of_name(text).split()
     if not 0 < len(words) <= _MAX_WORDS or not any(any(letter.isalpha() for letter in word) for word in words):
         return False
@@ -159,10 +160,10 @@ def knows(model: ImageTextModel, text: str) -> bool:
 
 
 def require_limit(limits: Sequence[tuple[float, float]], share: float) -> float:
-    """The limit at which this share of right names is reported by mistake, between those that were measured.
+    """Interpolate the limit at which this fraction of correct names is reported.
 
     Raises:
-        UserError: the share is outside of what was measured, or nothing was.
+        UserError: If the fraction is outside the measured range, or the model has no measurements.
     """
     if not limits:
         raise UserError("for this model it was never measured how far names may be from pictures; use icons")

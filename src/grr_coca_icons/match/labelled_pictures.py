@@ -1,4 +1,4 @@
-"""Pictures with the labels that people gave them: names of icons, captions of tables, and labels in code."""
+"""Images with their labels: names of icons, captions of tables, and labels in code."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ from grr_coca_icons.sources.iconify import SCHEME, read_package
 def labelled_pictures(
     sources: Sequence[str], exclude: Sequence[str], model: ImageTextModel, failures: list[str]
 ) -> Iterator[Labelled]:
-    """The pictures of folders, icon sets, tables and code whose labels can be checked, one after the other.
+    """Yield the images of folders, icon sets, tables and code whose labels can be checked.
 
     Args:
-        sources: what `grr-coca lint` takes.
-        exclude: patterns of .gitignore.
-        model: gives the pictures their size.
-        failures: gets a line for each picture that cannot be read.
+        sources: Sources as in `grr-coca lint`.
+        exclude: Patterns of .gitignore.
+        model: Model that determines the image size.
+        failures: Receives a line for each unreadable image.
 
     Raises:
-        UserError: a source is neither a folder nor code, and has no images.
+        UserError: If a source is neither a folder nor code, and has no images.
     """
     for source in sources:
         path = Path(source)
@@ -41,7 +41,7 @@ def labelled_pictures(
 def _named(
     source: str, exclude: Sequence[str], model: ImageTextModel, failures: list[str], *, may_be_empty: bool
 ) -> Iterator[Labelled]:
-    """Icons with their names, and images of tables with their captions."""
+    """Yield icons with their names, and images of tables with their captions."""
     try:
         files = find_images([source], Exclusions(exclude))
     except UserError:
@@ -62,12 +62,12 @@ def _named(
         elif file.path is not None and file.path.suffix.lower() == ".svg":
             names = [file.path.stem]
         else:
-            continue  # names of photographs say nothing
+            continue  # names of photographs are meaningless
         named.append((file, [name for name in names if name], is_caption))
     styles = style_words([words_of_name(names[0]).replace(" ", "-") for _, names, _ in named if names], ())
     for file, names, is_caption in named:
         if names and not is_caption and any(word.isdigit() for word in words_of_name(names[0]).split()):
-            continue  # the other words may mean a whole series of drawings
+            continue  # the other words may refer to a series of drawings
         texts = names if is_caption else [caption_of(words_of_name(name).replace(" ", "-"), styles) for name in names]
         texts = list(dict.fromkeys(text for text in texts if text))
         if not texts:
@@ -81,7 +81,7 @@ def _named(
 
 
 def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures: list[str]) -> Iterator[Labelled]:
-    """Pictures of labels in code. Icons of sets that cannot be had are passed over."""
+    """Yield images with labels in code. Icons of unavailable sets are skipped."""
     sets: dict[str, dict[str, str]] = {}
     for label in labels_in_code(path, exclude):
         try:
@@ -102,7 +102,7 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
 
 
 def _icons_of(prefix: str, failures: list[str]) -> dict[str, str]:
-    """The SVG of the icons of a known set, which is fetched, by their names as code may write them."""
+    """Return the SVG of the icons of a known set, which is downloaded, by their names in code."""
     try:
         icons = read_package(f"{SCHEME}{prefix}").icons
     except UserError as error:

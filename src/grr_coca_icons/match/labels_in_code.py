@@ -1,7 +1,7 @@
-"""Finds labels beside pictures in HTML, JSX and Markdown.
+"""Labels of images in HTML, JSX and Markdown.
 
 In code, a label is the `alt`, `aria-label` or `title` of an image, of inline SVG, or of an icon of a known set, or of
-the one element around it, such as a button. `alt=""` says that a picture needs no label, and is left alone.
+its parent element, such as a button. `alt=""` marks an image that needs no label, and is skipped.
 """
 
 import html
@@ -16,15 +16,16 @@ from grr_coca_icons.match.used_icons import Use, code_files, components_in, text
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
 """Suffixes of files whose labels are read."""
 _ROOTS = ("", "public", "static", "src", "assets", "app/assets", "docs", "www")
-"""Folders that a path from the root of a site may be meant from."""
+"""Folders that may be the root of paths of a site."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """A text beside a picture.
+    """A label of an image.
 
-    `file`, `line`: where it stands. The picture is `image`, a file; `svg`, inline; or `icon`, the use of an icon of a
-    known set.
+    Attributes:
+        file, line: Its location. The image is `image`, a file; `svg`, inline; or `icon`, the use of an icon of a
+            known set.
     """
 
     text: str
@@ -36,17 +37,17 @@ class Label:
 
 
 def labels_in_code(root: Path, exclude: Sequence[str] = ()) -> Iterator[Label]:
-    """The labels of a file of code, or of all below a folder.
+    """Yield the labels of a code file, or of all code files below a folder.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: If a file cannot be read.
     """
     for path in code_files(root, CODE, exclude):
         yield from _labels_of(text_of(path), path, root if root.is_dir() else root.parent)
 
 
 _ATTRIBUTES = r"(?:[^<>\"'{}]|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*"
-_LABEL = re.compile(  # not `:title`, whose value is an expression of Vue
+_LABEL = re.compile(  # not `:title`, whose value is a Vue expression
     r"(?<![\w:.@-])(?:aria-label|alt|title)=(?:\"([^\"{}]*)\"|'([^'{}]*)'|\{\s*[\"'`]([^\"'`{}$]*)[\"'`]\s*\})"
 )
 _SOURCE = re.compile(r"(?<![\w-])src=(?:\"([^\"{}]+)\"|'([^'{}]+)'|\{\s*[\"']([^\"'{}]+)[\"']\s*\})")
@@ -56,17 +57,17 @@ _SVG = re.compile(r"<svg\b[^<>]*>.*?</svg>", re.DOTALL)
 _TITLE = re.compile(r"<title[^<>]*>([^<>]+)</title>")
 _ICON = re.compile(rf"<([A-Z]\w*|i|span|iconify-icon|Icon)\b({_ATTRIBUTES})/?>")
 _EMPTY = "area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr"
-"""Elements of HTML that have nothing inside."""
+"""Void elements of HTML."""
 _AROUND = re.compile(rf"<(?!(?:{_EMPTY})\b)[\w.]+\b({_ATTRIBUTES})(?<!/)>\s*$")
 
 
 def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
-    """The labels of the text of a file.
+    """Yield the labels of the text of a file.
 
     Args:
-        text: of the file.
-        path: of the file, which images are relative to.
-        root: of the site.
+        text: Text of the file.
+        path: Path of the file, to which images are relative.
+        root: Root of the site.
     """
 
     def line_of(place: int) -> int:
@@ -110,7 +111,7 @@ def _label(attributes: str) -> str:
 
 
 def _around(text: str, place: int) -> str:
-    """The label of the element that begins just before a place."""
+    """Return the label of the element that starts directly before a position."""
     found = _AROUND.search(text, max(0, place - 1000), place)
     return _label(found[1]) if found else ""
 
@@ -124,7 +125,7 @@ def _clean(text: str) -> str:
 
 
 def _whole(svg: str) -> str:
-    """Inline SVG as a document of its own: with a namespace, and with attributes as XML writes them."""
+    """Convert inline SVG to a document, with a namespace and XML attribute names."""
     for written, meant in (("className=", "class="), ("strokeWidth=", "stroke-width="), ("fillRule=", "fill-rule="),
                            ("strokeLinecap=", "stroke-linecap="), ("strokeLinejoin=", "stroke-linejoin="),
                            ("clipRule=", "clip-rule=")):  # fmt: skip
@@ -135,7 +136,7 @@ def _whole(svg: str) -> str:
 
 
 def _image(source: str, path: Path, root: Path) -> Path | None:
-    """The file of an image on this machine; None if there is none, or if it lies elsewhere."""
+    """Return the local file of an image, or None if it does not exist or is remote."""
     source = html.unescape(source).partition("?")[0].partition("#")[0]
     if re.match(r"[a-zA-Z][\w+.-]*:|//", source) or not has_image_suffix(source):
         return None

@@ -1,15 +1,15 @@
-"""The numbers by which pictures are matched: weights of the evidence, and curves that turn a score into a probability.
+"""Parameters of matching: weights of the features, and curves that convert a score to a probability.
 
-`scripts/fit_match.py` fits them for one model, and writes them beside its weights, in `match.json`. A model without
-this file ranks by the cosine of the pictures, and tells no probability.
+`scripts/fit_match.py` fits them for one model, and writes them next to its weights, in `match.json`. A model without
+this file ranks by the cosine of images, without probabilities.
 
-- The *score* of a pair of pictures is a weighted sum of `EVIDENCE`. The candidate with the highest score comes first.
+- The *score* of a pair of images is a weighted sum of `EVIDENCE`. Candidates are sorted by score.
 - The *probability* that a candidate is the equivalent is a logistic curve over its score, and over its lead: the
   difference from the best other candidate.
-- *None* is told where the probability that any of the candidates is the equivalent is below a limit.
+- *None* is reported if the probability that any candidate is the equivalent is below a limit.
 
-There are two sets of numbers, with names and without, and in each two curves: for targets whose drawings training saw,
-and for those that it did not.
+There are two sets of parameters, with and without names, each with two curves: for targets with drawings in training,
+and for other targets.
 """
 
 import math
@@ -35,30 +35,30 @@ EVIDENCE = (
     "missing_words",
     "extra_words",
 )
-"""What speaks for a pair of a source and a candidate:
+"""Features of a pair of a source and a candidate:
 
-- `picture`: cosine of the two pictures
-- `picture_stands_out`: the same, in deviations above the median of the target's pictures
-- `taken`: 0, or how much closer the candidate's picture is to another thing of the source's set (negative)
-- `name_shown`: how far the candidate's picture stands out for the source's name
-- `shown_name`: how far the candidate's name stands out for the source's picture
+- `picture`: cosine of the two images
+- `picture_stands_out`: the same as z-score above the median of the target's images
+- `taken`: 0, or how much closer the candidate's image is to another concept of the source's set (negative)
+- `name_shown`: z-score of the candidate's image for the source's name
+- `shown_name`: z-score of the candidate's name for the source's image
 - `names`: cosine of the two names
-- `same_name`: 1 if a name of one, without words of style, is one of the other
-- `spelling`: how similar the names are written, from 0 to 1
-- `missing_words`: minus the share of the words of the source's name that the candidate's names lack, although the
+- `same_name`: 1 if a name of one without style words equals one of the other
+- `spelling`: similarity of spelling, from 0 to 1
+- `missing_words`: minus the fraction of words of the source's name missing in the candidate's names although the
   target's names use them: of `wifi-cog`, `wifi` lacks a word
 - `extra_words`: the same for the words of the candidate's name
 """
 OF_PICTURES = ("picture", "picture_stands_out", "taken")
-"""The evidence that needs no names."""
+"""Features that need no names."""
 
 CANDIDATES = 5
-"""Candidates of which probabilities are told."""
+"""Number of candidates with probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbabilityCurve:
-    """A logistic curve. `least`: the probability that any candidate is right, below which none is told."""
+    """A logistic curve. `least`: Minimum probability that any candidate is correct."""
 
     per_score: float
     per_lead: float
@@ -70,14 +70,14 @@ class ProbabilityCurve:
             raise UserError(f"{vars(self)} are not the numbers of a curve")
 
     def probabilities(self, scores: np.ndarray, leads: np.ndarray) -> np.ndarray:
-        """The probability that each candidate is the equivalent."""
+        """Return the probability that each candidate is the equivalent."""
         logits = self.per_score * scores + self.per_lead * leads + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """Weights of the evidence, by name, and the curves for targets whose drawings training saw, or did not see."""
+    """Weights of the features by name, and curves for targets with and without drawings in training."""
 
     weights: dict[str, float]
     seen: ProbabilityCurve
@@ -88,16 +88,17 @@ class Numbers:
             raise UserError(f"'weights' are not those of {', '.join(EVIDENCE)}")
 
     def scores(self, evidence: np.ndarray) -> np.ndarray:
-        """The score of each pair, N, from its evidence, N 10."""
+        """Return the score of each pair, N, from its features, N 10."""
         return evidence @ np.array([self.weights.get(name, 0.0) for name in EVIDENCE])
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchNumbers:
-    """All numbers that were fitted for a model.
+    """All match parameters of a model.
 
-    `with_names`, `without_names`; `seen_sets`: prefixes of the icon sets that training saw; `label_limits`: pairs of a
-    share of right names, and the cosine of picture and name that this share is below (see `label_check`).
+    `with_names`, `without_names`: Parameters with and without names. `seen_sets`: Prefixes of the icon sets in
+    training. `label_limits`: Pairs of a fraction of correct names, and the cosine of image and name that this fraction
+    is below (see `label_check`).
     """
 
     with_names: Numbers
@@ -111,14 +112,14 @@ BY_PICTURE_ALONE = Numbers(
     seen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
     unseen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
 )
-"""For models of which nothing was fitted. Its probabilities mean nothing."""
+"""Parameters for models without fitted ones. Its probabilities are meaningless."""
 
 
 def match_numbers(folder: Path) -> MatchNumbers | None:
-    """The numbers of the model in a folder; None if nothing was fitted for it.
+    """Return the match parameters of the model in a folder, or None if it has none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is corrupt.
     """
     path = folder / MATCHING
     return from_dict(MatchNumbers, read_json(path), str(path)) if path.exists() else None

@@ -1,6 +1,6 @@
-"""Matching from end to end: what the command line, the server and Python share.
+"""End-to-end matching, shared by the command line, the server and Python.
 
-`Matcher` knows one model, opens picture sets by what people type, and matches them.
+`Matcher` has a model, opens image sets by user arguments, and matches them.
 """
 
 from collections import defaultdict
@@ -23,8 +23,8 @@ from grr_coca_search.store import Store
 
 
 class UsedIcons(NamedTuple):
-    """The icons that some code uses: their places among the icons of their sets, the uses of each, and the uses of
-    names that no set has."""
+    """Icons used by some code: their indices in their sets, the uses of each, and the uses of
+    unknown names."""
 
     icons: OpenPictureSet
     uses: dict[int, list[Use]]
@@ -32,12 +32,12 @@ class UsedIcons(NamedTuple):
 
 
 class Matcher:
-    """Matches picture sets with one model.
+    """Matches image sets with one model.
 
     Args:
-        model: the model, or its name or folder; None: that of the first index among the arguments, or the default.
-        engine: as in `grr_coca.load`.
-        names: False: compare pictures alone, and no names.
+        model: The model, or its name or folder; None: the model of the first index among the arguments, or the default.
+        engine: As in `grr_coca.load`.
+        names: Whether to compare names as well as images.
     """
 
     def __init__(self, model: IndexModel | str | None = None, engine: str = "auto", *, names: bool = True) -> None:
@@ -53,16 +53,16 @@ class Matcher:
 
     @cached_property
     def fitted(self) -> MatchNumbers | None:
-        """What was fitted for the model; None if nothing was.
+        """Match parameters of the model; None if it has none.
 
         Raises:
-            UserError: it is an adapted model, whose vectors say what a picture is called in its domain.
+            UserError: If it is an adapted model, whose vectors represent the terms of its domain.
         """
         require_not_adapted(self.model.folder, "match")
         return match_numbers(self.model.folder)
 
     def numbers(self, source: PictureSet, target: PictureSet) -> Numbers | None:
-        """The numbers for two picture sets, with names if both have some."""
+        """Return the parameters for two image sets, with names if both have names."""
         if self.fitted is None:
             return None
         uses_names = self._names and source.has_names and target.has_names
@@ -81,12 +81,12 @@ class Matcher:
         Args:
             arguments: Icon sets, files and folders, or one index.
             exclude: Patterns of .gitignore.
-            retired: Also open icons that a set has dropped: code may use them, and none should be replaced by them.
-            on_progress: Called with the numbers of embedded and of all pictures.
+            retired: Also open icons that a set has dropped, which code may use but which should not be replacements.
+            on_progress: Called with the numbers of embedded and of all images.
 
         Raises:
-            UserError: an argument does not exist or has no picture, an index is given together with something else, or
-                it was made by another model.
+            UserError: If an argument does not exist or has no image, an index is combined with other arguments,
+                or the index belongs to another model.
         """
         indexes = [argument for argument in arguments if is_index(argument)]
         if not indexes:
@@ -99,10 +99,10 @@ class Matcher:
             return self.open_store(store)
 
     def open_store(self, store: Store, read: Callable[[Entry], bytes] = read_file) -> OpenPictureSet:
-        """Open an index, whose pictures are read by `read`.
+        """Open an index, whose images are read by `read`.
 
         Raises:
-            UserError: another model has made it, or it is empty.
+            UserError: If it belongs to another model, or is empty.
         """
         if self._model is None:
             self._model = IndexModel(store.header.model, engine=self._engine)
@@ -110,10 +110,10 @@ class Matcher:
         return read_index(store, self.model, self.fitted, read)
 
     def used(self, uses: Sequence[Use], on_progress: OnProgress = lambda *_: None) -> UsedIcons:
-        """The icons of some code, looked up in their sets, which are fetched.
+        """Look up the icons of some code in their sets, which are downloaded.
 
         Raises:
-            UserError: no use is that of an icon, or a set cannot be had.
+            UserError: If no use is of a known icon, or a set is unavailable.
         """
         if not uses:
             raise UserError("no icon of a known set is used there")
@@ -139,18 +139,18 @@ class Matcher:
         decided: "Mapping[str, str | None] | None" = None,
         where: str = "",
     ) -> list[PictureMatch]:
-        """Match a picture set with another.
+        """Match an image set with another.
 
         Args:
-            source: all its pictures.
-            target: where to find candidates.
-            n: most candidates of each picture.
-            places: of the pictures of the source to match; None: all.
-            decided: a map whose entries are not compared again.
-            where: the file of the map, for messages.
+            source: All source images.
+            target: Images to search for candidates.
+            n: Maximum number of candidates per image.
+            places: Indices of the source images to match; None: all.
+            decided: A map whose entries are not compared.
+            where: The file of the map, for messages.
 
         Raises:
-            UserError: the map is of other sets.
+            UserError: If the map is of other sets.
         """
         asked = list(range(len(source.set))) if places is None else list(places)
         known: dict[int, PictureMatch] = {}

@@ -1,9 +1,9 @@
-"""Finds each icon of a library in the other icon sets of the same library.
+"""Equivalents of each icon of a library in its other icon sets.
 
-Each set is matched with the sets in which its icons have near pictures: among a hundred sets, most have nothing like a
+Each set is matched with the sets in which its icons have similar images: of a hundred sets, most have nothing like a
 given icon.
 
-Shapes: N pictures of all sets, S sets.
+Shapes: N images of all sets, S sets.
 """
 
 from collections import defaultdict
@@ -16,24 +16,24 @@ from grr_coca_icons.match.candidates import PictureSet, match_pictures
 from grr_coca_icons.match.match_numbers import MatchNumbers
 
 MAX_SETS = 10
-"""Maximum number of other sets in which an icon is looked for: those with the nearest pictures."""
+"""Maximum number of other sets that are searched for an icon: those with the most similar images."""
 MIN_PROBABILITY = 0.3
-"""The least probability with which the best candidate of a set is an equivalent."""
+"""Minimum probability of the best candidate of a set to count as equivalent."""
 
 
 class Equivalent(NamedTuple):
-    """The same thing in another set: its place among all pictures, and the probability that it is the equivalent."""
+    """The same concept in another set: its index among all images, and the probability that it is the equivalent."""
 
     place: int
     probability: float
 
 
 class OtherSets:
-    """The icon sets of a library, to find each icon in the others.
+    """Icon sets of a library, for finding equivalents between them.
 
     Args:
-        pictures: of all sets. What stands before the colon of a name is its set.
-        numbers: of the model whose embeddings the pictures have.
+        pictures: Images of all sets. The part of a name before the colon is its set.
+        numbers: Parameters of the model of the embeddings.
     """
 
     def __init__(self, pictures: PictureSet, numbers: MatchNumbers) -> None:
@@ -48,12 +48,15 @@ class OtherSets:
         }
 
     def of_one(self, place: int) -> list[Equivalent]:
-        """The equivalents of one picture, the likeliest first."""
+        """Return the equivalents of one image, most likely first."""
         number, row = self._cells[place]
         return self._found(number, [row])[place]
 
     def of_all(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> list[list[Equivalent]]:
-        """The equivalents of each picture. `on_progress` is called with the numbers of finished and of all sets."""
+        """Return the equivalents of each image.
+
+        `on_progress` is called with the numbers of finished and of all sets.
+        """
         found: dict[int, list[Equivalent]] = {}
         for number, source in enumerate(self._sets):
             found |= self._found(number, range(len(source)))
@@ -61,7 +64,7 @@ class OtherSets:
         return [found[place] for place in range(len(found))]
 
     def _found(self, number: int, rows: Sequence[int]) -> dict[int, list[Equivalent]]:
-        """The equivalents of some pictures of a set, by their places."""
+        """Return the equivalents of some images of a set, by their indices."""
         source, places = self._sets[number], self._places[number]
         near = self._near_sets(number, rows)
         found: dict[int, list[Equivalent]] = {int(places[row]): [] for row in rows}
@@ -75,7 +78,7 @@ class OtherSets:
         return {place: sorted(equivalents, key=lambda one: -one.probability) for place, equivalents in found.items()}
 
     def _near_sets(self, own: int, rows: Sequence[int]) -> np.ndarray:
-        """For some pictures of a set whether each is looked for in each set, N S."""
+        """Return whether each of some images of a set is searched for in each set, N S."""
         vectors = self._sets[own].vectors[list(rows)]
         nearest = np.stack([(vectors @ one.vectors.T).max(axis=1) for one in self._sets], axis=1)
         nearest[:, own] = -np.inf

@@ -1,6 +1,6 @@
-"""Reads the two sides of a match: icon sets and folders, drawn and embedded as needed, or an index.
+"""Reading of the two sides of a match: icon sets and folders, drawn and embedded on demand, or an index.
 
-Embeddings are kept in the user's cache, by a hash of the bytes of the picture: a code base whose icons hardly change is
+Embeddings are stored in the user's cache, by a hash of the image bytes: a code base whose icons barely change is
 matched again in a second.
 """
 
@@ -35,20 +35,24 @@ from grr_coca_search.index import IndexModel
 from grr_coca_search.store import Store
 
 _FILLED = frozenset({"fill", "filled", "solid", "bold"})
-"""Words of style of filled drawings."""
+"""Style words of filled drawings."""
 _VERSION = 1
-"""Of the drawings: another one leaves the kept embeddings unused."""
+"""Version of the drawings: another one makes the cached embeddings unused."""
 _BATCH = 64
 OnProgress = Callable[[int, int], None]
-"""Called with the number of pictures embedded, and of all."""
+"""Called with the numbers of embedded and of all images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenPictureSet:
-    """A picture set, and what its pictures are.
+    """An image set and its metadata.
 
-    `read`: returns the bytes of a picture; `fields`: what its set says of each; `further_names`: of each, as they are
-    written; `failures`: a line for each picture that is left out; `embed`: embeds names, None if they are not compared.
+    Attributes:
+        read: Function that returns the bytes of an image.
+        fields: Metadata of each image in its set.
+        further_names: Additional names of each image, as written.
+        failures: A line for each excluded image.
+        embed: Embeds names; None if they are not compared.
     """
 
     set: PictureSet
@@ -60,13 +64,13 @@ class OpenPictureSet:
 
     @cached_property
     def lookup(self) -> IconLookup:
-        """The names of the icons."""
+        """Names of the icons."""
         return IconLookup(self.set, self.further_names, self.embed)
 
 
 @dataclass(kw_only=True)
 class _Picture:
-    """A picture that is read: its full name, its aliases as written, and where its bytes come from."""
+    """An image to read: its full name, its aliases as written, and the source of its bytes."""
 
     name: str
     aliases: tuple[str, ...]
@@ -85,10 +89,10 @@ def read_sources(
     retired: bool = False,
     on_progress: OnProgress = lambda *_: None,
 ) -> OpenPictureSet:
-    """Read, draw and embed the pictures of icon sets, files and folders; with `retired`, also dropped icons of sets.
+    """Read, draw and embed the images of icon sets, files and folders; with `retired`, also dropped icons of sets.
 
     Raises:
-        UserError: an argument does not exist or has no picture, or none of them can be read.
+        UserError: If an argument does not exist or has no image, or no image can be read.
     """
     left_out = Exclusions(exclude)
     pictures: dict[str, _Picture] = {}
@@ -110,10 +114,10 @@ def read_sources(
 
 
 def read_file(entry: Entry) -> bytes:
-    """The bytes of a picture of an index.
+    """Return the bytes of an image of an index.
 
     Raises:
-        UserError: its file cannot be read.
+        UserError: If its file cannot be read.
     """
     return entry.span.read()
 
@@ -121,16 +125,16 @@ def read_file(entry: Entry) -> bytes:
 def read_index(
     store: Store, model: IndexModel, numbers: MatchNumbers | None, read: Callable[[Entry], bytes] = read_file
 ) -> OpenPictureSet:
-    """The pictures of an index, with the embeddings that it holds.
+    """Return the images of an index with its embeddings.
 
     Args:
-        store: the index.
-        model: the model that has made it.
-        numbers: what was fitted to tell matches; None for another model.
-        read: reads a picture.
+        store: The index.
+        model: Model of the index.
+        numbers: Match parameters; None for another model.
+        read: Reads an image.
 
     Raises:
-        UserError: the index is empty.
+        UserError: If the index is empty.
     """
     with store.snapshot():
         pictures = [_of_entry(entry, np.asarray(vector, np.float32), read) for entry, vector in store.everything()]
@@ -150,14 +154,14 @@ def named_pictures(
     numbers: MatchNumbers,
     model: IndexModel | None = None,
 ) -> PictureSet:
-    """Icons that are embedded already.
+    """Return an image set of icons that are already embedded.
 
     Args:
-        names: full names, such as `lucide:trash-2`.
-        aliases: further names of each, without its set.
-        vectors: embeddings of the icons, N E.
-        numbers: of the model.
-        model: what embeds their names; None: they are compared by their pictures alone.
+        names: Full names, such as `lucide:trash-2`.
+        aliases: Additional names of each icon, without prefix.
+        vectors: Embeddings of the icons, N E.
+        numbers: Parameters of the model.
+        model: Model that embeds their names; None: only their images are compared.
     """
     found = [
         _Picture(name=name, aliases=tuple(further), is_icon=True, fields={}, read=bytes, vector=vector)
@@ -175,7 +179,7 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
     if "icon" in fields:
         name = str(fields["icon"])
     elif path is not None:
-        # A folder is a set of its own: `icons/arrow/left.svg` is `icons:arrow/left`.
+        # A folder is its own set: `icons/arrow/left.svg` is `icons:arrow/left`.
         root = Path(argument) if Path(argument).is_dir() else path.parent
         inner = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
         name = f"{root.resolve().name or 'icons'}:{inner.with_suffix('').as_posix()}"
@@ -188,12 +192,14 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
 
 
 def aliases_in(fields: Mapping[str, object]) -> tuple[str, ...]:
-    """Further names of an icon, of what its set says of it."""
+    """Return the additional names of an icon in its set's metadata."""
     return tuple(filter(None, str(fields.get("aliases", "")).split(", ")))
 
 
 def name_of(entry: Entry) -> str:
-    """The name of a picture of an index in matches: `lucide:trash-2`, of an SVG file `FOLDER:trash-2`, or its path."""
+    """Return the name of an index image in matches: `lucide:trash-2`, for an SVG file `FOLDER:trash-2`, or its
+    path.
+    """
     icon = entry.fields.get("icon")
     if icon is not None:
         return str(icon)
@@ -249,7 +255,7 @@ def _opened(
 
 
 def _embedded(model: IndexModel, text: str) -> np.ndarray | None:
-    """The embedding of a name in words, E; None if the model does not know them."""
+    """Return the embedding of a name as words, E, or None if the model does not know them."""
     if not knows(model.loaded, text):
         return None
     with KeptEmbeddings(model) as kept:
@@ -261,7 +267,7 @@ def _prefix(name: str) -> str:
 
 
 def _words(pictures: Sequence[_Picture]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """The names of each picture in words without style words, and the same text for drawings of one thing."""
+    """Return the names of each image as words without style words, and its concept."""
     by_set: dict[str, list[int]] = defaultdict(list)
     own = []
     for place, picture in enumerate(pictures):
@@ -288,7 +294,7 @@ _LOGO = re.compile(r"(?:brand|logo)-(?P<first>.+)|(?P<last>.+?)-logo(?:-\w+)?")
 
 
 def _logo_names(name: str, known: Collection[str]) -> list[str]:
-    """The name of what a logo stands for: `github` of `brand-github`, unless another icon has this name."""
+    """Return the brand of a logo: `github` for `brand-github`, unless another icon has this name."""
     found = _LOGO.fullmatch(name)
     bare = (found["first"] or found["last"]) if found else ""
     return [bare] if bare and bare not in known else []
@@ -304,7 +310,7 @@ def _dashed(name: str) -> str:
 def _embed(
     pictures: dict[str, _Picture], files: dict[str, ImageFile], kept: "KeptEmbeddings", on_progress: OnProgress
 ) -> list[str]:
-    """Set the embedding of each picture, from the cache or by the model. Returns a line for each that has none."""
+    """Set the embedding of each image, from the cache or by the model. Return a line for each image without one."""
     failures: list[str] = []
     digests: dict[str, bytes] = {}
     for name, file in files.items():
@@ -359,11 +365,11 @@ def _is_blank(image: Image.Image) -> bool:
 
 
 class KeptEmbeddings:
-    """Embeddings of pictures and of texts by one model, kept in the user's cache. A cache that cannot be used is done
-    without.
+    """Embeddings of images and texts by one model, stored in the user's cache. An unusable cache is
+    ignored.
 
     Args:
-        model: what embeds.
+        model: Model of the embeddings.
     """
 
     def __init__(self, model: IndexModel) -> None:
@@ -392,7 +398,7 @@ class KeptEmbeddings:
             self._database = None
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """KeptEmbeddings of texts, N E. An empty text gives zeros."""
+        """Return the embeddings of texts, N E. Empty texts give zeros."""
         keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
         known = self.read("texts", keys.values())
         missing = [text for text, key in keys.items() if key not in known]
@@ -409,7 +415,7 @@ class KeptEmbeddings:
         return rows
 
     def read(self, table: Literal["pictures", "texts"], keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """The embeddings that are kept, by the digest of a picture's bytes or by a text."""
+        """Return the cached embeddings, by the digest of an image's bytes or by a text."""
         found: list[tuple[bytes, bytes]] = []
         if self._database is None:
             return {}
@@ -421,7 +427,7 @@ class KeptEmbeddings:
         return {key: np.frombuffer(vector, np.float16) for key, vector in found}
 
     def keep(self, table: Literal["pictures", "texts"], vectors: dict[bytes, np.ndarray]) -> None:
-        """Keep embeddings, by what `read` finds them by."""
+        """Store embeddings under the keys of `read`."""
         if self._database is None:
             return
         rows = ((key, vector.tobytes()) for key, vector in vectors.items())

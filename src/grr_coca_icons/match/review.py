@@ -1,7 +1,7 @@
-"""The review of matches: one HTML file with each picture and its candidates side by side, in which people choose.
+"""Review page for matches: one HTML file with each image and its candidates, for choosing.
 
-The unsure come first. A button saves what is safe or was chosen as a map, for `grr-coca match --decided`. Drawings are
-shown as images, in which no script of a file can run, and the page loads nothing from elsewhere.
+Uncertain matches are first. A button saves safe and chosen matches as a map, for `grr-coca match --decided`. Drawings
+are shown as images, in which scripts cannot run, and the page loads nothing remote.
 """
 
 import base64
@@ -19,13 +19,13 @@ from grr_coca_icons.match.picture_set import OpenPictureSet
 from grr_coca_icons.svg import is_svg
 
 _SIDE = 96
-"""Longest side of a thumbnail of a picture that is no SVG, in pixels."""
+"""Maximum side in pixels of a thumbnail of an image other than SVG."""
 _MAX_SVG = 20_000
-"""A larger drawing is shown as pixels."""
+"""Maximum size of an SVG drawing; larger ones are shown as pixels."""
 SURE = 0.5
-"""Least probability with which an equivalent is taken although no person has decided it."""
+"""Minimum probability of an equivalent that is accepted without a manual decision."""
 _MAX_SHOWN = 10_000
-"""In a larger target, icons that are no candidates are searched without their drawings."""
+"""Maximum number of target icons for which icons other than candidates are searched with their drawings."""
 
 
 def review_page(
@@ -35,14 +35,14 @@ def review_page(
     title: str,
     uses: Mapping[int, Sequence[str]] = MappingProxyType({}),
 ) -> str:
-    """The page, as HTML.
+    """Return the page as HTML.
 
     Args:
         matches: Icons of the source with their candidates.
         source: Icons to replace.
-        target: Where candidates are from; all its icons can be searched by name.
-        title: Of the page.
-        uses: Files and lines that use each icon of the source, by its place.
+        target: Source of the candidates; all its icons can be searched by name.
+        title: Title of the page.
+        uses: Files and lines that use each source icon, by its index.
     """
     drawings: dict[str, int] = {}
 
@@ -81,7 +81,7 @@ def review_page(
     ]
     safe = sum(map(_is_safe, matches))
     content = {"rows": rows, "others": others, "images": list(drawings)}
-    # `<` cannot end the script that holds the data.
+    # `<` cannot end the script with the data.
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return _PAGE.substitute(
         title=html.escape(title),
@@ -97,7 +97,7 @@ def _is_safe(match: PictureMatch) -> bool:
 
 
 def _order(match: PictureMatch) -> tuple[bool, float, str]:
-    """The least probable first, and those without an equivalent; last what a map has decided."""
+    """Sort key: matches without an equivalent and the least probable first, decided matches last."""
     first = match.nearest[0].probability if match.nearest else None
     return match.is_decided, 0.0 if first is None else first, match.name
 

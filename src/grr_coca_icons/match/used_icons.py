@@ -1,4 +1,4 @@
-"""Finds in code which icons of known sets it uses, with file and line.
+"""Uses of icons of known sets in code, with file and line.
 
 Code is read as text, line by line, and not parsed: imports of components, classes, ids and names in quotes are enough.
 A name is then looked up in its set: `Trash2` in code is `lucide:trash-2`.
@@ -20,14 +20,14 @@ slim pug ejs hbs handlebars mustache liquid njk jinja jinja2 j2 django py rb go 
 dart swift ex exs heex eex leex rs elm clj cljs json jsonc yaml yml toml xml
 """
 SUFFIXES = frozenset(_SUFFIXES.split())
-"""Suffixes of files that may be code that shows icons."""
+"""Suffixes of code files that may show icons."""
 _MAX_BYTES = 2_000_000
 """Larger files are bundles and data."""
 _NO_CODE = frozenset({"node_modules", "vendor", "dist", "build", "target", "__pycache__", "venv", "coverage"})
 
 
 class Use(NamedTuple):
-    """A use of an icon. `prefix`: its set; `name`: as the code writes it; `file`, `line`: where."""
+    """A use of an icon. `prefix`: Set of the icon. `name`: Name as in the code. `file`, `line`: Location."""
 
     prefix: str
     name: str
@@ -41,10 +41,10 @@ class Use(NamedTuple):
 
 
 def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
-    """All uses of icons below a folder, or in a file, in order.
+    """Return all uses of icons below a folder or in a file, in order.
 
     Raises:
-        UserError: there is no such folder, or no file of it is code that is known.
+        UserError: If the folder does not exist, or has no known code file.
     """
     root = Path(folder)
     if not root.exists():
@@ -56,7 +56,7 @@ def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
 
 
 def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> Iterator[Path]:
-    """The files of code below a folder that have one of these suffixes; a file itself, whatever its suffix."""
+    """Yield the code files below a folder with these suffixes. A file argument is always included."""
     if root.is_file():
         yield root
         return
@@ -72,17 +72,17 @@ def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> 
 
 
 def text_of(path: Path) -> str:
-    """The text of a file of code.
+    """Return the text of a code file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: If it cannot be read.
     """
     with read_errors(path):
         return path.read_text(encoding="utf-8", errors="replace")
 
 
 def uses_in(text: str, file: str) -> Iterator[Use]:
-    """The uses of icons in a file."""
+    """Yield the uses of icons in a file."""
     found = {(use.line, use.prefix, use.name): None for _, use in _imports(text, file)}
     for number, line_text in enumerate(text.split("\n"), 1):
         for pattern, icon in _IN_LINE:
@@ -94,12 +94,12 @@ def uses_in(text: str, file: str) -> Iterator[Use]:
 
 
 def components_in(text: str, file: str) -> dict[str, Use]:
-    """The imported icons of a file, by the name that it gives to each: `Bin` of `import { Trash2 as Bin }`."""
+    """Return the imported icons of a file, by their local names: `Bin` of `import { Trash2 as Bin }`."""
     return dict(_imports(text, file))
 
 
 def squashed(name: str) -> str:
-    """A name without what the code of components leaves out: `trash-2` and `Trash2` are both `trash2`."""
+    """Normalize a name by removing case and separators: `trash-2` and `Trash2` are both `trash2`."""
     return re.sub(r"[\W_]+", "", name).lower()
 
 
@@ -112,14 +112,14 @@ _IMPORT = re.compile(
 )
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.{0,500}?\*/", re.DOTALL)
-"""A comment among the names of an import; its length is bounded, so that many that do not end take no long time."""
+"""A comment among the names of an import; its length is bounded, so that unterminated comments do not take long."""
 
 Named = Iterable[tuple[str, str]]
-"""Prefixes of sets, and names in them."""
+"""Prefixes of sets and names in them."""
 
 
 def _bare(word: str, beginning: str = "", ending: str = "") -> str:
-    """A word without a beginning and an ending, unless nothing else is left."""
+    """Return a word without a prefix and a suffix, unless nothing else remains."""
     word = word.removeprefix(beginning) or word
     return word.removesuffix(ending) or word
 
@@ -165,11 +165,11 @@ _REACT_ICONS: dict[str, Callable[[str], Named]] = {
     "si": lambda name: [("simple-icons", name)],
     "tb": lambda name: [("tabler", name)],
 }
-"""The sets of react-icons, by the name of their module. Names come without the first letters, as in `FaTrash`."""
+"""Sets of react-icons by module name. Their names exclude the first letters, as in `FaTrash`."""
 
 
 def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = False) -> str:
-    """A name with its word of style at the end, as Iconify writes it."""
+    """Return a name with its style word at the end, as in Iconify."""
     for word, style in styles.items():
         if at_end and name.endswith(word) and name != word:
             return f"{name.removesuffix(word)}-{style}".rstrip("-")
@@ -179,7 +179,7 @@ def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = Fa
 
 
 def _plain(prefix: str, beginning: str = "", ending: str = "") -> Callable[[str], Callable[[str], Named]]:
-    """Components named as their icons, but for a beginning and an ending."""
+    """Return a naming of components that equals icon names except for a prefix and a suffix."""
     return lambda _: lambda name: [(prefix, _bare(name, beginning, ending))]
 
 
@@ -206,7 +206,7 @@ _MODULES = tuple(
         (r"react-feather|vue-feather-icons", _plain("feather", ending="Icon")),
     )
 )
-"""The packages whose components are icons, each with what names the icon of a component."""
+"""Packages of icon components, each with a function from a component to its icon."""
 
 _DEFAULT_MODULES = (
     (re.compile(r"@mui/icons-material/(\w+)|@material-ui/icons/(\w+)"), _material),
@@ -227,7 +227,7 @@ def _of_react_icons(module: str) -> Callable[[str], Named]:
 
 
 def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
-    """The imported icons of a file, each with its name in the file."""
+    """Yield the imported icons of a file, each with its name in the file."""
     for match in _IMPORT.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
         for component, prefix, name in _imported(match["names"] or "", match["default"] or "", match["module"]):
@@ -235,7 +235,7 @@ def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
 
 
 def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
-    """What one import brings: names in the file, prefixes of sets, and names in them."""
+    """Yield the icons of an import: local names, prefixes of sets, and names in them."""
     if default:
         yield from ((default, *named) for named in default_icons(module))
     icons_of = exported_icons(module)
@@ -247,7 +247,9 @@ def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str,
 
 
 def default_icons(module: str) -> Named:
-    """The icon that a module exports as its default, such as `~icons/lucide/trash`; none if it exports no icon so."""
+    """Return the icon that a module exports as its default, such as `~icons/lucide/trash`; empty if it exports no icon
+    this way.
+    """
     virtual = _VIRTUAL.match(module)
     if virtual is not None and virtual[1] in known_prefixes():
         return [(virtual[1], virtual[2])]
@@ -259,11 +261,11 @@ _NO_COMPONENT = re.compile(
     r"\w+Props|[Ii]cons(?:List)?|(?:Lucide|Tabler|Dynamic)?Icon|LucideProvider|Icon(?:Type|Context|Base|Node|Tree)"
     r"|RemixiconComponentType|FontAwesomeIcon|(?:create|use)[A-Z]\w*|SSR"
 )
-"""Exports of packages of icons that are types, helpers or all icons."""
+"""Exports of icon packages that are types, helpers or all icons."""
 
 
 def exported_icons(module: str) -> Callable[[str], Named] | None:
-    """Return a function from an export of a module to its icon; None if the module is not known to have icons."""
+    """Return a function from an export of a module to its icon, or None if the module is not known to have icons."""
     for pattern, of_module in _MODULES:
         if pattern.fullmatch(module):
             icon_of = of_module(module)
@@ -279,7 +281,7 @@ _FONT_AWESOME = {
     **dict.fromkeys(("fab", "fa-brands"), "fa6-brands"),
 }
 _NO_ICON = re.compile(r"fw|lg|xs|sm|xl|2xs|2xl|10x|[1-9]x|spin|pulse|border|inverse|stack|li|ul")
-"""Classes of Font Awesome that name no icon."""
+"""Classes of Font Awesome that are not icon names."""
 
 
 def _font_awesome(match: re.Match[str]) -> Named:
@@ -289,7 +291,9 @@ def _font_awesome(match: re.Match[str]) -> Named:
 
 
 def class_prefix(written: str) -> str | None:
-    """The prefix of the set in a class without its `i-`, such as `lucide-x` and `mdi:home`: the longest of a set."""
+    """Return the prefix of the set in a class without its `i-`, such as `lucide-x` and `mdi:home`: the longest of a
+    set.
+    """
     dashed = written.replace(":", "-")
     return max((prefix for prefix in known_prefixes() if dashed.startswith(f"{prefix}-")), key=len, default=None)
 
@@ -338,4 +342,4 @@ _IN_LINE: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Named]], ...] =
         (rf"(?:lucide-sprite|lucide-static/sprite)\.svg#{_ICON}", _of("lucide")),
     )
 )
-"""Patterns of one line, each with the icons of a match."""
+"""Patterns within a line, each with a function from a match to its icons."""

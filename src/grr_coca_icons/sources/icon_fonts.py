@@ -1,7 +1,7 @@
 """Icon fonts (TTF, OTF, WOFF, WOFF2): each named glyph becomes an SVG document.
 
-Names are, in this order: the ligature that a page writes (Material Icons), and the name of the glyph. A font without
-either has icons called by their code points, such as `u-e001`.
+The name is the ligature used on a page (Material Icons), or else the glyph name. A font without
+either has icons named by their code points, such as `u-e001`.
 """
 
 import os
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".ttf", ".otf", ".woff", ".woff2"})
 _MAX_BYTES = 2**25
 _MAX_UNPACKED = 2**27
-"""Maximum number of bytes of a font, as it lies on the disk and unpacked."""
+"""Maximum size in bytes of a font, both on disk and unpacked."""
 
 _NO_NAME = re.compile(
     r"\.notdef|\.null|nonmarkingreturn|(?:uni|u)[0-9a-fA-F]{4,6}|(?:glyph|gid|cid|g)_?\d+|space|nbspace|CR"
 )
-"""Names of glyphs that name no picture."""
+"""Glyph names that do not describe an image."""
 _LIGATURE = re.compile(r"[a-z0-9_]{2,}")
 
 
 def read_font(path: Path) -> IconSet:
-    """The icons of a font, in the order of its glyphs.
+    """Return the icons of a font, in the order of its glyphs.
 
     Raises:
-        UserError: fonttools is not installed, the file is no font, or it draws nothing.
+        UserError: If fonttools is not installed, the file is not a font, or draws nothing.
     """
     require_extra("icons", f"{path}: an icon font")
     _require_small(path)
@@ -52,7 +52,7 @@ def read_font(path: Path) -> IconSet:
 
 
 def _require_small(path: Path) -> None:
-    """Raise an error if a font is large, or unpacks to a large one: it says so itself, and is held to that."""
+    """Check the size of a font and its declared unpacked size, which is enforced."""
     with read_errors(path), path.open("rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(24)
     unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
@@ -105,7 +105,7 @@ def _icons(font: "TTFont") -> Iterator[Icon]:
 
 
 def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> list[str]:
-    """The names of a glyph, the best first; one empty name if it has none."""
+    """Return the names of a glyph, best first, or one empty name."""
     code = codes.get(glyph)
     own = [] if _NO_NAME.fullmatch(glyph) or (code is not None and code < 0x2000) else [escape_control_chars(glyph)]
     names = list(dict.fromkeys([*written.get(glyph, ()), *own]))
@@ -115,7 +115,7 @@ def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> 
 
 
 def _ligatures(font: "TTFont", codes: dict[str, int]) -> dict[str, list[str]]:
-    """The words that a font turns into a glyph, by glyph."""
+    """Return the words that a font turns into a glyph, by glyph."""
     if "GSUB" not in font:
         return {}
     letters = {glyph: chr(code) for glyph, code in codes.items() if code < 0x80}

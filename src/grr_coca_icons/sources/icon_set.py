@@ -1,4 +1,4 @@
-"""An icon set: drawings with names, and what the set says of itself. Readers of all sources of icons return one."""
+"""An icon set: drawings with names, and its metadata. All readers of icon sources return one."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from functools import cached_property
 from grr_coca_icons.icon_names import Styles, style_of, style_words
 
 MAX_SVG = 2**20
-"""Maximum number of bytes of the SVG of one icon in a set. The largest of all sets of Iconify has 200 kB."""
+"""Maximum size in bytes of the SVG of an icon in a set. The largest of all Iconify sets has 200 kB."""
 _STROKED = re.compile(r"""\sstroke=["'](?!none)""")
 
 
@@ -16,8 +16,12 @@ _STROKED = re.compile(r"""\sstroke=["'](?!none)""")
 class Icon:
     """One icon of a set.
 
-    `name`: unique in its set, such as `trash-2`; `svg`: a whole SVG document; `aliases`: further names of the same
-    drawing; `tags`: words that the set gives it; `problem`: why there is no drawing, empty if there is one.
+    Attributes:
+        name: Name that is unique in its set, such as `trash-2`.
+        svg: A complete SVG document.
+        aliases: Additional names of the same drawing.
+        tags: Tags in the set's metadata.
+        problem: Reason why the drawing is missing; empty if it exists.
     """
 
     name: str
@@ -31,9 +35,10 @@ class Icon:
 class IconSet:
     """The icons of one source.
 
-    `prefix`: the short name of the set, which begins the full names of its icons (`lucide:trash-2`); `package`: name,
-    version and checksum of the npm package that it comes from; `retired`: icons that the set has dropped, and that code
-    may still use.
+    Attributes:
+        prefix: Short name of the set, with which the full names of its icons start (`lucide:trash-2`).
+        package: Name, version and checksum of its npm package.
+        retired: Icons that the set has dropped, but code may still use.
     """
 
     prefix: str
@@ -45,7 +50,7 @@ class IconSet:
     retired: Sequence[Icon] = ()
 
     def fields(self, icon: Icon) -> dict[str, str]:
-        """What is known of an icon, as columns of a table. What is unknown is left out."""
+        """Return the metadata of an icon as table columns, without unknown values."""
         known = {
             "icon": f"{self.prefix}:{icon.name}",
             "set": self.title or self.prefix,
@@ -63,12 +68,14 @@ class IconSet:
 
 
 def drawn_style(name: str, svg: str, styles: Styles) -> str:
-    """The style in a name. Without one, `outline` for strokes, and `regular` for shapes, which may be outlines, too."""
+    """Return the style in a name, or else `outline` for strokes and `regular` for shapes, which may also be
+    outlines.
+    """
     return style_of(name, styles) or ("outline" if _STROKED.search(svg) else "regular")
 
 
 def svg_document(body: str, left: float, top: float, width: float, height: float) -> str:
-    """A whole SVG document of what is inside its outer tag, and its box."""
+    """Return a complete SVG document with the given body and view box."""
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     box = f'viewBox="{left:.9g} {top:.9g} {width:.9g} {height:.9g}" width="{width:.9g}" height="{height:.9g}"'
     return f"<svg {names} {box}>{body}</svg>"

@@ -1,7 +1,7 @@
-"""Icon sets of Iconify: a JSON file, a package `@iconify-json/PREFIX`, or `iconify:PREFIX`, which npm fetches once.
+"""Iconify icon sets: a JSON file, a package `@iconify-json/PREFIX`, or `iconify:PREFIX`, which npm downloads once.
 
 The format: https://iconify.design/docs/types/iconify-json.html. A package is an archive of npm with `icons.json` and
-`info.json`. Archives lie in the user's cache. Nothing in them is executed.
+`info.json`. Archives are in the user's cache. Nothing in them is executed.
 """
 
 import io
@@ -41,15 +41,15 @@ class Package(NamedTuple):
     sha256: str
 
     def pin(self, prefix: str) -> str:
-        """Name, version and checksum, such as `@iconify-json/lucide@1.2.3 sha256-ab…`."""
+        """Return name, version and checksum, such as `@iconify-json/lucide@1.2.3 sha256-ab…`."""
         return f"@iconify-json/{prefix}@{self.version} sha256-{self.sha256}"
 
 
 def prefix_of(argument: str) -> str:
-    """The prefix of an argument `iconify:PREFIX`.
+    """Return the prefix of an argument `iconify:PREFIX`.
 
     Raises:
-        UserError: it is not of this form.
+        UserError: If it does not have this form.
     """
     return _parsed(argument)["prefix"]
 
@@ -62,17 +62,19 @@ def _parsed(argument: str) -> re.Match[str]:
 
 
 def pinned(argument: str, pin: str) -> str:
-    """The argument `iconify:PREFIX` with the version and checksum of `Package.pin`, unless it names a version."""
+    """Return the argument `iconify:PREFIX` with the version and checksum of `Package.pin`, unless it names a
+    version.
+    """
     found = re.fullmatch(r"@iconify-json/[^@]+@(\S+) sha256-([0-9a-f]{64})", pin)
     return argument if found is None or "@" in argument else f"{argument}@{found[1]}#{found[2]}"
 
 
 def read_package(argument: str) -> IconSet:
-    """The set of an argument `iconify:PREFIX`. Its package is fetched if it is not in the user's cache.
+    """Return the set of an argument `iconify:PREFIX`. Its package is downloaded if it is not in the user's cache.
 
     Raises:
-        UserError: there is no such set, npm is missing or fails, a fetched package is not whole, or is not the one that
-            the argument pins.
+        UserError: If the set does not exist, npm is missing or fails, a downloaded package is corrupt, or differs from
+            the one pinned by the argument.
     """
     prefix = prefix_of(argument)
     package = find_package(argument)
@@ -80,10 +82,10 @@ def read_package(argument: str) -> IconSet:
 
 
 def find_package(argument: str) -> Package:
-    """The package of an argument `iconify:PREFIX`, which is fetched if it is not in the user's cache.
+    """Return the package of an argument `iconify:PREFIX`, which is downloaded if it is not in the user's cache.
 
     Raises:
-        UserError: see `read_package`.
+        UserError: See `read_package`.
     """
     prefix, version, sha256 = _parsed(argument).groups()
     path = _in_cache(prefix, version) or _fetch(prefix, version)
@@ -97,24 +99,24 @@ def find_package(argument: str) -> Package:
 
 
 def read_iconify(path: Path) -> IconSet:
-    """The set of a JSON file.
+    """Return the set of a JSON file.
 
     Raises:
-        UserError: it is no set of Iconify; the message says why.
+        UserError: If it is not an Iconify set; the message states the reason.
     """
     return parse_json(read_file_bytes(path), str(path))
 
 
 def is_icon_json(content: object) -> bool:
-    """True for the content of a JSON file that is a set of Iconify."""
+    """Return whether the content of a JSON file is an Iconify set."""
     return isinstance(content, dict) and isinstance(content.get("icons"), dict) and "prefix" in content
 
 
 def read_folder(folder: Path) -> IconSet | None:
-    """The set of an unpacked package of Iconify; None for any other folder.
+    """Return the set of an unpacked Iconify package, or None for any other folder.
 
     Raises:
-        UserError: a file of it is damaged.
+        UserError: If a file of it is corrupt.
     """
     if not (folder / "icons.json").is_file() or not (folder / "info.json").is_file():
         return None
@@ -124,10 +126,10 @@ def read_folder(folder: Path) -> IconSet | None:
 
 
 def read_archive(path: Path) -> IconSet:
-    """The set of an archive that `npm pack @iconify-json/PREFIX` wrote.
+    """Return the set of an archive written by `npm pack @iconify-json/PREFIX`.
 
     Raises:
-        UserError: it is not whole, or holds no set.
+        UserError: If it is corrupt, or has no set.
     """
     return _of_archive(read_file_bytes(path), str(path), "", "")
 
@@ -136,16 +138,16 @@ def read_archive(path: Path) -> IconSet:
 
 
 def parse_json(content: bytes, name: str, info: bytes | None = None, package: str = "") -> IconSet:
-    """The set of the bytes of a JSON file.
+    """Return the set of the bytes of a JSON file.
 
     Args:
-        content: of `icons.json`.
-        name: of the file, for messages.
-        info: of `info.json`; None: it is part of the content.
-        package: see `IconSet`.
+        content: Content of `icons.json`.
+        name: File name for messages.
+        info: Content of `info.json`; None if it is part of `content`.
+        package: See `IconSet`.
 
     Raises:
-        UserError: it is no set of Iconify.
+        UserError: If it is not an Iconify set.
     """
     try:
         about = json.loads(content)
@@ -176,7 +178,7 @@ def _text(value: object, key: str = "") -> str:
 
 
 def _icons(about: Mapping[str, Any]) -> Iterator[tuple[Icon, bool]]:
-    """The icons of a set, and whether it hides them. An alias that turns its icon is a separate icon."""
+    """Yield the icons of a set, and whether they are hidden. An alias that transforms its icon is a separate icon."""
     icons, aliases = about["icons"], about.get("aliases")
     aliases = aliases if isinstance(aliases, dict) else {}
     same: dict[str, list[str]] = defaultdict(list)
@@ -200,7 +202,7 @@ _TURNS = ("left", "top", "width", "height", "rotate", "hFlip", "vFlip")
 
 
 def _resolved(name: str, aliases: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The icon that an alias is of, and by what it differs. A circle of aliases ends nowhere."""
+    """Return the icon of an alias, and its differences. Cyclic aliases have no icon."""
     changes: dict[str, Any] = {}
     seen: set[str] = set()
     while name in aliases and name not in seen and isinstance(aliases[name], dict):
@@ -218,7 +220,7 @@ def _turned_further(changes: dict[str, Any], key: str, value: object) -> dict[st
         return {**changes, key: (int(changes.get(key, 0)) + value) % 4}
     if key in ("hFlip", "vFlip"):
         return {**changes, key: bool(changes.get(key)) != bool(value)}
-    return {key: value, **changes}  # of an alias of an alias, the outer one counts
+    return {key: value, **changes}  # for nested aliases, the outer one counts
 
 
 def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[str] | tuple[()]") -> Icon:
@@ -242,7 +244,7 @@ def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[s
 def _turned(
     body: str, icon: Mapping[str, Any], left: float, top: float, width: float, height: float
 ) -> tuple[str, float, float, float, float]:
-    """A drawing and its box, turned as the icon says: first flipped, then rotated by quarters."""
+    """Return a drawing and its box with the icon's transformations: first flips, then rotation by quarters."""
     middle_x, middle_y = left + width / 2, top + height / 2
     quarters = icon.get("rotate", 0)
     quarters = quarters % 4 if isinstance(quarters, int) else 0
@@ -288,12 +290,12 @@ def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet
 
 
 def packages_folder() -> Path:
-    """The folder of fetched packages, in the user's cache."""
+    """Return the folder of downloaded packages in the user's cache."""
     return user_cache() / "icon-sets" / "packages"  # `icons` is the folder of the corpus
 
 
 def _archive_name(prefix: str, version: str) -> str:
-    """The file name that `npm pack` gives to the archive."""
+    """Return the file name of the archive as written by `npm pack`."""
     return f"iconify-json-{prefix}-{version}.tgz"
 
 
@@ -302,12 +304,12 @@ def _version_of(path: Path, prefix: str) -> str:
 
 
 def _in_cache(prefix: str, version: str | None) -> Path | None:
-    """The archive of a set in the user's cache, of this version or the newest one."""
+    """Return the archive of a set in the user's cache, of this version or the newest."""
     folder = packages_folder()
     if version is not None:
         path = folder / _archive_name(prefix, version)
         return path if path.is_file() else None
-    # A version begins with a digit, and `iconify-json-fluent-emoji-1.2.3.tgz` is not of the set `fluent`.
+    # A version begins with a digit, and `iconify-json-fluent-emoji-1.2.3.tgz` does not belong to the set `fluent`.
     paths = [path for path in folder.glob(f"iconify-json-{prefix}-*.tgz") if _version_of(path, prefix)[:1].isdigit()]
     return max(paths, key=lambda path: _order(_version_of(path, prefix)), default=None)
 
@@ -343,7 +345,7 @@ def _fetch(prefix: str, version: str | None) -> Path:
 
 
 def _guess(prefix: str) -> str:
-    """A hint for a prefix that no set has: the nearest one."""
+    """Return a hint for an unknown prefix: the most similar one."""
     known = known_prefixes()
     if prefix in known:
         return ""
@@ -353,5 +355,5 @@ def _guess(prefix: str) -> str:
 
 @lru_cache(maxsize=1)
 def known_prefixes() -> frozenset[str]:
-    """The prefixes of the sets of Iconify when this version was made."""
+    """Return the prefixes of the Iconify sets at the time of this version."""
     return frozenset(_PREFIXES.read_text(encoding="utf-8").split())

@@ -1,8 +1,8 @@
-"""Opens the icons of one argument: an Iconify set, a sprite or a font. Their SVG documents are packed into one file.
+"""Opening of icon sources: an Iconify set, a sprite or a font. The SVG documents are packed into one file.
 
-A pack lies in the user's cache: the SVG documents one after the other, then a JSON object with their names, places and
-fields. So an index knows each icon as a part of a file, as it knows a member of a shard. The name of a pack is a hash
-of what it was made of: it never changes, and is made again if it is missing.
+A pack is in the user's cache: the concatenated SVG documents, then a JSON object with their names, offsets and
+fields. An index refers to each icon as a part of a file, like a member of a shard. The name of a pack is a hash
+of its sources: it never changes, and is rebuilt if missing.
 """
 
 import json
@@ -23,12 +23,15 @@ from grr_coca_icons.sources.icon_set import IconSet
 
 _VERSION = 2
 _END = 8
-"""The last bytes of a pack: where its JSON object begins."""
+"""Size of the last bytes of a pack, which have the offset of its JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedIcon:
-    """An icon of a pack. `offset`, `size`: of its SVG; a size of 0 means that it has none, for the reason `problem`."""
+    """An icon of a pack.
+
+    `offset`, `size`: Location of its SVG. Size 0 means that it has none, for the reason `problem`.
+    """
 
     name: str
     offset: int
@@ -39,19 +42,19 @@ class PackedIcon:
 
 
 class PackedIcons(NamedTuple):
-    """The icons of one argument, and the file that holds their SVG documents."""
+    """The icons of one argument, and the file with their SVG documents."""
 
     argument: str
     file: Path
     icons: list[PackedIcon]
 
     def full_name(self, icon: PackedIcon) -> str:
-        """The place of an icon, such as `iconify:lucide: trash-2`."""
+        """Return the full name of an icon, such as `iconify:lucide: trash-2`."""
         return f"{self.argument}: {icon.name}"
 
 
 def is_icon_source(argument: str) -> bool:
-    """True if an argument may be a source of icons, by its name. A JSON or SVG file may still be something else."""
+    """Return whether the name of an argument may be an icon source. A JSON or SVG file may still be something else."""
     return argument.startswith(iconify.SCHEME) or Path(argument).suffix.lower() in {
         *icon_fonts.SUFFIXES,
         ".json",
@@ -61,14 +64,14 @@ def is_icon_source(argument: str) -> bool:
 
 
 def read_icons(argument: str) -> IconSet | None:
-    """The icons of an argument; None if it is no source of icons of its own, such as a folder of SVG files.
+    """Return the icons of an argument, or None if it is not an icon source, such as a folder of SVG files.
 
     Args:
         argument: `iconify:PREFIX`, a JSON file of Iconify, an archive or unpacked folder of `@iconify-json/PREFIX`, an
             SVG sprite, or an icon font.
 
     Raises:
-        UserError: the source is damaged, or cannot be had.
+        UserError: If the source is corrupt, or unavailable.
     """
     if argument.startswith(iconify.SCHEME):
         return iconify.read_package(argument)
@@ -86,7 +89,7 @@ def read_icons(argument: str) -> IconSet | None:
 
 
 def _looks_like_iconify(path: Path) -> bool:
-    """True if a JSON file has the keys of an icon set. A table of millions of rows is not parsed for that."""
+    """Return whether a JSON file has the keys of an icon set. Avoids parsing tables of millions of rows."""
     try:
         with path.open("rb") as file:
             head = file.read(2**20)
@@ -96,10 +99,10 @@ def _looks_like_iconify(path: Path) -> bool:
 
 
 def open_icons(argument: str) -> PackedIcons | None:
-    """The packed icons of an argument; None as in `read_icons`.
+    """Return the packed icons of an argument, or None as `read_icons` does.
 
     Raises:
-        UserError: see `read_icons`; or the user's cache cannot be written to.
+        UserError: See `read_icons`; or the user's cache cannot be written to.
     """
     if not is_icon_source(argument) and not (Path(argument) / "icons.json").is_file():
         return None
@@ -111,10 +114,10 @@ def open_icons(argument: str) -> PackedIcons | None:
 
 
 def retired_icons(argument: str) -> list[ImageFile]:
-    """The icons that the set of an argument has dropped; none if it is not a set of Iconify.
+    """Return the icons that the set of an argument has dropped; empty if it is not an Iconify set.
 
     Raises:
-        UserError: see `read_icons`.
+        UserError: See `read_icons`.
     """
     found = read_icons(argument) if is_icon_source(argument) or (Path(argument) / "icons.json").is_file() else None
     if found is None:
@@ -180,7 +183,7 @@ def _read(path: Path) -> list[PackedIcon]:
 
 
 class IconPairs(PairSource):
-    """The icons of one argument as pairs: the drawing, and its name in words. Aliases are further captions."""
+    """The icons of one argument as pairs: the drawing, and its name in words. Aliases are additional captions."""
 
     def __init__(self, packed: PackedIcons) -> None:
         self._packed = packed
@@ -190,7 +193,7 @@ class IconPairs(PairSource):
         return len(self._icons)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """A digest of all that the icons are: drawings, names, aliases, author and licence."""
+        """Yield a digest of the icons: drawings, names, aliases, author and licence."""
         yield digest_header(self)
         yield self._packed.file.parent.name.encode()
 
@@ -212,7 +215,7 @@ class IconPairs(PairSource):
             return file.read(icon.size)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The words of the name, and those of other names."""
+        """Return the words of the name and of other names."""
         icon = self._icons[index]
         own = words_of_name(icon.name)
         if not own:
@@ -220,11 +223,11 @@ class IconPairs(PairSource):
         return tuple(dict.fromkeys((own, *icon.words)))
 
     def name(self, index: int) -> str:
-        """The place of the icon."""
+        """Return the full name of the icon."""
         return self._packed.full_name(self._icons[index])
 
     def place(self, index: int) -> str:  # noqa: ARG002 (all are in one)
-        """The source of the icons."""
+        """Return the source of the icons."""
         return self._packed.argument
 
 
@@ -236,16 +239,16 @@ class IconReader:
         return argument.startswith(iconify.SCHEME)
 
     def find_file(self, argument: str) -> Path:
-        """Return the archive of a package, which is fetched once."""
+        """Return the archive of a package, which is downloaded once."""
         return iconify.find_package(argument).file
 
     def open(self, argument: str) -> IconPairs | None:
-        """Open the icons of an argument as pairs; None if it is no source of icons, as in `read_icons`."""
+        """Open the icons of an argument as pairs, or return None as `read_icons` does."""
         packed = open_icons(argument)
         return None if packed is None else IconPairs(packed)
 
     def images(self, argument: str) -> list[SourceImage] | None:
-        """Return the icons of an argument as images; None as in `open`."""
+        """Return the icons of an argument as images, or None as `open` does."""
         packed = open_icons(argument)
         if packed is None:
             return None
@@ -264,7 +267,7 @@ class IconReader:
         ]
 
     def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
-        """Return `iconify:PREFIX` with the version and checksum of the package that an icon of these fields is from."""
+        """Return `iconify:PREFIX` with the version and checksum of the package of an icon with these fields."""
         return iconify.pinned(argument, str(fields.get("package", "")))
 
     def unversioned(self, argument: str) -> str:

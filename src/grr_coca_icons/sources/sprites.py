@@ -1,6 +1,6 @@
 """SVG sprites: one file with a `<symbol id>` for each icon.
 
-A sprite is parsed without entities and without anything from elsewhere. Each symbol becomes a document of its own, with
+A sprite is parsed without entities and external resources. Each symbol becomes a document with
 the definitions of the sprite that it refers to.
 """
 
@@ -18,24 +18,24 @@ from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]+)")
 _MAX_REFERENCES = 200
-"""Most definitions that one symbol may need."""
+"""Maximum number of definitions that a symbol may need."""
 _UNUSUAL_BOX = (0.0, 0.0, 24.0, 24.0)
-"""The box of a symbol without one, in a sprite without one."""
+"""Default view box of a symbol if symbol and sprite have none."""
 
 
 def read_sprite(path: Path) -> IconSet | None:
-    """The icons of a sprite, in its order; None if the file is an ordinary drawing.
+    """Return the icons of a sprite, in its order, or None if the file is an ordinary drawing.
 
     An ordinary drawing shows something itself. A sprite has symbols and shows none of them.
 
     Raises:
-        UserError: the file has symbols, and is no XML or declares entities.
+        UserError: If the file has symbols, but is invalid XML or declares entities.
     """
     if not path.is_file():
         return None
     size = path.stat().st_size
     if size > MAX_BYTES:
-        return None  # the reader of images refuses it
+        return None  # the image reader rejects it
     content = read_file_bytes(path)
     if b"symbol" not in content:
         return None
@@ -47,7 +47,7 @@ def read_sprite(path: Path) -> IconSet | None:
     icons: dict[str, Icon] = {}
     for symbol in symbols:
         icon = _icon(escape_control_chars(symbol.get("id", "")), symbol, root, named)
-        icons.setdefault(icon.name, icon)  # of two symbols of one name, the first counts, as in a browser
+        icons.setdefault(icon.name, icon)  # the first of duplicate names counts, as in a browser
     return IconSet(prefix=path.stem, icons=list(icons.values()))
 
 
@@ -56,7 +56,7 @@ _SHAPES = frozenset({"path", "rect", "circle", "ellipse", "line", "polyline", "p
 
 
 def _draws(element: Element) -> bool:
-    """True if an SVG draws something itself, outside of symbols and definitions."""
+    """Return whether an SVG draws something outside symbols and definitions."""
     waiting = [element]
     while waiting:
         for inner in waiting.pop():
@@ -68,7 +68,7 @@ def _draws(element: Element) -> bool:
 
 
 def _parsed(content: bytes, name: str) -> Element:
-    from defusedxml import DefusedXmlException  # late: few images lie in a sprite
+    from defusedxml import DefusedXmlException  # late: few images are in a sprite
     from defusedxml.ElementTree import fromstring
 
     try:
@@ -88,7 +88,7 @@ def _icon(name: str, symbol: Element, root: Element, named: dict[str, Element]) 
     box = _box(symbol) or _box(root) or _UNUSUAL_BOX
     if not (box[2] > 0 and box[3] > 0):
         return Icon(name, "", problem="its viewBox is empty")
-    # A browser gives the group the presentation of the symbol, and of what it is in.
+    # In a browser, the group inherits the presentation of the symbol and its parents.
     group = Element("g", {key: value for key, value in symbol.attrib.items() if key in _PRESENTED})
     group.extend(symbol)
     try:
@@ -124,7 +124,7 @@ _PRESENTED = frozenset(
 
 
 def _needed(group: Element, named: dict[str, Element]) -> Iterator[Element]:
-    """The elements of the sprite that an icon refers to, with what they refer to themselves."""
+    """Yield the elements of the sprite that an icon refers to, directly or indirectly."""
     inside = {element.get("id") for element in group.iter()}
     waiting, met = [group], set(inside)
     while waiting:

@@ -1,7 +1,7 @@
-"""What agents can ask of indexes of icons: the tools of the Model Context Protocol, without the protocol.
+"""Tools of agents for icon indexes, independent of the Model Context Protocol.
 
-Each tool answers with text, and some with a small contact sheet. Text that comes from files (names, tags, captions) is
-data: its control characters are escaped, and it stands in JSON, so it cannot look like something else.
+Each tool returns text, and some a small contact sheet. Text from files (names, tags, captions) is
+data: its control characters are escaped, and it is in JSON, so it cannot be mistaken for instructions.
 """
 
 import base64
@@ -32,30 +32,30 @@ _MAX_HITS, _SUGGESTIONS = 50, 3
 _MAX_NAMES = 200
 _MAX_QUERY = 500
 _MAX_PICTURE = 5 * 2**20
-"""Most bytes of a picture that is given as data."""
+"""Maximum size in bytes of an image passed as data."""
 _MAX_SIDE = 1024
-"""Side in pixels of a picture that is given. A larger one may be scaled down."""
+"""Side in pixels above which a passed image may be scaled down."""
 _CELL, _COLUMNS, _SHOWN = 72, 6, 18
-"""The contact sheet: side of a cell in pixels, cells in a row, and most cells."""
+"""Contact sheet: side of a cell in pixels, cells per row, and maximum number of cells."""
 
 
 class ToolAnswer(NamedTuple):
-    """The answer of a tool: text, which is JSON, and a PNG file, empty if there is no picture."""
+    """The answer of a tool: JSON text, and a PNG file, which is empty if there is no image."""
 
     text: str
     picture: bytes = b""
 
 
 class IconTools:
-    """The tools. All methods may be called from any thread, one at a time does its work. They answer from the indexes
-    as they are then, and open an index again if another one has taken its place.
+    """The tools. All methods may be called from any thread; one works at a time. They use the current state of the
+    indexes, and reopen an index that was replaced.
 
     Args:
-        indexes: by the names that the tools call them. They stay open.
-        reads_files: whether a picture may be given as a file below the folders of the indexes.
-        read: reads a picture of an index.
-        decode: decodes a picture, given its bytes, its name in messages, and a length. It may scale it down so that
-            no side is longer than that.
+        indexes: Indexes by their names in the tools. They stay open.
+        reads_files: Whether an image may be passed as a file below the folders of the indexes.
+        read: Reads an image of an index.
+        decode: Decodes an image from its bytes, its name in messages, and a maximum side, to which it may be
+            scaled down.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class IconTools:
         self._read, self._decode = read, decode
         self._lock = threading.Lock()
         self._sets: dict[str, tuple[str, OpenPictureSet]] = {}
-        self._model = next(iter(indexes.values())).model  # one serves all
+        self._model = next(iter(indexes.values())).model  # all use the same model
         self._matcher = Matcher(self._model)
 
     def warm_up(self) -> None:
@@ -84,14 +84,14 @@ class IconTools:
     # --- Tools
 
     def search_icons(self, query: str, index: str | None = None, limit: int = 12) -> ToolAnswer:
-        """Find icons by what they show."""
+        """Find icons by their content."""
         with self._lock:
             return self._found(self._each(index), limit, lambda one, n: one.search(_query(query), n))
 
     def search_by_picture(
         self, data: str | None = None, file: str | None = None, index: str | None = None, limit: int = 12
     ) -> ToolAnswer:
-        """Find icons that look like a picture."""
+        """Find icons similar to an image."""
         with self._lock:
             picture = self._picture(data, file)
             return self._found(self._each(index), limit, lambda one, n: one.search(image=picture, n=n))
@@ -99,7 +99,7 @@ class IconTools:
     def match_icons(
         self, icons: Sequence[str], index: str | None = None, limit: int = 3, pictures: bool = False
     ) -> ToolAnswer:
-        """Find the equivalents of icons of the indexes in the other indexes, or in one of them."""
+        """Find the equivalents of icons of the indexes in the other indexes or in one of them."""
         names = _names(icons)
         with self._lock:
             count, each = _count(limit), self._each(index)
@@ -131,7 +131,7 @@ class IconTools:
             return ToolAnswer(_json(answers), self._sheet(cells))
 
     def caption_picture(self, data: str | None = None, file: str | None = None) -> ToolAnswer:
-        """Say what a picture shows."""
+        """Caption an image."""
         with self._lock:
             described = self._model.loaded.describe(self._picture(data, file))
             assert not isinstance(described, list)
@@ -147,7 +147,7 @@ class IconTools:
             )
 
     def get_icon(self, icon: str) -> ToolAnswer:
-        """The SVG of an icon, its licence, and lines of code that use it."""
+        """Return the SVG of an icon, its licence, and lines of code that use it."""
         with self._lock:
             own, place = self._find(icon)
             opened = self._set(own)
@@ -171,7 +171,7 @@ class IconTools:
             )
 
     def check_names(self, names: Sequence[str]) -> ToolAnswer:
-        """Which names of icons exist, and the nearest that do."""
+        """Return which icon names exist, and the nearest existing names of others."""
         checked = _names(names)
         with self._lock:
             return ToolAnswer(_json([self._checked(name) for name in checked]))
@@ -194,10 +194,10 @@ class IconTools:
         return [index]
 
     def _index(self, name: str) -> Index:
-        """An index, opened again if another one has taken its place.
+        """Return an index, which is reopened if it was replaced.
 
         Raises:
-            UserError: there is none now, or another model has made it.
+            UserError: If it does not exist, or belongs to another model.
         """
         index = self._indexes[name]
         if index.store.is_replaced:
@@ -220,7 +220,7 @@ class IconTools:
         return self._sets[name][1]
 
     def _find(self, icon: str) -> tuple[str, int]:
-        """The index of an icon, and its place there."""
+        """Return the index of an icon, and its position in it."""
         known = self._known(icon)
         if known is not None:
             return known
@@ -233,7 +233,7 @@ class IconTools:
         return next(((own, place) for own, place in found if place is not None), None)
 
     def _nearest(self, icon: str) -> list[str]:
-        """The three icons that a name most likely means: of the set that it names, or of the first index."""
+        """Return the three most likely icons for a name, from its set or the first index."""
         lookups = [self._set(own).lookup for own in self._indexes]
         named = [one for one in lookups if icon.partition(":")[0] in one.prefixes]
         return [_plain(name) for one in (named or lookups)[:1] for name in one.nearest(icon, _SUGGESTIONS)]
@@ -270,7 +270,7 @@ class IconTools:
         return self._decode(content, "the picture", _MAX_SIDE)
 
     def _sheet(self, contents: Sequence[bytes]) -> bytes:
-        """The pictures in rows, in order, on white: a small PNG file."""
+        """Return a small PNG file with the images in rows, on white."""
         shown = contents[:_SHOWN]
         rows = -(-len(shown) // _COLUMNS)
         if not rows:
@@ -280,7 +280,7 @@ class IconTools:
             try:
                 image = self._thumbnail(content)
             except (BadSample, ValueError, OSError):
-                continue  # gone since it was indexed, or not shown: its cell stays empty
+                continue  # missing since it was indexed, or not shown: its cell stays empty
             left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
             sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
@@ -288,7 +288,7 @@ class IconTools:
 
     def _thumbnail(self, content: bytes) -> Image.Image:
         side = _CELL - 8
-        if is_svg(content):  # drawn small: a sheet is part of each answer
+        if is_svg(content):  # drawn small, because a sheet is part of each answer
             drawn = render_svg(content.decode("utf-8-sig"), side)
             return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
         image = self._decode(content, "a picture", side)
@@ -317,7 +317,7 @@ def _decoded(data: str) -> bytes:
 
 
 def _content(read: Callable[[Any], bytes], which: object) -> bytes:
-    """The bytes of a picture; none if its file is gone, or may not be shown."""
+    """Return the bytes of an image; empty if its file is missing or may not be shown."""
     try:
         return read(which)
     except UserError:
@@ -356,7 +356,7 @@ def _count(limit: int) -> int:
 
 
 def _plain(text: str) -> str:
-    """Text of a file: on one line, without characters that change the direction of what follows."""
+    """Return text from a file on one line, without characters that change the text direction."""
     return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", escape_control_chars(text))[:500]
 
 

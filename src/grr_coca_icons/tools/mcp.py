@@ -1,4 +1,4 @@
-"""The Model Context Protocol: the tools of `icon_tools`, as agents list and call them, by the official SDK."""
+"""The tools of `icon_tools` over the Model Context Protocol, by the official SDK."""
 
 import asyncio
 import base64
@@ -68,11 +68,11 @@ _TOOLS: Mapping[str, tuple[str, dict[str, Any], list[str]]] = {
         ["names"],
     ),
 }
-"""Each tool with what it does, its arguments, and those that must be given. Fixed: nothing of a file gets in here."""
+"""Each tool with its description, arguments and required arguments. Fixed texts, which files cannot affect."""
 
 
 def listed_tools(*, reads_files: bool) -> list[Tool]:
-    """The tools as clients see them."""
+    """Return the tool descriptions for clients."""
     return [
         Tool(
             name=name,
@@ -90,7 +90,7 @@ def listed_tools(*, reads_files: bool) -> list[Tool]:
 
 
 def make_mcp_server(tools: IconTools) -> Server:
-    """The server of the protocol, which calls the tools."""
+    """Return the protocol server, which calls the tools."""
 
     async def list_tools(*_: object) -> ListToolsResult:
         return ListToolsResult(tools=listed_tools(reads_files=tools.reads_files))
@@ -117,10 +117,10 @@ def make_mcp_server(tools: IconTools) -> Server:
 
 
 def _work(tools: IconTools, name: str, arguments: Mapping[str, Any]) -> Callable[[], ToolAnswer]:
-    """A call of a tool whose arguments are of the right kinds.
+    """Return a tool call after checking the types of its arguments.
 
     Raises:
-        UserError: there is no such tool, or an argument is missing, unknown or of another kind.
+        UserError: If the tool does not exist, or an argument is missing, unknown or of another type.
     """
     if name not in _TOOLS:
         raise UserError(f"there is no tool '{name[:100]}'; there are {', '.join(_TOOLS)}")
@@ -141,10 +141,10 @@ def _work(tools: IconTools, name: str, arguments: Mapping[str, Any]) -> Callable
 
 
 def serve_stdio(locations: list[str], engine: str = "auto") -> None:
-    """Speak the protocol over standard input and output, until the input ends.
+    """Serve the protocol over standard input and output until the input ends.
 
     Raises:
-        UserError: there is no such index, or indexes are of different models.
+        UserError: If the index does not exist, or indexes are of different models.
     """
     indexes: dict[str, Index] = {}
     try:
@@ -152,7 +152,7 @@ def serve_stdio(locations: list[str], engine: str = "auto") -> None:
             index = indexes[_name_of(location, indexes)] = Index.open(location, engine=engine)
             next(iter(indexes.values())).model.require(index.store.header, location)
         tools = IconTools(indexes, reads_files=True)
-        # The model is loaded while the client introduces itself.
+        # The model is loaded during the client's handshake.
         threading.Thread(target=tools.warm_up, name="model", daemon=True).start()
         server = make_mcp_server(tools)
 

@@ -1,6 +1,6 @@
-"""The Model Context Protocol over HTTP, at `/mcp`: each request is answered by itself, behind the guard of the server.
+"""The Model Context Protocol over HTTP, at `/mcp`: each request is stateless, behind the server's guard.
 
-The SDK is imported, and the index opened, at the first request: most servers never get one.
+The SDK is imported and the index opened at the first request, as most servers never get one.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ class McpEndpoint:
     """An ASGI application for one path.
 
     Args:
-        index: what the tools answer from; None: there is none. They see the pictures that it shows.
-        queue: the queue of the model, in which each request takes a place. One call of a tool does its work at a time.
+        index: Index of the tools; None if missing. They can access the images that it shows.
+        queue: The model's queue, in which each request takes a slot. One tool call works at a time.
     """
 
     def __init__(self, index: "ServedIndex | None", queue: "ModelQueue") -> None:
@@ -41,13 +41,13 @@ class McpEndpoint:
         """Answer a request.
 
         Raises:
-            Refusal: there are no tools, they are asked otherwise, or the queue is full.
+            Refusal: If the tools are unavailable, the request is invalid, or the queue is full.
         """
         if self._index is None:
             raise Refusal(404, "/mcp needs an index")
         if find_spec("mcp") is None:
             raise Refusal(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
-        if scope["method"] != "POST":  # the server has nothing to say by itself, and no session to end
+        if scope["method"] != "POST":  # the server sends nothing by itself, and has no sessions to end
             raise Refusal(405, f"/mcp does not take {scope['method'][:20]}")
         with self._queue.admitted():
             async with self._starting:
@@ -56,7 +56,7 @@ class McpEndpoint:
             await self._manager.handle_request(scope, receive, _with_short_errors(send))
 
     async def _start(self, served: "ServedIndex") -> "StreamableHTTPSessionManager":
-        # In a thread: importing the SDK takes half a second of a processor.
+        # In a thread: importing the SDK takes half a second.
         try:
             manager, index = await asyncio.to_thread(_made_manager, served)
         except UserError as error:
@@ -64,7 +64,7 @@ class McpEndpoint:
         started = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
-            # The task group of the manager must be left by the task that entered it.
+            # The manager's task group must be exited by the task that entered it.
             try:
                 with index:
                     async with manager.run():
@@ -93,7 +93,7 @@ def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager,
 
 
 def _with_short_errors(send: Send) -> Send:
-    """Return `send`, with long errors of the SDK, which list all invalid values, and errors in plain text as JSON."""
+    """Wrap `send` to convert long and plain-text errors of the SDK to short JSON errors."""
     held: list[Message] = []
 
     async def send_short(message: Message) -> None:

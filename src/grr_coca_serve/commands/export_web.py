@@ -26,18 +26,18 @@ def run(
 ) -> None:
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
-    Nothing is sent to a server, and the page works offline once it is loaded. Images of the index come with it, scaled
-    down; their paths are written relative to the folder that all of them are in. The base of an adapted model captions
+    Nothing is sent to a server, and the page works offline once it is loaded. Images of the index are included, scaled
+    down; their paths are relative to their common folder. The base of an adapted model captions
     dropped images.
 
     Args:
         out: new folder for the site.
-        checkpoint: checkpoint or run folder, name of a shipped model, OWNER/NAME on the hub, or a folder that
-            export onnx wrote, also in int8; if not given, the model of the index, or icons.
-        index: the images that can be searched; if not given, the page captions images only.
-        title: name of the site; if not given, that of the index.
-        runtime: archive of the npm package onnxruntime-web; if not given, npm fetches it once.
-        pictures: show only pictures in this folder. An index that `import index` made shows none without it.
+        checkpoint: checkpoint or run folder, name of a bundled model, OWNER/NAME on the hub, or a folder that
+            export onnx has written, also in int8; default: the model of the index, or icons.
+        index: index of the images to search; without it, the page only captions images.
+        title: name of the site; default: name of the index.
+        runtime: archive of the npm package onnxruntime-web; default: npm downloads it once.
+        pictures: show only pictures in this folder. Required to show images of an index from `import index`.
     """
     from grr_coca.model.checkpoint_files import read_files
     from grr_coca_search.index import IndexModel, open_store

@@ -23,25 +23,25 @@ def run(
     max_megapixels: int = 50,
     plugin: Annotated[Lists[str], tyro.conf.arg(metavar="NAME")] = (),
 ) -> None:
-    """Serve captions, embeddings and search over HTTP, with a page for people and endpoints for clients of OpenAI.
+    """Serve captions, embeddings and search over HTTP, with a web page and endpoints for OpenAI clients.
 
-    Ctrl-C or SIGTERM stops the server after the requests that it has accepted. If GRR_COCA_API_KEY is set, requests
+    Ctrl-C or SIGTERM stops the server after answering accepted requests. If GRR_COCA_API_KEY is set, requests
     must have it, as "Authorization: Bearer KEY".
 
     Args:
-        index: folder of an index, or http://HOST:PORT/NAME of a Milvus server, to search and to show.
-        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
-            given, the model of the index, or icons.
-        pictures: show only pictures in this folder. An index that `import index` made shows none without it, as it may
+        index: folder of an index, or http://HOST:PORT/NAME of a Milvus server, to search and browse.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; default:
+            the model of the index, or icons.
+        pictures: show only pictures in this folder. Required to show images of an index from `import index`, as it may
             name any file of this machine.
-        host: address to listen at; 0.0.0.0 lets other machines in.
-        port: port to listen at; 0 for a free one.
+        host: address to listen on; 0.0.0.0 admits other machines.
+        port: port to listen on; 0 for any free port.
         open: open the page in a browser.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
-        queue: number of requests that may wait; more are refused (429).
-        seconds: time for an answer; what takes longer is refused (504).
-        max_megabytes: size of a request.
-        max_megapixels: size of a picture.
+        queue: maximum number of waiting requests; others are rejected (429).
+        seconds: maximum time for an answer, after which a request is rejected (504).
+        max_megabytes: maximum size of a request.
+        max_megapixels: maximum size of an image.
         plugin: add the endpoints of another installed distribution.
     """
     limited = {"queue": queue, "seconds": seconds, "max-megabytes": max_megabytes, "max-megapixels": max_megapixels}

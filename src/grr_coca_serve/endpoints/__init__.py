@@ -1,4 +1,4 @@
-"""The endpoints: each file has a `router`, with the models of its requests and answers beside it."""
+"""The endpoints: each file has a `router`, with the models of its requests and answers next to it."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -7,5 +7,5 @@ from fastapi import APIRouter
 
 
 def all_routers() -> list[APIRouter]:
-    """The routers of all files here."""
+    """Return the routers of all files here."""
     return [import_module(f"{__name__}.{module.name}").router for module in iter_modules(__path__)]

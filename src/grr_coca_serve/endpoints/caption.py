@@ -1,4 +1,4 @@
-"""`POST /caption`: captions of a picture, at once or word by word."""
+"""`POST /caption`: captions of an image, in one response or streamed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ router = APIRouter(route_class=QueuedRoute)
 
 
 class CaptionOptions(Strict):
-    """How to decode: `GenerationOptions`, with limits for one request, and the beginning of the caption."""
+    """Decoding options: `GenerationOptions` with limits per request, and the start of the caption."""
 
     prompt: Annotated[str, Field(max_length=500)] = ""
     num_captions: Annotated[int, Field(ge=1, le=8)] = 1
@@ -41,10 +41,10 @@ class CaptionOptions(Strict):
     tags: Annotated[int, Field(ge=0, le=MAX_TAGS, description="words for the picture, besides captions")] = 0
 
     def generation(self) -> GenerationOptions:
-        """The options of decoding.
+        """Return the options of decoding.
 
         Raises:
-            UserError: options contradict each other.
+            UserError: If options contradict each other.
         """
         return GenerationOptions(**self.model_dump(exclude={"prompt", "tags"}))
 
@@ -57,16 +57,16 @@ class CaptionText(BaseModel):
 
 
 class TagText(BaseModel):
-    """A word, and the probability that people would give it to the picture."""
+    """A tag, and the probability that users would assign it to the image."""
 
     tag: str
     probability: float
 
 
 class CaptionAnswer(BaseModel):
-    """Captions, the best first. `caption`: the best one. `confidence`: the probability that it is exactly right.
-    `unfamiliar`: whether the picture is unlike those that the model was trained on. null: unknown. `tags`: as many
-    words as were asked for, the likeliest first."""
+    """Captions, best first. `caption`: The best caption. `confidence`: Probability that it is exactly right.
+    `unfamiliar`: Whether the image is unlike the training images; null if unknown. `tags`: The requested
+    number of tags, most likely first."""
 
     caption: str
     captions: list[CaptionText]
@@ -82,7 +82,7 @@ class CaptionAnswer(BaseModel):
     openapi_extra=picture_request(CaptionOptions, {"num_beams": 2, "num_captions": 2}),
 )
 async def caption(request: Request, service: ThisService, place: Place) -> Response:
-    """Caption a picture; word by word if the client accepts `text/event-stream`."""
+    """Caption an image. The response is streamed if the client accepts `text/event-stream`."""
     data, options = await picture_and_options(request, CaptionOptions)
     generation, expires = options.generation(), deadline_of(request)
     place.take()
@@ -98,13 +98,13 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
 
 
 def _known(found: Description) -> dict[str, object]:
-    """What is said of a caption, and the words."""
+    """Return the confidence and the tags of a caption."""
     tags = [{"tag": tag.text, "probability": tag.probability} for tag in found.tags]
     return {"confidence": found.confidence, "unfamiliar": found.unfamiliar, "tags": tags}
 
 
 async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
-    """The events of a caption: its text so far after each token, and at last the whole text, or an error."""
+    """Yield the events of a caption: its text so far after each token, and finally the full text or an error."""
     text = ""
     try:
         async for piece in pieces:

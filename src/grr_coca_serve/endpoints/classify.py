@@ -1,4 +1,4 @@
-"""`POST /classify`: the labels that fit a picture best."""
+"""`POST /classify`: the best matching labels of an image."""
 
 from typing import Annotated, Self
 
@@ -15,7 +15,7 @@ from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 router = APIRouter(route_class=QueuedRoute)
 
 _MAX_FILLED_LENGTH = 1_000_000
-"""Characters of all labels in all templates: a thousand labels in sixteen templates of 60 characters."""
+"""Maximum number of characters of all labels in all templates: 1,000 labels in 16 templates of 60 characters."""
 
 
 class LabelOptions(Strict):
@@ -27,7 +27,7 @@ class LabelOptions(Strict):
 
     @model_validator(mode="after")
     def _require_short_sentences(self) -> Self:
-        """A template may hold its placeholder many times, so lengths that are small each become large together."""
+        """Limit the total length, since a template may repeat its placeholder many times."""
         length = filled_length(self.labels, self.templates)
         if length > _MAX_FILLED_LENGTH:
             raise ValueError(
@@ -44,7 +44,7 @@ class LabelShare(BaseModel):
 
 
 class LabelAnswer(BaseModel):
-    """The likeliest labels, the best first. The probabilities of all labels sum to 1."""
+    """The most likely labels, best first. The probabilities of all labels sum to 1."""
 
     labels: list[LabelShare]
     model: str
@@ -56,7 +56,7 @@ class LabelAnswer(BaseModel):
     openapi_extra=picture_request(LabelOptions, {"labels": ["heart", "star"]}),
 )
 async def classify(request: Request, service: ThisService, place: Place) -> Response:
-    """The labels that fit a picture best, with probabilities. Any labels work (zero-shot)."""
+    """Return the best matching labels of an image, with probabilities. Any labels work (zero-shot)."""
     data, options = await picture_and_options(request, LabelOptions)
     expires = deadline_of(request)
     place.take()

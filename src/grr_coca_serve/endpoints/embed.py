@@ -1,4 +1,4 @@
-"""`POST /embed`: vectors of texts and pictures."""
+"""`POST /embed`: embeddings of texts and images."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ router = APIRouter(route_class=QueuedRoute)
 
 
 class EmbedInput(Strict):
-    """Texts and pictures (as data URIs) to embed, in the form of Hugging Face's inference servers."""
+    """Texts and images (as data URIs) to embed, in the format of Hugging Face's inference servers."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red heart", HEART]}]})
 
@@ -25,7 +25,7 @@ class EmbedInput(Strict):
 
 @router.post("/embed", responses=answers(list[list[float]], 415, 422))
 async def embed(given: EmbedInput, request: Request, service: ThisService, place: Place) -> Response:
-    """Embed texts, and pictures as data URIs: a list of vectors of unit length."""
+    """Embed texts, and images as data URIs. Returns a list of unit vectors."""
     inputs = [given.inputs] if isinstance(given.inputs, str) else given.inputs
     decoded = [from_data_uri(one, "inputs") if is_picture(one) else one for one in inputs]
     place.take(sum(isinstance(one, bytes) for one in decoded))

@@ -1,4 +1,4 @@
-"""`POST /explain`: where the model looks for each word of a caption."""
+"""`POST /explain`: heat maps for the words of a caption."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
@@ -12,21 +12,24 @@ router = APIRouter()
 
 
 class ExplainOptions(Strict):
-    """`id`: a picture of the index, instead of one in the body."""
+    """`id`: An image of the index, instead of one in the body."""
 
     id: Text | None = None
 
 
 class WordHeat(BaseModel):
-    """Where the model looks for a word: rows of numbers from 0 to 1."""
+    """Heat map of a word: rows of numbers from 0 to 1."""
 
     word: str
     heat: list[list[float]]
 
 
 class ExplainAnswer(BaseModel):
-    """A caption with a map for each word. The maps lie over `square`, what the model sees of the picture: left, upper,
-    right, lower, in shares of its width and height. It may reach beyond the picture."""
+    """A caption with a map for each word.
+
+    The maps cover `square`, the part of the image that the model sees: left, upper, right, lower, in fractions of its
+    width and height. It may reach beyond the image.
+    """
 
     caption: str
     square: tuple[float, float, float, float]
@@ -39,11 +42,11 @@ class ExplainAnswer(BaseModel):
     openapi_extra=picture_request(ExplainOptions, {}),
 )
 async def explain(request: Request, service: ThisService) -> Response:
-    """A caption, and for each of its words a map of where the model looks. The maps lie over `square`."""
+    """Return a caption, and a heat map for each of its words. The maps cover `square`."""
     data, options = await picture_and_options(request, ExplainOptions)
     service.explainer.require()
     if options.id is not None:
         index = service.require_index()
         data = await index.files.read(await service.in_thread(index.entry, options.id))
-    await service.square(data)  # says what is wrong with the picture
+    await service.square(data)  # reports errors of the image
     return json_response(await service.explainer.explain(data))

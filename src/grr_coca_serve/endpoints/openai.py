@@ -1,8 +1,8 @@
-"""The endpoints that clients of OpenAI know: chat completions (captions), embeddings and models.
+"""Endpoints of the OpenAI API: chat completions (captions), embeddings and models.
 
-A chat completion is the caption of the last picture. Instructions are not read, since the model only captions; a last
-message of the assistant is the beginning of the caption. Keys that cannot be followed and would change the answer are
-refused; others are ignored, as clients send many of them by default.
+A chat completion is the caption of the last image. Instructions are ignored, since the model only captions; a last
+message of the assistant is the start of the caption. Keys that are unsupported and would change the answer are
+rejected; others are ignored, as clients send many of them by default.
 """
 
 import asyncio
@@ -40,20 +40,20 @@ _CHAT: dict[str, Any] = {
 
 
 class ImageUrl(BaseModel):
-    """`url`: a picture as `data:image/…;base64,…`."""
+    """`url`: An image as `data:image/…;base64,…`."""
 
     url: str
 
 
 class TextPart(BaseModel):
-    """A text, which is not read."""
+    """A text, which is ignored."""
 
     type: Literal["text"]
     text: Text
 
 
 class ImagePart(BaseModel):
-    """A picture."""
+    """An image."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -70,7 +70,7 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """`include_usage`: whether a last chunk counts the tokens."""
+    """`include_usage`: Whether a last chunk counts the tokens."""
 
     include_usage: bool | None = None
 
@@ -97,7 +97,7 @@ class ChatInput(BaseModel):
 
 
 class EmbeddingsInput(BaseModel):
-    """Texts and pictures (as data URIs) to embed."""
+    """Texts and images (as data URIs) to embed."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "icons", "input": ["a red heart", HEART]}]})
 
@@ -166,20 +166,20 @@ class ChatAnswer(BaseModel):
 
 @router.get("/models", responses=answers(ModelList))
 async def models(service: ThisService) -> Response:
-    """The model of this server."""
+    """Return the model of this server."""
     return json_response({"object": "list", "data": [_model(service)]})
 
 
 @router.get("/models/{name:path}", responses=answers(ServedModel, 404))
 async def model(name: str, service: ThisService) -> Response:
-    """The model of this name."""
+    """Return the model of this name."""
     _require_model(name, service)
     return json_response(_model(service))
 
 
 @_queued.post("/embeddings", responses=answers(EmbeddingsAnswer, 404, 415, 422))
 async def embeddings(given: EmbeddingsInput, request: Request, service: ThisService, place: Place) -> Response:
-    """Embed texts, and pictures as data URIs."""
+    """Embed texts, and images as data URIs."""
     _require_model(given.model, service)
     given_inputs = [given.input] if isinstance(given.input, str) else given.input
     inputs = [one for one in given_inputs if isinstance(one, str)]
@@ -203,7 +203,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
 
 @_queued.post("/chat/completions", responses=answers(ChatAnswer, 404, 415, 422, streams=True))
 async def chat(given: ChatInput, request: Request, service: ThisService, place: Place) -> Response:
-    """Caption the picture of a conversation."""
+    """Caption the image of a conversation."""
     _require_model(given.model, service)
     _require_followed(given)
     data, prompt = _picture_of(given.messages), _prompt_of(given.messages)
@@ -231,7 +231,7 @@ def _require_model(name: str, service: Service) -> None:
 
 
 def _embeddings_answer(service: Service, vectors: np.ndarray, texts: list[str], encoding: str) -> bytes:
-    """JSON of embeddings, which may have megabytes. To be called in a thread."""
+    """Return JSON of embeddings, which may have megabytes. To be called in a thread."""
     rows = json_list(
         {"object": "embedding", "index": number, "embedding": _encoded(row, encoding)}
         for number, row in enumerate(vectors)
@@ -252,10 +252,10 @@ def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
 
 
 def _require_followed(given: ChatInput) -> None:
-    """Raise an error for keys that this model cannot follow.
+    """Reject keys that this model does not support.
 
     Raises:
-        Refusal: names the key.
+        Refusal: If a key is unsupported; the message names it.
     """
     if given.response_format is not None and given.response_format.get("type") != "text":
         raise Refusal(400, "response_format: captions are plain text", param="response_format")
@@ -264,10 +264,10 @@ def _require_followed(given: ChatInput) -> None:
 
 
 def _picture_of(messages: list[Message]) -> bytes:
-    """The last picture of the conversation.
+    """Return the last image of the conversation.
 
     Raises:
-        Refusal: there is none, or it is not sent along.
+        Refusal: If there is none, or it is a URL.
     """
     for message in reversed(messages):
         for part in reversed(message.content if isinstance(message.content, list) else []):
@@ -282,7 +282,7 @@ def _picture_of(messages: list[Message]) -> bytes:
 
 
 def _prompt_of(messages: list[Message]) -> str:
-    """The beginning of the caption: a last message of the assistant."""
+    """Return the start of the caption: a last message of the assistant."""
     last = messages[-1]
     if last.role != "assistant" or last.content is None:
         return ""
@@ -292,7 +292,10 @@ def _prompt_of(messages: list[Message]) -> str:
 
 
 def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptions:
-    """Greedy decoding, unless a temperature above 0 is asked for. More tokens than the model has room for are cut."""
+    """Return options of greedy decoding, or of sampling if the temperature is above 0.
+
+    The number of tokens is capped.
+    """
     limit = given.max_completion_tokens or given.max_tokens
     max_length = None if limit is None else min(limit, service.room_after(prompt))
     count = given.n or 1
@@ -322,7 +325,7 @@ class _Answer:
         }
 
     def whole(self, found: Description) -> dict[str, Any]:
-        """The answer in one piece."""
+        """Return the full answer."""
         choices = [
             {
                 "index": number,
@@ -335,7 +338,7 @@ class _Answer:
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage(found)}
 
     async def events(self, pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
-        """The answer in chunks, as the caption comes."""
+        """Yield the answer in chunks as the caption is generated."""
         sent: dict[int, str] = {}
         try:
             yield self._chunk({"role": "assistant", "content": ""})
@@ -343,7 +346,7 @@ class _Answer:
             async for piece in pieces:
                 if isinstance(piece, str):
                     text += piece
-                    # A piece that may be the beginning of a stop text waits for the next one.
+                    # A piece that may be the start of a stop text waits for the next one.
                     whole = self._cut(text)
                     if (not self._stops or len(whole) < len(text)) and (more := self._more(whole, 0, sent)):
                         yield more
@@ -359,7 +362,7 @@ class _Answer:
         yield server_sent("[DONE]")
 
     def _more(self, text: str, number: int, sent: dict[int, str]) -> bytes:
-        """A chunk with what a text has more than was sent of it; nothing if it has no more."""
+        """Return a chunk with the unsent part of a text, or nothing if all was sent."""
         more = text[len(sent.get(number, "")) :]
         sent[number] = text
         return self._chunk({"content": more}, number) if more else b""
@@ -372,7 +375,7 @@ class _Answer:
         return {**self._head, "object": "chat.completion.chunk"}
 
     def _cut(self, text: str) -> str:
-        """A text up to the first stop."""
+        """Return a text up to the first stop text."""
         ends = [place for stop in self._stops if (place := text.find(stop, len(self._prompt))) >= 0]
         return text[: min(ends)] if ends else text
 

@@ -1,4 +1,4 @@
-"""The index as the page shows it: lists of pictures, one picture and its file, facets, duplicates."""
+"""Browsing of the index: lists of images, one image and its file, facets, duplicates."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -26,20 +26,20 @@ _PLACEHOLDER = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 320" 
 
 
 class PicturesAnswer(BaseModel):
-    """Some of `total` pictures, the newest first."""
+    """Some of `total` images, newest first."""
 
     total: int
     pictures: list[IndexedPicture]
 
 
 class FacetsAnswer(BaseModel):
-    """The fields to filter by."""
+    """Fields for filters."""
 
     facets: list[Facet]
 
 
 class GroupsAnswer(BaseModel):
-    """Some of `total` groups of pictures that look the same: how many pictures each has, and the first 60 of them."""
+    """Some of `total` groups of duplicate images: the size of each, and its first 60 images."""
 
     total: int
     sizes: list[int]
@@ -50,13 +50,13 @@ class GroupsAnswer(BaseModel):
 async def pictures(
     service: ThisService, where: Where = None, offset: _Skip = 0, limit: _Count = 100, svg: bool = False
 ) -> Response:
-    """The pictures of the index, the newest first. `svg`: with the sources of small SVG files, cleaned."""
+    """Return the images of the index, newest first. `svg`: Include the cleaned sources of small SVG files."""
     return json_response(await service.browsing.do(service.require_index().pictures, where, offset, limit, svg))
 
 
 @router.get("/picture/{identity}", responses=answers(IndexedPicture, 404, 422))
 async def one_picture(identity: str, service: ThisService) -> Response:
-    """A picture of the index, by its id."""
+    """Return an image of the index by its id."""
     return json_response(await service.in_thread(service.require_index().picture, identity))
 
 
@@ -66,8 +66,9 @@ async def facets(
     where: Where = None,
     field: Annotated[list[str] | None, Query(max_length=MAX_LIMIT)] = None,
 ) -> Response:
-    """The fields by which pictures can be filtered, with their values. With a filter: the texts of what it selects,
-    with the number of pictures of each."""
+    """Return the fields by which images can be filtered, with their values. With a filter, return the texts of the
+    selected images, with the number of images of each.
+    """
     index = service.require_index()
     if where is None:
         found = await service.counting.do(index.facets)
@@ -78,10 +79,10 @@ async def facets(
 
 @router.get("/duplicates", responses=answers(GroupsAnswer, 404, 422))
 async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50) -> Response:
-    """Groups of pictures that look the same, the largest group first."""
+    """Return groups of duplicate images, largest first."""
     index = service.require_index()
 
-    def encoded() -> bytes:  # thousands of pictures, group by group
+    def encoded() -> bytes:  # thousands of images, group by group
         found = index.duplicates(offset, limit)
         return b'{"total":%d,"sizes":%b,"groups":%b}' % (
             found["total"],
@@ -98,7 +99,7 @@ async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50
     responses=answers(None, 404, 422) | {200: {"content": {"image/webp": {}, "image/svg+xml": {}}}},
 )
 async def image(identity: str, service: ThisService, side: Annotated[int, Query(ge=64, le=1600)] = 320) -> Response:
-    """A picture of the index, scaled down. A placeholder if its file is gone."""
+    """Return a scaled-down image of the index, or a placeholder if its file is missing."""
     index = service.require_index()
     content = await index.files.thumbnail(await service.in_thread(index.entry, identity), side)
     if content is None:
@@ -114,13 +115,14 @@ async def image(identity: str, service: ThisService, side: Annotated[int, Query(
 async def vector(
     identity: str, service: ThisService, ink: Annotated[str | None, Query(max_length=6)] = None
 ) -> Response:
-    """An SVG file of the index, without scripts and references; `ink`: the colour of what has none, as `1b1b1a`. Of
-    other files, and of those that cannot be cleaned, a picture."""
+    """Return an SVG file of the index without scripts and references. `ink`: Default colour, such as `1b1b1a`.
+    Other files, and files that cannot be cleaned, are returned as pixels.
+    """
     index = service.require_index()
     entry = await service.in_thread(index.entry, identity)
     content = None
     if entry.is_vector:
-        with suppress(UserError, Refusal):  # the file is gone, or may not be shown
+        with suppress(UserError, Refusal):  # the file is missing, or may not be shown
             content = await service.in_thread(clean_svg, await index.files.read(entry), ink)
     if content is None:
         return await image(identity, service, 320)

@@ -28,7 +28,7 @@ router = APIRouter(route_class=QueuedRoute)
 
 
 class SearchInput(Strict):
-    """What pictures should show, and which hits to return. `like`, `unlike`: ids of pictures of the index."""
+    """A query, and the hits to return. `like`, `unlike`: Ids of images of the index."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"texts": ["red fruit"], "where": "width >= 16", "limit": 2}]}
@@ -47,7 +47,7 @@ class SearchInput(Strict):
 
 
 class SimilarOptions(Strict):
-    """Which hits to return. `id`: a picture of the index, instead of one in the body."""
+    """The hits to return. `id`: An image of the index, instead of one in the body."""
 
     id: Text | None = None
     where: Where = None
@@ -56,8 +56,8 @@ class SimilarOptions(Strict):
 
 
 class FoundPicture(IndexedPicture):
-    """A hit. `score`: cosine with the query; `relevance`: probability that it is right, null if that cannot be told;
-    `copies`: its near-duplicates."""
+    """A hit. `score`: Cosine with the query. `relevance`: Probability that it is correct, or null if unavailable.
+    `copies`: Near-duplicates."""
 
     score: float
     relevance: float | None
@@ -65,11 +65,13 @@ class FoundPicture(IndexedPicture):
 
 
 class SearchAnswer(BaseModel):
-    """Hits, the best first. `more`: there are further ones; `searched`: pictures of the index; `verdict`: whether
-    hits look like what the query asked for (`likely`), or that is not sure (`unsure`), or none does (`nothing`);
-    `num_likely`: hits of this answer up to the last likely one; `can_tell`: false if relevances cannot be told;
-    `facets`: the values of texts among the nearest pictures, of which there are `counted`, in the first answer;
-    `unknown`: texts of which an adapted model knows no word."""
+    """Hits, best first.
+
+    `more`: Whether there are more hits. `searched`: Number of images of the index. `verdict`: Whether hits match the
+    query (`likely`), this is uncertain (`unsure`), or none does (`nothing`). `num_likely`: Number of hits up to the
+    last likely one. `can_tell`: Whether relevance is available. `facets`: Values of text fields among the `counted`
+    nearest images, only in the first answer. `unknown`: Texts without a word known to an adapted model.
+    """
 
     hits: list[FoundPicture]
     more: bool
@@ -84,7 +86,7 @@ class SearchAnswer(BaseModel):
 
 @router.post("/search", responses=answers(SearchAnswer, 404, 415, 422))
 async def search(given: SearchInput, request: Request, service: ThisService, place: Place) -> Response:
-    """Find pictures of the index by texts, by a picture, and by pictures of the index."""
+    """Find images of the index by texts, by an image, and by images of the index."""
     index, expires = service.require_index(), deadline_of(request)
     place.take()
     images = () if given.image is None else (await service.square(from_data_uri(given.image, "image")),)
@@ -106,7 +108,7 @@ async def search(given: SearchInput, request: Request, service: ThisService, pla
     openapi_extra=picture_request(SimilarOptions, {"limit": 2}),
 )
 async def similar(request: Request, service: ThisService, place: Place) -> Response:
-    """Pictures of the index that look like a picture: the body, or the one of the index with this `id`."""
+    """Find images of the index similar to an image: the body, or the index image with this `id`."""
     data, options = await picture_and_options(request, SimilarOptions)
     index, expires = service.require_index(), deadline_of(request)
     place.take()

@@ -1,4 +1,4 @@
-"""The server itself: what it can do, whether it is alive and ready, its metrics, and the cookie of its page."""
+"""The server itself: its capabilities, liveness and readiness, its metrics, and the cookie of its page."""
 
 from typing import Annotated, Literal
 
@@ -17,7 +17,7 @@ router = APIRouter()
 
 
 class InfoAnswer(BaseModel):
-    """What the server is. `pictures`: null without an index; `revision`: changes when the index does."""
+    """Description of the server. `pictures`: Null without an index. `revision`: Changes with the index."""
 
     title: str
     pictures: int | None
@@ -29,7 +29,7 @@ class InfoAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """The state of the server. `warnings`: what it cannot do, though it is ready."""
+    """The state of the server. `warnings`: Limitations although it is ready."""
 
     status: str
     model: str | None = None
@@ -45,7 +45,7 @@ class SessionInput(Strict):
 
 @router.get("/info", responses=answers(InfoAnswer))
 async def info(service: ThisService) -> Response:
-    """What this server is, and what it can do."""
+    """Return the description and capabilities of this server."""
     model = service.queue.ready()
     engine = model.engine
     can = {
@@ -70,13 +70,16 @@ async def info(service: ThisService) -> Response:
 
 @router.get("/health", responses=answers(StatusAnswer))
 async def health() -> Response:
-    """The process is alive."""
+    """Report that the process is alive."""
     return json_response({"status": "ok"})
 
 
 @router.get("/ready", responses=answers(StatusAnswer))
 async def ready(service: ThisService) -> Response:
-    """The server can answer: the model is loaded, and the index can be read. `warnings`: what it cannot do."""
+    """Report whether the server can answer: the model is loaded, and the index is readable.
+
+    `warnings`: Its limitations.
+    """
     service.queue.ready()
     warnings = []
     if service.index is not None:
@@ -89,13 +92,13 @@ async def ready(service: ThisService) -> Response:
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=answers(None))
 async def metrics(service: ThisService) -> Response:
-    """Numbers for Prometheus."""
+    """Return the metrics for Prometheus."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.post("/session", status_code=204, responses=answers(None, 422, success=204))
 async def session(given: SessionInput, request: Request, service: ThisService) -> Response:
-    """Exchange the key for a cookie, for pages: images of a page send no header."""
+    """Exchange the key for a cookie, since images of a page send no header."""
     if service.key is None:
         return Response(status_code=204)
     if not service.key.opens(given.key):

@@ -1,13 +1,13 @@
-"""The page that searches an index and captions pictures: static files, for a server or for a site of its own.
+"""The page that searches an index and captions images: static files for a server or a separate site.
 
-`files/app.js` says what the page needs of a backend. `files/http.js` asks a server; `files/graphs.js` runs the ONNX
-graphs of a model in the browser.
+`files/app.js` defines the backend interface of the page. `files/http.js` calls a server; `files/graphs.js` runs the
+ONNX graphs of a model in the browser.
 """
 
 from pathlib import Path
 
 FILES = Path(__file__).with_name("files")
-"""The folder of the files. They are served as they are."""
+"""Folder of the files, which are served unchanged."""
 
 POLICY = "; ".join(
     [
@@ -21,4 +21,4 @@ POLICY = "; ".join(
         "form-action 'self'",
     ]
 )
-"""The Content-Security-Policy of the page: everything comes from its own host, and no script stands in its HTML."""
+"""Content-Security-Policy of the page: everything is loaded from its own host, without inline scripts."""

@@ -1,4 +1,4 @@
-"""All that sources share: a pair, the protocol of a source, bad pairs and their causes."""
+"""Common parts of sources: a pair, the protocol of a source, bad pairs and their causes."""
 
 import hashlib
 from array import array
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np  # late: helper programs do not need it
 
 PACK_SUFFIX = ".icons"
-"""Suffix of a file with all images of a `SourceReader`, whose names end in `: ` and `SourceImage.inner`."""
+"""Suffix of a file with all images of a `SourceReader`. Their names end in `: ` and `SourceImage.inner`."""
 
 MAX_TEXT = 2**20
 """Maximum number of bytes of a caption in a file or shard, or of all captions of an image."""
@@ -24,7 +24,7 @@ MAX_TEXT = 2**20
 
 @dataclass(frozen=True)
 class RawPair:
-    """A pair as it was read: the bytes of an image file, and a caption. `name`: its place, for messages.
+    """A pair as read: the bytes of an image file, and a caption. `name`: Its location, for messages.
 
     If an image has several captions, `more_captions` has the others. Pairs of the same image have the same
     `image_name`; if that is empty, `name` is used. `picture`: if the image holds features, what to show people, if
@@ -51,11 +51,11 @@ class RawPair:
 class PairSource(Protocol):
     """A source of pairs, which can be read in any order. Reading a bad pair raises `BadSample`.
 
-    What inherits from it has the first of its captions for a caption, and takes each pair for an image of its own.
+    Subclasses use the first caption by default, and treat each pair as a separate image.
     """
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         ...
 
     def __getitem__(self, index: int) -> RawPair:
@@ -71,15 +71,15 @@ class PairSource(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """The name of a pair, for messages."""
+        """Return the name of a pair, for messages."""
         ...
 
     def image_name(self, index: int) -> str:
-        """The name of the image of a pair. Pairs of the same image have the same name. The image is not read."""
+        """Return the name of the image of a pair. Pairs of the same image have the same name. The image is not read."""
         return self.name(index)
 
     def place(self, index: int) -> str:
-        """The shard, table or folder of a pair. Bad pairs are counted by place."""
+        """Return the shard, table or folder of a pair. Bad pairs are counted by place."""
         ...
 
     @property
@@ -96,10 +96,10 @@ class PairSource(Protocol):
         return None
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield what `source_digest` hashes: all that decides which pairs there are, and their order. No pair is read.
+        """Yield the input of `source_digest`: everything that determines the pairs and their order. No pair is read.
 
         Raises:
-            TypeError: the source has none, so that no run can be resumed with it.
+            TypeError: If the source has none, so that no run can be resumed with it.
         """
         raise TypeError(f"{type(self).__name__}: a source whose pairs have no digest")
 
@@ -109,9 +109,9 @@ class SourceImage:
     """An image of a `SourceReader`: `size` bytes of a file, from `offset`.
 
     Attributes:
-        name: Its name in results, which is unique.
-        inner: Its name within the source, which exclusions are compared with.
-        problem: Why there is no image; empty if there is one.
+        name: Unique name in results.
+        inner: Name within the source, to which exclusions apply.
+        problem: Reason why the image is missing; empty if it exists.
     """
 
     name: str
@@ -128,27 +128,27 @@ class SourceReader(Protocol):
     """Reads pairs and images of another kind of source, such as icon sets. Registered in `grr_coca.sources`."""
 
     def owns(self, argument: str) -> bool:
-        """Return whether an argument names a source of this reader without being a path, such as `iconify:lucide`."""
+        """Return whether an argument that is not a path names a source of this reader, such as `iconify:lucide`."""
         ...
 
     def find_file(self, argument: str) -> Path:
         """Return the file of an argument that `owns` accepts. It may be fetched.
 
         Raises:
-            UserError: There is no such source.
+            UserError: If the source does not exist.
         """
         ...
 
     def open(self, argument: str) -> PairSource | None:
-        """Open a source of pairs; None if the argument is no source of this reader.
+        """Open a source of pairs, or return None if the argument is not a source of this reader.
 
         Raises:
-            UserError: The source is corrupt, or cannot be fetched.
+            UserError: If the source is corrupt, or cannot be fetched.
         """
         ...
 
     def images(self, argument: str) -> Sequence[SourceImage] | None:
-        """Find the images of an argument; None as in `open`."""
+        """Find the images of an argument, or return None as `open` does."""
         ...
 
     def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
@@ -156,12 +156,12 @@ class SourceReader(Protocol):
         ...
 
     def unversioned(self, argument: str) -> str:
-        """Return an argument without a version: those of two versions of one source are equal."""
+        """Return an argument without its version, which is equal for all versions of a source."""
         ...
 
 
 def source_readers(argument: str) -> Iterator[SourceReader]:
-    """Yield the readers to offer an argument to. Pictures are offered to none.
+    """Yield the readers that may own an argument. Pictures are offered to none.
 
     Readers of other distributions get only `SCHEME:…`, since finding them takes longer than opening a folder.
     """
@@ -205,15 +205,15 @@ class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
         # `cause` has a default, because torch passes only the message of an error from a worker to its parent.
         super().__init__(message)
         self.cause = cause
-        self.may_lack_memory = False  # its decoder reports broken files and too little memory alike
+        self.may_lack_memory = False  # its decoder does not distinguish corrupt files from lack of memory
 
 
 def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
-    """Convert the index of a pair in a source of several parts to the index of its part, and its index there.
+    """Convert the index of a pair in a source of several parts to the index of its part and the index within it.
 
     Args:
-        ends: for each part, the number of pairs up to its end.
-        index: the index of the pair in the source.
+        ends: For each part, the number of pairs up to its end.
+        index: The index of the pair in the source.
     """
     if not len(ends) or not 0 <= index < ends[-1]:
         raise IndexError(index)
@@ -222,7 +222,7 @@ def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
 
 
 class Strings:
-    """A fixed list of strings in little memory: one block of UTF-8 with offsets, not one object for each string."""
+    """A fixed list of strings in little memory: one block of UTF-8 with offsets instead of an object per string."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         import numpy as np
@@ -235,7 +235,7 @@ class Strings:
         self._ends = np.array(ends, dtype=np.uint64)
 
     def buffers(self) -> tuple[bytes, memoryview]:
-        """All strings as one block, and the end of each in it."""
+        """Return all strings as one block, and the end of each in it."""
         return self._content, self._ends.data
 
     def __len__(self) -> int:
@@ -247,16 +247,16 @@ class Strings:
 
 
 def stable_id(text: str) -> int:
-    """A 63-bit id of a text, the same in every process."""
+    """Return a 63-bit id of a text, the same in every process."""
     content = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 contain lone surrogates
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1
 
 
 def digest_header(source: PairSource) -> bytes:
-    """The first of the `digest_parts` of a source: its kind, and its number of pairs."""
+    """Return the first of the `digest_parts` of a source: its kind, and its number of pairs."""
     return f"{type(source).__name__} {len(source)} ".encode()
 
 
 def digest_file(path: Path) -> bytes:
-    """What a digest has of a file: its name and size. The folder that it is in does not count."""
+    """Return the part of a digest for a file: its name and size. Its folder does not count."""
     return f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Parts of remote files on the disk of this machine, each fetched once by whichever process needs it first."""
+"""Cache of parts of remote files on the local disk. Each is fetched once, by the first process that needs it."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from grr_coca.common.remote import RemoteFile
 
 _SUFFIX = ".block"
 _ROOM = 0.9
-"""Blocks are removed until this share of the limit is used."""
+"""Fraction of the limit that is free after blocks are removed."""
 
 _TRIES = 3
 
@@ -32,26 +32,26 @@ class RemoteBlock:
 
 
 class BlockCache:
-    """Blocks in a folder of the user's cache. When they are too large together, those used least recently go.
+    """Blocks in a folder of the user's cache. Above the limit, the least recently used blocks are removed.
 
     Args:
-        limit: bytes of all blocks, about.
+        limit: Approximate maximum size of all blocks in bytes.
     """
 
     def __init__(self, limit: int) -> None:
         self.folder = user_cache() / "blocks"
         self._limit = limit
-        self._written = limit  # so that room is made at first
+        self._written = limit  # so that space is freed first
 
     def open(self, block: RemoteBlock) -> int:
-        """A descriptor of the file of a block, which is fetched if it is not there.
+        """Return a descriptor of the file of a block, which is fetched if missing.
 
         Raises:
-            UserError: it cannot be fetched, see `RemoteFile.read`, or the disk is full.
+            UserError: If it cannot be fetched, see `RemoteFile.read`, or the disk is full.
         """
         for _ in range(_TRIES):
             path = self.fetch(block)
-            with suppress(FileNotFoundError):  # another process has made room in between
+            with suppress(FileNotFoundError):  # another process has removed it in the meantime
                 descriptor = open_to_read(path)
                 with suppress(OSError):
                     os.utime(path)
@@ -59,7 +59,7 @@ class BlockCache:
         raise DiskError(f"{self.folder}: blocks vanish as soon as they are written; do not clear it during a run")
 
     def fetch(self, block: RemoteBlock) -> Path:
-        """Fetch a block if it is not there, and return the path of its file."""
+        """Fetch a block if it is missing, and return the path of its file."""
         path = self._path(block)
         try:
             if not path.exists():
@@ -84,7 +84,7 @@ class BlockCache:
 
     def _make_room(self, size: int) -> None:
         self._written += size
-        if self._written < self._limit * (1 - _ROOM) / 2:  # a folder of thousands of blocks is not listed for each
+        if self._written < self._limit * (1 - _ROOM) / 2:  # avoids listing thousands of blocks for each
             return
         self._written = 0
         used, total = [], size
@@ -97,7 +97,7 @@ class BlockCache:
         for _, size_of_one, path in used:
             if total <= self._limit * _ROOM:
                 break
-            with suppress(OSError):  # on Windows, one that a process has open stays
+            with suppress(OSError):  # on Windows, open files cannot be removed
                 path.unlink()
                 total -= size_of_one
 

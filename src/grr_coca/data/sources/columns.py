@@ -1,4 +1,4 @@
-"""The columns of tables of pairs: which has the images, and which the captions."""
+"""Detection of the image and caption columns of tables."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ CAPTION_COLUMNS = (
     "findings",
     "impression",
 )
-"""Common names of the columns of images and of captions, the surest first. Case, spaces and dashes do not matter."""
+"""Common names of image and caption columns, best first. Case, spaces and dashes do not matter."""
 
 
 def find_columns(
@@ -32,13 +32,13 @@ def find_columns(
     """Find the column of images and the column of captions of a table, by their names.
 
     Args:
-        names: all columns.
-        listing: the name of the table in messages.
-        needs_captions: False: the second one is None.
-        image: the column of images, if that is known; None: one of paths is searched for.
+        names: All columns.
+        listing: Name of the table in messages.
+        needs_captions: If False, the second result is None.
+        image: Image column, if known; None: a column of paths is searched for.
 
     Raises:
-        UserError: a column is missing (the message lists the columns of the table), or is there twice.
+        UserError: If a column is missing (the message lists the table's columns) or duplicate.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
@@ -56,7 +56,9 @@ def find_columns(
 
 
 def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
-    """The index of the first column that has one of the usual names; None if no column has. Earlier names win."""
+    """Return the index of the first column with one of the usual names, or None if there is none. Earlier names
+    have priority.
+    """
     plain = [_plain(name) for name in names]
     return next((plain.index(name) for name in usual if name in plain), None)
 

@@ -64,7 +64,7 @@ class FeaturePairs(PairSource):
         return len(self._listed)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """The encoder, and the digest of the source that it has encoded."""
+        """Return the encoder, and the digest of the source that it has encoded."""
         yield digest_header(self)
         yield f"{self.header.encoder.digest} {self.header.keep} {self.header.source} ".encode()
         yield digest_file(self.folder / PAIRS)
@@ -98,11 +98,11 @@ class FeaturePairs(PairSource):
         return self._listed.captions(index)
 
     def name(self, index: int) -> str:
-        """The folder and the key of an image."""
+        """Return the folder and the key of an image."""
         return f"{self.folder}/{self._listed.key(index)}"
 
     def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
-        """The folder."""
+        """Return the folder."""
         return str(self.folder)
 
     def image_path(self, index: int) -> Path | None:

@@ -1,4 +1,4 @@
-"""A folder of images, each with its captions in a text file of the same name beside it, one a line."""
+"""A folder of images, each with captions in a text file of the same name next to it, one per line."""
 
 import os
 from collections.abc import Iterator
@@ -44,16 +44,16 @@ class ImageFolder(PairSource):
         return caption_lines(decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)))
 
     def name(self, index: int) -> str:
-        """The path of the image."""
+        """Return the path of the image."""
         return str(self._path(index))
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """The names of all images."""
+        """Yield the names of all images."""
         yield digest_header(self)
         yield from self.names.buffers()
 
     def place(self, index: int) -> str:
-        """The folder of the image."""
+        """Return the folder of the image."""
         return str(self._path(index).parent)
 
     def _path(self, index: int) -> Path:
@@ -63,7 +63,7 @@ class ImageFolder(PairSource):
 
 
 def caption_file(image: Path) -> Path | None:
-    """The text file with the captions of an image; None if there is none."""
+    """Return the text file with the captions of an image, or None if there is none."""
     return next((path for path in map(image.with_suffix, (".txt", ".TXT")) if path.is_file()), None)
 
 
@@ -71,7 +71,7 @@ def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the bytes of a file.
 
     Raises:
-        BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
+        BadSample: If the file does not exist, is not a regular file, is too large, or cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -97,7 +97,7 @@ def _image_names(root: Path) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    """Raise an error for a folder that cannot be read, as a run must not silently miss its pairs."""
+    """Raise an error for an unreadable folder, as a run must not silently skip its pairs."""
     raise UserError(
         f"{error.filename}: cannot be listed ({error.strerror or error}); make it readable, or move it elsewhere"
     ) from error

@@ -1,6 +1,6 @@
 """Pairs of a listing: a table or annotation file with the paths of images and their captions.
 
-Paths that leave the folder of the images are refused. Nothing is downloaded or executed.
+Paths outside the image folder are rejected. Nothing is downloaded or executed.
 """
 
 import json
@@ -24,11 +24,11 @@ SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 """The start of a URL: `https:`, `s3:`, `pipe:` and others. A single letter does not match: it is a Windows drive."""
 
 _NUM_PROBES = 50
-"""Number of rows that are read to find the folder of the images. The first few images may be missing."""
+"""Number of rows read to find the image folder. The first few images may be missing."""
 
 
 class ListedRow(NamedTuple):
-    """A row of a listing: the path of an image as it is written there, and its captions."""
+    """A row of a listing: the path of an image as written, and its captions."""
 
     path: str
     captions: tuple[str, ...]
@@ -40,20 +40,20 @@ class ListedRows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> ListedRow:
-        """Read one row. Raises `BadSample` if it is broken."""
+        """Read one row. Raises `BadSample` if it is invalid."""
         ...
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row other than path and captions, by name, if the listing has any."""
+        """Return the columns of a row other than path and captions, by name, if the listing has any."""
         ...
 
 
 class StoredRows:
-    """Rows of a listing that must be read as a whole, such as JSON. They are kept in little memory.
+    """Rows of a listing that must be read completely, such as JSON, stored compactly.
 
     Args:
-        rows: path and captions of each row.
-        fields: the other columns of each row; None if the format has no others.
+        rows: Path and captions of each row.
+        fields: The other columns of each row; None if the format has no others.
     """
 
     def __init__(self, rows: Iterable[ListedRow], fields: Iterable[Mapping[str, object]] | None = None) -> None:
@@ -73,7 +73,9 @@ class StoredRows:
         return ListedRow(self._paths[index], captions)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row other than path and captions, by name; the caption if the format has no others."""
+        """Return the columns of a row other than path and captions, by name; or the caption if the format has no
+        others.
+        """
         if self._fields is not None:
             return json.loads(self._fields[index])
         captions = self[index].captions
@@ -87,15 +89,15 @@ class ImageFiles(NamedTuple):
     suffix: str = ""
 
     def name(self, written: str) -> str:
-        """The full path as text, normalized: `a/../b.jpg` and `b.jpg` give the same. The file is not opened."""
-        # pathlib is several times slower, and a run may ask for the names of millions of rows.
+        """Return the full path as text, normalized: `a/../b.jpg` and `b.jpg` give the same. The file is not opened."""
+        # pathlib is several times slower, and a run may need the names of millions of rows.
         return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
 
     def path(self, written: str, name: str) -> Path:
-        """The full path of a file.
+        """Return the full path of a file.
 
         Raises:
-            BadSample: the path leaves the folder, or is a URL.
+            BadSample: If the path leaves the folder, or is a URL.
         """
         if "\0" in written or (SCHEME.match(written) and not _is_file(Path(self.name(written)))):
             message = (
@@ -122,7 +124,7 @@ class ListedPairs(PairSource):
         return len(self._rows)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Name and size of the listing."""
+        """Yield name and size of the listing."""
         yield digest_header(self)
         yield digest_file(self.listing)
 
@@ -154,14 +156,14 @@ class ListedPairs(PairSource):
         return self._row(index).captions
 
     def name(self, index: int) -> str:
-        """The name of a pair, for messages."""
+        """Return the name of a pair, for messages."""
         try:
             return self._name(index, self._rows[index])
         except BadSample:
             return f"{self.listing}: row {index + 1}"
 
     def image_name(self, index: int) -> str:
-        """The path of the image; the name of the pair if the row has no path."""
+        """Return the path of the image; the name of the pair if the row has no path."""
         try:
             row = self._rows[index]
         except BadSample:
@@ -169,11 +171,11 @@ class ListedPairs(PairSource):
         return self.images.name(row.path) if row.path else self._name(index, row)
 
     def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
-        """The path of the listing."""
+        """Return the path of the listing."""
         return str(self.listing)
 
     def key(self, index: int) -> str:
-        """The path of an image as the listing has it, without the suffix of an image. The image is not read.
+        """Return the path of an image as the listing has it, without the suffix of an image. The image is not read.
 
         Raises:
             BadSample: the row is broken.
@@ -181,7 +183,7 @@ class ListedPairs(PairSource):
         return without_suffix(self._rows[index].path)
 
     def image_path(self, index: int) -> Path | None:
-        """The path of the image of a row, which may not exist; None if the row has no valid path."""
+        """Return the path of the image of a row, which may not exist, or None if the row has no valid path."""
         try:
             row = self._rows[index]
             return self.images.path(row.path, self._name(index, row)) if row.path else None
@@ -189,10 +191,10 @@ class ListedPairs(PairSource):
             return None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row by name, without the column of image paths.
+        """Return the columns of a row by name, without the column of image paths.
 
         Raises:
-            BadSample: the row is broken.
+            BadSample: If the row is invalid.
         """
         return self._rows.fields(index)
 
@@ -211,10 +213,10 @@ class ListedPairs(PairSource):
 
 
 def first_paths(rows: ListedRows) -> Iterator[str]:
-    """The paths in the first rows, to find the folder of the images.
+    """Yield the paths in the first rows, to find the folder of the images.
 
     Raises:
-        BadSample: no row has a path; the error is that of the first broken row.
+        BadSample: If no row has a path; the error of the first invalid row is raised.
     """
     broken, found = None, False
     for index in range(min(len(rows), _NUM_PROBES)):
@@ -236,16 +238,16 @@ def first_paths(rows: ListedRows) -> Iterator[str]:
 def locate_images(
     listing: Path, written: Iterable[str], folders: Sequence[Path], needs_images: bool = True
 ) -> ImageFiles:
-    """Find the folder of the images of a listing.
+    """Find the image folder of a listing.
 
     Args:
-        listing: the path of the listing, for messages.
-        written: the first paths of the listing. The first file that exists decides.
-        folders: the folders to look in, in this order.
+        listing: The path of the listing, for messages.
+        written: The first paths of the listing. The first existing file determines the folder.
+        folders: The folders to search, in this order.
         needs_images: False allows a listing whose images do not exist.
 
     Raises:
-        UserError: no file exists; the message names the folders.
+        UserError: If no file exists; the message names the folders.
     """
     first, refused = None, None
     for text in written:

@@ -1,4 +1,4 @@
-"""Opens a source of pairs: chooses the reader for a path, and reads annotations of COCO, Flickr30K, ROCO and others."""
+"""Opening of sources of pairs: choice of the reader for a path, and annotations of COCO, Flickr30K, ROCO and others."""
 
 import csv
 import json
@@ -41,14 +41,14 @@ _LISTINGS = (
     "radiology/captions.txt",
     "results_20130124.token",
 )
-"""Files that show the format of a folder, the surest first. A folder without them has images and text files."""
+"""Files that reveal the format of a folder, most specific first. A folder without them has images and text files."""
 
 _BUILT_IN_CACHE = "icons"
 """The corpus that `scripts/build_datasets` builds in the user's cache."""
 
 
 def open_source(path: str | Path, needs_captions: bool = True, needs_images: bool = True) -> PairSource:
-    """Open a source of pairs. The path and its content decide the format:
+    """Open a source of pairs. The path and its content determine the format:
 
     - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar` or `data/{00000..01242}.tar`, or a
       folder of shards
@@ -56,25 +56,25 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
       (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
     - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
-    - Parquet with the bytes of images, as data sets of Hugging Face have it
-    - a folder of images beside `.txt` files
+    - Parquet with the bytes of images, as in Hugging Face datasets
+    - a folder of images next to `.txt` files
     - features of images, which `grr-coca data features` has written
     - icons with their names: `iconify:PREFIX`, a JSON file of Iconify, an SVG sprite, an icon font
-    - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
+    - `cache:icons/train-*.tar`: a corpus built in the user's cache
 
-    - tar shards, or Parquet with the bytes of images, elsewhere, when `grr-coca data index` has indexed them:
+    - remote tar shards, or Parquet with the bytes of images, after `grr-coca data index`:
       `s3://BUCKET/{00000..01242}.tar`, `https://…`
 
-    Nothing is executed, and nothing else is downloaded but the package of `iconify:PREFIX`. Images are read when they
+    Nothing is executed, and only the package of `iconify:PREFIX` is downloaded. Images are read when they
     are needed.
 
     Args:
-        path: a file, a folder or a pattern; `#` separates a split.
-        needs_captions: False allows a table without a column of captions.
+        path: A file, a folder or a pattern; `#` separates a split.
+        needs_captions: If False, a table may lack a caption column.
         needs_images: False allows a table whose images do not exist.
 
     Raises:
-        UserError: nothing exists at the path, or it cannot be read.
+        UserError: If nothing exists at the path, or it cannot be read.
     """
     path = str(path)
     if is_url(path):
@@ -91,10 +91,10 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
 
 
 def require_there(path: str) -> None:
-    """Raise an error if `open_source` would find nothing to open. Nothing is read.
+    """Check that `open_source` would find something to open. Nothing is read.
 
     Raises:
-        UserError: nothing exists at the path.
+        UserError: If nothing exists at the path.
     """
     if is_url(path):
         remote_shards(path)
@@ -103,10 +103,10 @@ def require_there(path: str) -> None:
 
 
 def remote_shards(pattern: str) -> list[RemoteFile]:
-    """The remote tar shards and Parquet tables of a pattern of URLs, in the state that they have now.
+    """Return the remote tar shards and Parquet tables of a pattern of URLs, in their current state.
 
     Raises:
-        UserError: one is missing, or in another format.
+        UserError: If a file is missing or in another format.
     """
     files = remote.find_remote(pattern)
     other = next((file for file in files if not file.name.lower().endswith((".tar", ".parquet"))), None)
@@ -118,10 +118,10 @@ def remote_shards(pattern: str) -> list[RemoteFile]:
 
 
 def find_files(path: str) -> tuple[list[Path], str | None]:
-    """The files or the folder that `open_source` opens for a path, and the split after `#`.
+    """Return the files or the folder that `open_source` opens, and the split after `#`.
 
     Raises:
-        UserError: nothing exists at the path, or it is empty.
+        UserError: If nothing exists at the path, or it is empty.
     """
     require_path(path)
     files, split = _files(path)
@@ -132,12 +132,12 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The tar shards of a folder in sorted order, without hidden ones."""
+    """Return the tar shards of a folder in sorted order, without hidden ones."""
     return sorted(path for path in folder.glob("*.[tT][aA][rR]") if not is_hidden(path.name))
 
 
 def _files(path: str) -> tuple[list[Path], str | None]:
-    """The files or the folder of a path, and the split after `#`, if there is one."""
+    """Return the files or the folder of a path, and the split after `#`, if there is one."""
     path = expand_cache_prefix(path)
     if (reader := reader_that_owns(path)) is not None:
         return [reader.find_file(path)], None
@@ -203,17 +203,17 @@ def _what_is_there(path: Path) -> str:
 
 
 def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open a JSON file. Its keys decide the format.
+    """Open a JSON file. Its keys determine the format.
 
     Args:
         path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with the
             path of an image and its caption or captions.
-        split: a split of Karpathy's files, such as `val`, or `train+restval`, which are usually trained on together.
-        needs_captions: False allows a list of objects without captions.
+        split: A split of Karpathy's files, such as `val`, or `train+restval`, which are usually combined for training.
+        needs_captions: If False, a list of objects may lack captions.
         needs_images: False allows images that do not exist.
 
     Raises:
-        UserError: the file is in none of these formats, has no such split, or its images do not exist.
+        UserError: If the file is in none of these formats, has no such split, or its images do not exist.
     """
     content = _read(path)
     fields: Iterator[dict[str, Any]] | None = None
@@ -254,9 +254,10 @@ def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
 
 
 def _coco_folders(path: Path) -> list[Path]:
-    """Folders that may hold the images of an annotation file of COCO.
+    """Return folders that may contain the images of a COCO annotation file.
 
-    The images of `annotations/captions_train2017.json` are in `train2017/`, beside `annotations/`."""
+    The images of `annotations/captions_train2017.json` are in `train2017/`, next to `annotations/`.
+    """
     part = path.stem.removeprefix("captions_")
     bases = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
     return [base / inner for base in bases for inner in (part, f"images/{part}", "images", "")]
@@ -293,9 +294,10 @@ def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _karpathy_folders(path: Path) -> list[Path]:
-    """Folders that may hold the images of a JSON file of Karpathy's splits, for COCO and Flickr30K.
+    """Return folders that may contain the images of Karpathy's splits, for COCO and Flickr30K.
 
-    COCO's images are in `train2014/` and `val2014/`, as `filepath` says; Flickr's are in `flickr30k-images/`."""
+    COCO's images are in `train2014/` and `val2014/`, as `filepath` specifies; Flickr's are in `flickr30k-images/`.
+    """
     inner = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco", "mscoco")
     return [base / name for base in (path.parent, path.parent.parent) for name in inner]
 
@@ -311,7 +313,9 @@ def _object_rows(content: list[Any], image: str, caption: str | None) -> Iterato
 
 
 def _open_flickr_tokens(path: Path) -> ListedPairs:
-    """Open Flickr30K's `results_20130124.token`. A line is `1000092795.jpg#0`, a tab and a caption; an image has five.
+    """Open Flickr30K's `results_20130124.token`.
+
+    A line is `1000092795.jpg#0`, a tab and a caption; each image has five.
 
     The images are in `flickr30k-images`.
     """
@@ -328,10 +332,10 @@ def _open_flickr_tokens(path: Path) -> ListedPairs:
 
 
 def _open_roco(path: Path) -> ListedPairs:
-    """Open ROCO v1's `captions.txt`. A line is `ROCO_00020`, a tab and a caption; images are in `images/` beside it.
+    """Open ROCO v1's `captions.txt`. A line is `ROCO_00020`, a tab and a caption; images are in `images/` next to it.
 
-    The name of a file is that id. Files from the older download script of the dataset have other names, which are
-    listed in `licences.txt` beside the captions.
+    The file name is that id. Files from the older download script of the dataset have other names, which are
+    listed in `licences.txt` next to the captions.
     """
     listed = [(identity, caption) for _, identity, caption in _tabbed_lines(path)]
     names = _file_names(path.parent)
@@ -347,7 +351,7 @@ def _open_roco(path: Path) -> ListedPairs:
 
 
 def _file_names(folder: Path) -> dict[str, str]:
-    """The file name of each id, from `licences.txt`. Its first columns are `ROCO_ID,PMC_ID`."""
+    """Return the file name of each id, from `licences.txt`. Its first columns are `ROCO_ID,PMC_ID`."""
     path = folder / "licences.txt"
     if not path.is_file():
         return {}
@@ -356,7 +360,7 @@ def _file_names(folder: Path) -> dict[str, str]:
 
 
 def _tabbed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The lines of a file: the number and the two cells of each."""
+    """Yield the number and the two cells of each line of a file."""
     text = decode_text(path.read_bytes(), str(path))
     for number, line in enumerate(text.split("\n"), start=1):
         first, tab, second = line.rstrip("\r").partition("\t")

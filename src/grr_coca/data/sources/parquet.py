@@ -1,7 +1,7 @@
-"""Parquet tables of captions and images: paths of files, or their bytes, as in data sets of Hugging Face.
+"""Parquet tables of captions and images: paths of files, or their bytes, as in Hugging Face datasets.
 
-Paths and captions are kept in memory, in the compact form of Arrow. Bytes are read a row group at a time when they are
-needed, and the groups that were used last are kept.
+Paths and captions are kept in memory, in the compact form of Arrow. Bytes are read by row group when they are
+needed, and the most recently used groups are cached.
 """
 
 from collections import Counter, OrderedDict
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 _MAX_KEPT = 2**29
-"""Maximum number of bytes of row groups that a process keeps, of all its tables together."""
+"""Maximum size in bytes of the row groups that a process caches, over all its tables."""
 _MAX_GROUP = 2**30
-"""Maximum number of bytes of the images of a row group, which is read as a whole."""
+"""Maximum size in bytes of the images of a row group, which is read completely."""
 _BYTES_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "picture", "photo")
 """Common names of columns with the bytes of images, the most common first."""
 
@@ -37,11 +37,11 @@ def open_parquet(
 ) -> ListedPairs:
     """Open a Parquet table of images and captions.
 
-    A column of images has bytes (or structs of `bytes` and `path`, as in data sets of Hugging Face), or paths of files,
+    An image column has bytes (or structs of `bytes` and `path`, as in Hugging Face datasets), or paths of files,
     unless the table `must_embed` images. A caption cell has a text or a list of texts.
 
     Raises:
-        UserError: pyarrow is not installed, the file is corrupt, a column is missing, or a row group is too large.
+        UserError: If pyarrow is not installed, the file is corrupt, a column is missing, or a row group is too large.
     """
     require_extra("parquet", f"{path}: reading Parquet")
     import pyarrow.parquet
@@ -73,14 +73,14 @@ def open_parquet(
 
 
 def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
-    """The column with the bytes of the images; None if the images are files.
+    """Return the column with the bytes of the images, or None if the images are files.
 
     Args:
-        name: that of the table, for messages.
-        schema: its columns.
+        name: Name of the table for messages.
+        schema: Columns of the table.
 
     Raises:
-        UserError: several columns may be that of the images.
+        UserError: If several columns may contain the images.
     """
     from pyarrow import types
 
@@ -98,12 +98,12 @@ def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
 
 
 def _with_bytes(schema: "pyarrow.Schema") -> dict[str, Any]:
-    """The types of the columns with bytes."""
+    """Return the types of the columns with bytes."""
     return {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _holds_bytes(kind)}
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """True if the cells of a column of this type are bytes, or structs with bytes."""
+    """Return whether the cells of a column of this type are bytes, or structs with bytes."""
     from pyarrow import types
 
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -112,7 +112,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _holds_text(kind: Any) -> bool:
-    """True if the cells of a column of this type are texts or lists of texts."""
+    """Return whether the cells of a column of this type are texts or lists of texts."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -147,8 +147,9 @@ class _ParquetRows:
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row other than images and captions, by name. Cells that Python cannot represent are
-        omitted."""
+        """Return the columns of a row other than images and captions, by name. Cells that Python cannot represent are
+        omitted.
+        """
         cells = ((name, _value(column[index])) for name, column in self._columns.items())
         return {name: value for name, value in cells if value is not None}
 
@@ -161,8 +162,9 @@ class _ParquetRows:
 
 
 def _value(cell: Any) -> object:
-    """The value of a cell; None if Python cannot represent it (a date in the year 100,000, or text that is not
-    UTF-8)."""
+    """Return the value of a cell, or None if Python cannot represent it (a date in the year 100,000, or text that is
+    not UTF-8).
+    """
     import pyarrow
 
     try:
@@ -202,25 +204,25 @@ class TableOfImages(ListedPairs):
         return captions
 
     def name(self, index: int) -> str:
-        """The name of a pair, for messages."""
+        """Return the name of a pair, for messages."""
         return f"{self.listing}: row {index + 1}"
 
     def image_name(self, index: int) -> str:
-        """The name of the pair."""
+        """Return the name of the pair."""
         return self.name(index)
 
     def image_path(self, index: int) -> None:  # noqa: ARG002 (a listing has it)
-        """None: no file has the image as it is."""
+        """Return None, because no file contains the image unchanged."""
         return
 
 
 class RowGroups:
     """The cells of a column of bytes, read by row group.
 
-    `column`: its name; `metadata`: the footer of the table.
+    `column`: Name of the column. `metadata`: Footer of the table.
 
     Raises:
-        UserError: a row group is too large.
+        UserError: If a row group is too large.
     """
 
     def __init__(self, path: Path, column: str, metadata: "pyarrow.parquet.FileMetaData") -> None:
@@ -243,11 +245,11 @@ class RowGroups:
         """Read the bytes of an image, and its path, which may be empty.
 
         Args:
-            index: its row.
-            name: its name in messages.
+            index: Row of the image.
+            name: Name of the image in messages.
 
         Raises:
-            BadSample: the cell has no bytes, or too many, or the table cannot be read any more.
+            BadSample: If the cell has no bytes or too many, or the table can no longer be read.
         """
         group = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[group - 1]) if group else 0
@@ -255,16 +257,16 @@ class RowGroups:
             return content_of(_kept().column(self._table, group, name)[index - start], name)
 
     def columns(self) -> "Iterator[pyarrow.ChunkedArray]":
-        """Read the column, a row group at a time. None is kept.
+        """Read the column by row group, without caching.
 
         Raises:
-            BadSample: the table cannot be read any more.
+            BadSample: If the table can no longer be read.
         """
         for group in range(len(self._ends)):
             yield _read_group(self._table, group, f"{self._path}: row group {group}")
 
     def footer(self) -> bytes:
-        """The end of the file, as a file that has no rows: its schema, and where its row groups are."""
+        """Return the end of the file, as a file without rows: its schema and the location of its row groups."""
         import pyarrow.parquet
 
         written = BytesIO()
@@ -276,14 +278,14 @@ class RowGroups:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._table = next(_NUMBERS), self._path, self._column  # the other process numbers its tables itself
+        self._table = next(_NUMBERS), self._path, self._column  # the other process assigns its own number
 
 
 def content_of(cell: Any, name: str) -> tuple[bytes, str]:
-    """The bytes of an image, and its path, which may be empty.
+    """Return the bytes of an image, and its path, which may be empty.
 
     Raises:
-        BadSample: the cell has no bytes, or too many; the message starts with `name`.
+        BadSample: If the cell has no bytes, or too many; the message starts with `name`.
     """
     content, path = cell, ""
     if hasattr(cell, "keys"):  # a struct
@@ -302,20 +304,20 @@ _Table = tuple[int, Path, str]
 """The number of a reader, the file and the column. The number distinguishes old and new files of one path."""
 _NUMBERS = count()
 _READING = Lock()
-"""Held while a cell is read. Several threads read, and none may drop a row group in use."""
+"""Held while a cell is read, because no thread may drop a row group that another thread uses."""
 
 
 class _KeptGroups:
-    """The row groups that were read last, up to `_MAX_KEPT` bytes of all tables together, and at least one."""
+    """Cache of the most recently read row groups: up to `_MAX_KEPT` bytes over all tables, and at least one group."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple[_Table, int], Any] = OrderedDict()
 
     def column(self, table: _Table, group: int, name: str) -> Any:
-        """The cells of a row group.
+        """Return the cells of a row group.
 
         Raises:
-            BadSample: the table cannot be read any more.
+            BadSample: If the table can no longer be read.
         """
         key = table, group
         if key in self._groups:
@@ -330,7 +332,7 @@ class _KeptGroups:
 
 @cache
 def _kept() -> _KeptGroups:
-    """The row groups that this process keeps."""
+    """Return the row-group cache of this process."""
     return _KeptGroups()
 
 
@@ -345,6 +347,6 @@ def _read_group(table: _Table, group: int, name: str) -> Any:
 
 
 def _size_of(group: Any, column: str) -> int:
-    """The number of bytes of a column of a row group, without compression."""
+    """Return the uncompressed size in bytes of a column of a row group."""
     columns = [group.column(number) for number in range(group.num_columns)]
     return sum(one.total_uncompressed_size for one in columns if one.path_in_schema.split(".")[0] == column)

@@ -1,7 +1,7 @@
-"""Parquet tables elsewhere that have the bytes of images: read once for an index, and then a row group at a time.
+"""Remote Parquet tables with the bytes of images: read once for an index, and then by row group.
 
-To a `TarShards`, such a table is a shard: a file with nothing but the images of its rows, each from a multiple of 512
-bytes on. A block of this file has the images of a row group, because Parquet is compressed by row group and column.
+`TarShards` treats such a table as a shard: a file with only the images of its rows, each at a multiple of 512
+bytes. A block of this file has the images of a row group, because Parquet is compressed by row group and column.
 """
 
 import io
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 
 def scan_table(path: Path) -> ShardIndex:
-    """Index a copy of a table on this machine. Bad rows are in the index too, with their cause.
+    """Index a local copy of a table. Bad rows are also in the index, with their cause.
 
     Raises:
-        UserError: it is not a readable Parquet file, has no captions, or has paths of images in place of their bytes.
+        UserError: If it is not a readable Parquet file, has no captions, or has paths of images instead of their
+            bytes.
     """
     table = open_parquet(path, must_embed=True)
     assert isinstance(table, TableOfImages)
@@ -57,7 +58,7 @@ def scan_table(path: Path) -> ShardIndex:
 
 
 def rows_at_once(footer: bytes | memoryview) -> int:
-    """Number of rows of the largest row group."""
+    """Return the number of rows of the largest row group."""
     from pyarrow.parquet import read_metadata
 
     metadata = read_metadata(io.BytesIO(footer))
@@ -65,7 +66,7 @@ def rows_at_once(footer: bytes | memoryview) -> int:
 
 
 class RemoteTable:
-    """The row groups of an indexed table elsewhere."""
+    """The row groups of an indexed remote table."""
 
     def __init__(self, file: RemoteFile, index: ShardIndex) -> None:
         import pyarrow.parquet
@@ -85,12 +86,12 @@ class RemoteTable:
         self._starts = blocks[np.append(0, self._ends)] * tarfile.BLOCKSIZE
 
     def block(self, offset: int) -> "GroupBlock":
-        """The row group with the image at a place."""
+        """Return the row group with the image at an offset."""
         group = int(np.searchsorted(self._starts, offset, side="right")) - 1
         return GroupBlock(self.file, int(self._starts[group]), int(self._starts[group + 1]), self, group)
 
     def spans(self, rows: np.ndarray) -> list[tuple[int, int]]:
-        """The start and end of each row group that has some of these rows."""
+        """Return the start and end of each row group that contains any of these rows."""
         groups = np.unique(np.searchsorted(self._ends, rows, side="right"))
         return [(int(self._starts[group]), int(self._starts[group + 1])) for group in groups]
 
@@ -98,7 +99,7 @@ class RemoteTable:
         """Read the images of a row group in one request.
 
         Raises:
-            UserError: the table has changed, or comes corrupt twice.
+            UserError: If the table has changed, or arrives corrupt twice.
         """
         import pyarrow.parquet
 
@@ -128,7 +129,7 @@ class GroupBlock(RemoteBlock):
 
 
 class _Part(io.RawIOBase):
-    """A file of which only one part is at hand. The rest has no bytes."""
+    """A file of which only one part is available. The rest has no bytes."""
 
     def __init__(self, start: int, part: bytes, size: int) -> None:
         self._start, self._part, self._size, self._at = start, part, size, 0
@@ -155,7 +156,7 @@ class _Part(io.RawIOBase):
 
 
 def _image_of(cell: "pyarrow.Scalar[Any]") -> "tuple[bytes, str, Any]":
-    """The bytes of an image, its path, and what is wrong with it. A bad image has no bytes."""
+    """Return the bytes of an image, its path, and its error. A bad image has no bytes."""
     try:
         return *content_of(cell, ""), None
     except BadSample as error:

@@ -1,14 +1,15 @@
 """Tar shards in the layout of img2dataset: the members `KEY.jpg`, `KEY.txt` and others are next to each other.
 
-`KEY.txt` has a caption a line. `KEY.json` may have the list `captions`, which counts then.
+`KEY.txt` has one caption per line. `KEY.json` may have the list `captions`, which then has priority.
 
-An index has the offset of each part. So a pair takes one or two reads, in any order, and nothing is extracted. The
-index of a large shard is made once from its headers, and saved in a small file beside the shard, or in the user's cache
-if that folder is not writable. The file is a line of JSON, which says which state of the shard it describes, and raw
-arrays. Nothing in it can be executed.
+An index has the offset of each part, so a pair needs one or two reads, in any order, and nothing is extracted. The
+index of a large shard is created once from its headers, and saved in a small file next to the shard, or in the user's
+cache if that folder is not writable. The file is a line of JSON, which identifies the state of the shard, and raw
+arrays. It contains nothing executable.
 
-The index of a shard in an object store is in the user's cache, too, see `index_remote`. It has the captions, and the
-checksums of images, which come through a `BlockCache`. A shard there may also be a Parquet table, see `remote_parquet`.
+The index of a shard in an object store is also in the user's cache, see `index_remote`. It has the captions and the
+checksums of images, which are read through a `BlockCache`. Such a shard may also be a Parquet table, see
+`remote_parquet`.
 """
 
 import contextlib
@@ -49,13 +50,13 @@ _log = logging.getLogger(__name__)
 
 _MAX_OPEN = 256
 """Maximum number of shards of a source that a process keeps open, each with two file descriptors. A window of the
-training order has as many blocks."""
+training order has the same number of blocks."""
 
 CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
-"""Bytes of the cache of remote blocks, or the number of pairs that it has room for if these are larger."""
+"""Size in bytes of the cache of remote blocks, or the number of pairs it holds if these need more."""
 
 _DENSE = 4
-"""A block is read as a whole if at least one in this number of its pairs is wanted."""
+"""A block is read completely if at least one in this number of its pairs is requested."""
 
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
@@ -72,10 +73,10 @@ class TarShards(PairSource):
     """The pairs of one or more tar shards, in the order of the files. See the module for the format.
 
     Args:
-        paths: shards on this machine, and remote ones that `index_remote` has indexed.
+        paths: Shards on this machine, and remote ones that `index_remote` has indexed.
 
     Raises:
-        UserError: a shard cannot be indexed, or a remote one is not.
+        UserError: If a shard cannot be indexed, or a remote shard is not indexed.
     """
 
     def __init__(self, paths: Sequence[Path | RemoteFile]) -> None:
@@ -101,11 +102,11 @@ class TarShards(PairSource):
 
     @property
     def is_remote(self) -> bool:
-        """Return whether a shard is elsewhere."""
+        """Return whether a shard is remote."""
         return any(isinstance(path, RemoteFile) for path in self.paths)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Name and size of each shard; of a remote one, a digest of its content in place of its size."""
+        """Yield name and size of each shard; for a remote shard, a digest of its content instead of its size."""
         yield digest_header(self)
         for shard, path in enumerate(self.paths):
             if isinstance(path, RemoteFile):
@@ -129,11 +130,11 @@ class TarShards(PairSource):
         return self._captions(shard, row)
 
     def name(self, index: int) -> str:
-        """The name of a pair, for messages."""
+        """Return the name of a pair, for messages."""
         return self._name(*locate(self._ends, index))
 
     def place(self, index: int) -> str:
-        """The shard of a pair."""
+        """Return the shard of a pair."""
         return str(self.paths[locate(self._ends, index)[0]])
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
@@ -142,7 +143,7 @@ class TarShards(PairSource):
             self._expected.setdefault(shard, {})[start] = end
             path = self.paths[shard]
             if isinstance(path, Path) and len(self) > PLAIN_SHUFFLE:
-                with contextlib.suppress(OSError):  # reading reports what is wrong with a shard
+                with contextlib.suppress(OSError):  # reading reports errors of a shard
                     self._files[shard].will_need(start, end)
 
     def fetch(self, indices: Sequence[int] | np.ndarray) -> None:
@@ -165,7 +166,7 @@ class TarShards(PairSource):
         return len(index)
 
     def _find_index(self, shard: int, file: RemoteFile) -> int:
-        """The number of pairs of a remote shard, of whose index only the header is read."""
+        """Return the number of pairs of a remote shard, reading only the header of its index."""
         place = remote_index(file)
         header = _read_header(place, file)
         if header is None:
@@ -254,11 +255,11 @@ class TarShards(PairSource):
         return content
 
     def _read_remote(self, shard: int, row: int, offset: int, size: int) -> bytes:
-        """Read an image from its block. An image that is not expected is a separate block.
+        """Read an image from its block. An unexpected image is a separate block.
 
         Raises:
-            UserError: it cannot be fetched, or differs from the indexed one. This is not a `BadSample`: to take another
-                pair in its place would change what a run learns.
+            UserError: If it cannot be fetched, or differs from the indexed one. This is not a `BadSample`, because
+                using another pair instead would change the training data.
         """
         sums, block = self._indices[shard].image_sums, self._block_of(shard, offset, size)
         assert sums is not None
@@ -274,7 +275,7 @@ class TarShards(PairSource):
         )
 
     def _block_of(self, shard: int, offset: int, size: int) -> RemoteBlock:
-        """The block with a part of a remote shard. A part that is not expected is a separate block."""
+        """Return the block with a part of a remote shard. An unexpected part is a separate block."""
         if self._indices[shard].footer:
             return self._block(shard, offset, offset + size)
         for start, end in self._expected.get(shard, {}).items():
@@ -283,15 +284,15 @@ class TarShards(PairSource):
         return self._block(shard, offset, offset + size)
 
     def _block(self, shard: int, start: int, end: int) -> RemoteBlock:
-        """The block with all between two places of a remote shard."""
+        """Return the block between two offsets of a remote shard."""
         file = self.paths[shard]
         assert isinstance(file, RemoteFile)
         return self._tables[shard].block(start) if self._indices[shard].footer else RemoteBlock(file, start, end)
 
     def _spans(self, indices: Sequence[int] | np.ndarray) -> list[tuple[int, int, int]]:
-        """The part of each shard, from one byte to another, that has the images of some pairs.
+        """Return the byte range of each shard that contains the images of some pairs.
 
-        Where pairs or their images are far between, it has none, so that no more than a few times their bytes are read.
+        Sparse pairs or images have no range, so that at most a few times their bytes are read.
         """
         first, last = int(indices[0]), int(indices[-1])
         if len(indices) * _DENSE < last + 1 - first:
@@ -315,9 +316,10 @@ class TarShards(PairSource):
         return spans
 
     def _cache_bytes(self) -> int:
-        """Bytes of the cache of remote blocks. There is room for the windows of the training order that are being read
-        and fetched, which are less than `_KEPT_PAIRS`, so that none is fetched twice in an epoch. Of a Parquet table,
-        all row groups that a block of the order touches are read."""
+        """Return the size in bytes of the cache of remote blocks. It holds the windows of the training order that are
+        being read and fetched, which have fewer than `_KEPT_PAIRS` pairs, so that no block is fetched twice in an
+        epoch. In a Parquet table, all row groups that a block of the order touches are read.
+        """
         size = sum(path.size for path in self.paths if isinstance(path, RemoteFile))
         num_kept = _KEPT_PAIRS * (BLOCK + self._read_at_once - 1) // BLOCK
         return max(CACHE_BYTES, int(size * min(1.0, num_kept / max(len(self), 1))))
@@ -328,19 +330,19 @@ class TarShards(PairSource):
 _VERSION = 2
 _HEADER_SIZE = 512
 _READ_BYTES = 2**24
-"""Bytes of one request while a remote shard is indexed."""
+"""Size in bytes of a request while a remote shard is indexed."""
 
 MIN_SHARD_SIZE = 2**24
-"""Smaller shards are indexed at each start, which takes a fraction of a second, and no file is written."""
+"""Smaller shards are indexed at each start in a fraction of a second, without writing a file."""
 
 
 def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
-    """The index of a shard, and the path of its file. The path is None if the index is in no file.
+    """Return the index of a shard, and the path of its file. The path is None if the index is not stored.
 
-    The index is made now if the file is missing, outdated or damaged.
+    The index is created if the file is missing, outdated or corrupt.
 
     Raises:
-        UserError: the shard cannot be indexed.
+        UserError: If the shard cannot be indexed.
     """
     if not path.is_file() or path.stat().st_size < MIN_SHARD_SIZE:
         return scan_shard(path), None
@@ -377,7 +379,9 @@ def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> Non
 
 
 def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
-    """The index in a file, mapped into memory; None if it is missing, damaged, or of another state of the shard."""
+    """Return the memory-mapped index in a file, or None if it is missing, corrupt, or of another state of the
+    shard.
+    """
     try:
         with place.open("rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -388,7 +392,7 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
         is_of_shard = all(header[key] == value for key, value in _state(shard).items())
         if not is_of_shard or digest != _digest(header, content.data):
             return None
-        if hasattr(mmap, "MADV_DONTNEED"):  # otherwise all that was hashed stays in the memory of this process
+        if hasattr(mmap, "MADV_DONTNEED"):  # otherwise all hashed pages stay in the memory of this process
             mapping.madvise(mmap.MADV_DONTNEED)
         num_pairs, end = header["pairs"], header["pairs"] * ROW.itemsize
         rows = content[:end].view(ROW)
@@ -407,7 +411,9 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
 
 
 def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
-    """The header of the index of a remote shard; None as in `_read_index`, which notices damage of the rest."""
+    """Return the header of the index of a remote shard; or None as `_read_index` does, which detects other
+    corruption.
+    """
     try:
         with place.open("rb") as opened:
             header = json.loads(opened.read(_HEADER_SIZE))
@@ -419,26 +425,26 @@ def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
 
 def _state(shard: Path | RemoteFile) -> dict[str, object]:
     if isinstance(shard, RemoteFile):
-        etag = hashlib.blake2b(shard.etag.encode(), digest_size=16).hexdigest()  # of any length where it is from
+        etag = hashlib.blake2b(shard.etag.encode(), digest_size=16).hexdigest()  # its length is arbitrary
         return {"version": _VERSION, "size": shard.size, "etag": etag}
     status = shard.stat()
     return {"version": _VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def remote_index(file: RemoteFile) -> Path:
-    """The path of the index of a remote shard."""
+    """Return the path of the index of a remote shard."""
     name = hashlib.blake2b(file.url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return user_cache() / "shards" / f"{name}.index"
 
 
 def index_remote(file: RemoteFile) -> bool:
-    """Read a remote shard once, and write its index to the user's cache, if the one there is not of its current state.
+    """Read a remote shard once, and write its index to the user's cache, unless it already has the current one.
 
     Returns:
         Whether it had to be read.
 
     Raises:
-        UserError: the shard cannot be read or indexed, or changes in the meantime; or the disk is full.
+        UserError: If the shard cannot be read or indexed, or changes during reading, or the disk is full.
     """
     place = remote_index(file)
     if _read_index(place, file) is not None:

@@ -28,16 +28,16 @@ from grr_coca.data.text import decode_text
 _CHUNK_BYTES = 2**24
 _MAX_ROW = 2**24
 _MAX_OPEN_TABLES = 64
-"""Maximum number of tables that a process keeps open, of all its sources together. A pattern may join thousands."""
+"""Maximum number of tables that a process keeps open, over all its sources. A pattern may join thousands."""
 
 _NUMBERS = count()
 _READING = Lock()
-"""Held while a table is read. Several threads read, and none may close a table that another one is reading."""
+"""Held while a table is read, because no thread may close a table that another thread reads."""
 
 _Quoting = Literal[0, 3]
 """`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
-# The default is 131,072 characters. The limit is for the whole process.
+# The default is 131,072 characters. The limit applies to the entire process.
 csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
 
 _DELIMITERS = (",", "\t", ";", "|")
@@ -92,10 +92,10 @@ class _LineRows:
     """Rows of a file, each read at its offset when it is needed.
 
     Args:
-        path: the file.
-        starts: the offset of each row, and of the end of the last one.
-        parse: turns the text of a row into a row. Raises ValueError if it is broken.
-        parse_fields: turns the text of a row into its other columns, like `parse`.
+        path: The file.
+        starts: The offset of each row, and of the end of the last one.
+        parse: Converts the text of a row to a row. Raises ValueError if it is invalid.
+        parse_fields: Converts the text of a row to its other columns, like `parse`.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class _LineRows:
         return self._parsed(index, self._parse)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row other than path and captions, by name."""
+        """Return the columns of a row other than path and captions, by name."""
         return self._parsed(index, self._parse_fields)
 
     def _parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
@@ -134,15 +134,16 @@ class _LineRows:
             raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Not `_table`: the other process gives it a number of its own.
+        # Not `_table`: the other process assigns its own number.
         return _LineRows, (self._path, self._starts, self._parse, self._parse_fields)
 
 
 @cache
 def _open_tables() -> HandleCache[tuple[int, Path], int]:
-    """The cache of open table files of this process, by number of the reader and path.
+    """Return the cache of open table files of this process, by number of the reader and path.
 
-    The number tells old and new files apart, as the file at a path may be replaced."""
+    The number distinguishes old and new files, because the file at a path may be replaced.
+    """
     return HandleCache(lambda table: open_to_read(table[1]), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8))
 
 
@@ -150,7 +151,7 @@ def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> byt
     """Read a part of a table.
 
     Raises:
-        BadSample: the table cannot be read any more.
+        BadSample: If the table can no longer be read.
     """
     try:
         with _READING:
@@ -169,14 +170,14 @@ class _JsonParser:
         self._image, self._caption = image, caption
 
     def __call__(self, text: str) -> ListedRow:
-        """The path and the captions of the object."""
+        """Return the path and the captions of the object."""
         record = _object(text)
         image = record.get(self._image)
         caption = None if self._caption is None else record.get(self._caption)
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, text: str) -> Mapping[str, object]:
-        """All fields of the object except the path."""
+        """Return all fields of the object except the path."""
         return {name: value for name, value in _object(text).items() if name != self._image}
 
 
@@ -191,10 +192,10 @@ class _DelimitedParser:
     """Parses a row of cells between delimiters.
 
     Args:
-        names: the names of the columns.
-        columns: the indices of the columns of images and captions; the second is None if there are no captions.
-        delimiter: the character between cells.
-        quoting: how quotes are read.
+        names: The names of the columns.
+        columns: The indices of the columns of images and captions; the second is None if there are no captions.
+        delimiter: The character between cells.
+        quoting: How quotes are read.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class _DelimitedParser:
         self._quoting = quoting
 
     def __call__(self, text: str) -> ListedRow:
-        """The path and the caption of the row."""
+        """Return the path and the caption of the row."""
         cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption or 0):
             raise ValueError(f"{len(cells)} cells")
@@ -216,7 +217,7 @@ class _DelimitedParser:
         return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 
     def fields(self, text: str) -> Mapping[str, object]:
-        """All cells of the row by column, except the path."""
+        """Return all cells of the row by column, except the path."""
         named = zip(self._names, self._cells(text), strict=False)
         return {name: cell for column, (name, cell) in enumerate(named) if column != self._image}
 
@@ -226,7 +227,10 @@ class _DelimitedParser:
 
 
 def _line_starts(path: Path, start: int) -> np.ndarray:
-    """Offsets of the lines from `start` on, and of the end of the file. Empty lines belong to the row before."""
+    """Return the offsets of the lines from `start` on, and of the end of the file.
+
+    Empty lines belong to the row before.
+    """
     pieces = [np.array([start], dtype=np.int64)]
     with path.open("rb") as file:
         file.seek(start)
@@ -246,10 +250,10 @@ def _line_starts(path: Path, start: int) -> np.ndarray:
 
 
 def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
-    """Offsets of the rows of a CSV file. A quoted cell may contain line ends.
+    """Return the offsets of the rows of a CSV file. A quoted cell may contain line ends.
 
     Raises:
-        UserError: a quote is not closed, or a cell is too long.
+        UserError: If a quote is not closed, or a cell is too long.
     """
     if not _has_quotes(path):
         return _line_starts(path, start)
@@ -278,12 +282,12 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
 
 
 def _plain(line: bytes) -> str:
-    """A line in any encoding as `csv` can split it: only quotes and delimiters matter."""
+    """Return a line in any encoding as `csv` can split it: only quotes and delimiters matter."""
     return _RETURN_IN_LINE.sub(" ", line.decode("latin-1"))
 
 
 def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> None:
-    """Raise an error if the last quote is not closed. All rows after it would be one row."""
+    """Check that the last quote is closed. Otherwise, all rows after it would be one row."""
     row = max(len(starts) - 1, 1)
     with path.open("rb") as file:
         file.seek(starts[row - 1])
@@ -301,14 +305,14 @@ def _has_quotes(path: Path) -> bool:
 
 
 def _delimiter(header: str, path: Path) -> str:
-    """A tab if the suffix is `.tsv`, else the delimiter that occurs most often in the first line."""
+    """Return a tab if the suffix is `.tsv`, else the delimiter that occurs most often in the first line."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     return max(_DELIMITERS, key=header.count)
 
 
 def _find_table_images(path: Path, rows: _LineRows, needs_images: bool) -> ImageFiles:
-    """Find a table's images: beside it, in `images/`, or as in ROCO v2: `train_images/` for `train_captions.csv`."""
+    """Find a table's images: next to it, in `images/`, or as in ROCO v2: `train_images/` for `train_captions.csv`."""
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
     return locate_images(path, first_paths(rows), [*folders, root / "images" / part], needs_images)

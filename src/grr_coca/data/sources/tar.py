@@ -1,4 +1,4 @@
-"""Scans a tar shard: one pass over its headers finds the offsets and sizes of all images and captions."""
+"""Scanning of tar shards: one pass over the headers finds the offsets and sizes of all images and captions."""
 
 import json
 import tarfile
@@ -21,8 +21,8 @@ ROW = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
     + [("key_end", "<u4"), ("cause", "u1")]
 )
-"""One pair of a shard. For each part: its first block of 512 bytes, and its size (0 if the part is missing). `key_end`:
-the end of its key in the string of all keys. `cause`: 0 for a sound pair, else 1 + the index in `CAUSES`."""
+"""A pair of a shard. For each part: its first block of 512 bytes, and its size (0 if the part is missing). `key_end`:
+End of its key in the string of all keys. `cause`: 0 for a valid pair, else 1 + the index in `CAUSES`."""
 
 CAUSES = tuple(Cause)
 
@@ -31,10 +31,10 @@ _CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Offsets and sizes of the pairs of a shard. `is_whole`: False if the file is truncated.
+    """Offsets and sizes of the pairs of a shard. `is_whole`: Whether the file is not truncated.
 
     The index of a remote shard has a checksum of each image in `image_sums` (CRC-32), and in `texts` the content of all
-    `KEY.json` and `KEY.txt` that count, so that captions are read without the network. That of a Parquet table has the
+    used `KEY.json` and `KEY.txt`, so that captions are read without the network. The index of a Parquet table has the
     `footer` of the table.
     """
 
@@ -50,12 +50,12 @@ class ShardIndex:
         return len(self.rows)
 
     def key(self, row: int) -> str:
-        """The key of a pair: the common name of its members."""
+        """Return the key of a pair: the common name of its members."""
         start = int(self.rows[row - 1]["key_end"]) if row else 0
         return bytes(self.keys[start : int(self.rows[row]["key_end"])]).decode("utf-8", "surrogateescape")
 
     def text(self, row: int, part: str) -> bytes:
-        """The content of `KEY.json` or `KEY.txt` (part `text`) of a sound pair, from `texts`."""
+        """Return the content of `KEY.json` or `KEY.txt` (part `text`) of a valid pair, from `texts`."""
         start = int(self._text_ends[row - 1]) if row else 0
         if part == "text":
             start += int(self.rows[row]["json_size"])
@@ -67,13 +67,15 @@ class ShardIndex:
 
 
 def kept_texts(rows: np.ndarray) -> np.ndarray:
-    """The bytes that `ShardIndex.texts` has of each pair: JSON and text, none of a bad pair or of one with too much."""
+    """Return the number of bytes in `ShardIndex.texts` for each pair: JSON and text, or 0 for a bad pair or one with
+    too much.
+    """
     sizes = rows["json_size"].astype(np.int64) + rows["text_size"]
     return np.where((rows["cause"] == 0) & (sizes <= 2 * MAX_TEXT), sizes, 0)
 
 
 def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
-    """The index with checksums and texts, which are read from the shard."""
+    """Return the index with checksums and texts read from the shard."""
     sums, texts = np.zeros(len(index), "<u4"), []
     kept = kept_texts(index.rows)
     for row, entry in enumerate(index.rows):
@@ -89,12 +91,12 @@ def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
 
 
 def scan_shard(path: Path) -> ShardIndex:
-    """Index a shard. Its headers are read, and the content of its first `KEY.json`.
+    """Index a shard. Reads its headers and the content of its first `KEY.json`.
 
-    Bad pairs are in the index too, with their cause, such as a missing part or a repeated key.
+    Bad pairs are also in the index, with their cause, such as a missing part or a repeated key.
 
     Raises:
-        UserError: the file is not an uncompressed tar file, or holds no image.
+        UserError: If the file is not an uncompressed tar file, or has no image.
     """
     entries: dict[str, _Entry] = {}
     try:
@@ -114,14 +116,14 @@ def scan_shard(path: Path) -> ShardIndex:
 
 
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """Read the next member; None at the end. Unlike `TarFile.next`, it does not keep all members in memory.
+    """Read the next member, or return None at the end. Unlike `TarFile.next`, it does not keep all members in memory.
 
-    The file may be several tar files one after another, as `cat a.tar b.tar` writes them.
+    The file may be several concatenated tar files, as `cat a.tar b.tar` writes.
 
     Raises:
-        tarfile.ReadError: the previous member is cut off.
-        tarfile.HeaderError: the header is invalid. Extensions of tar allow negative sizes, after which the same members
-            would come again and again, and sparse files, whose bytes are not those of an image.
+        tarfile.ReadError: If the previous member is truncated.
+        tarfile.HeaderError: If the header is invalid. Extensions of tar allow negative sizes, which would repeat the
+            same members forever, and sparse files, whose bytes are not an image.
     """
     try:
         member = tar.next()
@@ -136,7 +138,10 @@ def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _pass_end_mark(tar: tarfile.TarFile) -> bool:
-    """Move to the first block after the zeros that end a tar file. False: nothing follows, or there are no zeros."""
+    """Move to the first block after the zeros that end a tar file.
+
+    Return False if nothing follows or zeros are missing.
+    """
     file, offset = cast(BinaryIO, tar.fileobj), tar.offset
     file.seek(offset)
     while chunk := file.read(_CHUNK_BYTES):
@@ -150,7 +155,9 @@ def _pass_end_mark(tar: tarfile.TarFile) -> bool:
 
 
 def block_at_end(tar: tarfile.TarFile) -> bytes:
-    """The block behind the last member: zeros if the file is whole, and anything else if it is cut off or damaged."""
+    """Return the block after the last member: zeros if the file is complete, other bytes if it is truncated or
+    corrupt.
+    """
     file = cast(BinaryIO, tar.fileobj)
     file.seek(tar.offset)
     return file.read(tarfile.BLOCKSIZE)
@@ -181,12 +188,12 @@ class _Entry:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar that are not hidden, up to the end or the place where it is cut off."""
+    """Yield the regular files of a tar that are not hidden, up to the end or the truncation."""
     while True:
         try:
             member = next_member(tar)
         except tarfile.ReadError:
-            return  # the previous member is cut off
+            return  # the previous member is truncated
         if member is None:
             return
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not is_hidden(member.name):
@@ -207,7 +214,9 @@ def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) ->
 
 
 def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
-    """True if the `KEY.json` files have a list `captions`. `grr-coca data convert` writes it, img2dataset does not."""
+    """Return whether the `KEY.json` files have a list `captions`. `grr-coca data convert` writes it; img2dataset does
+    not.
+    """
     span = next((entry.parts["json"] for entry in entries.values() if "json" in entry.parts), None)
     if span is None:
         return False

@@ -1,4 +1,4 @@
-"""Views of sources (subset, chain, every caption as a pair), and functions over the pairs of a whole source."""
+"""Views of sources (subset, chain, every caption as a pair), and functions over all pairs of a source."""
 
 import hashlib
 from abc import abstractmethod
@@ -17,11 +17,11 @@ from grr_coca.data.text import clean_caption
 
 
 class View(PairSource):
-    """A source whose pairs are in other sources. A subclass says where each pair is, and overrides what differs."""
+    """A source whose pairs are in other sources. A subclass locates each pair, and overrides methods that differ."""
 
     @abstractmethod
     def _locate(self, index: int) -> tuple[PairSource, int]:
-        """The source of a pair, and its index there."""
+        """Return the source of a pair, and its index there."""
 
     @property
     def is_remote(self) -> bool:
@@ -30,7 +30,7 @@ class View(PairSource):
 
     @abstractmethod
     def _sources(self) -> Sequence[PairSource]:
-        """All sources of its pairs."""
+        """Return all sources of its pairs."""
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
         """Prepare to read these pairs at about the same time."""
@@ -43,7 +43,7 @@ class View(PairSource):
             source.fetch(inner)
 
     def _by_source(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[PairSource, list[int]]]:
-        """The indices of some pairs in each of the sources that they are in."""
+        """Yield the sources of some pairs, and the indices of these pairs in each."""
         located = (self._locate(int(index)) for index in indices)
         for _, group in groupby(located, key=lambda found: id(found[0])):
             found = list(group)
@@ -60,17 +60,17 @@ class View(PairSource):
         return source.captions(inner)
 
     def name(self, index: int) -> str:
-        """The name of a pair, for messages."""
+        """Return the name of a pair, for messages."""
         source, inner = self._locate(index)
         return source.name(inner)
 
     def image_name(self, index: int) -> str:
-        """The name of the image of a pair."""
+        """Return the name of the image of a pair."""
         source, inner = self._locate(index)
         return source.image_name(inner)
 
     def place(self, index: int) -> str:
-        """The shard, table or folder of a pair."""
+        """Return the shard, table or folder of a pair."""
         source, inner = self._locate(index)
         return source.place(inner)
 
@@ -86,7 +86,7 @@ class Subset(View):
         return len(self.indices)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Which pairs these are, and those of the source."""
+        """Yield the indices of the pairs, and the parts of the source."""
         yield digest_header(self)
         yield self.indices.data
         yield from self.source.digest_parts()
@@ -99,7 +99,7 @@ class Subset(View):
 
 
 class Chain(View):
-    """Several sources, one after another."""
+    """Several concatenated sources."""
 
     def __init__(self, sources: Sequence[PairSource]) -> None:
         self.sources = list(sources)
@@ -109,7 +109,7 @@ class Chain(View):
         return int(self._ends[-1])
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Those of all sources."""
+        """Yield the parts of all sources."""
         yield digest_header(self)
         for source in self.sources:
             yield from source.digest_parts()
@@ -131,7 +131,7 @@ class EveryCaption(View):
     """A source in which each caption of an image is a separate pair. The pairs of one image are consecutive.
 
     It is for evaluation: all captions count in the losses. The pairs of an image share its image id, so in retrieval
-    each of its captions is a right answer, and they are not negatives of each other.
+    each of its captions is a correct answer, and they are not negatives of each other.
     """
 
     def __init__(self, source: PairSource) -> None:
@@ -144,7 +144,7 @@ class EveryCaption(View):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Those of the source."""
+        """Yield the parts of the source."""
         yield digest_header(self)
         yield from self.source.digest_parts()
 
@@ -169,7 +169,7 @@ class EveryCaption(View):
 
 
 def every_caption(source: PairSource) -> PairSource:
-    """The source with each caption as a separate pair; the source itself if no image has several captions.
+    """Return the source with each caption as a separate pair, or the source itself if no image has several captions.
 
     This reads all captions.
     """
@@ -178,13 +178,13 @@ def every_caption(source: PairSource) -> PairSource:
 
 
 def sound_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
-    """The indices of the pairs that can be read and decoded, and the errors of the others.
+    """Return the indices of the pairs that can be read and decoded, and the errors of the others.
 
-    Evaluation stops at a bad pair, because scores on a smaller split cannot be compared. Validation in a long run must
-    not stop, so it uses these pairs, and reports how many are missing.
+    Evaluation stops at a bad pair, because scores on a smaller split cannot be compared. Validation during a long run
+    must not stop, so it uses these pairs, and reports the number of excluded pairs.
 
     Args:
-        source: the pairs. All captions are read, and each image is read and decoded once.
+        source: The pairs. All captions are read, and each image is read and decoded once.
     """
     sound, bad = [], []
     faults: dict[str, BadSample | None] = {}
@@ -218,7 +218,7 @@ def read_sound(source: PairSource, index: int) -> RawPair:
     """Read one pair, and check that its image can be decoded and its captions are not empty.
 
     Raises:
-        BadSample: the pair is bad.
+        BadSample: If the pair is bad.
     """
     pair = source[index]
     for caption in pair.captions:
@@ -231,7 +231,7 @@ def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
     """Read the captions of a pair, unchanged, and check them. The image is not read.
 
     Raises:
-        BadSample: the pair or a caption is bad.
+        BadSample: If the pair or a caption is bad.
     """
     captions, name = source.captions(index), source.name(index)
     for caption in captions:
@@ -240,11 +240,11 @@ def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
 
 
 def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]:
-    """All captions of a source, cleaned, to train a tokenizer. Captions of bad pairs are left out.
+    """Yield all captions of a source, cleaned, to train a tokenizer. Bad pairs are skipped.
 
     Args:
-        source: the pairs. Images are not read.
-        limit: read the captions of at most this many images, evenly spaced; None reads all.
+        source: The pairs. Images are not read.
+        limit: Read the captions of at most this many images, evenly spaced; None reads all.
     """
     count = len(source) if limit is None else min(limit, len(source))
     for number in range(count):
@@ -257,7 +257,10 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
 
 
 def num_captions(source: PairSource, index: int) -> int:
-    """The number of captions of a pair; 1 if they cannot be read. The error comes when the pair is read."""
+    """Return the number of captions of a pair, or 1 if they cannot be read.
+
+    The error is raised when the pair is read.
+    """
     try:
         return len(source.captions(index))
     except BadSample:
@@ -265,7 +268,7 @@ def num_captions(source: PairSource, index: int) -> int:
 
 
 def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
-    """For each pair, the number of its image. Images are numbered in the order of their first pairs."""
+    """Return the number of each pair's image. Images are numbered in the order of their first pairs."""
     if isinstance(source, TarShards | ImageFolder):
         return np.arange(len(source))  # each pair has its own image; comparing millions of names would take minutes
     ids = np.fromiter((stable_id(source.image_name(index)) for index in range(len(source))), np.int64, len(source))
@@ -274,7 +277,7 @@ def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
 
 
 class ByImage:
-    """The pairs of a source by image. Item `i`: the indices of the pairs of image `i`. It reads all image names."""
+    """The pairs of a source by image. Item `i` has the indices of the pairs of image `i`. It reads all image names."""
 
     def __init__(self, source: PairSource) -> None:
         self.source = source
@@ -291,11 +294,11 @@ class ByImage:
 
 
 def source_digest(source: PairSource) -> str:
-    """A digest of the choice and order of the pairs, by which a resumed run recognizes its data.
+    """Return a digest of the selection and order of the pairs, by which a resumed run recognizes its data.
 
-    It depends on the names and sizes of files, and for a folder of images on names alone; the path of the folder does
+    It depends on the names and sizes of files, and for an image folder only on names; the path of the folder does
     not count. No pair is read, so tens of millions take less than a second. Checkpoints contain such digests: if
-    anything else was hashed here, older runs would be refused.
+    it hashed anything else, older runs would be rejected.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in source.digest_parts():

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from grr_coca.common.errors import UserError
 from grr_coca.common.torch_private import flash_attention_of_cpu
 from grr_coca.model.attention import ROUND_TO
 from grr_coca.model.build import build_without_weights
@@ -61,6 +62,8 @@ def flops_of_pairs(
 @lru_cache(maxsize=64)
 def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tuple[int, ...] | None) -> int:
     """Count the FLOPs of a forward pass. The result is cached: a study needs the same batch in each of its runs."""
+    if config.feature_encoder is not None:
+        raise UserError("FLOPs of a model with features of a frozen encoder are not counted")
     model, side = _on_meta_device(config), config.own_image_encoder.image_size
     batch, longest = len(lengths), max(lengths)
     images = torch.empty(batch, 3, side, side, device="meta")

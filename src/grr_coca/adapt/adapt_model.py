@@ -239,7 +239,7 @@ def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> 
 def estimate_cost(num_images: int) -> tuple[float, float]:
     """Return the approximate seconds and gigabytes that a fit of this many images needs."""
     exact = min(num_images, MAX_EXACT)
-    seconds = 3 + 0.0022 * num_images + 2.5e-11 * exact**3 + (60 if num_images > MAX_EXACT else 0)
+    seconds = 3 + 0.0022 * num_images + 2.5e-11 * exact**3 + (120 if num_images > MAX_EXACT else 0)
     gigabytes = 0.3 + 1e-9 * (16 * exact**2 + 20_000 * num_images)
     return seconds, gigabytes
 

@@ -104,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
     set_passive_wait_policy()
-    if argv[:1] != ["adapt"]:  # its matrices are large, and nothing else runs in parallel
-        multiply_on_one_thread()
+    multiply_on_one_thread()
     if _OFFLINE in argv:
         argv = [word for word in argv if word != _OFFLINE]
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too

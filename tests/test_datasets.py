@@ -114,7 +114,7 @@ def test_no_image_is_in_two_splits(corpus):
     assert straddling(splits_by(corpus, lambda pair: pair.pixels)) == []
 
 
-def test_pictograms_of_one_concept_share_the_caption_and_no_other_has_it():
+def test_captions_of_pictograms_identify_concepts():
     captions, concepts = defaultdict(set), defaultdict(set)
     for pair in pairs("pictograms"):
         _, concept = style_and_concept(pair)
@@ -176,7 +176,7 @@ def test_a_style_family_has_a_concept_on_one_side_only():
     ],
     ids=["health concept", "health title", "clipart title", "glyph character", "glyph name"],
 )
-def test_what_the_split_goes_by_is_in_one_split_only(corpus, name_of):
+def test_groups_of_the_split_are_in_one_split_only(corpus, name_of):
     assert straddling(splits_by(corpus, name_of)) == []
 
 

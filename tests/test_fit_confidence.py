@@ -30,7 +30,7 @@ def test_a_share_has_wilsons_interval():
     assert fit_confidence.share(np.ones(38)).high == 1
 
 
-def test_the_section_of_the_card_that_ships_is_made_of_its_figures():
+def test_bundled_card_section_matches_its_figures():
     page = (shipped_folder("icons") / "card.md").read_text()
     section = fit_confidence.confidence_section(shipped_models()["icons"].figures)
     assert "\n".join(["", *section, "", fit_confidence.NEXT]) in page

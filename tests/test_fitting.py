@@ -13,7 +13,7 @@ from grr_coca.common.files import changed_folder, verify_folder
 from grr_coca.model.checkpoint_files import Figure, shipped_folder, shipped_models
 
 
-def test_a_model_that_does_not_ship_is_refused_with_the_nearest_name():
+def test_rejects_an_unknown_model_with_a_suggestion():
     assert fitting.folder_of("icons") == shipped_folder("icons")
     for find in (fitting.folder_of, fitting.card_text):
         with pytest.raises(UserError, match=r"did you mean 'icons'\?"):

@@ -26,7 +26,7 @@ def test_ndcg_is_that_of_the_definition():
     assert ndcg([7, 3, 5], Query("a", frozenset({3, 5}), frozenset({7}))) == pytest.approx(1)
 
 
-def test_queries_are_tags_and_in_one_table_those_of_which_the_name_says_nothing():
+def test_queries_are_tags_with_a_table_for_names_without_hints():
     assert {query.text: query.right for query in all_queries(ICONS)} == {
         "savings": {0, 1},
         "bank account": {0},

@@ -24,7 +24,7 @@ BUILD = "python scripts/build_datasets icons"
         ("benchmarks/icons.py --out . --beside nowhere", "nowhere"),
     ],
 )
-def test_what_is_missing_is_told_in_one_line_without_a_traceback(monkeypatch, tmp_path, capsys, command, told):
+def test_missing_inputs_report_one_line(monkeypatch, tmp_path, capsys, command, told):
     script, *arguments = command.split()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)  # of this process

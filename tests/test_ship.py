@@ -109,7 +109,7 @@ def test_indexes_of_the_models_that_ship_stay_valid(name, known):
 
 
 @pytest.mark.parametrize("arguments", [["mine"], ["run", "mine", "--graphs"], ["--fits", "mine", "--graphs"]])
-def test_a_run_or_graphs_is_asked_for(monkeypatch, arguments):
+def test_requires_a_run_or_graphs(monkeypatch, arguments):
     monkeypatch.setattr(sys, "argv", ["ship.py", *arguments])
     with pytest.raises(SystemExit):
         ship.main()
@@ -125,7 +125,7 @@ def test_a_run_or_graphs_is_asked_for(monkeypatch, arguments):
         ("icons", "clipart", "clipart/test-*.tar"),
     ],
 )
-def test_what_a_card_says_of_the_weights_is_measured_again(name, split, files):
+def test_facts_of_a_card_are_measured_again(name, split, files):
     """Of splits that come with the code. Rounding on another processor may turn one caption or rank in a hundred."""
     told = shipped_models()[name].figures[split]
     found = ship.figures(from_pretrained(shipped_folder(name)), open_source(str(DATASETS / files)))

@@ -25,7 +25,7 @@ def test_each_step_of_a_workflow_is_a_target_that_is_there():
     assert {"lint", "check-workflows", "ci", "test-everywhere", "test-oldest", "test-newest", "dist", "docs"} <= ran
 
 
-def test_the_action_and_the_hooks_run_commands_and_install_what_they_need():
+def test_action_and_hooks_install_and_run_commands():
     hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     lines = [*(hook["entry"] for hook in hooks), *(step["run"] for step in action["runs"]["steps"] if "run" in step)]

@@ -122,7 +122,7 @@ def test_captions_go_to_the_console_to_rows_and_beside_pictures(folder):
     assert not list(folder.glob("**/*.lock"))
 
 
-def test_an_index_is_made_brought_up_to_date_searched_and_left_by_its_lock(folder):
+def test_index_is_created_updated_searched_and_unlocked(folder):
     pictures, index = shown(folder / "pictures"), shown(folder / "index")
     first = done(
         folder,
@@ -150,7 +150,7 @@ def test_an_index_is_made_brought_up_to_date_searched_and_left_by_its_lock(folde
 
 @pytest.mark.ci
 @needs_icons
-def test_drawings_are_drawn_in_helper_programs_and_one_that_crashes_costs_a_line(folder):
+def test_crashing_drawing_costs_one_line(folder):
     pictures = folder / "pictures"
     square = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{}<path d="M1 1h7v7H1z"/></svg>'
     (pictures / "square.svg").write_text(square.format(""), encoding="utf-8")

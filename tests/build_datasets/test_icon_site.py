@@ -49,7 +49,7 @@ def values(column) -> list:
     return [column["of"][place] for place in column["at"]] if isinstance(column, dict) else column
 
 
-def test_each_icon_has_its_drawing_its_set_and_a_permissive_licence(built):
+def test_icons_have_drawing_set_and_permissive_licence(built):
     folder, rows = built
     names, captions = values(rows["name"]), values(rows["caption"])
     for name, caption, (file, place) in zip(names, captions, rows["drawing"], strict=True):
@@ -96,7 +96,7 @@ def test_drawings_of_like_names_are_loaded_together(built):
     assert captions == sorted(captions)
 
 
-def test_a_folder_of_something_else_is_refused_and_stays(tmp_path):
+def test_rejects_and_keeps_a_folder_with_other_content(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
     for place in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):

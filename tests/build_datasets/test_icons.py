@@ -124,7 +124,7 @@ def test_captions_of_an_evaluation_split_are_distinct(corpus):
     assert len(set(captions["train"])) < len(captions["train"])
 
 
-def test_tags_are_further_captions_in_training_and_to_search_with_elsewhere(corpus):
+def test_tags_are_extra_captions_only_in_training(corpus):
     train = open_source(str(corpus / "train-*.tar"))
     tags = {train.caption(index): train.captions(index)[1:] for index in range(len(train))}
     assert any(tags.values())
@@ -137,7 +137,7 @@ def test_tags_are_further_captions_in_training_and_to_search_with_elsewhere(corp
     assert all(entry["tags"] for entry in about)
 
 
-def test_card_counts_what_is_left_out_and_names_authors_and_licences(corpus):
+def test_card_has_exclusions_authors_and_licences(corpus):
     card = json.loads((corpus / "card.json").read_text())
     assert card["sets_left_out"] == {
         "another corpus, or signs of software": 1,
@@ -158,7 +158,7 @@ def test_card_counts_what_is_left_out_and_names_authors_and_licences(corpus):
     assert all(f"(`{prefix}`)" in page for prefix in card["sets"])
 
 
-def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, corpus):
+def test_interrupted_build_continues_to_the_same_bytes(tmp_path, corpus):
     archives = archives_in(SAMPLE)
 
     def stop(stage: str, done: int) -> None:
@@ -196,7 +196,7 @@ def test_bytes_are_those_that_other_machines_have(corpus):
     assert digest[:16] == "b59aaf41ce9b6c13"
 
 
-def test_what_does_not_render_is_counted_by_set_and_an_empty_picture_dropped(tmp_path):
+def test_unrenderable_icons_are_counted_and_empty_ones_dropped(tmp_path):
     def spoil(about: dict) -> None:
         first, second, third, *_ = about["icons"]
         about["icons"][first] = {"body": "<path d="}
@@ -209,7 +209,7 @@ def test_what_does_not_render_is_counted_by_set_and_an_empty_picture_dropped(tmp
     assert (left_out["not drawn"], left_out["empty"], left_out["hidden"]) == (1, 1, 1)
 
 
-def test_a_changed_package_is_refused_with_its_checksum(tmp_path):
+def test_rejects_a_changed_package_with_its_checksum(tmp_path):
     shutil.copytree(SAMPLE, tmp_path / "archives")
     archives = archives_in(tmp_path / "archives")
     path = tmp_path / "archives" / PACKAGES["mdi"].archive
@@ -218,7 +218,7 @@ def test_a_changed_package_is_refused_with_its_checksum(tmp_path):
         icons.build(lambda *_: None, tmp_path / "icons", archives)
 
 
-def test_without_npm_it_is_said_which_files_go_where(tmp_path, monkeypatch):
+def test_missing_npm_error_names_files_and_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError) as error:
         icons.build(lambda *_: None, tmp_path / "icons")
@@ -245,7 +245,7 @@ def test_npm_brings_what_is_missing(tmp_path, monkeypatch):
     assert files(tmp_path / "archives") == files(SAMPLE)
 
 
-def test_a_file_and_a_folder_of_something_else_or_the_current_one_are_not_replaced(tmp_path, monkeypatch):
+def test_does_not_replace_other_files_or_folders(tmp_path, monkeypatch):
     (tmp_path / "mine.txt").touch()
     for place, said in (
         (tmp_path, "holds something else; give a new"),
@@ -268,7 +268,7 @@ def test_a_corpus_that_is_there_is_not_built_again(tmp_path, corpus, monkeypatch
     assert icons.build(lambda *_: None, corpus) == corpus
 
 
-def test_a_disk_without_room_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
+def test_full_disk_raises_before_downloads(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10**8)
     monkeypatch.setattr(icons.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"0\.1 GB are free, and the corpus takes 1\.3"):

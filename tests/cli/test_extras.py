@@ -19,7 +19,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("extra", sorted(PACKAGES))
-def test_an_extra_brings_the_packages_that_are_asked_for(extra):
+def test_extra_installs_the_requested_packages(extra):
     brought = names(PROJECT["optional-dependencies"][extra])
     if "grr-coca" in brought:  # grr-coca[torch]
         (of,) = re.findall(r"grr-coca\[(\w+)\]", str(PROJECT["optional-dependencies"][extra]))
@@ -27,7 +27,7 @@ def test_an_extra_brings_the_packages_that_are_asked_for(extra):
     assert brought == set(PACKAGES[extra].values())
 
 
-def test_what_an_extra_brings_is_not_installed_without_it():
+def test_packages_of_an_extra_are_not_base_requirements():
     optional = {name for packages in PACKAGES.values() for name in packages.values()}
     assert optional.isdisjoint(names(PROJECT["dependencies"]))
 
@@ -71,7 +71,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("extra", "module", "call"), CALLS, ids=[call for *_, call in CALLS])
-def test_a_missing_package_is_one_line_with_the_command_that_brings_it(
+def test_missing_package_error_names_the_install_command(
     refused, run, image_files, tmp_path, monkeypatch, extra, module, call
 ):
     table = tmp_path / "pairs.parquet"

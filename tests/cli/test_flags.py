@@ -72,13 +72,13 @@ def test_a_verb_of_two_words_tells_its_kinds(grr_coca, refused):
     ],
     ids=" ".join,
 )
-def test_wrong_flags_are_refused_without_a_traceback(grr_coca, arguments):
+def test_wrong_flags_report_one_line(grr_coca, arguments):
     said = grr_coca(*arguments)
     assert said.code == 2
     assert "Traceback" not in said.err + said.out
 
 
-def test_the_installed_command_answers_in_one_line_without_a_traceback(tmp_path):
+def test_installed_command_reports_one_line(tmp_path):
     command = [sys.executable, "-m", "grr_coca", "pretrain", "nowhere.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2

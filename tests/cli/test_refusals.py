@@ -58,7 +58,7 @@ def state(folder):
 
 
 @pytest.mark.parametrize(("command", "told"), refusals(Path(__file__).with_name("refusals.txt")))
-def test_wrong_use_is_told_in_one_line_and_writes_nothing(refused, there, placed, drawings, command, told):
+def test_wrong_use_reports_one_line_and_writes_nothing(refused, there, placed, drawings, command, told):
     if command.startswith(("pretrain", "finetune")):
         recipe = tiny_recipe(write_shard(there / "data" / "pairs.tar", real_pairs(24)), steps=3)
         save_recipe(recipe, there / "mine.yaml")
@@ -71,7 +71,7 @@ def test_wrong_use_is_told_in_one_line_and_writes_nothing(refused, there, placed
 
 
 @pytest.mark.parametrize("command", INPUTS)
-def test_what_a_verb_reads_is_not_written_over(refused, there, placed, command):
+def test_inputs_of_a_command_are_not_overwritten(refused, there, placed, command):
     import pyarrow.parquet
 
     images = [str(path) for path in sorted((there / "images").iterdir())]
@@ -87,7 +87,7 @@ def test_what_a_verb_reads_is_not_written_over(refused, there, placed, command):
 
 
 @pytest.mark.parametrize("command", BELOW_A_FILE)
-def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, there, placed, monkeypatch, command):
+def test_rejects_an_unwritable_path_before_the_work(refused, there, placed, monkeypatch, command):
     for work in ("grr_coca.load", "grr_coca_search.index.Index.search", "grr_coca_search.portable.export_parquet"):
         monkeypatch.setattr(work, lambda *_, **__: pytest.fail("too late"))
     monkeypatch.setattr("grr_coca.evaluate.caption_split.caption_split", lambda *_, **__: pytest.fail("too late"))

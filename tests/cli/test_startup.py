@@ -58,7 +58,7 @@ def there(tmp_path):
     return tmp_path
 
 
-def test_help_and_wrong_flags_of_every_verb_are_answered_without_slow_packages(tmp_path):
+def test_help_and_errors_import_no_slow_packages(tmp_path):
     helps = [["--help"], [], *([*verb.split(), "--help"] for verb in all_commands())]
     wrong = [["captoin"], *([*verb.split(), "--no-such-flag"] for verb in all_commands())]
     found = zip([*helps, *wrong], answers([*helps, *wrong], tmp_path), strict=True)
@@ -70,7 +70,7 @@ def test_help_and_wrong_flags_of_every_verb_are_answered_without_slow_packages(t
         assert ESCAPE not in said, arguments
 
 
-def test_offline_may_be_said_twice(grr_coca, monkeypatch):
+def test_offline_may_be_repeated(grr_coca, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     assert grr_coca("--offline", "--version", "--offline").code == 0
 
@@ -85,9 +85,7 @@ def test_offline_may_be_said_twice(grr_coca, monkeypatch):
     ],
     ids=["colours", "none are wanted", "errors go into a file"],
 )
-def test_what_tyro_says_has_colours_where_they_are_wanted_alone(
-    tmp_path, arguments, environment, is_err_terminal, is_plain
-):
+def test_tyro_uses_colours_only_in_terminals(tmp_path, arguments, environment, is_err_terminal, is_plain):
     reader, terminal = os.openpty()
     log = tmp_path / "log"
     command = [sys.executable, "-m", "grr_coca", *arguments]
@@ -160,7 +158,7 @@ MISSING = [
 ]
 
 
-def test_what_is_not_there_is_named_without_an_engine(there):
+def test_missing_inputs_are_named_without_an_engine(there):
     take_no_name = {"models", "doctor"}
     assert {line.split()[0] for line in MISSING} == {verb.split()[0] for verb in all_commands()} - take_no_name
     before = sorted(path.name for path in there.iterdir())

@@ -30,7 +30,7 @@ def test_import_use_and_export(grr_coca, image_files, hub, tmp_path):
     assert differing(load_file(back / name), load_file(hub / name)) == []
 
 
-def test_pixels_as_they_are_stored_if_asked_for(grr_coca, hub, tmp_path):
+def test_stored_pixels_on_request(grr_coca, hub, tmp_path):
     said = grr_coca("import", "open_clip", str(hub), "--out", str(tmp_path / "ours"), "--as-stored")
     assert said.code == 0
     assert '"opening": "as_stored"' in (tmp_path / "ours" / "preprocess.json").read_text()

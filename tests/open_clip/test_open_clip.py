@@ -32,7 +32,7 @@ def test_a_layer_norm_is_its_plain_half_and_a_channel_affine():
     torch.testing.assert_close(affine(plain(x)), norm(x))
 
 
-def test_normalized_queries_are_read_and_not_those_that_were_learned():
+def test_normalized_queries_are_read():
     free = AttentionalPooler(4, 32, CrossAttention(32, 20, 4), nn.Identity())
     normalized = NormalizedQueriesPooler(4, 32, CrossAttention(32, 20, 4), nn.Identity(), nn.LayerNorm(32))
     normalized.attn.load_state_dict(free.attn.state_dict())
@@ -43,7 +43,7 @@ def test_normalized_queries_are_read_and_not_those_that_were_learned():
     assert torch.equal(normalized(context), free(context))
 
 
-def test_the_first_query_of_a_shared_pooler_is_the_image_and_the_others_are_its_tokens():
+def test_first_query_of_a_shared_pooler_is_the_image():
     patches = torch.arange(6.0).view(1, 3, 2)
     tokens, pooled, _ = shared(lambda x, _: 2 * x, NoPooler(), patches)
     assert torch.equal(torch.cat([pooled, tokens], dim=1), 2 * patches)

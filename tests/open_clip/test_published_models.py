@@ -90,7 +90,7 @@ def test_a_name_may_have_a_revision(name, is_one):
 
 
 @pytest.mark.ci
-def test_two_processes_at_once_fetch_once_and_later_loads_need_neither_a_network_nor_pytorch(hub, tmp_path):
+def test_concurrent_processes_download_once(hub, tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
 
@@ -125,7 +125,7 @@ def test_two_processes_at_once_fetch_once_and_later_loads_need_neither_a_network
     assert (later.stdout, later.stderr) == (said[0][0].replace(str(IMAGE), "onnx"), "")
 
 
-def test_safetensors_are_preferred_and_a_revision_has_a_place_of_its_own(hub, quick):
+def test_prefers_safetensors_and_separates_revisions(hub, quick):
     old = hub.revision(TUNED, 0)
     hub.commit(TUNED, {"open_clip_model.safetensors": b"newer"})
     newest = locate_checkpoint("coca-l14-captions")
@@ -148,7 +148,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub, quick, monkeypatch
     assert len(quick) == 1
 
 
-def test_what_differs_from_the_hubs_checksum_is_not_used(hub, quick):
+def test_rejects_files_with_another_checksum(hub, quick):
     hub.damages = True
     with pytest.raises(UserError, match=r"corrupt: its SHA-256 is .* delete this file") as told:
         locate_checkpoint("coca-b32")
@@ -185,7 +185,7 @@ def published_load(name: str):
     return load(name, engine="onnx")
 
 
-def test_a_cache_of_an_older_version_is_made_anew_from_the_same_revision(hub, quick, monkeypatch):
+def test_older_cache_is_rebuilt_from_the_same_revision(hub, quick, monkeypatch):
     locate_checkpoint("coca-b32")
     hub.commit(BASE, {WEIGHTS: b"newer weights of the same name"})
     monkeypatch.setattr(published, "_FORM", published._FORM + 1)
@@ -195,7 +195,7 @@ def test_a_cache_of_an_older_version_is_made_anew_from_the_same_revision(hub, qu
     assert json.loads((folder / MANIFEST).read_text())["form"] == published._FORM
 
 
-def test_offline_is_told_before_anything_is_asked_for(hub, quick, capsys, caplog):
+def test_offline_raises_before_any_request(hub, quick, capsys, caplog):
     assert main(["caption", str(IMAGE), "-c", "coca-b32", "--offline"]) == 2
     assert "coca-b32: is not on this machine, and offline 1.01 GB of" in capsys.readouterr().err
     assert hub.fetched == []
@@ -206,7 +206,7 @@ def test_offline_is_told_before_anything_is_asked_for(hub, quick, capsys, caplog
     assert main(["caption", str(IMAGE), "-c", "coca-b32", "--offline"]) == 0
 
 
-def test_without_a_network_one_line_says_so(hub, quick, monkeypatch):
+def test_missing_network_reports_one_line(hub, quick, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)  # between attempts
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(
@@ -217,7 +217,7 @@ def test_without_a_network_one_line_says_so(hub, quick, monkeypatch):
     assert "\n" not in str(told.value)
 
 
-def test_too_little_room_is_told_before_the_import(hub, quick, monkeypatch, tmp_path):
+def test_full_disk_raises_before_the_import(hub, quick, monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)
     full = usage._replace(free=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full if Path(path) == models_cache() else usage)
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, monkeypatch):
     assert sorted(path.name for path in models_cache().iterdir()) == [".coca-b32.lock", "coca-b32.json"]
 
 
-def test_a_folder_of_the_same_name_wins_and_that_is_said(hub, quick, monkeypatch, tmp_path, caplog):
+def test_folder_of_the_same_name_wins_with_a_note(hub, quick, monkeypatch, tmp_path, caplog):
     shutil.copytree(FOLDER / "pictograms", tmp_path / "coca-b32")
     monkeypatch.chdir(tmp_path)
     assert locate_checkpoint("coca-b32") == Path("coca-b32")
@@ -246,7 +246,7 @@ def test_a_folder_of_the_same_name_wins_and_that_is_said(hub, quick, monkeypatch
     assert hub.fetched == []
 
 
-def test_models_lists_them_and_says_what_is_here(hub, quick, capsys):
+def test_models_lists_them_and_their_cache_state(hub, quick, capsys):
     locate_checkpoint("coca-b32")
     capsys.readouterr()
     assert main(["models", "--json"]) == 0

@@ -59,7 +59,7 @@ def test_one_has_a_run_until_it_gives_it_back_or_ends_it(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.claim-0", ".run.claim-7~"]
 
 
-def test_a_claim_without_a_sign_of_life_is_taken_over_and_its_holder_sees_it(tmp_path, elsewhere, pass_time):
+def test_stale_claim_is_taken_over_and_its_holder_notices(tmp_path, elsewhere, pass_time):
     elsewhere("there")
     sleeping = Claims(tmp_path)
     lost = sleeping.take("run")
@@ -93,7 +93,7 @@ def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere, pas
     assert looking.take("run") is not None, "the last sign of life is too long ago"
 
 
-def test_of_many_that_take_over_one_claim_one_gets_it(tmp_path, elsewhere):
+def test_only_one_of_many_takes_over_a_claim(tmp_path, elsewhere):
     """Each has seen the old claim, and tries to take it over when the others may have done so."""
     elsewhere("there")
     Claims(tmp_path).take("run")
@@ -124,7 +124,7 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there, nobody can look for a process without ending it")
-def test_on_one_machine_the_claim_of_a_killed_process_is_free_at_once(tmp_path):
+def test_claim_of_a_killed_local_process_is_free_immediately(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
@@ -158,13 +158,13 @@ def test_a_run_that_has_just_ended_is_not_claimed(tmp_path, monkeypatch):
     assert Claims(tmp_path).take("run") is None
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+def test_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module.Claim, "write", no_space_left)
     with pytest.raises(UserError, match=r"\.run\.claim-0: cannot be written \(No space left on device\)"):
         Claims(tmp_path).take("run")
 
 
-def test_a_claim_is_held_as_long_as_one_of_its_processes_on_this_machine_runs(tmp_path, elsewhere):
+def test_claim_is_held_while_a_process_of_it_runs(tmp_path, elsewhere):
     """The one that gives the signs of life, and the one that trains: its parent may be killed before it."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -8,7 +8,7 @@ from grr_coca_study.html_page import escaped, html_page, markdown_picture, markd
 
 
 @pytest.mark.parametrize("text", ["x_y* <b> & [c](d)|", "`e` ![f](g) \\ &amp;", "# h", "http://example.org <a@b.c>"])
-def test_what_is_escaped_is_shown_as_it_is(text):
+def test_escaped_text_is_shown_verbatim(text):
     page = html_page("t", markdown_table((escaped(text),), ()), {})
     shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert f"<th>{shown}</th>" in page

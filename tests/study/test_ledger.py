@@ -70,7 +70,7 @@ def test_runs_of_a_seed_that_do_not_begin_alike_are_named(folder):
     )
 
 
-def test_digests_that_lack_the_data_of_a_stage_are_told(folder):
+def test_digests_without_data_of_a_stage_are_reported(folder):
     write_digests(folder, replace(DIGESTS, data={"health": "d"}))
     write(folder, a_row())
     ledger = read_ledger(folder, PLAN)
@@ -106,7 +106,7 @@ def test_a_run_that_diverged_is_kept_apart(folder):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_of_two_rows_the_one_with_fewer_metrics_does_not_count(folder, is_first):
+def test_row_with_more_metrics_replaces_the_other(folder, is_first):
     scored = a_row(metrics={"test": {"coca_loss": 2.5, "R@1": 0.5, "CIDEr-D": 1.0}})
     poorer = a_row(metrics={"test": {"coca_loss": 2.5}})
     write(folder, *((scored, poorer) if is_first else (poorer, scored)))
@@ -117,7 +117,7 @@ def test_of_two_rows_the_one_with_fewer_metrics_does_not_count(folder, is_first)
     )
 
 
-def test_rows_of_several_commits_are_counted_and_told(folder):
+def test_rows_of_several_commits_are_counted(folder):
     write(folder, a_row(), a_row(seed=1), a_row(seed=2, commit="def+"))
     ledger = read_ledger(folder, PLAN)
     assert len(ledger.rows) == 3
@@ -176,7 +176,7 @@ GONE = {"kind": "diverged", "metrics": {}}
     ],
     ids=["a seed lacks a point", "all seeds lack one", "a point diverged with one seed", "each diverged with a seed"],
 )
-def test_seeds_without_every_point_and_points_that_diverged_choose_nothing(grid, rows, best, seeds, diverged):
+def test_incomplete_seeds_and_diverged_points_are_not_chosen(grid, rows, best, seeds, diverged):
     write(grid, *rows)
     ledger = read_ledger(grid, GRID)
     assert ledger.chosen == ({} if best is None else {("grr_coca", "emoji"): {"optimizer.lr": best}})

@@ -104,14 +104,14 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
     ],
     ids=str,
 )
-def test_a_wrong_plan_is_refused(write_study, changes, named):
+def test_rejects_a_wrong_plan(write_study, changes, named):
     path = write_study(**changes)
     with pytest.raises(UserError) as refused:
         check_recipes(read_plan(path, Plan), path)
     assert named in str(refused.value)
 
 
-def test_precisions_that_depend_on_the_machine_are_refused(write_study, tmp_path):
+def test_rejects_precisions_that_depend_on_the_machine(write_study, tmp_path):
     path = write_study()
     recipe = load_recipe(tmp_path / "pictograms.yaml")
     muon = replace(recipe.optimizer, name="muon", muon_precision="auto")
@@ -123,7 +123,7 @@ def test_precisions_that_depend_on_the_machine_are_refused(write_study, tmp_path
             require_precisions(replace(plan, **{key: "auto"}), path)
 
 
-def test_an_arm_is_its_preset_with_its_overrides_in_pretraining_alone(write_study):
+def test_overrides_of_an_arm_apply_only_to_pretraining(write_study):
     arm = {"name": "normed", "preset": "grr_coca", "overrides": {"model.qk_norm": "rms", "optimizer.lr": 0.5}}
     plan = read_plan(write_study(arms=["baseline_coca", arm]), Plan)
     pretraining, finetuning = (stage_recipe(plan, plan.arms[1], stage, 3, {}) for stage in ("pictograms", "health"))
@@ -177,7 +177,7 @@ def test_an_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path
         ("evaluation.batch_size", 4, "health"),
     ],
 )
-def test_what_makes_numbers_mean_the_same_must_be_equal(write_own_recipes, tmp_path, monkeypatch, key, value, stage):
+def test_settings_that_affect_comparability_must_be_equal(write_own_recipes, tmp_path, monkeypatch, key, value, stage):
     monkeypatch.chdir(tmp_path)
     in_folder = {"data.test": lambda v: {"test": str(tmp_path / v["test"])}, "data.train": lambda v: str(tmp_path / v)}
     path = write_own_recipes({key: in_folder.get(key, lambda v: v)(value)}, stage)
@@ -186,7 +186,7 @@ def test_what_makes_numbers_mean_the_same_must_be_equal(write_own_recipes, tmp_p
     assert f"own/{stage}.yaml: {key.removesuffix('.vocab_size')}" in str(refused.value)
 
 
-def test_recipes_and_splits_that_are_not_there_or_have_another_preset_are_named(write_own_recipes, tmp_path):
+def test_missing_or_mismatched_recipes_are_named(write_own_recipes, tmp_path):
     path = write_own_recipes({"model.preset": "coca"})
     preset = r"own/pictograms\.yaml: model: preset is 'coca', but arm 'other' has 'grr_coca'"
     with pytest.raises(UserError, match=preset):
@@ -225,7 +225,7 @@ def test_an_arm_without_a_grid_has_the_points_that_are_shared(write_study):
     assert points_of(plan, plan.arms[2], "pictograms") == [{"optimizer.lr": 0.001}, {"optimizer.lr": 0.01}]
 
 
-def test_a_recipe_that_is_edited_while_a_study_runs_does_not_change_the_study(write_study, tmp_path):
+def test_editing_a_recipe_does_not_change_a_running_study(write_study, tmp_path):
     plan = read_plan(write_study(), Plan)
     arm, recipe = plan.arms[0], load_recipe(tmp_path / "health.yaml")
     for number in range(40):  # a study has as many, if its arms have recipes of their own
@@ -272,13 +272,13 @@ def recipe(write_study):
         ("precision", "bf16", True),
     ],
 )
-def test_a_digest_knows_the_start_and_what_changes_the_run_and_nothing_else(recipe, key, value, counts):
+def test_digest_covers_only_what_changes_the_run(recipe, key, value, counts):
     digest = recipe_digest(recipe, None)
     assert (recipe_digest(with_settings(recipe, {key: value}, "test"), None) != digest) == counts
     assert recipe_digest(recipe, "a start") != digest
 
 
-def test_of_what_is_mixed_in_the_share_counts_and_not_the_place(recipe):
+def test_digest_of_a_mixture_has_fractions_and_no_paths(recipe):
     """The digest of the data covers the pairs."""
     one, moved, more = (
         recipe_digest(with_settings(recipe, {"data.mix": {path: share}}, "test"), None)
@@ -287,7 +287,7 @@ def test_of_what_is_mixed_in_the_share_counts_and_not_the_place(recipe):
     assert one == moved != more
 
 
-def test_of_a_large_file_both_ends_and_the_size_count(recipe, tmp_path, monkeypatch):
+def test_digest_of_a_large_file_has_both_ends_and_the_size(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_study.stages._MAX_HASHED", 1000)
     monkeypatch.setattr("grr_coca_study.stages._HASHED_END", 100)
     path = tmp_path / "large.tar"
@@ -350,7 +350,7 @@ def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_pat
 FINISHED = sorted(path.parent for path in STUDIES.rglob(EARLIER_LEDGER))
 
 
-def test_a_plan_that_earlier_code_has_run_is_refused_with_the_commit(tmp_path, capsys):
+def test_rejects_a_plan_run_by_earlier_code(tmp_path, capsys):
     for folder in FINISHED:
         before = sorted(folder.rglob("*"))
         plans = [folder / PLAN_FILE, *filter(Path.exists, [folder.with_suffix(".yaml")])]

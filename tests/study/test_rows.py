@@ -89,13 +89,13 @@ def test_a_file_that_is_no_row_is_named(files, text):
     assert "note.json: is not a row" in files.notes["note.json"]
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_unwritable_folder_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/showcase/a\.webp: cannot be written \(Not a directory\)"):
         write_to_study(tmp_path / "file" / "showcase" / "a.webp", b"")
 
 
-def test_a_name_says_what_was_run_and_differs_where_that_differs():
+def test_names_identify_different_runs():
     asked = ("grr_coca", "lr 0.003, betas [0.9, 0.95]", 0, "emoji", ("r", "d", None))
     name = row_name(*asked)
     assert name.startswith("grr_coca-lr=0.003,betas=_0.9,0.95_-0-emoji-")

@@ -88,7 +88,7 @@ def test_false_findings_are_rare_among_all_endpoints_together(truths):
 
 
 @pytest.mark.parametrize(("num_seeds", "num_endpoints"), [(5, 1), (8, 6), (15, 2)])
-def test_the_smallest_effect_is_called_better_or_worse_in_four_of_five_studies(num_seeds, num_endpoints):
+def test_power_for_the_smallest_effect_is_four_in_five(num_seeds, num_endpoints):
     effect = 0.011 * smallest_detectable_effect(num_seeds, num_endpoints)
     p_values = np.ones((NUM_STUDIES, num_endpoints))  # nothing is found in the others
     p_values[:, 0] = t_test(np.random.default_rng(3).normal(effect, 0.011, size=(NUM_STUDIES, num_seeds)))[2]
@@ -105,7 +105,7 @@ def test_power_is_that_of_published_tables():
     assert smallest_detectable_effect(2, 1) == pytest.approx(critical * within / math.sqrt(2), rel=0.01)
 
 
-def test_a_verdict_takes_the_seeds_that_show_two_standard_deviations():
+def test_verdict_needs_enough_seeds_for_two_deviations():
     assert [min_seeds(count) for count in (1, 2, 6, 7)] == [5, 6, 7, 7]
     assert smallest_detectable_effect(7, 6) <= 2 < smallest_detectable_effect(6, 6)
     assert smallest_detectable_effect(1, 1) == math.inf
@@ -115,6 +115,6 @@ def test_a_verdict_takes_the_seeds_that_show_two_standard_deviations():
     ("low", "high", "equal"),
     [(-0.01, 0.015, True), (-0.03, 0.01, False), (0.001, 0.025, False), (-0.0202, 0.0, True), (0.0, 0.0199, False)],
 )
-def test_arms_are_equal_when_the_interval_lies_within_two_per_cent(low, high, equal):
+def test_arms_are_equal_if_the_interval_is_within_2_per_cent(low, high, equal):
     # ln 0.98 = −0.0202 and ln 1.02 = 0.0198: the margins are not the same as log ratios.
     assert is_equivalent(as_percent(low), as_percent(high)) == equal

@@ -62,7 +62,7 @@ def test_safetensors_come_before_what_is_pickled(write):
     assert read_open_clip(folder).preset == "open_clip_coca"
 
 
-def test_preprocessing_and_cleaning_are_carried_by_the_checkpoint(theirs, write, tmp_path):
+def test_checkpoint_stores_preprocessing_and_cleaning(theirs, write, tmp_path):
     settings = {**theirs.settings, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": 0.5, "size": 64}}
     save_checkpoint(read_open_clip(write(settings=settings)), tmp_path / "ours")
     again = from_pretrained(tmp_path / "ours")
@@ -80,7 +80,7 @@ def test_in_python_it_is_read_in_memory(write):
         load("open_clip:nowhere")
 
 
-def test_what_was_tuned_on_coco_warns_before_it_embeds(write):
+def test_coco_tuned_model_warns_before_embedding(write):
     name = "mscoco_finetuned_CoCa-ViT-B-32-laion2B-s13B-b90k"
     with warnings_of("grr_coca.infer.image_text_model") as said:
         model = grr_coca.load(f"open_clip:{write(name)}", "cpu")
@@ -102,7 +102,7 @@ def test_what_was_tuned_on_coco_warns_before_it_embeds(write):
         ("models--laion--CoCa-ViT-B-32/snapshots/0a1b", False),
     ],
 )
-def test_only_the_name_of_the_model_itself_says_that_it_was_tuned(theirs, tmp_path, folder, is_tuned):
+def test_only_the_models_name_marks_it_as_tuned(theirs, tmp_path, folder, is_tuned):
     (tmp_path / folder).parent.mkdir(parents=True)
     assert bool(read_open_clip(write_hub_folder(theirs, tmp_path / folder)).caution) is is_tuned
 
@@ -120,7 +120,7 @@ def test_a_ratio_means_the_width_that_open_clip_makes_of_it(width, hidden):
             Settings("here", {"vision_cfg": {"mlp_ratio": other}}, {}).check(config)
 
 
-def test_heads_that_are_not_said_are_those_that_open_clip_takes(theirs, write):
+def test_unspecified_heads_are_open_clips_default(theirs, write):
     model = copy.deepcopy(theirs.settings["model_cfg"])
     del model["text_cfg"]["heads"], model["multimodal_cfg"]["heads"]
     found = read_open_clip(write(settings={"model_cfg": model})).config
@@ -133,7 +133,7 @@ def test_heads_that_are_not_said_are_those_that_open_clip_takes(theirs, write):
 # --- Back to open_clip
 
 
-def test_what_is_written_back_is_equal_to_the_bit(theirs, write, tmp_path):
+def test_exported_tensors_are_bitwise_equal(theirs, write, tmp_path):
     from safetensors.torch import load_file
 
     write_open_clip(read_open_clip(write()), tmp_path / "back")
@@ -155,7 +155,7 @@ def test_the_sign_of_a_zero_comes_back(theirs, write, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["grr_coca", "grr_coca+stem"])
-def test_a_model_of_ours_that_open_clip_has_not_is_refused(write, tiny_config, tmp_path, name):
+def test_rejects_export_of_a_model_unknown_to_open_clip(write, tiny_config, tmp_path, name):
     ours = replace(read_open_clip(write()), config=tiny_config(name), preset="grr_coca")
     with pytest.raises(UserError, match=r"open_clip does not support this 'grr_coca': .* is rms, and in its CoCa"):
         write_open_clip(ours, tmp_path / "back")
@@ -163,7 +163,7 @@ def test_a_model_of_ours_that_open_clip_has_not_is_refused(write, tiny_config, t
 
 
 @pytest.mark.parametrize("vocabulary", ["a trained one", "CLIP's with two ids exchanged"])
-def test_a_model_with_another_vocabulary_than_clips_is_refused(write, tmp_path, vocabulary):
+def test_rejects_export_with_a_vocabulary_other_than_clips(write, tmp_path, vocabulary):
     other = train_bpe(["a cat"] * 3, 260)
     if vocabulary != "a trained one":
         text = json.loads(clip_bpe().to_json())
@@ -175,7 +175,7 @@ def test_a_model_with_another_vocabulary_than_clips_is_refused(write, tmp_path, 
     assert not (tmp_path / "back").exists()
 
 
-def test_images_that_open_clip_treats_in_another_order_are_warned_of(write, tmp_path):
+def test_warns_of_another_order_of_preprocessing(write, tmp_path):
     imported = read_open_clip(write())
     with warnings_of("grr_coca_open_clip.checkpoints.write") as said:
         write_open_clip(imported, tmp_path / "back")
@@ -273,7 +273,7 @@ def test_settings_that_our_model_cannot_have_are_named(theirs, write, keys, valu
         ("coca_ViT-L-14", "--model coca_ViT-L-14: .* but the tensors have"),
     ],
 )
-def test_models_of_another_name_are_refused(write, model, message):
+def test_rejects_models_of_another_name(write, model, message):
     with pytest.raises(UserError, match=message):
         read_open_clip(write(), model)
 
@@ -292,7 +292,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_a_pickled_call_is_refused_and_not_run(theirs, tmp_path):
+def test_rejects_a_pickled_call_without_running_it(theirs, tmp_path):
     went_off = tmp_path / "went-off"
     path = saved({**theirs.tensors, "text.cls_emb": Bomb(went_off)}, tmp_path / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match="refused: it holds more than tensors") as told:
@@ -301,7 +301,7 @@ def test_a_pickled_call_is_refused_and_not_run(theirs, tmp_path):
     assert not went_off.exists()
 
 
-def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path):
+def test_no_advice_to_run_files_without_weights(tmp_path):
     path = tmp_path / "open_clip_pytorch_model.bin"
     path.write_bytes(b"not read")
     with pytest.raises(UserError, match="or no weights") as told:
@@ -310,7 +310,7 @@ def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02M", b"\x80\x02}a."])
-def test_whatever_damage_does_to_the_reader_is_told_as_damage(tmp_path, content):
+def test_any_reader_failure_is_reported_as_corruption(tmp_path, content):
     (tmp_path / "model.bin").write_bytes(content)
     with pytest.raises(UserError, match="corrupt, or its download was truncated"):
         read_open_clip(tmp_path / "model.bin")
@@ -318,7 +318,7 @@ def test_whatever_damage_does_to_the_reader_is_told_as_damage(tmp_path, content)
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_download_that_was_cut_off_is_told(theirs, write, tmp_path, name, share):
+def test_truncated_download_raises(theirs, write, tmp_path, name, share):
     whole = write() / name if name.endswith("safetensors") else saved(theirs.tensors, tmp_path / "whole.bin")
     content = whole.read_bytes()
     path = tmp_path / name
@@ -337,7 +337,7 @@ def test_a_download_that_was_cut_off_is_told(theirs, write, tmp_path, name, shar
         ({"a": torch.ones(1), "module.a": torch.ones(1)}, "with and without the prefix 'module.'"),
     ],
 )
-def test_a_file_of_other_things_is_told(tmp_path, state, message):
+def test_file_with_other_content_raises(tmp_path, state, message):
     with pytest.raises(UserError, match=message):
         read_open_clip(saved(state, tmp_path / "model.bin"))
 
@@ -349,13 +349,13 @@ def test_the_only_file_of_weights_may_have_any_name(write, expected):
     assert differing(read_open_clip(folder).model.state_dict(), expected) == []
 
 
-def test_a_place_that_cannot_be_written_to_is_told(write, tmp_path):
+def test_unwritable_path_raises(write, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/model: cannot be written \(Not a directory\)"):
         write_open_clip(read_open_clip(write()), tmp_path / "file" / "model")
 
 
-def test_a_place_without_weights_is_told(tmp_path):
+def test_path_without_weights_raises(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"no file of weights; expected open_clip_model\.safetensors"):
         read_open_clip(tmp_path)
@@ -367,7 +367,7 @@ def test_a_place_without_weights_is_told(tmp_path):
         read_open_clip(tmp_path)
 
 
-def test_another_vocabulary_is_refused(theirs, write):
+def test_rejects_another_vocabulary(theirs, write):
     names = ("text.token_embedding.weight", "text_decoder.text_projection")
     embedding, head = (theirs.tensors[name] for name in names)
     changed = dict(zip(names, (embedding[:99].clone(), head[:, :99].clone()), strict=True))
@@ -399,7 +399,7 @@ def test_nothing_is_written_beside_what_is_read(write):
         ),
     ],
 )
-def test_tensors_that_stand_for_more_than_they_hold_are_refused(theirs, tmp_path, change, said):
+def test_rejects_tensors_larger_than_their_storage(theirs, tmp_path, change, said):
     tensors = dict(theirs.tensors)
     change(tensors)
     torch.save(tensors, tmp_path / "open_clip_pytorch_model.bin")

@@ -52,7 +52,7 @@ def recipe(coco: Path):
 
 
 @pytest.mark.ci
-def test_it_is_tuned_goes_on_being_open_clips_and_says_what_it_takes(recipe, tmp_path):
+def test_fine_tuned_model_stays_exportable_to_open_clip(recipe, tmp_path):
     name = "mscoco_finetuned_small"
     start = read_open_clip(write_hub_folder(random_checkpoint(), tmp_path / name))
     fitted_start(start, recipe)

@@ -163,7 +163,7 @@ def test_open_clip_loads_what_is_written_back(both, tmp_path_factory):
         assert torch.equal(again.encode_image(pixels), both.theirs.encode_image(pixels))
 
 
-def test_after_training_open_clip_computes_what_our_model_computes(both, tmp_path_factory):
+def test_trained_model_matches_open_clip(both, tmp_path_factory):
     folder, generator = tmp_path_factory.mktemp("trained") / "coca", torch.Generator().manual_seed(6)
     with torch.no_grad():  # steps of training, as far as weights are concerned
         for parameter in both.ours.model.parameters():

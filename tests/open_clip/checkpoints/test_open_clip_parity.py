@@ -119,7 +119,7 @@ def test_the_fast_decoder_writes_what_the_whole_caption_predicts(name, num_image
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_tensor_is_in_one_link_and_comes_back_equal_to_the_bit(name):
+def test_every_tensor_is_mapped_once_and_round_trips(name):
     config, theirs = config_of(name), weights_of(name)
     used = [tensor for link in links(config) for tensor in link.theirs]
     made = [tensor for link in links(config) for tensor in link.ours]

@@ -76,12 +76,12 @@ def plan(tmp_path):
     ],
     ids=str,
 )
-def test_wrong_flags_are_refused(refused, plan, flags, named):
+def test_rejects_wrong_flags(refused, plan, flags, named):
     assert named in refused("study", "run", plan, *flags)
     assert not (plan.parent / ROWS_FOLDER).exists()
 
 
-def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
+def test_rejects_a_precision_that_depends_on_the_machine(refused, plan):
     recipe = (plan.parent / "emoji.yaml").read_text()
     (plan.parent / "emoji.yaml").write_text(recipe.replace("precision: fp32", "precision: auto"))
     plan.write_text(PLAN.replace("precision: fp32\n", "", 1))
@@ -148,7 +148,7 @@ def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
     ("trials", "runs", "told"),
     [(3, 1, "3 trials and 1 run"), (1, 0, "1 trial"), (0, 1000, "1,000 runs"), (0, 0, "nothing")],
 )
-def test_what_is_to_do_is_told_in_words(capsys, trials, runs, told):
+def test_remaining_work_is_described(capsys, trials, runs, told):
     work = Counter({("trial", "grr_coca", "emoji"): trials, ("run", "grr_coca", "emoji"): runs})
     _Progress(None, {}, lambda lacking: Counter(), Counter()).left(SimpleNamespace(lacking=lambda: work))
     assert capsys.readouterr().err == f"{told} to do\n"

@@ -83,7 +83,7 @@ def steps_saved(out: Path) -> list[str]:
 
 
 @pytest.mark.ci
-def test_a_demo_that_is_stopped_goes_on_and_ends_with_table_and_report(write_plan, tmp_path, capfd, monkeypatch):
+def test_stopped_demo_continues_to_table_and_report(write_plan, tmp_path, capfd, monkeypatch):
     plan, out = write_plan(), tmp_path / "out"
     command = ["demo", str(plan), "--out", str(out), "--steps", "6"]
     with monkeypatch.context() as patches:
@@ -167,7 +167,7 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_a_wrong_plan_is_refused_before_anything_is_trained(refused, changes, named):
+def test_rejects_a_wrong_plan_before_training(refused, changes, named):
     assert named in refused(**changes)
 
 
@@ -181,7 +181,7 @@ def test_a_wrong_plan_is_refused_before_anything_is_trained(refused, changes, na
     ],
     ids=str,
 )
-def test_wrong_flags_are_refused_at_once(write_plan, capsys, flags, named):
+def test_rejects_wrong_flags_immediately(write_plan, capsys, flags, named):
     assert main(["demo", str(write_plan()), *flags]) == 2
     assert named in capsys.readouterr().err
 
@@ -195,7 +195,7 @@ def test_wrong_flags_are_refused_at_once(write_plan, capsys, flags, named):
     ],
     ids=str,
 )
-def test_a_folder_of_something_else_is_left_alone(refused, tmp_path, files, message):
+def test_folder_with_other_content_is_kept(refused, tmp_path, files, message):
     out = tmp_path / "out"
     for file in files:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def test_a_folder_of_something_else_is_left_alone(refused, tmp_path, files, mess
     assert {name: content for name, content in snapshot(tmp_path).items() if name in before} == before
 
 
-def test_a_folder_that_may_not_be_written_to_is_told_before_anything_is_trained(refused, tmp_path, monkeypatch):
+def test_unwritable_folder_raises_before_training(refused, tmp_path, monkeypatch):
     """Root may write everywhere, so the answer of the system is made here."""
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
@@ -255,7 +255,7 @@ def test_the_plan_that_comes_with_the_code_is_complete():
     assert all("test" in recipe.data.test for recipe in recipes.values())
 
 
-def test_a_showcase_of_which_nothing_is_left_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
+def test_rejects_an_empty_showcase_before_training(write_plan, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_study.running.stage.train", lambda *args: pytest.fail("training began"))
     plan = load_demo(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
     with pytest.raises(UserError):

@@ -28,12 +28,12 @@ def test_the_longest_schedule_that_fits_is_chosen(minutes, steps):
     assert choose(SCHEDULES, minutes).steps == steps
 
 
-def test_less_time_than_the_shortest_takes_says_what_would_do():
+def test_too_little_time_names_the_minimum():
     with pytest.raises(UserError, match=r"--minutes 3: the shortest schedule, 300 steps, .* pass --minutes 5"):
         choose(SCHEDULES, 3.0)
 
 
-def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_plan):
+def test_forecast_counts_all_steps_and_evaluated_pairs(write_plan):
     plan = load_demo(write_plan(schedules={100: 0.5, 200: None}))
     short, long = timed_schedules(plan, [Pace(0.1, 0.003, 0.01), Pace(0.2, 0.001, 0.02)], seconds_spent=7.0)
     # Two domains of 3 steps; of pretraining one validation of 24 pairs and 2 tests of 16, of each domain one and one.

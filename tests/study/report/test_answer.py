@@ -59,7 +59,7 @@ def test_titles_name_the_parts_of_a_presets_image_encoder(tmp_path):
         ),
     ],
 )
-def test_a_gain_is_told_as_a_person_would_and_a_loss_whoever_wins(tmp_path, changes, over, question, headline):
+def test_gains_and_losses_are_stated_in_plain_words(tmp_path, changes, over, question, headline):
     found = said(tmp_path, plan(PAIR) | changes, rows_of((*PAIR, "baseline_rms"), range(8)), over)
     assert found == (question, headline, [])
 

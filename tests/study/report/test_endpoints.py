@@ -12,7 +12,7 @@ from grr_coca_study.report.endpoints import contributions, image_intervals, lowe
 NUM_IMAGES = 200
 
 
-def test_lower_is_better_for_losses_alone():
+def test_lower_is_better_only_for_losses():
     names = ("coca_loss", "perplexity", "contrastive_loss_refitted", "R@1", "image_to_text/R@5", "CIDEr-D")
     better_low = {name for name in names if lower_is_better(f"pretraining/{name}")}
     assert better_low == {"coca_loss", "perplexity", "contrastive_loss_refitted"}
@@ -88,7 +88,7 @@ def test_the_interval_is_that_of_the_delta_method(stages, num_stages, metric, ke
 
 
 @pytest.mark.parametrize(("metric", "key"), [("contrastive_loss", "contrastive_batches"), ("captioning_loss", "nll")])
-def test_the_interval_holds_its_own_change_where_seeds_differ_widely(stages, metric, key):
+def test_interval_contains_its_change_if_seeds_differ(stages, metric, key):
     """A seed with large losses counts as much as one with small losses, in the interval as in the change."""
     factors = {("baseline_coca", 0): 1.0, ("grr_coca", 0): 0.5, ("baseline_coca", 1): 0.02, ("grr_coca", 1): 0.002}
 
@@ -159,7 +159,7 @@ def test_the_coca_loss_is_drawn_by_batches_with_their_captions(stages):
     assert found.over_both is not None
 
 
-def test_a_coca_loss_with_other_weights_or_without_its_parts_has_no_interval_over_images(stages):
+def test_coca_loss_needs_its_parts_for_an_interval(stages):
     assert over_images("coca_loss", changed(stages, lambda row: with_coca_loss(row, captioning_weight=1.0))) is None
     assert over_images("coca_loss", changed(stages, lambda row: replace(row, metrics={}))) is None
 
@@ -172,7 +172,7 @@ def with_nats(rows, nats_of):
     return changed(rows, lambda row: with_values(row, nll=nats_of(row.arm, row.seed), tokens=[1] * NUM_IMAGES))
 
 
-def test_crossed_intervals_with_one_kind_of_noise_are_those_of_this_kind(stages):
+def test_crossed_intervals_reduce_to_one_source_of_noise(stages):
     noise = np.random.default_rng(1).normal(0, 0.1, NUM_IMAGES)
     of_images = with_nats(stages[:1], lambda arm, _: 3 + noise * (arm == "grr_coca"))
     images = image_intervals("perplexity", "test", of_images)
@@ -186,7 +186,7 @@ def test_crossed_intervals_with_one_kind_of_noise_are_those_of_this_kind(stages)
     assert image_intervals("perplexity", "test", [tuple(side[:1] for side in stages[0])]).over_both is None, "one seed"
 
 
-def test_crossed_intervals_contain_the_truth_where_seeds_or_images_alone_do_not(stages):
+def test_crossed_intervals_cover_seeds_and_images(stages):
     """The mean of seeds and images, each with its own noise: the variances of both add up."""
     rng, hits = np.random.default_rng(2), []
     eight = [tuple([replace(side[0], seed=seed) for seed in range(8)] for side in stages[0])]

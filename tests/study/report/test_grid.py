@@ -157,7 +157,7 @@ def test_a_grid_of_several_keys_is_shown_point_by_point():
     assert "lr 0.2, weight_decay 2" in grid_curves(found, arm_titles(asked))
 
 
-def test_only_grids_that_were_run_with_the_plans_seeds_are_compared():
+def test_compares_only_grids_with_the_plans_seeds():
     assert grid_results(plan(2, tuning=Tuning(seeds=(9,))), tried(ROWS)) == ()
     rows = tuple(row(name, {}, 0, 0.0, 0.0) for name in PAIR)
     assert grid_results(plan(1, arms=tuple(Arm(name=name) for name in PAIR)), Ledger(rows)) == ()
@@ -251,7 +251,7 @@ def test_the_answer_compares_best_with_best(on_test, verdict):
     assert found.headline == f"{verdict} in 1 of 1 primary endpoint"
 
 
-def test_an_endpoint_of_fine_tuning_has_no_verdict_where_settings_are_chosen():
+def test_fine_tuned_endpoint_has_no_verdict_over_settings():
     asked, ledger = eight_seeds(BETTER)
     endpoints = Endpoints(primary=("finetuning/coca_loss", "pretraining/coca_loss"))
     tuned = tuple(replace(each, stage="health") for each in ledger.rows)

@@ -112,7 +112,7 @@ def test_a_draw_that_chooses_other_settings_decides_too(whole):
     assert [replace(result, with_choice=ends).verdict for ends in drawn] == ["better", "undecided", "better"]
 
 
-def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path):
+def test_detectable_effects_of_primary_endpoints_are_reported(whole, tmp_path):
     found = endpoint(whole, "grr_coca", "pretraining/coca_loss")
     deviations = smallest_detectable_effect(8, 6)
     assert math.log1p(-found.smallest_shown / 100) == pytest.approx(-deviations * found.effect.deviation / 100)
@@ -138,7 +138,7 @@ def test_the_t_test_decides_where_a_seed_disagrees(tmp_path):
     assert found.verdict == "better"
 
 
-def test_a_study_that_is_not_finished_says_what_is_missing(tmp_path):
+def test_unfinished_study_lists_missing_runs(tmp_path):
     rows = [r for r in rows_of(PAIR, range(3)) if (r.arm, r.seed, r.stage) != ("grr_coca", 2, "glyphs")]
     found = results_of(tmp_path, plan(PAIR, 4), rows)
     assert (found.num_rows, found.num_planned_rows, found.num_seeds) == (23, 32, 2)
@@ -151,7 +151,7 @@ def test_a_study_that_is_not_finished_says_what_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize(("metric", "value"), [("R@1", 0.0), ("R@1", math.inf), ("CIDEr-D", None), ("coca_loss", None)])
-def test_what_has_no_ratio_is_left_out_and_named(tmp_path, metric, value):
+def test_results_without_a_ratio_are_excluded_and_named(tmp_path, metric, value):
     def broken(row):
         if (row.arm, row.seed, row.stage) != ("grr_coca", 1, "pictograms"):
             return row
@@ -170,7 +170,7 @@ def test_what_has_no_ratio_is_left_out_and_named(tmp_path, metric, value):
     assert found.missing == (("grr_coca, pictograms, seeds: 1",) if metric == "CIDEr-D" else ())
 
 
-def test_a_run_that_diverged_is_told_and_not_waited_for(tmp_path):
+def test_diverged_run_is_reported_and_not_awaited(tmp_path):
     """Seed 3 is in no comparison: fine-tunings have nothing to start from."""
     arms = (*PAIR, "baseline_rms")
     rows = [row for row in rows_of(arms, range(8)) if (row.arm, row.seed) != ("baseline_coca", 3)]
@@ -203,7 +203,7 @@ def test_costs_are_medians_over_seeds(tmp_path):
 
 
 @pytest.mark.parametrize(("factor", "is_near"), [(0.94, False), (0.96, True), (1.1, True)])
-def test_contrastive_losses_that_are_no_better_than_guessing_are_told(tmp_path, factor, is_near):
+def test_contrastive_losses_at_chance_are_reported(tmp_path, factor, is_near):
     """Of 32 pairs, a model that guesses has a loss of ln 32 = 3.47; from 95 % of it on, a loss says nothing."""
 
     def lifted(row):

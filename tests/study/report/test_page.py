@@ -48,7 +48,7 @@ def without_figures(monkeypatch):
         monkeypatch.setattr(f"grr_coca_study.report.page.{name}", lambda *_: "")
 
 
-def test_numbers_are_told_with_a_sign():
+def test_numbers_have_a_sign():
     assert [signed(x) for x in (-2.44, 0.31, -0.04)] == ["−2.4", "+0.3", "0.0"]
     assert [p_in_words(p) for p in (0.0004, 2 / 256, None)] == ["< 0.001", "0.008", "–"]
 
@@ -98,7 +98,7 @@ def test_columns_without_a_number_are_left_out(tmp_path):
     assert len(re.findall(r"\| +10\.00 \|", text)) == 2, "TFLOP of four stages, of both arms"
 
 
-def test_captions_of_both_models_stand_side_by_side_with_the_image(reported):
+def test_captions_of_both_models_are_next_to_the_image(reported):
     text = (reported[0] / "report.html").read_text()
     rows = re.findall(r"<tr>(.*?)</tr>", text.partition("<h2>Captions: pictograms")[2], re.DOTALL)
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in rows[1:]]
@@ -124,7 +124,7 @@ def test_results_are_for_programs(reported):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_what_people_and_models_say_is_text_on_the_page(tmp_path):
+def test_names_and_captions_are_escaped_text(tmp_path):
     said = "<b>a</b> | *b* [c](javascript:d) &amp; `e` ![f](g)\n# h"
     shown = (CaptionedExample("a|b*.png", (said,), said), CaptionedExample("caf\udce9", ("a cup",), "a cup"))
     folder = write_study(tmp_path, plan(ARMS[:2], 1), rows_of(ARMS[:2], [0], captions=shown))
@@ -152,7 +152,7 @@ def test_the_command_reports_on_half_a_study(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_a_report_may_compare_with_another_arm_than_the_plans_baseline(tmp_path, capsys):
+def test_report_can_compare_with_another_arm(tmp_path, capsys):
     pair = ARMS[:2]
     folder = write_study(tmp_path, plan(pair), rows_of(pair, range(8)))
     assert main(["study", "report", str(folder), "--over", "grr_coca"]) == 0
@@ -173,7 +173,7 @@ def test_a_study_without_a_pair_still_has_a_page(tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_the_report_on_a_demo_has_its_pictures_and_needs_no_scipy(tmp_path, monkeypatch, capsys):
+def test_report_of_a_demo_has_images_and_needs_no_scipy(tmp_path, monkeypatch, capsys):
     for name in ("scipy", "scipy.stats", "scipy.optimize"):
         monkeypatch.setitem(sys.modules, name, None)
     demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=1)
@@ -208,7 +208,7 @@ def test_every_split_has_a_line_and_the_domains_their_mean(reported):
     assert "\naverage of 3 domains │ " in (reported[0] / "report.md").read_text()
 
 
-def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
+def test_rejects_a_folder_without_a_study(tmp_path, capsys):
     assert main(["study", "report", str(tmp_path / "nowhere")]) == 2
     assert main(["study", "report", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert main(["study", "report", str(tmp_path)]) == 2
@@ -223,7 +223,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
     assert "digests.json: is missing; `grr-coca study run` writes it again" in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_says_where(tmp_path, capsys):
+def test_unwritable_report_names_its_path(tmp_path, capsys):
     folder = write_study(tmp_path / "study", plan(ARMS[:2]), rows_of(ARMS[:2], [0]))
     (tmp_path / "file").touch()
     assert main(["study", "report", str(folder), "--out", str(tmp_path / "file")]) == 2

@@ -16,7 +16,7 @@ def finish(agenda: Agenda, task: Task, loss: float = 1.0) -> None:
     agenda.add(replace(row, metrics={**row.metrics, "val": {"coca_loss": loss}}))
 
 
-def test_settings_that_are_shared_are_those_that_are_best_on_average(agenda_of):
+def test_shared_settings_are_best_on_average(agenda_of):
     """One arm is tried at each setting as another is, and an arm that is not tried has the settings of both."""
     grid = {"optimizer.lr": [0.1, 0.2, 0.3]}
     arms = [arm("baseline_coca", grid=grid), arm("grr_coca", grid=grid), "coca"]
@@ -37,7 +37,7 @@ def test_settings_that_are_shared_are_those_that_are_best_on_average(agenda_of):
 
 
 @pytest.mark.parametrize("losses", [(1e-3, 0.0), (None, 9.0)], ids=str)
-def test_a_loss_of_zero_is_the_best_and_a_trial_that_diverged_the_worst(agenda_of, losses):
+def test_zero_loss_is_best_and_divergence_is_worst(agenda_of, losses):
     agenda = agenda_of("grr_coca", arms=GRIDS, seeds=[0], finetune=[], endpoints=PRETRAINING, tuning={"seeds": [9]})
     for task, loss in zip(agenda.open_tasks(), losses, strict=True):
         ended = {"kind": "diverged", "metrics": {}} if loss is None else {"metrics": {"val": {"coca_loss": loss}}}
@@ -45,7 +45,7 @@ def test_a_loss_of_zero_is_the_best_and_a_trial_that_diverged_the_worst(agenda_o
     assert agenda.choices() == {("grr_coca", "pictograms"): {"optimizer.lr": 0.01}}
 
 
-def test_a_point_is_chosen_over_all_seeds_and_fine_tunings_start_from_it_with_each(agenda_of):
+def test_best_point_over_all_seeds_starts_fine_tunings(agenda_of):
     """Without seeds of their own, all points are run with the seeds of the plan."""
     agenda = agenda_of("grr_coca", arms=GRIDS, finetune=["health.yaml"], endpoints=PRETRAINING)
     tasks = agenda.open_tasks()
@@ -71,7 +71,7 @@ def test_a_point_is_chosen_over_all_seeds_and_fine_tunings_start_from_it_with_ea
     assert agenda.open_tasks() == []
 
 
-def test_a_grid_of_fine_tuning_alone_starts_from_one_model(agenda_of):
+def test_fine_tuning_grid_starts_from_one_model(agenda_of):
     arms = ["baseline_coca", arm("grr_coca", finetune_grid=RATES)]
     agenda = agenda_of("grr_coca", arms=arms, finetune=["health.yaml"], endpoints=PRETRAINING, tuning={"seeds": [9]})
     (start,) = agenda.open_tasks()[:1]

@@ -71,9 +71,7 @@ def rows_by_name(out: Path) -> dict[str, dict]:
         pytest.param(3, [0, 1], 20, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
-def test_a_grid_in_two_jobs_that_are_killed_has_each_row_once_and_the_same_report(
-    write_study, tmp_path, num_rates, seeds, num_kills
-):
+def test_killed_jobs_of_a_grid_give_the_same_report(write_study, tmp_path, num_rates, seeds, num_kills):
     grid = {"optimizer.lr": ALL_RATES[:num_rates]}
     arms = [arm(name, grid=grid) for name in ("baseline_coca", "grr_coca")]
     plan = write_study(arms=arms, seeds=seeds, finetune=[], endpoints=PRETRAINING, steps=STEPS)

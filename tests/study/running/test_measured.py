@@ -59,7 +59,7 @@ def test_each_caption_of_a_test_image_is_measured(table):
     assert values["image"] == [0, 0, 1, 1, 2, 2]
 
 
-def test_rows_of_one_image_are_told_as_such(table):
+def test_rows_of_one_image_are_grouped(table):
     """A table has a row for each caption, and those of an image may lie far apart."""
     checkpoint = from_pretrained(FOLDER / "pictograms")
     recipe = tiny_recipe("pairs.tar", evaluation=EvaluationRecipe(batch_size=3))
@@ -70,7 +70,7 @@ def test_rows_of_one_image_are_told_as_such(table):
     assert "image" not in of_first_rows, "a ledger stays small where each image has one caption"
 
 
-def test_an_image_is_left_out_if_any_of_its_captions_holds_the_word(table):
+def test_image_is_excluded_if_any_caption_has_the_word(table):
     rows = without_words(table, ("heart", "flag"))
     assert [rows.caption(index) for index in range(len(rows))] == ["a dog", "a sign"]
     several = [replace(table[image], more_captions=captions[1:]) for image, captions in enumerate(CAPTIONS)]

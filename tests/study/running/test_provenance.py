@@ -95,7 +95,7 @@ def test_the_order_of_another_length_or_seed_has_another_hash(monkeypatch):
         assert order_hash(Shuffle(10, 0), 25) == hashes[0]
 
 
-def test_a_folder_of_a_run_that_cannot_be_made_is_told(tmp_path):
+def test_unwritable_run_folder_raises(tmp_path):
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match=r"file/run: the run folder cannot be written to \(Not a directory\)"):
@@ -106,7 +106,7 @@ def test_a_folder_of_a_run_that_cannot_be_made_is_told(tmp_path):
     ("name", "muon", "told"),
     [("muon", "fp32", "fp32"), ("muon", "bf16", "fp32, Muon in bf16"), ("adamw", "bf16", "fp32")],
 )
-def test_the_precision_of_muons_products_is_told_if_it_is_another(name, muon, told):
+def test_other_muon_precision_is_recorded(name, muon, told):
     recipe = tiny_recipe("pairs.tar", precision="fp32")
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, name=name, muon_precision=muon))
     assert provenance._precision_name(recipe) == told
@@ -131,7 +131,7 @@ def repository(tmp_path, monkeypatch):
     provenance.code_commit.cache_clear()
 
 
-def test_the_commit_is_that_of_the_package_and_a_changed_file_is_marked(repository):
+def test_commit_is_the_packages_and_marks_changes(repository):
     git, source = repository
     git("add", ".")
     git("commit", "-q", "-m", "a")
@@ -142,7 +142,7 @@ def test_the_commit_is_that_of_the_package_and_a_changed_file_is_marked(reposito
     assert provenance.code_commit() == f"{commit}+"
 
 
-def test_a_package_that_is_installed_in_a_repository_of_the_users_tells_its_version(repository):
+def test_installed_package_reports_its_version(repository):
     git, _ = repository
     git("commit", "-q", "--allow-empty", "-m", "the user's own")
     assert provenance.code_commit().startswith("version ")

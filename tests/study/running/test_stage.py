@@ -57,7 +57,7 @@ def test_a_run_whose_checkpoint_cannot_be_read_starts_again(agenda_of):
     assert not torn.exists()
 
 
-def test_a_broken_validation_image_is_left_out_after_training_as_during_it(agenda_of, tmp_path):
+def test_bad_validation_image_is_excluded_consistently(agenda_of, tmp_path):
     (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
     sound = real_pairs(16)
     val = write_shard(tmp_path / "val.tar", [*sound, replace(sound[0], key="broken", image=b"no image")])
@@ -66,7 +66,7 @@ def test_a_broken_validation_image_is_left_out_after_training_as_during_it(agend
         assert run_stage(task, CPU, lambda _: None).metrics["val"]["num_pairs"] == 16
 
 
-def test_the_seconds_of_a_run_are_noted_each_minute_and_by_the_next_process_added_to(tmp_path, monkeypatch):
+def test_run_time_is_recorded_and_continued(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(stage_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     stage_module._Stopwatch(tmp_path / "gone").note()
@@ -86,7 +86,7 @@ def test_the_seconds_of_a_run_are_noted_each_minute_and_by_the_next_process_adde
 # --- Cost
 
 
-def test_lengths_are_those_of_all_captions_and_of_a_large_split_of_some(tmp_path, monkeypatch):
+def test_lengths_of_a_large_split_are_sampled(tmp_path, monkeypatch):
     pairs = [with_caption(pair, "cat " * count) for pair, count in zip(real_pairs(4), (1, 2, 9, 30), strict=True)]
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs))
     start, source = new_checkpoint(recipe, ALONE), open_source(recipe.data.train)

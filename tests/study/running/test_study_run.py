@@ -105,7 +105,7 @@ def study(write_study, tmp_path) -> StudyHere:
     return StudyHere(write_study, tmp_path / "out")
 
 
-def test_a_study_is_tuned_and_run_and_goes_on_where_it_was_stopped(study):
+def test_stopped_study_continues_through_tuning_and_runs(study):
     study.lay_out(**TUNED)
     study.stop_after(3, "grr_coca", kind=Training)
     first = study.ledger
@@ -172,7 +172,7 @@ def assert_a_row_says_what_was_measured(row: LedgerRow) -> None:
     assert row.training_flops > 0
 
 
-def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(study, tmp_path):
+def test_lost_model_is_retrained_and_keeps_its_row(study, tmp_path):
     plan = study.lay_out(**TWO_RUNS)
     study.stop_after(1)
     shutil.rmtree(study.out / "runs")
@@ -199,7 +199,7 @@ def test_a_trial_that_is_done_again_does_not_outvote_its_row(study):
     assert len(study.rows) == 2 + 2 + 2
 
 
-def test_data_that_were_changed_begin_every_run_anew(study, tmp_path):
+def test_changed_data_restart_every_run(study, tmp_path):
     study.lay_out(**TWO_RUNS)
     study.run("grr_coca", keeps_models=True)
     write_shard(tmp_path / "data" / "pictograms-train.tar", real_pairs(30))
@@ -243,7 +243,7 @@ def test_jobs_that_run_together_do_each_run_once(study):
     assert [len(rows) for rows in (study.ledger.rows, study.ledger.notes)] == [4, 0]
 
 
-def test_rows_of_machines_that_share_no_folder_are_a_whole_study_together(study, write_study, tmp_path):
+def test_rows_of_separate_machines_form_one_study(study, write_study, tmp_path):
     plan = study.lay_out(**TUNED)
     for name in ("baseline_coca", "grr_coca"):
         there = StudyHere(write_study, tmp_path / name)
@@ -255,7 +255,7 @@ def test_rows_of_machines_that_share_no_folder_are_a_whole_study_together(study,
     assert (len(ledger.rows), len(ledger.tried), len(ledger.chosen), ledger.notes) == (4, 8, 4, ())
 
 
-def test_half_a_row_is_told_and_its_run_repeated_and_damaged_digests_are_written_again(study):
+def test_corrupt_rows_and_digests_are_reported_and_repaired(study):
     study.lay_out(**ONE_RUN)
     study.run()
     half, digests = sorted((study.out / "rows").iterdir())[1], study.out / "digests.json"
@@ -269,7 +269,7 @@ def test_half_a_row_is_told_and_its_run_repeated_and_damaged_digests_are_written
 
 
 @pytest.mark.parametrize("ends_with_error", [False, True])
-def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(study, ends_with_error):
+def test_run_taken_over_has_one_row(study, ends_with_error):
     """The process slept, and another one has taken its run over and ended it, in the same folder. Either both have
     measured it, or this one finds no model there."""
 
@@ -289,7 +289,7 @@ def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(study, e
     assert (note in study.told) == ends_with_error
 
 
-def test_a_dry_run_says_that_the_disk_is_too_small(study, monkeypatch):
+def test_dry_run_reports_a_small_disk(study, monkeypatch):
     plan = study.lay_out(**ONE_RUN)
     place = Place(out=study.out, runs=study.out / "runs", keeps_models=False)
     wants = Counter({("grr_coca", 0, "pictograms"): 1})
@@ -298,7 +298,7 @@ def test_a_dry_run_says_that_the_disk_is_too_small(study, monkeypatch):
         assert any("THE DISK IS TOO SMALL" in line for line in _disk_in_words(plan, place, wants, 1)) == is_told
 
 
-def test_a_grid_is_run_with_every_seed_and_the_best_point_goes_on(study):
+def test_grid_runs_every_seed_and_continues_the_best_point(study):
     study.lay_out(arms=GRIDS, finetune=["health.yaml"], endpoints=PRETRAINING)
     done = study.run()
     assert len(done) == 2 * (2 * 2 + 2)
@@ -311,7 +311,7 @@ def test_a_grid_is_run_with_every_seed_and_the_best_point_goes_on(study):
     assert study.run() == []
 
 
-def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(study, monkeypatch):
+def test_full_disk_is_named_and_the_study_can_continue(study, monkeypatch):
     def full(tensors, path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -351,7 +351,7 @@ def test_a_run_that_diverged_is_a_result_and_not_begun_again(study, monkeypatch,
     assert "grr_coca, seed 0, pictograms: diverged" in capsys.readouterr().out
 
 
-def test_an_arm_that_diverges_at_every_point_does_not_stop_the_others(study):
+def test_arm_that_always_diverges_does_not_stop_others(study):
     class Diverging(Pretending):
         def outcome(self, task: Task, claim: Claim) -> LedgerRow:
             row = super().outcome(task, claim)
@@ -366,7 +366,7 @@ def test_an_arm_that_diverges_at_every_point_does_not_stop_the_others(study):
         assert study.run("grr_coca", workers=Diverging()) == []
 
 
-def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(study, capsys):
+def test_runs_with_missing_scores_are_repeated(study, capsys):
     study.lay_out(**TWO_RUNS, endpoints=PRETRAINING)
     study.run()
     scored = study.lay_out(**TWO_RUNS, endpoints={**PRETRAINING, "secondary": ["pretraining/CIDEr-D"]})

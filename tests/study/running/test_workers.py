@@ -35,7 +35,7 @@ def fail() -> None:
 
 
 @pytest.mark.ci
-def test_a_process_does_call_after_call_and_outlives_the_signal_that_ends_a_service():
+def test_worker_serves_calls_and_survives_the_signal():
     with worker_processes(1) as workers:
         (number,) = workers.all([workers.submit(os.getpid)])
         for _ in range(2):
@@ -60,7 +60,7 @@ def test_a_run_is_stopped_when_its_parent_is_gone(monkeypatch, end):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("killed", ["worker", "parent's signal"])
-def test_a_run_is_saved_when_the_process_of_another_was_killed_or_the_study_is_stopped(tmp_path, killed):
+def test_run_is_saved_if_another_process_dies(tmp_path, killed):
     begun, saved = tmp_path / "begun", tmp_path / "saved"
     os.mkfifo(begun)
     stopped: list[Exception] = []

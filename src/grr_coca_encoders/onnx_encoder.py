@@ -109,7 +109,9 @@ class OnnxEncoder:
         try:
             _opened(path)
         except UserError as error:
-            raise UserError(f"onnx:{self.path}: its weights are in another file") from error
+            raise UserError(
+                f"onnx:{self.path}: its weights are in a separate file; save the graph with the weights inside"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the open graph, which another process opens again."""

@@ -18,6 +18,8 @@ from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.features import EncoderInfo
 from grr_coca.data.preprocess import EncoderPreprocess
 from grr_coca.infer.encoder import ImageTokens
+from grr_coca.infer.load import best_device
+from grr_coca.infer.load import best_device
 from grr_coca_encoders.onnx_encoder import tokens_of_graph
 
 
@@ -60,7 +62,7 @@ class TorchEncoder:
     ) -> None:
         # In eval mode, batch norms do not change; without gradients, no optimizer finds these weights.
         self.module = PixelsToTokens(model, preprocess).eval().requires_grad_(False)
-        self.device = torch.device(device or _best_device())
+        self.device = torch.device(device or best_device())
         side = preprocess.image_size
         try:
             with torch.inference_mode():
@@ -160,12 +162,6 @@ def quieted(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _short(error: BaseException) -> str:

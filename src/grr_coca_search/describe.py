@@ -158,8 +158,8 @@ def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) ->
 def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> list[tuple[str, ...]]:
     """Return likely words of each image, if the model has tags and the image is not unfamiliar.
 
-    They are taken from one caption, where `caption --tags` has five: beams would make an index take several times as
-    long, and add little (nDCG@5 0.45 instead of 0.42).
+    They come from a single caption; `caption --tags` uses five. Beam search would make indexing several times slower
+    for little gain (nDCG@5 0.45 instead of 0.42).
     """
     familiar = [one for one in described if not one.unfamiliar]
     if not model.has_tags or not familiar:

@@ -80,7 +80,8 @@ class Index:
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        store, chosen = (find_store if create else open_store)(str(location)), None
+        chosen = None
+        store = find_store(str(location)) if create else open_store(str(location))
         if store is None:
             chosen = IndexModel(str(DEFAULT if model is None else model), batch_size, engine)
             store = make_store(str(location), chosen.header)

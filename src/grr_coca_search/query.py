@@ -159,7 +159,7 @@ class SearchResult(Sequence[Hit]):
     unknown: tuple[str, ...] = ()
 
     @property
-    def why_unknown(self) -> str:
+    def why_no_relevance(self) -> str:
         """Why relevances are not valid; empty if they are."""
         if self.can_tell:
             return ""
@@ -202,7 +202,7 @@ class SearchResult(Sequence[Hit]):
         if self.unknown:
             return f"the model was adapted to captions without the words of '{self.unknown[0]}'; the nearest"
         if not self.can_tell:
-            return f"{self.why_unknown}; the nearest"
+            return f"{self.why_no_relevance}; the nearest"
         if self.verdict == "unsure":
             return "not sure; the closest"
         return "nothing here looks like that; the nearest" if self.verdict == "nothing" else ""

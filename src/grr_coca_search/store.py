@@ -1,4 +1,4 @@
-"""A store keeps an index, in a folder or on a server. Ten operations are its own; all else follows from them.
+"""A store keeps an index, in a folder or on a server. A few operations are its own; all others follow from them.
 
 These are `__len__` (count), `get`, `scan`, `nearest`, `word_matches`, `commit` (write), `revision`, `snapshot` (made by
 `begin`), `claim` and `compact`. A server needs no `claim` and no `compact`, and may have no words. A store also keeps
@@ -254,7 +254,7 @@ class Store(ABC):
         """
         raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
 
-    # --- The ten operations
+    # --- Operations of each store
 
     @contextmanager
     def snapshot(self) -> Iterator[Any]:

@@ -121,8 +121,8 @@ def update_store(
         store.compact()
     except sqlite3.OperationalError as error:  # of `_NameMultiset`; a store turns its own into others
         raise UserError(
-            f"the folder for temporary files cannot be written to ({error}); pass another one by SQLITE_TMPDIR=FOLDER; "
-            "what was committed before is kept"
+            f"the temporary folder cannot be written to ({error}); set SQLITE_TMPDIR to another folder; earlier "
+            "commits are kept"
         ) from error
     finally:
         run.close()

@@ -65,8 +65,8 @@ class Effect:
     """A change in per cent over several seeds. Fields that need two seeds are None for a single one.
 
     Attributes:
-        changes: Of each of the `seeds`.
-        change: From the mean of their log ratios.
+        changes: One per seed.
+        change: Computed from the mean log ratio.
         low, high: 95 % t interval.
         p_t: Two-sided p of the t test, not corrected for several endpoints.
         deviation: Standard deviation over seeds.

@@ -253,7 +253,7 @@ def test_encoder_of_features_cannot_encode(grr_coca, refused, place, tmp_path):
     assert "the name of the encoder is missing" in refused(
         "data", "features", slides, tmp_path / "o", "--encoder", "given:"
     )
-    assert "leave it out" in refused("data", "features", slides, tmp_path / "o", *given, "--frame")
+    assert "omit --frame" in refused("data", "features", slides, tmp_path / "o", *given, "--frame")
     assert not (tmp_path / "o").exists()
     done = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "o", "--encoder", "given:virchow")
     assert "given:virchow: cannot encode images; only its features are known" in done.err

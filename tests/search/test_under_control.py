@@ -100,7 +100,7 @@ def test_without_a_relevance_no_hit_passes(store):
         assert told or found.verdict == "likely"
         least = search_store(query, store, model, SearchOptions(n=5, min_relevance=1e-9, **PLAIN))
         assert bool(least) is told
-    assert found.why_unknown == "how likely a hit is was never measured for a model like this one"
+    assert found.why_no_relevance == "how likely a hit is was never measured for a model like this one"
 
 
 def test_first_hits_do_not_depend_on_the_limit(store):

@@ -267,7 +267,7 @@ def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeature
     from grr_coca.infer.encoder import given_encoder
 
     if action.frame:
-        raise UserError(f"--frame: {action.encoder} cannot encode images; leave it out")
+        raise UserError(f"--frame: {action.encoder} cannot encode images; omit --frame")
     path = Path(action.path)
     given = open_given_features(action.given or path)
     if path.suffix.lower() in TABLE_SUFFIXES:

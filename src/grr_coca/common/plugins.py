@@ -5,15 +5,15 @@ Each group is used by one module of the core, which documents its values:
 | group | an entry point names | used by |
 |---|---|---|
 | `grr_coca.commands` | a table of commands, by name | `grr_coca.cli` |
-| `grr_coca.sources` | a reader of pairs and images from other sources | `grr_coca.data.sources.plugins` |
-| `grr_coca.image_formats` | a decoder of image files that Pillow does not support | `grr_coca.data.images` |
+| `grr_coca.sources` | a reader of pairs and images from other sources | `grr_coca.data.sources.open` |
+| `grr_coca.image_formats` | a decoder of image files that Pillow does not support | `grr_coca.data.isolated` |
 | `grr_coca.models` | a provider of models by name | `grr_coca.infer.load` |
 | `grr_coca.loaders` | a function that loads checkpoints of another project, by scheme | `grr_coca.load` |
 | `grr_coca.architectures` | an architecture of models | `grr_coca.model.config` |
 | `grr_coca.encoders` | a function that opens an image encoder, by scheme | `grr_coca.infer.encoder` |
 | `grr_coca.objectives` | an additional loss of training | `grr_coca.train.setup` |
 | `grr_coca.functions` | a function or class that `grr_coca` or `grr_coca.Index` passes on | `grr_coca` |
-| `grr_coca.stores` | a store of an index, by the scheme of its location | `grr_coca_search.store` |
+| `grr_coca.stores` | a store of an index, by the scheme of its location | `grr_coca_search.index` |
 | `grr_coca.endpoints` | additional endpoints of a server | `grr_coca_serve.server` |
 | `grr_coca.site` | an addition to an exported page | `grr_coca_serve.site` |
 

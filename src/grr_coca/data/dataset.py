@@ -194,7 +194,7 @@ class PairDataset(Dataset[Sample]):
                     decoded[sample] = self._kept[sample]
                     continue
                 if are_expected:
-                    self._expected[self._blocks.of(sample)]
+                    self._expected[self._blocks.of(sample)]  # calls `source.expect`, once for each block
                 try:
                     pair = self.source[sample]
                 except BadSample as error:

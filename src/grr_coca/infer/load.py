@@ -124,7 +124,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     """Return the folder with the files of a checkpoint. No weights are loaded.
 
     A folder with a checkpoint takes precedence over a bundled or published model of the same name, with a warning.
-    These are take precedence over models on the Hugging Face hub. A published model is downloaded and imported at first
+    They take precedence over models on the Hugging Face hub. A published model is downloaded and imported at first
     use.
 
     Args:

@@ -345,6 +345,8 @@ class CoCa(nn.Module):
         features: FeatureTokens | None = None,
     ) -> EncodedImage:
         """Encode only images. Return the tokens that captions attend to, and embeddings of unit length."""
+        # FSDP gathers weights around this method and `forward`, so `forward` must not call it, but the next one.
+        # FSDP gathers weights around this method and `forward`, so `forward` must not call it, but the next one.
         return self._encode_image(images, kept_patches, features)
 
     def _encode_image(

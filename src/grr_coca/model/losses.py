@@ -165,10 +165,7 @@ class LossWeights:
 
 
 def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> Scalar:
-    """Compute L = λ_con · L_con + λ_cap · L_cap.
-
-    A part with weight zero stays in the graph, so every parameter always has a gradient.
-    """
+    """Compute L = λ_con · L_con + λ_cap · L_cap."""
     return weights.contrastive * contrastive + weights.captioning * captioning
 
 
@@ -251,6 +248,8 @@ def batch_loss(
     compared = comparison_loss(model, pairs, weights, ranks)
     lm_head = model.multimodal_decoder.lm_head.weight
     captions = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
+    # A part with weight zero stays in the graph, so every parameter always has a gradient.
+    # A part with weight zero stays in the graph, so every parameter always has a gradient.
     return Losses(
         total=compared.total + weights.captioning * captions.total,
         contrastive=compared.contrastive,

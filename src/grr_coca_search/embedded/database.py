@@ -1,4 +1,4 @@
-"""`index.sqlite`: its tables, opening and creating it, entries as rows, and the lock of the writer.
+"""The tables of `index.sqlite`: creating and opening it, entries as rows, and the writer lock.
 
 The id of an image is 1 + its row in the file of vectors. An image that is embedded again gets a new row, and the table
 `gone` keeps the old id with the revision, so that readers of an earlier state notice. `words` is the full-text index of

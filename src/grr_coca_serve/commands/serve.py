@@ -47,9 +47,9 @@ def run(
     limited = {"queue": queue, "seconds": seconds, "max-megabytes": max_megabytes, "max-megapixels": max_megapixels}
     for name, value in limited.items():
         if not value > 0:
-            raise UserError(f"--{name} {value}: give more than 0")
+            raise UserError(f"--{name} must be above 0, got {value}")
     if not 0 <= port < 2**16:
-        raise UserError(f"--port {port}: give a number from 0 to 65535")
+        raise UserError(f"--port must be from 0 to 65535, got {port}")
     for folder in pictures:
         if not folder.is_dir():
             raise UserError(f"--pictures {folder}: no such folder")

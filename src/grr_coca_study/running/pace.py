@@ -46,7 +46,7 @@ def measure_pace(
     """Measure the pace by training some steps and evaluating some pairs.
 
     Args:
-        recipe: Without `auto`.
+        recipe: With every `auto` resolved.
         start: The initial model, which is trained in place.
         device: The device on which it trains.
         before_step: Called before each step; it may raise an error to end the measurement.

@@ -363,7 +363,7 @@ def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
 
 
 def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> None:
-    """Write the index of `shard` to the file `place`, for `_read_index`."""
+    """Write the index of `shard` to `place`; `_read_index` reads it."""
     if isinstance(shard, RemoteFile) or place.parent != shard.parent:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys

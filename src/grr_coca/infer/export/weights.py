@@ -31,7 +31,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """A tensor in the file. `is_transposed`: the graph needs its transpose."""
+    """The location of a tensor in the file. `is_transposed`: the graph needs its transpose."""
 
     name: str
     offset: int

@@ -314,7 +314,9 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
             f"holds after a prompt of {num_prompt_ids - 1}"
         )
     if options.min_length > room:
-        raise UserError(f"min_length {options.min_length} is more than the {room} tokens that the context holds")
+        raise UserError(
+            f"min_length {options.min_length} exceeds the {room} tokens left in the context after the prompt"
+        )
     return options.max_length or room
 
 

@@ -75,9 +75,11 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
 
 def _read(sidecar: Path) -> bytes:
     if sidecar.is_symlink() or not sidecar.is_file():  # a link may lead to the image itself
-        raise XmpError(f"{sidecar}: a link or not a file; it is left as it is")
+        raise XmpError(f"{sidecar}: a link or not a file; the file was not changed")
     if sidecar.stat().st_size > _MAX_BYTES:
-        raise XmpError(f"{sidecar}: more than {_MAX_BYTES // 2**20} MB, too large for an XMP file; it is left as it is")
+        raise XmpError(
+            f"{sidecar}: more than {_MAX_BYTES // 2**20} MB, too large for an XMP file; the file was not changed"
+        )
     try:
         return read_file_bytes(sidecar)
     except UserError as error:
@@ -99,7 +101,7 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
         # The file may have another prefix for the names of RDF.
         edits.append((found.bag_end, found.bag_end, items.replace("<rdf:li>", f"<rdf:li xmlns:rdf='{_RDF}'>")))
     elif missing and found.has_subject:
-        raise XmpError(f"{sidecar}: its keywords are not a list that can be extended; it is left as it is")
+        raise XmpError(f"{sidecar}: its keywords are not a list that can be extended; the file was not changed")
     elif missing:
         properties += _property("subject", "Bag", items)
     if properties:
@@ -121,14 +123,14 @@ def _new_description(found: "_Places", caption: str, sidecar: Path) -> tuple[int
             found.alternatives,
             f"<rdf:li xmlns:rdf='{_RDF}' xml:lang=\"x-default\">{escape(caption, quote=False)}</rdf:li>",
         )
-    raise XmpError(f"{sidecar}: its caption is written in a way that cannot be replaced; it is left as it is")
+    raise XmpError(f"{sidecar}: the caption is in a form that cannot be replaced; the file was not changed")
 
 
 def _new_properties(found: "_Places", properties: str, sidecar: Path) -> tuple[int, int, str]:
     if found.description_end is not None:
         return found.description_end, found.description_end, properties
     if found.rdf_end is None:
-        raise XmpError(f"{sidecar}: not an XMP file (it has no rdf:RDF to write into); it is left as it is")
+        raise XmpError(f"{sidecar}: not an XMP file (it has no rdf:RDF to write into); the file was not changed")
     described = (
         f"<rdf:Description xmlns:rdf='{_RDF}' rdf:about='{escape(found.about)}'>\n{properties}</rdf:Description>\n"
     )
@@ -182,7 +184,7 @@ def _located(content: bytes, sidecar: Path) -> _Places:
         content.decode()
         reader.read()
     except (ValueError, expat.ExpatError) as error:
-        raise XmpError(f"{sidecar}: not an XMP file that can be changed ({error}); it is left as it is") from error
+        raise XmpError(f"{sidecar}: not an XMP file that can be changed ({error}); the file was not changed") from error
     return reader.places
 
 

@@ -127,7 +127,7 @@ def test_coco_captions_find_the_images_where_people_put_them(tmp_path, images):
 
 def test_missing_images_error_names_the_searched_folders(tmp_path):
     path = write(tmp_path / "annotations" / "captions_val2017.json", coco(["1.jpg"], FIVE[:1]))
-    with pytest.raises(UserError, match=r"images do not exist, such as 1\.jpg; looked in .*val2017") as caught:
+    with pytest.raises(UserError, match=r"images not found, such as 1\.jpg; looked in .*val2017") as caught:
         open_source(str(path))
     assert str(tmp_path / "images" / "val2017") in str(caught.value)
 

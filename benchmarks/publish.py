@@ -44,7 +44,7 @@ def training_table() -> str:
 
 def compiled_table() -> str:
     """A training step beside open_clip's main branch and its release, all compiled."""
-    heads = ("open_clip", "captions", "precision", "batch", "ours, s a step", "open_clip, compiled", "times as fast")
+    heads = ("open_clip", "captions", "precision", "batch", "GRR-CoCa, s/step", "open_clip, compiled", "times as fast")
     versions = {"open_clip_main": "4.2.0.dev0", "open_clip_compiled": "3.3.0"}
     lines = []
     for row in _results("zen5")["training"]:

@@ -19,7 +19,6 @@ from grr_coca.data.features import EncoderInfo
 from grr_coca.data.preprocess import EncoderPreprocess
 from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.load import best_device
-from grr_coca.infer.load import best_device
 from grr_coca_encoders.onnx_encoder import tokens_of_graph
 
 

@@ -221,7 +221,7 @@ def test_card_names_the_encoder(grr_coca, place):
     assert "The model contains the image encoder `onnx:encoder.onnx`" in card
     assert f"{info['weights']}, their licence: unknown." in card
     assert str(place) not in card
-    assert "so is its image encoder, onnx:encoder.onnx; the licence of its weights: unknown" in pushed.err
+    assert "its image encoder onnx:encoder.onnx is published with it; the licence of its weights: unknown" in pushed.err
 
 
 def test_push_of_a_named_file_raises(grr_coca, place, tmp_path):

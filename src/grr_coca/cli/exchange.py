@@ -1,6 +1,7 @@
 """`grr-coca export onnx` and `push`: a checkpoint for other programs and for the Hugging Face hub."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from grr_coca.cli.output import print_line, require_new_folder
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model import hub
-from grr_coca.model.checkpoint_files import is_adapted, require_not_adapted
+from grr_coca.model.checkpoint_files import ENCODER_FILES, FROZEN_FILES, is_adapted, read_files, require_not_adapted
 
 
 def export_onnx(
@@ -34,9 +35,35 @@ def export_onnx(
 
     from grr_coca.infer.export.write import write_onnx  # late: imports torch
 
-    write_onnx(folder, out, precision)
+    line = write_onnx(folder, out, precision, _pictures(folder))
+    if line:
+        print(line, file=sys.stderr)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{size:.1f} MB, {precision}, are in {out}; {out / 'README.md'} shows how to use them")
+
+
+def _pictures(folder: Path) -> list[bytes]:
+    """Return some validation images of the run that a checkpoint is in, if its model takes features; empty if unknown.
+
+    The precision of the frozen encoder is chosen by them.
+    """
+    recipe = folder.parent.parent / "recipe.yaml"
+    if read_files(folder).encoder is None or not recipe.is_file():
+        return []
+    from grr_coca.data.sources.base import BadSample  # late, as below: NumPy and PyTorch
+    from grr_coca.infer.export.encoder_graph import NUM_COMPARED
+    from grr_coca.train.recipe import load_recipe
+    from grr_coca.train.setup import training_sources
+
+    found: list[bytes] = []
+    try:
+        _, held = training_sources(load_recipe(recipe))
+        for index in range(0, len(held), max(1, len(held) // NUM_COMPARED)):
+            with suppress(BadSample):
+                found.append(held[index].image)
+    except UserError:  # the data of the run are elsewhere
+        pass
+    return found[:NUM_COMPARED]
 
 
 def push(
@@ -67,13 +94,19 @@ def push(
     folder = locate_checkpoint(checkpoint)
     if is_adapted(folder):
         print("the captions and the features of the pairs that it was adapted to are published", file=sys.stderr)
-        from grr_coca.infer.adapted.beside import ENCODER_GRAPH, name_without_folders, read_encoder_info  # late: NumPy
+    from grr_coca.infer.adapted.beside import read_encoder_info  # late, as below: NumPy
+    from grr_coca.infer.export.encoder_graph import name_without_folders
 
-        info = read_encoder_info(folder)
+    carried = (read_encoder_info(folder), ENCODER_FILES[2]), (read_files(folder).encoder, FROZEN_FILES[1])
+    for info, graph in carried:
         if info is not None:
-            if not (folder / ENCODER_GRAPH).exists() and name_without_folders(info.name) != info.name:
+            if not (folder / graph).exists() and name_without_folders(info.name) != info.name:
                 raise UserError(f"{folder}: needs {info.name}, which is not public; it cannot be pushed")
-            print(f"so is its image encoder, {info.name}; the licence of its weights: {info.licence}", file=sys.stderr)
+            is_copied = "is published with it" if (folder / graph).exists() else "is referenced"
+            print(
+                f"its image encoder {info.name} {is_copied}; the licence of its weights: {info.licence}",
+                file=sys.stderr,
+            )
     files = hub.files_to_push(folder)
     card = hub.model_card(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))
     if dry_run:

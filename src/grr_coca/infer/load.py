@@ -107,7 +107,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     if files.encoder is not None:
         from grr_coca.infer.engine.frozen import with_frozen_encoder  # late: few models take features
 
-        files, base = with_frozen_encoder(files, base)
+        files, base = with_frozen_encoder(files, base, folder)
     model = ImageTextModel(files, base, folder)
     if not is_adapted(folder):
         return model

@@ -56,7 +56,17 @@ ADAPTED_FILES = (ADAPTED, "adapted.safetensors", "features.safetensors")
 """Files that `grr-coca adapt` adds to those of its base; see `grr_coca.infer.adapted`."""
 ENCODER_FILES = ("encoder.json", "encoder.safetensors", "encoder.onnx")
 """Files of an additional image encoder next to the base of an adapted model; see `grr_coca.infer.adapted.beside`."""
-MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES)
+FROZEN_FILES = ("frozen.json", "frozen.onnx")
+"""Files of the frozen encoder of a model that takes its features; see `grr_coca.infer.engine.frozen`."""
+MODEL_FILES = (
+    *FILES,
+    QUANTIZED_WEIGHTS,
+    *GRAPH_FILES,
+    *FITTED_FILES,
+    *ADAPTED_FILES,
+    *ENCODER_FILES,
+    *FROZEN_FILES,
+)
 """All files that a model may be loaded from. A checkpoint of a run has more files, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")

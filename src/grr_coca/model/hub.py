@@ -30,6 +30,7 @@ from grr_coca.model.checkpoint_files import (
     ENCODER_FILES,
     FILES,
     FITTED_FILES,
+    FROZEN_FILES,
     GRAPH_FILES,
     HUB_ID,
     START_FILE,
@@ -226,17 +227,19 @@ def model_card(
 
 
 def _encoder_lines(folder: Path) -> list[str]:
-    """Return lines about the additional image encoder of an adapted model."""
-    path = folder / ENCODER_FILES[0]
-    if not path.exists():
-        return []
-    about = read_json(path)
-    kind = "contains" if (folder / ENCODER_FILES[2]).exists() else "needs"
-    return [
-        "",
-        f"The model {kind} the image encoder `{about.get('name')}`, trained by others. The SHA-256 of its "
-        f"weights is {about.get('weights')}, their licence: {about.get('licence')}.",
-    ]
+    """Return lines about image encoders of others that a model has."""
+    lines = []
+    path, config = folder / ENCODER_FILES[0], folder / "config.json"
+    frozen = read_json(config).get("encoder") if config.exists() else None
+    for about, graph in ((read_json(path) if path.exists() else None, ENCODER_FILES[2]), (frozen, FROZEN_FILES[1])):
+        if about:
+            kind = "contains" if (folder / graph).exists() else "needs"
+            lines += [
+                "",
+                f"The model {kind} the image encoder `{about.get('name')}`, trained by others. The SHA-256 of its "
+                f"weights is {about.get('weights')}, their licence: {about.get('licence')}.",
+            ]
+    return lines
 
 
 def check_hub_id(hub_id: str) -> None:
@@ -262,7 +265,9 @@ def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
         verify_folder(checkpoint)
-    fitted = [name for name in (*FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES) if (checkpoint / name).exists()]
+    fitted = [
+        name for name in (*FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES, *FROZEN_FILES) if (checkpoint / name).exists()
+    ]
     if not has_graphs(checkpoint):
         return {name: checkpoint / name for name in (*FILES, *fitted)}
     names, manifest = (*FILES, *GRAPH_FILES, *fitted), read_json(checkpoint / MANIFEST)

@@ -7,8 +7,6 @@ the pixels may hold features (`grr_coca.data.feature_image`), and the base embed
 Shapes: B images, S image size of the encoder in pixels, X width of the encoder, T tokens.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float, UInt8
@@ -28,7 +26,6 @@ from grr_coca.infer.adapted.adaptation import read_adapted_header
 from grr_coca.infer.adapted.descriptors import unit
 from grr_coca.infer.encoder import (
     GIVEN,
-    GivenEncoder,
     VisionEncoder,
     feature_preprocess,
     framed,
@@ -38,18 +35,13 @@ from grr_coca.infer.encoder import (
 )
 from grr_coca.infer.engine.base import EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
-from grr_coca.infer.export.encoder_graph import write_encoder_graph
+from grr_coca.infer.export.encoder_graph import write_encoder_files
 from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles, is_adapted, read_encoder_in_place
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
 _SHARE, _SHARE_IN_PLACE = 2.25, 5.5
 """Squared length of this descriptor next to the base, and in its place: that of all descriptors and the base's
 embedding together. The others have 2.25, and the base's embedding has 1."""
-_COPIED = frozenset(
-    ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
-)
-"""Licences of weights that are copied into the folder of a model. Others are referenced by name, and must be available
-where the model is used. Weights of unknown licence are files of the user."""
 
 
 class EncoderDescriptor:
@@ -194,31 +186,9 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
     """
     from safetensors.numpy import save
 
-    info, path, line = descriptor.encoder.info, folder / ENCODER_GRAPH, ""
-    if info.licence in _COPIED and not isinstance(descriptor.encoder, GivenEncoder):
-        try:
-            written = write_encoder_graph(descriptor.encoder, path, pictures)
-            size = f"{info.name}: a graph of {path.stat().st_size / 1e6:.1f} MB in {written.precision}"
-            line = (
-                f"{size} ({written.reason})"
-                if written.cosine is None
-                else (f"{size}; cosine with fp32 at least {written.cosine:.4f} over {len(pictures)} images")
-            )
-            info = replace(info, name=name_without_folders(info.name), precision=written.precision)
-        except UserError as error:
-            path.unlink(missing_ok=True)
-            line = f"{info.name} is needed wherever the model is used: {error}"
-    elif not isinstance(descriptor.encoder, GivenEncoder):
-        line = f"{info.name} is needed wherever the model is used: its licence is {info.licence}"
-    (folder / ENCODER).write_bytes(json.dumps(to_dict(info), indent=1, ensure_ascii=False).encode())
+    line = write_encoder_files(descriptor.encoder, folder / ENCODER, folder / ENCODER_GRAPH, pictures)
     (folder / ENCODER_MEAN).write_bytes(save({"mean": np.ascontiguousarray(descriptor.mean, np.float32)}))
     return line
-
-
-def name_without_folders(name: str) -> str:
-    """Return the name of an encoder with only the last part of local paths."""
-    parts = re.split("([:=@])", name)
-    return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 
 
 def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:

@@ -21,11 +21,12 @@ from grr_coca.infer.encoder import (
     VisionEncoder,
     feature_preprocess,
     open_described,
+    open_encoder,
     opened_or_given,
 )
 from grr_coca.infer.engine.base import EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
-from grr_coca.model.checkpoint_files import CheckpointFiles
+from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
 
 if TYPE_CHECKING:
     from grr_coca.model.checkpoint import Checkpoint
@@ -101,12 +102,15 @@ class FrozenEngine(WrappedEngine):
         return cast(FeatureReader, self.base).encode_features(features, pixels)
 
 
-def with_frozen_encoder(files: CheckpointFiles, base: Engine | None = None) -> tuple[CheckpointFiles, FrozenEngine]:
+def with_frozen_encoder(
+    files: CheckpointFiles, base: Engine | None = None, folder: Path | None = None
+) -> tuple[CheckpointFiles, FrozenEngine]:
     """Return the files and the engine of a model that takes features, for the pixels of its frozen encoder.
 
     Args:
         files: Files of the model, or its checkpoint.
         base: Its engine; None: that of its checkpoint.
+        folder: Folder of the model, which may have the encoder as a graph; None: it is opened by its name.
 
     Raises:
         UserError: If the encoder is missing, or has changed.
@@ -119,7 +123,7 @@ def with_frozen_encoder(files: CheckpointFiles, base: Engine | None = None) -> t
 
         base = TorchEngine(cast("Checkpoint", files).model, files.preprocess)
     own = files.preprocess if files.config.image_encoder is not None else None
-    encoder = open_described(info) if own is not None else opened_or_given(info)
+    encoder = open_frozen(info, folder, or_given=own is None)
     engine = FrozenEngine(base, encoder, features.keep, own)
     preprocess = feature_preprocess(encoder) if engine.takes_features else info.preprocess
     return replace(files, preprocess=preprocess), engine
@@ -147,6 +151,26 @@ class _Stored:
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
         raise UserError(f"{self.info.name}: has no graph; only its features are known")
+
+
+def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = False) -> VisionEncoder:
+    """Open the frozen encoder of a model: the graph in its folder, or else by its name.
+
+    Args:
+        info: Its description.
+        folder: Folder of the model; None: it has no graph.
+        or_given: Whether features suffice if it cannot be opened.
+
+    Raises:
+        UserError: If it is missing, or has changed.
+    """
+    path = None if folder is None else folder / FROZEN_FILES[1]
+    if path is None or not path.is_file():
+        return opened_or_given(info) if or_given else open_described(info)
+    encoder = open_encoder(f"onnx:{path}")
+    if encoder.info.digest != info.digest:
+        raise UserError(f"{path}: is not the encoder in config.json; write it again: grr-coca export onnx")
+    return encoder
 
 
 def own_pixels(squares: UInt8[np.ndarray, "B F F 3"], own: Preprocess | None) -> UInt8[np.ndarray, "B S S 3"] | None:

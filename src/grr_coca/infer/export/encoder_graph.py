@@ -5,6 +5,7 @@ Shapes: B images, S image size in pixels, N tokens, D width.
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, UInt8
-from grr_coca.infer.encoder import ImageTokens, VisionEncoder, open_encoder
+from grr_coca.infer.encoder import GivenEncoder, ImageTokens, VisionEncoder, open_encoder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,6 +29,64 @@ NUM_COMPARED = 16
 _MIN_BYTES = 2**20
 """Smaller graphs stay in fp32."""
 _MIN_TENSOR_BYTES = 1024
+
+
+_COPIED = frozenset(
+    ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
+)
+"""Licences of weights that are copied into the folder of a model. Others are referenced by name, and must be available
+where the model is used. Weights of unknown licence are files of the user."""
+
+
+def write_encoder_files(
+    encoder: VisionEncoder,
+    description: Path,
+    graph: Path,
+    pictures: UInt8[np.ndarray, "B S S 3"],
+    *,
+    smallest: bool = True,
+) -> str:
+    """Write an encoder into the folder of a model: its description, and its graph if its licence allows a copy.
+
+    Args:
+        encoder: Encoder.
+        description: New file.
+        graph: New file beside it.
+        pictures: Pictures from the preprocessing of the encoder, by which precisions are compared.
+        smallest: Whether the smallest precision is chosen; False: fp32.
+
+    Returns:
+        A line about the graph, or the reason why there is none; empty if only features are known.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
+    info, line = encoder.info, ""
+    needed = f"{info.name} is needed wherever the model is used"
+    if isinstance(encoder, GivenEncoder):
+        pass
+    elif info.licence not in _COPIED:
+        line = f"{needed}: its licence is {info.licence}"
+    else:
+        try:
+            written = write_encoder_graph(encoder, graph, pictures if smallest else pictures[:0])
+            line = f"{info.name}: a graph of {graph.stat().st_size / 1e6:.1f} MB in {written.precision}"
+            if written.cosine is not None:
+                line += f"; cosine with fp32 at least {written.cosine:.4f} over {len(pictures)} images"
+            elif smallest:
+                line += f" ({written.reason})"
+            info = replace(info, name=name_without_folders(info.name), precision=written.precision)
+        except UserError as error:
+            graph.unlink(missing_ok=True)
+            line = f"{needed}: {error}"
+    description.write_bytes(json.dumps(to_dict(info), indent=1, ensure_ascii=False).encode())
+    return line
+
+
+def name_without_folders(name: str) -> str:
+    """Return the name of an encoder with only the last part of local paths."""
+    parts = re.split("([:=@])", name)
+    return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 
 
 class EncoderGraph(NamedTuple):

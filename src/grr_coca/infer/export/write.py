@@ -3,41 +3,61 @@
 The folder of a model in fp32 or fp16 is a checkpoint too: graphs and PyTorch read the same `model.safetensors`.
 """
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from onnxscript import ir
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import whole_folder
+from grr_coca.common.files import read_json, whole_folder
+from grr_coca.data.features import EncoderInfo
+from grr_coca.infer.engine.frozen import open_frozen
+from grr_coca.infer.export.encoder_graph import name_without_folders, write_encoder_files
 from grr_coca.infer.export.graphs import OPSET, trace
 from grr_coca.infer.export.quantize import constant_products, quantize_products
 from grr_coca.infer.export.readme import readme
 from grr_coca.infer.export.weights import refer_to, write_shared
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_tensors
-from grr_coca.model.checkpoint_files import FITTED_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, GraphName, fingerprint
+from grr_coca.model.checkpoint_files import (
+    FITTED_FILES,
+    FROZEN_FILES,
+    GRAPHS,
+    QUANTIZED_WEIGHTS,
+    WEIGHTS,
+    GraphName,
+    fingerprint,
+)
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Precision of the weights in the folder. Sums are always computed in fp32."""
 
 
-def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
+def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures: Sequence[bytes] = ()) -> str:
     """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, atomically.
+
+    If the model takes features of a frozen encoder, this is written too, if its licence allows a copy.
 
     Args:
         source: Folder of the checkpoint.
         out: New folder.
         precision: `fp32` keeps the weights as the checkpoint stores them. `fp16` rounds them to half precision.
             `int8` quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions
-            and the patch embedding stay in fp32.
+            and the patch embedding stay in fp32. With both, a frozen encoder gets the precision that suits it.
+        pictures: Image files, by which precisions of the frozen encoder are compared.
+
+    Returns:
+        A line about the frozen encoder; empty if there is none.
 
     Raises:
-        UserError: If the checkpoint is corrupt, or the disk is full or cannot be written to.
+        UserError: If the checkpoint is corrupt, the frozen encoder is missing or has changed, or the disk is full or
+            cannot be written to.
     """
-    checkpoint = from_pretrained(source)
+    checkpoint, line = from_pretrained(source), ""
     facts: dict[str, object] = {}
     if precision == "fp16":
         checkpoint.model.half().float()
@@ -56,10 +76,28 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
                     write_graphs(checkpoint, partial)
                 case "int8":
                     _write_quantized(checkpoint, partial)
+            if checkpoint.encoder is not None:
+                line = _write_frozen(checkpoint.encoder, source, partial, pictures, smallest=precision != "fp32")
             facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
             (partial / "README.md").write_bytes(readme(checkpoint, precision).encode())
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return line
+
+
+def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Sequence[bytes], *, smallest: bool) -> str:
+    """Write the frozen encoder beside the graphs. With a graph, its name needs no folders of this machine."""
+    encoder, preprocess = open_frozen(info, source), info.preprocess
+    squares = [np.array(preprocess.read(content, "a picture")) for content in pictures]
+    side = preprocess.image_size
+    stacked = np.stack(squares) if squares else np.zeros((0, side, side, 3), np.uint8)
+    description, graph = (folder / name for name in FROZEN_FILES)
+    line = write_encoder_files(encoder, description, graph, stacked, smallest=smallest)
+    if graph.exists():
+        config = read_json(folder / "config.json")
+        config["encoder"]["name"] = name_without_folders(info.name)
+        (folder / "config.json").write_bytes(json.dumps(config, indent=2).encode())
+    return line
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,0 +1,157 @@
+"""A model that takes features of a frozen encoder, exported: one folder that needs neither timm nor PyTorch."""
+
+import json
+from dataclasses import replace
+
+import jaxtyping
+import numpy as np
+import pytest
+from support import hide_packages, real_pairs
+from test_encoder_graph import write_large_graph
+from test_onnx_encoder import PREPROCESSOR, write_graph
+
+import grr_coca
+from grr_coca.common.errors import UserError
+from grr_coca.infer.encoder import open_encoder
+from grr_coca.infer.export.write import write_onnx
+from grr_coca.model.build import build
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
+from grr_coca.model.checkpoint_files import FROZEN_FILES, shipped_folder
+from grr_coca.model.config import FeatureEncoderConfig
+
+pytestmark = pytest.mark.ci
+PICTURES = [pair.image for pair in real_pairs(4, "glyphs")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unchecked():
+    """Exports would ask for the sizes that are to vary."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def write_model(folder, encoder, beside=False):
+    """A checkpoint of random weights in the size of `icons` that takes the tokens of an encoder."""
+    icons = from_pretrained(shipped_folder("icons"))
+    own, info = icons.config.image_encoder, encoder.info
+    features = FeatureEncoderConfig(
+        feature_dim=info.embed_dim,
+        num_tokens=info.num_tokens,
+        transformer=replace(own.transformer, num_layers=1, position="none"),
+    )
+    config = replace(icons.config, image_encoder=own if beside else None, feature_encoder=features)
+    checkpoint = Checkpoint(
+        config=config,
+        preset="grr_coca",
+        tokenizer=icons.tokenizer,
+        preprocess=icons.preprocess if beside else info.preprocess,
+        encoder=info,
+        model=build(config),
+        step=0,
+    )
+    save_checkpoint(checkpoint, folder)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A checkpoint whose encoder is a file elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    encoder = open_encoder(f"onnx:{write_graph(tmp_path / 'elsewhere', kind='tokens')}")
+    write_model(tmp_path / "model", encoder)
+    return tmp_path
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_exported_folder_needs_no_other_file(grr_coca, tmp_path, monkeypatch, beside):
+    (tmp_path / "elsewhere").mkdir()
+    encoder = open_encoder(f"onnx:{write_graph(tmp_path / 'elsewhere', kind='tokens')}")
+    write_model(tmp_path / "model", encoder, beside)
+    expected = grr_coca_load(tmp_path / "model", "torch").embed_images(images(tmp_path))
+    done = grr_coca("export", "onnx", "-c", tmp_path / "model", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    for path in (tmp_path / "elsewhere").iterdir():
+        path.unlink()
+    hide_packages(monkeypatch, "torch", "timm", "onnx")
+    model = grr_coca_load(tmp_path / "out")
+    assert model.engine.name == "onnx"
+    np.testing.assert_allclose(model.embed_images(images(tmp_path)), expected, atol=2e-4)
+    assert all(isinstance(caption, str) for caption in model.caption(images(tmp_path)))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["encoder"]["name"] == "onnx:encoder.onnx"
+    assert str(tmp_path) not in (tmp_path / "out" / "frozen.json").read_text()
+
+
+def grr_coca_load(folder, engine="auto"):
+    return grr_coca.load(folder, engine=engine)
+
+
+def images(folder):
+    paths = [folder / f"{number}.webp" for number in range(len(PICTURES))]
+    for path, content in zip(paths, PICTURES, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+def test_precision_of_the_encoder_follows_its_tokens(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    write_model(tmp_path / "model", write_large_graph(tmp_path / "elsewhere", "products"))
+    line = write_onnx(tmp_path / "model", tmp_path / "out", "int8", PICTURES)
+    assert "a graph of 0.3 MB in int8; cosine with fp32 at least 0.9" in line
+    assert "over 4 images" in line
+    assert json.loads((tmp_path / "out" / "frozen.json").read_text())["precision"] == "int8"
+    plain = write_onnx(tmp_path / "model", tmp_path / "plain", "fp32", PICTURES)
+    assert plain.endswith("a graph of 1.3 MB in fp32")
+    vectors = [grr_coca_load(tmp_path / name).embed_images(images(tmp_path)) for name in ("out", "plain")]
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.97
+    assert "no pictures to measure" in write_onnx(tmp_path / "model", tmp_path / "other", "int8")
+
+
+def test_weights_under_another_licence_are_referenced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    path = write_graph(tmp_path / "elsewhere", kind="tokens", licence="cc-by-nc-4.0")
+    write_model(tmp_path / "model", open_encoder(f"onnx:{path}"))
+    line = write_onnx(tmp_path / "model", tmp_path / "out")
+    assert line.endswith("is needed wherever the model is used: its licence is cc-by-nc-4.0")
+    assert [(tmp_path / "out" / name).exists() for name in FROZEN_FILES] == [True, False]
+    assert grr_coca_load(tmp_path / "out").embed_images(images(tmp_path)).shape[0] == len(PICTURES)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        grr_coca_load(tmp_path / "out")
+
+
+def test_graph_of_another_encoder_raises(named):
+    write_onnx(named / "model", named / "out")
+    info = json.loads((named / "out" / "frozen.json").read_text())
+    (named / "out" / "frozen.json").write_text(json.dumps({**info, "weights": "0" * 64}))
+    (named / "out" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="is not the encoder in config"):
+        grr_coca_load(named / "out", "torch")
+
+
+def test_push_names_the_encoder(named, grr_coca):
+    pytest.importorskip("huggingface_hub")
+    arguments = ("me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
+    refused = grr_coca("push", named / "model", *arguments)
+    assert refused.code == 2
+    assert "which is not public; it cannot be pushed" in refused.err
+    write_onnx(named / "model", named / "out")
+    pushed = grr_coca("push", named / "out", *arguments)
+    assert pushed.code == 0, pushed.err
+    card = " ".join(pushed.out.split())
+    assert "The model contains the image encoder `onnx:encoder.onnx`, trained by others. The SHA-256" in card
+    assert all(name in pushed.out for name in FROZEN_FILES)
+    assert str(named) not in pushed.out
+    assert "its image encoder onnx:encoder.onnx is published with it; the licence of its weights: unknown" in pushed.err
+
+
+def test_index_rejects_a_model_of_another_encoder(named, grr_coca, refused):
+    write_onnx(named / "model", named / "out")
+    files = [str(path) for path in images(named)]
+    assert grr_coca("index", *files, "--out", named / "index", "-c", named / "out").code == 0
+    (named / "other").mkdir()
+    changed = PREPROCESSOR | {"image_mean": [0.1, 0.2, 0.3]}
+    path = write_graph(named / "other", kind="tokens")
+    (named / "other" / "preprocessor_config.json").write_text(json.dumps(changed))
+    write_model(named / "model-2", open_encoder(f"onnx:{path}"))
+    assert "another model" in refused("index", *files, "--out", named / "index", "-c", named / "model-2")

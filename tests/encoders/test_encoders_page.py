@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import real_pairs, write_shard
+from test_feature_pairs import write_slides
 
 from grr_coca import load
 from grr_coca.cli import main
@@ -16,6 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
 BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<lines>.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACES = {
     "PAIRS": "pairs.tar",
+    "TEST": "pairs.tar",
     "IMAGES…": "images",
     "INDEX": "index",
     "FEATURES": "features",
@@ -38,6 +40,10 @@ def test_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "images").mkdir()
     for pair in pairs[:4]:
         (tmp_path / "images" / f"{pair.key}.webp").write_bytes(pair.image)
+    for name, first, count in (("", 0, 40), ("new", 40, 5), ("test", 50, 20)):
+        write_slides(tmp_path / f"{name}-slides", first, count)
+        (tmp_path / f"{name}-slides" / "slides").rename(tmp_path / (name or "slides"))
+        (tmp_path / f"{name}-slides" / "reports.csv").rename(tmp_path / f"{name or 'reports'}.csv")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("webbrowser.open", lambda _: True)
     serve = RunningServer.run
@@ -47,8 +53,9 @@ def test_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
         assert name == "grr-coca"
         assert main(words) == 0, f"{words}: {capsys.readouterr().err}"
         done.append(words[0])
-    assert {"adapt", "index", "serve", "data"} <= set(done)
+    assert {"adapt", "caption", "compare", "data", "evaluate", "index", "search", "serve"} <= set(done)
     assert load("mine").engine.descriptor is not None
+    assert load("pathology").adaptation.is_without_images
 
 
 def test_example_of_preprocessing_is_read(tmp_path):

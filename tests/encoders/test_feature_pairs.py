@@ -114,6 +114,13 @@ def test_index_has_captions_columns_and_a_picture(grr_coca, place):
     assert "gone" not in found.out
 
 
+def test_similar_slides_are_found_by_their_vectors(place):
+    model, source = load(place / "mine"), FeaturePairs(place / "new-features")
+    pixels = np.stack([np.asarray(model.preprocess.read(source.image(i), "a")) for i in range(NUM_NEW)])
+    vectors = model.engine.encode_images(pixels).embedding
+    np.testing.assert_allclose(model.picture_queries(vectors), vectors, atol=1e-5)
+
+
 def test_embeddings_are_unit_vectors_of_the_mean(grr_coca, place, tmp_path):
     assert grr_coca("embed", place / "new-features", "-c", place / "mine", "--out", tmp_path / "e.npy").code == 0
     vectors = np.load(tmp_path / "e.npy")

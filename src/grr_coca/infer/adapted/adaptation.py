@@ -222,8 +222,8 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
-        """Return queries for images similar to the given ones, from the base's embeddings only."""
-        first = self.header.split[0]
+        """Return queries for images similar to the given ones, from the base's embeddings only, if it sees images."""
+        first = 0 if self.is_without_images else self.header.split[0]
         return unit(np.concatenate([np.zeros_like(vectors[:, :first]), vectors[:, first:]], axis=1))
 
     def word_scores(

@@ -50,13 +50,15 @@ export class Adapted {
 
   /** The query for pictures that look like one, from its embedding by the base. */
   pictureQuery(embedding) {
+    if (!this.#about.split[1]) throw new Error("This model takes features, and cannot compare pictures.");
     const centred = embedding.map((value, i) => value - this.image_mean[i]);
     return this.#joined(new Float32Array(this.#about.split[0]), this.#plain(centred), [0, 1]);
   }
 
   /** The query for pictures that look like one of the library, from its vector. */
   queryOf(vector) {
-    return unit(vector.map((value, i) => (i < this.#about.split[0] ? 0 : value)));
+    const [width, rest] = this.#about.split;
+    return unit(vector.map((value, i) => (rest && i < width ? 0 : value)));
   }
 
   /** The known words of a text: number in the text × rarity, scaled to length 1. */

@@ -401,6 +401,7 @@ def write_site(
     library: Library | None = None,
     *,
     adapted: Path | None = None,
+    takes_images: bool = True,
     title: str,
     about: Mapping[str, str] | None = None,
     model: str,
@@ -415,6 +416,7 @@ def write_site(
         runtime: See `find_runtime`.
         library: Searchable content; None: the page only captions images.
         adapted: Folder of the adapted model whose base has the graphs; None: the model is not adapted.
+        takes_images: False for a model that takes features, which the page only searches by text.
         title: Name of the site.
         about: Additional content of `site.json`: `about`, a line about the site, and `placeholder` of the search field.
         model: Name of the model.
@@ -442,7 +444,7 @@ def write_site(
             has_thesaurus = adapted is None and (graphs / THESAURUS).exists()
             for name in (*GRAPH_FILES, weights, "tokenizer.json", *([THESAURUS] if has_thesaurus else [])):
                 _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
-            facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library)}
+            facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library, takes_images)}
             facts["thesaurus"] = f"model/{THESAURUS}.gz" if has_thesaurus else None
             if adapted is not None:
                 facts["adapted"] = _write_adapted(adapted, site)
@@ -496,10 +498,15 @@ def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
 
 
 def _facts(
-    graphs: Path, manifest: Mapping[str, Any], weights: str, model: str, library: Library | None
+    graphs: Path, manifest: Mapping[str, Any], weights: str, model: str, library: Library | None, takes_images: bool
 ) -> dict[str, object]:
     """Return the content of `site.json` on the model and the capabilities of the page."""
-    can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
+    names = GRAPHS if takes_images else ("text",)
+    can = [
+        *(["caption"] if takes_images else []),
+        *(["search"] if library else []),
+        *(["duplicates"] if library and library.groups else []),
+    ]
     return {
         "can": can,
         "count": None if library is None else len(library.entries),
@@ -507,8 +514,8 @@ def _facts(
         "model": {"name": model, **manifest["model"]},
         "preprocess": read_json(graphs / "preprocess.json"),
         "calibration": _calibration(graphs),
-        "graphs": {name: f"model/{name}.onnx.gz" for name in GRAPHS},
-        "weights": dict.fromkeys(GRAPHS, f"model/{weights}.gz"),
+        "graphs": {name: f"model/{name}.onnx.gz" for name in names},
+        "weights": dict.fromkeys(names, f"model/{weights}.gz"),
         "tokenizer": "model/tokenizer.json.gz",
         "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm.gz"},
         "library": None if library is None else "library/library.json.gz",

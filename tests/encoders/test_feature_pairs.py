@@ -1,14 +1,17 @@
 """Features in place of images: a folder of them is adapted to, measured, captioned, indexed and searched."""
 
 import csv
+import hashlib
 import io
 import json
+import tarfile
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from serving import serving
 from support import real_pairs, write_shard
 from test_onnx_encoder import write_graph
 
@@ -21,6 +24,8 @@ from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.feature_pairs import PAIRS, FeaturePairs
 from grr_coca.data.sources.open import open_source
 from grr_coca_search import Index
+from grr_coca_serve import site
+from grr_coca_serve.npm import NpmPackage
 
 WORDS = ("adenoma", "carcinoma", "colon", "breast", "liver", "inflammation", "necrosis", "benign", "grade two")
 WIDTH, NUM_PAIRS, NUM_NEW = 64, 60, 20
@@ -112,6 +117,43 @@ def test_index_has_captions_columns_and_a_picture(grr_coca, place):
     assert "(nothing new)" in again.out
     found = grr_coca("search", place / "index", "liver", "-n", 3)
     assert "gone" not in found.out
+
+
+def test_page_serves_captions_and_pictures_of_slides(grr_coca, place):
+    location = place / "served"
+    assert grr_coca("index", place / "new-features", "--out", location, "-c", place / "mine").code == 0
+    with serving(location) as client:
+        found = client.post("/search", {"texts": ["necrosis liver"], "limit": NUM_NEW}).json()["hits"]
+        assert {"necrosis", "liver"} & set(found[0]["caption"].split())
+        first = next(hit for hit in found if hit["path"].endswith(f"s{NUM_PAIRS}.svs"))
+        shown = [client.get(f"/image/{hit['id']}") for hit in (first, next(hit for hit in found if hit != first))]
+        assert [response.headers.get("x-missing") for response in shown] == [None, "1"]
+
+
+def test_site_searches_slides_by_text(grr_coca, place, refused, tmp_path, monkeypatch):
+    content = _archive()
+    runtime = tmp_path / "runtime.tgz"
+    runtime.write_bytes(content)
+    monkeypatch.setattr(site, "RUNTIME", NpmPackage("runtime", "1.0.0", hashlib.sha256(content).hexdigest()))
+    location = place / "exported"
+    assert grr_coca("index", place / "new-features", "--out", location, "-c", place / "mine").code == 0
+    done = grr_coca("export", "web", "--index", location, "--out", tmp_path / "site", "--runtime", runtime)
+    assert done.code == 0, done.err
+    about = json.loads((tmp_path / "site" / "site.json").read_text(encoding="utf-8"))
+    assert about["can"] == ["search"]
+    assert about["graphs"].keys() == {"text"}
+    assert not (tmp_path / "site" / "model" / "image.onnx.gz").exists()
+    message = refused("export", "web", "-c", place / "mine", "--out", tmp_path / "other", "--runtime", runtime)
+    assert "a page cannot compute its image encoder, given:virchow; pass --index" in message
+
+
+def _archive():
+    """An archive in place of ONNX Runtime Web's."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
+            tar.addfile(tarfile.TarInfo(f"package/dist/{name}"))
+    return packed.getvalue()
 
 
 def test_similar_slides_are_found_by_their_vectors(place):

@@ -11,6 +11,7 @@ from grr_coca.cli.flags import OptionalCheckpointFlag, PicturesFlag
 from grr_coca.cli.output import require_new_folder
 from grr_coca.cli.progress import bars
 from grr_coca.common import plugins
+from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT, is_adapted
@@ -27,8 +28,8 @@ def run(
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
     Nothing is sent to a server, and the page works offline once it is loaded. Images of the index are included, scaled
-    down; their paths are relative to their common folder. The base of an adapted model captions
-    dropped images.
+    down; their paths are relative to their common folder. The base of an adapted model captions dropped images. With a
+    model that takes features of an image encoder of others, images are only searched by text.
 
     Args:
         out: new folder for the site.
@@ -39,6 +40,7 @@ def run(
         runtime: archive of the npm package onnxruntime-web; default: npm downloads it once.
         pictures: show only pictures in this folder. Required to show images of an index from `import index`.
     """
+    from grr_coca.infer.adapted.beside import encoder_in_place
     from grr_coca.model.checkpoint_files import read_files
     from grr_coca_search.index import IndexModel, open_store
     from grr_coca_search.relevance import curve_of
@@ -49,6 +51,12 @@ def run(
     with nullcontext() if index is None else open_store(index) as store:
         named = checkpoint or (DEFAULT if store is None else store.header.model)
         folder, model = locate_checkpoint(named), IndexModel(named)
+        features = encoder_in_place(folder)
+        if features is not None and store is None:
+            raise UserError(
+                f"{named}: a page cannot compute its image encoder, {features.name}; pass --index to search images by "
+                "text, or use grr-coca serve"
+            )
         site.require_tokenizer(folder)
         if store is not None:
             model.require(store.header, store.location)
@@ -69,6 +77,7 @@ def run(
             files,
             library,
             adapted=folder if is_adapted(folder) else None,
+            takes_images=features is None,
             title=title or (Path(named).name if index is None else Path(index.rstrip("/")).stem),
             model=Path(named).name,
             on_progress=lambda done, _: shown.update("images", done, ""),

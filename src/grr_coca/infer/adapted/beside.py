@@ -36,7 +36,13 @@ from grr_coca.infer.encoder import (
 from grr_coca.infer.engine.base import EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.infer.export.encoder_graph import write_encoder_files
-from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles, is_adapted, read_encoder_in_place
+from grr_coca.model.checkpoint_files import (
+    ENCODER_FILES,
+    CheckpointFiles,
+    is_adapted,
+    read_encoder_in_place,
+    read_files,
+)
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
 _SHARE, _SHARE_IN_PLACE = 2.25, 5.5
@@ -85,7 +91,8 @@ class EncoderDescriptor:
             known = features_of_pixels(image)
             if known is not None:
                 found[row], is_known[row] = known, True
-        if not is_known.all():
+        # The preprocessing refuses images that an encoder cannot encode; a server that starts sends a black one.
+        if not is_known.all() and not isinstance(self.encoder, GivenEncoder):
             found[~is_known] = self.encoder.encode(pixels[~is_known]).mean()
         return found
 
@@ -228,14 +235,27 @@ def require_same_input(folder: Path, arguments: Sequence[str]) -> None:
         UserError: If an argument has features of another encoder, or images in place of features; the message names
             both.
     """
-    if not is_adapted(folder):
-        wanted = read_encoder_in_place(folder)
-    else:
-        wanted = read_encoder_info(folder) if read_adapted_header(folder).split[1] == 0 else None
+    wanted = _features_of(folder)
     for argument in arguments:
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
         if found is not None or (wanted is not None and wanted.name.startswith(f"{GIVEN}:")):
             require_same_features(argument, found, wanted, str(folder))
+
+
+def encoder_in_place(folder: Path) -> EncoderInfo | None:
+    """Return the image encoder that a model takes features of, in place of images or beside them; None if it has none.
+
+    Raises:
+        UserError: If a file is corrupt.
+    """
+    return _features_of(folder) or read_files(folder).encoder
+
+
+def _features_of(folder: Path) -> EncoderInfo | None:
+    """Return the encoder whose features a model takes in place of images; None if it takes images."""
+    if not is_adapted(folder):
+        return read_encoder_in_place(folder)
+    return read_encoder_info(folder) if read_adapted_header(folder).split[1] == 0 else None
 
 
 def read_encoder_info(folder: Path) -> EncoderInfo | None:

@@ -386,7 +386,9 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
     began, started = clock(), time.perf_counter()
     for size in _BATCH_SIZES:
         pixels = random.integers(0, 256, (size, side, side, 3), np.uint8)
-        work = partial(generate, model.engine, model.tokenizer, pixels, options)
+        work = partial(model.generate, pixels)
+        if model.can_decode:
+            work = partial(generate, model.engine, model.tokenizer, pixels, options)
         work()  # prepares the engine for this size
         own, passed = _seconds(work, clock)
         measured[size] = own / size, passed / size

@@ -442,7 +442,8 @@ def write_site(
             (site / "model").mkdir()
             _write_gz(site / "runtime" / "ort.wasm.gz", runtime["ort.wasm"])
             has_thesaurus = adapted is None and (graphs / THESAURUS).exists()
-            for name in (*GRAPH_FILES, weights, "tokenizer.json", *([THESAURUS] if has_thesaurus else [])):
+            graph_files = GRAPH_FILES if takes_images else ("text.onnx",)
+            for name in (*graph_files, weights, "tokenizer.json", *([THESAURUS] if has_thesaurus else [])):
                 _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
             facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library, takes_images)}
             facts["thesaurus"] = f"model/{THESAURUS}.gz" if has_thesaurus else None

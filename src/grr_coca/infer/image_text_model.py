@@ -174,6 +174,11 @@ class ImageTextModel:
         """Reason why embeddings may be unsuitable for search and zero-shot classification; empty if none is known."""
         return self._files.caution
 
+    @property
+    def can_decode(self) -> bool:
+        """Whether a decoder can write captions; False: all captions are chosen among known ones."""
+        return True
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash that identifies the model's files. Models with different fingerprints have different embeddings.

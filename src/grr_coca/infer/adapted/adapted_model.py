@@ -114,6 +114,11 @@ class AdaptedModel(ImageTextModel):
         assert super().checkpoint
         return cast("Checkpoint", self._base)
 
+    @property
+    def can_decode(self) -> bool:
+        """Whether the decoder of the base can write captions. It cannot read features."""
+        return not self.adaptation.is_without_images
+
     def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
         """Return queries for images similar to the given ones: only the base's embeddings count."""
         return self.adaptation.picture_queries(vectors)
@@ -150,7 +155,7 @@ class AdaptedModel(ImageTextModel):
             best, scores = ranked(own, captioning, log_probs)
             texts.append(best[: options.num_captions])
             certain.append([self._confidence(scores[place:], nearest) for place in range(len(texts[-1]))])
-        if self.adaptation.is_without_images:  # the decoder cannot read them
+        if not self.can_decode:
             chosen = [[Caption(text, (), ()) for text in own] for own in texts]
         else:
             chosen = with_log_probs(engine, self.tokenizer, encoded, texts)
@@ -185,7 +190,7 @@ class AdaptedModel(ImageTextModel):
         return [tuple(Certainty(caption.confidence, None) for caption in own) for own in captions]
 
     def _require_decoder(self) -> None:
-        if self.adaptation.is_without_images:
+        if not self.can_decode:
             raise UserError(
                 "this model takes features, which its decoder cannot read: its captions are those of its pairs; leave "
                 "out the prompt and other options"

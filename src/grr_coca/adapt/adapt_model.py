@@ -37,6 +37,7 @@ from grr_coca.infer.adapted.adaptation import (
     write_adaptation,
 )
 from grr_coca.infer.adapted.beside import (
+    ENCODER_GRAPH,
     EncoderDescriptor,
     open_beside,
     open_in_place,
@@ -82,6 +83,7 @@ class Adapted:
         model: The base model.
         is_tuned: Whether the base was fine-tuned on these pairs.
         encoder: An additional image encoder next to the base; None if there is none.
+        graph: A line about the graph of the encoder in the folder.
     """
 
     images: ImageSet
@@ -97,6 +99,7 @@ class Adapted:
     model: ImageTextModel
     is_tuned: bool
     encoder: EncoderInfo | None
+    graph: str = ""
 
 
 Watch = Callable[[str, int, int], object]
@@ -205,8 +208,7 @@ def adapt_model(
         is_tuned=is_tuned,
         encoder=None if descriptor is None else descriptor.encoder.info,
     )
-    _write(out, folder, adapted, descriptor, write_more)
-    return adapted
+    return replace(adapted, graph=_write(out, folder, adapted, descriptor, write_more))
 
 
 def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> Adaptation:
@@ -309,8 +311,9 @@ def _write(
     adapted: Adapted,
     descriptor: EncoderDescriptor | None,
     write_more: Callable[[Path, Adapted], object],
-) -> None:
-    facts = {}
+) -> str:
+    """Write the folder. Return a line about the graph of the encoder; empty if there is none."""
+    facts, line = {}, ""
     if (base / MANIFEST).is_file():
         facts = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}
     try:
@@ -328,10 +331,11 @@ def _write(
             )
             if descriptor is not None:
                 line = write_beside(descriptor, partial, _some_pictures(adapted))
-                if line:
+                if line and not (partial / ENCODER_GRAPH).exists():
                     log.warning("%s: %s", out, line)
             if adapted.relevance is not None:
                 (partial / RELEVANCE).write_bytes(json.dumps(adapted.relevance, indent=1).encode())
             write_more(partial, adapted)
     except OSError as error:
         raise UserError(f"{out}: the model cannot be written ({error.strerror or error})") from error
+    return line

@@ -61,6 +61,7 @@ def report_text(adapted: Adapted, out: Path) -> str:
     lines.append("captions, CIDEr and exactly right:")
     lines += [f"  {mode:<18} {cider:5.2f}  {captions.exact[mode]:6.1%}" for mode, cider in captions.cider.items()]
     lines += ["", f"learning curve, {_curve(adapted)}", "", *_advice(adapted, out)]
+    lines += [adapted.graph] if adapted.graph else []
     lines.append(f"{out / REPORT} shows this with images")
     return "\n".join(lines)
 
@@ -77,6 +78,7 @@ def as_json(adapted: Adapted) -> str:
         "reused_images": adapted.num_reused,
         "seconds": round(adapted.seconds, 1),
         "encoder": None if adapted.encoder is None else adapted.encoder.name,
+        "encoder_graph": adapted.graph or None,
         "share_known_captions": measured.share_known,
         "values": vars(fitted.values),
         "retrieval": flat_figures(measured.figures),

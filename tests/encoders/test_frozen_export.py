@@ -1,6 +1,7 @@
 """A model that takes features of a frozen encoder, exported: one folder that needs neither timm nor PyTorch."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jaxtyping
@@ -11,6 +12,7 @@ from test_encoder_graph import write_large_graph
 from test_onnx_encoder import PREPROCESSOR, write_graph
 
 import grr_coca
+from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.infer.encoder import open_encoder
 from grr_coca.infer.export.write import write_onnx
@@ -53,33 +55,30 @@ def write_model(folder, encoder, beside=False):
     save_checkpoint(checkpoint, folder)
 
 
-@pytest.fixture
-def named(tmp_path):
-    """A checkpoint whose encoder is a file elsewhere."""
-    (tmp_path / "elsewhere").mkdir()
-    encoder = open_encoder(f"onnx:{write_graph(tmp_path / 'elsewhere', kind='tokens')}")
-    write_model(tmp_path / "model", encoder)
-    return tmp_path
+@pytest.fixture(scope="module", params=[False, True], ids=["in place", "beside"])
+def named(request, tmp_path_factory):
+    """A checkpoint whose encoder is a file elsewhere, and its export."""
+    folder = tmp_path_factory.mktemp("named")
+    (folder / "elsewhere").mkdir()
+    encoder = open_encoder(f"onnx:{write_graph(folder / 'elsewhere', kind='tokens')}")
+    write_model(folder / "model", encoder, beside=request.param)
+    assert main(["export", "onnx", "-c", str(folder / "model"), "--out", str(folder / "out")]) == 0
+    return folder
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_exported_folder_needs_no_other_file(grr_coca, tmp_path, monkeypatch, beside):
-    (tmp_path / "elsewhere").mkdir()
-    encoder = open_encoder(f"onnx:{write_graph(tmp_path / 'elsewhere', kind='tokens')}")
-    write_model(tmp_path / "model", encoder, beside)
-    expected = grr_coca_load(tmp_path / "model", "torch").embed_images(images(tmp_path))
-    done = grr_coca("export", "onnx", "-c", tmp_path / "model", "--out", tmp_path / "out")
-    assert done.code == 0, done.err
-    for path in (tmp_path / "elsewhere").iterdir():
-        path.unlink()
+def test_exported_folder_needs_no_other_file(named, tmp_path, monkeypatch):
+    expected = grr_coca_load(named / "model", "torch").embed_images(images(tmp_path))
+    shutil.copytree(named / "out", tmp_path / "out")
+    hidden = (named / "elsewhere").rename(named / "hidden")
     hide_packages(monkeypatch, "torch", "timm", "onnx")
     model = grr_coca_load(tmp_path / "out")
     assert model.engine.name == "onnx"
     np.testing.assert_allclose(model.embed_images(images(tmp_path)), expected, atol=2e-4)
+    hidden.rename(named / "elsewhere")
     assert all(isinstance(caption, str) for caption in model.caption(images(tmp_path)))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["encoder"]["name"] == "onnx:encoder.onnx"
-    assert str(tmp_path) not in (tmp_path / "out" / "frozen.json").read_text()
+    assert str(named) not in (tmp_path / "out" / "frozen.json").read_text()
 
 
 def grr_coca_load(folder, engine="auto"):
@@ -100,11 +99,9 @@ def test_precision_of_the_encoder_follows_its_tokens(tmp_path):
     assert "a graph of 0.3 MB in int8; cosine with fp32 at least 0.9" in line
     assert "over 4 images" in line
     assert json.loads((tmp_path / "out" / "frozen.json").read_text())["precision"] == "int8"
-    plain = write_onnx(tmp_path / "model", tmp_path / "plain", "fp32", PICTURES)
-    assert plain.endswith("a graph of 1.3 MB in fp32")
-    vectors = [grr_coca_load(tmp_path / name).embed_images(images(tmp_path)) for name in ("out", "plain")]
-    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.97
-    assert "no pictures to measure" in write_onnx(tmp_path / "model", tmp_path / "other", "int8")
+    found = grr_coca_load(tmp_path / "out").embed_images(images(tmp_path))
+    expected = grr_coca_load(tmp_path / "model", "torch").embed_images(images(tmp_path))
+    assert (found * expected).sum(axis=1).min() > 0.97
 
 
 def test_weights_under_another_licence_are_referenced(tmp_path):
@@ -120,13 +117,13 @@ def test_weights_under_another_licence_are_referenced(tmp_path):
         grr_coca_load(tmp_path / "out")
 
 
-def test_graph_of_another_encoder_raises(named):
-    write_onnx(named / "model", named / "out")
-    info = json.loads((named / "out" / "frozen.json").read_text())
-    (named / "out" / "frozen.json").write_text(json.dumps({**info, "weights": "0" * 64}))
-    (named / "out" / "manifest.json").unlink()
+def test_graph_of_another_encoder_raises(named, tmp_path):
+    shutil.copytree(named / "out", tmp_path / "out")
+    info = json.loads((tmp_path / "out" / "frozen.json").read_text())
+    (tmp_path / "out" / "frozen.json").write_text(json.dumps({**info, "weights": "0" * 64}))
+    (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(UserError, match="is not the encoder in config"):
-        grr_coca_load(named / "out", "torch")
+        grr_coca_load(tmp_path / "out", "torch")
 
 
 def test_push_names_the_encoder(named, grr_coca):
@@ -135,7 +132,6 @@ def test_push_names_the_encoder(named, grr_coca):
     refused = grr_coca("push", named / "model", *arguments)
     assert refused.code == 2
     assert "which is not public; it cannot be pushed" in refused.err
-    write_onnx(named / "model", named / "out")
     pushed = grr_coca("push", named / "out", *arguments)
     assert pushed.code == 0, pushed.err
     card = " ".join(pushed.out.split())
@@ -145,13 +141,12 @@ def test_push_names_the_encoder(named, grr_coca):
     assert "its image encoder onnx:encoder.onnx is published with it; the licence of its weights: unknown" in pushed.err
 
 
-def test_index_rejects_a_model_of_another_encoder(named, grr_coca, refused):
-    write_onnx(named / "model", named / "out")
-    files = [str(path) for path in images(named)]
-    assert grr_coca("index", *files, "--out", named / "index", "-c", named / "out").code == 0
-    (named / "other").mkdir()
+def test_index_rejects_a_model_of_another_encoder(named, grr_coca, refused, tmp_path):
+    files = [str(path) for path in images(tmp_path)]
+    assert grr_coca("index", *files, "--out", tmp_path / "index", "-c", named / "out").code == 0
+    (tmp_path / "other").mkdir()
+    path = write_graph(tmp_path / "other", kind="tokens")
     changed = PREPROCESSOR | {"image_mean": [0.1, 0.2, 0.3]}
-    path = write_graph(named / "other", kind="tokens")
-    (named / "other" / "preprocessor_config.json").write_text(json.dumps(changed))
-    write_model(named / "model-2", open_encoder(f"onnx:{path}"))
-    assert "another model" in refused("index", *files, "--out", named / "index", "-c", named / "model-2")
+    (tmp_path / "other" / "preprocessor_config.json").write_text(json.dumps(changed))
+    write_model(tmp_path / "model", open_encoder(f"onnx:{path}"))
+    assert "another model" in refused("index", *files, "--out", tmp_path / "index", "-c", tmp_path / "model")

@@ -1,6 +1,7 @@
 """A model that takes features of a frozen encoder, exported: one folder that needs neither timm nor PyTorch."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -96,8 +97,7 @@ def test_precision_of_the_encoder_follows_its_tokens(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     write_model(tmp_path / "model", write_large_graph(tmp_path / "elsewhere", "products"))
     line = write_onnx(tmp_path / "model", tmp_path / "out", "int8", PICTURES)
-    assert "a graph of 0.3 MB in int8; cosine with fp32 at least 0.9" in line
-    assert "over 4 images" in line
+    assert re.search(r"a graph of 0\.[34] MB in int8; cosine with fp32 at least 0\.9\d+ over 4 images$", line), line
     assert json.loads((tmp_path / "out" / "frozen.json").read_text())["precision"] == "int8"
     found = grr_coca_load(tmp_path / "out").embed_images(images(tmp_path))
     expected = grr_coca_load(tmp_path / "model", "torch").embed_images(images(tmp_path))

@@ -125,7 +125,7 @@ def test_page_serves_captions_and_pictures_of_slides(grr_coca, place):
     with serving(location) as client:
         found = client.post("/search", {"texts": ["necrosis liver"], "limit": NUM_NEW}).json()["hits"]
         assert {"necrosis", "liver"} & set(found[0]["caption"].split())
-        first = next(hit for hit in found if hit["path"].endswith(f"s{NUM_PAIRS}.svs"))
+        first = next(hit for hit in found if hit["name"].endswith(f"s{NUM_PAIRS}.svs"))
         shown = [client.get(f"/image/{hit['id']}") for hit in (first, next(hit for hit in found if hit != first))]
         assert [response.headers.get("x-missing") for response in shown] == [None, "1"]
 

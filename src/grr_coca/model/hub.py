@@ -196,7 +196,8 @@ def model_card(
         )
     try:
         preset, step = str(config["preset"]), int(config["step"])
-        image_size = int(config["model"]["image_encoder"]["image_size"])
+        own = config["model"]["image_encoder"]
+        image_size = int(own["image_size"] if own else config["encoder"]["preprocess"]["image_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.json'}: not a checkpoint's config: {error} is missing or invalid"

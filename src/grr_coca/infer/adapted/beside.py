@@ -26,6 +26,7 @@ from grr_coca.infer.adapted.adaptation import read_adapted_header
 from grr_coca.infer.adapted.descriptors import unit
 from grr_coca.infer.encoder import (
     GIVEN,
+    GivenEncoder,
     VisionEncoder,
     feature_preprocess,
     framed,

@@ -25,6 +25,8 @@ _NEAREST = {"picture": 40, "name_shown": 30, "shown_name": 20, "names": 20}
 """Number of candidates per cosine."""
 _BACKGROUND = 4096
 """Number of target images that a candidate must stand out from."""
+_FEW = 0.25
+"""If a smaller share of the target images are candidates, only these are compared with the source."""
 _NUMBER = re.compile(r"\d+")
 _PRODUCTS = 2**24
 """Maximum number of cosines in memory."""
@@ -165,7 +167,7 @@ class Pairs:
         self._background = slice(None, None, step)
         self._things = {thing: number for number, thing in enumerate(dict.fromkeys(source.things))}
         self._thing_of = np.array([self._things[thing] for thing in source.things], np.int64)
-        self._rivals = self._best_things() if numbers.weights.get("taken") else None
+        self._rivals: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._by_word: dict[str, list[int]] = {}
         if self._uses_names:
             require_extra("icons", "comparing names", unneeded=("resvg_py", "fontTools", "brotli"))
@@ -245,19 +247,20 @@ class Pairs:
         name = self._source.names[row]
         return PictureMatch(name=name, place=row, candidates=candidates if is_likely else (), nearest=candidates)
 
-    def _best_things(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the nearest source concept of each target image, its cosine, and that of the second concept."""
+    def _best_things(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the nearest source concept of some target images, its cosine, and that of the second concept."""
+        vectors = self._target.vectors[columns]
         order = np.argsort(self._thing_of, kind="stable")
-        first = np.full(len(self._target), -1)
-        best = np.full(len(self._target), -1.0, np.float32)
+        first = np.full(len(vectors), -1)
+        best = np.full(len(vectors), -1.0, np.float32)
         second = best.copy()
         starts = np.flatnonzero(np.r_[True, np.diff(self._thing_of[order]) > 0])
         ends = np.r_[starts[1:], len(order)]
-        size = max(1, _PRODUCTS // len(self._target))
+        size = max(1, _PRODUCTS // max(1, len(vectors)))
         for begin in range(0, len(starts), size):
             part = slice(begin, begin + size)
             rows = order[starts[begin] : ends[part][-1]]
-            cosines = self._source.vectors[rows] @ self._target.vectors.T
+            cosines = self._source.vectors[rows] @ vectors.T
             of_things = np.maximum.reduceat(cosines, starts[part] - starts[begin], axis=0)
             top = of_things.argmax(axis=0)
             highest = np.take_along_axis(of_things, top[None], axis=0)[0]
@@ -310,10 +313,16 @@ class Pairs:
         return (cosines[rows, columns] - middle[rows]) / deviation[rows] / _DEVIATION
 
     def _taken(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-        if self._rivals is None:
+        if not self._numbers.weights.get("taken"):
             return np.zeros(len(rows))
-        first, best, second = self._rivals
-        rival = np.where(first[columns] == self._thing_of[rows], second[columns], best[columns])
+        asked, places = np.unique(columns, return_inverse=True)
+        if self._rivals is None and len(asked) < _FEW * len(self._target):
+            first, best, second = self._best_things(asked)
+        else:
+            if self._rivals is None:
+                self._rivals = self._best_things(np.arange(len(self._target)))
+            (first, best, second), places = self._rivals, columns
+        rival = np.where(first[places] == self._thing_of[rows], second[places], best[places])
         return np.minimum(0, cosines - rival)
 
     def _written(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:

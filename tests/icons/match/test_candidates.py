@@ -84,6 +84,22 @@ def test_the_nearest_picture_comes_first_whatever_it_is_called(random):
     assert all(match.best.probability is None for match in matches), "nothing was fitted"
 
 
+@pytest.mark.parametrize("has_names", [True, False])
+def test_an_icon_has_the_same_matches_by_itself_as_with_all(random, has_names):
+    """By itself, only its candidates are compared with the other icons of its set."""
+    pictures = random.normal(size=(900, WIDTH))
+    source = gallery("one", [f"a{n}" for n in range(60)], pictures[:60], has_names=has_names)
+    target = gallery("two", [f"b{n}" for n in range(900)], pictures + 0.5 * random.normal(size=(900, WIDTH)))
+    numbers = Numbers(weights={"picture": 1.0, "taken": 0.5, "spelling": 0.1}, seen=CURVE, unseen=CURVE)
+    every = match_pictures(source, target, numbers)
+    for row in (0, 17, 59):
+        [found] = match_pictures(source, target, numbers, places=[row])
+        assert [one.name for one in found.nearest] == [one.name for one in every[row].nearest]
+        scores = [one.score for one in found.nearest]
+        assert scores == pytest.approx([one.score for one in every[row].nearest], abs=2e-4)
+    assert match_pictures(source, target, numbers, places=[]) == []
+
+
 def test_the_right_number_comes_before_others_of_its_series(random):
     """Pictures of digits look alike: `h-2` is `heading-2`, even if `heading-3` looks more like it."""
     pictures = random.normal(size=(4, WIDTH))

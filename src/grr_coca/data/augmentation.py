@@ -90,13 +90,14 @@ class Paint:
 class Change:
     """A change of one image.
 
+    Before the colours, in this order: `paint` is applied, the image is set into `shape`, scaled down to `side` pixels,
+    and stored as a JPEG of `quality` in that size. None skips a step.
+
     Attributes:
         inverse: Maps a pixel of the changed image to its position in the original, in coordinates -1 … 1
             (`affine_grid`).
         colour: Matrix by which colours are multiplied.
-            offset: Added to colours afterwards. Before the colours, in this order: `paint` is applied, the image is set
-                into `shape`, scaled down to `side` pixels, and stored as a JPEG of `quality` in that size. None skips a
-                step.
+        offset: Added to colours afterwards.
     """
 
     inverse: Float[np.ndarray, "2 3"]

@@ -1,1 +1,1 @@
-"""Image encoders of others: those of timm, of transformers, and ONNX graphs."""
+"""External image encoders: timm, transformers, and ONNX graphs."""

@@ -19,7 +19,7 @@ def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
 
     Args:
         path: `preprocessor_config.json`.
-        size: Image size in place of that of the file; None: that of the file.
+        size: Image size that overrides the file's; None: the file's size.
 
     Raises:
         UserError: If the file is missing or corrupt, or does not make squares.

@@ -242,15 +242,15 @@ class TwoStepCrossBlock(nn.Module):
         layout: Layout,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Run the block. The context must be normalized already; `mask`: its tokens that count."""
+        """Run the block. The context must already be normalized. `mask`: Its valid tokens."""
         x = self.block(x, layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
 class AffineCrossAttention(CrossAttention):
-    """Cross-attention that scales and shifts its context before the projection. The context must be normalized
-    already."""
+    """Cross-attention that scales and shifts its context before the projection. The context must already be
+    normalized."""
 
     def __init__(self, embed_dim: int, context_dim: int, num_heads: int, *, bias: bool = False) -> None:
         super().__init__(embed_dim, context_dim, num_heads, bias=bias)
@@ -268,7 +268,7 @@ class AffineCrossAttention(CrossAttention):
 
 
 class ChannelAffine(nn.Module):
-    """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are normalized already."""
+    """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are already normalized."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class Field:
 
     @property
     def key(self) -> str:
-        """Its name in stores."""
+        """Name of the field in stores."""
         return self.stored_as or self.name
 
 

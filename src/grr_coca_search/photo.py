@@ -150,7 +150,7 @@ def _exif_time(value: object) -> str | None:
 
 
 def _camera(make: object, model: object) -> str | None:
-    """Return maker and model, such as `FUJIFILM X100V`. Many models begin with the maker already."""
+    """Return maker and model, such as `FUJIFILM X100V`. Many model names already start with the maker."""
     made_by, name = _text(make), _text(model)
     if not made_by or not name:
         return name or made_by

@@ -267,7 +267,7 @@ class Ranking:
         groups: Each image, followed by its near-duplicates.
         scores: Cosines of the images with the query, N.
         best: Embedding of the first image.
-        vector: That of the query.
+        vector: Embedding of the query.
         asked: Embeddings of the texts of the query, or else of the captions of its images.
         words: See `Query.asked_words`.
         sample, others: Embeddings of images and captions of the library.

@@ -39,7 +39,7 @@ class ImageState(NamedTuple):
     Attributes:
         digest: Of its bytes, empty if it could not be read.
         fields: The columns of its table.
-        sidecars: That of its `Photo`, None if that was not read yet.
+        sidecars: State of the sidecars of its `Photo`; None if not read yet.
     """
 
     stamp: Stamp

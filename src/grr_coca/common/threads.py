@@ -40,10 +40,7 @@ def num_threads() -> int:
 
 
 def _container_limit(groups: Path) -> float | None:
-    """Return a container's limit of cores (`docker run --cpus`), by control groups (version 1 or 2).
-
-    None without a limit.
-    """
+    """Return a container's core limit (`docker run --cpus`) from control groups v1 or v2, or None without a limit."""
     try:
         if (groups / "cpu.max").exists():
             quota, period = (groups / "cpu.max").read_text().split()

@@ -453,7 +453,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=8)  # key and transform contain the profile: at most 64 MB in total
 def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
-    """Return the conversion of a profile to sRGB, or None if it is sRGB already.
+    """Return the conversion of a profile to sRGB, or None if it is already sRGB.
 
     Raises:
         PyCMSError: If the profile is corrupt, or is not of this mode.

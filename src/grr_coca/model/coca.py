@@ -98,7 +98,7 @@ class ImageEncoder(nn.Module):
 
 class FeatureEncoder(nn.Module):
     """Tokens of a frozen encoder of others, its features, to image tokens: each channel standardized, a linear map,
-    blocks, final norm. The features have their positions already.
+    blocks, final norm. The features already include positions.
 
     `mean`, `deviation`: of each channel over training images (`standardize`).
     """

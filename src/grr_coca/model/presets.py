@@ -326,7 +326,7 @@ def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
 
 
 def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str | Size) -> CoCaConfig:
-    """Return the config whose captions attend to the captioning pooler (the same number of queries as the size has) or
+    """Return the config whose captions attend to the captioning pooler, with the size's number of queries, or
     to the patch tokens.
     """
     num_queries = size_of(size).num_queries if captions_from == "queries" else None

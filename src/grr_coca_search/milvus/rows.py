@@ -96,7 +96,7 @@ _BACK = {moved: code for code, moved in _MOVED.items()}
 
 
 def as_utf8(text: str) -> str:
-    """Convert a text to valid UTF-8. `from_utf8` restores it, if it is a file name or valid already."""
+    """Convert a text to valid UTF-8. `from_utf8` restores it, if it is a file name or already valid."""
     if text.isascii():
         return text
     return text.translate(_MOVED).encode("utf-8", "backslashreplace").decode()

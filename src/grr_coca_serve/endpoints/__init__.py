@@ -7,5 +7,5 @@ from fastapi import APIRouter
 
 
 def all_routers() -> list[APIRouter]:
-    """Return the routers of all files here."""
+    """Return the routers of all endpoint modules."""
     return [import_module(f"{__name__}.{module.name}").router for module in iter_modules(__path__)]

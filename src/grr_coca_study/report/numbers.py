@@ -74,11 +74,11 @@ class EndpointResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict.
+        """The verdict on an effect.
 
         Better or worse: the t test passes Holm's correction and, if the settings were chosen with these seeds, the
         interval with the choice drawn excludes zero. Secondary endpoints, which the correction does not cover, are
-        never called so. Equal: neither, with seeds enough for a verdict, and all intervals lie within ± 2 %. Nothing to
+        never called so. Equal: neither, with enough seeds for a verdict, and all intervals are within ± 2 %. Nothing to
         compare: no seed has both values. Undecided: none of these.
         """
         if self.effect is None:

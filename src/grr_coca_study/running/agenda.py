@@ -265,7 +265,7 @@ class Agenda:
         return self._rows.get((task.arm, task.seed, task.stage, task.recipe_digest))
 
     def _new_task(self, name: str, seed: int, stage: str, point: int, start_point: int | None) -> Task:
-        """Return the task of an arm at a point, given by its index; `start_point`: that of its pretraining."""
+        """Return the task of an arm at a point, given by its index. `start_point`: Point of its pretraining."""
         plan, arm, is_trial = self._plan, arm_named(self._plan, name), seed in self._trial_seeds
         start = None if start_point is None else self._task(name, seed, self._stages[0], start_point, None)
         settings = points_of(plan, arm, stage)[point]

@@ -73,8 +73,8 @@ def with_features(
     Args:
         source: All pairs of a source.
         folders: Folders with features, each of another source.
-        info: The frozen encoder; None: that of the first folder.
-        keep: The features that the model takes; None: those of the first folder.
+        info: The frozen encoder; None: the encoder of the first folder.
+        keep: The features that the model uses; None: those in the first folder.
 
     Raises:
         UserError: If no folder has features of these images, or they are of another encoder or preprocessing.

@@ -123,7 +123,7 @@ class EngineOfSquares(WrappedEngine):
 
     @property
     def workers(self) -> int:
-        """One: the encoder computes a batch on all cores."""
+        """Number of workers: 1, as the encoder uses all cores for a batch."""
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:

@@ -64,7 +64,7 @@ class FrozenEngine(WrappedEngine):
 
     @property
     def workers(self) -> int:
-        """One: the encoder computes a batch on all cores."""
+        """Number of workers: 1, as the encoder uses all cores for a batch."""
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B F F 3"]) -> EncodedImages:
@@ -109,7 +109,7 @@ def with_frozen_encoder(
 
     Args:
         files: Files of the model, or its checkpoint.
-        base: Its engine; None: that of its checkpoint.
+        base: Engine of the model; None: the checkpoint's engine.
         folder: Folder of the model, which may have the encoder as a graph; None: it is opened by its name.
 
     Raises:

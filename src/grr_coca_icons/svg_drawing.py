@@ -61,7 +61,7 @@ def _drawn(data: bytes, name: str, side: int) -> Image.Image:
     try:
         svg = data.removeprefix(codecs.BOM_UTF8).decode()
         if _FILE_TAGS.search(svg):
-            raise ValueError("it contains another image file; give that one")
+            raise ValueError("it contains another image file; use that file")
         png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
         drawn = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
     except MemoryError:

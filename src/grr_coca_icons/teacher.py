@@ -32,7 +32,7 @@ from grr_coca.model.checkpoint import load_tensors, save_tensors
 
 CAPTIONS, EMBEDDINGS = "captions.txt", "embeddings.safetensors"
 _CAPTIONS_TENSOR = "captions"
-_AGAIN = "write the folder anew with `python scripts/text_teacher.py RECIPE`"
+_AGAIN = "write the folder again with `python scripts/text_teacher.py RECIPE`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,9 @@ class Teacher:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise UserError(f"{folder}: teacher: no such folder; `python scripts/text_teacher.py RECIPE` writes it")
+            raise UserError(
+                f"{folder}: teacher: folder not found; create it with `python scripts/text_teacher.py RECIPE`"
+            )
         verify_folder(folder)
         captions = _lines(folder / CAPTIONS)
         embeddings = _read_embeddings(folder / EMBEDDINGS, len(captions))
@@ -80,8 +82,8 @@ class Teacher:
         unknown = [captions[number] for number in np.flatnonzero(~is_known)]
         if unknown:
             raise UserError(
-                f"{self.folder}: teacher: it has no embedding of {len(unknown):,} of the {len(captions):,} training "
-                f"captions, such as {unknown[0]!r}; it was written for other pairs; write one for these with "
+                f"{self.folder}: teacher: embeddings are missing for {len(unknown):,} of the {len(captions):,} "
+                f"training captions, such as {unknown[0]!r}; it belongs to other pairs; create one for these with "
                 "`python scripts/text_teacher.py RECIPE`"
             )
 
@@ -94,7 +96,7 @@ class Teacher:
         places, is_known = self._find(batch.caption_ids.numpy())
         if not is_known.all():
             raise UserError(
-                f"{self.folder}: teacher: it has no embedding of a training caption; the pairs have changed"
+                f"{self.folder}: teacher: the embedding of a training caption is missing; the pairs have changed"
             )
         return replace(batch, teacher=self.embeddings[self.rows[places]].float())
 
@@ -152,7 +154,7 @@ def _read_embeddings(path: Path, num_captions: int) -> Float[Tensor, "N K"]:
     if found is None or found.ndim != 2:
         raise UserError(f"{path}: has no matrix '{_CAPTIONS_TENSOR}'; {_AGAIN}")
     if len(found) != num_captions:
-        raise UserError(f"{path}: has {len(found):,} embeddings, and {CAPTIONS} has {num_captions:,} lines; {_AGAIN}")
+        raise UserError(f"{path}: has {len(found):,} embeddings, but {CAPTIONS} has {num_captions:,} lines; {_AGAIN}")
     lengths = torch.linalg.vector_norm(found, dim=1, dtype=torch.float32)
     if not ((lengths - 1).abs() < 0.01).all():  # also for NaN
         raise UserError(f"{path}: an embedding is not of unit length; {_AGAIN}")

@@ -75,7 +75,7 @@ def _additional(names: Sequence[str]) -> list[Endpoints]:
         known = others("grr_coca.endpoints")
         if name not in known:
             raise UserError(
-                f"--plugin {name}: no installed distribution has endpoints of this name; {suggest_name(name, known)}"
+                f"--plugin {name}: no installed distribution has endpoints with this name; {suggest_name(name, known)}"
             )
         found.append(known[name])
     return found

@@ -60,7 +60,7 @@ class Explainer:
         """
         self.require()
         if self._waiting >= _MAX_WAITING:
-            raise Refusal(429, "too many pictures wait for heat maps; try again in a moment", retry_after=2)
+            raise Refusal(429, "too many images are waiting for heat maps; try again in a moment", retry_after=2)
         self._waiting += 1
         try:
             return await self._thread.do(self._explained, data)
@@ -74,7 +74,7 @@ class Explainer:
             try:
                 self._model = self._load()
             except UserError as error:  # such as a model in int8
-                raise Refusal(501, f"no heat maps of this model: {error}") from error
+                raise Refusal(501, f"heat maps are unavailable for this model: {error}") from error
         checkpoint = self._model.checkpoint
         image = self._reader.decoded(data, checkpoint.preprocess)
         (described,) = self._model.describe_many([image])

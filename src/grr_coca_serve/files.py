@@ -80,7 +80,9 @@ class PictureFiles:
         """
         content = await self._in_time(self._workers.put(self._read, entry))
         if content is None:
-            raise Refusal(504, f"the file of this picture has not answered for {_SECONDS:g} s; its drive may hang")
+            raise Refusal(
+                504, f"the file of this image could not be read within {_SECONDS:g} s; its drive may be stalled"
+            )
         return content
 
     def read_now(self, entry: "Entry") -> bytes:
@@ -96,7 +98,7 @@ class PictureFiles:
             raise UserError(refusal.message) from refusal
         except TimeoutError as error:
             reading.cancel()
-            raise UserError(f"the file of this picture has not answered for {_SECONDS:g} s") from error
+            raise UserError(f"the file of this image could not be read within {_SECONDS:g} s") from error
 
     def decode(self, data: bytes, name: str, side: int) -> Image.Image:
         """Return an image with sides of at most `side` pixels. Must not be called from the event-loop thread.
@@ -175,7 +177,7 @@ class PictureFiles:
 
     def _read(self, entry: "Entry") -> bytes:
         if not self._is_shown(entry.file):
-            raise Refusal(403, "this server does not show pictures outside of the folders given by --pictures")
+            raise Refusal(403, "this server shows only images in the folders of --pictures")
         return entry.span.read()
 
     def _read_drawings(self, entries: "Sequence[Entry]", found: dict[str, str]) -> None:

@@ -76,7 +76,7 @@ class Key:
     def __init__(self, key: str) -> None:
         written = key.strip().encode("utf-8", "surrogateescape")
         if not written:
-            raise UserError(f"{KEY_VARIABLE} is empty, which would let everybody in; give it a key, or unset it")
+            raise UserError(f"{KEY_VARIABLE} is empty, which would admit everyone; set it to a key, or unset it")
         if any(byte < 32 or byte == 127 for byte in written):
             raise UserError(f"{KEY_VARIABLE} has a line end or control character, which no request can send")
         if len(written) > MAX_KEY_LENGTH:
@@ -210,11 +210,11 @@ class Guard:
                 # Otherwise a web page could read the index by DNS rebinding.
                 raise Refusal(
                     403,
-                    "this server answers under the names localhost and 127.0.0.1 alone; to open it to others, start it "
+                    "this server accepts only the hosts localhost and 127.0.0.1; to allow others, start it "
                     f"with a key in {KEY_VARIABLE}",
                 )
         elif not (path in self._public or self._key.is_with(headers)):
-            raise Refusal(401, f"this server asks for a key: send 'Authorization: Bearer KEY' ({KEY_VARIABLE})")
+            raise Refusal(401, f"this server requires a key: send 'Authorization: Bearer KEY' ({KEY_VARIABLE})")
 
     # --- The body
 
@@ -357,8 +357,8 @@ def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
     if not is_own:
         raise Refusal(
             403,
-            "a page of another site asked for this, in a browser; open the page of this server instead. A proxy must "
-            "pass the header Host on as it came",
+            "a page of another site sent this request in a browser; open the page of this server instead. A proxy must "
+            "forward the header Host unchanged",
         )
 
 

@@ -50,7 +50,7 @@ def fetch_archive(
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"npm is not installed, and it fetches {package}; {by_hand}")
+        raise UserError(f"npm is not installed, but {package} is downloaded by npm; {by_hand}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes in pieces
@@ -62,7 +62,7 @@ def fetch_archive(
             written = sorted(Path(arriving).glob("*.tgz"))
             if said.returncode or len(written) != 1:
                 told = f"{said.stderr}\n{said.stdout}"
-                first = next((line.strip() for line in told.splitlines() if line.strip()), "it gives no reason")
+                first = next((line.strip() for line in told.splitlines() if line.strip()), "no reason given")
                 raise UserError(reason(told) or f"npm pack {package} failed ({escape_control_chars(first)}); {by_hand}")
             check(written[0])
             with written[0].open("rb") as opened:

@@ -49,11 +49,11 @@ def from_data_uri(text: str, param: str) -> bytes:
         Refusal: If it is not a data URI of an image; `param` names its key.
     """
     if _REMOTE.match(text):
-        message = "remote addresses are never fetched; send the picture itself, as data:image/png;base64,…"
+        message = "URLs are never fetched; send the image itself, as data:image/png;base64,…"
         raise Refusal(400, f"{param}: {message}", param=param)
     head = _DATA_URI.match(text[:200])
     if head is None:
-        raise Refusal(400, f"{param}: not a picture; send it as data:image/png;base64,…", param=param)
+        raise Refusal(400, f"{param}: not an image; send it as data:image/png;base64,…", param=param)
     try:
         return base64.b64decode(text[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
@@ -79,7 +79,7 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
         content = _json(await request.body())
         written = content.pop("image", "")
         if not isinstance(written, str):
-            raise Refusal(422, "image: not a text; send data:image/png;base64,…", param="image")
+            raise Refusal(422, "image: must be a text; send data:image/png;base64,…", param="image")
         picture = from_data_uri(written, "image") if written else b""
         given |= content
     elif kind == "multipart/form-data":
@@ -92,7 +92,7 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
                 if isinstance(value, UploadFile) and name == "image":
                     picture = await value.read()
                 elif isinstance(value, UploadFile):
-                    raise Refusal(422, f"the form has a file '{name}'; call it 'image'", param=name)
+                    raise Refusal(422, f"the form has a file '{name}'; rename it to 'image'", param=name)
                 else:
                     _add(given, name, value, model)
         finally:
@@ -126,7 +126,7 @@ def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> Refusal:
     place = ".".join(str(part) for part in first["loc"] if not _is_name_of_type(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = f"there is no such key; {suggest_name(place, names)}" if names else "there is no such key"
+        message = f"unknown key; {suggest_name(place, names)}" if names else "unknown key"
     return Refusal(422, f"{place}: {message}" if place else message, param=place or None)
 
 
@@ -148,7 +148,7 @@ def _add(given: dict[str, Any], name: str, value: str, model: type[BaseModel]) -
     if field is not None and "list" in str(field.annotation):
         given.setdefault(name, []).append(value)
     elif name in given:
-        raise Refusal(422, f"{name}: given twice", param=name)
+        raise Refusal(422, f"{name}: duplicate", param=name)
     else:
         given[name] = value
 
@@ -233,4 +233,4 @@ class PictureReader:
 
 def _require_picture(data: bytes) -> None:
     if not data:
-        raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")
+        raise Refusal(422, "no image sent; send its bytes as the body, or as the part 'image' of a form")

@@ -162,7 +162,7 @@ class ModelQueue:
             seconds = max(1, math.ceil(wait))
             raise Refusal(
                 429,
-                f"too many requests at once: {self.in_use} are waiting, of {self.capacity} that may, for about "
+                f"too many requests: {self.in_use} are waiting (limit {self.capacity}), for about "
                 f"{seconds} s; try again in {seconds} s",
                 retry_after=seconds,
             )

@@ -80,7 +80,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, MemoryError):
         return Refusal(503, "the server is out of memory; try again in a moment", retry_after=5)
     log.error("a request failed", exc_info=error)
-    return Refusal(500, "the server failed on this request; its log says why")
+    return Refusal(500, "the server failed on this request; see its log for the reason")
 
 
 def json_bytes(content: object) -> bytes:

@@ -101,11 +101,11 @@ class Facet(BaseModel):
 _MEANINGS = {
     400: "The request is invalid",
     401: "The key is missing or wrong",
-    403: "The name of the host, the site that asks, or the place of the picture is not allowed",
-    404: "There is no such thing",
-    408: "The body came too slowly",
+    403: "The host, the requesting site or the location of the image is not allowed",
+    404: "Not found",
+    408: "The body was sent too slowly",
     413: "Too many bytes or pixels",
-    415: "Not a picture that can be read",
+    415: "Not a readable image",
     422: "A key or value is invalid",
     429: "Too many requests; `Retry-After` says when to try again",
     501: "PyTorch is not installed",
@@ -136,7 +136,7 @@ def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> di
     options, required = schema["properties"], schema.get("required", [])
     parts = {
         "multipart/form-data": {"type": "string", "format": "binary"},
-        "application/json": {"type": "string", "description": "the picture, as `data:image/…;base64,…`"},
+        "application/json": {"type": "string", "description": "the image, as `data:image/…;base64,…`"},
     }
     content: dict[str, Any] = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
     for kind, image in parts.items():
@@ -150,7 +150,7 @@ def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> di
     return {
         "parameters": parameters,
         "requestBody": {
-            "description": f"The picture, or a form or JSON with it and options.{needed}",
+            "description": f"The image, or a form or JSON with it and options.{needed}",
             "content": content,
         },
     }

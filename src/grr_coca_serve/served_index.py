@@ -67,7 +67,7 @@ def draw_of(identity: str) -> int:
 
 
 def _unknown() -> Refusal:
-    return Refusal(404, "the index has no picture with this id")
+    return Refusal(404, "the index has no image with this id")
 
 
 def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class ServedIndex:
             tree, known = parse_filter(where, columns), facet_fields(columns)
             for field in fields:
                 if field not in known:
-                    raise UserError(f"field: images cannot be filtered by '{field}'; {suggest_name(field, known)}")
+                    raise UserError(f"unknown field '{field}'; {suggest_name(field, known)}")
             key = (self._open.revision(store), where, tuple(fields))
             return self._counted.made(key, lambda: counts(store, fields or known, tree))
 
@@ -344,12 +344,12 @@ class _OpenStore:
         try:
             yield self._current()
         except KeyError as error:  # an image was removed between two reads
-            raise Refusal(503, "the index changed meanwhile; try again", retry_after=1) from error
+            raise Refusal(503, "the index changed during this request; try again", retry_after=1) from error
         except UserError as error:
             if error.__cause__ is None and not isinstance(error, DamagedError):
                 raise
-            self.close()  # it is opened again: somebody may have put it in order
-            raise Refusal(503, f"the index cannot be read now: {error}", retry_after=5) from error
+            self.close()  # it is reopened, since it may have been repaired
+            raise Refusal(503, f"the index cannot be read: {error}", retry_after=5) from error
 
     def _current(self) -> Store:
         with self._lock:
@@ -361,7 +361,7 @@ class _OpenStore:
                     self._store = self._opened()
                     self._num_opened += 1
                 except UserError as error:
-                    raise Refusal(503, f"there is no index now: {error}", retry_after=5) from error
+                    raise Refusal(503, f"the index is unavailable: {error}", retry_after=5) from error
             return self._store
 
     def _opened(self) -> Store:
@@ -373,7 +373,7 @@ class _OpenStore:
         store = open_store(self._location)
         if store.header.fingerprint != self._fingerprint:
             store.close()
-            raise UserError(f"{self._location}: an index of the model '{store.header.model}', which is not served here")
+            raise UserError(f"{self._location}: belongs to the model '{store.header.model}', not to the server's model")
         return store
 
     def close(self) -> None:

@@ -97,10 +97,10 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        hint = "; another server may run there: give another --port" if "use" in str(reason) else ""
-        raise UserError(f"{host}:{port}: cannot listen there ({reason}){hint}") from error
-    # An answer is written in two parts, and the system would keep the second until the client has confirmed the first:
-    # 40 ms on a connection that is kept. Connections take this setting on.
+        hint = "; another server may use it: pass another --port" if "use" in str(reason) else ""
+        raise UserError(f"{host}:{port}: cannot listen ({reason}){hint}") from error
+    # An answer is written in two parts, and the system would delay the second until the client has confirmed the first:
+    # 40 ms on a persistent connection. Connections inherit this setting.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
@@ -134,11 +134,11 @@ def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
 def _shown(folders: Sequence[Path], was_imported: bool) -> str:
     """Return a note on the images that are shown, or an empty text if all are."""
     if folders:
-        return f"pictures are shown from {', '.join(map(str, folders))} alone"
+        return f"only images in {', '.join(map(str, folders))} are shown"
     if was_imported:
         return (
-            "no pictures are shown: this index was made of a file from elsewhere, which may name any file of this "
-            "machine; give their folder by --pictures DIR"
+            "no images are shown: this index was imported from a file, which may name any file of this "
+            "machine; pass their folder as --pictures DIR"
         )
     return ""
 
@@ -177,7 +177,7 @@ class RunningServer:
             file = model.folder / "config.json"
             curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
             files = PictureFiles(options.pictures if options.pictures or was_imported else None)
-            metrics.show("grr_coca_late_files", "Files of pictures that do not answer", lambda: files.num_late)
+            metrics.show("grr_coca_late_files", "Image files that are stalled", lambda: files.num_late)
             index = ServedIndex(options.index, model, queue, files, curve=curve)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
@@ -194,8 +194,8 @@ class RunningServer:
             counting=DaemonThreads(1, "facets"),
             grouping=DaemonThreads(1, "duplicates"),
         )
-        metrics.show("grr_coca_queue_requests", "Requests that wait or are worked on", lambda: queue.in_use)
-        metrics.show("grr_coca_queue_capacity", "Requests that may wait", lambda: queue.capacity)
+        metrics.show("grr_coca_queue_requests", "Waiting and active requests", lambda: queue.in_use)
+        metrics.show("grr_coca_queue_capacity", "Maximum number of waiting requests", lambda: queue.capacity)
         metrics.show("grr_coca_max_batch", "The largest batch", lambda: queue.max_batch)
         self._shown = _shown(options.pictures, was_imported)
         self._is_local = is_loopback(self._listening.getsockname()[0])
@@ -238,7 +238,7 @@ class RunningServer:
         service.queue.start()
         self._say(f"serving {self._what()} at {self.address} (Ctrl-C stops)")
         if not self._is_local and service.key is None:
-            self._say(f"anyone who can reach this machine can use it; set {KEY_VARIABLE} to ask for a key")
+            self._say(f"anyone who can reach this machine can use it; set {KEY_VARIABLE} to require a key")
         if self._shown:
             self._say(self._shown)
         if self._opens:

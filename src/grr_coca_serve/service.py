@@ -61,7 +61,7 @@ class Service:
             Refusal: If the server has none.
         """
         if self.index is None:
-            raise Refusal(404, "this server has no index; start it with one: grr-coca serve INDEX")
+            raise Refusal(404, "this server has no index; start it with grr-coca serve INDEX")
         return self.index
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:

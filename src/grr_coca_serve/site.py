@@ -127,8 +127,8 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
         fetch_archive(f"{RUNTIME.name}@{RUNTIME.version}", path.parent, _by_hand())
     content = read_file_bytes(path)
     if hashlib.sha256(content).hexdigest() != RUNTIME.sha256:
-        again = "delete it, and it is fetched again" if given is None else _by_hand()
-        raise UserError(f"{path}: not {RUNTIME.archive}, or damaged: its SHA-256 is not {RUNTIME.sha256}; {again}")
+        again = "delete it to download it again" if given is None else _by_hand()
+        raise UserError(f"{path}: not {RUNTIME.archive}, or corrupt: its SHA-256 is not {RUNTIME.sha256}; {again}")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         members = {ours: archive.extractfile(f"package/dist/{theirs}") for theirs, ours in _RUNTIME_FILES.items()}
         files = {name: member.read() for name, member in members.items() if member is not None}
@@ -137,8 +137,8 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
 
 def _by_hand() -> str:
     return (
-        f"where there is a network, run `npm pack {RUNTIME.name}@{RUNTIME.version}`, and give the file "
-        f"{RUNTIME.archive} by --runtime"
+        f"on a machine with a network, run `npm pack {RUNTIME.name}@{RUNTIME.version}`, and pass the file "
+        f"{RUNTIME.archive} to --runtime"
     )
 
 
@@ -186,7 +186,7 @@ def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
         everything = list(store.everything())
         groups = duplicate_groups(store)
     if not everything:
-        raise UserError(f"{store.location}: has no images; add some: grr-coca index IMAGES… --out {store.location}")
+        raise UserError(f"{store.location}: has no images; add some with grr-coca index IMAGES… --out {store.location}")
     everything.sort(key=lambda pair: pair[0].name)
     everything.sort(key=lambda pair: pair[0].date, reverse=True)
     entries = [_without_private(entry) for entry, _ in everything]
@@ -386,7 +386,7 @@ def graphs_of(checkpoint: Path) -> Iterator[Path]:
     if has_graphs(checkpoint):
         yield checkpoint
         return
-    require_extra("export", f"{checkpoint}: a checkpoint without graphs, and exporting it to ONNX")
+    require_extra("export", f"{checkpoint}: a checkpoint without graphs; exporting it to ONNX")
     from grr_coca.infer.export.write import write_onnx  # late: imports torch
 
     with TemporaryDirectory() as folder:
@@ -475,14 +475,14 @@ def require_tokenizer(folder: Path) -> None:
     """
     path = folder / "tokenizer.json"
     if problem := _not_in_page(read_json(path)):
-        raise UserError(f"{path}: a page cannot read {problem}; use `serve` or `export onnx` for this model")
+        raise UserError(f"{path}: the page does not support {problem}; use `serve` or `export onnx` for this model")
 
 
 def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
     """Return the part of a `tokenizer.json` that the page does not support, or an empty text."""
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
-        return f"a tokenizer of the kind {model.get('type')}, only byte-level BPE"
+        return f"a tokenizer of type {model.get('type')}, only byte-level BPE"
     for option in _BPE_OPTIONS:
         if model.get(option):
             return f"the tokenizer's option {option}"

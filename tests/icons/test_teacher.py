@@ -73,7 +73,7 @@ def test_each_caption_finds_its_embedding_in_any_case(recipe):
     teacher.require_captions(PairsInMemory(pairs))
     unknown = PairsInMemory([*pairs, with_caption(pairs[0], "of no embedding")])
     with pytest.raises(
-        UserError, match=rf"no embedding of 1 of the {len(captions) + 1} training captions, such as 'of no"
+        UserError, match=rf"embeddings are missing for 1 of the {len(captions) + 1} training captions, such as 'of no"
     ):
         teacher.require_captions(unknown)
 
@@ -84,7 +84,7 @@ def test_a_caption_finds_its_embedding_in_any_form_of_its_accents(tmp_path):
     for known in ([decomposed], ["cafe"]):
         write_teacher(tmp_path / known[0], known, embeddings(known))
     Teacher.read(str(tmp_path / decomposed)).require_captions(pairs)
-    with pytest.raises(UserError, match="no embedding of 1 of the 1"):
+    with pytest.raises(UserError, match="embeddings are missing for 1 of the 1"):
         Teacher.read(str(tmp_path / "cafe")).require_captions(pairs)
 
 
@@ -108,14 +108,14 @@ def test_a_caption_that_came_later_is_told_in_the_step_that_meets_it(recipe):
     teacher = Teacher.read(recipe.teacher.path)
     pairs = PairsInMemory([with_caption(real_pairs(1)[0], "something else")])
     (batch,) = make_loader(PairDataset(pairs, train_bpe(["a cat"], 300), Preprocess(16), 24), EvaluationOrder(1, 1), 0)
-    with pytest.raises(UserError, match="teacher: it has no embedding of a training caption; the pairs have changed"):
+    with pytest.raises(UserError, match="the embedding of a training caption is missing; the pairs have changed"):
         teacher.teach(batch)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(
         UserError,
-        match=rf"{tmp_path}/none: teacher: no such folder; `python scripts/text_teacher\.py RECIPE` writes it",
+        match=rf"{tmp_path}/none: teacher: folder not found; create it with `python scripts/text_teacher\.py RECIPE`",
     ):
         Teacher.read(str(tmp_path / "none"))
 
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_named(recipe, tmp_path, name):
 @pytest.mark.parametrize(
     ("captions", "said"),
     [
-        (embeddings(["a"]), r"has 1 embeddings, and captions\.txt has 2 lines"),
+        (embeddings(["a"]), r"has 1 embeddings, but captions\.txt has 2 lines"),
         (2 * embeddings(["a", "b"]), r"an embedding is not of unit length"),
         (torch.nan * embeddings(["a", "b"]), r"an embedding is not of unit length"),
         (torch.ones(2), r"has no matrix 'captions'"),
@@ -171,7 +171,7 @@ def test_the_words_in_a_folder_of_an_earlier_version_are_not_read(tmp_path):
 def test_a_teacher_of_other_captions_is_refused_before_the_first_step(recipe, tmp_path):
     other = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(30, "health")), steps=4)
     other = replace(other, teacher=recipe.teacher)
-    said = rf"{recipe.teacher.path}: teacher: it has no embedding of \d+ of the \d+ training captions, such as '"
+    said = rf"{recipe.teacher.path}: teacher: embeddings are missing for \d+ of the \d+ training captions, such as '"
     with pytest.raises(UserError, match=said):
         pretrain(other, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))

@@ -150,7 +150,7 @@ def test_labels_and_templates_that_are_short_each_are_refused_if_they_are_long_t
         patches.setattr("grr_coca_serve.service.fill_templates", lambda *_: pytest.fail("filled"))
         answer = served.post("/classify", content)
     assert answer.status == 422
-    assert "95,040,000 characters together (limit 1,000,000)" in answer.reason()
+    assert "95,040,000 characters (limit 1,000,000)" in answer.reason()
     fine = {"image": HEART, "labels": ["cat", "dog"], "templates": ["{} and {}", "a {{}}"]}
     assert served.post("/classify", fine).status == 200
 

@@ -83,7 +83,7 @@ def test_a_drive_that_hangs_keeps_no_caption_and_no_search_waiting(own, hanging)
         wait_until(lambda: client.metric("grr_coca_late_files") >= 4)
         ready = client.get("/ready")
         assert ready.status == 200
-        assert "do not answer" in ready.json()["warnings"][0]
+        assert "are stalled" in ready.json()["warnings"][0]
         hanging.answers.set()
         wait_until(lambda: client.metric("grr_coca_late_files") == 0)
         assert client.get("/ready").json()["warnings"] == []
@@ -110,7 +110,7 @@ def test_a_thread_does_not_wait_for_a_file_that_hangs(own, hanging):
     with grr_coca.Index.open(own / "index") as index:
         entry = next(index.store.everything())[0]
     files = PictureFiles(None)
-    with pytest.raises(UserError, match=r"the file of this picture has not answered for 0\.5 s"):
+    with pytest.raises(UserError, match=r"the file of this image could not be read within 0\.5 s"):
         files.read_now(entry)
     hanging.answers.set()
     files.close()
@@ -121,7 +121,7 @@ def test_a_hanging_file_is_not_explained(own, hanging):
     with serving(own / "index") as client:
         answer = client.post("/explain", {"id": ids(client)["1.png"]})
         assert answer.status == 504
-        assert "drive may hang" in answer.reason()
+        assert "drive may be stalled" in answer.reason()
 
 
 def test_a_server_whose_pictures_are_pipes_answers_captions_and_ends(tmp_path):
@@ -271,7 +271,7 @@ def test_folders_of_pictures_are_kept_to_for_any_index(own):
 
 @pytest.mark.ci
 def test_the_command_line_says_which_pictures_are_shown(own, imported):
-    for arguments, said in (([], "no pictures are shown"), (["--pictures", str(own)], f"shown from {own} alone")):
+    for arguments, said in (([], "no images are shown"), (["--pictures", str(own)], f"only images in {own} are shown")):
         command = [sys.executable, "-m", "grr_coca", "serve", str(imported), "--port", "0", *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             lines = []

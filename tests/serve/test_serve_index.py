@@ -123,7 +123,7 @@ def test_an_image_that_is_removed_between_two_reads_is_503_and_soon_there_again(
         patches.setattr("grr_coca_search.embedded.embedded_store.EmbeddedStore.entries", lambda *_: {}["gone"])
         answer = served.get("/pictures")
     assert (answer.status, answer.headers.get("retry-after")) == (503, "1")
-    assert "the index changed meanwhile; try again" in answer.reason()
+    assert "the index changed during this request; try again" in answer.reason()
     assert served.get("/pictures").status == 200
 
 
@@ -296,7 +296,7 @@ def test_an_index_that_is_deleted_is_503_until_there_is_one_again(own):
         location.rename(away)
         for answer in (client.get("/pictures"), client.post("/search", {"texts": ["a"]}), client.get("/info")):
             assert answer.status == 503
-            assert "no index now" in answer.reason()
+            assert "the index is unavailable" in answer.reason()
             assert answer.headers["retry-after"] == "5"
         assert client.get("/ready").status == 503
         assert client.get("/health").status == 200

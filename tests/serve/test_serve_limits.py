@@ -161,7 +161,7 @@ def test_no_more_are_admitted_than_can_be_answered_in_time(gate):
     with serving(limits=Limits(seconds=2)) as client, waiting(client, gate, 5):
         answer = client.post("/caption", GUITAR)
         assert answer.status == 429
-        assert "5 are waiting, of 64 that may, for about 3 s" in answer.reason()
+        assert "5 are waiting (limit 64), for about 3 s" in answer.reason()
 
 
 def test_what_takes_too_long_is_504_and_costs_nothing_later(gate, monkeypatch):
@@ -305,7 +305,7 @@ def test_a_stream_that_is_dropped_ends_its_request(served):
 
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
-    [(RuntimeError("secret of the server"), 500, "its log says why"), (MemoryError(), 503, "out of memory")],
+    [(RuntimeError("secret of the server"), 500, "see its log for the reason"), (MemoryError(), 503, "out of memory")],
 )
 def test_a_failure_of_the_model_has_no_traceback_and_the_next_one_works(
     served, monkeypatch, caplog, error, status, reason

@@ -110,7 +110,7 @@ def test_a_file_of_a_form_under_another_name_is_refused(served):
     body, headers = form(drawing("guitar"))
     answer = served.post("/caption", body.replace(b'name="image"', b'name="photo"'), headers)
     assert answer.status == 422
-    assert "the form has a file 'photo'; call it 'image'" in answer.reason()
+    assert "the form has a file 'photo'; rename it to 'image'" in answer.reason()
 
 
 def test_options_stand_in_the_query_in_a_form_or_in_json(served, icons):
@@ -160,7 +160,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch
         *_, (_, last), (_, done) = answer.events()
         assert done == "[DONE]"
     assert answer.status == 200
-    assert "its log says why" in last["error"]["message"]
+    assert "see its log for the reason" in last["error"]["message"]
 
 
 def test_beams_are_told_at_the_end_of_a_stream(served, icons):
@@ -209,7 +209,7 @@ def png(size: tuple[int, int]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "status", "reason"),
     [
-        (b"", 422, "there is no picture"),
+        (b"", 422, "no image sent"),
         (b"hello", 415, "not an image"),
         (HEART_BYTES[:100], 415, "truncated"),
         (HEART_BYTES[:33] + b"\0" * 50, 415, "the picture: "),
@@ -232,14 +232,14 @@ def test_what_is_no_picture_is_refused_in_a_sentence(served, path, content, stat
         (b"{", JSON, 422, "not JSON"),
         (b"[" * 100_000, JSON, 422, "nested too deeply"),
         (b"[1]", JSON, 422, "not a JSON object"),
-        (b'{"image": 7}', JSON, 422, "image: not a text"),
+        (b'{"image": 7}', JSON, 422, "image: must be a text"),
         (b'{"image": "https://example.com/a.png"}', JSON, 400, "never fetched"),
         (b'{"image": "file:///etc/passwd"}', JSON, 400, "never fetched"),
-        (b'{"image": "data:text/plain;base64,aGVsbG8="}', JSON, 400, "not a picture"),
+        (b'{"image": "data:text/plain;base64,aGVsbG8="}', JSON, 400, "not an image"),
         (b'{"image": "data:image/png;base64,%%%"}', JSON, 400, "not valid base64"),
         (b'{"image": "' + HEART.encode() + b'", "prompt": "\\ud83d"}', JSON, 422, "prompt: "),
         (b'{"image": "' + HEART.encode() + b'", "seed": 1e999}', JSON, 422, "seed"),
-        (b"--b\r\n", {"Content-Type": "multipart/form-data; boundary=b"}, 422, "there is no picture"),
+        (b"--b\r\n", {"Content-Type": "multipart/form-data; boundary=b"}, 422, "no image sent"),
         (b"nothing", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
     ],
 )
@@ -337,14 +337,14 @@ def test_a_model_of_which_torch_makes_nothing_has_no_heat_maps(monkeypatch, serv
     monkeypatch.setattr(served.server.service.explainer, "_model", None)
     answer = served.post("/explain", drawing("guitar"))
     assert answer.status == 501
-    assert "no heat maps of this model: its weights are in int8" in answer.reason()
+    assert "heat maps are unavailable for this model: its weights are in int8" in answer.reason()
 
 
 def test_few_pictures_may_wait_for_heat_maps(served, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.explainer._MAX_WAITING", 0)
     answer = served.post("/explain", drawing("guitar"))
     assert (answer.status, answer.headers["retry-after"]) == (429, "2")
-    assert "too many pictures wait for heat maps" in answer.reason()
+    assert "too many images are waiting for heat maps" in answer.reason()
 
 
 def test_without_torch_heat_maps_name_the_command(served, monkeypatch):

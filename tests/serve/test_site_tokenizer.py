@@ -60,11 +60,11 @@ def test_the_page_reads_what_is_exported(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("like_bert", "a tokenizer of the kind WordPiece, only byte-level BPE"),
-        ("like_xlm_r", "a tokenizer of the kind Unigram, only byte-level BPE"),
+        ("like_bert", "a tokenizer of type WordPiece, only byte-level BPE"),
+        ("like_xlm_r", "a tokenizer of type Unigram, only byte-level BPE"),
         ("like_gpt2", ""),
         ("like_llama", "the tokenizer's option byte_fallback"),
-        ("of_words", "a tokenizer of the kind WordLevel, only byte-level BPE"),
+        ("of_words", "a tokenizer of type WordLevel, only byte-level BPE"),
         ("own", ""),
         ("clip", ""),
     ],
@@ -97,5 +97,5 @@ def test_export_web_names_a_tokenizer_that_it_cannot_export(grr_coca, tmp_path):
     pretrain(replace(recipe, tokenizer=TokenizerRecipe("file", path=str(tmp_path / "my.json"))), tmp_path / "run")
     said = grr_coca("export", "web", "-c", tmp_path / "run", "--out", tmp_path / "site")
     assert said.code == 2
-    assert "tokenizer.json: a page cannot read a tokenizer of the kind WordPiece, only byte-level BPE" in said.err
+    assert "tokenizer.json: the page does not support a tokenizer of type WordPiece, only byte-level BPE" in said.err
     assert not (tmp_path / "site").exists()

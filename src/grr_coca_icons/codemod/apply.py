@@ -200,7 +200,7 @@ def _require_clean(root: Path, paths: Iterable[Path]) -> None:
     if lines:
         raise UserError(
             f"git has uncommitted changes ({lines[0]}{f' and {len(lines) - 1} more' if len(lines) > 1 else ''}); "
-            "commit them first, so that there is a way back, or give --force"
+            "commit them first, so that changes can be undone, or pass --force"
         )
 
 

@@ -253,7 +253,7 @@ class _File:
             if clause is not None and local is not None and local.kind() == "namespace_import":
                 source = package_of(module)
                 if source is not None and exported_icons(module) is not None:
-                    self._note(part, statement, f"all of {module} is imported")
+                    self._note(part, statement, f"the whole module {module} is imported")
             return
         for prefix, name in default_icons(module):
             new = self.icons.of(prefix, name)
@@ -370,7 +370,11 @@ class _File:
         changed, added = list(_changed(element, one)), list(_added(element, one))
         if one.is_shadowed:
             if changed or added:
-                self._note(part, element.names[0], f"{one.local} has several meanings here: its properties stay")
+                self._note(
+                    part,
+                    element.names[0],
+                    f"{one.local} has several meanings in this file: its properties are not changed",
+                )
             return
         for attribute, new in changed:
             start, end = attribute.range().start.index, attribute.range().end.index

@@ -5,11 +5,11 @@ from grr_coca.cli import Command
 COMMANDS = {
     "match": Command(
         "grr_coca_icons.commands.match:run",
-        "find the equivalent of each picture of a library in another, such as icons of two sets",
+        "find equivalents between image libraries, such as two icon sets",
     ),
     "lint": Command(
         "grr_coca_icons.commands.lint:run",
-        "find names and alternative texts that contradict their picture",
+        "find names and alternative texts that contradict their image",
     ),
-    "mcp": Command("grr_coca_icons.commands.mcp:run", "serve indexes of icons to agents by the Model Context Protocol"),
+    "mcp": Command("grr_coca_icons.commands.mcp:run", "serve icon indexes to agents by the Model Context Protocol"),
 }

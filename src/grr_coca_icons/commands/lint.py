@@ -55,9 +55,9 @@ def run(
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if not sources:
-        raise UserError("nothing to check; give folders, icon sets, tables or files of code")
+        raise UserError("no sources given; pass folders, icon sets, tables or code files")
     if update_baseline and baseline is None:
-        raise UserError("--update-baseline: give the file by --baseline FILE.json")
+        raise UserError("--update-baseline needs the file; pass --baseline FILE.json")
     if out is not None:
         require_suffix(out, (".sarif", ".json"))
         require_writable(out)
@@ -98,14 +98,14 @@ def run(
     print_first(failure_lines(failures))
     left_out = len(checked.contradictions) - len(found)
     print(
-        f"{len(found):,} of {checked.judged:,} labels contradict their picture"
+        f"{len(found):,} of {checked.judged:,} labels contradict their image"
         + (f", {left_out:,} more are known" if left_out else "")
         + (
-            f"; {checked.passed_over:,} are of words or pictures that the model does not know"
+            f"; {checked.passed_over:,} have words or images that the model does not know"
             if checked.passed_over
             else ""
         )
-        + (f"; {len(failures):,} pictures cannot be read" if failures else ""),
+        + (f"; {len(failures):,} images cannot be read" if failures else ""),
         file=sys.stderr,
     )
     return 1 if found else 0
@@ -123,7 +123,7 @@ def _read_baseline(path: Path) -> set[str]:
 
 def _message(one: "Contradiction") -> str:
     shown = " or ".join(f"“{text}”" for text in one.suggestions)
-    return f"“{one.label}” does not seem to be what the picture shows ({shown})"
+    return f"“{one.label}” does not match the image ({shown})"
 
 
 def _record(one: "Contradiction") -> dict[str, object]:
@@ -158,7 +158,7 @@ def _sarif(found: Sequence["Contradiction"]) -> str:
     driver = {
         "name": "grr-coca",
         "version": grr_coca.__version__,
-        "rules": [{"id": _RULE, "shortDescription": {"text": "A name or label contradicts its picture"}}],
+        "rules": [{"id": _RULE, "shortDescription": {"text": "A name or label contradicts its image"}}],
     }
     runs = [{"tool": {"driver": driver}, "results": results}]
     return json_module.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": runs}, indent=1) + "\n"

@@ -73,19 +73,19 @@ def run(
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if n < 1:
-        raise UserError(f"-n {n}: give 1 or more")
+        raise UserError(f"-n must be at least 1, got {n}")
     from_, to = _sides(sources, used_in)
     if out is not None:
         require_suffix(out, (".html", ".csv", ".json"))
         require_writable(out)
     if check is not None and (json or out or decided):
-        raise UserError("--check only prints what looks wrong; give it without --json, --out and --decided")
+        raise UserError("--check cannot be combined with --json, --out and --decided")
     if (dry_run or force) and not apply:
-        raise UserError("--dry-run and --force belong to --apply")
+        raise UserError("--dry-run and --force require --apply")
     if apply and (used_in is None or json or check):
-        raise UserError("--apply rewrites code in --used-in DIR; it cannot be combined with --json or --check")
+        raise UserError("--apply rewrites code in --used-in DIR, it cannot be combined with --json or --check")
     if not 0 <= min_probability <= 1:
-        raise UserError(f"--min-probability {min_probability:g}: pass a number from 0 to 1")
+        raise UserError(f"--min-probability must be from 0 to 1, got {min_probability:g}")
     if apply:
         require_extra("codemod", "rewriting code", unneeded=("fontTools", "brotli"))
     require_extra("icons", "matching", unneeded=("fontTools", "brotli"))
@@ -111,7 +111,7 @@ def run(
         theirs = {name.partition(":")[0] for name in target.set.names}
         uses = [use for use in uses if use.prefix not in theirs]
         if not uses:
-            print(f"only icons of {', '.join(sorted(theirs))} are used there", file=sys.stderr)
+            print(f"the code only uses icons of {', '.join(sorted(theirs))}", file=sys.stderr)
             return 0
         with late_bar("embedded") as on_progress:
             used = matcher.used(uses, on_progress)
@@ -135,16 +135,16 @@ def run(
 def _sides(sources: Sequence[str], used_in: str | None) -> tuple[Sequence[str], Sequence[str]]:
     if used_in is not None:
         if not sources:
-            raise UserError("nothing to find the icons in; give a set, such as iconify:tabler")
+            raise UserError("no library to search; pass a set, such as iconify:tabler")
         return (), sources
     if len(sources) < 2:
-        raise UserError("give what to match, and where to find it, such as iconify:lucide iconify:tabler")
+        raise UserError("pass the images to match and the libraries to search, such as iconify:lucide iconify:tabler")
     return sources[:1], sources[1:]
 
 
 def _report_left_out(failures: Sequence[str]) -> None:
     if failures:
-        print(f"{len(failures):,} pictures are left out:", file=sys.stderr)
+        print(f"{len(failures):,} images are excluded:", file=sys.stderr)
         print_first(list(map(escape_control_chars, failures)))
 
 
@@ -182,7 +182,7 @@ def _apply(
             return f"{use.prefix} has no icon '{use.name}'"
         line = f"{match.name} → {match.best.name if match.best else 'none'}"
         if (use.prefix, use.name) in icons:
-            return f"{line}, by hand: this kind of code is not rewritten"
+            return f"{line}, manually: this kind of code is not rewritten"
         if match.is_decided:
             return f"{line}, as decided"
         return line + (f" {match.best.probability:.0%}, not applied" if match.best and match.best.probability else "")
@@ -196,7 +196,7 @@ def _apply(
     if write:
         backup = plan.write(root, force=force)
         if backup is not None:
-            print(f"the files as they were are in {backup}", file=sys.stderr)
+            print(f"a backup of the files is in {backup}", file=sys.stderr)
     else:
         for line in plan.diff():
             print_line(line)
@@ -207,7 +207,7 @@ def _apply(
             print_line(escape_control_chars(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
     print(
         f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
-        + (f"; {len(plan.left):,} places are left, see above" if plan.left else ""),
+        + (f"; {len(plan.left):,} locations are unchanged, see above" if plan.left else ""),
         file=sys.stderr,
     )
     for command in plan.commands:
@@ -228,7 +228,7 @@ def _print(matches: "Sequence[PictureMatch]", used: "UsedIcons | None", json: bo
         some = sum(match.best is not None for match in matches)
         decided = sum(match.is_decided for match in matches)
         print(
-            f"{len(matches):,} pictures: {some:,} with an equivalent, {len(matches) - some:,} without"
+            f"{len(matches):,} images: {some:,} with an equivalent, {len(matches) - some:,} without"
             + (f"; {decided:,} were decided before" if decided else ""),
             file=sys.stderr,
         )
@@ -321,8 +321,8 @@ def _finding_line(finding: "UnknownIcon | DoubtfulEntry") -> str:
     entry = f"{finding.icon} → {finding.equivalent or 'none'}"
     if isinstance(finding, UnknownIcon):
         hint = f"; did you mean '{finding.nearest}'?" if finding.nearest else f" in {', '.join(finding.sets)}"
-        return f"{entry}: there is no '{finding.name}'{hint}"
+        return f"{entry}: unknown icon '{finding.name}'{hint}"
     likelier = f"{finding.likelier_probability:.0%}"
     if finding.probability is None:
         return f"{entry}: {finding.likelier} shows it ({likelier})"
-    return f"{entry}: looks wrong ({finding.probability:.0%}); {finding.likelier} is likelier ({likelier})"
+    return f"{entry}: looks wrong ({finding.probability:.0%}); {finding.likelier} is more likely ({likelier})"

@@ -142,9 +142,9 @@ def match_pictures(
         UserError: If the target is empty, or `n` is below 1.
     """
     if n < 1:
-        raise UserError(f"{n} candidates: give 1 or more")
+        raise UserError(f"the number of candidates must be at least 1, got {n}")
     if not len(target):
-        raise UserError("the target has no pictures")
+        raise UserError("the target has no images")
     asked = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
     pairs = Pairs(source, target, BY_PICTURE_ALONE if numbers is None else numbers)
     size = max(1, _PRODUCTS // len(target))

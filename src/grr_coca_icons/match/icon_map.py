@@ -44,7 +44,7 @@ def read_map(path: Path) -> IconMap:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if isinstance(content, dict) and isinstance(content.get("icons"), dict) and "format" in content:
         if content["format"] != FORMAT:
-            raise UserError(f"{path}: a map of format {content['format']!r}; this version reads {FORMAT}")
+            raise UserError(f"{path}: unsupported map format {content['format']!r}; this version supports {FORMAT}")
         content = content["icons"]
     if not isinstance(content, dict) or not content:
         raise UserError(f'{path}: not a map of icons; expected {{"format": 1, "icons": {{"lucide:x": "tabler:x"}}}}')
@@ -94,7 +94,7 @@ def write_shadcn_map(icons: Mapping[str, str]) -> str:
         if len(components) == 2:
             entries.setdefault(next(iter(components.values())), components)
     if icons and not entries:
-        raise UserError(f"shadcn has only icons of {', '.join(_SHADCN)}; match one of these sets with another")
+        raise UserError(f"shadcn supports only icons of {', '.join(_SHADCN)}; match one of these sets with another")
     return json.dumps(entries, indent=1, sort_keys=True) + "\n"
 
 
@@ -129,7 +129,7 @@ def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, wh
         if there is None:
             near = target.nearest(equivalent)
             hint = f"; did you mean '{near[0]}'?" if near else f" in {', '.join(target.prefixes[:6])}"
-            raise UserError(f"{where}: '{name}': there is no '{equivalent}'{hint}")
+            raise UserError(f"{where}: '{name}': unknown icon '{equivalent}'{hint}")
         best = target.pictures.names[there]
         candidate = Candidate(name=best, place=there, probability=1.0, score=0.0, same_name=False)
         found[place] = PictureMatch(name=full, place=place, candidates=(candidate,), is_decided=True)

@@ -166,8 +166,8 @@ def require_limit(limits: Sequence[tuple[float, float]], share: float) -> float:
         UserError: If the fraction is outside the measured range, or the model has no measurements.
     """
     if not limits:
-        raise UserError("for this model it was never measured how far names may be from pictures; use icons")
+        raise UserError("this model has no calibrated lint threshold; use -c icons")
     shares, cosines = zip(*limits, strict=True)
     if not shares[0] <= share <= shares[-1]:
-        raise UserError(f"--false-alarms {share:g}: give a share from {shares[0]:g} to {shares[-1]:g}")
+        raise UserError(f"--false-alarms must be from {shares[0]:g} to {shares[-1]:g}, got {share:g}")
     return float(np.interp(share, shares, cosines))

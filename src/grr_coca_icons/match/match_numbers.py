@@ -67,7 +67,7 @@ class ProbabilityCurve:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, vars(self).values())) or not 0 <= self.least <= 1:
-            raise UserError(f"{vars(self)} are not the numbers of a curve")
+            raise UserError(f"{vars(self)} are not valid parameters of a curve")
 
     def probabilities(self, scores: np.ndarray, leads: np.ndarray) -> np.ndarray:
         """Return the probability that each candidate is the equivalent."""
@@ -85,7 +85,7 @@ class Numbers:
 
     def __post_init__(self) -> None:
         if not self.weights.keys() <= set(EVIDENCE) or not all(map(math.isfinite, self.weights.values())):
-            raise UserError(f"'weights' are not those of {', '.join(EVIDENCE)}")
+            raise UserError(f"'weights' must have the keys {', '.join(EVIDENCE)}")
 
     def scores(self, evidence: np.ndarray) -> np.ndarray:
         """Return the score of each pair, N, from its features, N 10."""

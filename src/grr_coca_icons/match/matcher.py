@@ -94,7 +94,9 @@ class Matcher:
                 arguments, self.model, self.fitted, exclude=exclude, retired=retired, on_progress=on_progress
             )
         if len(arguments) > 1:
-            raise UserError(f"{indexes[0]}: an index is matched alone; give one index, or sources")
+            raise UserError(
+                f"{indexes[0]}: an index cannot be combined with other arguments; pass one index, or sources"
+            )
         with open_store(indexes[0]) as store:
             return self.open_store(store)
 
@@ -116,7 +118,7 @@ class Matcher:
             UserError: If no use is of a known icon, or a set is unavailable.
         """
         if not uses:
-            raise UserError("no icon of a known set is used there")
+            raise UserError("the code uses no icon of a known set")
         prefixes = list(dict.fromkeys(use.prefix for use in uses))
         icons = self.open([f"{SCHEME}{prefix}" for prefix in prefixes], retired=True, on_progress=on_progress)
         found: dict[int, list[Use]] = defaultdict(list)

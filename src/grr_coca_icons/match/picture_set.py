@@ -102,14 +102,16 @@ def read_sources(
         for file in [*find_images([argument], left_out), *(retired_icons(argument) if retired else ())]:
             picture = _of_file(file, argument)
             if picture.name in pictures:
-                failures.append(f"{picture.name}: two pictures have this name; the first counts")
+                failures.append(f"{picture.name}: duplicate name; the first image is used")
                 continue
             pictures[picture.name], files[picture.name] = picture, file
     with KeptEmbeddings(model) as kept:
         failures += _embed(pictures, files, kept, on_progress)
         found = [picture for picture in pictures.values() if picture.vector is not None]
         if not found:
-            raise UserError(f"{', '.join(arguments)}: no picture can be read; the first: {(failures or ['none'])[0]}")
+            raise UserError(
+                f"{', '.join(arguments)}: no image can be read; the first error: {(failures or ['none'])[0]}"
+            )
         return _opened(found, kept, numbers, failures)
 
 
@@ -139,9 +141,9 @@ def read_index(
     with store.snapshot():
         pictures = [_of_entry(entry, np.asarray(vector, np.float32), read) for entry, vector in store.everything()]
     if not pictures:
-        raise UserError(f"{store.location}: an index without pictures")
+        raise UserError(f"{store.location}: an index without images")
     once = {picture.name: picture for picture in reversed(pictures)}
-    failures = [f"{store.location}: {len(pictures) - len(once):,} pictures have the name of another"]
+    failures = [f"{store.location}: {len(pictures) - len(once):,} images have duplicate names"]
     with KeptEmbeddings(model) as kept:
         found = list(reversed(once.values()))
         return _opened(found, kept, numbers, failures if len(once) < len(pictures) else [])
@@ -331,7 +333,7 @@ def _embed(
             if isinstance(image, UserError):
                 results.append((name, str(image)))
             elif _is_blank(image) and is_svg(file.read()):
-                results.append((name, f"{file.name}: draws nothing"))
+                results.append((name, f"{file.name}: empty drawing"))
             else:
                 shown.append((name, image))
         images = [image for _, image in shown]

@@ -51,7 +51,7 @@ def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
         raise UserError(f"--used-in {folder}: no such file or folder")
     files = list(code_files(root, SUFFIXES, exclude))
     if not files:
-        raise UserError(f"--used-in {folder}: no file of code that is known (such as .jsx, .vue, .html, .css, .py)")
+        raise UserError(f"--used-in {folder}: no known code file (such as .jsx, .vue, .html, .css, .py)")
     return [use for path in files for use in uses_in(text_of(path), str(path))]
 
 

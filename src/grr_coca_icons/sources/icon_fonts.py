@@ -44,10 +44,10 @@ def read_font(path: Path) -> IconSet:
         with path.open("rb") as file, TTFont(file, lazy=True, fontNumber=0) as font:
             icons = list(_icons(font))
             title, licence, author = (_told(font, number) for number in (4, 13, 9))
-    except Exception as error:  # a damaged font raises nearly every type
-        raise UserError(f"{path}: not a whole font ({first_line(error)})") from error
+    except Exception as error:  # a corrupt font raises nearly every type
+        raise UserError(f"{path}: corrupt, or not a font ({first_line(error)})") from error
     if not icons:
-        raise UserError(f"{path}: a font without a drawn glyph that has a name or a code point")
+        raise UserError(f"{path}: no drawn glyph has a name or a code point")
     return IconSet(prefix=path.stem, icons=icons, title=title, licence=licence[:100], author=author)
 
 
@@ -93,8 +93,8 @@ def _icons(font: "TTFont") -> Iterator[Icon]:
             pen = SVGPathPen(glyphs, ntos=lambda number: f"{number:g}")
             glyphs[glyph].draw(TransformPen(pen, (1, 0, 0, -1, 0, 0)))
             path = pen.getCommands()
-        except Exception as error:  # one damaged glyph does not spoil the others
-            yield Icon(first, "", tuple(more), problem=f"a damaged glyph ({first_line(error)})")
+        except Exception as error:  # a corrupt glyph does not affect the others
+            yield Icon(first, "", tuple(more), problem=f"corrupt glyph ({first_line(error)})")
             continue
         if len(path) > MAX_SVG:
             yield Icon(first, "", tuple(more), problem=f"has {len(path):,} characters (limit {MAX_SVG:,})")

@@ -57,7 +57,7 @@ def prefix_of(argument: str) -> str:
 def _parsed(argument: str) -> re.Match[str]:
     found = _ARGUMENT.fullmatch(argument)
     if found is None:
-        raise UserError(f"{argument}: not the name of a set; expected iconify:PREFIX, such as iconify:lucide")
+        raise UserError(f"{argument}: not a valid set name; expected iconify:PREFIX, such as iconify:lucide")
     return found
 
 
@@ -93,7 +93,7 @@ def find_package(argument: str) -> Package:
     if sha256 and package.sha256 != sha256:
         raise UserError(
             f"{path}: not the package that was indexed: its SHA-256 is {package.sha256[:16]}…, not {sha256[:16]}…; "
-            f"delete the file, and it is fetched again, or name a version: iconify:{prefix}@{package.version}"
+            f"delete the file to download it again, or name a version: iconify:{prefix}@{package.version}"
         )
     return package
 
@@ -155,12 +155,12 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{name}: not a readable JSON file ({error})") from error
     if not is_icon_json(about):
-        raise UserError(f"{name}: not an icon set of Iconify: it has no 'prefix' and 'icons'")
+        raise UserError(f"{name}: not an Iconify set: 'prefix' and 'icons' are missing")
     told = told if isinstance(told, dict) else {}
     every = list(_icons(about))
     icons = [icon for icon, is_hidden in every if not is_hidden]
     if not icons:
-        raise UserError(f"{name}: a set of Iconify without an icon")
+        raise UserError(f"{name}: an Iconify set without icons")
     return IconSet(
         prefix=escape_control_chars(str(about["prefix"])),
         icons=icons,
@@ -227,17 +227,17 @@ def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[s
     name = escape_control_chars(str(name))
     body = icon.get("body") if isinstance(icon, dict) else None
     if not isinstance(icon, dict) or not isinstance(body, str):
-        return Icon(name, "", tuple(aliases), problem="has no drawing ('body')")
+        return Icon(name, "", tuple(aliases), problem="drawing ('body') is missing")
     if len(body) > MAX_SVG:
         return Icon(name, "", tuple(aliases), problem=f"has {len(body):,} characters (limit {MAX_SVG:,})")
     box = []
     for key, usual in {"left": 0, "top": 0, "width": 16, "height": 16}.items():
         side = icon.get(key, defaults.get(key, usual))
         if isinstance(side, bool) or not isinstance(side, int | float) or not abs(side) <= _MAX_SIDE:
-            return Icon(name, "", tuple(aliases), problem=f"'{key}' is not a number of a box")
+            return Icon(name, "", tuple(aliases), problem=f"'{key}' must be a number")
         box.append(float(side))
     if not (box[2] > 0 and box[3] > 0):
-        return Icon(name, "", tuple(aliases), problem="its box is empty")
+        return Icon(name, "", tuple(aliases), problem="its view box is empty")
     return Icon(name, svg_document(*_turned(body, icon, *box)), tuple(aliases))
 
 
@@ -276,15 +276,13 @@ def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet
                     assert opened is not None
                     files[base] = opened.read()
     except _DAMAGE as error:
-        raise UserError(
-            f"{name}: not a whole npm package ({error}); delete the file, and it is fetched again"
-        ) from error
+        raise UserError(f"{name}: corrupt npm package ({error}); delete the file to download it again") from error
     if "icons.json" not in files:
         raise UserError(f"{name}: an npm package without icons.json; expected one of @iconify-json")
     found = parse_json(files["icons.json"], f"{name}: icons.json", files.get("info.json"), package)
     if prefix and found.prefix != prefix:
         raise UserError(
-            f"{name}: the set '{found.prefix}', and not '{prefix}'; delete the file, and it is fetched again"
+            f"{name}: has the set '{found.prefix}' instead of '{prefix}'; delete the file to download it again"
         )
     return found
 
@@ -327,18 +325,18 @@ def _fetch(prefix: str, version: str | None) -> Path:
     wanted = f"@iconify-json/{prefix}" + (f"@{version}" if version else "")
     folder = packages_folder()
     file = _archive_name(prefix, version or "VERSION")
-    by_hand = f"where there is npm, `npm pack {wanted}` writes {file}: put it into {folder}{_guess(prefix)}"
+    by_hand = f"on a machine with npm, `npm pack {wanted}` writes {file}: put it into {folder}{_guess(prefix)}"
     if is_offline():
-        raise UserError(f"iconify:{prefix}: not on this machine, and --offline fetches nothing; {by_hand}")
+        raise UserError(f"iconify:{prefix}: not on this machine, and --offline disables downloads; {by_hand}")
 
     def check(path: Path) -> None:
         _of_archive(path.read_bytes(), f"npm pack {wanted}", prefix, "")
 
     def reason(said: str) -> str | None:
         if "E404" in said or "404 Not Found" in said:
-            return f"iconify:{prefix}: there is no package {wanted}{_guess(prefix)}"
+            return f"iconify:{prefix}: package {wanted} not found{_guess(prefix)}"
         if "ETARGET" in said or "No matching version" in said:
-            return f"iconify:{prefix}: there is no such version of {wanted}"
+            return f"iconify:{prefix}: version not found: {wanted}"
         return None
 
     return fetch_archive(wanted, folder, by_hand, check=check, reason=reason)

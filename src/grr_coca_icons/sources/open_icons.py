@@ -176,7 +176,7 @@ def _read(path: Path) -> list[PackedIcon]:
         listed = json.loads(content[start:-_END])
         return [PackedIcon(**{**icon, "words": tuple(icon["words"])}) for icon in listed]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged; delete it, and it is made again") from error
+        raise UserError(f"{path}: corrupt; delete it to rebuild it") from error
 
 
 # --- Pairs, for training and evaluation

@@ -74,9 +74,9 @@ def _parsed(content: bytes, name: str) -> Element:
     try:
         root = fromstring(decode_text(content, name))
     except DefusedXmlException as error:
-        raise UserError(f"{name}: a sprite that declares entities, which are not read") from error
+        raise UserError(f"{name}: a sprite must not declare entities") from error
     except (ParseError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not a whole SVG file ({error})") from error
+        raise UserError(f"{name}: corrupt SVG file ({error})") from error
     for element in root.iter():  # the documents declare these two namespaces
         element.tag = element.tag.removeprefix(_SVG)
         for key in [key for key in element.attrib if key.startswith(_XLINK)]:

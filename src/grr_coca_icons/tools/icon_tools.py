@@ -108,7 +108,7 @@ class IconTools:
             for own in dict.fromkeys(known[0] for known in found.values() if known is not None):
                 others = [name for name in each if name != own or index is not None]
                 if not others:
-                    raise UserError(f"there is no other index than '{own}' to find an equivalent in")
+                    raise UserError(f"'{own}' is the only index, so it has no equivalents")
                 places = sorted({known[1] for known in found.values() if known is not None and known[0] == own})
                 source = self._set(own).set
                 for other in others:
@@ -190,7 +190,7 @@ class IconTools:
         if index is None:
             return list(self._indexes)
         if index not in self._indexes:
-            raise UserError(f"there is no index '{_plain(index)}'; there are {', '.join(self._indexes)}")
+            raise UserError(f"unknown index '{_plain(index)}'; valid names: {', '.join(self._indexes)}")
         return [index]
 
     def _index(self, name: str) -> Index:
@@ -225,8 +225,8 @@ class IconTools:
         if known is not None:
             return known
         near = self._nearest(icon)
-        hint = f"; the nearest are {', '.join(near)}" if near else "; find icons with search_icons"
-        raise UserError(f"there is no icon '{_plain(icon[:200])}'{hint}")
+        hint = f"; did you mean {', '.join(near)}?" if near else "; find icons with search_icons"
+        raise UserError(f"unknown icon '{_plain(icon[:200])}'{hint}")
 
     def _known(self, icon: str) -> tuple[str, int] | None:
         found = ((own, self._set(own).lookup.find(icon)) for own in self._indexes)
@@ -260,13 +260,13 @@ class IconTools:
 
     def _picture(self, data: str | None, file: str | None) -> Image.Image:
         if (data is None) == (file is None):
-            raise UserError("give a picture, as data (base64 or SVG) or as a file")
+            raise UserError("pass an image, as data (base64 or SVG) or as a file")
         if data is not None:
             content = data.encode() if data.lstrip().startswith("<") else _decoded(data)
         else:
             content = self._file(str(file))
         if len(content) > _MAX_PICTURE:
-            raise UserError(f"the picture has {len(content):,} bytes (limit {_MAX_PICTURE:,})")
+            raise UserError(f"the image has {len(content):,} bytes (limit {_MAX_PICTURE:,})")
         return self._decode(content, "the picture", _MAX_SIDE)
 
     def _sheet(self, contents: Sequence[bytes]) -> bytes:
@@ -297,11 +297,11 @@ class IconTools:
 
     def _file(self, file: str) -> bytes:
         if not self.reads_files:
-            raise UserError("files of the server are not read here; give the picture as data")
+            raise UserError("server files cannot be read; pass the image as data")
         path = Path(file).resolve()
         roots = [Path(root).resolve() for name in self._indexes for root in self._index(name).store.roots()]
         if not any(path == root or path.is_relative_to(root) for root in roots if root.exists()):
-            raise UserError("the file is not below a folder of an index; give the picture as data")
+            raise UserError("the file is not below a folder of an index; pass the image as data")
         try:
             return path.read_bytes()
         except OSError as error:
@@ -313,7 +313,7 @@ def _decoded(data: str) -> bytes:
     try:
         return base64.b64decode(written, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UserError("the picture is neither base64 nor SVG; a URL is not fetched") from error
+        raise UserError("the image must be base64 or SVG; URLs are not fetched") from error
 
 
 def _content(read: Callable[[Any], bytes], which: object) -> bytes:
@@ -326,7 +326,7 @@ def _content(read: Callable[[Any], bytes], which: object) -> bytes:
 
 def _names(names: Sequence[str]) -> list[str]:
     if len(names) > _MAX_NAMES:
-        raise UserError(f"{len(names)} names: pass at most {_MAX_NAMES}")
+        raise UserError(f"too many names: {len(names)} (limit {_MAX_NAMES})")
     return list(dict.fromkeys(map(str, names)))
 
 
@@ -345,13 +345,13 @@ def _listed(found: Mapping[str, Sequence[Candidate]]) -> list[dict[str, object]]
 
 def _query(text: str) -> str:
     if len(text) > _MAX_QUERY:
-        raise UserError(f"a query of {len(text):,} characters: give at most {_MAX_QUERY}")
+        raise UserError(f"query too long: {len(text):,} characters (limit {_MAX_QUERY})")
     return text
 
 
 def _count(limit: int) -> int:
     if not 1 <= limit <= _MAX_HITS:
-        raise UserError(f"limit {limit}: give a number from 1 to {_MAX_HITS}")
+        raise UserError(f"limit must be from 1 to {_MAX_HITS}, got {limit}")
     return limit
 
 

@@ -123,16 +123,16 @@ def _work(tools: IconTools, name: str, arguments: Mapping[str, Any]) -> Callable
         UserError: If the tool does not exist, or an argument is missing, unknown or of another type.
     """
     if name not in _TOOLS:
-        raise UserError(f"there is no tool '{name[:100]}'; there are {', '.join(_TOOLS)}")
+        raise UserError(f"unknown tool '{name[:100]}'; valid names: {', '.join(_TOOLS)}")
     _, properties, required = _TOOLS[name]
     kinds = {"string": str, "integer": int, "array": list}
     for key, value in arguments.items():
         if key not in properties or (key == "file" and not tools.reads_files):
-            raise UserError(f"{name} has no argument '{key[:100]}'; it has {', '.join(properties)}")
+            raise UserError(f"{name}: unknown argument '{key[:100]}'; valid names: {', '.join(properties)}")
         kind = properties[key]["type"]
         is_right = isinstance(value, bool) if kind == "boolean" else isinstance(value, kinds[kind])
         if value is not None and not (is_right and isinstance(value, bool) == (kind == "boolean")):
-            raise UserError(f"{name}: '{key}' is not of the kind {properties[key]['type']}")
+            raise UserError(f"{name}: '{key}' must be of type {properties[key]['type']}")
     for key in required:
         if arguments.get(key) is None:
             raise UserError(f"{name}: '{key}' is missing")

@@ -60,7 +60,7 @@ class McpEndpoint:
         try:
             manager, index = await asyncio.to_thread(_made_manager, served)
         except UserError as error:
-            raise Refusal(503, f"there is no index now: {error}", retry_after=5) from error
+            raise Refusal(503, f"the index is unavailable: {error}", retry_after=5) from error
         started = asyncio.get_running_loop().create_future()
 
         async def run() -> None:

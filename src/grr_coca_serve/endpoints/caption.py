@@ -38,7 +38,7 @@ class CaptionOptions(Strict):
     repetition_penalty: float = 1.0
     no_repeat_ngram: Annotated[int, Field(ge=0, le=64)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    tags: Annotated[int, Field(ge=0, le=MAX_TAGS, description="words for the picture, besides captions")] = 0
+    tags: Annotated[int, Field(ge=0, le=MAX_TAGS, description="number of tags for the image, besides captions")] = 0
 
     def generation(self) -> GenerationOptions:
         """Return the options of decoding.

@@ -30,9 +30,7 @@ class LabelOptions(Strict):
         """Limit the total length, since a template may repeat its placeholder many times."""
         length = filled_length(self.labels, self.templates)
         if length > _MAX_FILLED_LENGTH:
-            raise ValueError(
-                f"labels and templates make sentences of {length:,} characters together (limit {_MAX_FILLED_LENGTH:,})"
-            )
+            raise ValueError(f"the filled templates have {length:,} characters (limit {_MAX_FILLED_LENGTH:,})")
         return self
 
 

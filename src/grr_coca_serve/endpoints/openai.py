@@ -186,7 +186,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
     if len(inputs) < len(given_inputs):
         raise Refusal(
             400,
-            "input: token ids of another model's tokenizer mean nothing here; send texts. In langchain: "
+            "input: token ids are not supported; send texts. In langchain: "
             "OpenAIEmbeddings(check_embedding_ctx_length=False)",
             param="input",
         )
@@ -226,7 +226,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 def _require_model(name: str, service: Service) -> None:
     if name != service.model_name:
-        message = f"the model '{name[:200]}' is not served here; the model of this server is '{service.model_name}'"
+        message = f"unknown model '{name[:200]}'; the model of this server is '{service.model_name}'"
         raise Refusal(404, message, param="model")
 
 
@@ -275,7 +275,7 @@ def _picture_of(messages: list[Message]) -> bytes:
                 return from_data_uri(part.image_url.url, "image_url")
     raise Refusal(
         400,
-        "no picture: this model captions pictures, so send one in a message, as "
+        "no image: this model captions images, so send one in a message, as "
         '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}',
         param="messages",
     )

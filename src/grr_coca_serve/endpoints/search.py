@@ -39,11 +39,11 @@ class SearchInput(Strict):
     weights: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=16, fail_fast=True)] = []
     like: Annotated[list[Text], Field(max_length=16, fail_fast=True)] = []
     unlike: Annotated[list[Text], Field(max_length=16, fail_fast=True)] = []
-    image: Annotated[str | None, Field(description="a picture, as `data:image/…;base64,…`")] = None
+    image: Annotated[str | None, Field(description="an image, as `data:image/…;base64,…`")] = None
     where: Where = None
     offset: Offset = 0
     limit: Limit = 60
-    svg: Annotated[bool, Field(description="with the sources of small SVG files, cleaned")] = False
+    svg: Annotated[bool, Field(description="include the cleaned sources of small SVG files")] = False
 
 
 class SimilarOptions(Strict):

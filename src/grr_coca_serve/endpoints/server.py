@@ -85,7 +85,7 @@ async def ready(service: ThisService) -> Response:
     if service.index is not None:
         await service.in_thread(service.index.state)
         if late := service.index.files.num_late:
-            warnings.append(f"{late} files of pictures do not answer; their drive may hang")
+            warnings.append(f"{late} image files are stalled; their drive may be unavailable")
     ready = {"status": "ready", "model": service.model_name, "max_batch": service.queue.max_batch}
     return json_response({**ready, "warnings": warnings})
 
@@ -102,7 +102,7 @@ async def session(given: SessionInput, request: Request, service: ThisService) -
     if service.key is None:
         return Response(status_code=204)
     if not service.key.opens(given.key):
-        raise Refusal(401, "this is not the key of the server")
+        raise Refusal(401, "wrong key")
     response = Response(status_code=204)
     is_https = request.url.scheme == "https"
     response.set_cookie(SESSION, service.key.session, httponly=True, samesite="strict", secure=is_https)

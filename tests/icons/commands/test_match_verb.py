@@ -54,7 +54,7 @@ def test_each_icon_has_a_line_with_its_candidates(grr_coca, sets):
     lines = said.out.splitlines()
     assert [line.split(":")[1] for line in lines] == ["home", "moon", "trash"]
     assert re.match(r"mine:trash: other:trash \d+% same name", lines[2])
-    assert "3 pictures: " in said.err
+    assert "3 images: " in said.err
 
 
 def test_the_progress_of_each_library_ends_at_its_own_total(grr_coca, sets, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_table_of_people_is_checked(grr_coca, sets, tmp_path):
     table.write_text("from,to\nmine:trash,other:trash\nhome,hous\n")
     said = grr_coca("match", *sets, "--check", table)
     assert said.code == 1
-    assert said.out == "home → hous: there is no 'other:hous'; did you mean 'other:house'?\n"
+    assert said.out == "home → hous: unknown icon 'other:hous'; did you mean 'other:house'?\n"
     table.write_text("mine:trash,other:trash\n")
     assert grr_coca("match", *sets, "--check", table).code == 0
 
@@ -206,13 +206,13 @@ def test_the_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, p
     shown = grr_coca(*command, "--dry-run")
     assert "".join(f"+{line}\n" for line in after.splitlines()) in shown.out
     assert re.search(r"a\.tsx:1: lucide:heart → (none|tabler:\w+ \d+%, not applied)\n", shown.out)
-    assert "2 names in 1 files would be replaced; 1 places are left" in shown.err
+    assert "2 names in 1 files would be replaced; 1 locations are unchanged" in shown.err
     assert code.read_text() == "import { Heart, House, Trash2 } from 'lucide-react'\n"
     assert grr_coca(*command).code == 0
     assert code.read_text() == after
     assert "0 names in 0 files are replaced" in grr_coca(*command).err
     code.write_text(after.partition("\n")[2])
-    assert grr_coca(*command).err == "only icons of tabler are used there\n"
+    assert grr_coca(*command).err == "the code only uses icons of tabler\n"
 
 
 def test_two_icons_of_a_file_that_become_one_are_named(grr_coca, tmp_path, packages):
@@ -240,7 +240,7 @@ def test_retired_icons_are_replaced_and_replace_none(grr_coca, tmp_path):
 
 
 def test_options_of_apply_without_it_are_one_line(grr_coca, sets):
-    assert "belong to --apply" in grr_coca("match", *sets, "--dry-run").err
+    assert "require --apply" in grr_coca("match", *sets, "--dry-run").err
     assert "--used-in" in grr_coca("match", *sets, "--apply").err
     assert "from 0 to 1" in grr_coca("match", *sets, "--min-probability", 2).err
 
@@ -250,7 +250,7 @@ def test_options_of_apply_without_it_are_one_line(grr_coca, sets):
     [
         (["{mine}", "iconify:luicde"], "did you mean 'lucide'"),
         (["{mine}", "{other}", "--decided", "{foreign}"], "a map of other icons"),
-        (["{mine}", "{empty}"], "draws nothing"),
+        (["{mine}", "{empty}"], "empty drawing"),
     ],
 )
 def test_wrong_use_is_one_line(grr_coca, sets, tmp_path, arguments, message):
@@ -267,7 +267,7 @@ def test_two_icons_of_one_name_are_told(grr_coca, sets, tmp_path):
     again = tmp_path / "again.json"
     again.write_text(icon_set("other", {"trash": HEART, "new": HEART}))
     said = grr_coca("match", *sets, again, "--json")
-    assert "other:trash: two pictures have this name; the first counts" in said.err
+    assert "other:trash: duplicate name; the first image is used" in said.err
 
 
 def test_the_map_for_shadcn_has_components_of_likely_and_decided_pairs(grr_coca, sets, tmp_path):
@@ -285,7 +285,7 @@ def test_the_map_for_shadcn_has_components_of_likely_and_decided_pairs(grr_coca,
     }
     said = grr_coca("match", lucide, sets[1], "--out", out)
     assert said.code == 2
-    assert "shadcn has only icons of lucide, tabler, ph, ri, radix-icons" in said.err
+    assert "shadcn supports only icons of lucide, tabler, ph, ri, radix-icons" in said.err
 
 
 # --- lint
@@ -317,7 +317,7 @@ def test_unknown_words_and_pictures_are_passed_over(grr_coca, swapped):
     (swapped / "peerlist.svg").write_text(svg(HOME))
     said = grr_coca("lint", swapped)
     assert said.code == 0
-    assert "0 of 5 labels contradict their picture; 1 are of words" in said.err
+    assert "0 of 5 labels contradict their image; 1 have words" in said.err
 
 
 def test_words_that_training_had_only_as_tags_are_not_judged(grr_coca, tmp_path):
@@ -326,7 +326,7 @@ def test_words_that_training_had_only_as_tags_are_not_judged(grr_coca, tmp_path)
         (tmp_path / f"{name}.svg").write_text(svg(f'<path d="M20 6L9 17l-5-5" {STROKE}/>'))
     said = grr_coca("lint", tmp_path)
     assert said.code == 0
-    assert "0 of 1 labels contradict their picture; 1 are of words" in said.err
+    assert "0 of 1 labels contradict their image; 1 have words" in said.err
 
 
 def test_labels_in_code_are_checked_and_empty_ones_left_alone(grr_coca, swapped, tmp_path):

@@ -205,7 +205,7 @@ def test_an_empty_target_is_one_line(random):
     source = gallery("one", ["a"], random.normal(size=(1, WIDTH)))
     empty = gallery("two", ["a"], random.normal(size=(1, WIDTH)))
     object.__setattr__(empty, "names", [])
-    with pytest.raises(UserError, match="the target has no pictures"):
+    with pytest.raises(UserError, match="the target has no images"):
         match_pictures(source, empty)
 
 
@@ -217,7 +217,7 @@ def test_numbers_are_read_beside_the_weights_and_damage_is_one_line(tmp_path):
     content = to_dict(numbers)
     content["with_names"]["weights"] = {"colour": 1.0}
     (tmp_path / "match.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"match\.json.*'weights' are not those of picture"):
+    with pytest.raises(UserError, match=r"match\.json.*'weights' must have the keys picture"):
         match_numbers(tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_flat_objects_and_tables_are_maps_too(tmp_path, name, content):
         ("a.json", "[1]", "not a map of icons"),
         ("a.json", "{}", "not a map of icons"),
         ("a.json", "{", "not a readable JSON file"),
-        ("a.json", '{"format": 9, "icons": {}}', "a map of format 9; this version reads 1"),
+        ("a.json", '{"format": 9, "icons": {}}', "unsupported map format 9; this version supports 1"),
         ("a.json", '{"format": 1, "icons": {"a": 3}}', "'a': expected the name of an icon, or null"),
         ("a.csv", "one\n", "expected two columns"),
     ],
@@ -293,7 +293,7 @@ def test_a_map_of_another_pair_of_sets_is_one_line(sides):
         UserError, match=r"map\.json: a map of other icons: none of its 1 is in one .*mdi:home → ph:house"
     ):
         decided_matches({"mdi:home": "ph:house"}, *lookups(sides), "map.json")
-    with pytest.raises(UserError, match=r"there is no 'two:trahs'; did you mean 'two:trash'"):
+    with pytest.raises(UserError, match=r"unknown icon 'two:trahs'; did you mean 'two:trash'"):
         decided_matches({"one:bin": "two:trahs"}, *lookups(sides), "map.json")
 
 
@@ -328,10 +328,10 @@ def test_findings_are_printed_as_one_line_each():
         UnknownIcon(**entry, name="two:night", nearest=None, sets=("two", "three")),
     ]
     assert list(map(_finding_line, findings)) == [
-        "house → night: looks wrong (1%); two:home is likelier (92%)",
+        "house → night: looks wrong (1%); two:home is more likely (92%)",
         "one:moon → none: two:home shows it (92%)",
-        "house → night: there is no 'two:night'; did you mean 'two:nigh'?",
-        "house → night: there is no 'two:night' in two, three",
+        "house → night: unknown icon 'two:night'; did you mean 'two:nigh'?",
+        "house → night: unknown icon 'two:night' in two, three",
     ]
 
 

@@ -67,7 +67,7 @@ def test_other_languages_are_read_as_text_and_a_folder_without_code_is_one_line(
     assert len(find_uses(tmp_path)) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.cobol").write_text("'mdi:home'")
-    with pytest.raises(UserError, match="no file of code that is known"):
+    with pytest.raises(UserError, match="no known code file"):
         find_uses(tmp_path / "other")
     with pytest.raises(UserError, match="no such file or folder"):
         find_uses(tmp_path / "missing")

@@ -123,7 +123,7 @@ def test_icons_are_found_by_a_picture_as_data_or_as_a_file_of_an_index(call, fol
     assert "not below a folder of an index" in said
     said, _, is_error = call("search_by_picture", data="https://example.org/a.png")
     assert is_error
-    assert "a URL is not fetched" in said
+    assert "URLs are not fetched" in said
 
 
 def test_equivalents_of_many_icons_are_one_call(call):
@@ -146,7 +146,7 @@ def test_an_icon_has_its_drawing_its_licence_and_lines_that_use_it(call):
     assert sheet.size == (72, 72)
     said, _, is_error = call("get_icon", icon="two:hose")
     assert is_error
-    assert "the nearest are two:house" in said
+    assert "did you mean two:house" in said
 
 
 def test_names_are_checked(call):
@@ -178,16 +178,16 @@ def test_text_of_files_is_data_on_one_line(call):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("delete_everything", {}, "there is no tool 'delete_everything'"),
+        ("delete_everything", {}, "unknown tool 'delete_everything'"),
         ("search_icons", {}, "'query' is missing"),
-        ("search_icons", {"query": 3}, "'query' is not of the kind string"),
-        ("search_icons", {"query": "a", "path": "/etc"}, "has no argument 'path'"),
-        ("search_icons", {"query": "a", "limit": 10_000}, "give a number from 1 to 50"),
-        ("search_icons", {"query": "a", "index": "three"}, "there is no index 'three'; there are one, two"),
-        ("search_icons", {"query": "x" * 501}, "give at most 500"),
-        ("check_names", {"names": ["a"] * 201}, "pass at most 200"),
-        ("match_icons", {"icons": ["a"], "pictures": 1}, "'pictures' is not of the kind boolean"),
-        ("caption_picture", {}, "give a picture"),
+        ("search_icons", {"query": 3}, "'query' must be of type string"),
+        ("search_icons", {"query": "a", "path": "/etc"}, "unknown argument 'path'"),
+        ("search_icons", {"query": "a", "limit": 10_000}, "must be from 1 to 50"),
+        ("search_icons", {"query": "a", "index": "three"}, "unknown index 'three'; valid names: one, two"),
+        ("search_icons", {"query": "x" * 501}, "(limit 500)"),
+        ("check_names", {"names": ["a"] * 201}, "(limit 200)"),
+        ("match_icons", {"icons": ["a"], "pictures": 1}, "'pictures' must be of type boolean"),
+        ("caption_picture", {}, "pass an image"),
         ("caption_picture", {"data": "<svg"}, "the picture"),
     ],
 )
@@ -221,12 +221,12 @@ def test_a_picture_is_read_from_a_file_of_an_index_alone(indexes, tmp_path, monk
         assert [row["icon"] for row in json.loads(found.text)] == ["moons:moon"]
         with pytest.raises(UserError, match=r"the file cannot be read \(No such file or directory\)"):
             tools.search_by_picture(file=str(tmp_path / "moons" / "gone.svg"))
-        with pytest.raises(UserError, match="there is no other index than 'moons' to find an equivalent in"):
+        with pytest.raises(UserError, match="'moons' is the only index, so it has no equivalents"):
             tools.match_icons(["moons:moon"], pictures=True)
-        with pytest.raises(UserError, match="files of the server are not read here; give the picture as data"):
+        with pytest.raises(UserError, match="server files cannot be read; pass the image as data"):
             IconTools({"moons": index}, reads_files=False).search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))
         monkeypatch.setattr("grr_coca_icons.tools.icon_tools._MAX_PICTURE", 50)
-        with pytest.raises(UserError, match=rf"the picture has {len(svg)} bytes \(limit 50\)"):
+        with pytest.raises(UserError, match=rf"the image has {len(svg)} bytes \(limit 50\)"):
             tools.search_by_picture(data=svg)
 
 

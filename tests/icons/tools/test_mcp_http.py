@@ -135,7 +135,7 @@ def test_a_manager_that_does_not_start_holds_up_no_call_and_is_started_again(own
             for _ in range(2):
                 answer = client.post("/mcp", asked("tools/list"), ACCEPT)
                 assert answer.status == 500
-                assert "its log says why" in answer.reason()
+                assert "see its log for the reason" in answer.reason()
         assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 
 
@@ -290,7 +290,7 @@ def test_an_index_that_is_gone_before_the_first_call_is_503_until_there_is_one_a
         place.rename(tmp_path / "away")
         answer = client.post("/mcp", asked("tools/list"), ACCEPT)
         assert answer.status == 503
-        assert "there is no index now" in answer.reason()
+        assert "the index is unavailable" in answer.reason()
         (tmp_path / "away").rename(place)
         assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 

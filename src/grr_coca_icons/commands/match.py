@@ -83,7 +83,7 @@ def run(
     if (dry_run or force) and not apply:
         raise UserError("--dry-run and --force require --apply")
     if apply and (used_in is None or json or check):
-        raise UserError("--apply rewrites code in --used-in DIR, it cannot be combined with --json or --check")
+        raise UserError("--apply rewrites code in --used-in DIR; it cannot be combined with --json or --check")
     if not 0 <= min_probability <= 1:
         raise UserError(f"--min-probability must be from 0 to 1, got {min_probability:g}")
     if apply:

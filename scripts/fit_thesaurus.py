@@ -4,9 +4,10 @@ Writes `thesaurus.txt` (see `grr_coca_search.thesaurus`) into `src/grr_coca/mode
 need not be built: names, aliases and tags are read from its packages, which are fetched. It takes a minute of a core.
 
 - *Entries* are the words and phrases of WordNet that occur in its tagged texts, and all its phrases of verbs, without
-  those that at least `KNOWN` icons of training are called.
-- *Words* of an entry are captions of training that at least `MIN_COUNT` icons have. MiniLM (`text_teacher.py`) says
-  which are closest, and frequent words come a little earlier.
+  those that at least `KNOWN` icons of training are called. Words for people are left out: what a sentence encoder
+  finds close to them is prejudice.
+- *Words* of an entry are captions of training that at least `MIN_COUNT` icons have, without `GROUPS`. MiniLM
+  (`text_teacher.py`) says which are closest, and frequent words come a little earlier.
 
     python scripts/fit_thesaurus.py icons --measure lucide.index
 
@@ -52,6 +53,46 @@ PACKAGES = {
 KNOWN = 2
 MIN_COUNT, MAX_WORDS, MIN_LETTERS = 8, 2, 3
 NUM_WORDS = 6
+PERSON = "1:18:"
+"""Beginning of the senses of nouns for people in WordNet."""
+GROUPS = {
+    "muslim",
+    "islam",
+    "islamic",
+    "jewish",
+    "judaism",
+    "christianity",
+    "christian",
+    "hinduism",
+    "hindu",
+    "buddhist",
+    "religion",
+    "transgender",
+    "intersex",
+    "gender",
+    "race",
+    "female",
+    "male",
+    "feminine",
+    "masculine",
+    "girl",
+    "boy",
+    "woman",
+    "women",
+    "man",
+    "men",
+    "gay",
+    "lesbian",
+    "alien",
+    "chinese",
+    "american",
+    "disabled",
+    "blind",
+    "deaf",
+    "fat",
+    "pregnant",
+}
+"""Words by which groups of people are told apart. No other word leads to them."""
 PER_LOG_COUNT = 0.02
 """Cosine that a word is closer for each unit of the logarithm of its count."""
 PHRASES = Path(__file__).with_name("action_phrases.json")
@@ -117,19 +158,25 @@ def training_captions(archives: Archives) -> Counter[str]:
 
 
 def lemmas(archives: Archives) -> Iterator[str]:
-    """The words and phrases of WordNet that occur in its tagged texts, and all phrases of verbs."""
+    """The words and phrases of WordNet that occur in its tagged texts, and all phrases of verbs, without people."""
     found: Counter[str] = Counter()
+    people = set()
     for line in archives.text("wordnet", "dict/index.sense").splitlines():
         sense, _, _, count = line.split()
         lemma, _, rest = sense.partition("%")
+        if rest.startswith(PERSON):
+            people.add(lemma.replace("_", " "))
         is_phrasal_verb = "_" in lemma and rest.startswith("2")
         found[lemma.replace("_", " ")] += int(count) + is_phrasal_verb
-    return (lemma for lemma, count in found.items() if count and re.fullmatch(r"[a-z][a-z' -]+", lemma))
+    shown = (lemma for lemma, count in found.items() if count and re.fullmatch(r"[a-z][a-z' -]+", lemma))
+    return (lemma for lemma in shown if lemma not in people)
 
 
 def is_plain(caption: str) -> bool:
-    """True for one or two words of letters."""
+    """True for one or two words of letters, none of them in `GROUPS`."""
     words = caption.split()
+    if GROUPS.intersection(words):
+        return False
     return len(words) <= MAX_WORDS and all(word.isalpha() and len(word) >= MIN_LETTERS for word in words)
 
 

@@ -36,6 +36,15 @@ def test_the_shipped_file_has_six_words_for_each_entry():
     assert "trash" not in entries  # the model knows it
 
 
+def test_the_shipped_file_associates_nothing_with_people():
+    """A sentence encoder finds a religion close to crimes, and an origin close to animals."""
+    text = (shipped_folder("icons") / THESAURUS).read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.splitlines()]
+    assert not {"terrorist", "mexican", "jew", "savage", "cripple"} & {entry for entry, *_ in rows}
+    related = {word for _, *captions in rows for caption in captions for word in caption.split()}
+    assert not related & {"muslim", "islam", "jewish", "transgender", "race", "chinese", "woman", "disabled"}
+
+
 def test_a_phrase_finds_what_its_words_find(tmp_path):
     """A set of four icons, whose file names say nothing."""
     shapes = {

@@ -490,7 +490,7 @@ def test_a_full_folder_for_temporary_files_is_named(look, photos, monkeypatch):
     for number in range(600):
         (photos / f"bad{number}.png").touch()
     monkeypatch.setattr("sqlite3.connect", connect_on_a_full_disk)
-    with pytest.raises(UserError, match=r"temporary files cannot be written to .*full.*SQLITE_TMPDIR"):
+    with pytest.raises(UserError, match=r"the temporary folder cannot be written to .*full.*SQLITE_TMPDIR"):
         look("photos")
 
 

@@ -91,6 +91,8 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "encoder.onnx",
         "encoder.safetensors",
         "features.safetensors",
+        "frozen.json",
+        "frozen.onnx",
         "image.onnx",
         "manifest.json",
         "match.json",

@@ -48,7 +48,7 @@ def entries(index: Index) -> dict:
     return {entry.name: entry for entry, _ in index.store.everything()}
 
 
-def test_an_icon_of_an_index_has_its_name_and_what_its_set_says(tmp_path):
+def test_indexed_icon_has_its_name_and_set_metadata(tmp_path):
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(tiny("box", "bar")))
     with Index.open(tmp_path / "index", create=True) as index:

@@ -36,7 +36,7 @@ def test_helper_that_only_draws_has_its_formats():
     assert done.stdout == "(32, 32)\n"
 
 
-def test_small_drawing_has_the_pixels_of_the_side_asked_for():
+def test_small_drawing_has_the_requested_size():
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><circle cx="11.3" cy="12" r="2.6"/></svg>'
     png = resvg_py.svg_to_bytes(svg_string=svg, width=64, height=64, dpi=96, skip_system_fonts=True)
     expected = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
@@ -56,7 +56,7 @@ def test_an_oblong_one_is_shown_whole_in_the_middle_of_a_square():
 SMALL = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path d="M2 3h9v4H2z"/></svg>'
 
 
-def test_a_model_gets_a_drawing_at_twice_its_size_and_people_get_it_whole():
+def test_svg_is_rendered_at_twice_the_model_size():
     for_model = Preprocess(64)
     assert for_model.decode(SQUARE, "a.svg").size == (128, 128)
     assert for_model.decode(SQUARE, "a.svg", for_people=True).size == (SIDE, SIDE)
@@ -81,7 +81,7 @@ def test_a_model_sees_a_drawing_of_half_the_size_nearly_alike():
 @pytest.mark.parametrize(
     "head", [b"", b"\xef\xbb\xbf", b"\n ", b'<?xml version="1.0"?>\n', b"<!-- by hand -->", b"<!DOCTYPE svg>"]
 )
-def test_svg_is_told_by_its_content(head):
+def test_svg_is_detected_by_its_content(head):
     assert is_svg(head + SQUARE)
 
 
@@ -96,7 +96,7 @@ def filtered(primitive):
     return shown
 
 
-def test_what_many_drawings_have_is_drawn():
+def test_common_svg_features_are_drawn():
     assert decode_image(SQUARE.replace(b"<path", b"<g>" * 98 + b"</g>" * 98 + b"<path"), "a.svg").size == (SIDE, SIDE)
     assert decode_image(filtered("<feMorphology radius='1'/><feGaussianBlur stdDeviation='2'/>"), "a.svg").size
 
@@ -112,7 +112,7 @@ def test_what_many_drawings_have_is_drawn():
         (SQUARE.replace(b"<path", '<s·é:image href="/etc/hostname.png"/><path'.encode()), "contains another image"),
     ],
 )
-def test_what_cannot_be_drawn_is_named(data, says):
+def test_undrawable_files_are_named(data, says):
     with pytest.raises(BadSample, match=says):
         decode_image(data, "a.svg")
 

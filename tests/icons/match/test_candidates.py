@@ -161,7 +161,7 @@ def test_rivals_are_the_same_however_many_are_compared_at_a_time(random, monkeyp
     assert np.allclose(found[:, 2], np.minimum(0, cosines - others).ravel(), atol=1e-6)
 
 
-def test_none_is_told_where_nothing_is_likely_and_the_nearest_are_still_known(random):
+def test_unlikely_icon_has_no_match_but_nearest_icons(random):
     base = np.eye(WIDTH)
     source = gallery("one", ["a", "b"], base[:2])
     target = gallery("two", ["c", "d", "e"], base[[0, 5, 6]])
@@ -209,7 +209,7 @@ def test_an_empty_target_is_one_line(random):
         match_pictures(source, empty)
 
 
-def test_numbers_are_read_beside_the_weights_and_damage_is_one_line(tmp_path):
+def test_parameters_next_to_the_weights_report_corruption(tmp_path):
     assert match_numbers(tmp_path) is None
     numbers = MatchNumbers(with_names=BY_PICTURE, without_names=BY_PICTURE_ALONE, seen_sets=("ph",))
     (tmp_path / "match.json").write_text(json.dumps(to_dict(numbers)))
@@ -265,7 +265,7 @@ def test_flat_objects_and_tables_are_maps_too(tmp_path, name, content):
         ("a.csv", "one\n", "expected two columns"),
     ],
 )
-def test_what_is_no_map_is_one_line(tmp_path, name, content, message):
+def test_invalid_map_reports_one_line(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(UserError) as caught:
@@ -297,7 +297,7 @@ def test_a_map_of_another_pair_of_sets_is_one_line(sides):
         decided_matches({"one:bin": "two:trahs"}, *lookups(sides), "map.json")
 
 
-def test_a_table_is_checked_for_names_that_do_not_exist_and_for_equivalents_that_look_wrong(sides):
+def test_table_with_unknown_names_or_unlikely_pairs_is_reported(sides):
     table = {
         "one:bin": "two:trash",
         "house": "night",

@@ -71,7 +71,7 @@ def test_a_label_of_an_image_of_the_site_is_found(site, name, code, found):
         (f"<svg>{SQUARE}</svg>", None),
     ],
 )
-def test_a_label_of_inline_svg_is_its_own_or_that_of_the_element_around_it(site, code, text):
+def test_inline_svg_uses_its_label_or_its_parents(site, code, text):
     found = labels(site, "x.jsx", code)
     assert [label for _, label, _ in found] == ([] if text is None else [text])
     assert all(svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and SQUARE in svg for _, _, svg in found)
@@ -167,7 +167,7 @@ def test_icons_in_code_are_those_of_their_set_under_any_name(model, lucide, tmp_
     assert failure.startswith("iconify:mdi: not on this machine"), "the set is asked for once"
 
 
-def test_a_table_has_captions_a_set_has_names_and_a_photograph_has_none(model, lucide, tmp_path):
+def test_label_sources_of_tables_sets_and_photographs(model, lucide, tmp_path):
     for name in ("red.png", "blue.png"):
         Image.new("RGB", (20, 20), name[:-4]).save(tmp_path / name)
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -185,7 +185,7 @@ def test_a_table_has_captions_a_set_has_names_and_a_photograph_has_none(model, l
     assert pictures(model, tmp_path / "own.json") == ([(("house",), 0)], [])
 
 
-def test_a_folder_without_pictures_is_empty_and_a_file_that_is_gone_is_told(model, tmp_path):
+def test_empty_folders_and_missing_files_are_handled(model, tmp_path):
     (tmp_path / "empty").mkdir()
     assert pictures(model, tmp_path / "empty") == ([], [])
     assert pictures(model, tmp_path / "gone.svg") == ([], [f"{tmp_path}/gone.svg: no such file"])

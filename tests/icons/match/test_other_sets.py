@@ -33,7 +33,7 @@ def told(found: PictureSet) -> dict[str, list[str]]:
     }
 
 
-def test_the_equivalent_of_each_other_set_is_found_the_likeliest_first_and_none_of_the_own_set():
+def test_equivalents_come_from_other_sets_most_likely_first():
     library = pictures(
         a__house=[1, 0, 0],
         a__home=[1, 0.01, 0],
@@ -60,7 +60,7 @@ def test_probabilities_are_those_of_a_match_of_the_two_sets():
     assert second.place == 0
 
 
-def test_an_icon_is_looked_for_in_the_sets_with_the_nearest_pictures():
+def test_searches_the_sets_with_the_most_similar_images():
     far = {f"s{number}__x": [1.0, number / 10] for number in range(MAX_SETS + 5)}
     found = told(pictures(own__x=[1.0, 0.0], **far))["own:x"]
     assert found == [f"s{number}:x" for number in range(len(found))]

@@ -62,7 +62,7 @@ def test_a_use_has_its_file_and_line(tmp_path):
     assert use.place == f"{tmp_path}/src/a.tsx:3"
 
 
-def test_other_languages_are_read_as_text_and_a_folder_without_code_is_one_line(tmp_path):
+def test_other_languages_are_text_and_no_code_is_an_error(tmp_path):
     (tmp_path / "view.templ").write_text('<i data-lucide="x"></i>')
     assert len(find_uses(tmp_path)) == 1
     (tmp_path / "other").mkdir()

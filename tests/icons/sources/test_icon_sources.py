@@ -122,7 +122,7 @@ def test_style_is_that_of_the_name_or_of_the_strokes():
 # --- Iconify
 
 
-def test_an_iconify_file_gives_its_icons_with_what_the_set_says(json_file):
+def test_iconify_file_yields_icons_with_set_metadata(json_file):
     found = by_name(json_file)
     assert list(found) == ["box", "bar", "bar-down", "pole"], "neither hidden icons nor names that lead nowhere"
     box = found["box"]
@@ -218,7 +218,7 @@ def test_npm_fetches_a_set_once_and_runs_no_script(npm, monkeypatch):
     assert by_name("iconify:tiny@1.2.3").keys() == first.keys(), "offline afterwards"
 
 
-def test_a_package_with_another_checksum_is_refused(npm):
+def test_rejects_a_package_with_another_checksum(npm):
     by_name("iconify:tiny")
     sha256 = "0" * 64
     with pytest.raises(UserError, match=r"iconify-json-tiny-1\.2\.3\.tgz: not the package that was indexed"):
@@ -241,7 +241,7 @@ def test_a_damaged_package_in_the_cache_is_one_line(npm):
         ({"index.js": b""}, "an npm package without icons.json; expected one of @iconify-json"),
     ],
 )
-def test_an_archive_that_is_no_package_of_icons_is_told(tmp_path, monkeypatch, content, told):
+def test_invalid_archive_raises(tmp_path, monkeypatch, content, told):
     monkeypatch.setattr("grr_coca_icons.sources.iconify.MAX_BYTES", 100)
     with tarfile.open(tmp_path / "x.tgz", mode="w:gz") as tar:
         for name, data in content.items():
@@ -252,7 +252,7 @@ def test_an_archive_that_is_no_package_of_icons_is_told(tmp_path, monkeypatch, c
         by_name(tmp_path / "x.tgz")
 
 
-def test_a_package_of_another_set_in_the_cache_is_not_taken_for_it():
+def test_package_of_another_set_in_the_cache_is_ignored():
     packages_folder().mkdir(parents=True)
     (packages_folder() / "iconify-json-lucide-1.0.0.tgz").write_bytes(archive(SET))
     with pytest.raises(
@@ -261,7 +261,7 @@ def test_a_package_of_another_set_in_the_cache_is_not_taken_for_it():
         by_name("iconify:lucide")
 
 
-def test_without_npm_the_message_says_which_file_to_put_where(monkeypatch):
+def test_missing_npm_error_names_file_and_folder(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError) as caught:
         by_name("iconify:lucide")
@@ -296,7 +296,7 @@ def test_a_set_that_does_not_exist_is_one_line(npm, argument, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_cache_that_npm_cannot_write_to_is_told(npm, cache):
+def test_unwritable_npm_cache_raises(npm, cache):
     cache.write_text("in the way")
     with pytest.raises(UserError, match=r"cache/.*packages: cannot be written \(Not a directory\)"):
         by_name("iconify:tiny")
@@ -368,7 +368,7 @@ SPRITE = """<?xml version="1.0"?>
 </svg>"""
 
 
-def test_each_symbol_of_a_sprite_is_an_icon_with_what_it_refers_to(tmp_path):
+def test_sprite_symbols_are_icons_with_their_references(tmp_path):
     path = tmp_path / "sprite.svg"
     path.write_text(SPRITE)
     found = by_name(path)
@@ -449,7 +449,7 @@ CHAIN = "".join(f'<g id="g{n}"><use href="#g{n + 1}"/></g>' for n in range(300))
         (f'<symbol id="a" viewBox="0 0 9 9">{"<g>" * 5000}{"</g>" * 5000}</symbol>', "nested too deeply"),
     ],
 )
-def test_a_symbol_that_is_too_much_is_told_and_the_next_one_is_drawn(tmp_path, symbol, told):
+def test_too_large_symbol_is_reported_and_the_next_is_drawn(tmp_path, symbol, told):
     path = tmp_path / "sprite.svg"
     other = f'<symbol id="b" viewBox="0 0 12 12">{SQUARE}</symbol>'
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{symbol}{other}</svg>')
@@ -461,7 +461,7 @@ def test_a_symbol_that_is_too_much_is_told_and_the_next_one_is_drawn(tmp_path, s
 
 @pytest.mark.parametrize("sides", ['viewBox="0 0 a b"', 'viewBox="0 0 1e9 1e9"', 'width="1.2.3" height="12"', ""])
 @pytest.mark.parametrize("outer", ['width="12px" height="12"', 'viewBox="0,0,12,12"'])
-def test_a_symbol_without_a_box_of_its_own_has_that_of_the_sprite(tmp_path, sides, outer):
+def test_symbol_without_a_view_box_uses_the_sprites(tmp_path, sides, outer):
     path = tmp_path / "sprite.svg"
     symbol = f'<symbol id="a" {sides}>{SQUARE}</symbol>'
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {outer}>{symbol}</svg>')
@@ -469,7 +469,7 @@ def test_a_symbol_without_a_box_of_its_own_has_that_of_the_sprite(tmp_path, side
 
 
 @pytest.mark.parametrize("content", ["<svg><symbol", "symbol & more", '<svg><symbol id="a">&unknown;</symbol></svg>'])
-def test_a_sprite_that_is_no_xml_is_told_by_its_name(tmp_path, content):
+def test_invalid_xml_sprite_raises_with_its_name(tmp_path, content):
     (tmp_path / "broken.svg").write_text(content)
     with pytest.raises(UserError, match=r"broken\.svg: corrupt SVG file"):
         by_name(tmp_path / "broken.svg")
@@ -540,7 +540,7 @@ def test_the_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
     assert not ink[:5].any()
 
 
-def test_a_font_that_draws_nothing_is_told_and_an_empty_glyph_is_none(tmp_path):
+def test_font_without_drawings_raises(tmp_path):
     path = tmp_path / "a.ttf"
     make_font(path, {"trash": 0xE001}, squares={"trash": 0})
     with pytest.raises(UserError, match=r"a\.ttf: no drawn glyph has a name or a code point"):
@@ -550,7 +550,7 @@ def test_a_font_that_draws_nothing_is_told_and_an_empty_glyph_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("spoiled", ["damaged", "large"])
-def test_one_glyph_that_cannot_be_drawn_does_not_spoil_the_others(tmp_path, monkeypatch, spoiled):
+def test_undrawable_glyph_does_not_affect_others(tmp_path, monkeypatch, spoiled):
     path = tmp_path / "a.ttf"
     make_font(path, {"trash": 0xE001, "broken": 0xE002})
     if spoiled == "damaged":
@@ -580,7 +580,7 @@ def test_one_glyph_that_cannot_be_drawn_does_not_spoil_the_others(tmp_path, monk
         ({"uniE872": 0xE872}, "DE", ["u-e872"]),  # no word that a page writes
     ],
 )
-def test_a_glyph_without_a_name_has_that_of_its_ligature_or_its_code_point(tmp_path, glyphs, ligature, names):
+def test_unnamed_glyph_uses_its_ligature_or_code_point(tmp_path, glyphs, ligature, names):
     make_font(tmp_path / "a.ttf", glyphs, ligature=ligature)
     assert list(by_name(tmp_path / "a.ttf")) == names
 
@@ -614,7 +614,7 @@ def test_icons_are_pairs_for_training(json_file):
     assert source.place(0) == str(json_file)
 
 
-def test_an_icon_without_a_drawing_and_one_without_a_word_are_bad_pairs(tmp_path):
+def test_icons_without_drawing_or_words_are_bad_pairs(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"prefix": "x", "icons": {"none": {}, "_": {"body": SQUARE}, "box": {"body": SQUARE}}}))
     source = open_source(str(path))
@@ -630,7 +630,7 @@ def test_an_icon_without_a_drawing_and_one_without_a_word_are_bad_pairs(tmp_path
     assert source[2].caption == "box"
 
 
-def test_a_damaged_pack_of_icons_is_told_and_made_again_once_it_is_gone(json_file):
+def test_corrupt_icon_pack_raises_and_is_rebuilt_if_deleted(json_file):
     pack = open_icons(str(json_file)).file
     whole = pack.read_bytes()
     for damaged in (b"", whole[:-1], whole.replace(b'"offset"', b'"offsat"'), whole[:-8] + bytes(8)):

@@ -87,7 +87,7 @@ def call(indexes):
     return run
 
 
-def test_the_listing_is_short_and_says_that_tools_only_read():
+def test_listing_is_short_and_marks_tools_read_only():
     tools = listed_tools(reads_files=True)
     assert {tool.name for tool in tools} == {
         "search_icons", "search_by_picture", "match_icons", "caption_picture", "get_icon", "check_names",
@@ -107,7 +107,7 @@ def test_icons_are_found_by_what_they_show(call):
     assert {row["index"] for row in only} == {"two"}
 
 
-def test_icons_are_found_by_a_picture_as_data_or_as_a_file_of_an_index(call, folder, tmp_path):
+def test_icons_are_found_by_image_data_or_index_file(call, folder, tmp_path):
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{BODIES["moon"]}</svg>'
     for data in (
         svg,
@@ -139,7 +139,7 @@ def test_equivalents_of_many_icons_are_one_call(call):
     assert sheet.size[1] == 72
 
 
-def test_an_icon_has_its_drawing_its_licence_and_lines_that_use_it(call):
+def test_icon_has_drawing_licence_and_usage_lines(call):
     said, (sheet,), _ = call("get_icon", icon="two:house")
     assert said["svg"].startswith("<svg")
     assert said["licence"] == "MIT"
@@ -210,7 +210,7 @@ def test_over_http_no_file_is_read(indexes):
     assert result.is_error
 
 
-def test_a_picture_is_read_from_a_file_of_an_index_alone(indexes, tmp_path, monkeypatch):
+def test_images_are_read_only_from_files_of_an_index(indexes, tmp_path, monkeypatch):
     (tmp_path / "moons").mkdir()
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{BODIES["moon"]}</svg>'
     (tmp_path / "moons" / "moon.svg").write_text(svg)
@@ -236,7 +236,7 @@ def test_an_empty_index_finds_nothing_and_shows_no_picture(tmp_path):
     assert (json.loads(answer.text), answer.picture) == ([], b"")
 
 
-def test_an_index_that_was_exchanged_for_one_of_another_model_is_refused(folder, tmp_path):
+def test_rejects_an_index_replaced_by_another_models(folder, tmp_path):
     place = tmp_path / "x.index"
     shutil.copytree(folder / "one.index", place)
     index = Index.open(place)
@@ -291,7 +291,7 @@ def test_several_indexes_are_served_until_the_input_ends(folder, tmp_path, monke
     assert len(opened) == 2
 
 
-def test_indexes_of_two_models_are_refused_and_closed(folder, tmp_path, monkeypatch):
+def test_rejects_and_closes_indexes_of_two_models(folder, tmp_path, monkeypatch):
     Index.open(tmp_path / "other.index", "pictograms", create=True).close()
     closed, close = [], Index.close
     monkeypatch.setattr(Index, "close", lambda index: (closed.append(index), close(index)))

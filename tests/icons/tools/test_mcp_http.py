@@ -125,7 +125,7 @@ def test_others_are_answered_while_the_tools_are_prepared(own, monkeypatch):
         assert first.result().status == 200
 
 
-def test_a_manager_that_does_not_start_holds_up_no_call_and_is_started_again(own, monkeypatch):
+def test_failed_manager_is_restarted_without_blocking_calls(own, monkeypatch):
     def failing(manager):
         raise OSError("no more threads")
 
@@ -185,7 +185,7 @@ def test_no_stream_is_held_open(tools, method):
         (json.dumps(asked("tools/list")).encode(), {"Mcp-Protocol-Version": "9999-99-99"}, 400),
     ],
 )
-def test_what_is_no_call_is_refused(tools, body, headers, status):
+def test_rejects_invalid_calls(tools, body, headers, status):
     answer = tools.ask("POST", "/mcp", body, {"Content-Type": "application/json", **ACCEPT, **headers})
     assert answer.status == status or (status == 400 and answer.status in (400, 406, 415)), answer
     assert len(answer.body) <= 2048
@@ -235,7 +235,7 @@ def test_tools_compute_in_the_queue_of_the_model(own):
         assert {"caption", "embed_texts"} >= set(done)
 
 
-def test_an_index_from_elsewhere_shows_agents_only_pictures_of_given_folders(own):
+def test_foreign_index_shows_agents_only_given_folders(own):
     for folders, is_shown in (([], False), ([own], True)):
         with serving(own / "imported.index", pictures=folders) as client:
             is_error, text, _ = call(client, "get_icon", icon=f"{own.name}:star")
@@ -283,7 +283,7 @@ def test_agents_see_the_index_as_it_is_now(tmp_path):
         assert not call(client, "get_icon", icon="pictures:moon")[0]
 
 
-def test_an_index_that_is_gone_before_the_first_call_is_503_until_there_is_one_again(tmp_path):
+def test_missing_index_is_503_until_it_exists_again(tmp_path):
     place = tmp_path / "x.index"
     make_index(place, "star")
     with serving(place) as client:
@@ -295,7 +295,7 @@ def test_an_index_that_is_gone_before_the_first_call_is_503_until_there_is_one_a
         assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 
 
-def test_agents_are_told_of_damage_and_answered_after_it(tmp_path):
+def test_agents_get_errors_of_corruption_and_later_answers(tmp_path):
     place = tmp_path / "x.index"
     make_index(place, "star", "square")
     content = (place / "vectors.f16").read_bytes()

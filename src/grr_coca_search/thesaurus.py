@@ -19,7 +19,7 @@ class Thesaurus:
     """
 
     def __init__(self, lines: str) -> None:
-        self._lines = f"\n{lines}"
+        self._lines = lines.rstrip("\n") + "\n"
 
     @classmethod
     def of_model(cls, folder: Path) -> "Thesaurus":
@@ -40,5 +40,12 @@ class Thesaurus:
         """Return known words close to a text, the closest first; none if the model knows the text, or the file does not
         have it."""
         entry = " ".join(text.lower().split())
-        _, _, after = self._lines.partition(f"\n{entry}\t")
-        return tuple(after.partition("\n")[0].split("\t")) if after else ()
+        low, high = 0, len(self._lines)
+        while low < high:  # the lines are sorted; `low` is at the beginning of one
+            start = max(low, self._lines.rfind("\n", low, (low + high) // 2) + 1)
+            end = self._lines.find("\n", start)
+            found, *words = self._lines[start:end].split("\t")
+            if found == entry:
+                return tuple(words)
+            low, high = (end + 1, high) if found < entry else (low, start)
+        return ()

@@ -205,7 +205,9 @@ def test_encoder_of_timm_becomes_a_graph(grr_coca, place, images, monkeypatch):
     assert info["name"] == name
     graph = open_encoder(f"onnx:{place / 'vit' / 'encoder.onnx'}")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    np.testing.assert_allclose(graph.encode(pixels).tokens, open_encoder(name).encode(pixels).tokens, atol=1e-3)
+    found, expected = (encoder.encode(pixels).tokens for encoder in (graph, open_encoder(name)))  # in int8, and in fp32
+    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+    assert ((found * expected).sum(axis=-1) / norms).min() > 0.99
     assert graph.info == framed(open_encoder(name), graph.info.preprocess.framing).info
     hide_packages(monkeypatch, "timm")
     assert load(place / "vit").embed_images(images).shape[0] == len(images)

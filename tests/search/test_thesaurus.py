@@ -20,6 +20,15 @@ def test_a_text_is_looked_up_whole():
     assert [words.related(text) for text in ("throw", "away", "delete", "asleep", "", "throw away f")] == [()] * 6
 
 
+def test_each_entry_is_found_wherever_it_is():
+    path = shipped_folder("icons") / THESAURUS
+    text = path.read_text(encoding="utf-8")
+    for words in (Thesaurus(text), Thesaurus(text.rstrip("\n"))):
+        for line in text.splitlines()[::97] + text.splitlines()[-1:]:
+            entry, *related = line.split("\t")
+            assert words.related(entry) == tuple(related)
+
+
 def test_a_model_may_lack_the_file(tmp_path):
     assert Thesaurus.of_model(tmp_path).related("throw away") == ()
     (tmp_path / THESAURUS).write_bytes(b"\xff\xfe")

@@ -43,9 +43,9 @@ MATCHING = "match.json"
 TAGS, TAG_VECTORS = "tags.json", "tags.safetensors"
 THESAURUS = "thesaurus.txt"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS, THESAURUS)
-"""What the model knows of its captions, of photographs, of its hits, its matches, its tags and related words, if that
-was fitted; see `grr_coca.infer.calibration`, `grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`,
-`grr_coca.infer.tags` (the numbers, and the vectors of the words) and `grr_coca_search.thesaurus`.
+"""What was fitted to a model, for its captions, photographs, hits, matches, tags and related words, if anything; see
+`grr_coca.infer.calibration`, `grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`
+(the numbers, and the vectors of the words) and `grr_coca_search.thesaurus`.
 """
 BEST_FILE = "best.json"
 """Next to the checkpoints of a run with `keep_best`: the step of the best one."""

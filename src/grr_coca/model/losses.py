@@ -249,7 +249,6 @@ def batch_loss(
     lm_head = model.multimodal_decoder.lm_head.weight
     captions = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
     # A part with weight zero stays in the graph, so every parameter always has a gradient.
-    # A part with weight zero stays in the graph, so every parameter always has a gradient.
     return Losses(
         total=compared.total + weights.captioning * captions.total,
         contrastive=compared.contrastive,

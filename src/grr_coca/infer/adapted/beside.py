@@ -226,16 +226,7 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
 
 
 def require_same_input(folder: Path, arguments: Sequence[str]) -> None:
-    """Raise an error if a model does not take what some arguments have: images, or features.
-
-    Args:
-        folder: Folder of the model, which is not loaded.
-        arguments: Arguments for images or pairs.
-
-    Raises:
-        UserError: If an argument has features of another encoder, or images in place of features; the message names
-            both.
-    """
+    """Check the arguments for `grr_coca.infer.load.require_input`."""
     wanted = _features_of(folder)
     for argument in arguments:
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None

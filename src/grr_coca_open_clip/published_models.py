@@ -274,7 +274,7 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise UserError(
-            f"{folder.parent}: {free / 1e9:.2f} GB are free, and importing takes {needed / 1e9:.2f} GB; free some, or "
+            f"{folder.parent}: {free / 1e9:.2f} GB are free, but importing needs {needed / 1e9:.2f} GB; free some, or "
             "set XDG_CACHE_HOME to a folder on another disk"
         )
 

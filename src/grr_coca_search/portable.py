@@ -72,7 +72,7 @@ def import_parquet(path: Path, location: str) -> int:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     if header.version > VERSION:
-        raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
+        raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one supports {VERSION})")
     if not 1 <= header.embed_dim <= MAX_WIDTH:
         raise UserError(f"{path}: corrupt (embeddings of {header.embed_dim} numbers)")
     existing = find_store(location)

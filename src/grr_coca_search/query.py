@@ -408,7 +408,7 @@ def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _
     """
     ids = store.ids_of(draws)
     if not ids.keys() >= set(draws):
-        raise UserError("a picture of the query is not in the index any more")
+        raise UserError("an image of the query is no longer in the index")
     places = [ids[draw] for draw in draws]
     vectors = model.picture_queries(store.vectors(places)) if places else ()
     return _QueryImages([entry.caption for entry in store.entries(places)], list(vectors))
@@ -558,7 +558,7 @@ def _query_vector(
         total = total + weight / max(deviation, MIN_DEVIATION) * embedding
     length = float(np.linalg.norm(total))
     if length < 1e-6:
-        raise UserError("the query excludes what it asks for; nothing is left to look for")
+        raise UserError("the query excludes everything it searches for")
     return (total / length).astype(np.float32)
 
 

@@ -385,4 +385,4 @@ def _faults_of_tuning(plan: Plan, tuning: Tuning) -> Iterator[str]:
 
 
 def _repeated(items: Sequence[object], where: str) -> Iterator[str]:
-    yield from (f"{where}: {item} is given twice; remove one" for i, item in enumerate(items) if item in items[:i])
+    yield from (f"{where}: {item}: duplicate; remove one" for i, item in enumerate(items) if item in items[:i])

@@ -295,9 +295,7 @@ def test_missing_files_are_named(grr_coca, place, refused, tmp_path):
 def test_encoder_of_features_cannot_encode(grr_coca, refused, place, tmp_path):
     write_shard(tmp_path / "pairs.tar", real_pairs(20, "glyphs"))
     given = ("--encoder", "given:virchow")
-    assert "not in a readable format of features" in refused(
-        "data", "features", tmp_path / "pairs.tar", tmp_path / "o", *given
-    )
+    assert "unsupported feature format" in refused("data", "features", tmp_path / "pairs.tar", tmp_path / "o", *given)
     slides = place / "new" / "slides"
     assert "the name of the encoder is missing" in refused(
         "data", "features", slides, tmp_path / "o", "--encoder", "given:"

@@ -97,7 +97,7 @@ def test_features_of_another_encoder_raise(grr_coca, place, names):  # noqa: F81
     for kind, wrong, reason in (
         ("npy", tokens[::-1], r"are not the tokens of onnx:"),
         ("files", tokens[:, :, 1:], f"has features of width {WIDTH - 1}"),
-        ("npy", tokens[:-1], r"has 69 rows without names, and there are 70 images"),
+        ("npy", tokens[:-1], r"has 69 rows without names, but there are 70 images"),
         ("npy", tokens[:, :, :, None], r"has the shape \(70, 16, \d+, 1\)"),
     ):
         given = write_given(place, kind, names, wrong)
@@ -117,12 +117,12 @@ def test_files_without_features_raise(tmp_path):
     (tmp_path / "d.pt").touch()
     (tmp_path / "e").mkdir()
     for name, message in (
-        ("a.npy", "features cannot be read from it"),
-        ("b.parquet", "features cannot be read from it"),
-        ("c.parquet", "columns with lists of numbers: x, y; name that of the features 'features'"),
-        ("d.pt", "not in a readable format of features"),
+        ("a.npy", "its features cannot be read"),
+        ("b.parquet", "its features cannot be read"),
+        ("c.parquet", "several columns have lists of numbers: x, y; name the one to use 'features'"),
+        ("d.pt", "unsupported feature format"),
         ("e", "has no .npy or HDF5 file"),
-        ("missing.npy", "features cannot be read from it"),
+        ("missing.npy", "its features cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
             open_given_features(tmp_path / name)

@@ -221,7 +221,7 @@ def test_full_disk_raises_before_the_import(hub, quick, monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)
     full = usage._replace(free=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full if Path(path) == models_cache() else usage)
-    with pytest.raises(UserError, match=r"0.00 GB are free, and importing takes .* XDG_CACHE_HOME"):
+    with pytest.raises(UserError, match=r"0.00 GB are free, but importing needs .* XDG_CACHE_HOME"):
         locate_checkpoint("coca-b32")
     assert not quick
 

@@ -133,7 +133,7 @@ def test_rejects_an_index_of_a_newer_version(store):
     database = sqlite3.connect(folder_of(store) / "index.sqlite")
     database.execute(f"PRAGMA user_version = {VERSION + 1}")
     database.close()
-    with pytest.raises(UserError, match=r"written by a newer grr-coca \(format 2; this one reads 1\)"):
+    with pytest.raises(UserError, match=r"written by a newer grr-coca \(format 2; this one supports 1\)"):
         open_store(store.location)
 
 

@@ -238,7 +238,7 @@ def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photo
     look("photos")
     helpers.use(before)
     (failure,) = store.failures()
-    assert "0.heic.png: not decoded: the program that decodes was late" in failure.message
+    assert "0.heic.png: not decoded: the decoding program timed out" in failure.message
     assert store.known([failure.name]) == {}, "tried again"
 
 

@@ -46,7 +46,7 @@ ATTACKS = {
 
 
 REJECTED = {
-    "aborts": (415, "it makes its decoder crash (SIGABRT)"),
+    "aborts": (415, "crashes its decoder (SIGABRT)"),
     "takes hours": (413, "decoding takes more than 2 s of a processor"),
     "panics": (415, "an SVG file that cannot be drawn"),
 }

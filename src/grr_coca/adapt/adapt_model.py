@@ -280,7 +280,7 @@ def require_replaceable(out: Path) -> None:
         listed = {*MODEL_FILES, *_OWN, MANIFEST}
     strange = sorted(found - listed)
     if strange:
-        raise UserError(f"{out}: holds {strange[0]}, which would be deleted; pass a new folder to --out")
+        raise UserError(f"{out}: contains {strange[0]}, which would be deleted; pass a new folder to --out")
 
 
 def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | None) -> Mapping[bytes, np.ndarray]:

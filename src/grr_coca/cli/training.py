@@ -240,7 +240,7 @@ def _search(
 
     def require_new() -> None:
         if not resume and any((out / name).exists() for name in ("checkpoints", TRIALS)):
-            raise UserError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+            raise UserError(f"{out}: already has a run; continue it with --resume, or pass another --out")
 
     ranks.on_first(require_new)
     if not ranks.is_first:

@@ -124,7 +124,7 @@ def read_yaml(path: Path, kind: str) -> object:
     except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
         # PyYAML raises the last four for values that resemble a date (2024-13-45) or another type, and for lists
         # that are nested too deeply.
-        raise UserError(f"{path}: not a YAML file that can be read ({error})") from error
+        raise UserError(f"{path}: not a readable YAML file ({error})") from error
 
 
 def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: the file is missing") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file that can be read ({error})") from error
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {content!r}")
     return content

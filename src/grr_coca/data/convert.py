@@ -117,14 +117,14 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
     if not there:
         write_whole(out / _CONVERSION_NAME, json.dumps(wanted, indent=2).encode())
     elif _CONVERSION_NAME not in there:
-        raise UserError(f"{out}: is not empty, it has {there[0]}; give a new folder")
+        raise UserError(f"{out}: is not empty, it has {there[0]}; pass a new folder")
     else:
         found = read_json(out / _CONVERSION_NAME)  # an older file lacks the state of its source
         differing = {key for key in wanted.keys() | found.keys() if found.get(key, wanted.get(key)) != wanted.get(key)}
         if differing - _OF_THE_SOURCE:
-            raise UserError(f"{out}: has another conversion, see {_CONVERSION_NAME}; give a new folder")
+            raise UserError(f"{out}: has another conversion, see {_CONVERSION_NAME}; pass a new folder")
         if differing:
-            raise UserError(f"{out}: has a conversion of an older {conversion.source}; give a new folder")
+            raise UserError(f"{out}: has a conversion of an older {conversion.source}; pass a new folder")
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:

@@ -255,7 +255,7 @@ class PairDataset(Dataset[Sample]):
             except BadSample:
                 continue
         raise UserError(
-            f"{first}; and {MAX_REPLACEMENTS} other samples are bad too; `grr-coca data check` lists what is wrong"
+            f"{first}; and {MAX_REPLACEMENTS} other samples are also bad; `grr-coca data check` lists the errors"
         )
 
     def _sample(self, ref: SampleRef, decoded: "_Decoded | UserError") -> Sample:
@@ -406,7 +406,7 @@ class _Loader(DataLoader[Batch]):
         context_length = self.dataset.context_length  # type: ignore[attr-defined]
         longest = batch.keys[int(batch.lengths.argmax())]
         _log.warning(
-            "%d of %d captions, such as that of %s, are cut to the context of %d tokens (not reported again)",
+            "%d of %d captions, such as that of %s, are truncated to the context of %d tokens (not reported again)",
             batch.cut_captions,
             len(batch),
             longest,

@@ -58,8 +58,8 @@ class GivenFeatures:
         """
         if self._rows is None and self._count != num_images:
             raise UserError(
-                f"{self.path}: has {self._count:,} rows without names, and there are {num_images:,} images; they are "
-                "matched by their order, so there must be a row for each"
+                f"{self.path}: has {self._count:,} rows without names, but there are {num_images:,} images; rows "
+                "without names are matched by order, so pass one row per image"
             )
 
     def find(self, number: int, key: str) -> Float[np.ndarray, "N D"] | None:
@@ -114,8 +114,8 @@ def open_given_features(path: Path) -> GivenFeatures:
         if path.suffix.lower() in _HDF5:
             return _open_hdf5(path)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: features cannot be read from it ({error})") from error
-    raise UserError(f"{path}: not in a readable format of features: .npy, .parquet, {', '.join(_HDF5)}, or a folder")
+        raise UserError(f"{path}: its features cannot be read ({error})") from error
+    raise UserError(f"{path}: unsupported feature format; use .npy, .parquet, {', '.join(_HDF5)}, or a folder")
 
 
 def _by_name(names: Iterable[str]) -> Mapping[str, int]:
@@ -165,7 +165,7 @@ def _open_parquet(path: Path) -> GivenFeatures:
         lists = ["features"]
     if len(lists) != 1:
         found = ", ".join(lists) or "none"
-        raise UserError(f"{path}: columns with lists of numbers: {found}; name that of the features 'features'")
+        raise UserError(f"{path}: several columns have lists of numbers: {found}; name the one to use 'features'")
     place = first_column(schema.names, _NAME_COLUMNS)
     names = None if place is None else [str(name) for name in file.read([schema.names[place]]).column(0).to_pylist()]
 
@@ -208,7 +208,7 @@ def _only_dataset(path: Path) -> object:
         if len(names) > 1 and "features" in names:
             names = ["features"]
         if len(names) != 1:
-            raise UserError(f"{path}: has the data sets {', '.join(names) or 'none'}; name the features 'features'")
+            raise UserError(f"{path}: has the datasets {', '.join(names) or 'none'}; name the one to use 'features'")
         return file[names[0]][()]
 
 

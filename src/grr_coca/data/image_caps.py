@@ -21,7 +21,7 @@ MAX_PROFILE_BYTES = 4 * 2**20
 """Larger colour profiles are ignored. Profiles for printing have up to 3 MB."""
 
 
-_SAVE_AGAIN = "save the picture again with another program"
+_SAVE_AGAIN = "save the image again with another program"
 
 
 class _LimitError(Exception):

@@ -119,7 +119,7 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
         UserError: If no argument is given, or an argument has no image.
     """
     if not arguments:
-        raise UserError("no images; give image files, folders, patterns, .tar shards or tables of pairs")
+        raise UserError("no images given; pass image files, folders, patterns, .tar shards or tables of pairs")
     left_out = left_out or Exclusions()
     images = (image for argument in arguments for image in iterate_images(argument, left_out))
     found = list({image.name: image for image in images}.values())
@@ -297,9 +297,9 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(_name_of_member(path, member.name), span.read, span)
             if block_at_end(tar).strip(b"\0"):
-                raise tarfile.ReadError("a header is damaged or cut off")  # tarfile takes this as the end
+                raise tarfile.ReadError("a header is corrupt or truncated")  # tarfile treats this as the end
     except (tarfile.TarError, OSError) as error:
-        read = partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})", error)
+        read = partial(_refuse, f"{path}: not a complete uncompressed tar file ({error})", error)
         yield ImageFile(f"{path}", read, hides_others=True)
     else:
         if not count:

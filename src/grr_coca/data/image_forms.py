@@ -50,7 +50,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
     if _is_tensor(image):
         return _from_tensor(image, name)
     raise UserError(
-        f"{name}: of type {type(image).__name__}; give a path, a Pillow image, a NumPy array or a torch tensor"
+        f"{name}: of type {type(image).__name__}; pass a path, a Pillow image, a NumPy array or a torch tensor"
     )
 
 
@@ -63,7 +63,7 @@ def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image
     try:
         return open_rgb(image, opening, to_srgb=True, is_scaled=True)
     except BROKEN as error:  # opened lazily, and the file is truncated or closed
-        raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
+        raise UserError(f"{name}: corrupt, truncated or closed image ({error})") from error
 
 
 def _from_tensor(image: Tensor, name: str) -> Image.Image:
@@ -71,13 +71,13 @@ def _from_tensor(image: Tensor, name: str) -> Image.Image:
     if str(image.dtype) == "torch.bfloat16":
         image = image.float()  # NumPy has no bfloat16
     if image.ndim == 3 and image.shape[0] not in _CHANNELS:
-        raise UserError(f"{name}: a tensor is C H W with 1, 3 or 4 channels; this one is {_size(image.shape)}")
+        raise UserError(f"{name}: a tensor must be C H W with 1, 3 or 4 channels, got {_size(image.shape)}")
     return _from_array(image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy(), name)
 
 
 def _from_array(image: np.ndarray, name: str) -> Image.Image:
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in _CHANNELS):
-        raise UserError(f"{name}: an array is H W or H W C with 1, 3 or 4 channels; this one is {_size(image.shape)}")
+        raise UserError(f"{name}: an array must be H W or H W C with 1, 3 or 4 channels, got {_size(image.shape)}")
     pixels = _to_uint8(image, name)
     return open_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
 
@@ -86,11 +86,11 @@ def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
     if not np.issubdtype(image.dtype, np.floating):
-        raise UserError(f"{name}: values are {image.dtype}; give uint8 of 0 … 255, or floating point of 0 … 1")
+        raise UserError(f"{name}: values must be uint8 of 0 … 255 or floating point of 0 … 1, got {image.dtype}")
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):  # also false for NaN
         raise UserError(
-            f"{name}: floating point values must be within 0 … 1, and are within {low:g} … {high:g}; do not "
+            f"{name}: floating point values must be within 0 … 1, got {low:g} … {high:g}; do not "
             f"normalize images, the model does"
         )
     return np.ascontiguousarray((image * 255).round().astype(np.uint8))

@@ -148,9 +148,9 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
     except BadSample:
         raise
     except UnidentifiedImageError as error:
-        raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
+        raise BadSample(f"{name}: not an image in a supported format", Cause.NOT_AN_IMAGE) from error
     except BROKEN as error:
-        reason = str(error).strip() or "a part is missing"
+        reason = str(error).strip() or "missing data"
         broken = BadSample(f"{name}: broken or truncated image ({reason})", Cause.BROKEN_IMAGE)
         broken.may_lack_memory = may_lack_memory
         raise broken from error

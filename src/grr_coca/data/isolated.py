@@ -356,9 +356,9 @@ class Helpers:
                 message = f"{name}: decoding takes more than {seconds:g} s of a processor; scale it down first"
                 return [BadSample(message, Cause.TOO_LARGE)]
             if ended.is_of_machine:
-                message = f"{name}: not decoded: the program that decodes was late, or was ended twice ({ended})"
+                message = f"{name}: not decoded: the decoding program timed out, or ended twice ({ended})"
                 return [BadSample(f"{message}; try again", Cause.UNREADABLE)]
-            return [BadSample(f"{name}: it makes its decoder crash ({ended})", Cause.BROKEN_IMAGE)]
+            return [BadSample(f"{name}: crashes its decoder ({ended})", Cause.BROKEN_IMAGE)]
 
     def _call(
         self,

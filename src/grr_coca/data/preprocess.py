@@ -219,7 +219,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise UserError(f"mean {self.mean} and std {self.std}: give finite numbers, and a std above 0")
+            raise UserError(f"mean and std must be finite and std above 0, got {self.mean} and {self.std}")
 
     def __call__(self, image: Image.Image) -> "np.ndarray":
         """Return the pixels of an RGB image of any size, as input of an engine: uint8, S S 3."""
@@ -389,9 +389,9 @@ class EncoderPreprocess(Preprocess):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.image_size <= _MAX_SIDE:
-            raise UserError(f"image_size {self.image_size} must be from 1 to {_MAX_SIDE}")
+            raise UserError(f"image_size must be from 1 to {_MAX_SIDE}, got {self.image_size}")
         if not 0 < self.crop <= 1:
-            raise UserError(f"crop {self.crop} must be above 0 and at most 1")
+            raise UserError(f"crop must be above 0 and at most 1, got {self.crop}")
 
     def _resized(self, image: Image.Image) -> Image.Image:
         size, resampling = (self.image_size,) * 2, Image.Resampling[self.interpolation.upper()]

@@ -17,7 +17,7 @@ def clean_caption(caption: str, name: str) -> str:
     """
     caption = single_spaced(caption, f"{name}: the caption")
     if not caption:
-        raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
+        raise BadSample(f"{name}: the caption is empty; add a word or remove the pair", Cause.EMPTY_CAPTION)
     return caption
 
 
@@ -72,7 +72,7 @@ def clean_query(text: str, name: str) -> str:
         UserError: If the text is empty.
     """
     if not text.strip():
-        raise UserError(f"{name} is empty; give it a word")
+        raise UserError(f"{name} is empty; add a word")
     return clean_caption(text, name)
 
 

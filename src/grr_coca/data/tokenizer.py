@@ -185,7 +185,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
         UserError: If `vocab_size` is too small for the 256 bytes and two special tokens.
     """
     if vocab_size < 258:
-        raise UserError(f"vocab_size {vocab_size}: give at least 258, for the bytes and the two special tokens")
+        raise UserError(f"vocab_size must be at least 258, for the bytes and the two special tokens, got {vocab_size}")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

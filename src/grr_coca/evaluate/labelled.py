@@ -34,7 +34,7 @@ def _read_label_table(path: Path) -> list[tuple[Path, str]]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file that can be read ({error})") from error
+        raise UserError(f"{path}: not a readable CSV file ({error})") from error
     image, label = first_column(names, IMAGE_COLUMNS), first_column(names, LABEL_COLUMNS)
     if image is None or label is None:
         raise UserError(f"{path}: the first row must name a column of images and one of labels, such as path,label")

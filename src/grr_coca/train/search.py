@@ -133,7 +133,7 @@ def read_search(out: Path) -> Found | None:
     if path.exists():
         return from_dict(Found, read_json(path), str(path))
     if checkpoints_by_step(out / "checkpoints"):
-        raise UserError(f"{out}: holds a run without a search; continue it without --search, or give another --out")
+        raise UserError(f"{out}: has a run without a search; continue it without --search, or pass another --out")
     return None
 
 

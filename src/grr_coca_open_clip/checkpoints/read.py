@@ -120,7 +120,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     state = found.get("state_dict", found)
     if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path}: holds no tensors")
+        raise UserError(f"{path}: has no tensors")
     strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
         raise UserError(f"{path}: '{strange[0]}' is not a tensor, so these are not the weights of a model")
@@ -131,7 +131,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         )
     named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     if len(named) < len(state):
-        raise UserError(f"{path}: some tensors are given twice, with and without the prefix 'module.'")
+        raise UserError(f"{path}: duplicate tensors, with and without the prefix 'module.'")
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
         tensors["logit_scale"] = tensors["logit_scale"].reshape(())
@@ -157,11 +157,13 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
         # Only tensors and plain containers are created, whatever the file requests.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:  # its text advises to run the code of the file
-        raise UserError(f"{path}: refused: it holds more than tensors, or no weights; no code of it was run") from error
+        raise UserError(
+            f"{path}: rejected: it contains more than tensors, or no weights; none of its code was run"
+        ) from error
     except Exception as error:  # corrupt bytes can raise any exception
         raise UserError(f"{path}: corrupt, or its download was truncated ({first_line(error)})") from error
     if not isinstance(found, Mapping):
-        raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")
+        raise UserError(f"{path}: expected named tensors, got {type(found).__name__}")
     return found
 
 

@@ -134,12 +134,12 @@ def list_duplicates(
 
 def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
     if without and not texts and not images:
-        raise UserError("the query is empty; --without takes all that follows it, so give the texts before it")
+        raise UserError("the query is empty; --without takes all arguments after it, so pass the texts before it")
     from grr_coca.data.image_files import is_forbidden
 
     for image in images[1:]:
         if not is_forbidden(str(image)) and not image.exists():
-            raise UserError(f"{image}: no such file; --image takes all that follows it, so give the texts before it")
+            raise UserError(f"{image}: no such file; --image takes all arguments after it, so pass the texts before it")
 
 
 def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:

@@ -401,8 +401,8 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
         raise UserError(f"{folder / FILE}: an SQLite database, but not an index of grr-coca")
     if version > VERSION:
         raise UserError(
-            f"{folder}: written by a newer grr-coca (format {version}; this one reads {VERSION}); "
-            "use that one, or make the index again"
+            f"{folder}: written by a newer grr-coca (format {version}; this one supports {VERSION}); "
+            "use that version, or rebuild the index"
         )
     written = database.execute("SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('view', 'trigger')")
     for kind, name, sql in written:

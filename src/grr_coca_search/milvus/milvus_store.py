@@ -75,7 +75,7 @@ class MilvusStore(Store):
                 )
             if header.version > VERSION:
                 raise UserError(
-                    f"{location}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})"
+                    f"{location}: written by a newer grr-coca (format {header.version}; this one supports {VERSION})"
                 )
         except BaseException:
             client.close()

@@ -166,9 +166,7 @@ class Agenda:
             costs = self._costs(arm, stage)
             if costs is not None and best_point(costs) is None:
                 names = ", ".join(each.name for each in tuned_with(self._plan, arm))
-                raise UserError(
-                    f"{names}, {stage}: no point of the grid is without a run that diverged; give lower rates"
-                )
+                raise UserError(f"{names}, {stage}: runs diverged at every point of the grid; use lower rates")
 
     def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
         """Yield the arms and stages with grids whose best points later runs need."""

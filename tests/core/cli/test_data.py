@@ -69,7 +69,7 @@ def test_check_for_people_names_the_broken_and_the_truncated(grr_coca, spoiled, 
     spoiled.write_bytes(data[: data.index(PAIRS[18].image) + 9])
     said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
     assert "1 × not an image" in said.out
-    assert f"{spoiled}: {PAIRS[10].key}: not an image in a format that can be read" in said.out
+    assert f"{spoiled}: {PAIRS[10].key}: not an image in a supported format" in said.out
     assert f"shards            1, truncated: {spoiled}" in said.out
     assert "cut off by the end of a truncated shard" in said.out
     assert "contact sheet" in said.out
@@ -347,7 +347,7 @@ def test_rejects_a_folder_that_is_not_empty(refused, spoiled, tmp_path):
     for name in ("thesis.tex", "thesis.tmp", ".notes.partial"):
         path = out / name
         path.write_text("precious")
-        assert f"is not empty, it has {name}; give a new folder" in refused("data", "convert", spoiled, out)
+        assert f"is not empty, it has {name}; pass a new folder" in refused("data", "convert", spoiled, out)
         assert [path.name for path in out.iterdir()] == [name]
         path.unlink()
 

@@ -50,7 +50,11 @@ def outcome(kind: str, number: int) -> str:
             return "wrong: late"
         if "its decoder fails" in text:
             return f"wrong: {text!r}"
-        known = {"its decoder crash": "crashed a helper", "s of a processor": "too costly", "more memory": "too large"}
+        known = {
+            "crashes its decoder": "crashed a helper",
+            "s of a processor": "too costly",
+            "more memory": "too large",
+        }
         return next((word for words, word in known.items() if words in text), "refused")
     except Exception as error:
         return f"wrong: {error!r}"

@@ -83,7 +83,9 @@ def test_long_captions_are_truncated_and_reported_once(num_workers):
     rows = [row for batch in batches for row in batch.token_ids.tolist() if len(row) == 12]
     assert [row[-2:] for row in rows if row[-2] == TOKENIZER.eos_id] == [[TOKENIZER.eos_id, CLS_SLOT]] * 3
     assert len(messages) == 1
-    assert messages[0].startswith(f"1 of 2 captions, such as that of {PAIRS[1].key}, are cut to the context of 9 ")
+    assert messages[0].startswith(
+        f"1 of 2 captions, such as that of {PAIRS[1].key}, are truncated to the context of 9 "
+    )
 
 
 def test_a_caption_that_just_fits_is_not_warned_of():

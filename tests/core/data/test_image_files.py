@@ -164,7 +164,7 @@ def test_truncated_shard_yields_its_images_and_an_error(tmp_path, keep):
     assert 0 < len(whole) < 8
     assert all(image.read() in pairs for image in whole)
     assert broken.hides_others
-    with pytest.raises(UserError, match="not a whole uncompressed tar file"):
+    with pytest.raises(UserError, match="not a complete uncompressed tar file"):
         broken.read()
 
 

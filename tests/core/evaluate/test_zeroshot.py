@@ -215,7 +215,7 @@ def test_a_table_of_paths_and_labels(tmp_path, name, content):
         ("path,label\na.png,cat\nb.png,dog\n", r"a\.png: no such file"),
         ("path,label\n/dev/zero,cat\n/dev/null,dog\n", "^/dev/zero: not a file$"),
         (None, r"all\.csv: no such file"),
-        ("cat/0.webp,K\xe4se\n".encode("latin-1"), r"all\.csv: not a CSV file that can be read \('utf-8' codec"),
+        ("cat/0.webp,K\xe4se\n".encode("latin-1"), r"all\.csv: not a readable CSV file \('utf-8' codec"),
     ],
 )
 def test_names_unreadable_tables_and_missing_images(tmp_path, content, told):

@@ -165,7 +165,7 @@ def test_nothing_gives_nothing_of_the_right_width(model):
 
 
 def test_an_empty_text_is_named(model):
-    with pytest.raises(UserError, match=r"text 2 is empty; give it a word$"):
+    with pytest.raises(UserError, match=r"text 2 is empty; add a word$"):
         model.embed_texts(["cat", " "])
 
 

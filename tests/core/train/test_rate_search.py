@@ -159,6 +159,6 @@ def test_the_command_names_the_chosen_values(grr_coca, refused, job, tmp_path):
     written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert (written["optimizer"]["lr"], written["schedule"]["steps"]) == (found["lr"], found["steps"])
     before = snapshot(tmp_path / "run" / "checkpoints")
-    assert "holds a run already" in refused(*command)
+    assert "already has a run" in refused(*command)
     assert grr_coca(*command, "--no-adapt", "--resume").code == 0
     assert snapshot(tmp_path / "run" / "checkpoints") == before

@@ -90,7 +90,7 @@ def test_a_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     recipe = load(changed("data", "train", value="cache:icons/train-*.tar"))
     assert recipe.data.train == "/somewhere/grr-coca/icons/train-*.tar"
-    with pytest.raises(UserError, match=r"`python scripts/build_datasets icons` builds it there"):
+    with pytest.raises(UserError, match=r"`python scripts/build_datasets icons` builds it"):
         require_there(recipe.data.train)
     with pytest.raises(UserError, match=r"no such file or folder.*`python scripts/build_datasets icons`"):
         open_source("cache:icons/val-*.tar")
@@ -128,7 +128,7 @@ def test_a_missing_file_lists_the_recipes_beside_it(tmp_path):
 def test_invalid_yaml_raises_with_the_file(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"mine\.yaml: not a YAML file"):
+    with pytest.raises(UserError, match=r"mine\.yaml: not a readable YAML file"):
         load_recipe(path)
 
 

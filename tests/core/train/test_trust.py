@@ -117,9 +117,9 @@ def test_rejects_yaml_tags_without_running_them(run, trace, tag):
     content = yaml.safe_load(recipe.read_text())
     del content["seed"]
     recipe.write_text(yaml.safe_dump(content) + f"seed: {tag.format(trace=trace)}\n")
-    with pytest.raises(UserError, match=r"recipe\.yaml: not a YAML file"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: not a readable YAML file"):
         load_recipe(recipe)
-    with pytest.raises(UserError, match=r"recipe\.yaml: not a YAML file"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: not a readable YAML file"):
         resume_point(run.folder, run.recipe)
 
 

@@ -295,7 +295,7 @@ class Bomb:
 def test_rejects_a_pickled_call_without_running_it(theirs, tmp_path):
     went_off = tmp_path / "went-off"
     path = saved({**theirs.tensors, "text.cls_emb": Bomb(went_off)}, tmp_path / "open_clip_pytorch_model.bin")
-    with pytest.raises(UserError, match="refused: it holds more than tensors") as told:
+    with pytest.raises(UserError, match="rejected: it contains more than tensors") as told:
         read_open_clip(path)
     assert "\n" not in str(told.value)
     assert not went_off.exists()
@@ -331,8 +331,8 @@ def test_truncated_download_raises(theirs, write, tmp_path, name, share):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ([torch.ones(3)], "holds list, not tensors by name"),
-        ({}, "holds no tensors"),
+        ([torch.ones(3)], "expected named tensors, got list"),
+        ({}, "has no tensors"),
         ({"state_dict": {"a": 3}}, "'a' is not a tensor"),
         ({"a": torch.ones(1), "module.a": torch.ones(1)}, "with and without the prefix 'module.'"),
     ],

@@ -359,7 +359,9 @@ def test_arm_that_always_diverges_does_not_stop_others(study):
 
     study.lay_out(**TUNED)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"baseline_coca, pictograms: no point of the grid .* give lower rates"):
+        with pytest.raises(
+            UserError, match=r"baseline_coca, pictograms: runs diverged at every point .* use lower rates"
+        ):
             study.run(workers=Diverging())
         done = [(row.arm, row.seed, row.stage) for row in study.ledger.rows]
         assert done == [("grr_coca", 0, "pictograms"), ("grr_coca", 0, "health")]

@@ -49,7 +49,7 @@ def find_columns(
                 raise UserError(f"{listing}: has several columns '{name}'; rename all but one")
         return image, caption
     if image is None and "url" in plain:
-        raise UserError(f"{listing}: has URLs, and nothing is downloaded; make shards of it with img2dataset first")
+        raise UserError(f"{listing}: has URLs, which are not downloaded; convert it to shards with img2dataset first")
     what, usual = ("the image's path", IMAGE_COLUMNS) if image is None else ("the caption", CAPTION_COLUMNS)
     found = ", ".join(map(str, names[:20])) or "none"
     raise UserError(f"{listing}: no column of {what}; found {found}; expected one of {', '.join(usual)}")

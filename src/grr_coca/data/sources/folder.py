@@ -21,7 +21,7 @@ class ImageFolder(PairSource):
         self.names = Strings(sorted(_image_names(root), key=lambda name: name.replace("/", "\0")))
         if not len(self.names):
             raise UserError(
-                f"{root}: no images; expected NAME.jpg (or .png, .webp …) beside NAME.txt, or .tar shards, or a table "
+                f"{root}: no images; expected NAME.jpg (or .png, .webp …) next to NAME.txt, or .tar shards, or a table "
                 "metadata.csv, .jsonl or .parquet"
             )
 
@@ -39,7 +39,7 @@ class ImageFolder(PairSource):
         image = self._path(index)
         path = caption_file(image)
         if path is None:
-            message = f"{image}: no caption; expected it in {image.with_suffix('.txt').name} beside it"
+            message = f"{image}: no caption; expected it in {image.with_suffix('.txt').name} next to it"
             raise BadSample(message, Cause.NO_CAPTION)
         return caption_lines(decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)))
 

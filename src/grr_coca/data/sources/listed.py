@@ -267,7 +267,7 @@ def locate_images(
     if refused is not None:
         raise UserError(str(refused))
     looked = ", ".join(str(folder) for folder in folders)
-    raise UserError(f"{listing}: images not found, such as {first}; looked in {looked}")
+    raise UserError(f"{listing}: images not found, such as {first}; searched {looked}")
 
 
 def without_suffix(written: str) -> str:

@@ -112,7 +112,7 @@ def remote_shards(pattern: str) -> list[RemoteFile]:
     other = next((file for file in files if not file.name.lower().endswith((".tar", ".parquet"))), None)
     if other is not None:
         raise UserError(
-            f"{other}: only tar shards and Parquet can be read from elsewhere; download it, or convert it to shards"
+            f"{other}: only tar shards and Parquet can be read remotely; download it, or convert it to shards"
         )
     return files
 
@@ -145,7 +145,7 @@ def _files(path: str) -> tuple[list[Path], str | None]:
         return [Path(path)], None
     if SCHEME.match(path):
         raise UserError(
-            f"{path}: not a file or folder; nothing is downloaded or executed, so give a path on this machine, or the "
+            f"{path}: not a file or folder; nothing is downloaded or executed, so pass a path on this machine, or the "
             "URL of tar shards or Parquet"
         )
     if "{" in path:
@@ -164,14 +164,16 @@ def _open_one(path: Path, split: str | None, needs_captions: bool = True, needs_
     if suffix == ".json":
         return _open_json(path, split, needs_captions, needs_images)
     if split is not None:
-        raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's JSON files have")
+        raise UserError(
+            f"{path}: has no splits, so '{split}' cannot be selected; only Karpathy's JSON files have splits"
+        )
     if path.name == "captions.txt":
         return _open_roco(path)
     if suffix == ".token":
         return _open_flickr_tokens(path)
     if suffix not in _READERS:
         known = ", ".join([".tar", ".json", *_READERS, ".token"])
-        raise UserError(f"{path}: not in a readable format ({known}, or a folder)")
+        raise UserError(f"{path}: unsupported format; use {known}, or a folder")
     return _READERS[suffix](path, needs_captions, needs_images)
 
 
@@ -194,7 +196,7 @@ def _what_is_there(path: Path) -> str:
     if path.is_relative_to(user_cache()) and not path.parent.is_dir():
         name = path.relative_to(user_cache()).parts[0]
         if name == _BUILT_IN_CACHE:
-            return f"; in a clone of the repository, `python scripts/build_datasets {name}` builds it there"
+            return f"; in a clone of the repository, `python scripts/build_datasets {name}` builds it"
     siblings = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
     return f"; {path.parent} has {', '.join(siblings[:8])}" if siblings else ""
 
@@ -229,12 +231,12 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs
             fields = ({name: value for name, value in record.items() if name != image} for record in content)
         else:
             raise UserError(
-                f"{path}: neither COCO's captions, Karpathy's splits, a list of objects nor an icon set of Iconify"
+                f"{path}: expected COCO's captions, Karpathy's splits, a list of objects or an icon set of Iconify"
             )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: invalid in its format ({type(error).__name__}: {error})") from error
     if split is not None:
-        raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's files have")
+        raise UserError(f"{path}: has no splits, so '{split}' cannot be selected; only Karpathy's files have splits")
     stored = StoredRows(rows, fields)
     return ListedPairs(path, stored, locate_images(path, first_paths(stored), folders, needs_images))
 

@@ -51,11 +51,11 @@ def open_parquet(
         schema = file.schema_arrow
         inner = column_of_images(str(path), schema)
         if must_embed and inner is None:
-            raise UserError(f"{path}: has no column with the bytes of images, and no other files are read from there")
+            raise UserError(f"{path}: has no column with the bytes of images, and remote image files are not read")
         image, caption = find_columns(schema.names, str(path), needs_captions, inner)
         if caption is not None and not _holds_text(schema.field(caption).type):
             kind = schema.field(caption).type
-            raise UserError(f"{path}: '{caption}' has {kind}, not text; make it a column of text or of lists of text")
+            raise UserError(f"{path}: '{caption}' must have texts or lists of texts, got {kind}")
         wanted = [name for name in (caption, None if inner else image) if name is not None]
         table = file.read(wanted)
     except (pyarrow.ArrowException, OSError) as error:
@@ -92,7 +92,7 @@ def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
     found = structs or ([] if first_column(schema.names, IMAGE_COLUMNS) is not None else found)
     if len(found) > 1:
         raise UserError(
-            f"{name}: has several columns of bytes ({', '.join(found)}); rename that of the images to 'image'"
+            f"{name}: has several columns of bytes ({', '.join(found)}); rename the image column to 'image'"
         )
     return found[0] if found else None
 
@@ -232,8 +232,8 @@ class RowGroups:
         largest = max((_size_of(group, column) for group in groups), default=0)
         if largest > _MAX_GROUP:
             raise UserError(
-                f"{path}: a row group has {largest / 2**30:.1f} GiB of images, and is read as a whole; write it again "
-                "with fewer rows in each, such as row_group_size=100"
+                f"{path}: a row group has {largest / 2**30:.1f} GiB of images, too many to "
+                "read at once; write the table again with fewer rows in each, such as row_group_size=100"
             )
         self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
         self._table = next(_NUMBERS), path, column
@@ -295,7 +295,7 @@ def content_of(cell: Any, name: str) -> tuple[bytes, str]:
     if size > MAX_BYTES:
         raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
     if not size:
-        hint = f"; the file {path} that it names is not read" if path else ""
+        hint = f"; the file {path} is not read" if path else ""
         raise BadSample(f"{name}: a row without the bytes of an image{hint}", Cause.NO_IMAGE)
     return content.as_py(), path
 

@@ -113,7 +113,7 @@ class RemoteTable:
                 return b"".join(_padded(_image_of(cell)[0]) for cell in cells)
             except (pyarrow.ArrowException, OSError):
                 self.file.require_same()
-        raise UserError(f"{self.file}: other bytes come than were indexed; run `grr-coca data index` on it again")
+        raise UserError(f"{self.file}: the bytes differ from the index; run `grr-coca data index` on it again")
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ class TarShards(PairSource):
         if index is not None:
             return index
         if isinstance(path, RemoteFile):
-            raise UserError(f"{place}: corrupt, or another one now; `grr-coca data index` on {path} makes it again")
+            raise UserError(f"{place}: corrupt or replaced; run `grr-coca data index` on {path} again")
         return _open_index(path)[0]
 
     def _open(self, shard: int) -> LocalFile:
@@ -271,7 +271,7 @@ class TarShards(PairSource):
             self._cache.drop(block)
             block.file.require_same()
         raise UserError(
-            f"{self._name(shard, row)}: other bytes come than were indexed; run `grr-coca data index` on it again"
+            f"{self._name(shard, row)}: the bytes differ from the index; run `grr-coca data index` on it again"
         )
 
     def _block_of(self, shard: int, offset: int, size: int) -> RemoteBlock:

@@ -71,7 +71,7 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
     try:
         cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
     except csv.Error as error:
-        reason = "lines end with a carriage return alone; save it with line feeds" if "\r" in text else str(error)
+        reason = "lines end with only a carriage return; save it with line feeds" if "\r" in text else str(error)
         raise UserError(f"{path}: its first line cannot be read ({reason})") from error
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
         names, start = ["image", "caption"], _mark_size(path)

@@ -102,7 +102,7 @@ def test_few_row_groups_are_in_memory(table, monkeypatch):
 
 def test_a_large_row_group_is_an_error_that_names_the_fix(table, monkeypatch):
     monkeypatch.setattr(parquet, "_MAX_GROUP", 100)
-    with pytest.raises(UserError, match=r"train\.parquet: a row group has .* write it again .* row_group_size=100"):
+    with pytest.raises(UserError, match=r"train\.parquet: a row group has .* the table again .* row_group_size=100"):
         open_source(table)
 
 
@@ -115,7 +115,7 @@ def test_rows_without_an_image_or_a_caption_are_bad_samples(tmp_path):
             source[index]
         causes.append(caught.value.cause)
     assert causes == [Cause.NO_IMAGE] * 3 + [Cause.NO_CAPTION]
-    with pytest.raises(BadSample, match=r"the file a\.jpg that it names is not read"):
+    with pytest.raises(BadSample, match=r"the file a\.jpg is not read"):
         source[1]
     assert source.image(3) == PAIRS[0].image
 
@@ -138,7 +138,7 @@ def test_several_columns_of_bytes_need_a_common_name(tmp_path):
     assert open_source(write(tmp_path / "a.parquet", **two))[0].image == PAIRS[-1].image
     two["other"] = two.pop("image")
     with pytest.raises(
-        UserError, match=r"several columns of bytes \(mask, other\); rename that of the images to 'image'"
+        UserError, match=r"several columns of bytes \(mask, other\); rename the image column to 'image'"
     ):
         open_source(write(tmp_path / "b.parquet", **two))
 

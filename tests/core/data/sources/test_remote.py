@@ -215,7 +215,7 @@ def test_a_file_that_is_no_shard_raises(server, folder):
     (folder / "table.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=rf"{server.url}/a\.tar: not a readable, uncompressed tar file"):
         indexed(f"{server.url}/a.tar")
-    with pytest.raises(UserError, match=r"table\.csv: only tar shards and Parquet can be read from elsewhere"):
+    with pytest.raises(UserError, match=r"table\.csv: only tar shards and Parquet can be read remotely"):
         open_source(f"{server.url}/table.csv")
     with pytest.raises(UserError, match=r"a web server does not list its files"):
         open_source(f"{server.url}/*.tar")
@@ -315,7 +315,7 @@ def test_a_shard_that_changes_under_the_run_stops_it(source, folder):
 
 def test_bytes_that_stay_other_ones_raise(source, server):
     server.always = "other"
-    with pytest.raises(UserError, match=r"00\.tar: \S+: other bytes come than were indexed"):
+    with pytest.raises(UserError, match=r"00\.tar: \S+: the bytes differ from the index"):
         source[0]
 
 

@@ -224,7 +224,7 @@ def test_a_server_that_fails_for_a_while_is_survived(tmp_path, fault, compressio
     [
         ("503", r"after 5 tries \(HTTP 503\)"),
         ("short", "bytes came in place of"),
-        ("other", "other bytes come than were indexed"),
+        ("other", "the bytes differ from the index"),
         ("403", "access is denied"),
     ],
 )

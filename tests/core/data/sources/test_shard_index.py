@@ -345,5 +345,5 @@ def test_invalid_header_raises(tmp_path, headers):
     with pytest.raises(UserError, match=r"a\.tar: not a readable, uncompressed tar file"):
         scan_shard(path)
     *_, last = itertools.islice(iterate_images(str(path)), 10)
-    with pytest.raises(UserError, match=r"a\.tar: not a whole uncompressed tar file"):
+    with pytest.raises(UserError, match=r"a\.tar: not a complete uncompressed tar file"):
         last.read()

@@ -241,7 +241,9 @@ def test_a_shard_with_a_hole_is_named(tmp_path):
     assert messages == [f"{path}: truncated; the 5 complete pairs are used; copy or download it again"]
     *images, last = iterate_images(str(path))
     assert [image.read() for image in images] == [pair.image for pair in PAIRS[:5]]
-    with pytest.raises(UserError, match=r"a\.tar: not a whole uncompressed tar .*\(a header is damaged or cut off\)"):
+    with pytest.raises(
+        UserError, match=r"a\.tar: not a complete uncompressed tar .*\(a header is corrupt or truncated\)"
+    ):
         last.read()
 
 
@@ -349,8 +351,8 @@ def test_a_folder_of_shards_opens_the_shards(tmp_path):
         ("", "empty path"),
         ("tran.tar", r"tran\.tar: no such file or folder.* has empty, pairs\.xlsx, train-00000\.tar"),
         ("no/such/*.tar", "no such file or folder"),
-        ("pairs.xlsx", r"pairs\.xlsx: not in a readable format"),
-        ("empty", r"no images; expected NAME\.jpg .* beside NAME\.txt, or \.tar shards"),
+        ("pairs.xlsx", r"pairs\.xlsx: unsupported format"),
+        ("empty", r"no images; expected NAME\.jpg .* next to NAME\.txt, or \.tar shards"),
     ],
 )
 def test_path_without_pairs_error_states_its_content(tmp_path, monkeypatch, path, told):

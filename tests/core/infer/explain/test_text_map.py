@@ -91,7 +91,7 @@ def test_frozen_weights_and_half_precision_are_mapped(finder):
 
 
 def test_rejects_an_empty_text(finder):
-    with pytest.raises(UserError, match=r"the text is empty; give it a word$"):
+    with pytest.raises(UserError, match=r"the text is empty; add a word$"):
         text_map(finder.checkpoint, scene(0, "red"), " ")
 
 

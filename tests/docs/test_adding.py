@@ -15,7 +15,7 @@ OUR_TESTS = ("conftest.py", "cli/test_flags.py", "cli/test_startup.py")
 
 
 @pytest.mark.ci
-def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path):
+def test_page_adds_a_command_an_endpoint_and_a_field(tmp_path):
     weights = "model/weights"
     package = tmp_path / "src" / "grr_coca"
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))

@@ -9,7 +9,7 @@ PAGE = ROOT / "docs" / "how-it-works.md"
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_the_traced_examples_print_what_the_page_says(monkeypatch):
+def test_traced_examples_print_the_output_of_the_page(monkeypatch):
     monkeypatch.chdir(ROOT)
     page = PAGE.read_text(encoding="utf-8")
     blocks = "\n".join(EXAMPLE.findall(page))

@@ -60,7 +60,7 @@ def test_numbers_are_those_that_were_measured():
 
 
 @pytest.mark.usefixtures("_scripts")
-def test_a_number_that_is_not_the_measured_one_is_told(tmp_path):
+def test_wrong_number_is_reported(tmp_path):
     from publish import lacking
 
     key = "training.json rows:full-bf16:ratios:speed"
@@ -134,7 +134,7 @@ def _imports(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_each_file_of_a_walk_is_imported_by_another_or_imports_it(title):
+def test_files_of_a_walk_import_each_other(title):
     walk = walks()[title]
     imports = {file: _imports(file) & set(walk) - {file} for file in walk}
     assert [file for file in walk if not imports[file] and not any(file in other for other in imports.values())] == []

@@ -53,7 +53,7 @@ def run(code: str, page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_python_of_a_page_runs_and_gives_what_the_page_says(folder, capsys, page):
+def test_python_of_a_page_runs_with_the_stated_results(folder, capsys, page):
     blocks = PYTHON.findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
     assert blocks
     compared = run("\n".join(blocks), page)

@@ -46,7 +46,7 @@ PAGES = sorted(
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_says_what_the_ledgers_say(check, known, name):
+def test_page_matches_the_ledgers(check, known, name):
     page = ROOT / name.removesuffix(".txt")
     assert [*check.errors_of_page(page, check.texts()[page], known)] == [], "see `python studies/check.py`"
 
@@ -215,7 +215,7 @@ def test_sentence_without_rows_must_be_listed(check, sentence):
     assert [*check.errors_of_plain(text.replace("## Limits", f"{sentence}\n\n## Limits"))]
 
 
-def test_listed_sentences_and_settings_are_said(check, monkeypatch):
+def test_listed_sentences_and_settings_are_on_the_page(check, monkeypatch):
     assert [*check.unsaid()] == []
     texts = check.texts()
     for said in ("Length and repetition are not separated here.", "{lasting[test coca]"):
@@ -397,7 +397,7 @@ def test_figures_match_a_new_drawing(check, tmp_path):
     assert [(tmp_path / name).read_text(encoding="utf-8") for name in draw_results.FIGURES] == drawn
 
 
-def test_the_paper_has_title_version_date_abstract_and_its_claims(monkeypatch):
+def test_paper_has_metadata_abstract_and_claims(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     from make_paper import TITLE, page
 

@@ -83,7 +83,7 @@ def test_a_signalling_nan_of_a_damaged_file_gives_no_warning():
     assert image.getpixel((29, 19)) == (255, 255, 255)
 
 
-def test_a_jpeg_is_decoded_no_smaller_than_is_asked_for():
+def test_jpeg_is_decoded_at_least_at_the_requested_size():
     data = encoded(noise("RGB", (1000, 700)), "JPEG")
     sizes = {at_least: decode_image(data, "a", at_least=at_least).size for at_least in [(350, 350), (351, 351), (1, 1)]}
     assert sizes == {(350, 350): (500, 350), (351, 351): (1000, 700), (1, 1): (125, 88)}
@@ -105,7 +105,7 @@ FORMS = {
 @pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory")
 @pytest.mark.parametrize("form", FORMS)
-def test_helper_of_a_server_has_memory_for_pictures_of_the_largest_size(form):
+def test_helper_of_a_server_has_memory_for_the_largest_images(form):
     """Within the same limits, a JPEG 2000 may have three quarters of the pixels."""
     mode, kind, options = FORMS[form]
     large = encoded(noise(mode, (300, 300)).resize((3600, 3600), Image.Resampling.NEAREST), kind, **options)

@@ -56,7 +56,7 @@ def test_parts_are_counted_as_they_are_written(monkeypatch):
                         require_bounded(body)
 
 
-def test_of_a_text_full_of_escaped_quotes_no_more_are_looked_for_than_may_be_in_it(monkeypatch):
+def test_escaped_quotes_are_scanned_up_to_the_limit(monkeypatch):
     monkeypatch.setattr("grr_coca_serve.bounds.MAX_PARTS", 10)
     for num_quotes, is_refused in ((8, False), (9, False), (10, True), (100_000, True)):
         body = b'"' + rb"\"" * num_quotes + b'"'
@@ -79,7 +79,7 @@ def test_of_a_text_full_of_escaped_quotes_no_more_are_looked_for_than_may_be_in_
         b"\xfe\xff[]",
     ],
 )
-def test_json_with_too_much_in_it_is_refused_before_it_is_parsed(served, body, monkeypatch):
+def test_rejects_too_much_json_before_parsing(served, body, monkeypatch):
     monkeypatch.setattr("json.loads", lambda *_: pytest.fail("parsed"))
     for path in ("/embed", "/v1/embeddings", "/v1/chat/completions", "/search", "/caption", "/classify"):
         for kind in ("application/json", "application/x+json; charset=utf-16", "text/plain, Application/JSON"):
@@ -101,7 +101,7 @@ def test_a_content_type_that_is_given_twice_hides_no_json(served, monkeypatch):
         assert said.startswith(b"HTTP/1.1 422 ")
 
 
-def test_conversations_and_batches_of_clients_are_within_the_bounds(served):
+def test_usual_client_requests_are_within_the_limits(served):
     part = {"type": "text", "text": 'say "what" it shows'}
     picture = {"type": "image_url", "image_url": {"url": HEART}}
     messages = [{"role": "user", "content": [part]}] * 999 + [{"role": "user", "content": [part, picture]}]
@@ -144,7 +144,7 @@ def test_an_error_that_lists_every_repeated_label_is_short(served):
     assert "more than once" in answer.reason()
 
 
-def test_labels_and_templates_that_are_short_each_are_refused_if_they_are_long_together(served, monkeypatch):
+def test_rejects_too_long_labels_times_templates(served, monkeypatch):
     content = {"image": HEART, "labels": ["a" * 1000, *map(str, range(99))], "templates": ["{}" * 5000] * 16}
     with monkeypatch.context() as patches:
         patches.setattr("grr_coca_serve.service.fill_templates", lambda *_: pytest.fail("filled"))
@@ -156,7 +156,7 @@ def test_labels_and_templates_that_are_short_each_are_refused_if_they_are_long_t
 
 
 @pytest.mark.parametrize("path", ["/session", "/health", "/ready", "/", "/app.js"])
-def test_what_needs_no_key_takes_no_large_body(served, path):
+def test_endpoints_without_a_key_accept_no_large_body(served, path):
     body = json.dumps({"key": "a", **{str(n): n for n in range(1000)}}).encode()
     answer = served.ask("POST" if path == "/session" else "GET", path, body, JSON)
     assert answer.status == 413

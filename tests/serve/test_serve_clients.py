@@ -41,13 +41,13 @@ def test_a_client_captions_and_embeds(got, icons, client):
     np.testing.assert_allclose(found.get("floats", texts), texts, atol=1e-5)
 
 
-def test_a_client_of_openai_embeds_pictures_lists_models_and_is_told_errors(got, icons):
+def test_openai_client_embeds_images_and_gets_errors(got, icons):
     np.testing.assert_allclose(got["openai"]["picture"], icons.embed_images(DRAWINGS / "red-apple.webp"), atol=1e-5)
     assert got["openai"]["models"] == ["icons"]
     assert "'icons'" in got["openai"]["refused"]
 
 
-def test_langchain_is_told_how_to_send_texts(got):
+def test_langchain_error_names_how_to_send_texts(got):
     assert "check_embedding_ctx_length=False" in got["langchain"]["tokens"]
     assert got["langchain"]["refused"]
 

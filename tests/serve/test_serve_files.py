@@ -71,7 +71,7 @@ def hanging(monkeypatch, own):
     drive.answers.set()
 
 
-def test_a_drive_that_hangs_keeps_no_caption_and_no_search_waiting(own, hanging):
+def test_stalled_drive_does_not_block_captions_and_searches(own, hanging):
     with serving(own / "index") as client:
         with ThreadPoolExecutor(8) as pool:  # more than there are threads that read
             answers = list(pool.map(lambda identity: client.get(f"/image/{identity}"), ids(client).values()))
@@ -91,7 +91,7 @@ def test_a_drive_that_hangs_keeps_no_caption_and_no_search_waiting(own, hanging)
         assert answer.headers["content-type"] == "image/webp"
 
 
-def test_a_file_that_hangs_is_waited_for_once_and_others_are_shown(own, hanging, tmp_path):
+def test_stalled_file_blocks_once_and_others_are_shown(own, hanging, tmp_path):
     Image.new("RGB", (30, 30)).save(tmp_path / "fine.png")
     with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as index:
         hanging.answers.set()
@@ -124,7 +124,7 @@ def test_a_hanging_file_is_not_explained(own, hanging):
         assert "drive may be stalled" in answer.reason()
 
 
-def test_a_server_whose_pictures_are_pipes_answers_captions_and_ends(tmp_path):
+def test_server_with_pipes_as_images_answers_and_stops(tmp_path):
     for number in range(6):
         Image.new("RGB", (40, 40), (number * 30, 90, 90)).save(tmp_path / f"{number}.png")
     with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as index:
@@ -163,7 +163,7 @@ xmlns:s="http://www.w3.org/2000/svg" baseFrequency=".1" s:numOctaves="2000000000
 <path filter="url(#f)" d="M0 0h4v8H0z"/></svg>"""
 
 
-def test_good_pictures_are_answered_while_four_take_all_the_time_they_may(monkeypatch):
+def test_good_images_are_answered_beside_four_slow_ones(monkeypatch):
     pytest.importorskip("resvg_py")
     monkeypatch.setattr("grr_coca_serve.pictures._CPU_SECONDS", 1.5)
     with serving() as client, ThreadPoolExecutor(4) as pool:
@@ -208,7 +208,7 @@ def test_work_that_fails_or_is_cancelled_does_not_end_a_thread():
     workers.close()
 
 
-def test_of_large_files_one_is_read_at_a_time(own, monkeypatch):
+def test_large_files_are_read_one_at_a_time(own, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.files._LARGE_BYTES", 10)
     monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.1)
     files = PictureFiles(None)
@@ -221,7 +221,7 @@ def test_of_large_files_one_is_read_at_a_time(own, monkeypatch):
     files.close()
 
 
-def test_a_large_jpeg_is_decoded_at_a_fraction_and_gives_nearly_the_same_pixels(monkeypatch):
+def test_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
     with Image.open(DRAWINGS / "guitar.webp") as image:
         large = image.convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -245,7 +245,7 @@ def imported(own):
 
 
 @pytest.mark.parametrize(("folders", "shown"), [(["."], 8), ([], 0), (["index"], 0), (["index", "link"], 8)])
-def test_an_index_from_elsewhere_shows_pictures_of_given_folders_alone(own, imported, folders, shown):
+def test_foreign_index_shows_only_images_of_given_folders(own, imported, folders, shown):
     if not (own / "link").exists():
         (own / "link").symlink_to(own)
     with serving(imported, pictures=[own / folder for folder in folders]) as client:
@@ -270,7 +270,7 @@ def test_folders_of_pictures_are_kept_to_for_any_index(own):
 
 
 @pytest.mark.ci
-def test_the_command_line_says_which_pictures_are_shown(own, imported):
+def test_command_reports_which_images_are_shown(own, imported):
     for arguments, said in (([], "no images are shown"), (["--pictures", str(own)], f"only images in {own} are shown")):
         command = [sys.executable, "-m", "grr_coca", "serve", str(imported), "--port", "0", *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

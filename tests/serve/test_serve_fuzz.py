@@ -91,7 +91,7 @@ def test_requests_made_from_the_document_get_documented_answers(served, opened):
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.ci)])
-def test_requests_by_grammar_get_answers_and_short_errors_and_open_no_file(served, opened, count):
+def test_generated_requests_get_short_errors_and_open_no_file(served, opened, count):
     """`make attack` sends them for an hour."""
     found = attack(served.place, 0, count)
     assert found.wrong == []
@@ -102,14 +102,14 @@ def test_requests_by_grammar_get_answers_and_short_errors_and_open_no_file(serve
     assert opened == set()
 
 
-def test_a_request_by_grammar_depends_on_its_number_alone():
+def test_generated_request_depends_only_on_its_number():
     asked = [request(number) for number in range(300)]
     assert asked[:40] == [request(number) for number in range(40)]
     assert len({one.path.partition("?")[0] for one in asked}) > 15
     assert len({one.body for one in asked}) > len(asked) / 2
 
 
-def test_a_picture_that_would_take_gigabytes_is_refused(served):
+def test_rejects_an_image_that_needs_gigabytes(served):
     for width in (8000, 60_000, 2**31 - 1):
         assert served.post("/caption", bomb(width, 60_000)).status in (413, 415)
 
@@ -126,6 +126,6 @@ def test_ten_thousand_requests_that_nobody_would_write(served, opened):
 
 @given(content=st.binary(max_size=400))
 @settings(max_examples=30)
-def test_bytes_that_are_no_http_are_refused_or_closed(served, content):
+def test_invalid_http_is_rejected_or_closed(served, content):
     said = served.raw(content + b"\r\n\r\n", seconds=0.2)
     assert said == b"" or said.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))

@@ -56,7 +56,7 @@ def test_pages_of_hits_are_the_hits_in_order(served):
     assert served.post("/search", {"texts": ["a boat"], "offset": 900}).json()["hits"] == []
 
 
-def test_a_page_behind_the_last_hit_says_what_the_first_page_says(tmp_path, pictures):
+def test_page_after_the_last_hit_has_the_same_summary(tmp_path, pictures):
     location = tmp_path / "few.index"
     with grr_coca.Index.open(location, "icons", create=True) as index:
         index.add(sorted((pictures / "drawings").glob("*.webp"))[:2])
@@ -111,13 +111,13 @@ def test_an_icon_is_looked_for_in_the_other_sets_of_an_index(tmp_path, monkeypat
         assert client.get(f"/picture/{ids['red.png']}/others").json() == {"others": []}
 
 
-def test_a_picture_beside_words_is_searched_by_its_embedding_alone(served, icons):
+def test_image_with_words_is_searched_only_by_embedding(served, icons):
     picture = f"data:image/webp;base64,{base64.b64encode((DRAWINGS / 'guitar.webp').read_bytes()).decode()}"
     by_both = served.post("/search", {"texts": ["red apple"], "image": picture, "weights": [0.01]}).json()["hits"]
     assert "guitar" in by_both[0]["name"]
 
 
-def test_an_image_that_is_removed_between_two_reads_is_503_and_soon_there_again(served, monkeypatch):
+def test_image_removed_between_reads_is_temporarily_503(served, monkeypatch):
     with monkeypatch.context() as patches:
         patches.setattr("grr_coca_serve.served_index.ServedIndex.entry", lambda *_: {}["gone"])
         patches.setattr("grr_coca_search.embedded.embedded_store.EmbeddedStore.entries", lambda *_: {}["gone"])
@@ -150,7 +150,7 @@ def test_a_large_group_is_cut(tmp_path):
     assert len(groups["groups"][0]) == 60
 
 
-def test_searches_and_thumbnails_wait_neither_for_facets_nor_for_long_lists(index, monkeypatch):
+def test_searches_do_not_wait_for_facets_and_lists(index, monkeypatch):
     may_end = threading.Event()
 
     def slow(work):
@@ -186,7 +186,7 @@ def test_a_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
         may_end.set()
 
 
-def test_a_damaged_curve_of_relevances_is_told_at_the_start(index, tmp_path):
+def test_corrupt_relevance_curve_raises_at_the_start(index, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shipped_folder("icons"), folder)
     (folder / MANIFEST).unlink()
@@ -225,7 +225,7 @@ def test_filters_select_hits_and_pictures(served):
 # --- Pictures
 
 
-def test_thumbnails_are_of_indexed_pictures_alone(served):
+def test_thumbnails_exist_only_for_indexed_images(served):
     large = served.post("/search", {"texts": ["guitar"], "where": "width > 64"}).json()["hits"][0]["id"]
     answer = served.get(f"/image/{large}?side=100")
     with Image.open(io.BytesIO(answer.body)) as image:
@@ -252,7 +252,7 @@ def own(tmp_path) -> tuple[Path, Path]:
     return folder, location
 
 
-def test_an_index_that_grows_shows_its_new_pictures_without_a_restart(own):
+def test_growing_index_shows_new_images_without_restart(own):
     folder, location = own
     with serving(location) as client:
         before = client.get("/info").json()
@@ -288,7 +288,7 @@ def test_a_picture_that_is_gone_is_a_placeholder_and_no_error(own):
         assert client.ask("POST", f"/similar?id={found['snowman']}").status == 200
 
 
-def test_an_index_that_is_deleted_is_503_until_there_is_one_again(own):
+def test_deleted_index_is_503_until_it_exists_again(own):
     folder, location = own
     with serving(location) as client:
         assert client.get("/pictures").json()["total"] == 6
@@ -308,7 +308,7 @@ def test_an_index_that_is_deleted_is_503_until_there_is_one_again(own):
         assert client.get("/ready").status == 200
 
 
-def test_an_index_of_another_model_is_refused_at_the_start_and_later(own):
+def test_rejects_an_index_of_another_model_at_any_time(own):
     folder, location = own
     with pytest.raises(UserError, match="an index of the model 'icons'"):
         RunningServer(replace(OPTIONS, index=str(location), model="pictograms"), print)

@@ -104,7 +104,7 @@ def test_requests_that_wait_share_a_batch(gate):
         assert client.metric('grr_coca_batch_size_sum{work="caption"}') == 10
 
 
-def test_kinds_of_work_do_not_share_a_batch_and_none_waits_for_ever(gate):
+def test_types_of_work_have_separate_batches_in_turn(gate):
     with serving() as client:
         paths = ["/caption", "/caption?num_beams=2", "/caption?prompt=a", "/classify?labels=a&labels=b"] * 2
         with ThreadPoolExecutor(8) as pool:
@@ -122,7 +122,7 @@ def test_many_labels_share_the_queue_with_others(gate):
         assert sorted(gate.sizes) == [1, 1, 4, 4], "nine labels and a picture, at most four at a time"
 
 
-def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
+def test_full_queue_returns_429_with_retry_after(gate):
     with serving(capacity=3) as client:
         with waiting(client, gate, 3):
             for path in ("/caption", "/similar", "/classify?labels=a&labels=b"):
@@ -145,7 +145,7 @@ def test_a_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
             assert (response.status, bool(response.read())) == (200, True)
 
 
-def test_a_full_queue_refuses_whatever_needs_the_model_before_its_body(gate, index):
+def test_full_queue_rejects_model_requests_before_their_body(gate, index):
     with serving(index, capacity=1) as client, waiting(client, gate, 1):
         paths = client.get("/openapi.json").json()["paths"]
         without = {"/explain", "/session"}  # which do not use the queue
@@ -164,7 +164,7 @@ def test_no_more_are_admitted_than_can_be_answered_in_time(gate):
         assert "5 are waiting (limit 64), for about 3 s" in answer.reason()
 
 
-def test_what_takes_too_long_is_504_and_costs_nothing_later(gate, monkeypatch):
+def test_timeout_is_504_and_frees_its_work(gate, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.queue._best_batch", lambda model: (4, 0.01))  # as far as the queue knows
     with serving(limits=Limits(seconds=0.5)) as client:
         with ThreadPoolExecutor(6) as pool:
@@ -197,7 +197,7 @@ def test_what_is_late_or_waits_while_the_queue_is_closed_is_refused(gate):
     assert begun.done()
 
 
-def test_of_jobs_of_which_one_fails_the_others_are_not_done():
+def test_remaining_jobs_are_skipped_after_a_failure():
     jobs = [Future() for _ in range(3)]
     jobs[1].set_exception(Refusal(504, "too late"))
     with pytest.raises(Refusal, match="too late"):
@@ -247,7 +247,7 @@ def test_an_application_that_does_not_answer_is_given_up():
 
 
 @pytest.mark.parametrize("ends", ["never", "with an error"])
-def test_an_answer_that_has_begun_and_does_not_end_gets_no_second_one(monkeypatch, ends):
+def test_unfinished_answer_gets_no_second_answer(monkeypatch, ends):
     """The server closes the connection of an answer without an end."""
     monkeypatch.setattr("grr_coca_serve.guard.SECONDS_TO_SEND", 0.05)
 
@@ -260,14 +260,14 @@ def test_an_answer_that_has_begun_and_does_not_end_gets_no_second_one(monkeypatc
     assert [message["type"] for message in answer_of(app)] == ["http.response.start", "http.response.body"]
 
 
-def test_what_is_no_request_of_http_is_left_to_the_application():
+def test_other_asgi_messages_reach_the_application():
     async def app(scope, receive, send):
         await send({"type": "websocket.close", "code": 1000})
 
     assert answer_of(app, kind="websocket") == [{"type": "websocket.close", "code": 1000}]
 
 
-def test_a_stream_that_takes_too_long_ends_without_an_answer_or_with_an_error(gate):
+def test_slow_stream_ends_with_an_error(gate):
     with serving(limits=Limits(seconds=0.5)) as client:
         answer = client.post("/caption", GUITAR, EVENTS)
         assert answer.status == 504
@@ -307,9 +307,7 @@ def test_a_stream_that_is_dropped_ends_its_request(served):
     ("error", "status", "reason"),
     [(RuntimeError("secret of the server"), 500, "see its log for the reason"), (MemoryError(), 503, "out of memory")],
 )
-def test_a_failure_of_the_model_has_no_traceback_and_the_next_one_works(
-    served, monkeypatch, caplog, error, status, reason
-):
+def test_model_failure_has_no_traceback_and_the_next_works(served, monkeypatch, caplog, error, status, reason):
     def fail(*_: object) -> None:
         raise error
 
@@ -333,7 +331,7 @@ def strict():
         yield client
 
 
-def test_too_many_bytes_are_refused_before_they_are_sent(strict):
+def test_rejects_too_many_bytes_before_they_are_sent(strict):
     head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
     with socket.create_connection(strict.place, timeout=20) as connection:
         connection.sendall(head)
@@ -343,7 +341,7 @@ def test_too_many_bytes_are_refused_before_they_are_sent(strict):
             said += connection.recv(5000) or pytest.fail(f"it does not say why: {said!r}")
 
 
-def test_too_many_bytes_in_chunks_are_refused_when_they_are_too_many(strict, monkeypatch):
+def test_rejects_too_many_chunked_bytes(strict, monkeypatch):
     def never(*_: object) -> None:
         raise AssertionError("a file was opened for a body")
 
@@ -359,7 +357,7 @@ def test_too_many_bytes_in_chunks_are_refused_when_they_are_too_many(strict, mon
     assert strict.post("/caption", form, {"Content-Type": "multipart/form-data; boundary=b"}).status == 413
 
 
-def test_a_body_that_comes_too_slowly_is_408_however_often_a_byte_comes(strict):
+def test_slow_body_is_408(strict):
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(100):
@@ -397,7 +395,7 @@ def test_a_body_is_not_counted_twice_if_its_end_comes_by_itself(strict):
         assert ending.recv(100).startswith(b"HTTP/1.1 415 "), "89,000 bytes are held, and 120,000 may be"
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(strict, monkeypatch):
+def test_rejects_too_many_pixels_before_decoding(strict, monkeypatch):
     buffer = io.BytesIO()
     Image.new("1", (101, 100)).save(buffer, "PNG")
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
@@ -406,7 +404,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(strict, monkeypatch
     assert "10,100 (limit 10,000)" in answer.reason()
 
 
-def test_headers_that_are_too_large_or_never_end_are_refused(strict, monkeypatch):
+def test_rejects_too_large_or_endless_headers(strict, monkeypatch):
     said = strict.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000, seconds=2)
     assert said.startswith(b"HTTP/1.1 400")
     assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"]
@@ -453,7 +451,7 @@ def test_answers_that_are_not_read_are_bounded_together(monkeypatch):
         assert sizes == [False, False, True, True], "those that were not read for the longest time were cut off"
 
 
-def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, monkeypatch):
+def test_idle_connections_are_closed_for_new_requests(gate, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.server._MAX_CONNECTIONS", 20)
     with serving() as client, waiting(client, gate, 1), ExitStack() as stack:  # one that is complete is answered
         begun = stack.enter_context(socket.create_connection(client.place, timeout=20))
@@ -569,13 +567,13 @@ def test_a_page_gets_a_cookie_for_the_key(locked):
         ("localhost.", 403),
     ],
 )
-def test_a_local_server_without_a_key_answers_under_its_own_names_alone(served, host, status):
+def test_local_server_without_a_key_accepts_only_its_hosts(served, host, status):
     said = served.raw(f"GET /info HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     assert said.startswith(f"HTTP/1.1 {status}".encode())
 
 
 @pytest.mark.parametrize(("host", "status"), [("127.0.0.2", 403), ("::1", 403), ("0.0.0.0", 200)])
-def test_whether_a_server_is_local_depends_on_its_address_and_not_on_how_that_is_written(host, status):
+def test_local_addresses_are_recognized_in_any_notation(host, status):
     said: list[str] = []
     try:
         server = RunningServer(replace(OPTIONS, host=host), said.append)
@@ -616,7 +614,7 @@ def test_a_page_of_another_site_may_ask_for_nothing(served, locked, headers, sta
     assert answer.status == (404 if status == 200 or "Sec-Fetch-Dest" in headers else 403)
 
 
-def test_a_link_of_another_site_leads_to_the_page_and_no_frame_shows_it(served):
+def test_other_sites_can_link_but_not_frame_the_page(served):
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert served.get("/", **link).status == 200
     for within in ("iframe", "object", "image", "script", "empty"):
@@ -652,7 +650,7 @@ def test_a_key_may_be_any_text_that_a_header_can_carry(monkeypatch, given):
 
 
 @pytest.mark.parametrize("given", ["", "  ", "\n", "two\nlines", "bell\a", "a" * 1001])
-def test_a_key_that_opens_to_all_or_to_none_is_refused_at_the_start(monkeypatch, given):
+def test_rejects_an_ineffective_key_at_the_start(monkeypatch, given):
     monkeypatch.setenv(KEY_VARIABLE, given)
     with pytest.raises(UserError, match=KEY_VARIABLE):
         RunningServer(OPTIONS, print)
@@ -661,7 +659,7 @@ def test_a_key_that_opens_to_all_or_to_none_is_refused_at_the_start(monkeypatch,
 # --- Methods and paths
 
 
-def test_what_is_not_there_is_404_and_a_wrong_method_405(served):
+def test_missing_path_is_404_and_wrong_method_is_405(served):
     assert served.get("/nothing").status == 404
     assert served.get("/../../../etc/passwd").status == 404
     assert served.get("/%2e%2e/%2e%2e/etc/passwd").status == 404
@@ -674,7 +672,7 @@ def test_what_is_not_there_is_404_and_a_wrong_method_405(served):
     assert served.ask("HEAD", "/").status == 200
 
 
-def test_metrics_have_a_label_for_each_endpoint_and_none_for_each_path(served):
+def test_metrics_are_labelled_by_endpoint_and_not_by_path(served):
     for number in range(5):
         served.get(f"/image/{number}")
         served.get(f"/nothing/{number}")
@@ -687,7 +685,7 @@ def test_metrics_have_a_label_for_each_endpoint_and_none_for_each_path(served):
 # --- The end
 
 
-def test_accepted_requests_are_answered_and_new_ones_refused_while_stopping(gate):
+def test_stopping_answers_accepted_requests_only(gate):
     with serving() as client, waiting(client, gate, 8):
         client.server.stop()
         answer = client.post("/caption", GUITAR)
@@ -698,7 +696,7 @@ def test_accepted_requests_are_answered_and_new_ones_refused_while_stopping(gate
         assert client.get("/health").status == 200
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(monkeypatch):
+def test_unloadable_model_stops_the_server_with_a_reason(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise UserError("no such engine")
 

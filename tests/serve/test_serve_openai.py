@@ -86,7 +86,7 @@ def test_few_tokens_end_by_length_and_a_stop_ends_the_text(served, icons):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_text_that_a_stop_has_ended_is_whole_and_few_tokens_do_not_matter(served, icons, stream):
+def test_text_ended_by_a_stop_is_complete(served, icons, stream):
     asked = chat(uri("red-apple"), stop=icons.caption(DRAWINGS / "red-apple.webp")[0], max_tokens=1, stream=stream)
     answer = served.post("/v1/chat/completions", asked)
     choices = [one["choices"][0] for _, one in answer.events()[:-1]] if stream else answer.json()["choices"]
@@ -94,7 +94,7 @@ def test_a_text_that_a_stop_has_ended_is_whole_and_few_tokens_do_not_matter(serv
     assert not choices[-1].get("message", {}).get("content")
 
 
-def test_a_stop_is_looked_for_behind_the_beginning_without_its_spaces(served):
+def test_stop_is_searched_after_the_prompt_without_spaces(served):
     asked = chat(uri("red-apple"), stop=" ")
     asked["messages"].append({"role": "assistant", "content": "  green   "})
     (choice,) = served.post("/v1/chat/completions", asked).json()["choices"]

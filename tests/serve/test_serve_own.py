@@ -83,7 +83,7 @@ def test_drawings_that_take_hours_keep_no_picture_waiting(served):
 
 
 @pytest.mark.parametrize("name", ["guitar", "red-apple", "snowman"])
-def test_a_caption_is_that_of_the_library_however_the_picture_is_sent(served, icons, name):
+def test_caption_equals_the_librarys_for_any_upload(served, icons, name):
     expected = icons.caption(DRAWINGS / f"{name}.webp")
     uri = f"data:image/webp;base64,{base64.b64encode(drawing(name)).decode()}"
     for answer in (
@@ -106,7 +106,7 @@ def test_a_form_needs_no_disk(served, monkeypatch):
     assert answer.status == 200, answer.body
 
 
-def test_a_file_of_a_form_under_another_name_is_refused(served):
+def test_rejects_a_form_file_under_another_name(served):
     body, headers = form(drawing("guitar"))
     answer = served.post("/caption", body.replace(b'name="image"', b'name="photo"'), headers)
     assert answer.status == 422
@@ -163,7 +163,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch
     assert "see its log for the reason" in last["error"]["message"]
 
 
-def test_beams_are_told_at_the_end_of_a_stream(served, icons):
+def test_beams_are_sent_at_the_end_of_a_stream(served, icons):
     answer = served.post("/caption?num_beams=2", drawing("guitar"), EVENTS)
     found = icons.describe(DRAWINGS / "guitar.webp", num_beams=2)
     assert found.confidence is not None
@@ -185,14 +185,14 @@ def test_words_for_a_picture_are_those_of_the_library(served, icons):
     assert (sampled.status, "temperature" in sampled.reason()) == (422, True)
 
 
-def test_a_model_without_words_says_so():
+def test_model_without_tags_returns_an_error():
     with serving(model="pictograms") as client:
         assert "tags" not in client.get("/info").json()["can"]
         refused = client.post("/caption?tags=3", drawing("guitar"))
         assert (refused.status, refused.reason()) == (422, "this model has no tags; use icons")
 
 
-def test_sampled_captions_depend_on_the_seed_alone(served):
+def test_sampled_captions_depend_only_on_the_seed(served):
     def sampled(seed: int) -> str:
         return served.post(f"/caption?temperature=2&seed={seed}", drawing("guitar")).json()["caption"]
 
@@ -220,7 +220,7 @@ def png(size: tuple[int, int]) -> bytes:
     ],
 )
 @pytest.mark.parametrize("path", ["/caption", "/classify?labels=a&labels=b", "/similar", "/explain"])
-def test_what_is_no_picture_is_refused_in_a_sentence(served, path, content, status, reason):
+def test_invalid_image_returns_one_sentence(served, path, content, status, reason):
     answer = served.post(path, content)
     assert answer.status == status, answer.body
     assert reason in answer.reason()
@@ -243,7 +243,7 @@ def test_what_is_no_picture_is_refused_in_a_sentence(served, path, content, stat
         (b"nothing", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
     ],
 )
-def test_broken_bodies_are_refused_in_a_sentence(served, body, headers, status, reason):
+def test_invalid_bodies_return_one_sentence(served, body, headers, status, reason):
     answer = served.post("/caption", body, headers)
     assert answer.status == status, answer.body
     assert reason in answer.reason()
@@ -262,7 +262,7 @@ def test_embeddings_are_those_of_the_library(served, icons):
 
 
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
-def test_a_picture_of_a_camera_is_embedded_however_long_its_uri_is(served, icons, path):
+def test_long_data_uri_is_embedded(served, icons, path):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -358,7 +358,7 @@ def test_without_torch_heat_maps_name_the_command(served, monkeypatch):
 # --- The document
 
 
-def test_the_page_and_the_document_are_served_and_nothing_from_elsewhere(served):
+def test_page_and_schema_are_served_locally(served):
     page = served.get("/")
     assert page.status == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -384,7 +384,7 @@ def examples(document: dict) -> list[tuple[str, str, dict]]:
     return found
 
 
-def test_each_example_of_the_document_works_and_each_answer_is_as_written(served, icons):
+def test_documented_examples_work_with_the_stated_answers(served, icons):
     document = served.get("/openapi.json").json()
     sent = examples(document)
     assert {path for _, path, _ in sent} == {
@@ -410,7 +410,7 @@ def test_each_example_of_the_document_works_and_each_answer_is_as_written(served
     assert "heart" in captioned.json()["caption"]
 
 
-def test_a_server_without_an_index_captions_and_says_that_it_has_none(icons):
+def test_server_without_an_index_captions_and_reports_it(icons):
     with serving() as client:
         info = client.get("/info").json()
         assert (info["pictures"], info["can"][0], "search" in info["can"]) == (None, "caption", False)

@@ -71,7 +71,7 @@ def test_a_port_in_use_is_named_before_the_model_is_loaded(refused):
     assert "pass another --port" in message
 
 
-def test_the_second_part_of_an_answer_does_not_wait_for_the_client():
+def test_second_packet_does_not_wait_for_the_client():
     with (
         listen("127.0.0.1", 0) as listening,
         socket.create_connection(listening.getsockname()),
@@ -81,11 +81,11 @@ def test_the_second_part_of_an_answer_does_not_wait_for_the_client():
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_a_host_that_is_not_here_is_refused_in_one_line(refused, host):
+def test_foreign_host_address_reports_one_line(refused, host):
     assert "cannot listen" in refused("--host", host)
 
 
-def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, tmp_path):
+def test_moved_model_error_names_the_option(refused, tmp_path):
     location = tmp_path / "drawings.index"
     make_store(str(location), Header("/gone/model", "f" * 32, 8)).close()
     message = refused(location, "--port", "0")
@@ -182,7 +182,7 @@ def test_hangup_stops_after_accepted_requests(index):
 
 
 @pytest.mark.ci
-def test_a_server_that_is_killed_while_an_index_is_written_starts_again(tmp_path):
+def test_server_killed_during_an_index_write_restarts(tmp_path):
     """The index is whole, the writer goes on, and a new server shows what was committed."""
     folder, location = tmp_path / "pictures", tmp_path / "own.index"
     shutil.copytree(DRAWINGS, folder)
@@ -234,7 +234,7 @@ def test_the_server_runs_without_torch_jaxtyping_and_matplotlib(index):
 
 
 @pytest.mark.ci
-def test_a_server_for_others_without_a_key_says_so():
+def test_public_server_without_a_key_warns():
     with process("--host", "0.0.0.0", is_ready=False) as (server, client):
         assert client.place[0] == "127.0.0.1"
         assert "GRR_COCA_API_KEY" in server.stdout.readline()

@@ -17,7 +17,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("asked", "told"), refusals(Path(__file__).with_name("refusals.txt")))
-def test_what_cannot_be_followed_is_refused_in_a_sentence(served, asked, told):
+def test_invalid_requests_return_one_sentence(served, asked, told):
     path, _, written = asked.partition(" ")
     if written == "$HEART":
         bodies = [base64.b64decode(HEART.partition(",")[2])]

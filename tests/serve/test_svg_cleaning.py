@@ -52,11 +52,11 @@ def test_references_within_the_file_and_embedded_pictures_stay():
     ],
     ids=["html", "text", "entities", "deep", "large"],
 )
-def test_what_cannot_be_cleaned_is_not_sent(data):
+def test_uncleanable_svg_is_not_sent(data):
     assert clean_svg(data) is None
 
 
-def test_an_index_of_svg_files_is_served_as_svg_and_can_run_nothing(tmp_path):
+def test_served_svg_files_run_no_scripts(tmp_path):
     icons = tmp_path / "icons"
     icons.mkdir()
     (icons / "box.svg").write_text(
@@ -75,7 +75,7 @@ def test_an_index_of_svg_files_is_served_as_svg_and_can_run_nothing(tmp_path):
         assert client.get(f"/picture/{picture['id']}").json() == picture
 
 
-def test_sources_of_small_svg_files_are_part_of_answers_that_ask_for_them(tmp_path):
+def test_small_svg_sources_are_included_on_request(tmp_path):
     icons = tmp_path / "icons"
     icons.mkdir()
     box = '<script>alert(1)</script><path onload="alert(1)" d="M4 4h16v16H4z"/></svg>'

@@ -71,7 +71,7 @@ def refused(capsys, *arguments: object) -> str:
     return said
 
 
-def test_a_site_holds_all_that_its_page_names_and_no_path_of_this_machine(index, runtime, tmp_path):
+def test_site_has_all_files_of_its_page_and_no_local_paths(index, runtime, tmp_path):
     out = tmp_path / "site"
     assert main(["export", "web", "--index", str(index), "--out", str(out), "--runtime", str(runtime)]) == 0
     about = json.loads((out / "site.json").read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def test_a_site_holds_all_that_its_page_names_and_no_path_of_this_machine(index,
 
 
 @pytest.mark.ci
-def test_a_site_of_icon_sets_and_folders_tells_no_folder_of_this_machine(runtime, tmp_path, monkeypatch):
+def test_site_of_icon_sets_has_no_local_folders(runtime, tmp_path, monkeypatch):
     pytest.importorskip("resvg_py")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     places = [tmp_path / "whereabouts" / "one" / "drawings", tmp_path / "whereabouts" / "two" / "drawings"]
@@ -131,7 +131,7 @@ def test_a_site_of_icon_sets_and_folders_tells_no_folder_of_this_machine(runtime
     assert sorted(shown) == ["drawings/guitar.webp", "drawings/guitar.webp (2)"]
 
 
-def test_a_site_of_two_icon_sets_has_the_same_icon_of_the_other_set(tmp_path, monkeypatch):
+def test_site_of_two_icon_sets_has_equivalents(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with Index.open(tmp_path / "icons.index", create=True) as made:
         made.add(write_icon_sets(tmp_path))
@@ -188,7 +188,7 @@ def test_the_runtime_must_be_the_pinned_one(tmp_path, capsys, monkeypatch):
     assert "npm is not installed" in refused(capsys, "export", "web", "--out", tmp_path / "site")
 
 
-def test_a_damaged_graph_and_an_index_of_another_model_are_refused(index, runtime, tmp_path, capsys):
+def test_rejects_corrupt_graphs_and_indexes_of_other_models(index, runtime, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(shipped_folder("icons"), broken)
     (broken / "text.onnx").write_bytes((broken / "text.onnx").read_bytes()[:-1])
@@ -202,14 +202,14 @@ def test_a_damaged_graph_and_an_index_of_another_model_are_refused(index, runtim
     assert not (tmp_path / "site").exists()
 
 
-def test_an_index_without_images_is_refused(runtime, tmp_path, capsys):
+def test_rejects_an_index_without_images(runtime, tmp_path, capsys):
     with Index.open(tmp_path / "empty.index", create=True):
         pass
     arguments = ("--index", tmp_path / "empty.index", "--out", tmp_path / "site", "--runtime", runtime)
     assert "has no images" in refused(capsys, "export", "web", *arguments)
 
 
-def test_a_site_tells_what_a_camera_and_people_wrote_but_not_the_place(runtime, tmp_path):
+def test_site_has_image_metadata_without_location(runtime, tmp_path):
     pytest.importorskip("defusedxml", reason="XMP needs defusedxml")
     (tmp_path / "photos").mkdir()
     for name in ("exiftool.jpg", "exiv2.jpg"):

@@ -46,7 +46,7 @@ def test_numbers_follow_the_other_filters_and_not_their_own(place, tab):
     assert numbers(one, "set") == SETS
 
 
-def test_numbers_of_a_search_follow_the_other_filters_too_and_say_what_they_count(place, tab):
+def test_facet_counts_follow_other_filters(place, tab):
     one = tab(place).ready().ask("heart")
     every = numbers(one, "set")
     note = one.page.locator("#filters details[open] .note").inner_text()

@@ -62,7 +62,7 @@ def test_words_find_pictures_as_they_are_typed(host, tab):
     assert "151 images" in one.ask("").status
 
 
-def test_pictures_can_be_asked_for_like_another_and_without_another(host, tab):
+def test_images_can_be_searched_with_and_without_another(host, tab):
     one = tab(host).ready().ask("face")
     before = one.captions(8)
     one.page.locator("#pictures .tile").nth(1).click()
@@ -243,7 +243,7 @@ def test_filters_narrow_what_is_found(host, tab):
     assert "filters" not in one.settled().page.url
 
 
-def test_a_filter_of_a_link_is_shown_and_counts_follow_the_search(host, tab):
+def test_filter_of_a_link_is_shown_and_updates_counts(host, tab):
     one = tab(f"{host}#filters=" + '{"licence":{"in":["MIT"]}}').ready()
     assert "No image matches the filters." in one.status
     assert one.page.locator("#filters .on summary").inner_text() == "Licence: MIT"
@@ -346,7 +346,7 @@ def header_of_png(width: int, height: int) -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'><path d=", "cut.svg", "cut.svg: an SVG file that cannot be drawn."),
     ],
 )
-def test_what_is_no_picture_is_refused_with_a_sentence(content, name, said, host, tab):
+def test_invalid_image_shows_an_error(content, name, said, host, tab):
     one = tab(host).ready()
     hand_over(one, content, name)
     one.page.locator("#message:not([hidden])").wait_for()
@@ -390,7 +390,7 @@ def test_all_can_be_done_with_the_keyboard(host, tab):
     assert "151 images" in one.settled().status
 
 
-def test_arrow_right_after_enter_keeps_the_focus_on_the_first_hit(tab):
+def test_arrow_key_after_enter_keeps_the_first_hit_focused(tab):
     may_search = threading.Event()
     may_search.set()
     with hosted(server(may_search=may_search)) as address:
@@ -485,7 +485,7 @@ def captions_only(tmp_path_factory):
     return folder
 
 
-def test_without_an_index_a_picture_is_asked_for_and_captioned(captions_only, photo, axe, tab):
+def test_server_without_an_index_captions_an_image(captions_only, photo, axe, tab):
     with hosted(static(captions_only)) as address:
         one = tab(address).ready()
         assert one.page.locator("#empty h2").inner_text() == "Drop an image here"
@@ -497,7 +497,7 @@ def test_without_an_index_a_picture_is_asked_for_and_captioned(captions_only, ph
         assert one.page.locator("#empty").is_hidden()
 
 
-def test_a_browser_without_vector_instructions_is_told(host, browser, tab):
+def test_browser_without_simd_shows_an_error(host, browser, tab):
     one = tab()
     one.context.add_init_script("WebAssembly.validate = () => false")
     one.page.goto(host)
@@ -508,7 +508,7 @@ def test_a_browser_without_vector_instructions_is_told(host, browser, tab):
 COPY_AGAIN = "Copy the whole exported folder to the host, or export the site again."
 
 
-def test_a_host_that_lacks_a_file_is_told(site, tmp_path, tab):
+def test_missing_file_on_the_host_shows_an_error(site, tmp_path, tab):
     broken = tmp_path / "site"
     shutil.copytree(site, broken)
     (broken / "model" / "text.onnx.gz").unlink()
@@ -520,7 +520,7 @@ def test_a_host_that_lacks_a_file_is_told(site, tmp_path, tab):
         one.errors.clear()  # the browser itself may note the missing file
 
 
-def test_a_site_without_its_runtime_says_which_file_is_missing(site, tmp_path, tab):
+def test_missing_runtime_file_is_named(site, tmp_path, tab):
     shutil.copytree(site, tmp_path / "site")
     (tmp_path / "site" / "runtime" / "ort.js").unlink()
     with hosted(static(tmp_path / "site")) as address:
@@ -530,7 +530,7 @@ def test_a_site_without_its_runtime_says_which_file_is_missing(site, tmp_path, t
         one.errors.clear()
 
 
-def test_a_host_that_breaks_off_is_told(site, tab):
+def test_closed_connection_shows_an_error(site, tab):
     class Closing(StaticHost):
         def do_GET(self) -> None:
             if self.path.startswith("/model/"):
@@ -558,7 +558,7 @@ def test_a_site_that_was_loaded_works_without_its_host(site, tab):
     one.errors.clear()  # thumbnails that were never shown
 
 
-def test_words_find_pictures_while_the_model_is_loaded_and_each_list_is_asked_for_once(site, tab):
+def test_words_find_images_while_the_model_loads(site, tab):
     """Files travel compressed, and the rows come first."""
     may_load = threading.Event()
     asked: list[str] = []
@@ -618,7 +618,7 @@ def icons(tmp_path_factory):
     return folder / "site"
 
 
-def test_an_icon_is_a_vector_in_the_colour_of_the_text_and_can_be_copied(icons, axe, tab):
+def test_icon_is_svg_in_text_colour_and_can_be_copied(icons, axe, tab):
     with hosted(static(icons)) as address:
         rights = {"permissions": ["clipboard-read", "clipboard-write"], "bypass_csp": True}  # to read what is drawn
         one = tab(address, color_scheme="dark", **rights).ready()
@@ -794,7 +794,7 @@ def server(**values: object):
     return functools.partial(type("Server", (Server,), values), directory=str(FILES))
 
 
-def test_a_server_answers_the_page_and_a_word_shows_where_the_model_looks(photo, at):
+def test_word_shows_its_heat_map(photo, at):
     one = at().ready().ask("red heart")
     assert one.captions(2) == ["red heart 0", "red heart 1"]
     one.page.set_input_files("#file", photo)
@@ -836,7 +836,7 @@ def test_a_caption_that_breaks_off_is_not_taken_for_the_whole(photo, at):
     assert one.page.locator("#dropped").is_hidden()
 
 
-def test_a_wrong_key_is_said_and_asked_for_again(at):
+def test_wrong_key_is_reported_and_requested_again(at):
     one = at(key="right")
     one.page.get_by_label("API key").fill("wrong")
     one.page.get_by_role("button", name="Continue").click()
@@ -847,7 +847,7 @@ def test_a_wrong_key_is_said_and_asked_for_again(at):
     one.errors.clear()  # the browser notes the status
 
 
-def test_a_server_that_is_gone_is_said_and_asked_until_it_is_back(tab):
+def test_unavailable_server_is_shown_and_retried(tab):
     with hosted(server()) as address:
         one = tab(address).ready().ask("red heart")
         port = int(address.rpartition(":")[2].strip("/"))
@@ -866,14 +866,14 @@ def test_a_server_that_is_gone_is_said_and_asked_until_it_is_back(tab):
     one.errors.clear()  # the browser notes that there was no answer
 
 
-def test_a_thumbnail_that_could_not_be_loaded_is_not_said_to_be_gone(at):
+def test_failed_thumbnail_is_not_shown_as_deleted(at):
     one = at(breaks_images=True).ready()
     one.page.locator("#pictures li.unloaded").first.wait_for()
     assert one.page.locator("#pictures li.gone").count() == 0
     one.errors.clear()  # the browser notes the status
 
 
-def test_a_slow_answer_is_said_to_be_waited_for(tab):
+def test_slow_answer_shows_a_note(tab):
     may_search = threading.Event()
     with hosted(server(may_search=may_search)) as address:
         one = tab()
@@ -888,7 +888,7 @@ def test_a_slow_answer_is_said_to_be_waited_for(tab):
         one.page.locator("#message").wait_for(state="hidden")
 
 
-def test_a_picture_that_the_model_does_not_know_is_not_called_by_its_guess(photo, at):
+def test_unfamiliar_image_is_not_named_by_its_guess(photo, at):
     one = at(unfamiliar=True).ready().ask("red heart")
     assert one.captions(1) == ["0"], "the file name leads"
     one.page.locator("#pictures .tile").first.click()
@@ -902,14 +902,14 @@ def test_a_picture_that_the_model_does_not_know_is_not_called_by_its_guess(photo
     assert one.page.locator("#dropped .eyebrow").inner_text() == "Outside this model's domain. Best guess:"
 
 
-def test_a_page_that_is_opened_before_the_model_is_loaded_waits_for_it(at):
+def test_page_waits_until_the_model_is_loaded(at):
     one = at(loading=2)
     one.page.locator("#status", has_text="the model is being loaded").wait_for()
     assert one.ready().ask("red heart").captions(1) == ["red heart 0"]
     one.errors.clear()  # the browser notes the status
 
 
-def test_a_map_that_was_refused_can_be_asked_for_again(at):
+def test_rejected_heat_map_can_be_requested_again(at):
     one = at(busy=1).ready().ask("red heart")
     one.page.locator("#pictures .tile").first.click()
     word = one.page.locator("#detail .word").first
@@ -964,7 +964,7 @@ def longest_task(trace: bytes) -> float:
     return max(tasks)
 
 
-def test_no_task_takes_longer_for_very_many_pictures_than_for_a_few_hundred(browser, tab):
+def test_task_time_does_not_depend_on_the_number_of_images(browser, tab):
     def scrolled(count: int) -> float:
         with hosted(server(count=count)) as address:
             one = tab(address).ready()
@@ -981,7 +981,7 @@ def test_no_task_takes_longer_for_very_many_pictures_than_for_a_few_hundred(brow
     assert many < 5 * few, f"{many} ms, not {few} ms"
 
 
-def test_no_task_of_a_page_that_loads_and_searches_takes_as_long_as_a_sort(host, browser, photo, tab):
+def test_no_page_task_is_as_long_as_a_sort(host, browser, photo, tab):
     """Of 400,000 numbers: two tenths of a second, which is about when people notice that they wait."""
     one = tab()
     browser.start_tracing(page=one.page, categories=["toplevel", "devtools.timeline"])
@@ -1063,7 +1063,7 @@ def test_a_file_that_has_changed_has_another_thumbnail(blank):
     assert addresses[0] == addresses[3]
 
 
-def test_lists_of_a_large_index_are_asked_for_until_they_are_there(blank):
+def test_lists_of_a_large_index_are_requested_until_ready(blank):
     asked, said = blank.evaluate(
         """async () => {
             const { Http } = await import("./http.js");
@@ -1158,7 +1158,7 @@ def test_a_new_version_of_a_site_keeps_no_file_of_the_old_one(blank, tmp_path):
     assert blank.evaluate(read) == ["new", "new"]
 
 
-def test_hits_like_a_picture_without_a_caption_have_the_relevance_of_python(blank):
+def test_relevance_of_similar_images_matches_python(blank):
     curve = RelevanceCurve(per_deviation=1, per_agreement=2, per_log_images=-0.5, offset=-1)
     found = blank.evaluate(
         """async ({ curve, ranking }) => {

@@ -52,7 +52,7 @@ LINES = {
 }
 
 
-def test_a_line_of_import_is_that_of_the_package_and_of_the_tools_for_agents(in_node):
+def test_import_lines_match_the_package_and_agent_tools(in_node):
     program = """
     const { importLine } = await import("./icon.js");
     console.log(JSON.stringify(given.map(([prefix, name]) => importLine({ prefix, name }))));

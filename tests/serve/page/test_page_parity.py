@@ -366,7 +366,7 @@ def test_filters_select_what_they_select_in_python(host, drawings_index, tab):
 
 
 @pytest.mark.ci
-def test_what_the_page_needs_is_listed(site):
+def test_requirements_of_the_page_are_listed(site):
     """The page may use what a file of ours imports, and nothing from elsewhere."""
     about = json.loads((site / "site.json").read_text(encoding="utf-8"))
     for path in (

@@ -16,7 +16,7 @@ def review(icon_index, tmp_path_factory) -> str:
     return path.as_uri()
 
 
-def test_icons_are_chosen_by_keys_alone_and_saved(review, axe, tab):
+def test_icons_are_chosen_by_keyboard_and_saved(review, axe, tab):
     one = tab(review)
     page = one.page
     page.locator("#filter").focus()

@@ -63,7 +63,7 @@ def test_an_icon_is_copied_into_code_in_every_form(place, tab):
     assert "Credit" not in labels(one), "its licence asks for none"
 
 
-def test_the_rule_that_is_copied_draws_the_icon_in_the_colour_of_the_text(place, tab):
+def test_copied_css_rule_draws_the_icon_in_text_colour(place, tab):
     one = icon(tab, place, "lucide:house")
     rule = copied(one, "CSS")
     page = tab().page
@@ -86,7 +86,7 @@ def test_an_icon_whose_licence_asks_for_it_has_a_line_of_credit(place, tab):
     assert "Ada" in facts
 
 
-def test_an_icon_is_saved_as_svg_and_as_png_in_a_size_and_a_colour(place, tab, tmp_path):
+def test_icon_is_saved_as_svg_and_sized_coloured_png(place, tab, tmp_path):
     one = icon(tab, place, "lucide:house")
     part = one.page.locator("#detail .tried")
     with one.page.expect_download() as saved:
@@ -140,7 +140,7 @@ def test_a_link_leads_to_this_one_picture(place, tab):
     assert other.page.locator("#detail .set").inner_text() == "Lucide"
 
 
-def test_the_same_icon_of_the_other_sets_is_shown_with_its_probability_and_opens(place, tab):
+def test_equivalents_are_shown_with_probability_and_open(place, tab):
     one = icon(tab, place, "lucide:heart")
     strip = one.page.locator("#detail .copies", has_text="In the other sets")
     strip.wait_for()
@@ -166,7 +166,7 @@ STYLES = {
 
 
 @pytest.mark.parametrize("name", ["serve", "export"])
-def test_what_an_svg_file_wants_to_run_or_load_leaves_it(name, icon_index, icon_sites, tab):
+def test_scripts_and_links_are_removed_from_svg(name, icon_index, icon_sites, tab):
     with opened_place(name, icon_index, icon_sites) as address:
         asked: list[str] = []
         one = tab(**RIGHTS)

@@ -32,10 +32,11 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.model.checkpoint import from_pretrained, save_tensors
 from grr_coca.model.losses import LossWeights
+from grr_coca.train.forecast import forecast
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, TeacherRecipe, load_recipe, save_recipe
-from grr_coca.train.setup import dry_run, new_checkpoint, training_batches, training_sources
+from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca_icons.teacher import CAPTIONS, EMBEDDINGS, Teacher, training_captions, write_teacher
 
 
@@ -176,7 +177,7 @@ def test_rejects_a_teacher_of_other_captions_before_training(recipe, tmp_path):
         pretrain(other, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))
     with pytest.raises(UserError, match=said):
-        dry_run(other, new_checkpoint(other, ALONE), ALONE)
+        forecast(other, new_checkpoint(other, ALONE), ALONE)
 
 
 # --- The recipe
@@ -233,7 +234,7 @@ def test_the_trainer_gets_the_numbers_of_the_recipe(recipe):
 
 
 def test_a_dry_run_trains_with_it(recipe):
-    text = dry_run(recipe, new_checkpoint(recipe, ALONE), ALONE)
+    text = forecast(recipe, new_checkpoint(recipe, ALONE), ALONE)
     assert "first loss" in text
 
 

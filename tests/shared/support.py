@@ -26,14 +26,14 @@ from torch import Tensor
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.files import MANIFEST, file_sha256
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.batch import Batch, CoCaOutput
+from grr_coca.data.batch import Batch
 from grr_coca.data.sources.base import PairSource, RawPair
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
 from grr_coca.infer.engine.torch import TorchDecoder
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.checkpoint_files import GRAPH_FILES, QUANTIZED_WEIGHTS, WEIGHTS
-from grr_coca.model.coca import CoCa
+from grr_coca.model.coca import CoCa, CoCaOutput
 from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.loop import OnStep, train
 from grr_coca.train.optimizer import Optimizers

@@ -179,8 +179,8 @@ def _run(
     from grr_coca.cli.progress import bars
     from grr_coca.common.ranks import launched
     from grr_coca.model.checkpoint import from_pretrained
+    from grr_coca.train.forecast import forecast
     from grr_coca.train.loop import train
-    from grr_coca.train.setup import dry_run as forecast
 
     with launched() as ranks:
         recipe.require_even_shares(ranks.size)  # before a tokenizer is trained on the captions of millions of pairs
@@ -220,7 +220,7 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _trial_steps(recipe: "Recipe") -> str:
-    from grr_coca.train.search import FACTORS, most_steps
+    from grr_coca.train.rate_search import FACTORS, most_steps
 
     return f"{len(FACTORS)} learning rates, {most_steps(recipe):,} steps in all at most,"
 
@@ -236,7 +236,7 @@ def _search(
     """Search for the rate and the number of steps with a progress bar. Returns the recipe of the run that is to be
     resumed."""
     from grr_coca.cli.progress import bars
-    from grr_coca.train.search import SEARCH_FILE, TRIALS, most_steps, read_search, search_rate
+    from grr_coca.train.rate_search import SEARCH_FILE, TRIALS, most_steps, read_search, search_rate
 
     def require_new() -> None:
         if not resume and any((out / name).exists() for name in ("checkpoints", TRIALS)):

@@ -68,7 +68,7 @@ class Batch:
 
     A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding hold id 0. Only
     `lengths`, which include the [CLS] slot, specify the real tokens. `next_tokens` are the tokens to predict, caption
-    after caption, in the order of `CoCaOutput.states`: all but [BOS] and [CLS]. Pairs with equal `caption_ids` or equal
+    after caption, in the order of the model's states: all but [BOS] and [CLS]. Pairs with equal `caption_ids` or equal
     `image_ids` are never negatives of each other. `replaced`: Bad samples that were replaced.
     `cut_captions`: Number of captions truncated to the context length.
 
@@ -95,7 +95,7 @@ class Batch:
     other . None: training without siblings."""
     features: FeatureTokens | None = None
     """Features of a frozen encoder; None: the model has none, or they are not computed yet."""
-    squares: UInt8[Tensor, "B S S 3"] | None = None
+    encoder_pixels: UInt8[Tensor, "B S S 3"] | None = None
     """Pixels of the frozen encoder, if it must still compute the features."""
 
     def __len__(self) -> int:
@@ -122,19 +122,6 @@ class Batch:
         moved = {name: move(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
         features = None if self.features is None else self.features.moved(move)
         return replace(self, **moved, features=features)  # type: ignore[arg-type]
-
-
-class CoCaOutput(NamedTuple):
-    """Output of the model for a batch, as the losses need it.
-
-    Shapes: B pairs, E joint embedding width, D width, M tokens of all captions that have a next token.
-
-    Embeddings are of unit length. `lm_head` predicts the `next_tokens` of the batch from `states`, in the same order.
-    """
-
-    image_embedding: Float[Tensor, "B E"]
-    text_embedding: Float[Tensor, "B E"]
-    states: Float[Tensor, "M D"]
 
 
 class Replacement(NamedTuple):

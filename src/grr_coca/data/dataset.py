@@ -60,7 +60,8 @@ class Sample:
     """A pair that is ready for a batch. `token_ids`: A row of `Tokenizer.encode_row`.
 
     If `change` is given, it is not applied yet, and `image` has values 0 … 255. A model without an image encoder of its
-    own has no pixels: S = 0. `features` are those of a frozen encoder, which computes missing ones from its `square`.
+    own has no pixels: S = 0. `features` are those of a frozen encoder, which computes missing ones from
+    `encoder_pixels`.
     """
 
     key: str
@@ -74,13 +75,13 @@ class Sample:
     kept_patches: Int[Tensor, " K"] | None = None
     change: Change | None = None
     features: Float[Tensor, "N X"] | None = None
-    square: UInt8[Tensor, "F F 3"] | None = None
+    encoder_pixels: UInt8[Tensor, "F F 3"] | None = None
 
 
-class _Seen(NamedTuple):
+class _Pixels(NamedTuple):
     """The pixels of an image: those of the model's image encoder, and those of a frozen encoder without features."""
 
-    square: UInt8[Tensor, "3 S S"]
+    own: UInt8[Tensor, "3 S S"]
     frozen: UInt8[Tensor, "F F 3"] | None = None
 
 
@@ -88,15 +89,10 @@ class _Decoded(NamedTuple):
     """A pair without the bytes of its image, and the pixels of the image."""
 
     pair: RawPair
-    seen: _Seen
-
-    @property
-    def square(self) -> UInt8[Tensor, "3 S S"]:
-        """The pixels of the model's image encoder."""
-        return self.seen.square
+    pixels: _Pixels
 
 
-_NO_PIXELS = _Seen(torch.zeros(3, 0, 0, dtype=torch.uint8))
+_NO_PIXELS = _Pixels(torch.zeros(3, 0, 0, dtype=torch.uint8))
 
 
 class FrozenInput(NamedTuple):
@@ -149,8 +145,8 @@ class PairDataset(Dataset[Sample]):
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
         self._keeps_all = augmentation is not None and len(source) * self._most_pixels <= _MAX_KEPT_PIXELS
         self._kept: dict[int, _Decoded] = {}
-        self._last: tuple[bytes, _Seen] | None = None
-        self._words: dict[str, list[int]] = {}
+        self._last: tuple[bytes, _Pixels] | None = None
+        self._token_ids: dict[str, list[int]] = {}
         self._blocks = blocks or Blocks([len(source)])
         self._expected: HandleCache[range, None] = HandleCache(source.expect, None, _RECENT_BLOCKS)
 
@@ -218,7 +214,7 @@ class PairDataset(Dataset[Sample]):
             if isinstance(answer, UserError):
                 decoded |= {sample: answer for sample, _ in samples_of_image}
                 continue
-            seen = self._see(answer, samples_of_image[0][1])
+            seen = self._pixels_of(answer, samples_of_image[0][1])
             self._last = samples_of_image[0][1].image, seen
             decoded |= {sample: _Decoded(replace(pair, image=b""), seen) for sample, pair in samples_of_image}
         if self._keeps_all:
@@ -229,12 +225,12 @@ class PairDataset(Dataset[Sample]):
     def _most_pixels(self) -> int:
         return max(self.preprocess.image_size, 0 if self.frozen is None else self.frozen.preprocess.image_size) ** 2
 
-    def _see(self, square: Image.Image, pair: RawPair) -> _Seen:
+    def _pixels_of(self, square: Image.Image, pair: RawPair) -> _Pixels:
         """Return the pixels of a square, which is that of the frozen encoder if there is one."""
-        own = to_bytes(square, self.preprocess) if self._has_pixels else _NO_PIXELS.square
+        own = to_bytes(square, self.preprocess) if self._has_pixels else _NO_PIXELS.own
         if self.frozen is None or pair.features is not None:
-            return _Seen(own)
-        return _Seen(own, torch.from_numpy(self.frozen.preprocess(square)))
+            return _Pixels(own)
+        return _Pixels(own, torch.from_numpy(self.frozen.preprocess(square)))
 
     def _sound_sample(self, ref: SampleRef, decoded: "dict[int, _Decoded | UserError]") -> Sample:
         try:
@@ -263,20 +259,20 @@ class PairDataset(Dataset[Sample]):
             raise decoded
         pair = decoded.pair
         caption = clean_caption(self._draw(pair.captions, ref), pair.name)
-        words = self._encode(caption)
-        image = self._image(decoded.square, ref)
+        token_ids = self._encode(caption)
+        image = self._image(decoded.pixels.own, ref)
         return Sample(
             key=pair.key,
             image=image,
             change=self._change(ref),
-            token_ids=self.tokenizer.row(words, self.context_length),
+            token_ids=self.tokenizer.row(token_ids, self.context_length),
             caption_id=caption_id(caption),
             image_id=stable_id(pair.image_name or pair.name),
             thing_id=caption_id(clean_caption(pair.captions[0], pair.name)) if self.has_siblings else None,
-            is_cut=len(words) + NUM_SPECIAL_TOKENS > self.context_length,
+            is_cut=len(token_ids) + NUM_SPECIAL_TOKENS > self.context_length,
             kept_patches=self._kept_patches(ref),
             features=None if pair.features is None else torch.from_numpy(np.array(pair.features)),
-            square=decoded.seen.frozen,
+            encoder_pixels=decoded.pixels.frozen,
         )
 
     def _kept_patches(self, ref: SampleRef) -> Int[Tensor, " K"] | None:
@@ -293,10 +289,10 @@ class PairDataset(Dataset[Sample]):
         return captions[rng.integers(len(captions))]
 
     def _encode(self, caption: str) -> list[int]:
-        words = self._words.get(caption) or self.tokenizer.encode(caption)
+        token_ids = self._token_ids.get(caption) or self.tokenizer.encode(caption)
         if self._keeps_all:
-            self._words[caption] = words
-        return words
+            self._token_ids[caption] = token_ids
+        return token_ids
 
     def _image(self, square: UInt8[Tensor, "3 S S"], ref: SampleRef) -> Tensor:
         if not self._has_pixels:
@@ -314,7 +310,7 @@ class PairDataset(Dataset[Sample]):
         decoded = self._decode([sample])[sample]
         if isinstance(decoded, UserError):
             raise decoded
-        return decoded.square
+        return decoded.pixels.own
 
     def _beside_another(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
         if self.augmentation is None or not self.augmentation.neighbour:
@@ -347,7 +343,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
     thing_ids = [sample.thing_id for sample in samples if sample.thing_id is not None]
     features = [sample.features for sample in samples if sample.features is not None]
-    squares = [sample.square for sample in samples if sample.square is not None]
+    encoder_pixels = [sample.encoder_pixels for sample in samples if sample.encoder_pixels is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         token_ids=token_ids,
@@ -361,7 +357,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         kept_patches=torch.stack(kept_patches) if kept_patches else None,
         thing_ids=torch.tensor(thing_ids) if thing_ids else None,
         features=FeatureTokens.pad(features) if features else None,
-        squares=torch.stack(squares) if squares else None,
+        encoder_pixels=torch.stack(encoder_pixels) if encoder_pixels else None,
     )
 
 

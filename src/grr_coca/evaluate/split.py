@@ -18,12 +18,12 @@ from torch import Tensor
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
-from grr_coca.data.dataset import FrozenInput, PairDataset, make_loader
+from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import ALL, EvaluationOrder, Share
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, first_rows, make_gallery, retrieve
-from grr_coca.infer.batch_features import with_computed_features
+from grr_coca.infer.batch_features import frozen_input, with_computed_features
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
@@ -186,13 +186,6 @@ def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
     return PairDataset(
         source, checkpoint.tokenizer, checkpoint.preprocess, context_length, frozen=frozen_input(checkpoint)
     )
-
-
-def frozen_input(checkpoint: Checkpoint) -> FrozenInput | None:
-    """Return the frozen encoder as a dataset needs it; None if the model has no features."""
-    if checkpoint.encoder is None:
-        return None
-    return FrozenInput(checkpoint.encoder.preprocess, checkpoint.config.image_encoder is not None)
 
 
 def require_pairs(source: PairSource, batch_size: int) -> None:

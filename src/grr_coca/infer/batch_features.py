@@ -7,9 +7,17 @@ from functools import lru_cache
 import torch
 
 from grr_coca.data.batch import Batch, FeatureTokens
+from grr_coca.data.dataset import FrozenInput
 from grr_coca.data.features import EncoderInfo
 from grr_coca.infer.encoder import VisionEncoder, open_described
 from grr_coca.model.checkpoint_files import CheckpointFiles
+
+
+def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
+    """Return the frozen encoder as a dataset needs it; None if the model has no features."""
+    if files.encoder is None:
+        return None
+    return FrozenInput(files.encoder.preprocess, files.config.image_encoder is not None)
 
 
 @lru_cache(maxsize=1)
@@ -33,10 +41,10 @@ def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> 
         UserError: If features are missing, and the encoder cannot be opened.
     """
     for batch in batches:
-        if batch.squares is not None:
-            assert files.encoder is not None, "only its dataset makes squares"
+        if batch.encoder_pixels is not None:
+            assert files.encoder is not None, "only its dataset makes these pixels"
             assert files.config.feature_encoder is not None
-            found = opened(files.encoder).encode(batch.squares.numpy()).kept(files.config.feature_encoder.keep)
+            found = opened(files.encoder).encode(batch.encoder_pixels.numpy()).kept(files.config.feature_encoder.keep)
             mask = None if found.mask.all() else torch.from_numpy(found.mask)
-            batch = replace(batch, features=FeatureTokens(torch.from_numpy(found.tokens), mask), squares=None)
+            batch = replace(batch, features=FeatureTokens(torch.from_numpy(found.tokens), mask), encoder_pixels=None)
         yield batch

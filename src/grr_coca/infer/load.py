@@ -93,27 +93,27 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     set_passive_wait_policy()
     folder = locate_checkpoint(name)
     files = read_files(folder)
-    from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
-
-    base: Engine | None = None
     if choose_engine(folder, files.config, engine, device) == "onnx":
         from grr_coca.infer.engine.onnx import OnnxEngine  # late, like PyTorch: one of them is enough
 
-        base = OnnxEngine(folder)
+        computing: Engine = OnnxEngine(folder)
     else:
+        from grr_coca.infer.engine.torch import TorchEngine
         from grr_coca.model.checkpoint import with_weights
 
-        files = with_weights(files, folder, choose_device(device))
+        files = checkpoint = with_weights(files, folder, choose_device(device))
+        computing = TorchEngine(checkpoint.model, checkpoint.preprocess)
     if files.encoder is not None:
         from grr_coca.infer.engine.frozen import with_frozen_encoder  # late: few models take features
 
-        files, base = with_frozen_encoder(files, base, folder)
-    model = ImageTextModel(files, base, folder)
-    if not is_adapted(folder):
-        return model
-    from grr_coca.infer.adapted.adapted_model import AdaptedModel  # late: few models are adapted
+        files, computing = with_frozen_encoder(files, computing, folder)
+    if is_adapted(folder):
+        from grr_coca.infer.adapted.adapted_model import AdaptedModel  # late: few models are adapted
 
-    return AdaptedModel(files, model.engine, folder)
+        return AdaptedModel(files, computing, folder)
+    from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
+
+    return ImageTextModel(files, computing, folder)
 
 
 _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.batch import CoCaOutput, FeatureTokens
+from grr_coca.data.batch import FeatureTokens
 from grr_coca.model.attention import (
     PLAIN,
     CachedLayout,
@@ -251,6 +251,19 @@ class EncodedImage(NamedTuple):
     tokens: Float[Tensor, "B Q D"]
     embedding: Float[Tensor, "B E"]
     mask: Bool[Tensor, "B Q"] | None = None
+
+
+class CoCaOutput(NamedTuple):
+    """Output of the model for a batch, as the losses need it.
+
+    Shapes: B pairs, E joint embedding width, D width, M tokens of all captions that have a next token.
+
+    Embeddings are of unit length. `lm_head` predicts the `next_tokens` of the batch from `states`, in the same order.
+    """
+
+    image_embedding: Float[Tensor, "B E"]
+    text_embedding: Float[Tensor, "B E"]
+    states: Float[Tensor, "M D"]
 
 
 class CoCa(nn.Module):

@@ -248,8 +248,13 @@ def batch_loss(
     compared = comparison_loss(model, pairs, weights, ranks)
     lm_head = model.multimodal_decoder.lm_head.weight
     captions = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
-    # A part with weight zero stays in the graph, so every parameter always has a gradient.
+    return combine_losses(compared, captions, weights)
+
+
+def combine_losses(compared: ComparisonLoss, captions: CaptioningLoss, weights: LossWeights) -> Losses:
+    """Return the losses of a batch from its two parts. `captions.total` has the weight of the z-loss only."""
     return Losses(
+        # A part with weight zero stays in the graph, so every parameter always has a gradient.
         total=compared.total + weights.captioning * captions.total,
         contrastive=compared.contrastive,
         captioning=captions.captioning,
@@ -279,9 +284,9 @@ def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float
     assert columns.teacher is not None
     same = rows.caption_ids[:, None] == columns.caption_ids  # b B
     with torch.autocast(same.device.type, enabled=False):
-        ours = _log_softmax_over_others(rows.text @ columns.text.T, same, temperature)
-        wanted = _log_softmax_over_others(rows.teacher @ columns.teacher.T, same, temperature)
-    return F.kl_div(ours, wanted, reduction="sum", log_target=True) / same.shape[1]
+        log_probs = _log_softmax_over_others(rows.text @ columns.text.T, same, temperature)
+        teacher_log_probs = _log_softmax_over_others(rows.teacher @ columns.teacher.T, same, temperature)
+    return F.kl_div(log_probs, teacher_log_probs, reduction="sum", log_target=True) / same.shape[1]
 
 
 def _log_softmax_over_others(

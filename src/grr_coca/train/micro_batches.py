@@ -28,7 +28,7 @@ from grr_coca.model.losses import (
     Losses,
     LossWeights,
     captioning_loss,
-    coca_loss,
+    combine_losses,
     comparison_loss,
 )
 from grr_coca.train.parallel import ParallelModel
@@ -72,16 +72,8 @@ def accumulate_gradients(
             (scale * ranks.size * weights.captioning * captioned.total + cut).backward()
         captions.append(torch.stack(captioned).detach())
         del captioned, cut  # otherwise the rest of their graph would add to the memory of the next micro-batch
-    total, captioning, z = torch.stack(captions).sum(dim=0)
-    return Losses(
-        total=compared.total.detach() + weights.captioning * total,
-        contrastive=compared.contrastive,
-        captioning=captioning,
-        coca=coca_loss(compared.contrastive, captioning, weights),
-        z=z,
-        teacher=compared.teacher,
-        sibling=compared.sibling,
-    )
+    summed = CaptioningLoss(*torch.stack(captions).sum(dim=0))
+    return combine_losses(compared._replace(total=compared.total.detach()), summed, weights)
 
 
 @torch.no_grad()

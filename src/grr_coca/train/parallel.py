@@ -1,10 +1,8 @@
 """A model on several ranks: a copy on each rank (DDP), or its weights sharded over the ranks (FSDP2).
 
-The file also has functions for tensors that may be sharded (DTensor), and a memory setting for training on a CPU.
+The file also has functions for tensors that may be sharded (DTensor).
 """
 
-import ctypes
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,24 +46,6 @@ def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     tensors = list(tensors)
     kinds = ([t for t in tensors if isinstance(t, DTensor) is is_sharded] for is_sharded in (True, False))
     return [kind for kind in kinds if kind]
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Option numbers from glibc's malloc.h."""
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's allocator keep freed memory. Other allocators do not change.
-
-    By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
-    step that happens to all activations and gradients. `benchmarks/LOG.md` has the measurement.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 class TrainedCoCa(nn.Module):

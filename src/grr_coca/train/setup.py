@@ -1,9 +1,6 @@
-"""The start of a run: a new model, the pairs in training order, the fingerprint of the data, and the dry run."""
+"""The start of a run: a new model, the pairs in training order, the fingerprint of the data, and their batches."""
 
-import itertools
 import logging
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -40,18 +37,15 @@ from grr_coca.data.sources.views import (
 )
 from grr_coca.data.text import decode_text
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, lost_letters, train_bpe
-from grr_coca.evaluate.split import frozen_input, require_pairs
-from grr_coca.infer.batch_features import with_computed_features
+from grr_coca.infer.batch_features import frozen_input, with_computed_features
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 from grr_coca.model.resize import resized
 from grr_coca.train.features import with_feature_encoder
-from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerRecipe
-from grr_coca.train.step import build_trainer, count_tokens
 
 # --- State of the data
 
@@ -445,65 +439,3 @@ def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
             f"tokenizer: vocab_size {tokenizer.vocab_size} does not fit kind '{tokenizer.kind}', {fixed}; "
             "remove vocab_size, or set kind to 'bpe'"
         )
-
-
-# --- Dry run
-
-NUM_TIMED_STEPS = 2
-
-
-def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
-    """Return a forecast of the time and memory of a run, measured on its first batches.
-
-    The first one is not timed, and nothing is saved.
-
-    Raises:
-        UserError: If the data or the validation split of the run are invalid.
-    """
-    device = ranks.device
-    pairs, val = training_sources(recipe)
-    require_pairs(val, recipe.evaluation.batch_size)
-    if (teacher := recipe.teacher) is not None:
-        ranks.on_first(lambda: len(open_teacher(teacher, pairs)))
-    recipe = ranks.on_first(lambda: resolve_precision(recipe, start.model, device)).for_autos_of(recipe)
-    trainer = build_trainer(recipe, start, ranks)
-    losses = []
-    marks = [time.perf_counter()]
-    for step, batches in enumerate(
-        itertools.islice(training_batches(recipe, start, pairs, ranks), 1 + NUM_TIMED_STEPS)
-    ):
-        num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches), device=device)))
-        losses.append(trainer.step(batches, num_tokens, step)["coca"])
-        marks.append(time.perf_counter())
-    seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[-1] - marks[0]
-    num_pairs, steps = len(pairs), recipe.schedule.steps
-    epochs = steps * recipe.data.batch_size / num_pairs
-    parameters = sum(parameter.numel() for parameter in start.model.parameters())
-    return "\n".join(
-        [
-            f"model        {start.preset}, {parameters:,} parameters, {device.type}",
-            f"first loss   {losses[0]:.3f}",
-            f"data         {num_pairs:,} pairs, {recipe.data.batch_size} per batch",
-            f"steps        {steps:,}, {epochs:.1f} epochs",
-            f"peak memory  {_peak_memory(device)}",
-            f"time         {seconds:.3f} s per step, {_duration(seconds * steps)} in total, without validation",
-        ]
-    )
-
-
-def _peak_memory(device: torch.device) -> str:
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        try:
-            import resource
-        except ImportError:
-            return "unknown on this system"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{peak / 2**30:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

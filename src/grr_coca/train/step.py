@@ -5,7 +5,9 @@ on its own pairs, compares them with the pairs of all ranks, and differentiates 
 (`grr_coca.model.losses.batch_loss`). `grr_coca.train.micro_batches` does the same in less memory.
 """
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
@@ -22,7 +24,7 @@ from grr_coca.model.losses import Losses, LossWeights, batch_loss
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.micro_batches import accumulate_gradients
 from grr_coca.train.optimizer import Ema, Optimizers, freeze
-from grr_coca.train.parallel import ParallelModel, keep_freed_memory
+from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import Precision, Recipe
 
 AUTOCAST_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -182,6 +184,24 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     precision = autocast(recipe.precision, ranks.device)
     loss_scale = LossScale() if recipe.precision == "fp16" else None
     return Trainer(parallel, optimizers, recipe.loss_weights, precision, ema, loss_scale=loss_scale)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Option numbers from glibc's malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep freed memory. Other allocators do not change.
+
+    By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
+    step that happens to all activations and gradients. `benchmarks/LOG.md` has the measurement.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from processes import launch
 
-from grr_coca.train.parallel import keep_freed_memory
+from grr_coca.train.step import keep_freed_memory
 
 
 def resident() -> int:

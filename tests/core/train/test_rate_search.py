@@ -10,12 +10,12 @@ from support import ALONE, BATCH_SIZE, differing, finetuning, real_pairs, silent
 from grr_coca.common.errors import DivergedError, UserError
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.train import search as searching
+from grr_coca.train import rate_search as searching
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
+from grr_coca.train.rate_search import FACTORS, TRIALS, most_steps, read_search, search_rate
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, HealthRecipe, ScheduleRecipe, load_recipe
 from grr_coca.train.run_checkpoints import origin_of, resume_point
-from grr_coca.train.search import FACTORS, TRIALS, most_steps, read_search, search_rate
 
 
 @pytest.fixture

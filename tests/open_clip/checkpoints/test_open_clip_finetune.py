@@ -11,9 +11,10 @@ from PIL import Image
 from support import ALONE, differing, encode_image, silent, weights
 
 from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.train.forecast import forecast
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.setup import dry_run, fitted_start
+from grr_coca.train.setup import fitted_start
 from grr_coca_open_clip.checkpoints.read import read_open_clip
 from grr_coca_open_clip.checkpoints.write import write_open_clip
 
@@ -57,7 +58,7 @@ def test_fine_tuned_model_stays_exportable_to_open_clip(recipe, tmp_path):
     start = read_open_clip(write_hub_folder(random_checkpoint(), tmp_path / name))
     fitted_start(start, recipe)
     before = weights(start)
-    told = dry_run(recipe, read_open_clip(tmp_path / name), ALONE)
+    told = forecast(recipe, read_open_clip(tmp_path / name), ALONE)
     assert "peak memory" in told
     assert "open_clip_coca" in told
     assert "16 pairs" in told

@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 from support import log_probs_token_by_token
 from torch import Tensor
 
-from grr_coca.data.batch import CoCaOutput, pad_rows, to_input
+from grr_coca.data.batch import pad_rows, to_input
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
 from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.model.build import build
-from grr_coca.model.coca import CoCa
+from grr_coca.model.coca import CoCa, CoCaOutput
 from grr_coca.model.config import CoCaConfig
 from grr_coca_open_clip.checkpoints.architecture import Heads, infer_config
 from grr_coca_open_clip.checkpoints.names import links, to_ours, to_theirs

@@ -6,7 +6,7 @@ Shapes: B images, S image size in pixels, F that of the frozen encoder.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -27,9 +27,6 @@ from grr_coca.infer.encoder import (
 from grr_coca.infer.engine.base import EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
-
-if TYPE_CHECKING:
-    from grr_coca.model.checkpoint import Checkpoint
 
 
 @runtime_checkable
@@ -103,13 +100,13 @@ class FrozenEngine(WrappedEngine):
 
 
 def with_frozen_encoder(
-    files: CheckpointFiles, base: Engine | None = None, folder: Path | None = None
+    files: CheckpointFiles, base: Engine, folder: Path | None = None
 ) -> tuple[CheckpointFiles, FrozenEngine]:
     """Return the files and the engine of a model that takes features, for the pixels of its frozen encoder.
 
     Args:
         files: Files of the model, or its checkpoint.
-        base: Engine of the model; None: the checkpoint's engine.
+        base: Engine of the model.
         folder: Folder of the model, which may have the encoder as a graph; None: it is opened by its name.
 
     Raises:
@@ -118,10 +115,6 @@ def with_frozen_encoder(
     info, features = files.encoder, files.config.feature_encoder
     assert info is not None, "this model takes features"
     assert features is not None
-    if base is None:
-        from grr_coca.infer.engine.torch import TorchEngine  # late: imports torch
-
-        base = TorchEngine(cast("Checkpoint", files).model, files.preprocess)
     own = files.preprocess if files.config.image_encoder is not None else None
     encoder = open_frozen(info, folder, or_given=own is None)
     engine = FrozenEngine(base, encoder, features.keep, own)

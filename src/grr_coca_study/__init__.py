@@ -4,6 +4,6 @@
 - `rows`, `claims`, `ledger`: what was measured, who works on what, and which rows count
 - `running`: `agenda` (what is left), `run` (the loop), `workers`; `stage` (one training), `measured`, `provenance`;
   `pace`, `dry_run`
-- `statistics`, `report`: `numbers`, `grid`, `verdict`, `tables`, `figures`, `page`
+- `statistics`, `report`: `endpoints`, `numbers`, `answer`, `figures`, `page`
 - `demo`: a study with one seed in minutes
 """

@@ -120,10 +120,10 @@ class Ledger:
     """The rows of a study that count, and notes for the user.
 
     Attributes:
-        rows: Of the plan's seeds, each arm at its best point. Seeds that lack a point are excluded.
+        rows: Of the plan's seeds, each arm at its best point.
         tried: Of all points of all grids, with the seeds by which the best is chosen.
         chosen: By arm and stage, the best point of the grid, over the seeds that have all points.
-        lacking: Arm, seed and stage of planned runs that have no row, at one point of the grid or more.
+        lacking: Arm, seed and stage of planned runs that have no row.
         notes: a sentence for each row that does not count, and for each fact about the others that readers need.
         diverged: The runs that would be in `rows`, but have no metrics.
     """
@@ -151,8 +151,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     read = files.new_rows()
     notes = list(files.notes.values())
     rows = _counted(plan, read, digests, notes)
-    searched = digests.recipes if plan.tuning is None else digests.trials
-    grids = {(arm, t): found for arm, stages in searched.items() for t, found in stages.items() if len(found) > 1}
+    grids = {(arm, t): found for arm, stages in digests.trials.items() for t, found in stages.items() if len(found) > 1}
     chosen = {
         (arm.name, stage): best
         for arm, stage in product(plan.arms, stage_names(plan))
@@ -164,18 +163,8 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
         if not (needed := digests.recipes.get(arm.name, {}).get(stage))
         or any((arm.name, stage, digest, seed) not in rows for digest in needed)
     )
-
-    def counts(row: LedgerRow) -> bool:
-        """Return whether the row counts: its point is the best, and its seed has all points."""
-        if plan.tuning is not None or (row.arm, row.stage) not in grids:
-            return True
-        best = chosen.get((row.arm, row.stage))
-        is_best = best is not None and best.recipe_digest == row.recipe_digest
-        return is_best and (row.arm, row.seed, row.stage) not in lacking
-
     runs = [row for row in rows.values() if row.seed in plan.seeds]
-    measured = [row for row in runs if row.kind == "run" and counts(row)]
-    diverged = [row for row in runs if row.kind == "diverged" and (counts(row) or (row.arm, row.stage) not in chosen)]
+    measured = [row for row in runs if row.kind == "run"]
     tried = [
         rows.get((arm, stage, digest, seed))
         for (arm, stage), points in grids.items()
@@ -187,7 +176,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
         chosen={key: row.settings for key, row in chosen.items()},
         lacking=lacking,
         notes=(*notes, *_unpaired(measured), *_several_commits(measured)),
-        diverged=tuple({(row.arm, row.seed, row.stage): row for row in diverged}.values()),
+        diverged=tuple(row for row in runs if row.kind == "diverged"),
     )
 
 

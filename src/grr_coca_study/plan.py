@@ -112,8 +112,7 @@ class Plan:
         arms: For each seed, they run in this order.
         baseline: The arm that the others are compared with.
         seeds: Empty if the plan only searches for settings, with the seeds of `tuning`.
-        tuning: None: every point of a grid is run with every seed, and the report states how much the choice among them
-            depends on the seeds.
+        tuning: Required if an arm has a grid.
         pretrain, finetune: Recipe files, relative to the plan's folder. A stage is named after its file.
         steps: Pretraining steps instead of the recipe's; an arm with its own recipes takes an equal share.
         precision, muon_precision: Replace every `auto` of the recipes. Rows of other precisions do not count.
@@ -220,7 +219,7 @@ def missing_scores(plan: Plan, row: LedgerRow) -> list[str]:
 
 def search_seeds(plan: Plan) -> tuple[int, ...]:
     """Return the seeds with which the points of the grids are run."""
-    return plan.seeds if plan.tuning is None else plan.tuning.seeds
+    return () if plan.tuning is None else plan.tuning.seeds
 
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
@@ -364,6 +363,8 @@ def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
     for key in arm.overrides:
         if any(key == tried or key.startswith(f"{tried}.") for tried in arm.grid):
             yield f"overrides: {key} is in the grid too, which replaces this value; keep one"
+    if (arm.grid or arm.finetune_grid) and plan.tuning is None:
+        yield "a grid needs seeds of its own, which choose the best point; add the plan's key `tuning: {seeds: [100]}`"
     if arm.finetune_grid and not plan.finetune:
         yield "finetune_grid: the plan has no fine-tuning"
 

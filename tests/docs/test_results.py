@@ -1,5 +1,6 @@
 """The pages on the models say what the ledgers say, and `studies/check.py` notices when they do not."""
 
+import itertools
 import json
 import math
 import os
@@ -309,29 +310,28 @@ def test_flags_and_other_captions_are_all_captions(changes):
 
 
 def test_each_draw_of_seeds_chooses_its_rates(changes):
-    """On true rows, next to the code of the reports, which draws seeds at random; here each draw is counted once."""
-    from grr_coca_study.report.grid import GridCurve, best_against_best
-
+    """On true rows, next to a plain loop over all draws of three seeds."""
     study, rates, seeds = "adamw_long/2400_rates", ("0.00075", "0.0015", "0.003"), (100, 101, 102)
     rows = changes.rows_of(study)
 
-    def curve(model: str) -> GridCurve:
-        losses = {
-            split: tuple(
-                tuple(rows[f"{model}_{rate}", seed, "pictograms"]["metrics"][split]["coca_loss"] for seed in seeds)
-                for rate in rates
-            )
-            for split in ("val", "test")
-        }
-        best = min(range(3), key=lambda i: np.log(losses["val"][i]).mean())
-        return GridCurve(arm=model, points=({"rate": 0}, {"rate": 1}, {"rate": 2}), best={"rate": best}, **losses)
+    def log_at_best(model: str, draw: tuple[int, ...]) -> tuple[str, float]:
+        def mean(split: str, rate: str) -> float:
+            found = [rows[f"{model}_{rate}", seed, "pictograms"]["metrics"][split]["coca_loss"] for seed in draw]
+            return float(np.log(found).mean())
 
-    found = best_against_best(curve("grr_coca"), curve("baseline_coca"), seeds)
+        best = min(rates, key=lambda rate: mean("val", rate))
+        return best, mean("test", best)
+
+    models = ("grr_coca", "baseline_coca")
+    drawn = [[log_at_best(model, draw) for model in models] for draw in itertools.product(seeds, repeat=3)]
+    chosen = [log_at_best(model, seeds) for model in models]
     best = changes.Best([study], ("grr_coca_.*", "baseline_coca_.*"))
     change = best["test coca"]
     mean, *ends = change.ends()
-    assert 100 * np.expm1(mean) == pytest.approx(found.effect.change)
-    assert 100 * np.expm1(ends) == pytest.approx([found.low, found.high])
+    assert mean == pytest.approx(chosen[0][1] - chosen[1][1])
+    found = [ours[1] - theirs[1] for ours, theirs in drawn]
+    assert ends == pytest.approx(np.quantile(found, [0.025, 0.975], method="inverted_cdf"))
+    assert [rate for rate, _ in chosen] == ["0.00075", "0.0015"]
     assert f"{change:rates}" == f"{best:rates}" == "0.00075 for GRR-CoCa and 0.0015 for Baseline CoCa"
     assert f"{change:agreeing}" == "26 of 27"
 

@@ -27,8 +27,9 @@ STUDIES = Path(__file__).parents[2] / "studies"
 
 
 def other(**keys: object) -> dict[str, object]:
-    """Changes of a plan: another arm beside Baseline CoCa."""
-    return {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", **keys}]}
+    """Changes of a plan: another arm beside Baseline CoCa, with seeds for its grid if it has one."""
+    tuning = {"tuning": {"seeds": [9]}} if keys.keys() & {"grid", "finetune_grid"} else {}
+    return {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", **keys}], **tuning}
 
 
 def primary(*names: str, **keys: object) -> dict[str, object]:
@@ -90,6 +91,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         ),
         (other(finetune_grid={"seed": [1, 2]}), "arms: a: finetune_grid: seed is given by"),
         (other(finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),
+        ({"arms": GRIDS}, "arms: baseline_coca: a grid needs seeds of its own, which choose the best point; add"),
         ({"tuning": {"seeds": [-1]}}, "tuning: seeds: must have one or more, each 0 or more"),
         ({"tuning": {"seeds": []}}, "tuning: seeds: must have one or more, each 0 or more"),
         ({"tuning": {"seeds": [9, 9]}}, "tuning: seeds: 9: duplicate"),
@@ -204,7 +206,7 @@ def test_overrides_and_grids_take_switches_and_lists(write_study):
     betas = [[0.9, 0.95], [0.9, 0.98]]
     plain = arm("plain", preset="grr_coca", overrides={"model.qk_norm": "rms"})
     plain["grid"] = {"compile": [True, False], "optimizer.betas": betas}
-    path = write_study(arms=["baseline_coca", plain])
+    path = write_study(arms=["baseline_coca", plain], tuning={"seeds": [9]})
     plan = read_plan(path, Plan)
     check_recipes(plan, path)
     assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {"compile": True}).compile is True

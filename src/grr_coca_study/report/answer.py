@@ -35,8 +35,7 @@ class Answer(NamedTuple):
 def answer(plan: Plan, results: StudyResults) -> Answer:
     """Return the answer of a study on its first arm against the baseline. The numbers are in its tables."""
     primary, titles = results.arms[0].primary, arm_titles(plan)
-    where = ", each at its best settings" if any(result.with_choice for result in primary) else ""
-    question = f"Is {titles[results.pair[0]]} better than {titles[results.baseline]}{where}?"
+    question = f"Is {titles[results.pair[0]]} better than {titles[results.baseline]}?"
     if not plan.seeds:
         return Answer(question, "This plan searches for settings only", [])
     verdicts = Counter(result.verdict for result in primary)

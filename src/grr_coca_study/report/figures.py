@@ -1,4 +1,4 @@
-"""The figures of a study, as SVG text: forest plots, learning curves, and losses by the points of a grid."""
+"""The figures of a study, as SVG text: forest plots and learning curves."""
 
 import io
 import textwrap
@@ -10,9 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grr_coca_study.plan import point_title
-from grr_coca_study.report.endpoints import metric_title
-from grr_coca_study.report.grid import GridResults, number_of
 from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import MARGIN, Effect
 
@@ -123,42 +120,6 @@ def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: in
     axes.fill_between(at, shown.min(axis=0), shown.max(axis=0), color=COLOURS[side], alpha=0.2, linewidth=0)
     mean, colour = np.exp(np.log(shown).mean(axis=0)), COLOURS[side]
     axes.plot(at, mean, color=colour, marker=_MARKERS[side], markersize=3.5, linewidth=1.4, label=label)
-
-
-def grid_curves(found: GridResults, titles: Mapping[str, str]) -> str:
-    """Return losses of two arms by the point of the grid, with the range of their seeds. The best point is ringed.
-
-    A grid of one number has a logarithmic axis. An arm without a grid is a line.
-    """
-    figure = new_figure(3.3)
-    points = [point for point in found.model.points if point]
-    points += [point for point in found.baseline.points if point and point not in points]
-    numbers = [number for point in points if (number := number_of(point)) is not None]
-    is_number = len(numbers) == len(points)
-    places = numbers if is_number else [float(place) for place in range(len(points))]
-    names = ("CoCa loss on val", f"{metric_title(found.endpoint)} on {found.split}")
-    for axes, name, is_val in zip(figure.subplots(1, 2), names, (True, False), strict=True):
-        for side, curve in enumerate((found.model, found.baseline)):
-            losses = np.array(curve.val if is_val else curve.test, dtype=float).T  # S × P; NaN for None
-            at_best = np.exp(np.log(losses[:, curve.points.index(curve.best)]).mean())
-            if not curve.best:
-                axes.axhline(at_best, color=COLOURS[side], linewidth=1.4, label=titles[curve.arm])
-                continue
-            own = [places[points.index(point)] for point in curve.points]
-            order = np.argsort(own)
-            _draw_band(axes, [own[place] for place in order], losses[:, order], side, titles[curve.arm])
-            best, colour = places[points.index(curve.best)], COLOURS[side]
-            axes.plot([best], [at_best], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
-        style_axes(axes, name)
-        axes.set_xlabel(f"{', '.join(points[0])}; ringed: best on val", fontsize=8)
-        if is_number:
-            axes.set_xscale("log")
-        labels = [f"{number:g}" for number in numbers] if is_number else [point_title(point) for point in points]
-        axes.set_xticks(places, labels, fontsize=7)
-        axes.minorticks_off()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
-    return svg_text(figure)
 
 
 def new_figure(height: float) -> Figure:

@@ -20,7 +20,6 @@ from grr_coca_study.report.endpoints import (
     stages_of,
     title,
 )
-from grr_coca_study.report.grid import GridResults, depends_on_choice, grid_results, interval_with_choice
 from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import (
     Effect,
@@ -28,7 +27,6 @@ from grr_coca_study.statistics import (
     effect_of,
     finite,
     holm,
-    is_equivalent,
     min_seeds,
     smallest_detectable_effect,
 )
@@ -48,10 +46,8 @@ class EndpointResult:
         effect: None if no seed has both values.
         over_images: 95 % interval in per cent over images of the test split; None if the ledger lacks the values.
         over_both: The same over seeds and images at once; None for a single seed too.
-        p_holm: Of the t test with Holm's correction for all primary endpoints; None for secondary ones, with too few
-            seeds for a verdict, and if the settings were chosen with these seeds and `with_choice` is None.
-        with_choice: 95 % interval in per cent over seeds, in which each draw of seeds chooses the settings; None if
-            they were not chosen with these seeds, and of fine-tuning, which starts only from the best points.
+        p_holm: Of the t test with Holm's correction for all primary endpoints; None for secondary ones, and with too
+            few seeds for a verdict.
         smallest_shown: Smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
             for secondary endpoints and with too few seeds for a verdict.
     """
@@ -64,7 +60,6 @@ class EndpointResult:
     over_images: Interval | None
     over_both: Interval | None = None
     p_holm: float | None = None
-    with_choice: Interval | None = None
     smallest_shown: float | None = None
 
     @property
@@ -76,20 +71,17 @@ class EndpointResult:
     def verdict(self) -> Verdict:
         """The verdict on an effect.
 
-        Better or worse: the t test passes Holm's correction and, if the settings were chosen with these seeds, the
-        interval with the choice drawn excludes zero. Secondary endpoints, which the correction does not cover, are
-        never called so. Equal: neither, with enough seeds for a verdict, and all intervals are within ± 2 %. Nothing to
-        compare: no seed has both values. Undecided: none of these.
+        Better or worse: the t test passes Holm's correction. Secondary endpoints, which the correction does not cover,
+        are never called so. Equal: neither, with enough seeds for a verdict, and the interval is within ± 2 %. Nothing
+        to compare: no seed has both values. Undecided: none of these.
         """
         if self.effect is None:
             return "nothing to compare"
         if self.p_holm is None:
             return "undecided"
-        drawn = self.with_choice
-        if self.p_holm <= SIGNIFICANCE_LEVEL and (drawn is None or drawn[0] * drawn[1] > 0):
+        if self.p_holm <= SIGNIFICANCE_LEVEL:
             return "better" if (self.effect.change < 0) == lower_is_better(self.endpoint) else "worse"
-        is_equal = self.effect.is_equivalent and (drawn is None or is_equivalent(*drawn))
-        return "equal within ±2 %" if is_equal else "undecided"
+        return "equal within ±2 %" if self.effect.is_equivalent else "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +141,6 @@ class StudyResults:
         num_lost_seeds: Seeds with a lost stage of the first arm or of the baseline.
         near_chance: Stages whose contrastive loss is barely better than guessing.
         notes: Sentences on rows that do not count, and on values that are missing.
-        grids: Arms at their best points, if these were chosen with the plan's seeds.
     """
 
     baseline: str
@@ -169,7 +160,6 @@ class StudyResults:
     precisions: tuple[str, ...]
     commits: tuple[str, ...]
     notes: tuple[str, ...]
-    grids: tuple[GridResults, ...]
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -215,14 +205,13 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         num_lost_seeds=sum(any(key in lost for key in keys) for keys in compared),
         missing=_in_words(key for key in planned if key not in whole and key not in lost),
         lost=lost_in_words,
-        arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(plan, ledger, rows, arm)) for arm in others),
+        arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(plan, rows, arm)) for arm in others),
         near_chance=_near_chance(plan, rows, (others[0], plan.baseline)),
         costs=tuple(_cost(plan, own) for arm in plan.arms if (own := [r for r in ledger.rows if r.arm == arm.name])),
         machines=tuple(dict.fromkeys(row.machine for row in ledger.rows)),
         precisions=tuple(dict.fromkeys(row.precision for row in ledger.rows)),
         commits=tuple(dict.fromkeys(row.commit for row in ledger.rows)),
         notes=(*ledger.notes, *(f"diverged, {line}" for line in lost_in_words), *_without_ratio(plan, rows)),
-        grids=grid_results(plan, ledger),
     )
 
 
@@ -261,7 +250,7 @@ def _mean_metrics(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def _endpoints(plan: Plan, ledger: Ledger, rows: Rows, arm: str) -> tuple[EndpointResult, ...]:
+def _endpoints(plan: Plan, rows: Rows, arm: str) -> tuple[EndpointResult, ...]:
     names, num_primary = plan.endpoints.all, len(plan.endpoints.primary)
     values = {name: [endpoint_values(rows, plan, name, side) for side in (arm, plan.baseline)] for name in names}
     seeds = {name: [seed for seed in sides[0] if seed in sides[1]] for name, sides in values.items()}
@@ -276,8 +265,6 @@ def _endpoints(plan: Plan, ledger: Ledger, rows: Rows, arm: str) -> tuple[Endpoi
     found = []
     for number, name in enumerate(names):
         is_primary, effect = number < num_primary, effects.get(name)
-        is_chosen = is_primary and depends_on_choice(plan, name, arm)
-        with_choice = interval_with_choice(plan, ledger, name, arm) if is_chosen else None
         images = image_intervals(
             split_endpoint(name)[1],
             plan.endpoints.split,
@@ -295,8 +282,7 @@ def _endpoints(plan: Plan, ledger: Ledger, rows: Rows, arm: str) -> tuple[Endpoi
                 effect=effect,
                 over_images=images.over_images,
                 over_both=images.over_both,
-                p_holm=finite(adjusted[number]) if is_primary and (with_choice or not is_chosen) else None,
-                with_choice=with_choice,
+                p_holm=finite(adjusted[number]) if is_primary else None,
                 smallest_shown=_smallest_shown(effect, num_primary) if effect and name in deciding else None,
             )
         )

@@ -27,8 +27,7 @@ from grr_coca_study.plan import (
 )
 from grr_coca_study.report.answer import answer, arm_titles
 from grr_coca_study.report.endpoints import PHASES, Interval, lower_is_better, metric_title, title
-from grr_coca_study.report.figures import Panel, forest_plot, grid_curves, learning_curves
-from grr_coca_study.report.grid import GridResults
+from grr_coca_study.report.figures import Panel, forest_plot, learning_curves
 from grr_coca_study.report.numbers import EndpointResult, StudyResults, split_rows, study_results
 from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import Effect
@@ -72,8 +71,6 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
             f"of {results.num_planned_seeds} seeds have all stages of the two arms. Numbers will change."
         )
     page.add_list(answered.cautions)
-    for number, found in enumerate(results.grids):
-        _add_grid(page, found, number)
     endpoints = _add_endpoints(page, results)
     if len(results.begun_arms) > 1:
         _add_arms(page, plan, results)
@@ -157,7 +154,7 @@ def _add_endpoints(page: _Page, results: StudyResults) -> str:
     """Return the endpoints of the first arm against the baseline. Returns the table."""
     endpoints, (arm, baseline) = results.arms[0].endpoints, (page.titles[name] for name in results.pair)
     heads = ["endpoint", arm, baseline, "change, %", "95 % interval", "over images", "over both", "seeds", "p"]
-    heads += ["p, corrected", "with the choice drawn", "verdict", "detectable, %"]
+    heads += ["p, corrected", "verdict", "detectable, %"]
     page.add(f"## Endpoints on the split {escaped(results.split)}")
     table = page.add_table(heads, [_endpoint_cells(result) for result in endpoints])
     panels = [
@@ -179,7 +176,6 @@ def _endpoint_cells(result: EndpointResult) -> list[str]:
         str(result.num_seeds),
         p_in_words(effect.p_t if effect else None),
         p_in_words(result.p_holm),
-        _ends(result.with_choice),
         result.verdict if result.is_primary else "–",
         "–" if result.smallest_shown is None else f"{result.smallest_shown:.1f}",
     ]
@@ -204,27 +200,6 @@ def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
         ]
         plot = forest_plot([page.titles[arm.arm] for arm in arms], panels, f"{over} {when}")
         page.add_figure(f"Change of every arm {when}", f"arms-{phase}", plot)
-
-
-def _add_grid(page: _Page, found: GridResults, number: int) -> None:
-    """Compare an arm at its best point with the baseline at its own, and both at each point."""
-    sides = [
-        f"{page.titles[curve.arm]} at {point_title(curve.best)}" if curve.best else page.titles[curve.arm]
-        for curve in (found.model, found.baseline)
-    ]
-    metric, best = metric_title(found.endpoint), found.best
-    page.add(f"## {escaped(page.titles[found.model.arm])} at its best settings")
-    page.add_figure("Losses by settings", f"grid-{number}", grid_curves(found, page.titles))
-    rows = [[" and ".join(sides), _effect_cell(best.effect), _ends(found.best_over_both), _ends(best.interval)]]
-    for at in found.at_points:
-        rows.append([f"both at {point_title(at.point)}", _effect_cell(at.effect), _ends(at.over_both), "–"])
-    page.add_table(["settings", f"change of {metric}, %", "over both", "with the choice drawn"], rows)
-    if best.kept is not None:
-        page.add(f"{100 * best.kept:.0f} % of the draws of {len(found.seeds)} seeds chose these best settings.")
-    labels = [*(point_title(at.point) for at in found.at_points), "each at its best, the choice drawn"]
-    effects = [*(at.effect for at in found.at_points), replace(best.effect, low=best.low, high=best.high)]
-    plot = forest_plot(labels, [Panel(metric, effects, lower_is_better(found.endpoint))], f"change over {sides[1]}")
-    page.add_figure("Change at each point", f"grid-{number}-changes", plot)
 
 
 # --- Curves, cost, settings

@@ -170,8 +170,7 @@ class Agenda:
 
     def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
         """Yield the arms and stages with grids whose best points later runs need."""
-        stages = self._stages if self._plan.tuning is not None else self._stages[:1] if self._stages[1:] else ()
-        for arm, stage in product(self._arms, stages):
+        for arm, stage in product(self._arms, self._stages):
             if len(points_of(self._plan, arm, stage)) > 1:
                 yield arm, stage
 
@@ -229,12 +228,12 @@ class Agenda:
     def _tasks_of(self, arm: Arm, seed: int, stage: str) -> list[Task] | None:
         """Return all tasks of a stage, or None if they depend on a choice that is open.
 
-        Trials are run at all points of a grid. So are runs if there is no tuning, and otherwise at the best alone.
+        Trials are run at all points of a grid, runs at the best.
         """
         is_pretraining = stage == self._stages[0]
         start = None if is_pretraining else self._chosen(arm.name, self._stages[0])
         best = None
-        if self._plan.tuning is not None and seed not in self._trial_seeds:
+        if seed not in self._trial_seeds:
             best = self._chosen(arm.name, stage)
             if best is None:
                 return None
@@ -247,7 +246,7 @@ class Agenda:
         """Return the number of tasks of a stage."""
         points = len(points_of(self._plan, arm, stage))
         if seed not in self._trial_seeds:
-            return points if self._plan.tuning is None else 1
+            return 1
         is_start = stage == self._stages[0] and bool(arm.finetune_grid)
         return points if arm in tuned_with(self._plan, arm) and (points > 1 or is_start) else 0
 

@@ -106,12 +106,6 @@ def test_the_true_effects_lie_in_the_intervals(whole):
     assert again["arms"][0]["endpoints"][0]["effect"]["seeds"] == list(range(8))
 
 
-def test_a_draw_that_chooses_other_settings_decides_too(whole):
-    result = endpoint(whole, "grr_coca", "pretraining/coca_loss")
-    drawn = (None, (-9.0, 0.1), (-9.0, -0.1))
-    assert [replace(result, with_choice=ends).verdict for ends in drawn] == ["better", "undecided", "better"]
-
-
 def test_detectable_effects_of_primary_endpoints_are_reported(whole, tmp_path):
     found = endpoint(whole, "grr_coca", "pretraining/coca_loss")
     deviations = smallest_detectable_effect(8, 6)

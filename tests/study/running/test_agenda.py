@@ -45,32 +45,6 @@ def test_zero_loss_is_best_and_divergence_is_worst(agenda_of, losses):
     assert agenda.choices() == {("grr_coca", "pictograms"): {"optimizer.lr": 0.01}}
 
 
-def test_best_point_over_all_seeds_starts_fine_tunings(agenda_of):
-    """Without seeds of their own, all points are run with the seeds of the plan."""
-    agenda = agenda_of("grr_coca", arms=GRIDS, finetune=["health.yaml"], endpoints=PRETRAINING)
-    tasks = agenda.open_tasks()
-    assert [(task.seed, task.settings["optimizer.lr"]) for task in tasks] == [
-        (0, 0.001),
-        (0, 0.01),
-        (1, 0.001),
-        (1, 0.01),
-    ]
-    assert not any(task.is_trial for task in tasks)
-    assert agenda.lacking() == {("run", "grr_coca", "pictograms"): 4, ("run", "grr_coca", "health"): 2}
-    for task, loss in zip(tasks, (1.0, 2.0, 9.0, 2.0), strict=True):
-        finish(agenda, task, loss)
-        assert [*agenda.spent_folders()] == ([] if task != tasks[-1] else [tasks[0].folder, tasks[2].folder])
-    later = agenda.open_tasks()
-    assert [(task.seed, task.stage, task.start.settings) for task in later] == [
-        (seed, "health", {"optimizer.lr": 0.01}) for seed in (0, 1)
-    ]
-    for task in later:
-        finish(agenda, task)
-        assert {*agenda.spent_folders()} >= {task.folder, task.start.folder}
-    assert not agenda.lacking()
-    assert agenda.open_tasks() == []
-
-
 def test_fine_tuning_grid_starts_from_one_model(agenda_of):
     arms = ["baseline_coca", arm("grr_coca", finetune_grid=RATES)]
     agenda = agenda_of("grr_coca", arms=arms, finetune=["health.yaml"], endpoints=PRETRAINING, tuning={"seeds": [9]})

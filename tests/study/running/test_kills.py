@@ -74,7 +74,7 @@ def rows_by_name(out: Path) -> dict[str, dict]:
 def test_killed_jobs_of_a_grid_give_the_same_report(write_study, tmp_path, num_rates, seeds, num_kills):
     grid = {"optimizer.lr": ALL_RATES[:num_rates]}
     arms = [arm(name, grid=grid) for name in ("baseline_coca", "grr_coca")]
-    plan = write_study(arms=arms, seeds=seeds, finetune=[], endpoints=PRETRAINING, steps=STEPS)
+    plan = write_study(arms=arms, seeds=[9], tuning={"seeds": seeds}, finetune=[], endpoints=PRETRAINING, steps=STEPS)
     recipe = load_recipe(tmp_path / "pictograms.yaml")
     save_recipe(replace(recipe, checkpoints=CheckpointRecipe(minutes=0.01)), tmp_path / "pictograms.yaml")
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
@@ -103,7 +103,7 @@ def test_killed_jobs_of_a_grid_give_the_same_report(write_study, tmp_path, num_r
     assert killed == num_kills, "the study was long enough"
     assert [job.returncode for job in jobs] == [0, 0]
     rows = rows_by_name(out)
-    assert len(rows) == 2 * num_rates * len(seeds)
+    assert len(rows) == 2 * (num_rates * len(seeds) + 1)
     assert rows == rows_by_name(undisturbed), "bit for bit, with the seconds of each alone different"
     assert sorted(path.name for path in (out / "rows").iterdir()) == sorted(rows), "no claim, and nothing half-written"
     assert list((out / "runs").rglob("*.safetensors")) == []
@@ -112,4 +112,4 @@ def test_killed_jobs_of_a_grid_give_the_same_report(write_study, tmp_path, num_r
         assert main(["study", "report", str(folder)]) == 0
         found.append(without_times(json.loads((folder / "results.json").read_text())))
     assert found[0] == found[1]
-    assert found[0]["grids"][0]["seeds"] == seeds
+    assert found[0]["num_rows"] == 2

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from support import CPU, real_pairs, warnings_of, write_shard
-from synthetic_study import GRIDS, PRETRAINING, TUNED, arm, diverged, pretended_row
+from synthetic_study import PRETRAINING, TUNED, arm, diverged, pretended_row
 from workers_here import WorkersHere
 
 from grr_coca.common.errors import UserError
@@ -296,19 +295,6 @@ def test_dry_run_reports_a_small_disk(study, monkeypatch):
     for free, is_told in ((10**15, False), (10**3, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert any("THE DISK IS TOO SMALL" in line for line in _disk_in_words(plan, place, wants, 1)) == is_told
-
-
-def test_grid_runs_every_seed_and_continues_the_best_point(study):
-    study.lay_out(arms=GRIDS, finetune=["health.yaml"], endpoints=PRETRAINING)
-    done = study.run()
-    assert len(done) == 2 * (2 * 2 + 2)
-    assert sum(", lr 0.001, " in title for title in done) == 4
-    assert "chosen for grr_coca, pictograms: lr 0.001" in study.told
-    expected = {*product(("baseline_coca", "grr_coca"), (0, 1), ("pictograms", "health"))}
-    assert {(row.arm, row.seed, row.stage) for row in study.ledger.rows} == expected
-    assert [len(rows) for rows in (study.ledger.rows, study.ledger.tried)] == [8, 8]
-    assert list((study.out / "runs").rglob(FINISHED)) == []
-    assert study.run() == []
 
 
 def test_full_disk_is_named_and_the_study_can_continue(study, monkeypatch):

@@ -364,7 +364,7 @@ def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
         if any(key == tried or key.startswith(f"{tried}.") for tried in arm.grid):
             yield f"overrides: {key} is in the grid too, which replaces this value; keep one"
     if (arm.grid or arm.finetune_grid) and plan.tuning is None:
-        yield "a grid needs seeds of its own, which choose the best point; add the plan's key `tuning: {seeds: [100]}`"
+        yield "a grid needs separate seeds, which choose the best point; add the plan's key `tuning: {seeds: [100]}`"
     if arm.finetune_grid and not plan.finetune:
         yield "finetune_grid: the plan has no fine-tuning"
 

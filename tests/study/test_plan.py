@@ -91,7 +91,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         ),
         (other(finetune_grid={"seed": [1, 2]}), "arms: a: finetune_grid: seed is given by"),
         (other(finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),
-        ({"arms": GRIDS}, "arms: baseline_coca: a grid needs seeds of its own, which choose the best point; add"),
+        ({"arms": GRIDS}, "arms: baseline_coca: a grid needs separate seeds, which choose the best point; add"),
         ({"tuning": {"seeds": [-1]}}, "tuning: seeds: must have one or more, each 0 or more"),
         ({"tuning": {"seeds": []}}, "tuning: seeds: must have one or more, each 0 or more"),
         ({"tuning": {"seeds": [9, 9]}}, "tuning: seeds: 9: duplicate"),

@@ -161,7 +161,7 @@ GONE = {"kind": "diverged", "metrics": {}}
     ],
     ids=["best", "a seed lacks a point", "all seeds lack one", "a point diverged with one seed", "each diverged"],
 )
-def test_the_best_point_is_chosen_over_seeds_that_have_all_points(grid, rows, best):
+def test_the_best_point_is_over_seeds_with_all_points(grid, rows, best):
     write(grid, *rows)
     ledger = read_ledger(grid, replace(GRID, tuning=Tuning(seeds=(8, 9))))
     assert ledger.chosen == ({} if best is None else {("grr_coca", "emoji"): {"optimizer.lr": best}})

@@ -4,7 +4,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from grr_coca.data.decoding import Answer, square_of
-from grr_coca.data.images import decode_here, has_more_frames
+from grr_coca.data.images import decode_in_process, has_more_frames
 from grr_coca.data.preprocess import Preprocess
 from grr_coca_search.duplicates import look_of, perceptual_hash
 from grr_coca_search.photo import found_in
@@ -17,10 +17,12 @@ with suppress(ImportError):  # without it, Pillow reads no XMP
 def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, renderer: str | None = None) -> Answer:
     """Return the size, hashes and metadata of a picture, and the square that a model sees: S S 3."""
     if preprocess is None:
-        image = decode_here(data, name, renderer=renderer)
+        image = decode_in_process(data, name, renderer=renderer)
     else:
         side, opening = preprocess.vector_side, preprocess.opening
-        image = decode_here(data, name, opening, to_srgb=True, is_scaled=True, vector_side=side, renderer=renderer)
+        image = decode_in_process(
+            data, name, opening, to_srgb=True, is_scaled=True, vector_side=side, renderer=renderer
+        )
     facts = {
         "size": image.size,
         "more": has_more_frames(image),

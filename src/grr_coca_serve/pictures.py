@@ -215,7 +215,7 @@ class PictureReader:
 
     def _square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
         _require_picture(data)
-        return np.asarray(preprocess.read(data, _NAME, **self._options(preprocess)))
+        return np.asarray(preprocess.decode_square(data, _NAME, **self._options(preprocess)))
 
     def decoded(self, data: bytes, preprocess: "Preprocess") -> Image.Image:
         """Return an image in full size, for display.

@@ -158,7 +158,7 @@ def _archive():
 
 def test_similar_slides_are_found_by_their_vectors(place):
     model, source = load(place / "mine"), FeaturePairs(place / "new-features")
-    pixels = np.stack([np.asarray(model.preprocess.read(source.image(i), "a")) for i in range(NUM_NEW)])
+    pixels = np.stack([np.asarray(model.preprocess.decode_square(source.image(i), "a")) for i in range(NUM_NEW)])
     vectors = model.engine.encode_images(pixels).embedding
     np.testing.assert_allclose(model.picture_queries(vectors), vectors, atol=1e-5)
 
@@ -171,7 +171,7 @@ def test_embeddings_are_unit_vectors_of_the_mean(grr_coca, place, tmp_path):
     tokens = np.load(place / "new" / "slides" / f"s{NUM_PAIRS}.npy")
     mean = np.load(place / "new-features" / "00000.npy")[0]
     np.testing.assert_allclose(mean, tokens.mean(axis=0), atol=2e-3)
-    square = np.asarray(model.preprocess.read(source.image(0), "a"))
+    square = np.asarray(model.preprocess.decode_square(source.image(0), "a"))
     np.testing.assert_array_equal(features_of_pixels(square), mean)
     np.testing.assert_allclose(model.engine.encode_images(square[None]).embedding[0], vectors[0], atol=1e-6)
 
@@ -197,9 +197,9 @@ def test_other_features_and_images_raise_with_both_names(grr_coca, place, refuse
 def test_model_of_images_refuses_a_picture_of_features(place):
     image = FeaturePairs(place / "new-features").image(0)
     with pytest.raises(BadSample, match=r"^a: features of an image encoder; this model takes images"):
-        load("icons").preprocess.read(image, "a")
+        load("icons").preprocess.decode_square(image, "a")
     with pytest.raises(BadSample, match=r"^a: features of another image encoder than given:virchow"):
-        load(place / "mine").preprocess.read(feature_image(np.zeros(WIDTH), DIGEST), "a")
+        load(place / "mine").preprocess.decode_square(feature_image(np.zeros(WIDTH), DIGEST), "a")
 
 
 def test_options_of_the_decoder_raise(place, refused):
@@ -231,8 +231,8 @@ def test_features_of_an_encoder_take_images_too(grr_coca, tmp_path):
     assert grr_coca("adapt", tmp_path / "features", "--out", tmp_path / "mine").code == 0
     (tmp_path / "graph" / "encoder.onnx").unlink()
     model, source = load(tmp_path / "mine"), open_source(str(tmp_path / "features"))
-    of_images = [np.asarray(model.preprocess.read(pair.image, pair.key)) for pair in pairs]
-    of_features = [np.asarray(model.preprocess.read(source[i].image, "a")) for i in range(len(source))]
+    of_images = [np.asarray(model.preprocess.decode_square(pair.image, pair.key)) for pair in pairs]
+    of_features = [np.asarray(model.preprocess.decode_square(source[i].image, "a")) for i in range(len(source))]
     first, second = (model.engine.encode_images(np.stack(pixels)).embedding for pixels in (of_images, of_features))
     np.testing.assert_allclose(first, second, atol=0.02)
     assert np.abs(first - first[::-1]).max() > 0.1

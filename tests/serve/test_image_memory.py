@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from grr_coca.data import images, isolated
-from grr_coca.data.images import decode_here as decode_image
+from grr_coca.data.images import decode_in_process as decode_image
 from grr_coca.data.isolated import Helpers
 from grr_coca.data.preprocess import Preprocess
 from grr_coca_serve.guard import Limits as ServerLimits

@@ -256,7 +256,7 @@ def _some_pictures(adapted: Adapted) -> UInt8[np.ndarray, "B S S 3"]:
             content = (
                 pair.image if adapted.images.is_seen_by_base else read_image_file(pair.picture or Path(), pair.name)
             )
-            squares.append(np.array(preprocess.read(content, pair.name)))
+            squares.append(np.array(preprocess.decode_square(content, pair.name)))
     side = preprocess.image_size
     return np.stack(squares) if squares else np.zeros((0, side, side, 3), np.uint8)
 

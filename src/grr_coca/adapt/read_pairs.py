@@ -207,7 +207,7 @@ def read_pairs(
 def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
     """Return the pixels of the image of a pair, as the model gets them."""
     pair = source[place]
-    return np.array(model.preprocess.read(pair.image, pair.name))
+    return np.array(model.preprocess.decode_square(pair.image, pair.name))
 
 
 def _read(
@@ -223,7 +223,7 @@ def _read(
         texts = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
         digest = file_digest(pair.image)
         row = stored.get(digest)
-        pixels = np.array(model.preprocess.read(pair.image, pair.name)) if row is None else None
+        pixels = np.array(model.preprocess.decode_square(pair.image, pair.name)) if row is None else None
     except BadSample as error:
         return str(error)
     return _Read(

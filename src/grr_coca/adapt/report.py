@@ -284,7 +284,7 @@ def _picture(adapted: Adapted, image: int) -> str:
         path = pair.picture
         if path is None:
             return html.escape(pair.key)
-        picture = Preprocess(_SIDE).read(read_image_file(path, str(path)), str(path))
+        picture = Preprocess(_SIDE).decode_square(read_image_file(path, str(path)), str(path))
     file = io.BytesIO()
     picture.resize((_SIDE, _SIDE)).save(file, "WEBP", quality=80)
     return f"<img alt='' src='data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'>"

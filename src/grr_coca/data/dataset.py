@@ -209,7 +209,7 @@ class PairDataset(Dataset[Sample]):
 
         # Features are those of colours in sRGB.
         preprocess = self.preprocess if self.frozen is None else self.frozen.preprocess
-        for answer in preprocess.read_many(contents(), to_srgb=self.frozen is not None):
+        for answer in preprocess.decode_squares(contents(), to_srgb=self.frozen is not None):
             samples_of_image = waiting.popleft()
             if isinstance(answer, UserError):
                 decoded |= {sample: answer for sample, _ in samples_of_image}

@@ -21,7 +21,7 @@ import PIL.PpmImagePlugin
 import PIL.TiffImagePlugin  # noqa: F401
 from PIL import Image
 
-from grr_coca.data.images import decode_here, decoding_errors, has_more_frames, open_header, with_srgb_colours
+from grr_coca.data.images import decode_in_process, decoding_errors, has_more_frames, open_header, with_srgb_colours
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample
 
@@ -30,7 +30,7 @@ Answer = tuple[dict[str, Any], bytes]
 
 def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -> Answer:
     """Return the pixels of an image: H W 3. `side`: Maximum length of both sides."""
-    image = decode_here(data, name, is_scaled=side is not None, **options)
+    image = decode_in_process(data, name, is_scaled=side is not None, **options)
     if side is not None:
         image.thumbnail((side, side))
         image = with_srgb_colours(image)
@@ -39,13 +39,15 @@ def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -
 
 def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
     """Decode an image, and return nothing."""
-    decode_here(data, name, renderer=renderer)
+    decode_in_process(data, name, renderer=renderer)
     return {}, b""
 
 
 def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) -> Answer:
     """Return the square that a model sees: S S 3."""
-    image = decode_here(data, name, preprocess.opening, is_scaled=True, vector_side=preprocess.vector_side, **options)
+    image = decode_in_process(
+        data, name, preprocess.opening, is_scaled=True, vector_side=preprocess.vector_side, **options
+    )
     return {"more": has_more_frames(image)}, square_of(image, name, preprocess).tobytes()
 
 

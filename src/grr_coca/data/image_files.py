@@ -374,7 +374,9 @@ def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: in
     """
 
     def decode(together: Sequence[ImageFile]) -> Iterator[_Decoded]:
-        return zip(together, preprocess.read_many((file.read_or_error(), file.name) for file in together), strict=True)
+        return zip(
+            together, preprocess.decode_squares((file.read_or_error(), file.name) for file in together), strict=True
+        )
 
     return done_ahead(files, decode, batch_size)
 

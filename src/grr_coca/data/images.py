@@ -1,6 +1,6 @@
 """Decoding of image files to RGB in this process, with errors that name the file and the cause.
 
-Untrusted files are decoded in helper programs, which call `decode_here`; see `isolated.py`. SVG files are
+Untrusted files are decoded in helper programs, which call `decode_in_process`; see `isolated.py`. SVG files are
 rendered by a plug-in, HEIC files decoded by pillow-heif.
 
 Few files need NumPy, whose import doubles the start time, so a helper program imports it only for these.
@@ -83,7 +83,7 @@ _PNG = b"\x89PNG"
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (_PNG, "PNG"), (b"RIFF", "WEBP"))
 
 
-def decode_here(
+def decode_in_process(
     data: bytes,
     name: str,
     opening: Opening = "upright_on_white",

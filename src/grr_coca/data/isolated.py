@@ -520,8 +520,9 @@ def decode_image(data: bytes, name: str, opening: "Opening" = "upright_on_white"
     Args:
         data: Content of the file.
         name: Name of the file in messages.
-        opening: See `decode_here`.
-        **options: Additional arguments of `decode_here`, and `side`: scale the image down so that no side is longer.
+        opening: See `decode_in_process`.
+        **options: Additional arguments of `decode_in_process`, and `side`: scale the image down so that no side is
+            longer.
 
     Raises:
         BadSample: If the file cannot be decoded, or decoding exceeds a limit.

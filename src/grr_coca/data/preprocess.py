@@ -244,7 +244,7 @@ class Preprocess:
             to_srgb: Convert the colours of an embedded profile.
             for_people: Whether the image is also displayed. An SVG file is then drawn in full size, instead of twice
                 the size that the model sees, because drawing takes longer than all other steps.
-            **options: Additional arguments of `decode_here`.
+            **options: Additional arguments of `decode_in_process`.
 
         Raises:
             BadSample: If the file cannot be decoded.
@@ -254,14 +254,14 @@ class Preprocess:
         side = VECTOR_SIDE if for_people else self.vector_side
         return decode_image(data, name, self.opening, to_srgb=to_srgb, vector_side=side, **options)
 
-    def read(self, data: bytes, name: str, *, to_srgb: bool = True, **options: Any) -> Image.Image:
+    def decode_square(self, data: bytes, name: str, *, to_srgb: bool = True, **options: Any) -> Image.Image:
         """Decode the bytes of an image file, in a helper program, and return the square that a model sees.
 
         Args:
             data: Content of the file.
             name: Name of the file in messages.
             to_srgb: Convert the colours of an embedded profile.
-            **options: Additional arguments of `decode_here`.
+            **options: Additional arguments of `decode_in_process`.
 
         Raises:
             BadSample: If the file cannot be decoded, or decoding exceeds a limit.
@@ -270,10 +270,10 @@ class Preprocess:
 
         return self.received(*ask_helper("square", data, name, preprocess=self, to_srgb=to_srgb, **options))
 
-    def read_many(
+    def decode_squares(
         self, files: Iterable[tuple[bytes | UserError, str]], *, to_srgb: bool = True
     ) -> Iterator[Image.Image | UserError]:
-        """Decode several image files, see `read`. Each yields a square or an error.
+        """Decode several image files, see `decode_square`. Each yields a square or an error.
 
         Args:
             files: Content, or an error, and name of each file. Files are consumed a few at a time.

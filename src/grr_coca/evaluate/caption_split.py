@@ -77,7 +77,7 @@ def _generated(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCapt
     if isinstance(engine, FrozenEngine) and is_stored and engine.own is None:
         pixels = np.zeros((len(files), 1, 1, 3), np.uint8)
     else:
-        pixels = np.stack([np.array(model.preprocess.read(file.image, file.name)) for file in files])
+        pixels = np.stack([np.array(model.preprocess.decode_square(file.image, file.name)) for file in files])
     if isinstance(engine, FrozenEngine) and is_stored:
         return generate(engine.with_stored(stored), model.tokenizer, pixels)
     return model.generate(pixels)

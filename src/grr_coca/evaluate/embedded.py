@@ -77,7 +77,7 @@ def embedded_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], b
     def decoded() -> Iterator[list[np.ndarray]]:
         rest = iter(files)
         while batch := list(islice(rest, batch_size)):
-            yield [np.asarray(square) for square in map(_sound, model.preprocess.read_many(batch))]
+            yield [np.asarray(square) for square in map(_sound, model.preprocess.decode_squares(batch))]
 
     model.map_batches(decoded(), lambda pixels: model.engine.encode_images(np.stack(pixels)).embedding, parts.append)
     return torch.from_numpy(np.concatenate(parts))

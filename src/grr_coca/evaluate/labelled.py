@@ -64,7 +64,7 @@ class LabelledImages:
         model = checkpoint.model
         for start in range(0, len(self), batch_size):
             files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
-            rows = [checkpoint.pixels(checkpoint.preprocess.read(data, name)) for data, name in files]
+            rows = [checkpoint.pixels(checkpoint.preprocess.decode_square(data, name)) for data, name in files]
             yield torch.stack(rows).to(model.device, model.logit_scale.dtype)
 
 

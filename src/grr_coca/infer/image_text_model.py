@@ -564,7 +564,7 @@ class ImageTextModel:
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> UInt8[np.ndarray, "S S 3"]:
         number, image = numbered
         if isinstance(image, str | Path):
-            return np.array(self.preprocess.read(read_file_bytes(image), str(image)))
+            return np.array(self.preprocess.decode_square(read_file_bytes(image), str(image)))
         return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
 
     def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:

@@ -73,7 +73,7 @@ def _named(
         if not texts:
             continue
         try:
-            image = model.preprocess.read(file.read(), file.name)
+            image = model.preprocess.decode_square(file.read(), file.name)
         except UserError as error:
             failures.append(str(error))
             continue
@@ -94,7 +94,7 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
                 if not svg:
                     continue
             content = label.image.read_bytes() if label.image else svg.encode()
-            image = model.preprocess.read(content, f"{label.file}:{label.line}")
+            image = model.preprocess.decode_square(content, f"{label.file}:{label.line}")
         except (UserError, OSError) as error:
             failures.append(str(error))
             continue

@@ -20,7 +20,7 @@ from support import encode_image, real_pairs
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_caps import MAX_PIXELS
-from grr_coca.data.images import decode_here, open_rgb
+from grr_coca.data.images import decode_in_process, open_rgb
 from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.walk import is_image_name
@@ -287,7 +287,7 @@ def crafted(kind: str, width: int, height: int) -> bytes:
 def test_decompression_bombs_are_rejected_within_50_mb():
     code = (
         "import resource, sys\n"
-        "from grr_coca.data.images import decode_here as decode_image\n"
+        "from grr_coca.data.images import decode_in_process as decode_image\n"
         "bombs = eval(sys.stdin.read())\n"
         "decode_image(bombs.pop('warm'), 'warm')\n"
         "in_use = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
@@ -320,11 +320,11 @@ def test_pillow_warnings_are_suppressed_in_threads(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # of the 16 that follow, Pillow warns
     file, before = encode_image(Image.new("RGB", (4, 4))), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: decode_here(file, NAME), range(800)))
+        list(pool.map(lambda _: decode_in_process(file, NAME), range(800)))
     added = [one for one in warnings.filters if one not in before]  # two threads may add it at the same moment
     assert {module and module.pattern for _, _, _, module, _ in added} == {r"PIL(\.|$)"}
     warnings.simplefilter("error")  # another one that comes first
-    assert decode_here(file, NAME).size == (4, 4)
+    assert decode_in_process(file, NAME).size == (4, 4)
     with pytest.raises(UserWarning, match="of somebody else"):
         warnings.warn("of somebody else", stacklevel=1)
 
@@ -335,4 +335,4 @@ def test_frame_too_large_for_pillow_is_a_corrupt_image(monkeypatch):
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     with pytest.raises(BadSample, match=rf"^{NAME}: broken or truncated image \(Image size exceeds limit\)$"):
-        decode_here(encode_image(Image.new("RGB", (8, 8))), NAME)
+        decode_in_process(encode_image(Image.new("RGB", (8, 8))), NAME)

@@ -191,10 +191,10 @@ def test_one_content_at_a_time_may_take_more_memory():
 def test_decoder_that_calls_a_file_broken_gets_more_memory(kind):
     picture = encode_image(Image.linear_gradient("L").convert("RGB").resize((4500, 4500)), kind)
     limits = isolated.helpers.use(HelperLimits(memory=2**28, large_memory=2**31))
-    read = Preprocess(8).read(picture, "a")
+    read = Preprocess(8).decode_square(picture, "a")
     assert read.size == (8, 8)
     with pytest.raises(BadSample, match="broken or truncated"):
-        Preprocess(8).read(picture[:300], "a")
+        Preprocess(8).decode_square(picture[:300], "a")
     isolated.helpers.use(limits)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from support import encode_image
 
 from grr_coca.data.image_forms import to_rgb
-from grr_coca.data.images import decode_here, has_more_frames, open_header
+from grr_coca.data.images import decode_in_process, has_more_frames, open_header
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
@@ -188,7 +188,7 @@ def test_rejects_a_header_with_too_many_pixels(name):
 def test_heic_without_the_extra_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(BadSample, match=r"^a\.heic: a HEIC file, which needs pillow-heif; pip install") as caught:
-        decode_here((PICTURES / "libheif.heic").read_bytes(), "a.heic")
+        decode_in_process((PICTURES / "libheif.heic").read_bytes(), "a.heic")
     assert caught.value.cause is Cause.NOT_INSTALLED
 
 

@@ -109,7 +109,7 @@ def test_invalid_images_are_named(image, told):
 
 def test_a_truncated_file_that_pillow_has_opened_is_named(tmp_path):
     (tmp_path / "half.png").write_bytes(encode_image(Image.fromarray(np.tile(RGB, (20, 20, 1))))[:-400])
-    with Image.open(tmp_path / "half.png") as half, pytest.raises(UserError, match="image 2: broken"):
+    with Image.open(tmp_path / "half.png") as half, pytest.raises(UserError, match="image 2: corrupt"):
         to_rgb(half, "image 2")
 
 
@@ -118,7 +118,7 @@ def test_names_an_opened_file_with_a_corrupt_chunk(tmp_path):
     before, first, *others = encode_image(Image.fromarray(noise)).split(b"IDAT")
     assert others, "pixels in several chunks"
     (tmp_path / "broken.png").write_bytes(b"IDAT".join([before, first]) + bytes(4) + b"IDAT".join(others))
-    with Image.open(tmp_path / "broken.png") as broken, pytest.raises(UserError, match="image 2: broken"):
+    with Image.open(tmp_path / "broken.png") as broken, pytest.raises(UserError, match="image 2: corrupt"):
         to_rgb(broken, "image 2")
 
 

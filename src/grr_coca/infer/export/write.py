@@ -88,7 +88,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
 def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Sequence[bytes], *, smallest: bool) -> str:
     """Write the frozen encoder beside the graphs. With a graph, its name needs no folders of this machine."""
     encoder, preprocess = open_frozen(info, source), info.preprocess
-    squares = [np.array(preprocess.read(content, "a picture")) for content in pictures]
+    squares = [np.array(preprocess.decode_square(content, "a picture")) for content in pictures]
     side = preprocess.image_size
     stacked = np.stack(squares) if squares else np.zeros((0, side, side, 3), np.uint8)
     description, graph = (folder / name for name in FROZEN_FILES)

@@ -190,7 +190,8 @@ class DataRecipe:
         siblings: Share of the samples, at most one half, that are a sibling of the sample before: an image of another
             set with the same first caption, see `Siblings`. A batch then has concepts that were drawn twice; `losses:
             sibling_weight` makes them alike.
-        val: None holds out every 20th training image, at most 5,000, with all its pairs.
+        val: None holds out every 20th training image, at most 5,000, with all its pairs; with few images more, up to
+            every fourth, for a batch of validation.
         test: Splits by name, used only for evaluation.
         batch_size: Number of pairs per optimizer step, over all processes.
         micro_batch_size: Each process splits its share into micro-batches of this size; the gradients are the same. It

@@ -119,6 +119,8 @@ log = logging.getLogger(__name__)
 HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
 """If a recipe has no validation split, every `HOLD_OUT_EVERY`-th image is held out for validation with all its pairs,
 at most `MAX_HELD_OUT` images."""
+MIN_HOLD_OUT_EVERY = 4
+"""If these are too few pairs for a batch of validation, more images are held out, at most every fourth."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
 """The tokenizer is trained on the captions of at most this many images, evenly spread over the source."""
@@ -238,7 +240,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     if recipe.data.val is not None:
         val = open_(recipe.data.val)
     else:
-        is_held_out = _held_out(pairs)
+        is_held_out = _held_out(pairs, recipe.evaluation.batch_size)
         pairs, val = Subset(pairs, np.flatnonzero(~is_held_out)), Subset(pairs, np.flatnonzero(is_held_out))
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no pair is left to train on; add pairs, or set data: val")
@@ -316,12 +318,15 @@ def warn_of_equal_captions(pairs: PairSource) -> None:
         )
 
 
-def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
+def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
     """Return the mask of pairs held out for validation. It is chosen by image, so all captions of an image are on one
-    side."""
+    side. These are enough pairs for a batch of `batch_size`, if there are."""
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
-    return images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
+    usual = images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
+    if usual.sum() >= batch_size or len(every_caption(Subset(pairs, np.flatnonzero(usual)))) >= batch_size:
+        return usual
+    return images % min(HOLD_OUT_EVERY, max(MIN_HOLD_OUT_EVERY, num_images // batch_size)) == 0
 
 
 def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:

@@ -35,6 +35,12 @@ def test_classes_in_place_of_captions_are_trained_on(finetune):
     assert from_pretrained(out).step == 5
 
 
+def test_few_pairs_hold_out_enough_to_validate_on(finetune):
+    said, out = finetune(PAIRS[:24], batch_size=5)
+    assert said.code == 0, said.err
+    assert from_pretrained(out).step == 5
+
+
 def test_one_caption_is_trained_on_with_a_warning(finetune, caplog):
     said, _ = finetune([with_caption(pair, "one") for pair in PAIRS])
     assert said.code == 0, said.err
@@ -55,7 +61,7 @@ def test_some_broken_images_are_replaced_and_counted(finetune, caplog):
         ([replace(pair, image=b"torn") for pair in PAIRS], "no validation pair can be read, the first error is: "),
         (
             [PAIRS[0], *(replace(pair, image=b"torn") for pair in PAIRS[1:20]), PAIRS[20]],
-            "`grr-coca data check` lists what",
+            "`grr-coca data check` lists the errors",
         ),
     ],
     ids=["one image", "two pairs", "broken", "only validation can be read"],

@@ -28,8 +28,8 @@ from grr_coca.model.losses import LossWeights
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
-from grr_coca_search.index import open_store
 from grr_coca_search.portable import import_parquet
+from grr_coca_search.store import open_store
 from grr_coca_study.stages import data_digest, recipe_digest
 
 EARLIER = Path(__file__).parent / "earlier"

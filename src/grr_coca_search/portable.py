@@ -17,8 +17,7 @@ from grr_coca.common.errors import UserError, require_extra
 from grr_coca.infer.calibration import Certainty
 from grr_coca_search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Photo, Stamp, chunks
 from grr_coca_search.fields import FIELDS, names_of
-from grr_coca_search.index import find_store, make_store, remove_store
-from grr_coca_search.store import Changes, Store
+from grr_coca_search.store import Changes, Store, find_store, make_store, remove_store
 
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from library import HEADER, fill
 
-from grr_coca_search.index import make_store, open_store
+from grr_coca_search.store import make_store, open_store
 
 SERVER = os.environ.get("GRR_COCA_TEST_MILVUS")
 """A Milvus server for the tests that every store must pass; without it they run on the embedded store."""

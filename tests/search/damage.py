@@ -27,8 +27,11 @@ from grr_coca_search.duplicates import duplicate_groups  # noqa: E402
 from grr_coca_search.entry import Failure, Stamp  # noqa: E402
 from grr_coca_search.facets import facets  # noqa: E402
 from grr_coca_search.filters import parse_filter  # noqa: E402
-from grr_coca_search.index import make_store, open_store  # noqa: E402
-from grr_coca_search.store import Changes  # noqa: E402
+from grr_coca_search.store import (  # noqa: E402
+    Changes,
+    make_store,
+    open_store,
+)
 
 _VALUES = [None, -1, 2**62, 0.5, "", "x", "é" * 50, b"\xff\x00", "[]", "{", '{"a": [1]}', '[["a"]]', "null"]
 

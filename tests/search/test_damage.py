@@ -19,8 +19,7 @@ from grr_coca.common.errors import DamagedError
 from grr_coca_search.embedded import checksums
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.facets import facets
-from grr_coca_search.index import make_store, open_store
-from grr_coca_search.store import Changes
+from grr_coca_search.store import Changes, make_store, open_store
 
 SEEDS = 40
 FOUND = [1130001136]
@@ -142,7 +141,7 @@ READER = """
 import os, sys
 sys.path[:0] = [sys.argv[2]]
 from grr_coca.common.errors import UserError
-from grr_coca_search.index import open_store
+from grr_coca_search.store import open_store
 from library import make_vectors
 store, told = open_store(sys.argv[1]), 0
 query = make_vectors(1)[0]

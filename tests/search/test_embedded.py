@@ -25,8 +25,7 @@ from grr_coca_search.embedded.embedded_store import MAX_WORDS, EmbeddedStore
 from grr_coca_search.embedded.vectors import VectorFile, append_rows, products
 from grr_coca_search.entry import VERSION, Failure
 from grr_coca_search.filters import parse_filter
-from grr_coca_search.index import find_store, make_store, open_store
-from grr_coca_search.store import Changes
+from grr_coca_search.store import Changes, find_store, make_store, open_store
 from grr_coca_search.update import update_store
 
 BYTES = WIDTH * 2

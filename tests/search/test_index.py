@@ -7,7 +7,8 @@ from grr_coca.common.errors import UserError
 from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import FILES
 from grr_coca_search.entry import Header
-from grr_coca_search.index import Index, IndexModel, make_store
+from grr_coca_search.index import Index, IndexModel
+from grr_coca_search.store import make_store
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_existing_index_loads_its_model_lazily(location, loads):
 
 
 def test_rejects_a_concurrent_index_of_another_model(location, monkeypatch):
-    monkeypatch.setattr("grr_coca_search.index.make_store", lambda where, _: make_store(where, HEADER))
+    monkeypatch.setattr("grr_coca_search.store.make_store", lambda where, _: make_store(where, HEADER))
     with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), and not of"):
         Index.open(location, create=True)
 

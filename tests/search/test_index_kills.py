@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from processes import Launch, cli, launch
 
-from grr_coca_search.index import find_store, open_store
+from grr_coca_search.store import find_store, open_store
 
 BROKEN = b"no image"
 ROUNDING = 2e-3

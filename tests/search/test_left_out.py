@@ -10,8 +10,8 @@ from PIL import Image
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.data.isolated import helpers
-from grr_coca_search.index import open_store
 from grr_coca_search.portable import import_parquet
+from grr_coca_search.store import open_store
 from grr_coca_search.update import update_store
 
 

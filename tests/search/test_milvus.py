@@ -14,7 +14,6 @@ from library import HEADER, fill, make_entry, make_vectors
 from grr_coca.common.errors import UserError
 from grr_coca_search.entry import Failure, Stamp
 from grr_coca_search.filters import parse_filter
-from grr_coca_search.index import find_store, make_store, open_store
 from grr_coca_search.milvus.notes import Reads
 from grr_coca_search.milvus.rows import (
     as_utf8,
@@ -23,7 +22,7 @@ from grr_coca_search.milvus.rows import (
     to_expression,
     to_record,
 )
-from grr_coca_search.store import Changes, ImageState
+from grr_coca_search.store import Changes, ImageState, find_store, make_store, open_store
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")
 

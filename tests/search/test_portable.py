@@ -12,9 +12,9 @@ from library import exported, fill, make_entry, make_vectors
 
 from grr_coca.common.errors import UserError
 from grr_coca_search.entry import Failure, Stamp
-from grr_coca_search.index import Index, find_store, open_store
+from grr_coca_search.index import Index
 from grr_coca_search.portable import import_parquet
-from grr_coca_search.store import Changes
+from grr_coca_search.store import Changes, find_store, open_store
 
 
 def test_everything_goes_there_and_back(store, tmp_path):

@@ -22,7 +22,7 @@ from serving import DRAWINGS, Client, wait_until
 import grr_coca
 from grr_coca.cli import main
 from grr_coca_search.entry import Header
-from grr_coca_search.index import make_store
+from grr_coca_search.store import make_store
 from grr_coca_serve.server import listen
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from grr_coca_search.index import open_store
 from grr_coca_search.portable import export_parquet, import_parquet
+from grr_coca_search.store import open_store
 from grr_coca_serve.guard import Limits
 from grr_coca_serve.server import RunningServer, ServeOptions
 

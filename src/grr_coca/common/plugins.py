@@ -13,7 +13,7 @@ Each group is used by one module of the core, which documents its values:
 | `grr_coca.encoders` | a function that opens an image encoder, by scheme | `grr_coca.infer.encoder` |
 | `grr_coca.objectives` | an additional loss of training | `grr_coca.train.setup` |
 | `grr_coca.functions` | a function or class that `grr_coca` or `grr_coca.Index` passes on | `grr_coca` |
-| `grr_coca.stores` | a store of an index, by the scheme of its location | `grr_coca_search.index` |
+| `grr_coca.stores` | a store of an index, by the scheme of its location | `grr_coca_search.store` |
 | `grr_coca.endpoints` | additional endpoints of a server | `grr_coca_serve.server` |
 | `grr_coca.site` | an addition to an exported page | `grr_coca_serve.site` |
 

@@ -92,7 +92,7 @@ def run(
     from grr_coca_icons.match.icon_map import read_map
     from grr_coca_icons.match.matcher import Matcher
     from grr_coca_icons.match.used_icons import find_uses
-    from grr_coca_search.index import is_index  # late: imports NumPy and Pillow
+    from grr_coca_search.store import is_index  # late: imports NumPy and Pillow
 
     decisions = None if decided is None else read_map(decided)
     table = None if check is None else read_map(check)

@@ -18,8 +18,8 @@ from grr_coca_icons.match.picture_set import OnProgress, OpenPictureSet, read_fi
 from grr_coca_icons.match.used_icons import Use
 from grr_coca_icons.sources.iconify import SCHEME
 from grr_coca_search.entry import Entry
-from grr_coca_search.index import Index, IndexModel, is_index, open_store
-from grr_coca_search.store import Store
+from grr_coca_search.index import Index, IndexModel
+from grr_coca_search.store import Store, is_index, open_store
 
 
 class UsedIcons(NamedTuple):

@@ -26,7 +26,8 @@ from grr_coca_icons.match.matcher import Matcher
 from grr_coca_icons.match.picture_set import OpenPictureSet, name_of, read_file
 from grr_coca_icons.svg import is_svg, render_svg
 from grr_coca_search.entry import Entry
-from grr_coca_search.index import Index, open_store
+from grr_coca_search.index import Index
+from grr_coca_search.store import open_store
 
 _MAX_HITS, _SUGGESTIONS = 50, 3
 _MAX_NAMES = 200

@@ -97,7 +97,7 @@ def run(
 
 
 def _check(location: str) -> None:
-    from grr_coca_search.index import open_store  # late: imports NumPy and Pillow
+    from grr_coca_search.store import open_store  # late: imports NumPy and Pillow
 
     with open_store(location) as store:
         found = store.check()
@@ -110,10 +110,8 @@ def _check(location: str) -> None:
 
 
 def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Index":
-    from grr_coca_search.index import (
-        Index,  # late: imports NumPy and Pillow
-        find_store,
-    )
+    from grr_coca_search.index import Index
+    from grr_coca_search.store import find_store
     from grr_coca_search.update import require_arguments
 
     store = find_store(out)

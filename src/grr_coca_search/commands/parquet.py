@@ -34,8 +34,8 @@ def export_index(index: IndexArgument, out: Annotated[Path, tyro.conf.arg(metava
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
         out: .parquet file to write.
     """
-    from grr_coca_search.index import open_store
     from grr_coca_search.portable import export_parquet
+    from grr_coca_search.store import open_store
 
     require_suffix(out, (".parquet",))
     require_extra("parquet", "exporting an index")

@@ -110,7 +110,7 @@ def list_duplicates(
         json: print JSON lines, each with the paths of a group, and the exact copies in it with their originals.
     """
     from grr_coca_search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
-    from grr_coca_search.index import open_store
+    from grr_coca_search.store import open_store
 
     with open_store(index) as store:
         groups = duplicate_groups(store, max_distance, min_cosine)

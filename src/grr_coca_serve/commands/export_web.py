@@ -42,8 +42,9 @@ def run(
     """
     from grr_coca.infer.adapted.beside import encoder_in_place
     from grr_coca.model.checkpoint_files import read_files
-    from grr_coca_search.index import IndexModel, open_store
+    from grr_coca_search.index import IndexModel
     from grr_coca_search.relevance import curve_of
+    from grr_coca_search.store import open_store
     from grr_coca_serve import site  # late, as below: other commands need none of this
 
     require_new_folder(out)

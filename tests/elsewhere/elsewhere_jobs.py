@@ -13,7 +13,6 @@ from grr_coca.common import ranks
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.evaluate.probes import AttentionProbeOptions
 from grr_coca.evaluate.tasks import measure_probe, measure_zeroshot
 from grr_coca.infer.explain.caption import caption_maps
 from grr_coca.infer.explain.text import text_map
@@ -63,7 +62,7 @@ def use(library: Path | None, checkpoint: Path, shard: Path, out: Path) -> None:
     pixels, words = model.checkpoint.pixels(images[0]), [5, 9, 7, 30]
     labelled = LabelledImages(lambda index: (files[index], str(index)), (0, 1, 2) * 5, tuple(labels))
     measured = measure_checkpoint(model.checkpoint, open_source(str(shard)), 8, LossWeights())
-    probe = measure_probe(model.checkpoint, labelled, labelled, 4, AttentionProbeOptions(epochs=2))
+    probe = measure_probe(model.checkpoint, labelled, labelled, 4)
     zeroshot = measure_zeroshot(model.checkpoint, labelled, ("{}",), 4)
     found = {
         "captions": {name: model.caption(images, max_length=8, **options) for name, options in DECODINGS.items()},

@@ -191,7 +191,6 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.caption_split import caption_split, write_captions
     from grr_coca.evaluate.labelled import open_labelled
-    from grr_coca.evaluate.probes import AttentionProbeOptions
     from grr_coca.evaluate.tasks import measure_captions, measure_probe, measure_retrieval, measure_zeroshot
     from grr_coca.model.checkpoint import Checkpoint
 
@@ -209,7 +208,7 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     assert isinstance(checkpoint, Checkpoint), "an adapted model has no probe"
     images = open_labelled(options.train)
     tested = open_labelled(path, images.class_names)
-    return measure_probe(checkpoint, images, tested, options.batch_size, AttentionProbeOptions())
+    return measure_probe(checkpoint, images, tested, options.batch_size)
 
 
 def _print_losses(

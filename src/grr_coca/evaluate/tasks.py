@@ -14,7 +14,7 @@ from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
 from grr_coca.evaluate.embedded import embedded_gallery, embedded_images
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.evaluate.probes import AttentionProbeOptions, attention_probe, linear_probe, patch_tokens
+from grr_coca.evaluate.probes import linear_probe
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
 from grr_coca.evaluate.split import RECALLS, gallery_of, pair_results
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled
@@ -120,23 +120,15 @@ def measure_zeroshot(
     )
 
 
-def measure_probe(
-    checkpoint: Checkpoint, train: LabelledImages, test: LabelledImages, batch_size: int, options: AttentionProbeOptions
-) -> Report:
-    """Return the accuracy of a linear probe on image embeddings and of an attention-pool probe on patch tokens.
+def measure_probe(checkpoint: Checkpoint, train: LabelledImages, test: LabelledImages, batch_size: int) -> Report:
+    """Return the accuracy of a linear probe on image embeddings.
 
     Raises:
         UserError: If scikit-learn is not installed, or there are too few training images.
     """
     targets, expected = np.array(train.targets), np.array(test.targets)
     features = [embed_labelled(checkpoint, images, batch_size).numpy() for images in (train, test)]
-    linear = linear_probe(features[0], targets, features[1], options.seed)
-    tokens = [patch_tokens(checkpoint, images, batch_size) for images in (train, test)]
-    device = checkpoint.model.device
-    num_heads = checkpoint.config.own_image_encoder.transformer.num_heads
-    pooled = attention_probe(
-        tokens[0], torch.from_numpy(targets), tokens[1], len(train.class_names), num_heads, options, device
-    )
+    linear = linear_probe(features[0], targets, features[1])
     most_frequent = np.bincount(targets).argmax()
     return Report(
         task="probe",
@@ -145,14 +137,8 @@ def measure_probe(
             "training images": len(train),
             "classes": len(train.class_names),
             "linear probe": f"image embedding, C {linear.strength:g} of a validation fifth",
-            "attention probe": f"patch tokens, {options.epochs} epochs, learning rate {options.lr:g}",
         },
-        metrics=intervals(
-            {
-                "linear probe": Measure.mean(linear.predicted == expected),
-                "attention probe": Measure.mean(pooled.numpy() == expected),
-            }
-        ),
+        metrics=intervals({"linear probe": Measure.mean(linear.predicted == expected)}),
         plain={"most frequent class": float((expected == most_frequent).mean())},
     )
 

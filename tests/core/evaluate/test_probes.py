@@ -5,19 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from grr_coca.common.errors import UserError, install_command
-from grr_coca.evaluate.probes import (
-    STRENGTHS,
-    AttentionProbeOptions,
-    attention_probe,
-    linear_probe,
-    split_for_validation,
-)
-
-CPU = torch.device("cpu")
-OPTIONS = AttentionProbeOptions(epochs=15, batch_size=32, lr=3e-3)
+from grr_coca.evaluate.probes import STRENGTHS, linear_probe, split_for_validation
 
 
 def clusters(count: int, classes: int, seed: int, spread: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -25,19 +15,6 @@ def clusters(count: int, classes: int, seed: int, spread: float = 0.5) -> tuple[
     rng = np.random.default_rng(seed)
     targets = np.arange(count) % classes
     return (np.eye(classes, 8)[targets] + spread * rng.normal(size=(count, 8)) / np.sqrt(8)), targets
-
-
-def tokens(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Six tokens of noise, one of which, anywhere, tells the class."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.arange(count) % 3
-    features = torch.randn(count, 6, 16, generator=generator)
-    place = torch.randint(6, (count,), generator=generator)
-    features[torch.arange(count), place] = 4 * torch.nn.functional.one_hot(targets, 16).float()
-    return features.half(), targets
-
-
-# --- Linear
 
 
 def test_a_linear_probe_finds_clusters():
@@ -73,31 +50,3 @@ def test_without_scikit_learn_the_way_to_get_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=re.escape(install_command("probe"))):
         linear_probe(np.ones((9, 2)), np.arange(9) % 2, np.ones((2, 2)))
-
-
-# --- Attention
-
-
-def test_an_attention_probe_finds_the_token_that_tells():
-    train, targets = tokens(240, seed=0)
-    test, expected = tokens(90, seed=1)
-    predicted = attention_probe(train, targets, test, 3, 2, OPTIONS, CPU)
-    assert (predicted == expected).double().mean() > 0.95
-
-
-def test_only_the_seed_determines_the_result():
-    train, targets = tokens(60, seed=0)
-    options = AttentionProbeOptions(epochs=1, seed=3)
-    torch.manual_seed(0)
-    first = attention_probe(train, targets, train, 3, 2, options, CPU)
-    torch.manual_seed(1)
-    assert torch.equal(first, attention_probe(train, targets, train, 3, 2, options, CPU))
-    other = AttentionProbeOptions(epochs=1, seed=4)
-    assert not torch.equal(first, attention_probe(train, targets, train, 3, 2, other, CPU))
-
-
-def test_trains_on_features_of_inference_mode():
-    with torch.inference_mode():
-        train, targets = tokens(30, seed=0)
-    predicted = attention_probe(train, targets, train, 3, 2, AttentionProbeOptions(epochs=1), CPU)
-    assert len(predicted) == 30

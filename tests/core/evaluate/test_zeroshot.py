@@ -11,7 +11,6 @@ from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
 from grr_coca.common.errors import UserError
 from grr_coca.evaluate.labelled import open_labelled
-from grr_coca.evaluate.probes import patch_tokens
 from grr_coca.evaluate.zeroshot import (
     classifier_of,
     classify_labelled,
@@ -240,9 +239,8 @@ def test_batches_hold_all_images(tmp_path, checkpoint):
     assert [len(batch) for batch in images.batches(checkpoint, 3)] == [3, 1]
 
 
-def test_a_model_in_bf16_classifies_and_gives_features(tmp_path, checkpoint):
+def test_a_model_in_bf16_classifies(tmp_path, checkpoint):
     images = open_labelled(str(lay_out(tmp_path)))
     coarse = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to(torch.bfloat16))
     expected, found = (embed_labelled(each, images, 3) for each in (checkpoint, coarse))
     assert torch.allclose(found, expected, atol=0.02)
-    assert patch_tokens(coarse, images, 3).isfinite().all()

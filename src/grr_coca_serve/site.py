@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,23 +95,6 @@ _RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js, but not all know .mjs
     "ort-wasm-simd-threaded.wasm": "ort.wasm",
 }
-_RUNTIME_LICENCE = """ONNX Runtime Web {version} (npm package {name}). MIT License.
-
-Copyright (c) Microsoft Corporation
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
 
 
 def find_runtime(given: Path | None = None) -> dict[str, bytes]:
@@ -132,7 +116,8 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         members = {ours: archive.extractfile(f"package/dist/{theirs}") for theirs, ours in _RUNTIME_FILES.items()}
         files = {name: member.read() for name, member in members.items() if member is not None}
-    return files | {"LICENSE.txt": _RUNTIME_LICENCE.format(name=RUNTIME.name, version=RUNTIME.version).encode()}
+    licence = resources.files("grr_coca_serve").joinpath("onnxruntime_web_licence.txt").read_text("utf-8")
+    return files | {"LICENSE.txt": licence.format(name=RUNTIME.name, version=RUNTIME.version).encode()}
 
 
 def _by_hand() -> str:

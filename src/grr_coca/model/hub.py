@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from math import prod
 from pathlib import Path
 
@@ -60,55 +61,6 @@ _KNOWN_LICENCES = {
     "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "gemma",
 }  # fmt: skip
 """Licences by the hub's names. It rejects cards with other licences, unless given under `license_name`."""
-
-_CARD_TEXT = """\
-# {name}
-
-A CoCa (Contrastive Captioner) that captions and searches images: `{preset}`, {parameters:,} parameters, images of \
-{image_size} px{trained}.
-
-## Use
-
-```python
-import grr_coca  # in a clone of GRR-CoCa: pip install '.[hub]'
-
-model = grr_coca.load("{name}")
-model.caption("image.jpg")
-model.similarity("image.jpg", ["a cat", "a dog"])
-```
-
-## Data
-
-{data}
-
-## Figures
-
-{figures}
-
-## Limits
-
-{caution}- It reflects its training pairs, including their errors and biases, and may describe things that are absent.
-- It has not been evaluated for bias between groups of people: do not use it for decisions about people.
-
-## Licence
-
-{licence}
-
-## Citation
-
-```bibtex
-{citation}
-```
-"""
-
-_CITATION = """\
-@misc{yu2022coca,
-  title = {CoCa: Contrastive Captioners are Image-Text Foundation Models},
-  author = {Yu, Jiahui and Wang, Zirui and Vasudevan, Vijay and Yeung, Legg and Seyedhosseini, Mojtaba and Wu, Yonghui},
-  year = {2022},
-  eprint = {2205.01917},
-  archivePrefix = {arXiv}
-}"""
 
 
 @dataclass(frozen=True)
@@ -212,17 +164,21 @@ def model_card(
         tags=["image-captioning", "zero-shot-image-classification", preset],
     )
     caution = str(config.get("caution", ""))
-    text = _CARD_TEXT.format(
-        name=name,
-        preset=preset,
-        parameters=_count_in_header(folder / "model.safetensors"),
-        image_size=image_size,
-        trained=_trained(step, start),
-        data="\n".join([*_data_lines(data or (card.data if card else ""), start), *_encoder_lines(folder)]),
-        figures="\n".join(_figures(figures or (card.figures if card else {}))),
-        caution=f"- {caution[0].upper()}{caution[1:]}.\n" if caution else "",
-        licence=licence,
-        citation=_CITATION,
+    text = (
+        resources.files("grr_coca.model")
+        .joinpath("card.md")
+        .read_text("utf-8")
+        .format(
+            name=name,
+            preset=preset,
+            parameters=_count_in_header(folder / "model.safetensors"),
+            image_size=image_size,
+            trained=_trained(step, start),
+            data="\n".join([*_data_lines(data or (card.data if card else ""), start), *_encoder_lines(folder)]),
+            figures="\n".join(_figures(figures or (card.figures if card else {}))),
+            caution=f"- {caution[0].upper()}{caution[1:]}.\n" if caution else "",
+            licence=licence,
+        )
     )
     return f"---\n{head.to_yaml()}\n---\n\n{_utf8(text)}"
 

@@ -1,5 +1,7 @@
 """The README.md of a folder of graphs: what the files are, and a program that uses them. A test runs it."""
 
+from importlib import resources
+
 from grr_coca.data.preprocess import STRAY
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.checkpoint_files import QUANTIZED_WEIGHTS, WEIGHTS
@@ -41,67 +43,6 @@ if drawn.any() and all({stray} * edge.sum() <= len(edge) for edge in edges):  # 
         picture = square
 """
 
-_PROGRAM = """\
-{maths}import sys
-import numpy as np
-from onnxruntime import InferenceSession
-from PIL import Image, ImageOps
-from tokenizers import Tokenizer
-
-image, text, step = (InferenceSession(f"{{name}}.onnx") for name in ("image", "text", "step"))
-tokenizer = Tokenizer.from_file("tokenizer.json")
-
-picture = Image.open(sys.argv[1])
-if picture.mode.startswith("I;16"):  # grey of 16 bits
-    picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-{opened}
-{framed}{square}
-embedding, *seen = image.run(None, {{"pixels": np.asarray(picture)[None]}})
-inputs = dict(zip([output.name for output in image.get_outputs()][1:], seen))
-past = {{i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in step.get_inputs() if "past" in i.name}}
-
-caption = [{bos_id}]  # the begin token, and the words that the caption is to begin with, if any
-new = caption
-while len(caption) < {longest} and caption[-1] != {eos_id}:
-    logits, *present = step.run(None, {{"token_ids": np.array([new]), **inputs, **past}})
-    past = dict(zip(past, present))
-    new = [int(logits[0, -1].argmax())]
-    caption += new
-print(tokenizer.decode(caption).strip())
-
-row = np.array([[{bos_id}, *tokenizer.encode("a red heart", add_special_tokens=False).ids, {eos_id}, 0]])
-(text_embedding,) = text.run(None, {{"token_ids": row, "lengths": np.array([row.shape[1]])}})
-print((embedding @ text_embedding.T).item())
-"""
-
-_PAGE = """\
-# {preset}, {precision}, for ONNX Runtime
-
-An image-text model that captions images, and embeds images and texts as vectors that can be compared. It was written by
-`grr-coca export onnx`, and needs no PyTorch. `pip install onnxruntime pillow tokenizers`, then, in this folder:
-
-```python
-{program}```
-
-It prints a caption of the image at the path `sys.argv[1]`, and the cosine between the image and "a red heart".
-It ignores colour profiles.
-
-| file | content |
-|---|---|
-| `image.onnx` | `pixels` (B {size} {size} 3, bytes) to `image_embedding`, and to `cross_*`, which captions attend to |
-| `text.onnx` | `token_ids` (B T, padded with 0) and `lengths` (B) to `text_embedding` |
-| `step.onnx` | `token_ids` (R T), `cross_*` and `past_*` to `logits` (R T V) and `present_*`, the next `past_*` |
-| `{weights}` | the weights of all three; keep it next to them |
-| `tokenizer.json` | for the package tokenizers |
-| `preprocess.json` | how an image is opened, framed, cut and resized; `image.onnx` normalizes the pixels itself |
-| `config.json` | the architecture |
-| `manifest.json` | checksums, precision, versions, and the numbers that the program above holds |
-
-B images or texts, T tokens and R captions may have any number. A text is `[BOS] words [EOS]` and one 0, the place of
-[CLS]; `lengths` counts all of them, at most {context_length}. With R = K · B rows, each image has K neighbouring
-captions, as for beams, and its keys and values are not copied. `past_*` of length 0 begin a caption.
-{notes}"""
-
 _INT8 = """
 The weights are int8, by channel, and the inputs of each product are quantized when it is computed. They share one scale
 in a batch, so results depend slightly on what else is in the batch. Of 895 captions by the model `icons`, 95 % are the
@@ -117,7 +58,8 @@ def readme(checkpoint: Checkpoint, precision: str) -> str:
     """Return the content of README.md for a folder of graphs."""
     preprocess, tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     context_length = checkpoint.config.text_decoder.context_length
-    program = _PROGRAM.format(
+    page = resources.files("grr_coca.infer.export").joinpath("readme.md").read_text("utf-8")
+    return page.format(
         maths="" if preprocess.framing is None else "import math\n",
         opened=_OPEN[preprocess.opening],
         framed="" if preprocess.framing is None else _FRAME.format(stray=STRAY, **vars(preprocess.framing)),
@@ -125,11 +67,8 @@ def readme(checkpoint: Checkpoint, precision: str) -> str:
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         longest=context_length - 2,
-    )
-    return _PAGE.format(
         preset=checkpoint.preset,
         precision=precision,
-        program=program,
         size=preprocess.image_size,
         context_length=context_length,
         weights=QUANTIZED_WEIGHTS if precision == "int8" else WEIGHTS,

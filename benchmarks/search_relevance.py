@@ -29,12 +29,12 @@ from scipy.optimize import minimize
 import grr_coca
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.files import changed_folder, expand_cache_prefix
-from grr_coca.data.sources.open import open_source, require_there
+from grr_coca.common.files import edit_folder_atomic, expand_cache_prefix
+from grr_coca.data.sources.open import open_source, require_exists
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, RELEVANCE
 from grr_coca_search.index import Index
-from grr_coca_search.query import asked_words, has_words
+from grr_coca_search.query import has_words, query_terms
 from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, evidence
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
@@ -172,7 +172,7 @@ def denied(model_name: str, split: Split, size: int, num_asked: int) -> list[dic
     asked = random.choice(len(chosen), min(num_asked, len(chosen)), replace=False).tolist()
     labels = [label for label, _ in split.pictures]
     texts = ABSENT.read_text(encoding="utf-8").splitlines()
-    absent = [text for text in texts if not has_words(asked_words(text), labels)]
+    absent = [text for text in texts if not has_words(query_terms(text), labels)]
     rows: list[dict[str, object]] = []
     for kind in ("names", "numbers"):
         with tempfile.TemporaryDirectory() as place, Index.open(f"{place}/index", model_name, create=True) as index:
@@ -218,7 +218,7 @@ def fit_all() -> None:
 
 def write_curve(folder: Path, curve: RelevanceCurve) -> None:
     """Write the numbers into the folder of a shipped model."""
-    with changed_folder(folder) as partial:
+    with edit_folder_atomic(folder) as partial:
         (partial / RELEVANCE).write_text(json.dumps(to_dict(curve), indent=1) + "\n", encoding="utf-8")
 
 
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="fit the curves of the models that ship")
     options = parse(parser)
     for path in () if options.smoke else SPLITS.values():
-        require_there(path)
+        require_exists(path)
     if options.fit:
         fit_all()
         return

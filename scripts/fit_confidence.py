@@ -41,7 +41,7 @@ from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import CACHE, expand_cache_prefix, user_cache
-from grr_coca.data.sources.open import open_source, require_there
+from grr_coca.data.sources.open import open_source, require_exists
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.infer.calibration import Calibration, read_photographs, statistics
@@ -157,7 +157,7 @@ def _there(paths: dict[str, str], needed: Collection[str]) -> dict[str, str]:
     for name, path in paths.items():
         place = expand_cache_prefix(path) if path.startswith(CACHE) else str(ROOT / path)
         if name in needed:
-            require_there(place)
+            require_exists(place)
         if any(Path(place).parent.glob(Path(place).name)):
             found[name] = place
         else:

@@ -41,7 +41,7 @@ from icon_sources import Archives, NpmPackage, kept_sets
 
 from fitting import BINS, exactly, folder_of, logistic, parser_of, table, write_fitted
 from grr_coca.cli import exit_code
-from grr_coca.common.files import read_json, user_cache, write_whole
+from grr_coca.common.files import read_json, user_cache, write_bytes_atomic
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_files import MATCHING, Figure
 from grr_coca_icons.match.candidates import Pairs, PictureSet
@@ -51,8 +51,8 @@ from grr_coca_icons.match.match_numbers import (
     CANDIDATES,
     EVIDENCE,
     OF_PICTURES,
-    MatchNumbers,
-    Numbers,
+    MatchParameters,
+    MatchWeights,
     ProbabilityCurve,
 )
 from grr_coca_icons.match.picture_set import read_sources
@@ -104,7 +104,7 @@ LABEL_SWAPPED = 500
 MOST_MISSED = 0.10
 """How often none may be told although there is an equivalent, on the fitted icons."""
 _NO_CURVE = ProbabilityCurve(per_score=0, per_lead=0, offset=0, least=0)
-ALL = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=_NO_CURVE, unseen=_NO_CURVE)
+ALL = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=_NO_CURVE, unseen=_NO_CURVE)
 
 
 class Row(NamedTuple):
@@ -145,7 +145,7 @@ class Sets:
         self._things: dict[str, dict[str, list[int]]] = {}
         missing = {f"json/{prefix}.json" for prefix in prefixes if not self.path(prefix).exists()}
         for name, content in archives.files("iconify", missing.__contains__) if missing else ():
-            write_whole(self.path(Path(name).stem), content)
+            write_bytes_atomic(self.path(Path(name).stem), content)
 
     def path(self, prefix: str) -> Path:
         """The file of a set."""
@@ -156,7 +156,7 @@ class Sets:
         if prefix not in self._opened:
             print(f"reading {prefix}", file=sys.stderr, flush=True)
             # Whether training saw a set is asked for each case, so a set need not know.
-            numbers = MatchNumbers(with_names=ALL, without_names=ALL, seen_sets=())
+            numbers = MatchParameters(with_names=ALL, without_names=ALL, seen_sets=())
             self._opened[prefix] = read_sources([str(self.path(prefix))], self.model, numbers).set
         return self._opened[prefix]
 
@@ -341,7 +341,7 @@ def any_right(curve: ProbabilityCurve, found: Ranked) -> np.ndarray:
     return 1 - np.prod(1 - curve.probabilities(found.scores, found.leads), axis=1)
 
 
-def fitted(names: Sequence[str], cases: Sequence[tuple[Case, float]], curves: dict[str, list[Case]]) -> Numbers:
+def fitted(names: Sequence[str], cases: Sequence[tuple[Case, float]], curves: dict[str, list[Case]]) -> MatchWeights:
     """The numbers for this evidence."""
     numbers = replace(ALL, weights=fit_weights(cases, names))
     return replace(numbers, **{kind: fit_curve(ranked(of_kind, numbers.scores)) for kind, of_kind in curves.items()})
@@ -377,7 +377,7 @@ def curve_figures(curve: ProbabilityCurve, found: Ranked) -> dict[str, Any]:
     }
 
 
-def report(sets: Sets, numbers: MatchNumbers, reported: dict[str, list[Case]]) -> dict[str, Any]:
+def report(sets: Sets, numbers: MatchParameters, reported: dict[str, list[Case]]) -> dict[str, Any]:
     """All figures."""
     unseen = [*reported["random"], *reported["other names"]]
     other_name = [case for case in unseen if case.row.why == "another name"]
@@ -449,7 +449,7 @@ def label_figures(sets: Sets, limit: float) -> dict[str, Any]:
     return found
 
 
-def missed(cases: Sequence[Case], numbers: Numbers) -> Iterator[str]:
+def missed(cases: Sequence[Case], numbers: MatchWeights) -> Iterator[str]:
     """A line for each icon whose first candidate is wrong."""
     found = ranked(cases, numbers.scores)
     for case, names, is_right in zip(cases, found.names, found.is_right, strict=True):
@@ -488,7 +488,7 @@ def main() -> None:
     print(f"{len(by_hand)} by hand, {len(tables)} of tables, {len(equal)} of equal names", file=sys.stderr)
     held_out = HeldOut.read()
     kept = kept_sets(archives.json("iconify", "collections.json"))
-    numbers = MatchNumbers(
+    numbers = MatchParameters(
         with_names=fitted(EVIDENCE, [*by_hand, *tables], curves),
         without_names=fitted(OF_PICTURES, [*by_hand, *tables, *equal], curves),
         seen_sets=tuple(prefix for prefix in kept if held_out.split_of(prefix) == "train"),
@@ -499,7 +499,7 @@ def main() -> None:
     if options.missed:
         print("\n".join(missed([*reported["random"], *reported["other names"]], numbers.with_names)))
     write_fitted(folder, MATCHING, numbers, {"matches": card_figures(found)}, match_section(found), NEXT)
-    write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+    write_bytes_atomic(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
 
 
 TITLE, NEXT = "## Matches of icons", "## Cost"

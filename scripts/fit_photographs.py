@@ -33,7 +33,7 @@ from fitting import card_text, folder_of, logistic, parser_of
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import changed_folder, expand_cache_prefix, user_cache
+from grr_coca.common.files import edit_folder_atomic, expand_cache_prefix, user_cache
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.open import open_source
@@ -85,7 +85,7 @@ def main() -> None:
         offset=offset - limit,
         fitted_on=f"{counts[0]:,} views of {len(photographs)} photographs, {counts[1]:,} drawings",
     )
-    with changed_folder(folder) as partial:
+    with edit_folder_atomic(folder) as partial:
         (partial / PHOTOGRAPHS).write_text(json.dumps(to_dict(fitted)) + "\n", encoding="utf-8")
     print("look like photographs:")
     for path, found in left_out.items():

@@ -25,13 +25,13 @@ import numpy as np
 
 from fitting import calibration_error, folder_of, logistic, parser_of
 from grr_coca.cli import exit_code
-from grr_coca.common.files import changed_folder, expand_cache_prefix, read_json, write_whole
+from grr_coca.common.files import edit_folder_atomic, expand_cache_prefix, read_json, write_bytes_atomic
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.load import load
-from grr_coca.infer.tags import Tag, Tagger, TagNumbers, in_singular, with_beams, write_tags
+from grr_coca.infer.tags import Tag, Tagger, TagModel, in_singular, with_beams, write_tags
 from icon_search import Icon, read_icons
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tags.json"
@@ -60,13 +60,13 @@ def main() -> None:
         fitted_on=f"{len(fit_to):,} icons of tabler with the tags of their makers",
     )
     found = figures(Tagger(numbers, vectors), measured)
-    with changed_folder(folder) as partial:
+    with edit_folder_atomic(folder) as partial:
         write_tags(partial, numbers, vectors)
-    write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+    write_bytes_atomic(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
     print(json.dumps(found, indent=1))
 
 
-def vocabulary() -> TagNumbers:
+def vocabulary() -> TagModel:
     """The words of the captions of training, without weights."""
     source = open_source(expand_cache_prefix(TRAINING))
     counts: Counter[str] = Counter()
@@ -80,7 +80,7 @@ def vocabulary() -> TagNumbers:
         for word, count in behind.items()
         if count >= MIN_COUNT and len(word.split()) <= MAX_WORDS and len(word) >= MIN_LETTERS
     )
-    return TagNumbers(
+    return TagModel(
         words=words,
         counts=tuple(counts[word] for word in words),
         tag_counts=tuple(behind[word] for word in words),

@@ -37,7 +37,7 @@ from icon_sources import Archives, kept_sets, read_tags
 from everyday_queries import QUERIES, pictures_of, read_queries
 from fitting import folder_of, parser_of
 from grr_coca.cli import exit_code
-from grr_coca.common.files import changed_folder, user_cache
+from grr_coca.common.files import edit_folder_atomic, user_cache
 from grr_coca.model.checkpoint_files import THESAURUS
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_search.index import Index
@@ -107,7 +107,7 @@ def main() -> None:
     folder = folder_of(options.name)
     if options.measure is None:
         lines = thesaurus(Archives(user_cache() / "packages", PACKAGES))
-        with changed_folder(folder) as partial:
+        with edit_folder_atomic(folder) as partial:
             (partial / THESAURUS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         print(f"{len(lines):,} entries")
     else:

@@ -14,7 +14,7 @@ import yaml
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, suggest_name
-from grr_coca.common.files import changed_folder, read_json
+from grr_coca.common.files import edit_folder_atomic, read_json
 from grr_coca.model.checkpoint_files import Figure, ModelCard, shipped_folder, shipped_names
 
 CARDS = Path(__file__).with_name("cards")
@@ -129,7 +129,7 @@ def write_fitted(
     merged = {split: {**card.figures.get(split, {}), **found} for split, found in figures.items()}
     changed = replace(card, figures={**card.figures, **merged})
     page = (folder / "card.md").read_text(encoding="utf-8")
-    with changed_folder(folder) as partial:
+    with edit_folder_atomic(folder) as partial:
         for name, content in ((file, numbers), ("card.json", changed)):
             plain = to_dict(content) if is_dataclass(content) else content
             (partial / name).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

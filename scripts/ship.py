@@ -40,7 +40,7 @@ from fitting import card_text
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import CACHE, changed_folder, whole_folder
+from grr_coca.common.files import CACHE, atomic_folder, edit_folder_atomic
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
@@ -113,7 +113,7 @@ def write_model(run: Path, name: str) -> None:
     weights = {key: tensor.half() for key, tensor in checkpoint.model.state_dict().items()}
     facts: dict[str, object] = {}
     before = FOLDER / name
-    with whole_folder(before, facts) as folder:
+    with atomic_folder(before, facts) as folder:
         write_files(checkpoint, weights, folder)
         seen_by = [at / "preprocess.json" for at in (before, folder)]
         if (before / PHOTOGRAPHS).exists() and filecmp.cmp(*seen_by, shallow=False):
@@ -144,7 +144,7 @@ def run_fits(name: str) -> None:
 def export_again(folder: Path) -> None:
     """Replace the graphs of a model that ships. Its weights stay, and so does its fingerprint."""
     checkpoint = from_pretrained(folder)
-    with changed_folder(folder, manifest_facts(checkpoint, folder, "fp32")) as partial:
+    with edit_folder_atomic(folder, manifest_facts(checkpoint, folder, "fp32")) as partial:
         write_graphs(checkpoint, partial)
 
 

@@ -9,7 +9,7 @@ import pytest
 import fitting
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import changed_folder, verify_folder
+from grr_coca.common.files import edit_folder_atomic, verify_folder
 from grr_coca.model.checkpoint_files import Figure, shipped_folder, shipped_models
 
 
@@ -24,7 +24,7 @@ def test_figures_of_a_split_are_added_to_those_that_it_has(tmp_path):
     folder = tmp_path / "icons"
     shutil.copytree(shipped_folder("icons"), folder)
     card = replace(shipped_models()["icons"], figures={"val": {"a": Figure(1, 1, 1), "b": Figure(2, 2, 2)}})
-    with changed_folder(folder) as partial:
+    with edit_folder_atomic(folder) as partial:
         (partial / "card.json").write_text(json.dumps(to_dict(card)))
     found = {"val": {"b": Figure(3, 3, 3)}, "test": {"c": Figure(4, 4, 4)}}
     fitting.write_fitted(folder, "fitted.json", Figure(0, 1, 2), found, ["## Cost", "", "nothing"], "## Training")

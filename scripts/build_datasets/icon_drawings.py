@@ -18,7 +18,7 @@ from icon_sources import LOGO_SETS, Archives, IconSet
 from jaxtyping import UInt8
 from PIL import Image
 
-from grr_coca.common.files import write_whole
+from grr_coca.common.files import write_bytes_atomic
 from grr_coca_icons.svg import render_svg
 
 SIZE = 64
@@ -221,7 +221,7 @@ def _write(path: Path, drawn: DrawnSet) -> None:
         ends=drawn.ends,
         webp=np.frombuffer(drawn.webp, np.uint8),
     )
-    write_whole(path, file.getvalue())
+    write_bytes_atomic(path, file.getvalue())
 
 
 def read_drawn(folder: Path, prefix: str) -> DrawnSet:

@@ -29,14 +29,14 @@ from PIL import Image
 
 from grr_coca.cli import exit_code
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import require_own_name, user_cache, write_whole
+from grr_coca.common.files import require_own_name, user_cache, write_bytes_atomic
 from grr_coca.model.checkpoint_files import fingerprint
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_icons.match.match_numbers import match_numbers
-from grr_coca_icons.match.other_sets import Equivalent, OtherSets
+from grr_coca_icons.match.other_sets import CrossSetMatcher, Equivalent
 from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.sources.icon_set import drawn_style
-from grr_coca_search.duplicates import grouped, look_of, perceptual_hash
+from grr_coca_search.duplicates import compute_pixel_signature, grouped, perceptual_hash
 from grr_coca_search.entry import Entry, Stamp, name_id
 from grr_coca_search.facets import facets_of
 from grr_coca_search.index import IndexModel
@@ -98,7 +98,7 @@ def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> l
 
 
 def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Iterator[tuple[Icon, np.ndarray, int, bytes]]:
-    """Each icon that shows something, with its embedding, its perceptual hash and its small copy (`look_of`).
+    """Each icon that shows something, with its embedding, its perceptual hash and its pixel signature.
 
     Args:
         icons: of one set.
@@ -114,10 +114,10 @@ def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Iterator[tuple[Icon,
             places=np.array([place for place, _ in drawn], np.int64),
             vectors=np.asarray(model.embed_images(images, batch_size=BATCH), np.float16),
             hashes=np.array([perceptual_hash(image) for image in images], np.int64),
-            looks=np.array([list(look_of(image)) for image in images], np.uint8),
+            looks=np.array([list(compute_pixel_signature(image)) for image in images], np.uint8),
         )
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, file.getvalue())
+        write_bytes_atomic(kept, file.getvalue())
     with np.load(kept, allow_pickle=False) as arrays:
         columns = (arrays[name] for name in ("places", "vectors", "hashes", "looks"))
         for place, vector, phash, look in zip(*columns, strict=True):
@@ -226,8 +226,8 @@ def in_other_sets(
     kept = user_cache() / "icon-site" / f"others-{hashlib.sha256(content.encode()).hexdigest()[:16]}.v1.json"
     if not kept.exists():
         pictures = named_pictures(names, [icon.aliases for icon in icons], vectors, numbers, model)
-        found = OtherSets(pictures, numbers).of_all(lambda done, _: on_set("in the other sets", done))
-        write_whole(kept, json.dumps(found).encode())
+        found = CrossSetMatcher(pictures, numbers).of_all(lambda done, _: on_set("in the other sets", done))
+        write_bytes_atomic(kept, json.dumps(found).encode())
     return [[Equivalent(*one) for one in found] for found in json.loads(kept.read_bytes())]
 
 

@@ -19,7 +19,7 @@ from icon_pairs import HeldOut, IconPair, Selection, select, unit_hash
 from icon_sources import Archives, IconSet, kept_sets, read_tags, why_left_out
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import require_own_name, user_cache, whole_folder
+from grr_coca.common.files import atomic_folder, require_own_name, user_cache
 from grr_coca_serve.npm import NpmPackage
 
 NAME = "icons"
@@ -119,7 +119,7 @@ def _build(archives: Archives, work: Path, folder: Path, on_progress: OnProgress
     sets = kept_sets(collections)
     draw_sets(archives, sets, work, lambda done: on_progress("drawings", done))
     selection = select(sets, work, read_logo_names(archives), read_tags(archives), HeldOut.read())
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         splits = _write_shards(selection.pairs, work, partial, lambda done: on_progress("shards", done))
         _write_cards(partial, archives.packages.values(), collections, sets, selection, splits)
 

@@ -26,7 +26,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         name: A checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
             `owner/name` or `owner/name@revision` on the Hugging Face hub; `SCHEME:PATH` is a checkpoint of another
             project, which a plug-in of `grr_coca.loaders` reads, such as `open_clip:PATH`.
-        device: Where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
         engine: Engine of the model: `onnx` (ONNX Runtime, on a CPU) or `torch`; `auto` selects the faster one by a
             fixed rule.
 

@@ -48,7 +48,7 @@ def run() -> NoReturn:
         os._exit(2)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the exit is left
-        gc.freeze()  # at exit, Python would collect garbage from all imports of PyTorch, which takes half a second
+        gc.freeze()  # at exit, Python would collect garbage from all imports of PyTorch, which would take half a second
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Plug-ins for the core, named by entry points. Importing it is cheap: PyTorch comes later."""
+"""Plug-ins for the core, named by entry points. Importing it is cheap: PyTorch is imported later."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def open_timm(rest: str, device: str | None) -> "VisionEncoder":
-    """Open an encoder of timm; see `grr_coca.infer.encoder.EncoderOpener`."""
+    """Open a timm encoder; see `grr_coca.infer.encoder.EncoderOpener`."""
     name = parse_name("timm", rest)
     require_extra("timm", name.text)
     set_passive_wait_policy()
@@ -22,7 +22,7 @@ def open_timm(rest: str, device: str | None) -> "VisionEncoder":
 
 
 def open_transformers(rest: str, device: str | None) -> "VisionEncoder":
-    """Open an encoder of transformers; see `grr_coca.infer.encoder.EncoderOpener`."""
+    """Open a transformers encoder; see `grr_coca.infer.encoder.EncoderOpener`."""
     name = parse_name("hf", rest)
     require_extra("transformers", name.text)
     set_passive_wait_policy()

@@ -1,4 +1,4 @@
-"""Image encoders of timm."""
+"""Image encoders from timm."""
 
 import logging
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _INTERPOLATIONS = {"random": "bicubic"}
 
 
 class TimmTokens(nn.Module):
-    """The tokens of a model of timm: its `forward_features`, without class token and registers.
+    """Module that returns the tokens of a timm model: its `forward_features`, without class token and registers.
 
     Args:
         model: Model of timm.
@@ -44,13 +44,13 @@ class TimmTokens(nn.Module):
 
 
 def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
-    """Load an encoder of timm.
+    """Load a timm encoder.
 
     Position embeddings of another image size are interpolated here, once.
 
     Args:
-        name: Its name.
-        device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
+        name: Name of the model.
+        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If timm has no such model, its weights cannot be had as safetensors, or they do not fit it.

@@ -1,4 +1,4 @@
-"""An image encoder in PyTorch, and what its models share.
+"""An image encoder in PyTorch, and code shared by its models.
 
 Shapes: B images, S image size in pixels, N tokens, D width, h × w grid, C channels of a map.
 """
@@ -27,7 +27,7 @@ class PixelsToTokens(nn.Module):
 
     Args:
         model: Normalized images, B 3 S S, to tokens or maps.
-        preprocess: Its mean and deviation of pixels are used.
+        preprocess: Preprocessing; its pixel mean and deviation are used.
     """
 
     mean: Float[Tensor, "3 1 1"]
@@ -52,8 +52,8 @@ class TorchEncoder:
         name: Name of the encoder.
         licence: Licence of its weights.
         model: Normalized images, B 3 S S, to tokens, B N D.
-        preprocess: Its preprocessing.
-        device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
+        preprocess: Preprocessing of the encoder.
+        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class TorchEncoder:
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors, whatever file they come from."""
+    """Return the SHA-256 of named tensors, independent of their file."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -125,7 +125,7 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def without_prefix(tokens: Float[Tensor, "B T D"], num_patches: int) -> Float[Tensor, "B N D"]:
-    """Drop the class token and registers, which come before the tokens of the patches."""
+    """Drop the class token and registers, which precede the patch tokens."""
     return tokens[:, tokens.shape[1] - num_patches :]
 
 

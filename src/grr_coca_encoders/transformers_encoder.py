@@ -1,4 +1,4 @@
-"""Image encoders of transformers: DINOv2, DINOv3, and the image encoders of SigLIP, SigLIP 2 and CLIP."""
+"""Image encoders from transformers: DINOv2, DINOv3, and the image encoders of SigLIP, SigLIP 2 and CLIP."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ _CLASSES = {
 
 
 class TransformersTokens(nn.Module):
-    """The normalized tokens of a model of transformers, without class token and registers.
+    """Module that returns the normalized tokens of a transformers model, without class token and registers.
 
     Args:
         model: Model of one of `_CLASSES`, for images of one size.
@@ -55,16 +55,16 @@ class TransformersTokens(nn.Module):
 
 
 def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
-    """Load an encoder of transformers.
+    """Load a transformers encoder.
 
     Position embeddings of another image size are interpolated here, once.
 
     Args:
-        name: Its name: a folder, or OWNER/NAME on the Hugging Face hub.
-        device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
+        name: Folder, or OWNER/NAME on the Hugging Face hub.
+        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: Unknown model, its family is not supported, or its weights are no safetensors.
+        UserError: If the model is unknown, its family is not supported, or its weights are not in safetensors.
     """
     if name.weights not in (None, RANDOM):
         raise UserError(f"{name.text}: weights must be in a folder, with config.json; use hf:FOLDER")

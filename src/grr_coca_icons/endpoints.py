@@ -8,8 +8,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.routing import BaseRoute, Route
 
-from grr_coca_icons.match.match_numbers import MatchNumbers, match_numbers
-from grr_coca_icons.match.other_sets import OtherSets
+from grr_coca_icons.match.match_numbers import MatchParameters, match_numbers
+from grr_coca_icons.match.other_sets import CrossSetMatcher
 from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.tools.mcp_http import McpEndpoint
 from grr_coca_search.store import Store
@@ -57,7 +57,7 @@ class Equivalents:
     def __init__(self, index: ServedIndex) -> None:
         self._index = index
         self._numbers = match_numbers(index.model_folder)
-        self._sets = LruCache[str, tuple[list[int], OtherSets]](1)
+        self._sets = LruCache[str, tuple[list[int], CrossSetMatcher]](1)
 
     def of_icon(self, identity: str) -> list[dict[str, Any]]:
         """Return the equivalents of an icon by their images, for JSON, most likely first.
@@ -65,7 +65,7 @@ class Equivalents:
         The list is empty for other images, and if the model has no match parameters.
 
         Raises:
-            Refusal: If the index has no image with this id.
+            RequestError: If the index has no image with this id.
         """
         if "icon" not in self._index.entry(identity).fields or self._numbers is None:
             return []
@@ -74,16 +74,16 @@ class Equivalents:
             found = sets.of_one(draws.index(draw_of(identity)))
             ids = store.ids_of([draws[one.place] for one in found])
             entries = store.entries([ids[draws[one.place]] for one in found])
-        there, drawings = self._index.files.are_there(entries), self._index.files.drawings(entries)
+        there, drawings = self._index.files.files_exist(entries), self._index.files.drawings(entries)
         return [
             {**picture(entry, there, drawings), "probability": one.probability}
             for entry, one in zip(entries, found, strict=True)
         ]
 
 
-def _icon_sets(store: Store, numbers: MatchNumbers) -> tuple[list[int], OtherSets]:
+def _icon_sets(store: Store, numbers: MatchParameters) -> tuple[list[int], CrossSetMatcher]:
     """Return the icons of an index, as `Entry.draw`, and their sets."""
     icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
     names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
     pictures = named_pictures(names, [()] * len(names), vectors, numbers)
-    return [entry.draw for entry, _ in icons], OtherSets(pictures, numbers)
+    return [entry.draw for entry, _ in icons], CrossSetMatcher(pictures, numbers)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from grr_coca_icons.match.match_numbers import match_numbers
-from grr_coca_icons.match.other_sets import OtherSets
+from grr_coca_icons.match.other_sets import CrossSetMatcher
 from grr_coca_icons.match.picture_set import aliases_in, named_pictures
 from grr_coca_search.index import IndexModel
 from grr_coca_serve.site import Library
@@ -21,6 +21,6 @@ def with_others(library: Library, model: IndexModel) -> Library:
     aliases = [aliases_in(library.entries[row].fields) for row in rows]
     pictures = named_pictures(names, aliases, library.vectors[rows], numbers, model)
     others: list[list[tuple[int, float]]] = [[] for _ in library.entries]
-    for row, found in zip(rows, OtherSets(pictures, numbers).of_all(), strict=True):
+    for row, found in zip(rows, CrossSetMatcher(pictures, numbers).of_all(), strict=True):
         others[row] = [(rows[one.place], one.probability) for one in found]
     return replace(library, others=others)

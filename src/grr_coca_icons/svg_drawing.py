@@ -18,7 +18,7 @@ except ImportError:
 Image.preinit()  # imports formats before a helper can no longer open files
 
 _FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
-"""Elements by which resvg would read other files, with any namespace prefix. An entity cannot hide them: resvg treats
+"""Elements that make resvg read other files, with any namespace prefix. An entity cannot hide them: resvg treats
 `&#60;` and `&lt;` in an entity as text."""
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, file_sha256, verify_folder, whole_folder
+from grr_coca.common.files import MANIFEST, atomic_folder, file_sha256, verify_folder
 from grr_coca.data.batch import Batch
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.text import caption_id, clean_caption
@@ -65,7 +65,7 @@ class Teacher:
 
     @property
     def digest(self) -> str:
-        """A digest of the content, by which a resumed run recognizes its teacher."""
+        """Digest of the content, so that a resumed run recognizes its teacher."""
         return file_sha256(self.folder / MANIFEST)[:32]
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ def write_teacher(
     Raises:
         OSError: If the disk is full or cannot be written to.
     """
-    with whole_folder(folder, facts) as partial:
+    with atomic_folder(folder, facts) as partial:
         (partial / CAPTIONS).write_bytes("".join(f"{caption}\n" for caption in captions).encode())
         save_tensors({_CAPTIONS_TENSOR: embeddings.half()}, partial / EMBEDDINGS)
 

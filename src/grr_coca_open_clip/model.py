@@ -1,4 +1,4 @@
-"""open_clip's CoCa: everything in which it differs from the paper's CoCa, so that its checkpoints can be read.
+"""open_clip's CoCa: all its differences from the paper's CoCa, so that its checkpoints can be read.
 
     images ─ image_encoder (class token, norm before the blocks) ─ one pooler ─┬─ first query ── image embedding
                                                                                └─ other queries ─ image tokens
@@ -106,7 +106,7 @@ def _cross_block(t: TransformerConfig) -> "TwoStepCrossBlock":
 
 
 class OpenClipImageEncoder(ImageEncoder):
-    """A vision transformer with a class token, which the pooler reads beside the patches, and a norm before the
+    """A vision transformer with a class token, which the pooler reads together with the patches, and a norm before the
     blocks."""
 
     def __init__(self, *, class_token: "ClassToken", pre_norm: nn.Module, **parts: object) -> None:
@@ -117,7 +117,7 @@ class OpenClipImageEncoder(ImageEncoder):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
-        """Encode images as `ImageEncoder` does. The class token comes last."""
+        """Encode images as `ImageEncoder` does. The class token is last."""
         patches = self.patch_embed(self.stem(images)).type_as(images)
         x = self.position(patches, PLAIN.positions)
         if kept_patches is not None:
@@ -232,7 +232,7 @@ class TwoStepCrossBlock(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """As in `Block`."""
+        """See `Block`."""
         return *self.block.branches, self.cross_attn, self.feed_forward
 
     def forward(

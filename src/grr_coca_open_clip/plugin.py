@@ -1,4 +1,7 @@
-"""Objects that entry points name, by which the core finds this package. Importing it is cheap: PyTorch comes later."""
+"""Objects for entry points, through which the core finds this package.
+
+Importing it is cheap: PyTorch is imported later.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,15 +66,15 @@ ARCHITECTURE = OpenClipArchitecture()
 
 
 def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageTextModel":
-    """Load a checkpoint of open_clip for use, as `grr_coca.load("open_clip:PATH")` does.
+    """Load an open_clip checkpoint, as `grr_coca.load("open_clip:PATH")` does.
 
     Args:
         path: Folder in the hub's layout, or a file of weights.
-        device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
         engine: `auto` or `torch`.
 
     Raises:
-        UserError: Another engine is requested, a package is missing, or the checkpoint cannot be read.
+        UserError: If another engine is requested, a package is missing, or the checkpoint cannot be read.
     """
     if engine not in ("auto", "torch"):
         raise UserError(f"open_clip:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")

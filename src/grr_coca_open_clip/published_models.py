@@ -16,18 +16,26 @@ from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import NOTES, UserError, first_line, install_command, require_extra
-from grr_coca.common.files import MANIFEST, file_sha256, is_offline, models_cache, read_json, whole_folder, write_whole
+from grr_coca.common.files import (
+    MANIFEST,
+    atomic_folder,
+    file_sha256,
+    is_offline,
+    models_cache,
+    read_json,
+    write_bytes_atomic,
+)
 from grr_coca.infer.load import ENGINE_TITLES
 from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModel:
-    """A model of open_clip on the Hugging Face hub.
+    """An open_clip model on the Hugging Face hub.
 
     Attributes:
         imagenet: Share of ImageNet's images that it classifies correctly, zero-shot.
-        good_for: What to use it for.
+        good_for: Recommended use.
     """
 
     name: str
@@ -122,7 +130,7 @@ def published_folder(name: str) -> Path:
     Processes that need it at the same time wait for the first one.
 
     Args:
-        name: Of the model, or `name@revision` with a branch, tag or commit of its repository.
+        name: Name of the model, or `name@revision` with a branch, tag or commit of its repository.
 
     Raises:
         UserError: If it cannot be fetched, is corrupt, or the disk is full or cannot be written to.
@@ -190,7 +198,7 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
                 f"to accept them, delete {record}"
             )
         _require_space(folder, origin.bytes)
-        write_whole(record, json.dumps(to_dict(origin), indent=2).encode())
+        write_bytes_atomic(record, json.dumps(to_dict(origin), indent=2).encode())
         NOTES.info("%s: importing it, once", name)
         _convert(weights, origin, folder)
     except OSError as error:
@@ -206,7 +214,7 @@ def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
 
     checkpoint = read_open_clip(weights)
     facts: dict[str, object] = {"form": _FORM, "source": to_dict(origin)}
-    with whole_folder(folder, facts) as partial:
+    with atomic_folder(folder, facts) as partial:
         write_files(checkpoint, checkpoint.model.state_dict(), partial)
         write_graphs(checkpoint, partial)
         facts |= manifest_facts(checkpoint, partial, "fp32")

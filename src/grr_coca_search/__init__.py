@@ -1,4 +1,4 @@
-"""An index of images, in a folder or on a Milvus server: searched by words, by images, and by fields of their files."""
+"""An index of images, in a folder or on a Milvus server, for searches by words, images and metadata fields."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

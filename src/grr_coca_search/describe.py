@@ -1,4 +1,4 @@
-"""Turns the bytes of an image into an entry of an index: here, or on a Ray cluster."""
+"""Conversion of image bytes to index entries, on this machine or on a Ray cluster."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 _MAX_TAGS, _MIN_PROBABILITY = 5, 0.2
-"""Words that are kept of an image, and how likely they are at least."""
+"""Maximum number of tags of an image, and their minimum probability."""
 
 
 class FoundImage(NamedTuple):
-    """An image that was found through the argument `root`. `stamp`: see `stamp_of`."""
+    """An image found through the argument `root`. `stamp`: see `stamp_of`."""
 
     file: ImageFile
     root: str
@@ -40,7 +40,7 @@ class FoundImage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """A decoded image: the digest of its bytes, its size, its perceptual hash, what its camera and people wrote, and
+    """A decoded image: the digest of its bytes, its size, its perceptual hash, its metadata, and
     `square`, the input of the model.
 
     If another machine has decoded and described it, `described` is the result, and `square` is None.
@@ -58,7 +58,7 @@ class DecodedImage:
 
 
 Take = Callable[[Sequence[DecodedImage], list[ImageDescription]], None]
-"""Takes a batch of images and their descriptions."""
+"""Function that receives a batch of images and their descriptions."""
 
 
 def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Iterator[DecodedImage | Failure]:
@@ -67,15 +67,15 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
     The stamp of a separate file is read again, as it may have changed since it was found. A member of a shard keeps
     that of the shard that was opened, as another one in its place has other offsets.
 
-    A failure of the system (a permission, a disk, a missing package, a busy machine) has no stamp, so the next update
-    tries it again.
+    A system failure (a permission, a disk, a missing package, a busy machine) has no stamp, so the next update
+    tries again.
     """
-    read: deque[tuple[FoundImage, str, int]] = deque()  # images whose answers are not here: digest and number of bytes
+    read: deque[tuple[FoundImage, str, int]] = deque()  # images without an answer yet: digest and number of bytes
 
     def contents() -> Iterator[tuple[bytes | UserError, str]]:
         for one in found:
             part = one.file.part
-            # Before reading: a file that is still being written then counts as changed.
+            # The stamp is read first, so that a file that is still being written counts as changed.
             stamp = stamp_of(one.file) if part is None or part.offset is None else one.stamp
             content = one.file.read_or_error()
             size, digest = (0, "") if isinstance(content, UserError) else (len(content), digest_of(content))
@@ -150,7 +150,7 @@ def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) ->
     """Return caption, embedding and tags of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
     return [
-        ImageDescription(" ".join(one.captions[0].text.split()), one.embedding, one.certainties[0], tags)
+        ImageDescription(" ".join(one.captions[0].text.split()), one.embedding, one.caption_confidences[0], tags)
         for one, tags in zip(described, _tags_of(model, described), strict=True)
     ]
 
@@ -158,7 +158,7 @@ def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) ->
 def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> list[tuple[str, ...]]:
     """Return likely words of each image, if the model has tags and the image is not unfamiliar.
 
-    They come from a single caption; `caption --tags` uses five. Beam search would make indexing several times slower
+    They are from a single caption; `caption --tags` uses five. Beam search would make indexing several times slower
     for little gain (nDCG@5 0.45 instead of 0.42).
     """
     familiar = [one for one in described if not one.unfamiliar]
@@ -177,7 +177,7 @@ class RayDescriber:
 
     Args:
         folder: The checkpoint, a folder that every machine can read.
-        engine: As in `grr_coca.load`.
+        engine: See `grr_coca.load`.
     """
 
     def __init__(self, folder: Path, engine: str = "auto") -> None:

@@ -1,8 +1,8 @@
-"""Near-duplicates: the same picture, scaled or compressed again. Pictures that differ are never taken for one.
+"""Near-duplicates: the same picture, scaled or compressed again. Different pictures are never merged.
 
-Three tests find them, the fast ones first: perceptual hashes are nearly equal, small copies in colour (`look_of`) are
-nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin drawings on white, and
-the embedding confuses two drawings of one thing, such as the numbers 72 and 73.
+Three tests find them, the fast ones first: perceptual hashes are nearly equal, small copies in colour
+(`compute_pixel_signature`) are nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin
+drawings on white, and the embedding confuses two drawings of one concept, such as the numbers 72 and 73.
 
 Shapes: N images.
 """
@@ -19,45 +19,45 @@ from grr_coca_search.entry import Entry
 from grr_coca_search.store import Store
 
 MAX_BITS = 6
-"""Near-duplicates differ in at most this many of the 64 bits of their hashes."""
+"""Maximum number of the 64 hash bits in which near-duplicates differ."""
 MIN_COSINE = 0.95
-"""The embeddings of near-duplicates have at least this cosine."""
+"""Minimum cosine between embeddings of near-duplicates."""
 LOOK_SIDE = 16
-"""Pixels on a side of the small copy by which pictures are compared."""
+"""Side in pixels of the pixel signature, the small copy for comparing pictures."""
 MAX_LEVELS = 2
-"""Of 16: the largest difference of a channel of a pixel between small copies of near-duplicates. Those of 300 copies
-differed in 1 at most, those of the nearest two of 1,000 icons of Tabler in 3."""
+"""Maximum difference, in 16 levels, of a channel of a pixel between small copies of near-duplicates. 300 copies
+differed by at most 1, and the nearest two of 1,000 Tabler icons by 3."""
 LIMIT_OF_BITS = 16
-"""The largest accepted number of differing bits. Hashes of unrelated images differ in 32 bits on average,
-and barely ever in fewer than 18."""
+"""Upper limit of the number of differing bits. Hashes of unrelated images differ in 32 bits on average,
+and rarely in fewer than 18."""
 EQUAL_BANDS = 3
 BANDS = MAX_BITS + EQUAL_BANDS
 """Number of bands that a hash is cut into. If two hashes differ in at most `MAX_BITS` bits, at least `EQUAL_BANDS` of
 their bands are equal. If more bits may differ, there are as many more bands."""
 MAX_BUCKET = 2000
-"""Up to this many images with equal bands are all compared with each other. If there are more, such as blank images,
-each is compared with this many."""
+"""Maximum number of images with equal bands that are all compared with each other. If there are more, such as blank
+images, each is compared with this many."""
 
 
 _CHUNK = 256
-"""Hashes that are compared with all others at a time; pairs of embeddings that are compared at a time."""
+"""Number of hashes compared with all others at a time, and of embedding pairs compared at a time."""
 _PAIRS = 2**14
-"""Pairs whose embeddings are in memory at a time."""
+"""Maximum number of pairs whose embeddings are in memory."""
 _RAW_PAIRS = 2**18
-"""Pairs of positions with equal bands that are compared by their hashes at a time. Few pass."""
+"""Number of pairs of positions with equal bands whose hashes are compared at a time. Few pass."""
 _MAX_LOOKS = 2**15
-"""Small copies that are kept in memory, 768 bytes each."""
+"""Maximum number of small copies in memory, 768 bytes each."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Images that look the same, the largest in pixels first."""
+    """Near-duplicate images, the largest in pixels first."""
 
     entries: list[Entry]
 
     @property
     def exact_copies(self) -> dict[str, str]:
-        """Images whose files have the same bytes as that of an image before them, which is the value, by name."""
+        """Images with the same bytes as an earlier image: from name to name of the earlier image."""
         firsts: dict[str, str] = {}
         for entry in self.entries:
             firsts.setdefault(entry.digest, entry.name)
@@ -67,12 +67,12 @@ class Group:
 def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
     """Return all groups of near-duplicates in a store, the largest group first.
 
-    Images with equal bytes are always in one.
+    Images with equal bytes are always in the same group.
 
     Args:
         store: The store.
-        max_distance: Number of the 64 bits of their hashes in which two images may differ. The larger it is, the
-            longer it takes.
+        max_distance: Maximum number of the 64 hash bits in which two images may differ. Larger values take
+            longer.
         min_cosine: Smallest cosine of their embeddings.
 
     Raises:
@@ -86,7 +86,7 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         hashed = store.hashes()
         ids = hashed["id"]
 
-        looks: dict[int, np.ndarray] = {}  # an image whose embedding is near to another's is near to several
+        looks: dict[int, np.ndarray] = {}  # an image with one near embedding often has several
 
         def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
             if len(looks) > _MAX_LOOKS:
@@ -109,7 +109,7 @@ def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
     """Return the near-duplicates among N images in memory, as positions. `vectors`: their embeddings, N E."""
     looks = looks_of(entries)
     hashes = np.array([entry.phash for entry in entries], np.int64)
-    # Drawings that are in no file have no digest, and none of them is another.
+    # Drawings without a file have no digest, and are all different.
     digests = np.array([entry.digest or f" {place}" for place, entry in enumerate(entries)])
     groups = _grouped(
         hashes,
@@ -134,16 +134,16 @@ def _grouped(
 
     Args:
         hashes: Perceptual hashes, N.
-        parents: For each position one that is in its group from the start, N.
+        parents: For each position, a position that is in its group from the start, N.
         same: Whether the small copies of two positions each are nearly equal.
-        vectors: The embeddings of positions.
+        vectors: Embeddings by position.
         max_distance, min_cosine: See `duplicate_groups`.
     """
     for batch in _alike(hashes, parents, max_distance):
         for start in range(0, len(batch), _PAIRS):
             pairs = batch[start : start + _PAIRS]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
-            # Icons of a set are alike in their hashes, and an image is in many pairs: each is read once, in its order.
+            # Icons of a set have similar hashes, and an image is in many pairs: each is read once, in order.
             places, rows = np.unique(pairs, return_inverse=True)
             embedded, rows = vectors(places), rows.reshape(pairs.shape)
             cosines = np.concatenate(
@@ -164,12 +164,12 @@ def _grouped(
     return sorted((order[start : start + size] for start, size in bounds), key=len, reverse=True)
 
 
-def folded(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
+def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
     """Group N hits by near-duplicates. A group is a list of positions. Groups are in the order of their best hits.
 
     Args:
         vectors: Embeddings of the hits, best first, N E.
-        entries: Their entries, N.
+        entries: Entries of the images, N.
     """
     hashes = np.array([entry.phash for entry in entries], np.int64)
     looks = looks_of(entries)
@@ -183,7 +183,7 @@ def folded(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
     group_of: dict[int, int] = {}  # the group of the best hit of each group
     for start in range(0, len(hashes), _CHUNK):
         chunk = np.arange(start, min(start + _CHUNK, len(hashes)))
-        # Only the best hits of groups are compared with, as thousands of hits may look the same.
+        # Only the best hits of groups are compared, as thousands of hits may be near-duplicates.
         earlier = np.concatenate([np.array(list(group_of), np.int64), chunk])
         near = _differing_bits(hashes[chunk, None], hashes[None, earlier]) <= MAX_BITS
         for place, row in zip(chunk.tolist(), near, strict=True):
@@ -202,9 +202,9 @@ def folded(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
 _LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3 // 2
 
 
-def look_of(image: Image.Image) -> bytes:
+def compute_pixel_signature(image: Image.Image) -> bytes:
     """Return a small copy of an RGB image with 16 levels in each channel: 384 bytes, two values in each."""
-    # A filter wider than a pixel makes little of where the edges of pixels lie, and of what compression changes.
+    # A filter wider than a pixel reduces the effect of pixel boundaries and of compression.
     small = image.convert("RGB").resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR, reducing_gap=4)
     levels = (np.asarray(small, np.int16).reshape(-1, 2) + 8) // 17
     return (levels[:, 0] << 4 | levels[:, 1]).astype(np.uint8).tobytes()
@@ -221,7 +221,7 @@ def looks_of(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether small copies are nearly equal in every pixel. Nothing is equal to one that is not known."""
+    """Return whether small copies are nearly equal in every pixel. An unknown copy equals no other."""
     differences = np.abs(first - second).max(axis=-1)
     return (differences <= MAX_LEVELS) & (first[..., 0] >= 0) & (second[..., 0] >= 0)
 
@@ -230,7 +230,7 @@ def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _first_of_equal(digests: np.ndarray) -> np.ndarray:
-    """For each of N digests, the index of the first digest that is equal to it: N."""
+    """Return, for each of N digests, the index of the first equal digest: N."""
     _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
     return firsts[kinds]
 
@@ -239,16 +239,16 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
     """Yield pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions
     P 2.
 
-    Of positions that are in one group at the start, only one is compared. Sorted by some bands, hashes with equal bands
+    Only one position of each initial group is compared. Sorted by some bands, hashes with equal bands
     are neighbours, and only neighbours are compared. For N random hashes, this makes a few times N comparisons, as long
     as N is not much larger than 2²¹.
     """
     places = np.unique(parents)
-    places = places[np.argsort(hashes[places], kind="stable")]  # among equal keys, equal hashes come first
+    places = places[np.argsort(hashes[places], kind="stable")]  # equal keys are sorted by hash
     hashes = hashes[places]
     count = max(BANDS, max_bits + EQUAL_BANDS)
     bands = _bands(hashes, count)
-    crowded = np.zeros(len(places), bool)  # images that had more equal ones than they were compared with
+    crowded = np.zeros(len(places), bool)  # images that were not compared with all equal ones
     for chosen in combinations(range(count), EQUAL_BANDS):
         keys = np.zeros(len(places), np.uint32)
         for band in chosen:
@@ -261,7 +261,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
             a, b = a[is_near], b[is_near]
             pairs = np.stack([order[a], order[b]], axis=1)
             may_be_new = crowded[order[a]] & ~is_crowd[a]
-            for band in set(range(chosen[-1])).difference(chosen):  # otherwise this band has given the pair before
+            for band in set(range(chosen[-1])).difference(chosen):  # otherwise this band has already yielded the pair
                 kept = may_be_new | (bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]])
                 pairs, may_be_new = pairs[kept], may_be_new[kept]
             pairs = places[pairs]
@@ -272,7 +272,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
 
 
 def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
-    """Split N 64-bit hashes into disjoint bands of at most eight bits. Returns N numbers for each band."""
+    """Split N 64-bit hashes into disjoint bands of at most eight bits. Return N numbers for each band."""
     ends = [64 * band // count for band in range(count + 1)]
     bits = hashes.view(np.uint64)
     return [
@@ -282,7 +282,7 @@ def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _are_in_crowds(keys: np.ndarray) -> np.ndarray:
-    """Return which of N sorted keys are equal to more than `MAX_BUCKET` of them: N."""
+    """Return which of N sorted keys occur more than `MAX_BUCKET` times: N."""
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(starts, append=len(keys))
     return np.repeat(sizes > MAX_BUCKET, sizes)
@@ -333,7 +333,7 @@ def _join(parents: np.ndarray, one: int, other: int) -> None:
 
 _CELLS = 8
 _STEP = 12
-"""Of 255: a smaller difference between neighbours counts as none: flat parts have the same bits in all copies."""
+"""Minimum difference, of 255, between neighbours that counts, so that flat parts have the same bits in all copies."""
 _BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
@@ -341,7 +341,7 @@ def perceptual_hash(image: Image.Image) -> int:
     """Return the perceptual hash of an RGB image, 64 bits as a signed number. Similar images have similar hashes.
 
     Each bit is set if a cell of the grey image, 8 × 8, is darker than its right neighbour. Scaling and recompressing an
-    image changes few bits: 2 at most in 300 copies of thin icons, where hashes of frequencies changed up to 26.
+    image changes few bits: at most 2 in 300 copies of thin icons, where frequency-based hashes changed up to 26.
     """
     grey = image.convert("L").resize((_CELLS + 1, _CELLS), Image.Resampling.BILINEAR, reducing_gap=4)
     cells = np.asarray(grey, np.int16)

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, Self, TypeVar
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.data.sources.base import PACK_SUFFIX
-from grr_coca.infer.calibration import UNKNOWN, Certainty
+from grr_coca.infer.calibration import UNKNOWN, CaptionConfidence
 from grr_coca_search.fields import OWN_FIELDS, PHOTO_FIELDS, READER, SEVERAL, FieldValue
 
 MAX_WIDTH = 2**16
-"""Largest width of an embedding."""
+"""Maximum width of an embedding."""
 VERSION = 1
-"""Version of the format of an index. Older code refuses a newer one."""
+"""Version of the index format. Older code rejects newer versions."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Header:
 
     Attributes:
         model: The name or folder of the model.
-        fingerprint: Of the files of its checkpoint.
+        fingerprint: Fingerprint of the checkpoint files.
     """
 
     model: str
@@ -37,7 +37,7 @@ class Header:
 
 
 class Stamp(NamedTuple):
-    """Size of an image in bytes, and when its file was changed. An image with the same stamp is taken as unchanged."""
+    """Size of an image in bytes and modification time of its file. An image with the same stamp counts as unchanged."""
 
     size: int
     mtime_ns: int
@@ -48,7 +48,7 @@ class Photo:
     """Metadata that a camera or user wrote into an image file; see `grr_coca_search.photo.photo_of`.
 
     Attributes:
-        fields: The values of `PHOTO_FIELDS` that are known.
+        fields: Known values of `PHOTO_FIELDS`.
         keywords: Keywords of the image.
         sidecars: Number that changes with the XMP files next to the image; see `grr_coca_search.photo.sidecar_state`.
     """
@@ -59,17 +59,17 @@ class Photo:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Title and keywords: what people wrote."""
+        """Title and keywords: user metadata."""
         return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON can hold them."""
+        """Return the values as JSON-compatible objects."""
         known = {PHOTO_FIELDS[name]: value for name, value in self.fields.items()}
         return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore the values of `to_dict`. Others, of a newer version, are ignored."""
+        """Restore the values of `to_dict`. Additional values of newer versions are ignored."""
         known = {name: values[key] for name, key in PHOTO_FIELDS.items() if key in values}
         return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
 
@@ -79,16 +79,16 @@ class Entry:
     """An image of an index, without its embedding.
 
     Attributes:
-        name: Its absolute path, or its place in a shard or table.
-        root: The argument that it was found by.
-        file, offset: Where its bytes are, `offset` None if they are the whole file.
-        digest: Of its bytes.
+        name: Absolute path, or location in a shard or table.
+        root: Argument through which it was found.
+        file, offset: Location of its bytes; `offset` is None if they are the entire file.
+        digest: Digest of its bytes.
         phash: See `perceptual_hash`.
-        look: See `look_of`, empty if it is not known.
-        fields: The columns of its table.
-        photo: Its metadata, None if not read yet.
-        certainty: The confidence of its caption.
-        tags: Words that the model gives the image.
+        look: See `compute_pixel_signature`; empty if unknown.
+        fields: Columns of its table.
+        photo: Metadata; None if not read yet.
+        certainty: Confidence of its caption.
+        tags: Words that the model assigns to the image.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Entry:
     caption: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     photo: Photo | None = None
-    certainty: Certainty = UNKNOWN
+    certainty: CaptionConfidence = UNKNOWN
     tags: tuple[str, ...] = ()
     look: bytes = b""
 
@@ -120,22 +120,22 @@ class Entry:
 
     @property
     def date(self) -> str:
-        """When the file was changed, in UTC, such as `2026-03-01T12:00:00`. As text it sorts by time."""
+        """Modification time of the file in UTC, such as `2026-03-01T12:00:00`. As text it sorts by time."""
         return datetime.fromtimestamp(self.stamp.mtime_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
     @property
     def draw(self) -> int:
-        """A hash of the name. The images with the smallest ones are a random sample."""
+        """Hash of the name. The images with the smallest hashes are a random sample."""
         return name_id(self.name)
 
     @property
     def span(self) -> Span:
-        """The place of the bytes."""
+        """Location of the bytes."""
         return Span(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """Fields from the model, the file and the columns of its table, of which later ones take precedence.
+        """Fields from the model, the file and the columns of its table; later sources take precedence.
         Several values of a field are one text, separated by commas."""
         found = certainty_fields(self.certainty)
         if self.photo is not None:
@@ -149,14 +149,14 @@ class Entry:
 
     @property
     def _lists(self) -> "dict[str, tuple[str, ...]]":
-        """The fields of which the image has several values, without those that a column of its table replaces."""
+        """The multi-valued fields of the image, except those that a column of its table replaces."""
         lists = {"keywords": () if self.photo is None else self.photo.keywords, "tags": self.tags}
         return {name: values for name, values in lists.items() if values and name not in self.fields}
 
     def values_of(self, field: str) -> "tuple[FieldValue, ...]":
         """Return the values of a field: one of `OWN_FIELDS`, or of `all_fields`.
 
-        None if the image lacks it, and several of `SEVERAL`.
+        Empty if the image lacks it; several values for fields in `SEVERAL`.
         """
         if field in SEVERAL and field not in self.fields:
             return self._lists.get(field, ())
@@ -174,7 +174,7 @@ class Entry:
 
     @property
     def is_vector(self) -> bool:
-        """Whether the image is an SVG file, or an icon of a set, which is one too."""
+        """Whether the image is an SVG file or an icon of a set."""
         return self.name.lower().endswith(".svg") or "icon" in self.fields
 
     @property
@@ -204,7 +204,7 @@ class ImagePlace(NamedTuple):
 
     @classmethod
     def of(cls, name: str, file: str, offset: int | None) -> "ImagePlace":
-        """Return the place of an image, from the values `name`, `file` and `offset` of its `Entry`."""
+        """Return the location of an image, from the values `name`, `file` and `offset` of its `Entry`."""
         return cls(name, name if offset is None else file)
 
     @classmethod
@@ -214,7 +214,7 @@ class ImagePlace(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An image that could not be read. `stamp` is None if the file is gone, or if the next update must try it again."""
+    """An image that could not be read. `stamp` is None if the file is gone, or if the next update must try again."""
 
     name: str
     root: str
@@ -226,14 +226,14 @@ _MAX_NANOSECONDS = 2**63 - 1
 
 
 def stamp_of(file: ImageFile) -> Stamp | None:
-    """Return the stamp of an image, or None if its file does not exist, or if no file holds its bytes."""
+    """Return the stamp of an image, or None if its file does not exist or its bytes are in no file."""
     part = file.part
     try:
         status = os.stat(file.name if part is None else part.file)  # noqa: PTH116 (a third of the time of pathlib)
     except (OSError, ValueError):
         return None
     size = part.size if part is not None and part.size is not None else status.st_size
-    # A time after the year 2262 has more bits than a column of a database.
+    # A time after the year 2262 has more bits than a database column.
     return Stamp(size, max(-_MAX_NANOSECONDS, min(status.st_mtime_ns, _MAX_NANOSECONDS)))
 
 
@@ -243,12 +243,12 @@ def digest_of(content: bytes) -> str:
 
 
 def name_id(name: str) -> int:
-    """Return a 63-bit hash of a name. It is the same on every machine."""
+    """Return a 63-bit hash of a name. It is equal on all machines."""
     return int.from_bytes(hashlib.blake2b(os_bytes(name), digest_size=8).digest()) >> 1
 
 
 def os_bytes(name: str) -> bytes:
-    """Return a file name as bytes, also if it is not UTF-8."""
+    """Return a file name as bytes, even if it is not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -265,7 +265,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 # --- Fields of the model
 
 
-def certainty_fields(certainty: Certainty) -> dict[str, FieldValue]:
+def certainty_fields(certainty: CaptionConfidence) -> dict[str, FieldValue]:
     """Return the confidence of a caption as fields, without unknown values."""
     found: dict[str, FieldValue] = {}
     if certainty.confidence is not None:
@@ -275,10 +275,10 @@ def certainty_fields(certainty: Certainty) -> dict[str, FieldValue]:
     return found
 
 
-def certainty_of(fields: Mapping[str, FieldValue]) -> Certainty:
+def certainty_of(fields: Mapping[str, FieldValue]) -> CaptionConfidence:
     """Return the confidence that `certainty_fields` wrote."""
     confidence, unfamiliar = fields.get("confidence"), fields.get("unfamiliar")
-    return Certainty(
+    return CaptionConfidence(
         None if confidence is None else float(confidence), None if unfamiliar is None else unfamiliar == "yes"
     )
 
@@ -289,15 +289,15 @@ FILTER_WORDS = frozenset({"and", "or", "not", "in", "like"})
 """Keywords of the filter language. No field has such a name."""
 
 _RESERVED = frozenset({"id", "name", "root", "file", "offset", "mtime_ns", "digest", "phash", "draw", "vector"})
-"""Names that the stores use themselves."""
+"""Names used internally by the stores."""
 
 
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
-    """Turn the columns of a table into fields, with values that are texts and numbers.
+    """Convert the columns of a table to fields whose values are texts and numbers.
 
-    A text that is a number becomes a number, so that it compares as one. A list becomes text with commas. Empty cells
+    Numeric texts become numbers, for comparisons. A list becomes text with commas. Empty cells
     and other values are excluded. Names are lower case, with `_` for all characters but digits and the letters a to z;
-    a name without such a letter keeps its own letters. A name that a filter cannot write, or that already has a
+    a name without such a letter keeps its letters. A name that is invalid in filters, or that already has a
     meaning, gets the prefix `table_`.
 
     Raises:
@@ -320,7 +320,7 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
 def _field_name(column: str) -> str:
     written = column.strip().lower()
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in written)
-    if not any(c.isalpha() for c in name):  # another script: with `_` for each letter, all names would look the same
+    if not any(c.isalpha() for c in name):  # another script: with `_` for each letter, all names would be equal
         name = "".join(c if c.isalnum() else "_" for c in written) or "column"
     return f"table_{name}" if name[0].isdigit() or name in {*OWN_FIELDS, *FILTER_WORDS, *_RESERVED} else name
 
@@ -329,14 +329,16 @@ def _plain_value(cell: object) -> FieldValue | None:
     if isinstance(cell, bool):
         return int(cell)
     if isinstance(cell, int | float):
-        return cell if abs(cell) < 2**63 else None  # false for NaN too
+        return cell if abs(cell) < 2**63 else None  # also false for NaN
     if isinstance(cell, list | tuple):
         return ", ".join(map(str, cell)) or None
     return _number(cell) if isinstance(cell, str) and cell else None
 
 
 def _number(text: str) -> FieldValue:
-    """Return the number that a text is, if writing the number gives the same text: `007` and `1e5` stay texts."""
+    """Return the number that a text represents, if formatting the number yields the same text: `007` and `1e5` stay
+    texts.
+    """
     for kind in (int, float):
         try:
             number = kind(text)

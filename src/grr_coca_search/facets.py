@@ -1,4 +1,4 @@
-"""Facets: by which fields the images of an index can be filtered, and which values these have."""
+"""Facets: the fields by which images of an index can be filtered, and their values."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,14 +8,14 @@ from grr_coca_search.filters import Filter
 from grr_coca_search.store import FieldSummary, Store, summaries_of
 
 _MAX_VALUES = 100
-"""Maximum number of values that are listed of a field: the most frequent ones."""
+"""Maximum number of listed values of a field, the most frequent first."""
 
 Facet = dict[str, object]
 """`field`, and `kind`: `text` with `values` (value and number of images), `number` or `date` with `min` and `max`."""
 
 
 def facet_fields(columns: Iterable[str]) -> list[str]:
-    """Return the fields that may be facets, in the order in which they are shown: those of tables (`columns`) first."""
+    """Return the fields that may be facets, in display order: those of tables (`columns`) first."""
     return list(dict.fromkeys([*sorted(columns), *(name for name, field in FIELDS.items() if field.is_facet)]))
 
 
@@ -29,13 +29,13 @@ def facets(store: Store) -> list[Facet]:
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
-    """Return the facets of some images among these fields."""
+    """Return the facets of some images for the given fields."""
     return _facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
 
 
 def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
-    """Return the values of the texts among these fields with the number of images that match a filter, also where all
-    differ.
+    """Return the values of the text fields among the given ones, with the number of images that match a filter, even if
+    all differ.
 
     Raises:
         UserError: If the index cannot be read.
@@ -44,10 +44,10 @@ def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
 
 
 def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
-    """Return the values of the texts among these fields with the number of groups that have each, also where all
+    """Return the values of the text fields among the given ones, with the number of groups that have each, even if all
     differ.
 
-    Of near-duplicates, one that has the value is enough: a filter would select it.
+    A group counts if one of its near-duplicates has the value, as a filter would select it.
     """
     return _counts(summaries_of(groups, fields, _MAX_VALUES))
 
@@ -72,7 +72,7 @@ def _facets(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
 def _facet(field: str, found: FieldSummary) -> Facet | None:
     """Return the facet of a field.
 
-    None if no image has the field, or if it is a text that differs in all images, such as a title.
+    None if no image has the field, or if it is a text that is different in all images, such as a title.
     """
     if found.low is None:
         return None

@@ -7,7 +7,7 @@ test       = ("=" | "!=" | "<" | "<=" | ">" | ">=") value
            | ["not"] "in" "(" value ("," value)* ")" | ["not"] "like" text
 value      = number | text between single or double quotes, in which two quotes stand for one
 
-A comparison is false for an image that lacks the field, or has a value of the other kind there (text, number).
+A comparison is false for an image that lacks the field, or has a value of the other kind (text, number).
 """
 
 import re
@@ -75,18 +75,18 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
     """Parse the text of a filter into a tree.
 
     Args:
-        text: The filter, as a user wrote it.
-        columns: The fields of this index besides `FIELDS`: those of tables.
+        text: The filter in user notation.
+        columns: Fields of this index from tables, in addition to `FIELDS`.
 
     Raises:
-        UserError: If the filter is invalid or too long, or names a field that no image has. The message gives the place
-            of the error, or the nearest field.
+        UserError: If the filter is invalid or too long, or names a field that no image has. The message names the
+            position of the error, or the nearest field.
     """
     tree = _Parser(text).parse()
     tests = list(_tests(tree))
     if len(tests) > _MAX_TESTS:
         raise UserError(f"--where: {len(tests):,} comparisons (limit {_MAX_TESTS}); 'in' takes many values of a field")
-    of_tables = set(columns)  # a column with the name of a photo's field may hold anything
+    of_tables = set(columns)  # a column with the name of a photo's field may have any values
     valid = {*FIELDS, *of_tables}
     for name in sorted({test.field for test in tests}):
         if name not in valid:
@@ -128,9 +128,11 @@ _SYNONYMS = {"==": "=", "<>": "!="}
 _COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
 _MAX_DEPTH = 50
 _MAX_TESTS = 900
-"""Maximum number of tests of a filter: SQLite takes trees of depth 1000, and each `and` and `or` is one deeper."""
+"""Maximum number of tests of a filter: SQLite accepts trees up to depth 1000, and each `and` and `or` adds one
+level."""
 _MAX_INTEGER_LENGTH = len(str(-(2**63)))
-"""Maximum number of characters of an integer. Longer ones are out of range, and `int` refuses thousands of digits."""
+"""Maximum number of characters of an integer. Longer numbers are out of range, and `int` rejects thousands of
+digits."""
 
 
 class _Token(NamedTuple):

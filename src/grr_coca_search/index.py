@@ -46,8 +46,8 @@ _MAX_HITS = 10_000
 class Index:
     """A library of images with their captions and embeddings, searched by words and images.
 
-    Any number of processes can read an index, and one can write to it: the first change takes the lock of the writer,
-    which is held until the index is closed. Use it as a context, or call `close`.
+    Any number of processes can read an index, and one can write to it: the first change acquires the writer lock,
+    which is held until the index is closed. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, store: Store, model: "IndexModel") -> None:
@@ -67,15 +67,16 @@ class Index:
         """Open an index.
 
         Args:
-            location: Its folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE`.
-            model: Checkpoint folder, name of a shipped model or `OWNER/NAME` on the hub; None: the model that made
+            location: Index folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE`.
+            model: Checkpoint folder, name of a bundled model or `OWNER/NAME` on the hub; None: the model that created
                 the index, or for a new index the default model.
             create: Create it if it does not exist.
             batch_size: Number of images in one forward pass.
-            engine: What computes the model, as in `grr_coca.load`.
+            engine: Engine, see `grr_coca.load`.
 
         Raises:
-            UserError: If the index is not found, another model or a newer version made it, or `batch_size` is below 1.
+            UserError: If the index is not found, another model or a newer version created it, or `batch_size` is below
+                1.
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
@@ -90,14 +91,16 @@ class Index:
                     chosen = _model_of(store, batch_size, engine)
                 else:
                     chosen = IndexModel(str(model), batch_size, engine)
-            chosen.require(store.header, store.location)  # also for a new index: another process may have made it first
+            chosen.require(
+                store.header, store.location
+            )  # also for a new index: another process may have created it first
         except BaseException:
             store.close()
             raise
         return cls(store, chosen)
 
     def close(self) -> None:
-        """Close files and connections, and release the lock of the writer."""
+        """Close files and connections, and release the writer lock."""
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -119,15 +122,15 @@ class Index:
     ) -> UpdateResult:
         """Add images, and update images that were added before.
 
-        Known images with the same size and time are not read again. If a folder, shard, table or pattern was added
+        Known images with unchanged size and time are not read again. If a folder, shard, table or pattern was added
         before, its images that no longer exist are removed.
 
         Args:
             images: Files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
             on_progress: Called with the numbers of finished, all, and failed images.
             on: `this` describes images on this machine, `ray` on the machines of a Ray cluster.
-            exclude: What to leave out: a pattern as in .gitignore, or several. The index remembers them; None: those
-                that it remembers.
+            exclude: One or more patterns of files to exclude, as in .gitignore. The index stores them; None: the
+                stored patterns.
 
         Raises:
             UserError: If an argument does not exist or has no image, a pattern is invalid, another process writes, or
@@ -142,15 +145,15 @@ class Index:
         return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, patterns)
 
     def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> UpdateResult:
-        """Call `add` for everything that was added before."""
+        """Call `add` for all arguments that were added before."""
         return self.add(self.store.roots(), on_progress, on)
 
     def delete(self, names: str | Path | Iterable[str | Path] = (), *, where: str | None = None) -> int:
-        """Remove images from the index. Their files stay. Returns the number of removed images.
+        """Remove images from the index, but not their files. Return the number of removed images.
 
         Args:
             names: Paths, or names as in `Hit.path`.
-            where: a filter; all images that match it are removed too.
+            where: Filter; all images that match it are removed too.
 
         Raises:
             UserError: If the filter is invalid, or another process writes.
@@ -166,15 +169,15 @@ class Index:
         return before - len(self)
 
     def forget(self, arguments: str | Path | Iterable[str | Path]) -> int:
-        """Remove all images that were added by some arguments, or are inside them. Returns their number.
+        """Remove all images that were added through some arguments, or are inside them. Return their number.
 
-        The arguments need not exist any more. Images that exist come back when a folder above them is added again.
+        The arguments may no longer exist. Existing images return when a folder above them is added again.
 
         Args:
             arguments: Folders, files, shards, tables or patterns.
 
         Raises:
-            UserError: If the index has no images of one argument, or another process writes.
+            UserError: If the index has no images of an argument, or another process writes.
         """
         given = [arguments] if isinstance(arguments, str | Path) else arguments
         return forget_arguments(self.store, list(map(str, given)))
@@ -195,17 +198,17 @@ class Index:
         """Find images.
 
         Args:
-            texts: What the images show. Several texts are combined.
-            n: The maximum number of hits.
-            image: One or several images that hits should look like.
-            without: Texts of what hits should not show.
-            weights: The weight of each text.
-            where: a filter such as `folder = 'logos' and width > 64`; see `grr_coca_search.filters`.
-            hybrid: If the query is only texts, rank images that people call so first, and add to the scores of the
-                others how well the words match. An index on Milvus has no full-text index.
-            fold: Make one hit of near-duplicates.
-            min_relevance: Leave out hits with a smaller relevance, from 0 to 1. If relevances are not valid (`can_tell`
-                of the result is False), no hit is left.
+            texts: Descriptions of the images. Several texts are combined.
+            n: Maximum number of hits.
+            image: One or more images that hits should resemble.
+            without: Descriptions that hits should not match.
+            weights: Weight of each text.
+            where: Filter such as `folder = 'logos' and width > 64`; see `grr_coca_search.filters`.
+            hybrid: If the query has only texts, rank images with these names first, and add to the scores of
+                the others how well the words match. An index on Milvus has no full-text index.
+            fold: Merge near-duplicates into one hit.
+            min_relevance: Exclude hits with a lower relevance, from 0 to 1. If relevances are not valid (`can_tell`
+                of the result is False), no hit remains.
 
         Raises:
             UserError: If the query is empty, a number is out of range, the filter is invalid, or an image cannot be
@@ -220,18 +223,19 @@ class Index:
         return search_store(query, self.store, self.model, options)
 
     def match(self, other: "Index | str | Path | Sequence[str | Path]", *, n: int = 5, names: bool = True) -> list[Any]:
-        """Find the equivalent of each image of this index in another library, such as each icon of a set in another.
+        """Find the equivalent of each image of this index in another library, such as each icon of a set in another
+        set.
 
         Args:
-            other: An index of the same model; or icon sets, files and folders as in `grr-coca match`.
-            n: Most candidates of each image.
-            names: Also compare names, if both are icons.
+            other: Index of the same model; or icon sets, files and folders as in `grr-coca match`.
+            n: Maximum number of candidates per image.
+            names: Whether to also compare names, if both are icons.
 
         Returns:
-            A `PictureMatch` for each image, see `grr_coca_icons.match.candidates`.
+            A `PictureMatch` per image, see `grr_coca_icons.match.candidates`.
 
         Raises:
-            UserError: If the other index was made by another model, or the other library has no image.
+            UserError: If the other index has another model, or the other library has no image.
         """
         match_index = plugins.named("grr_coca.functions", "match_index")
         if match_index is None:
@@ -240,7 +244,7 @@ class Index:
         return matches
 
     def duplicates(self, *, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
-        """Return groups of images that look the same, the largest group first. See `duplicate_groups`.
+        """Return groups of near-duplicate images, the largest group first. See `duplicate_groups`.
 
         Raises:
             UserError: If a number is out of range.
@@ -279,8 +283,8 @@ class IndexModel:
 
     def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
         self.folder = locate_checkpoint(name)
-        # A name by which other processes find it too: that of a shipped model, or an absolute path. For a run, the path
-        # of its best or newest checkpoint, because later checkpoints have other embeddings.
+        # A name that other processes can find, too: the name of a bundled model, or an absolute path. For a run, the
+        # path of its best or newest checkpoint, because later checkpoints have other embeddings.
         is_name = shipped_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size
@@ -289,7 +293,7 @@ class IndexModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of its files. This does not load the model."""
+        """The fingerprint of its files, computed without loading the model."""
         return fingerprint(self.folder)
 
     @cached_property
@@ -306,7 +310,7 @@ class IndexModel:
         """The model in PyTorch, for heat maps.
 
         Raises:
-            UserError: If PyTorch is not installed, or the model is one in int8.
+            UserError: If PyTorch is not installed, or the model is in int8.
         """
         require_extra("torch", "a heat map")
         from grr_coca.model.checkpoint import from_pretrained
@@ -320,10 +324,10 @@ class IndexModel:
 
     @cached_property
     def curve(self) -> RelevanceCurve | None:
-        """The curve of its relevances; None if there is none.
+        """The relevance curve; None if there is none.
 
         Raises:
-            UserError: If the file with its numbers is corrupt.
+            UserError: If the file with its parameters is corrupt.
         """
         return curve_of(self.folder, self.loaded.config)
 
@@ -334,7 +338,7 @@ class IndexModel:
         return done_ahead(found, partial(decode_found, preprocess=preprocess), batch_size)
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """Caption and embedding of each image, from one forward pass."""
+        """Caption and embed images in one forward pass per batch."""
         model = self.loaded
 
         def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[ImageDescription]]:
@@ -345,15 +349,15 @@ class IndexModel:
 
     @cached_property
     def thesaurus(self) -> Thesaurus:
-        """The words that it knows for others.
+        """Known words for unknown ones.
 
         Raises:
-            UserError: If the file with them cannot be read.
+            UserError: If their file cannot be read.
         """
         return Thesaurus.of_model(self.folder)
 
     def related_words(self, text: str) -> tuple[str, ...]:
-        """Return words to search for in place of a text that the model does not know; see `Thesaurus.related`."""
+        """Return words to search for instead of a text that the model does not know; see `Thesaurus.related`."""
         return self.thesaurus.related(text)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -365,7 +369,7 @@ class IndexModel:
         return self.loaded.embed_texts(list(texts))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Return embeddings of captions, M E. An empty caption gives zeros."""
+        """Return embeddings of captions, M E. An empty caption yields zeros."""
         vectors = np.zeros((len(captions), self.loaded.engine.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
@@ -373,13 +377,15 @@ class IndexModel:
         return vectors
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """`embed_captions` with a cache of the last result, as successive queries have the same sample of a library."""
+        """Embed captions as `embed_captions`, with a cached last result, as successive queries have the same library
+        sample.
+        """
         if captions != self._sampled[0]:
             self._sampled = (captions, self.embed_captions(captions))
         return self._sampled[1]
 
     def describe_images(self, images: Sequence[Image.Image | Path | str]) -> list[tuple[str, np.ndarray]]:
-        """Caption and embedding of each image.
+        """Return caption and embedding of each image.
 
         Raises:
             UserError: If an image cannot be read.
@@ -397,18 +403,18 @@ class IndexModel:
         return self.picture_queries(self.loaded.embed_images(list(images)))
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images that look like some images, from the embeddings of these, M E."""
+        """Return queries for images similar to given images, from their embeddings, M E."""
         return self.loaded.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return texts of which an adapted model knows no word."""
+        """Return the texts without a word that an adapted model knows."""
         return self.loaded.unknown_texts(texts)
 
     def require(self, header: Header, location: str) -> None:
-        """Raise an error if an index was made with another model, or with another version of this one.
+        """Raise an error if an index was created with another model, or with another version of this model.
 
         Raises:
-            UserError: If the models differ. The message names both, or how to make the index again.
+            UserError: If the models differ. The message names both, or how to rebuild the index.
         """
         if header.fingerprint == self.fingerprint:
             return

@@ -21,13 +21,13 @@ from grr_coca_search.entry import Photo
 from grr_coca_search.fields import PHOTO_FIELDS, READER
 
 FACTS = "grr_coca_search.picture_facts"
-"""The module of what helper programs find in pictures."""
+"""Module with which helper programs extract facts from pictures."""
 
 Found = Mapping[str, Any]
-"""EXIF, XMP or IPTC data: values by the names of fields, and `keywords`. None: not known."""
+"""EXIF, XMP or IPTC data: values by field name, and `keywords`. None: unknown."""
 
 _MAX_METADATA_BYTES = 2**22
-"""More is not read. Some programs keep whole images there, and a crafted file may promise anything."""
+"""Maximum size of metadata. Some programs store whole images there, and a crafted file may declare any size."""
 _MAX_TEXT = 500
 _MAX_KEYWORDS = 200
 
@@ -37,11 +37,11 @@ def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
 
     Args:
         file: The image.
-        inside: Metadata that a helper program has found in the file.
+        inside: Metadata that a helper program found in the file.
     """
-    sidecars = sidecar_state(file)  # before they are read: one that changes in the meantime is read again
+    sidecars = sidecar_state(file)  # before they are read, so that a file that changes in the meantime is read again
     beside = list(map(_in_sidecar, sidecar_paths(file)))
-    ranked = [*reversed(beside), *inside]  # the first that knows a field counts, and keywords of all are kept
+    ranked = [*reversed(beside), *inside]  # the first source with a field counts, and keywords of all sources are kept
     known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in PHOTO_FIELDS}
     keywords = [word for one in (*inside, *beside) for word in one.get("keywords", ())]
     return Photo(
@@ -55,16 +55,16 @@ def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
 
 
 def sidecar_paths(file: ImageFile) -> list[str]:
-    """Return the places of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which counts
-    more.
+    """Return the paths of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which takes
+    precedence.
 
-    Lightroom and Adobe Bridge write the first; darktable and digiKam write the second.
+    Lightroom and Adobe Bridge write the former; darktable and digiKam write the latter.
     """
     return [] if file.source is not None else [f"{os.path.splitext(file.name)[0]}.xmp", f"{file.name}.xmp"]  # noqa: PTH122
 
 
 def sidecar_state(file: ImageFile) -> int:
-    """Return a number that changes when an XMP file of an image is made, changed or removed, or when `READER`
+    """Return a number that changes when an XMP file of an image is created, changed or removed, or when `READER`
     changes.
     """
     found = []
@@ -99,12 +99,12 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
 
 
 def found_in(data: bytes, name: str) -> list[Found]:
-    """Return what is written into an image file, in three forms. It runs in helper programs.
+    """Return the metadata in an image file, in three forms. It runs in helper programs.
 
-    Data of cameras take precedence over data of programs.
+    Camera data take precedence over program data.
     """
     if not data.startswith(_STARTS) and data[8:12] != b"WEBP" and data[4:8] != b"ftyp":
-        return []  # no other format has such metadata
+        return []  # other formats have no such metadata
     ignore_warnings_of_pillow()
     try:
         image = open_header(data, name)
@@ -117,7 +117,7 @@ def found_in(data: bytes, name: str) -> list[Found]:
 
 
 def _exif(image: Image.Image) -> Found:
-    # Each part separately: damage to one must not hide the others.
+    # Each part is read separately: corruption of one must not hide the others.
     main = _tags(image, None)
     more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
     tag, where = ExifTags.Base, ExifTags.GPS
@@ -142,7 +142,10 @@ def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
 
 
 def _exif_time(value: object) -> str | None:
-    """Return a time such as `2026:03:01 12:00:00`. Cameras without a clock write zeros or spaces."""
+    """Return a time such as `2026:03:01 12:00:00`.
+
+    Cameras without a clock write zeros or spaces, for which the result is None.
+    """
     try:
         return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
     except ValueError:
@@ -158,7 +161,7 @@ def _camera(make: object, model: object) -> str | None:
 
 
 def _degrees(parts: object, reference: object, limit: float) -> float | None:
-    """Return degrees of three rational numbers: degrees, minutes and seconds. None if they are out of range."""
+    """Return degrees from three rational numbers: degrees, minutes and seconds. None if they are out of range."""
     try:
         numbers = [float(part) for part in (parts if isinstance(parts, tuple | list) else (parts,))]  # type: ignore[arg-type]
         sign = {"N": 1, "E": 1, "S": -1, "W": -1}[str(reference).strip("\0 ").upper()[:1]]
@@ -169,7 +172,7 @@ def _degrees(parts: object, reference: object, limit: float) -> float | None:
 
 
 def _place(lat: float | None, lon: float | None) -> dict[str, float]:
-    """Return both, or none. Cameras that do not know where they are write zeros."""
+    """Return both coordinates, or none. Cameras without a position write zeros."""
     return {} if lat is None or lon is None or lat == lon == 0 else {"lat": lat, "lon": lon}
 
 
@@ -178,7 +181,9 @@ def _place(lat: float | None, lon: float | None) -> dict[str, float]:
 
 def _xmp(image: Image.Image) -> Found:
     xmp = _properties(image)
-    paths = [path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))]  # of Lightroom, as `animals|cat`
+    paths = [
+        path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))
+    ]  # Lightroom's form, such as `animals|cat`
     paths += [path.split("/") for path in _texts(xmp.get("TagsList"))]  # of digiKam
     return {
         "taken": _xmp_time(xmp.get("DateTimeOriginal")) or _xmp_time(xmp.get("DateCreated")),
@@ -194,7 +199,7 @@ def _properties(image: Image.Image) -> dict[str, Any]:
     """Return the properties of all descriptions, by their names without namespaces."""
     try:
         found = image.getxmp()
-    except Exception:  # no XML, or with entities, or nested too deeply
+    except Exception:  # not XML, or with entities, or nested too deeply
         return {}
     rdf = found.get("xmpmeta", found)
     rdf = rdf.get("RDF", {}) if isinstance(rdf, dict) else {}
@@ -224,7 +229,7 @@ def _xmp_time(value: object) -> str | None:
 
 
 def _xmp_degrees(value: object, limit: float) -> float | None:
-    """Return degrees as XMP writes them: `48,12.5N`, or `48,12,30N`."""
+    """Return degrees from XMP notation: `48,12.5N`, or `48,12,30N`."""
     if not isinstance(value, str) or not value:
         return None
     return _degrees(value[:-1].split(","), value[-1], limit)
@@ -279,7 +284,7 @@ def _decoded(value: bytes | None, characters: object) -> str:
 
 
 def _text(value: object) -> str | None:
-    """Return a text on one line, without the zeros and spaces that fill it up, or None if nothing is left."""
+    """Return a text on one line, without padding zeros and spaces, or None if it is empty."""
     if not isinstance(value, str):
         return None
     return " ".join(value.replace("\0", " ").split())[:_MAX_TEXT].strip() or None

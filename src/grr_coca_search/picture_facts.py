@@ -1,4 +1,4 @@
-"""Size, duplicate hashes and metadata of pictures for an index, found in helper programs."""
+"""Size, duplicate hashes and metadata of pictures for an index, extracted in helper programs."""
 
 from contextlib import suppress
 from datetime import datetime
@@ -6,16 +6,16 @@ from datetime import datetime
 from grr_coca.data.decoding import Answer, square_of
 from grr_coca.data.images import decode_in_process, has_more_frames
 from grr_coca.data.preprocess import Preprocess
-from grr_coca_search.duplicates import look_of, perceptual_hash
+from grr_coca_search.duplicates import compute_pixel_signature, perceptual_hash
 from grr_coca_search.photo import found_in
 
-datetime.strptime("2026", "%Y")  # imports what it needs: no file can be opened later
+datetime.strptime("2026", "%Y")  # triggers its imports: no file can be opened later
 with suppress(ImportError):  # without it, Pillow reads no XMP
     import defusedxml.ElementTree  # noqa: F401
 
 
 def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, renderer: str | None = None) -> Answer:
-    """Return the size, hashes and metadata of a picture, and the square that a model sees: S S 3."""
+    """Return the size, hashes and metadata of a picture, and the model's input square: S S 3."""
     if preprocess is None:
         image = decode_in_process(data, name, renderer=renderer)
     else:
@@ -27,7 +27,7 @@ def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, r
         "size": image.size,
         "more": has_more_frames(image),
         "phash": perceptual_hash(image),
-        "look": look_of(image).hex(),
+        "look": compute_pixel_signature(image).hex(),
         "found": found_in(data, name),
     }
     return facts, b"" if preprocess is None else square_of(image, name, preprocess).tobytes()

@@ -1,7 +1,7 @@
 """Export an index to a Parquet file, and create an index from such a file. This needs no model.
 
-A row is an image: the values of its `Entry`, its embedding in half precision, its fields as JSON, and what its camera
-and people wrote. The header and the images that could not be read are in the metadata of the file.
+A row is an image: the values of its `Entry`, its embedding in half precision, its fields as JSON, and the metadata from
+cameras and users. The header and the unreadable images are in the metadata of the file.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 
 from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError, require_extra
-from grr_coca.infer.calibration import Certainty
+from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca_search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Photo, Stamp, chunks
 from grr_coca_search.fields import FIELDS, names_of
 from grr_coca_search.store import Changes, Store, find_store, make_store, remove_store
@@ -22,15 +22,15 @@ from grr_coca_search.store import Changes, Store, find_store, make_store, remove
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
 _MAX_ROUNDING = 0.01
-"""How far the length of an embedding in half precision may be from 1."""
+"""Maximum deviation of the length of an embedding in half precision from 1."""
 _TEXTS = ("name", "root", "file", "digest", "caption")
 _NUMBERS = ("size", "mtime_ns", "phash", "width", "height", "offset")
 _OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline", "keywords")]
-"""Fields with a separate column, for other programs. All are in the column `photo`, too."""
+"""Fields with a separate column, for other programs. The column `photo` also has all of them."""
 
 
 def export_parquet(store: Store, file: IO[bytes]) -> int:
-    """Write an index to a file that is open for writing. Returns the number of images.
+    """Write an index to a file that is open for writing. Return the number of images.
 
     Raises:
         UserError: If pyarrow is not installed.
@@ -50,11 +50,11 @@ def export_parquet(store: Store, file: IO[bytes]) -> int:
 
 
 def import_parquet(path: Path, location: str) -> int:
-    """Create an index from an exported file. Returns the number of images.
+    """Create an index from an exported file. Return the number of images.
 
     Raises:
-        UserError: If the file is corrupt or not an exported index, a newer version wrote it, the location already has
-            an index, or the disk is full. No unfinished index is left.
+        UserError: If the file is corrupt or not an exported index, was written by a newer version, the location already
+            has an index, or the disk is full. No unfinished index remains.
     """
     require_extra("parquet", "importing an index")
     import pyarrow
@@ -114,7 +114,7 @@ def _schema(store: Store) -> Any:
 
 
 def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
-    """Return the columns of a file besides the embeddings: the name, type and value of each."""
+    """Return the columns of a file except the embeddings: name, type and value of each."""
     import pyarrow
 
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
@@ -122,7 +122,7 @@ def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
         *((name, text, lambda entry, name=name: _written(getattr(entry, name))) for name in _TEXTS),
         *((name, pyarrow.int64(), attrgetter(f"stamp.{name}" if name in Stamp._fields else name)) for name in _NUMBERS),
         ("fields", text, lambda entry: json.dumps(dict(entry.fields))),
-        # Once complete, to be read back, and once as columns, for other programs.
+        # In full for import, and as columns for other programs.
         ("photo", text, lambda entry: entry.photo and json.dumps(entry.photo.to_dict())),
         *(
             (
@@ -154,7 +154,7 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         vector = np.array(row["embedding"], np.float16)
         if vector.shape != (width,):
             raise ValueError(f"an embedding of shape {vector.shape} instead of {width} numbers")
-        if not abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) < _MAX_ROUNDING:  # not for NaN either
+        if not abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) < _MAX_ROUNDING:  # also true for NaN
             raise ValueError("an embedding that is not of unit length")
         texts: dict[str, Any] = {name: _read(row[name]) for name in _TEXTS}
         numbers = {name: row[name] for name in _NUMBERS}
@@ -166,7 +166,7 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
             stamp=Stamp(numbers.pop("size"), numbers.pop("mtime_ns")),
             fields=fields,
             photo=None if row["photo"] is None else Photo.from_dict(json.loads(row["photo"])),
-            certainty=Certainty(*(row[name] for name in Certainty._fields)),
+            certainty=CaptionConfidence(*(row[name] for name in CaptionConfidence._fields)),
             tags=tuple(row.get("tags") or ()),  # this and `look` are missing in files of an older version
             look=row.get("look") or b"",
             **numbers,

@@ -1,7 +1,7 @@
 """Search: rank the images of a store for a query, group near-duplicates, and compute the relevance of each hit.
 
 Relevance compares the query with the captions of the hits and of a sample of the library. These are embedded here, the
-sample once for each state of an index, which takes milliseconds: vectors of all captions would double an index.
+sample once per index state, in milliseconds: stored vectors of all captions would double the index.
 
 Shapes: N images of the sample, E embedding width.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.text import FUNCTION_WORDS, singular, words_of
-from grr_coca_search.duplicates import folded
+from grr_coca_search.duplicates import group_hits
 from grr_coca_search.entry import Entry
 from grr_coca_search.filters import Filter, parse_filter
 from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, evidence, z_scores
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Texts and images to look for, and texts to avoid.
+    """Texts and images to search for, and texts to exclude.
 
-    `weights`: one for each text, or none (each text then has weight 1). An image has weight 1. `like`, `unlike`: images
-    of the index to look for and to avoid, by their `Entry.draw`.
+    `weights`: one per text, or none (weight 1 for each). An image has weight 1. `like`, `unlike`: images
+    of the index to search for and to exclude, by their `Entry.draw`.
 
     Raises:
-        UserError: If there is nothing to look for, a text is empty, or there are not the same number of weights as
+        UserError: If the query is empty, a text is empty, or the number of weights differs from the number of
             texts.
     """
 
@@ -63,35 +63,35 @@ class Query:
         has_others = self.images or self.without or self.weights or self.like or self.unlike
         if has_others:
             return None
-        spelled = [text for text in self.texts if in_words(text) != text]  # names that are written as one word
-        return " ".join([*map(in_words, self.texts), *spelled])
+        spelled = [text for text in self.texts if split_identifier(text) != text]  # names that are written as one word
+        return " ".join([*map(split_identifier, self.texts), *spelled])
 
     @property
-    def asked_words(self) -> frozenset[str]:
-        """The words to look for in the name, title, keywords and caption of a hit; none if the query has images."""
-        return frozenset() if self.images or self.like else asked_words(" ".join(map(in_words, self.texts)))
+    def query_terms(self) -> frozenset[str]:
+        """The words to search for in the name, title, keywords and caption of a hit; none if the query has images."""
+        return frozenset() if self.images or self.like else query_terms(" ".join(map(split_identifier, self.texts)))
 
 
-AreThere = Callable[[Iterable[Entry]], Mapping[str, bool]]
-"""Reports whether the files of images exist, by `Entry.file`."""
+FilesExist = Callable[[Iterable[Entry]], Mapping[str, bool]]
+"""Function that returns whether the files of images exist, by `Entry.file`."""
 
 
-def are_there(entries: Iterable[Entry]) -> dict[str, bool]:
-    """Look for each file."""
+def files_exist(entries: Iterable[Entry]) -> dict[str, bool]:
+    """Return whether each file exists."""
     return {entry.file: entry.is_there for entry in entries}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """The options of a search.
+    """Options of a search.
 
     Attributes:
-        n: The maximum number of hits.
-        where: a filter that hits must match.
-        hybrid: If the query has only texts, use the full-text index too.
-        fold: Make one hit of near-duplicates.
-        min_relevance: Hits with a smaller relevance are excluded, and all hits if relevances are not valid.
-        are_there: Checks files, which may be on a drive that hangs.
+        n: Maximum number of hits.
+        where: Filter that hits must match.
+        hybrid: Whether to also use the full-text index, if the query has only texts.
+        fold: Whether to merge near-duplicates into one hit.
+        min_relevance: Hits with a lower relevance are excluded, and all hits if relevances are not valid.
+        files_exist: Function that checks files, which may be on a stalled drive.
     """
 
     n: int
@@ -99,20 +99,20 @@ class SearchOptions:
     hybrid: bool
     fold: bool
     min_relevance: float = 0.0
-    are_there: AreThere = are_there
+    files_exist: FilesExist = files_exist
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """An image that was found.
+    """A hit of a search.
 
     Attributes:
-        path: Its name in the index.
+        path: Name in the index.
         score: Cosine of its embedding with the query.
-        relevance: The probability that it matches the query.
-        has_words: True if its name, title, keywords or caption have the words of the query.
+        relevance: Probability that it matches the query.
+        has_words: Whether its name, title, keywords or caption have the words of the query.
         copies: Names of its near-duplicates.
-        is_there: False if its file no longer exists.
+        is_there: Whether its file still exists.
     """
 
     path: str
@@ -126,15 +126,16 @@ class Hit:
 
 
 Verdict = Literal["likely", "unsure", "nothing"]
-"""Whether hits match the query: some do, that is unsure, or none does."""
+"""Whether hits match the query: some do, this is uncertain, or none does."""
 
 
 _MIN_SPARE = 8
-"""This many more images than hits, or a quarter more, are ranked at first, as some may be near-duplicates of others."""
+"""Minimum number of images ranked in addition to the hits (or a quarter of the hits, if larger), as some may be
+near-duplicates."""
 NUM_LESS_LIKELY = 5
-"""After this many hits in a row that are less likely, all others count as less likely too."""
+"""Number of consecutive less likely hits after which all further hits count as less likely."""
 NUM_DECISIVE_HITS = 10
-"""Number of first hits that decide whether anything matches the query."""
+"""Number of first hits that determine whether any image matches the query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +145,10 @@ class SearchResult(Sequence[Hit]):
     Attributes:
         vector: Embedding of the query.
         searched: Number of images in the index.
-        can_tell: True if relevances are valid: the images differ enough, and relevances were fitted to models like this
-            one (`is_fitted`).
+        can_tell: Whether relevances are valid: the images differ enough, and relevances were fitted to similar models
+            (`is_fitted`).
         nothing_below: See `RelevanceCurve`.
-        unknown: Texts of the query of which an adapted model knows no word.
+        unknown: Texts of the query without a word that an adapted model knows.
     """
 
     hits: tuple[Hit, ...]
@@ -160,7 +161,7 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def why_no_relevance(self) -> str:
-        """Why relevances are not valid; empty if they are."""
+        """Reason why relevances are not valid; empty if they are valid."""
         if self.can_tell:
             return ""
         if not self.is_fitted:
@@ -168,7 +169,7 @@ class SearchResult(Sequence[Hit]):
         return "too few different images to estimate relevance"
 
     def at_least(self, min_relevance: float) -> "SearchResult":
-        """Return the result without the hits of smaller relevance. If relevances are not valid, no hit is left."""
+        """Return the result without hits of lower relevance. If relevances are not valid, no hit remains."""
         kept = tuple(hit for hit in self.hits if hit.relevance >= min_relevance) if self.can_tell else ()
         return replace(self, hits=kept)
 
@@ -186,8 +187,8 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def num_likely(self) -> int:
-        """Number of hits up to the last likely one, before several in a row that are less likely. Order and relevance
-        differ a little, as the order also counts words. All hits if relevances are not valid, or none is likely."""
+        """Number of hits up to the last likely one before several consecutive less likely hits. Order and relevance
+        differ a little, as the order also counts words. All hits if relevances are not valid or no hit is likely."""
         last = 0
         for place, hit in enumerate(self.hits, 1):
             if hit.relevance >= MIN_RELEVANCE:
@@ -207,7 +208,7 @@ class SearchResult(Sequence[Hit]):
             return "not sure; the closest"
         return "nothing here looks like that; the nearest" if self.verdict == "nothing" else ""
 
-    def shown_relevance(self, hit: Hit) -> str:
+    def format_relevance(self, hit: Hit) -> str:
         """Return the relevance of a hit as a percentage; `?` if relevances are not valid."""
         return f"{hit.relevance:.0%}" if self.can_tell else "?"
 
@@ -219,7 +220,7 @@ class SearchResult(Sequence[Hit]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Hit]: ...
     def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
-        """Return one hit, or several."""
+        """Return one or several hits."""
         return self.hits[index]
 
     def __iter__(self) -> Iterator[Hit]:
@@ -231,10 +232,10 @@ class QueryModel(Protocol):
 
     @property
     def curve(self) -> RelevanceCurve | None:
-        """The curve of its relevances; None if there is none."""
+        """The relevance curve; None if there is none."""
 
     def related_words(self, text: str) -> tuple[str, ...]:
-        """Return words to search for in place of a text that the model does not know, the closest first; none if it
+        """Return words to search for instead of a text that the model does not know, the closest first; empty if it
         knows the text."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -247,21 +248,21 @@ class QueryModel(Protocol):
         """Return embeddings of the captions of a sample, M E."""
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Caption of each image, and the query for images that look like it."""
+        """Return the caption of each image, and the query for similar images."""
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Return queries for images that look like some images, M E."""
+        """Return queries for images similar to given images, M E."""
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images that look like images of the index, from their embeddings, M E."""
+        """Return queries for images similar to images of the index, from their embeddings, M E."""
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return texts of which an adapted model knows no word."""
+        """Return the texts without a word that an adapted model knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """The images that answer a query, best first. `hits_of` compares some of them with the words of the query.
+    """The images that match a query, best first. `hits_of` compares some of them with the words of the query.
 
     Attributes:
         groups: Each image, followed by its near-duplicates.
@@ -269,7 +270,7 @@ class Ranking:
         best: Embedding of the first image.
         vector: Embedding of the query.
         asked: Embeddings of the texts of the query, or else of the captions of its images.
-        words: See `Query.asked_words`.
+        words: See `Query.query_terms`.
         sample, others: Embeddings of images and captions of the library.
         searched: Number of images in the index.
         unknown: See `SearchResult`.
@@ -305,7 +306,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         UserError: See `search_store`.
     """
     tree = None if options.where is None else parse_filter(options.where, store.columns())
-    texts = [*map(in_words, query.texts), *map(in_words, query.without)]
+    texts = [*map(split_identifier, query.texts), *map(split_identifier, query.without)]
     related = [model.related_words(text) for text in texts]
     embedded = _embed_meanings(texts, related, model) if texts else np.empty((0, 0))
     also = tuple(word for words in related[: len(query.texts)] for word in words[:WORDS_ALSO])
@@ -325,7 +326,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         best=vectors[0] if len(vectors) else vector,
         vector=vector,
         asked=embedded[: len(query.texts)] if query.texts else model.embed_captions(captions + like.captions),
-        words=query.asked_words,
+        words=query.query_terms,
         sample=sample.vectors,
         others=model.embed_sample(sample.captions),
         searched=searched,
@@ -334,9 +335,9 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
 
 
 def hits_of(
-    ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None, are_there: AreThere = are_there
+    ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None, files_exist: FilesExist = files_exist
 ) -> SearchResult:
-    """Return the hits of a ranking with their relevances: all, or those from `first` up to and without `last`."""
+    """Return the hits of a ranking with their relevances: all, or those from `first` up to but excluding `last`."""
     groups, scores = ranking.groups[first:last], ranking.scores[first:last]
     curve = model.curve
     is_fitted = curve is not None
@@ -358,7 +359,7 @@ def hits_of(
     if curve is not None:
         relevances[is_captioned] = np.maximum(relevances[is_captioned], curve.captioned)
         relevances[is_written] = np.maximum(relevances[is_written], WRITTEN)
-    there = are_there([best for best, *_ in groups])
+    there = files_exist([best for best, *_ in groups])
     hits = tuple(
         Hit(
             path=best.name,
@@ -391,7 +392,7 @@ class _QueryImages(NamedTuple):
 
 
 def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
-    """Return embeddings of the images to look for, and their captions if the query has no text."""
+    """Return embeddings of the images to search for, and their captions if the query has no text."""
     if not query.images:
         return _QueryImages([], [])
     if query.texts:
@@ -416,7 +417,7 @@ def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    """The inputs of a ranking. `also`: further words for the full-text index; `vector`: embedding of the query;
+    """The inputs of a ranking. `also`: additional words for the full-text index; `vector`: embedding of the query;
     `sample`: embeddings of sampled library images."""
 
     query: Query
@@ -436,10 +437,10 @@ class _Search:
             vectors, entries = self.store.vectors(ids), self.store.entries(ids)
             if not self.options.fold:
                 return [[entry] for entry in entries[:n]], vectors[:n]
-            places = folded(vectors, entries)
+            places = group_hits(vectors, entries)
             if len(places) > n or len(ids) < count:
                 places = places[:n]
-                there = self.options.are_there(
+                there = self.options.files_exist(
                     [entries[place] for group in places if len(group) > 1 for place in group]
                 )
                 places = [_existing_first(group, entries, there) for group in places]
@@ -477,7 +478,7 @@ class _Search:
 def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:
     """Return the group with an existing file first.
 
-    After a folder was renamed, old paths must not hide the new ones.
+    After a folder is renamed, old paths must not hide the new ones.
     """
     if len(group) == 1:
         return group
@@ -486,40 +487,40 @@ def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[s
 
 
 def _name_match_rank(query: Query, entry: Entry) -> int:
-    """Return how well the name of an image fits the query: 3 if the query is its set and its name, 2 its name, 1 if
-    people wrote all words of the query into its name, title or keywords, else 0. Higher ones are ranked before lower
-    ones.
+    """Return how well the name of an image matches the query: 3 if the query is its set and name, 2 if it is its name,
+    1 if its name, title or keywords have all words of the query, else 0. Higher values are ranked before lower ones.
     """
-    name = AskedName.of(query.texts[0])
-    if len(query.texts) == 1 and name.is_of(entry.title):
+    name = NameQuery.of(query.texts[0])
+    if len(query.texts) == 1 and name.matches_name(entry.title):
         return 3 if name.prefix and name.prefix in entry.sets else 2
-    return int(has_words(query.asked_words, entry.written))
+    return int(has_words(query.query_terms, entry.written))
 
 
 WORD_WEIGHT = 0.25
-"""Weight of BM25 beside the deviations by which an image stands out; chosen on `val` (`benchmarks/search.md`)."""
+"""Weight of BM25 relative to an image's z-score; chosen on `val` (`benchmarks/search.md`)."""
 MIN_IMAGES = 1000
-"""BM25, a logarithm of rarity, is raised to its value among this many images. Of few, every word is in a large part."""
+"""Minimum number of images assumed by BM25, a logarithm of rarity. In a small library, every word is frequent."""
 FUSED_AT_ONCE = 100
-"""Images of each ranking whose scores are added at a time: the first hits must not depend on their number."""
+"""Number of images of each ranking whose scores are added at a time: the first hits must not depend on the number of
+hits."""
 SCORES_OF_WORDS = 10
-"""The scores of this many times more word matches count. Else some images with a common word would get none."""
+"""Factor by which more word matches are scored. Otherwise, some images with a common word would have no score."""
 
 
 WORDS_ALSO = 3
-"""Related words that the full-text index gets for a text that the model does not know."""
+"""Number of related words in the full-text query for a text that the model does not know."""
 
 
 # --- The vector of a query
 
 MIN_DEVIATION = 1e-3
-"""The smallest deviation that a part is divided by."""
+"""Minimum deviation by which a part is divided."""
 WITHOUT_WEIGHT = 0.5
-"""Weight of a text after `--without`, to be subtracted. Other parts have weight 1 by default."""
+"""Subtracted weight of a text after `--without`. Other parts have weight 1 by default."""
 
 
 def _embed_meanings(texts: Sequence[str], related: Sequence[tuple[str, ...]], model: QueryModel) -> np.ndarray:
-    """Return embeddings of texts, M E: for a text with related words, of these in its place, their mean."""
+    """Return embeddings of texts, M E. A text with related words gets their mean embedding."""
     groups = [words or (text,) for text, words in zip(texts, related, strict=True)]
     different = list(dict.fromkeys(word for words in groups for word in words))
     vectors = dict(zip(different, model.embed_texts(different), strict=True))
@@ -531,21 +532,21 @@ def _embed_meanings(texts: Sequence[str], related: Sequence[tuple[str, ...]], mo
 def _query_vector(
     query: Query, texts: np.ndarray, wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray], sample: np.ndarray
 ) -> np.ndarray:
-    """Return the unit vector whose nearest images answer a query: the weighted sum of the embeddings of its parts.
+    """Return the unit vector whose nearest images match a query: the weighted sum of the embeddings of its parts.
 
     Cosines with images are much larger for an image than for a text, because images are closer to images. So each part
-    is divided by the standard deviation of its dot products with a sample of the library: it then counts by how far an
-    image stands out. The result is one vector, whose nearest images any store can find.
+    is divided by the standard deviation of its dot products with a sample of the library, so that it counts by how far
+    an image stands out. The result is one vector, whose nearest images any store can find.
 
     Args:
         query: The query.
-        texts: Embeddings of its texts to look for, and then of those to avoid.
-        wanted: Embeddings of images to look for.
-        unwanted: Embeddings of images to avoid.
-        sample: Embeddings of some images of the library, N E.
+        texts: Embeddings of its texts to search for, then of those to exclude.
+        wanted: Embeddings of images to search for.
+        unwanted: Embeddings of images to exclude.
+        sample: Embeddings of sampled library images, N E.
 
     Raises:
-        UserError: If the parts cancel each other: the query excludes what it requests.
+        UserError: If the parts cancel out, because the query excludes what it requests.
     """
     weights = [*(query.weights or (1.0,) * len(query.texts)), *(-WITHOUT_WEIGHT,) * len(query.without)]
     parts = [*zip(weights, texts, strict=True)]
@@ -567,36 +568,39 @@ def _query_vector(
 _IDENTIFIER = re.compile(r"(?:([^\s:]+):)?([^\s:]+)")
 
 
-class AskedName(NamedTuple):
-    """A query that may be the name of a picture. `prefix`: the set before a colon, or empty; `words`: of the name."""
+class NameQuery(NamedTuple):
+    """A query that may be the name of a picture.
+
+    `prefix`: the set before a colon, or empty; `words`: the words of the name.
+    """
 
     prefix: str
     words: tuple[str, ...]
 
     @classmethod
-    def of(cls, query: str) -> "AskedName":
+    def of(cls, query: str) -> "NameQuery":
         """Return the name that a query requests, such as `mdi:home`, `ShoppingCart` or `shopping cart`."""
         found = _IDENTIFIER.fullmatch(query.strip())
         prefix, name = found.groups("") if found else ("", query)
         return cls(prefix.lower(), tuple(words_of(name)))
 
-    def is_of(self, name: str) -> bool:
-        """Return whether a name is this one, whatever its spelling. A set before the colon of `name` does not count."""
+    def matches_name(self, name: str) -> bool:
+        """Return whether a name matches in any spelling. A set before the colon of `name` is ignored."""
         return bool(self.words) and tuple(words_of(name.rpartition(":")[2])) == self.words
 
 
-def in_words(query: str) -> str:
-    """Return a query that is an identifier (`shopping-cart`, `ShoppingCart`, `mdi:home`) in words; another one as it
-    is.
+def split_identifier(query: str) -> str:
+    """Split a query that is an identifier (`shopping-cart`, `ShoppingCart`, `mdi:home`) into words; other queries are
+    unchanged.
     """
-    name = AskedName.of(query)
+    name = NameQuery.of(query)
     is_identifier = len(query.split()) == 1 and name.words and words_of(query) != [query.strip().lower()]
     return " ".join(name.words) if is_identifier else query
 
 
-def asked_words(query: str) -> frozenset[str]:
+def query_terms(query: str) -> frozenset[str]:
     """Return the content words of a query, in the singular, for `has_words`."""
-    words = AskedName.of(query).words
+    words = NameQuery.of(query).words
     return frozenset(map(_singular, [word for word in words if word not in FUNCTION_WORDS] or words))
 
 
@@ -607,7 +611,10 @@ def has_words(asked: frozenset[str], texts: Iterable[str]) -> bool:
 
 
 def _singular(word: str) -> str:
-    """Return English plurals without their ending, and words that look like them: apply it to both sides."""
+    """Return a word without an English plural ending.
+
+    Words that look like plurals are also cut, so apply it to both sides.
+    """
     if len(word) > 4 and word.endswith("ies"):
         return f"{word[:-3]}y"
     if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes")):

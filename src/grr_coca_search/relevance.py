@@ -1,12 +1,12 @@
 """Relevance: the probability that a hit matches the query.
 
-It has four features. The first is how far the image stands out: its score, in deviations above the median of a sample
-of the library. The second is how close the image's own caption is to the query, compared with the captions of other
-images. The third is the size of the sample: among many images, more stand out by chance. The fourth is the cosine
-itself: something always stands out, also where nothing is like the query. A logistic curve turns them into a
-probability. Its numbers are those of the model, fitted to queries with known answers (`search_relevance.py --fit` in
-`benchmarks/`, which also measures how often it is right). In a library of few images, or of images of one thing,
-nothing can stand out, and the probabilities mean nothing (`can_tell`).
+It has four features. The first is the z-score of the image: its score, in deviations above the median of a sample
+of the library. The second is the similarity of the image's own caption to the query, compared with the captions of
+other images. The third is the size of the sample: among many images, more have high scores by chance. The fourth is the
+cosine itself: some image always stands out, even if none matches the query. A logistic curve converts them to a
+probability. Its parameters belong to the model, fitted to queries with known answers (`search_relevance.py --fit` in
+`benchmarks/`, which also measures its accuracy). In a library of few images, or of images of one concept, no image can
+stand out, and the probabilities are meaningless (`can_tell`).
 
 User metadata counts more than these: an image whose name, title or keywords have the words of the query is likely a
 match (`WRITTEN`).
@@ -28,30 +28,30 @@ from grr_coca.model.config import OWN, CoCaConfig
 from grr_coca_search.duplicates import MIN_COSINE
 
 PRIOR_IMAGES = 5
-"""The deviation of random directions counts as much as the measured deviation of this many images."""
+"""Weight of the deviation of random directions, in images of the measured deviation."""
 MIN_RELEVANCE = 0.1
-"""Hits of less relevance are less likely. If no hit has at least this one, the search is not sure of any."""
+"""Hits with a lower relevance are less likely. If no hit reaches it, the search is unsure of all hits."""
 WRITTEN = 0.9
-"""The least relevance of a hit if people wrote the words of the query into its name, title or keywords."""
+"""Minimum relevance of a hit whose name, title or keywords have the words of the query."""
 MIN_DIFFERENT = 5
-"""Relevances are valid if the library has at least this many different images: among fewer, nothing can stand out."""
+"""Relevances are valid if the library has at least this many different images: among fewer, no image can stand out."""
 MAX_IMAGE_COSINE = 0.75
-"""If the median cosine of the sample with the best hit is above this, most images are taken as images of one thing.
+"""If the median cosine of the sample with the best hit is above this, the library counts as images of one concept.
 With `icons`, it is usually 0.1, and 0.83 for rotated copies."""
 MAX_CAPTION_COSINE = 0.9
-"""If the median cosine of captions with the query is above this, they are taken as captions of one thing."""
+"""If the median cosine of captions with the query is above this, they count as captions of one concept."""
 _MAX_LOGIT = 500.0
 """Bound of the logits, which keeps the exponential finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceCurve:
-    """The numbers of the logistic curve: a weight for each column of `evidence`, and the logit where all are 0.
+    """Parameters of the logistic curve: a weight for each column of `evidence`, and the logit where all are 0.
 
     Attributes:
-        nothing_below: If all of the first hits have less relevance than this, nothing matches the query. It is chosen
+        nothing_below: If all of the first hits are less relevant than this, no image matches the query. It is chosen
             so that few queries with a correct hit get this verdict.
-        captioned: The share of right hits among those whose caption has the words of the query, which is their least
+        captioned: Fraction of correct hits among those whose caption has the words of the query, which is their minimum
             relevance.
     """
 
@@ -84,16 +84,16 @@ _COMMON = RelevanceCurve(
     nothing_below=0.0161,
     captioned=0.82,
 )
-"""Fitted to both models that ship at once, for models of the same architectures without their own fit."""
+"""Curve fitted to both bundled models together, for models of the same architectures without their own fit."""
 
 
 def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
-    """Return the curve of the model in a folder. None: nothing is known of models like this one.
+    """Return the curve of the model in a folder. None: no fit exists for similar models.
 
     Models imported from open_clip have other cosines, and no library with known answers was measured with them.
 
     Raises:
-        UserError: If the file with the numbers is corrupt.
+        UserError: If the file with the parameters is corrupt.
     """
     path = folder / RELEVANCE
     if path.exists():
@@ -107,7 +107,7 @@ def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np
 
     Args:
         best: Embedding of the best hit, E.
-        sample: As in `evidence`, like `asked` and `others`.
+        sample: See `evidence`, like `asked` and `others`.
     """
     if _median(sample @ best) > MAX_IMAGE_COSINE or _usual_cosine(asked, others) > MAX_CAPTION_COSINE:
         return False
@@ -128,14 +128,14 @@ def evidence(
     captions: np.ndarray,
     others: np.ndarray,
 ) -> np.ndarray:
-    """Return how far each hit stands out from the library, how close its caption is to the query, the logarithm of the
-    number of images of the sample, and the cosine of the hit with the query, H 4.
+    """Return, for each hit, its z-score in the library, the similarity of its caption to the query, the logarithm of
+    the number of images of the sample, and the cosine of the hit with the query, H 4.
 
     Args:
         vector: The query, E.
         scores: Dot products of the hits with it, H.
         sample: Embeddings of some images of the library, S E.
-        asked: Embeddings of the texts of the query, of unit length. The closest one counts.
+        asked: Embeddings of the texts of the query, of unit length. Only the closest text counts.
         captions: Embeddings of the captions of the hits, H E.
         others: Embeddings of captions of some images of the library.
     """
@@ -148,17 +148,17 @@ def evidence(
 
 
 def z_scores(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.ndarray:
-    """Return how far images stand out from the library: their scores, in deviations above the median of the sample.
+    """Return the z-scores of images: their scores, in deviations above the median of the sample.
 
     Args:
-        vector: As in `evidence`, like `sample`.
+        vector: See `evidence`, like `sample`.
         scores: Dot products of some images with it.
     """
     background = sample @ vector
     middle = _median(background)
-    # Only the lower half counts: in a small library, right answers may be a large part of the upper half.
+    # Only the lower half counts: in a small library, correct answers may be a large part of the upper half.
     lower = background[background <= middle] - middle
-    # The deviation of a few images is uncertain, so it is drawn towards that of random directions, 1 / sqrt(E).
+    # The deviation of a few images is uncertain, so it is shrunk towards that of random directions, 1 / sqrt(E).
     variance = (np.square(lower).sum() + PRIOR_IMAGES / len(vector)) / (len(lower) + PRIOR_IMAGES)
     return (scores - middle) / float(np.sqrt(variance))
 
@@ -169,6 +169,6 @@ def _usual_cosine(asked: np.ndarray, others: np.ndarray) -> float:
 
 
 def _median(values: np.ndarray) -> float:
-    """As `numpy.median`, which imports another module: a tenth of the time that a first search takes."""
+    """Return the median without `numpy.median`, whose import takes a tenth of the time of a first search."""
     middle = np.sort(values, axis=None)[(values.size - 1) // 2 : values.size // 2 + 1]
     return float(middle.mean())

@@ -10,9 +10,9 @@ import numpy as np
 from grr_coca_search.relevance import RelevanceCurve, evidence
 
 _HITS, _SAMPLE = 20, 300
-"""Hits of a query that the curve is fitted to, and images of a library that they are compared with."""
+"""Number of hits per query to which the curve is fitted, and of library images with which they are compared."""
 _FALSE_DENIALS = 0.05
-"""Share of queries whose answer is there, of which it may be said that nothing looks like it."""
+"""Maximum fraction of queries with a correct image that get the verdict `nothing`."""
 
 
 def fit_relevance(
@@ -25,12 +25,12 @@ def fit_relevance(
 
     Args:
         images: Vectors of images by fits that did not see them, N E.
-        captions: Vectors of the captions that the model gives them, N E.
+        captions: Vectors of the model's captions of the images, N E.
         libraries: Images of each library.
-        queries: Library of each query, its vector E, and which images of the library are right.
+        queries: Library of each query, its vector E, and the correct images of the library.
 
     Returns:
-        The parameters, or None if there are too few right or wrong hits.
+        The parameters, or None if there are too few correct or incorrect hits.
     """
     rows, rights, firsts = [], [], []
     random = np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""A store keeps an index, in a folder or on a server. A few operations are its own; all others follow from them.
+"""A store contains an index, in a folder or on a server. It implements a few operations, from which all others follow.
 
 These are `__len__` (count), `get`, `scan`, `nearest`, `word_matches`, `commit` (write), `revision`, `snapshot` (made by
-`begin`), `claim` and `compact`. A server needs no `claim` and no `compact`, and may have no words. A store also keeps
-the `failures` and some `notes`.
-The other methods follow from these and may read more than necessary: a store overrides them where it is faster.
+`begin`), `claim` and `compact`. A server needs no `claim` and no `compact`, and may have no full-text index. A store
+also has the `failures` and some `notes`. The other methods follow from these and may read more than necessary: a store
+overrides them where it is faster.
 
 Shapes: N images, E embedding width.
 """
@@ -23,7 +23,7 @@ import numpy as np
 
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
-from grr_coca.infer.calibration import Certainty
+from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca_search.entry import Entry, Failure, Header, ImagePlace, Photo, Stamp, chunks, name_id
 from grr_coca_search.fields import FieldValue, Kind
 from grr_coca_search.filters import Comparison, Filter, OneOf
@@ -35,11 +35,11 @@ SAMPLE_CAPTIONS = 64
 
 
 class ImageState(NamedTuple):
-    """The state of an image when it was indexed, to find out whether it has changed.
+    """The state of an image when it was indexed, for detecting changes.
 
     Attributes:
-        digest: Of its bytes, empty if it could not be read.
-        fields: The columns of its table.
+        digest: Digest of its bytes, empty if it could not be read.
+        fields: Columns of its table.
         sidecars: State of the sidecars of its `Photo`; None if not read yet.
     """
 
@@ -62,7 +62,7 @@ class Match(NamedTuple):
 
 
 class StoredImage(NamedTuple):
-    """An image of a store, with its embedding (float16) if requested."""
+    """An image in a store, with its embedding (float16) if requested."""
 
     id: int
     entry: Entry
@@ -70,7 +70,7 @@ class StoredImage(NamedTuple):
 
 
 HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
-"""The columns of `Store.hashes`, by which near-duplicates are found. `phash`: its 64 bits as a signed number."""
+"""The columns of `Store.hashes`, used to find near-duplicates. `phash`: its 64 bits as a signed number."""
 
 
 class LibrarySample(NamedTuple):
@@ -86,8 +86,8 @@ class FieldSummary(NamedTuple):
     Attributes:
         kind: `text` if any value is a text.
         values: The most frequent values with the number of images of each.
-        all_differ: True if no two images have the same.
-        low, high: The smallest and the largest value, None if no image has the field.
+        all_differ: Whether all images have different values.
+        low, high: Smallest and largest value; None if no image has the field.
     """
 
     kind: Kind
@@ -124,7 +124,7 @@ def summaries_of(groups: Iterable[Sequence[Entry]], fields: Iterable[str], count
 
 
 class CheckedIndex(NamedTuple):
-    """The number of images of an index that was checked, and of embeddings that have no checksum yet, as an older
+    """Numbers of images of a checked index, and of embeddings without a checksum because an older
     version wrote them."""
 
     images: int
@@ -132,15 +132,15 @@ class CheckedIndex(NamedTuple):
 
 
 class ImageDescription(NamedTuple):
-    """Caption and embedding of an image, what the model knows of the caption, and words that it gives the image."""
+    """Caption and embedding of an image, the model's estimates about the caption, and its words for the image."""
 
     caption: str
     embedding: np.ndarray
-    certainty: Certainty
+    certainty: CaptionConfidence
     tags: tuple[str, ...] = ()
 
 
-class Touch(NamedTuple):
+class StampUpdate(NamedTuple):
     """An image with unchanged bytes and a new stamp, and its new offset if it is a member of a shard."""
 
     name: str
@@ -162,16 +162,16 @@ class Changes:
     """The changes of one commit.
 
     Attributes:
-        added: Images with their embeddings; they replace those with the same names.
+        added: Images with their embeddings; they replace images with the same names.
         touched: Images with unchanged bytes.
-        noted: What cameras and people wrote, in place of what was known.
+        noted: Image metadata that replaces the known metadata.
         removed: Names of images or failures.
         failed: Images that could not be read.
         notes: See `Store.notes`.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
-    touched: list[Touch] = field(default_factory=list)
+    touched: list[StampUpdate] = field(default_factory=list)
     noted: list[PhotoUpdate] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
@@ -182,11 +182,13 @@ class Changes:
 
 
 _AT_ONCE = 500
-"""Ids or digests of one read."""
+"""Number of ids or digests per read."""
 
 
 class Store(ABC):
-    """A store of images by name, each with an embedding of unit length in half precision. As a context, it is closed.
+    """A store of images by name, each with an embedding of unit length in half precision.
+
+    As a context manager, it closes itself.
 
     All reads of a thread within one `snapshot` see the same committed state. Only one process writes at a time. The id
     of an image is its `Entry.draw`, unless a store overrides `ids_of`.
@@ -202,7 +204,7 @@ class Store(ABC):
     @classmethod
     @abstractmethod
     def open(cls, location: str, *, is_optional: bool = False) -> Self | None:
-        """Open an index. If there is none, and that is allowed: None.
+        """Open an index; None if it does not exist and is optional.
 
         Raises:
             UserError: If the index is not found, or cannot be reached or read.
@@ -228,12 +230,12 @@ class Store(ABC):
 
     @classmethod
     def is_there(cls, location: str) -> bool:  # noqa: ARG003
-        """Return whether a location can only be that of an index."""
+        """Return whether a location can only be an index."""
         return True
 
     @property
     def is_replaced(self) -> bool:
-        """Whether another index has taken the place of the one that was opened."""
+        """Whether another index has replaced the opened one."""
         return False
 
     @abstractmethod
@@ -247,10 +249,10 @@ class Store(ABC):
         self.close()
 
     def check(self) -> CheckedIndex:
-        """Read everything, and compare it with its checksums. This may take minutes.
+        """Read all data, and compare it with its checksums. This may take minutes.
 
         Raises:
-            DamagedError: If contents differ from their checksums. The message describes how to restore them.
+            CorruptDataError: If contents differ from their checksums. The message describes how to restore them.
             UserError: If this store keeps no checksums.
         """
         raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
@@ -261,7 +263,7 @@ class Store(ABC):
     def snapshot(self) -> Iterator[Any]:
         """Let all reads of this thread see the newest state that was committed when the context began.
 
-        A snapshot within another one is part of that. The value is what `begin` gives.
+        A snapshot within another snapshot is part of it. The value is the result of `begin`.
         """
         now = getattr(self._thread, "snapshot", None)
         if now is not None:
@@ -278,7 +280,7 @@ class Store(ABC):
     def reading(self) -> Iterator[Any]:
         """Yield the snapshot of this thread, or else a new one for this read only.
 
-        For iterators, whose end is not known.
+        For iterators, whose end is unknown.
         """
         now = getattr(self._thread, "snapshot", None)
         with nullcontext(now) if now is not None else self.begin() as given:
@@ -286,7 +288,7 @@ class Store(ABC):
 
     @abstractmethod
     def begin(self) -> AbstractContextManager[Any]:
-        """Return a new snapshot: what the reads of the store need, such as a connection.
+        """Return the state of a new snapshot that reads of the store need, such as a connection.
 
         For `snapshot` and `reading`.
         """
@@ -297,7 +299,7 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return the images of these ids that are in the index, in any order."""
+        """Return the images of the index with the given ids, in any order."""
 
     @abstractmethod
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
@@ -313,7 +315,7 @@ class Store(ABC):
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
         """Return the images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
 
-        Of a long text, the first words count. The list is empty if this store has no full-text index.
+        Only the first words of a long text count. The list is empty if this store has no full-text index.
         """
         return []
 
@@ -323,7 +325,7 @@ class Store(ABC):
 
     @abstractmethod
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """Return the images that could not be read at the last attempt, sorted by name: all, or those of these
+        """Return the images that could not be read at the last attempt, sorted by name: all, or those with the given
         names.
         """
 
@@ -332,38 +334,38 @@ class Store(ABC):
         """Return notes on the index, by key: `exclude`, `imported`."""
 
     def claim(self) -> None:  # noqa: B027 (a server takes turns itself)
-        """Take the lock of the writer, until the store is closed.
+        """Acquire the writer lock until the store is closed.
 
         Raises:
-            UserError: Another process writes; the message names it.
+            UserError: If another process writes; the message names it.
         """
 
     @abstractmethod
     def commit(self, changes: Changes) -> None:
-        """Write changes. When this returns, all are on disk. If it raises, none is; a server may have written a part.
+        """Write changes. After it returns, all are on disk. If it raises, none is; on a server, some may be written.
 
         Raises:
-            UserError: Another process writes, the disk is full, or the server does not answer. Earlier commits stay.
+            UserError: If another process writes, the disk is full, or the server does not answer. Earlier commits stay.
         """
 
     def compact(self) -> bool:
-        """Free the space of removed images if there are enough of them. Returns True if it did.
+        """Free the space of removed images if there are enough of them. Return whether space was freed.
 
         Raises:
-            UserError: As in `commit`.
+            UserError: See `commit`.
         """
         return False
 
-    # --- What follows from them
+    # --- Derived methods
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """Return the entries of these ids, in the same order."""
+        """Return the entries of the given ids, in the same order."""
         found = {row.id: row.entry for row in self.get(ids)}
         self._require_all(ids, found)
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of these ids in the same order, as float32: N E."""
+        """Return the embeddings of the given ids in the same order, as float32: N E."""
         found = {row.id: row.vector for row in self.get(ids, vectors=True)}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
@@ -376,7 +378,7 @@ class Store(ABC):
             ) from KeyError(min(missing))
 
     _other_reason = "; search again"
-    """Why an image of an id may not be there, besides that it was removed; and what to do."""
+    """Reason why an image id may be missing, other than removal, and the fix."""
 
     def sample(self) -> LibrarySample:
         """Return a random sample of the images. The same state has the same sample."""
@@ -385,7 +387,7 @@ class Store(ABC):
         return LibrarySample(vectors, tuple(row.entry.caption for row in drawn[:SAMPLE_CAPTIONS]))
 
     def columns(self) -> frozenset[str]:
-        """Return the names of all fields that come from tables."""
+        """Return the names of all fields from tables."""
         return frozenset(name for row in self.scan() for name in row.entry.fields)
 
     def matching(self, where: Filter) -> Iterator[Entry]:
@@ -411,7 +413,7 @@ class Store(ABC):
         return np.array([row[2] for row in sorted(found, key=lambda row: row[0], reverse=True)], np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """Return the values of some fields of all images that match a filter, by field; `count`: how many of the most
+        """Return the values of some fields of all images that match a filter, by field; `count`: number of the most
         frequent ones to return.
         """
         return summaries_of(([row.entry] for row in self.scan(where)), fields, count)
@@ -421,17 +423,17 @@ class Store(ABC):
         return np.fromiter(((row.id, row.entry.phash, row.entry.digest) for row in self.scan()), HASHED)
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
-        """Return the known state of these images, by name.
+        """Return the known state of the given images, by name.
 
-        Includes images that could not be read; leaves out unknown ones.
+        It includes unreadable images and excludes unknown ones.
         """
         with self.snapshot():
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
             ids = self.ids_of([name_id(name) for name in names])
             return found | {row.entry.name: ImageState.of(row.entry) for row in self.get(list(ids.values()))}
 
-    def twins(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
-        """Return the descriptions of images with these digests, by digest."""
+    def find_by_digest(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
+        """Return the descriptions of images with the given digests, by digest."""
         found: dict[str, ImageDescription] = {}
         for chunk in chunks(digests, _AT_ONCE):
             for row in self.scan(OneOf("digest", tuple(chunk)), vectors=True):
@@ -446,25 +448,25 @@ class Store(ABC):
             return sorted({row.entry.root for row in self.scan()} | {failure.root for failure in self.failures()})
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """Yield the places of the images and failures that were found through an argument."""
+        """Yield the locations of the images and failures that were found through an argument."""
         for row in self.scan(Comparison("root", "=", root)):
             yield ImagePlace.of(row.entry.name, row.entry.file, row.entry.offset)
         yield from (ImagePlace.of_name(one.name) for one in self.failures() if one.root == root)
 
     def excluded(self) -> tuple[str, ...]:
-        """Return the patterns of what updates leave out."""
+        """Return the patterns that updates exclude."""
         return tuple(json.loads(self.notes().get("exclude", "[]")))
 
     def exclude(self, patterns: Sequence[str]) -> None:
-        """Remember the patterns of what updates leave out, in place of earlier ones.
+        """Store the patterns that updates exclude, replacing earlier ones.
 
         Raises:
-            UserError: As in `commit`.
+            UserError: See `commit`.
         """
         self.commit(Changes(notes={"exclude": json.dumps(list(patterns))}))
 
     def was_imported(self) -> bool:
-        """Return whether it was made of a file from elsewhere, which may name any picture and any model."""
+        """Return whether it was imported from a foreign file, which may name any picture and any model."""
         return "imported" in self.notes()
 
 

@@ -1,7 +1,7 @@
-"""Updates of an index from files, folders, patterns, shards and tables, or removal of their images.
+"""Update an index from files, folders, patterns, shards and tables, or remove their images.
 
 An update has four steps. First it finds all images, and compares name, size and time with the index. Then it reads
-again what cameras and people wrote, of images whose XMP file has changed or that an older version has indexed. Then it
+again the metadata of images whose XMP file has changed or that an older version indexed. Then it
 reads the new and changed ones: images whose bytes the index already knows under another name keep their caption and
 embedding, and the others go through the model. Work is committed every few seconds, so an interruption loses only the
 work since the last commit. At the end it removes images that an argument found before and does not find now. Images
@@ -30,16 +30,16 @@ from grr_coca.data.walk import Exclusions
 from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry, noted
 from grr_coca_search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
 from grr_coca_search.photo import sidecar_state
-from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, Store, Touch
+from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, StampUpdate, Store
 
 _LOOKUP_SIZE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
 _MAX_UNCOMMITTED = 2000
 _NOTED_AT_ONCE = 256
 _State = Literal["current", "unnoted", "outdated"]
-"""Whether an entry of the index is up to date, or lacks only metadata, or must be made again."""
+"""Whether an index entry is up to date, lacks only metadata, or must be rebuilt."""
 OnProgress = Callable[[int, int, int], None]
-"""Called with the number of finished images, of all images to do, and of failed ones."""
+"""Called with the number of finished images, of all images to process, and of failed images."""
 
 
 class Describer(Protocol):
@@ -50,8 +50,10 @@ class Describer(Protocol):
         ...
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """Give `take` each batch, in order, with caption and embedding of each image. A batch may be empty. Batches are
-        read, and `take` is called, in the calling thread."""
+        """Pass each batch to `take`, in order, with caption and embedding of each image.
+
+        A batch may be empty. Batches are read, and `take` is called, in the calling thread.
+        """
         ...
 
 
@@ -60,12 +62,12 @@ class UpdateResult:
     """Numbers of images of an update.
 
     Attributes:
-        noted: Images of which only what their camera and people wrote was read again.
+        noted: Images of which only the metadata was read again.
         first_frames: Images that were read from the first of several frames or pages.
-        unfamiliar: For each image that the model has described, whether it is unlike the training.
-        failures: Images that cannot be read, old ones included.
-        left_out: What the search for images has excluded.
-        scan_seconds: How long that search took.
+        unfamiliar: Whether each described image is unlike the training images.
+        failures: Images that cannot be read, including earlier failures.
+        left_out: Files excluded by the search for images.
+        scan_seconds: Duration of that search.
     """
 
     found: int = 0
@@ -94,12 +96,12 @@ def update_store(
 
     Args:
         store: The store to change.
-        arguments: Files, folders, patterns, shards or tables, see `grr_coca.data.image_files`. Images that other
-            arguments have found stay as they are.
+        arguments: Files, folders, patterns, shards or tables, see `grr_coca.data.image_files`. Images found through
+            other arguments are not changed.
         make_describer: Loads the model. Called only if there is an image to describe.
         batch_size: Number of images in one forward pass.
         on_progress: Called after each batch.
-        exclude: Patterns of what to leave out, which the store remembers; None: those that it remembers.
+        exclude: Patterns to exclude, which are stored; None: the stored patterns.
 
     Raises:
         UserError: If an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
@@ -109,11 +111,11 @@ def update_store(
     left_out = Exclusions(remembered if exclude is None else [pattern for pattern in exclude if pattern])
     run = _Run(store, absolute_arguments(arguments), on_progress, left_out)
     try:
-        run.require_there()
+        run.require_exists()
         store.claim()
         if left_out.patterns != remembered:
             store.exclude(left_out.patterns)
-        todo = run.survey()
+        todo = run.scan_sources()
         run.note()
         if todo:
             run.describe(todo, make_describer(), batch_size)
@@ -126,18 +128,18 @@ def update_store(
         ) from error
     finally:
         run.close()
-    run.update.failures = [failure for failure in store.failures() if run.brings(failure)]
+    run.update.failures = [failure for failure in store.failures() if run.includes(failure)]
     return run.update
 
 
 def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
-    """Remove all images that some arguments found, and all images below these places. The files need not exist.
+    """Remove all images found through some arguments or located below them. The files need not exist.
 
     Returns:
         The number of removed images.
 
     Raises:
-        UserError: If the store has no image of one argument (nothing is removed then), or another process writes.
+        UserError: If the store has no image of an argument (no image is removed then), or another process writes.
     """
     places = absolute_arguments(arguments)
     for place in places:
@@ -153,10 +155,10 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
 
 
 def absolute_arguments(arguments: Sequence[str]) -> list[str]:
-    """Make arguments absolute, as an index keeps them: they then work from any folder.
+    """Make arguments absolute, as an index stores them, so that they work from any folder.
 
     Raises:
-        UserError: If one is empty.
+        UserError: If an argument is empty.
     """
     for argument in arguments:
         require_path(argument)
@@ -164,10 +166,10 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def require_arguments(arguments: Sequence[str]) -> None:
-    """Raise an error if an argument gives no image. No image is read.
+    """Raise an error if an argument has no image. No image is read.
 
     Raises:
-        UserError: Nothing exists there, or it has no images; the message names the argument.
+        UserError: If an argument does not exist or has no images; the message names the argument.
     """
     for argument in arguments:
         if not is_there(argument):
@@ -189,8 +191,8 @@ def is_there(argument: str) -> bool:
 
 
 class _Run:
-    """One update: `survey` finds images, `describe` adds new and changed ones, `remove_missing` removes those that
-    are gone.
+    """One update: `scan_sources` finds images, `describe` adds new and changed ones, `remove_missing` removes those
+    that are gone.
     """
 
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
@@ -200,7 +202,7 @@ class _Run:
         self._walked: list[str] = []
         self._on_progress = on_progress
         self._seen, self._copied = _NameMultiset(), _NameMultiset()
-        self._shards: set[str] = set()  # that were read to the end
+        self._shards: set[str] = set()  # shards that were read to the end
         self._unreadable: set[str] = set()  # folders and shards that could not be read
         self._pending = Changes()
         self._to_note = 0
@@ -212,8 +214,11 @@ class _Run:
         self._seen.close()
         self._copied.close()
 
-    def require_there(self) -> None:
-        """Raise an error if an argument is gone. A disk may not be mounted, so its images must not be removed."""
+    def require_exists(self) -> None:
+        """Raise an error if an argument no longer exists.
+
+        A disk may not be mounted, so its images must not be removed.
+        """
         self._walked = [argument for argument in self._arguments if not self._is_gone_image(argument)]
         for argument in self._walked:
             if is_there(argument):
@@ -226,9 +231,9 @@ class _Run:
             require_arguments([argument])
 
     def _is_gone_image(self, argument: str) -> bool:
-        """Return whether an argument is one image of the index, and its file was removed.
+        """Return whether an argument is a single image of the index whose file was removed.
 
-        If its folder is empty or gone too, a disk may not be mounted, and the result is False.
+        If its folder is also empty or missing, a disk may not be mounted, and the result is False.
         """
         folder = Path(argument).parent
         if is_forbidden(argument) or Path(argument).exists() or not folder.is_dir() or not any(folder.iterdir()):
@@ -236,7 +241,7 @@ class _Run:
         names = [place.name for place in islice(self._store.places(argument), 2)]
         return names == [argument] or (not names and bool(self._store.known([argument])))
 
-    def survey(self) -> int:
+    def scan_sources(self) -> int:
         """Find all images and remember their names. Returns the number of images to describe."""
         todo, began = 0, time.monotonic()
         for chunk in chunks(self._once_each(self.update.left_out), _LOOKUP_SIZE):
@@ -250,7 +255,7 @@ class _Run:
         return todo
 
     def _in_state(self, wanted: _State) -> Iterator[FoundImage]:
-        left_out = Exclusions(self.update.left_out.patterns)  # separate: everything has been counted
+        left_out = Exclusions(self.update.left_out.patterns)  # separate, because all exclusions are already counted
         return (found for found, state in self._once_each(left_out) if state == wanted)
 
     def _once_each(self, left_out: Exclusions) -> Iterator[tuple[FoundImage, _State]]:
@@ -274,15 +279,15 @@ class _Run:
                     if str(file.part.file) != shard:
                         shard, opened = str(file.part.file), stamp
                         self._shards.add(shard)
-                    # The offsets are of the shard that was opened. If another one replaces it, all that is read there
-                    # must count as outdated.
+                    # The offsets are of the shard that was opened. If another shard replaces it, all data read from it
+                    # counts as outdated.
                     stamp = None if opened is None else Stamp(file.part.size or 0, opened.mtime_ns)
                 if file.hides_others:
                     self._unreadable.add(file.name)
                 yield FoundImage(file, argument, stamp)
 
     def _pinned(self, argument: str) -> str:
-        """`iconify:PREFIX` with the version and checksum of the package that the index has icons of."""
+        """`iconify:PREFIX` with the version and checksum of the package whose icons are in the index."""
         reader = reader_that_owns(argument)
         if reader is None:
             return argument
@@ -291,8 +296,8 @@ class _Run:
         return reader.pinned(argument, known[first.name].fields) if first and known else argument
 
     def note(self) -> None:
-        """Read the metadata of known images again if they have changed or were not read yet: what cameras and people
-        wrote."""
+        """Read the metadata of known images again if they have changed or were not read yet: camera data and user
+        metadata."""
         if not self._to_note:
             return
         for batch in done_ahead(self._in_state("unnoted"), noted, _NOTED_AT_ONCE):
@@ -306,7 +311,7 @@ class _Run:
     def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
         """Read, describe and commit new and changed images."""
         done = failed = 0
-        sizes: deque[tuple[int, int]] = deque()  # of each batch that is being described: all images, and failures
+        sizes: deque[tuple[int, int]] = deque()  # number of images and of failures in each batch being described
 
         def undescribed() -> Iterator[list[DecodedImage]]:
             for batch in describer.read(self._in_state("outdated"), batch_size):
@@ -333,23 +338,23 @@ class _Run:
             self._commit()
 
     def _note_arrivals(self, names: Sequence[str]) -> None:
-        """Remember images that have arrived after `survey`, so that `remove_missing` keeps them."""
+        """Record images that were added after `scan_sources`, so that `remove_missing` keeps them."""
         arrived = list(self._seen.missing(names))
         self._seen.add(arrived)
         self.update.found += len(arrived)
 
     def _add_known(self, decoded: Sequence[DecodedImage]) -> list[DecodedImage]:
-        """Add images whose bytes the index knows, and return the others."""
+        """Add images whose bytes are already indexed, and return the others."""
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
-        twins = self._store.twins(list({one.digest for one in decoded}))
+        twins = self._store.find_by_digest(list({one.digest for one in decoded}))
         fresh = []
         for one, name in zip(decoded, names, strict=True):
             assert one.found.stamp is not None
             self.update.first_frames += one.square is not None and has_more_frames(one.square)
             if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 span = one.found.file.span
-                self._pending.touched.append(Touch(name, one.found.stamp, None if span is None else span.offset))
+                self._pending.touched.append(StampUpdate(name, one.found.stamp, None if span is None else span.offset))
                 self._pending.noted.append(PhotoUpdate(name, one.photo, one.phash, one.look))
                 self.update.unchanged += 1
                 continue
@@ -375,7 +380,7 @@ class _Run:
             self._store.commit(pending)
 
     def remove_missing(self) -> None:
-        """Remove images that these arguments found before, and did not find now."""
+        """Remove images that the arguments found before but not in this update."""
         for root in sorted(self.roots):
             for gone in chunks(self._gone(root), _LOOKUP_SIZE):
                 known = self._store.known(gone)
@@ -395,8 +400,8 @@ class _Run:
                 if not self._may_be_there(place) and (root in self._among or not self._is_left(place)):
                     yield name
 
-    def brings(self, failure: Failure) -> bool:
-        """Return whether an argument of this run contains an image that could not be read, even if another argument
+    def includes(self, failure: Failure) -> bool:
+        """Return whether an argument of this run contains an unreadable image, even if another argument
         found it.
         """
         if failure.root in self._among:
@@ -405,7 +410,7 @@ class _Run:
         return failure.name in self._among or file in self._among or _is_below(file, self._among)
 
     def _places(self, root: str) -> Iterator[ImagePlace]:
-        """Yield the places of the images of a root that are inside the arguments of this run."""
+        """Yield the locations of the images of a root that are inside the arguments of this run."""
         is_whole = root in self._among or _is_below(root, self._among)
         for place in self._store.places(root):
             if is_whole or place.name in self._among or _is_below(place.name, self._among):
@@ -416,7 +421,7 @@ class _Run:
         return place.file in self._unreadable or _is_below(place.file, self._unreadable) or is_forbidden(place.file)
 
     def _is_left(self, place: ImagePlace) -> bool:
-        """Return whether the file of an image still exists, although this run has not found the image."""
+        """Return whether the file of an image still exists, although this run did not find the image."""
         if os.path.lexists(place.name):  # also an image that is not a member, but has a name like one
             return True
         return place.file not in self._shards and os.path.lexists(place.file)
@@ -430,7 +435,7 @@ def _state(found: FoundImage, before: ImageState | None) -> _State:
 
 
 def _is_edited(found: FoundImage, known: ImageState) -> bool:
-    """Return whether the row of an image in its table has changed. False for an image that could not be read before."""
+    """Return whether the row of an image in its table has changed. False if the image could not be read before."""
     return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
 
 
@@ -446,7 +451,7 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
 
 
 def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Return roots of the index that are other versions of sources among the arguments, which take their place."""
+    """Return roots of the index that are other versions of sources among the arguments, which replace them."""
     sets = set(map(_unversioned, arguments)) - {None}
     return (root for root in roots if _unversioned(root) in sets)
 
@@ -503,10 +508,10 @@ class _NameMultiset:
             yield from (name for name, identity in zip(chunk, ids, strict=True) if identity not in found)
 
     def take(self, name: str) -> bool:
-        """Take a name once. Returns False if it was not added more often than it was taken."""
+        """Remove a name once. Return False if it was already removed as often as it was added."""
         statement = "UPDATE seen SET times = times - 1 WHERE id = ? AND times > 0"
         return self._database.execute(statement, (name_id(name),)).rowcount > 0
 
     def close(self) -> None:
-        """Remove all names."""
+        """Delete all names."""
         self._database.close()

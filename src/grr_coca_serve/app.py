@@ -15,7 +15,7 @@ from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import Guard
 from grr_coca_serve.page import FILES, POLICY
 from grr_coca_serve.pictures import invalid
-from grr_coca_serve.refusal import Refusal, refusal_of
+from grr_coca_serve.refusal import RequestError, to_request_error
 from grr_coca_serve.responses import refused
 from grr_coca_serve.service import QueuedRoute, Service
 
@@ -54,7 +54,7 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
-    for kind in (Exception, HTTPException, RequestValidationError, Refusal, UserError, MemoryError):
+    for kind in (Exception, HTTPException, RequestValidationError, RequestError, UserError, MemoryError):
         app.add_exception_handler(kind, _told)
     return Guard(
         app,
@@ -85,19 +85,19 @@ async def _told(request: Request, error: Exception) -> Response:
     return refused(_refusal_of(request, error))
 
 
-def _refusal_of(request: Request, error: Exception) -> Refusal:
+def _refusal_of(request: Request, error: Exception) -> RequestError:
     if isinstance(error, RequestValidationError):
         refusal = invalid(error)
         if request.url.path.startswith("/v1/"):  # as OpenAI clients expect
-            return Refusal(400, refusal.message, param=refusal.param)
+            return RequestError(400, refusal.message, param=refusal.param)
         return refusal
     if isinstance(error, HTTPException):
         messages = {
             404: f"there is no {request.method} {request.url.path[:200]} here",
             405: f"{request.url.path[:200]} does not take {request.method}",
         }
-        return Refusal(error.status_code, messages.get(error.status_code, str(error.detail)))
-    return refusal_of(error)
+        return RequestError(error.status_code, messages.get(error.status_code, str(error.detail)))
+    return to_request_error(error)
 
 
 class _Page(StaticFiles):

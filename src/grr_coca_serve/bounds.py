@@ -7,7 +7,7 @@ error, which takes minutes and gigabytes.
 import json
 import re
 
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 
 MAX_PARTS = 50_000
 """Maximum number of texts, commas, brackets and quotation marks in texts of a body. A conversation of 1,000 messages
@@ -22,10 +22,10 @@ def require_bounded(body: bytes) -> None:
     """Check the number of parts and the nesting depth of JSON. Its validity is not checked.
 
     Raises:
-        Refusal: With status 413 for too many parts; with 422 for too deep nesting or an encoding other than UTF-8.
+        RequestError: With status 413 for too many parts; with 422 for too deep nesting or an encoding other than UTF-8.
     """
     if not json.detect_encoding(body).startswith("utf-8"):
-        raise Refusal(422, "the body is not UTF-8")
+        raise RequestError(422, "the body is not UTF-8")
     count, depth, place = 0, 0, 0
     while part := _NEXT_PART.match(body, place):
         place, kind = part.end(), part[1]
@@ -35,9 +35,11 @@ def require_bounded(body: bytes) -> None:
             count += num_quotes
         depth += (kind in b"[{") - (kind in b"]}")
         if count > MAX_PARTS:
-            raise Refusal(413, f"the JSON has too many parts: more than {MAX_PARTS:,} texts, commas and brackets")
+            raise RequestError(413, f"the JSON has too many parts: more than {MAX_PARTS:,} texts, commas and brackets")
         if depth > MAX_DEPTH:
-            raise Refusal(422, f"the JSON is nested too deeply: more than {MAX_DEPTH} lists and objects in each other")
+            raise RequestError(
+                422, f"the JSON is nested too deeply: more than {MAX_DEPTH} lists and objects in each other"
+            )
 
 
 def _end_of_text(body: bytes, start: int, max_quotes: int) -> tuple[int, int]:

@@ -47,7 +47,7 @@ class DaemonThreads:
         return await asyncio.wrap_future(self.put(work, *arguments))
 
     @property
-    def num_late(self) -> int:
+    def num_stalled(self) -> int:
         """Number of stalled threads."""
         with self._lock:
             return self._count_late()
@@ -86,7 +86,7 @@ class DaemonThreads:
             del job, future, work  # otherwise they would keep references until the next work
             with self._lock:
                 self._began[this] = math.inf
-                if len(self._began) > self._num_wanted:  # another one has taken its place
+                if len(self._began) > self._num_wanted:  # it was replaced by another thread
                     break
         with self._lock:
             del self._began[this]

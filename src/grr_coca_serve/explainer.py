@@ -9,7 +9,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.pictures import PictureReader
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Box
@@ -46,21 +46,21 @@ class Explainer:
         """Check that PyTorch is installed.
 
         Raises:
-            Refusal: If PyTorch is missing; the message names the extra.
+            RequestError: If PyTorch is missing; the message names the extra.
         """
         if not self.is_installed:
-            raise Refusal(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
+            raise RequestError(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
 
     async def explain(self, data: bytes) -> dict[str, Any]:
         """Return the caption of an image, and a map for each of its words.
 
         Raises:
-            Refusal: If PyTorch is not installed, or too many images are waiting.
+            RequestError: If PyTorch is not installed, or too many images are waiting.
             UserError: If the image cannot be read.
         """
         self.require()
         if self._waiting >= _MAX_WAITING:
-            raise Refusal(429, "too many images are waiting for heat maps; try again in a moment", retry_after=2)
+            raise RequestError(429, "too many images are waiting for heat maps; try again in a moment", retry_after=2)
         self._waiting += 1
         try:
             return await self._thread.do(self._explained, data)
@@ -74,7 +74,7 @@ class Explainer:
             try:
                 self._model = self._load()
             except UserError as error:  # such as a model in int8
-                raise Refusal(501, f"heat maps are unavailable for this model: {error}") from error
+                raise RequestError(501, f"heat maps are unavailable for this model: {error}") from error
         checkpoint = self._model.checkpoint
         image = self._reader.decoded(data, checkpoint.preprocess)
         (described,) = self._model.describe_many([image])

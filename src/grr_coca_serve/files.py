@@ -22,7 +22,7 @@ from grr_coca.data.images import encoded
 from grr_coca.data.isolated import decode_image
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 from grr_coca_serve.svg_cleaning import clean_svg
 
 if TYPE_CHECKING:
@@ -67,20 +67,20 @@ class PictureFiles:
         self._workers.close()
 
     @property
-    def num_late(self) -> int:
+    def num_stalled(self) -> int:
         """Number of files that have been stalled for half a minute."""
-        return self._workers.num_late
+        return self._workers.num_stalled
 
     async def read(self, entry: "Entry") -> bytes:
         """Return the bytes of an image.
 
         Raises:
             UserError: If its file cannot be read.
-            Refusal: If the server does not show it, or the file is stalled.
+            RequestError: If the server does not show it, or the file is stalled.
         """
         content = await self._in_time(self._workers.put(self._read, entry))
         if content is None:
-            raise Refusal(
+            raise RequestError(
                 504, f"the file of this image could not be read within {_SECONDS:g} s; its drive may be stalled"
             )
         return content
@@ -94,7 +94,7 @@ class PictureFiles:
         reading = self._workers.put(self._read, entry)
         try:
             return reading.result(_SECONDS)
-        except Refusal as refusal:
+        except RequestError as refusal:
             raise UserError(refusal.message) from refusal
         except TimeoutError as error:
             reading.cancel()
@@ -127,7 +127,7 @@ class PictureFiles:
                 self._thumbnails.put(key, known, len(known))
         return known
 
-    def are_there(self, entries: "Iterable[Entry]") -> dict[str, bool]:
+    def files_exist(self, entries: "Iterable[Entry]") -> dict[str, bool]:
         """Return whether image files exist and may be shown, by `Entry.file`. Must not be called from the event-loop
         thread.
 
@@ -177,7 +177,7 @@ class PictureFiles:
 
     def _read(self, entry: "Entry") -> bytes:
         if not self._is_shown(entry.file):
-            raise Refusal(403, "this server shows only images in the folders of --pictures")
+            raise RequestError(403, "this server shows only images in the folders of --pictures")
         return entry.span.read()
 
     def _read_drawings(self, entries: "Sequence[Entry]", found: dict[str, str]) -> None:
@@ -185,7 +185,7 @@ class PictureFiles:
             key = (entry.name, entry.stamp)
             known = self._drawings.get(key)
             if known is None:
-                with suppress(UserError, Refusal, OSError, ValueError):  # a null byte in the name
+                with suppress(UserError, RequestError, OSError, ValueError):  # a null byte in the name
                     size = entry.span.size if entry.offset is not None else os.stat(entry.file).st_size  # noqa: PTH116
                     if size is not None and size <= _MAX_DRAWING_BYTES:
                         known = (clean_svg(self._read(entry)) or b"").decode()
@@ -204,6 +204,6 @@ class PictureFiles:
             finally:
                 if is_large:
                     self._one_large.release()
-        except (UserError, Refusal, OSError, ValueError):  # a null byte in the name
+        except (UserError, RequestError, OSError, ValueError):  # a null byte in the name
             return None
         return encoded(image, "WEBP", quality=80, method=2)

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from grr_coca.common.errors import UserError
 from grr_coca_serve.bounds import require_bounded
 from grr_coca_serve.metrics import Metrics
-from grr_coca_serve.queue import too_late
-from grr_coca_serve.refusal import Refusal, refusal_of
+from grr_coca_serve.queue import deadline_error
+from grr_coca_serve.refusal import RequestError, to_request_error
 from grr_coca_serve.responses import refused
 
 KEY_VARIABLE = "GRR_COCA_API_KEY"
@@ -89,7 +89,7 @@ class Key:
         content = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
         return hmac.compare_digest(_digest(content.strip()), self._digest)
 
-    def is_with(self, headers: dict[bytes, bytes]) -> bool:
+    def is_authorized(self, headers: dict[bytes, bytes]) -> bool:
         """Return whether a request has the key or a valid cookie."""
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
@@ -128,7 +128,7 @@ class Guard:
         key: Required key; None: no authentication.
         page: Paths of the page's files, which need no key.
         of_model: Paths whose requests use the model's queue.
-        require_room: Raises a `Refusal` if the queue is full. Called before the body is read, it takes a third of
+        require_room: Raises a `RequestError` if the queue is full. Called before the body is read, it takes a third of
             the time of a later rejection, which would delay accepted requests.
         is_local: Whether only this machine can reach the server.
     """
@@ -183,9 +183,9 @@ class Guard:
                     self._hold(-len(body))
         except Exception as error:
             if not exchange.is_complete:  # otherwise the application has reported the error
-                await self._refuse(scope, exchange, refusal_of(error))
+                await self._refuse(scope, exchange, to_request_error(error))
 
-    async def _refuse(self, scope: Scope, exchange: _Exchange, refusal: Refusal) -> None:
+    async def _refuse(self, scope: Scope, exchange: _Exchange, refusal: RequestError) -> None:
         if exchange.has_begun:
             return  # the server closes the connection, since the response is not complete
         exchange.status = refusal.status
@@ -203,18 +203,18 @@ class Guard:
         headers = dict(scope["headers"])
         path = scope["path"]
         if self.is_draining and path != "/health":
-            raise Refusal(503, "the server is stopping; try again in a moment", retry_after=5)
+            raise RequestError(503, "the server is stopping; try again in a moment", retry_after=5)
         _require_own_page(scope["method"], headers)
         if self._key is None:
             if self._is_local and not _is_own_name(headers.get(b"host", b"")):
                 # Otherwise a web page could read the index by DNS rebinding.
-                raise Refusal(
+                raise RequestError(
                     403,
                     "this server accepts only the hosts localhost and 127.0.0.1; to allow others, start it "
                     f"with a key in {KEY_VARIABLE}",
                 )
-        elif not (path in self._public or self._key.is_with(headers)):
-            raise Refusal(401, f"this server requires a key: send 'Authorization: Bearer KEY' ({KEY_VARIABLE})")
+        elif not (path in self._public or self._key.is_authorized(headers)):
+            raise RequestError(401, f"this server requires a key: send 'Authorization: Bearer KEY' ({KEY_VARIABLE})")
 
     # --- The body
 
@@ -245,15 +245,15 @@ class Guard:
             self._hold(-len(body))
             if isinstance(error, TimeoutError):
                 reason = f"the body did not arrive within {self._limits.body_seconds:g} s"
-                raise Refusal(408, reason) from error
+                raise RequestError(408, reason) from error
             raise
 
     def _require_bytes(self, size: int, more: int, limit: int) -> None:
         """Check the size of a body, of which `more` bytes are not yet in memory."""
         if size > limit:
-            raise Refusal(413, f"too many bytes: more than {limit:,}, the limit of a request")
+            raise RequestError(413, f"too many bytes: more than {limit:,}, the limit of a request")
         if self._held + more > self._limits.max_held_bytes:
-            raise Refusal(429, "too many large requests at once; try again in a moment", retry_after=2)
+            raise RequestError(429, "too many large requests at once; try again in a moment", retry_after=2)
 
     def _hold(self, size: int) -> None:
         self._held += size
@@ -313,7 +313,7 @@ class Guard:
                 running.result()
             elif not watching.done():
                 await _cancelled(running)
-                raise too_late()
+                raise deadline_error()
         finally:
             await _cancelled(running)
             await _cancelled(watching)
@@ -355,7 +355,7 @@ def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
         origin = headers.get(b"origin")
         is_own = origin is None or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
     if not is_own:
-        raise Refusal(
+        raise RequestError(
             403,
             "a page of another site sent this request in a browser; open the page of this server instead. A proxy must "
             "forward the header Host unchanged",

@@ -21,7 +21,7 @@ from grr_coca.common.errors import suggest_name
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.isolated import HelperLimits, vector_format
 from grr_coca_serve.daemon_threads import DaemonThreads
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -46,18 +46,18 @@ def from_data_uri(text: str, param: str) -> bytes:
     """Return the bytes of an image in a data URI. URLs are never fetched.
 
     Raises:
-        Refusal: If it is not a data URI of an image; `param` names its key.
+        RequestError: If it is not a data URI of an image; `param` names its key.
     """
     if _REMOTE.match(text):
         message = "URLs are never fetched; send the image itself, as data:image/png;base64,…"
-        raise Refusal(400, f"{param}: {message}", param=param)
+        raise RequestError(400, f"{param}: {message}", param=param)
     head = _DATA_URI.match(text[:200])
     if head is None:
-        raise Refusal(400, f"{param}: not an image; send it as data:image/png;base64,…", param=param)
+        raise RequestError(400, f"{param}: not an image; send it as data:image/png;base64,…", param=param)
     try:
         return base64.b64decode(text[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refusal(400, f"{param}: not valid base64 ({error})", param=param) from error
+        raise RequestError(400, f"{param}: not valid base64 ({error})", param=param) from error
 
 
 # --- Requests with a picture and options
@@ -70,7 +70,7 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
     under `image`. Options are next to the image or in the query.
 
     Raises:
-        Refusal: If a key is unknown, or a value is invalid.
+        RequestError: If a key is unknown, or a value is invalid.
     """
     given = _query(request, model)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -79,20 +79,20 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
         content = _json(await request.body())
         written = content.pop("image", "")
         if not isinstance(written, str):
-            raise Refusal(422, "image: must be a text; send data:image/png;base64,…", param="image")
+            raise RequestError(422, "image: must be a text; send data:image/png;base64,…", param="image")
         picture = from_data_uri(written, "image") if written else b""
         given |= content
     elif kind == "multipart/form-data":
         try:
             form = await _FormInMemory(request.headers, request.stream(), max_files=1, max_fields=100).parse()
         except MultiPartException as error:
-            raise Refusal(400, error.message) from error
+            raise RequestError(400, error.message) from error
         try:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile) and name == "image":
                     picture = await value.read()
                 elif isinstance(value, UploadFile):
-                    raise Refusal(422, f"the form has a file '{name}'; rename it to 'image'", param=name)
+                    raise RequestError(422, f"the form has a file '{name}'; rename it to 'image'", param=name)
                 else:
                     _add(given, name, value, model)
         finally:
@@ -112,7 +112,7 @@ def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
     """Convert options to a model.
 
     Raises:
-        Refusal: If a key is unknown, or a value is invalid; the message names it.
+        RequestError: If a key is unknown, or a value is invalid; the message names it.
     """
     try:
         return model.model_validate(given)
@@ -120,14 +120,14 @@ def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
         raise invalid(error, model.model_fields) from error
 
 
-def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> Refusal:
+def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestError:
     """Return the error response for a Pydantic validation error."""
     first = max(error.errors(), key=lambda one: len(one["loc"]))  # of several types, the best match
     place = ".".join(str(part) for part in first["loc"] if not _is_name_of_type(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key; {suggest_name(place, names)}" if names else "unknown key"
-    return Refusal(422, f"{place}: {message}" if place else message, param=place or None)
+    return RequestError(422, f"{place}: {message}" if place else message, param=place or None)
 
 
 def _is_name_of_type(part: str | int) -> bool:
@@ -148,7 +148,7 @@ def _add(given: dict[str, Any], name: str, value: str, model: type[BaseModel]) -
     if field is not None and "list" in str(field.annotation):
         given.setdefault(name, []).append(value)
     elif name in given:
-        raise Refusal(422, f"{name}: duplicate", param=name)
+        raise RequestError(422, f"{name}: duplicate", param=name)
     else:
         given[name] = value
 
@@ -157,9 +157,9 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refusal(422, f"the body is not JSON ({str(error)[:200]})") from error
+        raise RequestError(422, f"the body is not JSON ({str(error)[:200]})") from error
     if not isinstance(content, dict):
-        raise Refusal(422, "the body is not a JSON object")
+        raise RequestError(422, "the body is not a JSON object")
     return content
 
 
@@ -208,7 +208,7 @@ class PictureReader:
         """Return the pixels of an image as input of the model.
 
         Raises:
-            Refusal, UserError: If it is not an image, or exceeds a limit.
+            RequestError, UserError: If it is not an image, or exceeds a limit.
         """
         workers = self._decoding if vector_format(data) is None else self._drawing
         return await workers.do(self._square, data, preprocess)
@@ -221,7 +221,7 @@ class PictureReader:
         """Return an image in full size, for display.
 
         Raises:
-            Refusal, UserError: If it is not an image, or exceeds a limit.
+            RequestError, UserError: If it is not an image, or exceeds a limit.
         """
         _require_picture(data)
         return preprocess.decode(data, _NAME, for_people=True, **self._options(preprocess))
@@ -233,4 +233,4 @@ class PictureReader:
 
 def _require_picture(data: bytes) -> None:
     if not data:
-        raise Refusal(422, "no image sent; send its bytes as the body, or as the part 'image' of a form")
+        raise RequestError(422, "no image sent; send its bytes as the body, or as the part 'image' of a form")

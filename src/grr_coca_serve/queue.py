@@ -2,7 +2,7 @@
 
 Waiting work is done in batches: when the thread is free, it takes the oldest job and all others of the same kind, up
 to the most efficient batch size, measured when the model was loaded (`_best_batch`). No job waits for a batch to fill.
-The number of waiting requests is bounded (`admitted`), and thus memory and waiting times.
+The number of waiting requests is bounded (`reserve_slot`), and thus memory and waiting times.
 
 Shapes: S image size in pixels, N images or texts, E embedding width.
 """
@@ -32,7 +32,7 @@ from grr_coca.infer.generate.next_token import require_finite
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.tags import with_beams
 from grr_coca_serve.metrics import Metrics
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class ModelQueue:
     """A model that many requests use concurrently.
 
     The methods `caption`, `embed_images` and `embed_texts` can be called from any thread. They return immediately with
-    a future for each image or text. A future that is cancelled before its batch starts costs nothing.
+    a future for each image or text. A future that is cancelled before its batch starts has no cost.
 
     Args:
         load: Loads the model; called in the thread.
@@ -126,20 +126,20 @@ class ModelQueue:
         """Return the loaded model.
 
         Raises:
-            Refusal: If it is still being loaded.
+            RequestError: If it is still being loaded.
         """
         if self.model is None:
-            raise Refusal(503, "the model is being loaded; try again in a moment", retry_after=1)
+            raise RequestError(503, "the model is being loaded; try again in a moment", retry_after=1)
         return self.model
 
     # --- Admission
 
     @contextmanager
-    def admitted(self, weight: int = 1) -> Iterator[None]:
+    def reserve_slot(self, weight: int = 1) -> Iterator[None]:
         """Reserve a queue slot for a request with some images. Called only from the event loop.
 
         Raises:
-            Refusal: If the model is not ready, or the queue is full.
+            RequestError: If the model is not ready, or the queue is full.
         """
         self.ready()
         weight = min(max(1, weight), self.capacity)
@@ -154,13 +154,13 @@ class ModelQueue:
         """Check that the queue has room.
 
         Raises:
-            Refusal: If it is full, or the waiting work would exceed the maximum waiting time; the message says when to
-                try again.
+            RequestError: If it is full, or the waiting work would exceed the maximum waiting time; the message says
+                when to try again.
         """
         wait = self.in_use * self._seconds_per_item
         if self.in_use + weight > self.capacity or wait > self.seconds:
             seconds = max(1, math.ceil(wait))
-            raise Refusal(
+            raise RequestError(
                 429,
                 f"too many requests: {self.in_use} are waiting (limit {self.capacity}), for about "
                 f"{seconds} s; try again in {seconds} s",
@@ -203,7 +203,7 @@ class ModelQueue:
     def _put(self, jobs: list[_Job]) -> list[Future]:
         with self._changed:
             if self._is_closed:
-                raise Refusal(503, "the server is stopping")
+                raise RequestError(503, "the server is stopping")
             self._jobs.extend(jobs)
             self._changed.notify()
         return [job.future for job in jobs]
@@ -228,7 +228,7 @@ class ModelQueue:
                 self._changed.wait_for(lambda: self._jobs or self._is_closed)
                 if self._is_closed:
                     for job in self._jobs:
-                        _fail(job, Refusal(503, "the server is stopping"))
+                        _fail(job, RequestError(503, "the server is stopping"))
                     return []
                 if batch := self._take(self._jobs[0].kind):
                     return batch
@@ -242,7 +242,7 @@ class ModelQueue:
             if job.future.cancelled():
                 continue
             if job.expires <= now:
-                _fail(job, too_late())
+                _fail(job, deadline_error())
             elif job.kind == kind and len(batch) < self.max_batch:
                 batch.append(job)
             else:
@@ -256,7 +256,7 @@ class ModelQueue:
         try:
             for job, result in zip(batch, self._results(batch), strict=True):
                 job.future.set_result(result)
-        except (UserError, Refusal, MemoryError) as error:
+        except (UserError, RequestError, MemoryError) as error:
             for job in batch:
                 _fail(job, error)
         except Exception as error:
@@ -284,7 +284,7 @@ class ModelQueue:
         assert self.model is not None
         kind = batch[0].kind
         pixels = np.stack([job.item for job in batch])
-        keys = [0] * len(batch)  # the same image and seed give the same caption in any batch
+        keys = [0] * len(batch)  # the same image and seed yield the same caption in any batch
 
         def on_text(pieces: Sequence[str]) -> None:
             for job, piece in zip(batch, pieces, strict=True):
@@ -356,14 +356,16 @@ class QueuedModel:
         try:
             for part in (items[place : place + size] for place in range(0, len(items), size)):
                 results += [future.result() for future in start(part, time.monotonic() + self._seconds)]
-        except Refusal as refusal:
+        except RequestError as refusal:
             raise UserError(refusal.message) from refusal
         return results
 
 
-def too_late() -> Refusal:
+def deadline_error() -> RequestError:
     """Return the error for a request whose time is over."""
-    return Refusal(504, "the server is too busy to answer in time; try again later, or with fewer requests at once")
+    return RequestError(
+        504, "the server is too busy to answer in time; try again later, or with fewer requests at once"
+    )
 
 
 def _fail(job: _Job, error: BaseException) -> None:

@@ -28,7 +28,7 @@ MAX_BYTES = 2048
 """Maximum size in bytes of an error's JSON. A message may quote the request, which may have megabytes."""
 
 
-class Refusal(Exception):  # noqa: N818 (not a server error)
+class RequestError(Exception):
     """An error response to a request.
 
     Args:
@@ -67,20 +67,20 @@ def _cut(text: str, max_bytes: int) -> str:
     return cut if len(cut) == len(text) else f"{cut}…"
 
 
-def refusal_of(error: Exception) -> Refusal:
+def to_request_error(error: Exception) -> RequestError:
     """Convert an exception to an error response. Internal errors are only logged."""
-    if isinstance(error, Refusal):
+    if isinstance(error, RequestError):
         return error
     if isinstance(error, BadSample):
         if error.cause is Cause.UNREADABLE:  # the server had no time for a drawing
-            return Refusal(503, str(error), retry_after=5)
-        return Refusal(413 if error.cause is Cause.TOO_LARGE else 415, str(error))
+            return RequestError(503, str(error), retry_after=5)
+        return RequestError(413 if error.cause is Cause.TOO_LARGE else 415, str(error))
     if isinstance(error, UserError):
-        return Refusal(422, str(error))
+        return RequestError(422, str(error))
     if isinstance(error, MemoryError):
-        return Refusal(503, "the server is out of memory; try again in a moment", retry_after=5)
+        return RequestError(503, "the server is out of memory; try again in a moment", retry_after=5)
     log.error("a request failed", exc_info=error)
-    return Refusal(500, "the server failed on this request; see its log for the reason")
+    return RequestError(500, "the server failed on this request; see its log for the reason")
 
 
 def json_bytes(content: object) -> bytes:

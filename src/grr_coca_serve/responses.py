@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from grr_coca_serve.refusal import Refusal, json_bytes
+from grr_coca_serve.refusal import RequestError, json_bytes
 
 
 def json_response(content: object) -> Response:
@@ -13,7 +13,7 @@ def json_response(content: object) -> Response:
     return Response(json_bytes(content), media_type="application/json")
 
 
-def refused(refusal: Refusal) -> Response:
+def refused(refusal: RequestError) -> Response:
     """Return the response for an error."""
     return Response(json_bytes(refusal.content), refusal.status, refusal.headers, "application/json")
 

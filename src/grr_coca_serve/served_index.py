@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from grr_coca.common.errors import DamagedError, UserError, suggest_name
+from grr_coca.common.errors import CorruptDataError, UserError, suggest_name
 from grr_coca.data.text import clean_query
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.entry import Entry, name_id
@@ -29,8 +29,8 @@ from grr_coca_search.store import Store, open_store
 from grr_coca_search.thesaurus import Thesaurus
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.lru_cache import LruCache
-from grr_coca_serve.queue import ModelQueue, QueuedModel, too_late
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.queue import ModelQueue, QueuedModel, deadline_error
+from grr_coca_serve.refusal import RequestError
 
 if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
@@ -59,15 +59,15 @@ def draw_of(identity: str) -> int:
     """Return the `Entry.draw` of an id.
 
     Raises:
-        Refusal: If it is not an id.
+        RequestError: If it is not an id.
     """
     if not re.fullmatch("[0-7][0-9a-f]{15}", identity):  # of 63 bits, see `name_id`
         raise _unknown()
     return int(identity, 16)
 
 
-def _unknown() -> Refusal:
-    return Refusal(404, "the index has no image with this id")
+def _unknown() -> RequestError:
+    return RequestError(404, "the index has no image with this id")
 
 
 def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class ServedIndex:
     """A served index.
 
     Args:
-        location: Its folder, or `http://HOST:PORT/NAME` of a Milvus server.
+        location: Index folder, or `http://HOST:PORT/NAME` of a Milvus server.
         model: Model of the server; an index of another model is rejected.
         queue: Queue of the model.
         files: Image files of the index.
@@ -136,7 +136,7 @@ class ServedIndex:
         """Open the store in a consistent state.
 
         Raises:
-            Refusal: If the index was deleted or cannot be read.
+            RequestError: If the index was deleted or cannot be read.
         """
         with self._open.use() as store, store.snapshot():
             yield store
@@ -150,7 +150,7 @@ class ServedIndex:
 
         Raises:
             UserError: If it does not exist, or belongs to another model.
-            Refusal: If the model is still being loaded.
+            RequestError: If the model is still being loaded.
         """
         self._queue.ready()
         self._model.loaded = cast("ImageTextModel", QueuedModel(self._queue, self._queue.seconds))
@@ -176,7 +176,7 @@ class ServedIndex:
 
         Raises:
             UserError: If the filter or the query is invalid.
-            Refusal: If the time is over.
+            RequestError: If the time is over.
         """
         model = _QueryModel(self._queue, self._curve, self._model.thesaurus, self._captions, expires)
         with self._open.use() as store:
@@ -186,16 +186,16 @@ class ServedIndex:
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
         if ranking is None:
-            options = SearchOptions(n=count, where=where, hybrid=True, fold=True, are_there=self.files.are_there)
+            options = SearchOptions(n=count, where=where, hybrid=True, fold=True, files_exist=self.files.files_exist)
             with self._open.use() as store:
                 ranking = rank_images(query, store, model, options)
             if key is not None:
                 self._rankings.put(key, ranking)
         groups = ranking.groups[offset : offset + limit]
-        there = self.files.are_there([entry for group in groups for entry in group])
+        there = self.files.files_exist([entry for group in groups for entry in group])
         drawings = self.files.drawings([best for best, *_ in groups]) if svg else NO_DRAWINGS
         found = hits_of(ranking, model, offset, offset + limit, lambda _: there)
-        first = found if offset == 0 else hits_of(ranking, model, 0, min(offset, 10), self.files.are_there)
+        first = found if offset == 0 else hits_of(ranking, model, 0, min(offset, 10), self.files.files_exist)
         return {
             "hits": [
                 _hit(hit, copies, found.can_tell, there, drawings)
@@ -231,7 +231,7 @@ class ServedIndex:
                 lambda order: order.nbytes,
             )
             entries = store.entries(order[offset : offset + limit].tolist())
-        there = self.files.are_there(entries)
+        there = self.files.files_exist(entries)
         drawings = self.files.drawings(entries) if svg else NO_DRAWINGS
         return {"total": len(order), "pictures": [picture(entry, there, drawings) for entry in entries]}
 
@@ -239,7 +239,7 @@ class ServedIndex:
         """Return an image by its id.
 
         Raises:
-            Refusal: If the index does not have it.
+            RequestError: If the index does not have it.
         """
         draw = draw_of(identity)
         with self._open.use() as store, store.snapshot():
@@ -252,10 +252,10 @@ class ServedIndex:
         """Return an image by its id, for JSON.
 
         Raises:
-            Refusal: If the index does not have it.
+            RequestError: If the index does not have it.
         """
         entry = self.entry(identity)
-        return picture(entry, self.files.are_there([entry]))
+        return picture(entry, self.files.files_exist([entry]))
 
     def facets(self) -> list[Facet]:
         """Return the fields by which images can be filtered, with their values. Must be called from only one thread."""
@@ -303,7 +303,7 @@ class ServedIndex:
         with self._open.use() as store, store.snapshot():
             ids = store.ids_of([draw for group in shown for draw in group])
             found = [store.entries([ids[draw] for draw in group if draw in ids]) for group in shown]
-        there = self.files.are_there([entry for group in found for entry in group])
+        there = self.files.files_exist([entry for group in found for entry in group])
         return {
             "total": len(every),
             "sizes": [len(group) for group in groups],
@@ -339,17 +339,17 @@ class _OpenStore:
         """Open the store.
 
         Raises:
-            Refusal: If the index was deleted or cannot be read. Errors of the query itself stay `UserError`.
+            RequestError: If the index was deleted or cannot be read. Errors of the query itself stay `UserError`.
         """
         try:
             yield self._current()
         except KeyError as error:  # an image was removed between two reads
-            raise Refusal(503, "the index changed during this request; try again", retry_after=1) from error
+            raise RequestError(503, "the index changed during this request; try again", retry_after=1) from error
         except UserError as error:
-            if error.__cause__ is None and not isinstance(error, DamagedError):
+            if error.__cause__ is None and not isinstance(error, CorruptDataError):
                 raise
             self.close()  # it is reopened, since it may have been repaired
-            raise Refusal(503, f"the index cannot be read: {error}", retry_after=5) from error
+            raise RequestError(503, f"the index cannot be read: {error}", retry_after=5) from error
 
     def _current(self) -> Store:
         with self._lock:
@@ -361,7 +361,7 @@ class _OpenStore:
                     self._store = self._opened()
                     self._num_opened += 1
                 except UserError as error:
-                    raise Refusal(503, f"the index is unavailable: {error}", retry_after=5) from error
+                    raise RequestError(503, f"the index is unavailable: {error}", retry_after=5) from error
             return self._store
 
     def _opened(self) -> Store:
@@ -407,7 +407,7 @@ class _QueryModel:
         return np.stack(self._results(self._model.embed_texts(cleaned, self._expires)))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Return embeddings of captions, M E. An empty caption gives zeros."""
+        """Return embeddings of captions, M E. An empty caption yields zeros."""
         found = {caption: self._captions.get(caption) for caption in captions}
         missing = [caption for caption, vector in found.items() if vector is None and caption.strip()]
         if missing:
@@ -446,4 +446,4 @@ class _QueryModel:
         except TimeoutError as error:
             for future in futures:
                 future.cancel()
-            raise too_late() from error
+            raise deadline_error() from error

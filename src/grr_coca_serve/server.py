@@ -37,7 +37,7 @@ from grr_coca_serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limi
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.pictures import PictureReader, limits_of_helpers
 from grr_coca_serve.queue import ModelQueue
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 from grr_coca_serve.responses import refused
 from grr_coca_serve.served_index import ServedIndex
 from grr_coca_serve.service import Service
@@ -177,7 +177,7 @@ class RunningServer:
             file = model.folder / "config.json"
             curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
             files = PictureFiles(options.pictures if options.pictures or was_imported else None)
-            metrics.show("grr_coca_late_files", "Image files that are stalled", lambda: files.num_late)
+            metrics.show("grr_coca_late_files", "Image files that are stalled", lambda: files.num_stalled)
             index = ServedIndex(options.index, model, queue, files, curve=curve)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
@@ -430,7 +430,7 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Reject invalid HTTP, such as too large headers."""
-        refusal = Refusal(400, f"not a valid HTTP request, or its headers are too large ({msg})")
+        refusal = RequestError(400, f"not a valid HTTP request, or its headers are too large ({msg})")
         response = refused(refusal)
         headers = [*response.raw_headers, (b"connection", b"close")]
         with contextlib.suppress(h11.LocalProtocolError):

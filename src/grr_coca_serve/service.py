@@ -22,7 +22,7 @@ from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.pictures import PictureReader
 from grr_coca_serve.queue import ModelQueue, results_of
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 from grr_coca_serve.served_index import ServedIndex
 
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ _MAX_PIXELS_HELD = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """State of a server. `model_name`: Name by which clients request the model. `index`: None if it has none. `title`:
+    """State of a server. `model_name`: Name that clients use for the model. `index`: None if it has none. `title`:
     Name of the index. `threads`: For searches and short reads of it. `browsing`, `counting`, `grouping`: For its lists,
     facets and duplicates, which read an entire index and may take minutes."""
 
@@ -58,10 +58,10 @@ class Service:
         """Return the index.
 
         Raises:
-            Refusal: If the server has none.
+            RequestError: If the server has none.
         """
         if self.index is None:
-            raise Refusal(404, "this server has no index; start it with grr-coca serve INDEX")
+            raise RequestError(404, "this server has no index; start it with grr-coca serve INDEX")
         return self.index
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
@@ -72,7 +72,7 @@ class Service:
         """Return the pixels of an image as input of the model.
 
         Raises:
-            Refusal: If it is not an image, or is too large.
+            RequestError: If it is not an image, or is too large.
         """
         return await self.reader.square(data, self.queue.ready().preprocess)
 
@@ -105,7 +105,7 @@ class Service:
         """Return embeddings of texts and images (given as bytes), in order.
 
         Raises:
-            Refusal: If an image cannot be read.
+            RequestError: If an image cannot be read.
             UserError: If a text is empty.
         """
         cleaned = [clean_query(one, f"input {n}") if isinstance(one, str) else one for n, one in enumerate(inputs)]
@@ -132,7 +132,7 @@ ThisService = Annotated[Service, Depends(_service_of)]
 """The server of a request."""
 
 
-class PlaceInQueue:
+class QueueSlot:
     """Slot of a request in the model's queue, from `take` until the response is complete.
 
     A request takes it after validation. While the queue is full, the guard rejects such requests before it
@@ -146,9 +146,9 @@ class PlaceInQueue:
         """Take a slot for some images.
 
         Raises:
-            Refusal: If the queue is full.
+            RequestError: If the queue is full.
         """
-        self._held.enter_context(self._queue.admitted(weight))
+        self._held.enter_context(self._queue.reserve_slot(weight))
 
 
 class QueuedRoute(APIRoute):
@@ -158,14 +158,14 @@ class QueuedRoute(APIRoute):
     """
 
 
-async def _place_of(request: Request, service: ThisService) -> AsyncIterator[PlaceInQueue]:
+async def _place_of(request: Request, service: ThisService) -> AsyncIterator[QueueSlot]:
     route = request.scope["route"]
     assert isinstance(route, QueuedRoute), f"{route.path} takes a Place: use APIRouter(route_class=QueuedRoute)"
     with ExitStack() as held:
-        yield PlaceInQueue(service.queue, held)
+        yield QueueSlot(service.queue, held)
 
 
-Place = Annotated[PlaceInQueue, Depends(_place_of)]
+Place = Annotated[QueueSlot, Depends(_place_of)]
 """Slot in the model's queue, for endpoints whose route is a `QueuedRoute`."""
 
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError, require_extra
-from grr_coca.common.files import MANIFEST, read_file_bytes, read_json, user_cache, verify_folder, whole_folder
+from grr_coca.common.files import MANIFEST, atomic_folder, read_file_bytes, read_json, user_cache, verify_folder
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.data.text import split_name
 from grr_coca.infer.adapted import words
@@ -416,7 +416,7 @@ def write_site(
     require_tokenizer(graphs)
     weights = QUANTIZED_WEIGHTS if manifest["precision"] == "int8" else WEIGHTS
     try:
-        with whole_folder(out) as site:
+        with atomic_folder(out) as site:
             _write_page(site)
             for name, content in {
                 **{f"runtime/{name}": content for name, content in runtime.items() if name != "ort.wasm"},

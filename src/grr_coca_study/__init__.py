@@ -1,8 +1,8 @@
-"""Studies, which compare models over several seeds. To be read in this order:
+"""Studies, which compare models over several seeds. Read the modules in this order:
 
-- `plan`, `stages`: what is compared, and the recipe of each training
-- `rows`, `claims`, `ledger`: what was measured, who works on what, and which rows count
-- `running`: `agenda` (what is left), `run` (the loop), `workers`; `stage` (one training), `measured`, `provenance`;
+- `plan`, `stages`: the compared models, and the recipe of each training
+- `rows`, `claims`, `ledger`: measurements, locks of runs, and valid rows
+- `running`: `agenda` (remaining work), `run` (the loop), `workers`; `stage` (one training), `measured`, `provenance`;
   `pace`, `dry_run`
 - `statistics`, `report`: `endpoints`, `numbers`, `answer`, `figures`, `page`
 - `demo`: a study with one seed in minutes

@@ -1,15 +1,16 @@
-"""Claims: which process works on a run, when several processes, perhaps on several machines, share a folder.
+"""Locks of runs, for processes that share a folder, perhaps on several machines.
 
-A claim is a hidden file beside the rows, `.NAME.claim-N`. Who creates it, holds it: no two processes can create the
-same file, on a network file system neither. The holder renews its time every minute. When it has not changed for ten,
-another process takes the run over by creating `.NAME.claim-(N+1)`. The claim with the highest number counts.
+A claim is a hidden file next to the rows, `.NAME.claim-N`. The process that creates it holds it: no two processes can
+create the same file, not even on a network file system. The holder renews its time every minute. If it has not changed
+for ten minutes, another process takes the run over by creating `.NAME.claim-(N+1)`. The claim with the highest number
+counts.
 
-So of two that take over the same claim, one gets the next number, however long the other hesitated. A file that is
-renamed or removed instead could be the new claim of the first, since the second has not seen it. And a process that was
-suspended, and wakes when its run was taken over, sees the higher number and leaves the run. If it has just ended
-the run, the row that is written first stays (see `RowFolder.publish`).
+So if two processes take over the same claim, only one gets the next number, even after a delay. A file that is
+renamed or removed instead could be the new claim of the first process, which the second has not seen. And a process
+that was suspended, and wakes after its run was taken over, finds the higher number and leaves the run. If it has just
+ended the run, the row written first is kept (see `RowFolder.publish`).
 
-No clocks are compared: "ten minutes" are those of the process that looks, and count only while it runs.
+No clocks are compared: "ten minutes" are measured by the observing process, only while it runs.
 """
 
 import json
@@ -26,17 +27,17 @@ from typing import Literal
 from grr_coca.common.errors import UserError
 
 RENEWED_EVERY = 60.0
-"""Seconds between two signs of life of a claim."""
+"""Seconds between two renewals of a claim."""
 FREE_AFTER = 600.0
-"""Seconds without a sign of life, after which a claim is taken over."""
+"""Seconds without renewal after which a claim is taken over."""
 
 _FREE = "free"
-"""Content of a claim that was given back."""
+"""Content of a released claim."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of this process, or of one that it has started. The path of its file, and its number."""
+    """A claim of this process or of a child process: the path of its file, and its number."""
 
     folder: Path
     name: str
@@ -44,34 +45,36 @@ class Claim:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the claim's file."""
         return self.folder / f".{self.name}.claim-{self.number}"
 
     @property
     def is_held(self) -> bool:
-        """False if another process has taken the run over, or has ended it."""
+        """Whether this claim is current: False if another process has taken over or ended the run."""
         return self.path.exists() and not Claim(self.folder, self.name, self.number + 1).path.exists()
 
     def sign(self) -> None:
-        """Add this process to those that work on the run: on the same machine, it is free when all of them are gone."""
+        """Register this process for the run: on the same machine, the run is free when all registered processes have
+        ended.
+        """
         with suppress(OSError, ValueError):
             holder = json.loads(self.path.read_bytes())
             self.write({**holder, "processes": sorted({*holder["processes"], os.getpid()})})
 
     def write(self, holder: object, mode: Literal["xb", "r+b"] = "r+b") -> None:
-        """Write the file: `xb` makes a new one, `r+b` writes over one that is still there."""
+        """Write the file: `xb` creates a new file, `r+b` overwrites an existing one."""
         with self.path.open(mode) as file:
             file.truncate()
             file.write(json.dumps(holder).encode())
 
 
-class Claims:
-    """The claims of this process on the runs of one study.
+class RunLocks:
+    """This process's claims on the runs of one study.
 
     Args:
-        folder: An existing folder, which all processes share.
-        renewed_every: Seconds between two signs of life.
-        free_after: Seconds without one, after which a claim of another process is free.
+        folder: Existing folder that all processes share.
+        renewed_every: Seconds between two renewals.
+        free_after: Seconds without renewal after which another process's claim is free.
     """
 
     def __init__(self, folder: Path, renewed_every: float = RENEWED_EVERY, free_after: float = FREE_AFTER) -> None:
@@ -102,7 +105,7 @@ class Claims:
         return claim
 
     def renew(self) -> None:
-        """Give a sign of life for all claims, if the last one is a minute ago."""
+        """Renew all claims, if the last renewal was a minute ago."""
         if time.monotonic() - self._renewed < self.renewed_every:
             return
         self._renewed = time.monotonic()
@@ -111,36 +114,38 @@ class Claims:
                 os.utime(claim.path)
 
     def end(self, claim: Claim) -> None:
-        """Remove the files of a claim whose run needs no other: its row is written."""
+        """Remove the files of a claim whose run has a row and needs no further claim."""
         self._held.pop(claim.name, None)
         for path in self._files(claim.name):
             path.unlink(missing_ok=True)
 
     def give_back(self, claim: Claim) -> None:
-        """Let others take a run, which is not finished."""
+        """Release an unfinished run for other processes."""
         self._held.pop(claim.name, None)
         with suppress(OSError):
             claim.write(_FREE)
 
     def give_back_all(self) -> None:
-        """Let others take all runs that this process has begun and not finished."""
+        """Release all unfinished runs of this process."""
         for claim in list(self._held.values()):
             self.give_back(claim)
 
     def _files(self, name: str) -> list[Path]:
         prefix = f".{name}.claim-"
         names = [path.name for path in self._folder.iterdir() if path.name.startswith(prefix)]
-        return [self._folder / name for name in names if name.removeprefix(prefix).isdecimal()]  # others are copies
+        return [
+            self._folder / name for name in names if name.removeprefix(prefix).isdecimal()
+        ]  # other files are copies
 
     def _is_free(self, claim: Claim) -> bool:
-        """Return whether a claim was given back, all its processes on this machine are gone, or it shows no sign of
-        life.
+        """Return whether a claim was released, all its processes on this machine have ended, or it was not renewed in
+        time.
         """
         try:
             content, changed = claim.path.read_bytes(), claim.path.stat().st_mtime_ns
         except FileNotFoundError:  # its run has just ended
             return False
-        with suppress(ValueError, KeyError, TypeError):  # half a claim, which is being written
+        with suppress(ValueError, KeyError, TypeError):  # a claim that is still being written
             holder = json.loads(content)
             if holder == _FREE or (holder["machine"] == _machine() and not any(map(_runs, holder["processes"]))):
                 return True
@@ -165,7 +170,10 @@ def _runs(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """Identify this machine since its last start. Containers with their own process numbers are separate machines."""
+    """Return an identifier of this machine since its last start.
+
+    Containers with their own process numbers count as separate machines.
+    """
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{start} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (not a file)

@@ -2,11 +2,11 @@
 
 | file | content |
 |---|---|
-| `plan.yaml` | the plan, with the steps and precisions that were chosen |
+| `plan.yaml` | the plan, with the chosen steps and precisions |
 | `rows/`, `digests.json`, `showcase/` | the rows and the thumbnails, as in any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.md`, `report.html` | the results, written when both arms have finished |
-| `figures/`, `exhibits/` | pictures of the report: plots, heat maps, images that were found |
+| `figures/`, `exhibits/` | pictures of the report: plots, heat maps, search results |
 """
 
 import io
@@ -23,7 +23,7 @@ from PIL import Image
 import grr_coca
 from grr_coca.common.dict_to_dataclass import differences, read_yaml
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import write_whole
+from grr_coca.common.files import write_bytes_atomic
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.open import open_source
@@ -39,7 +39,7 @@ from grr_coca_study.report.numbers import split_rows
 from grr_coca_study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
 from grr_coca_study.rows import ROWS_FOLDER
 from grr_coca_study.running.measured import drawn_examples
-from grr_coca_study.running.pace import Pace, measure_pace
+from grr_coca_study.running.pace import TrainingSpeed, measure_pace
 from grr_coca_study.running.run import Place, write_plan
 from grr_coca_study.running.workers import Workers, raise_if_stopped, usable_device
 from grr_coca_study.stages import check_recipes, stage_recipe
@@ -50,7 +50,7 @@ def load_demo(path: Path) -> DemoPlan:
     """Read the plan of a demo, and check its recipes and data.
 
     Raises:
-        UserError: If the plan is missing or invalid, or names something that does not exist.
+        UserError: If the plan is missing or invalid, or refers to something that does not exist.
     """
     plan = read_plan(path, DemoPlan)
     has_grid = any(arm.grid or arm.finetune_grid for arm in plan.arms)
@@ -85,7 +85,7 @@ def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
 
 
 def with_precisions(plan: DemoPlan) -> DemoPlan:
-    """Replace `auto` in the plan by the faster precision, which is one for both arms."""
+    """Replace `auto` in the plan by the faster precision, the same for both arms."""
     pretrain = next(iter(demo_recipes(plan).values()))
     assert pretrain.model is not None, "the plan was checked"
     assert pretrain.tokenizer is not None, "the plan was checked"
@@ -93,8 +93,8 @@ def with_precisions(plan: DemoPlan) -> DemoPlan:
     return replace(plan, precision=numerics.precision, muon_precision=numerics.muon_precision)
 
 
-def arm_pace(plan: DemoPlan, name: str) -> Pace:
-    """Return the pace of an arm in pretraining."""
+def arm_pace(plan: DemoPlan, name: str) -> TrainingSpeed:
+    """Return the training speed of an arm in pretraining."""
     device = usable_device()
     recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
     return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, raise_if_stopped)
@@ -105,12 +105,12 @@ def arm_pace(plan: DemoPlan, name: str) -> Pace:
 _OTHER_SECONDS = 30.0
 """Seconds for the start of the processes, captions, heat maps and report, measured on two cores without AVX-512."""
 _RESERVE = 1.04
-"""Factor for training that is slower than the pace that was measured for some seconds."""
+"""Safety factor, as training can be slower than the speed measured over some seconds."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of pretraining, minutes of the whole demo, and the R@1 on the showcase that these steps reached, if it was
+    """Pretraining steps, minutes of the complete demo, and the R@1 on the showcase that these steps reached, if
     measured."""
 
     steps: int
@@ -118,12 +118,12 @@ class Schedule:
     reached: float | None
 
 
-def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
-    """Return the schedules of a plan with the time that each takes, shortest first.
+def timed_schedules(plan: DemoPlan, paces: Sequence[TrainingSpeed], seconds_spent: float = 0.0) -> list[Schedule]:
+    """Return the schedules of a plan with their durations, shortest first.
 
     Args:
-        plan: Without `auto`.
-        paces: Paces of the arms, measured at the same time; the slower one counts.
+        plan: Plan without `auto`.
+        paces: Training speeds of the arms, measured simultaneously; the slower one counts.
         seconds_spent: Seconds that the demo has taken so far.
     """
     step = max(pace.step for pace in paces)
@@ -148,7 +148,7 @@ def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
     """Return the longest schedule that ends within `minutes`.
 
     Raises:
-        UserError: If even the shortest takes longer. The message has the time.
+        UserError: If even the shortest schedule takes longer; the message has its duration.
     """
     fitting = [schedule for schedule in schedules if schedule.minutes <= minutes]
     if not fitting:
@@ -166,7 +166,7 @@ _OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, 
 
 
 class DemoPlace(Place):
-    """The folders of a demo. Rows and models are in one folder, runs under readable names, and the models are kept."""
+    """The folders of a demo. Rows and models are in one folder, runs have readable names, and models are kept."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(out=out, runs=out, keeps_models=True)
@@ -177,13 +177,13 @@ class DemoPlace(Place):
 
 
 def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) -> DemoPlan | None:
-    """Return the plan of the demo in a folder, with its steps and precisions, or None if a new one begins there.
+    """Return the plan of the demo in a folder, with its steps and precisions, or None if a new demo starts there.
 
     Args:
-        out: The folder, which is created if it does not exist.
-        plan: The plan of the command.
-        steps: The steps that are requested; None: any.
-        is_fresh: True: a new demo begins, whatever demo the folder has.
+        out: Folder, which is created if it does not exist.
+        plan: Plan of the command.
+        steps: Requested steps; None: any.
+        is_fresh: Whether to start a new demo, even if the folder has one.
 
     Raises:
         UserError: If the folder has other files, or cannot be written to; or a demo of another plan (names the first
@@ -210,13 +210,13 @@ def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) ->
 
 
 def begin(plan: DemoPlan, out: Path) -> None:
-    """Start a demo in a folder; an earlier one is deleted, but no other files.
+    """Start a demo in a folder; an earlier demo is deleted, but no other files.
 
     Raises:
         UserError: If the folder cannot be written to.
     """
     with _disk_errors(out):
-        # The rows first and the plan last, so that it is a demo whenever this is interrupted.
+        # The rows first and the plan last, so that after an interruption the folder still counts as a demo.
         for name in (ROWS_FOLDER, DIGESTS_FILE, *arm_names(plan), *_OUTCOME, PLAN_FILE):
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
         write_plan(plan, out)
@@ -237,7 +237,7 @@ _HEAT_MAP_DPI = 70
 
 
 def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
-    """Write the pictures and the report of a demo whose runs have ended, and return the table.
+    """Write the pictures and the report of a demo with finished runs, and return the table.
 
     Raises:
         UserError: If an arm diverged, or the disk is full or cannot be written to; the runs are saved.
@@ -259,8 +259,8 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
             ]
         )
         listing = json.dumps(dict(zip(names, shown, strict=True)), indent=1, ensure_ascii=False)
-        write_whole(folder / LISTING, listing.encode("utf-8", "backslashreplace"))
-        write_whole(out / "table.txt", f"{table}\n".encode())
+        write_bytes_atomic(folder / LISTING, listing.encode("utf-8", "backslashreplace"))
+        write_bytes_atomic(out / "table.txt", f"{table}\n".encode())
         write_study_report(out, out)
     return table
 
@@ -268,20 +268,20 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
 def write_exhibits(
     arm: str, run: Path, showcase: str, queries: Sequence[str], num_hits: int, folder: Path
 ) -> dict[str, list[dict[str, object]]]:
-    """Write the pictures of a pretrained model as WebP files, and return what a report shows of it.
+    """Write the pictures of a pretrained model as WebP files, and return their descriptions for the report.
 
     Args:
-        arm: Name of its arm.
-        run: Folder of its run.
-        showcase: The split, as for `open_source`.
+        arm: Name of the arm.
+        run: Folder of the run.
+        showcase: Split, in the form for `open_source`.
         queries: Texts to search for.
         num_hits: Number of images for each query.
-        folder: For the pictures; several models may write to it at a time.
+        folder: Folder for the pictures; several models may write to it simultaneously.
 
     Returns:
-        `heat_maps`: for each of some images that the report captions too, its caption (`truth`), the `words` of the
+        `heat_maps`: for some of the captioned images, the caption (`truth`), the `words` of the
         model's caption, the `heat` of each word on the patches by row, and the name of the `picture`. `searches`: each
-        `query` with its `hits`, best first, of a `caption` and the name of a `picture`.
+        `query` with its `hits`, best first, each with a `caption` and the name of a `picture`.
 
     Raises:
         OSError: If the folder cannot be written to.
@@ -296,14 +296,14 @@ def write_exhibits(
         maps = caption_maps(model.checkpoint, pixels, described.captions[0].token_ids)
         words, heat = [word_map.word for word_map in maps], [word_map.heat.tolist() for word_map in maps]
         heat_maps.append({"truth": source.caption(index), "words": words, "heat": heat, "picture": name})
-        picture = decode_image(source[index].image, source.name(index))  # in full size, also of an SVG file
+        picture = decode_image(source[index].image, source.name(index))  # in full size, also for SVG files
         png = caption_picture(picture, maps, _HEAT_MAP_DPI)
-        write_whole(folder / name, as_webp(Image.open(io.BytesIO(png)).convert("RGB")))
+        write_bytes_atomic(folder / name, as_webp(Image.open(io.BytesIO(png)).convert("RGB")))
     searches: list[dict[str, object]] = []
     best = (-model.similarity(images, queries)).argsort(axis=0, kind="stable")[:num_hits].T.tolist()
     for query, indices in zip(queries, best, strict=True):
         hits = [{"caption": source.caption(index), "picture": f"{index}.webp"} for index in indices]
         searches.append({"query": query, "hits": hits})
         for index in indices:
-            write_whole(folder / f"{index}.webp", thumbnail(source[index]))
+            write_bytes_atomic(folder / f"{index}.webp", thumbnail(source[index]))
     return {"heat_maps": heat_maps, "searches": searches}

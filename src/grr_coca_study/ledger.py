@@ -1,12 +1,12 @@
-"""The ledger of a study: the rows that count, and the points of grids that are the best.
+"""The ledger of a study: the valid rows, and the best points of grids.
 
 | file | content |
 |---|---|
-| `rows/` | the rows, a file each |
+| `rows/` | the rows, one file each |
 | `plan.yaml` | the plan of the study |
 | `digests.json` | digests of recipes and data; rows with other digests do not count |
 
-A report reads these files and the images in `showcase/`, and nothing else.
+A report reads only these files and the images in `showcase/`.
 """
 
 import json
@@ -26,10 +26,10 @@ from grr_coca_study.rows import ROWS_FOLDER, LedgerRow, RowFolder, write_to_stud
 DIGESTS_FILE = "digests.json"
 
 _MIN_LOSS = 1e-30
-"""Replaces a loss of exactly zero, which has no logarithm."""
+"""Replacement for a loss of exactly zero, which has no logarithm."""
 
 
-# --- Digests: which rows count
+# --- Digests of valid rows
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Digests:
     """The valid digests of recipes and data. Rows with other digests do not count.
 
     Attributes:
-        recipes: By arm and stage, of the points that are run with the plan's seeds, in the order of the grid. A stage
-            is missing as long as the choices on which it depends are open.
-        data: By stage, pretraining first.
-        trials: By arm and stage, of the points that are run with the seeds of tuning.
+        recipes: Recipes by arm and stage, for the points that are run with the plan's seeds, in grid order. A
+            stage is missing until the choices on which it depends are made.
+        data: Digests by stage, pretraining first.
+        trials: Recipes by arm and stage, for the points that are run with the tuning seeds.
     """
 
     recipes: dict[str, dict[str, tuple[str, ...]]]
@@ -94,19 +94,19 @@ def write_digests(folder: Path, digests: Digests) -> None:
 
 
 def best_point(costs: Iterable[Sequence[float]]) -> int | None:
-    """Index of the point with the lowest sum of costs, of equals the first; None if all diverged.
+    """Return the index of the point with the lowest sum of costs (the first of equals), or None if all diverged.
 
     Args:
-        costs: For each arm and seed that is tried, the cost of each point, see `cost`.
+        costs: Cost of each point for each arm and seed, see `cost`.
     """
     sums = [sum(of_point) for of_point in zip(*costs, strict=True)]
     return None if math.isinf(min(sums)) else sums.index(min(sums))
 
 
 def cost(row: LedgerRow) -> float:
-    """Return the score of points: the log of the CoCa loss on `val`, so that all arms weigh the same.
+    """Return the cost of a point: the log of the CoCa loss on `val`, so that all arms have equal weight.
 
-    Infinite if the run diverged.
+    It is infinite if the run diverged.
     """
     loss = row.metrics.get("val", {}).get("coca_loss", math.inf)
     return math.log(max(loss, _MIN_LOSS))
@@ -117,15 +117,15 @@ def cost(row: LedgerRow) -> float:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a study that count, and notes for the user.
+    """The valid rows of a study, and notes for the user.
 
     Attributes:
-        rows: Of the plan's seeds, each arm at its best point.
-        tried: Of all points of all grids, with the seeds by which the best is chosen.
-        chosen: By arm and stage, the best point of the grid, over the seeds that have all points.
-        lacking: Arm, seed and stage of planned runs that have no row.
-        notes: a sentence for each row that does not count, and for each fact about the others that readers need.
-        diverged: The runs that would be in `rows`, but have no metrics.
+        rows: Rows of the plan's seeds, each arm at its best point.
+        tried: Rows of all points of all grids, with the seeds used to choose the best.
+        chosen: Best point of the grid by arm and stage, over the seeds that have all points.
+        lacking: Arm, seed and stage of planned runs without a row.
+        notes: Sentence for each row that does not count, and for other facts that readers need.
+        diverged: Runs that would be in `rows`, but have no metrics.
     """
 
     rows: tuple[LedgerRow, ...]
@@ -138,7 +138,7 @@ class Ledger:
 
 
 def read_ledger(folder: Path, plan: Plan) -> Ledger:
-    """Read the rows of a study's folder, and find those that count.
+    """Read the rows of a study's folder, and select the valid ones.
 
     Raises:
         UserError: If the folder has no rows, or a file cannot be read.
@@ -187,7 +187,7 @@ _Rows = dict[tuple[str, str, str, int], LedgerRow]
 def _best(
     plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _Rows
 ) -> LedgerRow | None:
-    """Return a row at the best point of an arm, over the seeds that have all points; None before the choice."""
+    """Return a row at the best point of an arm, over the seeds that have all points; None if it is not chosen yet."""
     costs: list[list[float]] = []
     last: list[LedgerRow] = []
     for each in tuned_with(plan, arm):
@@ -205,9 +205,9 @@ def _best(
 
 
 def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
-    """Return the rows that count, in the order of the plan.
+    """Return the valid rows, in the order of the plan.
 
-    Of two rows of one run, the one with more metrics counts: a row may have been copied from another study.
+    If a run has two rows, the row with more metrics counts: a row may be a copy from another study.
     """
     found: _Rows = {}
     for row in rows:

@@ -17,12 +17,12 @@ from grr_coca.train.recipe import CAPTION_SCORES, MuonPrecision, Precision
 from grr_coca_study.rows import LedgerRow
 
 PLAN_FILE = "plan.yaml"
-"""Name of the plan in the folder of a study, where a run writes it."""
+"""Name of the plan in a study's folder, where runs write it."""
 PHASES = ("pretraining", "finetuning")
 RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in (1, 5, 10))
 LOSS_METRICS = ("contrastive_loss", "contrastive_loss_refitted", "captioning_loss", "perplexity", "coca_loss")
 METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
-"""Metrics that an endpoint may name, by their keys in the rows of a ledger."""
+"""Valid metrics of endpoints, by their keys in ledger rows."""
 
 SIGNIFICANCE_LEVEL = 0.05
 """Family-wise error rate of the primary endpoints of a study."""
@@ -30,25 +30,25 @@ SIGNIFICANCE_LEVEL = 0.05
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 EARLIER_LEDGER = "runs.jsonl"
-"""The rows of a study that was run by earlier code. They are in the folder that the plan is run to by default."""
+"""File with the rows of a study by earlier code, in the plan's default folder."""
 
 Settings = Mapping[str, object]
-"""A point of a grid: values by the path of a recipe's key, such as `optimizer.lr`."""
+"""A point of a grid: values by the path of a recipe key, such as `optimizer.lr`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """An arm of a study: a model, and how it is trained.
+    """An arm of a study: a model and its training.
 
     Attributes:
         title: Display name in reports; None: named after its parts, or by its name.
-        preset: None if the arm has the name of its preset.
+        preset: Preset of the model; None: the arm has the name of its preset.
         overrides: Values for keys of the pretraining recipe, such as `model.qk_norm: rms`.
         grid: Lists of values for keys of the pretraining recipe, such as `optimizer.lr: [0.001, 0.002]`. Each
-            combination is a point, which is pretrained separately. The best point is that with the lowest CoCa loss on
+            combination is a point, which is pretrained separately. The best point has the lowest CoCa loss on
             `val`.
-        finetune_grid: The same for keys of all fine-tunings, which start from the model of the best point.
-        recipes: a folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
+        finetune_grid: Like `grid`, for keys of all fine-tunings, which start from the model of the best point.
+        recipes: Folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
             everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author
             of the plan chooses their steps so that all arms cost the same.
     """
@@ -72,10 +72,10 @@ class Tuning:
     """Separate seeds for the grids of the arms, so that the plan's seeds are run only at the best points.
 
     Attributes:
-        seeds: The trials' seeds. Trials are measured on `val`, and not on the test splits.
-        steps: Pretraining steps of a trial; an arm with its own recipes takes an equal share. None: all steps.
-        shared: True: all arms get the point that is best on average over the arms that have a grid. False: each arm its
-            own. Chance chooses among points that are nearly equal, so arms with separate settings differ in more than
+        seeds: Seeds of the trials, which are measured on `val`, not on the test splits.
+        steps: Pretraining steps of a trial; an arm with its own recipes takes the same fraction. None: all steps.
+        shared: Whether all arms get the point that is best on average over the arms with a grid, instead of each arm
+            its own. Choices among nearly equal points are random, so arms with separate settings differ in more than
             their parts.
     """
 
@@ -86,7 +86,7 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:
-    """The metrics that a study compares, named before it is run as `PHASE/METRIC`.
+    """The metrics that a study compares, specified before it is run as `PHASE/METRIC`.
 
     The phase is `pretraining`, or `finetuning` for the mean of all fine-tunings. Holm's correction covers the primary
     endpoints. `split`: the test split on which they are measured.
@@ -104,21 +104,21 @@ class Endpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plan of a study: with each seed, each arm is pretrained, and from that model fine-tuned on each further set.
+    """The plan of a study: for each seed, each arm is pretrained, and that model is fine-tuned on each further dataset.
 
     All arms get the same data in the same order and, unless they have their own recipes, the same steps.
 
     Attributes:
-        arms: For each seed, they run in this order.
-        baseline: The arm that the others are compared with.
-        seeds: Empty if the plan only searches for settings, with the seeds of `tuning`.
+        arms: Arms, in the order in which they run for each seed.
+        baseline: Arm with which the others are compared.
+        seeds: Seeds; empty if the plan only searches for settings, with the seeds of `tuning`.
         tuning: Required if an arm has a grid.
         pretrain, finetune: Recipe files, relative to the plan's folder. A stage is named after its file.
-        steps: Pretraining steps instead of the recipe's; an arm with its own recipes takes an equal share.
-        precision, muon_precision: Replace every `auto` of the recipes. Rows of other precisions do not count.
-        showcase: a test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
-            of each model, and a third as many of each fine-tuning.
-        without: words. The showcase is measured once more without images that have one of them in a caption.
+        steps: Pretraining steps instead of the recipe's; an arm with its own recipes takes the same fraction.
+        precision, muon_precision: Replacements for `auto` in the recipes. Rows with other precisions do not count.
+        showcase: Test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
+            of each model, and a third as many for each fine-tuning.
+        without: Words; the showcase is also measured without images that have one of them in a caption.
     """
 
     arms: tuple[Arm, ...]
@@ -142,8 +142,8 @@ class DemoPlan(Plan):
 
     Attributes:
         queries: Texts that the report searches for in the showcase, with `num_hits` images each.
-        schedules: Pretraining steps in ascending order, each with the R@1 on the showcase that it reached, if that was
-            measured. The demo takes the longest schedule that fits the time. Empty: the steps of the recipe.
+        schedules: Pretraining steps in ascending order, each with the R@1 that it reached on the showcase, if
+            measured. The demo uses the longest schedule that fits the time. Empty: the steps of the recipe.
     """
 
     queries: tuple[str, ...]
@@ -164,10 +164,10 @@ def showcase_of(plan: Plan, stage: str) -> tuple[str, int]:
 
 
 def arm_named(plan: Plan, name: str) -> Arm:
-    """Return the arm of this name.
+    """Return the arm with the given name.
 
     Raises:
-        UserError: If the plan has none; names the nearest.
+        UserError: If the plan has no such arm; the message names the nearest one.
     """
     arms = {arm.name: arm for arm in plan.arms}
     if name not in arms:
@@ -178,7 +178,8 @@ def arm_named(plan: Plan, name: str) -> Arm:
 def compared_with(plan: Plan, baseline: str | None) -> Plan:
     """Return the plan with another arm as the baseline. None: the plan itself.
 
-    The plan's own baseline goes to the end of the arms, since a report is about the first arm that is not the baseline.
+    The plan's own baseline is moved to the end of the arms, since a report is about the first arm that is not the
+    baseline.
 
     Raises:
         UserError: If the plan has no such arm.
@@ -201,9 +202,9 @@ def scores_captions(plan: Plan) -> bool:
 
 
 def missing_scores(plan: Plan, row: LedgerRow) -> list[str]:
-    """Caption scores that the plan's endpoints need and a run lacks.
+    """Return the caption scores that the plan's endpoints need but a run lacks.
 
-    A row that was copied from another study has only the scores that that study needed. All other metrics are always
+    A row copied from another study has only the scores required by that study. All other metrics are always
     measured.
     """
     if row.kind == "diverged" or row.seed not in plan.seeds:
@@ -223,7 +224,7 @@ def search_seeds(plan: Plan) -> tuple[int, ...]:
 
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
-    """Return the points among which the settings of an arm are chosen; a single empty one without a choice."""
+    """Return the candidate points for the settings of an arm; without a choice, a single empty point."""
     source = tuned_with(plan, arm)[0]
     grid = source.grid if stage == stage_names(plan)[0] else source.finetune_grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
@@ -237,7 +238,7 @@ def tuned_with(plan: Plan, arm: Arm) -> list[Arm]:
 
 
 def point_title(settings: Settings) -> str:
-    """Return a point for people: `lr 0.003, weight_decay 0.1`."""
+    """Return a readable form of a point: `lr 0.003, weight_decay 0.1`."""
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
 
 
@@ -252,7 +253,7 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
         kind: `Plan`, or a subclass with more keys.
 
     Raises:
-        UserError: If the file is missing or not YAML, a key or value is invalid, or earlier code has run the plan.
+        UserError: If the file is missing or not YAML, a key or value is invalid, or the plan was run by earlier code.
     """
     content = read_yaml(path, "plan")
     listed = content.get("arms") if isinstance(content, dict) else None
@@ -297,7 +298,7 @@ def plan_of_folder(folder: Path) -> Plan:
 
 
 def folder_of_plan(path: Path) -> Path:
-    """Return the folder to which a plan is run, if none is given."""
+    """Return the default folder of a plan's runs."""
     return path.parent if path.name == PLAN_FILE else path.with_suffix("")
 
 

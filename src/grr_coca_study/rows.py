@@ -1,7 +1,7 @@
 """The rows of a study: one file for each finished stage, `rows/ARM-POINT-SEED-STAGE-DIGEST.json`.
 
-A row is written whole or not at all, and never over another one. So any number of processes, also on several machines,
-can write to one folder, and rows of machines that share no folder can be copied together.
+Rows are written atomically, and never overwrite each other. So any number of processes, even on several machines,
+can write to one folder, and rows of machines without a shared folder can be merged by copying.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Literal
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_file_bytes, replace_file, sync_folder, write_whole
+from grr_coca.common.files import read_file_bytes, replace_file, sync_folder, write_bytes_atomic
 
 ROWS_FOLDER = "rows"
 
@@ -26,7 +26,7 @@ Kind = Literal["run", "diverged"]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Losses of a run after `step` steps: `train`, the means over the steps since the previous point, and `val`."""
+    """Losses after `step` steps: `train`, the mean over the steps since the previous point, and `val`."""
 
     step: int
     train: dict[str, float]
@@ -44,33 +44,33 @@ class CaptionedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """A finished stage: what was run, where, and all numbers that a report needs.
+    """A finished stage: its settings, its machine, and all numbers that a report needs.
 
     Attributes:
-        kind: a `diverged` run has no metrics, since its loss became infinite or NaN.
-        stage: Named after the file of its recipe, such as `health`.
-        recipe_digest, data_digest: Of all that the run depends on; rows with other digests than the plan's do not
+        kind: Kind of run; a `diverged` run has no metrics, since its loss became infinite or NaN.
+        stage: Name of the stage, from its recipe file, such as `health`.
+        recipe_digest, data_digest: Digests of all inputs of the run; rows with other digests than the plan's do not
             count.
-        start_data_digest: Of a fine-tuning, the digest of its pretraining data.
-        commit: Of the code, with a `+` if files were changed since.
-        precision: Of forward and backward passes, and of Muon's products if it differs.
-        settings: The point of the grid, by keys of the recipe; empty if the arm has no grid for the stage.
-        seconds: Of training and evaluation, over all processes that worked on the run.
-        flops_per_pair: Of one forward pass with a caption of maximum length.
-        training_flops: Of all steps of the run, see `run_flops`; None if it diverged.
-        initial_weights: Of a run that starts from new weights, a hash of each parameter before the first step, by name
+        start_data_digest: Digest of the pretraining data of a fine-tuning.
+        commit: Commit of the code, with a `+` if files were changed since.
+        precision: Precision of forward and backward passes, and of Muon's products if it differs.
+        settings: Point of the grid, by recipe key; empty if the arm has no grid for the stage.
+        seconds: Duration of training and evaluation, over all processes that worked on the run.
+        flops_per_pair: FLOPs of one forward pass with a caption of maximum length.
+        training_flops: FLOPs of all steps of the run, see `run_flops`; None if it diverged.
+        initial_weights: For a run that starts from new weights, a hash of each parameter before the first step, by name
             and shape, such as `image_encoder.patch_embed.weight [128, 768]`.
-        data_order: a hash of the order of the training pairs. They show that two runs are paired.
-        curve: a point for each validation.
-        metrics: By split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
-            `contrastive_loss_refitted` (with the temperature that is best on `val`), `captioning_loss`, `perplexity`,
+        data_order: Hash of the order of the training pairs. Both hashes show whether two runs are paired.
+        curve: One point per validation.
+        metrics: Metrics by split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
+            `contrastive_loss_refitted` (with the best temperature on `val`), `captioning_loss`, `perplexity`,
             `coca_loss`, `R@1`, `R@5` and `R@10` from text to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`;
             and the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are excluded.
-        values: By test split, the values from which intervals over images are computed: `contrastive_batches` and
+        values: Values by test split, from which intervals over images are computed: `contrastive_batches` and
             `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens` of each caption; `rank` of each
-            text query, the number of wrong images before the first right one; `image`, the index of the image of each
-            caption, if an image has several; `cider_d` of each image.
-        captions: Of the same few images for every arm and seed, if the stage has the showcase.
+            text query, the number of incorrect images before the first correct one; `image`, the index of the image of
+            each caption, if an image has several; `cider_d` of each image.
+        captions: Captions of the same few images for every arm and seed, if the stage has the showcase.
     """
 
     kind: Kind = "run"
@@ -106,18 +106,19 @@ def without_nan(numbers: Mapping[str, float]) -> dict[str, float]:
 # --- Files
 
 _MAX_NAME = 180
-"""Bytes of a name before its digest. Most file systems allow 255 in all, and claims and unfinished files add some."""
+"""Maximum bytes of a name before its digest. Most file systems allow 255 in total, and claims and unfinished files
+need some."""
 
 
 def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | None, ...]) -> str:
-    """Return the name of a row's file without its suffix. The digests make it unique; the rest of it is for people.
+    """Return the name of a row's file without its suffix. The digests make it unique; the other parts are for readers.
 
     Args:
         arm: Name of the arm.
         point: Title of the point of the grid.
         seed: Seed of the run.
         stage: Stage of the run.
-        digests: Of all that the run depends on. A row of a changed plan gets another name, and the old one stays.
+        digests: Digests of all inputs of the run. A changed plan yields a new row name, and the old row is kept.
     """
     told = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))
     own = hashlib.sha256(json.dumps([arm, point, seed, stage, *digests]).encode()).hexdigest()[:8]
@@ -129,7 +130,7 @@ class RowFolder:
     """The rows of a study on disk. Rows are read once, since a file never changes.
 
     Attributes:
-        notes: a sentence for each file that is not a row.
+        notes: Sentence for each file that is not a row.
     """
 
     def __init__(self, out: Path) -> None:
@@ -147,23 +148,25 @@ class RowFolder:
         return found
 
     def publish(self, name: str, row: LedgerRow) -> LedgerRow:
-        """Write a row, unless it has been written: then the first one stays.
+        """Write a row, unless it already exists: then the first row is kept.
 
         Returns:
-            The row that has this name: this one, or the first.
+            The row with this name: the new or the first one.
 
         Raises:
-            UserError: If the disk is full or cannot be written to. No part of the row is left.
+            UserError: If the disk is full or cannot be written to. No partial row remains.
         """
         path, partial = self.path / f"{name}.json", self.path / f".{name}.{uuid.uuid4().hex[:8]}.json"
         text = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":"))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # A file name that is not UTF-8 contains lone surrogates, which are written as JSON escapes.
-            write_whole(partial, text.encode("utf-8", "backslashreplace") + b"\n")
+            write_bytes_atomic(partial, text.encode("utf-8", "backslashreplace") + b"\n")
             try:
-                os.link(partial, path)  # a rename would replace a row that is there
-            except OSError:  # there is one, or half of one from an interrupted copy, or the disk has no links
+                os.link(partial, path)  # a rename would replace an existing row
+            except (
+                OSError
+            ):  # the row or a part of it from an interrupted copy exists, or the disk does not support links
                 if self._row(path) is None:
                     replace_file(partial, path)
             finally:
@@ -179,7 +182,7 @@ class RowFolder:
     def _row(self, path: Path) -> LedgerRow | None:
         try:
             row = from_dict(LedgerRow, json.loads(read_file_bytes(path)), path.name)
-        except (ValueError, RecursionError) as error:  # not JSON, or no row
+        except (ValueError, RecursionError) as error:  # not JSON, or not a row
             self.notes[path.name] = f"{path.name}: is not a row and does not count ({error})"
             return None
         self.notes.pop(path.name, None)
@@ -194,6 +197,6 @@ def write_to_study(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_bytes_atomic(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

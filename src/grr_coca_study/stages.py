@@ -1,7 +1,7 @@
 """The recipe of each stage of a study, and the digests that identify runs.
 
 A stage's recipe combines a recipe file with the plan, the arm, the seed and the point of a grid. Its digest is the same
-on every machine, and differs if anything differs that changes the result.
+on every machine, and depends on everything that affects the result.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 
 from grr_coca.common.dict_to_dataclass import flat, from_dict, to_dict
 from grr_coca.common.errors import UserError, suggest_name
-from grr_coca.data.sources.open import find_files, require_there, shards_of
+from grr_coca.data.sources.open import find_files, require_exists, shards_of
 from grr_coca.data.walk import walk_visible
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca_study.plan import Arm, Plan, Settings, points_of, stage_names
@@ -29,15 +29,15 @@ def recipe_path(plan: Plan, arm: Arm, stage: str) -> Path:
 
 
 def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings, is_trial: bool = False) -> Recipe:
-    """Return the recipe by which an arm is trained in a stage.
+    """Return the training recipe of an arm in a stage.
 
     Args:
-        plan: The study.
-        arm: One of its arms.
-        stage: One of its stages.
+        plan: Plan of the study.
+        arm: Name of an arm of the plan.
+        stage: Name of a stage of the arm.
         seed: Seed of the run.
-        settings: The point of the grid.
-        is_trial: True: pretraining takes the steps of a trial.
+        settings: Point of the grid.
+        is_trial: Whether pretraining takes the steps of a trial.
 
     Raises:
         UserError: If a recipe cannot be read, or a setting's key or value is invalid.
@@ -77,7 +77,7 @@ def check_recipes(plan: Plan, path: Path) -> None:
     """Check all recipes and data of a plan before hours of training.
 
     Raises:
-        UserError: If a recipe or a split is missing, or a value is invalid; names the file and the key.
+        UserError: If a recipe or a split is missing, or a value is invalid; the message names the file and the key.
     """
     pretraining = stage_names(plan)[0]
     for stage in stage_names(plan):
@@ -98,7 +98,7 @@ def check_recipes(plan: Plan, path: Path) -> None:
 
 
 def require_precisions(plan: Plan, path: Path) -> None:
-    """Check that the precision of every stage is fixed, so that rows of all machines count together.
+    """Check that the precision of every stage is fixed, so that rows from all machines are comparable.
 
     Raises:
         UserError: If a stage has the precision `auto`.
@@ -112,7 +112,7 @@ def require_precisions(plan: Plan, path: Path) -> None:
 
 
 def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None:
-    """Raise a UserError if a recipe lacks something that a study needs, or its data are missing."""
+    """Check that a recipe has all settings for a study, and that its data exist; else raise a UserError."""
     recipe = load_recipe(file)
     if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:
         raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'")
@@ -128,11 +128,11 @@ def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None
     if recipe.data.val is None:
         raise UserError(f"{file}: data: val is missing; a study refits temperatures and chooses settings on it")
     for split in (recipe.data.train, recipe.data.val, *recipe.data.test.values()):
-        require_there(split)
+        require_exists(split)
 
 
 def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
-    """Raise a UserError if points of a grid cannot be compared, or be distinguished by the digests of their rows."""
+    """Raise a UserError if points of a grid cannot be compared, or distinguished by the digests of their rows."""
     shared = _shared(stage_recipe(plan, arm, stage, 0, {}))
     tried: dict[str, Settings] = {}
     for settings in points_of(plan, arm, stage):
@@ -140,7 +140,8 @@ def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
         same = "must be the same at all points, or their losses cannot be compared"
         _require_equal(shared, recipe, f"{where}: grid", same)
         _check_parts(recipe, stage_recipe(plan, arm, stage_names(plan)[0], 0, {}), where)
-        # The same are also `1e-3`, which YAML reads as a string, and 0.001; or other numbers of `data.num_workers`.
+        # Equal points include `1e-3`, which YAML reads as a string, and 0.001; or different values of
+        # `data.num_workers`.
         first = tried.setdefault(recipe_digest(recipe, None), settings)
         if first is not settings:
             raise UserError(f"{where}: grid: {settings} has the same result as {first} in {stage}; remove one")
@@ -183,7 +184,7 @@ def _shared(recipe: Recipe) -> dict[str, object]:
 
 
 def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
-    """Return the recipe with another number of steps, and as many validations; None: the recipe itself."""
+    """Return the recipe with another number of steps, and the same number of validations; None: the recipe itself."""
     if steps is None:
         return recipe
     share = recipe.evaluation.interval / recipe.schedule.steps
@@ -220,24 +221,24 @@ def _with_precisions(recipe: Recipe, plan: Plan) -> Recipe:
 # --- Digests
 
 _MAX_HASHED = 64 * 2**20
-"""Bytes: files up to this size are hashed whole; of a larger file, its size and its ends are."""
+"""Maximum size in bytes of fully hashed files. For larger files, their size and both ends are hashed."""
 _HASHED_END = 2**20
-"""Bytes that are hashed at either end of a large file."""
+"""Number of bytes hashed at each end of a large file."""
 _MAX_HASHED_FILES = 10_000
-"""Of a folder with more files, only names and sizes are hashed."""
+"""Maximum number of files in a folder whose contents are hashed. In larger folders, only names and sizes are hashed."""
 
 _FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
-"""Keys of `data` that the data digest covers, or that do not change the result."""
+"""Keys of `data` that the data digest covers, or that do not affect the result."""
 
 
 def recipe_digest(recipe: Recipe, start: str | None) -> str:
-    """Return the digest of everything in a recipe that changes training or evaluation, except its seed and its data.
+    """Return the digest of all parts of a recipe that affect training or evaluation, except its seed and its data.
 
-    Keys with their default value are excluded, so that a key which is added later changes no digest.
+    Keys with their default value are excluded, so that keys added later change no digest.
 
     Args:
-        recipe: Without `auto`.
-        start: Digest of the run that this one starts from; None: it starts from new weights.
+        recipe: Recipe without `auto`.
+        start: Digest of the run from which this one starts; None: new weights.
     """
     bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
     content = _changed(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
@@ -247,7 +248,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
         content["data"]["mix"] = list(recipe.data.mix.values())  # the data digest covers the pairs
     if recipe.model is not None:
         assert recipe.tokenizer is not None, "the plan was checked"
-        # The config that a preset stands for counts, its name does not.
+        # The config of a preset counts, not its name.
         content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
         content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
         if recipe.model.image_positions != "random":
@@ -256,7 +257,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
 
 
 def data_digest(recipe: Recipe) -> str:
-    """Return the digest of the files of all splits, wherever their folder lies."""
+    """Return the digest of the files of all splits, independent of the location of their folder."""
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
     tests = {f"test {name}": path for name, path in data.test.items()}
@@ -279,7 +280,7 @@ def _described(path: str) -> Iterator[list[str | int]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the data files of a path, sorted: those in the folder, or the file itself."""
+    """Return the data files of a path, sorted: all files of the folder, or the file itself."""
     if not path.is_dir():
         return [path]
     files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)

@@ -3,7 +3,7 @@
 Two arms that share a seed share the data, their order and the initial weights of equal parts. So arms are compared seed
 by seed, by the natural log of arm over baseline: a difference that does not depend on the metric's unit.
 
-Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies that are computed side by side.
+Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies computed in parallel.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from grr_coca_study.plan import SIGNIFICANCE_LEVEL
 LEVEL = 0.95
 """Confidence level of all intervals."""
 RESAMPLES = 2000
-"""Draws of a bootstrap over seeds and images."""
+"""Number of resamples of a bootstrap over seeds and images."""
 MARGIN = 2.0
-"""Per cent: arms whose difference is smaller than this are called equal."""
+"""Equivalence margin in per cent."""
 
 Samples = Float[np.ndarray, "*studies S"]
 Numbers = Float[np.ndarray, "*studies"] | float
-"""One number for each study; numpy returns a plain number for a single study."""
+"""One number per study; NumPy returns a plain number for a single study."""
 
 _POWER = 0.8
 _LARGE_EFFECT = 2.0
-"""Standard deviations over seeds."""
+"""A large effect, in standard deviations over seeds."""
 _NUM_QUANTILES = 4000
 
 
@@ -37,12 +37,13 @@ _NUM_QUANTILES = 4000
 
 
 def as_percent(log_ratio: Numbers) -> Numbers:
-    """Return a log ratio as a change in per cent: ln 0.98 gives −2."""
+    """Return a log ratio as a change in per cent: ln 0.98 yields −2."""
     return 100 * np.expm1(log_ratio)
 
 
 def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
-    """Return ends of the 95 % t interval of the mean, and two-sided p of the t test (Student, Biometrika 6, 1908).
+    """Return the ends of the 95 % t interval of the mean, and the two-sided p of the t test (Student, Biometrika 6,
+    1908).
 
     They are exact for any number of seeds if the values are normal. All are NaN for a single seed; p is 1 if all values
     are zero.
@@ -51,7 +52,7 @@ def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
     if num_seeds < 2:
         unknown = np.full(values.shape[:-1], np.nan)
         return unknown, unknown, unknown
-    from scipy import stats  # late: a study of one seed needs none
+    from scipy import stats  # late: not needed for a single seed
 
     mean, error = values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(num_seeds)
     width = stats.t.ppf((1 + LEVEL) / 2, num_seeds - 1) * error
@@ -65,12 +66,12 @@ class Effect:
     """A change in per cent over several seeds. Fields that need two seeds are None for a single one.
 
     Attributes:
-        changes: One per seed.
-        change: Computed from the mean log ratio.
-        low, high: 95 % t interval.
+        changes: One change per seed.
+        change: Change, computed from the mean log ratio.
+        low, high: Ends of the 95 % t interval.
         p_t: Two-sided p of the t test, not corrected for several endpoints.
         deviation: Standard deviation over seeds.
-        is_equivalent: The interval lies within ± 2 %.
+        is_equivalent: Whether the interval is within ± 2 %.
     """
 
     seeds: tuple[int, ...]
@@ -84,12 +85,12 @@ class Effect:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Both ends; None for a single seed."""
+        """Ends of the interval; None for a single seed."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 def effect_of(seeds: Sequence[int], log_ratios: Float[np.ndarray, " S"]) -> Effect:
-    """Return the effect from a log ratio for each seed, of which there is one or more."""
+    """Return the effect from one log ratio per seed, for one or more seeds."""
     low, high, p = t_test(log_ratios)
     ends = float(as_percent(low)), float(as_percent(high))
     return Effect(
@@ -110,13 +111,13 @@ def finite(number: Numbers) -> float | None:
 
 
 def percentiles(log_ratios: Float[np.ndarray, " R"]) -> tuple[float, float]:
-    """Return ends of the 95 % percentile interval of a bootstrap's draws, in per cent."""
+    """Return the ends of the 95 % percentile interval of bootstrap resamples, in per cent."""
     low, high = np.quantile(log_ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(as_percent(low)), float(as_percent(high))
 
 
 def is_equivalent(low: float, high: float) -> bool:
-    """Return whether an interval in per cent lies within ± `MARGIN`: the arms are equivalent.
+    """Return whether an interval in per cent is within ± `MARGIN`, so that the arms are equivalent.
 
     This is the test of equivalence by two one-sided tests (TOST; Schuirmann, Journal of Pharmacokinetics and
     Biopharmaceutics 15, 1987). With an interval of 95 %, each of them has a level of 2.5 %.
@@ -128,7 +129,7 @@ def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studi
     """Return p values of E endpoints with Holm's correction, which bounds the family-wise error rate.
 
     Holm, Scandinavian Journal of Statistics 6, 1979: the k-th smallest p is multiplied by E − k + 1, and raised to the
-    one before if it is smaller. It holds for correlated endpoints too. An endpoint that was not measured (NaN) still
+    value of the previous one if smaller. It also holds for correlated endpoints. An unmeasured endpoint (NaN) still
     counts as one of the E.
     """
     order = np.argsort(p_values, axis=-1)  # NaN last
@@ -145,12 +146,12 @@ def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studi
 def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     """Return the smallest true mean that a study detects with a power of 80 %, in standard deviations over seeds.
 
-    An effect is detected as in the verdicts: by the t test with Holm's correction. It is assumed that no other endpoint
-    is significant, so that the level is divided by the number of endpoints; otherwise, a smaller effect suffices.
-    Differences are normal.
+    An effect is detected as in the verdicts: by the t test with Holm's correction. The computation assumes that no
+    other endpoint is significant, so that the level is divided by the number of endpoints; otherwise, a smaller effect
+    suffices. Differences are assumed to be normal.
 
     Args:
-        num_seeds: Number of seeds; a single one has no t test, and detects nothing.
+        num_seeds: Number of seeds; a single seed has no t test and no power.
         num_endpoints: Number of primary endpoints.
     """
     if num_seeds < 2:
@@ -172,10 +173,10 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
 
 @lru_cache
 def min_seeds(num_endpoints: int) -> int:
-    """Return fewest seeds with which a difference is called better or worse.
+    """Return the minimum number of seeds for calling a difference better or worse.
 
-    With this many, a true mean of two standard deviations over seeds is detected with a power of 80 %. The t test
-    takes two seeds. With so few it finds only enormous effects, and relies on a deviation that is barely known: a
+    With this number, a true mean of two standard deviations over seeds is detected with a power of 80 %. The t test
+    requires two seeds. With so few, it detects only enormous effects, and relies on an uncertain deviation: a
     recall that differs by the same hit in both seeds would have p = 0.
     """
     return next(seeds for seeds in count(2) if smallest_detectable_effect(seeds, num_endpoints) <= _LARGE_EFFECT)

@@ -9,13 +9,13 @@ from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import RawPair
 
 _SIDE = 96
-"""Pixels of the longer side."""
+"""Length of the longer side in pixels."""
 _QUALITY = 80
 
 EXHIBITS, LISTING = "exhibits", "exhibits.json"
-"""Folder of what a demo shows besides its rows, and the file in it that lists these pictures."""
+"""Folder of a demo's pictures, and the file in it that lists them."""
 SHOWCASE_FOLDER = "showcase"
-"""Folder of the thumbnails of captioned images, in the folder of a study, as `STAGE/KEY.webp`."""
+"""Folder of the thumbnails of captioned images in a study's folder, as `STAGE/KEY.webp`."""
 
 
 def thumbnail(pair: RawPair) -> bytes:

@@ -23,7 +23,7 @@ from support import (
 )
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import whole_folder
+from grr_coca.common.files import atomic_folder
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.preprocess import Preprocess
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_named(recipe, tmp_path, name):
 )
 def test_rejects_mismatched_captions_and_embeddings(tmp_path, captions, said):
     folder = tmp_path / "teacher"
-    with whole_folder(folder) as partial_folder:
+    with atomic_folder(folder) as partial_folder:
         (partial_folder / CAPTIONS).write_text("a\nb\n")
         save_tensors({"captions": captions}, partial_folder / EMBEDDINGS)
     with pytest.raises(UserError, match=said):
@@ -152,7 +152,7 @@ def test_rejects_mismatched_captions_and_embeddings(tmp_path, captions, said):
 
 
 def test_invalid_utf8_captions_raise(tmp_path):
-    with whole_folder(tmp_path / "teacher") as partial_folder:
+    with atomic_folder(tmp_path / "teacher") as partial_folder:
         (partial_folder / CAPTIONS).write_bytes(b"K\xe4se\n")
         save_tensors({"captions": embeddings(["a"])}, partial_folder / EMBEDDINGS)
     with pytest.raises(UserError, match=r"captions\.txt: cannot be read as UTF-8 text"):
@@ -161,7 +161,7 @@ def test_invalid_utf8_captions_raise(tmp_path):
 
 def test_words_of_an_earlier_version_are_not_read(tmp_path):
     folder = tmp_path / "teacher"
-    with whole_folder(folder) as partial_folder:
+    with atomic_folder(folder) as partial_folder:
         (partial_folder / CAPTIONS).write_text("a\nb\n")
         (partial_folder / "words.txt").write_text("c\n")
         tensors = {"captions": embeddings(["a", "b"]), "words": embeddings(["c"])}

@@ -22,7 +22,7 @@ from safetensors.torch import save
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, models_cache, whole_folder
+from grr_coca.common.files import MANIFEST, atomic_folder, models_cache
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca_open_clip import published_models as published
@@ -73,7 +73,7 @@ def quick(monkeypatch):
     def convert(weights, origin, folder):
         converted.append(weights)
         facts = json.loads((FOLDER / "pictograms" / MANIFEST).read_text())
-        with whole_folder(folder, {**facts, "form": published._FORM}) as partial:
+        with atomic_folder(folder, {**facts, "form": published._FORM}) as partial:
             for path in (FOLDER / "pictograms").iterdir():
                 if path.name != MANIFEST:
                     shutil.copy(path, partial)
@@ -228,7 +228,7 @@ def test_full_disk_raises_before_the_import(hub, quick, monkeypatch, tmp_path):
 
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, monkeypatch):
     def convert(weights, origin, folder):
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             (partial / "model.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -109,7 +109,7 @@ def uses(folder: Path) -> dict[str, Callable[[], object]]:
         "duplicates": using(duplicate_groups),
         "everything": using(lambda store: [*store.everything(), store.failures(), store.roots(), store.excluded()]),
         "known": using(lambda store: store.known([make_entry(n).name for n in range(9)])),
-        "twins": using(lambda store: store.twins([make_entry(n).digest for n in range(9)])),
+        "find_by_digest": using(lambda store: store.find_by_digest([make_entry(n).digest for n in range(9)])),
         "sample": using(lambda store: store.sample()),
         "places": using(lambda store: list(store.places("/pictures"))),
         "imported": using(lambda store: store.was_imported()),

@@ -15,7 +15,7 @@ from damage import is_silent, make_good, use_damaged
 from library import HEADER, WIDTH, fill, make_entry, make_vectors
 
 from grr_coca.cli import main
-from grr_coca.common.errors import DamagedError
+from grr_coca.common.errors import CorruptDataError
 from grr_coca_search.embedded import checksums
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.facets import facets
@@ -58,21 +58,21 @@ def test_checking_finds_any_change_of_the_vectors(good, tmp_path, seed):
     content = bytearray(path.read_bytes())
     content[made.randrange(len(content))] ^= 1 << made.randrange(8)
     path.write_bytes(content)
-    with open_store(str(folder)) as store, pytest.raises(DamagedError, match="rows 1 to 60 are not"):
+    with open_store(str(folder)) as store, pytest.raises(CorruptDataError, match="rows 1 to 60 are not"):
         store.check()
 
 
 def test_update_reports_fields_that_are_not_json(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("UPDATE pictures SET fields = char(1) || 'x'")
-    with open_store(str(bad)) as store, pytest.raises(DamagedError, match=r"the fields of .* are none"):
+    with open_store(str(bad)) as store, pytest.raises(CorruptDataError, match=r"the fields of .* are none"):
         store.known([make_entry(5).name])
 
 
 def test_field_name_that_is_not_text_raises(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("INSERT INTO columns VALUES (x'ff')")
-    with open_store(str(bad)) as store, pytest.raises(DamagedError, match="the name of a field is not text"):
+    with open_store(str(bad)) as store, pytest.raises(CorruptDataError, match="the name of a field is not text"):
         facets(store)
 
 
@@ -90,7 +90,9 @@ def test_search_reports_an_invalid_embedding(bad, bits):
     rows[17, 3] = bits
     rows.tofile(path)
     with open_store(str(bad)) as store:
-        with pytest.raises(DamagedError, match=r"vectors\.f16: corrupt: rows 1 to 60 .*rename both.*never copy into"):
+        with pytest.raises(
+            CorruptDataError, match=r"vectors\.f16: corrupt: rows 1 to 60 .*rename both.*never copy into"
+        ):
             store.nearest(make_vectors(1)[0], 5)
         store.commit(Changes(removed=[make_entry(17).name]))
         assert len(store.nearest(make_vectors(1)[0], 5)) == 5, "what was removed is not looked at"
@@ -106,7 +108,7 @@ def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
             blocks = checksums.read_blocks(now.database, 0)
         assert [(block.first, block.rows) for block in blocks] == [(0, 64), (64, 64), (128, 64), (192, 64), (256, 22)]
     os.truncate(bad / "vectors.f16", 200 * WIDTH * 2)
-    with pytest.raises(DamagedError), open_store(str(bad)) as store:
+    with pytest.raises(CorruptDataError), open_store(str(bad)) as store:
         store.check()
 
 
@@ -182,7 +184,7 @@ def test_a_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
 def test_backup_is_restored_as_the_message_describes(good, bad, tmp_path):
     backup = Path(shutil.copytree(good, tmp_path / "backup"))
     (bad / "vectors.f16").write_bytes(b"")
-    with closing(EmbeddedStore(bad)) as store, pytest.raises(DamagedError, match=f"a new folder beside {bad}"):
+    with closing(EmbeddedStore(bad)) as store, pytest.raises(CorruptDataError, match=f"a new folder beside {bad}"):
         store.nearest(make_vectors(1)[0], 5)
     bad.rename(tmp_path / "old")
     backup.rename(bad)

@@ -14,9 +14,9 @@ from grr_coca_search.duplicates import (
     EQUAL_BANDS,
     MAX_BITS,
     MIN_COSINE,
+    compute_pixel_signature,
     duplicate_groups,
-    folded,
-    look_of,
+    group_hits,
     perceptual_hash,
 )
 from grr_coca_search.store import Changes
@@ -37,7 +37,7 @@ def one_by_one(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
 
 
 def fold(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
-    return folded(vectors, [make_entry(number, phash=int(phash)) for number, phash in enumerate(hashes)])
+    return group_hits(vectors, [make_entry(number, phash=int(phash)) for number, phash in enumerate(hashes)])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -159,10 +159,10 @@ DIFFERENT = [
 @pytest.mark.parametrize(("first", "second"), DIFFERENT)
 def test_different_drawings_with_equal_embeddings_stay_separate(first, second):
     entries = [
-        make_entry(number, phash=perceptual_hash(image), look=look_of(image))
+        make_entry(number, phash=perceptual_hash(image), look=compute_pixel_signature(image))
         for number, image in enumerate((first, second))
     ]
-    assert folded(np.ones((2, 1)), entries) == [[0], [1]]
+    assert group_hits(np.ones((2, 1)), entries) == [[0], [1]]
 
 
 @pytest.mark.parametrize("side", [48, 90, 300])
@@ -171,13 +171,13 @@ def test_copies_of_thin_drawings_are_folded(side):
         for image in (first, second):
             copy = recompressed(image.resize((side, side), Image.Resampling.BICUBIC)).convert("RGB")
             entries = [
-                make_entry(number, phash=perceptual_hash(one), look=look_of(one))
+                make_entry(number, phash=perceptual_hash(one), look=compute_pixel_signature(one))
                 for number, one in enumerate((image, copy))
             ]
-            assert folded(np.ones((2, 1)), entries) == [[0, 1]]
+            assert group_hits(np.ones((2, 1)), entries) == [[0, 1]]
 
 
 def test_without_small_copies_only_equal_bytes_are_folded():
     """As in an index that an older version has made."""
     entries = [make_entry(number, phash=7, look=b"", digest=digest) for number, digest in enumerate("aab")]
-    assert folded(np.ones((3, 1)), entries) == [[0, 1], [2]]
+    assert group_hits(np.ones((3, 1)), entries) == [[0, 1], [2]]

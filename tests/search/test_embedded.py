@@ -19,7 +19,7 @@ import pytest
 from library import HEADER, WIDTH, ColourModel, fill, make_entry, make_vectors, paint
 from support import disk_of, syncs_and_renames
 
-from grr_coca.common.errors import DamagedError, UserError
+from grr_coca.common.errors import CorruptDataError, UserError
 from grr_coca_search.embedded.database import FAILURES_OF, IMAGES_OF
 from grr_coca_search.embedded.embedded_store import MAX_WORDS, EmbeddedStore
 from grr_coca_search.embedded.vectors import VectorFile, append_rows, products
@@ -49,7 +49,7 @@ def test_vectors_are_read_and_neither_mapped_nor_kept(tmp_path):
     with path.open("r+b") as cut:
         cut.truncate(BYTES * 2000)
     for reading in (partial(products, file, np.float32(rows[:1])), partial(file.rows, [2000])):
-        with pytest.raises(DamagedError, match=r"vectors\.f16: corrupt: it ends before row .* rename both"):
+        with pytest.raises(CorruptDataError, match=r"vectors\.f16: corrupt: it ends before row .* rename both"):
             reading()
     assert np.array_equal(file.rows([1999]), rows[1999:2000])
 

@@ -9,7 +9,7 @@ from library import fill, make_entry, make_vectors, photo_of
 from grr_coca_search.entry import Failure, Stamp
 from grr_coca_search.facets import facet_fields, facets, facets_of
 from grr_coca_search.filters import parse_filter
-from grr_coca_search.store import SAMPLE_CAPTIONS, Changes, ImageState, Touch
+from grr_coca_search.store import SAMPLE_CAPTIONS, Changes, ImageState, StampUpdate
 
 TIE = 1e-5
 FILTERS = {
@@ -190,7 +190,7 @@ def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
 
 def test_a_touched_image_keeps_all_but_its_stamp(store):
     fill(store, 3)
-    store.commit(Changes(touched=[Touch(make_entry(1).name, Stamp(5, 86_400 * 10**9), None)]))
+    store.commit(Changes(touched=[StampUpdate(make_entry(1).name, Stamp(5, 86_400 * 10**9), None)]))
     (entry,) = (entry for entry, _ in store.everything() if entry.name == make_entry(1).name)
     assert entry == make_entry(1, stamp=Stamp(5, 86_400 * 10**9))
     tree = parse_filter("date = '1970-01-02T00:00:00'")
@@ -219,7 +219,7 @@ def test_a_filter_finds_names_that_are_not_utf8(store):
 
 def test_twins_are_found_by_their_bytes(store):
     entries, vectors = fill(store, 5)
-    twins = store.twins([entries[2].digest, "0" * 31 + "f"])
+    twins = store.find_by_digest([entries[2].digest, "0" * 31 + "f"])
     assert twins.keys() == {entries[2].digest}
     twin = twins[entries[2].digest]
     assert (twin.caption, twin.certainty) == (entries[2].caption, entries[2].certainty)
@@ -366,7 +366,7 @@ def test_the_revision_is_another_one_after_a_commit(store, reopened):
     entries, _ = fill(store, 3)
     filled = store.revision()
     assert filled != before
-    store.commit(Changes(touched=[Touch(entries[0].name, Stamp(1, 2), None)]))
+    store.commit(Changes(touched=[StampUpdate(entries[0].name, Stamp(1, 2), None)]))
     touched = store.revision()
     assert touched != filled, "the number of images is the same"
     assert reopened().revision() == touched

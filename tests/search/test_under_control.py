@@ -96,7 +96,7 @@ def test_without_a_relevance_no_hit_passes(store):
         none = search_store(query, store, model, SearchOptions(n=5, **{**PLAIN, "where": "width > 9999"}))
         assert (none.hits, none.can_tell, none.is_fitted) == ((), told, told)
         assert found[0].path == entries[3].name
-        assert found.shown_relevance(found[0]) != "?" if told else found.shown_relevance(found[0]) == "?"
+        assert found.format_relevance(found[0]) != "?" if told else found.format_relevance(found[0]) == "?"
         assert told or found.verdict == "likely"
         least = search_store(query, store, model, SearchOptions(n=5, min_relevance=1e-9, **PLAIN))
         assert bool(least) is told

@@ -9,7 +9,7 @@ from serving import JSON, serving
 
 from grr_coca_serve.bounds import MAX_DEPTH, MAX_PARTS, require_bounded
 from grr_coca_serve.guard import KEY_VARIABLE
-from grr_coca_serve.refusal import MAX_BYTES, Refusal
+from grr_coca_serve.refusal import MAX_BYTES, RequestError
 from grr_coca_serve.schemas import HEART
 
 MANY = MAX_PARTS // 2
@@ -52,7 +52,7 @@ def test_parts_are_counted_as_they_are_written(monkeypatch):
             if limit:
                 with monkeypatch.context() as patches:
                     patches.setattr(f"grr_coca_serve.bounds.{name}", limit - 1)
-                    with pytest.raises(Refusal):
+                    with pytest.raises(RequestError):
                         require_bounded(body)
 
 
@@ -60,7 +60,7 @@ def test_escaped_quotes_are_scanned_up_to_the_limit(monkeypatch):
     monkeypatch.setattr("grr_coca_serve.bounds.MAX_PARTS", 10)
     for num_quotes, is_refused in ((8, False), (9, False), (10, True), (100_000, True)):
         body = b'"' + rb"\"" * num_quotes + b'"'
-        with pytest.raises(Refusal, match="too many parts") if is_refused else nullcontext():
+        with pytest.raises(RequestError, match="too many parts") if is_refused else nullcontext():
             require_bounded(body)
 
 

@@ -21,7 +21,7 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
-from grr_coca_serve.refusal import refusal_of
+from grr_coca_serve.refusal import to_request_error
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -185,7 +185,7 @@ def test_a_late_thread_is_replaced_and_leaves_when_it_is_done():
     release = threading.Event()
     workers = DaemonThreads(2, "test", seconds=0.05)
     held = [workers.put(release.wait, 30) for _ in range(2)]
-    wait_until(lambda: workers.num_late == 2)
+    wait_until(lambda: workers.num_stalled == 2)
     assert workers.put(lambda: 7).result(10) == 7
     wait_until(lambda: len(workers._began) == 4)
     release.set()
@@ -304,12 +304,12 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
 
 
 def test_a_drawing_for_which_there_was_no_time_may_be_sent_again():
-    assert refusal_of(BadSample("a.svg: not drawn", Cause.UNREADABLE)).status == 503
-    assert refusal_of(BadSample("a.svg: broken", Cause.BROKEN_IMAGE)).status == 415
+    assert to_request_error(BadSample("a.svg: not drawn", Cause.UNREADABLE)).status == 503
+    assert to_request_error(BadSample("a.svg: broken", Cause.BROKEN_IMAGE)).status == 415
 
 
 def test_names_that_are_no_paths_are_not_there(served):
     entries = [type("Entry", (), {"file": file}) for file in ("\0", "", "a" * 5000, "/proc/self/mem\0.png")]
-    there = served.server.service.index.files.are_there(entries)
+    there = served.server.service.index.files.files_exist(entries)
     assert set(there.values()) == {False}
     assert json.dumps(there)

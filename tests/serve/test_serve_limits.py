@@ -26,7 +26,7 @@ from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import KEY_VARIABLE, Guard, Limits
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.queue import ModelQueue, results_of
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 from grr_coca_serve.server import RunningServer
 from grr_coca_serve.service import QueuedRoute
 
@@ -188,19 +188,19 @@ def test_what_is_late_or_waits_while_the_queue_is_closed_is_refused(gate):
     closing = threading.Thread(target=queue.close)
     closing.start()
     wait_until(lambda: queue._is_closed)
-    with pytest.raises(Refusal, match="the server is stopping") as refused:
+    with pytest.raises(RequestError, match="the server is stopping") as refused:
         queue.embed_texts(["c"], expires=time.monotonic() + 60)
     assert refused.value.status == 503
     gate.open()
     closing.join()
-    assert isinstance(waits.exception(10), Refusal)
+    assert isinstance(waits.exception(10), RequestError)
     assert begun.done()
 
 
 def test_remaining_jobs_are_skipped_after_a_failure():
     jobs = [Future() for _ in range(3)]
-    jobs[1].set_exception(Refusal(504, "too late"))
-    with pytest.raises(Refusal, match="too late"):
+    jobs[1].set_exception(RequestError(504, "too late"))
+    with pytest.raises(RequestError, match="too late"):
         asyncio.run(results_of(jobs))
     assert [job.cancelled() for job in jobs] == [True, False, True]
 

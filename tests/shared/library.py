@@ -10,7 +10,7 @@ from PIL import Image
 
 from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.infer.calibration import Certainty
+from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca_search.describe import DecodedImage, Take, decode_found
 from grr_coca_search.entry import Entry, Header, Photo, Stamp
 from grr_coca_search.fields import READER, FieldValue
@@ -90,7 +90,7 @@ class ColourModel:
         name = min(COLOURS, key=lambda colour: float(np.abs(mean - COLOURS[colour]).sum()))
         vector = np.zeros(WIDTH, np.float32)
         vector[:3] = mean / np.linalg.norm(mean)
-        return ImageDescription(f"a {name} square", vector, Certainty(0.75, name == "grey"))
+        return ImageDescription(f"a {name} square", vector, CaptionConfidence(0.75, name == "grey"))
 
 
 def paint(path: Path, colour: str, side: int = 12, seconds: int | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Claims: one process holds each run, whoever is killed, sleeps, or comes late."""
+"""Run locks: one process holds each run, even if processes are killed, suspended or late."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from support import no_space_left
 
 from grr_coca.common.errors import UserError
 from grr_coca_study import claims as module
-from grr_coca_study.claims import Claims
+from grr_coca_study.claims import RunLocks
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def elsewhere(monkeypatch):
 
 def test_one_has_a_run_until_it_gives_it_back_or_ends_it(tmp_path):
     (tmp_path / ".run.claim-7~").write_bytes(b"a backup, which claims nothing")
-    first, second = Claims(tmp_path), Claims(tmp_path)
+    first, second = RunLocks(tmp_path), RunLocks(tmp_path)
     claim = first.take("run")
     assert claim is not None
     assert (claim.number, claim.is_held) == (0, True)
@@ -61,10 +61,10 @@ def test_one_has_a_run_until_it_gives_it_back_or_ends_it(tmp_path):
 
 def test_stale_claim_is_taken_over_and_its_holder_notices(tmp_path, elsewhere, pass_time):
     elsewhere("there")
-    sleeping = Claims(tmp_path)
+    sleeping = RunLocks(tmp_path)
     lost = sleeping.take("run")
     elsewhere("here")
-    here = Claims(tmp_path)
+    here = RunLocks(tmp_path)
     assert here.take("run") is None, "seen for the first time"
     pass_time(600)
     assert here.take("run") is None
@@ -76,15 +76,15 @@ def test_stale_claim_is_taken_over_and_its_holder_notices(tmp_path, elsewhere, p
     lost.sign()
     assert not lost.is_held, "what it does to its own claim changes nothing"
     sleeping.give_back(lost)
-    assert Claims(tmp_path).take("run") is None
+    assert RunLocks(tmp_path).take("run") is None
 
 
 def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere, pass_time):
     elsewhere("there")
-    working = Claims(tmp_path, renewed_every=2.0, free_after=5.0)
+    working = RunLocks(tmp_path, renewed_every=2.0, free_after=5.0)
     working.take("run")
     elsewhere("here")
-    looking = Claims(tmp_path, renewed_every=2.0, free_after=5.0)
+    looking = RunLocks(tmp_path, renewed_every=2.0, free_after=5.0)
     for _ in range(10):
         pass_time(2.5)
         working.renew()
@@ -96,14 +96,14 @@ def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere, pas
 def test_only_one_of_many_takes_over_a_claim(tmp_path, elsewhere):
     """Each has seen the old claim, and tries to take it over when the others may have done so."""
     elsewhere("there")
-    Claims(tmp_path).take("run")
+    RunLocks(tmp_path).take("run")
     elsewhere("here")
-    takers = [Claims(tmp_path, free_after=0.0) for _ in range(8)]
+    takers = [RunLocks(tmp_path, free_after=0.0) for _ in range(8)]
     assert not any(taker.take("run") for taker in takers), "seen for the first time"
     time.sleep(0.01)
     start, taken = threading.Barrier(len(takers)), []
 
-    def take(taker: Claims) -> None:
+    def take(taker: RunLocks) -> None:
         start.wait()
         taken.append(taker.take("run"))
 
@@ -117,8 +117,8 @@ def test_only_one_of_many_takes_over_a_claim(tmp_path, elsewhere):
 
 HOLD = """
 import sys, pathlib
-from grr_coca_study.claims import Claims
-print(Claims(pathlib.Path(sys.argv[1])).take("run") is not None, flush=True)
+from grr_coca_study.claims import RunLocks
+print(RunLocks(pathlib.Path(sys.argv[1])).take("run") is not None, flush=True)
 sys.stdin.read()
 """
 
@@ -128,7 +128,7 @@ def test_claim_of_a_killed_local_process_is_free_immediately(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
-        claims = Claims(tmp_path)
+        claims = RunLocks(tmp_path)
         assert claims.take("run") is None
         other.kill()
     assert claims.take("run") is not None
@@ -142,7 +142,7 @@ def test_a_process_of_somebody_else_holds_its_claim(tmp_path, monkeypatch):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert Claims(tmp_path).take("run") is None
+    assert RunLocks(tmp_path).take("run") is None
 
 
 def test_a_run_that_has_just_ended_is_not_claimed(tmp_path, monkeypatch):
@@ -155,34 +155,34 @@ def test_a_run_that_has_just_ended_is_not_claimed(tmp_path, monkeypatch):
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", late)
-    assert Claims(tmp_path).take("run") is None
+    assert RunLocks(tmp_path).take("run") is None
 
 
 def test_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module.Claim, "write", no_space_left)
     with pytest.raises(UserError, match=r"\.run\.claim-0: cannot be written \(No space left on device\)"):
-        Claims(tmp_path).take("run")
+        RunLocks(tmp_path).take("run")
 
 
 def test_claim_is_held_while_a_process_of_it_runs(tmp_path, elsewhere):
     """The one that gives the signs of life, and the one that trains: its parent may be killed before it."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    claim = Claims(tmp_path).take("run")
+    claim = RunLocks(tmp_path).take("run")
     content = json.dumps({**json.loads(claim.path.read_text()), "processes": [gone.pid]})
     claim.path.write_text(content)
     claim.sign()
-    assert Claims(tmp_path).take("run") is None
+    assert RunLocks(tmp_path).take("run") is None
     claim.path.write_text(content)
     elsewhere("there")  # where a process of the same number may run
-    assert Claims(tmp_path).take("run") is None
+    assert RunLocks(tmp_path).take("run") is None
     elsewhere(json.loads(content)["machine"])
-    assert Claims(tmp_path).take("run") is not None
+    assert RunLocks(tmp_path).take("run") is not None
 
 
 def test_half_a_claim_is_one_until_it_shows_no_sign_of_life(tmp_path, pass_time):
     (tmp_path / ".run.claim-0").touch()  # killed between making the file and writing to it
-    claims = Claims(tmp_path)
+    claims = RunLocks(tmp_path)
     assert claims.take("run") is None
     pass_time(601)
     assert claims.take("run") is not None

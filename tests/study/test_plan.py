@@ -12,7 +12,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.train.recipe import load_recipe, save_recipe
 from grr_coca_study.plan import EARLIER_LEDGER, PLAN_FILE, Plan, point_title, points_of, read_plan
 from grr_coca_study.report.answer import arm_titles
-from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.agenda import RemainingWork
 from grr_coca_study.stages import (
     check_recipes,
     data_digest,
@@ -373,7 +373,7 @@ def test_digests_of_committed_rows_do_not_change_with_the_code(tmp_path):
     for each in content["arms"]:
         del each["variant"]  # a key of an earlier form
     (tmp_path / PLAN_FILE).write_text(yaml.safe_dump(content))
-    found = Agenda(read_plan(tmp_path / PLAN_FILE, Plan), lambda *_: Path("nowhere")).digests
+    found = RemainingWork(read_plan(tmp_path / PLAN_FILE, Plan), lambda *_: Path("nowhere")).digests
     written = yaml.safe_load((folder / "digests.json").read_text(encoding="utf-8"))
     assert written["recipes"]
     assert found.recipes == {

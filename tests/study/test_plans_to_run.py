@@ -18,7 +18,7 @@ from grr_coca.model.anatomy import TRAINING_PASSES, flops_of_pairs, num_paramete
 from grr_coca.train.recipe import load_recipe
 from grr_coca_study.plan import Plan, points_of, read_plan, stage_names
 from grr_coca_study.running import pace
-from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.agenda import RemainingWork
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.stages import check_recipes, require_precisions
 
@@ -113,7 +113,7 @@ def test_every_stage_of_a_large_plan_runs(tree, name):
     content["arms"] = [arm["name"] for arm in content["arms"]]
     path.write_text(yaml.safe_dump(content | {"seeds": [0], "precision": "fp32", "muon_precision": "fp32"}))
     plan = read_plan(path, Plan)
-    agenda = Agenda(plan, lambda arm, seed, stage, digest: tree / "runs" / stage, arms=["grr_coca"])
+    agenda = RemainingWork(plan, lambda arm, seed, stage, digest: tree / "runs" / stage, arms=["grr_coca"])
     rows = []
     while tasks := agenda.open_tasks():
         rows.append(run_stage(tasks[0], CPU, lambda _: None))

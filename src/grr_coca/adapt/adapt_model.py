@@ -19,7 +19,7 @@ from grr_coca.adapt.fit import Fitted, Measured, fit_images, flat_figures, measu
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
 from grr_coca.adapt.ridge import MAX_EXACT
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, listed_files, read_json, whole_folder
+from grr_coca.common.files import MANIFEST, atomic_folder, read_json, read_manifest
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.features import EncoderInfo
 from grr_coca.data.sources.base import BadSample, PairSource
@@ -71,7 +71,7 @@ class Adapted:
 
     Attributes:
         images: Images with captions.
-        fitted: Their fit.
+        fitted: Fit of the images.
         measured: The fit, measured on held-out images.
         arrays: Content of `adapted.safetensors`.
         captions: Captions of held-out images.
@@ -121,7 +121,7 @@ def adapt_model(
 
     Args:
         pairs: The pairs.
-        name: Their name in messages.
+        name: Name in messages.
         base: Name or folder of the base model.
         out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
         val: Pairs by which values are chosen and everything is measured; they are not fitted, also if they are among
@@ -216,9 +216,9 @@ def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> 
 
     Args:
         images: Images of the fit.
-        fitted: Their fit.
+        fitted: Fit of the images.
         base: Name of the base model.
-        of_base: Its fingerprint.
+        of_base: Fingerprint of the base.
     """
     header = AdaptedHeader(
         base=base,
@@ -275,7 +275,7 @@ def require_replaceable(out: Path) -> None:
     if not found:
         return
     try:
-        listed = {*listed_files(out), MANIFEST} if is_adapted(out) else set()
+        listed = {*read_manifest(out), MANIFEST} if is_adapted(out) else set()
     except UserError:
         listed = {*MODEL_FILES, *_OWN, MANIFEST}
     strange = sorted(found - listed)
@@ -317,7 +317,7 @@ def _write(
     if (base / MANIFEST).is_file():
         facts = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}
     try:
-        with whole_folder(out, facts) as partial:
+        with atomic_folder(out, facts) as partial:
             for name in MODEL_FILES:
                 if name not in FITTED_FILES and (base / name).is_file():
                     shutil.copyfile(base / name, partial / name)

@@ -30,7 +30,7 @@ class Baselines:
 
     Args:
         training: The pairs.
-        name: Their name in messages.
+        name: Name in messages.
         base: The model that training started from, or another model that was not trained on the pairs.
 
     Raises:

@@ -51,7 +51,7 @@ class CaptionFigures:
     """Captions of held-out images.
 
     Attributes:
-        captioning: How captions are chosen.
+        captioning: Settings for choosing captions.
         cider: CIDEr of captions by mode: "decoder alone", "nearest image", "adapted".
         exact: Share of exactly right captions, by mode.
         samples: Image, caption and its confidence, for the report.
@@ -75,7 +75,7 @@ def fit_captions(
 
     Args:
         images: Images of the fit.
-        fitted: Their fit.
+        fitted: Fit of the images.
         measured: Vectors of held-out images.
         adaptation: Parameters of the fit.
         source: The pairs.
@@ -236,7 +236,7 @@ def fit_search(
 
     Args:
         images: Images of the fit.
-        fitted: Their fit.
+        fitted: Fit of the images.
         measured: Vectors of held-out images.
         adaptation: Parameters of the fit.
         captions: Captions of held-out images.

@@ -201,7 +201,7 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
 
     Args:
         images: Images of the fit.
-        fitted: Their fit.
+        fitted: Fit of the images.
         step: Called when a part of the work begins.
     """
     step("measuring")
@@ -566,7 +566,7 @@ def _learning_curve(
 
     Args:
         images: Images of the fit.
-        fitted: Their fit.
+        fitted: Fit of the images.
         division: Fold of each image.
         unseen: Predictions for the images of each fold by a fit of all others.
         k: Number of results.

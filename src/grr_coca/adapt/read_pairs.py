@@ -34,7 +34,7 @@ class ImageSet:
         features: Embeddings of the base next to descriptors, N E+D. With an additional image encoder, its descriptors
             are the last ones; in place of the base, they are the only ones, and the embeddings are zeros.
         digests: SHA-256 of the file of each image, N 32.
-        captions: Their captions, those of the fit first.
+        captions: Captions of the images, those of the fit first.
         places: Index of the first pair of each image in its source.
         bad: Errors for pairs that cannot be used.
         num_fit: Number of fitted images, which come first. The others are held out for measurements.
@@ -97,7 +97,7 @@ def require_size(source: PairSource, path: str, advice: str = "") -> None:
 
     Args:
         source: The pairs.
-        path: Their name in messages.
+        path: Name in messages.
         advice: Advice for too many pairs, after the message.
 
     Raises:
@@ -122,7 +122,7 @@ def read_pairs(
 
     Args:
         source: The pairs.
-        path: Their name in messages.
+        path: Name in messages.
         model: The base model.
         stored: Features of images that were read before, by the digest of their file.
         on_progress: Called with the numbers of finished and of all images.

@@ -62,13 +62,13 @@ class ExactRidge:
         self._solved: tuple[np.ndarray, np.ndarray] | None = None
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "N R"]:
-        """As in `Ridge`. The solution is kept for the next call with the same array."""
+        """See `Ridge`. The solution is kept for the next call with the same array."""
         if self._solved is None or self._solved[0] is not targets:
             self._solved = targets, self._root.T @ (self._root @ targets)
         return self._solved[1]
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
-        """As in `Ridge`. The residual of a fold without its images is the solution of its block of the inverse, by the
+        """See `Ridge`. The residual of a fold without its images is the solution of its block of the inverse, by the
         dual variables of the full fit (Cook 1977 for single rows)."""
         dual = self.dual(targets)
         predicted = np.array(targets, np.float32)
@@ -123,11 +123,11 @@ class NystroemRidge:
         self._gram = self._product(self._rows)
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
-        """As in `Ridge`."""
+        """See `Ridge`."""
         return self._root @ self._solve(self._gram, self._rows.T @ targets)
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
-        """As in `Ridge`."""
+        """See `Ridge`."""
         predicted = np.empty_like(targets, np.float32)
         together = self._rows.T @ targets
         for rows in rows_of(folds):

@@ -70,7 +70,7 @@ class TargetSpace:
 
     Attributes:
         captions: Captions of the images.
-        vocabulary: Their words.
+        vocabulary: Vocabulary of the captions.
         text_mean: Mean of the base's text embeddings, E.
         directions: Principal directions of targets, V+E R.
         mean: Mean target of images in them, R.
@@ -79,7 +79,7 @@ class TargetSpace:
 
     Args:
         captions: Captions of the images.
-        vocabulary: Their words.
+        vocabulary: Vocabulary of the captions.
         text_weight: Weight of the text embedding against the words.
     """
 

@@ -23,9 +23,9 @@ class Command(NamedTuple):
     """A command, whose name may have two words, such as `export onnx`.
 
     Attributes:
-        function: Its module and function, such as `grr_coca.cli.caption:run`.
+        function: Module and function, such as `grr_coca.cli.caption:run`.
         summary: Description of the command in one line.
-        decoder: Module by which it decodes images in helper programs. One is started first, and imports what it needs
+        decoder: Module with which it decodes images in helper programs. One is started first, and imports its packages
             while this process does.
     """
 
@@ -175,7 +175,7 @@ def _dispatch(argv: list[str]) -> int:
     import tyro
     import tyro._resolver
 
-    # tyro checks defaults by typeguard, whose import takes as long as that of NumPy. mypy checks them.
+    # tyro checks defaults with typeguard, whose import is as slow as NumPy's. mypy checks them.
     tyro._resolver.is_instance = lambda typ, value: True  # noqa: ARG005
     code: int | None = tyro.cli(command.load(), args=rest, prog=f"grr-coca {name}", description=command.summary)
     return code or 0
@@ -187,7 +187,7 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
     If the second word of a command is missing, return only the first.
 
     Raises:
-        UserError: the command does not exist; the message names the nearest command.
+        UserError: If the command does not exist; the message names the nearest command.
     """
     first, *rest = argv
     if _command(first) is not None:

@@ -121,7 +121,7 @@ def unseen_by_training(
     Args:
         folder: Checkpoint of the base.
         pairs: Pairs to adapt to.
-        name: Their name in messages.
+        name: Name in messages.
         val: Given pairs for measurements.
 
     Raises:

@@ -55,7 +55,7 @@ def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) ->
     Args:
         baselines: Fitted baselines.
         split: Pairs.
-        right: As in `grr_coca.evaluate.retrieval.retrieve`.
+        right: See `grr_coca.evaluate.retrieval.retrieve`.
     """
     from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
     from grr_coca.evaluate.retrieval import retrieve

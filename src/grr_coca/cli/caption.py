@@ -39,7 +39,7 @@ class Decoding(GenerationOptions):
         """Return the options, validated.
 
         Raises:
-            UserError: a value is out of range, or two options contradict each other.
+            UserError: If a value is out of range, or two options contradict each other.
         """
         return GenerationOptions(**vars(self))
 
@@ -166,7 +166,7 @@ def _open_output(
     """Return the output that the flags request.
 
     Raises:
-        UserError: the flags request two outputs, or an output that is impossible for these images.
+        UserError: If the flags request two outputs, or an output that is impossible for these images.
     """
     asked = [name for name, is_asked in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_asked]
     if len(asked) > 1:
@@ -190,7 +190,7 @@ class _StandardOutput(CaptionOutput):
 
     def write(self, image: "ImageFile", description: "Description") -> None:
         for row, (confidence, unfamiliar) in zip(
-            caption_rows(image, description.captions), description.certainties, strict=True
+            caption_rows(image, description.captions), description.caption_confidences, strict=True
         ):
             shown = None if confidence is None else round(confidence, 4)
             record = {**row._asdict(), "confidence": shown, "unfamiliar": unfamiliar, "engine": description.engine}

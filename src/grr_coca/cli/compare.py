@@ -39,7 +39,7 @@ def compare_checkpoints(
     baselines: bool = True,
     json: Flag = False,
 ) -> None:
-    """Compare a checkpoint with another one. Changes are relative to the losses of the second.
+    """Compare two checkpoints. Changes are relative to the losses of the second.
 
     Adapted models have no losses: then the recalls are compared.
 

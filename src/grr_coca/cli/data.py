@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from grr_coca.data.given_features import GivenFeatures
     from grr_coca.data.sources.base import PairSource
     from grr_coca.data.sources.views import ByImage
-    from grr_coca.data.survey import Survey
+    from grr_coca.data.survey import DatasetStats
     from grr_coca.infer.encoder import VisionEncoder
 
 _NUM_SIZES_SHOWN = 5
@@ -303,7 +303,7 @@ def _index(action: IndexShards) -> int:
     return 0
 
 
-def _describe(survey: "Survey") -> str:
+def _describe(survey: "DatasetStats") -> str:
     """Return the statistics as text."""
     lines = [f"pairs             {survey.num_pairs:,}" + _sampled(survey)]
     if survey.num_images is not None:
@@ -330,11 +330,11 @@ def _describe(survey: "Survey") -> str:
     return "\n".join(lines)
 
 
-def _sampled(survey: "Survey") -> str:
+def _sampled(survey: "DatasetStats") -> str:
     return "" if survey.num_read == survey.num_pairs else f", {survey.num_read:,} of them inspected"
 
 
-def _as_json(survey: "Survey") -> str:
+def _as_json(survey: "DatasetStats") -> str:
     content = asdict(survey)
     content["broken"] = dict(survey.broken)  # `asdict` breaks a Counter
     content["caption_words"] = survey.word_histogram()

@@ -16,7 +16,7 @@ from pathlib import Path
 import grr_coca
 from grr_coca.cli.flags import Flag
 from grr_coca.common.errors import PACKAGES, UserError, install_command, is_clone
-from grr_coca.common.files import file_sha256, listed_files, read_json, user_cache
+from grr_coca.common.files import file_sha256, read_json, read_manifest, user_cache
 from grr_coca.common.threads import num_threads
 from grr_coca.infer.load import choose_engine
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, read_config
@@ -113,7 +113,7 @@ def _damaged() -> Iterator[str]:
     """Yield the bundled files that differ from the record of the installation or from a manifest."""
     for folder in sorted(path.parent for path in FOLDER.glob("*/manifest.json")):
         try:
-            listed = listed_files(folder)
+            listed = read_manifest(folder)
         except UserError:
             yield f"{folder.name}/manifest.json"
             continue

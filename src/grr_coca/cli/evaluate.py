@@ -69,9 +69,9 @@ def evaluate_splits(
     if folds is not None and folds < 1:
         raise UserError(f"--folds must be at least 1, got {folds}")
     if train is not None:
-        from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
+        from grr_coca.data.sources.open import require_exists  # late: imports NumPy and Pillow
 
-        require_there(train)
+        require_exists(train)
 
     folder = locate_checkpoint(checkpoint)
     task = task or ("retrieval" if is_adapted(folder) else "loss")
@@ -130,14 +130,14 @@ def require_splits(paths: tuple[str, ...]) -> None:
     """Check that the splits exist, before anything is loaded.
 
     Raises:
-        UserError: no path is given, or a path does not exist.
+        UserError: If no path is given, or a path does not exist.
     """
     if not paths:
         raise UserError("no split given; pass --data PATH [PATH …]: shards, a folder or another file of pairs")
-    from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
+    from grr_coca.data.sources.open import require_exists  # late: imports NumPy and Pillow
 
     for path in paths:
-        require_there(path)
+        require_exists(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     """Measure a checkpoint in one task on one split.
 
     Raises:
-        UserError: the split cannot be read, or is unsuitable for the task.
+        UserError: If the split cannot be read, or is unsuitable for the task.
     """
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.caption_split import caption_split, write_captions

@@ -40,7 +40,7 @@ def require_batch_size(batch_size: int) -> None:
     """Check a batch size before anything is loaded.
 
     Raises:
-        UserError: the batch size is below 1.
+        UserError: If the batch size is below 1.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")

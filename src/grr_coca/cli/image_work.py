@@ -38,7 +38,7 @@ def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[
     """Find the images of several arguments, and report excluded files on standard error.
 
     Raises:
-        UserError: no argument is given, an argument has no image, or a pattern is invalid.
+        UserError: If no argument is given, an argument has no image, or a pattern is invalid.
     """
     left_out = Exclusions(exclude)
     found = find_images(arguments, left_out)
@@ -47,7 +47,7 @@ def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[
 
 
 def report_excluded(left_out: Exclusions) -> None:
-    """Report what a search has excluded."""
+    """Report the files excluded by a search."""
     if str(left_out):
         print(left_out, file=sys.stderr)
 
@@ -83,7 +83,7 @@ def process_images(
         The exit code: 1 if no image could be read, else 0.
 
     Raises:
-        UserError: the work itself fails.
+        UserError: If the work itself fails.
     """
     num_first_frames = 0
 
@@ -137,7 +137,7 @@ def describe_images(
         The exit code: 1 if no image could be read, else 0.
 
     Raises:
-        UserError: Ray is not installed, its cluster cannot be reached, or the work itself fails.
+        UserError: If Ray is not installed, its cluster cannot be reached, or the work itself fails.
     """
     if on == "this":
         model = grr_coca.load(folder, engine=engine)

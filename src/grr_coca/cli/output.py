@@ -22,7 +22,7 @@ def print_line(text: str, end: str = "\n") -> None:
     """Print a text, then `end`. Bytes of a file name that are not UTF-8 are printed unchanged.
 
     Raises:
-        SystemExit: the reader has closed the output, as in `… | head`.
+        SystemExit: If the reader has closed the output, as in `… | head`.
     """
     text += end
     try:
@@ -73,7 +73,7 @@ def reporting(output: "CaptionOutput") -> "Iterator[CaptionOutput]":
 
 
 def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Report for how many images nothing was written, as they are unlike those of the training.
+    """Report for how many images nothing was written, because they are unlike the training images.
 
     A written guess would look like a deliberate description. None: unknown.
     """
@@ -103,7 +103,7 @@ def require_new_folder(folder: Path) -> None:
     """Check that a new folder can be written, before the work for it begins.
 
     Raises:
-        UserError: the path exists and is not an empty folder, or it is the current folder.
+        UserError: If the path exists and is not an empty folder, or it is the current folder.
     """
     if folder.is_dir() and not any(folder.iterdir()):
         if folder.samefile(Path.cwd()):  # a shell would stay in the old folder

@@ -135,10 +135,10 @@ def _read_recipe(path: Path, data: str | None, seed: int | None) -> "Recipe":
     """Read a recipe, and apply the values of the command line.
 
     Raises:
-        UserError: the recipe cannot be read, its pairs do not exist, or a package for training is missing.
+        UserError: If the recipe cannot be read, its pairs do not exist, or a package for training is missing.
     """
     require_extra("train", "training")
-    from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
+    from grr_coca.data.sources.open import require_exists  # late: imports NumPy and Pillow
     from grr_coca.train.recipe import absolute_data, load_recipe
 
     recipe = load_recipe(path)
@@ -147,7 +147,7 @@ def _read_recipe(path: Path, data: str | None, seed: int | None) -> "Recipe":
         recipe = replace(recipe, data=replace(recipe.data, train=train, mix={}, val=None, test={}))
     for split in (recipe.data.train, *recipe.data.mix, recipe.data.val):
         if split is not None:
-            require_there(split)
+            require_exists(split)
     return recipe if seed is None else replace(recipe, seed=seed)
 
 

@@ -13,7 +13,7 @@ NOTES = logging.getLogger("grr_coca.notes")
 _MAX_COMPARED = 200
 """Maximum length of an unknown name for comparisons, as untrusted input can have megabytes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Controls, ends of lines, and marks that turn the direction of what follows."""
+"""Controls, ends of lines, and marks that change the direction of subsequent text."""
 
 
 class UserError(ValueError):
@@ -27,7 +27,7 @@ class DivergedError(UserError):
     """Training diverged: the loss or the gradients are not finite."""
 
 
-class DamagedError(UserError):
+class CorruptDataError(UserError):
     """The content of a file differs from what was written. The message explains how to restore it."""
 
 

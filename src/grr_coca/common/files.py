@@ -148,7 +148,7 @@ def read_lines(path: Path) -> dict[int, str]:
     return {number: line for number, line in lines.items() if line}
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write bytes to a file atomically, as `write_atomic` does."""
     write_atomic(path, lambda file: file.write(content))
 
@@ -272,7 +272,7 @@ def resolve_link(path: Path) -> Path:
 
 
 @contextmanager
-def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
+def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` (or the target of a symbolic link) when the context ends.
 
     A manifest of sizes and hashes is added, which starts with `facts`. If the context ends with an exception, `folder`
@@ -299,8 +299,8 @@ def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Ite
 
 
 @contextmanager
-def changed_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
-    """Yield a copy of a folder with a manifest, which replaces the folder when the context ends, as `whole_folder`
+def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
+    """Yield a copy of a folder with a manifest, which replaces the folder when the context ends, as `atomic_folder`
     does.
 
     Args:
@@ -313,8 +313,8 @@ def changed_folder(folder: Path, facts: Mapping[str, object] | None = None) -> I
     """
     if facts is None:
         facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
-    with whole_folder(folder, facts) as partial:
-        for name in listed_files(folder):
+    with atomic_folder(folder, facts) as partial:
+        for name in read_manifest(folder):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, partial / name)
         yield partial
@@ -336,7 +336,7 @@ def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
     Raises:
         UserError: If the manifest or a file is missing, or a file differs by a single bit.
     """
-    for name, (size, sha256) in listed_files(folder).items():
+    for name, (size, sha256) in read_manifest(folder).items():
         if only is not None and name not in only:
             continue
         path = folder / name
@@ -348,7 +348,7 @@ def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
             raise UserError(f"{path}: corrupt: its checksum differs from the manifest")
 
 
-def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
+def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """Return the size and SHA-256 of each file of a folder, by relative path, from the folder's manifest.
 
     Raises:

@@ -227,7 +227,7 @@ def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
 def read_range(url: str, offset: int, size: int) -> bytes:
     """Read a part of a file, see `RemoteFile.read`."""
     filesystem, path = _open(url)
-    # Otherwise the hub's reads five megabytes more, for a next request that does not come.
+    # Otherwise the hub's file system reads five megabytes ahead, for a request that is never made.
     exactly = {"cache_type": "none"} if filesystem.protocol == "hf" else {}
 
     def read(timeout: Mapping[str, float]) -> bytes:

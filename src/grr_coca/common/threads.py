@@ -88,7 +88,7 @@ def thread_pool(
 
 
 def set_passive_wait_policy() -> None:
-    """Let the threads of PyTorch sleep while they wait for each other. Call this before PyTorch is imported.
+    """Let PyTorch's threads sleep while they wait for each other. Call this before PyTorch is imported.
 
     By default they keep their cores busy. Next to another program, captions of 200 drawings then took four times as
     much processor time, and four times as long. A user's own setting stays.
@@ -121,7 +121,7 @@ _OUT_OF_MEMORY = (
     "failed to allocate memory",
     "bad_alloc",
 )
-"""Parts of the messages of memory allocators: those of PyTorch for GPUs and CPUs, and of ONNX Runtime. They have no
+"""Parts of memory allocator messages: PyTorch's for GPUs and CPUs, and ONNX Runtime's. They have no
 exception in common."""
 
 
@@ -141,7 +141,7 @@ class Computing(Protocol):
     def workers(self) -> int:
         """Number of batches to compute at the same time."""
 
-    def one_thread_each(self) -> AbstractContextManager:
+    def single_threaded(self) -> AbstractContextManager:
         """Return a context in which new threads compute with one thread each."""
 
 
@@ -182,7 +182,7 @@ class Batches:
             for batch in batches:
                 take(work(batch))
         else:
-            with self._engine.one_thread_each():
+            with self._engine.single_threaded():
                 self._map_in_threads(batches, work, take, self._engine.workers)
 
     def _map_in_threads(

@@ -1,4 +1,4 @@
-"""All uses of PyTorch beyond its public interface.
+"""All uses of private PyTorch interfaces.
 
 `tests/core/common/test_torch_private.py` checks names, signatures and results. If a PyTorch release changes one of
 them, that test fails.
@@ -63,7 +63,7 @@ def flash_attention_of_cpu() -> object:
 
 
 def allow_recompiles(limit: int) -> None:
-    """Set the maximum number of input kinds for which the compiler compiles one function."""
+    """Set the maximum number of input kinds for which one function is compiled."""
     import torch._dynamo  # late: the import takes a second
 
     torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
@@ -109,6 +109,6 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
-def is_watched(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Return whether a module has hooks that read or change its inputs or outputs."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

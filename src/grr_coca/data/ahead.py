@@ -22,7 +22,7 @@ _THREADS = 4
 
 
 class RefsWithAhead(list[SampleRef]):
-    """A micro-batch, and the blocks that its worker prefetches."""
+    """A micro-batch and the blocks that its worker prefetches."""
 
     ahead: Sequence[range] = ()
 
@@ -30,12 +30,12 @@ class RefsWithAhead(list[SampleRef]):
 class AheadOrder:
     """A `TrainingOrder` that also lists the blocks to prefetch. Samples and batches are the same.
 
-    The processes of a node share the blocks among them.
+    The processes of a node divide the blocks among themselves.
 
     Args:
-        order: The order.
-        visits: Its visits without siblings, in a separate object, because each object caches one window.
-        blocks: The blocks of these visits.
+        order: Order of the samples.
+        visits: Visits without siblings, in a separate object, because each object caches one window.
+        blocks: Blocks of the visits.
     """
 
     def __init__(self, order: TrainingOrder, visits: Visits, blocks: Blocks) -> None:

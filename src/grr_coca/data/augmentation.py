@@ -28,7 +28,7 @@ _MIN_CONTRAST = 0.35
 """Minimum difference of ink and background in grey."""
 
 _QUALITY = (30, 80)
-"""Range of the quality of a JPEG."""
+"""Range of the JPEG quality."""
 
 _SHAPE_SIDE, _ICON_SIDE = (0.84, 1.0), (0.5, 0.7)
 """Ranges of the sides of a shape and of the icon in it, as fractions of the image and of the shape."""
@@ -36,7 +36,7 @@ _SHAPE_SIDE, _ICON_SIDE = (0.84, 1.0), (0.5, 0.7)
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A shape that a drawing is set into, such as a button.
+    """A shape around a drawing, such as a button.
 
     Attributes:
         side: Side of the shape, as a fraction of the image's side.
@@ -64,10 +64,10 @@ class Paint:
         palette: Colours, 0 … 1; None keeps those of the drawing. Drawings that are not grey always keep their colours.
         num_inks: Number of palette colours for the ink.
         fills: Fraction of the inner white areas that also get a colour.
-        numbers: Values 0 … 1 that select the colour of each part of the ink and of each area.
+        numbers: Values in 0 … 1 that select the colour of each part of the ink and of each area.
         light: Direction of the light, to the right and down.
         gradient, bevel, highlight, shadow: Strengths; 0 turns an effect off.
-        glance: x, y and radius of the highlight, in coordinates -1 … 1.
+        glance: Position x, y and radius of the highlight, in coordinates -1 … 1.
         fall: Offset of the shadow, down and to the right, as fractions of the side.
         outline: Colour of a line around the drawing; None for no line.
     """
@@ -88,16 +88,16 @@ class Paint:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A change of one image.
+    """A random change of one image.
 
     Before the colours, in this order: `paint` is applied, the image is set into `shape`, scaled down to `side` pixels,
     and stored as a JPEG of `quality` in that size. None skips a step.
 
     Attributes:
-        inverse: Maps a pixel of the changed image to its position in the original, in coordinates -1 … 1
+        inverse: Map from a pixel of the changed image to its position in the original, in coordinates -1 … 1
             (`affine_grid`).
-        colour: Matrix by which colours are multiplied.
-        offset: Added to colours afterwards.
+        colour: Matrix that multiplies colours.
+        offset: Offset added to colours afterwards.
     """
 
     inverse: Float[np.ndarray, "2 3"]
@@ -119,7 +119,7 @@ class Augmentation:
         shift: Largest shift, as a fraction of the side.
         rotate: Largest angle, in degrees.
         jitter: Largest relative change of brightness, contrast and saturation.
-        grey: Fraction of images that lose their colour.
+        grey: Fraction of images converted to grey.
         blend: Fraction of images to which up to half of another image of the same caption is added.
         swap: Fraction of images in which half of the cells of a 4 × 4 grid come from another image of the same caption.
         recolour: Fraction of images drawn in two random colours; light on dark and dark on light are equally frequent.
@@ -128,12 +128,12 @@ class Augmentation:
         shape: Fraction of images set into a disc or a square in random colours, like a button.
         paint: Fraction of images that are painted: their parts and inner white areas get random colours, the image a
             gradient, a bevel, a highlight, an outline or a shadow.
-        jpeg: Fraction of images with the artefacts of a JPEG of random quality.
+        jpeg: Fraction of images with JPEG artefacts of random quality.
         neighbour: Fraction of images with a part of another image at one side.
 
     The last seven are for drawings on white, which users have on any background, in any size, and in screenshots.
-    `blend`, `swap` and `neighbour` are applied before all other changes. The first two need another image of the same
-    caption, so the caption stays true, while the image has more than one style.
+    `blend`, `swap` and `neighbour` are applied before all other changes. The former two need another image of the same
+    caption, so the caption stays correct, while the image has more than one style.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -166,7 +166,7 @@ class Augmentation:
                 raise UserError(f"the sum of {named} must be at most 1, got {share:g}")
 
     def draw(self, rng: np.random.Generator) -> Change:
-        """Draw a random change."""
+        """Sample a random change."""
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
         is_cropped = self.crop and rng.uniform() < self.crop

@@ -37,16 +37,16 @@ def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Floa
 
 
 class FeatureTokens(NamedTuple):
-    """Tokens of images by a frozen encoder of others. Shapes: B images, N tokens, X their width.
+    """Image tokens from a frozen third-party encoder. Shapes: B images, N tokens, X their width.
 
-    `mask`: the tokens that count, at least one for each image, the others being padding; None: all count.
+    `mask`: valid tokens, at least one per image; others are padding. None: all are valid.
     """
 
     tokens: Float[Tensor, "B N X"]
     mask: Bool[Tensor, "B N"] | None = None
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "FeatureTokens":
-        """Return the results of a function, such as a copy to a device."""
+        """Apply a function to all tensors, such as a copy to a device."""
         return FeatureTokens(move(self.tokens), None if self.mask is None else move(self.mask))
 
     @classmethod
@@ -92,7 +92,7 @@ class Batch:
     """Embeddings of the captions by a text teacher, of unit length and any width; None: training without a teacher."""
     thing_ids: Int[Tensor, " B"] | None = None
     """Ids of the first captions. Pairs with equal ids show the same concept, so they are also never negatives of each
-    other . None: training without siblings."""
+    other. None: training without siblings."""
     features: FeatureTokens | None = None
     """Features of a frozen encoder; None: the model has none, or they are not computed yet."""
     encoder_pixels: UInt8[Tensor, "B S S 3"] | None = None
@@ -113,7 +113,7 @@ class Batch:
         return self._with_each(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the memory of a batch on a device until a stream other than the copy stream has used it."""
+        """Keep the device memory of a batch until a stream other than the copy stream has used it."""
         for x in (*vars(self).values(), *(self.features or ())):
             if isinstance(x, Tensor) and x.device.type != "cpu":
                 x.record_stream(stream)
@@ -125,7 +125,7 @@ class Batch:
 
 
 class Replacement(NamedTuple):
-    """A bad training sample that was replaced by another one.
+    """A bad training sample that was replaced.
 
     Attributes:
         cause: A `grr_coca.data.sources.base.Cause`.

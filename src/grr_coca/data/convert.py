@@ -6,7 +6,7 @@ shard also has the list `captions` with all captions of its image, which `TarSha
 same image become one pair with all their captions. As separate pairs, they could end up in both training and
 validation.
 
-A shard has the valid images of a fixed range. It gets its name only when it is complete, so an interrupted conversion
+A shard has the valid images of a fixed range. It is renamed only when it is complete, so an interrupted conversion
 continues where it stopped.
 """
 
@@ -24,15 +24,15 @@ from pathlib import Path
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_json, write_whole
+from grr_coca.common.files import read_json, write_bytes_atomic
 from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.folder import caption_file
-from grr_coca.data.sources.views import ByImage, num_captions, read_sound, sound_captions
+from grr_coca.data.sources.views import ByImage, num_captions, read_valid_pair, sound_captions
 
 _CONVERSION_NAME = "convert.json"
 _UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")
-"""The temporary name of a shard or a JSON file (`write_whole`) until it is complete."""
+"""The temporary name of a shard or a JSON file (`write_bytes_atomic`) until it is complete."""
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
 _JPEG_QUALITY = 95
 
@@ -115,7 +115,7 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
     out.mkdir(parents=True, exist_ok=True)
     there = sorted(path.name for path in out.iterdir() if not _UNFINISHED.fullmatch(path.name))
     if not there:
-        write_whole(out / _CONVERSION_NAME, json.dumps(wanted, indent=2).encode())
+        write_bytes_atomic(out / _CONVERSION_NAME, json.dumps(wanted, indent=2).encode())
     elif _CONVERSION_NAME not in there:
         raise UserError(f"{out}: is not empty, it has {there[0]}; pass a new folder")
     else:
@@ -158,8 +158,8 @@ def _write_shard(
             temporary.replace(out / f"{shard:05d}.tar")
     finally:
         temporary.unlink(missing_ok=True)
-    # Written after the shard, because this file means that the shard is complete.
-    write_whole(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
+    # Written after the shard, because this file marks the shard as complete.
+    write_bytes_atomic(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
     return counts
 
 
@@ -171,7 +171,7 @@ def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
     """
     source, (first, *others) = images.source, images[number]
     if not others:
-        return read_sound(source, first)
+        return read_valid_pair(source, first)
     captions: dict[int, tuple[str, ...]] = {}
     errors = []
     for index in (first, *others):
@@ -181,7 +181,7 @@ def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
             errors.append(error)
     if not captions:
         raise errors[0]
-    pair = read_sound(source, next(iter(captions)))
+    pair = read_valid_pair(source, next(iter(captions)))
     counts.update(str(error.cause) for error in errors)
     return replace(pair, more_captions=tuple(chain.from_iterable(captions.values()))[1:])
 
@@ -193,7 +193,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
         about["captions"] = pair.captions
     members = {
         suffix: image,
-        "txt": re.sub(r"\s*\n\s*", " ", pair.caption).encode(),  # a line end would start another caption
+        "txt": re.sub(r"\s*\n\s*", " ", pair.caption).encode(),  # because a line end would start another caption
         "json": json.dumps(about, ensure_ascii=False).encode("utf-8", "replace"),
     }
     for name, content in members.items():

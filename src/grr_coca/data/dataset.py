@@ -1,6 +1,6 @@
 """From pairs to samples, and from samples to a batch: decoding, augmentation, tokenization, padding and labels.
 
-Worker processes of a loader prepare batches ahead. A log counts the bad samples that training has replaced.
+Worker processes of a loader prepare batches ahead. A log counts the bad samples replaced in training.
 
 Shapes: B samples, T positions, S image size in pixels, F that of a frozen encoder, whose features are N tokens of width
 X; K kept patches.
@@ -57,10 +57,10 @@ _RECENT_BLOCKS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A pair that is ready for a batch. `token_ids`: A row of `Tokenizer.encode_row`.
+    """A pair prepared for a batch. `token_ids`: A row of `Tokenizer.encode_row`.
 
-    If `change` is given, it is not applied yet, and `image` has values 0 … 255. A model without an image encoder of its
-    own has no pixels: S = 0. `features` are those of a frozen encoder, which computes missing ones from
+    If `change` is given, it is not applied yet, and `image` has values 0 … 255. A model without its own image
+    encoder has no pixels: S = 0. `features` are those of a frozen encoder, which computes missing ones from
     `encoder_pixels`.
     """
 
@@ -96,7 +96,9 @@ _NO_PIXELS = _Pixels(torch.zeros(3, 0, 0, dtype=torch.uint8))
 
 
 class FrozenInput(NamedTuple):
-    """The preprocessing of a frozen encoder, and whether the model also has an image encoder, of the same square."""
+    """The preprocessing of a frozen encoder, and whether the model also has its own image encoder, for the same
+    square.
+    """
 
     preprocess: Preprocess
     is_beside: bool
@@ -154,7 +156,7 @@ class PairDataset(Dataset[Sample]):
         return len(self.source)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
-        """Read one sample. In training, a bad sample is replaced by another one.
+        """Read one sample. In training, a bad sample is replaced.
 
         Raises:
             BadSample: In evaluation, if the image is corrupt or the caption is missing; the message names the pair.
@@ -177,12 +179,12 @@ class PairDataset(Dataset[Sample]):
     def _decode(self, samples: Sequence[int], *, are_expected: bool = False) -> "dict[int, _Decoded | UserError]":
         """Read pairs, and decode their images together in a helper program.
 
-        Workers of a loader do not decode in their own process: they could not be kept from opening files, and
+        Workers of a loader do not decode in their own process: they could not be prevented from opening files, and
         an image that crashes the decoder would end the run. `are_expected`: Other samples of their blocks are
         read soon.
         """
         decoded: dict[int, _Decoded | UserError] = {}
-        waiting: deque[list[tuple[int, RawPair]]] = deque()  # the samples of each image that is decoded next
+        waiting: deque[list[tuple[int, RawPair]]] = deque()  # the samples of each image to be decoded next
 
         def contents() -> Iterator[tuple[bytes | UserError, str]]:
             for sample in dict.fromkeys(samples):
@@ -321,7 +323,7 @@ class PairDataset(Dataset[Sample]):
         other = int(rng.integers(len(self.source)))
         try:
             return with_neighbour(image, partial(self._square, other), rng)
-        except BadSample:  # the other image is reported when it is read itself
+        except BadSample:  # the error of the other image is reported when that image is read
             return image
 
     def _mixed(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
@@ -333,7 +335,7 @@ class PairDataset(Dataset[Sample]):
             return image
         try:
             return mix_images(self.augmentation, image, partial(self._square, sibling), rng)
-        except BadSample:  # the other image is reported when it is read itself
+        except BadSample:  # the error of the other image is reported when that image is read
             return image
 
 

@@ -29,7 +29,7 @@ Answer = tuple[dict[str, Any], bytes]
 
 
 def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -> Answer:
-    """Return the pixels of an image: H W 3. `side`: Maximum length of both sides."""
+    """Return the pixels of an image: H W 3. `side`: Maximum side length."""
     image = decode_in_process(data, name, is_scaled=side is not None, **options)
     if side is not None:
         image.thumbnail((side, side))
@@ -38,13 +38,13 @@ def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -
 
 
 def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """Decode an image, and return nothing."""
+    """Decode an image without returning it."""
     decode_in_process(data, name, renderer=renderer)
     return {}, b""
 
 
 def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) -> Answer:
-    """Return the square that a model sees: S S 3."""
+    """Return the model's input square: S S 3."""
     image = decode_in_process(
         data, name, preprocess.opening, is_scaled=True, vector_side=preprocess.vector_side, **options
     )
@@ -52,7 +52,7 @@ def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) ->
 
 
 def square_of(image: Image.Image, name: str, preprocess: Preprocess) -> Image.Image:
-    """Return the square that a model sees. An error names the image."""
+    """Return the model's input square. Errors name the image."""
     try:
         return preprocess.square(image)
     except BadSample as error:

@@ -1,7 +1,7 @@
-"""Features of an image as a picture, so that all that takes pictures takes features, too.
+"""Image features encoded as a picture, so that all code for pictures also accepts features.
 
 The pixels of a square hold, in raster order: `MAGIC`, the digest of the encoder, the number of features D, the features
-in half precision, and zeros. Nothing else resembles it: `MAGIC` has 72 bits.
+in half precision, and zeros. It cannot be confused with a picture: `MAGIC` has 72 bits.
 """
 
 import io
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import numpy as np  # late: helper programs do not need it
 
 HEADER = "features.json"
-"""The file that describes a folder of features."""
+"""Name of the file that describes a folder of features."""
 MAGIC = b"\x93GRRCOCA\n"
-"""Three pixels."""
+"""Marker of features, in the first three pixels."""
 _HEAD = struct.Struct("<9s16sI")
 _PIXEL = 3
 
 
 def feature_side(num_features: int) -> int:
-    """Return the smallest side of a square that holds this many features, in pixels."""
+    """Return the minimum side in pixels of a square with the given number of features."""
     return math.ceil(math.sqrt((_HEAD.size + 2 * num_features) / _PIXEL))
 
 
@@ -43,7 +43,7 @@ def feature_image(features: "np.ndarray", digest: str) -> bytes:
 
 
 def encoder_of_image(image: Image.Image) -> str | None:
-    """Return the digest of the encoder whose features an RGB image holds; None for any other image."""
+    """Return the digest of the encoder whose features an RGB image contains; None for other images."""
     if image.width != image.height or image.width < feature_side(1):
         return None
     if image.crop((0, 0, len(MAGIC) // _PIXEL, 1)).tobytes() != MAGIC:
@@ -54,10 +54,10 @@ def encoder_of_image(image: Image.Image) -> str | None:
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:
-    """Return a square of another side that holds the same features.
+    """Return a square of another size with the same features.
 
     Raises:
-        ValueError: If it is too small.
+        ValueError: If the square is too small.
     """
     content = image.tobytes()
     used = _HEAD.size + 2 * _HEAD.unpack_from(content)[2]
@@ -68,7 +68,7 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
 
 
 def features_of_pixels(pixels: "np.ndarray") -> "np.ndarray | None":
-    """Return the features that a square of pixels holds, D, in fp32; None if it is a picture.
+    """Return the features in a square of pixels, D, in fp32; None if it is a picture.
 
     Args:
         pixels: S S 3.

@@ -1,10 +1,10 @@
-"""Image features of an external image encoder, in a folder, so that the encoder runs only once.
+"""A folder of features from an external image encoder, so that the encoder runs only once.
 
 The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, N = `i // images_per_shard`. Next to
-it, `NNNNN.digests.npy` has the SHA-256 of the file of each image, by which features are found wherever the image
-is; zeros if an image could not be read. The digests are written last: a shard that has them is complete.
-`features.json` describes them. If images have different numbers of tokens, `NNNNN.npy` has the tokens of all of them,
-one after another, and `NNNNN.ends.npy` the end of each image.
+it, `NNNNN.digests.npy` has the SHA-256 of each image file, so that features are found wherever the image
+is; zeros if an image could not be read. The digests are written last: a shard with digests is complete.
+`features.json` describes them. If images have different numbers of tokens, `NNNNN.npy` has their concatenated
+tokens, and `NNNNN.ends.npy` the end of each image.
 
 Shapes: M images of a shard, N tokens, D width.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_json, write_atomic, write_whole
+from grr_coca.common.files import read_json, write_atomic, write_bytes_atomic
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.data.feature_image import HEADER
 from grr_coca.data.preprocess import EncoderPreprocess
@@ -29,7 +29,7 @@ Keep = Literal["tokens", "mean"]
 FeaturePrecision = Literal["fp16", "fp32"]
 _DTYPES: dict[FeaturePrecision, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}
 FORMAT = 1
-"""Version of these files."""
+"""Format version of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class EncoderInfo:
     """Description of an image encoder.
 
     Attributes:
-        name: Its name for `grr_coca.infer.encoder.open_encoder`.
+        name: Name for `grr_coca.infer.encoder.open_encoder`.
         weights: SHA-256 of its weights, in hexadecimal.
         licence: Licence of its weights as a Hugging Face hub identifier; `unknown` if not stated.
-        preprocess: Its preprocessing.
+        preprocess: Preprocessing of the encoder.
         embed_dim: Width of its tokens, D.
-        num_tokens: Number of tokens per image, N; None: it differs between images.
-        precision: Precision of the weights of the graph beside this description. Features are always those in fp32.
+        num_tokens: Number of tokens per image, N; None: it varies.
+        precision: Weight precision of the graph next to this description. Features are always computed in fp32.
     """
 
     name: str
@@ -58,7 +58,7 @@ class EncoderInfo:
     def digest(self) -> str:
         """Hash of everything that affects the tokens.
 
-        Equal encoders have equal digests, whatever their name and precision.
+        Equal encoders have equal digests, independent of name and precision.
         """
         content = {**to_dict(self), "name": "", "licence": ""}
         del content["precision"]
@@ -71,12 +71,12 @@ class FeatureHeader:
 
     Attributes:
         encoder: The encoder that computed the features.
-        keep: `tokens`: all tokens of an image; `mean`: their mean.
+        keep: Stored part: `tokens`, all tokens of an image, or `mean`, their mean.
         source: Digest of the pairs, see `source_digest`.
         num_images: Number of images of the source.
         images_per_shard: Number of images per shard; the last shard may have fewer.
         precision: Precision of the features: half or single.
-        version: `FORMAT`.
+        version: Format version, see `FORMAT`.
     """
 
     encoder: EncoderInfo
@@ -100,7 +100,7 @@ class FeatureHeader:
 
     @property
     def varies(self) -> bool:
-        """Whether images have different numbers of tokens. A row is then a token, and not an image."""
+        """Whether images have different numbers of tokens. A row is then a token instead of an image."""
         return self.keep == "tokens" and self.encoder.num_tokens is None
 
     @property
@@ -116,7 +116,7 @@ class FeatureHeader:
 
     @property
     def dtype(self) -> type[np.floating]:
-        """Type of the numbers."""
+        """Type of the stored numbers."""
         return _DTYPES[self.precision]
 
     def images_of(self, shard: int) -> range:
@@ -129,7 +129,7 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
     """Create the feature folder, or check that an unfinished one has the same settings.
 
     Raises:
-        UserError: If it has other features or unrelated files.
+        UserError: If the folder has other features or unrelated files.
         OSError: If the disk is full or cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,14 +144,14 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
         return
     if any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; pass a new folder")
-    write_whole(path, json.dumps(to_dict(header), indent=2, ensure_ascii=False).encode())
+    write_bytes_atomic(path, json.dumps(to_dict(header), indent=2, ensure_ascii=False).encode())
 
 
 def read_feature_header(folder: Path) -> FeatureHeader:
     """Read the description of features.
 
     Raises:
-        UserError: If it is missing or corrupt.
+        UserError: If the description is missing or corrupt.
     """
     return from_dict(FeatureHeader, read_json(folder / HEADER), str(folder / HEADER))
 
@@ -170,10 +170,10 @@ def write_feature_shard(
         shard: Number of the shard.
         rows: Features of each image, in the precision of the folder.
         digests: SHA-256 of each image file; zeros if it could not be read.
-        ends: The end of the tokens of each image among the rows; None: an image is a row.
+        ends: End of each image's tokens among the rows; None: each image is a row.
 
     Raises:
-        OSError: The disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     if ends is not None:
         write_atomic(folder / _ends(shard), lambda file: np.save(file, ends))
@@ -199,7 +199,7 @@ def _digests(shard: int) -> str:
 
 
 class _Shard(NamedTuple):
-    """The files of a shard. `ends`: of the tokens of each image among the rows; None: an image is a row."""
+    """The files of a shard. `ends`: end of each image's tokens among the rows; None: each image is a row."""
 
     rows: Float[np.ndarray, "_ ..."]
     digests: UInt8[np.ndarray, "M 32"]
@@ -210,7 +210,7 @@ class FeatureCache:
     """Memory-mapped features of images in a folder.
 
     Args:
-        folder: Written by `grr-coca data features`.
+        folder: Folder written by `grr-coca data features`.
 
     Raises:
         UserError: If a file is missing or corrupt.
@@ -231,7 +231,7 @@ class FeatureCache:
         return self.header.num_images
 
     def __getitem__(self, image: int) -> Float[np.ndarray, "..."] | None:
-        """Return the features of an image by its index in the source, or None if it could not be read.
+        """Return the features of an image by its index in the source, or None if the image could not be read.
 
         Raises:
             UserError: If the file is corrupt.
@@ -247,13 +247,13 @@ class FeatureCache:
         """Return the SHA-256 of the file of an image by its number; zeros if it could not be read.
 
         Raises:
-            UserError: The file is corrupt.
+            UserError: If the file is corrupt.
         """
         shard, row = self._shard_of(image)
         return bytes(shard.digests[row])
 
     def _shard_of(self, image: int) -> tuple["_Shard", int]:
-        """Return the shard of an image, mapped into memory, and its place there."""
+        """Return the shard of an image, memory-mapped, and its index there."""
         shard, place = divmod(image, self.header.images_per_shard)
         if shard not in self._shards:
             count, ends = len(self.header.images_of(shard)), None
@@ -265,11 +265,11 @@ class FeatureCache:
         return self._shards[shard], place
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without mapped files, which another process maps again."""
+        """Return the state without mapped files, which other processes map again."""
         return {"folder": self.folder, "header": self.header, "_shards": {}}
 
     def tokens(self, image: int) -> Float[np.ndarray, "N D"] | None:
-        """Return the features of an image by its number, of which the mean is one token; None if it has none."""
+        """Return the features of an image by its index, a single token for the mean; None if it has none."""
         row = self[image]
         return row if row is None else np.atleast_2d(row)
 
@@ -281,7 +281,7 @@ class FeatureCache:
         return row.astype(np.float32) if self.header.keep == "mean" else row.mean(axis=0, dtype=np.float32)
 
     def find(self, digest: bytes) -> int | None:
-        """Return the index of the image whose file has this SHA-256, or None if there is none."""
+        """Return the index of the image whose file has this SHA-256, or None if it does not exist."""
         return self._numbers.get(digest)
 
     @cached_property

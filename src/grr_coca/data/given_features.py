@@ -1,10 +1,11 @@
-"""Features that were computed elsewhere, in common file formats.
+"""Features computed elsewhere, in common file formats.
 
 - `.npy`: images × D or images × N × D numbers, in the order of the images.
 - Parquet: a column of lists of D numbers, or of N such lists, and a column with names or paths of images. Without the
   latter, rows are in the order of the images.
 - HDF5: a dataset named after each image, D or N × D; or one dataset like a `.npy` file.
-- A folder with one `.npy` or HDF5 file per image, with its name, D or N × D. Of several datasets, `features` is used.
+- A folder with one `.npy` or HDF5 file per image, with its name, D or N × D. If a file has several datasets, `features`
+  is used.
 
 N may differ between images. Arrays of Python objects are rejected.
 
@@ -35,13 +36,13 @@ class GivenFeatures:
     """Features of images, by image name or in the order of the images.
 
     Args:
-        path: The file or folder, for messages.
-        read: Reads a row.
+        path: File or folder, for messages.
+        read: Function that reads a row.
         count: Number of rows.
-        names: The name of the image of each row; None: rows are in the order of the images.
+        names: Image name of each row; None: rows are in the order of the images.
 
     Attributes:
-        names: The name of each row without suffix; its number if it has none.
+        names: Name of each row without suffix, or its number if unnamed.
     """
 
     def __init__(self, path: Path, read: _Read, count: int, names: Iterable[str] | None = None) -> None:
@@ -67,10 +68,10 @@ class GivenFeatures:
 
         Args:
             number: Index of the image in its source.
-            key: Its name without suffix.
+            key: Name without suffix.
 
         Raises:
-            UserError: If they are not N × D numbers, or cannot be read.
+            UserError: If the features are not N × D numbers, or cannot be read.
         """
         row: int | None = number
         if self._rows is not None:
@@ -82,7 +83,7 @@ class GivenFeatures:
         """Return the features of the first row.
 
         Raises:
-            UserError: As in `find`.
+            UserError: See `find`.
         """
         return self._tokens(0, self.names[0])
 
@@ -98,10 +99,10 @@ class GivenFeatures:
 
 
 def open_given_features(path: Path) -> GivenFeatures:
-    """Open features that were computed elsewhere. See the module for the formats.
+    """Open features computed elsewhere. See the module for the formats.
 
     Raises:
-        UserError: If the file does not exist, is in another format or corrupt, or a package is missing.
+        UserError: If the file does not exist, has another format or is corrupt, or a package is missing.
     """
     try:
         if path.is_dir():

@@ -2,7 +2,7 @@
 
 The number of pixels bounds neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have 65,000
 tiles, a JPEG 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check is one walk over the
-structure of a file, linear in its parts, and allocates nothing by numbers that the file declares.
+structure of a file, linear in its parts, and never allocates memory based on sizes declared by the file.
 
 Limits are far above the values in files that programs write, and grow with the image where large images need it. Below
 them, decoding takes at most a few times as long as for an ordinary file of the same size.
@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from grr_coca.data.sources.base import BadSample, Cause
 
 MAX_PIXELS = 100_000_000
-"""Larger images are rejected before any pixel is decoded."""
+"""Maximum number of pixels. Larger images are rejected before decoding."""
 
 MAX_PROFILE_BYTES = 4 * 2**20
-"""Larger colour profiles are ignored. Profiles for printing have up to 3 MB."""
+"""Maximum size of a colour profile; larger ones are ignored. Profiles for printing have up to 3 MB."""
 
 
 _SAVE_AGAIN = "save the image again with another program"
@@ -62,7 +62,8 @@ def _require_size(width: int, height: int) -> None:
 # --- JPEG
 
 _MAX_SCANS = 1000
-"""Progressive files have about ten scans; one scan per bit of each coefficient would be several hundred."""
+"""Maximum number of scans. Progressive files have about ten; one scan per bit of each coefficient would be several
+hundred."""
 _MAX_SCANNED_PIXELS = 10**10
 """Maximum of scans times pixels. A scan without data takes 0.07 ns per pixel: 0.8 s in total."""
 _MAX_SEGMENTS = 10_000
@@ -137,7 +138,7 @@ _BYTES_PER_CHUNK = 512
 """Above the free number of chunks, each chunk needs this many bytes. libpng writes chunks of 8 kB; some programs
 write one for each row."""
 _MAX_COMPRESSED_TEXTS = 256
-"""Each expands to up to 1 MB."""
+"""Maximum number of compressed texts, each of which expands to up to 1 MB."""
 _MAX_EXIF_BYTES = 2**20
 
 
@@ -170,7 +171,7 @@ _BYTES_PER_BLOCK = 64
 
 
 def _check_gif(data: bytes) -> None:
-    """Walk up to the second frame, as Pillow does. Each block, and each byte between blocks, is a step of Pillow."""
+    """Walk up to the second frame, as Pillow does. Pillow takes one step per block, and per byte between blocks."""
     limit = _MAX_BLOCKS + len(data) // _BYTES_PER_BLOCK
     flags, end = data[10] if len(data) > 10 else 0, len(data)
     place, num_blocks, num_frames = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0, 0
@@ -230,7 +231,7 @@ def _check_ppm(data: bytes) -> None:
 # --- TIFF
 
 _MIN_TILE_PIXELS = 2**22
-"""Tiles up to this number of pixels may be larger than their image."""
+"""Number of pixels up to which tiles may be larger than their image."""
 _MAX_TILES = 2**17
 """Maximum number of tiles or strips. Strips of one row are common, and tiles have at least 16 × 16 pixels."""
 _MAX_VALUES = 2**18
@@ -247,7 +248,7 @@ _VALUE_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "
 _VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Size of a value in bytes by its type, if not 1."""
 _MAX_PIXELS_OF_TILES = 2**26
-"""Maximum number of pixels of all tiles, or twice those of the image, which crops them at its edges."""
+"""Maximum number of pixels of all tiles, or twice the number of the image, which crops tiles at its edges."""
 
 
 def _check_tiff(data: bytes) -> None:
@@ -290,7 +291,7 @@ def _check_directory(
             _require(f"values of tag {tag}", num_values, _MAX_RATIONALS)
         elif kind not in (1, 2, 6, 7):
             _require(f"values of tag {tag}", num_values, _MAX_VALUES)
-        num_bytes += num_values * _VALUE_BYTES.get(kind, 1)  # a reader copies the values of each tag
+        num_bytes += num_values * _VALUE_BYTES.get(kind, 1)  # because readers copy the values of each tag
         num_tiles = max(num_tiles, num_values if tag in (324, 325) else 0)
         if kind in _VALUE_FORMATS and num_values:
             number = struct.unpack_from(order + _VALUE_FORMATS[kind], value.ljust(8, b"\0"))[0]
@@ -315,7 +316,7 @@ _MAX_COLOURS = 100
 """Maximum number of colour descriptions in a JP2 file."""
 _MIN_BLOCK_PIXELS = 256
 _MAX_BLOCKS_OF_LARGE = 2**17
-"""Smaller code blocks are accepted in images that have at most this number of them."""
+"""Maximum number of code blocks for which smaller ones are accepted."""
 
 
 def _check_j2k(data: bytes) -> None:
@@ -396,7 +397,7 @@ def _check_coding(data: bytes, place: int, marker: int, components: int, tile: i
 
 
 def _check_webp(data: bytes) -> None:
-    """Check the size, by which libwebp allocates memory when a file is opened.
+    """Check the size, because libwebp allocates memory for it when a file is opened.
 
     The format: https://developers.google.com/speed/webp/docs/riff_container
     """

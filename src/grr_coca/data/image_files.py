@@ -1,4 +1,4 @@
-"""Finds the images of files, folders, patterns, tar shards, tables and icon sets; decodes in the background."""
+"""Find the images of files, folders, patterns, tar shards, tables and icon sets, and decode them in the background."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
-"""Suffixes of tables that list images. Tables are read as sources of pairs."""
+"""Suffixes of image tables, which are read as sources of pairs."""
 
 _ANY_FOLDERS = re.compile(r"(^|/)\*\*(?:/|$)")
 """`**` as a complete part of a pattern."""
@@ -68,7 +68,7 @@ class ImageFile:
 
     Attributes:
         name: Name in results; for a separate file, its path.
-        source: Function that returns its bytes, or raises `UserError` if it cannot be read; None for a separate file.
+        source: Function that returns its bytes, or raises `UserError` if they cannot be read; None for a separate file.
         part: Location of its bytes in another file; None if no file contains them unchanged.
         fields: Function that returns the other columns of its row in a table.
         hides_others: Whether it represents a folder or shard that could not be read and may contain more
@@ -132,7 +132,7 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
     """Find the images of one argument, one by one: a file, folder, pattern, shard, table or icon set.
 
     Folders are searched with all subfolders, where files without an image suffix are skipped. A file that is the
-    argument itself counts as an image, whatever its suffix.
+    argument itself counts as an image, regardless of its suffix.
 
     Links are followed once, see `Walk`.
 
@@ -185,8 +185,8 @@ def _read_again(reader: SourceReader, argument: str, span: Span) -> bytes:
 
 
 def _is_stream(path: Path) -> bool:
-    """Return whether an argument is a stream such as `/dev/stdin` or `<(curl …)`, which is awaited, unlike pipes in
-    folders.
+    """Return whether an argument is a stream such as `/dev/stdin` or `<(curl …)`, for which readers wait, unlike pipes
+    in folders.
     """
     try:
         return path.is_fifo() or path.is_char_device()
@@ -195,7 +195,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def is_forbidden(path: str) -> bool:
-    """Return whether permissions hide whether the path exists."""
+    """Return whether permissions prevent a check that the path exists."""
     try:
         os.lstat(path)
     except PermissionError:
@@ -275,7 +275,7 @@ def member_of_name(name: str, shard: str) -> str:
 def shard_of_name(name: str) -> str | None:
     """Return the shard in the name of an image, or None if the image is not a member of a shard.
 
-    The shard ends at the first `.tar: `. This is wrong for a shard in a folder whose own name contains `.tar: `.
+    The shard ends at the first `.tar: `. This is wrong for a shard in a folder whose name contains `.tar: `.
     """
     member = _MEMBER.match(name)
     return member["shard"] if member else None
@@ -362,7 +362,7 @@ def _suffixes() -> str:
 
 _Decoded = tuple[ImageFile, Image.Image | UserError]
 _TOGETHER = 8
-"""Number of items that a thread takes at a time. More items reduce overhead, fewer balance the load."""
+"""Number of items per thread task. More items reduce overhead, fewer balance the load."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -370,7 +370,7 @@ Done = TypeVar("Done")
 def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[_Decoded]]:
     """Decode images in the background, in batches and in order.
 
-    Each image comes with a square of the input size of the model, or with the error if it cannot be decoded.
+    Each image is yielded with a square of the model's input size, or with the error if it cannot be decoded.
     """
 
     def decode(together: Sequence[ImageFile]) -> Iterator[_Decoded]:

@@ -62,7 +62,7 @@ def _is_tensor(image: object) -> TypeGuard[Tensor]:
 def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
     try:
         return open_rgb(image, opening, to_srgb=True, is_scaled=True)
-    except BROKEN as error:  # opened lazily, and the file is truncated or closed
+    except BROKEN as error:  # an image opened lazily, whose file is truncated or closed
         raise UserError(f"{name}: corrupt, truncated or closed image ({error})") from error
 
 

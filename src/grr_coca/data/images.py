@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL import ImageCms
 
 MAX_BYTES = 2**28
-"""Larger files are rejected before they are read."""
+"""Maximum file size; larger files are rejected before they are read."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Accepted image formats besides SVG, AVIF and HEIC. Pillow reads more, but it runs Ghostscript for some of them."""
@@ -43,11 +43,11 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 _MAX_BRANDS = 4096
-"""Maximum number of bytes of the brand list that are inspected."""
+"""Maximum number of inspected bytes of the brand list."""
 
 Opening = Literal["upright_on_white", "as_stored"]
-"""How an image is opened: rotated by its EXIF data with transparent parts over white, or with its pixels as
-they are stored, as open_clip does."""
+"""How an image is opened: rotated by its EXIF data with transparent parts over white, or with its pixels
+unchanged, as in open_clip."""
 
 _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 """Warning filter that ignores Pillow warnings, in the form of `warnings.filters`."""
@@ -103,13 +103,13 @@ def decode_in_process(
     Transparent parts are composited over white. Grey with 16 bits or floating-point values is scaled to 8 bits.
 
     Args:
-        data: The content of the file.
-        name: The name of the file in messages.
+        data: Content of the file.
+        name: Name of the file in messages.
         opening: `as_stored` ignores EXIF rotation, transparency and colour profiles.
-        to_srgb: Convert the colours of an embedded ICC profile to sRGB. Inference does; training uses the pixels as
-            they are stored.
-        is_scaled: The caller will scale the image down, and then call `with_srgb_colours`. Large images are not
-            converted before, which would take several times as long as decoding.
+        to_srgb: Convert the colours of an embedded ICC profile to sRGB. Used in inference; training uses the pixels as
+            stored.
+        is_scaled: Whether the caller will scale the image down and then call `with_srgb_colours`. Large images are then
+            not converted before, which would take several times as long as decoding.
         at_least: Sufficient width and height before the image is turned upright. A JPEG is decoded at a half, a
             quarter or an eighth of its size if the result is not smaller, which saves memory and time; pixels then
             differ slightly. None: full size.
@@ -136,11 +136,11 @@ def decode_in_process(
 
 @contextmanager
 def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[None]:
-    """Turn the errors of decoders into a `BadSample` that names the file, and ignore Pillow warnings.
+    """Convert decoder errors to a `BadSample` that names the file, and ignore Pillow warnings.
 
     Args:
         name: Name of the file in messages.
-        may_lack_memory: Whether its decoder (WebP, JPEG 2000) also reports a corrupt file if memory runs out.
+        may_lack_memory: Whether its decoder (WebP, JPEG 2000) also reports lack of memory as a corrupt file.
     """
     ignore_warnings_of_pillow()
     try:
@@ -167,7 +167,7 @@ def ignore_warnings_of_pillow() -> None:
 
 
 def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer: str | None = None) -> Image.Image:
-    """Open an image and read its header, in this process. No pixel is decoded, except that SVG is drawn.
+    """Open an image and read its header, in this process. No pixels are decoded, but SVG is drawn.
 
     Raises:
         BadSample: If the image has more than `MAX_PIXELS`, or a part of the file exceeds its limit.
@@ -186,7 +186,7 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
         except (ImportError, OSError) as error:  # a helper program opens no files
             message = f"{name}: a HEIC file, which needs pillow-heif; pip install pillow-heif"
             raise BadSample(message, Cause.NOT_INSTALLED) from error
-        # libheif turns the pixels upright itself, and removes the orientation from EXIF.
+        # libheif already rotates the pixels, and removes the orientation from EXIF.
         image = HeifImageFile(io.BytesIO(data))
         _require_size(image.width, image.height, name)
         return image
@@ -227,7 +227,7 @@ def _is_first_of_several(opened: Image.Image) -> bool:
     """Return whether the file is an animation or has several pages.
 
     A JPEG may contain other images after its own, such as a preview or a gain map for HDR screens (MPO).
-    These do not count as frames.
+    They do not count as frames.
     """
     if opened.format == "MPO":
         return False
@@ -402,7 +402,7 @@ def _upright(image: Image.Image) -> Image.Image:
 # --- Colour profiles
 
 _IDENTITY_TOLERANCE = 2
-"""A profile that changes no value of 0 … 255 by more than this counts as sRGB."""
+"""Maximum change of any value of 0 … 255 by a profile that counts as sRGB."""
 _GRID = bytes(255 * step // 8 for step in range(9))
 """Values of each channel at which a profile is compared with sRGB."""
 

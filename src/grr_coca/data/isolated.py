@@ -61,10 +61,10 @@ _MAX_FACTS = 2**24
 _PIPE_BYTES = 2**20
 """Size of the pipes, where it can be set: large pipes need fewer process switches for large images."""
 _SMALL = 2**16
-"""Number of bytes of an answer to read at once: the size of a small image."""
+"""Number of bytes of an answer per read: the size of a small image."""
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 0.1
-"""Seconds that a call waits for a helper before another one is started, which takes about as long."""
+"""Seconds that a call waits for a helper before another helper is started, which takes about as long."""
 _MAX_TOGETHER = 16
 """Maximum number of contents per call."""
 _MAX_BYTES_TOGETHER = 2**22
@@ -77,7 +77,7 @@ class HelperLimits:
 
     Attributes:
         cpu_seconds: Maximum processor time per content.
-        wall_seconds: Maximum time per content. Generous, because a busy machine may delay the helper.
+        wall_seconds: Maximum time per content. It is generous, because a busy machine may delay the helper.
         memory: Maximum address space in bytes of each helper. Windows and macOS have no such limit.
         large_memory: Maximum address space of a helper for a content for which `memory` is too small. Only one such
             content is processed at a time. None: `memory`.
@@ -98,7 +98,7 @@ class HelperLimits:
 
 @dataclass(frozen=True)
 class Content:
-    """Untrusted bytes.
+    """Untrusted bytes for a helper program.
 
     Attributes:
         data: The bytes.
@@ -215,7 +215,7 @@ class _Helper:
         return program.LATE
 
     def end(self) -> None:
-        """End the program, whatever it is doing."""
+        """End the program immediately."""
         self._process.kill()
         self._close()
         self._process.wait()
@@ -250,14 +250,14 @@ def _widen(*pipes: int) -> None:
 
 
 def _polled(stream: Any, seconds: float) -> bool:
-    """Return whether a pipe has bytes, or has ended, within this time."""
+    """Return whether a pipe has bytes, or has ended, within the given time."""
     waiting = select.poll()
     waiting.register(stream, select.POLLIN)
     return bool(waiting.poll(1000 * seconds))
 
 
 _poll = _polled if hasattr(select, "poll") else None
-"""Windows cannot wait for a pipe with a limit; there the helper ends itself."""
+"""Function that waits for a pipe. Windows cannot do so with a limit; there, the helper ends itself."""
 
 
 class Helpers:
@@ -289,7 +289,7 @@ class Helpers:
                 self._release(self._started())
 
     def wait(self, module: str) -> None:
-        """Wait until a helper that has imported a module can work. Errors are reported when it is needed."""
+        """Wait until a helper with an imported module is ready. Errors are reported when it is needed."""
         with suppress(OSError, _HelperExit):
             self._call(module, "", [], {}, self.limits.memory)
 
@@ -406,7 +406,7 @@ class Helpers:
         return min(self.limits.cpu_seconds, content.cpu_seconds or self.limits.cpu_seconds)
 
     def _taken(self, modules: frozenset[str]) -> _Helper:
-        """Take an idle helper that has imported these modules, or start one if the others are busy for long."""
+        """Take an idle helper that has imported the given modules, or start one if all are busy for long."""
         self._modules |= modules
         until = time.monotonic() + _PATIENCE_SECONDS
         with self._changed:
@@ -550,7 +550,7 @@ def received(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
 
 
 def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
-    """Return width and height, and the format of an image file. No pixel is decoded, except that SVG is drawn.
+    """Return width and height, and the format of an image file. No pixels are decoded, but SVG is drawn.
 
     Raises:
         BadSample: If the file is not an image, or exceeds a limit.
@@ -564,7 +564,7 @@ def check_image(data: bytes, name: str) -> None:
     """Check that an image file can be decoded, in a helper program.
 
     Raises:
-        BadSample: If it cannot, or decoding exceeds a limit.
+        BadSample: If the file cannot be decoded, or decoding exceeds a limit.
     """
     ask_helper("checked", data, name)
 

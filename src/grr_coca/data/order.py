@@ -10,15 +10,16 @@ from grr_coca.common.shapes import Int
 from grr_coca.data.sources.base import locate
 
 PLAIN_SHUFFLE = 65_536
-"""Up to this many samples, an epoch is one random permutation."""
+"""Maximum number of samples for which an epoch is one random permutation."""
 
 BLOCK, _BLOCKS_PER_WINDOW = 128, 256
-"""Larger sources are shuffled in two steps, so that disks read mostly in order: first blocks of `BLOCK` consecutive
-samples, then the samples within each window of `_BLOCKS_PER_WINDOW` blocks."""
+"""Samples per block, and blocks per window. Larger sources are shuffled in two steps, so that disks read mostly in
+order: first blocks of `BLOCK` consecutive samples, then the samples within each window of `_BLOCKS_PER_WINDOW` blocks.
+"""
 
 
 PERIOD = 1_000
-"""Number of visits of a mixture in which each source has exactly its fraction."""
+"""Number of visits of a mixture over which each source has exactly its fraction."""
 
 
 class SampleRef(NamedTuple):
@@ -41,7 +42,7 @@ class Blocks:
     """The blocks of the order: consecutive samples that are read at about the same time.
 
     Args:
-        lengths: Number of samples of each source of a mixture, or of the only one.
+        lengths: Number of samples of each source of a mixture, or of a single source.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -106,7 +107,7 @@ def mixture_shares(mix: Mapping[str, float]) -> list[float]:
 
 
 def visits_in_period(shares: Sequence[float]) -> Int[np.ndarray, " S"]:
-    """Return the number of visits of each source in a period. The fractions sum to 1, and the visits to `PERIOD`."""
+    """Return the number of visits to each source in a period. The fractions sum to 1, and the visits to `PERIOD`."""
     ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
     return np.diff(ends, prepend=0)
 
@@ -120,7 +121,7 @@ class Mixture:
     Args:
         num_samples: Number of samples of each source.
         shares: Fraction of each source. They sum to 1, and none rounds to zero visits (see `visits_in_period`).
-        seed: The seed of all random choices.
+        seed: Seed of all random choices.
     """
 
     def __init__(self, num_samples: Sequence[int], shares: Sequence[float], seed: int) -> None:
@@ -166,28 +167,28 @@ class GlobalBatches:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of work of one process, number `rank` of `world_size`."""
+    """The part of the work of process `rank` of `world_size`."""
 
     rank: int = 0
     world_size: int = 1
 
 
 ALL = Share()
-"""The share of a single process."""
+"""The part of a single process: all work."""
 
 
 class TrainingOrder:
     """The order of training: endless visits in global batches. A batch may span two epochs; no sample is dropped.
 
-    Iterating yields this rank's share of each global batch, from `batches.first` on, in micro-batches. The sequence of
+    Iterating yields this rank's part of each global batch, from `batches.first` on, in micro-batches. The sequence of
     global batches depends only on `visits` and `batches`. So a run continues exactly where it stopped, with any number
     of ranks and workers and any size of micro-batches.
 
     Args:
         visits: A `Shuffle` of one source, or a `Mixture` of several.
         batches: The global batches, of a size that is divisible by the number of ranks.
-        share: The part of each batch to yield.
-        micro_batch_size: Number of samples per micro-batch (the last may be smaller); None: the entire share.
+        share: Part of each batch to yield.
+        micro_batch_size: Number of samples per micro-batch (the last may be smaller); None: the entire part.
     """
 
     def __init__(
@@ -226,7 +227,7 @@ class EvaluationOrder:
 
     @property
     def num_batches(self) -> int:
-        """The number of distinct batches over all ranks. Batches that are repeated at the end do not count."""
+        """Number of distinct batches over all ranks. Batches repeated at the end do not count."""
         return -(-self.num_samples // self.batch_size)
 
     def __len__(self) -> int:

@@ -35,7 +35,7 @@ def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S
 
 
 def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
-    """Return the drawing in the colours of a paint, and how much of each pixel it covers."""
+    """Return the drawing in the colours of a paint, and its coverage of each pixel."""
     dark = 1 - torch.tensordot(torch.tensor(LUMA), image, 1)
     lowest = image.amin(0)
     whites = _areas(lowest > _WHITE)

@@ -1,8 +1,8 @@
-"""Preprocessing: from an image to the pixels that a model sees. It does not need PyTorch.
+"""Preprocessing of images to a model's input pixels, without PyTorch.
 
-A drawing may be framed first: its empty border is cropped, and the rest is made square with a margin. Drawings come
-with wide margins, off centre, or in a corner of a screenshot, and a model that was trained on framed drawings sees them
-all alike. Photographs, which fill their frame, stay as they are.
+A drawing may be framed first: its empty border is cropped, and the drawing is made square with a margin. Drawings can
+be surrounded by wide margins, off centre, or in a corner of a screenshot; for a model trained on framed drawings, they
+then all look the same. Photographs, which fill their frame, are unchanged.
 
 Shapes: S image size in pixels.
 """
@@ -37,11 +37,11 @@ Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
 _MAX_SIDE = 4096
-"""Maximum side of a square that is larger than its image."""
+"""Maximum side of a square larger than its image."""
 
 STRAY = 10
-"""At most one in this many pixels of a side may differ from the background. Of 98 photographs, 8 have such sides, with
-a dark sky or a wall all around; if every second pixel may differ, 24 have them."""
+"""Reciprocal of the maximum fraction of a side's pixels that differ from the background. Of 98 photographs, 8 have such
+sides, with a dark sky or a wall all around; if every second pixel may differ, 24 have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ class Framing:
     """Parameters of framing drawings.
 
     An image has a background if nearly all pixels of each of its four sides have one colour: the median of all four.
-    What differs from it is the drawing. An image without a background or a drawing is unchanged, and so is an image
-    that is already framed: its drawing reaches all four sides, or the image is square and its drawing is large and
-    centred.
+    Pixels that differ from it are the drawing. An image without a background or a drawing is unchanged, and so is an
+    image that is already framed: its drawing reaches all four sides, or the image is square and its drawing is large
+    and centred.
 
     Attributes:
         margin: Margin on each side, as a fraction of the new square's side.
@@ -203,9 +203,9 @@ class Preprocess:
     """Frame the drawing or take the centre square, and resize it. The model then normalizes pixels by mean and standard
     deviation.
 
-    Every checkpoint stores it, because a model needs the preprocessing of its training. `mean`, `std`: Statistics of
-    each channel for pixel values 0 … 1. `order`: open_clip resizes before cropping, which gives other pixels at the
-    edges of the square. `opening`: How image files are opened. `framing`: How drawings are framed; None uses the centre
+    It is stored in every checkpoint, because a model needs the preprocessing of its training. `mean`, `std`: Statistics
+    of each channel for pixel values 0 … 1. `order`: open_clip resizes before cropping, which changes pixels at the
+    edges of the square. `opening`: Mode of opening image files. `framing`: Framing of drawings; None uses the centre
     square of every image.
     """
 
@@ -239,11 +239,11 @@ class Preprocess:
         """Decode the bytes of an image file in full size, in a helper program.
 
         Args:
-            data: The content of the file.
-            name: The name of the file in messages.
+            data: Content of the file.
+            name: Name of the file in messages.
             to_srgb: Convert the colours of an embedded profile.
             for_people: Whether the image is also displayed. An SVG file is then drawn in full size, instead of twice
-                the size that the model sees, because drawing takes longer than all other steps.
+                the model's input size, because drawing takes longer than all other steps.
             **options: Additional arguments of `decode_in_process`.
 
         Raises:
@@ -255,7 +255,7 @@ class Preprocess:
         return decode_image(data, name, self.opening, to_srgb=to_srgb, vector_side=side, **options)
 
     def decode_square(self, data: bytes, name: str, *, to_srgb: bool = True, **options: Any) -> Image.Image:
-        """Decode the bytes of an image file, in a helper program, and return the square that a model sees.
+        """Decode the bytes of an image file, in a helper program, and return the model's input square.
 
         Args:
             data: Content of the file.
@@ -304,7 +304,7 @@ class Preprocess:
         By default, it crops first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
 
         Raises:
-            BadSample: The image holds features, which only `FeaturePreprocess` takes.
+            BadSample: If the image holds features, which only `FeaturePreprocess` takes.
         """
         if image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size):
             return image
@@ -319,12 +319,12 @@ class Preprocess:
         return square
 
     def seen(self, image: Image.Image) -> Box:
-        """Return the square of an image that a model sees, in pixels of the image. It may reach beyond the image."""
+        """Return the box of the model's input square, in pixels of the image. It may reach beyond the image."""
         frame = None if self.framing is None else self.framing.frame(image)
         return _centre(image.size, min(image.size)) if frame is None else frame.box
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """Return the square of an image that a model sees, in full size."""
+        """Return the model's input square of an image, in full size."""
         frame = None if self.framing is None else self.framing.frame(image)
         return image.crop(_centre(image.size, min(image.size))) if frame is None else frame.cut(image)
 
@@ -339,7 +339,7 @@ class Preprocess:
 
 
 def _centre(size: tuple[int, int], side: int) -> Box:
-    """Return the box of a square in the middle of an image, with sides of `side` pixels: left, upper, right, lower."""
+    """Return the box of a centred square with sides of `side` pixels: left, upper, right, lower."""
     left, top = (round((length - side) / 2) for length in size)
     return left, top, left + side, top + side
 
@@ -350,7 +350,7 @@ def _resize_then_crop(
     shorter: int | None = None,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Resize the shorter side (None: to `side`), then crop the centre, as `Resize` and `CenterCrop` of torchvision
+    """Resize the shorter side (None: to `side`), then crop the centre, as torchvision's `Resize` and `CenterCrop`
     do.
     """
     shorter = side if shorter is None else shorter
@@ -406,8 +406,8 @@ class FeaturePreprocess(EncoderPreprocess):
 
     Attributes:
         encoder: Name of the encoder.
-        digest: Its digest.
-        takes_images: Whether images are taken, too, as the encoder can be computed.
+        digest: Digest of the encoder.
+        takes_images: Whether images are also accepted, because the encoder is available.
     """
 
     encoder: str
@@ -415,10 +415,10 @@ class FeaturePreprocess(EncoderPreprocess):
     takes_images: bool
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Return a square with the features that an image holds, or else the square of an image for the encoder.
+        """Return a square with the features in an image, or else the encoder's input square of the image.
 
         Raises:
-            BadSample: The features are those of another encoder, or images are not taken.
+            BadSample: If the features are those of another encoder, or images are not taken.
         """
         found = encoder_of_image(image)
         if found is None and self.takes_images:

@@ -24,13 +24,13 @@ from grr_coca.data.text import caption_id, clean_caption
 # --- Streams of random numbers
 
 MAX_REPLACEMENTS = 100
-"""Number of samples to try instead of a bad one. If all are bad, almost no sample of the source is valid."""
+"""Maximum number of samples to try instead of a bad one. If all are bad, almost no sample of the source is valid."""
 
 
 class Stream(IntEnum):
     """Numbers of the random streams of a sample: the last part of the seed of each random choice.
 
-    Each choice has its own stream, so choices are independent. The numbers must stay the same, or runs could not
+    Each choice has its own stream, so choices are independent. The numbers must not change, otherwise runs could not
     be repeated.
     """
 
@@ -52,9 +52,9 @@ def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.rando
     """Create the random generator for one visit of a sample.
 
     Args:
-        seed: The seed of the run.
-        ref: The visit.
-        stream: A number of `Stream`; None for the change of the image.
+        seed: Seed of the run.
+        ref: Visit of the sample.
+        stream: A `Stream`; None for the change of the image.
     """
     return np.random.default_rng((seed, *ref) if stream is None else (seed, *ref, stream))
 
@@ -90,7 +90,7 @@ def mix_images(
 def with_neighbour(
     image: UInt8[Tensor, "3 S S"], read_other: Callable[[], UInt8[Tensor, "3 S S"]], rng: np.random.Generator
 ) -> UInt8[Tensor, "3 S S"]:
-    """Put a part of another image at a random side of an image, as if the image was cropped from a sheet. Both are
+    """Put a part of another image at a random side of an image, as if the image were cropped from a sheet. Both are
     drawings on white."""
     reach = int(rng.integers(1, 1 + round(_MAX_REACH * image.shape[-1])))
     turns = int(rng.integers(4))
@@ -167,7 +167,7 @@ def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) 
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:
-    """Return the grid of torch's `affine_grid` for square images, in a third of its time.
+    """Return the same grid as torch's `affine_grid` for square images, in a third of the time.
 
     It is the sum of a term for columns and a term for rows.
     """
@@ -212,10 +212,10 @@ class SiblingVisits:
     The visit at any position can be computed directly, and other visits are unchanged.
 
     Args:
-        visits: The visits without siblings.
+        visits: Visits without siblings.
         siblings: Siblings of the same samples.
         share: Fraction of visits that shows siblings, at most one half.
-        seed: The seed of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, visits: Visits, siblings: Siblings, share: float, seed: int) -> None:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.data.sources.views import image_numbers, read_sound
+from grr_coca.data.sources.views import image_numbers, read_valid_pair
 
 _NUM_EXAMPLES = 5
 """Number of named bad pairs per cause."""
@@ -29,8 +29,8 @@ _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 
 
 @dataclass
-class Survey:
-    """Counts of a source. `num_read` of its `num_pairs` pairs were read.
+class DatasetStats:
+    """Statistics of a source. `num_read` of its `num_pairs` pairs were read.
 
     Attributes:
         num_images: Number of distinct images, as several rows of a table may share an image; None if not
@@ -75,11 +75,11 @@ class Survey:
         return {_class_name(number): counts[number] for number in range(1, 1 + max(counts, default=0))}
 
 
-def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
+def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetStats:
     """Compute full statistics: read and decode every pair once.
 
     Args:
-        source: The pairs.
+        source: Source of the pairs.
         on_pair: Called with the number of finished pairs.
     """
     survey = _new_survey(source)
@@ -89,7 +89,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
     hashed = np.zeros(survey.num_images, bool)
     for index in range(len(source)):
         try:
-            pair = read_sound(source, index)
+            pair = read_valid_pair(source, index)
         except BadSample as error:
             survey.add_broken(error)
         else:
@@ -106,7 +106,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
     return survey
 
 
-def sample_source(source: PairSource) -> Survey:
+def sample_source(source: PairSource) -> DatasetStats:
     """Compute approximate statistics from captions and headers of evenly spaced pairs. No image is decoded."""
     survey = _new_survey(source)
     words: set[str] = set()
@@ -133,10 +133,12 @@ def _spread(length: int, count: int) -> Iterator[int]:
     return (number * length // count for number in range(count))
 
 
-def _new_survey(source: PairSource) -> Survey:
+def _new_survey(source: PairSource) -> DatasetStats:
     if not isinstance(source, TarShards):
-        return Survey(len(source))
-    return Survey(len(source), shards=len(source.paths), truncated_shards=[str(path) for path in source.truncated])
+        return DatasetStats(len(source))
+    return DatasetStats(
+        len(source), shards=len(source.paths), truncated_shards=[str(path) for path in source.truncated]
+    )
 
 
 def _class_name(number: int) -> str:
@@ -188,7 +190,7 @@ def _cell(source: PairSource, index: int, font: Font) -> Image.Image:
     draw = ImageDraw.Draw(cell)
     frame = (_MARGIN, _MARGIN, _MARGIN + _IMAGE_SIDE, _MARGIN + _IMAGE_SIDE)
     try:
-        pair = read_sound(source, index)
+        pair = read_valid_pair(source, index)
         image = ImageOps.contain(decode_image(pair.image, pair.name), (_IMAGE_SIDE, _IMAGE_SIDE))
         cell.paste(image, (_MARGIN + (_IMAGE_SIDE - image.width) // 2, _MARGIN + (_IMAGE_SIDE - image.height) // 2))
         text, colour = pair.caption, "black"

@@ -25,12 +25,12 @@ def single_spaced(text: str, what: str) -> str:
     """Put single spaces between the words of a text. `what`: Name of the text in messages.
 
     Raises:
-        BadSample: If it cannot be written as UTF-8.
+        BadSample: If the text cannot be written as UTF-8.
     """
     text = " ".join(text.split())
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # of JSON with half an emoji, or a command line in another encoding
+    except UnicodeEncodeError as error:  # JSON with a lone surrogate, or a command line in another encoding
         raise BadSample(f"{what} is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
     return text
 
@@ -82,7 +82,7 @@ def clean_prompt(prompt: str) -> str:
     Training captions are cleaned like this: other spaces would be tokens that the model has never seen.
 
     Raises:
-        UserError: If it cannot be written as UTF-8.
+        UserError: If the prompt cannot be written as UTF-8.
     """
     return single_spaced(prompt, "the prompt")
 
@@ -100,7 +100,7 @@ def singular(word: str) -> str:
 
 
 def writable(name: str) -> str:
-    """Return a name without characters that cannot be written, such as half an emoji in JSON. They are replaced by
+    """Return a name without characters that cannot be written, such as lone surrogates in JSON. They are replaced by
     `?`.
     """
     try:
@@ -110,7 +110,7 @@ def writable(name: str) -> str:
     return name
 
 
-def mend_text(text: str) -> str:
+def fix_encoding(text: str) -> str:
     """Repair a text that was decoded wrongly or escaped, as open_clip does before tokenization.
 
     Mojibake is repaired (`cafÃ©` to `café`), ligatures and full-width letters become plain letters, and HTML entities
@@ -124,7 +124,7 @@ def mend_text(text: str) -> str:
     if find_spec("ftfy") is None:
         # Suggests only ftfy: the extra `open-clip` also installs PyTorch, which an exported model does not need.
         raise UserError("cleaning texts as open_clip does needs ftfy; pip install ftfy")
-    import ftfy  # late: only models of open_clip need it
+    import ftfy  # late: only open_clip models need it
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 

@@ -1,4 +1,4 @@
-"""Tokenizers: captions to token ids and back, with a BPE of the training captions, the vocabulary of CLIP, or any
+"""Tokenizers: captions to token ids and back, with a BPE trained on captions, CLIP's vocabulary, or any
 `tokenizer.json`."""
 
 import functools
@@ -16,10 +16,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Int
-from grr_coca.data.text import mend_text
+from grr_coca.data.text import fix_encoding
 
 Cleaning = Literal["none", "ftfy"]
-"""Cleaning of texts before tokenization: none, or as in open_clip (see `mend_text`)."""
+"""Cleaning of texts before tokenization: none, or as in open_clip (see `fix_encoding`)."""
 
 _BOS, _EOS = "[BOS]", "[EOS]"
 _CLIP_BOS, _CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
@@ -35,7 +35,7 @@ _ENDS = (
 CLS_SLOT = 0
 """The id at the position of [CLS], and in padding. The lengths, not the ids, determine the real tokens."""
 NUM_SPECIAL_TOKENS = 3
-"""The tokens of a row besides its words: [BOS], [EOS] and [CLS]."""
+"""Number of tokens of a row in addition to its words: [BOS], [EOS] and [CLS]."""
 
 # CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, runs of anything else.
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -67,7 +67,7 @@ class Tokenizer:
 
     def encode(self, caption: str) -> list[int]:
         """Return the ids of a caption, without begin and end token."""
-        text = mend_text(caption) if self.cleaning == "ftfy" else caption
+        text = fix_encoding(caption) if self.cleaning == "ftfy" else caption
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
@@ -112,19 +112,19 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, cleaning: Cleaning = "none") -> "Tokenizer":
-        """Read a `tokenizer.json` of `to_json`, or any other that has begin and end tokens.
+        """Read a `tokenizer.json` from `to_json`, or any other with begin and end tokens.
 
         Raises:
-            UserError: If it cannot be read, or has no such tokens.
+            UserError: If the file cannot be read, or has no such tokens.
         """
         return cls(_read_backend(text), cleaning)
 
     @classmethod
     def from_foreign(cls, text: str) -> "Tokenizer":
-        """Read any `tokenizer.json`. Begin and end tokens are added if it has no dedicated ones.
+        """Read any `tokenizer.json`. Begin and end tokens are added if missing.
 
         Raises:
-            UserError: If it cannot be read, or its ids leave no room for these tokens.
+            UserError: If the file cannot be read, or has no free ids for these tokens.
         """
         backend = _read_backend(text)
         backend.encode_special_tokens = True
@@ -147,7 +147,7 @@ def _read_backend(text: str) -> tokenizers.Tokenizer:
 
 
 def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
-    """Return the ids of begin and end token, or None if there are none, or if a text with their names has
+    """Return the ids of begin and end token, or None if they do not exist, or if a text with their names has
     their ids.
     """
     for names in _ENDS:
@@ -161,8 +161,8 @@ def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
 
 
 def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, str]:
-    """Return the fraction of the letters and digits of captions that a tokenizer cannot represent, and the caption that
-    loses most. Case and accents are ignored."""
+    """Return the fraction of the letters and digits of captions that a tokenizer cannot represent, and the caption with
+    the largest loss. Case and accents are ignored."""
     lost = total = most = 0
     worst = ""
     for caption in captions:
@@ -202,7 +202,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
-    """Return the tokenizer of CLIP, with 49,408 ids, from the merges file in this package."""
+    """Return CLIP's tokenizer, with 49,408 ids, from the merges file in this package."""
     return Tokenizer(_clip_backend(), cleaning)
 
 

@@ -1,4 +1,4 @@
-"""Walking of image and pair folders: exclusions, and links that are followed once."""
+"""Walk folders of images and pairs, with exclusions, following each link once."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def has_image_suffix(name: str) -> bool:
 
 
 def is_raster_name(name: str) -> bool:
-    """Return whether a name has the suffix of an image of pixels, not of a drawing."""
+    """Return whether a name has the suffix of a pixel image, not of a drawing."""
     return has_image_suffix(name) and not name.lower().endswith(".svg")
 
 
@@ -51,8 +51,8 @@ class Exclusions:
     Hidden files and folders and folders of `_TRASH` are always excluded, unless they are arguments themselves.
 
     Args:
-        patterns: Patterns as in .gitignore, for files and folders below an argument. For a file that is an argument,
-            they see only the name.
+        patterns: Patterns as in .gitignore, for files and folders below an argument. For a file given as an argument,
+            they apply only to the name.
 
     Raises:
         UserError: If a pattern is invalid.
@@ -89,7 +89,7 @@ class Exclusions:
         return self._matches(path) and self._note("excluded files", name)
 
     def hides(self, path: str) -> bool:
-        """Return whether a file or one of its parent folders is excluded. Nothing is counted."""
+        """Return whether a file or one of its parent folders is excluded. The result is not counted."""
         *folders, name = path.replace(os.sep, "/").split("/")
         return (
             is_hidden(name)
@@ -98,7 +98,7 @@ class Exclusions:
         )
 
     def __str__(self) -> str:
-        """Return one line such as `left out: 2 hidden folders (.cache, .git)`; or an empty text if nothing was
+        """Return one line such as `left out: 2 hidden folders (.cache, .git)`; or an empty text if no file was
         excluded.
         """
         parts = []
@@ -129,10 +129,10 @@ class Listing(NamedTuple):
 
 
 class Walk:
-    """Iterates over a folder and its subfolders in the order of their names.
+    """Iterator over a folder and its subfolders in the order of their names.
 
-    Links to folders are followed, except to a folder above the link. No folder is entered twice: it is listed under the
-    name without links, or under the first link to it. A link to a file is a file. Memory grows with the number of
+    Links to folders are followed, except to a folder above the link. No folder is entered twice: each is listed under
+    the name without links, or under the first link to it. A link to a file is a file. Memory grows with the number of
     folders and with the number of files in one folder.
 
     Attributes:
@@ -230,5 +230,5 @@ def _leads_up(link: str) -> bool:
 
 
 def has_wanted_suffix(name: str) -> bool:
-    """Return whether a name is that of an image or shard."""
+    """Return whether a name belongs to an image or shard."""
     return has_image_suffix(name) or name.lower().endswith(".tar")

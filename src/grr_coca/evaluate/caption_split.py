@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import resolve_link, write_whole
+from grr_coca.common.files import resolve_link, write_bytes_atomic
 from grr_coca.data.sources.base import PairSource, RawPair
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_metrics import CaptionScores, score_captions
@@ -104,7 +104,7 @@ def write_captions(captioned: CaptionedSplit, path: Path) -> None:
     ]
     try:
         # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
-        write_whole(resolve_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
+        write_bytes_atomic(resolve_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{path}: the captions cannot be written ({error.strerror or error})") from error
 

@@ -264,7 +264,7 @@ MAX_ITERATIONS = 100
 
 
 def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
-    """Return the scale, and with a sigmoid loss the bias, for which the contrastive loss on a split is lowest.
+    """Return the scale, and with a sigmoid loss the bias, that minimize the contrastive loss on a split.
 
     The loss is convex in the inverse temperature and in the bias, so it has one minimum. The temperature has the same
     bound as in training.

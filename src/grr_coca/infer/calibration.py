@@ -1,4 +1,5 @@
-"""Calibration of a model: how likely a caption is right, and whether an image is unlike the training images.
+"""Calibration of a model: the probability that a caption is correct, and the detection of images unlike the training
+images.
 
 The parameters were fitted for one model by `scripts/fit_confidence.py` and are stored with its weights, in
 `confidence.json`. A model without this file has no confidence and no familiarity.
@@ -31,25 +32,25 @@ from grr_coca.common.shapes import Bool, Float, Int, UInt8
 from grr_coca.model.checkpoint_files import CONFIDENCE, PHOTOGRAPHS
 
 
-class Certainty(NamedTuple):
+class CaptionConfidence(NamedTuple):
     """The confidence of a model in its caption of an image; None: unknown.
 
     Attributes:
-        confidence: The probability that the caption is exactly right. It is None also for an unfamiliar image, for a
-            caption that follows a prompt, and for one that `max_length` truncated.
-        unfamiliar: Whether the image is unlike those that the model was trained on.
+        confidence: Probability that the caption is exactly right. It is also None for an unfamiliar image, for a
+            caption after a prompt, and for a caption truncated by `max_length`.
+        unfamiliar: Whether the image is unlike the training images.
     """
 
     confidence: float | None = None
     unfamiliar: bool | None = None
 
 
-UNKNOWN = Certainty()
+UNKNOWN = CaptionConfidence()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Parameters that were fitted for a model.
+    """Parameters fitted for a model.
 
     Attributes:
         slope, offset: Parameters of the logistic curve over log-probabilities.
@@ -108,16 +109,16 @@ NUM_STATISTICS = 6
 _SAME, _NEAR = 4, 8
 """Largest colour differences, of 255, that count as equal: between neighbours, and from the background."""
 _SHIFT = 4
-"""Bits of a channel by which colours are rounded before they are counted."""
+"""Number of bits per channel to which colours are rounded before they are counted."""
 
 
 def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]:
-    """Return six numbers by which drawings differ from photographs, for each image.
+    """Return six numbers per image that distinguish drawings from photographs.
 
-    1. The share of neighbouring pixels of the same colour.
+    1. The fraction of neighbouring pixels of the same colour.
     2. The entropy of the colours.
-    3. The share of the border that has the background's colour, which is the median of the border.
-    4. The share of the image that has the background's colour.
+    3. The fraction of the border that has the background's colour, which is the median of the border.
+    4. The fraction of the image that has the background's colour.
     5. The logarithm of the mean difference between neighbours.
     6. The standard deviation of the border.
     """
@@ -146,14 +147,14 @@ def _border(planes: UInt8[np.ndarray, "B 3 S S"]) -> UInt8[np.ndarray, "B 3 b"]:
 
 
 def _difference(one: UInt8[np.ndarray, "*x"], other: UInt8[np.ndarray, "*x"]) -> UInt8[np.ndarray, "*x"]:
-    """Absolute difference in eight bits, of which a processor computes twice as many at a time as of sixteen."""
+    """Return the absolute difference in eight bits, which processors compute twice as fast as in sixteen."""
     return np.maximum(one, other) - np.minimum(one, other)
 
 
 def _is_near(
     planes: UInt8[np.ndarray, "B 3 *x"], colours: Float[np.ndarray, "B 3"], most: int
 ) -> Bool[np.ndarray, "B *x"]:
-    """Return whether no channel differs from the colour of the image by more than `most`."""
+    """Return whether all channels differ from the colour of the image by at most `most`."""
     colours = colours.reshape(*colours.shape, *[1] * (planes.ndim - 2))
     low = np.ceil(np.maximum(colours - most, 0)).astype(np.uint8)
     high = np.floor(np.minimum(colours + most, 255)).astype(np.uint8)
@@ -161,7 +162,7 @@ def _is_near(
 
 
 def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
-    """Return the share of each image that is True."""
+    """Return the fraction of each image that is True."""
     return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
 
 
@@ -184,7 +185,7 @@ _GROUND = 24
 _MIN_INSIDE = 48
 """Minimum number of interior pixels for a classification."""
 _FLAT, _MAX_FLAT = 3, 0.9
-"""A pixel is flat if its Laplacian is at most this. With a larger share of flat pixels, the interior is flat."""
+"""A pixel is flat if its Laplacian is at most this. With a larger fraction of flat pixels, the interior is flat."""
 
 _LAPLACIANS = (3, 8, 20, 40, 80)
 _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
@@ -215,7 +216,7 @@ class Photographs:
             raise UserError(f"'weights' has {len(self.weights)} numbers, not {NUM_INSIDE}")
 
     def scores(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
-        """Return how strongly each image resembles a photograph.
+        """Return a score of each image's resemblance to a photograph.
 
         Minus infinity: the interior is flat, as in drawings. NaN: the interior is too small for a score.
         """
@@ -236,7 +237,10 @@ def read_photographs(folder: Path) -> Photographs | None:
 
 
 class InteriorStats(NamedTuple):
-    """Interiors of images. `is_flat`, `is_judged`: B, never both; `numbers`: N F, features of the judged images."""
+    """Features of image interiors.
+
+    `is_flat`, `is_judged`: B, never both; `numbers`: N F, features of the judged images.
+    """
 
     is_flat: Bool[np.ndarray, " B"]
     is_judged: Bool[np.ndarray, " B"]
@@ -246,17 +250,17 @@ class InteriorStats(NamedTuple):
 def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     """Return the interior features of each image.
 
-    The interior has the pixels that are more than two pixels away from the background, which has the median colour of
+    The interior consists of the pixels more than two pixels away from the background, which has the median colour of
     the border. Images with a tiny or a flat interior are not judged.
 
-    1. Laplacians, the maximum over channels: mean logarithm, and shares up to `_LAPLACIANS`.
-    2. For brightness and two differences of channels: by how much a pixel is above or below both of its neighbours in a
-       row, and in a column (0 on slopes and straight edges). Shares up to `_STRAYS` of the larger and of the smaller of
-       the two, their sum by that of the slopes, and their mean logarithm.
+    1. Laplacians, the maximum over channels: mean logarithm, and fractions up to `_LAPLACIANS`.
+    2. For brightness and two differences of channels: the amount by which a pixel is above or below both neighbours in
+       a row, and in a column (0 on slopes and straight edges). Fractions up to `_STRAYS` of the larger and of the
+       smaller of the two, their sum by that of the slopes, and their mean logarithm.
     3. Coherence of the structure tensor over three by three pixels: overall, as mean logarithm, in the mean of pixels,
-       and shares of pixels at edges above `_COHERENT`.
-    4. Colours of four bits a channel: entropy, share of the first and of the first four, number.
-    5. Mean saturation, share of high saturation, spread of brightness, shares of white and black, and of the inside.
+       and fractions of pixels at edges above `_COHERENT`.
+    4. Colours with four bits per channel: entropy, fractions of the first and of the first four, number.
+    5. Mean saturation, fraction of high saturation, spread of brightness, fractions of white, black and the interior.
     """
     planes = _planes(pixels)
     is_inside = _is_inside(planes)
@@ -320,7 +324,7 @@ def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:
 
 
 def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return all pixels but the outermost, and their left, right, upper and lower neighbours."""
+    """Return all pixels except the outermost, and their left, right, upper and lower neighbours."""
     inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
     parts = ((inner, inner), (inner, before), (inner, after), (before, inner), (after, inner))
     return tuple(planes[..., rows, columns] for rows, columns in parts)

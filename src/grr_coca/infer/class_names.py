@@ -47,7 +47,7 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     if "" in numbers:
         raise UserError(f"{where}: label {numbers[''][0]} is empty")
     unwritable = next((name for name in names if not _is_utf8(name)), None)
-    if unwritable is not None:  # from the name of a folder, or half an emoji in JSON
+    if unwritable is not None:  # from a folder name, or a lone surrogate in JSON
         raise UserError(f"{where}: the label {unwritable!a} is not UTF-8 text; rename it")
     repeated = {name: at for name, at in numbers.items() if len(at) > 1}
     if repeated:
@@ -85,7 +85,7 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def filled_length(names: Sequence[str], templates: Sequence[str]) -> int:
-    """Return the number of characters of all sentences that `fill_templates` would make. No sentence is made."""
+    """Return the total length in characters of the sentences of `fill_templates`, without creating them."""
     places = [template.count(PLACE) for template in templates]
     fixed = sum(map(len, templates)) - len(PLACE) * sum(places)
     return len(names) * fixed + sum(map(len, names)) * sum(places)
@@ -95,8 +95,8 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
     """Return the index of a class by its name.
 
     Args:
-        name: The name of a class.
-        index: The index of each class, by its name.
+        name: Name of a class.
+        index: Index of each class, by name.
         where: Name of the image in messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A zero-shot classifier: an image gets the class whose name is nearest to it (arXiv 2103.00020, section 3.1).
+"""A zero-shot classifier: an image is assigned the class with the nearest name (arXiv 2103.00020, section 3.1).
 
 Shapes: N images, C classes, E embedding width.
 """
@@ -20,7 +20,7 @@ class ZeroShotClassifier:
     """Compares images with the names of classes. The model need not have been trained on these classes.
 
     Attributes:
-        embedding: The unit-length embedding of each class.
+        embedding: Unit-length embedding of each class.
     """
 
     class_names: tuple[str, ...]
@@ -37,9 +37,9 @@ def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Se
     """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length again.
 
     Args:
-        embed: Embeds sentences.
-        class_names: Two or more, without repetition.
-        templates: Sentences in which `{}` stands for the name of the class.
+        embed: Function that embeds sentences.
+        class_names: Two or more different names.
+        templates: Sentences in which `{}` represents the class name.
 
     Raises:
         UserError: If names are repeated or too few, or a template has no `{}`.

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_LICENCE = "unknown"
 GIVEN = "given"
-"""Scheme of encoders of which only features are known."""
+"""Scheme of encoders known only by their features."""
 
 
 class ImageTokens(NamedTuple):
@@ -45,7 +45,7 @@ class ImageTokens(NamedTuple):
 
 @runtime_checkable
 class VisionEncoder(Protocol):
-    """An image encoder whose weights are fixed. Several threads can use it at once.
+    """An image encoder with fixed weights. It is thread-safe.
 
     Attributes:
         info: Description of the encoder.
@@ -81,8 +81,8 @@ class EncoderOpener(Protocol):
         """Open an encoder.
 
         Args:
-            rest: Its name after the scheme.
-            device: Where PyTorch computes it; None: CUDA, else Apple's MPS, else the CPU.
+            rest: Name after the scheme.
+            device: Device for PyTorch; None: CUDA, else Apple's MPS, else the CPU.
 
         Raises:
             UserError: If the encoder is unknown or cannot be used.
@@ -95,7 +95,7 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
 
     Args:
         name: `timm:NAME`, `hf:NAME`, `onnx:FILE`, or a name with the scheme of another package.
-        device: Where PyTorch computes it; None: CUDA, else Apple's MPS, else the CPU.
+        device: Device for PyTorch; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the encoder is unknown or cannot be used, or a package is missing.
@@ -117,7 +117,7 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
 
     Args:
         info: Description.
-        device: As in `open_encoder`.
+        device: See `open_encoder`.
 
     Raises:
         UserError: If the encoder cannot be opened, or has changed.
@@ -131,12 +131,12 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
 
 
 def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEncoder":
-    """Return an encoder that is known only by its features.
+    """Return an encoder known only by its features.
 
     Args:
         name: `given:NAME`. Encoders with another name are different.
-        embed_dim: Width of its features.
-        num_tokens: Tokens of an image; None: it differs between images.
+        embed_dim: Width of the features.
+        num_tokens: Number of tokens per image; None: it varies.
 
     Raises:
         UserError: If the name is empty.
@@ -166,7 +166,9 @@ def opened_or_given(info: EncoderInfo) -> VisionEncoder:
 
 
 def feature_preprocess(encoder: VisionEncoder) -> FeaturePreprocess:
-    """Return the preprocessing of a model that takes mean features as pixels, and images if the encoder is there."""
+    """Return the preprocessing of a model that takes mean features as pixels, and images if the encoder is
+    available.
+    """
     info, takes_images = encoder.info, not isinstance(encoder, GivenEncoder)
     own = vars(info.preprocess) if takes_images else {"image_size": feature_side(info.embed_dim)}
     return FeaturePreprocess(**own, encoder=info.name, digest=info.digest, takes_images=takes_images)
@@ -174,7 +176,7 @@ def feature_preprocess(encoder: VisionEncoder) -> FeaturePreprocess:
 
 @dataclass
 class GivenEncoder:
-    """An encoder that is known only by its features. It cannot encode images."""
+    """An encoder known only by its features. It cannot encode images."""
 
     info: EncoderInfo
 
@@ -192,7 +194,7 @@ def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
 
     Args:
         encoder: Encoder.
-        framing: How drawings are framed.
+        framing: Framing of drawings.
     """
     preprocess = replace(encoder.info.preprocess, framing=framing)
     return _Described(encoder, replace(encoder.info, preprocess=preprocess))
@@ -200,7 +202,7 @@ def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
 
 @dataclass
 class _Described:
-    """An encoder with another description."""
+    """An encoder with a replaced description."""
 
     encoder: VisionEncoder
     info: EncoderInfo

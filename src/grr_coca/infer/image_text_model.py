@@ -21,7 +21,7 @@ from grr_coca.data.image_forms import ImageInput, ImagesInput, to_rgb
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.text import clean_query
 from grr_coca.data.tokenizer import Tokenizer
-from grr_coca.infer.calibration import UNKNOWN, Calibration, Certainty, read_calibration
+from grr_coca.infer.calibration import UNKNOWN, Calibration, CaptionConfidence, read_calibration
 from grr_coca.infer.class_names import NAME_ALONE
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.infer.engine.base import Engine
@@ -50,7 +50,7 @@ Done = TypeVar("Done")
 _BATCH_SIZE = 32
 
 _Numbered = Sequence[tuple[int, ImageInput]]
-"""Images with their number in the call, from 1, which names an image without a path in messages."""
+"""Images with their number in the call, from 1, which identifies images without a path in messages."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,26 @@ class Description:
     """Captions (best first) and the unit-length embedding of an image, from one forward pass.
 
     Attributes:
-        certainties: Confidence of each caption; see `grr_coca.infer.calibration`.
+        caption_confidences: Confidence of each caption; see `grr_coca.infer.calibration`.
         engine: Name of the engine, `onnx` or `torch`.
         tags: Words for the image, the most likely first, if they were requested.
     """
 
     captions: list[Caption]
     embedding: Float[np.ndarray, " E"]
-    certainties: tuple[Certainty, ...] = ()
+    caption_confidences: tuple[CaptionConfidence, ...] = ()
     engine: str = ""
     tags: tuple[Tag, ...] = ()
 
     @property
     def confidence(self) -> float | None:
-        """The probability that the first caption is exactly right; None if unknown."""
-        return self.certainties[0].confidence if self.certainties else None
+        """Probability that the first caption is exactly right; None if unknown."""
+        return self.caption_confidences[0].confidence if self.caption_confidences else None
 
     @property
     def unfamiliar(self) -> bool | None:
-        """Whether the image is unlike those that the model was trained on; None if unknown."""
-        return self.certainties[0].unfamiliar if self.certainties else None
+        """Whether the image is unlike the training images; None if unknown."""
+        return self.caption_confidences[0].unfamiliar if self.caption_confidences else None
 
 
 class LabelProbability(NamedTuple):
@@ -92,21 +92,21 @@ class ImageTextModel:
 
     Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
     `grr_coca.data.images`. One image or text yields one result, a list yields a list. Results are NumPy arrays.
-    Batches have `batch_size` items, or fewer if these do not fit into memory; a small model computes one on each core.
+    Batches have `batch_size` items, or fewer if memory is insufficient; a small model computes one batch per core.
     If an image cannot be read, every method raises a `UserError` that names it.
 
-    `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` holds the model; after
-    changes of its weights, call `refresh`.
+    `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` contains the model;
+    after changes of its weights, call `refresh`.
     """
 
     def __init__(self, checkpoint: CheckpointFiles, engine: Engine | None = None, folder: Path | None = None) -> None:
-        """Combine what is needed to use a model.
+        """Combine the parts needed to use a model.
 
         Args:
-            checkpoint: a `grr_coca.model.checkpoint.Checkpoint`, or for another engine than PyTorch all but the
+            checkpoint: A `grr_coca.model.checkpoint.Checkpoint`, or, for engines other than PyTorch, all but the
                 weights.
             engine: None: PyTorch computes the model of the checkpoint, and the frozen encoder of its features.
-            folder: Where the model was loaded from.
+            folder: Folder from which the model was loaded.
         """
         if engine is None:
             from grr_coca.infer.engine.torch import TorchEngine
@@ -137,7 +137,7 @@ class ImageTextModel:
         return cast("Checkpoint", self._files)
 
     def refresh(self) -> None:
-        """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
+        """Use the current weights of `checkpoint.model`. Before this call, results mix old and new weights."""
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
         self.calibration = None  # it was fitted for the old weights
@@ -146,7 +146,7 @@ class ImageTextModel:
 
     @property
     def device(self) -> str:
-        """The device that the model runs on, such as `cpu` or `cuda:0`."""
+        """Device on which the model runs, such as `cpu` or `cuda:0`."""
         return str(cast("TorchEngine", self.engine).device) if self.engine.name == "torch" else "cpu"
 
     @property
@@ -156,17 +156,17 @@ class ImageTextModel:
 
     @property
     def preset(self) -> str:
-        """The name of the preset that the architecture comes from."""
+        """Name of the preset that defines the architecture."""
         return self._files.preset
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Encodes texts, and decodes captions."""
+        """Tokenizer for encoding texts and decoding captions."""
         return self._files.tokenizer
 
     @property
     def preprocess(self) -> Preprocess:
-        """Decodes, cuts and resizes images."""
+        """Preprocessing that decodes, crops and resizes images."""
         return self._files.preprocess
 
     @property
@@ -176,7 +176,7 @@ class ImageTextModel:
 
     @property
     def can_decode(self) -> bool:
-        """Whether a decoder can write captions; False: all captions are chosen among known ones."""
+        """Whether a decoder can generate captions; False: captions are chosen from known ones."""
         return True
 
     @cached_property
@@ -203,11 +203,11 @@ class ImageTextModel:
         """Caption images: one string for each image, or a list of strings if `num_captions` is above 1.
 
         Args:
-            images: One or many.
-            prompt: Text that every caption begins with.
-            options: How to decode.
+            images: One or more images.
+            prompt: Text with which every caption begins.
+            options: Decoding options.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of images done and the number of all images.
+            on_progress: Called with the numbers of finished and of all images.
             **changes: Fields of `GenerationOptions` by name, such as `num_beams=4`.
 
         Raises:
@@ -252,22 +252,22 @@ class ImageTextModel:
         keys: Sequence[object] | None = None,
         num_tags: int = 0,
     ) -> list[Description]:
-        """Describe a list of images. Return a list with one description for each image.
+        """Describe a list of images. Return a list with one description per image.
 
         Args:
             images: Any number of images.
-            prompt: Text that every caption begins with.
-            options: How to decode.
+            prompt: Text with which every caption begins.
+            options: Decoding options.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of images done and the number of all images.
-            keys: a name for each image, which seeds its random numbers, so that sampled captions do not depend on the
+            on_progress: Called with the numbers of finished and of all images.
+            keys: Name of each image, which seeds its random numbers, so that sampled captions do not depend on the
                 other images of the call; None: its number in the call.
-            num_tags: Also give each image this many words. Captions then come from beam search.
+            num_tags: Number of words for each image. Captions then come from beam search.
 
         Raises:
             UserError: If this model has no tags, or captions are sampled.
         """
-        if num_tags:  # errors, and the embeddings of words, come before the batches
+        if num_tags:  # raise errors and compute embeddings of words before the batches
             _ = self.tagger, with_beams(options)
 
         def work(batch: _Numbered) -> list[Description]:
@@ -283,7 +283,7 @@ class ImageTextModel:
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> GeneratedCaptions:
-        """Caption images that are preprocessed, see `grr_coca.infer.generate.generate`."""
+        """Caption preprocessed images, see `grr_coca.infer.generate.generate`."""
         return generate(self.engine, self.tokenizer, pixels, options, prompt, keys)
 
     def stream(
@@ -305,19 +305,19 @@ class ImageTextModel:
         num_tags: int = 0,
         on_text: Callable[[Sequence[str]], None] | None = None,
     ) -> list[Description]:
-        """Describe one batch of images that are preprocessed.
+        """Describe one batch of preprocessed images.
 
         Args:
-            pixels: Images as the engine takes them.
-            prompt: Text that every caption begins with.
+            pixels: Images in the form for the engine.
+            prompt: Text with which every caption begins.
             options: Options of decoding.
-            keys: As in `describe_many`.
-            num_tags: As in `describe_many`.
+            keys: See `describe_many`.
+            num_tags: See `describe_many`.
             on_text: Called after each step of decoding with the new text of each caption. Options must be valid for
                 `stream_captions`.
 
         Returns:
-            A description of each image.
+            One description per image.
 
         Raises:
             UserError: If this model has no tags, captions are sampled, or a number is NaN.
@@ -326,16 +326,16 @@ class ImageTextModel:
         arguments = (pixels, options, prompt, keys)
         generated = self.generate(*arguments) if on_text is None else _finish(self.stream(*arguments), on_text)
         generated.require_finite()
-        # Copied, so that a row that is kept or sent to another process does not take its batch along.
+        # Copied, so that a stored row, or one sent to another process, does not retain its batch.
         rows = [row.copy() for row in generated.image_embedding]
         tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
         if num_tags:
             tags = self.tagger.tags(generated.image_embedding, generated.captions, num_tags)
         kept = [captions[:num_captions] for captions in generated.captions]
-        certainties = self.certainties(pixels, kept, prompt)
+        caption_confidences = self.caption_confidences(pixels, kept, prompt)
         return [
             Description(captions, row, certain, self.engine.name, words)
-            for captions, row, certain, words in zip(kept, rows, certainties, tags, strict=True)
+            for captions, row, certain, words in zip(kept, rows, caption_confidences, tags, strict=True)
         ]
 
     def tag(
@@ -349,10 +349,10 @@ class ImageTextModel:
         """Return the most likely distinct words for images, each with the probability that people would assign it.
 
         Args:
-            images: One or many.
+            images: One or more images.
             num_tags: Number of words for each image.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of images done and the number of all images.
+            on_progress: Called with the numbers of finished and of all images.
 
         Raises:
             UserError: If this model has no tags, or `num_tags` is out of range.
@@ -385,7 +385,7 @@ class ImageTextModel:
     def map_batches(
         self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]
     ) -> None:
-        """Apply a function to each batch with this model, and pass on the results in order.
+        """Apply a function to each batch with this model, and pass the results on in order.
 
         Args:
             batches: Batches, read as needed.
@@ -399,13 +399,13 @@ class ImageTextModel:
         """Fitted parameters of confidence and familiarity; None if this model has none."""
         return None if self.folder is None else read_calibration(self.folder)
 
-    def certainties(
+    def caption_confidences(
         self, pixels: UInt8[np.ndarray, "B S S 3"], captions: Sequence[Sequence[Caption]], prompt: str = ""
-    ) -> list[tuple[Certainty, ...]]:
+    ) -> list[tuple[CaptionConfidence, ...]]:
         """Return the confidence of each caption of some images.
 
         Args:
-            pixels: The images, as the engine takes them.
+            pixels: The images, in the form for the engine.
             captions: Captions of each image.
             prompt: Prompt of the captions. With a prompt, the confidence is unknown, as it was fitted without.
         """
@@ -418,12 +418,12 @@ class ImageTextModel:
             return fitted.confidence(caption.log_probs) if is_whole and not prompt else None
 
         return [
-            tuple(Certainty(None if unfamiliar else confidence(caption), unfamiliar) for caption in found)
+            tuple(CaptionConfidence(None if unfamiliar else confidence(caption), unfamiliar) for caption in found)
             for found, unfamiliar in zip(captions, fitted.are_unfamiliar(pixels), strict=True)
         ]
 
     def are_unfamiliar(self, images: Sequence[ImageInput], *, batch_size: int = _BATCH_SIZE) -> list[bool | None]:
-        """Return whether each image is unlike those that the model was trained on; None: unknown."""
+        """Return whether each image is unlike the training images; None: unknown."""
         fitted = self.calibration
         if fitted is None:
             return [None] * len(images)
@@ -489,11 +489,11 @@ class ImageTextModel:
         are the softmax of the cosines times the model's inverse temperature.
 
         Args:
-            images: One or many.
+            images: One or more images.
             labels: Two or more different labels.
-            templates: Texts in which `{}` stands for the label, such as "a drawing of a {}".
+            templates: Texts in which `{}` represents the label, such as "a drawing of a {}".
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of images done and the number of all images.
+            on_progress: Called with the numbers of finished and of all images.
 
         Raises:
             UserError: If labels are repeated or too few, or a template has no `{}`.
@@ -504,7 +504,7 @@ class ImageTextModel:
         return ranked[0] if is_single else ranked
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] = NAME_ALONE) -> ZeroShotClassifier:
-        """Return the zero-shot classifier for these labels, for repeated calls of `rank_labels`.
+        """Return the zero-shot classifier for the given labels, for repeated calls of `rank_labels`.
 
         Raises:
             UserError: If labels are repeated or too few, or a template has no `{}`.
@@ -528,7 +528,7 @@ class ImageTextModel:
         return vectors
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 (an adapted model reads them)
-        """Return texts without any word from the captions of an adapted model."""
+        """Return the texts without a word from the captions of an adapted model."""
         return ()
 
     def _run(
@@ -539,7 +539,7 @@ class ImageTextModel:
         work: Callable[[_Numbered], Sequence[Done]],
         on_progress: OnProgress | None,
     ) -> list[Done]:
-        """Return the results of a function of images, in batches."""
+        """Apply a function to images, in batches, and return the results."""
         # Otherwise batches would share an image, and Pillow is not thread-safe.
         is_each_once = len(set(map(id, images))) == len(images)
         numbered = list(enumerate(images, 1))
@@ -571,7 +571,7 @@ class ImageTextModel:
         """Return embeddings as one array.
 
         Raises:
-            UserError: If one of them is NaN.
+            UserError: If a value is NaN.
         """
         stacked = np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32)
         if np.isnan(stacked).any():
@@ -580,7 +580,7 @@ class ImageTextModel:
 
 
 def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Warn if most images are unlike those that the model was trained on; None: unknown."""
+    """Warn if most images are unlike the training images; None: unknown."""
     count = sum(map(bool, unfamiliar))
     if 2 * count > len(unfamiliar):
         of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"

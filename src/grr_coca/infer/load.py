@@ -1,8 +1,8 @@
 """Loading models by name: the folder, the engine, and `load`.
 
-A name is a folder, a bundled or published model, or one on the Hugging Face hub. ONNX Runtime computes a model that has
-graphs, on the CPU, if it was never slower than PyTorch on a CPU for models of this width (see `docs/deploy.md`), or if
-PyTorch is not installed. A GPU does not change that unless requested: a small model yields the same results with and
+A name is a folder, a bundled or published model, or a model on the Hugging Face hub. ONNX Runtime computes a model with
+graphs on the CPU if it was never slower than PyTorch on a CPU for models of this width (see `docs/deploy.md`), or if
+PyTorch is not installed. A GPU is not used unless requested: a small model yields the same results with and
 without one. PyTorch computes all other models. The rule is fixed; nothing is measured at run time.
 """
 
@@ -57,7 +57,7 @@ class ModelProvider(Protocol):
         ...
 
     def owns(self, name: str) -> bool:
-        """Return whether this is the name of one of its models, with or without `@revision`."""
+        """Return whether a name is one of its models, with or without `@revision`."""
         ...
 
     def locate(self, name: str) -> Path:
@@ -69,10 +69,10 @@ class ModelProvider(Protocol):
         ...
 
     def listed(self, engine_of: Callable[[Path], str]) -> Mapping[str, tuple[Mapping[str, object], str]]:
-        """Describe the models by name: each as an object for JSON, and in lines of text. Nothing is downloaded.
+        """Describe the models by name, each as a JSON object and as lines of text, without downloads.
 
         Args:
-            engine_of: Function from a folder to the name of the engine that computes its model here.
+            engine_of: Function that returns the name of a folder's engine on this machine.
         """
         ...
 
@@ -81,9 +81,9 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     """Load a model for use.
 
     Args:
-        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
+        name: Checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
             `owner/name` on the Hugging Face hub.
-        device: Where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
         engine: `onnx`, `torch`, or `auto`; see `grr_coca.infer.load`.
 
     Raises:
@@ -128,7 +128,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     use.
 
     Args:
-        named: a checkpoint or run folder, a folder of ONNX graphs, the name of a bundled or published model, or
+        named: Checkpoint or run folder, a folder of ONNX graphs, the name of a bundled or published model, or
             `owner/name` on the Hugging Face hub; the last two also with `@revision`.
 
     Raises:
@@ -156,26 +156,26 @@ def locate_checkpoint(named: str | Path) -> Path:
 
 
 def require_input(folder: Path, arguments: Sequence[str]) -> None:
-    """Raise an error if a model does not take what some arguments have: images, or features.
+    """Raise an error if a model does not take the kind of input of some arguments: images or features.
 
     Args:
         folder: Folder of the model, which is not loaded.
         arguments: Arguments for images or pairs.
 
     Raises:
-        UserError: If an argument has features of another encoder, or images in place of features; the message names
+        UserError: If an argument has features of another encoder, or images instead of features; the message names
             both.
     """
-    from grr_coca.data.feature_image import HEADER  # late: it imports NumPy
+    from grr_coca.data.feature_image import HEADER  # late: imports NumPy
 
     if is_adapted(folder) or any(Path(argument, HEADER).is_file() for argument in arguments):
-        from grr_coca.infer.adapted.beside import require_same_input  # late: most models see images
+        from grr_coca.infer.adapted.beside import require_same_input  # late: most models take images
 
         require_same_input(folder, arguments)
 
 
 def is_on_hub(name: str) -> bool:
-    """Return whether `locate_checkpoint` would look for this name on the Hugging Face hub."""
+    """Return whether `locate_checkpoint` would search for this name on the Hugging Face hub."""
     is_known = shipped_folder(name) is not None or _provider_of(name) is not None
     return not is_known and not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None
 
@@ -218,7 +218,7 @@ def _holds_checkpoint(path: Path) -> bool:
 
 
 EngineChoice = Literal["auto", "onnx", "torch"]
-"""An engine, or `auto` for the one that the rule chooses."""
+"""An engine, or `auto` to choose one by rule."""
 ENGINE_TITLES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 MAX_ONNX_WIDTH = 128
 """Largest transformer width at which ONNX Runtime was never slower than PyTorch on a CPU, at any batch size
@@ -231,10 +231,10 @@ def choose_engine(
     """Return the engine that computes the model in a folder.
 
     Args:
-        folder: a checkpoint, with or without ONNX graphs, or a model in int8.
-        config: Its config.
+        folder: Checkpoint, with or without ONNX graphs, or a model in int8.
+        config: Config of the model.
         engine: An `EngineChoice`.
-        device: Where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the engine does not exist, cannot compute this model, does not run on this device, or PyTorch
@@ -258,7 +258,7 @@ def choose_engine(
 
 
 def choose_device(device: "str | torch.device | None") -> "torch.device":
-    """Return the named device of PyTorch. None: CUDA if available, else Apple's MPS, else the CPU.
+    """Return the named PyTorch device. None: CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the device does not exist.
@@ -269,7 +269,7 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
         return torch.device(best_device())
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()  # fails for "meta", which holds no numbers
+        torch.zeros(1, device=chosen).item()  # fails for "meta", which has no data
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(
             f"device '{device}' cannot be used here; the best available one is '{best_device()}'"
@@ -278,7 +278,7 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
 
 
 def best_device() -> str:
-    """Return the best device of PyTorch.
+    """Return the best PyTorch device.
 
     PyTorch is imported only if this machine may have a GPU: that takes seconds.
     """
@@ -292,7 +292,7 @@ def best_device() -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Return whether a driver of a GPU that PyTorch can use may exist.
+    """Return whether a driver for a GPU supported by PyTorch may exist.
 
     CUDA and ROCm drivers are device files on Linux.
     """

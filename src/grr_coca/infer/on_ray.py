@@ -1,7 +1,7 @@
 """Run work on the machines of a Ray cluster, with Ray Data (the extra `ray`).
 
 Each machine reads the images itself, so paths must be the same on all of them; relative ones start at the caller's
-folder. If a worker dies, another one repeats its batch; each result is returned once.
+folder. If a worker dies, another worker repeats its batch; each result is returned once.
 """
 
 import logging
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 Machines = Literal["this", "ray"]
 """Where to run: on this machine, or on a Ray cluster."""
 _MAX_BATCHES = 512
-"""Number of batches submitted to Ray at once; its lists would otherwise grow with the number of images."""
+"""Maximum number of batches submitted to Ray at a time; its lists would otherwise grow with the number of images."""
 
 
 def map_on_ray(
@@ -31,14 +31,14 @@ def map_on_ray(
     """Run work on all machines of a cluster, and yield the results batch by batch, in order.
 
     Args:
-        items: The items to work on, read as needed.
+        items: Items to process, read as needed.
         name_of: Function from an item to its name, which begins with a path; relative paths start at this process's
             folder.
         make_work: Called once in each worker to load the model; returns the function of a batch.
         batch_size: Items per batch.
 
     Raises:
-        UserError: If Ray is not installed, the cluster cannot be reached, or the work raised this error.
+        UserError: If Ray is not installed, the cluster cannot be reached, or the work raised a UserError.
     """
     require_extra("ray", "--on ray")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise it logs each restart of a worker as an error
@@ -80,9 +80,9 @@ def _wave(batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Ca
 
 
 def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
-    """Return the number of workers of a cluster, and the resources of each: a GPU if there are GPUs, else a core.
+    """Return the number of workers of a cluster, and the resources of each: one GPU if there are GPUs, else one core.
 
-    A worker sees only GPUs that it requested.
+    Workers can only use GPUs that they request.
     """
     if num_gpus := int(resources.get("GPU", 0)):
         return num_gpus, {"num_gpus": 1}
@@ -93,16 +93,16 @@ def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
 class _Envelope:
     """A list or an error in a wrapper, so that Ray Data passes it on unchanged.
 
-    Ray Data would turn a list into a column, and a raised error into its own error with a traceback.
+    Ray Data would convert a list to a column, and a raised error into its own error with a traceback.
     """
 
     items: Any
 
 
 class _Worker:
-    """A process of the cluster.
+    """A worker process of the cluster.
 
-    `folder`: where relative paths start. A machine without it can still do work with absolute paths.
+    `folder`: Base of relative paths. A machine without it can still process absolute paths.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class _Worker:
         make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]],
         folder: Path,
     ) -> None:
-        os.environ["OMP_NUM_THREADS"] = "1"  # one worker a core; both engines follow it
+        os.environ["OMP_NUM_THREADS"] = "1"  # one worker per core; both engines respect it
         self._name_of = name_of
         self._make_work = make_work
         self._work: Callable[[Sequence[Any]], Sequence[Any]] | None = None
@@ -125,7 +125,7 @@ class _Worker:
             )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the results of one batch, or the user's error that prevents them."""
+        """Return the results of one batch, or the UserError that prevents them."""
         try:
             return {"results": _Envelope(self._results(row["batch"].items))}
         except UserError as error:

@@ -1,8 +1,8 @@
-"""Several words for one image, with probabilities: from likely captions and the words of training captions.
+"""Several words per image with probabilities, from likely captions and the words of training captions.
 
-The words and the numbers were fitted for one model by `scripts/fit_tags.py`. They are stored beside its weights in
-`tags.json`, and the embeddings of the words in `tags.safetensors`, since to compute them takes as long as to caption
-hundreds of drawings. The probability that people would assign a word to an image is a logistic function of `EVIDENCE`.
+The words and parameters were fitted for one model by `scripts/fit_tags.py`. They are stored next to its weights in
+`tags.json`, and the embeddings of the words in `tags.safetensors`, since computing them takes as long as captioning
+hundreds of drawings. The probability that users would assign a word to an image is a logistic function of `EVIDENCE`.
 
 Shapes: N words of the vocabulary, K candidates of one image, E embedding width.
 """
@@ -27,12 +27,12 @@ from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_files import TAG_VECTORS, TAGS
 
 EVIDENCE = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
-"""Features of a word for an image: their cosine; logarithms of the number of training captions that are this word, of
-how many of them came after a first one, as tags do, and of how likely the beams with it are; 1 for a word of a beam
-that is not in the vocabulary, for which the first three are unknown; and 1."""
+"""Features of a word for an image: their cosine; the logarithms of the number of training captions equal to the word,
+of the number of those after a first caption, as for tags, and of the probability of beams with it; 1 for a word of a
+beam that is not in the vocabulary, for which the first three are unknown; and 1."""
 
 _BEAMS = 5
-"""Number of captions that words are taken from."""
+"""Number of captions from which words are taken."""
 _NEAREST = 60
 """Number of candidates from the vocabulary."""
 _UNLISTED_COSINE = 0.3
@@ -43,20 +43,20 @@ MAX_TAGS = 20
 
 
 class Tag(NamedTuple):
-    """A word or a short phrase for an image. `probability`: that people would assign it to the image."""
+    """A word or a short phrase for an image. `probability`: probability that users would assign it to the image."""
 
     text: str
     probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagNumbers:
-    """Parameters that were fitted for a model.
+class TagModel:
+    """Parameters fitted for a model.
 
     Attributes:
         words: The vocabulary.
-        counts: Number of training captions that are this word.
-        tag_counts: How many of them came after a first one.
+        counts: Number of training captions equal to the word.
+        tag_counts: Number of those after a first caption.
         weights: Weights of `EVIDENCE`.
         fitted_on: The images of the fit, described in words.
     """
@@ -74,21 +74,21 @@ class TagNumbers:
             raise UserError(f"'weights' must have {len(EVIDENCE)} numbers: {', '.join(EVIDENCE)}")
 
 
-def read_tag_numbers(folder: Path) -> TagNumbers | None:
+def read_tag_numbers(folder: Path) -> TagModel | None:
     """Return the parameters of the model in a folder, or None if it has none.
 
     Raises:
         UserError: If the file is corrupt.
     """
     path = folder / TAGS
-    return from_dict(TagNumbers, read_json(path), str(path)) if path.exists() else None
+    return from_dict(TagModel, read_json(path), str(path)) if path.exists() else None
 
 
 def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] | None:
     """Return the stored embeddings of the words of a model, or None if the folder has none.
 
     Raises:
-        UserError: The file is corrupt, or has another number of rows than there are words.
+        UserError: If the file is corrupt, or its number of rows differs from the number of words.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -105,8 +105,8 @@ def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] |
     return vectors.astype(np.float32)
 
 
-def write_tags(folder: Path, numbers: TagNumbers, vectors: Float[np.ndarray, "N E"]) -> None:
-    """Write the numbers of a model and the embeddings of its words into its folder, the latter in half precision."""
+def write_tags(folder: Path, numbers: TagModel, vectors: Float[np.ndarray, "N E"]) -> None:
+    """Write the parameters of a model and the embeddings of its words into its folder, the latter in half precision."""
     from safetensors.numpy import save
 
     (folder / TAGS).write_text(json.dumps(to_dict(numbers)) + "\n", encoding="utf-8")
@@ -114,7 +114,7 @@ def write_tags(folder: Path, numbers: TagNumbers, vectors: Float[np.ndarray, "N 
 
 
 def with_beams(options: GenerationOptions) -> GenerationOptions:
-    """Return the options with as many captions as words are taken from, by five beams unless a number is set.
+    """Return the options with the number of captions needed for words, from five beams unless a number is set.
 
     Raises:
         UserError: If captions are sampled.
@@ -135,14 +135,14 @@ class Tagger:
         vectors: Embeddings of the vocabulary by the model, N E.
     """
 
-    def __init__(self, numbers: TagNumbers, vectors: Float[np.ndarray, "N E"]) -> None:
+    def __init__(self, numbers: TagModel, vectors: Float[np.ndarray, "N E"]) -> None:
         self._numbers, self._vectors = numbers, vectors
         self._weights = np.array(numbers.weights)
 
     def tags(
         self, embeddings: Float[np.ndarray, "B E"], captions: Sequence[Sequence[Caption]], count: int
     ) -> list[tuple[Tag, ...]]:
-        """Return the likeliest distinct words of each image, at most `count`.
+        """Return the most likely distinct words of each image, at most `count`.
 
         Args:
             embeddings: Embeddings of the images.
@@ -163,8 +163,8 @@ class Tagger:
     def candidates(
         self, embeddings: Float[np.ndarray, "B E"], captions: Sequence[Sequence[Caption]]
     ) -> Iterator[tuple[list[str], Float[np.ndarray, "K 6"]]]:
-        """Yield the words that each image may have, and the evidence for each word."""
-        cosines = embeddings @ self._vectors.T  # of a batch at once: one pass over the vocabulary's vectors
+        """Yield the candidate words of each image, and the features of each word."""
+        cosines = embeddings @ self._vectors.T  # for the entire batch: one pass over the vocabulary's vectors
         likely = cosines * self._weights[0] + self._prior @ self._weights[1:3]
         count = min(_NEAREST, likely.shape[1])
         nearest = np.sort(np.argpartition(-likely, count - 1, axis=1)[:, :count], axis=1)
@@ -178,7 +178,7 @@ class Tagger:
     def _evidence(
         self, cosines: Float[np.ndarray, " N"], places: Int[np.ndarray, " K"], beams: list[float]
     ) -> Float[np.ndarray, "K 6"]:
-        """Return the evidence for words by their places in the vocabulary (-1: not in it). The first are of beams."""
+        """Return the features of words by vocabulary index (-1: not in it). The first words are from beams."""
         is_known = places >= 0
         evidence = np.ones((len(places), len(EVIDENCE)))
         evidence[:, 0], evidence[:, 1:3] = cosines[places], self._prior[places]
@@ -197,9 +197,9 @@ class Tagger:
         return np.log1p(np.array([self._numbers.counts, self._numbers.tag_counts], np.float64).T)
 
 
-@lru_cache(maxsize=1 << 14)  # the same words come again with each image
+@lru_cache(maxsize=1 << 14)  # the same words recur with each image
 def in_singular(text: str) -> str:
-    """Return a normalized text that is equal for singular and plural: "arrows" and "arrow"."""
+    """Normalize a text so that singular and plural are equal: "arrows" and "arrow"."""
     return " ".join(map(singular, text.split()))
 
 

@@ -1,6 +1,6 @@
 """Compute the features of the images of a source, and write them into a folder (`grr_coca.data.features`).
 
-Several processes can fill one folder: each takes shards that no other process has. To continue after a process was
+Several processes can fill one folder: each takes shards that no other process has. To continue after a process is
 killed, run the same command again.
 """
 
@@ -33,10 +33,10 @@ from grr_coca.infer.encoder import GivenEncoder, VisionEncoder
 
 IMAGES_PER_SHARD = 2_048
 _VARYING_PER_SHARD = 64
-"""Images of a shard if their numbers of tokens differ: slides have thousands."""
+"""Number of images per shard if their numbers of tokens differ: slides have thousands."""
 _BATCH = 32
 _LOOKED_FOR, _COMPARED = 64, 4
-"""Images whose given features are searched, and those that are also encoded, to compare."""
+"""Number of images whose given features are searched, and of those also encoded for comparison."""
 _SAME_COSINE = 0.99
 
 
@@ -45,10 +45,10 @@ class WrittenFeatures:
     """Result of `write_features`.
 
     Attributes:
-        num_written: Number of images that this process has encoded.
-        num_given: Images whose features this process has taken from elsewhere.
+        num_written: Number of images encoded by this process.
+        num_given: Number of images with given features.
         num_elsewhere: Number of images in shards of other processes.
-        bad: Errors for images that cannot be read.
+        bad: Errors for unreadable images.
     """
 
     num_written: int = 0
@@ -74,10 +74,10 @@ def feature_header(
 
 
 def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEncoder) -> None:
-    """Check that features from elsewhere are those of an encoder, by some of the images.
+    """Check on some images that given features are those of an encoder.
 
     Raises:
-        UserError: They have another width, or other values, or no image has any.
+        UserError: If they have another width, or other values, or no image has any.
     """
     given.require_order_of(len(images))
     preprocess, compared, is_only = encoder.info.preprocess, 0, isinstance(encoder, GivenEncoder)
@@ -123,19 +123,19 @@ def write_features(
     given: GivenFeatures | None = None,
     precision: FeaturePrecision = "fp16",
 ) -> WrittenFeatures:
-    """Write the features of all images whose features are not stored yet.
+    """Write the features of all images that are not stored yet.
 
     Args:
         images: Images of a source.
         encoder: Encoder.
         keep: All tokens of each image, or their mean.
-        out: New folder, or one that the same call has begun to fill.
+        out: New folder, or a folder partly filled by the same call.
         on_image: Called with the number of finished images.
-        given: Features that were computed elsewhere. Images without any are encoded.
-        precision: Half or single.
+        given: Features computed elsewhere. Images without features are encoded.
+        precision: Half or single precision.
 
     Raises:
-        UserError: The folder has something else, or cannot be written to; or given features are not those of the
+        UserError: If the folder has something else, or cannot be written to; or given features are not those of the
             encoder.
     """
     if given is not None:
@@ -209,7 +209,7 @@ def _write_shard(
 
 
 class _Read(NamedTuple):
-    """Digest of the file of an image, and its pixels, or the features that were given."""
+    """Digest of the file of an image, and its pixels or given features."""
 
     digest: bytes
     pixels: UInt8[np.ndarray, "S S 3"] | None
@@ -219,7 +219,7 @@ class _Read(NamedTuple):
 def _kept(
     tokens: Float[np.ndarray, "N D"], header: FeatureHeader, given: GivenFeatures | None
 ) -> Float[np.ndarray, "..."]:
-    """Return the part of the given features of an image that is kept."""
+    """Return the stored part of an image's given features."""
     if header.keep == "mean":
         return tokens.mean(axis=0)
     if not header.varies and tokens.shape != header.row_shape:
@@ -236,7 +236,7 @@ def _pixels(pair: RawPair, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]
 
 
 def _digest(tokens: Float[np.ndarray, "N D"]) -> bytes:
-    """Return a digest in place of that of an image."""
+    """Return a digest of features, for use instead of an image digest."""
     return file_digest(np.ascontiguousarray(tokens, np.float16).tobytes())
 
 

@@ -101,7 +101,10 @@ class KeyValueCache:
         return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
     def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
-        """Extend the cache by keys and values in one tensor. The heads of the result come before the slots."""
+        """Extend the cache by keys and values in one tensor.
+
+        In the result, the head dimension precedes the slot dimension.
+        """
         if self._buffer is None:
             num_lines, _, _, num_heads, head_dim = new.shape
             self._buffer = new.new_empty(2, num_lines, num_heads, self.num_slots, head_dim)

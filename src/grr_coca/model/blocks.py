@@ -185,7 +185,7 @@ class CrossBlock(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """As in `Block`."""
+        """See `Block`."""
         return self.attn, self.cross_attn, self.feed_forward
 
     def forward(

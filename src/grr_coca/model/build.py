@@ -5,7 +5,7 @@
 | matrices | N(0, 1 / fan_in) |
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
-| learned queries | N(0, 1): as long as the normalized tokens that they attend to. Short ones would all attend alike |
+| learned queries | N(0, 1): as long as the normalized tokens that they attend to. Short ones would all attend equally |
 | learned positions, registers, class token | N(0, 0.02²), as in ViT. `sine_cosine_positions` changes those of patches |
 | biases of patches and of convolutions | the same, so that blank patches do not become zero vectors |
 | norms; other biases | weight 1; 0 |

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, listed_files, whole_folder
+from grr_coca.common.files import MANIFEST, atomic_folder, read_manifest
 from grr_coca.common.torch_private import unwrap_compiled
 from grr_coca.data.batch import to_input
 from grr_coca.model.build import build_without_weights
@@ -79,7 +79,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     weights = model.state_dict()
     _require_model_of(checkpoint.config, model)
     try:
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             write_files(checkpoint, weights, partial)
     except OSError as error:
         raise UserError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
@@ -113,7 +113,7 @@ def _require_replaceable(folder: Path) -> None:
     if not found:
         return
     try:
-        listed = listed_files(folder)
+        listed = read_manifest(folder)
     except UserError:
         listed = {}
     known = {MANIFEST, *listed} if listed.keys() >= set(FILES) else set()
@@ -126,7 +126,7 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the files of a checkpoint into an empty folder, such as the one that `whole_folder` yields.
+    """Write the files of a checkpoint into an empty folder, such as the one that `atomic_folder` yields.
 
     Args:
         checkpoint: Everything but the weights.

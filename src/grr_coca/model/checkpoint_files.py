@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import NOTES, UserError, suggest_name
-from grr_coca.common.files import MANIFEST, file_sha256, listed_files, models_cache, read_json, verify_folder
+from grr_coca.common.files import MANIFEST, file_sha256, models_cache, read_json, read_manifest, verify_folder
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ MATCHING = "match.json"
 TAGS, TAG_VECTORS = "tags.json", "tags.safetensors"
 THESAURUS = "thesaurus.txt"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS, THESAURUS)
-"""What was fitted to a model, for its captions, photographs, hits, matches, tags and related words, if anything; see
+"""Files with parameters fitted to a model, for captions, photographs, hits, matches, tags and related words; see
 `grr_coca.infer.calibration`, `grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`
 (the numbers, and the vectors of the words) and `grr_coca_search.thesaurus`.
 """
@@ -97,7 +97,7 @@ def find_model(path: Path) -> Path:
     folder that is not a run may be a model in int8.
 
     Raises:
-        UserError: If no checkpoint exists; the message names what is missing.
+        UserError: If no checkpoint exists; the message names the missing part.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
@@ -117,7 +117,7 @@ def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
 
     Args:
         run: Folder of the run.
-        steps: Its checkpoints by step, at least one.
+        steps: Checkpoints of the run by step, at least one.
 
     Raises:
         UserError: If the file that names the best one is corrupt.
@@ -159,7 +159,7 @@ def is_quantized(folder: Path) -> bool:
     if (folder / WEIGHTS).is_file():
         return False
     try:
-        listed = listed_files(folder)
+        listed = read_manifest(folder)
     except UserError:  # it has no manifest, or one of another kind
         listed = {}
     return QUANTIZED_WEIGHTS in listed or (folder / QUANTIZED_WEIGHTS).is_file()
@@ -175,7 +175,7 @@ def require_not_adapted(folder: Path, what: str) -> None:
 
     Args:
         folder: Folder of the model.
-        what: Work, such as "match".
+        what: Name of the work, such as "match".
 
     Raises:
         UserError: If it is an adapted model; names its base.
@@ -218,7 +218,7 @@ def base_fingerprint(folder: Path) -> str:
 
 
 def _fingerprint(folder: Path, additional: tuple[str, ...]) -> str:
-    listed = listed_files(folder) if (folder / MANIFEST).is_file() else {}
+    listed = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     digest = hashlib.sha256()
     for name in (*(_QUANTIZED_FILES if is_quantized(folder) else FILES), *additional):
         try:
@@ -438,7 +438,7 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
 
 def _verify(folder: Path) -> None:
     # A download has only the files of the model, although the manifest may also list those of a run or a card.
-    is_download = not any((folder / name).exists() for name in listed_files(folder).keys() - set(MODEL_FILES))
+    is_download = not any((folder / name).exists() for name in read_manifest(folder).keys() - set(MODEL_FILES))
     try:
         verify_folder(folder, MODEL_FILES if is_download else None)
     except UserError as error:

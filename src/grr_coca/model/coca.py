@@ -97,7 +97,7 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Tokens of a frozen encoder of others, its features, to image tokens: each channel standardized, a linear map,
+    """Maps features (tokens of a frozen third-party encoder) to image tokens: standardized channels, a linear map,
     blocks, final norm. The features already include positions.
 
     `mean`, `deviation`: of each channel over training images (`standardize`).
@@ -269,8 +269,8 @@ class CoCaOutput(NamedTuple):
 class CoCa(nn.Module):
     """The complete model. Its parts are chosen in `build` and passed in.
 
-    A model with features of a frozen encoder has a `feature_encoder` in place of the `image_encoder`, or beside it. The
-    poolers then read the tokens of both.
+    A model with features of a frozen encoder has a `feature_encoder` instead of the `image_encoder`, or in addition to
+    it. The poolers then read the tokens of both.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class TransformerConfig:
 
     Attributes:
         norm: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6.
-        qk_norm: How the self-attention normalizes queries and keys. A choice instead of a boolean, because the
+        qk_norm: Normalization of queries and keys in self-attention. A choice instead of a boolean, because the
             literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245).
         position: `none` only for features, whose encoder has added positions.
     """
@@ -141,7 +141,7 @@ class ImageEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureEncoderConfig:
-    """A few blocks over the tokens of a frozen image encoder of others, its features.
+    """A few blocks over features, the tokens of a frozen third-party image encoder.
 
     The blocks add no positions, which the features have.
 

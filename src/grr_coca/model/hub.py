@@ -184,7 +184,7 @@ def model_card(
 
 
 def _encoder_lines(folder: Path) -> list[str]:
-    """Return lines about image encoders of others that a model has."""
+    """Return lines about a model's third-party image encoders."""
     lines = []
     path, config = folder / ENCODER_FILES[0], folder / "config.json"
     frozen = read_json(config).get("encoder") if config.exists() else None
@@ -324,7 +324,7 @@ def _in_cell(text: str) -> str:
 
 
 def _require_valid(card: str, hub_id: str) -> None:
-    """Let the hub check a card before a repository is made."""
+    """Let the hub check a card before a repository is created."""
     from huggingface_hub import ModelCard
 
     try:

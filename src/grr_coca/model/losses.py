@@ -185,7 +185,7 @@ def comparison_loss(
     """Compare each of these pairs with all pairs of the global batch.
 
     Args:
-        model: For its temperature, and for the bias of the sigmoid loss.
+        model: Model whose temperature, and bias of the sigmoid loss, are used.
         pairs: Pairs of this rank.
         weights: Weights of the parts.
         ranks: All ranks, each with the same number of pairs as this one; None: no other pairs.
@@ -342,7 +342,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
 
     The forward pass processes one chunk of tokens after another. For each, it also computes the gradients, in the
-    memory of the chunk's logits. So the logits of all tokens are never in memory at once, and none is computed twice.
+    memory of the chunk's logits. So the logits of all tokens are never in memory together, and none is computed twice.
     The result can be differentiated only once.
 
     PyTorch's own `linear_cross_entropy` (2.13) either computes all logits at once, or takes six times as long on a CPU.

@@ -27,7 +27,7 @@ from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig, ImageEncoder
 from grr_coca.train.recipe import FeaturesRecipe, Recipe
 
 _STANDARDIZED = 256
-"""Images by which features are standardized, evenly spread over the training pairs."""
+"""Number of images for standardizing features, evenly spread over the training pairs."""
 _BATCH = 32
 _MIN_DEVIATION = 1e-3
 """Smallest deviation of a channel, as a share of the mean one: a channel that is constant in training must not dominate
@@ -39,7 +39,7 @@ def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo
 
     Args:
         recipe: Recipe with `features`.
-        framing: How the model frames drawings. An encoder without stored features gets them framed, too.
+        framing: Framing of drawings in the model. An encoder without stored features gets them framed, too.
 
     Raises:
         UserError: If the encoder cannot be opened, or a folder has no features.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 
 from grr_coca.common.errors import DiskError, require_extra
-from grr_coca.common.files import write_whole
+from grr_coca.common.files import write_bytes_atomic
 from grr_coca.evaluate.caption_split import CaptionedSplit
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _open_board(folder: Path, step: int) -> "SummaryWriter":
 
 
 def device_use(device: torch.device) -> dict[str, float]:
-    """Return the use of a GPU since the last call; nothing for other devices, whose log depends only on the run.
+    """Return the use of a GPU since the last call; empty for other devices, whose log depends only on the run.
 
     `memory_gib`: peak memory of tensors, in GiB. `utilization`: share of the last second in which the GPU
     computed; NVIDIA's package `nvidia-ml-py` must be installed.
@@ -278,7 +278,7 @@ def draw_curves(folder: Path, best_step: int | None) -> None:
     if len(val) < 2:
         return
     try:
-        write_whole(folder / CURVES_FILE, _picture(train, val, best_step))
+        write_bytes_atomic(folder / CURVES_FILE, _picture(train, val, best_step))
     except OSError as error:
         log.warning("%s: cannot be written (%s)", folder / CURVES_FILE, error.strerror or error)
 

@@ -89,7 +89,7 @@ class ParallelModel:
                 self.ranks.sum(scalar.grad).div_(self.ranks.size)
 
     def forget_gathered(self) -> None:
-        """Make the next pass gather the weights again. Call it after anything but an optimizer has changed the weights.
+        """Make the next pass gather the weights again. Call it after any change of the weights except by an optimizer.
 
         FSDP's root stays gathered after a pass without a backward pass, and would use these old weights in the next
         one.

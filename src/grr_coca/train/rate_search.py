@@ -18,7 +18,7 @@ from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import DiskError, DivergedError, UserError
-from grr_coca.common.files import read_json, sync_folder, write_whole
+from grr_coca.common.files import read_json, sync_folder, write_bytes_atomic
 from grr_coca.common.ranks import Ranks
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.checkpoint_files import BEST_FILE, checkpoints_by_step
@@ -42,7 +42,7 @@ _MIN_VALIDATIONS = 4
 """Validations in as many steps as the recipe has."""
 
 OnTrialStep = Callable[[int, str], object]
-"""Called on rank 0 with the number of finished steps of all trials, and what the newest step was."""
+"""Called on rank 0 with the number of finished steps of all trials, and the kind of the newest step."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def read_search(out: Path) -> Found | None:
     """Read the search of a run; None: it has not ended, or not begun.
 
     Raises:
-        UserError: The file is corrupt, or the folder holds a run without a search.
+        UserError: If the file is corrupt, or the folder holds a run without a search.
     """
     path = out / SEARCH_FILE
     if path.exists():
@@ -249,7 +249,7 @@ def _trial_folder(folder: Path, rate: float) -> Path:
 
 
 def _trial_recipe(recipe: Recipe, rate: float) -> Recipe:
-    """Return the recipe of a trial, which never comes to its last step, where a run does more than at any other."""
+    """Return the recipe of a trial, which never reaches its last step, at which a run does extra work."""
     schedule = replace(recipe.schedule, steps=_limit(recipe) + 1, decay_steps=0)
     checkpoints = CheckpointRecipe(minutes=recipe.checkpoints.minutes, keep_last=1, keep_best=_score(recipe))
     return replace(_with_rate(recipe, rate), schedule=schedule, checkpoints=checkpoints)
@@ -270,7 +270,7 @@ def _begin_run(recipe: Recipe, found: Found, out: Path) -> Recipe:
     """Make the best checkpoint of the best trial the beginning of the run in `out`, and remove the trials."""
     chosen = found.recipe(recipe)
     try:
-        write_whole(out / SEARCH_FILE, json.dumps(to_dict(found), indent=1).encode())
+        write_bytes_atomic(out / SEARCH_FILE, json.dumps(to_dict(found), indent=1).encode())
         steps = checkpoints_by_step(out / "checkpoints")
         if not steps:
             trial = _trial_folder(out / TRIALS, found.lr)

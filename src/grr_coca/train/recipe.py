@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import expand_cache_prefix, is_url, require_path, write_whole
+from grr_coca.common.files import expand_cache_prefix, is_url, require_path, write_bytes_atomic
 from grr_coca.common.remote import require_no_credentials
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
@@ -189,7 +189,7 @@ class DataRecipe:
             any of them.
         siblings: Share of the samples, at most one half, that are a sibling of the sample before: an image of another
             set with the same first caption, see `Siblings`. A batch then has concepts that were drawn twice; `losses:
-            sibling_weight` makes them alike.
+            sibling_weight` makes them similar.
         val: None holds out every 20th training image, at most 5,000, with all its pairs; with few images more, up to
             every fourth, for a batch of validation.
         test: Splits by name, used only for evaluation.
@@ -335,7 +335,7 @@ class TeacherRecipe:
             with `cache:` is in the user's cache.
         weight: Weight of the teacher loss (see `teacher_loss`), which trains the text embeddings to have the
             similarities of the teacher's. It is part of the loss that training minimizes, and logged as `teacher`.
-        temperature: With lower values, fewer texts count as near.
+        temperature: Temperature; with lower values, fewer texts count as near.
         words: Must be set to 0. Up to commit f3ecb185, a step could add words without an image, and without this
             key it added 128. Such a recipe is rejected instead of silently being trained differently.
         soft_targets: Must be 0. Up to the same commit, a share of the contrastive targets could follow the teacher.
@@ -363,7 +363,7 @@ class TeacherRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesRecipe:
-    """Tokens of a frozen image encoder of others, with which the model is trained; its weights do not change.
+    """Tokens of a frozen third-party image encoder, whose weights do not change, as training input.
 
     Attributes:
         encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, which runs at every step; None: features are stored.
@@ -454,8 +454,8 @@ class CheckpointRecipe:
 
 
 @dataclass(frozen=True)
-class HealthRecipe:
-    """Limits at which a run gives up.
+class FailureLimits:
+    """Limits at which a run is aborted.
 
     Attributes:
         max_skipped: Maximum number of steps in a row that are skipped because the loss or a gradient was not finite.
@@ -504,7 +504,7 @@ class Recipe:
     features: FeaturesRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     checkpoints: CheckpointRecipe = field(default_factory=CheckpointRecipe)
-    health: HealthRecipe = field(default_factory=HealthRecipe)
+    health: FailureLimits = field(default_factory=FailureLimits)
     freeze: tuple[FrozenPart, ...] = ()
     precision: Precision = "auto"
     parallelism: Parallelism = "ddp"
@@ -622,7 +622,7 @@ def absolute_data(folder: Path, path: str) -> str:
 
     Args:
         folder: Folder that relative paths start from.
-        path: The path in the recipe; `cache:` stands for the user's cache.
+        path: The path in the recipe; `cache:` represents the user's cache.
 
     Raises:
         UserError: If the path is empty, or a URL that may contain a credential.
@@ -637,7 +637,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included."""
     import yaml  # late: the extra [train] installs it, but this module is also used without it
 
-    write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
+    write_bytes_atomic(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
 
 # --- Bounds of numbers. Each number is passed as a keyword argument with its key, which the error names.

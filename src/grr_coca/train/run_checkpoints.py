@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from grr_coca.common.dict_to_dataclass import differences, from_dict, to_dict
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca.common.files import read_json, verify_folder, whole_folder, write_whole
+from grr_coca.common.files import atomic_folder, read_json, verify_folder, write_bytes_atomic
 from grr_coca.common.ranks import Ranks
 from grr_coca.model.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
 from grr_coca.model.checkpoint_files import BEST_FILE, START_FILE, checkpoints_by_step, fingerprint
@@ -68,7 +68,7 @@ def origin_of(checkpoint: Path) -> Origin:
 
 def save_origin(origin: Origin, out: Path) -> None:
     """Write the origin of a run into its folder."""
-    write_whole(out / START_FILE, json.dumps(to_dict(origin), indent=2).encode())
+    write_bytes_atomic(out / START_FILE, json.dumps(to_dict(origin), indent=2).encode())
 
 
 def _require_same_origin(origin: Origin, out: Path) -> None:
@@ -156,10 +156,10 @@ class CheckpointStore:
         """
         folder = self.folder / f"step-{step:09d}"
         try:
-            with whole_folder(folder) as partial:
+            with atomic_folder(folder) as partial:
                 fill(partial)
             if best_step is not None:
-                write_whole(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
+                write_bytes_atomic(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
             self._tidy(step, best_step)
         except OSError as error:
             raise DiskError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error

@@ -32,8 +32,8 @@ from grr_coca.data.sources.views import (
     caption_texts,
     every_caption,
     image_numbers,
-    sound_pairs,
     source_digest,
+    split_valid_pairs,
 )
 from grr_coca.data.text import decode_text
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, lost_letters, train_bpe
@@ -273,7 +273,7 @@ class CaptionTeacher(Protocol):
 
     @property
     def digest(self) -> str:
-        """Digest of the content, by which a resumed run recognizes its teacher."""
+        """Digest of the content, so that a resumed run recognizes its teacher."""
         ...
 
     def __len__(self) -> int: ...
@@ -338,7 +338,7 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
         UserError: If none of them can be read.
     """
     start, end = (len(val) * number // ranks.size for number in (ranks.rank, ranks.rank + 1))
-    mine, faults = sound_pairs(Subset(val, range(start, end)))
+    mine, faults = split_valid_pairs(Subset(val, range(start, end)))
     parts = ranks.gather_objects((start + np.asarray(mine, np.int64), list(map(str, faults))))
     sound = np.concatenate([found for found, _ in parts])
     bad = [fault for _, found in parts for fault in found]

@@ -88,7 +88,7 @@ class LossScale:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Everything that a training step needs besides its batch. `loss_scale`: None in all precisions but fp16."""
+    """All inputs of a training step except its batch. `loss_scale`: None in all precisions but fp16."""
 
     model: ParallelModel
     optimizers: Optimizers
@@ -210,7 +210,7 @@ def count_tokens(batches: Sequence[Batch]) -> int:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """Return the context of a run's forward passes: autocast to half precision, or nothing.
+    """Return the context of a run's forward passes: autocast to half precision, or a null context.
 
     It can be entered repeatedly.
     """

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError, first_line, require_extra
-from grr_coca.common.files import read_json, write_whole
+from grr_coca.common.files import read_json, write_bytes_atomic
 from grr_coca.train.logs import LOG_FILE
 from grr_coca.train.recipe import Recipe, load_recipe
 
@@ -117,7 +117,7 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
                 tracker.log(step, metrics)
                 sent[split], number = step, number + 1
         finally:
-            write_whole(path, json.dumps({"id": tracker.id, "sent": sent}, indent=2).encode())
+            write_bytes_atomic(path, json.dumps({"id": tracker.id, "sent": sent}, indent=2).encode())
             tracker.finish()
     except UserError:
         raise

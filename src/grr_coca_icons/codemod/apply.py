@@ -19,12 +19,12 @@ from pathlib import Path
 from ast_grep_py import SgNode, SgRoot
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_file_bytes, write_whole
+from grr_coca.common.files import read_file_bytes, write_bytes_atomic
 from grr_coca.common.outputs import disk_errors
 from grr_coca_icons.codemod.packages import PACKAGES
 from grr_coca_icons.codemod.rewrite import SUFFIXES, ParseError, Replacements, rewrite
 from grr_coca_icons.match import used_icons
-from grr_coca_icons.match.used_icons import Use, code_files, squashed, uses_in
+from grr_coca_icons.match.used_icons import Use, code_files, normalize_name, uses_in
 
 _GENERATED = re.compile(r"@generated|\bauto(?:matically)?[- ]generated\b|\bdo not (?:edit|modify)\b", re.IGNORECASE)
 _HEAD = 500
@@ -95,7 +95,7 @@ class CodeChanges:
             if read_file_bytes(path) != old:
                 raise UserError(f"{path}: changed while it was read; run the command again")
             with disk_errors(path):
-                write_whole(path, new)
+                write_bytes_atomic(path, new)
         return backup
 
 
@@ -116,9 +116,11 @@ def plan_changes(
     plan = CodeChanges()
     texts = dict(_texts(root, exclude))
     uses = {path: list(uses_in(text, str(path))) for path, text in texts.items()}
-    known = {(prefix, squashed(name)) for prefix, name in icons}
+    known = {(prefix, normalize_name(name)) for prefix, name in icons}
     targets = {name.partition(":")[0] for name in icons.values()}
-    stays = {use.prefix for each in uses.values() for use in each if (use.prefix, squashed(use.name)) not in known}
+    stays = {
+        use.prefix for each in uses.values() for use in each if (use.prefix, normalize_name(use.name)) not in known
+    }
     replacements = Replacements(dict(icons), frozenset(stays - targets))
     after: dict[Path, str] = {}
     for path, text in texts.items():
@@ -129,8 +131,8 @@ def plan_changes(
         for use in rest:
             if use.prefix not in targets and (why := reason(use)) is not None:
                 plan.left.append(Left(str(path), use.line, why, use))
-        remaining = {(use.prefix, squashed(use.name)) for use in rest}
-        keys = ((use.prefix, squashed(use.name)) for use in uses[path])
+        remaining = {(use.prefix, normalize_name(use.name)) for use in rest}
+        keys = ((use.prefix, normalize_name(use.name)) for use in uses[path])
         plan.replaced += sum(key in known and key not in remaining for key in keys)
     _change_manifests(root, texts, after, plan)
     plan.left.sort(key=lambda one: (one.file, one.line))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ast_grep_py import SgNode, SgRoot
 
 from grr_coca_icons.codemod.packages import Component, IconPackage, package_for, package_of
-from grr_coca_icons.match.used_icons import class_prefix, default_icons, exported_icons, squashed
+from grr_coca_icons.match.used_icons import class_prefix, default_icons, exported_icons, normalize_name
 
 SCRIPTS = {
     **dict.fromkeys(("js", "jsx", "mjs", "cjs"), "javascript"),
@@ -43,13 +43,13 @@ class Replacements:
     """
 
     def __init__(self, icons: "dict[tuple[str, str], str]", partial: "frozenset[str]" = frozenset()) -> None:
-        self._icons = {(prefix, squashed(name)): other for (prefix, name), other in icons.items()}
+        self._icons = {(prefix, normalize_name(name)): other for (prefix, name), other in icons.items()}
         self.partial = partial
         self.target_prefixes = tuple(dict.fromkeys(other.partition(":")[0] for other in icons.values()))
 
     def of(self, prefix: str, name: str) -> tuple[str, str] | None:
         """Return prefix and name of the replacement of an icon, or None if it has none."""
-        other = self._icons.get((prefix, squashed(name)))
+        other = self._icons.get((prefix, normalize_name(name)))
         if other is None:
             return None
         first, _, last = other.partition(":")
@@ -544,7 +544,7 @@ _ALWAYS_BINDINGS = frozenset({"array_pattern", "rest_pattern", "formal_parameter
 
 
 def _is_binding(node: SgNode) -> bool:
-    """Return whether the name is bound to something other than the import from here on."""
+    """Return whether the name is rebound after this position."""
     parent = node.parent()
     if node.kind() == "shorthand_property_identifier_pattern":
         return True
@@ -638,7 +638,7 @@ class _Attribute(NamedTuple):
 
     @property
     def is_text_of_digits(self) -> bool:
-        """True for `size="24"` in a template of Vue, which is a text there."""
+        """Whether the code is a Vue template, in which `size="24"` is a text."""
         return not self.is_bound and re.fullmatch(r"[\"']?\d+[\"']?", self.value) is not None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.text import singular
-from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, OF_PICTURES, Numbers
+from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, OF_PICTURES, MatchWeights
 
 _DEVIATION = 5.0
 """Divisor of z-scores, so that all features have a similar scale."""
@@ -88,7 +88,7 @@ class Candidate:
     Attributes:
         place: Index in the target.
         probability: Probability that it is the equivalent; None if the model has no match parameters.
-        score: Score by which candidates are ranked.
+        score: Score for ranking candidates.
         same_name: Whether its name is the same without style words.
     """
 
@@ -123,7 +123,7 @@ class PictureMatch:
 def match_pictures(
     source: PictureSet,
     target: PictureSet,
-    numbers: Numbers | None = None,
+    numbers: MatchWeights | None = None,
     *,
     n: int = CANDIDATES,
     places: Sequence[int] | None = None,
@@ -155,7 +155,7 @@ def match_pictures(
 class Pairs:
     """Features of pairs of two image sets, and the resulting matches."""
 
-    def __init__(self, source: PictureSet, target: PictureSet, numbers: Numbers) -> None:
+    def __init__(self, source: PictureSet, target: PictureSet, numbers: MatchWeights) -> None:
         self._source, self._target, self._numbers = source, target, numbers
         self._uses_names = (
             source.has_names
@@ -192,7 +192,7 @@ class Pairs:
 
     def _right_numbers_first(self, row: int, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Scores in which the candidate with the source's numbers is the best of those whose names differ only by
-        numbers: `heading-2`, and not `heading-3`, for `h-2`. In small drawings, digits look alike."""
+        numbers: `heading-2`, and not `heading-3`, for `h-2`. In small drawings, digits look similar."""
         own = _NUMBER.findall(self._source.names[row].partition(":")[2])
         if not own:
             return scores

@@ -10,7 +10,7 @@ import numpy as np
 from grr_coca_icons.codemod.packages import Framework, package_for
 from grr_coca_icons.icon_names import words_of_name
 from grr_coca_icons.match.candidates import PictureSet
-from grr_coca_icons.match.used_icons import squashed
+from grr_coca_icons.match.used_icons import normalize_name
 
 Embed = Callable[[str], "np.ndarray | None"]
 """Function that returns the embedding of a text, E, or None if the model does not know its words."""
@@ -39,7 +39,7 @@ class IconLookup:
         if exact is not None:
             return exact
         prefix, _, own = name.rpartition(":")
-        return self._places.get((prefix, squashed(own)))
+        return self._places.get((prefix, normalize_name(own)))
 
     def nearest(self, name: str, n: int = 1) -> list[str]:
         """Return at most `n` icons that an unknown name may mean, best first.
@@ -61,7 +61,7 @@ class IconLookup:
     def _misspelled(self, within: Sequence[str], own: str) -> list[int]:
         from rapidfuzz.distance import OSA  # late: it needs an extra
 
-        short, words = squashed(own), sorted(words_of_name(own).split())
+        short, words = normalize_name(own), sorted(words_of_name(own).split())
         if len(short) < 3:
             return []
         found = {
@@ -84,7 +84,7 @@ def _places(names: Sequence[str], further: Sequence[Sequence[str]]) -> Mapping[t
     places: dict[tuple[str, str], int] = {}
 
     def add(prefix: str, written: str, place: int) -> None:
-        places.setdefault((prefix, squashed(written)), place)
+        places.setdefault((prefix, normalize_name(written)), place)
 
     for place, name in enumerate(names):
         add(_prefix(name), _own(name), place)

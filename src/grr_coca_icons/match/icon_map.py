@@ -17,7 +17,7 @@ from grr_coca.data.text import decode_text
 from grr_coca_icons.codemod.packages import package_for
 from grr_coca_icons.match.candidates import Candidate, PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.icon_lookup import IconLookup
-from grr_coca_icons.match.match_numbers import Numbers
+from grr_coca_icons.match.match_numbers import MatchWeights
 
 FORMAT = 1
 IconMap = dict[str, str | None]
@@ -151,7 +151,7 @@ class UnknownIcon:
 
     Attributes:
         icon: The entry's icon, as written.
-        equivalent: Its equivalent, as written, or None if the table has null.
+        equivalent: The equivalent, as written, or None if the table has null.
         name: Full name of the unknown icon.
         nearest: The most similar name of the set, or None.
         sets: Prefixes of the sets in which it was looked up.
@@ -170,7 +170,7 @@ class DoubtfulEntry:
 
     Attributes:
         icon: The entry's icon, as written.
-        equivalent: Its equivalent, as written, or None if the table has null.
+        equivalent: The equivalent, as written, or None if the table has null.
         probability: Probability of the entry's equivalent, or None if it has none.
         likelier: Name of the most likely icon.
         likelier_probability: Probability of that icon.
@@ -184,7 +184,7 @@ class DoubtfulEntry:
 
 
 def check_map(
-    table: IconMap, source: IconLookup, target: IconLookup, numbers: Numbers | None
+    table: IconMap, source: IconLookup, target: IconLookup, numbers: MatchWeights | None
 ) -> list[UnknownIcon | DoubtfulEntry]:
     """Find the entries of a table that look wrong, in the order of the table.
 
@@ -195,7 +195,7 @@ def check_map(
     Args:
         table: The entries.
         source: The icons.
-        target: Their equivalents.
+        target: Lookup of the equivalents.
         numbers: Parameters of the model; None: only names are checked.
     """
     findings: dict[str, list[UnknownIcon | DoubtfulEntry]] = {icon: [] for icon in table}

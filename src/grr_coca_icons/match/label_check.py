@@ -2,8 +2,8 @@
 
 A label contradicts an image if their cosine is below a limit, and the model is confident that the image
 shows something else: many correct names have a low cosine, as images cannot show their meaning (`deployment unit`).
-The limits are stored next to the weights (`MatchNumbers.label_limits`): at each, a known fraction of correct names is
-wrongly reported. Unfamiliar images and words that were rare in training are not judged. Words that were only tags in
+The limits are stored next to the weights (`MatchParameters.label_limits`): at each, a known fraction of correct names
+is wrongly reported. Unfamiliar images and words that were rare in training are not judged. Words that were only tags in
 training, next to an icon's name, do not count: they express the meaning of an icon (`yes` on a tick).
 """
 
@@ -70,7 +70,7 @@ class Contradiction:
 
 
 @dataclass
-class Checked:
+class LabelReport:
     """Result of a check: contradictions, and numbers of judged and skipped labels."""
 
     contradictions: list[Contradiction]
@@ -78,7 +78,7 @@ class Checked:
     passed_over: int = 0
 
 
-def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: float) -> Checked:
+def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: float) -> LabelReport:
     """Find the labels that contradict their images.
 
     Args:
@@ -86,14 +86,14 @@ def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: flo
         model: Model that compares them.
         limit: The cosine below which a label contradicts its picture.
     """
-    checked, words = Checked([]), _words_of_training(model)
+    checked, words = LabelReport([]), _words_of_training(model)
     for batch in chunks(pictures, _BATCH):
         _check(batch, model, words, limit, checked)
     return checked
 
 
 def _check(
-    batch: Sequence[Labelled], model: ImageTextModel, words: "_TrainingWords", limit: float, checked: Checked
+    batch: Sequence[Labelled], model: ImageTextModel, words: "_TrainingWords", limit: float, checked: LabelReport
 ) -> None:
 
     def may_be_judged(text: str) -> bool:
@@ -129,7 +129,7 @@ def _check(
 
 
 class _TrainingWords(NamedTuple):
-    """Words in singular: those that many captions of training had, and those of them that name things."""
+    """Words in singular: those in many training captions, and the nouns for objects among them."""
 
     common: frozenset[str]
     names: frozenset[str]

@@ -11,7 +11,7 @@ from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
 from grr_coca_icons.match.label_check import Labelled
 from grr_coca_icons.match.labels_in_code import CODE, labels_in_code
 from grr_coca_icons.match.picture_set import aliases_in
-from grr_coca_icons.match.used_icons import squashed
+from grr_coca_icons.match.used_icons import normalize_name
 from grr_coca_icons.sources.iconify import SCHEME, read_package
 
 
@@ -90,7 +90,7 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
                 prefix = label.icon.prefix
                 if prefix not in sets:
                     sets[prefix] = _icons_of(prefix, failures)
-                svg = sets[prefix].get(squashed(label.icon.name), "")
+                svg = sets[prefix].get(normalize_name(label.icon.name), "")
                 if not svg:
                     continue
             content = label.image.read_bytes() if label.image else svg.encode()
@@ -108,4 +108,4 @@ def _icons_of(prefix: str, failures: list[str]) -> dict[str, str]:
     except UserError as error:
         failures.append(str(error))
         return {}
-    return {squashed(written): icon.svg for icon in icons for written in (*icon.aliases, icon.name) if icon.svg}
+    return {normalize_name(written): icon.svg for icon in icons for written in (*icon.aliases, icon.name) if icon.svg}

@@ -76,7 +76,7 @@ class ProbabilityCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers:
+class MatchWeights:
     """Weights of the features by name, and curves for targets with and without drawings in training."""
 
     weights: dict[str, float]
@@ -93,7 +93,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchNumbers:
+class MatchParameters:
     """All match parameters of a model.
 
     `with_names`, `without_names`: Parameters with and without names. `seen_sets`: Prefixes of the icon sets in
@@ -101,13 +101,13 @@ class MatchNumbers:
     is below (see `label_check`).
     """
 
-    with_names: Numbers
-    without_names: Numbers
+    with_names: MatchWeights
+    without_names: MatchWeights
     seen_sets: tuple[str, ...]
     label_limits: tuple[tuple[float, ...], ...] = ()
 
 
-BY_PICTURE_ALONE = Numbers(
+BY_PICTURE_ALONE = MatchWeights(
     weights={"picture": 1.0},
     seen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
     unseen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
@@ -115,11 +115,11 @@ BY_PICTURE_ALONE = Numbers(
 """Parameters for models without fitted ones. Its probabilities are meaningless."""
 
 
-def match_numbers(folder: Path) -> MatchNumbers | None:
+def match_numbers(folder: Path) -> MatchParameters | None:
     """Return the match parameters of the model in a folder, or None if it has none.
 
     Raises:
         UserError: If the file is corrupt.
     """
     path = folder / MATCHING
-    return from_dict(MatchNumbers, read_json(path), str(path)) if path.exists() else None
+    return from_dict(MatchParameters, read_json(path), str(path)) if path.exists() else None

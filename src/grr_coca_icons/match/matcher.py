@@ -13,7 +13,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted
 from grr_coca_icons.match.candidates import PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.icon_map import IconMap, decided_matches
-from grr_coca_icons.match.match_numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
+from grr_coca_icons.match.match_numbers import CANDIDATES, MatchParameters, MatchWeights, match_numbers
 from grr_coca_icons.match.picture_set import OnProgress, OpenPictureSet, read_file, read_index, read_sources
 from grr_coca_icons.match.used_icons import Use
 from grr_coca_icons.sources.iconify import SCHEME
@@ -36,7 +36,7 @@ class Matcher:
 
     Args:
         model: The model, or its name or folder; None: the model of the first index among the arguments, or the default.
-        engine: As in `grr_coca.load`.
+        engine: See `grr_coca.load`.
         names: Whether to compare names as well as images.
     """
 
@@ -52,7 +52,7 @@ class Matcher:
         return self._model
 
     @cached_property
-    def fitted(self) -> MatchNumbers | None:
+    def fitted(self) -> MatchParameters | None:
         """Match parameters of the model; None if it has none.
 
         Raises:
@@ -61,7 +61,7 @@ class Matcher:
         require_not_adapted(self.model.folder, "match")
         return match_numbers(self.model.folder)
 
-    def numbers(self, source: PictureSet, target: PictureSet) -> Numbers | None:
+    def numbers(self, source: PictureSet, target: PictureSet) -> MatchWeights | None:
         """Return the parameters for two image sets, with names if both have names."""
         if self.fitted is None:
             return None
@@ -81,7 +81,8 @@ class Matcher:
         Args:
             arguments: Icon sets, files and folders, or one index.
             exclude: Patterns of .gitignore.
-            retired: Also open icons that a set has dropped, which code may use but which should not be replacements.
+            retired: Whether to also open icons that a set has dropped, which code may use but which should not be
+                replacements.
             on_progress: Called with the numbers of embedded and of all images.
 
         Raises:

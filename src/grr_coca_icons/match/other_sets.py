@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grr_coca_icons.match.candidates import PictureSet, match_pictures
-from grr_coca_icons.match.match_numbers import MatchNumbers
+from grr_coca_icons.match.match_numbers import MatchParameters
 
 MAX_SETS = 10
 """Maximum number of other sets that are searched for an icon: those with the most similar images."""
@@ -28,7 +28,7 @@ class Equivalent(NamedTuple):
     probability: float
 
 
-class OtherSets:
+class CrossSetMatcher:
     """Icon sets of a library, for finding equivalents between them.
 
     Args:
@@ -36,7 +36,7 @@ class OtherSets:
         numbers: Parameters of the model of the embeddings.
     """
 
-    def __init__(self, pictures: PictureSet, numbers: MatchNumbers) -> None:
+    def __init__(self, pictures: PictureSet, numbers: MatchParameters) -> None:
         by_set: dict[str, list[int]] = defaultdict(list)
         for place, name in enumerate(pictures.names):
             by_set[name.partition(":")[0]].append(place)

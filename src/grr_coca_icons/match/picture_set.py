@@ -27,7 +27,7 @@ from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
 from grr_coca_icons.match.candidates import PictureSet
 from grr_coca_icons.match.icon_lookup import Embed, IconLookup
 from grr_coca_icons.match.label_check import knows
-from grr_coca_icons.match.match_numbers import MatchNumbers
+from grr_coca_icons.match.match_numbers import MatchParameters
 from grr_coca_icons.sources.open_icons import retired_icons
 from grr_coca_icons.svg import is_svg
 from grr_coca_search.entry import Entry, chunks
@@ -37,7 +37,7 @@ from grr_coca_search.store import Store
 _FILLED = frozenset({"fill", "filled", "solid", "bold"})
 """Style words of filled drawings."""
 _VERSION = 1
-"""Version of the drawings: another one makes the cached embeddings unused."""
+"""Version of the drawings; a change invalidates the cached embeddings."""
 _BATCH = 64
 OnProgress = Callable[[int, int], None]
 """Called with the numbers of embedded and of all images."""
@@ -83,7 +83,7 @@ class _Picture:
 def read_sources(
     arguments: Sequence[str],
     model: IndexModel,
-    numbers: MatchNumbers | None,
+    numbers: MatchParameters | None,
     *,
     exclude: Sequence[str] = (),
     retired: bool = False,
@@ -105,7 +105,7 @@ def read_sources(
                 failures.append(f"{picture.name}: duplicate name; the first image is used")
                 continue
             pictures[picture.name], files[picture.name] = picture, file
-    with KeptEmbeddings(model) as kept:
+    with EmbeddingCache(model) as kept:
         failures += _embed(pictures, files, kept, on_progress)
         found = [picture for picture in pictures.values() if picture.vector is not None]
         if not found:
@@ -125,7 +125,7 @@ def read_file(entry: Entry) -> bytes:
 
 
 def read_index(
-    store: Store, model: IndexModel, numbers: MatchNumbers | None, read: Callable[[Entry], bytes] = read_file
+    store: Store, model: IndexModel, numbers: MatchParameters | None, read: Callable[[Entry], bytes] = read_file
 ) -> OpenPictureSet:
     """Return the images of an index with its embeddings.
 
@@ -144,7 +144,7 @@ def read_index(
         raise UserError(f"{store.location}: an index without images")
     once = {picture.name: picture for picture in reversed(pictures)}
     failures = [f"{store.location}: {len(pictures) - len(once):,} images have duplicate names"]
-    with KeptEmbeddings(model) as kept:
+    with EmbeddingCache(model) as kept:
         found = list(reversed(once.values()))
         return _opened(found, kept, numbers, failures if len(once) < len(pictures) else [])
 
@@ -153,7 +153,7 @@ def named_pictures(
     names: Sequence[str],
     aliases: Sequence[Sequence[str]],
     vectors: np.ndarray,
-    numbers: MatchNumbers,
+    numbers: MatchParameters,
     model: IndexModel | None = None,
 ) -> PictureSet:
     """Return an image set of icons that are already embedded.
@@ -171,7 +171,7 @@ def named_pictures(
     ]
     if model is None:
         return _opened(found, None, numbers, []).set
-    with KeptEmbeddings(model) as kept:
+    with EmbeddingCache(model) as kept:
         return _opened(found, kept, numbers, []).set
 
 
@@ -229,7 +229,7 @@ def _of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) 
 
 
 def _opened(
-    found: Sequence[_Picture], kept: "KeptEmbeddings | None", numbers: MatchNumbers | None, failures: list[str]
+    found: Sequence[_Picture], kept: "EmbeddingCache | None", numbers: MatchParameters | None, failures: list[str]
 ) -> OpenPictureSet:
     words, things = _words(found)
     are_icons = 2 * sum(picture.is_icon for picture in found) > len(found)
@@ -260,7 +260,7 @@ def _embedded(model: IndexModel, text: str) -> np.ndarray | None:
     """Return the embedding of a name as words, E, or None if the model does not know them."""
     if not knows(model.loaded, text):
         return None
-    with KeptEmbeddings(model) as kept:
+    with EmbeddingCache(model) as kept:
         return kept.of_texts([text])[0]
 
 
@@ -306,11 +306,11 @@ def _dashed(name: str) -> str:
     return words_of_name(name).replace(" ", "-")
 
 
-# --- KeptEmbeddings
+# --- EmbeddingCache
 
 
 def _embed(
-    pictures: dict[str, _Picture], files: dict[str, ImageFile], kept: "KeptEmbeddings", on_progress: OnProgress
+    pictures: dict[str, _Picture], files: dict[str, ImageFile], kept: "EmbeddingCache", on_progress: OnProgress
 ) -> list[str]:
     """Set the embedding of each image, from the cache or by the model. Return a line for each image without one."""
     failures: list[str] = []
@@ -366,7 +366,7 @@ def _is_blank(image: Image.Image) -> bool:
     return all(low == high for low, high in image.getextrema())  # type: ignore[misc]
 
 
-class KeptEmbeddings:
+class EmbeddingCache:
     """Embeddings of images and texts by one model, stored in the user's cache. An unusable cache is
     ignored.
 
@@ -378,7 +378,7 @@ class KeptEmbeddings:
         self.model = model
         self._database: sqlite3.Connection | None = None
 
-    def __enter__(self) -> "KeptEmbeddings":
+    def __enter__(self) -> "EmbeddingCache":
         """Open the cache."""
         path = user_cache() / "match" / f"{self.model.fingerprint}.v{_VERSION}.sqlite"
         with suppress(OSError, sqlite3.Error):
@@ -400,7 +400,7 @@ class KeptEmbeddings:
             self._database = None
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the embeddings of texts, N E. Empty texts give zeros."""
+        """Return the embeddings of texts, N E. Empty texts yield zeros."""
         keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
         known = self.read("texts", keys.values())
         missing = [text for text, key in keys.items() if key not in known]

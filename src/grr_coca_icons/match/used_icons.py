@@ -98,7 +98,7 @@ def components_in(text: str, file: str) -> dict[str, Use]:
     return dict(_imports(text, file))
 
 
-def squashed(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Normalize a name by removing case and separators: `trash-2` and `Trash2` are both `trash2`."""
     return re.sub(r"[\W_]+", "", name).lower()
 

@@ -34,7 +34,7 @@ def read_font(path: Path) -> IconSet:
     """Return the icons of a font, in the order of its glyphs.
 
     Raises:
-        UserError: If fonttools is not installed, the file is not a font, or draws nothing.
+        UserError: If fonttools is not installed, or the file is not a font or has no drawings.
     """
     require_extra("icons", f"{path}: an icon font")
     _require_small(path)

@@ -1,6 +1,6 @@
 """Iconify icon sets: a JSON file, a package `@iconify-json/PREFIX`, or `iconify:PREFIX`, which npm downloads once.
 
-The format: https://iconify.design/docs/types/iconify-json.html. A package is an archive of npm with `icons.json` and
+The format: https://iconify.design/docs/types/iconify-json.html. A package is an npm archive with `icons.json` and
 `info.json`. Archives are in the user's cache. Nothing in them is executed.
 """
 

@@ -67,7 +67,7 @@ def read_icons(argument: str) -> IconSet | None:
     """Return the icons of an argument, or None if it is not an icon source, such as a folder of SVG files.
 
     Args:
-        argument: `iconify:PREFIX`, a JSON file of Iconify, an archive or unpacked folder of `@iconify-json/PREFIX`, an
+        argument: `iconify:PREFIX`, an Iconify JSON file, an archive or unpacked folder of `@iconify-json/PREFIX`, an
             SVG sprite, or an icon font.
 
     Raises:

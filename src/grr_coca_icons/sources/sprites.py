@@ -26,7 +26,7 @@ _UNUSUAL_BOX = (0.0, 0.0, 24.0, 24.0)
 def read_sprite(path: Path) -> IconSet | None:
     """Return the icons of a sprite, in its order, or None if the file is an ordinary drawing.
 
-    An ordinary drawing shows something itself. A sprite has symbols and shows none of them.
+    An ordinary drawing is visible itself. A sprite defines symbols and displays none of them.
 
     Raises:
         UserError: If the file has symbols, but is invalid XML or declares entities.

@@ -172,7 +172,7 @@ class IconTools:
             )
 
     def check_names(self, names: Sequence[str]) -> ToolAnswer:
-        """Return which icon names exist, and the nearest existing names of others."""
+        """Return the icon names that exist, and for each other name the nearest existing names."""
         checked = _names(names)
         with self._lock:
             return ToolAnswer(_json([self._checked(name) for name in checked]))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Message, Receive, Scope, Send
 
 from grr_coca.common.errors import UserError
-from grr_coca_serve.refusal import MAX_BYTES, Refusal
+from grr_coca_serve.refusal import MAX_BYTES, RequestError
 from grr_coca_serve.responses import refused
 
 if TYPE_CHECKING:
@@ -41,15 +41,15 @@ class McpEndpoint:
         """Answer a request.
 
         Raises:
-            Refusal: If the tools are unavailable, the request is invalid, or the queue is full.
+            RequestError: If the tools are unavailable, the request is invalid, or the queue is full.
         """
         if self._index is None:
-            raise Refusal(404, "/mcp needs an index")
+            raise RequestError(404, "/mcp needs an index")
         if find_spec("mcp") is None:
-            raise Refusal(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
+            raise RequestError(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
         if scope["method"] != "POST":  # the server sends nothing by itself, and has no sessions to end
-            raise Refusal(405, f"/mcp does not take {scope['method'][:20]}")
-        with self._queue.admitted():
+            raise RequestError(405, f"/mcp does not take {scope['method'][:20]}")
+        with self._queue.reserve_slot():
             async with self._starting:
                 if self._manager is None or self._running is None or self._running.done():
                     self._manager = await self._start(self._index)
@@ -60,7 +60,7 @@ class McpEndpoint:
         try:
             manager, index = await asyncio.to_thread(_made_manager, served)
         except UserError as error:
-            raise Refusal(503, f"the index is unavailable: {error}", retry_after=5) from error
+            raise RequestError(503, f"the index is unavailable: {error}", retry_after=5) from error
         started = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
@@ -105,7 +105,7 @@ def _with_short_errors(send: Send) -> Send:
             is_json = any(name == b"content-type" and b"json" in value for name, value in start["headers"])
             is_long = len(message.get("body", b"")) > MAX_BYTES
             if start["status"] >= HTTPStatus.BAD_REQUEST and (is_long or not is_json):
-                short = refused(Refusal(start["status"], message["body"].decode("utf-8", "replace")))
+                short = refused(RequestError(start["status"], message["body"].decode("utf-8", "replace")))
                 start["headers"], message["body"] = short.raw_headers, short.body
             await send(start)
         await send(message)

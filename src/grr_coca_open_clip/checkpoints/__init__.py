@@ -1,4 +1,4 @@
-"""CoCa checkpoints of open_clip, converted to ours and back. `docs/open-clip.md` lists the differences.
+"""Conversion of open_clip's CoCa checkpoints to our format and back. `docs/open-clip.md` lists the differences.
 
 This file finds the files of a checkpoint, and does not import torch.
 """

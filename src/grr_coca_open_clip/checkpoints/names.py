@@ -1,4 +1,4 @@
-"""Convert tensors between open_clip's CoCa and ours, in both directions.
+"""Convert tensors between open_clip's CoCa and our own, in both directions.
 
 The import loses nothing: tensors that are written back are equal to the bit. On export, the bias of our patch
 embedding, which open_clip does not have, is added to the positions; it is 0 in an imported model.
@@ -40,7 +40,7 @@ def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
 
 
 def to_theirs(ours: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """Return open_clip's weights from ours."""
+    """Convert our weights to open_clip's."""
     return {
         name: tensor
         for link in links(config)
@@ -74,7 +74,7 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
     yield from _affine("visual.ln_pre", "image_encoder.pre_norm")
     for i in range(config.own_image_encoder.transformer.num_layers):
         yield from _block(f"visual.transformer.resblocks.{i}", f"image_encoder.blocks.{i}")
-    # Their pooler normalizes its input, which nothing else reads: that is our encoder's last norm.
+    # open_clip's pooler normalizes its input, which no other part reads: that is our encoder's last norm.
     yield from _affine("visual.attn_pool.ln_k", "image_encoder.norm")
 
 

@@ -1,4 +1,4 @@
-"""Convert a CoCa checkpoint of open_clip to one of ours. No code in a file is ever run."""
+"""Convert open_clip's CoCa checkpoints to our format. No code in a file is ever run."""
 
 import pickle
 from collections.abc import Mapping
@@ -31,14 +31,14 @@ _COCO_TUNED = (
 
 
 def read_open_clip(path: Path, model: str | None = None, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a CoCa checkpoint of open_clip.
+    """Read an open_clip CoCa checkpoint.
 
     Args:
-        path: a folder in the hub's layout, or a file of weights. `open_clip_config.json` next to the weights defines
+        path: Folder in the hub's layout, or a file of weights. `open_clip_config.json` next to the weights defines
             the architecture. Without it, the shapes of the tensors do; heads then have 64 channels, and the pooler 8
             heads, as in both published models.
         model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
-        device: Where the model goes.
+        device: Device of the model.
 
     Raises:
         UserError: If it cannot be read, or our model does not support it; the message names the tensor or the key.
@@ -115,7 +115,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     A `state_dict` within a training checkpoint is found, and prefixes `module.` are removed.
 
     Raises:
-        UserError: If the file is corrupt, truncated, or holds anything but tensors.
+        UserError: If the file is corrupt, truncated, or contains anything but tensors.
     """
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     state = found.get("state_dict", found)

@@ -55,7 +55,7 @@ _UNSUPPORTED_MODELS = {
 }
 
 _SWITCHES = {"vision_cfg": ("attentional_pool", "pooler"), "text_cfg": ("embed_cls", "class token")}
-"""Keys that must be set, and the part of a CoCa that each gives."""
+"""Required keys, and the part of a CoCa that each defines."""
 _SHAPES = {
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "mlp_ratio", "attn_pooler_queries"},
     "text_cfg": {"context_length", "vocab_size", "width", "layers", "mlp_ratio"},
@@ -156,7 +156,7 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a checkpoint of open_clip. `where`: their file or name, for messages."""
+    """Settings of an open_clip checkpoint. `where`: Name of their file in messages."""
 
     where: str
     model: Mapping[str, Any]
@@ -280,7 +280,7 @@ def _agrees(key: str, said: object, found: Mapping[str, Any]) -> bool:
 
 
 def _mlp_ratio(transformer: TransformerConfig) -> float:
-    """Return a ratio that gives exactly this width when open_clip computes it."""
+    """Return a ratio from which open_clip computes exactly this width."""
     ratio = transformer.hidden_dim / transformer.embed_dim
     is_right = _hidden_dim(transformer.embed_dim, ratio) == transformer.hidden_dim
     return ratio if is_right else math.nextafter(ratio, math.inf)

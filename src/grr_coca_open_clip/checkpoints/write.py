@@ -6,7 +6,7 @@ from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import whole_folder
+from grr_coca.common.files import atomic_folder
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.model.checkpoint import Checkpoint, save_tensors
 from grr_coca.model.presets import get_preset
@@ -36,7 +36,7 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a folder that open_clip loads as `local-dir:FOLDER`.
 
     Raises:
-        UserError: open_clip does not support the model's parts or vocabulary, or the disk cannot be written to.
+        UserError: If open_clip does not support the model's parts or vocabulary, or the disk cannot be written to.
     """
     _require_supported(checkpoint)
     pre = checkpoint.preprocess
@@ -52,7 +52,7 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     }
     tensors = to_theirs(checkpoint.model.state_dict(), checkpoint.config)
     try:
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / WEIGHTS[0])
             (partial / SETTINGS).write_bytes(json.dumps(settings, indent=2).encode())
     except OSError as error:

@@ -20,7 +20,7 @@ def import_open_clip(
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     as_stored: Flag = False,
 ) -> None:
-    """Convert a CoCa checkpoint of open_clip to one that every command accepts.
+    """Convert an open_clip CoCa checkpoint to one that every command accepts.
 
     Args:
         path: folder in the hub's layout, or a file of weights: .safetensors or .bin. No code in it is run.

@@ -1,4 +1,4 @@
-"""`grr-coca index`: make an index, update it, or keep it up to date."""
+"""`grr-coca index`: create an index, update it, or keep it up to date."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MIN_SECONDS_BETWEEN_SCANS = 2.0
 _PAUSE_PER_SCAN = 10
-"""While watching, the pause is at least this many times as long as the search for images took."""
+"""Minimum pause while watching, as a multiple of the duration of a scan."""
 
 
 def run(
@@ -44,15 +44,15 @@ def run(
     Args:
         out: folder of the index, or http://HOST:PORT/NAME of a Milvus server.
         images: image files, folders, patterns, .tar shards, or tables of images; if none are given, those that the
-            index was made of.
+            index was created from.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if
             not given, the model of the index, or for a new index the shipped model.
         forget: remove the images of this argument, or below this folder, from the index. Without images, nothing else
             is done.
-        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif". The
+        exclude: exclude files that match this .gitignore pattern, such as "raw/" or "*.gif". The
             index remembers its patterns until others are given; "" removes them.
         watch: keep the index up to date until Ctrl-C.
-        check: read the whole index and compare it with its checksums, and do nothing else.
+        check: only read the entire index and compare it with its checksums.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
@@ -118,7 +118,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
     if store is None:
         if not images:
             raise UserError(f"{out}: no index yet; pass the images to index")
-        require_arguments(images)  # before a model is loaded or anything is written
+        require_arguments(images)  # before a model is loaded or a file is written
     else:
         store.close()
     model = checkpoint or (DEFAULT if store is None else None)
@@ -126,7 +126,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
 
 
 def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
-    """Return the arguments to scan while watching: a file that was removed is excluded until it is back."""
+    """Return the arguments to scan while watching: a removed file is excluded until it exists again."""
     from grr_coca_search.update import absolute_arguments, is_there
 
     roots = index.store.roots()

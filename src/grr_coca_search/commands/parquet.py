@@ -1,4 +1,4 @@
-"""`grr-coca import index` and `export index`: an index from and to a Parquet file."""
+"""`grr-coca import index` and `export index`: Parquet import and export of an index."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ def import_index(
         path: .parquet file.
         out: folder of the new index, or http://HOST:PORT/NAME of a Milvus server.
     """
-    from grr_coca_search.portable import import_parquet  # late, as below: only commands of indexes need it
+    from grr_coca_search.portable import import_parquet  # late, as below: only index commands need it
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -22,7 +22,7 @@ _WHERE = (
     f"{', '.join(FIELDS)}, and the columns of tables."
 )
 _MAX_CAPTION = 40
-"""Characters of a caption in a line of hits."""
+"""Maximum number of caption characters in the line of a hit."""
 
 
 def search_index(
@@ -58,7 +58,7 @@ def search_index(
             match to the scores; only for queries without images, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption, copies and fields.
         null: print only paths, each followed by a null byte, for `xargs -0`.
-        checkpoint: the model, if it was moved since the index was made.
+        checkpoint: the model, if it was moved since the index was created.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     from grr_coca_search.index import Index
@@ -98,9 +98,9 @@ def list_duplicates(
     min_cosine: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.95,
     json: Flag = False,
 ) -> None:
-    """List the images of an index that look the same, and which of them are exact copies.
+    """List the near-duplicate images of an index, and which of them are exact copies.
 
-    In each group, the largest image comes first. Images are similar if both conditions hold; files with equal bytes are
+    In each group, the largest image is first. Images are similar if both conditions hold; files with equal bytes are
     exact copies.
 
     Args:
@@ -179,11 +179,11 @@ def hit_lines(answer: "SearchResult") -> Iterator[str]:
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
         caption = f"{_cut(escape_control_chars(hit.caption), width):<{width}}"
-        yield f"{rank:>3}  {answer.shown_relevance(hit):>4}  {caption}  {_shown_path(hit.path)}{_notes(hit)}"
+        yield f"{rank:>3}  {answer.format_relevance(hit):>4}  {caption}  {_shown_path(hit.path)}{_notes(hit)}"
 
 
 def _opening_line(answer: "SearchResult") -> str | None:
-    """Return a remark before the hits, or None if they need none."""
+    """Return a message before the hits, or None if none is needed."""
     if not answer.hits:
         return f"no hit among {answer.searched:,} images"
     images = " images" if answer.can_tell else ""

@@ -1,7 +1,7 @@
-"""Checksums of the file of vectors, by block of rows, in the table `blocks`.
+"""Checksums of the vector file, by block of rows, in the table `blocks`.
 
-SQLite notices much of what happens to its own file, but any bytes are vectors. The writer adds the checksums with the
-rows, in one transaction. Rows that an older version has written get theirs when a writer next opens the index.
+SQLite detects most corruption of its database, but any bytes are valid vectors. The writer adds the checksums with the
+rows, in one transaction. Rows written by an older version get checksums when a writer next opens the index.
 """
 
 import sqlite3
@@ -37,7 +37,7 @@ class RowBlock(NamedTuple):
 
 
 def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]:
-    """Return the blocks of the file of a generation, in order. Empty if only an older version has written it."""
+    """Return the blocks of a generation's file, in order; empty if only an older version wrote the file."""
     if not _has_table(database):
         return []
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first"
@@ -45,7 +45,7 @@ def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]
 
 
 def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.ndarray) -> None:
-    """Add the checksums of rows that follow those of the table. The caller commits."""
+    """Add the checksums of rows after those in the table. The caller commits."""
     write_blocks(database, generation, following_blocks(_last(database, generation), vectors))
 
 
@@ -57,7 +57,7 @@ def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable
 
 
 def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
-    """Yield the blocks of N E rows that follow a block. If that is not full, it comes first, with some of the rows."""
+    """Yield the blocks of N E rows that follow a block. An incomplete block is yielded first, with some of the rows."""
     place = 0
     while place < len(vectors):
         if last.rows % ROWS_PER_BLOCK == 0:
@@ -69,10 +69,10 @@ def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
 
 
 def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, generation: int) -> None:
-    """Add the checksums that are missing, and remove those of other generations. For a writer outside of transactions.
+    """Add missing checksums, and remove those of other generations. For a writer outside of transactions.
 
     Raises:
-        DamagedError: If the file is shorter than its rows.
+        CorruptDataError: If the file is shorter than its rows.
     """
     if _has_table(database) and _last(database, generation).end == len(file):
         return
@@ -90,10 +90,10 @@ def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, genera
 
 
 def damaged_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
-    """Yield the blocks whose rows are not those that were written.
+    """Yield the blocks whose rows differ from what was written.
 
     Raises:
-        DamagedError: If the file ends before their last row.
+        CorruptDataError: If the file ends before the last row of the blocks.
     """
     for block in blocks:
         if block.end > len(file) or zlib.crc32(file.read(block.first, block.end).tobytes()) != block.checksum:

@@ -1,8 +1,8 @@
 """The tables of `index.sqlite`: creating and opening it, entries as rows, and the writer lock.
 
-The id of an image is 1 + its row in the file of vectors. An image that is embedded again gets a new row, and the table
+The id of an image is 1 + its row in the vector file. An image that is embedded again gets a new row, and the table
 `gone` keeps the old id with the revision, so that readers of an earlier state notice. `words` is the full-text index of
-file names, captions, and what people wrote.
+file names, captions, and user metadata.
 """
 
 import errno
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from grr_coca.common.errors import DamagedError, UserError
+from grr_coca.common.errors import CorruptDataError, UserError
 from grr_coca.common.files import replace_file
 from grr_coca.common.locks import LockHeldError, ProcessLock
 from grr_coca.data.text import split_name
@@ -34,15 +34,15 @@ from grr_coca_search.fields import FieldValue
 FILE = "index.sqlite"
 _LOCK = "writer.lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""Messages of file systems without locks."""
+"""Error codes of file systems without locks."""
 _PARTIAL = f".{FILE}.partial"
-"""Name of the database until it is complete. The names of SQLite's files next to it begin with this."""
+"""Name of the database until it is complete, and prefix of the names of SQLite's files next to it."""
 _SECONDS_TO_WAIT = 30.0
-"""How long to wait for the commit of another process, which takes milliseconds."""
+"""Maximum time to wait for a commit by another process, which takes milliseconds."""
 _SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 
 OF_MODEL = "of model"
-"""Key in the column `fields` of what the model knows of its caption. No field has a name with a space."""
+"""Key in the column `fields` for the model's estimates about its caption. No field has a name with a space."""
 
 _APPLICATION_ID = 0x67726369
 """Marks the file as an index: `grci`."""
@@ -128,34 +128,34 @@ FAILURES_OF = """
 SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
 ORDER BY name LIMIT ?
 """
-"""`IMAGES_OF` and `FAILURES_OF` read a page of the names of a root. The last column is where the next page begins. The
-tables have indexes in this order, so nothing is sorted."""
+"""`IMAGES_OF` and `FAILURES_OF` read a page of the names of a root. The last column is the start of the next page. The
+tables have indexes in this order, so no sorting is needed."""
 
 
 def create_database(folder: Path, header: Header) -> None:
-    """Create a new database, completely or not at all. A database that is already there stays.
+    """Create a new database atomically. An existing database is kept.
 
     Raises:
-        UserError: If the disk is full or cannot be written to, or another process is creating one there.
+        UserError: If the disk is full or cannot be written to, or another process is creating a database there.
     """
     with database_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_writer(folder)
         try:
-            if not (folder / FILE).exists():  # otherwise another process has created it in between
+            if not (folder / FILE).exists():  # otherwise another process has created it in the meantime
                 _create(folder, header)
         finally:
             lock.release()
 
 
 def remove_database(folder: Path) -> None:
-    """Remove an index, and its folder if that is empty then.
+    """Remove an index, and its folder if it is empty afterwards.
 
     Raises:
         UserError: If a file cannot be removed.
     """
     with database_errors(folder):
-        # The database goes first: without it the index is gone, whatever happens next.
+        # The database is removed first: then the index is gone, even if a later step fails.
         for pattern in (FILE, f"{FILE}-*", f"{_PARTIAL}*", "vectors*.f16", _LOCK):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def remove_database(folder: Path) -> None:
 
 
 def holds_nothing_else(folder: Path) -> bool:
-    """Return whether a folder is empty, or holds only files that an interrupted creation of an index has left."""
+    """Return whether a folder is empty, or contains only leftovers of an interrupted index creation."""
     return all(path.name == _LOCK or path.name.startswith(_PARTIAL) for path in folder.iterdir())
 
 
@@ -187,10 +187,10 @@ def _create(folder: Path, header: Header) -> None:
 
 
 def open_database(folder: Path) -> sqlite3.Connection:
-    """Open the database of an index. No transaction is begun.
+    """Open the database of an index, without starting a transaction.
 
     Raises:
-        UserError: If there is none, it is corrupt or not an index, or a newer version of this code wrote it.
+        UserError: If the database is missing, corrupt or not an index, or was written by a newer version.
     """
     path = folder / FILE
     if not path.is_file():
@@ -209,7 +209,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Add the column `look`, which an older index lacks. Only the writer may do it."""
+    """Add the column `look`, which older indexes lack. Only the writer may call this."""
     if _lacks_look(database):
         database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
     database.execute("DROP VIEW IF EXISTS temp.pictures")
@@ -221,7 +221,7 @@ def _lacks_look(database: sqlite3.Connection) -> bool:
 
 
 def _stand_in(database: sqlite3.Connection) -> None:
-    """Let a view replace the column that an older index lacks. Its name comes before that of the table."""
+    """Provide the column that older indexes lack through a view. Its name takes precedence over the table's."""
     if _lacks_look(database):
         database.execute("CREATE TEMP VIEW pictures AS SELECT *, NULL AS look FROM main.pictures")
 
@@ -230,7 +230,7 @@ def read_header(database: sqlite3.Connection) -> Header:
     """Return the header of the index.
 
     Raises:
-        DamagedError: If it has not what a header has.
+        CorruptDataError: If it is not a complete header.
     """
     values = dict(database.execute("SELECT key, value FROM header"))
     try:
@@ -238,13 +238,13 @@ def read_header(database: sqlite3.Connection) -> Header:
         if not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"embeddings of {width} numbers")
     except DAMAGE as error:
-        raise DamagedError(f"the index is corrupt: its header is invalid ({error})") from error
+        raise CorruptDataError(f"the index is corrupt: its header is invalid ({error})") from error
     return Header(model, fingerprint, width)
 
 
 @contextmanager
 def database_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of SQLite and of the system into a `UserError` that names the index."""
+    """Convert SQLite and system errors to a `UserError` that names the index."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -256,16 +256,16 @@ def database_errors(folder: Path) -> Iterator[None]:
         if any(sign in words for sign in _SIGNS_OF_DAMAGE):
             raise UserError(f"{folder / FILE}: corrupt, or not an index ({words}); {how_to_restore(folder)}") from error
         raise UserError(f"{folder / FILE}: {words}") from error
-    except UnicodeDecodeError as error:  # of a message of SQLite, which quotes a name from the file
+    except UnicodeDecodeError as error:  # in an SQLite message that quotes a name from the file
         message = f"{folder / FILE}: corrupt, or not an index ({error}); {how_to_restore(folder)}"
-        raise DamagedError(message) from error
+        raise CorruptDataError(message) from error
     except OSError as error:
         message = f"{folder}: cannot be read or written ({error.strerror or error}); what was committed before is kept"
         raise UserError(message) from error
 
 
 def as_bytes(text: str) -> str | bytes:
-    """Return a text as a parameter of a statement. A file name that is not UTF-8 becomes bytes."""
+    """Convert a text to a statement parameter. A file name that is not UTF-8 becomes bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -303,7 +303,7 @@ def _fields_column(entry: Entry) -> str | None:
 
 
 def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
-    """Return the values of the columns `photo` and `keywords`: what people wrote, and a file name split into its
+    """Return the values of the columns `photo` and `keywords`: user metadata, and a file name split into its
     words.
     """
     words = [*(photo.words if photo is not None else ()), split_name(title)]
@@ -314,18 +314,19 @@ def from_row(row: tuple) -> Entry:
     """Convert a row of the query `READ` to an entry.
 
     Raises:
-        DamagedError: If a value is not what `to_row` writes. SQLite accepts any value in any column.
+        CorruptDataError: If a value does not have the form that `to_row` writes. SQLite accepts any value in any
+            column.
     """
     try:
         return _entry(row)
     except DAMAGE as error:
-        raise DamagedError(
+        raise CorruptDataError(
             f"the index is corrupt: its image {row[0]} has a value that no index has ({error})"
         ) from error
 
 
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
-"""Exceptions from reading a stored value that this code did not write."""
+"""Exceptions from reading a stored value of foreign code."""
 
 
 def _entry(row: tuple) -> Entry:
@@ -359,15 +360,15 @@ def _entry(row: tuple) -> Entry:
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """Return the fields of a table in the column `fields`; an empty dictionary if there are none."""
+    """Return the fields of a table in the column `fields`; empty if there are none."""
     return {name: value for name, value in json.loads(written).items() if name != OF_MODEL} if written else {}
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:
     """Open a database in a folder without write permission.
 
-    The newest commits of another user's writer are in the files beside the database. If there are no such files, SQLite
-    cannot create them, and opens the database only with `immutable`, which asserts that no process changes it.
+    The newest commits of another user's writer are in the files next to the database. If there are no such files,
+    SQLite cannot create them, and opens the database only with `immutable`, which asserts that no process changes it.
     """
     try:
         return _connected(path, "?mode=ro")
@@ -385,7 +386,7 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
     )
     database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
     try:
-        # A commit that has returned survives a power cut. This statement already reads the database.
+        # Returned commits survive a power failure. This statement already reads the database.
         database.execute("PRAGMA synchronous = FULL")
     except BaseException:
         database.close()
@@ -394,7 +395,9 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
 
 
 def _check(database: sqlite3.Connection, folder: Path) -> None:
-    """Check that a database is an index, which has no views and only its own triggers: theirs may recurse forever."""
+    """Check that a database is an index, with no views and only the expected triggers: foreign ones may recurse
+    forever.
+    """
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if identity != _APPLICATION_ID:
@@ -407,16 +410,16 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
     written = database.execute("SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('view', 'trigger')")
     for kind, name, sql in written:
         if kind == "view" or not isinstance(sql, str) or sql not in _WORDS:
-            raise DamagedError(
+            raise CorruptDataError(
                 f"{folder / FILE}: corrupt: it has the {kind} {str(name)[:50]!r}; {how_to_restore(folder)}"
             )
 
 
 def lock_writer(folder: Path) -> ProcessLock:
-    """Take the lock of the writer of an index, which only one process can hold.
+    """Acquire the writer lock of an index, which only one process can hold.
 
     Raises:
-        UserError: Another process holds it, or this one already does; the message names the process.
+        UserError: If another process, or this process, holds it already; the message names the process.
     """
     try:
         return ProcessLock(folder / _LOCK)

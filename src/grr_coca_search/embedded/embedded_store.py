@@ -1,4 +1,4 @@
-"""The store in a folder: a search is one exact matrix product, and many processes can read while one writes.
+"""The store in a folder: a search is one exact matrix product, and many processes can read while one process writes.
 
 Shapes: N images, E embedding width.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.common.errors import DamagedError, UserError
+from grr_coca.common.errors import CorruptDataError, UserError
 from grr_coca_search.embedded.checksums import damaged_blocks, read_blocks
 from grr_coca_search.embedded.database import (
     DAMAGE,
@@ -55,19 +55,21 @@ _MAX_PARAMETERS = 500
 """Maximum number of parameters of one statement. Older versions of SQLite take 999."""
 TITLE_WEIGHT, CAPTION_WEIGHT = 5.0, 0.3
 _BM25 = f"bm25({TITLE_WEIGHT}, {CAPTION_WEIGHT}, {TITLE_WEIGHT})"
-"""The weights of a word in the title, the caption and the keywords. The caption adds little to the embedding: one model
-made both."""
+"""Weights of a word in the title, the caption and the keywords. The caption adds little to the embedding, as the same
+model created both."""
 _MAX_LENGTH = 1.1
-"""An embedding has unit length. Longer vectors are corrupt."""
+"""Maximum length of an embedding, which has unit length. Longer vectors are corrupt."""
 _MAX_BLOCKS_NAMED = 3
 ROWS_PER_READ = 2048
 MAX_WORDS = 32
-"""Maximum number of words of a text that are looked up. SQLite compares every image that has one of them with all of
-them, so a pasted page of text would take minutes in a large index, while no other search is answered."""
+"""Maximum number of words of a text that are looked up. SQLite compares every image that has one of the words with all
+of them, so a pasted page of text would take minutes in a large index and block all other searches."""
 
 
 class Snapshot(NamedTuple):
-    """One read transaction: its connection, which no other thread uses in the meantime, and the state that it sees."""
+    """One read transaction: its connection, which no other thread uses during the transaction, and its state of the
+    index.
+    """
 
     database: sqlite3.Connection
     state: State
@@ -76,7 +78,7 @@ class Snapshot(NamedTuple):
 class EmbeddedStore(Store):
     """An index in a folder. Each snapshot has its own connection, so threads do not wait for each other.
 
-    The first `claim`, `commit` or `compact` takes the lock of the writer, which is held until the store is closed.
+    The first `claim`, `commit` or `compact` acquires the writer lock, which is held until the store is closed.
 
     Raises:
         UserError: If the folder has no index, or one that this version cannot read.
@@ -101,7 +103,7 @@ class EmbeddedStore(Store):
 
     @classmethod
     def open(cls, location: str, *, is_optional: bool = False) -> "EmbeddedStore | None":
-        """Open the index of a folder. If it is empty or not there, and that is allowed: None."""
+        """Open the index of a folder; None if the folder is empty or missing and the index is optional."""
         folder = Path(location)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: a file, but an index is a folder; pass another name")
@@ -119,7 +121,7 @@ class EmbeddedStore(Store):
 
     @classmethod
     def remove(cls, location: str) -> None:
-        """Remove an index, and its folder if that is empty then."""
+        """Remove an index, and its folder if it is empty afterwards."""
         remove_database(Path(location))
 
     @classmethod
@@ -129,16 +131,16 @@ class EmbeddedStore(Store):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether the database is another file, or gone."""
+        """Whether the database file was replaced or removed."""
         return _identity(self._folder) != self._identity
 
     def close(self) -> None:
-        """Close the files, and release the lock of the writer. A snapshot closes its connection at its end."""
+        """Close the files, and release the writer lock. A snapshot closes its connection at its end."""
         with self._writing, self._lock:
             self._is_closed = True
             for database in self._idle:
                 database.close()
-            self._state = None  # closes the file of vectors
+            self._state = None  # closes the vector file
             if self._writer is not None:
                 self._writer.release()
                 self._writer = None
@@ -171,7 +173,7 @@ class EmbeddedStore(Store):
             try:
                 return State.read(database, self._folder, self.header.embed_dim, self._state)
             except FileNotFoundError:
-                # The writer has rewritten the vectors in between: begin again with the newer state.
+                # The writer has rewritten the vectors in the meantime: begin again with the newer state.
                 (revision,) = database.execute("SELECT revision FROM state").fetchone()
                 database.execute("ROLLBACK")
                 if (revision,) == database.execute("SELECT revision FROM state").fetchone():
@@ -188,7 +190,7 @@ class EmbeddedStore(Store):
     # --- Reading
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Yield the images of these ids."""
+        """Yield the images with the given ids."""
         for chunk in chunks(ids, _MAX_PARAMETERS):
             yield from self._rows(f"WHERE id IN ({_marks(chunk)})", chunk, vectors)
 
@@ -217,22 +219,22 @@ class EmbeddedStore(Store):
             rows = top_k_rows(np.where(allowed, scores, -np.inf), count)
             return [Match(int(row) + 1, float(scores[row])) for row in rows]
 
-    def _damaged(self, now: Snapshot) -> DamagedError:
+    def _damaged(self, now: Snapshot) -> CorruptDataError:
         """Return the error for corrupt vectors."""
         vectors = now.state.vectors
         damaged = list(damaged_blocks(read_blocks(now.database, now.state.row.generation), vectors))
         where = ", ".join(f"rows {block.first + 1:,} to {block.end:,}" for block in damaged[:_MAX_BLOCKS_NAMED])
         what = f"{where} are not what was written" if damaged else "some rows are no embeddings"
-        return DamagedError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
+        return CorruptDataError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images that match the words best. They need not contain all of them."""
+        """Return the images that match the words best, even if they do not contain all of them."""
         words = _words(text)
         if not words:
             return []
         condition, values = _where(where)
         join = "" if where is None else f"JOIN pictures ON pictures.id = words.rowid AND {condition}"
-        # In double quotes, FTS5 does not take a word for a keyword of its query language.
+        # In double quotes, FTS5 does not interpret a word as a keyword of its query language.
         query = " OR ".join(f'"{word}"' for word in words)
         statement = (
             f"SELECT words.rowid, -rank FROM words {join} WHERE words MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
@@ -249,7 +251,7 @@ class EmbeddedStore(Store):
         )
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of these ids."""
+        """Return the embeddings of the given ids."""
         with self.snapshot() as now:
             return now.state.vectors.rows(np.asarray(ids, np.int64) - 1).astype(np.float32)
 
@@ -259,7 +261,7 @@ class EmbeddedStore(Store):
             return now.state.sample(now.database)
 
     def columns(self) -> frozenset[str]:
-        """Return the names of all fields that come from tables."""
+        """Return the names of all fields from tables."""
         with self.snapshot() as now:
             names = frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
         if not all(isinstance(name, str) for name in names):
@@ -267,7 +269,7 @@ class EmbeddedStore(Store):
         return names
 
     def revision(self) -> str:
-        """Return the number of commits, and how often the vectors were rewritten."""
+        """Return the number of commits and of rewrites of the vectors."""
         with self.snapshot() as now:
             return f"{now.state.row.generation}.{now.state.row.revision}"
 
@@ -288,7 +290,7 @@ class EmbeddedStore(Store):
             return np.fromiter((identity for (identity,) in rows), np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """Return the values of some fields, by field: the database counts faster than a scan."""
+        """Return the values of some fields, by field, counted in the database, which is faster than a scan."""
         return {field: self._summary(field, count, where) for field in fields}
 
     def _summary(self, field: str, count: int, where: Filter | None) -> FieldSummary:
@@ -339,12 +341,12 @@ class EmbeddedStore(Store):
             )
 
     def notes(self) -> dict[str, str]:
-        """Return notes on the index, from the table of the header."""
+        """Return notes on the index, from the header table."""
         with self.snapshot() as now:
             return dict(now.database.execute("SELECT key, value FROM header"))
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
-        """Return the known state of these images, by name."""
+        """Return the known state of the given images, by name."""
         with self.snapshot() as now:
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
             for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS):
@@ -367,14 +369,14 @@ class EmbeddedStore(Store):
             return [root for (root,) in now.database.execute(statement)]
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """Yield the places of the images and failures that were found through an argument."""
+        """Yield the locations of the images and failures that were found through an argument."""
         yield from (ImagePlace.of(*row) for *row, _ in self._pages(IMAGES_OF, root, 0))
         yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 
     def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
         """Yield the rows of an argument.
 
-        They are read page by page: a long snapshot would keep SQLite from tidying up.
+        They are read in pages, because a long snapshot would prevent SQLite's checkpoints.
         """
         last = first
         while True:
@@ -386,8 +388,8 @@ class EmbeddedStore(Store):
             last = rows[-1][-1]
 
     def check(self) -> CheckedIndex:
-        """Read everything, and compare it with its checksums."""
-        # SQLite takes the index of words for corrupt if this connection had read it before another one wrote to it.
+        """Read all data, and compare it with its checksums."""
+        # SQLite reports the word index as corrupt if this connection read it before another connection wrote to it.
         with EmbeddedStore(self._folder) as fresh:
             return fresh._checked()
 
@@ -414,13 +416,13 @@ class EmbeddedStore(Store):
         if not count == same == committed == int(now.state.live.sum()):
             raise self._damaged_database(f"{count:,} images, of {committed:,} that were committed")
 
-    def _damaged_database(self, what: str) -> DamagedError:
-        return DamagedError(f"{self._folder / FILE}: corrupt: {what}; {how_to_restore(self._folder)}")
+    def _damaged_database(self, what: str) -> CorruptDataError:
+        return CorruptDataError(f"{self._folder / FILE}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     # --- Writing
 
     def claim(self) -> None:
-        """Take the lock of the writer."""
+        """Acquire the writer lock."""
         with self._writing, database_errors(self._folder):
             self._claimed()
 
@@ -430,7 +432,7 @@ class EmbeddedStore(Store):
             self._claimed().commit(changes)
 
     def compact(self) -> bool:
-        """Rewrite the file of vectors if more than half of its rows are of removed images."""
+        """Rewrite the vector file if more than half of its rows belong to removed images."""
         with self._writing, database_errors(self._folder):
             return self._claimed().compact()
 
@@ -441,7 +443,7 @@ class EmbeddedStore(Store):
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return an identity of the database file, which differs for another file at its path; None without a file."""
+    """Return the identity of the database file, which changes if the file is replaced; None without a file."""
     with suppress(OSError):
         status = (folder / FILE).stat()
         return status.st_dev, status.st_ino
@@ -457,7 +459,7 @@ def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
 
 
 def _where(where: Filter | None) -> tuple[str, list[object]]:
-    """Return the condition of a filter, and what is bound to its question marks."""
+    """Return the condition of a filter, and the values for its question marks."""
     condition, values = ("1", []) if where is None else to_sql(where)
     return condition, [as_bytes(value) if isinstance(value, str) else value for value in values]
 
@@ -474,7 +476,7 @@ def _words(text: str) -> list[str]:
 # --- Filters as SQL. Every value is a parameter of the statement.
 
 _TEXT = "CAST(? AS TEXT)"
-"""A text as a parameter. The bytes of a file name that is not UTF-8 become a text too."""
+"""A text as a parameter. The bytes of a file name that is not UTF-8 also become a text."""
 
 
 def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
@@ -503,7 +505,7 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
 
 
 def _values_of(field: str) -> str:
-    """Return the values of a field of `SEVERAL` as rows. A column of a table that is called so counts, as one value."""
+    """Return the values of a field of `SEVERAL` as rows. A table column of the same name counts as one value."""
     kept = f"pictures.fields, '$.\"{OF_MODEL}\".{field}'"
     if FIELDS[field].source == "file":
         kept = f"pictures.photo, '$.{field}'"
@@ -513,13 +515,13 @@ def _values_of(field: str) -> str:
 
 
 def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
-    """Return a test of a field: false, not NULL, for images that lack it or have a value of the other kind there.
+    """Return the test of a field, which is false (not NULL) for images that lack it or have a value of the other kind.
 
     Args:
-        field: Its name.
-        test: In SQL, with `{}` for the field and question marks for `given`.
+        field: Name of the field.
+        test: SQL condition, with `{}` for the field and question marks for `given`.
         given: Values, of which the last one determines the kind.
-        values: Those for all question marks so far, to which these are added.
+        values: Values of all question marks so far, to which new values are added.
     """
     kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
     if field in SEVERAL:
@@ -540,8 +542,8 @@ def _parameter(value: FieldValue) -> str:
 def _column(field: str, values: list[FieldValue]) -> str:
     if field in COLUMNS:
         return f"pictures.{COLUMNS[field]}"
-    # The name of a field is a parameter too: nothing that a user has written becomes part of the statement. SQLite
-    # before 3.45 compares it with the JSON as it is written, with letters of other scripts escaped.
+    # The name of a field is also a parameter: no user input becomes part of the statement. SQLite
+    # before 3.45 compares it with the stored JSON, in which letters of other scripts are escaped.
     values.append(f"$.{json.dumps(field)}")
     if field not in FIELDS:
         return "json_extract(pictures.fields, ?)"

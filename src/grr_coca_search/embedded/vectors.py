@@ -1,4 +1,4 @@
-"""The file of vectors: embeddings in half precision, row after row. Committed rows are never changed.
+"""The vector file: embeddings in half precision, by row. Committed rows never change.
 
 Shapes: N rows, E embedding width, Q queries.
 """
@@ -16,22 +16,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.common.errors import DamagedError
+from grr_coca.common.errors import CorruptDataError
 from grr_coca.common.files import BINARY, read_at
 from grr_coca.common.threads import num_threads
 from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
 
 _CHUNK_BYTES = 2**19
-"""Bytes of a chunk of vectors as float32, which stays in the processor's cache while it is multiplied."""
+"""Bytes of a chunk of vectors as float32, small enough for the processor's cache."""
 _CHUNKS_PER_THREAD = 16
-"""Fewer chunks are not worth a thread."""
+"""Minimum number of chunks that justifies a thread."""
 _SIGN_AND_FRACTION = np.int32(-0x70000001)  # 0x8fffffff
 _HALF_TO_SINGLE = np.float32(2.0**112)
 """Ratio of the exponents' biases, 2 ** (127 - 15)."""
 
 
 def vectors_file(folder: Path, generation: int) -> Path:
-    """Return the path of the file of vectors: `vectors.f16`, and `vectors-1.f16` and so on after each rewrite."""
+    """Return the path of the vector file: `vectors.f16`, then `vectors-1.f16` and so on after each rewrite."""
     return folder / (f"vectors-{generation}.f16" if generation else "vectors.f16")
 
 
@@ -44,19 +44,19 @@ def how_to_restore(folder: Path) -> str:
 
 
 class VectorFile:
-    """The first rows of a file of vectors in half precision: N E. They are read when they are needed.
+    """The first rows of a vector file in half precision, N E, read on demand.
 
-    They are not mapped: if someone copies a file over it, or truncates it, reading gives an error, and a mapping ends
-    the process (SIGBUS). Reading takes 0.85 of the time, too.
+    The file is not memory-mapped: if it is overwritten or truncated, reading raises an error, but a mapping ends
+    the process (SIGBUS). Reading also takes only 0.85 of the time.
 
     Args:
         path: The file.
-        rows: The number of rows, N.
-        width: Of a row, E.
+        rows: Number of rows, N.
+        width: Width of a row, E.
 
     Raises:
-        FileNotFoundError: If a file of a newer generation has replaced it.
-        DamagedError: If the file is shorter than its committed rows.
+        FileNotFoundError: If a newer generation has replaced the file.
+        CorruptDataError: If the file is shorter than its committed rows.
     """
 
     def __init__(self, path: Path, rows: int, width: int) -> None:
@@ -72,15 +72,15 @@ class VectorFile:
         return self.shape[0]
 
     def read(self, start: int, stop: int, into: np.ndarray | None = None) -> np.ndarray:
-        """Return the rows from `start` up to and without `stop`. Any number of threads may read.
+        """Return the rows from `start` up to but excluding `stop`. Any number of threads may read.
 
         Args:
-            start: The first row.
-            stop: The row after the last one.
-            into: An array of at least as many rows of 16 bits, which is filled; None: a new one.
+            start: First row.
+            stop: Row after the last row.
+            into: 16-bit array with at least this many rows, to be filled; None: a new array.
 
         Raises:
-            DamagedError: If the file ends before them.
+            CorruptDataError: If the file ends before `stop`.
         """
         rows = np.empty((stop - start, self.shape[1]), np.float16) if into is None else into[: stop - start]
         content = memoryview(rows.view(np.uint8).reshape(-1).data) if rows.size else memoryview(b"")
@@ -88,17 +88,17 @@ class VectorFile:
         while done < len(content):
             count = _read_into(content[done:], self._file, place + done)
             if count == 0:
-                raise DamagedError(
+                raise CorruptDataError(
                     f"{self.path}: corrupt: it ends before row {stop:,}; {how_to_restore(self.path.parent)}"
                 )
             done += count
         return rows
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return these rows, as they are kept."""
+        """Return rows as stored."""
         wanted = np.asarray(numbers, np.int64)
         found = np.empty((len(wanted), self.shape[1]), np.float16)
-        runs = np.flatnonzero(np.diff(wanted, prepend=-2) != 1).tolist()  # where rows do not follow each other
+        runs = np.flatnonzero(np.diff(wanted, prepend=-2) != 1).tolist()  # where rows are not consecutive
         for begin, end in pairwise([*runs, len(wanted)]):
             first = int(wanted[begin])
             self.read(first, first + end - begin, found[begin:end])
@@ -106,7 +106,7 @@ class VectorFile:
 
 
 def _read_into(buffer: memoryview, file: int, place: int) -> int:
-    """Fill a buffer with the bytes of a file from a place on. Returns their number, 0 at the end of the file."""
+    """Fill a buffer with the bytes of a file from an offset. Return their number, 0 at the end of the file."""
     if hasattr(os, "preadv"):
         return os.preadv(file, [buffer], place)
     content = read_at(file, len(buffer), place)  # Windows
@@ -117,11 +117,11 @@ def _read_into(buffer: memoryview, file: int, place: int) -> int:
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
     """Write N E vectors after the first `rows` rows, and wait until they are on the disk.
 
-    Any other rows there were never committed, and are truncated.
+    Later rows were never committed, and are truncated.
 
     Raises:
-        OSError: If the disk is full or cannot be written to; the file then ends after the first rows.
-        DamagedError: If the file is shorter than the first rows.
+        OSError: If the disk is full or cannot be written to; the file is then truncated after the first rows.
+        CorruptDataError: If the file is shorter than the first rows.
     """
     start = rows * vectors.shape[1] * 2
     content = np.ascontiguousarray(vectors, np.float16).tobytes()
@@ -148,7 +148,7 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
 
 def _require_size(path: Path, size: int, committed: int) -> None:
     if size < committed:
-        raise DamagedError(
+        raise CorruptDataError(
             f"{path}: corrupt: {size:,} bytes, of {committed:,} that were committed; {how_to_restore(path.parent)}"
         )
 
@@ -157,7 +157,7 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
     """Return dot products of all rows with all queries, as float32: N Q from N E and Q E.
 
     Raises:
-        DamagedError: If the file ends before the last row.
+        CorruptDataError: If the file ends before the last row.
     """
     scores = np.empty((len(vectors), len(queries)), np.float32)
     scaled = np.ascontiguousarray(queries.T, np.float32) * _HALF_TO_SINGLE
@@ -171,7 +171,7 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
             stop = min(start + step, first + share, len(vectors))
             np.matmul(_unscaled(vectors.read(start, stop, halves), buffer), scaled, out=scores[start:stop])
 
-    # NumPy releases the interpreter's lock. One share is of this thread.
+    # NumPy releases the interpreter lock. This thread computes one part.
     others = [_helpers(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]
     multiply(0)
     for other in others:
@@ -181,12 +181,12 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
 
 @cache
 def _helpers(count: int) -> ThreadPoolExecutor:
-    """Return threads that are kept: to start some for each search took a quarter of its time."""
+    """Return a cached thread pool: starting threads for each search took a quarter of its time."""
     return ThreadPoolExecutor(count, "products")
 
 
 def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
-    """Return half precision as float32, divided by `_HALF_TO_SINGLE`: the bits are moved to their places.
+    """Return half precision as float32, divided by `_HALF_TO_SINGLE`: only the bits are moved.
 
     This takes half the time of NumPy's own conversion, which uses no vector instructions. Embeddings are finite.
     """
@@ -210,7 +210,7 @@ def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
     """Return the rows of ids.
 
     Raises:
-        ValueError: If one is not an id of the first `count` rows.
+        ValueError: If an id is not of the first `count` rows.
     """
     try:
         rows = np.array(ids, np.int64) - 1
@@ -222,7 +222,7 @@ def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
 
 
 class StateRow(NamedTuple):
-    """The row of the table `state`. `rows`: of the file of vectors; `live`: images."""
+    """The row of the table `state`. `rows`: number of rows of the vector file; `live`: number of images."""
 
     revision: int
     generation: int
@@ -234,11 +234,11 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """Read the table `state`.
 
     Raises:
-        DamagedError: If a value is not a number. SQLite accepts any text in a column of numbers.
+        CorruptDataError: If a value is not a number. SQLite accepts any text in a numeric column.
     """
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone() or (None,)
     if not all(isinstance(number, int) and number >= 0 for number in row):
-        raise DamagedError(f"{folder}: corrupt: its state is {row}; {how_to_restore(folder)}")
+        raise CorruptDataError(f"{folder}: corrupt: its state is {row}; {how_to_restore(folder)}")
     return StateRow(*row)
 
 
@@ -252,20 +252,20 @@ class State:
 
     @classmethod
     def read(cls, database: sqlite3.Connection, folder: Path, width: int, before: "State | None") -> "State":
-        """Return the state that the transaction of `database` sees.
+        """Return the state visible to the transaction of `database`.
 
-        Only what has changed since `before` is read, so a search in a large index does not read all of it.
+        Only changes since `before` are read, so a search in a large index does not read all of it.
 
         Raises:
-            FileNotFoundError: If the file of vectors was rewritten after the transaction began.
-            DamagedError: If that file is corrupt, or the numbers of its rows are.
+            FileNotFoundError: If the vector file was rewritten after the transaction began.
+            CorruptDataError: If that file or its row numbers are corrupt.
         """
         row = read_state(database, folder)
         if before is not None and row.revision == before.row.revision:
             return before
         vectors = VectorFile(vectors_file(folder, row.generation), row.rows, width)
         known, since = np.empty(0, bool), -1
-        # The revision goes back only if a user has replaced the database. Then all rows are read again.
+        # The revision decreases only if a user has replaced the database. Then all rows are read again.
         if before is not None and row.generation == before.row.generation and row.revision > before.row.revision:
             known = before.live[: row.rows]
             since = before.row.revision if len(known) else -1
@@ -275,7 +275,7 @@ class State:
             live[_rows_of(gone, row.rows)] = False
         except ValueError as error:
             message = f"{folder}: corrupt: it removed images that it never had"
-            raise DamagedError(f"{message}; {how_to_restore(folder)}") from error
+            raise CorruptDataError(f"{message}; {how_to_restore(folder)}") from error
         return cls(row, vectors, live)
 
     def sample(self, database: sqlite3.Connection) -> LibrarySample:

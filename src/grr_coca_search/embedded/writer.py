@@ -1,7 +1,7 @@
 """The writer of an index in a folder. It writes the vectors first, then commits their rows in SQLite.
 
-Whatever happens in between, the state is that of the last transaction. Vectors that belong to no transaction are cut
-off by the next commit.
+After any interruption, the state is that of the last transaction. Vectors without a transaction are
+truncated by the next commit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,14 @@ from grr_coca_search.entry import Entry
 from grr_coca_search.store import Changes, PhotoUpdate
 
 MIN_GONE = 1000
-"""The file of vectors is rewritten only if it has at least this many rows of removed images."""
+"""Minimum number of rows of removed images for rewriting the vector file."""
 
 
 class Writer:
-    """Writes an index. It holds the lock of the writer until `release`.
+    """Writer of an index. It holds the writer lock until `release`.
 
     Raises:
-        UserError: Another process writes.
+        UserError: If another process writes.
     """
 
     def __init__(self, folder: Path, width: int) -> None:
@@ -120,7 +120,10 @@ class Writer:
         self._database.executemany("INSERT OR IGNORE INTO columns VALUES (?)", ((name,) for name in columns))
 
     def compact(self) -> bool:
-        """Rewrite the file of vectors if more than half of its rows are of removed images. Returns True if it did."""
+        """Rewrite the vector file if more than half of its rows belong to removed images.
+
+        Return whether it was rewritten.
+        """
         before = read_state(self._database, self._folder)
         gone = before.rows - before.live
         if gone < MIN_GONE or gone <= before.rows // 2:
@@ -159,7 +162,7 @@ class Writer:
         return True
 
     def _tidy(self) -> None:
-        """Remove what a killed writer has left: files of other generations, and rows that were not committed."""
+        """Remove the leftovers of a killed writer: files of other generations, and rows that were not committed."""
         written = read_state(self._database, self._folder)
         current = vectors_file(self._folder, written.generation)
         for path in self._folder.glob("vectors*.f16"):
@@ -174,6 +177,6 @@ class Writer:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file of vectors. On Windows, one that a reader has mapped stays until a later writer comes."""
+    """Remove a vector file. On Windows, a file that a reader has mapped remains until a later writer removes it."""
     with suppress(PermissionError):
         path.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ from grr_coca_search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, Libr
 
 _CHUNK_SIZE = 500
 _MAX_HITS = 16_384
-"""Maximum number of hits that a server returns at once."""
+"""Maximum number of hits that a server returns per request."""
 _IDS = 2**63
 """All ids are below this."""
 
@@ -41,8 +41,9 @@ _IDS = 2**63
 class MilvusStore(Store):
     """An index on a server.
 
-    The server has no transactions over several rows: an interrupted commit may be half done, and the next update does
-    the rest. Several processes may write. If two write the same image, the last one wins. It has no full-text index.
+    The server has no transactions over several rows: an interrupted commit may be incomplete, and the next update
+    completes it. Several processes may write. If two write the same image, the last one wins. It has no full-text
+    index.
     """
 
     def __init__(self, location: str, client: Any, name: str, header: Header) -> None:
@@ -53,10 +54,10 @@ class MilvusStore(Store):
 
     @classmethod
     def open(cls, location: str, *, is_optional: bool = False) -> "MilvusStore | None":
-        """Open the index at a location; None if there is none and it is optional.
+        """Open the index at a location; None if it does not exist and is optional.
 
         Raises:
-            UserError: If the server cannot be reached, the index is not found, or a newer version wrote it.
+            UserError: If the server cannot be reached, the index is not found, or was written by a newer version.
         """
         place, client = _connected(location)
         try:
@@ -64,7 +65,7 @@ class MilvusStore(Store):
                 _require_ours(location, client, place.name)
                 for name in (place.name, notes_of(place.name)):
                     if client.has_collection(name):
-                        client.load_collection(name)  # Milvus Lite forgets this when its process ends
+                        client.load_collection(name)  # Milvus Lite loses this when its process ends
                 header = noted_header(client, place.name)
             if header is None and is_optional:
                 client.close()
@@ -87,13 +88,13 @@ class MilvusStore(Store):
         """Create an index without images.
 
         Raises:
-            UserError: If the server cannot be reached, or refuses.
+            UserError: If the server cannot be reached, or rejects the request.
         """
         place, client = _connected(location)
         with _server_errors(location):
             _require_ours(location, client, place.name)
             for name in (place.name, notes_of(place.name)):
-                if client.has_collection(name):  # unfinished: without a header it has no images
+                if client.has_collection(name):  # unfinished: a collection without a header has no images
                     client.drop_collection(name)
             _create_images(client, place.name, header.embed_dim)
             Notes.create(client, place.name).write_header(header)
@@ -121,7 +122,7 @@ class MilvusStore(Store):
 
     @contextmanager
     def begin(self) -> Iterator[Reads]:
-        """Yield reads that see the state at the beginning or a later one, as servers have no snapshots."""
+        """Yield reads of the state at the beginning or later, as servers have no snapshots."""
         with _server_errors(self.location):
             yield Reads(self._client)
 
@@ -134,7 +135,7 @@ class MilvusStore(Store):
     # --- Reading
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return the images of these ids."""
+        """Return the images with the given ids."""
         return map(_row, self._of(ids, [*READ, "vector"] if vectors else READ))
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
@@ -156,7 +157,7 @@ class MilvusStore(Store):
             return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
 
     def revision(self) -> str:
-        """Return a random text, which each commit replaces at its end."""
+        """Return a random text, which each commit replaces."""
         with self.snapshot() as reads:
             return self._notes.revision(reads)
 
@@ -170,10 +171,10 @@ class MilvusStore(Store):
         with self.snapshot():
             return self._notes.texts()
 
-    # The methods below read single columns, where the store of an index would read all.
+    # The methods below read single columns, where the default methods would read all.
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of these ids."""
+        """Return the embeddings of the given ids."""
         found = {row["id"]: row["vector"] for row in self._of(ids, ["id", "vector"])}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
@@ -197,7 +198,7 @@ class MilvusStore(Store):
         return LibrarySample(vectors, tuple(row["caption"] for row in drawn[:SAMPLE_CAPTIONS]))
 
     def columns(self) -> frozenset[str]:
-        """Return the names of all fields that come from tables."""
+        """Return the names of all fields from tables."""
         with self.snapshot() as reads:
             return self._notes.columns(reads)
 
@@ -229,7 +230,9 @@ class MilvusStore(Store):
     # --- Writing
 
     def commit(self, changes: Changes) -> None:
-        """Write changes. The last step makes an image known: if a commit is interrupted, the next update redoes it."""
+        """Write changes. An image becomes known only in the last step: if a commit is interrupted, the next update
+        redoes it.
+        """
         added = {entry.name: (entry, vector) for entry, vector in changes.added}
         failed = {failure.name: failure for failure in changes.failed}
         with self.snapshot() as reads:
@@ -242,7 +245,7 @@ class MilvusStore(Store):
                 self._client.delete(self._name, ids=ids)
             self._notes.add_failures(failed.values())
             self._notes.write(changes.notes)
-            self._notes.renew_revision()  # last: who sees it also sees the change
+            self._notes.renew_revision()  # last, so that a reader of the new revision also sees the change
             reads.forget()
 
     def _touched_and_noted(self, changes: Changes) -> Iterator[dict[str, Any]]:
@@ -271,7 +274,7 @@ _NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
 
 
 class _ServerPlace(NamedTuple):
-    """The address of a server, or the path of a file of Milvus Lite, and the name of the collection."""
+    """The address of a server, or the path of a Milvus Lite file, and the name of the collection."""
 
     uri: str
     name: str
@@ -293,10 +296,10 @@ def _parse_location(location: str) -> _ServerPlace:
 
 
 def _require_ours(location: str, client: Any, name: str) -> None:
-    """Raise an error if a collection with one of these names does not belong to an index.
+    """Raise an error if a collection of this name does not belong to an index.
 
     Raises:
-        UserError: If it belongs to something else, and must not be touched.
+        UserError: If it belongs to another application, and must not be changed.
     """
     for one, columns in ((name, ALL), (notes_of(name), NOTES)):
         if client.has_collection(one):
@@ -335,7 +338,7 @@ def _connected(location: str) -> tuple[_ServerPlace, Any]:
 
 @contextmanager
 def _server_errors(location: str) -> Iterator[None]:
-    """Turn errors and timeouts of a server into a `UserError`."""
+    """Convert server errors and timeouts to a `UserError`."""
     from pymilvus.exceptions import MilvusException
 
     try:

@@ -14,7 +14,7 @@ NOTES = {"key", "kind", "root", "value", "nothing"}
 _Kind = Literal["header", "revision", "column", "failure", "exclude", "imported"]
 _TEXTS: tuple[_Kind, ...] = ("exclude", "imported")
 _MAX_MESSAGE_LENGTH = 16_000
-"""Longer messages are cut to this number of characters."""
+"""Number of characters to which longer messages are truncated."""
 _CHUNK_SIZE = 500
 _MAX_COLUMNS = 16_384
 _NOTHING = [0.0, 0.0]
@@ -69,20 +69,20 @@ class Notes:
         return rows[0]["value"] if rows else ""
 
     def renew_revision(self) -> None:
-        """Write another revision. It is random, because several writers could count to the same number."""
+        """Write a new revision. It is random, because several writers could count to the same number."""
         self._write([("revision", "", "", uuid4().hex)])
 
     def columns(self, reads: "Reads") -> frozenset[str]:
-        """Return the names of all fields that come from tables."""
+        """Return the names of all fields from tables."""
         rows = reads.query(self._name, filter='kind == "column"', output_fields=["value"], limit=_MAX_COLUMNS)
         return frozenset(row["value"] for row in rows)
 
     def add_columns(self, names: Iterable[str]) -> None:
-        """Add names of fields that come from tables."""
+        """Add names of fields from tables."""
         self._write([("column", name, "", name) for name in names])
 
     def failures(self, reads: "Reads", names: Sequence[str] | None) -> list[Failure]:
-        """Return images that could not be read, sorted by name: all of them, or those with these names."""
+        """Return images that could not be read, sorted by name: all of them, or those with the given names."""
         if names is None:
             rows = list(self._read("failure"))
         else:
@@ -101,17 +101,17 @@ class Notes:
         )
 
     def remove_failures(self, names: Iterable[str]) -> None:
-        """Remove the failures with these names."""
+        """Remove the failures with the given names."""
         for chunk in chunks(names, _CHUNK_SIZE):
             keys = ", ".join(quoted(f"failure:{name}") for name in chunk)
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
     def texts(self) -> dict[str, str]:
-        """Return the values that `write` has written."""
+        """Return the values written by `write`."""
         return {kind: row["value"] for kind in _TEXTS for row in self._read(kind)}
 
     def write(self, texts: Mapping[str, str]) -> None:
-        """Write what is remembered of the whole index."""
+        """Write notes on the entire index."""
         self._write([(kind, "", "", texts[kind]) for kind in _TEXTS if kind in texts])
 
     def _of(self, reads: "Reads", names: Sequence[str]) -> list[dict[str, Any]]:
@@ -142,9 +142,9 @@ class Notes:
 class Reads:
     """The queries and searches of one snapshot, which see at least the state at its beginning.
 
-    Only the first one waits. A strong read waits for the next tick of the server's clock, a fifth of a second, so that
+    Only the first read waits. A strong read waits for the next tick of the server's clock, a fifth of a second, so that
     it sees everything written before. Later reads of the same snapshot find that state without waiting: an index is
-    loaded once, so one node answers all reads, and it never goes back.
+    loaded once, so one node answers all reads, and its state never reverts.
     """
 
     def __init__(self, client: Any) -> None:
@@ -156,13 +156,13 @@ class Reads:
         self._seen.clear()
 
     def query(self, name: str, **options: Any) -> list[dict[str, Any]]:
-        """`MilvusClient.query`."""
+        """Call `MilvusClient.query`."""
         rows = self._client.query(name, consistency_level=self._level(name), **options)
         self._seen.add(name)
         return list(rows)
 
     def search(self, name: str, **options: Any) -> list[list[dict[str, Any]]]:
-        """`MilvusClient.search`."""
+        """Call `MilvusClient.search`."""
         hits = self._client.search(name, consistency_level=self._level(name), **options)
         self._seen.add(name)
         return list(hits)

@@ -1,4 +1,4 @@
-"""How images, texts and filters are written for Milvus, and read back: rows, valid UTF-8, and expressions."""
+"""Encoding of images, texts and filters for Milvus, and decoding: rows, valid UTF-8, and expressions."""
 
 import base64
 import json
@@ -22,14 +22,14 @@ TEXTS = {
     "digest": 64,
     "caption": 8192,
 }
-"""Columns of text, each with its largest number of characters. Milvus counts bytes, up to four per character."""
+"""Text columns with their maximum number of characters. Milvus counts bytes, up to four per character."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
 ALL = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
 READ = ["id", "name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
 _NO_OFFSET = -1
 _PHOTO = ""
-"""Key in `kinds` of what a camera, people and the model wrote, which no field has as its name. The column `fields`
-holds what filters can ask for of it, too; `columns` are the fields that come from a table."""
+"""Key in `kinds` for data from cameras, users and the model, which is not a field name. The column `fields`
+also has the filterable part of these data; `columns` are the fields from a table."""
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
@@ -83,14 +83,14 @@ def from_record(record: dict[str, Any]) -> Entry:
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:
-    """Return a vector rounded to half precision, as the store in a folder keeps it, in float32."""
+    """Return a vector rounded to half precision, as in the folder store, in float32."""
     return np.asarray(vector, np.float16).astype(np.float32)
 
 
 # --- Texts
 
-# Python turns bytes of a file name that are not UTF-8 into lone surrogates, U+DC80 to U+DCFF. Milvus takes valid UTF-8
-# alone, so they are moved to a private plane of Unicode that no file name uses.
+# Python converts bytes of a file name that are not UTF-8 into lone surrogates, U+DC80 to U+DCFF. Milvus takes valid
+# UTF-8 only, so they are moved to a private plane of Unicode that no file name uses.
 _MOVED = {code: code + 0x100000 for code in range(0xDC80, 0xDD00)}
 _BACK = {moved: code for code, moved in _MOVED.items()}
 
@@ -110,7 +110,7 @@ def from_utf8(text: str) -> str:
 # --- Filters as expressions
 
 _LAST = "\U0010ffff"
-"""The last character of Unicode, which no text holds."""
+"""The last Unicode character, which occurs in no text."""
 _NEVER, ALWAYS = "id < 0", "id >= 0"
 """Conditions that no row meets, and that every row meets: ids are not negative."""
 
@@ -132,14 +132,14 @@ def to_expression(tree: Filter) -> str:
             return f"({COLUMNS[tree.field]} in [{', '.join(map(_literal, tree.values))}])"
         return "(" + " or ".join(_comparison(tree.field, "=", value) for value in tree.values) + ")"
     assert isinstance(tree, Like)
-    # `like` takes `_` for any character, and not all versions can escape it.
+    # `like` treats `_` as any character, and not all versions can escape it.
     column = _column(tree.field)
     test = f"{column} >= {quoted(tree.prefix)} and {column} < {quoted(tree.prefix + _LAST)}"
     return f"({test})" if tree.field in COLUMNS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
 
 
 def quoted(text: str) -> str:
-    """Return a text as a literal in double quotes."""
+    """Return a text as a double-quoted literal."""
     return json.dumps(as_utf8(text), ensure_ascii=False)
 
 

@@ -27,9 +27,9 @@ def run(
 ) -> None:
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
-    Nothing is sent to a server, and the page works offline once it is loaded. Images of the index are included, scaled
+    No data is sent to a server, and the page works offline once it is loaded. Images of the index are included, scaled
     down; their paths are relative to their common folder. The base of an adapted model captions dropped images. With a
-    model that takes features of an image encoder of others, images are only searched by text.
+    model that takes features of a third-party image encoder, images can only be searched by text.
 
     Args:
         out: new folder for the site.

@@ -14,7 +14,7 @@ from grr_coca.infer.image_text_model import Description
 from grr_coca.infer.tags import MAX_TAGS
 from grr_coca_serve.pictures import picture_and_options
 from grr_coca_serve.queue import begun, caption_pieces
-from grr_coca_serve.refusal import refusal_of, server_sent
+from grr_coca_serve.refusal import server_sent, to_request_error
 from grr_coca_serve.responses import event_stream, json_response
 from grr_coca_serve.schemas import Strict, answers, picture_request
 from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
@@ -114,4 +114,4 @@ async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIter
             else:
                 yield server_sent({"text": piece.captions[0].text, **_known(piece)}, "done")
     except Exception as error:
-        yield server_sent(refusal_of(error).content, "error")
+        yield server_sent(to_request_error(error).content, "error")

@@ -19,7 +19,7 @@ _MAX_FILLED_LENGTH = 1_000_000
 
 
 class LabelOptions(Strict):
-    """Labels to choose from, and templates in which `{}` stands for a label."""
+    """Labels to choose from, and templates in which `{}` represents a label."""
 
     labels: Annotated[list[Words], Field(min_length=2, max_length=1000, fail_fast=True)]
     templates: Annotated[list[Words], Field(min_length=1, max_length=16, fail_fast=True)] = list(NAME_ALONE)

@@ -22,7 +22,7 @@ from grr_coca.infer.generate import Caption, GenerationOptions
 from grr_coca.infer.image_text_model import Description
 from grr_coca_serve.pictures import from_data_uri, is_picture
 from grr_coca_serve.queue import begun, caption_pieces
-from grr_coca_serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
+from grr_coca_serve.refusal import RequestError, json_bytes, json_list, server_sent, to_request_error
 from grr_coca_serve.responses import event_stream, json_response
 from grr_coca_serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
 from grr_coca_serve.service import Place, QueuedRoute, Service, ThisService, deadline_of
@@ -184,7 +184,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
     given_inputs = [given.input] if isinstance(given.input, str) else given.input
     inputs = [one for one in given_inputs if isinstance(one, str)]
     if len(inputs) < len(given_inputs):
-        raise Refusal(
+        raise RequestError(
             400,
             "input: token ids are not supported; send texts. In langchain: "
             "OpenAIEmbeddings(check_embedding_ctx_length=False)",
@@ -192,7 +192,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
         )
     width = service.queue.ready().engine.embed_dim
     if given.dimensions not in (None, width):
-        raise Refusal(400, f"dimensions: this model has {width}", param="dimensions")
+        raise RequestError(400, f"dimensions: this model has {width}", param="dimensions")
     decoded = [from_data_uri(one, "input") if is_picture(one) else one for one in inputs]
     place.take(sum(isinstance(one, bytes) for one in decoded))
     vectors = await service.embedded(decoded, deadline_of(request))
@@ -227,7 +227,7 @@ def _model(service: Service) -> dict[str, Any]:
 def _require_model(name: str, service: Service) -> None:
     if name != service.model_name:
         message = f"unknown model '{name[:200]}'; the model of this server is '{service.model_name}'"
-        raise Refusal(404, message, param="model")
+        raise RequestError(404, message, param="model")
 
 
 def _embeddings_answer(service: Service, vectors: np.ndarray, texts: list[str], encoding: str) -> bytes:
@@ -255,25 +255,25 @@ def _require_followed(given: ChatInput) -> None:
     """Reject keys that this model does not support.
 
     Raises:
-        Refusal: If a key is unsupported; the message names it.
+        RequestError: If a key is unsupported; the message names it.
     """
     if given.response_format is not None and given.response_format.get("type") != "text":
-        raise Refusal(400, "response_format: captions are plain text", param="response_format")
+        raise RequestError(400, "response_format: captions are plain text", param="response_format")
     if given.tools and given.tool_choice not in (None, "auto", "none"):
-        raise Refusal(400, "tool_choice: this model calls no tools", param="tool_choice")
+        raise RequestError(400, "tool_choice: this model calls no tools", param="tool_choice")
 
 
 def _picture_of(messages: list[Message]) -> bytes:
     """Return the last image of the conversation.
 
     Raises:
-        Refusal: If there is none, or it is a URL.
+        RequestError: If there is none, or it is a URL.
     """
     for message in reversed(messages):
         for part in reversed(message.content if isinstance(message.content, list) else []):
             if isinstance(part, ImagePart):
                 return from_data_uri(part.image_url.url, "image_url")
-    raise Refusal(
+    raise RequestError(
         400,
         "no image: this model captions images, so send one in a message, as "
         '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}',
@@ -358,11 +358,11 @@ class _Answer:
                 if self._given.stream_options and self._given.stream_options.include_usage:
                     yield server_sent({**self._chunk_head(), "choices": [], "usage": self._usage(piece)})
         except Exception as error:
-            yield server_sent(refusal_of(error).content)
+            yield server_sent(to_request_error(error).content)
         yield server_sent("[DONE]")
 
     def _more(self, text: str, number: int, sent: dict[int, str]) -> bytes:
-        """Return a chunk with the unsent part of a text, or nothing if all was sent."""
+        """Return a chunk with the unsent part of a text, or an empty chunk if all was sent."""
         more = text[len(sent.get(number, "")) :]
         sent[number] = text
         return self._chunk({"content": more}, number) if more else b""

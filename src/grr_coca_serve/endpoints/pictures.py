@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from grr_coca.common.errors import UserError
-from grr_coca_serve.refusal import Refusal, json_bytes, json_list
+from grr_coca_serve.refusal import RequestError, json_bytes, json_list
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import MAX_LIMIT, Facet, IndexedPicture, Where, answers
 from grr_coca_serve.service import ThisService
@@ -122,7 +122,7 @@ async def vector(
     entry = await service.in_thread(index.entry, identity)
     content = None
     if entry.is_vector:
-        with suppress(UserError, Refusal):  # the file is missing, or may not be shown
+        with suppress(UserError, RequestError):  # the file is missing, or may not be shown
             content = await service.in_thread(clean_svg, await index.files.read(entry), ink)
     if content is None:
         return await image(identity, service, 320)

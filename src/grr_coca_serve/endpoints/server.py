@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 import grr_coca
 from grr_coca_serve.guard import MAX_KEY_LENGTH, SESSION
-from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.refusal import RequestError
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import Strict, answers
 from grr_coca_serve.service import ThisService
@@ -84,7 +84,7 @@ async def ready(service: ThisService) -> Response:
     warnings = []
     if service.index is not None:
         await service.in_thread(service.index.state)
-        if late := service.index.files.num_late:
+        if late := service.index.files.num_stalled:
             warnings.append(f"{late} image files are stalled; their drive may be unavailable")
     ready = {"status": "ready", "model": service.model_name, "max_batch": service.queue.max_batch}
     return json_response({**ready, "warnings": warnings})
@@ -102,7 +102,7 @@ async def session(given: SessionInput, request: Request, service: ThisService) -
     if service.key is None:
         return Response(status_code=204)
     if not service.key.opens(given.key):
-        raise Refusal(401, "wrong key")
+        raise RequestError(401, "wrong key")
     response = Response(status_code=204)
     is_https = request.url.scheme == "https"
     response.set_cookie(SESSION, service.key.session, httponly=True, samesite="strict", secure=is_https)

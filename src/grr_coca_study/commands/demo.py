@@ -1,6 +1,6 @@
-"""`grr-coca demo`: the whole comparison in minutes.
+"""`grr-coca demo`: the complete comparison in minutes.
 
-Modules of torch are imported late, so mistakes are reported at once.
+torch modules are imported late, so errors are reported immediately.
 """
 
 import json as json_format
@@ -40,7 +40,7 @@ def run(
 ) -> int:
     """Pretrain both models, fine-tune them on three domains, measure them, and write a report.
 
-    The speed of this machine decides how long they are pretrained. The same command continues a demo that was stopped.
+    The speed of this machine determines how long they are pretrained. The same command continues a stopped demo.
 
     Args:
         plan: YAML file that names arms, recipes and schedules.
@@ -104,7 +104,9 @@ def _decide(
     (plan,) = workers.all([workers.submit(with_precisions, plan)])
     if steps is not None and not dry_run:
         return replace(plan, steps=steps)
-    paces = workers.all([workers.submit(arm_pace, plan, name) for name in arm_names(plan)])  # at once, as they train
+    paces = workers.all(
+        [workers.submit(arm_pace, plan, name) for name in arm_names(plan)]
+    )  # simultaneously, as in training
     timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
     minutes = minutes if steps is None else math.inf
     schedules = timed_schedules(timed, paces, time.monotonic() - began)
@@ -120,7 +122,7 @@ def _decide(
 
 
 def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -> str:
-    """Return one line for each schedule, with its time and expected result. The one that is taken is marked."""
+    """Return one line per schedule, with its time and expected result. The selected schedule is marked."""
     lines = []
     for schedule in schedules:
         mark = "→" if schedule is taken else " "
@@ -131,7 +133,7 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
 
 
 def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
-    """Return commands to continue with. `path`: the plan as it was given on the command line."""
+    """Return the next commands. `path`: the plan as given on the command line."""
     from grr_coca_study.demo import arm_names, demo_recipes
 
     program, recipe = shlex.join(program_args()), shlex.quote(os.path.relpath(plan.pretrain))

@@ -1,4 +1,4 @@
-"""`grr-coca study`: run a plan over several seeds, show its status, report what it found."""
+"""`grr-coca study`: run a plan over several seeds, show its status, report its findings."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from grr_coca.common.errors import Interruption, UserError, require_extra
 
 @dataclass(frozen=True, kw_only=True)
 class RunStudy:
-    """Do the runs that a study lacks. The same command continues a study that was stopped.
+    """Execute the missing runs of a study. The same command continues a stopped study.
 
     Args:
         plan: YAML file that names arms, seeds, recipes and endpoints; see studies/.
@@ -43,7 +43,7 @@ class RunStudy:
 
 @dataclass(frozen=True)
 class Status:
-    """Count the runs that a study has, and list what it lacks.
+    """Count the finished runs of a study, and list the missing ones.
 
     Args:
         folder: folder of the study, which has plan.yaml and rows.
@@ -96,7 +96,7 @@ def _run(action: RunStudy) -> int:
     from grr_coca_study.commands.study_run import run_with_progress  # late: imports torch
     from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, stage_names
     from grr_coca_study.rows import RowFolder
-    from grr_coca_study.running.agenda import Agenda
+    from grr_coca_study.running.agenda import RemainingWork
     from grr_coca_study.running.dry_run import NUM_MEASURED, what_is_left
     from grr_coca_study.running.pace import MIN_STEPS, WARM_UP
     from grr_coca_study.running.run import Place
@@ -112,7 +112,7 @@ def _run(action: RunStudy) -> int:
     _require_folder(out, "--out")
     _require_folder(place.runs, "--runs")
     if action.dry_run:
-        agenda = Agenda(plan, place.folder_of, RowFolder(out).new_rows(), arms)
+        agenda = RemainingWork(plan, place.folder_of, RowFolder(out).new_rows(), arms)
         agenda.require_sound_points()
         print("Measuring the pace of this machine …", file=sys.stderr)
         num_steps = min(len(stage_names(plan)), NUM_MEASURED) * (WARM_UP + MIN_STEPS)
@@ -136,7 +136,7 @@ def _run(action: RunStudy) -> int:
 
 
 def _require_folder(folder: Path, flag: str) -> None:
-    """Raise a UserError if a folder, which need not exist, cannot be written to."""
+    """Check that a folder, which need not exist, can be written to; else raise a UserError."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "has no permission to write" if there.is_dir() else "is not a folder"
@@ -144,11 +144,11 @@ def _require_folder(folder: Path, flag: str) -> None:
 
 
 def print_status(folder: Path) -> int:
-    """Print the number of rows of each arm and stage, the chosen settings, and what is missing."""
+    """Print the number of rows of each arm and stage, the chosen settings, and the missing runs."""
     if find_spec("yaml") is None:  # the other packages of the extra are not needed
         require_extra("train", "a study's status")
     from grr_coca_study.ledger import read_ledger
-    from grr_coca_study.plan import (  # late: --help is quick
+    from grr_coca_study.plan import (  # late, so that --help is fast
         missing_scores,
         plan_of_folder,
         point_title,
@@ -190,12 +190,12 @@ def print_status(folder: Path) -> int:
 
 
 def _report(folder: Path, out: Path | None, over: str | None) -> int:
-    """Write the report of the study in `folder`, and print its answer. `out`: None for the usual place."""
+    """Write the report of the study in `folder`, and print its answer. `out`: None for the default location."""
     require_extra("study", "a study's report")
     from grr_coca_study.plan import compared_with, plan_of_folder
 
     out = out or (folder if over is None else folder / f"over-{over}")
-    compared_with(plan_of_folder(folder), over)  # a missing study or arm is reported before anything is written
+    compared_with(plan_of_folder(folder), over)  # a missing study or arm is reported before any file is written
     from grr_coca_study.report.page import PAGE_FILE, write_study_report  # late: imports matplotlib and scipy
 
     try:

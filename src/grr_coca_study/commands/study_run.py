@@ -1,4 +1,4 @@
-"""Runs a study with a progress bar."""
+"""Run a study with a progress bar."""
 
 import sys
 from collections import Counter
@@ -9,8 +9,8 @@ from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.common.errors import Interruption
 from grr_coca_study.plan import Plan, arm_named, point_title
 from grr_coca_study.rows import LedgerRow
-from grr_coca_study.running.agenda import Agenda, Task, Want
-from grr_coca_study.running.run import Place, Study, Watch
+from grr_coca_study.running.agenda import RemainingWork, Task, Want
+from grr_coca_study.running.run import Place, ProgressCallbacks, Study
 from grr_coca_study.running.workers import Workers
 from grr_coca_study.stages import stage_recipe
 
@@ -18,7 +18,7 @@ from grr_coca_study.stages import stage_recipe
 def run_with_progress(
     plan: Plan, place: Place, workers: Workers, arms: Collection[str] | None = None, has_bar_of_each_arm: bool = False
 ) -> None:
-    """Run some arms of a study (None: all) with a progress bar, or one of each arm. Each row is a line."""
+    """Run some arms of a study (None: all) with a progress bar, or one per arm. Each row is a line."""
     names = {arm.name: arm.name if has_bar_of_each_arm else "study" for arm in plan.arms}
 
     @cache
@@ -43,8 +43,8 @@ def run_with_progress(
             raise
 
 
-class _Progress(Watch):
-    """Shows the share of all pairs that were trained on.
+class _Progress(ProgressCallbacks):
+    """Progress bars for the fraction of all pairs that were trained on.
 
     `names`: the bar of each arm. `pairs`: number of pairs on which missing runs train, by bar. `totals`: of all runs.
     """
@@ -63,8 +63,8 @@ class _Progress(Watch):
         self._ended: Counter[str] | None = None
         self._running: dict[str, tuple[str, int]] = {}
 
-    def left(self, agenda: Agenda) -> None:
-        """Count the work that is done, by this process and others."""
+    def left(self, agenda: RemainingWork) -> None:
+        """Count the work done by this process and others."""
         lacking = agenda.lacking()
         if self._ended is None:
             counts = {kind: sum(n for (k, _, _), n in lacking.items() if k == kind) for kind in ("trial", "run")}
@@ -73,7 +73,7 @@ class _Progress(Watch):
         self._ended = self._totals - self._pairs(lacking)
 
     def step(self, task: Task, done: int) -> None:
-        """Show the steps that a task has done."""
+        """Show the finished steps of a task."""
         assert self._ended is not None, "a study reads the remaining work before it starts a task"
         bar = self._names[task.arm]
         self._running[task.name] = bar, done * task.recipe.data.batch_size
@@ -89,5 +89,5 @@ class _Progress(Watch):
         print(f"{named}: {found}", file=sys.stderr)
 
     def note(self, text: str) -> None:
-        """Print a remark."""
+        """Print a note."""
         print(text, file=sys.stderr)

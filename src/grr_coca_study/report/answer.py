@@ -1,4 +1,4 @@
-"""The answer of a study in words: the question, one headline, and what limits it."""
+"""The answer of a study in words: the question, one headline, and its limitations."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -20,12 +20,14 @@ _ARM_TITLES = {
 
 
 def arm_titles(plan: Plan) -> dict[str, str]:
-    """Return the display names of the arms: the title, or the parts of an arm between the two models, or the name."""
+    """Return the display names of the arms: the title, else the parts of an arm between the two models, else the
+    name.
+    """
     return {arm.name: arm.title or _ARM_TITLES.get(arm.name, arm.name) for arm in plan.arms}
 
 
 class Answer(NamedTuple):
-    """The question of a study, its answer in one line, and sentences on what limits it."""
+    """The question of a study, its answer in one line, and its limitations in sentences."""
 
     question: str
     headline: str

@@ -1,6 +1,6 @@
-"""Endpoints, metrics after a phase of training: their names, their values in rows, and intervals over images.
+"""Endpoints (metrics after a training phase): their names, their values in rows, and intervals over images.
 
-Shapes: N images, S seeds, R resamples, Q quotients that a metric is the sum of.
+Shapes: N images, S seeds, R resamples, Q quotients whose sum is a metric.
 """
 
 import math
@@ -17,7 +17,7 @@ from grr_coca_study.statistics import RESAMPLES, percentiles
 Rows = Mapping[tuple[str, int, str], LedgerRow]
 """Rows by arm, seed and stage."""
 Interval = tuple[float, float]
-"""Ends in per cent."""
+"""Interval ends in per cent."""
 
 # --- Names
 
@@ -29,23 +29,23 @@ _METRICS = {
     **{f"R@{k}": f"R@{k}, text to image" for k in (1, 5, 10)},
     **{f"image_to_text/R@{k}": f"R@{k}, image to text" for k in (1, 5, 10)},
 }
-"""Display names of metrics; all others have their key in the ledger."""
+"""Display names of metrics; other metrics are displayed with their ledger key."""
 PHASES = {"pretraining": "after pretraining", "finetuning": "after fine-tuning"}
 
 
 def metric_title(endpoint: str) -> str:
-    """Return display name of an endpoint's metric."""
+    """Return the display name of an endpoint's metric."""
     metric = split_endpoint(endpoint)[1]
     return _METRICS.get(metric, metric)
 
 
 def title(endpoint: str) -> str:
-    """Return display name of an endpoint: `CoCa loss after pretraining`."""
+    """Return the display name of an endpoint: `CoCa loss after pretraining`."""
     return f"{metric_title(endpoint)} {PHASES[split_endpoint(endpoint)[0]]}"
 
 
 def lower_is_better(endpoint: str) -> bool:
-    """Return True for losses, False for recalls and caption scores."""
+    """Return whether lower values are better: True for losses, False for recalls and caption scores."""
     return split_endpoint(endpoint)[1] in LOSS_METRICS
 
 
@@ -53,7 +53,7 @@ def lower_is_better(endpoint: str) -> bool:
 
 
 def stages_of(plan: Plan, endpoint: str) -> tuple[str, ...]:
-    """Return the stages on which an endpoint is measured."""
+    """Return the stages after which an endpoint is measured."""
     pretraining, *finetunings = stage_names(plan)
     return (pretraining,) if split_endpoint(endpoint)[0] == "pretraining" else tuple(finetunings)
 
@@ -68,7 +68,7 @@ def value_of(row: LedgerRow | None, plan: Plan, endpoint: str) -> float | None:
 
 
 def endpoint_values(rows: Rows, plan: Plan, endpoint: str, arm: str) -> dict[int, float]:
-    """Return values of an endpoint of one arm by seed, in the plan's order; seeds without a value are excluded.
+    """Return the values of an arm's endpoint by seed, in the plan's order; seeds without a value are excluded.
 
     For fine-tuning, a value is the geometric mean over the stages: the log ratio of two such values is the mean of the
     stages' log ratios.
@@ -86,7 +86,7 @@ def endpoint_values(rows: Rows, plan: Plan, endpoint: str, arm: str) -> dict[int
 
 
 class ImageIntervals(NamedTuple):
-    """95 % intervals of a change: over images, and over seeds and images at once (None for one seed)."""
+    """95 % intervals of a change: over images, and over seeds and images together (None for one seed)."""
 
     over_images: Interval | None = None
     over_both: Interval | None = None
@@ -97,24 +97,24 @@ def image_intervals(
 ) -> ImageIntervals:
     """Return intervals of a change over images of a test split.
 
-    Over images is for the same trained models. It is a paired bootstrap (Efron and Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapter 13): images with all their captions, or batches, are drawn with replacement, the same for
-    both arms and all seeds, and the change is computed again. Captions are not drawn one by one, since those of an
-    image resemble each other, and the interval would be too narrow. For the CoCa loss, batches are drawn with their
-    captions. Stages are drawn independently. Log ratios are averaged over the seeds that have one: a draw may have a
-    recall of zero.
+    The interval over images is for the same trained models. It is a paired bootstrap (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, chapter 13): images with all their captions, or batches, are resampled with
+    replacement, the same for both arms and all seeds, and the change is computed again. Captions are not resampled
+    separately, since those of an image are similar, and the interval would be too narrow. For the CoCa loss, batches
+    are resampled with their captions. Stages are resampled independently. Log ratios are averaged over the seeds that
+    have one: a resample may have a recall of zero.
 
-    Over seeds and images speaks of other models and other images at once. It draws the seeds too, crossed with the
-    images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007). It counts the noise of single images
-    with single seeds more than once, which makes it wider; percentiles over few seeds make it narrower.
+    The interval over seeds and images covers other models and other images. It also resamples the seeds, crossed with
+    the images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007). It counts the noise of single
+    images with single seeds more than once, which makes it wider; percentiles over few seeds make it narrower.
 
     Args:
-        metric: Its key in the rows.
+        metric: Key of the metric in the rows.
         split: The test split.
-        stages: For each stage, the rows of the arm and those of the baseline, in the same order of seeds.
+        stages: For each stage, rows of the arm and those of the baseline, in the same order of seeds.
 
     Returns:
-        No intervals without seeds, without values in the rows, or if no seed has a log ratio in some draw.
+        No intervals without seeds, without values in the rows, or if some resample has no log ratio for any seed.
     """
     num_seeds = len(stages[0][0])
     if not num_seeds:
@@ -134,20 +134,23 @@ def image_intervals(
 
 
 def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.ndarray:
-    """Log of arm over baseline for each draw and seed, R × S; NaN if it is undefined. `seed`: of the draws."""
+    """Return the log of arm over baseline for each resample and seed, R × S; NaN if undefined.
+
+    `seed`: Seed of the resampling.
+    """
     num_images, num_rows, _ = columns.shape
     drawn = draws(num_images, RESAMPLES, seed)
     sums = np.concatenate([each @ columns.reshape(num_images, -1) for each in drawn])
     logs = (sums[:, 0::2] / sums[:, 1::2]).reshape(RESAMPLES, num_rows, -1).sum(axis=-1)  # R × 2S
-    if metric != "perplexity":  # which is exp(nats per token)
+    if metric != "perplexity":  # perplexity is exp(nats per token)
         logs = np.log(logs, where=logs > 0, out=np.full_like(logs, np.nan))
     return logs[:, : num_rows // 2] - logs[:, num_rows // 2 :]
 
 
 def _interval_of_mean(logs: np.ndarray, drawn: np.ndarray) -> Interval | None:
-    """Return the interval of the mean log ratio over seeds, R × S, each counted as often as it was drawn.
+    """Return the interval of the mean log ratio over seeds, R × S, each counted as often as it was sampled.
 
-    None if some draw has no log ratio.
+    None if some resample has no log ratio.
     """
     weights = np.where(np.isfinite(logs), drawn, 0)
     if not weights.any(axis=1).all():
@@ -160,11 +163,11 @@ _SINGLE = {
     "contrastive_loss_refitted": "contrastive_batches_refitted",
     "CIDEr-D": "cider_d",
 }
-"""Metrics that are means of one value for each image or batch, and where a row has these."""
+"""Metrics that are means of one value per image or batch, and the location of these values in a row."""
 
 
 def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
-    """Return what each image or batch adds to numerator and denominator of each quotient of a metric, N × 2Q.
+    """Return the contribution of each image or batch to numerator and denominator of each quotient of a metric, N × 2Q.
 
     Raises:
         KeyError: If the row lacks the values.
@@ -182,7 +185,7 @@ def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
 
 
 def _of_images(values: Mapping[str, Any], numerator: Any, denominator: Any) -> np.ndarray:
-    """Return sum the contributions of each image's captions. Without `image`, each image has one caption."""
+    """Return the summed contributions of each image's captions. Without `image`, each image has one caption."""
     columns = np.stack([numerator, denominator], axis=1).astype(float)
     return by_image(columns, np.array(values["image"])) if "image" in values else columns
 
@@ -191,7 +194,7 @@ def _of_batches(values: Mapping[str, Any], metrics: Mapping[str, float]) -> np.n
     """Return the contrastive loss of each batch, and the nats and tokens of its captions, each weighted as in the CoCa
     loss.
 
-    The last batch is filled up with captions of the one before, which do not count again.
+    The last batch is padded with captions of the previous one, which do not count again.
     """
     from grr_coca.evaluate.split import contrastive_batches  # late: torch
     from grr_coca.model.losses import LossWeights, coca_loss

@@ -14,14 +14,14 @@ from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import MARGIN, Effect
 
 COLOURS = ("#1b6ca8", "#d1741f")
-"""Model and baseline: colour-blind readers can distinguish them, and they differ in a black-and-white print too."""
+"""Colours of model and baseline, which are distinguishable for colour-blind readers and in black-and-white print."""
 FAINT = "#8a939d"
-"""Background: other arms, zero lines."""
+"""Background colour of other arms and zero lines."""
 _WIDTH = 9.0
 """Width of a page in inches."""
 _ROW_HEIGHT = 0.27
 _MARGIN_HEIGHT = 0.95
-"""Inches of a row, and of the rest of a forest plot."""
+"""Height in inches of a row, and of the other parts of a forest plot."""
 _LOSSES = {
     "contrastive_loss": "contrastive loss",
     "captioning_loss": "captioning loss (nats per token)",
@@ -39,15 +39,15 @@ class Panel(NamedTuple):
 
 
 def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> str:
-    """Return the effects with their intervals, in panels side by side with common rows.
+    """Plot effects with their intervals, in panels side by side with common rows.
 
     Args:
         labels: Labels of the rows, from top to bottom.
-        panels: The columns; those without an effect are excluded.
-        change: What the effects are, such as `change over Baseline CoCa`, for the axis.
+        panels: Columns; those without an effect are excluded.
+        change: Description of the effects, such as `change over Baseline CoCa`, for the axis.
 
     Returns:
-        Nothing if no panel has an effect.
+        Empty if no panel has an effect.
     """
     shown = [panel for panel in panels if any(panel.effects)]
     if not shown:
@@ -76,7 +76,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
 
 
 def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) -> None:
-    """Draw a dot and its interval: blue on the better side of zero, orange on the worse, grey if it has zero."""
+    """Draw a dot and its interval: blue if better, orange if worse, grey if it includes zero."""
     colour = FAINT
     if effect.interval is not None:
         low, high = effect.interval
@@ -87,11 +87,11 @@ def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) ->
 
 
 def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str:
-    """Return validation losses of a stage by step: geometric means over seeds, and their range.
+    """Plot the validation losses of a stage by step: geometric means over seeds, and their range.
 
     Args:
         rows: Rows of one stage, of all arms and seeds.
-        titles: Display names of the first arm and the baseline; other arms are faint lines behind them.
+        titles: Display names of the first arm and the baseline; other arms are faint background lines.
     """
     others = {row.arm: "other arms" for row in rows if row.arm not in titles}
     figure = new_figure(2.9)
@@ -114,7 +114,7 @@ def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str
 
 
 def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: int, label: str) -> None:
-    """Draw the geometric mean and the range of losses, S × P, at the steps that have all of them."""
+    """Draw the geometric mean and the range of losses, S × P, at the steps with losses for all seeds."""
     sound = np.isfinite(losses).all(axis=0)
     shown, at = losses[:, sound], np.array(places)[sound]
     axes.fill_between(at, shown.min(axis=0), shown.max(axis=0), color=COLOURS[side], alpha=0.2, linewidth=0)
@@ -123,12 +123,12 @@ def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: in
 
 
 def new_figure(height: float) -> Figure:
-    """Return an empty figure as wide as a page; height in inches."""
+    """Return an empty figure of page width. `height`: Height in inches."""
     return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
 def style_axes(axes: Axes, title: str) -> None:
-    """Style a plot: title at the left, two spines, faint horizontal grid lines."""
+    """Style a plot: left-aligned title, two spines, faint horizontal grid lines."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
@@ -136,7 +136,7 @@ def style_axes(axes: Axes, title: str) -> None:
 
 
 def svg_text(figure: Figure) -> str:
-    """Return a figure as an SVG element. Text is not turned into paths, and equal figures give equal bytes."""
+    """Return a figure as an SVG element. Text is not converted to paths, and equal figures yield equal bytes."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grr-coca", "font.family": "sans-serif"}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -42,14 +42,14 @@ class EndpointResult:
     """An endpoint of one arm against the baseline, over the seeds that both have.
 
     Attributes:
-        arm_value, baseline_value: Geometric means over seeds.
-        effect: None if no seed has both values.
+        arm_value, baseline_value: Geometric mean over seeds.
+        effect: Effect over seeds; None if no seed has both values.
         over_images: 95 % interval in per cent over images of the test split; None if the ledger lacks the values.
-        over_both: The same over seeds and images at once; None for a single seed too.
-        p_holm: Of the t test with Holm's correction for all primary endpoints; None for secondary ones, and with too
-            few seeds for a verdict.
-        smallest_shown: Smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
-            for secondary endpoints and with too few seeds for a verdict.
+        over_both: 95 % interval in per cent over seeds and images together; also None for a single seed.
+        p_holm: p of the t test with Holm's correction for all primary endpoints; None for secondary endpoints, and with
+            too few seeds for a verdict.
+        smallest_shown: Smallest detectable effect in per cent (80 % power), with the same number of seeds and the same
+            deviation; None for secondary endpoints and with too few seeds for a verdict.
     """
 
     endpoint: str
@@ -64,15 +64,16 @@ class EndpointResult:
 
     @property
     def num_seeds(self) -> int:
-        """Number of seeds that are compared."""
+        """Number of compared seeds."""
         return len(self.effect.seeds) if self.effect else 0
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict on an effect.
+        """Verdict on the effect.
 
         Better or worse: the t test passes Holm's correction. Secondary endpoints, which the correction does not cover,
-        are never called so. Equal: neither, with enough seeds for a verdict, and the interval is within ± 2 %. Nothing
+        never get these verdicts. Equal: neither, with enough seeds for a verdict, and the interval is within ± 2 %.
+        Nothing
         to compare: no seed has both values. Undecided: none of these.
         """
         if self.effect is None:
@@ -101,7 +102,7 @@ class ArmResults:
 class NearChance:
     """A stage after which the contrastive loss of the first arm or of the baseline is uninformative.
 
-    It is at least 95 % of `chance`, the loss of a model that guesses, as the geometric mean over seeds. `chance` is the
+    Its geometric mean over seeds is at least 95 % of `chance`, the loss of random guessing. `chance` is the
     logarithm of the number of pairs in a batch.
     """
 
@@ -112,11 +113,11 @@ class NearChance:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmCost:
-    """Costs of an arm. `flops_per_pair`: of one forward pass with a caption of maximum length.
+    """Costs of an arm. `flops_per_pair`: FLOPs of one forward pass with a caption of maximum length.
 
     Attributes:
-        training_flops: Of all steps, by stage.
-        seconds: Of training and evaluation, by stage, median over seeds and machines.
+        training_flops: FLOPs of all steps, by stage.
+        seconds: Duration of training and evaluation by stage, median over seeds and machines.
     """
 
     arm: str
@@ -132,15 +133,15 @@ class StudyResults:
     """All results of a study in numbers; `results.json` has them and `split_rows`.
 
     Attributes:
-        num_rows: Finished stages.
-        num_planned_rows: Stages of the plan without the lost ones.
-        num_seeds: Seeds with all stages of the first arm and of the baseline.
-        num_planned_seeds: Of the plan. Effects have their own number of seeds.
+        num_rows: Number of finished stages.
+        num_planned_rows: Number of planned stages, except lost ones.
+        num_seeds: Number of seeds with all stages of the first arm and of the baseline.
+        num_planned_seeds: Number of seeds in the plan. Effects have their own number of seeds.
         missing: Unfinished stages, by arm and stage, in words.
-        lost: Stages that diverged, or whose pretraining did.
-        num_lost_seeds: Seeds with a lost stage of the first arm or of the baseline.
+        lost: Stages that diverged, or whose pretraining diverged.
+        num_lost_seeds: Number of seeds with a lost stage of the first arm or of the baseline.
         near_chance: Stages whose contrastive loss is barely better than guessing.
-        notes: Sentences on rows that do not count, and on values that are missing.
+        notes: Sentences on rows that do not count, and on missing values.
     """
 
     baseline: str
@@ -163,7 +164,7 @@ class StudyResults:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """Names of the first arm, which a report is about, and of the baseline."""
+        """Names of the first arm, the subject of a report, and of the baseline."""
         return self.arms[0].arm, self.baseline
 
     @property
@@ -178,7 +179,7 @@ class StudyResults:
 
     @property
     def num_awaited_seeds(self) -> int:
-        """Number of seeds that the first arm or the baseline has not finished yet."""
+        """Number of seeds not yet finished by the first arm or the baseline."""
         return self.num_planned_seeds - self.num_seeds - self.num_lost_seeds
 
 
@@ -224,7 +225,8 @@ def split_rows(plan: Plan, ledger: Ledger) -> list[Row]:
     """Return the first arm and the baseline on each test split of each stage, and averaged over the domains of
     fine-tuning.
 
-    Means over the seeds that both have: geometric of losses, so that their ratio is the change of the other tables.
+    Values are means over common seeds: geometric means for losses, so that their ratio is the change in the other
+    tables.
     """
     rows = rows_by_run(ledger.rows)
     pair = (next(arm.name for arm in plan.arms if arm.name != plan.baseline), plan.baseline)
@@ -256,7 +258,7 @@ def _endpoints(plan: Plan, rows: Rows, arm: str) -> tuple[EndpointResult, ...]:
     seeds = {name: [seed for seed in sides[0] if seed in sides[1]] for name, sides in values.items()}
     logs = {name: [np.log([side[s] for s in seeds[name]]) for side in sides] for name, sides in values.items()}
     effects = {name: effect_of(seeds[name], ours - theirs) for name, (ours, theirs) in logs.items() if seeds[name]}
-    # Primary endpoints with seeds enough for a verdict; the others count in Holm's correction all the same.
+    # Primary endpoints with enough seeds for a verdict; the others still count in Holm's correction.
     deciding = [
         name for name in plan.endpoints.primary if len(seeds[name]) > 1 and len(seeds[name]) >= min_seeds(num_primary)
     ]
@@ -297,7 +299,7 @@ def _smallest_shown(effect: Effect, num_endpoints: int) -> float | None:
     if effect.deviation is None:
         return None
     deviations = smallest_detectable_effect(len(effect.seeds), num_endpoints)
-    # As a decrease; the equivalent increase is a larger percentage.
+    # Expressed as a decrease; the equivalent increase is a larger percentage.
     return float(-as_percent(-deviations * effect.deviation / 100))
 
 
@@ -326,7 +328,7 @@ def _cost(plan: Plan, rows: Sequence[LedgerRow]) -> ArmCost:
 
 
 def _in_words(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
-    """Return a line for each arm and stage: `grr_coca, health, seeds: 2, 3`."""
+    """Return one line per arm and stage: `grr_coca, health, seeds: 2, 3`."""
     seeds: dict[str, list[str]] = {}
     for arm, seed, stage in runs:
         seeds.setdefault(f"{arm}, {stage}, seeds: ", []).append(str(seed))
@@ -334,7 +336,7 @@ def _in_words(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
 
 
 def _without_ratio(plan: Plan, rows: Rows) -> list[str]:
-    """Return notes on finished stages that have no value of an endpoint, or none with a logarithm."""
+    """Return notes on finished stages without a value of an endpoint, or without one that has a logarithm."""
     notes = []
     for endpoint, arm in ((endpoint, arm.name) for endpoint in plan.endpoints.all for arm in plan.arms):
         values = endpoint_values(rows, plan, endpoint, arm)

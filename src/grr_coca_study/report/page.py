@@ -1,4 +1,4 @@
-"""Writes the report of a study: `results.json`, and `report.md` with its figures, also as a page in HTML."""
+"""Write the report of a study: `results.json`, and `report.md` with its figures, also as an HTML page."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.files import read_json, write_whole
+from grr_coca.common.files import read_json, write_bytes_atomic
 from grr_coca.evaluate.table import Row, format_table
 from grr_coca_study.html_page import escaped, html_page, markdown_picture, markdown_table
 from grr_coca_study.ledger import Ledger, cost, read_ledger
@@ -42,8 +42,8 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
 
     Args:
         folder: Folder of the study.
-        out: An existing folder, to which the files are written.
-        over: The arm with which the others are compared; None: the plan's baseline.
+        out: Existing folder for the files.
+        over: Arm with which the others are compared; None: the plan's baseline.
 
     Returns:
         The answer and the table of endpoints, for a terminal.
@@ -62,7 +62,9 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         )
         results = replace(results, notes=(*results.notes, note))
     plain = to_dict(results) | {"splits": [_plain_row(each) for each in splits]}
-    write_whole(out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
+    write_bytes_atomic(
+        out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    )
     answered, page = answer(plan, results), _Page(out, arm_titles(plan))
     page.add(f"# {escaped(answered.question)}", f"**{escaped(answered.headline)}.**")
     if not results.is_complete:
@@ -97,7 +99,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
 
 
 class _Page:
-    """The report as Markdown, with its pictures by their addresses."""
+    """The report as Markdown, with its pictures by address."""
 
     def __init__(self, out: Path, titles: Mapping[str, str]) -> None:
         self.titles = titles
@@ -142,19 +144,19 @@ class _Page:
         (self._out / FIGURES).mkdir(exist_ok=True)
         for address, picture in self._pictures.items():
             if isinstance(picture, str):
-                write_whole(self._out / address, _encoded(picture))
-        write_whole(self._out / REPORT_FILE, _encoded(text))
-        write_whole(self._out / PAGE_FILE, _encoded(html_page(question, text, self._pictures)))
+                write_bytes_atomic(self._out / address, _encoded(picture))
+        write_bytes_atomic(self._out / REPORT_FILE, _encoded(text))
+        write_bytes_atomic(self._out / PAGE_FILE, _encoded(html_page(question, text, self._pictures)))
 
 
 # --- Endpoints
 
 
 def _add_endpoints(page: _Page, results: StudyResults) -> str:
-    """Return the endpoints of the first arm against the baseline. Returns the table."""
+    """Add the endpoints of the first arm against the baseline. Return the table."""
     endpoints, (arm, baseline) = results.arms[0].endpoints, (page.titles[name] for name in results.pair)
     heads = ["endpoint", arm, baseline, "change, %", "95 % interval", "over images", "over both", "seeds", "p"]
-    heads += ["p, corrected", "verdict", "detectable, %"]
+    heads += ["p, corrected", "verdict", "minimum detectable effect, %"]
     page.add(f"## Endpoints on the split {escaped(results.split)}")
     table = page.add_table(heads, [_endpoint_cells(result) for result in endpoints])
     panels = [
@@ -182,7 +184,7 @@ def _endpoint_cells(result: EndpointResult) -> list[str]:
 
 
 def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
-    """All arms against the baseline on the primary endpoints."""
+    """Add all arms against the baseline on the primary endpoints."""
     arms, over = results.begun_arms, f"change over {page.titles[results.baseline]}"
     page.add(f"## Every arm, {escaped(over)} in %")
     page.add_table(
@@ -238,7 +240,7 @@ def _add_costs(page: _Page, results: StudyResults) -> None:
 
 
 def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
-    """Tabulate the CoCa loss on `val` at every point of the grids, by stage and settings, for each arm.
+    """Add a table of the CoCa loss on `val` at every grid point, by stage and settings, for each arm.
 
     A mark shows the best points, and whether they are at an end of the grid.
     """
@@ -258,7 +260,9 @@ def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
 
 
 def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
-    """Return the note after the loss of the best point: also if a value is the smallest or largest of three or more."""
+    """Return the mark after the loss of the best point, with a note if a value is the smallest or largest of three
+    or more.
+    """
     best = ledger.chosen.get((arm, stage), {})
     if point != point_title(best):
         return ""
@@ -274,7 +278,7 @@ def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
 
 
 def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tuple[str, str], folder: Path) -> None:
-    """Captions of the first arm and the baseline side by side, in one stage, of the first seed that has both."""
+    """Add captions of the first arm and the baseline side by side, for one stage and the first common seed."""
     said = {(row.arm, row.seed): {one.image: one for one in row.captions} for row in rows if row.captions}
     seeds = [seed for seed in plan.seeds if all((arm, seed) in said for arm in pair)]
     if not seeds:
@@ -297,7 +301,7 @@ def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tupl
 
 
 def _add_exhibits(page: _Page, plan: Plan, pictures: Path) -> None:
-    """Heat maps and searches of a demo."""
+    """Add the heat maps and searches of a demo."""
     shown = read_json(pictures / LISTING)
     page.add(
         "## Where the models look",
@@ -331,24 +335,24 @@ def signed(percent: float) -> str:
 
 
 def p_in_words(p: float | None) -> str:
-    """Return a p value with three digits; a dash if it is None."""
+    """Return a p value with three digits; a dash for None."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _ends(interval: Interval | None) -> str:
-    """Return the ends of an interval as `−3.5 to −1.2`; a dash if there is none."""
+    """Return the ends of an interval as `−3.5 to −1.2`; a dash for None."""
     return "–" if interval is None else " to ".join(map(signed, interval))
 
 
 def _effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
-    """Return an effect as `−1.8 (−2.3 to −1.2)*`; a dash if there is none."""
+    """Return an effect as `−1.8 (−2.3 to −1.2)*`; a dash for None."""
     if effect is None:
         return "–"
     return signed(effect.change) + (f" ({_ends(effect.interval)})" if effect.interval else "") + "*" * is_starred
 
 
 def _plain_row(row: Row) -> dict[str, object]:
-    """Return a row for JSON; null for what was not measured."""
+    """Return a row for JSON; null for missing measurements."""
     sides = {"model": row.model, "baseline": row.baseline}
     known = {side: {name: None if math.isnan(x) else x for name, x in found.items()} for side, found in sides.items()}
     return {"split": row.name, **known}

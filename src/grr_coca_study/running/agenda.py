@@ -1,4 +1,4 @@
-"""The agenda of a study: which runs are missing, and which of them can start now.
+"""The agenda of a study: the missing runs, and those that can start now.
 
 It is a function of the plan and of the rows.
 """
@@ -35,7 +35,7 @@ FINISHED = "finished"
 """Name of the empty file that marks the folder of a run that was trained and measured."""
 
 FolderOf = Callable[[str, int, str, str], Path]
-"""The folder of a run, by arm, seed, stage and digest."""
+"""Function that returns the folder of a run, by arm, seed, stage and digest."""
 
 Want = tuple[str, str, str]
 """Kind (`run` or `trial`), arm and stage of missing rows."""
@@ -43,14 +43,14 @@ Want = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One stage of a study for one arm, point of its grid and seed: all that a process needs to run it.
+    """One stage of a study for one arm, point of its grid and seed: all inputs that a process needs to run it.
 
     Attributes:
-        settings: The point of the grid.
-        is_trial: True: it is measured on `val` alone.
-        recipe: With all settings.
+        settings: Point of the grid.
+        is_trial: Whether it is measured only on `val`.
+        recipe: Recipe with all settings.
         folder: Folder of the run.
-        start: The pretraining from which a fine-tuning starts.
+        start: Pretraining from which a fine-tuning starts.
     """
 
     plan: Plan
@@ -67,28 +67,28 @@ class Task:
 
     @property
     def start_data_digest(self) -> str | None:
-        """Digest of the data of the pretraining from which a fine-tuning starts."""
+        """Digest of the pretraining data of a fine-tuning."""
         return None if self.start is None else self.start.data_digest
 
     @property
     def scores_captions(self) -> bool:
-        """True: caption the test splits, and score the captions."""
+        """Whether to caption the test splits and score the captions."""
         return scores_captions(self.plan) and not self.is_trial
 
     @property
     def title(self) -> str:
-        """Display name."""
+        """Display name of the task."""
         return ", ".join(filter(None, (self.arm, self.stage, point_title(self.settings), f"seed {self.seed}")))
 
     @property
     def name(self) -> str:
-        """Name of the file of its row, and of its claim."""
+        """Name of its row file and of its claim."""
         digests = (self.recipe_digest, self.data_digest, self.start_data_digest, str(self.scores_captions))
         return row_name(self.arm, point_title(self.settings), self.seed, self.stage, digests)
 
 
-class Agenda:
-    """The missing runs of some arms of a study; None: of all. `add` counts a row."""
+class RemainingWork:
+    """The missing runs of some arms of a study (None: all arms). `add` counts a row."""
 
     def __init__(
         self, plan: Plan, folder_of: FolderOf, rows: Iterable[LedgerRow] = (), arms: Collection[str] | None = None
@@ -101,17 +101,18 @@ class Agenda:
         self._seeds = (*self._trial_seeds, *plan.seeds)
         self._data = {stage: data_digest(stage_recipe(plan, plan.arms[0], stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[str, int, str, str], LedgerRow] = {}
-        # Cached, since the process that feeds the workers has no core of its own. A task depends on the plan alone, a
-        # choice on the rows too.
+        # Cached, since the process that feeds the workers has no separate core. A task depends only on the plan, a
+        # choice also on the rows.
         self._task = cache(self._new_task)
         self._chosen = cache(self._choose)
         for row in rows:
             self.add(row)
 
     def add(self, row: LedgerRow, *, is_new: bool = False) -> None:
-        """Count a row, unless it is of other data or lacks scores, so that its run is repeated.
+        """Count a row, unless it has other data or lacks scores, so that its run is repeated.
 
-        `is_new`: its run has just ended. A score that is NaN is lacking, and repeating the run does not help.
+        `is_new`: Whether its run has just ended. Then a NaN score counts as present, as repeating the run does not
+        help.
         """
         is_of_data = row.data_digest == self._data.get(row.stage)
         starts_from_data = row.start_data_digest in (None, self._data[self._stages[0]])
@@ -120,14 +121,14 @@ class Agenda:
             self._chosen.cache_clear()
 
     def open_tasks(self) -> list[Task]:
-        """Return the tasks that can start now, in order: those with the seeds of tuning first, then by seed."""
+        """Return the tasks that can start now, in order: those with tuning seeds first, then by seed."""
         left = [task for seed, arm in product(self._seeds, self._arms) for task in self._left(arm, seed)[0]]
         return [task for task in left if task.start is None or (task.start.folder / FINISHED).exists()]
 
     def lacking(self) -> Counter[Want]:
         """Return the number of missing trials and runs, by kind, arm and stage.
 
-        A pretraining with a row counts too, if its model was lost and others start from it.
+        A pretraining with a row also counts, if its model was lost and other runs start from it.
         """
         counts: Counter[Want] = Counter()
         for seed, arm in product(self._seeds, self._arms):
@@ -137,8 +138,8 @@ class Agenda:
                 counts[kind, arm.name, stage] += count
         return counts
 
-    def spent_folders(self) -> Iterator[Path]:
-        """Yield the folders of runs that have rows, and from which no later run starts."""
+    def finished_run_folders(self) -> Iterator[Path]:
+        """Yield the folders of runs that have rows and from which no later run starts."""
         for seed, arm in product(self._seeds, self._plan.arms):
             first, *later = (self._tasks_of(arm, seed, stage) for stage in self._stages)
             kept = {task.start.folder for tasks in later for task in self._missing(tasks or ()) if task.start}
@@ -148,7 +149,7 @@ class Agenda:
     # --- Choices
 
     def choices(self) -> dict[tuple[str, str], Settings]:
-        """Return the points that were chosen for later runs, by arm and stage."""
+        """Return the chosen points for later runs, by arm and stage."""
         chosen: dict[tuple[str, str], Settings] = {}
         for arm, stage in self._needed_choices():
             best = self._chosen(arm.name, stage)
@@ -157,10 +158,10 @@ class Agenda:
         return chosen
 
     def require_sound_points(self) -> None:
-        """Raise an error if an arm diverged at every point among which a later run needs a choice.
+        """Raise an error if an arm diverged at every candidate point for a later run.
 
         Raises:
-            UserError: If it is so; names the arm and the stage.
+            UserError: If an arm diverged at every point; the message names arm and stage.
         """
         for arm, stage in self._needed_choices():
             costs = self._costs(arm, stage)
@@ -175,7 +176,9 @@ class Agenda:
                 yield arm, stage
 
     def _choose(self, name: str, stage: str) -> int | None:
-        """Index of the best point of a stage; None if rows are missing, or a run diverged at each point."""
+        """Return the index of the best point of a stage, or None if rows are missing or a run diverged at each
+        point.
+        """
         arm = arm_named(self._plan, name)
         if len(points_of(self._plan, arm, stage)) == 1:
             return 0
@@ -183,7 +186,7 @@ class Agenda:
         return None if costs is None else best_point(costs)
 
     def _costs(self, arm: Arm, stage: str) -> list[list[float]] | None:
-        """Return the costs of the points of a grid, as `best_point` takes them, or None if rows are missing."""
+        """Return the costs of the points of a grid in the form for `best_point`, or None if rows are missing."""
         costs = []
         for each, seed in product(tuned_with(self._plan, arm), search_seeds(self._plan)):
             tasks = self._tasks_of(each, seed, stage)
@@ -209,7 +212,7 @@ class Agenda:
     # --- Tasks
 
     def _left(self, arm: Arm, seed: int) -> tuple[list[Task], Counter[str]]:
-        """Return the missing tasks of an arm with a seed, and by stage the number of those that depend on an open
+        """Return the missing tasks of an arm with a seed, and per stage the number of tasks that depend on an open
         choice.
         """
         missing: list[Task] = []
@@ -226,7 +229,7 @@ class Agenda:
         return missing, undecided
 
     def _tasks_of(self, arm: Arm, seed: int, stage: str) -> list[Task] | None:
-        """Return all tasks of a stage, or None if they depend on a choice that is open.
+        """Return all tasks of a stage, or None if they depend on an open choice.
 
         Trials are run at all points of a grid, runs at the best.
         """
@@ -251,7 +254,7 @@ class Agenda:
         return points if arm in tuned_with(self._plan, arm) and (points > 1 or is_start) else 0
 
     def _missing(self, tasks: Iterable[Task]) -> list[Task]:
-        """Return the tasks without a row, except those that start from a model that diverged."""
+        """Return the tasks without a row, except those that start from a diverged model."""
         return [task for task in tasks if self._row(task) is None and not self._starts_diverged(task)]
 
     def _starts_diverged(self, task: Task) -> bool:
@@ -268,7 +271,7 @@ class Agenda:
         settings = points_of(plan, arm, stage)[point]
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial)
         digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
-        # Another recipe or other data get another folder, so that no stale run is resumed.
+        # A different recipe or different data get a different folder, so that no stale run is resumed.
         data = {self._data[self._stages[0]], self._data[stage]}
         return Task(
             plan=plan,

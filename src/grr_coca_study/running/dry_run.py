@@ -1,4 +1,6 @@
-"""A dry run: the runs, core-hours and disk space that a study still needs on this machine, and what it can find."""
+"""A dry run: the runs, core-hours and disk space that a study still needs on this machine, and the effects that it
+can detect.
+"""
 
 import shutil
 from collections import Counter, defaultdict
@@ -16,47 +18,47 @@ from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint
 from grr_coca_study.plan import Arm, Plan, arm_named, points_of, scores_captions, stage_names
 from grr_coca_study.running.agenda import Want
-from grr_coca_study.running.pace import Pace, measure_pace
+from grr_coca_study.running.pace import TrainingSpeed, measure_pace
 from grr_coca_study.running.run import Place
 from grr_coca_study.running.stage import caption_lengths, step_flops
 from grr_coca_study.running.workers import usable_device
 from grr_coca_study.stages import stage_recipe
 
 NUM_MEASURED = 2
-"""Stages whose pace is measured."""
+"""Number of stages whose speed is measured."""
 _BYTES_PER_PARAMETER = 12
-"""Bytes of a checkpoint for each parameter: weights, and both moments of AdamW."""
+"""Checkpoint bytes per parameter: weights, and both moments of AdamW."""
 _CHECKPOINTS_PER_JOB = 3
-"""The pretrained model from which fine-tunings start, the newest checkpoint of the run, and the next one while it is
-written."""
+"""Number of checkpoints: the pretrained model from which fine-tunings start, the run's newest one, and the next one
+while it is written."""
 _BYTES_PER_ROW = 20_000
 
 
 def what_is_left(
     plan: Plan, place: Place, wants: Counter[Want], num_jobs: int, before_step: Callable[[], None] = lambda: None
 ) -> str:
-    """Return the table of a dry run. The pace of the baseline is measured, and that of the other arms scaled by their
+    """Return the table of a dry run. The speed of the baseline is measured, and that of the other arms scaled by their
     FLOPs.
 
-    This process reads the pairs, too. Each worker of a loader would take as much memory as it.
+    This process also reads the pairs. Each loader worker would take as much memory.
 
     Args:
-        plan: The study.
-        place: Its folders.
-        wants: Number of its missing trials and runs.
-        num_jobs: Number of models that train at a time.
+        plan: Plan of the study.
+        place: Folders of the study.
+        wants: Number of missing trials and runs.
+        num_jobs: Number of models trained simultaneously.
         before_step: Called before each step of a measurement.
     """
     torch.set_num_threads(1)  # as in a worker
     stages, baseline, device = stage_names(plan), arm_named(plan, plan.baseline), usable_device()
     model = new_checkpoint(stage_recipe(plan, baseline, stages[0], 0, {}), Ranks.here(device))
     hours: dict[str, float] = defaultdict(float)
-    paces: dict[str, Pace] = {}
+    paces: dict[str, TrainingSpeed] = {}
     for stage in stages:
         known = stage_recipe(plan, baseline, stage, 0, {})
         if (
             len(paces) < NUM_MEASURED
-        ):  # all fine-tunings are about as fast as the first; the pace does not depend on the weights
+        ):  # all fine-tunings are about as fast as the first; the speed does not depend on the weights
             alone = replace(known, data=replace(known.data, num_workers=0))
             paces[stage] = pace = measure_pace(alone, model, device, before_step)
         lengths = caption_lengths(model, open_source(known.data.val or known.data.train))
@@ -64,7 +66,7 @@ def what_is_left(
             if of == stage:
                 recipe = stage_recipe(plan, arm_named(plan, name), stage, 0, {}, is_trial=kind == "trial")
                 config = _config(plan, arm_named(plan, name))
-                scaled = Pace(
+                scaled = TrainingSpeed(
                     pace.step * step_flops(recipe, config, lengths) / step_flops(known, model.config, lengths),
                     pace.reading,
                     pace.evaluation * flops_of_pairs(config, lengths) / flops_of_pairs(model.config, lengths),
@@ -90,8 +92,8 @@ def _config(plan: Plan, arm: Arm) -> CoCaConfig:
     return recipe.model.config(recipe.tokenizer.vocab_size)
 
 
-def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
-    """Return seconds of a stage. Captioning a split takes about as long as computing its losses."""
+def _seconds(recipe: Recipe, pace: TrainingSpeed, is_run: bool, captions: bool) -> float:
+    """Return the duration of a stage in seconds. Captioning a split takes about as long as computing its losses."""
     schedule, data = recipe.schedule, recipe.data
     read = min(len(open_source(data.train)), schedule.steps * data.batch_size)
     val = len(open_source(data.val or data.train)) * (1 + -(-schedule.steps // recipe.evaluation.interval))
@@ -103,7 +105,7 @@ def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
 def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int) -> list[str]:
     first, *others = stage_names(plan)
     has_choice = any(len(points_of(plan, arm, first)) > 1 for arm in plan.arms)
-    # The pretrained models of an arm stay until the best point of its grid is known.
+    # An arm's pretrained models are kept until the best point of its grid is known.
     kept = max((count for (_, _, stage), count in wants.items() if stage == first and others and has_choice), default=0)
     largest = max(num_parameters(_config(plan, arm)) for arm in plan.arms)
     needed = largest * _BYTES_PER_PARAMETER * (_CHECKPOINTS_PER_JOB * num_jobs + kept)
@@ -118,7 +120,7 @@ def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int
 
 
 def power_in_words(plan: Plan) -> list[str]:
-    """Return a line on the differences that a plan can find; none without seeds, or without scipy of the extra
+    """Return a line on the differences that a plan can detect; empty without seeds, or without scipy from the extra
     `study`.
     """
     if not plan.seeds or find_spec("scipy") is None:

@@ -1,4 +1,4 @@
-"""Measures a trained model for its row of the ledger: metrics, values of each image, and captions of the showcase."""
+"""Measure a trained model for its ledger row: metrics, values per image, and captions of the showcase."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -30,16 +30,16 @@ from grr_coca_study.stages import stage_recipe
 from grr_coca_study.thumbnails import thumbnail, thumbnail_path
 
 _SEED = 0
-"""Seed of the draw of examples: the same images for every model, so that a report shows them side by side."""
+"""Seed for sampling examples: the same images for every model, so that a report shows them side by side."""
 
 Numbers = dict[str, float]
 Values = dict[str, list]
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:
-    """Return metrics of the validation split, and the scaling (temperature) that is best on it.
+    """Return the metrics of the validation split, and its best scaling (temperature).
 
-    Each caption is a pair.
+    Each caption counts as a pair.
     """
     results = _results(checkpoint, val, recipe)
     refitted = refit_scaling(results.embeddings, scaling_of(checkpoint.model), recipe.evaluation.batch_size)
@@ -49,14 +49,14 @@ def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) 
 def measure_test(
     checkpoint: Checkpoint, test: PairSource, recipe: Recipe, refitted: Scaling, scores_captions: bool
 ) -> tuple[Numbers, Values]:
-    """Return metrics and values of a test split, as in `LedgerRow`.
+    """Return the metrics and values of a test split, as in `LedgerRow`.
 
     Args:
-        checkpoint: The model.
-        test: The split.
-        recipe: Gives the evaluation batch size and the loss weights.
-        refitted: The scaling that is best on the validation split.
-        scores_captions: True: caption all images, and score the captions.
+        checkpoint: Model to measure.
+        test: Test split.
+        recipe: Recipe with the evaluation batch size and the loss weights.
+        refitted: Best scaling on the validation split.
+        scores_captions: Whether to caption all images and score the captions.
     """
     results = _results(checkpoint, every_caption(test), recipe)
     metrics = _metrics(checkpoint, results, recipe, refitted)
@@ -69,7 +69,9 @@ def measure_test(
         "tokens": results.num_tokens.tolist(),
         "rank": found.text_to_image.rank.tolist(),
     }
-    if len(found.image_of) > found.text_to_image.num_candidates:  # the bootstrap draws images with all their captions
+    if (
+        len(found.image_of) > found.text_to_image.num_candidates
+    ):  # the bootstrap resamples images with all their captions
         values["image"] = found.image_of.tolist()
     if scores_captions:
         scores = caption_split(checkpoint, test).scores()
@@ -93,19 +95,19 @@ def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[Ca
 
 
 def drawn_examples(source: PairSource, count: int) -> list[int]:
-    """Return indices of the pairs that `examples` captions."""
+    """Return the indices of the pairs that `examples` captions."""
     return np.random.default_rng(_SEED).permutation(len(source))[:count].tolist()
 
 
 def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
-    """Return the pairs of all images whose captions contain none of some words."""
+    """Return the pairs of all images whose captions contain none of the given words."""
     captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in images_of(source)}
     kept = [pairs for pairs, texts in captions.items() if not any(word in text for word in words for text in texts)]
     return Subset(source, sorted(i for pairs in kept for i in pairs))
 
 
 def write_showcase(plan: Plan, out: Path) -> None:
-    """Write a thumbnail of each image that the report shows, beside the ledger, unless it exists.
+    """Write a thumbnail of each image that the report shows, next to the ledger, unless it exists.
 
     Raises:
         UserError: If the folder cannot be written to.
@@ -142,5 +144,5 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 
 
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
-    """Return rounded to the digits that intervals need, so that the ledger stays small."""
+    """Round numbers to the digits that intervals need, so that the ledger stays small."""
     return [round(float(number), digits) for number in numbers]

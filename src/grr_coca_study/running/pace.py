@@ -1,4 +1,4 @@
-"""The pace of a model on this machine: it is trained and evaluated for some seconds."""
+"""Measure the speed of a model on this machine by training and evaluating it for some seconds."""
 
 import statistics
 import time
@@ -17,22 +17,22 @@ from grr_coca.train.setup import training_batches, training_sources
 from grr_coca.train.step import build_trainer, count_tokens
 
 WARM_UP = 8
-"""Steps that are not timed: images are read for the first time, and kernels are prepared for new shapes."""
+"""Number of steps that are not timed: images are read for the first time, and kernels are prepared for new shapes."""
 SECONDS = 8.0
-"""Duration of the timed steps."""
+"""Duration of the timed steps in seconds."""
 MIN_STEPS = 5
 _MAX_STEPS = 100_000
 _EVALUATED_PAIRS = 128
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast a model trains, reads and is evaluated, in seconds.
+class TrainingSpeed:
+    """Durations of training, reading and evaluation, in seconds.
 
     Attributes:
-        step: a training step on images that were read before.
-        reading: a pair that is read for the first time.
-        evaluation: Evaluating a pair.
+        step: Seconds of a training step on images that were read before.
+        reading: Seconds per pair that is read for the first time.
+        evaluation: Seconds per evaluated pair.
     """
 
     step: float
@@ -42,19 +42,21 @@ class Pace:
 
 def measure_pace(
     recipe: Recipe, start: Checkpoint, device: torch.device, before_step: Callable[[], None] = lambda: None
-) -> Pace:
-    """Measure the pace by training some steps and evaluating some pairs.
+) -> TrainingSpeed:
+    """Measure the speed by training some steps and evaluating some pairs.
 
     Args:
-        recipe: With every `auto` resolved.
-        start: The initial model, which is trained in place.
-        device: The device on which it trains.
+        recipe: Recipe with every `auto` resolved.
+        start: Initial model, which is trained in place.
+        device: Device of the training.
         before_step: Called before each step; it may raise an error to end the measurement.
     """
     ranks, size = Ranks.here(device), recipe.data.batch_size
     trainer = build_trainer(recipe, start, ranks)
     pairs, _ = training_sources(recipe)
-    pairs = Subset(pairs, list(range(min(WARM_UP * size, len(pairs)))))  # the timed steps repeat those of the warm-up
+    pairs = Subset(
+        pairs, list(range(min(WARM_UP * size, len(pairs))))
+    )  # the timed steps repeat the pairs of the warm-up
     endless = replace(recipe, schedule=replace(recipe.schedule, steps=_MAX_STEPS))
     batches = training_batches(endless, start, pairs, ranks)
     readings: list[float] = []
@@ -69,7 +71,7 @@ def measure_pace(
             steps.append(time.perf_counter() - began)
     reading = statistics.fmean(readings[:WARM_UP]) - statistics.fmean(readings[WARM_UP:])
     before_step()
-    return Pace(statistics.fmean(steps), max(0.0, reading / size), _evaluation_seconds(recipe, start))
+    return TrainingSpeed(statistics.fmean(steps), max(0.0, reading / size), _evaluation_seconds(recipe, start))
 
 
 def _evaluation_seconds(recipe: Recipe, start: Checkpoint) -> float:

@@ -1,4 +1,4 @@
-"""What makes a row comparable with others: the initial weights, the order of the data, the code and the machine."""
+"""Provenance that makes rows comparable: the initial weights, the order of the data, the code and the machine."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from grr_coca.common.errors import DiskError
-from grr_coca.common.files import read_json, write_whole
+from grr_coca.common.files import read_json, write_bytes_atomic
 from grr_coca.data.order import Visits
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.recipe import Recipe
@@ -24,12 +24,13 @@ from grr_coca.train.setup import training_sources, training_visits
 _START_FILE = "beginning.json"
 _HASH_DIGITS = 12
 _MAX_HASHED_VISITS = 1_000_000
-"""Of a longer run, the order of its first visits is hashed, which takes seconds."""
+"""Maximum number of samples whose order is hashed, which takes seconds."""
 
 
 def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Return these fields of the row of a run, whose folder has the hashes of its start unless it diverged before it
-    began.
+    """Return the provenance fields of a run's row.
+
+    The run's folder has the hashes of its start, unless it diverged before it began.
     """
     path = folder / _START_FILE
     return {
@@ -44,7 +45,7 @@ def write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
     """Hash the initial weights and the order of the data, and write the hashes to the run's folder, under their keys in
     the row.
 
-    A resumed run reads them from there. The weights from which a fine-tuning starts are not hashed, since no two arms
+    A resumed run reads the hashes from there. The start weights of a fine-tuning are not hashed, since no two arms
     share them.
 
     Raises:
@@ -58,7 +59,7 @@ def write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _START_FILE, json.dumps(found).encode())
+        write_bytes_atomic(folder / _START_FILE, json.dumps(found).encode())
     except OSError as error:
         raise DiskError(f"{folder}: the run folder cannot be written to ({error.strerror})") from error
 
@@ -72,7 +73,7 @@ def weight_hashes(model: nn.Module) -> dict[str, str]:
 
 
 def order_hash(visits: Visits, num_visits: int) -> str:
-    """Return a hash of the order of the data: epoch and sample of the first visits, and the number of all visits."""
+    """Return a hash of the order of the data: epoch and index of the first samples, and the number of all samples."""
     hashed = np.array([visits.at(position) for position in range(min(num_visits, _MAX_HASHED_VISITS))], dtype="<i8")
     return _hash(np.append(hashed.ravel(), np.int64(num_visits)).astype("<i8"))
 
@@ -89,10 +90,10 @@ _SOURCE = Path(__file__).parents[2]
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """Return the commit of the code, with a `+` if files of the packages were changed since; outside of git, the
+    """Return the commit of the code, with a `+` if package files were changed since; outside of git, the
     version.
 
-    A package that is installed in a user's repository, such as in its `.venv`, counts as outside.
+    A package installed in a user's repository, such as in its `.venv`, counts as outside.
     """
     commit = _git("ls-files", "--error-unmatch", "grr_coca/__init__.py") and _git("rev-parse", "--short=12", "HEAD")
     if not commit:
@@ -104,7 +105,7 @@ def code_commit() -> str:
 def _machine_name() -> str:
     """Return processor or GPU, its instruction set, and torch's version.
 
-    It has no host name, so it identifies nobody.
+    It has no host name, so it is anonymous.
     """
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

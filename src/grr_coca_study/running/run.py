@@ -1,7 +1,7 @@
-"""Runs a study: starts the tasks whose rows are missing, and writes their rows.
+"""Run a study: start the tasks with missing rows, and write their rows.
 
-Any number of processes can do so in one folder. Each claims a task before it starts it, and searches for the rows of
-the others.
+Any number of processes can do so in one folder. Each claims a task before starting it, and checks for rows of
+other processes.
 """
 
 import os
@@ -17,11 +17,11 @@ import yaml
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca_study.claims import Claim, Claims
+from grr_coca_study.claims import Claim, RunLocks
 from grr_coca_study.ledger import read_digests, write_digests
 from grr_coca_study.plan import PLAN_FILE, Plan, point_title, read_plan
 from grr_coca_study.rows import LedgerRow, RowFolder, write_to_study
-from grr_coca_study.running.agenda import Agenda, Task
+from grr_coca_study.running.agenda import RemainingWork, Task
 from grr_coca_study.running.measured import write_showcase
 from grr_coca_study.running.provenance import code_commit
 from grr_coca_study.running.stage import run_stage
@@ -30,16 +30,17 @@ from grr_coca_study.running.workers import Workers, tell_progress, usable_device
 _WRITTEN = "# Written by grr-coca study run."
 """First line of a plan that was written by the program."""
 _SECONDS_BETWEEN_LOOKS = 2.0
-"""How often a process without work searches for what others have finished or left."""
+"""Interval in which an idle process checks for work that others have finished or abandoned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The folders of a study: `out` has the rows, `runs` the models in training. `keeps_models`: keep the models when
-    their rows have been written.
+    """The folders of a study: `out` has the rows, `runs` the models in training.
 
-    Processes that share `out` should share `runs`, too: else a model that one has pretrained is trained again where
-    another fine-tunes it.
+    `keeps_models`: Whether to keep models after their rows are written.
+
+    Processes that share `out` should also share `runs`: otherwise, a model pretrained by one process is trained again
+    by another for fine-tuning.
     """
 
     out: Path
@@ -47,14 +48,14 @@ class Place:
     keeps_models: bool
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:
-        """Return the folder of a run; a changed recipe or changed data get another folder."""
+        """Return the folder of a run; a changed recipe or changed data have a different folder."""
         return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
 
 
-class Watch:
+class ProgressCallbacks:
     """Callbacks on the progress of a study; the base class does nothing."""
 
-    def left(self, agenda: Agenda) -> None:
+    def left(self, agenda: RemainingWork) -> None:
         """Report the remaining work, at the start of the study and after new rows."""
 
     def step(self, task: Task, done: int) -> None:
@@ -68,16 +69,16 @@ class Watch:
 
 
 class _TakenOverError(Exception):
-    """Another process has taken a run over, since this one gave no sign of life."""
+    """Another process has taken over a run, since this process did not renew its claim."""
 
 
 class Study:
-    """A study in progress, in one of the processes that run it.
+    """A study in progress, in one of its processes.
 
     Args:
         plan: The study.
-        place: Its folders.
-        arms: Run only these; None: all.
+        place: Folders of the study.
+        arms: Arms to run; None: all.
 
     Raises:
         UserError: If the folder cannot be written to, or has another study.
@@ -85,7 +86,7 @@ class Study:
 
     def __init__(self, plan: Plan, place: Place, arms: Collection[str] | None = None) -> None:
         self._place = place
-        self._watch = Watch()
+        self._watch = ProgressCallbacks()
         self._files = RowFolder(place.out)
         try:
             self._files.path.mkdir(parents=True, exist_ok=True)
@@ -93,18 +94,18 @@ class Study:
             raise UserError(f"{place.out}: cannot be written to ({error.strerror}); pass another --out") from error
         write_plan(plan, place.out)
         write_showcase(plan, place.out)
-        self._claims = Claims(self._files.path)
+        self._claims = RunLocks(self._files.path)
         self._chosen: dict[tuple[str, str], object] = {}
-        self.agenda = Agenda(plan, place.folder_of, arms=arms)  # without rows, until it is run
+        self.agenda = RemainingWork(plan, place.folder_of, arms=arms)  # without rows, until it is run
         self._running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}
 
-    def run(self, workers: Workers, watch: Watch) -> None:
-        """Run tasks until none is left, here or elsewhere. `watch` is told of the progress.
+    def run(self, workers: Workers, watch: ProgressCallbacks) -> None:
+        """Run tasks until none remains, here or elsewhere. `watch` receives the progress.
 
         Raises:
-            UserError: If a run failed, the disk is full, an arm diverged at every point of its grid, or runs are left
+            UserError: If a run failed, the disk is full, an arm diverged at every point of its grid, or runs remain
                 that wait for the tuning of other arms. The rows of finished runs are written.
-            Interruption: SIGTERM came; all runs are saved.
+            Interruption: If SIGTERM was received; all runs are saved.
         """
         self._watch = watch
         try:
@@ -152,7 +153,7 @@ class Study:
             claim = self._claims.take(task.name)
             if claim is None:
                 continue
-            self._look()  # another process may have ended the task since
+            self._look()  # another process may have finished the task in the meantime
             if task in self.agenda.open_tasks():
                 future = workers.submit(_in_worker, task, claim, self._claims.renewed_every)
                 self._running[future] = task, claim
@@ -160,12 +161,12 @@ class Study:
                 self._claims.end(claim)
 
     def _take(self, future: Future[LedgerRow]) -> None:
-        """Write the row of a task that has ended."""
+        """Write the row of a finished task."""
         task, claim = self._running.pop(future)
         try:
             row = future.result()
         except (_TakenOverError, UserError) as error:
-            if not claim.is_held:  # the other process works in the same folder
+            if not claim.is_held:  # the other process uses the same folder
                 self._claims.give_back(claim)
                 self._watch.note(f"{task.title}: another process goes on with it, since this one gave no sign of life")
                 return
@@ -175,22 +176,22 @@ class Study:
                 f"{task.title}: {error}; free some space, or move the folder {self._place.runs} to another disk "
                 "and give it as --runs; the same command then continues from what was saved"
             ) from error
-        first = self._files.publish(task.name, row)  # of a model that was lost and trained again, the first row stays
+        first = self._files.publish(task.name, row)  # if a lost model was trained again, the first row is kept
         self._claims.end(claim)
         self.agenda.add(first, is_new=True)
         self._watch.row(row)
         self._look(has_ended=True)
 
     def _look(self, has_ended: bool = False) -> None:
-        """Count the rows that are new, of this process and of others, and do what follows from them.
+        """Count new rows of this process and of others, and start the work that they enable.
 
-        `has_ended`: a run has just ended here. Its row may be an old one, if its model was lost and trained again.
+        `has_ended`: Whether a run has just ended here. Its row may be old, if its model was lost and trained again.
         """
         new = self._files.new_rows()
         for row in new:
             self.agenda.add(row)
         if (new or has_ended) and not self._place.keeps_models:
-            for folder in self.agenda.spent_folders():
+            for folder in self.agenda.finished_run_folders():
                 shutil.rmtree(folder, ignore_errors=True)
         written = None
         with suppress(UserError):  # missing or corrupt
@@ -205,10 +206,10 @@ class Study:
 
 
 def write_plan(plan: Plan, out: Path) -> None:
-    """Write the plan beside the rows, where a report reads it.
+    """Write the plan next to the rows, where a report reads it.
 
     Raises:
-        UserError: If the folder has another plan that a person wrote.
+        UserError: If the folder has a different plan, written by a user.
     """
     path = out / PLAN_FILE
     if path.exists() and read_plan(path, type(plan)) == plan:
@@ -226,8 +227,8 @@ def write_plan(plan: Plan, out: Path) -> None:
 
 
 def _in_worker(task: Task, claim: Claim, seconds_between_looks: float) -> LedgerRow:
-    """Run a task in a worker process. It ends when the task was taken over."""
-    code_commit()  # cached before the run: a later commit is not the code that runs
+    """Run a task in a worker process. It ends if the task is taken over."""
+    code_commit()  # cached before the run, because a later commit would not be the code of this run
     claim.sign()
     looked = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Runs one stage of a study: trains, measures, and returns its row, with its cost in FLOPs and seconds."""
+"""Run one stage of a study: train, measure, and return its row, with its cost in FLOPs and seconds."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from grr_coca.common.errors import DiskError, DivergedError
-from grr_coca.common.files import read_json, write_whole
+from grr_coca.common.files import read_json, write_bytes_atomic
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.random_changes import num_kept
 from grr_coca.data.sources.base import PairSource
@@ -36,7 +36,7 @@ from grr_coca_study.running.provenance import provenance, write_start_hashes
 log = logging.getLogger(__name__)
 
 _MINUTES_BETWEEN_SAVES = 3.0
-"""Minutes of training that a kill may lose."""
+"""Maximum minutes of training lost by a kill."""
 _CURVE_METRICS = ("contrastive_loss", "captioning_loss", "coca_loss", "R@1")
 
 OnProgress = Callable[[int], None]
@@ -46,11 +46,11 @@ OnProgress = Callable[[int], None]
 def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
     """Train a stage, or resume it, and measure it.
 
-    A run that diverged has a row without metrics: its training gave up, or its model has no finite loss on `val`.
+    A diverged run has a row without metrics: its training was aborted, or its model has no finite loss on `val`.
 
     Raises:
         UserError: If the data are invalid, or the disk is full.
-        Interruption: If a signal came; the run is saved.
+        Interruption: If a signal was received; the run is saved.
     """
     _require_pairs_of_tests(task)
     watch = _Stopwatch(task.folder)
@@ -64,7 +64,7 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
     finally:
         watch.note()
     try:
-        write_whole(task.folder / FINISHED, b"")
+        write_bytes_atomic(task.folder / FINISHED, b"")
     except OSError as error:
         raise DiskError(f"{task.folder}: cannot be written to ({error.strerror})") from error
     return replace(row, seconds=round(watch.seconds, 1))
@@ -102,7 +102,7 @@ def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgr
 
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
     minutes = min(task.recipe.checkpoints.minutes, _MINUTES_BETWEEN_SAVES)
-    # The row and all later stages are of the last step.
+    # The row and all later stages use the last step.
     checkpoints = replace(task.recipe.checkpoints, minutes=minutes, keep_last=1, keep_best=None)
     recipe = replace(task.recipe, checkpoints=checkpoints)
     try:
@@ -124,7 +124,7 @@ def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkp
 
 
 def _test_splits(task: Task) -> dict[str, PairSource]:
-    """Return the test splits; of pretraining also the showcase without the words of the plan."""
+    """Return the test splits; for pretraining also the showcase without the plan's words."""
     splits = {name: open_source(path) for name, path in task.recipe.data.test.items()}
     plan = task.plan
     if plan.without and task.start is None and plan.showcase in splits:
@@ -156,9 +156,9 @@ def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
 
 
 def _curve(folder: Path) -> tuple[CurvePoint, ...]:
-    """Return a point for each validation, with the mean of the training losses since the previous one."""
+    """Return one point per validation, with the mean of the training losses since the previous one."""
     points, since = [], 0.0
-    # A line without this loss is of steps that were all skipped.
+    # A line without this loss covers only skipped steps.
     train_lines = [row for row in read_metrics(folder, "train") if "contrastive" in row]
     for line in read_metrics(folder, "val"):
         step = line["step"]
@@ -175,27 +175,27 @@ def _short(numbers: Numbers) -> Numbers:
     return {name: round(number, 5) for name, number in without_nan(numbers).items()}
 
 
-# --- Cost: counted, so that it is the same on every machine
+# --- Cost, counted so that it is the same on every machine
 
 _MAX_CAPTIONS = 10_000
-"""Number of captions of a large split from which their lengths are estimated."""
+"""Number of captions of a large split for estimating their lengths."""
 
 
 def run_flops(recipe: Recipe, trained: Checkpoint, val: PairSource) -> int:
-    """Return FLOPs of all training steps of a run.
+    """Return the FLOPs of all training steps of a run.
 
-    Only patches that patch dropout keeps are counted. Captions are as long as those of the validation split. Frozen
-    parts and activation checkpointing change nothing.
+    Only patches kept by patch dropout are counted. Captions are as long as those of the validation split. Frozen
+    parts and activation checkpointing have no effect.
     """
     return recipe.schedule.steps * step_flops(recipe, trained.config, caption_lengths(trained, val))
 
 
 def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -> int:
-    """Return FLOPs of one training step.
+    """Return the FLOPs of one training step.
 
     Args:
-        recipe: Gives the batch size and the share of dropped patches.
-        config: The model.
+        recipe: Recipe with the batch size and the fraction of dropped patches.
+        config: Config of the model.
         lengths: Number of tokens of N captions; those of the step have the same distribution.
     """
     kept = torch.arange(num_kept(config.own_image_encoder.num_patches, recipe.data.patch_dropout))
@@ -204,8 +204,8 @@ def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -
 
 
 def caption_lengths(checkpoint: Checkpoint, source: PairSource) -> Int[Tensor, " N"]:
-    """Return the number of tokens of N captions of a split, with [BOS], [EOS] and [CLS]: of all captions, or of evenly
-    spaced ones in a large split.
+    """Return the number of tokens of N captions of a split, with [BOS], [EOS] and [CLS]: for all captions, or for
+    evenly spaced ones in a large split.
     """
     context, encode = checkpoint.config.text_decoder.context_length, checkpoint.tokenizer.encode_row
     chosen = range(0, len(source), -(-len(source) // _MAX_CAPTIONS))
@@ -216,11 +216,11 @@ def caption_lengths(checkpoint: Checkpoint, source: PairSource) -> Int[Tensor, "
 
 _SECONDS_FILE = "seconds.json"
 _SECONDS_BETWEEN_NOTES = 60.0
-"""Seconds that a kill may lose."""
+"""Maximum seconds lost by a kill."""
 
 
 class _Stopwatch:
-    """Counts the seconds of a run over all processes that work on it, in a file of the run's folder."""
+    """Total seconds of a run over all its processes, in a file of the run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _SECONDS_FILE
@@ -229,11 +229,11 @@ class _Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Seconds of this process and all before it."""
+        """Total seconds of this and all earlier processes."""
         return self._before + time.monotonic() - self._began
 
     def tick(self) -> None:
-        """Write the seconds to the file, if the last time is a minute ago."""
+        """Write the seconds to the file, if the last write was a minute ago."""
         if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
             self.note()
 
@@ -242,4 +242,4 @@ class _Stopwatch:
         self._noted = time.monotonic()
         if self._path.parent.is_dir():
             with suppress(OSError):  # the checkpoint reports a full disk
-                write_whole(self._path, json.dumps({"seconds": self.seconds}).encode())
+                write_bytes_atomic(self._path, json.dumps({"seconds": self.seconds}).encode())

@@ -2,8 +2,8 @@
 
 With two threads each, two jobs on two cores would slow each other down tenfold.
 
-Each process has a connection to its parent, by which it gets its calls and reports progress and results. The end of the
-connection asks it to save and stop: the parent has closed it, or is dead.
+Each process has a connection to its parent, through which it receives calls and reports progress and results. The end
+of the connection is the signal to save and stop: the parent has closed it, or has died.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ _KILLED = (
 
 
 class Workers:
-    """Up to `count` processes, which start when they are needed. Each does one call at a time."""
+    """Up to `count` processes, started on demand. Each executes one call at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -40,16 +40,19 @@ class Workers:
         self._waiting: list[tuple[Future, tuple[Any, ...]]] = []
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Return a call in a process, whose result or error `listen` brings. A UserError if the process was killed."""
+        """Start a call in a process, whose result or error `listen` returns.
+
+        The error is a UserError if the process was killed.
+        """
         future: Future[T] = Future()
         self._waiting.append((future, (function, *arguments)))
         self._start_waiting()
         return future
 
     def listen(self, tell: Callable[[Future, int], object] | None = None) -> None:
-        """Take the messages of the processes, or wait half a second for some.
+        """Process the messages of the workers, or wait up to half a second for one.
 
-        `tell`: called with the result of a call and the progress that it has reported.
+        `tell`: Called with a call's future and its reported progress.
         """
         busy = {connection: future for connection, future in self._calls.items() if future is not None}
         ready = wait(busy, _POLL_SECONDS)
@@ -70,14 +73,14 @@ class Workers:
         self._start_waiting()
 
     def all(self, futures: "list[Future[T]]") -> list[T]:
-        """Wait for calls, and return their results in order. The first error is raised at once."""
+        """Wait for calls, and return their results in order. The first error is raised immediately."""
         while not all(future.done() for future in futures):
             self.listen()
             _ = [future.result() for future in futures if future.done()]
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """Ask all processes to save and stop, and wait for them."""
+        """Make all processes save and stop, and wait for them."""
         for connection in self._calls:
             connection.close()
         self._calls.clear()
@@ -89,7 +92,7 @@ class Workers:
         while self._waiting and (idle or len(self._calls) < self.count):
             connection = idle.pop() if idle else self._new_process()
             self._calls[connection], call = self._waiting.pop(0)
-            with suppress(OSError):  # it was killed, which `listen` sees
+            with suppress(OSError):  # it was killed, which `listen` detects
                 connection.send(call)
 
     def _new_process(self) -> Connection:
@@ -102,17 +105,17 @@ class Workers:
             process.start()
         finally:
             signal.signal(signal.SIGINT, before)
-        theirs.close()  # else its end would not be seen
+        theirs.close()  # otherwise its end would not be detected
         self._processes.append(process)
         return ours
 
 
 @contextmanager
 def worker_processes(count: int) -> Iterator[Workers]:
-    """Run up to `count` worker processes. The end of the context asks them to save and stop, and waits for them.
+    """Run up to `count` worker processes. At the end of the context, they must save and stop, and are awaited.
 
     Raises:
-        Interruption: SIGTERM came. Ctrl-C raises a KeyboardInterrupt.
+        Interruption: If SIGTERM was received. Ctrl-C raises a KeyboardInterrupt.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     before, workers = signal.signal(signal.SIGTERM, _stop), Workers(count)
@@ -134,7 +137,7 @@ _number = 0
 
 
 def usable_device() -> torch.device:
-    """Return the device of this worker: one of the GPUs in turn, or the CPU."""
+    """Return the device of this worker: a GPU in round-robin order, or the CPU."""
     return (
         torch.device("cuda", _number % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     )
@@ -143,24 +146,24 @@ def usable_device() -> torch.device:
 def tell_progress(done: int) -> None:
     """Report the progress of a call to the parent.
 
-    If the parent has asked to stop, raise SIGTERM: the run then saves and ends.
+    After a stop request of the parent, raise SIGTERM: the run then saves and ends.
     """
     assert _parent is not None, "in a worker process"
     if _is_stopped():
         signal.raise_signal(signal.SIGTERM)
     else:
-        with suppress(OSError):  # stopped just now, which the next call finds
+        with suppress(OSError):  # just stopped, which the next call detects
             _parent.send(("progress", done))
 
 
 def raise_if_stopped() -> None:
-    """Raise a UserError if the parent has asked this worker process to stop."""
+    """Raise a UserError if the parent has requested a stop of this process."""
     if _is_stopped():
         raise UserError("stopped")
 
 
 def _is_stopped() -> bool:
-    """Return whether the connection has ended. During a call, the parent sends nothing."""
+    """Return whether the connection has ended. During a call, the parent sends no messages."""
     assert _parent is not None, "in a worker process"
     try:
         return _parent.poll()
@@ -173,7 +176,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _work(parent: Connection, number: int) -> None:
-    """Do calls until the parent stops this process or is dead."""
+    """Execute calls until the parent stops this process or dies."""
     global _parent, _number
     _parent, _number = parent, number
     if torch.cuda.is_available():

@@ -11,13 +11,20 @@ from unittest.mock import Mock
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, changed_folder, read_json, verify_folder, whole_folder, write_whole
+from grr_coca.common.files import (
+    MANIFEST,
+    atomic_folder,
+    edit_folder_atomic,
+    read_json,
+    verify_folder,
+    write_bytes_atomic,
+)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder with a file in a folder, and a manifest."""
-    with whole_folder(tmp_path / "small") as partial:
+    with atomic_folder(tmp_path / "small") as partial:
         (partial / "training").mkdir()
         (partial / "training" / "w").write_bytes(b"\x00\xff weights")
     verify_folder(tmp_path / "small")
@@ -27,14 +34,14 @@ def folder(tmp_path):
 def test_replaced_file_keeps_its_permissions(tmp_path):
     path = tmp_path / "private"
     path.touch(0o600)
-    write_whole(path, b"new")
+    write_bytes_atomic(path, b"new")
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
 
 
 def test_replaces_a_file_on_a_drive_without_chmod(tmp_path, monkeypatch):
     (tmp_path / "old").write_bytes(b"old")
     monkeypatch.setattr("os.fchmod", Mock(side_effect=PermissionError))
-    write_whole(tmp_path / "old", b"new")
+    write_bytes_atomic(tmp_path / "old", b"new")
     assert (tmp_path / "old").read_bytes() == b"new"
 
 
@@ -53,7 +60,7 @@ def test_replaces_an_open_file_once_it_is_closed(tmp_path, monkeypatch, refusals
     monkeypatch.setattr(Path, "replace", refuse)
     monkeypatch.setattr("grr_coca.common.files.time.sleep", lambda seconds: None)
     with nullcontext() if is_written else pytest.raises(PermissionError):
-        write_whole(tmp_path / "old", b"new")
+        write_bytes_atomic(tmp_path / "old", b"new")
     assert (tmp_path / "old").read_bytes() == (b"new" if is_written else b"old")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert len(tries) == 3 if is_written else 3 < len(tries) < 20
@@ -70,7 +77,7 @@ def test_files_that_may_only_be_read_reach_the_disk_too(tmp_path, monkeypatch):
         opened[descriptor] = Path(path).name
         return descriptor
 
-    with whole_folder(tmp_path / "model") as partial:
+    with atomic_folder(tmp_path / "model") as partial:
         (partial / "weights").write_bytes(b"w")
         monkeypatch.setattr(os, "open", open_read_only)
         monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(opened.get(descriptor)), sync(descriptor)))
@@ -81,17 +88,17 @@ def test_files_that_may_only_be_read_reach_the_disk_too(tmp_path, monkeypatch):
 
 def test_a_folder_is_changed_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "model"
-    with whole_folder(folder, {"version": 2}) as partial:
+    with atomic_folder(folder, {"version": 2}) as partial:
         (partial / "sub").mkdir()
         (partial / "sub" / "a").write_text("a")
         (partial / "b").write_text("b")
-    with changed_folder(folder) as partial:
+    with edit_folder_atomic(folder) as partial:
         (partial / "b").write_text("other")
         (partial / "c").write_text("c")
     verify_folder(folder)
     assert [(folder / name).read_text() for name in ("sub/a", "b", "c")] == ["a", "other", "c"]
     assert read_json(folder / "manifest.json")["version"] == 2
-    with pytest.raises(FileNotFoundError), changed_folder(folder) as partial:
+    with pytest.raises(FileNotFoundError), edit_folder_atomic(folder) as partial:
         (partial / "b").rename(partial / "nowhere" / "b")
     verify_folder(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -101,7 +108,7 @@ def test_a_folder_is_changed_whole_or_not_at_all(tmp_path):
 def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match="has no folder name"), whole_folder(Path(path)):
+    with pytest.raises(UserError, match="has no folder name"), atomic_folder(Path(path)):
         pass
     assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
 
@@ -112,7 +119,7 @@ def test_write_follows_a_link_to_a_folder(tmp_path, is_there):
     if is_there:
         (tmp_path / "disk" / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
-    with whole_folder(tmp_path / "link") as partial:
+    with atomic_folder(tmp_path / "link") as partial:
         (partial / "weights").write_bytes(b"w")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "disk" / "folder" / "weights").read_bytes() == b"w"

@@ -113,6 +113,6 @@ def test_copy_calls_only_hooks_from_before_it_was_made():
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 def test_hooks_are_seen(register):
     module = nn.Linear(2, 2)
-    assert not torch_private.is_watched(module)
+    assert not torch_private.has_hooks(module)
     getattr(module, register)(lambda *_: None)
-    assert torch_private.is_watched(module), CHANGED.format("the hooks of nn.Module")
+    assert torch_private.has_hooks(module), CHANGED.format("the hooks of nn.Module")

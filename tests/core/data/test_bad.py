@@ -22,7 +22,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import views
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
+from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, split_valid_pairs
 from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import train_bpe
 
@@ -153,7 +153,7 @@ def test_replacement_depends_on_seed_epoch_and_index(spoiled):
 
 def test_the_sound_pairs_are_all_but_the_bad_ones(spoiled):
     source, expected = spoiled
-    indices, bad = sound_pairs(source)
+    indices, bad = split_valid_pairs(source)
     assert indices == [i for i in range(len(source)) if i not in expected]
     assert [error.cause for error in bad] == list(expected.values())
     sound = Subset(source, indices)
@@ -175,7 +175,7 @@ def test_validation_decodes_each_image_once(tmp_path, monkeypatch, kind):
         path.write_text("\n".join(lines))
     decoded = []
     monkeypatch.setattr(views, "check_image", lambda data, name: (decoded.append(name), check_image(data, name)))
-    indices, bad = sound_pairs(every_caption(open_source(str(path))))
+    indices, bad = split_valid_pairs(every_caption(open_source(str(path))))
     assert len(decoded) == 3
     assert indices == [0, 2, 3, 4]
     assert [error.cause for error in bad] == [Cause.EMPTY_CAPTION, Cause.BROKEN_IMAGE, Cause.BROKEN_IMAGE]

@@ -33,7 +33,7 @@ class Engine:
         self.entered = 0
 
     @contextmanager
-    def one_thread_each(self):
+    def single_threaded(self):
         self.entered += 1
         yield
 
@@ -193,7 +193,7 @@ def test_captions_are_the_same_with_one_worker_and_with_two(monkeypatch, images,
     for options in OPTIONS.values():
         alone, together = (model.describe(images, batch_size=2, **options) for model in models)
         assert [one.captions for one in together] == [one.captions for one in alone]
-        assert [one.certainties for one in together] == [one.certainties for one in alone]
+        assert [one.caption_confidences for one in together] == [one.caption_confidences for one in alone]
         assert all(np.array_equal(one.embedding, two.embedding) for one, two in zip(alone, together, strict=True))
 
 

@@ -12,7 +12,14 @@ from support import warnings_of
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.infer.calibration import NUM_STATISTICS, UNKNOWN, Calibration, Certainty, read_calibration, statistics
+from grr_coca.infer.calibration import (
+    NUM_STATISTICS,
+    UNKNOWN,
+    Calibration,
+    CaptionConfidence,
+    read_calibration,
+    statistics,
+)
 from grr_coca.infer.image_text_model import warn_if_unfamiliar
 from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import CONFIDENCE, DEFAULT, FOLDER, shipped_models
@@ -99,8 +106,8 @@ def test_card_has_the_requested_values(name):
 def test_with_a_prompt_and_for_other_captions(icons):
     assert [one.confidence for one in icons.describe(DRAWINGS[:2], "red")] == [None, None]
     several = icons.describe(DRAWINGS[0], num_beams=3, num_captions=3)
-    assert len(several.certainties) == 3
-    assert several.certainties[0].confidence == several.confidence != several.certainties[1].confidence
+    assert len(several.caption_confidences) == 3
+    assert several.caption_confidences[0].confidence == several.confidence != several.caption_confidences[1].confidence
 
 
 def test_truncated_caption_has_no_confidence(icons):
@@ -204,7 +211,7 @@ def test_index_stores_and_returns_confidence(tmp_path, icons):
         update = index.add([str(folder)])
         assert sorted(map(bool, update.unfamiliar)) in ([False, True], [False, False, True])
         entries = {entry.title: entry for entry, _ in index.store.everything()}
-    assert entries["noise"].certainty == Certainty(None, True)
+    assert entries["noise"].certainty == CaptionConfidence(None, True)
     for name in ("copy", DRAWINGS[0].stem):
         assert entries[name].certainty.unfamiliar is False
         assert entries[name].certainty.confidence == pytest.approx(expected.confidence, abs=1e-4)

@@ -13,7 +13,7 @@ from support import snapshot
 
 import grr_coca
 from grr_coca.common.errors import UserError, install_command
-from grr_coca.common.files import MANIFEST, listed_files
+from grr_coca.common.files import MANIFEST, read_manifest
 from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT, FILES, FOLDER, shipped_models
 
@@ -114,7 +114,7 @@ def test_a_manifest_on_the_hub_may_list_what_is_not_fetched(hub, run, tmp_path):
     """As that of a checkpoint of a run, whose folder was uploaded as it is."""
     for name in (*FILES, MANIFEST):
         shutil.copyfile(run.checkpoint / name, tmp_path / name)
-    assert len(listed_files(tmp_path)) > len(FILES)
+    assert len(read_manifest(tmp_path)) > len(FILES)
     hub(tmp_path)
     assert load("someone/emoji-captioner", "cpu").checkpoint.step == 3
 

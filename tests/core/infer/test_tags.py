@@ -18,7 +18,7 @@ from grr_coca.infer.load import load
 from grr_coca.infer.tags import (
     EVIDENCE,
     Tagger,
-    TagNumbers,
+    TagModel,
     in_singular,
     read_tag_numbers,
     read_tag_vectors,
@@ -27,7 +27,7 @@ from grr_coca.infer.tags import (
 from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca_search.index import Index
 
-NUMBERS = TagNumbers(
+NUMBERS = TagModel(
     words=("arrow", "arrows", "bin", "waste"),
     counts=(100, 3, 50, 20),
     tag_counts=(10, 3, 40, 20),
@@ -117,7 +117,7 @@ def test_the_model_that_ships_gives_tags_and_one_caption(icons):
     assert [tag.text for tag in alone] == [tag.text for tag in several[0][:2]]
     (described,) = icons.describe_many(DRAWINGS[:1], num_tags=2)
     assert [tag.text for tag in described.tags] == [tag.text for tag in alone]
-    assert len(described.captions) == len(described.certainties) == 1
+    assert len(described.captions) == len(described.caption_confidences) == 1
     assert described.captions[0].text == icons.caption(DRAWINGS[0], num_beams=5)
     assert icons.describe_many(DRAWINGS[:1])[0].tags == ()
 

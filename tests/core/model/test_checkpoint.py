@@ -17,7 +17,7 @@ from support import differing, disk_of, finished_run, snapshot, weights
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, whole_folder
+from grr_coca.common.files import MANIFEST, atomic_folder
 from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.model.build import build_without_weights
@@ -353,7 +353,7 @@ def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
 
 
 def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
-    with whole_folder(tmp_path / "corpus") as partial:
+    with atomic_folder(tmp_path / "corpus") as partial:
         (partial / "train-00000.tar").write_bytes(b"pairs")
     refuses_to_replace(from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which is not part of")
 

@@ -23,7 +23,7 @@ from grr_coca.common.files import verify_folder
 from grr_coca.model.presets import SIZES
 from grr_coca.train import logs as progress
 from grr_coca.train.logs import SPIKE_MEMORY, Progress, read_metrics
-from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe, save_recipe
+from grr_coca.train.recipe import CheckpointRecipe, FailureLimits, ScheduleRecipe, save_recipe
 from grr_coca.train.step import Trainer
 
 
@@ -118,7 +118,7 @@ def test_nan_on_one_rank_changes_no_weights(make_job, kind, gradient):
 
 @pytest.mark.ci
 def test_repeated_steps_that_are_not_finite_stop_all_ranks(make_job):
-    job = make_job(health=HealthRecipe(max_skipped=2))
+    job = make_job(health=FailureLimits(max_skipped=2))
     launched = job.start(partial(drivers.spoil, sample=4, loss=5, gradient=None))
     assert launched.wait(60) == [2, 2]
     told = r"WARNING: step 5: skipped, .*\nWARNING: step 6: skipped, .*\n"  # to people, so by the first rank alone

@@ -14,7 +14,7 @@ from grr_coca.train import rate_search as searching
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.rate_search import FACTORS, TRIALS, most_steps, read_search, search_rate
-from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, HealthRecipe, ScheduleRecipe, load_recipe
+from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, FailureLimits, ScheduleRecipe, load_recipe
 from grr_coca.train.run_checkpoints import origin_of, resume_point
 
 
@@ -102,7 +102,7 @@ def test_a_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "FACTORS", (1e36, 2.0))
     optimizer = replace(job.recipe.optimizer, learning_rates={"logit_scale": 0.01})
     evaluation = EvaluationRecipe(interval=2, batch_size=BATCH_SIZE)  # the loss of the second step is not finite
-    changes = {"health": HealthRecipe(max_skipped=1), "schedule": ScheduleRecipe(8, 1), "evaluation": evaluation}
+    changes = {"health": FailureLimits(max_skipped=1), "schedule": ScheduleRecipe(8, 1), "evaluation": evaluation}
     job.recipe = replace(job.recipe, optimizer=optimizer, **changes)
     chosen = job.search(tmp_path / "run")
     assert [trial.diverged for trial in read_search(tmp_path / "run").trials] == [True, False]

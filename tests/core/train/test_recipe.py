@@ -14,7 +14,7 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.preprocess import Framing, Preprocess
-from grr_coca.data.sources.open import open_source, require_there
+from grr_coca.data.sources.open import open_source, require_exists
 from grr_coca.model.presets import PRESETS, SIZES, get_preset
 from grr_coca.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, load_recipe, save_recipe
 
@@ -91,7 +91,7 @@ def test_a_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch
     recipe = load(changed("data", "train", value="cache:icons/train-*.tar"))
     assert recipe.data.train == "/somewhere/grr-coca/icons/train-*.tar"
     with pytest.raises(UserError, match=r"`python scripts/build_datasets icons` builds it"):
-        require_there(recipe.data.train)
+        require_exists(recipe.data.train)
     with pytest.raises(UserError, match=r"no such file or folder.*`python scripts/build_datasets icons`"):
         open_source("cache:icons/val-*.tar")
 

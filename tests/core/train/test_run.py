@@ -42,7 +42,7 @@ from grr_coca.train.optimizer import FROZEN_MODULES
 from grr_coca.train.recipe import (
     CheckpointRecipe,
     EvaluationRecipe,
-    HealthRecipe,
+    FailureLimits,
     LossRecipe,
     OptimizerRecipe,
     ScheduleRecipe,
@@ -265,7 +265,7 @@ def test_run_stops_at_the_maximum_of_bad_samples(tmp_path, monkeypatch, max_bad_
     monkeypatch.setattr(loop, "ReplacementLog", partial(ReplacementLog, window=16))
     members = shard_members(real_pairs(16))
     members |= {f"{pair.key}.webp": b"<html>" for pair in real_pairs(16)[:2]}
-    recipe = tiny_recipe(write_tar(tmp_path / "pairs.tar", members), steps=2, health=HealthRecipe(10, max_bad_share))
+    recipe = tiny_recipe(write_tar(tmp_path / "pairs.tar", members), steps=2, health=FailureLimits(10, max_bad_share))
     refused = pytest.raises(UserError, match=r"max_bad_share 0\.1") if stops else nullcontext()
     with refused:
         pretrain(recipe, tmp_path / "run")

@@ -23,8 +23,8 @@ from grr_coca_icons.match.match_numbers import (
     BY_PICTURE_ALONE,
     EVIDENCE,
     OF_PICTURES,
-    MatchNumbers,
-    Numbers,
+    MatchParameters,
+    MatchWeights,
     ProbabilityCurve,
     match_numbers,
 )
@@ -57,7 +57,7 @@ def random():
 
 
 CURVE = ProbabilityCurve(per_score=8.0, per_lead=2.0, offset=-7.0, least=0.3)
-BY_PICTURE = Numbers(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)
+BY_PICTURE = MatchWeights(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)
 
 
 @pytest.mark.parametrize("has_names", [True, False])
@@ -66,7 +66,7 @@ def test_order_of_evidence_does_not_change_matches(random, monkeypatch, has_name
     source = gallery("one", [f"a-{n}" for n in range(12)], pictures, has_names=has_names)
     target = gallery("two", [f"a-{n % 5}-b" for n in range(12)], pictures[::-1] + 0.5, seed=1, has_names=has_names)
     weights = {name: 0.3 + 0.1 * place for place, name in enumerate(EVIDENCE)}
-    numbers = Numbers(weights=weights, seen=CURVE, unseen=CURVE)
+    numbers = MatchWeights(weights=weights, seen=CURVE, unseen=CURVE)
     before = match_pictures(source, target, numbers)
     for module in ("candidates", "match_numbers"):
         monkeypatch.setattr(f"grr_coca_icons.match.{module}.EVIDENCE", EVIDENCE[::-1])
@@ -90,7 +90,7 @@ def test_an_icon_has_the_same_matches_by_itself_as_with_all(random, has_names):
     pictures = random.normal(size=(900, WIDTH))
     source = gallery("one", [f"a{n}" for n in range(60)], pictures[:60], has_names=has_names)
     target = gallery("two", [f"b{n}" for n in range(900)], pictures + 0.5 * random.normal(size=(900, WIDTH)))
-    numbers = Numbers(weights={"picture": 1.0, "taken": 0.5, "spelling": 0.1}, seen=CURVE, unseen=CURVE)
+    numbers = MatchWeights(weights={"picture": 1.0, "taken": 0.5, "spelling": 0.1}, seen=CURVE, unseen=CURVE)
     every = match_pictures(source, target, numbers)
     for row in (0, 17, 59):
         [found] = match_pictures(source, target, numbers, places=[row])
@@ -106,7 +106,7 @@ def test_the_right_number_comes_before_others_of_its_series(random):
     source = gallery("one", ["h-2", "h", "h-7"], pictures[[0, 0, 0]])
     drawn = np.stack([pictures[0] + 0.2 * pictures[1], pictures[0] + 0.1 * pictures[1], pictures[2], pictures[3]])
     target = gallery("two", ["heading-2", "heading-3", "bin-2", "bin"], drawn)
-    numbers = Numbers(weights={"picture": 1.0, "spelling": 1e-6}, seen=CURVE, unseen=CURVE)
+    numbers = MatchWeights(weights={"picture": 1.0, "spelling": 1e-6}, seen=CURVE, unseen=CURVE)
     found = match_pictures(source, target, numbers)
     assert [match.nearest[0].name for match in found] == ["two:heading-2", "two:heading-3", "two:heading-3"]
     assert found[0].nearest[0].probability == found[1].nearest[0].probability
@@ -127,7 +127,7 @@ def test_styles_of_one_thing_are_one_candidate(random):
 def test_evidence_is_what_its_names_say(random):
     source = gallery("one", ["trash", "house", "gone"], random.normal(size=(3, WIDTH)))
     target = gallery("two", ["trash", "home", "trash-can"], random.normal(size=(3, WIDTH)))
-    weights = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
     columns, evidence, bounds = Pairs(source, target, weights).evidence(np.array([0, 1]))
     assert columns.tolist() == [0, 1, 2, 0, 1, 2]
     assert bounds == [0, 3, 6]
@@ -149,7 +149,7 @@ def test_rivals_are_the_same_however_many_are_compared_at_a_time(random, monkeyp
     names = [f"t{n // 2}" + ("-filled" if n % 2 else "") for n in range(30)]
     source = gallery("one", names, random.normal(size=(30, WIDTH)))
     target = gallery("two", [f"b{n}" for n in range(9)], random.normal(size=(9, WIDTH)))
-    weights = Numbers(weights=dict.fromkeys(OF_PICTURES, 1.0), seen=CURVE, unseen=CURVE)
+    weights = MatchWeights(weights=dict.fromkeys(OF_PICTURES, 1.0), seen=CURVE, unseen=CURVE)
     _, expected, _ = Pairs(source, target, weights).evidence(np.arange(30))
     monkeypatch.setattr("grr_coca_icons.match.candidates._PRODUCTS", at_a_time * len(target))
     _, found, _ = Pairs(source, target, weights).evidence(np.arange(30))
@@ -183,7 +183,7 @@ def test_without_names_names_are_not_compared(random):
     pictures = random.normal(size=(4, WIDTH))
     source = gallery("one", ["x", "y", "z", "w"], pictures, has_names=False)
     target = gallery("two", ["x", "y", "z", "w"], pictures[::-1], has_names=False)
-    weights = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
     assert [match.best.name for match in match_pictures(source, target, weights)] == [
         "two:w",
         "two:z",
@@ -194,7 +194,7 @@ def test_without_names_names_are_not_compared(random):
 
 def test_names_are_compared_by_a_package_of_the_extra(random, monkeypatch):
     source = gallery("one", ["a", "b"], random.normal(size=(2, WIDTH)))
-    weights = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
     hide_packages(monkeypatch, "rapidfuzz")
     with pytest.raises(UserError, match=r"comparing names needs rapidfuzz; pip install"):
         match_pictures(source, source, weights)
@@ -211,7 +211,7 @@ def test_an_empty_target_is_one_line(random):
 
 def test_parameters_next_to_the_weights_report_corruption(tmp_path):
     assert match_numbers(tmp_path) is None
-    numbers = MatchNumbers(with_names=BY_PICTURE, without_names=BY_PICTURE_ALONE, seen_sets=("ph",))
+    numbers = MatchParameters(with_names=BY_PICTURE, without_names=BY_PICTURE_ALONE, seen_sets=("ph",))
     (tmp_path / "match.json").write_text(json.dumps(to_dict(numbers)))
     assert match_numbers(tmp_path) == numbers
     content = to_dict(numbers)

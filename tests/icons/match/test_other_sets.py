@@ -3,12 +3,12 @@
 import numpy as np
 
 from grr_coca_icons.match.candidates import PictureSet
-from grr_coca_icons.match.match_numbers import MatchNumbers, Numbers, ProbabilityCurve
-from grr_coca_icons.match.other_sets import MAX_SETS, OtherSets
+from grr_coca_icons.match.match_numbers import MatchParameters, MatchWeights, ProbabilityCurve
+from grr_coca_icons.match.other_sets import MAX_SETS, CrossSetMatcher
 
 CURVE = ProbabilityCurve(per_score=20.0, per_lead=0.0, offset=-14.0, least=0.2)
-BY_PICTURE = Numbers(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)
-NUMBERS = MatchNumbers(with_names=BY_PICTURE, without_names=BY_PICTURE, seen_sets=())
+BY_PICTURE = MatchWeights(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)
+NUMBERS = MatchParameters(with_names=BY_PICTURE, without_names=BY_PICTURE, seen_sets=())
 
 
 def pictures(**vectors: list[float]) -> PictureSet:
@@ -29,7 +29,7 @@ def pictures(**vectors: list[float]) -> PictureSet:
 def told(found: PictureSet) -> dict[str, list[str]]:
     return {
         name: [found.names[one.place] for one in equivalents]
-        for name, equivalents in zip(found.names, OtherSets(found, NUMBERS).of_all(), strict=True)
+        for name, equivalents in zip(found.names, CrossSetMatcher(found, NUMBERS).of_all(), strict=True)
     }
 
 
@@ -47,13 +47,13 @@ def test_equivalents_come_from_other_sets_most_likely_first():
     assert found["c:fish"] == [], "nothing is likely there"
     assert found["b:tree"] == []
     assert found["c:house"] == ["a:home", "b:cottage"]
-    alone = OtherSets(library, NUMBERS)
+    alone = CrossSetMatcher(library, NUMBERS)
     assert [[library.names[one.place] for one in alone.of_one(place)] for place in range(6)] == [*found.values()]
 
 
 def test_probabilities_are_those_of_a_match_of_the_two_sets():
     library = pictures(a__x=[1, 0], b__x=[1, 0.2])
-    (first,), (second,) = OtherSets(library, NUMBERS).of_all()
+    (first,), (second,) = CrossSetMatcher(library, NUMBERS).of_all()
     cosine = float(library.vectors[0] @ library.vectors[1])
     assert first.place == 1
     assert abs(first.probability - 1 / (1 + np.exp(14 - 20 * cosine))) < 1e-3

@@ -3,7 +3,7 @@
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca_icons.match.used_icons import find_uses, squashed, uses_in
+from grr_coca_icons.match.used_icons import find_uses, normalize_name, uses_in
 
 CASES = [
     ("import { Trash2, X as Close } from 'lucide-react'", ["lucide:Trash2", "lucide:X"]),
@@ -74,5 +74,5 @@ def test_other_languages_are_text_and_no_code_is_an_error(tmp_path):
 
 
 def test_names_of_components_and_of_icons_meet():
-    assert squashed("Trash2") == squashed("trash-2")
-    assert squashed("ArrowDownAZ") == squashed("arrow-down-a-z")
+    assert normalize_name("Trash2") == normalize_name("trash-2")
+    assert normalize_name("ArrowDownAZ") == normalize_name("arrow-down-a-z")

@@ -11,7 +11,7 @@ from serving import serving
 
 from grr_coca.model.checkpoint_files import shipped_folder
 from grr_coca_icons.match.match_numbers import match_numbers
-from grr_coca_icons.match.other_sets import OtherSets
+from grr_coca_icons.match.other_sets import CrossSetMatcher
 from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.site import with_others
 from grr_coca_search.entry import Entry
@@ -92,7 +92,7 @@ def _icon_library(everything: list, model: IndexModel) -> Library:
         drawings=[((0, 0, 24, 24), bodies[entry.name]) for entry in entries],
         words=[entry.name for entry in entries],
         curve=model.curve,
-        others=OtherSets(pictures, numbers).of_all(),
+        others=CrossSetMatcher(pictures, numbers).of_all(),
     )
 
 

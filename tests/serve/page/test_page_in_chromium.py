@@ -708,7 +708,7 @@ class Server(StaticHost):
             and "." not in path
             and "key=good" not in self.headers.get("Cookie", "")
         ):
-            return self.refuse(401, "This server asks for a key.")
+            return self.refuse(401, "This server requires a key.")
         if path == "/info":
             if self.loading > 0:
                 type(self).loading -= 1

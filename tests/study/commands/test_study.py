@@ -23,7 +23,7 @@ from grr_coca_study.ledger import write_digests
 from grr_coca_study.plan import Plan, read_plan
 from grr_coca_study.rows import ROWS_FOLDER, RowFolder
 from grr_coca_study.running import agenda, pace
-from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.agenda import RemainingWork
 from grr_coca_study.running.dry_run import power_in_words
 from grr_coca_study.stages import data_digest
 
@@ -131,9 +131,9 @@ def test_a_dry_run_tells_what_a_plan_can_find():
 
 def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
     read = read_plan(plan, Plan)
-    tasks = Agenda(read, lambda *names: plan.parent / "runs").open_tasks()
+    tasks = RemainingWork(read, lambda *names: plan.parent / "runs").open_tasks()
     assert [(task.arm, task.is_trial) for task in tasks] == [("baseline_coca", True)] * 2 + [("grr_coca", True)] * 2
-    begun = Agenda(read, lambda *names: plan.parent / "runs", map(pretended_row, tasks[:3]))
+    begun = RemainingWork(read, lambda *names: plan.parent / "runs", map(pretended_row, tasks[:3]))
     for task in tasks[:3]:
         RowFolder(plan.parent).publish(task.name, pretended_row(task))
     write_digests(plan.parent, begun.digests)

@@ -33,7 +33,7 @@ from grr_coca_study.demo import (
     with_precisions,
     write_exhibits,
 )
-from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.agenda import RemainingWork
 from grr_coca_study.running.measured import drawn_examples
 from grr_coca_study.running.stage import run_stage
 
@@ -128,7 +128,7 @@ def test_a_report_shows_heat_maps_and_hits_of_the_model(tmp_path):
 
 def arm_of(plan, arm, out):
     """Run all stages of an arm in this process."""
-    agenda = Agenda(plan, DemoPlace(out).folder_of, arms=[arm])
+    agenda = RemainingWork(plan, DemoPlace(out).folder_of, arms=[arm])
     while tasks := agenda.open_tasks():
         agenda.add(run_stage(tasks[0], CPU, lambda _: None))
 

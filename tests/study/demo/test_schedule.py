@@ -18,7 +18,7 @@ from grr_coca_study.demo import (
     timed_schedules,
 )
 from grr_coca_study.running import pace
-from grr_coca_study.running.pace import Pace
+from grr_coca_study.running.pace import TrainingSpeed
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
 
@@ -35,7 +35,9 @@ def test_too_little_time_names_the_minimum():
 
 def test_forecast_counts_all_steps_and_evaluated_pairs(write_plan):
     plan = load_demo(write_plan(schedules={100: 0.5, 200: None}))
-    short, long = timed_schedules(plan, [Pace(0.1, 0.003, 0.01), Pace(0.2, 0.001, 0.02)], seconds_spent=7.0)
+    short, long = timed_schedules(
+        plan, [TrainingSpeed(0.1, 0.003, 0.01), TrainingSpeed(0.2, 0.001, 0.02)], seconds_spent=7.0
+    )
     # Two domains of 3 steps; of pretraining one validation of 24 pairs and 2 tests of 16, of each domain one and one.
     evaluated = (24 + 2 * 16) + 2 * (24 + 16)
     besides = 7 + _OTHER_SECONDS + 3 * 24 * 0.003 + evaluated * 0.02

@@ -3,7 +3,7 @@
 import pytest
 
 from grr_coca_study.plan import Plan, read_plan
-from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.agenda import RemainingWork
 
 
 @pytest.fixture
@@ -12,6 +12,6 @@ def agenda_of(write_study, tmp_path):
 
     def make(*arms: str, **changes):
         plan = read_plan(write_study(**changes), Plan)
-        return Agenda(plan, lambda *names: tmp_path.joinpath("runs", *map(str, names)), arms=arms)
+        return RemainingWork(plan, lambda *names: tmp_path.joinpath("runs", *map(str, names)), arms=arms)
 
     return make

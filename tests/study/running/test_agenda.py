@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from synthetic_study import GRIDS, PRETRAINING, RATES, arm, pretended_row
 
-from grr_coca_study.running.agenda import FINISHED, Agenda, Task
+from grr_coca_study.running.agenda import FINISHED, RemainingWork, Task
 
 
-def finish(agenda: Agenda, task: Task, loss: float = 1.0) -> None:
+def finish(agenda: RemainingWork, task: Task, loss: float = 1.0) -> None:
     """Pretend that a task was trained."""
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / FINISHED).touch()
@@ -30,7 +30,7 @@ def test_shared_settings_are_best_on_average(agenda_of):
         assert agenda.choices() == {}, "each arm waits for the other"
         row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})
         agenda.add(row)
-    assert {*agenda.spent_folders()} == {trial.folder for trial in trials}
+    assert {*agenda.finished_run_folders()} == {trial.folder for trial in trials}
     assert agenda.choices() == {(name, "pictograms"): {"optimizer.lr": 0.2} for name in names}
     assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(names, 0.2)
     assert agenda.digests.recipes.keys() == set(names)

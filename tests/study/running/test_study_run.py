@@ -24,9 +24,9 @@ from grr_coca_study.ledger import Ledger, read_digests, read_ledger
 from grr_coca_study.plan import Plan, plan_of_folder, read_plan
 from grr_coca_study.rows import LedgerRow, RowFolder
 from grr_coca_study.running import run as running
-from grr_coca_study.running.agenda import FINISHED, Agenda, Task
+from grr_coca_study.running.agenda import FINISHED, RemainingWork, Task
 from grr_coca_study.running.dry_run import _disk_in_words
-from grr_coca_study.running.run import Place, Study, Watch, write_plan
+from grr_coca_study.running.run import Place, ProgressCallbacks, Study, write_plan
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.thumbnails import thumbnail_path
 
@@ -63,7 +63,7 @@ class Training(Pretending):
         return run_stage(task, CPU, lambda _: None)
 
 
-class StudyHere(Watch):
+class StudyHere(ProgressCallbacks):
     """A study whose plan is laid out by `write_study`, and which is run in this process."""
 
     def __init__(self, write_study, out: Path) -> None:
@@ -175,7 +175,7 @@ def test_lost_model_is_retrained_and_keeps_its_row(study, tmp_path):
     plan = study.lay_out(**TWO_RUNS)
     study.stop_after(1)
     shutil.rmtree(study.out / "runs")
-    agenda = Agenda(plan, lambda *_: tmp_path / "nowhere", study.ledger.rows)
+    agenda = RemainingWork(plan, lambda *_: tmp_path / "nowhere", study.ledger.rows)
     assert agenda.lacking().total() == 4, "it counts, so that no more than all is done"
     assert study.run() == OF_BASELINE + OF_GRR_COCA
     assert len(study.ledger.rows) == 4

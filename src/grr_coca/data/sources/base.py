@@ -27,8 +27,8 @@ class RawPair:
     """A pair as read: the bytes of an image file, and a caption. `name`: Its location, for messages.
 
     If an image has several captions, `more_captions` has the others. Pairs of the same image have the same
-    `image_name`; if that is empty, `name` is used. `picture`: if the image holds features, what to show people, if
-    there is anything. `features`: tokens of the image by a frozen encoder, N × X, if they were computed before.
+    `image_name`; if that is empty, `name` is used. `picture`: if the image holds features, the picture to show users,
+    if there is one. `features`: image tokens from a frozen encoder, N × X, if already computed.
     """
 
     key: str
@@ -84,19 +84,19 @@ class PairSource(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Return whether images come over a network."""
+        """Return whether images are read over a network."""
         return False
 
     def expect(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002 (only shards have blocks)
-        """Prepare to read these pairs, in rising order, at about the same time. One of them is read next."""
+        """Prepare to read the given pairs, in ascending order, at about the same time. One of them is read next."""
         return None
 
     def fetch(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002
-        """Fetch what `expect` would read of a remote source. Several threads may do so at once."""
+        """Prefetch the data that `expect` would read from a remote source. Several threads may do so at once."""
         return None
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the input of `source_digest`: everything that determines the pairs and their order. No pair is read.
+        """Yield the input of `source_digest`: everything that determines the pairs and their order. No pairs are read.
 
         Raises:
             TypeError: If the source has none, so that no run can be resumed with it.
@@ -152,16 +152,16 @@ class SourceReader(Protocol):
         ...
 
     def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
-        """Return an argument with the version of the source that an image with these fields is from."""
+        """Return an argument with the version of the source from which an image with the given fields is."""
         ...
 
     def unversioned(self, argument: str) -> str:
-        """Return an argument without its version, which is equal for all versions of a source."""
+        """Return an argument without its version, so that it is equal for all versions of a source."""
         ...
 
 
 def source_readers(argument: str) -> Iterator[SourceReader]:
-    """Yield the readers that may own an argument. Pictures are offered to none.
+    """Yield the readers that may own an argument. Paths of pictures are not offered to readers.
 
     Readers of other distributions get only `SCHEME:…`, since finding them takes longer than opening a folder.
     """
@@ -199,7 +199,7 @@ class Cause(StrEnum):
 
 
 class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
-    """The error for a pair, or a file of a pair, that cannot be used. The message names it."""
+    """Error for an unusable pair, or file of a pair. The message names it."""
 
     def __init__(self, message: str, cause: Cause = Cause.UNREADABLE) -> None:
         # `cause` has a default, because torch passes only the message of an error from a worker to its parent.
@@ -212,8 +212,8 @@ def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
     """Convert the index of a pair in a source of several parts to the index of its part and the index within it.
 
     Args:
-        ends: For each part, the number of pairs up to its end.
-        index: The index of the pair in the source.
+        ends: Number of pairs up to the end of each part.
+        index: Index of the pair in the source.
     """
     if not len(ends) or not 0 <= index < ends[-1]:
         raise IndexError(index)
@@ -235,7 +235,7 @@ class Strings:
         self._ends = np.array(ends, dtype=np.uint64)
 
     def buffers(self) -> tuple[bytes, memoryview]:
-        """Return all strings as one block, and the end of each in it."""
+        """Return all strings as one block, and the end of each string in it."""
         return self._content, self._ends.data
 
     def __len__(self) -> int:
@@ -258,5 +258,5 @@ def digest_header(source: PairSource) -> bytes:
 
 
 def digest_file(path: Path) -> bytes:
-    """Return the part of a digest for a file: its name and size. Its folder does not count."""
+    """Return a file's part of a digest: its name and size, without its folder."""
     return f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")

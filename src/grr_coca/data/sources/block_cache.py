@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.common.errors import DiskError
-from grr_coca.common.files import open_to_read, user_cache, write_whole
+from grr_coca.common.files import open_to_read, user_cache, write_bytes_atomic
 from grr_coca.common.remote import RemoteFile
 
 _SUFFIX = ".block"
 _ROOM = 0.9
-"""Fraction of the limit that is free after blocks are removed."""
+"""Fraction of the limit that is free after removing blocks."""
 
 _TRIES = 3
 
@@ -41,13 +41,13 @@ class BlockCache:
     def __init__(self, limit: int) -> None:
         self.folder = user_cache() / "blocks"
         self._limit = limit
-        self._written = limit  # so that space is freed first
+        self._written = limit  # so that space is freed before the first block
 
     def open(self, block: RemoteBlock) -> int:
         """Return a descriptor of the file of a block, which is fetched if missing.
 
         Raises:
-            UserError: If it cannot be fetched, see `RemoteFile.read`, or the disk is full.
+            UserError: If the block cannot be fetched, see `RemoteFile.read`, or the disk is full.
         """
         for _ in range(_TRIES):
             path = self.fetch(block)
@@ -68,7 +68,7 @@ class BlockCache:
                     if not path.exists():
                         content = block.read()
                         self._make_room(len(content))
-                        write_whole(path, content)
+                        write_bytes_atomic(path, content)
         except OSError as error:
             raise DiskError(f"{self.folder}: a block of {block.file} cannot be written ({error.strerror})") from error
         return path

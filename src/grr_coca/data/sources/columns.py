@@ -64,7 +64,7 @@ def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """Convert a cell of a table to captions: a text, or a list of texts. Other values give no captions."""
+    """Convert a cell of a table to captions: a text, or a list of texts. Other values yield no captions."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""A folder of features as a source of pairs: its images hold features, see `grr_coca.data.feature_image`.
+"""A folder of features as a source of pairs: its images contain features, see `grr_coca.data.feature_image`.
 
-Beside the features, `pairs.jsonl` has a line for each image: its key, its captions, the columns of its table, and the
+Next to the features, `pairs.jsonl` has a line per image: its key, its captions, the columns of its table, and the
 path of a picture to show, if there is one. All files of the folder are opened when the first image is read.
 """
 
@@ -36,10 +36,10 @@ class FeaturePairs(PairSource):
     """The images of a folder of features with their captions. Each image is one pair.
 
     Args:
-        folder: Written by `grr-coca data features`.
+        folder: Folder written by `grr-coca data features`.
 
     Raises:
-        UserError: A file is missing or corrupt.
+        UserError: If a file is missing or corrupt.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class FeaturePairs(PairSource):
         """The features.
 
         Raises:
-            UserError: A file is missing or corrupt.
+            UserError: If a file is missing or corrupt.
         """
         return FeatureCache(self.folder)
 
@@ -64,13 +64,13 @@ class FeaturePairs(PairSource):
         return len(self._listed)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Return the encoder, and the digest of the source that it has encoded."""
+        """Yield the encoder, and the digest of the encoded source."""
         yield digest_header(self)
         yield f"{self.header.encoder.digest} {self.header.keep} {self.header.source} ".encode()
         yield digest_file(self.folder / PAIRS)
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair with its features, whose mean its image holds."""
+        """Read one pair with its features; its image contains their mean."""
         caption, *others = self.captions(index)
         return RawPair(
             self._listed.key(index),
@@ -86,7 +86,7 @@ class FeaturePairs(PairSource):
         """Return the mean token of an image as a PNG file.
 
         Raises:
-            BadSample: The image has no features.
+            BadSample: If the image has no features.
         """
         mean = self.cache.mean(index)
         if mean is None:
@@ -106,7 +106,7 @@ class FeaturePairs(PairSource):
         return str(self.folder)
 
     def image_path(self, index: int) -> Path | None:
-        """Return the picture of an image to show, which may not exist; None if there is none."""
+        """Return the path of the picture to show for an image, which may not exist; None if there is none."""
         path = self._listed.fields(index).get(_PICTURE)
         return Path(path) if isinstance(path, str) and path else None
 
@@ -116,10 +116,10 @@ class FeaturePairs(PairSource):
 
 
 def features_of(source: PairSource) -> FeatureHeader | None:
-    """Return the description of the features that a source has in place of images; None if it has images.
+    """Return the description of the features that a source has instead of images; None if it has images.
 
     Raises:
-        UserError: If it has both, or features of several encoders.
+        UserError: If the source has both, or features of several encoders.
     """
     first, *others = _parts(source)
     found = first.header if isinstance(first, FeaturePairs) else None
@@ -138,12 +138,12 @@ def require_same_features(name: str, found: FeatureHeader | None, wanted: Encode
 
     Args:
         name: Name of the features or images.
-        found: Their description; None: images.
-        wanted: The encoder; None: images are wanted.
-        what: Name of the model or source that wants them.
+        found: Description of the features; None: images.
+        wanted: The required encoder; None: images are required.
+        what: Name of the model or source that requires them.
 
     Raises:
-        UserError: If they are other features, or images; the message names both.
+        UserError: If features and encoder do not match; the message names both.
     """
     if (None if found is None else found.encoder.digest) == (None if wanted is None else wanted.digest):
         return
@@ -155,10 +155,10 @@ def require_same_features(name: str, found: FeatureHeader | None, wanted: Encode
 
 
 def write_pairs(folder: Path, images: ByImage) -> None:
-    """Write the keys and captions of the images of a source beside their features.
+    """Write the keys and captions of the images of a source next to their features.
 
     Raises:
-        OSError: The disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     write_atomic(folder / PAIRS, lambda file: file.writelines(_lines(images)))
 
@@ -170,7 +170,7 @@ def _lines(images: ByImage) -> Iterator[bytes]:
         for index in images[number]:
             try:
                 captions += source.captions(index)
-            except BadSample:  # without a caption, or broken
+            except BadSample:  # without a caption, or invalid
                 continue
         columns = dict(source.fields(first)) if isinstance(source, ListedPairs) else {}
         row = {name: value for name, value in columns.items() if isinstance(value, str | int | float)}
@@ -192,7 +192,7 @@ def key_of(source: PairSource, index: int) -> str:
     """Return the key of a pair. The image of a listing is not read, as it need not exist.
 
     Raises:
-        BadSample: The pair cannot be read.
+        BadSample: If the pair cannot be read.
     """
     return source.key(index) if isinstance(source, ListedPairs) else source[index].key
 
@@ -205,7 +205,7 @@ def pairs_of_features(path: Path, names: Sequence[str] = ()) -> PairSource:
         names: Names of the images, if `path` has features and no table.
 
     Raises:
-        UserError: It has neither, or cannot be read.
+        UserError: If the path has neither, or cannot be read.
     """
     if path.is_dir() and not names:
         texts = (text for text in path.rglob("*") if text.suffix.lower() == ".txt")

@@ -1,7 +1,7 @@
-"""Pairs with features of their images, which `grr-coca data features` has written.
+"""Pairs with features of their images, written by `grr-coca data features`.
 
 Features are read by position: image i of a source is row i of its cache. The SHA-256 of the image's file is compared,
-so that no image has the features of another.
+so that no image has the features of another image.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class WithFeatures(View):
         cache: Features of its images.
 
     Raises:
-        UserError: If the cache has the features of other images.
+        UserError: If the cache belongs to other images.
     """
 
     def __init__(self, source: PairSource, cache: FeatureCache) -> None:
@@ -40,7 +40,7 @@ class WithFeatures(View):
         """Read one pair.
 
         Raises:
-            BadSample: If the pair cannot be read, or could not be when the features were computed.
+            BadSample: If the pair cannot be read, or could not be read when the features were computed.
             UserError: If the image has changed since then.
         """
         pair, number = self.source[index], int(self._numbers[index])
@@ -55,7 +55,7 @@ class WithFeatures(View):
         return replace(pair, features=features)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Those of the source."""
+        """Yield the parts of the source."""
         return self.source.digest_parts()
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
@@ -68,7 +68,7 @@ class WithFeatures(View):
 def with_features(
     source: PairSource, folders: Sequence[str], info: EncoderInfo | None = None, keep: Keep | None = None
 ) -> PairSource:
-    """Return the pairs of a source with the features that one of several folders has of them.
+    """Return the pairs of a source with their features from one of several folders.
 
     Args:
         source: All pairs of a source.
@@ -77,7 +77,7 @@ def with_features(
         keep: The features that the model uses; None: those in the first folder.
 
     Raises:
-        UserError: If no folder has features of these images, or they are of another encoder or preprocessing.
+        UserError: If no folder has features of these images, or the features are of another encoder or preprocessing.
     """
     caches: list[FeatureCache] = []
     for folder in folders:
@@ -102,7 +102,7 @@ def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | Non
 
     Raises:
         UserError: If a file is missing or corrupt, or the features are those of another encoder or preprocessing, or
-            all tokens in place of their mean or the other way round.
+            all tokens instead of their mean, or vice versa.
     """
     if not is_feature_folder(Path(folder)):
         raise UserError(f"{folder}: has no features; write them with grr-coca data features, or set features: encoder")

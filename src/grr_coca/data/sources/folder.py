@@ -85,7 +85,7 @@ def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
         raise BadSample(f"{name}: the file {path} does not exist", Cause.NO_IMAGE) from error
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
-    except ValueError as error:  # a null byte, or half an emoji, which JSON can contain
+    except ValueError as error:  # a null byte, or a lone surrogate, which JSON can contain
         raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
 
 

@@ -83,13 +83,16 @@ class StoredRows:
 
 
 class ImageFiles(NamedTuple):
-    """The folder that paths of a listing are relative to, and the suffix to add to them."""
+    """The base folder of a listing's relative paths, and the suffix to add to them."""
 
     folder: Path
     suffix: str = ""
 
     def name(self, written: str) -> str:
-        """Return the full path as text, normalized: `a/../b.jpg` and `b.jpg` give the same. The file is not opened."""
+        """Return the full path as text, normalized: `a/../b.jpg` and `b.jpg` return the same path.
+
+        The file is not opened.
+        """
         # pathlib is several times slower, and a run may need the names of millions of rows.
         return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
 
@@ -175,10 +178,10 @@ class ListedPairs(PairSource):
         return str(self.listing)
 
     def key(self, index: int) -> str:
-        """Return the path of an image as the listing has it, without the suffix of an image. The image is not read.
+        """Return the path of an image as in the listing, without an image suffix. The image is not read.
 
         Raises:
-            BadSample: the row is broken.
+            BadSample: If the row is invalid.
         """
         return without_suffix(self._rows[index].path)
 
@@ -241,10 +244,10 @@ def locate_images(
     """Find the image folder of a listing.
 
     Args:
-        listing: The path of the listing, for messages.
-        written: The first paths of the listing. The first existing file determines the folder.
-        folders: The folders to search, in this order.
-        needs_images: False allows a listing whose images do not exist.
+        listing: Path of the listing, for messages.
+        written: First paths of the listing. The first existing file determines the folder.
+        folders: Folders to search, in this order.
+        needs_images: Whether the images must exist.
 
     Raises:
         UserError: If no file exists; the message names the folders.

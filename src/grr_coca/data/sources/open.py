@@ -58,23 +58,23 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
     - Parquet with the bytes of images, as in Hugging Face datasets
     - a folder of images next to `.txt` files
-    - features of images, which `grr-coca data features` has written
-    - icons with their names: `iconify:PREFIX`, a JSON file of Iconify, an SVG sprite, an icon font
+    - image features written by `grr-coca data features`
+    - icons with their names: `iconify:PREFIX`, an Iconify JSON file, an SVG sprite, an icon font
     - `cache:icons/train-*.tar`: a corpus built in the user's cache
 
     - remote tar shards, or Parquet with the bytes of images, after `grr-coca data index`:
       `s3://BUCKET/{00000..01242}.tar`, `https://…`
 
-    Nothing is executed, and only the package of `iconify:PREFIX` is downloaded. Images are read when they
-    are needed.
+    Nothing is executed, and only the package of `iconify:PREFIX` is downloaded. Images are read on
+    demand.
 
     Args:
         path: A file, a folder or a pattern; `#` separates a split.
-        needs_captions: If False, a table may lack a caption column.
-        needs_images: False allows a table whose images do not exist.
+        needs_captions: Whether a table must have a caption column.
+        needs_images: Whether the images of a table must exist.
 
     Raises:
-        UserError: If nothing exists at the path, or it cannot be read.
+        UserError: If the path does not exist or cannot be read.
     """
     path = str(path)
     if is_url(path):
@@ -90,11 +90,11 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
     return sources[0] if len(sources) == 1 else Chain(sources)
 
 
-def require_there(path: str) -> None:
-    """Check that `open_source` would find something to open. Nothing is read.
+def require_exists(path: str) -> None:
+    """Check that the path of a source exists, without reading it.
 
     Raises:
-        UserError: If nothing exists at the path.
+        UserError: If the path does not exist.
     """
     if is_url(path):
         remote_shards(path)
@@ -121,7 +121,7 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
     """Return the files or the folder that `open_source` opens, and the split after `#`.
 
     Raises:
-        UserError: If nothing exists at the path, or it is empty.
+        UserError: If the path does not exist or is empty.
     """
     require_path(path)
     files, split = _files(path)
@@ -210,9 +210,9 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs
     Args:
         path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with the
             path of an image and its caption or captions.
-        split: A split of Karpathy's files, such as `val`, or `train+restval`, which are usually combined for training.
-        needs_captions: If False, a list of objects may lack captions.
-        needs_images: False allows images that do not exist.
+        split: Split of Karpathy's files, such as `val`, or `train+restval`, which are usually combined for training.
+        needs_captions: Whether a list of objects must have captions.
+        needs_images: Whether the images must exist.
 
     Raises:
         UserError: If the file is in none of these formats, has no such split, or its images do not exist.

@@ -301,10 +301,10 @@ def content_of(cell: Any, name: str) -> tuple[bytes, str]:
 
 
 _Table = tuple[int, Path, str]
-"""The number of a reader, the file and the column. The number distinguishes old and new files of one path."""
+"""Number of a reader, file and column. The number distinguishes old and new files of one path."""
 _NUMBERS = count()
 _READING = Lock()
-"""Held while a cell is read, because no thread may drop a row group that another thread uses."""
+"""Lock for reading a cell, so that no thread drops a row group that another thread uses."""
 
 
 class _KeptGroups:

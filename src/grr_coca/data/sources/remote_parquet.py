@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def scan_table(path: Path) -> ShardIndex:
-    """Index a local copy of a table. Bad rows are also in the index, with their cause.
+    """Index a local copy of a table. Bad rows are also indexed, with their cause.
 
     Raises:
-        UserError: If it is not a readable Parquet file, has no captions, or has paths of images instead of their
+        UserError: If the file is not a readable Parquet file, has no captions, or has paths of images instead of their
             bytes.
     """
     table = open_parquet(path, must_embed=True)
@@ -91,7 +91,7 @@ class RemoteTable:
         return GroupBlock(self.file, int(self._starts[group]), int(self._starts[group + 1]), self, group)
 
     def spans(self, rows: np.ndarray) -> list[tuple[int, int]]:
-        """Return the start and end of each row group that contains any of these rows."""
+        """Return the start and end of each row group that contains any of the given rows."""
         groups = np.unique(np.searchsorted(self._ends, rows, side="right"))
         return [(int(self._starts[group]), int(self._starts[group + 1])) for group in groups]
 

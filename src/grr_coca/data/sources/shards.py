@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca.common.files import HandleCache, LocalFile, allow_open_files, read_at, user_cache, write_whole
+from grr_coca.common.files import HandleCache, LocalFile, allow_open_files, read_at, user_cache, write_bytes_atomic
 from grr_coca.common.remote import RemoteFile
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
 from grr_coca.data.sources.base import (
@@ -56,7 +56,7 @@ CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
 """Size in bytes of the cache of remote blocks, or the number of pairs it holds if these need more."""
 
 _DENSE = 4
-"""A block is read completely if at least one in this number of its pairs is requested."""
+"""Reciprocal of the minimum fraction of requested pairs for which a block is read completely."""
 
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
@@ -73,7 +73,7 @@ class TarShards(PairSource):
     """The pairs of one or more tar shards, in the order of the files. See the module for the format.
 
     Args:
-        paths: Shards on this machine, and remote ones that `index_remote` has indexed.
+        paths: Shards on this machine, and remote shards indexed by `index_remote`.
 
     Raises:
         UserError: If a shard cannot be indexed, or a remote shard is not indexed.
@@ -138,7 +138,7 @@ class TarShards(PairSource):
         return str(self.paths[locate(self._ends, index)[0]])
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Read the part of each shard that has these pairs as one block, when one of them is read."""
+        """Read the part of each shard with the given pairs as one block, when one of them is read."""
         for shard, start, end in self._spans(indices):
             self._expected.setdefault(shard, {})[start] = end
             path = self.paths[shard]
@@ -231,7 +231,7 @@ class TarShards(PairSource):
                 if isinstance(captions, list) and captions and all(isinstance(caption, str) for caption in captions):
                     return tuple(captions)
             except (ValueError, KeyError, TypeError, RecursionError):
-                pass  # use those in KEY.txt
+                pass  # use the captions in KEY.txt
         return caption_lines(decode_text(self._read(shard, row, "text"), f"{self._name(shard, row)}.txt"))
 
     def _read(self, shard: int, row: int, part: str) -> bytes:
@@ -333,7 +333,7 @@ _READ_BYTES = 2**24
 """Size in bytes of a request while a remote shard is indexed."""
 
 MIN_SHARD_SIZE = 2**24
-"""Smaller shards are indexed at each start in a fraction of a second, without writing a file."""
+"""Minimum size of a shard with a stored index. Smaller shards are indexed at each start in a fraction of a second."""
 
 
 def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
@@ -375,7 +375,7 @@ def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> Non
             header |= {"footer": len(index.footer), "group": rows_at_once(index.footer)}
     header["digest"] = _digest(header, content)
     line = json.dumps(header).encode().ljust(_HEADER_SIZE - 1) + b"\n"
-    write_whole(place, line + content)
+    write_bytes_atomic(place, line + content)
 
 
 def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
@@ -438,10 +438,10 @@ def remote_index(file: RemoteFile) -> Path:
 
 
 def index_remote(file: RemoteFile) -> bool:
-    """Read a remote shard once, and write its index to the user's cache, unless it already has the current one.
+    """Read a remote shard once, and write its index to the user's cache, unless it is already current.
 
     Returns:
-        Whether it had to be read.
+        Whether the shard was read.
 
     Raises:
         UserError: If the shard cannot be read or indexed, or changes during reading, or the disk is full.

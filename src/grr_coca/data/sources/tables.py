@@ -32,7 +32,7 @@ _MAX_OPEN_TABLES = 64
 
 _NUMBERS = count()
 _READING = Lock()
-"""Held while a table is read, because no thread may close a table that another thread reads."""
+"""Lock for reading a table, so that no thread closes a table that another thread reads."""
 
 _Quoting = Literal[0, 3]
 """`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
@@ -42,7 +42,7 @@ csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
 
 _DELIMITERS = (",", "\t", ";", "|")
 _RETURN_IN_LINE = re.compile(r"\r(?!\n)")
-"""A carriage return within a line, which captions from the web contain. `csv` would end the row there."""
+"""A carriage return within a line, as in captions from the web. `csv` would end the row there."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -89,13 +89,13 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
 
 
 class _LineRows:
-    """Rows of a file, each read at its offset when it is needed.
+    """Rows of a file, each read at its offset on demand.
 
     Args:
-        path: The file.
-        starts: The offset of each row, and of the end of the last one.
-        parse: Converts the text of a row to a row. Raises ValueError if it is invalid.
-        parse_fields: Converts the text of a row to its other columns, like `parse`.
+        path: Path of the file.
+        starts: Offset of each row, and of the end of the last row.
+        parse: Function that parses the text of a row. It raises ValueError if the text is invalid.
+        parse_fields: Function that returns the other columns of a row, like `parse`.
     """
 
     def __init__(
@@ -192,10 +192,10 @@ class _DelimitedParser:
     """Parses a row of cells between delimiters.
 
     Args:
-        names: The names of the columns.
-        columns: The indices of the columns of images and captions; the second is None if there are no captions.
-        delimiter: The character between cells.
-        quoting: How quotes are read.
+        names: Names of the columns.
+        columns: Indices of the image and caption columns; the second is None if there are no captions.
+        delimiter: Character between cells.
+        quoting: Quoting mode of the CSV reader.
     """
 
     def __init__(

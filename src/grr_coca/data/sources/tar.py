@@ -67,7 +67,7 @@ class ShardIndex:
 
 
 def kept_texts(rows: np.ndarray) -> np.ndarray:
-    """Return the number of bytes in `ShardIndex.texts` for each pair: JSON and text, or 0 for a bad pair or one with
+    """Return the number of bytes in `ShardIndex.texts` for each pair: JSON and text, or 0 for a bad pair or a pair with
     too much.
     """
     sizes = rows["json_size"].astype(np.int64) + rows["text_size"]
@@ -118,7 +118,7 @@ def scan_shard(path: Path) -> ShardIndex:
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     """Read the next member, or return None at the end. Unlike `TarFile.next`, it does not keep all members in memory.
 
-    The file may be several concatenated tar files, as `cat a.tar b.tar` writes.
+    The file may be several concatenated tar files, as written by `cat a.tar b.tar`.
 
     Raises:
         tarfile.ReadError: If the previous member is truncated.
@@ -188,7 +188,7 @@ class _Entry:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a tar that are not hidden, up to the end or the truncation."""
+    """Yield the regular, visible files of a tar, up to the end or the truncation."""
     while True:
         try:
             member = next_member(tar)

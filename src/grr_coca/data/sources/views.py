@@ -25,7 +25,7 @@ class View(PairSource):
 
     @property
     def is_remote(self) -> bool:
-        """Return whether images come over a network."""
+        """Return whether images are read over a network."""
         return any(source.is_remote for source in self._sources())
 
     @abstractmethod
@@ -33,12 +33,12 @@ class View(PairSource):
         """Return all sources of its pairs."""
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Prepare to read these pairs at about the same time."""
+        """Prepare to read the given pairs at about the same time."""
         for source, inner in self._by_source(indices):
             source.expect(inner)
 
     def fetch(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Fetch what `expect` would read of remote sources."""
+        """Prefetch the data that `expect` would read from remote sources."""
         for source, inner in self._by_source(indices):
             source.fetch(inner)
 
@@ -177,14 +177,14 @@ def every_caption(source: PairSource) -> PairSource:
     return source if len(view) == len(source) else view
 
 
-def sound_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
+def split_valid_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
     """Return the indices of the pairs that can be read and decoded, and the errors of the others.
 
     Evaluation stops at a bad pair, because scores on a smaller split cannot be compared. Validation during a long run
     must not stop, so it uses these pairs, and reports the number of excluded pairs.
 
     Args:
-        source: The pairs. All captions are read, and each image is read and decoded once.
+        source: Source of the pairs. All captions are read, and each image is read and decoded once.
     """
     sound, bad = [], []
     faults: dict[str, BadSample | None] = {}
@@ -214,7 +214,7 @@ def _fault_of_image(source: PairSource, index: int) -> BadSample | None:
     return None
 
 
-def read_sound(source: PairSource, index: int) -> RawPair:
+def read_valid_pair(source: PairSource, index: int) -> RawPair:
     """Read one pair, and check that its image can be decoded and its captions are not empty.
 
     Raises:
@@ -243,8 +243,8 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
     """Yield all captions of a source, cleaned, to train a tokenizer. Bad pairs are skipped.
 
     Args:
-        source: The pairs. Images are not read.
-        limit: Read the captions of at most this many images, evenly spaced; None reads all.
+        source: Source of the pairs. Images are not read.
+        limit: Maximum number of images, evenly spaced, whose captions are read; None: all.
     """
     count = len(source) if limit is None else min(limit, len(source))
     for number in range(count):
@@ -259,7 +259,7 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
 def num_captions(source: PairSource, index: int) -> int:
     """Return the number of captions of a pair, or 1 if they cannot be read.
 
-    The error is raised when the pair is read.
+    Errors are raised when the pair is read.
     """
     try:
         return len(source.captions(index))
@@ -277,7 +277,7 @@ def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
 
 
 class ByImage:
-    """The pairs of a source by image. Item `i` has the indices of the pairs of image `i`. It reads all image names."""
+    """The pairs of a source by image. Item `i` has the indices of the pairs of image `i`. All image names are read."""
 
     def __init__(self, source: PairSource) -> None:
         self.source = source
@@ -294,7 +294,7 @@ class ByImage:
 
 
 def source_digest(source: PairSource) -> str:
-    """Return a digest of the selection and order of the pairs, by which a resumed run recognizes its data.
+    """Return a digest of the selection and order of the pairs, so that a resumed run recognizes its data.
 
     It depends on the names and sizes of files, and for an image folder only on names; the path of the folder does
     not count. No pair is read, so tens of millions take less than a second. Checkpoints contain such digests: if

@@ -1,13 +1,13 @@
-"""Parameters of an adapted model: how image and text vectors follow from those of the base, and how they are
-stored.
+"""Parameters of an adapted model: the mapping from the base's image and text embeddings to vectors, and their
+storage.
 
 An image's vector has two parts. The first predicts the words of its captions: kernel ridge regression from the base's
 embedding and from descriptors, to the words of captions (TF-IDF) and the base's text embedding. The second is the
-base's embedding itself, less the mean of the domain. A text's vector has its words and its text embedding in place of
+base's embedding itself, less the mean of the domain. A text's vector has its words and its text embedding instead of
 predictions. Their dot product is the similarity; all vectors have length 1.
 
-Shapes: B images or texts, E embedding width of the base, D numbers of a descriptor, F = E + D features, N images of the
-fit, M landmarks (images that predictions are computed from), V words, W = V + E, K numbers of the first part, L of
+Shapes: B images or texts, E embedding width of the base, D width of a descriptor, F = E + D features, N images of the
+fit, M landmarks (images from which predictions are computed), V words, W = V + E, K width of the first part, L of
 the second, Z = K + L, C distinct captions of the fit.
 """
 
@@ -41,8 +41,8 @@ class Values:
     Attributes:
         width: Factor of the squared distance in the Gaussian kernel, exp(-width · d²).
         penalty: Ridge penalty λ.
-        text_weight: Weight of the base's text embedding against the words, as a share of squared length.
-        plain_share: Weight of the base's own similarity against the predicted one.
+        text_weight: Weight of the base's text embedding relative to the words, as a fraction of squared length.
+        plain_share: Weight of the base's own similarity relative to the predicted one.
     """
 
     width: float = 0.4
@@ -53,7 +53,7 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """A logistic curve of how likely a caption is exactly right.
+    """A logistic curve for the probability that a caption is exactly right.
 
     Attributes:
         weights: Weights of the caption's score, of its lead over the next candidate, and of the kernel value of the
@@ -72,10 +72,10 @@ class Confidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """How captions are chosen: settings with the most correct captions on held-out images.
+    """Settings for choosing captions: those with the most correct captions on held-out images.
 
     Attributes:
-        composed: Also join the beginning of one near caption to the end of another, at a shared word.
+        composed: Whether to also join the beginning of one near caption to the end of another, at a shared word.
         beams: Number of the decoder's beams among the candidates.
         log_prob_weight: Weight of the decoder's summed log-probability.
         confidence: Curve of the probability that a caption is exactly right; None: unknown.
@@ -97,14 +97,14 @@ class AdaptedHeader:
         word_rules: Version of `grr_coca.infer.adapted.words`.
         image_rules: Version of `grr_coca.infer.adapted.descriptors`.
         num_images: Number of images of the fit.
-        num_landmarks: Number of images that predictions are computed from; fewer than all with Nyström's method.
+        num_landmarks: Number of images from which predictions are computed; fewer than all with Nyström's method.
         split: Widths of both parts of a vector, K and L. L is 0 if the base does not see images.
         values: Hyperparameters of the fit.
-        captioning: How captions are chosen.
+        captioning: Settings for choosing captions.
         logit_scale: Inverse temperature of similarities.
         words: Vocabulary.
         captions: Distinct captions of the fit.
-        figures: Measured numbers of the report, by setting and metric.
+        figures: Metrics of the report, by setting and metric name.
     """
 
     base: str
@@ -131,12 +131,12 @@ class Arrays:
         image_mean: Mean of the base's image embeddings, E.
         text_mean: Mean of the base's text embeddings, E.
         plain_map: Principal directions of the base's embeddings, E L.
-        word_map: From words and text embedding to the first part, (V + E) K.
-        word_offset: Subtracted after `word_map`, K.
-        score_map: From words to the space in which predictions are compared when captions are ranked, V K.
-        score_offset: Subtracted after `score_map`, K.
+        word_map: Map from words and text embedding to the first part, (V + E) K.
+        word_offset: Offset subtracted after `word_map`, K.
+        score_map: Map from words to the space in which predictions are compared when captions are ranked, V K.
+        score_offset: Offset subtracted after `score_map`, K.
         score_gram: Matrix of the squared length of a prediction in the space of words, K K.
-        dual: From kernel values to the first part, M K.
+        dual: Map from kernel values to the first part, M K.
         caption_vectors: Vectors of the distinct captions, C K+L.
     """
 
@@ -159,7 +159,7 @@ class Adaptation:
     Args:
         header: Scalars, words and captions.
         arrays: Matrices.
-        landmarks: Embeddings of the base and descriptors of the images that predictions are computed from, M F.
+        landmarks: Embeddings of the base and descriptors of the landmarks, M F.
     """
 
     def __init__(self, header: AdaptedHeader, arrays: Arrays, landmarks: Float[np.ndarray, "M F"]) -> None:
@@ -179,7 +179,7 @@ class Adaptation:
 
     @property
     def is_without_images(self) -> bool:
-        """Whether the base does not see images, as an image encoder is in its place."""
+        """Whether an image encoder replaces the base for images."""
         return self.header.split[1] == 0
 
     def features(
@@ -336,7 +336,7 @@ def read_adaptation(folder: Path) -> Adaptation:
     """Read the adaptation of the model in a folder.
 
     Raises:
-        UserError: If a file is missing or corrupt, or the files do not fit one another.
+        UserError: If a file is missing or corrupt, or the files do not match.
     """
     header = read_adapted_header(folder)
     stored = _read(folder / ARRAYS)

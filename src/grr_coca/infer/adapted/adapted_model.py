@@ -25,7 +25,7 @@ from grr_coca.infer.adapted.captioner import (
     with_log_probs,
 )
 from grr_coca.infer.adapted.descriptors import descriptors
-from grr_coca.infer.calibration import Certainty
+from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.infer.generate import GREEDY, GenerationOptions
@@ -47,7 +47,7 @@ class _Context(NamedTuple):
 
 class AdaptedEngine(WrappedEngine):
     """The engine of the base, whose image embeddings are replaced by adapted vectors. Embeddings of texts are the
-    base's: `AdaptedModel` turns them into vectors, which need the words, too.
+    base's: `AdaptedModel` converts them to vectors, which also need the words.
 
     Args:
         base: Engine of the base.
@@ -62,7 +62,7 @@ class AdaptedEngine(WrappedEngine):
         self.logit_scale, self.logit_bias = adaptation.header.logit_scale, None
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`."""
+        """See `Engine`."""
         encoded, parts = self.base.encode_images(pixels), []
         if not self.adaptation.is_without_images:
             parts.append(descriptors(pixels))
@@ -75,7 +75,7 @@ class AdaptedEngine(WrappedEngine):
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> Decoder:
-        """As in `Engine`."""
+        """See `Engine`."""
         of_base = EncodedImages(images.embedding, images.context.base)
         return super().decoder(
             of_base, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
@@ -83,9 +83,9 @@ class AdaptedEngine(WrappedEngine):
 
 
 class AdaptedModel(ImageTextModel):
-    """A model that was adapted to a user's pairs.
+    """A model adapted to a user's pairs.
 
-    Captions are chosen from those of near images, joined parts of them and beams. With a prompt, a temperature or
+    Captions are chosen from those of similar images, joined parts of them and beams. With a prompt, a temperature or
     options other than the numbers of beams and captions, the decoder of the base writes them.
 
     Args:
@@ -124,7 +124,7 @@ class AdaptedModel(ImageTextModel):
         return self.adaptation.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return texts without a known word, of which only the base's text embedding counts."""
+        """Return the texts without a known word, for which only the base's text embedding counts."""
         return tuple(text for text in texts if not self.adaptation.vocabulary.knows(text))
 
     def generate(
@@ -172,7 +172,7 @@ class AdaptedModel(ImageTextModel):
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> Generator[list[str], None, GeneratedCaptions]:
-        """Caption images. The text of a caption comes in one piece, unless the decoder writes it."""
+        """Caption images. The text of a caption is yielded in one piece, unless the decoder generates it."""
         if prompt or options != GREEDY:
             self._require_decoder()
             return (yield from super().stream(pixels, options, prompt, keys))
@@ -180,14 +180,14 @@ class AdaptedModel(ImageTextModel):
         yield [captions[0].text for captions in found.captions]
         return found
 
-    def certainties(
+    def caption_confidences(
         self,
         pixels: UInt8[np.ndarray, "B S S 3"],  # noqa: ARG002 (used when the captions were chosen)
         captions: Sequence[Sequence[Caption]],
         prompt: str = "",  # noqa: ARG002 (captions after a prompt have no confidence)
-    ) -> list[tuple[Certainty, ...]]:
-        """Return how sure the model is of each caption. Whether images are unfamiliar is unknown."""
-        return [tuple(Certainty(caption.confidence, None) for caption in own) for own in captions]
+    ) -> list[tuple[CaptionConfidence, ...]]:
+        """Return the confidence of each caption. The familiarity of images is unknown."""
+        return [tuple(CaptionConfidence(caption.confidence, None) for caption in own) for own in captions]
 
     def _require_decoder(self) -> None:
         if not self.can_decode:

@@ -1,8 +1,9 @@
-"""An image encoder of others next to the base of an adapted model, or in its place.
+"""A third-party image encoder next to the base of an adapted model, or in its place.
 
-Pixels come from the preprocessing of the encoder. Next to the base, the base gets them framed and scaled to its own
-size, and the mean token of an image, less the mean of the domain, is one more descriptor of fixed length. In its place,
-the pixels may hold features (`grr_coca.data.feature_image`), and the base embeds only texts.
+Pixels come from the preprocessing of the encoder. If used next to the base, the base gets the pixels framed and scaled
+to its own size, and the mean token of an image, less the mean of the domain, is an additional descriptor of fixed
+length. If used in place of the base, the pixels may hold features (`grr_coca.data.feature_image`), and the base embeds
+only texts.
 
 Shapes: B images, S image size of the encoder in pixels, X width of the encoder, T tokens.
 """
@@ -56,9 +57,9 @@ class EncoderDescriptor:
 
     Args:
         encoder: Encoder.
-        mean: Mean of the domain, X; None: not known yet.
-        cache: Features that were already computed.
-        is_in_place: Whether the base does not see images, which may be features.
+        mean: Mean of the domain, X; None: unknown.
+        cache: Already computed features.
+        is_in_place: Whether the encoder replaces the base for images, which may then be features.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class EncoderDescriptor:
         """Return the mean token of images.
 
         Args:
-            pixels: From the preprocessing of the encoder.
-            digests: SHA-256 of the file of each image, to find features that were already computed.
+            pixels: Pixels from the preprocessing of the encoder.
+            digests: SHA-256 of the file of each image, to find cached features.
         """
         found = np.zeros((len(pixels), self.encoder.info.embed_dim), np.float32)
         is_known = np.zeros(len(pixels), bool)
@@ -92,7 +93,7 @@ class EncoderDescriptor:
             known = features_of_pixels(image)
             if known is not None:
                 found[row], is_known[row] = known, True
-        # The preprocessing refuses images that an encoder cannot encode; a server that starts sends a black one.
+        # The preprocessing rejects images that an encoder cannot encode; a starting server sends a black image.
         if not is_known.all() and not isinstance(self.encoder, GivenEncoder):
             found[~is_known] = self.encoder.encode(pixels[~is_known]).mean()
         return found
@@ -127,15 +128,15 @@ class EngineOfSquares(WrappedEngine):
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`."""
+        """See `Engine`."""
         return self.base.encode_images(np.stack([self.preprocess(Image.fromarray(image)) for image in pixels]))
 
 
 class EngineWithoutImages(WrappedEngine):
-    """The engine of a base that only embeds texts. Embeddings of images are zeros."""
+    """The engine of a base that only embeds texts. Image embeddings are zeros."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`."""
+        """See `Engine`."""
         return EncodedImages(np.zeros((len(pixels), self.embed_dim), np.float32), None)
 
 
@@ -158,7 +159,7 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
 
     Args:
         name: Name of an encoder, or a folder with its features (`grr-coca data features`).
-        framing: How the base frames drawings. An encoder without features gets them framed, too.
+        framing: Framing of drawings in the base. An encoder without features gets them framed, too.
 
     Raises:
         UserError: If the encoder cannot be used.
@@ -184,7 +185,7 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
     Args:
         descriptor: Encoder.
         folder: Folder of the model.
-        pictures: Some pictures, by which the precision of the graph is chosen.
+        pictures: Sample pictures for choosing the precision of the graph.
 
     Returns:
         A line about the graph, or the reason why there is none; empty if only features are known.
@@ -204,7 +205,7 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
 
     Args:
         folder: Folder of the model.
-        is_in_place: As in `EncoderDescriptor`.
+        is_in_place: See `EncoderDescriptor`.
 
     Raises:
         UserError: If a file is corrupt, or the encoder is missing or has changed.
@@ -235,7 +236,7 @@ def require_same_input(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def encoder_in_place(folder: Path) -> EncoderInfo | None:
-    """Return the image encoder that a model takes features of, in place of images or beside them; None if it has none.
+    """Return the image encoder whose features a model takes, instead of or in addition to images; None if it has none.
 
     Raises:
         UserError: If a file is corrupt.

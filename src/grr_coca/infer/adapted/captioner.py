@@ -1,4 +1,5 @@
-"""Captions of an adapted model: those of near images, joined parts of them, and the decoder's beams, ranked.
+"""Captions of an adapted model: a ranking of captions of similar images, of joined parts of them, and of the decoder's
+beams.
 
 Shapes: B images, K captions of an image, T tokens.
 """
@@ -17,7 +18,7 @@ from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.generate.captions import Caption, generate
 
 NUM_NEAR = 10
-"""Numbers of candidates from near images and of joined ones."""
+"""Numbers of candidates from similar images and of joined candidates."""
 MAX_BEAMS = 5
 _MAX_JOINED = 500
 _PUNCTUATION = ",.;:!?"
@@ -52,8 +53,8 @@ def candidates_of(
     Args:
         adaptation: Parameters of the model.
         vectors: Image vectors.
-        captioning: How captions are chosen.
-        beams: Captions by the decoder for each image.
+        captioning: Settings for choosing captions.
+        beams: The decoder's captions of each image.
         allowed: Indices of the captions of the fit that may be used for each image; None: all.
     """
     found = []
@@ -125,7 +126,7 @@ def join_captions(captions: Sequence[str]) -> list[str]:
 
 
 def used(candidates: Candidates, captioning: Captioning) -> Candidates:
-    """Return the candidates of the enabled kinds."""
+    """Select the candidates of the enabled kinds."""
     kinds = {"near", *(["joined"] if captioning.composed else []), *(["beam"] if captioning.beams else [])}
     return _chosen(candidates, np.flatnonzero([kind in kinds for kind in candidates.kinds]))
 
@@ -137,7 +138,7 @@ def ranked(
 
     Args:
         candidates: Candidates.
-        captioning: How captions are chosen.
+        captioning: Settings for choosing captions.
         log_probs: The decoder's summed log-probability of each caption of `shortlist`, if it has a weight.
     """
     own = used(candidates, captioning)
@@ -160,11 +161,11 @@ def beams_of(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: in
 def with_log_probs(
     engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
 ) -> list[list[Caption]]:
-    """Return captions with their tokens and log-probabilities by the decoder.
+    """Return captions with their tokens and the decoder's log-probabilities.
 
     Args:
         engine: The base.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         images: Encoded images of the engine.
         texts: Captions of each image, at least one. If a caption is longer than the context, only its first tokens have
             a log-probability.
@@ -193,23 +194,23 @@ def _read(
     tokens: Int[np.ndarray, "B K T"],
     lengths: Sequence[Sequence[int]],
 ) -> Float[np.ndarray, "B K T"]:
-    """Return the log-probability of each token. Equal beginnings of captions of an image are read once, and ended
+    """Return the log-probability of each token. Equal prefixes of captions of an image are read once, and finished
     captions are dropped.
     """
     count, longest = tokens.shape[1:]
     decoder = engine.decoder(images, num_prompt=1, max_tokens=longest, num_captions=count)
     found = np.zeros(tokens.shape, np.float32)
     going = list(range(len(tokens)))
-    """Images with captions that have not ended."""
+    """Images with unfinished captions."""
     row_of = np.zeros(tokens.shape[:2], np.int64)
-    """For each caption, which of the rows of its image has its tokens so far; 0 if it has ended."""
+    """For each caption, the row of its image with its tokens so far; 0 if it is finished."""
     given = np.full((len(tokens), 1), bos_id, np.int64)
     for place in range(longest):
         width = len(given) // len(going)
         values = decoder.step(given).of(tokens[going, :, place].repeat(width, axis=0)).reshape(-1, width, count)
         found[going, :, place] = np.take_along_axis(values, row_of[going][:, None], axis=1)[:, 0]
         begun: dict[int, dict[tuple[int, int], int]] = {}
-        """By image: row and new token of each distinct beginning of captions that continue, and its next row."""
+        """By image: row and new token of each distinct prefix of unfinished captions, and its next row."""
         before, row_of = row_of, np.zeros_like(row_of)
         for number, image in enumerate(going):
             for caption, length in enumerate(lengths[image]):

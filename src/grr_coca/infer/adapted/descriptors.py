@@ -1,9 +1,9 @@
-"""Image descriptors without learned parameters: orientations of edges, colours, and coarse pixels.
+"""Image descriptors without learned parameters: edge orientations, colours, and coarse pixels.
 
-They complement the embedding of a base model for a new domain. They are computed from the pixels that the
-model gets, so the drawing is already framed.
+They complement the embedding of a base model for a new domain. They are computed from the model's input pixels,
+in which drawings are already framed.
 
-Shapes: B images, S image size in pixels, C cells on a side, D width of a descriptor.
+Shapes: B images, S image size in pixels, C cells per side, D width of a descriptor.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ VERSION = 1
 """Version of these rules. Stored features of another version are not reused."""
 
 _SIDE, _CELLS, _DIRECTIONS = 32, 8, 8
-"""Pixels of the grey copy, and its cells, both per side, and directions of edges (half a turn)."""
+"""Pixels and cells per side of the grey copy, and number of edge directions (half a turn)."""
 _COLOUR_BITS = 2
 _PIXELS_SIDE = 10
 _ORIENTATIONS_SHARE, _PIXELS_SHARE = 0.75, 0.5
@@ -91,7 +91,7 @@ def _scaled(pixels: UInt8[np.ndarray, "B S S 3"], side: int) -> Float[np.ndarray
 
 @cache
 def _areas(size: int, side: int) -> Float[np.ndarray, "s S"]:
-    """Return the share of each pixel of a row of `size` in each of `side` new pixels."""
+    """Return the fraction of each of `side` new pixels covered by each pixel of a row of `size`."""
     ends = np.arange(side + 1) * (size / side)
     pixels = np.arange(size)
     overlap = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)

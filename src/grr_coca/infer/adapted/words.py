@@ -16,7 +16,7 @@ import numpy as np
 from grr_coca.common.shapes import Float, Int
 
 RULES = 1
-"""Version of these rules, which an adapted model stores."""
+"""Version of these rules, which is stored in adapted models."""
 
 UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -29,7 +29,7 @@ UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
-"""Code points of scripts without spaces between words, first and last of each range."""
+"""Code points of scripts without spaces between words, as the first and last of each range."""
 _ASCII_WORDS = re.compile(r"[a-z0-9]+")
 
 
@@ -56,8 +56,8 @@ def _characters(run: str) -> list[str]:
 
 
 class WordWeights(NamedTuple):
-    """The known words of M texts, as rows of a sparse matrix: word ids and weights of all texts, one after another, and
-    where each text ends. The weights of a text have length 1."""
+    """The known words of M texts, as rows of a sparse matrix: concatenated word ids and weights of all texts, and
+    the end of each text. The weights of a text have length 1."""
 
     ids: Int[np.ndarray, " N"]
     weights: Float[np.ndarray, " N"]
@@ -70,7 +70,7 @@ class WordWeights(NamedTuple):
         filled = counts > 0
         if not filled.any():
             return found
-        step = max(1, 4_000_000 // max(1, rows.shape[1]))  # the gathered rows need memory
+        step = max(1, 4_000_000 // max(1, rows.shape[1]))  # limits the memory of the gathered rows
         starts = (self.ends - counts)[filled]
         places = np.flatnonzero(filled)
         first = 0
@@ -91,7 +91,7 @@ class WordWeights(NamedTuple):
 
 
 class Vocabulary:
-    """The words of some captions, and how rare they are.
+    """The words of some captions, and their rarity.
 
     Args:
         words: Distinct words.

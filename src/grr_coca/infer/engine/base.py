@@ -1,6 +1,6 @@
 """The interface of an engine: images and texts to embeddings, and the next token of each caption.
 
-Captioning, search and classification use nothing else of a model.
+Captioning, search and classification use only this interface of a model.
 
     engine = OnnxEngine(folder)  # or TorchEngine(model, preprocess)
     images = engine.encode_images(pixels)
@@ -35,7 +35,7 @@ MAX_WORKERS = 8
 class EncodedImages:
     """Encoded images. `embedding`: fp32, of unit length.
 
-    `context`: input of the captioning decoder, in a form that only the engine itself reads.
+    `context`: input of the captioning decoder, in an engine-specific form.
     """
 
     embedding: Float[np.ndarray, "B E"]
@@ -56,14 +56,14 @@ class Logits(Protocol):
         """
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
-        """Return the log-probabilities of these tokens."""
+        """Return the log-probabilities of the given tokens."""
 
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "Logits":
         """Return a copy with other log-probabilities for some tokens; -inf rules a token out.
 
-        The rest is not normalized again. Pairs of row and id must be distinct.
+        The other values are not normalized again. Pairs of row and id must be distinct.
         """
 
     def repeated(self, count: int) -> "Logits":
@@ -90,7 +90,7 @@ class Decoder(Protocol):
         logits of the token that follows the last one."""
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """Replace the captions by these rows. Rows of an image may be repeated, dropped or reordered.
+        """Replace the captions by the given rows. Rows of an image may be repeated, dropped or reordered.
 
         Every image with rows must have the same number of rows, side by side, and images keep their order. An
         image without rows is dropped.
@@ -112,16 +112,16 @@ class Engine(Protocol):
         """Number of batches to compute at the same time: one per core if the model is small, as several threads
         would not compute one batch faster; else 1."""
 
-    def one_thread_each(self) -> AbstractContextManager:
+    def single_threaded(self) -> AbstractContextManager:
         """Return a context in which new threads compute with one thread each, for threads that each run a batch."""
 
     @property
     def logit_scale(self) -> float:
-        """Factor that turns cosines into logits: the inverse of the learned temperature."""
+        """Factor that converts cosines to logits: the inverse of the learned temperature."""
 
     @property
     def logit_bias(self) -> float | None:
-        """Offset of these logits in a model that was trained with the sigmoid loss; else None."""
+        """Offset of these logits in a model trained with the sigmoid loss; else None."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """Encode RGB images. The engine normalizes their pixels itself."""
@@ -142,7 +142,7 @@ class Engine(Protocol):
         Args:
             images: Encoded images of this engine.
             num_prompt: Number of tokens of the prompt.
-            max_tokens: Maximum number of tokens after the prompt. The last of them need not be read.
+            max_tokens: Maximum number of tokens after the prompt. The last one need not be read.
             num_captions: Number of captions of each image.
             beams: Whether captions of an image will be reordered.
         """

@@ -1,4 +1,4 @@
-"""The engine of a model that takes features: a frozen encoder of others computes them from pixels.
+"""The engine of a model that takes features: a frozen third-party encoder computes them from pixels.
 
 Shapes: B images, S image size in pixels, F that of the frozen encoder.
 """
@@ -31,7 +31,7 @@ from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
 
 @runtime_checkable
 class FeatureReader(Protocol):
-    """The additional method of the engine of a model with features."""
+    """Additional method of engines of models with features."""
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
@@ -39,8 +39,8 @@ class FeatureReader(Protocol):
         """Encode features as `Engine.encode_images` does images.
 
         Args:
-            features: As the model was trained with: all tokens, or their mean.
-            pixels: Of the model's own image encoder; None: it has none.
+            features: Features that the model was trained with: all tokens, or their mean.
+            pixels: Preprocessing of the model's own image encoder; None: it has none.
         """
         ...
 
@@ -65,7 +65,7 @@ class FrozenEngine(WrappedEngine):
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B F F 3"]) -> EncodedImages:
-        """As in `Engine`. Pixels may hold mean features, see `grr_coca.data.feature_image`."""
+        """See `Engine`. Pixels may hold mean features, see `grr_coca.data.feature_image`."""
         stored = [features_of_pixels(image) for image in pixels] if self.takes_features else []
         if any(row is not None for row in stored):
             rows = [
@@ -81,7 +81,7 @@ class FrozenEngine(WrappedEngine):
         return self.keep == "mean" and self.own is None
 
     def with_stored(self, rows: Sequence[Float[np.ndarray, "_ D"]]) -> "FrozenEngine":
-        """Return the engine for images whose features are known.
+        """Return the engine for images with known features.
 
         Args:
             rows: Features of each image of the next call.
@@ -89,13 +89,13 @@ class FrozenEngine(WrappedEngine):
         return FrozenEngine(self.base, _Stored(self.encoder.info, rows), "tokens", self.own)
 
     def refresh(self) -> None:
-        """As in `TorchEngine`."""
+        """See `TorchEngine`."""
         self.base.refresh()  # type: ignore[attr-defined]
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
     ) -> EncodedImages:
-        """As in `FeatureReader`."""
+        """See `FeatureReader`."""
         return cast(FeatureReader, self.base).encode_features(features, pixels)
 
 
@@ -107,7 +107,7 @@ def with_frozen_encoder(
     Args:
         files: Files of the model, or its checkpoint.
         base: Engine of the model.
-        folder: Folder of the model, which may have the encoder as a graph; None: it is opened by its name.
+        folder: Folder of the model, which may contain the encoder as a graph; None: the encoder is opened by its name.
 
     Raises:
         UserError: If the encoder is missing, or has changed.
@@ -133,7 +133,7 @@ def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:
 
 @dataclass
 class _Stored:
-    """An encoder whose tokens of the next images are known."""
+    """An encoder with known tokens for the next images."""
 
     info: EncoderInfo
     rows: Sequence[np.ndarray]
@@ -150,12 +150,12 @@ def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = Fals
     """Open the frozen encoder of a model: the graph in its folder, or else by its name.
 
     Args:
-        info: Its description.
-        folder: Folder of the model; None: it has no graph.
-        or_given: Whether features suffice if it cannot be opened.
+        info: Description of the encoder.
+        folder: Folder of the model; None: without a graph.
+        or_given: Whether features suffice if the encoder cannot be opened.
 
     Raises:
-        UserError: If it is missing, or has changed.
+        UserError: If the encoder is missing, or has changed.
     """
     path = None if folder is None else folder / FROZEN_FILES[1]
     if path is None or not path.is_file():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, file_sha256, listed_files, read_json
+from grr_coca.common.files import MANIFEST, file_sha256, read_json, read_manifest
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
 from grr_coca.infer.encoder import ImageTokens
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 _Values = Mapping[str, np.ndarray]
-"""Tensors by the name of the input that takes them. ONNX Runtime reads arrays in place, and its results
-stay in its own memory: nothing is copied."""
+"""Tensors by input name. ONNX Runtime reads arrays in place, and its results
+stay in its own memory, without copies."""
 
 
 class _Graph(NamedTuple):
-    """An open graph, the names of its outputs, and the names of the inputs of `step` that take all outputs but the
+    """An open graph, the names of its outputs, and the names of the inputs of `step` for all outputs but the
     first."""
 
     session: "InferenceSession"
@@ -54,7 +54,7 @@ class OnnxEngine:
 
     Raises:
         UserError: If the folder has no graphs, or its manifest is corrupt. When a graph is opened: it is not the one
-            that was exported with the weights next to it, a file is missing or corrupt, or ONNX Runtime is too old for
+            exported with the weights next to it, a file is missing or corrupt, or ONNX Runtime is too old for
             it.
     """
 
@@ -63,7 +63,7 @@ class OnnxEngine:
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self._graphs: dict[GraphName, _Graph] = {}
-        self._files = listed_files(self.folder)
+        self._files = read_manifest(self.folder)
         num_bytes = sum(size for name, (size, _) in self._files.items() if name.endswith(".safetensors"))
         is_small = threads is None and num_bytes < SMALL_MODEL
         self.threads = threads or (1 if is_small else num_threads())
@@ -83,14 +83,14 @@ class OnnxEngine:
             raise UserError(f"{self.folder / MANIFEST}: corrupt ({error}); {_EXPORT}") from error
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`. The context has the keys and values of the cross-attention, computed once here."""
+        """See `Engine`. The context has the keys and values of the cross-attention, computed once here."""
         embedding, context = self.run("image", {"pixels": pixels})
         return EncodedImages(embedding, context)
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
     ) -> EncodedImages:
-        """As in `grr_coca.infer.engine.frozen.FeatureReader`."""
+        """See `grr_coca.infer.engine.frozen.FeatureReader`."""
         given = {"features": features.tokens, "feature_mask": features.mask, "pixels": pixels}
         inputs = [one.name for one in self.session("image").get_inputs()]
         assert "feature_mask" in inputs or features.mask.all(), "this model has a fixed number of features"
@@ -100,7 +100,7 @@ class OnnxEngine:
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """As in `Engine`."""
+        """See `Engine`."""
         embedding, _ = self.run("text", {"token_ids": token_ids, "lengths": lengths})
         return embedding
 
@@ -113,15 +113,15 @@ class OnnxEngine:
         num_captions: int = 1,  # noqa: ARG002
         beams: bool = False,  # noqa: ARG002
     ) -> "OnnxDecoder":
-        """As in `Engine`. Caches grow as needed, so sizes need not be known."""
+        """See `Engine`. Caches grow as needed, so sizes need not be known."""
         return OnnxDecoder(self, images.context)
 
-    def one_thread_each(self) -> AbstractContextManager:
-        """As in `Engine`. The number of threads is set when the graphs are opened."""
+    def single_threaded(self) -> AbstractContextManager:
+        """See `Engine`. The number of threads is set when the graphs are opened."""
         return nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without open graphs, which another process opens again."""
+        """Return the state without open graphs, which other processes reopen."""
         return {**vars(self), "_graphs": {}}
 
     def run(self, name: GraphName, inputs: _Values) -> tuple[np.ndarray, _Values]:
@@ -155,7 +155,7 @@ class OnnxEngine:
         path = self.folder / name
         try:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its classes have no common base
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
             reason = " ".join(str(error).split())
             if "opset" in reason or "IR version" in reason:
                 raise UserError(
@@ -181,7 +181,7 @@ class OnnxEngine:
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"
 _OPENING = threading.Lock()
-"""Held while a graph is opened, so that only one thread opens it."""
+"""Lock for opening graphs, so that only one thread opens each."""
 
 
 class OnnxDecoder:
@@ -196,13 +196,13 @@ class OnnxDecoder:
         self.rows_per_image = 1
 
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> ArrayLogits:
-        """As in `Decoder`."""
+        """See `Decoder`."""
         past = self._empty(len(token_ids)) if self.past is None else self.past
         logits, self.past = self.engine.run("step", {"token_ids": token_ids, **self.cross, **past})
         return ArrayLogits(logits[:, -1])
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """As in `Decoder`. Rows of the cache are copied, unless none moves."""
+        """See `Decoder`. Rows of the cache are copied, unless their order is unchanged."""
         assert self.past is not None
         images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
         assert (counts == counts[0]).all()
@@ -211,7 +211,7 @@ class OnnxDecoder:
         self.rows_per_image = int(counts[0])
 
     def _empty(self, num_rows: int) -> _Values:
-        """Return keys and values of no tokens."""
+        """Return empty keys and values."""
         return {
             given.name: np.zeros((num_rows, given.shape[1], 0, given.shape[3]), dtype=np.float32)
             for given in self.engine.session("step").get_inputs()
@@ -235,7 +235,7 @@ def _size(value: object) -> int:
 
 
 def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
-    """Return these rows of all tensors."""
+    """Select rows of all tensors."""
     num_rows = len(next(iter(values.values())))
     if np.array_equal(rows, np.arange(num_rows)):
         return values

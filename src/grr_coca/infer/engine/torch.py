@@ -48,7 +48,7 @@ class TorchEngine:
         self.refresh()
 
     def refresh(self) -> None:
-        """Use the model's current weights. Until this is called, results mix old and new weights."""
+        """Use the model's current weights. Before this call, results mix old and new weights."""
         self._plain = copy_modules(self._original).eval()
         self._fast = fast_copy(self._plain)
 
@@ -70,8 +70,8 @@ class TorchEngine:
         return min(torch.get_num_threads(), num_threads(), MAX_WORKERS) if is_split else 1
 
     @contextmanager
-    def one_thread_each(self) -> Iterator[None]:
-        """As in `Engine`. A new PyTorch thread takes the number of threads that was set last."""
+    def single_threaded(self) -> Iterator[None]:
+        """See `Engine`. A new PyTorch thread uses the most recently set number of threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -81,18 +81,18 @@ class TorchEngine:
 
     @property
     def logit_scale(self) -> float:
-        """As in `Engine`."""
+        """See `Engine`."""
         return self._original.logit_scale.detach().float().exp().item()
 
     @property
     def logit_bias(self) -> float | None:
-        """As in `Engine`."""
+        """See `Engine`."""
         bias = self._original.logit_bias
         return None if bias is None else bias.detach().float().item()
 
     @torch.inference_mode()
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`. The context has the image tokens."""
+        """See `Engine`. The context has the image tokens."""
         with fast_products(self.device):
             image = self.model.encode_image(self._normalized(pixels))
         return EncodedImages(_as_array(image.embedding.float()), image)
@@ -104,8 +104,8 @@ class TorchEngine:
         """Encode features of a frozen encoder as `encode_images` does images.
 
         Args:
-            features: As the model was trained with: all tokens, or their mean.
-            pixels: Of the model's own image encoder; None: it has none.
+            features: Features that the model was trained with: all tokens, or their mean.
+            pixels: Preprocessing of the model's own image encoder; None: it has none.
         """
         dtype = self._original.logit_scale.dtype
         tokens = torch.from_numpy(features.tokens).to(self.device, dtype)
@@ -119,7 +119,7 @@ class TorchEngine:
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """As in `Engine`."""
+        """See `Engine`."""
         ids = torch.from_numpy(token_ids).to(self.device)
         with fast_products(self.device):
             return _as_array(self.model.encode_text(ids, torch.from_numpy(lengths)).float())
@@ -127,7 +127,7 @@ class TorchEngine:
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> "TorchDecoder":
-        """As in `Engine`."""
+        """See `Engine`."""
         return TorchDecoder(
             self.model,
             images.context.tokens,
@@ -155,8 +155,8 @@ def _as_array(tensor: Tensor) -> np.ndarray:
 Context = Float[Tensor, "B Q C"] | KeyValues
 
 MIN_IMAGES_UNPROJECTED = 4
-"""With fewer images, image tokens are projected to keys and values once, as reading the projection weights at each
-step would take longer."""
+"""Minimum number of images for unprojected image tokens. With fewer images, tokens are projected to keys and values
+once, as reading the projection weights at each step would take longer."""
 
 
 class TorchDecoder:
@@ -196,7 +196,7 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> Logits:
-        """As in `Decoder`."""
+        """See `Decoder`."""
         num_tokens = token_ids.shape[1]
         assert num_tokens == 1 or self.position == 0, "several tokens at once are allowed only at the beginning"
         positions = slice(self.position, self.position + num_tokens)
@@ -219,7 +219,7 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """As in `Decoder`."""
+        """See `Decoder`."""
         images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
         assert (counts == counts[0]).all()
         if self.visible is not None:
@@ -262,13 +262,13 @@ def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_caption
 
 
 class DeviceLogits:
-    """`Logits` that stay on the device of the model. Only values that decoding requests are copied to arrays."""
+    """`Logits` that stay on the device of the model. Only values requested by decoding are copied to arrays."""
 
     def __init__(self, log_probs: Float[Tensor, "R V"]) -> None:
         self._log_probs = log_probs
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """As in `Logits`."""
+        """See `Logits`."""
         if k == 1:
             values, ids = self._log_probs.max(dim=1, keepdim=True)
         else:
@@ -276,28 +276,28 @@ class DeviceLogits:
         return _as_array(values), _as_array(ids)
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
-        """As in `Logits`."""
+        """See `Logits`."""
         return _as_array(self._log_probs.gather(1, self._moved(ids)))
 
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "DeviceLogits":
-        """As in `Logits`."""
+        """See `Logits`."""
         places, values = (self._moved(rows), self._moved(ids)), self._moved(log_probs)
         return DeviceLogits(self._log_probs.index_put(places, values.type_as(self._log_probs)))
 
     def repeated(self, count: int) -> "DeviceLogits":
-        """As in `Logits`."""
+        """See `Logits`."""
         return DeviceLogits(self._log_probs.repeat_interleave(count, dim=0))
 
     def total(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """As in `Logits`."""
+        """See `Logits`."""
         return _as_array((self._log_probs / temperature).logsumexp(dim=1))
 
     def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
-        """As in `Logits`."""
+        """See `Logits`."""
         probs = (self._log_probs / temperature).softmax(dim=1)
-        if probs.device.type == "mps":  # it has no fp64
+        if probs.device.type == "mps":  # MPS has no fp64
             probs = probs.cpu()
         cumulative = probs.cumsum(dim=1, dtype=torch.float64)
         sought = torch.from_numpy(uniforms).to(probs.device)[:, None] * cumulative[:, -1:]

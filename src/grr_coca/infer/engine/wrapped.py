@@ -1,4 +1,4 @@
-"""An engine that passes all work to another one, for engines that change a part of it."""
+"""An engine that delegates to another engine; a base class for engines that change a part of it."""
 
 from contextlib import AbstractContextManager
 
@@ -28,27 +28,27 @@ class WrappedEngine:
 
     @property
     def workers(self) -> int:
-        """As in `Engine`."""
+        """See `Engine`."""
         return self.base.workers
 
-    def one_thread_each(self) -> AbstractContextManager:
-        """As in `Engine`."""
-        return self.base.one_thread_each()
+    def single_threaded(self) -> AbstractContextManager:
+        """See `Engine`."""
+        return self.base.single_threaded()
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`."""
+        """See `Engine`."""
         return self.base.encode_images(pixels)
 
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """As in `Engine`."""
+        """See `Engine`."""
         return self.base.encode_texts(token_ids, lengths)
 
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> Decoder:
-        """As in `Engine`."""
+        """See `Engine`."""
         return self.base.decoder(
             images, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
         )

@@ -1,4 +1,4 @@
-"""Heat maps: the parts of an image that a model attends to for each word of a caption, and which patches support a
+"""Heat maps: the parts of an image to which a model attends for each word of a caption, and the patches that support a
 text.
 """
 

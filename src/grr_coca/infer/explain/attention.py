@@ -15,7 +15,7 @@ from grr_coca.model.attention import PLAIN, CrossAttention, Layout
 
 
 class AttentionRecord(NamedTuple):
-    """Attention weights of one forward pass (each row sums to 1), and the values that they average."""
+    """Attention weights of one forward pass (each row sums to 1), and the values averaged with them."""
 
     weights: Float[Tensor, "B H T S"]
     values: Float[Tensor, "B S H Dh"]
@@ -47,9 +47,9 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 def attention_weights(
     module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], layout: Layout = PLAIN
 ) -> AttentionRecord:
-    """Return attention weights and values of a module for these inputs.
+    """Return attention weights and values of a module for the given inputs.
 
-    Padding of packed sequences has weights, too.
+    Padding of packed sequences also has weights.
     """
     queries = layout.pad(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh

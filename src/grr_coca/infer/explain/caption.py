@@ -1,4 +1,4 @@
-"""Heat maps of a caption: the patches that a model attends to for each word.
+"""Heat maps of a caption: the patches to which a model attends for each word.
 
 Shapes: T caption tokens, P patches, G patches along a side, S image size.
 
@@ -58,7 +58,7 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
 
 @torch.inference_mode(False)  # gradients are needed, regardless of the caller's mode
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
-    """Return the relevance of each patch to each token but the first, on the CPU.
+    """Return the relevance of each patch to each token except the first, on the CPU.
 
     The relevances for a token sum to 1.
     """
@@ -71,7 +71,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
         patches = model.own_image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
     with torch.enable_grad(), visible_attention(readers) as seen:
-        patches.requires_grad_()  # so that gradients exist with frozen parameters, too
+        patches.requires_grad_()  # so that gradients also exist with frozen parameters
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches, None).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)
@@ -99,8 +99,8 @@ def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
 def group_words(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
     """Return the words of a caption, each with the positions of its tokens.
 
-    A token begins a new word if the decoded text has one more word with it. This works for every vocabulary, however it
-    marks spaces.
+    A token begins a new word if the decoded text has one more word with it. This works for every vocabulary,
+    independent of how it marks spaces.
     """
     words: list[list[int]] = []
     for position in range(len(token_ids)):

@@ -1,4 +1,4 @@
-"""Draw heat maps over images, as PNG. Only this module needs matplotlib, which is imported at the first drawing."""
+"""Draw heat maps over images, as PNG. Only this module needs matplotlib, which is imported at first use."""
 
 import io
 import warnings
@@ -24,7 +24,7 @@ _OPACITY = 0.6
 
 
 def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110) -> bytes:
-    """Return a PNG with the image as the model gets it and a map for each word, from white to red (its maximum)."""
+    """Return a PNG with the model's input image and a map per word, from white to red (its maximum)."""
     figure, panels = _panels(image, 1 + len(maps), dpi)
     _title(panels[0], "image")
     for axes, (word, heat) in zip(panels[1:], maps, strict=True):
@@ -34,7 +34,7 @@ def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110)
 
 
 def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 110) -> bytes:
-    """Return a PNG with the image as the model gets it and patches that support a text (red) or contradict it
+    """Return a PNG with the model's input image and the patches that support a text (red) or contradict it
     (blue).
     """
     figure, panels = _panels(image, 2, dpi)
@@ -74,6 +74,6 @@ def _title(axes: "Axes", text: str) -> None:
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the font lacks a script: boxes are drawn
+        warnings.filterwarnings("ignore", message="Glyph")  # if the font lacks a script, boxes are drawn
         figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,13 +1,13 @@
-"""Heat map of a text: how much each patch contributes to the similarity of image and text.
+"""Heat map of a text: the contribution of each patch to the similarity of image and text.
 
 Shapes: P patches, G patches along a side, S image size in pixels, Q pooled tokens, D width, E joint embedding width.
 A pooler reads a context of S tokens of width C: patches or image tokens.
 
 Only attentional poolers and projections are between the patch tokens and the image embedding. With attention weights
 and statistics of norms held constant, this path is linear in the patch tokens, so the cosine of image and text is a sum
-over patches. The share of a patch is the product of its attention-weighted value and the text embedding
+over patches. The contribution of a patch is the product of its attention-weighted value and the text embedding
 (values weighted by attention: Kobayashi et al., arXiv 2004.10102; CLIP's score as a sum over patches: Gandelsman et
-al., arXiv 2310.05916). A patch with a negative share contradicts the text.
+al., arXiv 2310.05916). A patch with a negative contribution contradicts the text.
 
 Limits: the map does not show how a patch changes the attention to other patches, nor the information that the image
 encoder has moved between patches.
@@ -31,17 +31,17 @@ from grr_coca.model.coca import CoCa, evaluating
 
 
 class TextMap(NamedTuple):
-    """The share of each patch in the cosine similarity of image and text.
+    """Contribution of each patch to the cosine similarity of image and text.
 
-    The shares sum to `similarity`, minus two parts that belong to no patch: those of the biases of LayerNorms and
-    of a class token.
+    The contributions sum to `similarity`, minus two parts that belong to no patch: those of the biases of LayerNorms
+    and of a class token.
     """
 
     heat: Float[Tensor, "G G"]
     similarity: float
 
 
-@torch.inference_mode(False)  # gradients are needed, whatever the mode of the caller
+@torch.inference_mode(False)  # gradients are needed, regardless of the caller's mode
 def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) -> TextMap:
     """Return the heat map of a preprocessed image for a text.
 
@@ -60,11 +60,13 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
 
 
 def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Tensor, "1 E"]) -> Float[Tensor, " P"]:
-    """Return the share of each patch in the dot product of image embedding and `wanted`; a class token comes last."""
+    """Return the contribution of each patch to the dot product of image embedding and `wanted`; a class token is
+    last.
+    """
     with torch.enable_grad():
         patches = patches.detach().requires_grad_()
         score = (_embed(model, patches) * wanted.detach()).sum()
-        # The score is linear in the patches, so the share of a patch is patch times gradient.
+        # The score is linear in the patches, so the contribution of a patch is patch times gradient.
         (gradient,) = torch.autograd.grad(score, patches)
     return (gradient * patches.detach()).sum(dim=-1)[0]
 

@@ -1,4 +1,4 @@
-"""The graph of an image encoder of others, as small as its tokens allow: int8 for transformers, half precision for
+"""The graph of a third-party image encoder, as small as its tokens allow: int8 for transformers, half precision for
 networks of convolutions, whose depthwise ones collapse in int8. Weights in half precision are computed in fp32.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
@@ -27,15 +27,15 @@ MIN_COSINE = 0.99
 NUM_COMPARED = 16
 """Number of pictures to compare."""
 _MIN_BYTES = 2**20
-"""Smaller graphs stay in fp32."""
+"""Minimum size of a graph to be reduced; smaller graphs stay in fp32."""
 _MIN_TENSOR_BYTES = 1024
 
 
 _COPIED = frozenset(
     ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
 )
-"""Licences of weights that are copied into the folder of a model. Others are referenced by name, and must be available
-where the model is used. Weights of unknown licence are files of the user."""
+"""Licences that permit copying weights into a model folder. Other weights are referenced by name, and must be available
+where the model is used. Weights of unknown licence are user files."""
 
 
 def write_encoder_files(
@@ -51,8 +51,8 @@ def write_encoder_files(
     Args:
         encoder: Encoder.
         description: New file.
-        graph: New file beside it.
-        pictures: Pictures from the preprocessing of the encoder, by which precisions are compared.
+        graph: New file next to it.
+        pictures: Pictures from the preprocessing of the encoder, for comparing precisions.
         smallest: Whether the smallest precision is chosen; False: fp32.
 
     Returns:
@@ -93,9 +93,9 @@ class EncoderGraph(NamedTuple):
     """A written graph.
 
     Attributes:
-        precision: Precision of its weights.
+        precision: Weight precision.
         cosine: Smallest cosine of its tokens with those in fp32; None if it is in fp32.
-        reason: Why it is in fp32; empty if it is not.
+        reason: Reason why it is in fp32; empty if it is not.
     """
 
     precision: Literal["fp32", "fp16", "int8"]
@@ -109,10 +109,10 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
     Args:
         encoder: Encoder.
         path: New file.
-        pictures: Pictures from the preprocessing of the encoder, by which precisions are compared.
+        pictures: Pictures from the preprocessing of the encoder, for comparing precisions.
 
     Raises:
-        UserError: If it cannot be written as one file, or a package is missing.
+        UserError: If the graph cannot be written as one file, or a package is missing.
         OSError: If the disk is full or cannot be written to.
     """
     encoder.write_graph(path)
@@ -132,14 +132,14 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
         if not cosine >= MIN_COSINE:
             reason = f"in {precision}, the cosine with its tokens is {cosine:.3f}, below {MIN_COSINE}"
             return EncoderGraph("fp32", None, reason)
-        del small  # or Windows could not delete its file
+        del small  # otherwise Windows could not delete its file
         shutil.move(folder / "small.onnx", path)
     return EncoderGraph(precision, cosine, "")
 
 
 def least_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
-    """Return the smallest cosine of two encodings of pictures: of all tokens of each, and of its mean token less the
-    mean of the pictures, which distinguishes them.
+    """Return the smallest cosine of two encodings of pictures: over all tokens of each, and over its mean token less
+    the mean of the pictures, which distinguishes them.
     """
     means = tokens.mean()
     centre = means.mean(axis=0)

@@ -1,4 +1,4 @@
-"""The three graphs of a model: images, texts, and one step of decoding. All are traced from the model itself.
+"""The three graphs of a model: images, texts, and one decoding step. All are traced from the model itself.
 
 | graph | inputs | outputs |
 |---|---|---|
@@ -7,7 +7,7 @@
 | step | `token_ids` R T, `cross_key.i`, `cross_value.i`, `past_key.j` and `past_value.j` R H P Dh | `logits` R T V, \
 `present_key.j` and `present_value.j` R H P+T Dh |
 
-A model that takes features of a frozen encoder has them in place of `pixels`, or beside them: `features` B N X and, if
+A model that takes features of a frozen encoder has them instead of `pixels`, or in addition: `features` B N X and, if
 N differs between images, `feature_mask` B N. If captions attend to these tokens, `image_mask` B Q is an output of the
 image graph and an input of a step.
 
@@ -81,7 +81,7 @@ class _TextGraph(nn.Module):
 class _StepGraph(nn.Module):
     """New tokens to the logits of the tokens that follow each of them.
 
-    Captions have the shape B K T, K for each image, instead of rows: with R rows, the number of queries that share an
+    Captions have the shape B K T, K for each image, instead of rows. With R rows, the number of queries that share an
     image's keys would be R · T / B in every shape, which makes tracing take three times as long. See `_take_rows`.
     """
 
@@ -111,11 +111,11 @@ class _StepGraph(nn.Module):
 
 
 Shape = tuple[str | int, ...]
-"""The sizes of a tensor. Variable sizes are letters, as above."""
+"""Sizes of a tensor. Variable sizes are letters, as above."""
 
 
 class _Form(NamedTuple):
-    """How a graph is traced: its inputs and outputs by name, and how its module takes the inputs."""
+    """Tracing of a graph: its inputs and outputs by name, and the arguments of its module."""
 
     module: nn.Module
     inputs: dict[str, Shape]
@@ -124,7 +124,7 @@ class _Form(NamedTuple):
 
 
 _EXAMPLE = {"B": 2, "K": 3, "R": 6, "T": 5, "P": 4, "N": 7, "Q": 11}
-"""Sizes of the tensors that a graph is traced with. They differ, so that none can be confused with another."""
+"""Tensor sizes for tracing. They are all different, so that none can be confused with another."""
 _MIN = {"R": 4}
 """Tracing assumes sizes of 2 or more, and R is B · K. The graph has no such bound."""
 
@@ -135,8 +135,8 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     Args:
         model: Model in eval mode, in fp32 and on the CPU.
         config: Config of the model.
-        preprocess: Its mean and deviation of pixels become part of the image graph.
-        name: Which graph.
+        preprocess: Preprocessing; its pixel mean and deviation become part of the image graph.
+        name: Name of the graph.
 
     Raises:
         torch._dynamo.exc.UserError: If a layer treats a variable size as a constant.
@@ -222,7 +222,7 @@ def _image_inputs(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _by_name(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """Return the function that orders inputs by these names; None for a missing one."""
+    """Return the function that orders inputs by the given names, with None for missing ones."""
     return lambda given: tuple(map(dict(zip(inputs, given, strict=True)).get, names))
 
 
@@ -275,13 +275,13 @@ _MAX_TABLE = 2**16
 
 
 def _share_tables(model: ir.Model) -> None:
-    """Let the layers of a stack share the tables of their positions, and the values that they look up there."""
+    """Let the layers of a stack share their position tables and the values looked up in them."""
     DeduplicateInitializersPass(size_limit=_MAX_TABLE)(model)
     CommonSubexpressionEliminationPass()(model)
 
 
 def _join_reshapes(model: ir.Model) -> None:
-    """Drop reshapes that a later one undoes: layers separate heads, and operators take them side by side. A reshape
+    """Drop reshapes that a later one reverts: layers separate heads, and operators concatenate them. A reshape
     takes about as long as an operator in a step of a small model."""
     for node in model.graph:
         if node.op_type != "Reshape":
@@ -297,7 +297,7 @@ def _join_reshapes(model: ir.Model) -> None:
 
 
 def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
-    """Name the sizes that vary, and drop the exporter's metadata of each node, such as paths of source files."""
+    """Name the variable sizes, and drop the exporter's node metadata, such as source paths."""
     for value in (*graph.inputs, *graph.outputs):
         value.shape = ir.Shape(shapes[value.name])
     graph.metadata_props.clear()

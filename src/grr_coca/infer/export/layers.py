@@ -1,6 +1,6 @@
 """Layers as ONNX operators: `exportable` puts them into a copy of a model.
 
-Each computes the same as the layer that it replaces, up to rounding.
+Each is equivalent to the layer that it replaces, up to rounding.
 
 Shapes: B sequences, R rows of captions, T tokens of the longest sequence, N = B · T, P earlier tokens, D width, H heads
 of width Dh, C = Dh / 2 complex channels.
@@ -43,7 +43,7 @@ class OnnxRotary(nn.Module):
         self.register_buffer("table", rotary.table, persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """As in `Rotary`."""
+        """See `Rotary`."""
         cos, sin = (part[positions].expand(x.shape[0], -1, -1) for part in (self.table.real, self.table.imag))  # B T C
         rotated = rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=x.shape[2] * x.shape[3])
         return rotated.view_as(x)
@@ -52,7 +52,7 @@ class OnnxRotary(nn.Module):
 class OnnxMix(nn.Module):
     """`Mix` as one operator.
 
-    It takes the heads side by side, and appends to the cache itself. With separate operators for that, a step of a
+    It takes the heads side by side, and includes appending to the cache. With separate operators, a step of a
     small model would take a third longer.
     """
 
@@ -62,7 +62,7 @@ class OnnxMix(nn.Module):
     def forward(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "B S D"]:
-        """As in `Mix`. A cache must be a `GrowingCache`."""
+        """See `Mix`. A cache must be a `GrowingCache`."""
         q, k = layout.pad(qk).flatten(2).chunk(2, dim=-1)  # B T D each
         mask = layout.mask if isinstance(layout.mask, Tensor) else None
         if mask is not None and isinstance(layout, PlainLayout):  # the operator needs a row for each query
@@ -95,7 +95,7 @@ class GrowingCache:
     values: Float[Tensor, "R H P Dh"]
 
     def extend(self, new: KeyValues) -> KeyValues:
-        """As in `Cache`."""
+        """See `Cache`."""
         self.keys, self.values = (
             torch.cat([old, added.transpose(1, 2)], dim=2)
             for old, added in zip((self.keys, self.values), new, strict=True)
@@ -104,7 +104,7 @@ class GrowingCache:
 
 
 class PaddedLayout(PackedLayout):
-    """Padded sequences in one row: in a graph, the number of tokens can depend only on shapes."""
+    """Padded sequences in one row, because in a graph the number of tokens can depend only on shapes."""
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
         """Separate the sequences, which are already padded."""
@@ -116,7 +116,7 @@ class PaddedLayout(PackedLayout):
 
 
 def pad_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PaddedLayout:
-    """Return the layout of sequences of these lengths, padded to `longest`, all on one device."""
+    """Return the layout of sequences of the given lengths, padded to `longest`, all on one device."""
     steps = torch.arange(longest, device=device)
     last = lengths[:, None] - 1
     unpad_index = torch.arange(lengths.shape[0] * longest, device=device)

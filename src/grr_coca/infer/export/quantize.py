@@ -26,7 +26,7 @@ _SHAPED = frozenset(
         "Flatten",
     ]
 )
-"""Operators that only move numbers. Their inputs besides the first are sizes and indices."""
+"""Operators that only move numbers. Their inputs after the first are sizes and indices."""
 _LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
 """Operators that keep tokens equal in magnitude. Any other operator between two products, such as an activation,
 does not."""
@@ -34,7 +34,7 @@ does not."""
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress messages of exporters about their own parts."""
+    """Suppress exporters' messages about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -50,7 +50,7 @@ def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Pat
 
     Args:
         model: The graph, which is changed.
-        in_fp32: Products that stay as they are.
+        in_fp32: Products that stay in fp32.
         folder: New folder for the graph and other files.
 
     Raises:
@@ -68,7 +68,7 @@ def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Pat
             nodes_to_exclude=[str(node.name) for node in in_fp32],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            # Else sums of two products overflow 16 bits on processors that have only AVX2, but not on newer ones.
+            # Otherwise sums of two products overflow 16 bits on processors that have only AVX2, but not on newer ones.
             reduce_range=True,
             use_external_data_format=True,
         )
@@ -98,7 +98,7 @@ def follows_activation(product: ir.Node) -> bool:
         seen.add(id(node))
         if node.op_type in _NORMS:
             continue
-        if node.op_type.startswith("Reduce"):  # a norm that is written in simpler operators
+        if node.op_type.startswith("Reduce"):  # a norm in simpler operators
             return False
         is_scaling = node.op_type in ("Mul", "Div") and any(map(_is_constant, node.inputs))
         is_uneven = is_uneven or not (node.op_type in _LINEAR or is_scaling)

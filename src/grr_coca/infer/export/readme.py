@@ -1,4 +1,4 @@
-"""The README.md of a folder of graphs: what the files are, and a program that uses them. A test runs it."""
+"""The README.md of a graph folder: a description of the files, and a program that uses them. A test runs it."""
 
 from importlib import resources
 

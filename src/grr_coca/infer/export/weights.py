@@ -45,7 +45,7 @@ def refer_to(graphs: Iterable[ir.Model], path: Path) -> None:
     """Replace the large tensors of graphs by references to equal tensors of a safetensors file.
 
     If the file has a tensor in half precision, or its transpose, the graph gets a `Cast` or a `Transpose`, which ONNX
-    Runtime computes once, when it loads the graph. A tensor that is not in the file stays in the graph.
+    Runtime computes once, when it loads the graph. Tensors that are not in the file stay in the graph.
     """
     places = _places(path)
     for model in graphs:
@@ -58,7 +58,7 @@ def refer_to(graphs: Iterable[ir.Model], path: Path) -> None:
 
 
 def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
-    """Write the large tensors of graphs into a safetensors file. Tensors that graphs share are written once.
+    """Write the large tensors of graphs into a safetensors file. Shared tensors are written once.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -115,7 +115,7 @@ def _content(array: np.ndarray) -> bytes:
 
 
 def _replace(graph: ir.Graph, value: ir.Value, place: _Place, location: str) -> None:
-    """Let the users of an initializer read the tensor at a place of the file."""
+    """Let the users of an initializer read the tensor at a location in the file."""
     stored = graph.initializers.get(place.name)
     if stored is None:
         data = ir.ExternalTensor(

@@ -14,7 +14,7 @@ import numpy as np
 from onnxscript import ir
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_json, whole_folder
+from grr_coca.common.files import atomic_folder, read_json
 from grr_coca.data.features import EncoderInfo
 from grr_coca.infer.engine.frozen import open_frozen
 from grr_coca.infer.export.encoder_graph import name_without_folders, write_encoder_files
@@ -47,8 +47,8 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
         out: New folder.
         precision: `fp32` keeps the weights as the checkpoint stores them. `fp16` rounds them to half precision.
             `int8` quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions
-            and the patch embedding stay in fp32. With both, a frozen encoder gets the precision that suits it.
-        pictures: Image files, by which precisions of the frozen encoder are compared.
+            and the patch embedding stay in fp32. With both, a frozen encoder gets a suitable precision.
+        pictures: Image files for comparing precisions of the frozen encoder.
 
     Returns:
         A line about the frozen encoder; empty if there is none.
@@ -62,7 +62,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
     if precision == "fp16":
         checkpoint.model.half().float()
     try:
-        with whole_folder(out, facts) as partial:
+        with atomic_folder(out, facts) as partial:
             for name in ("config.json", "tokenizer.json", "preprocess.json", *FITTED_FILES):
                 if name not in FITTED_FILES or (source / name).exists():
                     shutil.copyfile(source / name, partial / name)
@@ -86,7 +86,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
 
 
 def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Sequence[bytes], *, smallest: bool) -> str:
-    """Write the frozen encoder beside the graphs. With a graph, its name needs no folders of this machine."""
+    """Write the frozen encoder next to the graphs. With a graph, its name contains no local folders."""
     encoder, preprocess = open_frozen(info, source), info.preprocess
     squares = [np.array(preprocess.decode_square(content, "a picture")) for content in pictures]
     side = preprocess.image_size
@@ -142,8 +142,8 @@ def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
 
 
 def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:
-    """Return the manifest entries of a folder of graphs besides its files: all that a program needs without
-    `config.json`. `source`: the folder of the weights that the graphs hold, or were quantized from."""
+    """Return the manifest entries of a graph folder besides its files: all that a program needs without
+    `config.json`. `source`: the folder of the weights in the graphs, or from which they were quantized."""
     config, tokenizer, model = checkpoint.config, checkpoint.tokenizer, checkpoint.model
     return {
         "precision": precision,

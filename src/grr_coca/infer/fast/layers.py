@@ -1,9 +1,9 @@
-"""Fast replacements for layers, for inference on a CPU. Each computes the same as its layer, up to rounding.
+"""Fast replacements for layers, for inference on a CPU. Each is equivalent to its layer, up to rounding.
 
 - `AbsorbedCrossAttention`: cross-attention of few queries, without projecting the context. q · (W_k c) = (W_k^T q) · c
   and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections apply to the few queries instead of the many tokens
-  of the context, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same
-  to all scores of a query, which the softmax does not see, and b_v is added once, as weights sum to 1. A scale and
+  of the context, as in DeepSeek-V2 with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same
+  to all scores of a query, which does not affect the softmax, and b_v is added once, as weights sum to 1. A scale and
   shift of the context's channels is folded into the projection that follows it.
 - `FastRMSNorm`: allocates less memory.
 - `FastGEGLU`: activation and product of the two branches are computed within the linear layers before them.
@@ -47,7 +47,7 @@ class FastRMSNorm(nn.Module):
         self.root = torch.tensor((dim * norm.eps) ** 0.5)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """As in `RMSNorm`."""
+        """See `RMSNorm`."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.root)
         return x.div(length).mul_(self.weight)
 
@@ -60,7 +60,7 @@ class FastGEGLU(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """As in `GEGLU`."""
+        """See `GEGLU`."""
         part = self.feed_forward
         assert isinstance(part.gate_proj, FastLinear)
         assert isinstance(part.up_proj, FastLinear)
@@ -77,7 +77,7 @@ class FastSelfAttention(nn.Module):
         self.turns = None if attn.rotary is None else attn.rotary.table[:, None, None]  # T 1 1 C
 
     def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
-        """As in `SelfAttention`."""
+        """See `SelfAttention`."""
         if not isinstance(layout, CachedLayout):
             return self.attn(x, layout)
         num_rows, num_tokens, _ = x.shape
@@ -106,7 +106,7 @@ class AbsorbedCrossAttention(nn.Module):
         self.value_bias = None if bias is None else bias[len(bias) // 2 :]
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """As in `CrossAttention`."""
+        """See `CrossAttention`."""
         return self.attn.project(context)
 
     def forward(
@@ -116,7 +116,7 @@ class AbsorbedCrossAttention(nn.Module):
         layout: Layout = PLAIN,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """As in `CrossAttention`."""
+        """See `CrossAttention`."""
         if isinstance(context, KeyValues) or isinstance(layout, PackedLayout):
             return self.attn(x, context, layout, mask)
         if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
@@ -134,8 +134,9 @@ class AbsorbedCrossAttention(nn.Module):
         return self.attn.out_proj(mixed if self.value_bias is None else mixed.add_(self.value_bias))
 
     def pays(self, num_queries: int, num_tokens: int) -> bool:
-        """Return whether, for this many queries per context, absorbing the projection into the query takes fewer
-        multiplications than projecting the context."""
+        """Return whether, for the given number of queries per context, absorbing the projection into the query takes
+        fewer multiplications than projecting the context.
+        """
         _, num_heads, head_dim, context_dim = self.kv_weight.shape
         width = num_heads * head_dim
         project_queries = 2 * context_dim * width

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from grr_coca.common.torch_private import block_weight, blocked_linear, blocked_linear_gelu, blocked_linear_times
 
 PARTS = 8
-"""Number of parts of the weight for a batched product. PyTorch's kernel for batches reads plain weights
+"""Number of parts of the weight for a batched product. PyTorch's batch kernel reads plain weights
 twice as fast as any other on AMD's processors, and half as fast as MKL on Intel's."""
 
 RowProduct = Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B O"]]
@@ -66,7 +66,7 @@ def _by_parts(weight: Float[Tensor, "O D"]) -> RowProduct:
 
 
 class FastLinear(nn.Module):
-    """`nn.Linear` for inference. Each layout of the weight is made when it is first needed."""
+    """`nn.Linear` for inference. Each layout of the weight is created at first use."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

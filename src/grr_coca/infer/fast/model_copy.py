@@ -10,7 +10,7 @@ from grr_coca.common.torch_private import (
     children_of,
     copy_with_children,
     has_blocked_linear,
-    is_watched,
+    has_hooks,
     unwrap_compiled,
 )
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention
@@ -53,7 +53,7 @@ def fast_copy(model: Module) -> Module:
     """Return a faster copy of a model, in eval mode. Its results are those of the model in eval mode, up to rounding.
 
     The caller owns the copy. The copy shares the parameters of the model, and also holds some of them in another
-    layout, so it is valid only for the present weights: after a change of weights, make a new copy.
+    layout, so it is valid only for the current weights: after a change of weights, create a new copy.
 
 
     For a model from `torch.compile`, the original module is copied. The model itself is returned if nothing can be
@@ -96,4 +96,4 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def _is_bare(module: nn.Module) -> bool:
     """Return whether the module has no hooks, and its forward pass was not replaced by another function."""
-    return not is_watched(module) and "forward" not in vars(module)
+    return not has_hooks(module) and "forward" not in vars(module)

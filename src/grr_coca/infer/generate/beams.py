@@ -45,7 +45,7 @@ class _Pool:
 
 
 class Beams(NamedTuple):
-    """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf for unused beams."""
+    """Unfinished captions. `scores`: sums of log-probabilities after the rules; -inf for unused beams."""
 
     token_ids: Int[np.ndarray, "B K T"]
     log_probs: Float[np.ndarray, "B K T"]
@@ -53,7 +53,7 @@ class Beams(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Continuations of beams, best first: the beam that is continued, the token, its log-probability in the model's own
+    """Continuations of beams, best first: the continued beam, the token, its log-probability in the model's own
     distribution, and the new score."""
 
     parents: Int[np.ndarray, "B C"]
@@ -62,7 +62,7 @@ class Choice(NamedTuple):
     scores: Float[np.ndarray, "B C"]
 
     def take(self, columns: Int[np.ndarray, "B K"]) -> "Choice":
-        """Return the continuations at these columns."""
+        """Select the continuations at the given columns."""
         return Choice(*(np.take_along_axis(field, columns, axis=1) for field in self))
 
 
@@ -82,8 +82,8 @@ class BeamSearch:
         num_images = len(prompt_ids)
         self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
         self.rows = np.arange(num_images).repeat(self.num_beams)
-        """For each beam, the row of the decoder that holds its tokens but the last."""
-        # All beams are equal at the start, so one suffices.
+        """For each beam, the decoder row with all of its tokens except the last."""
+        # All beams are initially equal, so one suffices.
         first = np.arange(self.num_beams) == 0
         self.beams = Beams(
             token_ids=np.zeros((num_images, self.num_beams, 0), dtype=np.int64),
@@ -109,7 +109,7 @@ class BeamSearch:
         return [self._best(pool) for pool in self.pools]
 
     def _advance(self, last: bool) -> None:
-        """Choose the next tokens. Captions that end go to the pools. At the last step all captions do."""
+        """Choose the next tokens. Finished captions are added to the pools; at the last step, all captions are."""
         choice = self._best_continuations()
         self._collect(choice)
         going_on = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.num_beams]

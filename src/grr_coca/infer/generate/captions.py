@@ -29,24 +29,24 @@ log = logging.getLogger(__name__)
 # --- The loop of greedy decoding and sampling
 
 MAX_KEPT = 0.75
-"""Finished images leave the batch when at most this share of the batch is unfinished. Compacting copies
-the keys and values of the images that stay. One or two steps with fewer rows make up for it."""
+"""Maximum unfinished fraction of a batch at which finished images are removed. Compacting copies
+the keys and values of the remaining images. One or two steps with fewer rows compensate for it."""
 
 
 class CaptionsInProgress:
-    """The tokens of all captions so far, including the captions whose row has left the batch."""
+    """The tokens of all captions so far, including captions whose row was removed from the batch."""
 
     def __init__(self, num_rows: int, max_length: int) -> None:
         self.token_ids = np.zeros((num_rows, max_length), dtype=np.int64)
         self.log_probs = np.zeros((num_rows, max_length), dtype=np.float32)
         self.lengths = np.zeros(num_rows, dtype=np.int64)
         self.running = np.arange(num_rows)
-        """Indices of the captions whose rows are in the batch, ended or not."""
+        """Indices of the captions whose rows are in the batch, finished or not."""
         self.ended = np.zeros(num_rows, dtype=bool)
-        """Whether each caption of the batch has ended."""
+        """Whether each caption of the batch is finished."""
 
     def append(self, next_ids: Int[np.ndarray, " R"], log_probs: Float[np.ndarray, " R"], eos_id: int) -> None:
-        """Add a token to every caption in the batch that has not ended."""
+        """Add a token to every unfinished caption in the batch."""
         rows = self.running[~self.ended]
         ends = self.lengths[rows]
         self.token_ids[rows, ends] = next_ids[~self.ended]
@@ -74,14 +74,14 @@ def decode_independently(
     eos_id: int,
     uniforms: Float[np.ndarray, "R T"] | None,
 ) -> Iterator[CaptionsInProgress]:
-    """Append tokens to each caption until all have ended. Yield the captions after each step, always the same object.
+    """Append tokens to each caption until all are finished. Yield the captions after each step, always the same object.
 
     Args:
         decoder: Decoder with empty caches.
-        prompt_ids: The tokens that the captions of each image begin with.
-        options: How to decode.
+        prompt_ids: Tokens with which the captions of each image begin.
+        options: Decoding options.
         max_length: Maximum number of new tokens.
-        eos_id: The end token.
+        eos_id: Id of the end token.
         uniforms: Random numbers in [0, 1) for sampling; None: take the most likely token.
     """
     num_captions = options.num_captions
@@ -110,8 +110,10 @@ def decode_independently(
 def _compact(
     decoder: Decoder, captions: CaptionsInProgress, next_ids: Int[np.ndarray, "R 1"], num_captions: int
 ) -> Int[np.ndarray, "_ 1"]:
-    """Remove the images whose captions have all ended, if there are enough of them. Return the tokens of the remaining
-    rows."""
+    """Remove the images whose captions are all finished, if there are enough of them.
+
+    Return the tokens of the remaining rows.
+    """
     unfinished = ~captions.ended.reshape(-1, num_captions).all(axis=1)  # B
     if np.count_nonzero(unfinished) > MAX_KEPT * unfinished.size:
         return next_ids
@@ -124,7 +126,7 @@ def _compact(
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[np.ndarray, "R length"]:
     """Return `num_draws` rows of random numbers in [0, 1) for each key.
 
-    A row depends only on the seed, its key and the number of the draw.
+    A row depends only on the seed, its key and its number.
     """
     rows = []
     for key in keys:
@@ -138,9 +140,9 @@ def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int
 
 
 class Caption(NamedTuple):
-    """One caption. `text`: the prompt and the new words. `token_ids`: the new tokens, with the end token if
-    present. `log_probs`: the log-probability of each new token in the model's own distribution, before options change
-    it. `confidence`: the probability that it is exactly right, if an adapted model chose it."""
+    """One caption. `text`: prompt and new words. `token_ids`: new tokens, with the end token if
+    present. `log_probs`: log-probability of each new token in the model's own distribution, before options change
+    it. `confidence`: probability that it is exactly right, if chosen by an adapted model."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -162,7 +164,7 @@ class GeneratedCaptions(NamedTuple):
         that the run continues.
 
         Raises:
-            UserError: If one of them is NaN.
+            UserError: If a value is NaN.
         """
         require_finite(self.image_embedding)
         for image in self.captions:
@@ -182,12 +184,12 @@ def generate(
 
     Args:
         engine: The model.
-        tokenizer: The tokenizer that the model was trained with.
+        tokenizer: Tokenizer with which the model was trained.
         pixels: RGB images, cropped and resized to squares of the model's size (`Preprocess`).
-        options: How to decode.
-        prompt: The words that every caption begins with.
-        keys: a name for each image, which seeds its random numbers; None: its index in `pixels`. With keys, sampled
-            captions do not depend on how the images were put into batches.
+        options: Decoding options.
+        prompt: Words with which every caption begins.
+        keys: Name of each image, which seeds its random numbers; None: its index in `pixels`. With keys, sampled
+            captions do not depend on the division into batches.
 
     Raises:
         UserError: If the prompt or `max_length` does not fit the context, the rules leave no token, or no
@@ -214,7 +216,8 @@ def stream_captions(
     """Caption images as `generate` does, and yield the new text of each caption after each step of decoding.
 
     The pieces of a caption form its text. The first one begins with the prompt. A piece may be
-    empty: the caption has ended, or a character is still incomplete. The generator returns what `generate` returns.
+    empty: the caption has ended, or a character is still incomplete. The generator's return value is that of
+    `generate`.
 
     Arguments are those of `generate`, with options of greedy decoding or of sampling a single caption for each image.
 
@@ -234,7 +237,7 @@ def stream_captions(
 
 
 def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
-    """Return a key for each image."""
+    """Return one key per image."""
     if num_images == 0:
         raise UserError("no image to caption")
     if keys is not None and len(keys) != num_images:
@@ -285,7 +288,7 @@ class _Captioning:
         return self.tokenizer.decode([*self.prompt_ids, *token_ids])
 
     def texts_so_far(self, captions: CaptionsInProgress) -> list[str]:
-        """Return the final part of each caption's text: without bytes that may begin a character."""
+        """Return the final part of each caption's text, without the bytes of an incomplete character."""
         texts = []
         for ids, length in zip(captions.token_ids.tolist(), captions.lengths.tolist(), strict=True):
             is_whole = length == self.max_length or ids[length - 1] == self.tokenizer.eos_id
@@ -298,7 +301,7 @@ class _Captioning:
 
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""Replacement for bytes that are not a character, such as the first bytes of one."""
+"""Replacement for bytes that are not a complete character."""
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:

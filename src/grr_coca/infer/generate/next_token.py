@@ -19,44 +19,44 @@ from grr_coca.infer.generate.options import GenerationOptions
 
 
 class ArrayLogits:
-    """`Logits` in an array that is not copied."""
+    """`Logits` in an array, without a copy."""
 
     def __init__(self, logits: Float[np.ndarray, "R V"], normalizer: Float[np.ndarray, "R 1"] | None = None) -> None:
         self._logits = logits
         self._given_normalizer = normalizer
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """As in `Logits`."""
+        """See `Logits`."""
         ids = self._logits.argmax(axis=1)[:, None] if k == 1 else _largest(self._logits, k)
         return self.of(ids), ids
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
-        """As in `Logits`."""
+        """See `Logits`."""
         return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
 
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "ArrayLogits":
-        """As in `Logits`."""
+        """See `Logits`."""
         changed = self._logits.copy()
         changed[rows, ids] = log_probs + self._normalizer[rows, 0]
         return ArrayLogits(changed, self._normalizer)
 
     def repeated(self, count: int) -> "ArrayLogits":
-        """As in `Logits`."""
+        """See `Logits`."""
         return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
 
     def total(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """As in `Logits`."""
+        """See `Logits`."""
         return (_log_sum_exp(self._logits / temperature) - self._normalizer / temperature)[:, 0]
 
     def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
-        """As in `Logits`."""
+        """See `Logits`."""
         return inverse_cdf(self._logits / temperature, uniforms)
 
     @cached_property
     def _normalizer(self) -> Float[np.ndarray, "R 1"]:
-        """The logarithm of the softmax's denominator, which turns logits into log-probabilities. In fp64, as it is
+        """Logarithm of the softmax denominator, which converts logits to log-probabilities. In fp64, as it is
         nearly as large as the logits."""
         return _log_sum_exp(self._logits) if self._given_normalizer is None else self._given_normalizer
 
@@ -118,7 +118,7 @@ class Hypothesis(NamedTuple):
 
     Attributes:
         token_ids: The new tokens, with the end token if there is one.
-        log_probs: The model's own log-probability of each.
+        log_probs: The model's own log-probability of each token.
         score: Score for ranking captions.
     """
 
@@ -137,7 +137,7 @@ def require_finite(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
     """Return embeddings or log-probabilities unchanged.
 
     Raises:
-        UserError: If one of them is NaN.
+        UserError: If a value is NaN.
     """
     if np.isnan(values).any():
         raise UserError(NAN_RESULTS)
@@ -153,7 +153,7 @@ class _Change(NamedTuple):
 
 
 def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: GenerationOptions, eos_id: int) -> Logits:
-    """Apply all rules of the options. If they change nothing, return the logits themselves."""
+    """Apply all rules of the options. If no rule applies, return the logits themselves."""
     changes = []
     if options.repetition_penalty != 1:
         changes.append(_penalize_repetition(logits, new_ids, options.repetition_penalty))
@@ -169,7 +169,7 @@ def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: Genera
 
 
 def _penalize_repetition(logits: Logits, new_ids: Int[np.ndarray, "R T"], penalty: float) -> _Change:
-    """Multiply the log-probability of each token that a row already contains by `penalty`, once per token.
+    """Multiply the log-probability of each token already in a row by `penalty`, once per token.
 
     CTRL multiplies logits. Adding a constant to all logits changes no probability, but it changes the sign of
     some logits and thus the result, so log-probabilities are used here.
@@ -195,7 +195,7 @@ def _rule_out(rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"]) -> _Chang
 # --- Sampling
 
 SEARCHES = (128, 1024, 2**31)
-"""Filters first search this many of the most likely tokens, and all tokens only if needed: ranking a
+"""Numbers of most likely tokens that filters search, in turn, until enough are found: ranking a
 large vocabulary would take longer than the model."""
 
 
@@ -218,7 +218,7 @@ def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationO
 def _filtered(
     logits: Float[np.ndarray, "R K"], total: Float[np.ndarray, " R"] | None, options: GenerationOptions
 ) -> Bool[np.ndarray, "R K"]:
-    """Return which tokens the filters `top_p` and `min_p` exclude. Tokens after an excluded one are excluded, too.
+    """Return the tokens that the filters `top_p` and `min_p` exclude. Tokens after an excluded one are also excluded.
 
     Args:
         logits: Logits of the most likely tokens, divided by the temperature, in descending order.
@@ -233,5 +233,5 @@ def _filtered(
         is_out |= probs.cumsum(axis=1) - probs >= options.top_p * whole[:, None]
     if options.min_p is not None:
         is_out |= logits < logits[:, :1] + math.log(options.min_p)
-    is_out[:, 0] = False  # the most likely token stays, even if its share rounds to 0
+    is_out[:, 0] = False  # the most likely token is kept, even if its probability rounds to 0
     return is_out

@@ -8,7 +8,7 @@ from grr_coca.common.errors import UserError
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
 _MIN = {"max_length": 1, "min_length": 0, "top_k": 1, "num_beams": 1, "no_repeat_ngram": 0, "num_captions": 1}
 _WITHIN = {"temperature": (1e-6, 1e6), "length_penalty": (-10, 10), "repetition_penalty": (1e-6, 1e6)}
-"""Beyond these bounds, scores overflow in fp32, or all become equal."""
+"""Valid ranges. Beyond them, scores overflow in fp32, or all become equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class GenerationOptions:
     """Sample from the smallest set of tokens whose probabilities sum to at least this (nucleus sampling, arXiv
     1904.09751)."""
     min_p: float | None = None
-    """Sample from tokens whose probability is at least this share of the most likely one's (arXiv 2407.01082)."""
+    """Sample from tokens whose probability is at least this fraction of the most likely one's (arXiv 2407.01082)."""
     num_beams: int = 1
     """Number of most likely captions that beam search continues at each step; 1: no beam search."""
     length_penalty: float = 1.0
@@ -42,7 +42,7 @@ class GenerationOptions:
     """The log-probabilities of tokens that the caption already contains are multiplied by this (CTRL, arXiv
     1909.05858)."""
     no_repeat_ngram: int = 0
-    """No sequence of n tokens may occur twice; 0: no such rule."""
+    """Length of token sequences that must not occur twice; 0: no limit."""
     num_captions: int = 1
     """Captions per image: samples, or the best beams."""
     seed: int = 0

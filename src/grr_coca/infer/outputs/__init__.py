@@ -1,1 +1,1 @@
-"""Files that captions and vectors are written to."""
+"""Output files for captions and vectors."""

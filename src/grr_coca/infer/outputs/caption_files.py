@@ -1,7 +1,7 @@
-"""Files of captions: rows in CSV or JSON lines, text files and XMP files next to the images.
+"""Caption files: rows in CSV or JSON lines, and text and XMP files next to the images.
 
-`grr-coca caption` writes these, and Python programs can: each `CaptionOutput` lists the images that already have
-captions (`done`), and writes the captions of one image after another (`write`).
+`grr-coca caption` writes them, and Python programs can, too: each `CaptionOutput` lists the images that already have
+captions (`done`), and writes the captions of one image at a time (`write`).
 """
 
 import csv
@@ -41,10 +41,11 @@ def caption_rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[Capt
 
 
 class CaptionOutput(ABC):
-    """Writes the captions of one image after another. Use it as a context manager, or call `close`.
+    """Output for the captions of one image at a time. Use it as a context manager, or call `close`.
 
-    `done`, `unusable`: names of the images that already have captions, or whose captions cannot be written; `kind`:
-    what is written, such as "XMP file"; `unwritten`: an error message for each file that could not be written.
+    `done`, `unusable`: names of images that already have captions, or whose captions cannot be written; `kind`:
+    description of the output, such as "XMP file"; `unwritten`: an error message for each file that could not be
+    written.
     """
 
     kind = ""
@@ -59,7 +60,7 @@ class CaptionOutput(ABC):
         """Write the captions of an image."""
 
     def close(self) -> None:  # noqa: B027 (not all outputs need to be closed)
-        """Finish writing, also after an error."""
+        """Finish writing, even after an error."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,9 +72,9 @@ class CaptionOutput(ABC):
 class CaptionFile(CaptionOutput):
     """A file of rows (`CaptionRow`): JSON lines or CSV, by its suffix. An interrupted job continues it.
 
-    `done`: the images that have all their captions in the file. Before the first new row is written, a truncated last
-    line and incomplete rows of the given `images` are removed. Rows of other images stay. Until the file is closed, no
-    other process adds rows.
+    `done`: images with all their captions in the file. Before the first new row is written, a truncated last
+    line and incomplete rows of the given `images` are removed. Rows of other images are kept. Until the file is closed,
+    no other process adds rows.
 
     Raises:
             UserError: If the suffix is not a supported format, the file has other content, or it cannot be written to,
@@ -117,7 +118,7 @@ class CaptionFile(CaptionOutput):
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file, and let others write to it."""
+        """Close the file, and allow other processes to write to it."""
         try:
             with disk_errors(self.path):
                 if self._file is not None:
@@ -127,7 +128,7 @@ class CaptionFile(CaptionOutput):
                 self._lock.release()
 
     def _begun(self) -> TextIO:
-        """Return the file, ready for the first new row. If no row is new, the file stays unchanged."""
+        """Return the file, ready for the first new row. Without a new row, the file stays unchanged."""
         if self.path.exists() and (self._incomplete or _is_torn(self.path)):
             write_output(self.path, self._write_complete)
         file = resolve_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
@@ -162,7 +163,7 @@ class CaptionFile(CaptionOutput):
                 if reader.fieldnames is not None and tuple(reader.fieldnames) != CaptionRow._fields:
                     raise self._not_ours("its first line")
                 yield from reader
-            except csv.Error as error:  # a quote that is never closed
+            except csv.Error as error:  # an unclosed quote
                 raise self._not_ours(f"line {reader.line_num}") from error
             return
         for number, line in enumerate(lines, 1):
@@ -186,18 +187,18 @@ def _is_torn(path: Path) -> bool:
 
 def _csv_line(values: Sequence[object]) -> str:
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\r\n").writerow(values)  # both characters of it are quoted within values
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)  # both of its characters are quoted within values
     return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 class TextFiles(CaptionOutput):
     """`NAME.txt` next to each image, or an existing `NAME.TXT`, with one caption per line.
 
-    Nothing is written into read-only folders.
+    Read-only folders are skipped.
 
     Args:
         images: All images of the job.
-        overwrite: Also replace existing files.
+        overwrite: Whether to replace existing files.
         instead: Alternative that error messages suggest.
 
     Raises:
@@ -232,7 +233,7 @@ class TextFiles(CaptionOutput):
 class XmpFiles(CaptionOutput):
     """The best caption of each image, or keywords, in an XMP file next to it.
 
-    Other content of the file is kept. A file that cannot be changed stays as it is.
+    Other content of the file is kept. Files that cannot be changed are left unchanged.
 
     The arguments and errors are those of `TextFiles`.
     """
@@ -310,7 +311,7 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
 def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
     """Return an error message for each image in a read-only folder, by name.
 
-    These are found before the work begins, so that they do not stop it for the others.
+    They are found before the work begins, so that they do not interrupt it for other images.
     """
     folders = {place.parent for place in places.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}

@@ -1,7 +1,7 @@
-"""Writes captions and keywords into XMP files next to images. Everything else in such a file stays unchanged.
+"""Write captions and keywords into XMP files next to images, without changing their other content.
 
 An existing file is not parsed and serialized again: the new words are inserted into its bytes, so
-metadata of other programs stays byte for byte. The image itself is never opened for writing.
+metadata of other programs stays identical, byte for byte. The image itself is never opened for writing.
 
 The format: XMP specification part 1 (ISO 16684-1). Captions are `dc:description`, keywords `dc:subject`.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_file_bytes, write_whole
+from grr_coca.common.files import read_file_bytes, write_bytes_atomic
 
 _DC = "http://purl.org/dc/elements/1.1/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -38,7 +38,7 @@ class XmpError(UserError):
 def sidecar_to_write(image: Path, *, is_alone: bool = True) -> Path:
     """Return the XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that exists.
 
-    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge the second. `is_alone`: whether no other
+    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge the latter. `is_alone`: whether no other
     image has this name with another suffix. Otherwise `NAME.xmp` is not used, as it may belong to the other image.
     """
     own, shared = image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")
@@ -49,7 +49,7 @@ def has_caption(sidecar: Path) -> bool:
     """Return whether an XMP file already has a caption.
 
     Raises:
-        XmpError: If the file exists, and is not an XMP file that can be changed.
+        XmpError: If the file exists, but is not an XMP file that can be changed.
     """
     return os.path.lexists(sidecar) and _located(_read(sidecar), sidecar).has_description
 
@@ -59,9 +59,9 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
 
     Args:
         sidecar: The file.
-        caption: Caption; None for no caption, as if XML can represent none of its characters.
-        keywords: Added to those in the file. If there is nothing to write, no file is created.
-        overwrite: Replace an existing caption. Its translations stay.
+        caption: Caption; None, or a caption without characters that XML can represent: no caption.
+        keywords: Keywords to add. Without a caption or keywords, no file is created.
+        overwrite: Whether to replace an existing caption. Its translations are kept.
 
     Raises:
         XmpError: If the file exists and is not an XMP file that can be changed, or is a link. The file stays unchanged.
@@ -70,7 +70,7 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
     content = _read(sidecar) if os.path.lexists(sidecar) else _NEW.encode()
     changed = _inserted(content, sidecar, _plain(caption or "") or None, keywords, overwrite)
     if changed != content:
-        write_whole(sidecar, changed)
+        write_bytes_atomic(sidecar, changed)
 
 
 def _read(sidecar: Path) -> bytes:
@@ -98,7 +98,7 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
     missing = [word for word in dict.fromkeys(map(_plain, keywords)) if word and word not in found.keywords]
     items = "".join(f"<rdf:li>{escape(word, quote=False)}</rdf:li>" for word in missing)
     if missing and found.bag_end is not None:
-        # The file may have another prefix for the names of RDF.
+        # The file may use another prefix for RDF names.
         edits.append((found.bag_end, found.bag_end, items.replace("<rdf:li>", f"<rdf:li xmlns:rdf='{_RDF}'>")))
     elif missing and found.has_subject:
         raise XmpError(f"{sidecar}: its keywords are not a list that can be extended; the file was not changed")
@@ -108,7 +108,7 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
         edits.append(_new_properties(found, properties, sidecar))
     for start, end, text in sorted(edits, reverse=True):
         content = content[:start] + text.encode() + content[end:]
-    after = _located(content, sidecar)  # the written text must be found again
+    after = _located(content, sidecar)  # checks that the written text can be found
     assert caption is None or after.has_description
     assert {*found.keywords, *missing} == set(after.keywords)
     return content
@@ -143,16 +143,16 @@ def _property(name: str, kind: str, items: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text on one line, of characters that XML can represent."""
+    """Return a text on one line, with only the characters that XML can represent."""
     return " ".join(_NOT_XML.sub(" ", text).split())
 
 
-# --- Places in the bytes
+# --- Offsets in the bytes
 
 
 @dataclass(kw_only=True)
 class _Places:
-    """Byte offsets at which an XMP file can be extended. None: the place does not exist.
+    """Byte offsets at which an XMP file can be extended. None: missing.
 
     Attributes:
         rdf_end, description_end: Offsets before the end tags of `rdf:RDF` and of the first `rdf:Description`.
@@ -174,7 +174,7 @@ class _Places:
 
 
 def _located(content: bytes, sidecar: Path) -> _Places:
-    """Find the places of an XMP file.
+    """Find the offsets of an XMP file.
 
     Raises:
         XmpError: If the file is not XML in UTF-8, or has a DOCTYPE.
@@ -189,7 +189,7 @@ def _located(content: bytes, sidecar: Path) -> _Places:
 
 
 class _Reader:
-    """Reads an XMP file and records byte offsets."""
+    """Parser of an XMP file that records byte offsets."""
 
     def __init__(self, content: bytes) -> None:
         self.places = _Places()

@@ -1,4 +1,4 @@
-"""Files of embeddings with their keys, in formats that other programs read.
+"""Files of embeddings with their keys, in common formats.
 
 Shapes: N rows, E embedding width.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER_BYTES = 100_000_000
-"""Maximum size in bytes of names and metadata for a safetensors reader."""
+"""Maximum size in bytes of names and metadata in safetensors readers."""
 
 
 class VectorBuffer:
-    """Keys and vectors of images, added batch by batch. The array has a row for each possible image: a list of
+    """Keys and vectors of images, added batch by batch. The array has one row per possible image: a list of
     rows would take more than twice the memory."""
 
     def __init__(self, num_images: int) -> None:
@@ -48,7 +48,7 @@ class VectorBuffer:
 
 
 def check_format(path: Path) -> None:
-    """Check that `write_vectors` can write this format, before the work begins.
+    """Check that `write_vectors` supports a format, before the work begins.
 
     Raises:
         UserError: If the suffix is not a supported format, or a package for the format is missing.
@@ -60,7 +60,7 @@ def check_format(path: Path) -> None:
 
 
 def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:
-    """Check that a file can hold this many keys, can be written, and does not replace an input.
+    """Check that a file can hold the keys, can be written, and does not replace an input.
 
     Raises:
         UserError: If a check fails.
@@ -102,7 +102,7 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
     if suffix == ".safetensors":
         _write_safetensors(path, keys, vectors)
     elif suffix == ".npy":
-        # Non-UTF-8 bytes of a file name stay unchanged. All kinds of line ends in a key are escaped.
+        # Non-UTF-8 bytes of a file name stay unchanged. All line ends in a key are escaped.
         lines = "".join(escape_control_chars(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
         import numpy as np
 

@@ -12,7 +12,7 @@ export class Adapted {
    * @param {Uint8Array} bytes the arrays one after another, in half precision
    */
   constructor(about, bytes) {
-    if (about.rules !== RULES) throw new Error("The model has other rules of words than this page. Export it again.");
+    if (about.rules !== RULES) throw new Error("The model uses other word rules than this page. Export it again.");
     this.#about = about;
     this.#ids = new Map(about.words.map((word, id) => [word, id]));
     const halves = new Uint16Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
@@ -50,7 +50,7 @@ export class Adapted {
 
   /** The query for pictures that look like one, from its embedding by the base. */
   pictureQuery(embedding) {
-    if (!this.#about.split[1]) throw new Error("This model takes features, and cannot compare pictures.");
+    if (!this.#about.split[1]) throw new Error("This model takes features and cannot compare images.");
     const centred = embedding.map((value, i) => value - this.image_mean[i]);
     return this.#joined(new Float32Array(this.#about.split[0]), this.#plain(centred), [0, 1]);
   }

@@ -181,7 +181,7 @@ function askForKey(isWrong) {
   dialog.id = "key";
   dialog.setAttribute("aria-labelledby", "key-title");
   dialog.innerHTML = `<form method="dialog">
-    <h2 id="key-title">${isWrong ? "Wrong key" : "This server asks for a key"}</h2>
+    <h2 id="key-title">${isWrong ? "Wrong key" : "This server requires a key"}</h2>
     <label>API key <input type="password" autocomplete="current-password" required /></label>
     <p class="actions"><button value="ok" class="primary">Continue</button></p>
   </form>`;
@@ -552,7 +552,7 @@ async function take(file, isPiece = false) {
     if (query.file !== opened) return;
     panel.classList.toggle("unfamiliar", unfamiliar);
     if (unfamiliar) one(".eyebrow", panel).textContent = OUTSIDE;
-    said.textContent = caption || "nothing that it has a word for";
+    said.textContent = caption || "no matching words";
     said.classList.remove("running");
     if (info.can.includes("explain") && caption) explainDropped(opened, said, panel);
     if (info.can.includes("tags") && !unfamiliar) showTags(opened, one(".tags", panel));

@@ -91,7 +91,7 @@ export class Graphs {
   async image(entry) {
     const { thumbnails } = this.#site;
     if (thumbnails.kind === "files") {
-      if (!entry.is_there) throw new Error("this image was missing when the site was made");
+      if (!entry.is_there) throw new Error("this image was missing when the site was exported");
       if (entry.is_vector) return this.#drawn(entry);
       return `${thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.webp`;
     }

@@ -71,12 +71,12 @@ export function isSvg(bytes) {
  */
 export async function requirePicture(blob) {
   const name = blob.name || "the image";
-  if (blob.size > MAX_BYTES) throw new PictureError(`${name}: too large a file: ${megabytes(blob.size)} (limit ${megabytes(MAX_BYTES)}).`);
+  if (blob.size > MAX_BYTES) throw new PictureError(`${name}: the file is too large: ${megabytes(blob.size)} (limit ${megabytes(MAX_BYTES)}).`);
   if (!blob.size) throw new PictureError(`${name}: the file is empty.`);
   const bytes = new Uint8Array(await blob.arrayBuffer());
   if (isSvg(bytes)) return bytes;
   const size = sizeOf(bytes);
-  if (!size) throw new PictureError(`${name}: not a picture in a format that this browser reads.`);
+  if (!size) throw new PictureError(`${name}: not an image in a format that this browser supports.`);
   if (size[0] * size[1] > MAX_PIXELS) {
     const count = (size[0] * size[1]).toLocaleString("en");
     throw new PictureError(`${name}: too many pixels: ${count} (limit ${MAX_PIXELS.toLocaleString("en")}). Scale it down first.`);
@@ -138,7 +138,7 @@ export async function pixelsOf(blob, preprocess) {
       premultiplyAlpha: "none",
     });
   } catch {
-    throw new PictureError(`${name}: broken, or not a picture that this browser reads.`);
+    throw new PictureError(`${name}: corrupt, or not an image that this browser supports.`);
   }
   try {
     return square(bitmap, preprocess, upright);

@@ -254,7 +254,7 @@ async function ranked(query) {
       parts.push([1, model?.pictureQuery(embedding) ?? embedding]);
     }
     const vector = library.combined(parts);
-    if (!vector) throw new Error("The query excludes what it asks for. Nothing is left to look for.");
+    if (!vector) throw new Error("The query excludes everything it searches for.");
     const scores = library.scores(vector);
     const isWordsAlone = !(like.length || unlike.length || image || without.length);
     const groups = library.rank(vector, scores, isWordsAlone ? texts : null, filters, also);
@@ -368,7 +368,7 @@ const calls = {
   async entry({ key }) {
     await listed;
     const row = library?.rowOf(key) ?? -1;
-    if (row < 0) throw new Error(`There is no picture '${key}' here any more.`);
+    if (row < 0) throw new Error(`The image '${key}' is no longer in this index.`);
     return library.entry(row);
   },
 

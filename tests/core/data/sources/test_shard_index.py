@@ -153,14 +153,14 @@ def test_index_of_another_version_is_rebuilt(shard, scans, monkeypatch):
 
 
 def test_index_of_a_read_only_folder_is_cached(shard, scans, tmp_path, monkeypatch):
-    write = shards.write_whole
+    write = shards.write_bytes_atomic
 
     def refusing(path, content):
         if path.parent == shard.parent:
             raise PermissionError(13, "Permission denied")
         write(path, content)
 
-    monkeypatch.setattr(shards, "write_whole", refusing)
+    monkeypatch.setattr(shards, "write_bytes_atomic", refusing)
     assert pairs_of(shard) == pairs_of(shard) == EXPECTED
     assert scans == ["a.tar"]
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
@@ -171,7 +171,7 @@ def test_where_nothing_is_writable_the_index_stays_in_memory(shard, monkeypatch)
     def refusing(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "write_whole", refusing)
+    monkeypatch.setattr(shards, "write_bytes_atomic", refusing)
     assert pairs_of(shard) == EXPECTED
 
 

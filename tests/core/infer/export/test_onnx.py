@@ -21,7 +21,7 @@ from support import next_token_logits
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import listed_files, verify_folder
+from grr_coca.common.files import read_manifest, verify_folder
 from grr_coca.data.batch import normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
@@ -277,7 +277,7 @@ def test_weights_are_written_once(export, name, precision):
 def test_folder_is_complete_and_describes_itself(export):
     exported = export("grr_coca")
     verify_folder(exported.folder)
-    listed = listed_files(exported.folder)
+    listed = read_manifest(exported.folder)
     assert {path.name for path in exported.folder.iterdir()} == {*listed, "manifest.json"}
     assert (exported.folder / "README.md").read_text() == readme(exported.checkpoint, "fp32")
     manifest = json.loads((exported.folder / "manifest.json").read_text())

@@ -327,9 +327,12 @@ def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, "
 # --- The output layer and its loss, one chunk of tokens after another
 
 
-MAX_LOGITS = 2**25
-"""Maximum number of logits in memory at the same time: 128 MB in fp32. With CLIP's vocabulary, a chunk has 679 tokens,
-which is enough for full speed."""
+MAX_LOGITS = 2**26
+"""Maximum number of logits in memory at the same time: 256 MB in fp32. With CLIP's vocabulary, a chunk has 1,358
+tokens: each chunk adds a matrix as large as the output layer to the gradient."""
+
+_MAX_BLOCK = 2**20
+"""Maximum number of logits of a block. On a CPU, softmax and gradient process blocks of rows, which fit its cache."""
 
 
 def _chunk_size(lm_head: Float[Tensor, "V D"]) -> int:
@@ -342,8 +345,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
 
     The forward pass processes one chunk of tokens after another. For each, it also computes the gradients, in the
-    memory of the chunk's logits. So the logits of all tokens are never in memory together, and none is computed twice.
-    The result can be differentiated only once.
+    memory and precision of the chunk's logits. So the logits of all tokens are never in memory together, and none is
+    computed twice. The result can be differentiated only once.
 
     PyTorch's own `linear_cross_entropy` (2.13) either computes all logits at once, or takes six times as long on a CPU.
     """
@@ -353,28 +356,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Compute the sums over tokens, and the gradients for `backward`. Shapes: `states` M D, `lm_head` V D, `labels`
         M."""
         size = _chunk_size(lm_head)
-        by_state, by_head = torch.empty_like(states), torch.zeros_like(lm_head)
+        by_state, by_head = torch.empty_like(states), None
         nll = z = at_least_fp32(states.new_zeros(()))
         for x, label, by_x in zip(*(t.split(size) for t in (states, labels[:, None], by_state)), strict=True):
-            logits = at_least_fp32(F.linear(x, lm_head))  # m V
-            log_probs = logits.log_softmax(-1)
-            nll_x = -log_probs.gather(1, label)  # m 1
-            log_z = logits.gather(1, label) + nll_x  # m 1
+            logits = F.linear(x, lm_head)  # m V, in bf16 under autocast
+            nll_x, log_z = _differentiate(logits, label, z_weight, needs_gradient=any(ctx.needs_input_grad))
             nll, z = nll + nll_x.sum(), z + log_z.square().sum()
             if any(ctx.needs_input_grad):
-                gradient = log_probs.exp_()  # of nll: the probabilities, minus 1 at the label
-                if z_weight:
-                    gradient *= 1 + 2 * z_weight * log_z
-                gradient.scatter_add_(1, label, torch.full_like(nll_x, -1.0))
-                by_x.copy_(gradient.type_as(x) @ lm_head)
-                by_head += gradient.type_as(x).T @ x
+                by_x.copy_(logits @ lm_head)
+                by_head_x = (logits.T @ x).type_as(lm_head)
+                by_head = by_head_x if by_head is None else by_head.add_(by_head_x)
         ctx.save_for_backward(by_state, by_head)
         ctx.mark_non_differentiable(nll, z)
         return nll + z_weight * z, nll, z
 
     @staticmethod
     def backward(ctx: Any, by_sum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Scale the gradients that `forward` has computed.
+        """Scale the gradients that `forward` has computed, in their memory.
 
         Raises:
             RuntimeError: If second derivatives are requested, which would silently be zero.
@@ -382,4 +380,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("the captioning loss can be differentiated only once; do not use create_graph=True")
         by_state, by_head = ctx.saved_tensors
-        return by_sum * by_state, by_sum * by_head, None, None
+        return by_state.mul_(by_sum), by_head.mul_(by_sum), None, None
+
+
+def _differentiate(
+    logits: Float[Tensor, "m V"], labels: Int[Tensor, "m 1"], z_weight: float, *, needs_gradient: bool
+) -> tuple[Float[Tensor, "m 1"], Float[Tensor, "m 1"]]:
+    """Return nll and log Z of each token. If needed, replace its logits by the gradient of nll + `z_weight` · log² Z.
+
+    Softmax and gradient are computed in fp32 or better, one block of rows after another.
+    """
+    size = max(1, _MAX_BLOCK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    nll, log_z = [], []
+    for block, label in zip(logits.split(size or 1), labels.split(size or 1), strict=True):
+        precise = at_least_fp32(block)
+        log_probs = precise.log_softmax(-1)
+        nll.append(-log_probs.gather(1, label))
+        log_z.append(precise.gather(1, label) + nll[-1])
+        if needs_gradient:
+            gradient = log_probs.exp_()  # of nll: the probabilities, minus 1 at the label
+            if z_weight:
+                gradient *= 1 + 2 * z_weight * log_z[-1]
+            gradient.scatter_add_(1, label, torch.full_like(nll[-1], -1.0))
+            block.copy_(gradient)
+    return torch.cat(nll), torch.cat(log_z)

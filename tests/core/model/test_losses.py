@@ -217,9 +217,10 @@ def test_z_loss_is_the_mean_squared_log_of_the_denominator():
 
 
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
-@pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])
-def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(monkeypatch, z_weight, at_once):
+@pytest.mark.parametrize(("at_once", "in_cache"), [(1, 10**6), (7 * 11, 2 * 11), (10**6, 3 * 11), (10**6, 10**6)])
+def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(monkeypatch, z_weight, at_once, in_cache):
     monkeypatch.setattr(losses, "MAX_LOGITS", at_once)
+    monkeypatch.setattr(losses, "_MAX_BLOCK", in_cache)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
     labels = torch.randint(0, 11, (20,), generator=generator)
@@ -236,20 +237,36 @@ def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(monkeypatch, z_
     assert not loss.z.requires_grad
 
 
+class _Shapes(TorchDispatchMode):
+    """Records the shape and the precision of each result."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.found.add((*out.shape, out.dtype))
+        return out
+
+
 def test_no_chunk_has_more_logits_than_the_maximum(monkeypatch):
     monkeypatch.setattr(losses, "MAX_LOGITS", 33)
-    shapes = []
-
-    class Shapes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            shapes.append(out.shape if isinstance(out, Tensor) else ())
-            return out
-
-    with Shapes():
+    with _Shapes() as shapes:
         captioning_loss(torch.randn(20, 5, requires_grad=True), torch.randn(11, 5), torch.arange(20) % 11)
-    assert (3, 11) in shapes
-    assert (20, 11) not in shapes
+    assert (3, 11, torch.float32) in shapes.found
+    assert (20, 11, torch.float32) not in shapes.found
+
+
+def test_logits_and_gradient_have_the_precision_of_the_product(monkeypatch):
+    """In fp32, there is one block of them at a time."""
+    monkeypatch.setattr(losses, "_MAX_BLOCK", 33)
+    states, head = torch.randn(20, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    with _Shapes() as shapes, torch.autocast("cpu", torch.bfloat16):
+        captioning_loss(states, head, torch.arange(20) % 11)
+    assert {(20, 11, torch.bfloat16), (3, 11, torch.float32)} <= shapes.found
+    assert (20, 11, torch.float32) not in shapes.found
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])

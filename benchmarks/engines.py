@@ -31,7 +31,7 @@ from grr_coca.infer.export.write import write_onnx
 from grr_coca.infer.generate import GenerationOptions, generate
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.checkpoint_files import DEFAULT, shipped_folder
+from grr_coca.model.checkpoint_files import DEFAULT, bundled_folder
 from grr_coca.model.presets import get_preset
 
 MODELS = (DEFAULT, "b32")
@@ -63,7 +63,7 @@ def main() -> None:
 def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
     """A row for each precision, task and batch."""
     precisions, batches = (PRECISIONS[:1], BATCHES[:1]) if smoke else (PRECISIONS, BATCHES)
-    source = shipped_folder(name) or random_checkpoint(name, models)
+    source = bundled_folder(name) or random_checkpoint(name, models)
     checkpoint = from_pretrained(source)
     engines: dict[str, Engine] = {"torch": TorchEngine(checkpoint.model, checkpoint.preprocess)}
     for precision in precisions:

@@ -31,7 +31,7 @@ from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.export.write import write_onnx
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
-from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import bundled_folder, bundled_models
 
 ROOT = Path(__file__).parents[1]
 SPLITS = {
@@ -70,13 +70,13 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in list(shipped_models())[: 1 if options.smoke else None]:
+        for name in list(bundled_models())[: 1 if options.smoke else None]:
             rows += _rows(name, options.models or Path(temporary), smoke=options.smoke is not None)
             report("precision", rows, options.out)
 
 
 def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
-    folder = shipped_folder(name)
+    folder = bundled_folder(name)
     assert folder is not None
     checkpoint = from_pretrained(folder)
     engines: dict[str, Engine] = {

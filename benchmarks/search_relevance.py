@@ -217,7 +217,7 @@ def fit_all() -> None:
 
 
 def write_curve(folder: Path, curve: RelevanceCurve) -> None:
-    """Write the numbers into the folder of a shipped model."""
+    """Write the numbers into the folder of a bundled model."""
     with edit_folder_atomic(folder) as partial:
         (partial / RELEVANCE).write_text(json.dumps(to_dict(curve), indent=1) + "\n", encoding="utf-8")
 

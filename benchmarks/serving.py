@@ -31,7 +31,7 @@ import numpy as np
 from engines import random_checkpoint
 from harness import in_turn, parse, parser_of, pictures, ratio, report, seconds
 
-from grr_coca.model.checkpoint_files import DEFAULT, shipped_folder
+from grr_coca.model.checkpoint_files import DEFAULT, bundled_folder
 
 CLIENTS = 64
 FILES = {DEFAULT: 3000, "b32": 200}
@@ -58,7 +58,7 @@ def _row(model: str, what: str, value: float, goal: str) -> dict[str, object]:
 
 
 def _of_model(name: str, place: Path, *, smoke: bool) -> Iterator[dict[str, object]]:
-    folder = shipped_folder(name) or random_checkpoint(name, place)
+    folder = bundled_folder(name) or random_checkpoint(name, place)
     count, clients = (SMOKE["files"], SMOKE["clients"]) if smoke else (FILES[name], CLIENTS)
     files = place / f"{name}-pictures"
     files.mkdir()

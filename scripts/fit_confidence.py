@@ -1,4 +1,4 @@
-"""Fit what a shipped model knows of its own answers, and measure it: `grr_coca.infer.calibration` explains the numbers.
+"""Fit what a bundled model knows of its own answers, and measure it: `grr_coca.infer.calibration` explains the numbers.
 
     python scripts/fit_confidence.py NAME [--photographs DIR]
 
@@ -72,7 +72,7 @@ class Answers:
 
 
 def main() -> None:
-    """Fit a shipped model."""
+    """Fit a bundled model."""
     parser = parser_of(__doc__)
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder with the photographs")
     options = parser.parse_args()
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -> None:
-    """Write `confidence.json` and the figures of the card into the folder of a shipped model."""
+    """Write `confidence.json` and the figures of the card into the folder of a bundled model."""
     named = text["confidence"]
     training, held_out = (_there(named[part], named[part]) for part in ("training", "fit"))
     to_measure = _there(named["measure"], named["related"])

@@ -57,7 +57,7 @@ DRAWN = (128, 256, 512)
 
 
 def main() -> None:
-    """Fit a shipped model."""
+    """Fit a bundled model."""
     parser = parser_of(__doc__)
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder with the photographs")
     options = parser.parse_args()

@@ -43,7 +43,7 @@ THESAURUS = "WordNet, given the name"
 
 
 def main() -> None:
-    """Fit a shipped model."""
+    """Fit a bundled model."""
     folder = folder_of(parser_of(__doc__).parse_args().name)
     model = load(folder, engine="onnx")
     numbers = vocabulary()

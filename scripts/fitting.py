@@ -15,7 +15,7 @@ import yaml
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.files import edit_folder_atomic, read_json
-from grr_coca.model.checkpoint_files import Figure, ModelCard, shipped_folder, shipped_names
+from grr_coca.model.checkpoint_files import Figure, ModelCard, bundled_folder, bundled_names
 
 CARDS = Path(__file__).with_name("cards")
 BINS = 10
@@ -27,7 +27,7 @@ BINS = 10
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """The arguments of a script that fits numbers to a model: its name."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the shipped model")
+    parser.add_argument("name", help="of the bundled model")
     return parser
 
 
@@ -37,9 +37,9 @@ def folder_of(name: str) -> Path:
     Raises:
         UserError: there is no such model; the message names the nearest.
     """
-    folder = shipped_folder(name)
+    folder = bundled_folder(name)
     if folder is None:
-        raise UserError(f"{name}: no model of this name ships; {suggest_name(name, shipped_names())}")
+        raise UserError(f"{name}: no model of this name ships; {suggest_name(name, bundled_names())}")
     return folder
 
 

@@ -66,10 +66,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Write the folder of a shipped model."""
+    """Write the folder of a bundled model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="run folder")
-    parser.add_argument("name", help="of the shipped model")
+    parser.add_argument("name", help="of the bundled model")
     parser.add_argument("--fits", action="store_true", help="fit and measure a model that ships anew")
     parser.add_argument("--graphs", action="store_true", help="export the graphs of a model that ships anew")
     options = parser.parse_args()
@@ -88,7 +88,7 @@ def write_model(run: Path, name: str) -> None:
 
     Args:
         run: its recipe names the splits.
-        name: of the shipped model.
+        name: of the bundled model.
     """
     text = card_text(name)
     *_, newest = run, *checkpoints_by_step(run / "checkpoints").values()

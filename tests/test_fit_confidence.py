@@ -1,10 +1,10 @@
-"""The script that fits what a shipped model knows of its own answers."""
+"""The script that fits what a bundled model knows of its own answers."""
 
 import numpy as np
 import pytest
 
 import fit_confidence
-from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import bundled_folder, bundled_models
 
 
 def test_the_curve_is_the_one_that_the_captions_were_drawn_from():
@@ -31,8 +31,8 @@ def test_a_share_has_wilsons_interval():
 
 
 def test_bundled_card_section_matches_its_figures():
-    page = (shipped_folder("icons") / "card.md").read_text()
-    section = fit_confidence.confidence_section(shipped_models()["icons"].figures)
+    page = (bundled_folder("icons") / "card.md").read_text()
+    section = fit_confidence.confidence_section(bundled_models()["icons"].figures)
     assert "\n".join(["", *section, "", fit_confidence.NEXT]) in page
 
 

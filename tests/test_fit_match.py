@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import bundled_folder, bundled_models
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,6 +13,6 @@ def test_the_card_that_ships_tells_what_was_measured(monkeypatch):
     import fit_match
 
     found = json.loads((ROOT / "benchmarks" / "results" / "match.json").read_text())
-    page = (shipped_folder("icons") / "card.md").read_text()
+    page = (bundled_folder("icons") / "card.md").read_text()
     assert "\n".join(["", *fit_match.match_section(found), "", fit_match.NEXT]) in page
-    assert shipped_models()["icons"].figures["matches"] == fit_match.card_figures(found)
+    assert bundled_models()["icons"].figures["matches"] == fit_match.card_figures(found)

@@ -10,11 +10,11 @@ import fitting
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import edit_folder_atomic, verify_folder
-from grr_coca.model.checkpoint_files import Figure, shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import Figure, bundled_folder, bundled_models
 
 
 def test_rejects_an_unknown_model_with_a_suggestion():
-    assert fitting.folder_of("icons") == shipped_folder("icons")
+    assert fitting.folder_of("icons") == bundled_folder("icons")
     for find in (fitting.folder_of, fitting.card_text):
         with pytest.raises(UserError, match=r"did you mean 'icons'\?"):
             find("icon")
@@ -22,8 +22,8 @@ def test_rejects_an_unknown_model_with_a_suggestion():
 
 def test_figures_of_a_split_are_added_to_those_that_it_has(tmp_path):
     folder = tmp_path / "icons"
-    shutil.copytree(shipped_folder("icons"), folder)
-    card = replace(shipped_models()["icons"], figures={"val": {"a": Figure(1, 1, 1), "b": Figure(2, 2, 2)}})
+    shutil.copytree(bundled_folder("icons"), folder)
+    card = replace(bundled_models()["icons"], figures={"val": {"a": Figure(1, 1, 1), "b": Figure(2, 2, 2)}})
     with edit_folder_atomic(folder) as partial:
         (partial / "card.json").write_text(json.dumps(to_dict(card)))
     found = {"val": {"b": Figure(3, 3, 3)}, "test": {"c": Figure(4, 4, 4)}}

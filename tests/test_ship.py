@@ -1,4 +1,4 @@
-"""The script that makes a run a shipped model."""
+"""The script that makes a run a bundled model."""
 
 import json
 import sys
@@ -18,9 +18,9 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import (
     FILES,
     GRAPHS,
+    bundled_folder,
+    bundled_models,
     fingerprint,
-    shipped_folder,
-    shipped_models,
 )
 from grr_coca.train.recipe import CheckpointRecipe
 
@@ -67,7 +67,7 @@ def test_a_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ship.py", str(run), "mine"])
     ship.main()
     assert (tmp_path / "fitted").read_text() == "mine"
-    card = shipped_models()["mine"]
+    card = bundled_models()["mine"]
     assert list(card.figures) == ["val", "elsewhere"]
     assert card.figures["val"]["perplexity"] == card.figures["elsewhere"]["perplexity"], "the same pairs"
     page = (tmp_path / "weights" / "mine" / "card.md").read_text()
@@ -105,7 +105,7 @@ def test_a_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
 )
 def test_indexes_of_the_models_that_ship_stay_valid(name, known):
     """An index names the fingerprint of its model. Graphs are no part of it."""
-    assert fingerprint(shipped_folder(name)) == known
+    assert fingerprint(bundled_folder(name)) == known
 
 
 @pytest.mark.parametrize("arguments", [["mine"], ["run", "mine", "--graphs"], ["--fits", "mine", "--graphs"]])
@@ -127,8 +127,8 @@ def test_requires_a_run_or_graphs(monkeypatch, arguments):
 )
 def test_facts_of_a_card_are_measured_again(name, split, files):
     """Of splits that come with the code. Rounding on another processor may turn one caption or rank in a hundred."""
-    told = shipped_models()[name].figures[split]
-    found = ship.figures(from_pretrained(shipped_folder(name)), open_source(str(DATASETS / files)))
+    told = bundled_models()[name].figures[split]
+    found = ship.figures(from_pretrained(bundled_folder(name)), open_source(str(DATASETS / files)))
     for key in ("contrastive_loss", "coca_loss", "chance R@1"):
         assert found[key].value == pytest.approx(told[key].value, rel=0.01), key
     shares = {key for key in told if "R@" in key or key == "exact_captions"}

@@ -79,9 +79,9 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         UserError: If a number is out of range.
     """
     if not 0 <= max_distance <= LIMIT_OF_BITS:
-        raise UserError(f"--max-distance {max_distance}: must be a number of bits from 0 to {LIMIT_OF_BITS}")
+        raise UserError(f"max_distance must be from 0 to {LIMIT_OF_BITS} bits, got {max_distance}")
     if not 0 <= min_cosine <= 1:
-        raise UserError(f"--min-cosine {min_cosine:g}: must be a number from 0 to 1")
+        raise UserError(f"min_cosine must be from 0 to 1, got {min_cosine:g}")
     with store.snapshot():
         hashed = store.hashes()
         ids = hashed["id"]

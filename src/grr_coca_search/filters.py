@@ -85,12 +85,12 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
     tree = _Parser(text).parse()
     tests = list(_tests(tree))
     if len(tests) > _MAX_TESTS:
-        raise UserError(f"--where: {len(tests):,} comparisons (limit {_MAX_TESTS}); 'in' takes many values of a field")
+        raise UserError(f"where: {len(tests):,} comparisons (limit {_MAX_TESTS}); 'in' takes many values of a field")
     of_tables = set(columns)  # a column with the name of a photo's field may have any values
     valid = {*FIELDS, *of_tables}
     for name in sorted({test.field for test in tests}):
         if name not in valid:
-            raise UserError(f"--where: unknown field '{name}'; {suggest_name(name, valid)}")
+            raise UserError(f"where: unknown field '{name}'; {suggest_name(name, valid)}")
     for test in tests:
         if test.field not in of_tables:
             _require_kind(test, FIELDS[test.field].kind)
@@ -113,7 +113,7 @@ def _require_kind(test: Comparison | OneOf | Like, kind: Kind) -> None:
     for value in values:
         if (kind == "text") != isinstance(value, str):
             example = f"{test.field} > 64" if kind == "number" else f"{test.field} = '{value}'"
-            raise UserError(f"--where: '{test.field}' is a {kind}, and {value!r} is not; write {example}")
+            raise UserError(f"where: '{test.field}' is a {kind}, and {value!r} is not; write {example}")
 
 
 _TOKEN = re.compile(
@@ -169,7 +169,7 @@ class _Parser:
     def _factor(self) -> Filter:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise UserError(f"--where: more than {_MAX_DEPTH} nested brackets or 'not'")
+            raise UserError(f"where: more than {_MAX_DEPTH} nested brackets or 'not'")
         try:
             if self._takes("not"):
                 return Not(self._factor())
@@ -207,7 +207,7 @@ class _Parser:
             raise self._error(expected)
         pattern = self._value()
         if not isinstance(pattern, str) or pattern.find("%") != len(pattern) - 1 or not pattern:
-            raise UserError(f"--where: 'like' takes a text with one % at its end, such as '/photos/%', not {pattern!r}")
+            raise UserError(f"where: 'like' takes a text with one % at its end, such as '/photos/%', not {pattern!r}")
         return Like(field, pattern[:-1])
 
     def _value(self) -> FieldValue:
@@ -220,7 +220,7 @@ class _Parser:
             is_whole = len(token.text) <= _MAX_INTEGER_LENGTH and not re.search(r"[.eE]", token.text)
             number = int(token.text) if is_whole else float(token.text)
             if abs(number) >= 2**63:
-                raise UserError(f"--where: {token.text[:40]} is out of range")
+                raise UserError(f"where: {token.text[:40]} is out of range")
             return number
         self._next -= 1
         raise self._error("a number, or a text between quotes")
@@ -241,19 +241,19 @@ class _Parser:
     def _error(self, expected: str) -> UserError:
         token = self._peek()
         found = f"'{token.text}'" if token.text else "the end"
-        return UserError(f"--where: expected {expected} at character {token.start + 1}, found {found}: {self._text}")
+        return UserError(f"where: expected {expected} at character {token.start + 1}, found {found}: {self._text}")
 
 
 def _tokens(text: str) -> Iterable[_Token]:
     if not text.strip():
-        raise UserError("--where: the filter is empty; write one such as folder = 'logos' and width > 64")
+        raise UserError("where: the filter is empty; write one such as folder = 'logos' and width > 64")
     place = 0
     while True:
         match = _TOKEN.match(text, place)
         if match is None:
             start = place + len(text[place:]) - len(text[place:].lstrip())
             why = "a quote is not closed" if text[start] in "'\"" else f"'{text[start]}' is invalid"
-            raise UserError(f"--where: {why}, at character {start + 1}: {text}")
+            raise UserError(f"where: {why}, at character {start + 1}: {text}")
         kind = str(match.lastgroup)
         yield _Token(kind, match.group(kind), match.start(kind))
         if kind == "end":

@@ -17,7 +17,7 @@ from grr_coca.data.image_files import done_ahead
 from grr_coca.data.isolated import helpers
 from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
-from grr_coca.model.checkpoint_files import DEFAULT, fingerprint, shipped_folder
+from grr_coca.model.checkpoint_files import DEFAULT, bundled_folder, fingerprint
 from grr_coca_search.describe import DecodedImage, FoundImage, RayDescriber, Take, decode_found, describe_squares
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca_search.entry import Failure, Header, chunks
@@ -215,9 +215,9 @@ class Index:
                 read.
         """
         if not 0 <= min_relevance <= 1:
-            raise UserError(f"--min-relevance {min_relevance:g}: must be a number from 0 to 1")
+            raise UserError(f"min_relevance must be from 0 to 1, got {min_relevance:g}")
         if not 1 <= n <= _MAX_HITS:
-            raise UserError(f"{n} hits: must be a number from 1 to {_MAX_HITS:,}")
+            raise UserError(f"n must be from 1 to {_MAX_HITS:,} hits, got {n}")
         query = Query(texts=_many(texts), images=_many(image), without=_many(without), weights=tuple(weights))
         options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold, min_relevance=min_relevance)
         return search_store(query, self.store, self.model, options)
@@ -285,7 +285,7 @@ class IndexModel:
         self.folder = locate_checkpoint(name)
         # A name that other processes can find, too: the name of a bundled model, or an absolute path. For a run, the
         # path of its best or newest checkpoint, because later checkpoints have other embeddings.
-        is_name = shipped_folder(name) == self.folder or not Path(name).exists()
+        is_name = bundled_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size
         self.engine = engine

@@ -18,7 +18,7 @@ from grr_coca.infer.encoder import open_encoder
 from grr_coca.infer.export.write import write_onnx
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.checkpoint_files import FROZEN_FILES, shipped_folder
+from grr_coca.model.checkpoint_files import FROZEN_FILES, bundled_folder
 from grr_coca.model.config import FeatureEncoderConfig
 
 pytestmark = pytest.mark.ci
@@ -35,7 +35,7 @@ def _unchecked():
 
 def write_model(folder, encoder, beside=False):
     """A checkpoint of random weights in the size of `icons` that takes the tokens of an encoder."""
-    icons = from_pretrained(shipped_folder("icons"))
+    icons = from_pretrained(bundled_folder("icons"))
     own, info = icons.config.image_encoder, encoder.info
     features = FeatureEncoderConfig(
         feature_dim=info.embed_dim,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grr_coca.infer.load import load
-from grr_coca.model.checkpoint_files import FOLDER, shipped_models
+from grr_coca.model.checkpoint_files import FOLDER, bundled_models
 from grr_coca_search.relevance import RelevanceCurve, can_tell, curve_of, evidence
 from grr_coca_serve.page import FILES
 from grr_coca_serve.site import RANKING
@@ -87,7 +87,7 @@ def test_relevance_falls_with_the_number_of_images():
         evidence(query, np.array([0.5]), np.outer([0.1] * count, query), others, others, others) for count in (10, 4000)
     ]
     assert [row[0, 2] for row in found] == pytest.approx(np.log([10, 4000]))
-    for name in shipped_models():
+    for name in bundled_models():
         curve = curve_of(FOLDER / name, load(name).config)
         assert curve.per_log_images < 0
         few, many = (curve.relevances(np.array([[6.0, 0.5, row[0, 2], 0.3]]))[0] for row in found)

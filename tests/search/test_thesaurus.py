@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.model.checkpoint_files import THESAURUS, shipped_folder
+from grr_coca.model.checkpoint_files import THESAURUS, bundled_folder
 from grr_coca_search.index import Index
 from grr_coca_search.thesaurus import Thesaurus
 
@@ -21,7 +21,7 @@ def test_a_text_is_looked_up_whole():
 
 
 def test_each_entry_is_found_wherever_it_is():
-    path = shipped_folder("icons") / THESAURUS
+    path = bundled_folder("icons") / THESAURUS
     text = path.read_text(encoding="utf-8")
     for words in (Thesaurus(text), Thesaurus(text.rstrip("\n"))):
         for line in text.splitlines()[::97] + text.splitlines()[-1:]:
@@ -37,7 +37,7 @@ def test_a_model_may_lack_the_file(tmp_path):
 
 
 def test_the_shipped_file_has_six_words_for_each_entry():
-    path = shipped_folder("icons") / THESAURUS
+    path = bundled_folder("icons") / THESAURUS
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     entries = [entry for entry, *_ in rows]
     assert entries == sorted(set(entries))
@@ -47,7 +47,7 @@ def test_the_shipped_file_has_six_words_for_each_entry():
 
 def test_the_shipped_file_associates_nothing_with_people():
     """A sentence encoder finds a religion close to crimes, and an origin close to animals."""
-    text = (shipped_folder("icons") / THESAURUS).read_text(encoding="utf-8")
+    text = (bundled_folder("icons") / THESAURUS).read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()]
     assert not {"terrorist", "mexican", "jew", "savage", "cripple"} & {entry for entry, *_ in rows}
     related = {word for _, *captions in rows for caption in captions for word in caption.split()}

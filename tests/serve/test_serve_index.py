@@ -20,7 +20,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
 from grr_coca.data.image_files import Span
 from grr_coca.data.isolated import decode_image
-from grr_coca.model.checkpoint_files import RELEVANCE, shipped_folder
+from grr_coca.model.checkpoint_files import RELEVANCE, bundled_folder
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.facets import facets
 from grr_coca_search.index import IndexModel
@@ -188,7 +188,7 @@ def test_a_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
 
 def test_corrupt_relevance_curve_raises_at_the_start(index, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(shipped_folder("icons"), folder)
+    shutil.copytree(bundled_folder("icons"), folder)
     (folder / MANIFEST).unlink()
     (folder / RELEVANCE).write_text("{")
     with pytest.raises(UserError, match=RELEVANCE):

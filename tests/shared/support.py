@@ -64,7 +64,7 @@ def hide_packages(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def as_if_quantized(folder: Path) -> Path:
-    """Make a copy of a shipped model a folder in the form of int8: its graphs have weights of their own."""
+    """Make a copy of a bundled model a folder in the form of int8: its graphs have weights of their own."""
     import onnx
 
     (folder / WEIGHTS).rename(folder / QUANTIZED_WEIGHTS)

@@ -13,7 +13,7 @@ from grr_coca.common.dict_to_dataclass import differences, to_dict
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import read_json
 from grr_coca.infer.load import ENGINE_TITLES, ModelProvider, choose_engine
-from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, ModelCard, read_config, shipped_models
+from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, ModelCard, bundled_models, read_config
 from grr_coca.model.presets import get_preset
 
 _MIN_LENGTH = 4
@@ -68,13 +68,13 @@ def list_models(json: Flag = False) -> None:
     Args:
         json: print one JSON object, with all metrics and their intervals.
     """
-    cards = shipped_models()
+    cards = bundled_models()
     engines = {name: _engine_here(FOLDER / name) for name in cards}
     providers: list[ModelProvider] = list(plugins.values("grr_coca.models"))
     if json:
-        shipped = {name: {**to_dict(card), "engine": engines[name]} for name, card in cards.items()}
+        bundled = {name: {**to_dict(card), "engine": engines[name]} for name, card in cards.items()}
         others = {name: row for provider in providers for name, (row, _) in provider.listed(_engine_here).items()}
-        print(json_format.dumps({**shipped, **others}))
+        print(json_format.dumps({**bundled, **others}))
         return
     for name, card in cards.items():
         print(_described(card, ENGINE_TITLES[engines[name]]))

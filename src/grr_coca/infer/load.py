@@ -23,14 +23,14 @@ from grr_coca.model.checkpoint_files import (
     HUB_ID,
     MODEL_FILES,
     base_fingerprint,
+    bundled_folder,
+    bundled_names,
     find_checkpoint,
     find_model,
     has_graphs,
     is_adapted,
     is_quantized,
     read_files,
-    shipped_folder,
-    shipped_names,
 )
 from grr_coca.model.config import CoCaConfig
 
@@ -138,12 +138,12 @@ def locate_checkpoint(named: str | Path) -> Path:
     scheme, colon, _ = name.partition(":")
     if colon and not path.exists() and plugins.named("grr_coca.loaders", scheme) is not None:
         raise UserError(f"{name}: convert it first: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
-    shipped = shipped_folder(name)
-    provider = _provider_of(name) if shipped is None and path.name == name else None
-    if shipped is not None or provider is not None:
+    bundled = bundled_folder(name)
+    provider = _provider_of(name) if bundled is None and path.name == name else None
+    if bundled is not None or provider is not None:
         if not _holds_checkpoint(path):
-            return shipped if provider is None else provider.locate(name)  # type: ignore[return-value]
-        kind = "shipped" if shipped is not None else "published"
+            return bundled if provider is None else provider.locate(name)  # type: ignore[return-value]
+        kind = "bundled" if bundled is not None else "published"
         log.warning("%s: this folder is used, not the %s model of the same name", path, kind)
     if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
         return find_model(path)
@@ -152,7 +152,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     if _HUB_NAME.fullmatch(name):
         return find_model(_fetch(name))
     published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]
-    raise UserError(f"{name}: no folder or model has this name; {suggest_name(name, [*shipped_names(), *published])}")
+    raise UserError(f"{name}: no folder or model has this name; {suggest_name(name, [*bundled_names(), *published])}")
 
 
 def require_input(folder: Path, arguments: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ def require_input(folder: Path, arguments: Sequence[str]) -> None:
 
 def is_on_hub(name: str) -> bool:
     """Return whether `locate_checkpoint` would search for this name on the Hugging Face hub."""
-    is_known = shipped_folder(name) is not None or _provider_of(name) is not None
+    is_known = bundled_folder(name) is not None or _provider_of(name) is not None
     return not is_known and not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None
 
 

@@ -509,17 +509,17 @@ class ModelCard:
     figures: dict[str, dict[str, Figure]]
 
 
-def shipped_models() -> dict[str, ModelCard]:
+def bundled_models() -> dict[str, ModelCard]:
     """Return the cards of all bundled models, by name."""
-    cards = {name: FOLDER / name / "card.json" for name in shipped_names()}
+    cards = {name: FOLDER / name / "card.json" for name in bundled_names()}
     return {name: from_dict(ModelCard, read_json(path), str(path)) for name, path in cards.items()}
 
 
-def shipped_names() -> list[str]:
+def bundled_names() -> list[str]:
     """Return the names of all bundled models."""
     return sorted(path.parent.name for path in FOLDER.glob("*/card.json"))
 
 
-def shipped_folder(name: str) -> Path | None:
+def bundled_folder(name: str) -> Path | None:
     """Return the checkpoint folder of a bundled model, or None if no bundled model has this name."""
-    return FOLDER / name if name in shipped_names() else None
+    return FOLDER / name if name in bundled_names() else None

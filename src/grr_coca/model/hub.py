@@ -37,11 +37,11 @@ from grr_coca.model.checkpoint_files import (
     START_FILE,
     Figure,
     ModelCard,
+    bundled_folder,
+    bundled_names,
     find_checkpoint,
     fingerprint,
     has_graphs,
-    shipped_folder,
-    shipped_names,
 )
 
 README = "README.md"
@@ -89,10 +89,10 @@ def find_start(checkpoint: Path) -> Start | None:
         folder, wanted = Path(origin["checkpoint"]), origin["fingerprint"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: {error} is missing or invalid") from error
-    for name in shipped_names():
-        shipped = shipped_folder(name)
-        if shipped is not None and fingerprint(shipped) == wanted:
-            return Start(name, int(read_json(shipped / "config.json")["step"]), _shipped_card(shipped))
+    for name in bundled_names():
+        bundled = bundled_folder(name)
+        if bundled is not None and fingerprint(bundled) == wanted:
+            return Start(name, int(read_json(bundled / "config.json")["step"]), _bundled_card(bundled))
     in_run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     cached = re.fullmatch(r"models--(.+?)--(.+)", folder.parent.parent.name)
     name = f"{cached[1]}/{cached[2]}" if cached else in_run.name
@@ -139,7 +139,7 @@ def model_card(
     require_extra("hub", "a card for the Hugging Face hub")
     from huggingface_hub import ModelCardData
 
-    config, card, start = read_json(folder / "config.json"), _shipped_card(folder), find_start(folder)
+    config, card, start = read_json(folder / "config.json"), _bundled_card(folder), find_start(folder)
     licence = _utf8((licence or "").strip()) or (card.licence if card else None)
     if licence is None:
         began = f" (it started from {start.name}: {start.card.licence})" if start and start.card else ""
@@ -263,7 +263,7 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
         return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)
 
 
-def _shipped_card(folder: Path) -> ModelCard | None:
+def _bundled_card(folder: Path) -> ModelCard | None:
     path = folder / _CARD
     return from_dict(ModelCard, read_json(path), str(path)) if path.exists() else None
 

@@ -46,7 +46,7 @@ def run(
         images: image files, folders, patterns, .tar shards, or tables of images; if none are given, those that the
             index was created from.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if
-            not given, the model of the index, or for a new index the shipped model.
+            not given, the model of the index, or for a new index the bundled model.
         forget: remove the images of this argument, or below this folder, from the index. Without images, nothing else
             is done.
         exclude: exclude files that match this .gitignore pattern, such as "raw/" or "*.gif". The

@@ -161,7 +161,7 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
 def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
     """Return the expression that is true if one value of a field is a text. A column of a table counts as one value."""
     if operator != "=":
-        raise UserError(f"--where: on Milvus, {field} take only = and in; an index in a folder has all comparisons")
+        raise UserError(f"where: on Milvus, {field} take only = and in; an index in a folder has all comparisons")
     noted, text = f'kinds["{_PHOTO}"]', _literal(value)
     kept = f'{noted}["photo"]["{field}"]' if FIELDS[field].source == "file" else f'{noted}["{field}"]'
     is_no_column = f'(not json_contains({noted}["columns"], "{field}"))'

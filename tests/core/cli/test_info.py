@@ -1,4 +1,4 @@
-"""`grr-coca info` and `models`: presets described, and the shipped models listed."""
+"""`grr-coca info` and `models`: presets described, and the bundled models listed."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from grr_coca.model.anatomy import count_parameters, flops_per_pair
 from grr_coca.model.build import build_without_weights
-from grr_coca.model.checkpoint_files import DEFAULT, shipped_models
+from grr_coca.model.checkpoint_files import DEFAULT, bundled_models
 from grr_coca.model.presets import get_preset
 
 # --- info
@@ -47,7 +47,7 @@ def test_info_counts_shorter_captions_too(grr_coca):
 def test_models_are_listed_with_size_data_and_figures(grr_coca):
     said = grr_coca("models")
     assert said.code == 0
-    for name, card in shipped_models().items():
+    for name, card in bundled_models().items():
         assert name in said.out
         assert f"{card.parameters:,} parameters" in said.out
         assert card.data in said.out

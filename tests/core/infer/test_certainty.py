@@ -22,11 +22,11 @@ from grr_coca.infer.calibration import (
 )
 from grr_coca.infer.image_text_model import warn_if_unfamiliar
 from grr_coca.infer.load import load
-from grr_coca.model.checkpoint_files import CONFIDENCE, DEFAULT, FOLDER, shipped_models
+from grr_coca.model.checkpoint_files import CONFIDENCE, DEFAULT, FOLDER, bundled_models
 from grr_coca_search import Index
 
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
-NAMES = sorted(shipped_models())
+NAMES = sorted(bundled_models())
 
 
 def noise(seed: int = 0) -> Image.Image:
@@ -94,7 +94,7 @@ def test_bundled_model_distinguishes_drawings_from_noise(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_card_has_the_requested_values(name):
-    figures = shipped_models()[name].figures
+    figures = bundled_models()[name].figures
     assert figures["photographs, other"]["unfamiliar"].value >= 0.9
     assert figures["photographs, other"]["images"].value >= 30
     drawn = [split for split, found in figures.items() if split.startswith("test") and "unfamiliar" in found]

@@ -1,4 +1,4 @@
-"""Names of checkpoints: a folder before a shipped model, a shipped model before the hub."""
+"""Names of checkpoints: a folder before a bundled model, a bundled model before the hub."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import grr_coca
 from grr_coca.common.errors import UserError, install_command
 from grr_coca.common.files import MANIFEST, read_manifest
 from grr_coca.infer.load import load, locate_checkpoint
-from grr_coca.model.checkpoint_files import DEFAULT, FILES, FOLDER, shipped_models
+from grr_coca.model.checkpoint_files import DEFAULT, FILES, FOLDER, bundled_models
 
 
 def test_a_shipped_model_is_found_by_its_name():
@@ -26,7 +26,7 @@ def test_folder_wins_over_a_model_name_with_a_note(run, tmp_path, monkeypatch, c
     shutil.copytree(run.checkpoint, tmp_path / DEFAULT)
     monkeypatch.chdir(tmp_path)
     assert str(locate_checkpoint(DEFAULT)) == DEFAULT
-    assert "this folder is used, not the shipped model of the same name" in caplog.text
+    assert "this folder is used, not the bundled model of the same name" in caplog.text
 
 
 def test_a_folder_that_holds_none_does_not(tmp_path, monkeypatch):
@@ -41,9 +41,9 @@ def test_a_name_that_does_not_exist_tells_the_nearest(tmp_path, monkeypatch):
         grr_coca.load("pictogram")
 
 
-@pytest.mark.parametrize("name", sorted(shipped_models()))
+@pytest.mark.parametrize("name", sorted(bundled_models()))
 def test_a_shipped_model_is_small_and_its_card_is_complete(name):
-    card, folder = shipped_models()[name], FOLDER / name
+    card, folder = bundled_models()[name], FOLDER / name
     assert sum(len(content) for content in snapshot(folder).values()) <= 12_000_000
     page = (folder / "card.md").read_text()
     for split, figures in card.figures.items():

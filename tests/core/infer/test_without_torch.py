@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import PACKAGES
-from grr_coca.model.checkpoint_files import shipped_models
+from grr_coca.model.checkpoint_files import bundled_models
 
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
 BLOCKED = sorted({module for packages in PACKAGES.values() for module in packages} | {"beartype", "torchvision"})
@@ -95,8 +95,8 @@ def test_json_and_models_say_what_runs(said):
         assert {json.loads(line)["engine"] for line in said[command][1].splitlines()} == {"onnx"}
     assert {hit["engine"] for hit in json.loads(said["search"][1])} == {"onnx"}
     models = json.loads(said["models --json"][1])
-    assert {models[name]["engine"] for name in shipped_models()} == {"onnx"}
-    assert said["models"][1].count("runs here in ONNX Runtime") == len(shipped_models())
+    assert {models[name]["engine"] for name in bundled_models()} == {"onnx"}
+    assert said["models"][1].count("runs here in ONNX Runtime") == len(bundled_models())
 
 
 def test_model_is_loaded_in_python(said):

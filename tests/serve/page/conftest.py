@@ -17,7 +17,7 @@ from support import DATASETS
 
 from grr_coca.common.files import user_cache
 from grr_coca.data.sources.open import find_files
-from grr_coca.model.checkpoint_files import shipped_folder
+from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_search.index import Index
 from grr_coca_serve.npm import NpmPackage
 from grr_coca_serve.site import find_runtime, graphs_of, read_library, write_site
@@ -115,7 +115,7 @@ def site(drawings_index, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "site"
     with Index.open(drawings_index) as index:
         library = read_library(index.store, index.model.curve)
-    icons = shipped_folder("icons")
+    icons = bundled_folder("icons")
     assert icons is not None
     with graphs_of(icons) as graphs:
         write_site(graphs, folder, find_runtime(), library, title="Drawings", model="icons")

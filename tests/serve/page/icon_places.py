@@ -9,7 +9,7 @@ import numpy as np
 from browsing import hosted, static
 from serving import serving
 
-from grr_coca.model.checkpoint_files import shipped_folder
+from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import CrossSetMatcher
 from grr_coca_icons.match.picture_set import named_pictures
@@ -54,7 +54,7 @@ def write_icon_index(folder: Path) -> Path:
 
 def write_icon_sites(index: Path, folder: Path) -> dict[str, Path]:
     """Write what `export web` writes of it, and a site of its sets as the icon site is."""
-    with Index.open(index) as opened, graphs_of(shipped_folder("icons")) as graphs:
+    with Index.open(index) as opened, graphs_of(bundled_folder("icons")) as graphs:
         exported = with_others(read_library(opened.store, opened.model.curve), opened.model)
         write_site(graphs, folder / "export", find_runtime(), exported, title="Icons", model="icons")
         drawn = _icon_library(list(opened.store.everything()), opened.model)

@@ -15,7 +15,7 @@ from support import DATASETS
 
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.model.checkpoint_files import shipped_folder
+from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_icons.site import with_others
 from grr_coca_search.index import Index
 from grr_coca_search.relevance import RelevanceCurve
@@ -190,7 +190,7 @@ def test_the_runtime_must_be_the_pinned_one(tmp_path, capsys, monkeypatch):
 
 def test_rejects_corrupt_graphs_and_indexes_of_other_models(index, runtime, tmp_path, capsys):
     broken = tmp_path / "broken"
-    shutil.copytree(shipped_folder("icons"), broken)
+    shutil.copytree(bundled_folder("icons"), broken)
     (broken / "text.onnx").write_bytes((broken / "text.onnx").read_bytes()[:-1])
     arguments = ("--out", tmp_path / "site", "--runtime", runtime)
     assert "text.onnx" in refused(capsys, "export", "web", "-c", broken, *arguments)

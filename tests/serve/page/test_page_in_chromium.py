@@ -18,7 +18,7 @@ import pytest
 from browsing import StaticHost, hosted, static
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.model.checkpoint_files import shipped_folder
+from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_search.index import Index
 from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, evidence
 from grr_coca_serve.page import FILES, POLICY
@@ -480,7 +480,7 @@ def test_dark_is_dark(host, tab):
 @pytest.fixture(scope="module")
 def captions_only(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "site"
-    with graphs_of(shipped_folder("icons")) as graphs:
+    with graphs_of(bundled_folder("icons")) as graphs:
         write_site(graphs, folder, find_runtime(), title="Captions", model="icons")
     return folder
 
@@ -613,7 +613,7 @@ def icons(tmp_path_factory):
     with Index.open(folder / "index", create=True) as index:
         index.add(folder / "icons")
         library = read_library(index.store, index.model.curve)
-    with graphs_of(shipped_folder("icons")) as graphs:
+    with graphs_of(bundled_folder("icons")) as graphs:
         write_site(graphs, folder / "site", find_runtime(), library, title="Icons", model="icons")
     return folder / "site"
 

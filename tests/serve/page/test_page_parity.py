@@ -24,7 +24,7 @@ from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.text import words_of
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe
 from grr_coca.infer.calibration import look_inside, read_calibration, statistics
-from grr_coca.model.checkpoint_files import shipped_folder
+from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.index import Index
@@ -32,7 +32,7 @@ from grr_coca_search.query import NameQuery, asked_words, has_words, in_words
 from grr_coca_serve.page import FILES
 from grr_coca_serve.site import find_runtime, graphs_of, write_site
 
-ICONS = shipped_folder("icons")
+ICONS = bundled_folder("icons")
 PICTURES = Path(__file__).parents[2] / "core" / "data" / "pictures"
 
 

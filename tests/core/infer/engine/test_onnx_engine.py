@@ -18,17 +18,17 @@ from grr_coca.infer.engine.onnx import OnnxDecoder, OnnxEngine
 from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.generate import Caption, GenerationOptions, generate, stream_captions
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
-from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import bundled_folder, bundled_models
 
 SRC = Path(__file__).parents[4] / "src"
 DRAWINGS = sorted((SRC.parent / "docs" / "drawings").glob("*.webp"))[:10]
 TEXTS = ["a red heart", "cat", "two people who walk a dog in the rain", ""]
-names = pytest.mark.parametrize("name", shipped_models())
+names = pytest.mark.parametrize("name", bundled_models())
 
 
 @cache
 def checkpoint_of(name: str) -> Checkpoint:
-    return from_pretrained(shipped_folder(name))
+    return from_pretrained(bundled_folder(name))
 
 
 @cache
@@ -38,7 +38,7 @@ def torch_engine(name: str) -> TorchEngine:
 
 @cache
 def onnx_engine(name: str) -> OnnxEngine:
-    return OnnxEngine(shipped_folder(name))
+    return OnnxEngine(bundled_folder(name))
 
 
 @cache
@@ -82,7 +82,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("name", "prompt"), [*((name, "") for name in shipped_models()), ("icons", "a picture of")])
+@pytest.mark.parametrize(("name", "prompt"), [*((name, "") for name in bundled_models()), ("icons", "a picture of")])
 def test_captions_are_those_of_pytorch(name, way, prompt):
     tokenizer, options = checkpoint_of(name).tokenizer, GenerationOptions(**WAYS[way])
     found, wanted = (
@@ -155,10 +155,10 @@ def test_logits_outlive_their_decoder():
 
 
 def test_texts_and_captions_open_only_their_graphs():
-    engine = OnnxEngine(shipped_folder("icons"))
+    engine = OnnxEngine(bundled_folder("icons"))
     engine.encode_texts(np.array([[0, 5, 1, 0]]), np.array([4]))
     assert set(engine._graphs) == {"text"}
-    other = OnnxEngine(shipped_folder("icons"))
+    other = OnnxEngine(bundled_folder("icons"))
     generate(other, checkpoint_of("icons").tokenizer, pixels_of("icons")[:1])
     assert set(other._graphs) == {"image", "step"}
 
@@ -174,7 +174,7 @@ def test_threads_are_few_and_do_not_spin(given, variable, threads, workers, monk
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    engine = OnnxEngine(shipped_folder("icons"), given)
+    engine = OnnxEngine(bundled_folder("icons"), given)
     assert engine.workers == workers
     options = engine.session("text").get_session_options()
     assert options.intra_op_num_threads == threads
@@ -185,7 +185,7 @@ def test_a_large_model_takes_all_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("grr_coca.infer.engine.onnx.num_threads", lambda: 5)
     monkeypatch.setattr("grr_coca.infer.engine.onnx.SMALL_MODEL", 1000)
-    engine = OnnxEngine(shipped_folder("icons"))
+    engine = OnnxEngine(bundled_folder("icons"))
     assert (engine.threads, engine.workers) == (5, 1)
 
 
@@ -194,7 +194,7 @@ def test_a_large_model_takes_all_cores(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(shipped_folder("icons"), tmp_path / "icons"))
+    return Path(shutil.copytree(bundled_folder("icons"), tmp_path / "icons"))
 
 
 def cut(path: Path) -> None:
@@ -202,7 +202,7 @@ def cut(path: Path) -> None:
 
 
 def take_from_another(path: Path) -> None:
-    shutil.copyfile(shipped_folder("pictograms") / path.name, path)
+    shutil.copyfile(bundled_folder("pictograms") / path.name, path)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def relist(folder: Path, name: str) -> None:
 
 def test_a_folder_that_was_exported_before_still_runs(tmp_path):
     """Its graph appends to caches by operators beside attention. Inputs, outputs and results are the same."""
-    folder = Path(shutil.copytree(shipped_folder("pictograms"), tmp_path / "pictograms"))
+    folder = Path(shutil.copytree(bundled_folder("pictograms"), tmp_path / "pictograms"))
     before = Path(__file__).parent / "recorded" / "pictograms-step.onnx.xz"
     (folder / "step.onnx").write_bytes(lzma.decompress(before.read_bytes()))
     relist(folder, "step.onnx")

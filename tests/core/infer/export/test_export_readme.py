@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.infer.export.readme import readme
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.checkpoint_files import shipped_folder
+from grr_coca.model.checkpoint_files import bundled_folder
 
 
 def pixels_of_the_program(page: str, path: Path) -> np.ndarray:
@@ -36,7 +36,7 @@ def pixels_of_the_program(page: str, path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def shipped():
-    return from_pretrained(shipped_folder("icons"))
+    return from_pretrained(bundled_folder("icons"))
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # of Pillow, in the program

@@ -35,12 +35,12 @@ from grr_coca.infer.generate import generate
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.checkpoint_files import GRAPHS, fingerprint, shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import GRAPHS, bundled_folder, bundled_models, fingerprint
 from grr_coca.model.presets import PRESETS
 from grr_coca_open_clip.checkpoints.read import read_open_clip
 
 DRAWINGS = sorted((Path(__file__).parents[4] / "docs" / "drawings").glob("*.webp"))
-SHIPPED = {name: shipped_folder(name) for name in shipped_models()}
+SHIPPED = {name: bundled_folder(name) for name in bundled_models()}
 
 
 def write_unchecked(*arguments):

@@ -28,7 +28,7 @@ from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.index import Index
-from grr_coca_search.query import NameQuery, asked_words, has_words, in_words
+from grr_coca_search.query import NameQuery, has_words, query_terms, split_identifier
 from grr_coca_serve.page import FILES
 from grr_coca_serve.site import find_runtime, graphs_of, write_site
 
@@ -401,9 +401,9 @@ def test_names_and_queries_have_the_words_of_python(modules, tab):
     )
     for place, (text, told) in enumerate(zip(texts, found, strict=True)):
         name, other = NameQuery.of(text), texts[(place * 7 + 1) % len(texts)]
-        asked = asked_words(text)
-        expected = [words_of(text), in_words(text), sorted(asked), name.prefix, [*name.words]]
-        assert told == [*expected, name.is_of(other), has_words(asked, [text, other])], text
+        asked = query_terms(text)
+        expected = [words_of(text), split_identifier(text), sorted(asked), name.prefix, [*name.words]]
+        assert told == [*expected, name.matches_name(other), has_words(asked, [text, other])], text
 
 
 def test_a_picture_is_unlike_the_training_as_in_python(modules, tab):

@@ -1,4 +1,4 @@
-"""The preprocessing in `preprocessor_config.json`, which models on the Hugging Face hub and exported graphs have."""
+"""Preprocessing from `preprocessor_config.json` of models on the Hugging Face hub and of exported graphs."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from grr_coca.data.preprocess import EncoderPreprocess, Interpolation
 
 FILE = "preprocessor_config.json"
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""By Pillow's numbers."""
+"""Interpolation methods by Pillow's numbers."""
 
 
 def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
@@ -22,7 +22,7 @@ def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
         size: Image size that overrides the file's; None: the file's size.
 
     Raises:
-        UserError: If the file is missing or corrupt, or does not make squares.
+        UserError: If the file is missing or corrupt, or does not yield squares.
     """
     content = read_json(path)
     try:

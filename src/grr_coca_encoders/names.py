@@ -14,10 +14,10 @@ class EncoderName(NamedTuple):
     """The name of an encoder after its scheme, `MODEL[@SIZE][=WEIGHTS]`.
 
     Attributes:
-        text: The whole name, with its scheme.
+        text: Full name, with its scheme.
         model: Model or folder.
-        size: Image size in pixels; None: its own.
-        weights: A safetensors file, or `random`; None: those that were published under this name.
+        size: Image size in pixels; None: the model's own.
+        weights: A safetensors file, or `random`; None: the published weights.
     """
 
     text: str
@@ -30,7 +30,7 @@ def parse_name(scheme: str, rest: str) -> EncoderName:
     """Parse the name of an encoder.
 
     Raises:
-        UserError: If the model is missing, the size is out of range, or the file of weights cannot be used.
+        UserError: If the model is missing, the size is out of range, or the weights file cannot be used.
     """
     text = f"{scheme}:{rest}"
     model, equals, weights = rest.partition("=")

@@ -1,7 +1,8 @@
 """An image encoder as an ONNX graph of any origin, computed by ONNX Runtime.
 
 The first input takes images: B 3 S S or B S S 3, uint8 pixels, or floating-point values normalized by mean and
-deviation. The output is `last_hidden_state`, or else the first one with tokens B N D, a map, or one vector an image.
+deviation. The output is `last_hidden_state`, or else the first output with tokens B N D, a map, or one vector per
+image.
 
 Shapes: B images, S image size in pixels, T tokens with class token and registers, N tokens, D width.
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 _MAX_PREFIX = 16
-"""Largest number of tokens before those of the patches."""
+"""Maximum number of tokens before the patch tokens."""
 _OPENING = threading.Lock()
 
 
@@ -37,7 +38,7 @@ class OnnxEncoder:
     """A `grr_coca.infer.encoder.VisionEncoder` of a graph.
 
     Args:
-        path: The graph. Beside it is its description: `NAME.json` that this package wrote for `NAME.onnx`, or
+        path: The graph, next to its description: `NAME.json` written by this package for `NAME.onnx`, or
             `preprocessor_config.json`.
 
     Raises:
@@ -97,7 +98,7 @@ class OnnxEncoder:
         parts = np.split(images, len(images)) if self._takes_one else [images]
         try:
             found = [self._open().run([self._output], {self._input: part})[0] for part in parts]
-        except Exception as error:  # its classes have no common one
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise UserError(f"onnx:{self.path}: cannot encode images ({' '.join(str(error).split())[:200]})") from error
         tokens = _to_tokens(np.concatenate(found).astype(np.float32))
         return ImageTokens(tokens, np.ones(tokens.shape[:2], bool))
@@ -114,7 +115,7 @@ class OnnxEncoder:
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the open graph, which another process opens again."""
+        """Return the state without the open graph, which other processes reopen."""
         return {**vars(self), "_session": None}
 
     def _open(self) -> "InferenceSession":
@@ -140,12 +141,12 @@ def _opened(path: Path) -> "InferenceSession":
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes have no common one
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise UserError(f"onnx:{path}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
 
 
 def tokens_of_graph(path: Path, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B N D"]:
-    """Return the tokens by a graph of uint8 pixels, which needs no description."""
+    """Return the tokens computed by a graph of uint8 pixels, which needs no description."""
     session = _opened(path)
     (tokens,) = session.run(None, {session.get_inputs()[0].name: pixels})
     return tokens
@@ -172,13 +173,13 @@ def _to_tokens(found: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B N D"]:
 
 
 def count_prefix(num_tokens: int) -> int:
-    """Return the number of tokens before those of the patches, which fill a square grid; 0 if they do not."""
+    """Return the number of tokens before the patch tokens, which fill a square grid; 0 if they do not."""
     prefix = num_tokens - math.isqrt(num_tokens) ** 2
     return prefix if prefix <= _MAX_PREFIX else 0
 
 
 def _hash_of(path: Path) -> str:
-    """Return the SHA-256 of a graph and of the files next to it that hold its weights."""
+    """Return the SHA-256 of a graph and of the files next to it with its weights."""
     digest = hashlib.sha256(file_sha256(path).encode())
     for other in sorted(path.parent.glob(f"{path.stem}*data")):  # NAME.onnx.data, NAME.onnx_data
         digest.update(f"{other.name} {file_sha256(other)}".encode())

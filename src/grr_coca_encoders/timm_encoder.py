@@ -26,7 +26,7 @@ class TimmTokens(nn.Module):
     """Module that returns the tokens of a timm model: its `forward_features`, without class token and registers.
 
     Args:
-        model: Model of timm.
+        model: timm model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,7 +53,7 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
         device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: If timm has no such model, its weights cannot be had as safetensors, or they do not fit it.
+        UserError: If timm has no such model, its weights are unavailable as safetensors, or they do not match it.
     """
     architecture = name.model.partition(".")[0]
     if not timm.is_model(architecture):
@@ -89,7 +89,7 @@ def _create(name: EncoderName) -> nn.Module:
         with seeded(), log.attached():
             try:
                 model = timm.create_model(name.model, **changes)
-            except TypeError:  # a network of convolutions takes every size
+            except TypeError:  # convolutional networks accept every size
                 changes.pop("img_size", None)
                 model = timm.create_model(name.model, **changes)
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError) as error:
@@ -100,9 +100,9 @@ def _create(name: EncoderName) -> nn.Module:
 
 
 class _LoadingLog(logging.Handler):
-    """Reads timm's log while it loads weights, and silences it.
+    """Handler that captures and silences timm's log while it loads weights.
 
-    Without a classifier, timm ignores that tensors are missing and leaves them random, which only the log states.
+    Without a classifier, timm leaves missing tensors random, and reports this only in the log.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class _LoadingLog(logging.Handler):
 
 
 def _weights_file(name: EncoderName) -> str:
-    """Return the safetensors file of the weights. timm would also take files that run code, so the file is chosen
+    """Return the safetensors file of the weights. timm would also accept files that run code, so the file is chosen
     here.
     """
     if name.weights is not None:

@@ -23,10 +23,10 @@ from grr_coca_encoders.onnx_encoder import tokens_of_graph
 
 
 class PixelsToTokens(nn.Module):
-    """Pixels to tokens, in the form in which a graph is exported.
+    """Module from pixels to tokens, in the form for graph export.
 
     Args:
-        model: Normalized images, B 3 S S, to tokens or maps.
+        model: Model from normalized images, B 3 S S, to tokens or maps.
         preprocess: Preprocessing; its pixel mean and deviation are used.
     """
 
@@ -51,7 +51,7 @@ class TorchEncoder:
     Args:
         name: Name of the encoder.
         licence: Licence of its weights.
-        model: Normalized images, B 3 S S, to tokens, B N D.
+        model: Model from normalized images, B 3 S S, to tokens, B N D.
         preprocess: Preprocessing of the encoder.
         device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
     """
@@ -130,18 +130,18 @@ def without_prefix(tokens: Float[Tensor, "B T D"], num_patches: int) -> Float[Te
 
 
 def map_to_tokens(features: Tensor, is_channels_last: bool) -> Float[Tensor, "B N D"]:
-    """Flatten a map of features in raster order.
+    """Flatten a feature map in raster order.
 
     Args:
-        features: B C h w, or B h w C.
-        is_channels_last: True for the second.
+        features: Feature map, B C h w or B h w C.
+        is_channels_last: Whether channels are last, B h w C.
     """
     return features.flatten(1, 2) if is_channels_last else features.flatten(2).mT
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Draw the same random weights every time, and leave PyTorch's own random state as it is."""
+    """Sample the same random weights every time, without changing PyTorch's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -152,7 +152,7 @@ def quieted(name: str) -> Iterator[None]:
     """Silence the messages of another library while a model is loaded.
 
     Args:
-        name: Name of its logger.
+        name: Name of the library's logger.
     """
     logger = logging.getLogger(name)
     level = logger.level

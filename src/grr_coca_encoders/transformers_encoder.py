@@ -29,7 +29,7 @@ _CLASSES = {
     "clip": "CLIPVisionModel",
     "clip_vision_model": "CLIPVisionModel",
 }
-"""Class of each `model_type`. The files of SigLIP 2 for images of a fixed size are those of SigLIP."""
+"""Class of each `model_type`. SigLIP 2's files for images of a fixed size are in SigLIP's format."""
 
 
 class TransformersTokens(nn.Module):
@@ -116,13 +116,13 @@ def _preprocess(name: EncoderName, image_size: int) -> EncoderPreprocess:
 
 
 def _interpolate_positions(model: Any, side: int) -> None:
-    """Replace learned positions by those of another image size, as the model itself interpolates them for each image.
+    """Replace learned positions by those for another image size, interpolated as the model itself does for each image.
 
-    A graph would otherwise hold the interpolation.
+    Otherwise, graphs would contain the interpolation.
     """
     embeddings = model.embeddings
     if side == model.config.image_size or not hasattr(embeddings, "interpolate_pos_encoding"):
-        return  # DINOv3 rotates, and takes every size
+        return  # DINOv3 uses rotary positions, and accepts every size
     has_class = model.config.model_type != "siglip_vision_model"
     patch = model.config.patch_size
     count = (side // int(patch[0] if isinstance(patch, (list, tuple)) else patch)) ** 2
@@ -134,13 +134,13 @@ def _interpolate_positions(model: Any, side: int) -> None:
         embeddings.image_size = side
     else:
         embeddings.position_embeddings = nn.Parameter(table)
-        # With the size unchanged, the model adds the table as it is.
+        # With the size unchanged, the model adds the table directly.
         embeddings.patch_embeddings.num_patches = count
     model.config.image_size = side
 
 
 def _licence(name: EncoderName) -> str:
-    """Return the licence in the model card; a model without a card can be used, too."""
+    """Return the licence in the model card; a model without a card can also be used."""
     if name.weights == RANDOM:
         return UNKNOWN_LICENCE
     try:

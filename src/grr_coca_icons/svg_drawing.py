@@ -44,7 +44,7 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
 
 
 def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
-    """Return the pixels of a drawing with exactly this side, S S 4."""
+    """Return the pixels of a drawing with exactly the given side, S S 4."""
     image = _drawn(data, name, side)
     return {"mode": image.mode}, image.tobytes()
 
@@ -55,7 +55,7 @@ def _is_small(image: Image.Image) -> bool:
 
 
 def _drawn(data: bytes, name: str, side: int) -> Image.Image:
-    """Draw an SVG file as a square of this side. Raises the errors of `render`."""
+    """Draw an SVG file as a square of the given side, with the errors of `render`."""
     if resvg_py is None:
         raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install resvg-py", Cause.NOT_INSTALLED)
     try:

@@ -129,7 +129,7 @@ class OpenClipImageEncoder(ImageEncoder):
 
 
 class ClassToken(nn.Module):
-    """Appends a class token (arXiv 2010.11929), a learned vector with a learned position."""
+    """A layer that appends a class token (arXiv 2010.11929), a learned vector with a learned position."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def shared(
 
 
 class ClsLastTextDecoder(TextDecoder):
-    """A unimodal decoder that was trained with captions padded to the context, and [CLS] at its end."""
+    """A unimodal decoder trained with captions padded to the context, and [CLS] at its end."""
 
     def pack(
         self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout_of: LayoutOf = pack_lengths
@@ -212,7 +212,7 @@ class OpenClipMultimodalDecoder(MultimodalDecoder):
 
 
 class TwoStepCrossBlock(nn.Module):
-    """A whole `Block`, then cross-attention to a context, then a second feed-forward."""
+    """A full `Block`, then cross-attention to a context, then a second feed-forward."""
 
     def __init__(
         self,

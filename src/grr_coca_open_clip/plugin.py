@@ -40,7 +40,7 @@ class OpenClipArchitecture:
         """Raise an error if a config has parts that open_clip's CoCa does not have.
 
         Raises:
-            UserError: It has; the message names the first.
+            UserError: If the config has such parts; the message names the first.
         """
         required: list[tuple[object, dict[str, object]]] = [
             (config.own_image_encoder, {"num_registers": 0, "stem": "patchify"}),
@@ -56,7 +56,7 @@ class OpenClipArchitecture:
                     raise UserError(f"architecture 'open_clip' has {name} {choice!r}, not {found!r}")
 
     def build(self, config: CoCaConfig) -> Any:
-        """Build the model of a config, with weights that have no values yet."""
+        """Build the model of a config, with uninitialised weights."""
         from grr_coca_open_clip.model import build_open_clip  # late: imports torch
 
         return build_open_clip(config)
@@ -69,7 +69,7 @@ def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageT
     """Load an open_clip checkpoint, as `grr_coca.load("open_clip:PATH")` does.
 
     Args:
-        path: Folder in the hub's layout, or a file of weights.
+        path: Folder in the hub's layout, or a weights file.
         device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
         engine: `auto` or `torch`.
 

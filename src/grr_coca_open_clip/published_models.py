@@ -1,7 +1,7 @@
-"""The CoCa models for photographs that open_clip published, by name: each is fetched once, imported, and kept.
+"""open_clip's published CoCa models for photographs, by name: each is downloaded once, imported and cached.
 
 A model is downloaded by `huggingface_hub`, into its own cache, and converted with its ONNX graphs into
-`~/.cache/grr-coca/models/NAME`. Later loads read that folder, without a network and without PyTorch. Beside it,
+`~/.cache/grr-coca/models/NAME`. Later loads read that folder, without a network and without PyTorch. Next to it,
 `NAME.json` records the fetched revision and the SHA-256 of its weights.
 """
 
@@ -34,7 +34,7 @@ class PublishedModel:
     """An open_clip model on the Hugging Face hub.
 
     Attributes:
-        imagenet: Share of ImageNet's images that it classifies correctly, zero-shot.
+        imagenet: Zero-shot accuracy on ImageNet.
         good_for: Recommended use.
     """
 
@@ -89,7 +89,7 @@ _MODELS = (
     ),
 )
 PUBLISHED = {model.name: model for model in _MODELS}
-"""The models by name. Where the facts were read:
+"""The models by name. Sources of the facts:
 
 | fact | source |
 |---|---|
@@ -103,7 +103,7 @@ PUBLISHED = {model.name: model for model in _MODELS}
 
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 _FORM = 1
-"""Of the folders in the cache. With another number, models are imported again, from the revision that was recorded."""
+"""Format version of cached folders. If it differs, models are imported again, from the recorded revision."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -119,21 +119,23 @@ class _Origin:
 
 
 def find_published(name: str) -> PublishedModel | None:
-    """Return the model of a name, or of `name@revision`, or None if there is none."""
+    """Return the model with a name or `name@revision`, or None if it does not exist."""
     plain, at, revision = name.partition("@")
     return PUBLISHED.get(plain) if not at or _REVISION.fullmatch(revision) else None
 
 
 def published_folder(name: str) -> Path:
-    """Return the checkpoint folder of a published model, in the cache. At first use the model is fetched and imported.
+    """Return the checkpoint folder of a published model, in the cache.
 
-    Processes that need it at the same time wait for the first one.
+    At first use, the model is downloaded and imported.
+
+    Concurrent processes wait for the first one.
 
     Args:
         name: Name of the model, or `name@revision` with a branch, tag or commit of its repository.
 
     Raises:
-        UserError: If it cannot be fetched, is corrupt, or the disk is full or cannot be written to.
+        UserError: If the model cannot be downloaded or is corrupt, or the disk is full or cannot be written to.
     """
     model = find_published(name)
     assert model is not None
@@ -148,7 +150,7 @@ def published_folder(name: str) -> Path:
 
 
 def is_here(name: str) -> bool:
-    """Return whether a published model has been imported on this machine."""
+    """Return whether a published model is already imported on this machine."""
     return _is_imported(_place(name))
 
 
@@ -165,7 +167,7 @@ def _is_imported(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Let one process at a time import a model."""
+    """Hold the lock for importing a model, so that only one process imports it."""
     from filelock import FileLock, Timeout
 
     try:
@@ -207,7 +209,7 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
 
 
 def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
-    """Write the checkpoint and its ONNX graphs, completely or not at all."""
+    """Write the checkpoint and its ONNX graphs atomically."""
     from grr_coca.infer.export.write import manifest_facts, write_graphs
     from grr_coca.model.checkpoint import write_files  # late: these import torch
     from grr_coca_open_clip.checkpoints.read import read_open_clip
@@ -294,11 +296,11 @@ class PublishedModels:
 
     @property
     def heading(self) -> str:
-        """A line above the models, where they are listed."""
+        """Heading of the models in lists."""
         return f"for photographs, published by open_clip; {install_command('photos')} lets the first use fetch them:"
 
     def owns(self, name: str) -> bool:
-        """Return whether this is the name of a published model, perhaps with `@revision`."""
+        """Return whether a name belongs to a published model, optionally with `@revision`."""
         return find_published(name) is not None
 
     def locate(self, name: str) -> Path:
@@ -306,7 +308,7 @@ class PublishedModels:
         return published_folder(name)
 
     def listed(self, engine_of: Callable[[Path], str]) -> dict[str, tuple[dict[str, object], str]]:
-        """Describe the models: for JSON, and in lines of text."""
+        """Describe the models, as JSON objects and as lines of text."""
         folders = {name: published_folder(name) if is_here(name) else None for name in PUBLISHED}
         engines = {name: None if folder is None else engine_of(folder) for name, folder in folders.items()}
         return {

@@ -19,7 +19,7 @@ _NEXT_PART = re.compile(rb'[^"\[\]{},]*+(["\[\]{},])')  # possessive: each byte 
 
 
 def require_bounded(body: bytes) -> None:
-    """Check the number of parts and the nesting depth of JSON. Its validity is not checked.
+    """Check the number of parts and the nesting depth of JSON. Validity is not checked.
 
     Raises:
         RequestError: With status 413 for too many parts; with 422 for too deep nesting or an encoding other than UTF-8.

@@ -43,7 +43,7 @@ _MAX_DRAWING_BYTES = 8192
 """Maximum size of SVG files in an answer: larger ones would delay it."""
 _MAX_DRAWINGS_BYTES = 16 * 2**20
 _LARGE_BYTES = 16 * 2**20
-"""Larger files are read for thumbnails one at a time, since several would exhaust the memory."""
+"""Minimum size of files that are read one at a time for thumbnails, since several would exhaust the memory."""
 
 
 class PictureFiles:
@@ -89,7 +89,7 @@ class PictureFiles:
         """Return the bytes of an image, like `read`. Must not be called from the event-loop thread.
 
         Raises:
-            UserError: If its file cannot be read, is not shown, or is stalled.
+            UserError: If the file cannot be read, may not be shown, or is stalled.
         """
         reading = self._workers.put(self._read, entry)
         try:
@@ -104,7 +104,7 @@ class PictureFiles:
         """Return an image with sides of at most `side` pixels. Must not be called from the event-loop thread.
 
         Raises:
-            UserError: If it is not an image, or is too large.
+            UserError: If the data are not an image, or the image is too large.
         """
         return decode_image(data, name, to_srgb=True, at_least=(2 * side, 1), side=side)
 

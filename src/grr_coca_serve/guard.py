@@ -153,7 +153,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request under all circumstances."""
+        """Answer every request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -366,7 +366,7 @@ _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::[0-9]*)
 
 
 def _is_own_name(host: bytes) -> bool:
-    """Return whether the header `Host` is localhost or a loopback address."""
+    """Return whether a `Host` header is localhost or a loopback address."""
     found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
     if found is None:
         return False

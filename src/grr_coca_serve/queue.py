@@ -234,7 +234,7 @@ class ModelQueue:
                     return batch
 
     def _take(self, kind: _Kind) -> list[_Job]:
-        """Take the oldest jobs of a kind. Expired jobs are dropped."""
+        """Remove and return the oldest jobs of a kind. Expired jobs are dropped."""
         batch: list[_Job] = []
         left: deque[_Job] = deque()
         now = time.monotonic()
@@ -251,7 +251,7 @@ class ModelQueue:
         return [job for job in batch if job.future.set_running_or_notify_cancel()]
 
     def _do(self, batch: list[_Job]) -> None:
-        """Do the jobs of a batch. Each gets a result or an error under all circumstances."""
+        """Process the jobs of a batch. Each always gets a result or an error."""
         began = time.perf_counter()
         try:
             for job, result in zip(batch, self._results(batch), strict=True):

@@ -132,7 +132,7 @@ def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
 
 
 def _shown(folders: Sequence[Path], was_imported: bool) -> str:
-    """Return a note on the images that are shown, or an empty text if all are."""
+    """Return a note on the shown images, or an empty text if all are shown."""
     if folders:
         return f"only images in {', '.join(map(str, folders))} are shown"
     if was_imported:
@@ -144,7 +144,7 @@ def _shown(folders: Sequence[Path], was_imported: bool) -> str:
 
 
 class RunningServer:
-    """A server from its start, which opens the port, to its end.
+    """A running server, from opening the port to its shutdown.
 
     Raises:
         UserError: If the port is in use, the model or index does not exist, or the index belongs to another model.
@@ -223,7 +223,7 @@ class RunningServer:
         return f"http://{shown}:{port}/"
 
     def stop(self) -> None:
-        """Start to stop, as on a signal. A second call stops immediately."""
+        """Start the shutdown, as on a signal. A second call stops immediately."""
         self._server.handle_exit(signal.SIGTERM, None)
 
     def run(self) -> None:
@@ -319,7 +319,7 @@ class _Server(uvicorn.Server):
             log.warning("no connection can be accepted: %s; raise the limit (ulimit -n)", error.strerror)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Start to stop; a second signal stops immediately."""
+        """Start the shutdown; a second signal stops immediately."""
         if self._guard.is_draining:
             self.should_exit = self.force_exit = True
         self._guard.is_draining = True
@@ -440,7 +440,7 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
     def _wait_for(self, what: Literal["headers", "end of a refused body"] | None) -> None:
-        """Close the connection if something does not arrive in time."""
+        """Close the connection if expected data do not arrive in time."""
         if self._timer is not None:
             self._timer.cancel()
         self._waits_for = what

@@ -58,7 +58,7 @@ class Service:
         """Return the index.
 
         Raises:
-            RequestError: If the server has none.
+            RequestError: If the server has no index.
         """
         if self.index is None:
             raise RequestError(404, "this server has no index; start it with grr-coca serve INDEX")

@@ -285,12 +285,12 @@ def _packed(column: Any) -> Any:
 
 def _shown_names(entries: Sequence[Entry]) -> list[str]:
     """Return the names of images without local folders: relative to their common folder.
-    If there is none, names are relative to the parents of the indexed folders.
+    Without one, names are relative to the parents of the indexed folders.
     """
     folders = {folder for entry in entries if (folder := _folder_of(entry))}
     try:
         common = os.path.commonpath(folders) if folders else ""
-    except ValueError:  # they are on several drives
+    except ValueError:  # the paths are on several drives
         common = ""
     is_root = os.path.dirname(common) == common  # noqa: PTH120
     outer = [os.path.dirname(entry.root) if is_root else common for entry in entries]  # noqa: PTH120
@@ -543,7 +543,7 @@ def _bytes_loaded(site: Path) -> int:
 
 
 def _calibration(graphs: Path) -> dict[str, object] | None:
-    """Return the parameters by which the page detects unfamiliar images, or None if the model has none."""
+    """Return the page's parameters for detecting unfamiliar images, or None if the model has none."""
     known = read_calibration(graphs)
     if known is None:
         return None

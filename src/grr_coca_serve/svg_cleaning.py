@@ -28,7 +28,7 @@ def clean_svg(data: bytes, ink: str | None = None) -> bytes | None:
     """Return an SVG document without parts that could run code or load something, or None if it cannot be cleaned.
 
     Args:
-        data: The file.
+        data: Content of the file.
         ink: Colour for `currentColor` as six hexadecimal digits.
     """
     data = _DOCTYPE.sub(b"", data)

@@ -1,4 +1,4 @@
-"""Turns dicts and YAML files into nested frozen dataclasses, and back. Every key is checked.
+"""Convert dicts and YAML files to nested frozen dataclasses, and back, with every key checked.
 
 A silently ignored key is the most expensive bug of an experiment. Unknown, missing and repeated keys and
 values of a wrong type are therefore errors that name the key with its full path.
@@ -100,10 +100,10 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, kind: str) -> object:
-    """Return the content of a YAML file. This needs the package yaml, which the extras [train] and [study] install.
+    """Return the content of a YAML file. This needs the package yaml from the extras [train] and [study].
 
     Args:
-        path: The file.
+        path: Path of the file.
         kind: Name of such files in messages, such as "recipe".
 
     Raises:
@@ -188,7 +188,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except (ValueError, OverflowError):  # not a number, or one that is too large
+        except (ValueError, OverflowError):  # not a number, or too large
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 NOTES = logging.getLogger("grr_coca.notes")
-"""Logger for choices and delays that users should know about, such as downloads. The command line prints it."""
+"""Logger for notes to users on choices and delays, such as downloads. The command line prints them."""
 _MAX_COMPARED = 200
 """Maximum length of an unknown name for comparisons, as untrusted input can have megabytes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -36,7 +36,7 @@ class DiskError(UserError):
 
 
 class Interruption(Exception):  # noqa: N818 (not an error)
-    """A signal stopped a run, and everything is saved. `number`: the number of the signal."""
+    """A signal stopped a run, whose state is saved. `number`: the number of the signal."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(number, message)  # other processes reconstruct the exception from these arguments
@@ -73,14 +73,14 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape the control characters of a message of one or more lines; line ends stay."""
+    """Escape the control characters of a message, except line ends."""
     return "\n".join(map(escape_control_chars, text.split("\n")))
 
 
 def print_warnings() -> None:
-    """Print warnings and errors of the log, and `NOTES`, on standard error.
+    """Print logged warnings and errors, and `NOTES`, on standard error.
 
-    If the caller has configured logging, its configuration stays.
+    An existing logging configuration is kept.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
@@ -162,12 +162,12 @@ PACKAGES: dict[Extra, dict[str, str]] = {
 
 
 def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) -> None:
-    """Check that the packages of an extra are installed. Nothing is imported.
+    """Check that the packages of an extra are installed. They are not imported.
 
     Args:
-        extra: The name of the extra.
+        extra: Name of the extra.
         purpose: Use that needs the extra, as the subject of the message, such as "training".
-        unneeded: Modules of the extra that this purpose does not need.
+        unneeded: Modules of the extra that are not needed for the purpose.
 
     Raises:
         UserError: If a package is missing; the message names it and the command that installs it.

@@ -46,7 +46,7 @@ def models_cache() -> Path:
 
 
 def expand_cache_prefix(path: str) -> str:
-    """Replace the prefix `cache:` by the user's cache folder; other paths stay unchanged."""
+    """Replace the prefix `cache:` by the user's cache folder; other paths are unchanged."""
     return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
 
 
@@ -80,7 +80,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:
-    """Return whether a path is in one of some folders.
+    """Return whether a path is inside one of the given folders.
 
     Symbolic links are followed, and the path need not exist.
     """
@@ -156,9 +156,9 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
-    A file that is replaced keeps its permissions. A symbolic link is replaced, as in a foreign folder it may lead
+    A replaced file keeps its permissions. A symbolic link is replaced, as in a foreign folder it may lead
     anywhere. For a path given by the user, pass `resolve_link(path)`. If several processes write the same file, the
-    last one is kept.
+    last version is kept.
 
     Raises:
         OSError: If the disk is full, or the folder is not writable. No partial file remains.
@@ -206,7 +206,7 @@ def open_to_read(path: Path) -> int:
 
 @runtime_checkable
 class Bytes(Protocol):
-    """The content of a file on this machine or elsewhere, with access to any part.
+    """The content of a file on this machine or elsewhere, with random access.
 
     Attributes:
         etag: Value that changes with the content.
@@ -240,7 +240,7 @@ class LocalFile:
         self.size, self.etag = status.st_size, str(status.st_mtime_ns)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part. Several threads can do so at once."""
+        """Read a part. It is thread-safe."""
         return read_at(self._descriptor, size, offset)
 
     def will_need(self, start: int, end: int) -> None:
@@ -258,7 +258,7 @@ _SEEKING = threading.Lock()
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Read a part of a file. Several threads can do so at once. The part is shorter if the file ends in it."""
+    """Read a part of a file. It is thread-safe. The part is shorter if the file ends in it."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
     with _SEEKING:
@@ -305,7 +305,7 @@ def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) 
 
     Args:
         folder: Folder to change.
-        facts: New first entries of the manifest; None: they stay.
+        facts: New first entries of the manifest; None: unchanged.
 
     Raises:
         UserError: If the folder has no manifest, or it is corrupt.
@@ -331,7 +331,7 @@ def require_own_name(folder: Path) -> None:
 
 
 def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
-    """Compare the files of a folder with its manifest: all listed files, or those with some names.
+    """Compare the files of a folder with its manifest: all listed files, or only the given ones.
 
     Raises:
         UserError: If the manifest or a file is missing, or a file differs by a single bit.
@@ -404,7 +404,7 @@ def _sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk. Windows has no such call, as it cannot open folders."""
+    """Flush the file names of a folder to the disk. Windows has no such call, as it cannot open folders."""
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -416,7 +416,7 @@ def sync_folder(path: Path) -> None:
 # --- Open files
 
 _OPEN_FILES = 8192
-"""Number of open files to request. Many systems allow 256 or 1,024 by default, and more on request."""
+"""Requested open-file limit. Many systems allow 256 or 1,024 by default, and more on request."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -461,10 +461,10 @@ class HandleCache(Generic[K, T]):
 
 
 def allow_open_files() -> int:
-    """Raise the limit of open files of this process to `_OPEN_FILES`, or as far as the system allows.
+    """Raise this process's open-file limit to `_OPEN_FILES`, or as far as the system allows.
 
     Returns:
-        The new limit. Windows allows as many from the beginning.
+        The new limit. On Windows, it is sufficient by default.
     """
     try:
         from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
@@ -485,6 +485,6 @@ _LOCAL_SCHEMES = ("file", "local")
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is a URL of a file elsewhere, such as `s3://bucket/a.tar`."""
+    """Return whether a path is the URL of a remote file, such as `s3://bucket/a.tar`."""
     found = _URL.match(path)
     return found is not None and found[1].lower() not in _LOCAL_SCHEMES

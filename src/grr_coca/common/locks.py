@@ -10,11 +10,11 @@ from pathlib import Path
 from grr_coca.common.files import BINARY
 
 _SECONDS_OF_A_GLANCE = 0.2
-"""Seconds to wait for a lock that another process may be about to release."""
+"""Seconds to wait for a lock that may be released soon."""
 
 
 class LockHeldError(Exception):
-    """A lock is held by another process or already by this one. `holder`: the number of the process, or `?`."""
+    """A lock is held by another process, or already by this process. `holder`: the number of the process, or `?`."""
 
     def __init__(self, holder: str) -> None:
         super().__init__(f"held by process {holder}")
@@ -29,11 +29,11 @@ class LockHeldError(Exception):
 class ProcessLock:
     """A lock that one process can hold. The file, which is created if it is missing, names the process.
 
-    It is held until `release`, until the object is deleted, or until the process ends, however that happens.
+    It is held until `release`, until the object is deleted, or until the process ends for any reason.
 
     Args:
-        path: The file. It must have no other content.
-        removes: Whether to remove the file at `release`. A killed process leaves it, which is harmless.
+        path: Path of the lock file, which must have no other content.
+        removes: Whether to remove the file at `release`. A killed process does not remove it, which is harmless.
 
     Raises:
         LockHeldError: If the lock is held.
@@ -76,7 +76,7 @@ def _locked(path: Path) -> int | None:
 
 
 def _is_still_there(path: Path, descriptor: int) -> bool:
-    """Return whether the file is still the locked one: the former holder may have removed it in between."""
+    """Return whether the file is still the locked one: the former holder may have removed it in the meantime."""
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
     return False
@@ -92,7 +92,7 @@ def _holder(path: Path) -> str:
 
 
 def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
-    """Release a lock. Closing the file is not enough: a process forked in between also has it open."""
+    """Release a lock. Closing the file is not enough: a process forked in the meantime also has it open."""
     from filelock import unlock_descriptor
 
     is_ours = os.getpid() == owner

@@ -27,7 +27,7 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], inden
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` while writing `path` into a `UserError`."""
+    """Convert an `OSError` while writing `path` to a `UserError`."""
     try:
         yield
     except FileExistsError as error:  # a folder could not be created
@@ -37,7 +37,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name next to it, and rename it when it is completely on disk.
+    """Write a file under a temporary name next to it, and rename it when it is fully on disk.
 
     Raises:
         UserError: If the disk is full or cannot be written to, or the path is not a file.
@@ -65,7 +65,7 @@ def _require_replaceable(path: Path) -> None:
     """Check that a path is a regular file or does not exist. Devices must not be replaced by files.
 
     Raises:
-        UserError: If the path is something else.
+        UserError: If the path exists and is not a regular file.
     """
     with disk_errors(path):
         if path.is_dir():
@@ -79,7 +79,7 @@ def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
     """Check that an output does not replace an input.
 
     Raises:
-        UserError: If it is one of the inputs, under any name.
+        UserError: If the output is one of the inputs, under any name.
     """
     if any(_is_same(path, given) for given in inputs):
         raise UserError(f"{path}: is an input and would be overwritten; pass another path")

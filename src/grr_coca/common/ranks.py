@@ -42,14 +42,14 @@ class Ranks:
 
     @classmethod
     def here(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
-        """Return the rank of this process, which is the only one without a process group."""
+        """Return the rank of this process, the only rank without a process group."""
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device, patient)
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes files and prints."""
+        """Whether this is rank 0, which writes files and prints output."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -156,10 +156,10 @@ def _num_counted(sent: signal.Signals) -> int:
 
 
 TIMEOUT = timedelta(minutes=30)
-"""Timeout for other ranks. If a rank dies, its gloo connection breaks, so the others notice it at
-once. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
+"""Timeout for other ranks. If a rank dies, its gloo connection breaks, so the others detect it
+immediately. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
 RANK_0_TIMEOUT = timedelta(days=1)
-"""Timeout for work of rank 0 only, which may train a tokenizer on the captions of millions of pairs, or
+"""Timeout for work of only rank 0, which may train a tokenizer on the captions of millions of pairs, or
 caption a validation split."""
 
 

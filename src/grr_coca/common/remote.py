@@ -1,7 +1,7 @@
-"""Files in object stores and on web servers: finding, reading in parts and writing, despite intermittent network
+"""Files in object stores and on web servers: lookup, reading in parts and writing, despite intermittent network
 errors.
 
-`fsspec` does the work. Credentials, endpoints and other options come from the sources of its packages: the
+Based on `fsspec`. Credentials, endpoints and other options come from the sources of its packages: the
 environment, the files of the cloud's own tools, and fsspec's configuration. A URL with a credential is rejected, so
 that none gets into recipes, logs or file names.
 """
@@ -34,10 +34,10 @@ SECONDS_TO_ANSWER, _SLOWEST = 30.0, 2**17
 """Time limit of a request in seconds, and number of bytes per additional second."""
 
 _AT_ONCE = 32
-"""Number of files whose state is requested at the same time."""
+"""Number of files whose state is requested concurrently."""
 
 _LISTED = 16
-"""A folder with at least this many of the files is listed, a thousand files per request, if its server supports it."""
+"""Minimum number of files in a folder for listing it, a thousand files per request, if its server supports it."""
 
 _MAX_NAMES = 10**6
 
@@ -67,7 +67,7 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """The last part of the URL."""
+        """Last part of the URL."""
         return self.url.rpartition("/")[2]
 
     def read(self, offset: int, size: int) -> bytes:
@@ -158,7 +158,7 @@ def remote_file(url: str) -> RemoteFile:
 
 
 def find_remote(pattern: str) -> list[RemoteFile]:
-    """Return the files of a pattern of URLs, in its order: with `{00000..01242}`, or with `*` in stores that can list
+    """Return the files of a URL pattern, in order: with `{00000..01242}`, or with `*` in stores that can list
     files.
 
     Raises:
@@ -281,7 +281,7 @@ def _tried(
 
     Args:
         url: URL for messages.
-        call: Function of the time limit, as arguments of fsspec.
+        call: Function of the time limit, in the form of fsspec arguments.
         num_bytes: Number of bytes sent or received.
         missing_at_once: Whether to stop immediately if the file does not exist.
     """
@@ -348,7 +348,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it. Each process has its own, as none survives a fork.
+    """Return the file system of a URL, and the path in it.
+
+    Each process has its own, as file systems do not survive a fork.
 
     Raises:
         UserError: If a package for the scheme is not installed, or the scheme is unknown.

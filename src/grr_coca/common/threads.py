@@ -1,4 +1,4 @@
-"""Threads: their number, how they wait, how Ctrl-C ends them, and batches of work that run on them."""
+"""Threads: their number, wait policy and interruption by Ctrl-C, and batches of work that run on them."""
 
 import logging
 import os
@@ -66,11 +66,11 @@ def thread_pool(
 ) -> Iterator["ThreadPoolExecutor"]:
     """Run a block with a pool of threads.
 
-    At its end, work that has not begun is dropped, and running work is waited for. Ctrl-C does not wait: it may take
+    At its end, pending work is dropped, and running work is awaited. Ctrl-C does not wait: it may take
     seconds, or wait for a lock that the interrupt has left closed.
 
     Args:
-        count: The number of threads; None: the default of `ThreadPoolExecutor`.
+        count: Number of threads; None: the default of `ThreadPoolExecutor`.
         name: Prefix of their names.
         begin: Called in each thread before its first work.
     """
@@ -88,21 +88,21 @@ def thread_pool(
 
 
 def set_passive_wait_policy() -> None:
-    """Let PyTorch's threads sleep while they wait for each other. Call this before PyTorch is imported.
+    """Make PyTorch's threads sleep while they wait for each other. Call this before PyTorch is imported.
 
     By default they keep their cores busy. Next to another program, captions of 200 drawings then took four times as
-    much processor time, and four times as long. A user's own setting stays.
+    much processor time, and four times as long. User settings are kept.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def multiply_on_one_thread() -> None:
-    """Let NumPy compute matrix products only on the calling thread. Call this before NumPy is imported.
+    """Make NumPy compute matrix products only on the calling thread. Call this before NumPy is imported.
 
     A search has its own threads, which otherwise wait for those of OpenBLAS. Next to other programs, `adapt` of 4,000
     pairs took four times as long on two threads as on one. Only for the command line: in a
-    program of another author, this would slow down that program's own products. A user's own setting stays.
+    program of another author, this would slow down that program's own products. User settings are kept.
     """
     if "numpy" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -111,7 +111,7 @@ def multiply_on_one_thread() -> None:
 # --- Batches of work
 
 OnProgress = Callable[[int, int], None]
-"""Called after each batch with the number of items done and the number of all items."""
+"""Called after each batch with the numbers of finished and of all items."""
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -129,7 +129,7 @@ _THREAD = threading.local()
 
 
 def in_worker() -> bool:
-    """Return whether this is one of several threads that each run a batch, and should start no additional threads."""
+    """Return whether this thread is one of several that each run a batch, and should start no further threads."""
     return getattr(_THREAD, "is_worker", False)
 
 
@@ -146,10 +146,12 @@ class Computing(Protocol):
 
 
 class Batches:
-    """Runs work in batches. If a batch does not fit into memory, a warning is logged, and the batch size is halved. The
-    reduced size is kept for later calls with the same kind of work.
+    """Execution of work in batches.
 
-    Batches of a small model run at the same time, each by one thread (`Engine.workers`). Their items and results
+    If a batch does not fit into memory, a warning is logged, and the batch size is halved. The reduced size is kept for
+    later calls with the same kind of work.
+
+    Batches of a small model run concurrently, each by one thread (`Engine.workers`). Their items and results
     are the same as one after another, and so is the order of results.
 
     Args:
@@ -171,8 +173,8 @@ class Batches:
         """Apply a function to each batch, and pass on the results in order.
 
         Args:
-            batches: Batches, read as needed by the calling thread. At most one batch more than the number of workers is
-                read whose result is not yet passed on.
+            batches: Batches, read as needed by the calling thread. The number of batches
+                read ahead of the results is at most one more than the number of workers.
             work: Function of a batch, called in threads. If it raises an error, earlier results are passed on, and
                 later ones are dropped.
             take: Function of a result, called in the calling thread.
@@ -211,7 +213,7 @@ class Batches:
 
         Args:
             kind: Name of the work in messages, such as "captioning".
-            items: The items to work on.
+            items: Items to process.
             batch_size: Maximum number of items per batch.
             work: Function that returns one result for each item of a batch. Called in threads, see `map`.
             on_progress: Called after each batch.
@@ -245,7 +247,7 @@ class Batches:
     def _in_parts(
         self, kind: str, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """Return the results of a batch, in as many parts as the memory requires."""
+        """Return the results of a batch, divided as far as the memory requires."""
         results: list[Result] = []
         while len(results) < len(batch):
             part = batch[len(results) : len(results) + self._limits.get(kind, len(batch))]
@@ -264,7 +266,7 @@ class Batches:
             torch.cuda.empty_cache()
         if size == 1:
             raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
-        if size // 2 < self._limits.get(kind, size):  # otherwise another thread has done it
+        if size // 2 < self._limits.get(kind, size):  # otherwise another thread has already reduced it
             self._limits[kind] = size // 2
             log.warning("%s: out of memory with a batch of %d; continuing with batches of %d", kind, size, size // 2)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 LINEAR_KERNELS = ("_reorder_linear_weight", "_linear_pointwise")
-"""The names of oneDNN's linear layers in `torch.ops.mkldnn`."""
+"""Names of oneDNN's linear layers in `torch.ops.mkldnn`."""
 
 
 def has_blocked_linear() -> bool:
@@ -70,7 +70,7 @@ def allow_recompiles(limit: int) -> None:
 
 
 def keep_for_backward(share: float) -> None:
-    """Let compiled functions keep this share of the tensors that their backward pass needs, and recompute the others.
+    """Make compiled functions keep the given fraction of the tensors for their backward pass, and recompute the others.
 
     The compiler reads the setting when it compiles, so the setting is permanent. The public way, a context around the
     forward pass, exists only from PyTorch 2.13 on.
@@ -83,7 +83,7 @@ def keep_for_backward(share: float) -> None:
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
     """Return a shallow copy of a module with other children and its own hook lists.
 
-    A hook that is later registered with one of the two is not called by the other.
+    Hooks registered later with one of them are not called by the other.
     """
     copied = copy.copy(module)
     copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module, not the copy

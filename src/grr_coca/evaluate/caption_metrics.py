@@ -41,7 +41,7 @@ def _count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
 # --- BLEU
 
 TINY, SMALL = 1e-15, 1e-9
-"""pycocoevalcap adds these to numerators and denominators, so that nothing is divided by zero."""
+"""pycocoevalcap adds these to numerators and denominators, to avoid division by zero."""
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
@@ -152,7 +152,7 @@ def _similarity(mine: _Vector, other: _Vector) -> tuple[float, float]:
 # --- ROUGE-L
 
 BETA = 1.2
-"""Weight of recall against precision, as in pycocoevalcap."""
+"""Weight of recall relative to precision, as in pycocoevalcap."""
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
@@ -199,11 +199,11 @@ class CaptionScores:
     bleu_statistics: np.ndarray
 
     def bleu(self) -> np.ndarray:
-        """Return BLEU-1 … BLEU-4 of every single caption, N × 4."""
+        """Return BLEU-1 … BLEU-4 of each caption, N × 4."""
         return bleu(self.bleu_statistics)
 
     def measures(self) -> dict[str, Measure]:
-        """Return the metrics of the corpus by name, each as a `Measure`, which gives confidence intervals."""
+        """Return the metrics of the corpus by name, each as a `Measure`, which provides confidence intervals."""
         orders = range(1, MAX_ORDER + 1)
         return {
             "CIDEr": Measure.mean(self.cider),

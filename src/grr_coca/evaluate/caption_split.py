@@ -22,7 +22,7 @@ from grr_coca.model.checkpoint import Checkpoint
 class CaptionedSplit:
     """The images of a split, each once: its name, the model's caption (hypothesis), and its reference captions.
 
-    An image has the name of its first pair.
+    Images are named after their first pair.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ def caption_split(
         checkpoint: The model.
         source: The split. Pairs of the same image become one image with several references.
         batch_size: Number of images per batch.
-        max_images: Caption only this many images, evenly spread over the split; None: all.
+        max_images: Maximum number of images to caption, evenly spread over the split; None: all.
 
     Raises:
         UserError: If the split is empty, a pair is invalid, or a number is below 1.
@@ -71,7 +71,7 @@ def caption_split(
 
 
 def _generated(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCaptions:
-    """Caption images, by their stored features if they have some."""
+    """Caption images, using their stored features if they exist."""
     stored, engine = [file.features for file in files if file.features is not None], model.engine
     is_stored = isinstance(engine, FrozenEngine) and len(stored) == len(files)
     if isinstance(engine, FrozenEngine) and is_stored and engine.own is None:
@@ -103,7 +103,7 @@ def write_captions(captioned: CaptionedSplit, path: Path) -> None:
         for name, caption, references in rows
     ]
     try:
-        # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
+        # A name that is not UTF-8 contains lone surrogates, which are written as JSON escapes.
         write_bytes_atomic(resolve_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{path}: the captions cannot be written ({error.strerror or error})") from error

@@ -60,7 +60,7 @@ def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
 
 
 def _contrastive_per_pair(results: PairResults, scaling: Scaling, batch_size: int) -> tuple[Tensor, Tensor]:
-    # For each pair: its loss, summed over its batches, and the number of its batches. Most pairs are in one batch; the
+    # For each pair, its loss, summed over its batches, and the number of its batches. Most pairs are in one batch; the
     # pairs that fill up the last batch are in two.
     e = results.embeddings
     losses, visits = torch.zeros(len(e.image)), torch.zeros(len(e.image))
@@ -90,7 +90,8 @@ def _coca(weights: LossWeights, summed: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SplitMeasures:
-    """The metrics of a split, as plain numbers and as `Measure` objects, which give intervals and paired differences.
+    """The metrics of a split, as plain numbers and as `Measure` objects, which provide intervals and paired
+    differences.
 
     Attributes:
         num_tokens: Number of predicted tokens of all captions; captions are truncated to the context of the model.

@@ -1,7 +1,8 @@
 """Confidence intervals of measured numbers, by a bootstrap over images (Efron and Tibshirani, 1993).
 
-Images are sampled with replacement, as many as the split has. All pairs of an image are sampled together. Quantities of
-the whole corpus, such as the document frequencies of CIDEr or the candidates of retrieval, stay the same.
+Images are sampled with replacement, the same number as in the split. All pairs of an image are sampled together.
+Quantities of the entire corpus, such as the document frequencies of CIDEr or the candidates of retrieval, stay the
+same.
 
 Shapes: N images, S statistics, R resamples.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
-"""A function from statistics that are summed over images, … × S, to the metric, …"""
+"""A function from statistics summed over images, … × S, to the metric, …"""
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -55,7 +56,7 @@ class Measure:
         return cls(statistics, _quotient)
 
     def value(self) -> float:
-        """Return the metric of the whole corpus."""
+        """Return the metric of the entire corpus."""
         return float(self.aggregate(self.statistics.sum(axis=0, keepdims=True))[0])
 
     def interval(self, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -80,8 +81,8 @@ class Measure:
 
 
 def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw bootstrap resamples: how often each image is drawn, R × N, in chunks that fit into memory. The same seed
-    yields the same draws."""
+    """Yield bootstrap resamples: the count of each image, R × N, in chunks that fit into memory. The same seed
+    yields the same resamples."""
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // num_images)
     for start in range(0, resamples, step):

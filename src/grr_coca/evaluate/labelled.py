@@ -73,12 +73,12 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
     labels, or pairs whose captions are labels.
 
     Args:
-        path: The folder, file, shards or pattern.
+        path: Folder, file, shards or pattern.
         class_names: All classes, in order; None: the classes that occur, sorted.
 
     Raises:
-        UserError: If nothing can be read, no image is found, the images of a class are in subfolders of its folder, or
-            the label of an image is not one of the classes.
+        UserError: If the path cannot be read, no image is found, the images of a class are in subfolders of its folder,
+            or the label of an image is not one of the classes.
     """
     root = Path(path)
     if root.suffix.lower() == ".csv":
@@ -121,7 +121,7 @@ def _labelled(
 
 
 def _class_folders(root: Path) -> list[Path]:
-    # A folder with images at its top, with captions or with shards holds pairs. Otherwise each subfolder is a class.
+    # A folder with images at its top, with captions or with shards has pairs. Otherwise each subfolder is a class.
     if not root.is_dir() or _images(root) or _holds_pairs(root):
         return []
     visible = [folder for folder in _listed(root) if folder.is_dir() and not is_hidden(folder.name)]
@@ -133,7 +133,7 @@ def _class_folders(root: Path) -> list[Path]:
 
 
 def _holds_pairs(root: Path) -> bool:
-    """Return whether a folder holds image-text pairs: a shard, a text file named like an image, or ROCO's
+    """Return whether a folder contains image-text pairs: a shard, a text file named like an image, or ROCO's
     `captions.txt`.
     """
     for _, folders, files in walk_visible(root):

@@ -16,7 +16,7 @@ VALIDATION_EVERY = 5
 
 
 class LinearProbe(NamedTuple):
-    """Predicted classes of the test images, N, and the inverse regularization strength that was best in validation."""
+    """Predicted classes of the test images, N, and the best inverse regularization strength in validation."""
 
     predicted: np.ndarray
     strength: float
@@ -52,7 +52,7 @@ def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np
     Classes with fewer than five images are not split.
 
     Raises:
-        UserError: If no class has five images, so that no image is left for validation.
+        UserError: If no class has five images, so that no image remains for validation.
     """
     rng = np.random.default_rng(seed)
     held_out = []

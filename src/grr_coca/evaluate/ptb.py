@@ -1,9 +1,9 @@
 """Tokenizer of the caption metrics, equal to Stanford's tokenizer of 2014, which the COCO evaluation uses.
 
 The rules were derived from its behaviour (see `docs/caption-metrics.md`). At each position in the text, the rule that
-matches the most characters is used, including the characters that must follow its token. If several rules match equally
-many, the first one is used. Case does not matter, except where a rule specifies it. A character that no rule matches is
-dropped.
+matches the most characters is used, including the characters that must follow its token. If several rules match the
+same number of characters, the first one is used. Case does not matter, except where a rule specifies it. A character
+that no rule matches is dropped.
 """
 
 import re

@@ -26,8 +26,8 @@ CPP_COMPILERS = ("g++", "clang++", "c++")
 
 
 def checkpoint_blocks(model: CoCa) -> None:
-    """Keep only the inputs of blocks and of a convolutional stem for the backward pass, and compute everything else
-    again there.
+    """Keep only the inputs of blocks and of a convolutional stem for the backward pass, and recompute everything else
+    there.
 
     Call it before the model is sharded. For compiled blocks, use only `compile_blocks`.
     """
@@ -36,14 +36,14 @@ def checkpoint_blocks(model: CoCa) -> None:
 
 
 def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
-    """Let each block, and a convolutional stem, be compiled when it first runs. Call it before the model is sharded.
+    """Compile each block, and a convolutional stem, at its first run. Call it before the model is sharded.
 
     The lengths of captions change from batch to batch, so blocks of the text decoders are compiled for any shape.
 
     Args:
-        model: Changed in place.
-        recomputed: Share of a block's intermediate results that are recomputed in the backward pass instead of stored.
-            1: only the inputs are kept. Below 1, the compiler drops the results that are cheapest to recompute.
+        model: Model, changed in place.
+        recomputed: Fraction of a block's intermediate results that are recomputed in the backward pass instead of
+            stored. 1: only the inputs are kept. Below 1, the compiler drops the results that are cheapest to recompute.
 
     Raises:
         UserError: If the model is on a CPU, and no C++ compiler is found.

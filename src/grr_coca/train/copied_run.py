@@ -1,4 +1,4 @@
-"""A copy of a run folder in an object store, brought up to date after each checkpoint."""
+"""A copy of a run folder in an object store, updated after each checkpoint."""
 
 import logging
 from pathlib import Path

@@ -30,12 +30,12 @@ _STANDARDIZED = 256
 """Number of images for standardizing features, evenly spread over the training pairs."""
 _BATCH = 32
 _MIN_DEVIATION = 1e-3
-"""Smallest deviation of a channel, as a share of the mean one: a channel that is constant in training must not dominate
-other images."""
+"""Minimum deviation of a channel, as a fraction of the mean deviation: a channel that is constant in training must not
+dominate other images."""
 
 
 def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo, Keep]:
-    """Return the description of the frozen encoder of a recipe, and which features it has.
+    """Return the description of the frozen encoder of a recipe, and the part of its features that is used.
 
     Args:
         recipe: Recipe with `features`.
@@ -55,9 +55,9 @@ def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo
 
 
 def with_feature_encoder(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Return the start of a run that trains with features. A model that has none gets a new feature encoder.
+    """Return the start of a run that trains with features. A model without a feature encoder gets a new one.
 
-    In place of the image encoder, the other weights of the start are kept, too.
+    If it replaces the image encoder, the other weights of the start are also kept.
 
     Args:
         start: Start of the run.
@@ -95,16 +95,16 @@ def _require_same(start: Checkpoint, info: EncoderInfo, keep: Keep, features: Fe
 
 
 def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: FeaturesRecipe) -> CoCaConfig:
-    """Return the config of a model that gets a feature encoder, of the same parts as its image encoder.
+    """Return the config of a model with an added feature encoder, with the same parts as its image encoder.
 
     Args:
-        config: Config without one.
+        config: Config without a feature encoder.
         info: Frozen encoder.
         keep: Features of each image.
         features: Key of the recipe.
 
     Raises:
-        UserError: If the model cannot have one.
+        UserError: If the model cannot have a feature encoder.
     """
     own: ImageEncoderConfig = config.own_image_encoder
     encoder = FeatureEncoderConfig(
@@ -118,12 +118,12 @@ def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: 
 
 @torch.no_grad()
 def standardize(start: Checkpoint, pairs: PairSource, ranks: Ranks) -> None:
-    """Set mean and deviation of each channel of the features, by some training images, unless the start has them.
+    """Set mean and deviation of each channel of the features, from some training images, unless the start has them.
 
     Args:
         start: Start of the run, changed in place.
         pairs: Training pairs.
-        ranks: All ranks; the first one computes.
+        ranks: All ranks; the first rank computes the statistics.
 
     Raises:
         UserError: If features cannot be computed.

@@ -38,7 +38,7 @@ before it."""
 
 @dataclass(kw_only=True)
 class Progress:
-    """The state of a run besides weights and optimizer. A stopped run continues from it without any difference.
+    """The state of a run besides weights and optimizer. A stopped run continues from it with identical results.
 
     It has no random state, as order, augmentation and dropped patches are functions of (seed, epoch, sample).
 
@@ -98,7 +98,7 @@ class Progress:
 
 
 def goodness(name: str, value: float) -> float:
-    """Return a validation score as a number that grows as the model gets better; -inf if the score is not finite."""
+    """Convert a validation score to a number that is higher for better models; -inf if the score is not finite."""
     if not math.isfinite(value):
         return -math.inf
     return -value if name.endswith(("loss", "perplexity")) else value
@@ -111,11 +111,11 @@ NUM_LOGGED_CAPTIONS = 16
 
 
 class MetricLog:
-    """Appends to `metrics.jsonl` (for programs) and `tensorboard/` (for people) of a run folder. Without a folder, it
+    """Log in `metrics.jsonl` (for programs) and `tensorboard/` (for users) of a run folder. Without a folder, it
     writes nothing.
 
-    The lines of `metrics.jsonl` have no times, so a stopped and resumed run writes the same bytes as one that
-    was not stopped. The throughput goes only to TensorBoard.
+    The lines of `metrics.jsonl` have no times, so a stopped and resumed run writes the same bytes as an
+    uninterrupted run. The throughput goes only to TensorBoard.
 
     Every method raises a `DiskError` that names the folder if the disk is full or cannot be written to.
     """
@@ -202,7 +202,7 @@ def _open_board(folder: Path, step: int) -> "SummaryWriter":
 def device_use(device: torch.device) -> dict[str, float]:
     """Return the use of a GPU since the last call; empty for other devices, whose log depends only on the run.
 
-    `memory_gib`: peak memory of tensors, in GiB. `utilization`: share of the last second in which the GPU
+    `memory_gib`: peak memory of tensors, in GiB. `utilization`: fraction of the last second in which the GPU
     computed; NVIDIA's package `nvidia-ml-py` must be installed.
     """
     if device.type != "cuda":
@@ -263,7 +263,7 @@ Rows = Sequence[Mapping[str, float]]
 
 
 def draw_curves(folder: Path, best_step: int | None) -> None:
-    """Draw the log of a run into `CURVES_FILE` of its folder, from its second validation on, if matplotlib is
+    """Plot the log of a run in `CURVES_FILE` of its folder, from the second validation on, if matplotlib is
     installed.
 
     If the plot cannot be written, this is reported, and the run continues.
@@ -284,7 +284,7 @@ def draw_curves(folder: Path, best_step: int | None) -> None:
 
 
 def _picture(train: Rows, val: Rows, best_step: int | None) -> bytes:
-    from matplotlib.figure import Figure  # lazy import: few runs draw, and it takes half a second
+    from matplotlib.figure import Figure  # late: few runs draw, and the import takes half a second
 
     figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")
     panels = list(figure.subplots(1, 3))
@@ -311,7 +311,7 @@ def _picture(train: Rows, val: Rows, best_step: int | None) -> bytes:
 
 
 def _plot(axes: "Axes", rows: Rows, name: str, label: str, colour: str, *, scale: float = 1, style: str = "-") -> None:
-    """Draw a metric over the steps, if the log has it."""
+    """Plot a metric over the steps, if the log has it."""
     points = [(row["step"], scale * row[name]) for row in rows if name in row]
     if points:
         steps, values = zip(*points, strict=True)

@@ -63,7 +63,7 @@ class ValidationResult:
     Attributes:
         scores: Scores by their names in the log.
         scaling: The temperature, and the bias of a sigmoid loss, used for the losses.
-        captioned: The captions behind the caption scores; None if the recipe requests no captions.
+        captioned: Captions from which the caption scores are computed; None if the recipe requests no captions.
     """
 
     scores: dict[str, float]
@@ -72,7 +72,7 @@ class ValidationResult:
 
 
 class Validation:
-    """Evaluates the model of a run on its validation split, always on the same pairs and the same images."""
+    """Evaluation of a run's model on its validation split, always on the same pairs and images."""
 
     def __init__(self, recipe: Recipe, val: PairSource, trainer: Trainer) -> None:
         self._recipe = recipe
@@ -102,7 +102,7 @@ class Validation:
         return ValidationResult(scores | caption_scores, scaling, captioned)
 
     def _scaling(self, embeddings: Embeddings) -> Scaling:
-        """Return the temperature (and the bias of a sigmoid loss) of the model if training ended now."""
+        """Return the temperature (and the bias of a sigmoid loss) that the model would have if training ended now."""
         learned = scaling_of(self._trainer.model.raw)
         if self._recipe.temperature == "learned":
             return learned
@@ -146,13 +146,13 @@ def train(
     """Train from `start` to the last step of the recipe. Recipe, log and checkpoints are written to `out`.
 
     Args:
-        recipe: Everything that the run depends on.
-        start: The model to train. It is changed in place.
+        recipe: Recipe of the run.
+        start: Model to train, changed in place.
         out: The run folder.
         ranks: This process among those of the run.
         on_step: Called to report progress.
-        resume_from: A checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
-        origin: The checkpoint that `start` of a new run was loaded from, to record in `out`; None: nothing is recorded.
+        resume_from: Checkpoint of the same run, from which `start` must be loaded; see `resume_point`.
+        origin: Checkpoint from which `start` of a new run was loaded, to be recorded in `out`; None: no record.
         stop: Called before every step, with the same result on every rank; True ends the run before its last step.
 
     Raises:
@@ -200,7 +200,9 @@ def train(
 
 
 class RankConsensus(NamedTuple):
-    """Totals over the global batch, and the action of all ranks after the step: save, or stop because of a signal."""
+    """Totals over the global batch, and the common action of all ranks after the step: save, or stop because of a
+    signal.
+    """
 
     num_tokens: int
     num_replaced: int
@@ -248,7 +250,7 @@ class Run:
 
         Raises:
             UserError: If too many steps in a row were skipped, or a checkpoint cannot be written.
-            Interruption: If a signal came before this step. The run is saved.
+            Interruption: If a signal was received before this step. The run is saved.
         """
         agreement = self._agree(micro_batches, signals)
         self._count_replaced(micro_batches, agreement)

@@ -1,4 +1,4 @@
-"""Exact gradients of a batch that does not fit into memory at once (`micro_batch_size`).
+"""Exact gradients of a batch that does not fit into memory (`micro_batch_size`).
 
 The captioning loss is a sum over tokens, so the gradients of micro-batches add up. The contrastive loss compares every
 pair with every other, and so do the losses of a text teacher and of siblings. Their graph is cut at the embeddings

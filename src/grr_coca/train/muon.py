@@ -26,7 +26,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 1.2."""
 EPS = 1e-7
 RMS_OF_ADAMW = 0.2
-"""The usual root mean square of AdamW's update. Muon's is scaled to it (Liu et al., arXiv 2502.16982, section 2.2)."""
+"""The usual root mean square of AdamW's update. Muon's updates are scaled to it (Liu et al., arXiv 2502.16982,
+section 2.2)."""
 
 
 class Muon(Optimizer):

@@ -36,7 +36,7 @@ class Numerics:
     muon_precision: MuonPrecision
 
     def for_autos_of(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with these precisions instead of `auto`. Explicit precisions stay."""
+        """Return the recipe with these precisions instead of `auto`. Explicit precisions are kept."""
         optimizer = recipe.optimizer
         if optimizer.muon_precision == "auto":
             recipe = replace(recipe, optimizer=replace(optimizer, muon_precision=self.muon_precision))
@@ -47,9 +47,9 @@ def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Nume
     """Return the precisions of a recipe. For `auto`, time both precisions, and choose the faster one.
 
     Args:
-        recipe: The recipe of the run.
-        model: The model of the run, for the shapes of its matrices.
-        device: The device of the run.
+        recipe: Recipe of the run.
+        model: Model of the run, for the shapes of its matrices.
+        device: Device of the run.
     """
     precision, muon_precision = recipe.precision, recipe.optimizer.muon_precision
     if precision == "auto":
@@ -63,7 +63,7 @@ def faster_for_passes(width: int, device: torch.device) -> Precision:
     """Return the precision with the fastest forward and backward passes.
 
     A CUDA GPU gains if it supports bf16 products. Older GPUs (V100, T4) emulate them, but have fast products in fp16. A
-    CPU gains by bf16 if a feed-forward product of the model's width gains.
+    CPU gains from bf16 if a feed-forward product of the model's width gains.
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -81,7 +81,7 @@ def _bf16_is_faster(width: int) -> bool:
 
 
 def faster_for_muon(matrices: Iterable[nn.Parameter], device: torch.device) -> MuonPrecision:
-    """Measure the faster precision for orthogonalizing matrices of these shapes on this machine."""
+    """Return the faster precision for orthogonalizing matrices of the given shapes, measured on this machine."""
     seconds = dict.fromkeys(DTYPES, 0.0)
     for (short, long), count in Counter(tuple(sorted(matrix.shape)) for matrix in matrices).items():
         for precision, dtype in DTYPES.items():

@@ -31,7 +31,7 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str
     """Freeze the named parts, and parts with learning rate 0.
 
     Raises:
-        UserError: If nothing is left to train, the model lacks the part, or a rate is for no parameter, or for a
+        UserError: If no trainable part remains, the model lacks a part, or a rate matches no parameter or a
             frozen part.
     """
     for part in parts:
@@ -61,8 +61,8 @@ def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: f
 
     Args:
         model: The model.
-        learning_rates: The key of the recipe.
-        default: The rate of all other parameters.
+        learning_rates: Value of the recipe key.
+        default: Rate of all other parameters.
 
     Raises:
         UserError: If no parameter has a given prefix; the message names the nearest prefix.
@@ -107,7 +107,7 @@ class Optimizers:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0, of all parts without a separate one, before layer-wise
+        """Return the learning rate of a step, counted from 0, for all parts without a separate rate, before layer-wise
         decay.
         """
         return self._peak_lr * lr_factor(step, self._schedule)
@@ -150,7 +150,7 @@ class Optimizers:
 
 
 def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
-    """Return the learning rate of a step (counted from 0) as a share of the peak."""
+    """Return the learning rate of a step (counted from 0) as a fraction of the peak."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     last, begin = schedule.steps - 1, schedule.warmup_steps
@@ -162,9 +162,9 @@ def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
 
 
 class ParameterKinds(NamedTuple):
-    """The trainable parameters of a model, grouped by how they are updated.
+    """The trainable parameters of a model, grouped by update rule.
 
-    Matrices are the weights of linear maps. They have weight decay; the rest (embeddings, queries, norms, biases and
+    Matrices are the weights of linear maps. They have weight decay; the others (embeddings, queries, norms, biases and
     the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding
     and the kernels of a convolutional stem, which are kept as matrices, are included: their inputs are neighbouring
     pixels, which are so similar that AdamW, with a step of about the same size for each weight, would move them all in
@@ -193,7 +193,7 @@ def layer_depth(model: CoCa, name: str) -> int:
     heads.
 
     Each stack is counted separately, from its last block down. Embeddings count as one layer below the first block. The
-    poolers are one layer above the image encoder. A final norm counts with the layer that it feeds.
+    poolers are one layer above the image encoder. A final norm counts with the layer after it.
     """
     part, _, inner = name.partition(".")
     if part in ("captioning_pooler", "contrastive_pooler"):

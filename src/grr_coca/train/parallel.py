@@ -27,9 +27,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
-    """Shard a tensor like an example, on its device. Every rank must have the whole tensor.
+    """Shard a tensor like an example, on its device. Every rank must have the full tensor.
 
-    It stays unsharded if the example is unsharded or has another shape, as the number of updates in an optimizer's
+    It stays unsharded if the example is unsharded or has another shape, like the number of updates in an optimizer's
     state next to the moments of a sharded parameter.
     """
     if not isinstance(example, DTensor) or tensor.shape != example.shape:
@@ -40,7 +40,7 @@ def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
 def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Split tensors into sharded and unsharded ones. An empty list is omitted.
 
-    PyTorch's operations on lists of tensors do not take both kinds together. FSDP2 does not shard scalars, so a sharded
+    PyTorch's operations on lists of tensors do not accept mixed lists. FSDP2 does not shard scalars, so a sharded
     model has both.
     """
     tensors = list(tensors)
@@ -64,8 +64,8 @@ class ParallelModel:
     """A model in training on all ranks. `raw` is the CoCa itself, whose names are used for saving weights.
 
     Both wrappers (DDP and FSDP) average gradients over the ranks. To get the sum, the caller multiplies the loss by the
-    number of ranks before `backward`. Neither exchanges the gradients of scalars such as the temperature, which FSDP
-    cannot shard: after `backward`, call `average_scalar_gradients`.
+    number of ranks before `backward`. Neither wrapper exchanges the gradients of scalars such as the temperature, which
+    FSDP cannot shard: after `backward`, call `average_scalar_gradients`.
     """
 
     def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
@@ -91,8 +91,8 @@ class ParallelModel:
     def forget_gathered(self) -> None:
         """Make the next pass gather the weights again. Call it after any change of the weights except by an optimizer.
 
-        FSDP's root stays gathered after a pass without a backward pass, and would use these old weights in the next
-        one.
+        FSDP's root stays gathered after a pass without a backward pass, and would use its old weights in the next
+        pass.
         """
         if isinstance(self.raw, FSDPModule):
             self.raw.reshard()
@@ -136,8 +136,8 @@ def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
 def _shard(model: CoCa, ranks: Ranks) -> None:
     """Shard the model in place. Each block is a unit that is gathered when needed.
 
-    The rest of the model is one unit, the root. It is gathered at the start of the forward pass, and stays so until the
-    end of the backward pass, because the losses read the head's weight between the two.
+    The other parts of the model form one unit, the root. It is gathered at the start of the forward pass, and stays so
+    until the end of the backward pass, because the losses read the head's weight between the two.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for stack in model.stacks:

@@ -1,11 +1,12 @@
-"""Search for the learning rate and the length of fine-tuning, by the scores of validation pairs.
+"""Search for the learning rate and length of fine-tuning, based on scores of validation pairs.
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) finds the rate: all rates train for a quarter of the
-recipe's steps, the better half of them for as long again, and so on. The last one continues until its score does not
-improve any more, which gives the length. Until then, rates are constant after the warm-up. So the best checkpoint is
-also the beginning of the run by the chosen recipe (`ScheduleRecipe.decay_steps`), and nothing is trained twice.
+recipe's steps, the better half for the same number of steps again, and so on. The last trial continues until its score
+no longer improves, which determines the length. Until then, rates are constant after the warm-up. So the best
+checkpoint is also the beginning of the run with the chosen recipe (`ScheduleRecipe.decay_steps`), and no step is
+trained twice.
 
-A trial is a run in `OUT/search`. All decisions follow from the logs of trials, so a search that was stopped continues
+A trial is a run in `OUT/search`. All decisions follow from the logs of trials, so a stopped search continues
 exactly.
 """
 
@@ -28,18 +29,18 @@ from grr_coca.train.recipe import CheckpointRecipe, Recipe, Score, save_recipe
 from grr_coca.train.run_checkpoints import CheckpointStore, Origin, resume_point, with_numerics_of
 
 FACTORS = (1 / 3, 1.0, 3.0, 9.0)
-"""Learning rates that are tried, as factors of the recipe's."""
+"""Candidate learning rates, as factors of the recipe's."""
 MAX_LENGTH = 2
-"""Most steps before the decay, as a factor of the recipe's steps."""
+"""Maximum number of steps before the decay, as a factor of the recipe's steps."""
 PATIENCE = 3
-"""Validations without a better score after which the last trial ends."""
+"""Number of validations without a better score after which the last trial ends."""
 DECAY_SHARE = 0.25
-"""Steps of the decay, as a share of the steps before it."""
+"""Number of decay steps, as a fraction of the steps before them."""
 SEARCH_FILE = "search.json"
 TRIALS = "search"
-"""Folder of the runs of unfinished searches in a run folder."""
+"""Folder in a run folder for the runs of an unfinished search."""
 _MIN_VALIDATIONS = 4
-"""Validations in as many steps as the recipe has."""
+"""Minimum number of validations within the recipe's number of steps."""
 
 OnTrialStep = Callable[[int, str], object]
 """Called on rank 0 with the number of finished steps of all trials, and the kind of the newest step."""
@@ -47,12 +48,12 @@ OnTrialStep = Callable[[int, str], object]
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried.
+    """A candidate learning rate with its results.
 
     Attributes:
-        lr: Rate.
+        lr: Learning rate.
         scores: Validation scores by step.
-        diverged: Whether the loss was not finite for too long.
+        diverged: Whether the loss was non-finite for too long.
     """
 
     lr: float
@@ -66,10 +67,10 @@ class Found:
 
     Attributes:
         score: Name of the validation score.
-        trials: Tried rates.
+        trials: Trials of all candidate rates.
         lr: Chosen rate.
-        steps: Chosen number of steps, with those of the decay.
-        decay_steps: Steps of the decay.
+        steps: Chosen number of steps, including the decay.
+        decay_steps: Number of decay steps.
         improving: Whether the score was still improving at the limit of steps.
     """
 
@@ -81,14 +82,14 @@ class Found:
     improving: bool
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the chosen values. Of its checkpoints, the best one by the score is kept."""
+        """Return a recipe with the chosen values, which keeps the checkpoint with the best score."""
         schedule = replace(recipe.schedule, steps=self.steps, decay_steps=self.decay_steps)
         checkpoints = replace(recipe.checkpoints, keep_best=_score(recipe))
         return replace(_with_rate(recipe, self.lr), schedule=schedule, checkpoints=checkpoints)
 
 
 def most_steps(recipe: Recipe) -> int:
-    """Return the number of steps that all trials take together at most."""
+    """Return the maximum total number of steps of all trials."""
     rung, trained, before, count = _first_rung(recipe), 0, 0, len(FACTORS)
     while count > 1:
         trained, before, rung, count = trained + count * (rung - before), rung, 2 * rung, -(-count // 2)
@@ -101,18 +102,18 @@ def search_rate(
     """Find the learning rate and the number of steps, and write the beginning of the run with them.
 
     Args:
-        recipe: Recipe, from whose rate and steps the search begins.
-        make_start: Loads the checkpoint that the run begins from.
-        out: Run folder. An unfinished search there continues.
+        recipe: Recipe with the initial rate and number of steps.
+        make_start: Function that loads the start checkpoint.
+        out: Run folder. An unfinished search in it is continued.
         ranks: This process among those of the run.
-        origin: The checkpoint that the run begins from.
+        origin: Start checkpoint of the run.
         on_step: Called to report progress.
 
     Returns:
-        The recipe of the run in `out`, which is to be resumed.
+        Recipe of the run in `out`, for resuming it.
 
     Raises:
-        UserError: As `train`, or if the rate is 0, all rates diverged, or `out` holds a run without a search.
+        UserError: As for `train`, or if the rate is 0, all rates diverged, or `out` holds a run without a search.
         Interruption: If a signal stopped the search. It is saved.
     """
     if not recipe.optimizer.lr:
@@ -124,7 +125,7 @@ def search_rate(
 
 
 def read_search(out: Path) -> Found | None:
-    """Read the search of a run; None: it has not ended, or not begun.
+    """Read the search of a run; None if it has not finished.
 
     Raises:
         UserError: If the file is corrupt, or the folder holds a run without a search.
@@ -193,7 +194,7 @@ class _Search:
         return goodness(self._score, math.nan if trial.diverged else trial.scores.get(str(step), math.nan))
 
     def _train(self, rate: float, stop: Callable[[Progress], bool]) -> None:
-        """Train a trial until `stop`, from where it is."""
+        """Continue a trial until `stop`."""
         out = _trial_folder(self._folder, rate)
         recipe = self._ranks.on_first(lambda: self._with_known_numerics(_trial_recipe(self._recipe, rate)))
         point = self._ranks.on_first(lambda: resume_point(out, recipe, self._origin))
@@ -213,7 +214,7 @@ class _Search:
         self._trials[rate] = Trial(rate, {str(int(row["step"])): row[self._score] for row in rows}, diverged)
 
     def _with_known_numerics(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the precisions that the first trial decided on."""
+        """Return a recipe with the precisions chosen by the first trial."""
         for factor in FACTORS:
             folder = _trial_folder(self._folder, factor * self._recipe.optimizer.lr) / "checkpoints"
             if (point := CheckpointStore(folder, keep_last=1).newest()) is not None:
@@ -233,13 +234,15 @@ def _interval(recipe: Recipe) -> int:
 
 
 def _first_rung(recipe: Recipe) -> int:
-    """Return the steps of the first comparison: about a quarter of the recipe's, whole intervals of validation."""
+    """Return the number of steps of the first comparison: about a quarter of the recipe's, in full validation
+    intervals.
+    """
     interval = _interval(recipe)
     return interval * max(1, round(recipe.schedule.steps / 4 / interval))
 
 
 def _limit(recipe: Recipe) -> int:
-    """Return the most steps of a trial, whole intervals of validation."""
+    """Return the maximum number of steps of a trial, in full validation intervals."""
     interval = _interval(recipe)
     return interval * max(1, MAX_LENGTH * recipe.schedule.steps // interval)
 
@@ -256,7 +259,7 @@ def _trial_recipe(recipe: Recipe, rate: float) -> Recipe:
 
 
 def _with_rate(recipe: Recipe, rate: float) -> Recipe:
-    """Return a recipe with another learning rate. Rates of parts change by the same factor."""
+    """Return a recipe with another learning rate. Rates of parts are changed by the same factor."""
     optimizer = recipe.optimizer
     parts = {part: own * (rate / optimizer.lr) for part, own in optimizer.learning_rates.items()}
     evaluation = replace(recipe.evaluation, interval=_interval(recipe))

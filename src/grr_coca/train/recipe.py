@@ -1,4 +1,4 @@
-"""A recipe: everything that a run depends on, in one editable YAML file. Every run saves it with all defaults.
+"""A recipe: all settings of a run in one editable YAML file. Every run saves it with all defaults.
 
 Paths in a recipe are relative to the recipe's own folder, so the recipe works from any working directory.
 """
@@ -57,7 +57,7 @@ class ModelRecipe:
     `context_length` may change there (see `grr_coca.model.resize`).
 
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
-      the text decoder; attention heads keep the width that they have in the size
+      the text decoder; attention heads keep their width
     - `patch_size`: pixels along a side of a patch; half of it gives four times as many patch tokens
     - `stem`: `patchify` maps the pixels of each patch by one matrix; `convolutional` has convolutions before it (arXiv
       2106.14881), and needs a `patch_size` that is a power of two
@@ -66,10 +66,10 @@ class ModelRecipe:
       stable at high learning rates
     - `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss
     - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`, the same number as the size
-      has), or to the patch tokens (`patches`), which in CoCa's ablation costs almost nothing
+      has), or to the patch tokens (`patches`), which in CoCa's ablation has almost no cost
     - `pixel_mean`, `pixel_std`: normalization of pixels, which are in 0 … 1 before it; with a mean of 1, white becomes
       0
-    - `framing`: how drawings are framed, see `Framing`; `{}` has its defaults, None: the centre square is used
+    - `framing`: framing of drawings, see `Framing`; `{}` has its defaults, None: the centre square is used
     - `image_positions`: initial values of the learned positions of patches. `sine_cosine`: sines and cosines of row and
       column (see `sine_cosine_positions`). `optimizer: learning_rates` can keep them fixed
     """
@@ -111,7 +111,7 @@ class ModelRecipe:
             raise UserError(f"pixel_std must be above 0, got {self.pixel_std}")
 
     def config(self, vocab_size: int) -> CoCaConfig:
-        """Return the full config of the model with a vocabulary of this size.
+        """Return the full config of the model with the given vocabulary size.
 
         Raises:
             UserError: If preset or size are missing or unknown, or a key does not match them.
@@ -163,8 +163,8 @@ class TokenizerRecipe:
     """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's tokenizer: its 49,408
     ids are fixed, so it takes no `vocab_size`.
 
-    `file` is the tokenizer of `path`, any `tokenizer.json` of Hugging Face. Its begin and end tokens are used, or added
-    if it has none.
+    `file` is the tokenizer of `path`, any `tokenizer.json` of Hugging Face. Its begin and end tokens are used, or are
+    added if missing.
     """
 
     kind: Literal["bpe", "clip", "file"] = "bpe"
@@ -180,26 +180,26 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Locations of the pairs (see `open_source`), and how they are read.
+    """Locations of the pairs (see `open_source`), and settings for reading them.
 
     Attributes:
-        mix: Additional training pairs: the share of the samples from each path. Each source has its own epochs;
+        mix: Additional training pairs: fraction of the samples from each path. Each source has its own epochs;
             the remaining samples are from `train`.
-        first_caption: Share of the uses of an image with several captions that take its first one; the others take
+        first_caption: Fraction of the visits to an image with several captions that use its first one; the others use
             any of them.
-        siblings: Share of the samples, at most one half, that are a sibling of the sample before: an image of another
-            set with the same first caption, see `Siblings`. A batch then has concepts that were drawn twice; `losses:
-            sibling_weight` makes them similar.
-        val: None holds out every 20th training image, at most 5,000, with all its pairs; with few images more, up to
-            every fourth, for a batch of validation.
+        siblings: Fraction of the samples, at most one half, that are a sibling of the sample before: an image of
+            another set with the same first caption, see `Siblings`. A batch then has concepts that were sampled twice;
+            `losses: sibling_weight` makes them similar.
+        val: Validation pairs; None holds out every 20th training image, at most 5,000, with all its pairs; with few
+            images more, up to every fourth, for a batch of validation.
         test: Splits by name, used only for evaluation.
         batch_size: Number of pairs per optimizer step, over all processes.
-        micro_batch_size: Each process splits its share into micro-batches of this size; the gradients are the same. It
+        micro_batch_size: Each process splits its part into micro-batches of this size; the gradients are the same. It
             needs less memory, but a second forward pass.
-        patch_dropout: Share of each image's patches that training omits (FLIP, arXiv 2212.00794), drawn from seed,
+        patch_dropout: Fraction of each image's patches that training omits (FLIP, arXiv 2212.00794), sampled from seed,
             epoch and sample; evaluation sees all patches.
 
-    A path that begins with `cache:` is in the user's cache, where `scripts/build_datasets` builds the corpus `icons`.
+    A path that begins with `cache:` is in the user's cache, the location of the corpus `icons`.
     """
 
     train: str
@@ -227,8 +227,9 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """`adamw`, or `muon`: Muon for all matrices but the head's, and AdamW for the rest. Only matrices have weight
-    decay.
+    """`adamw`, or `muon`: Muon for all matrices except the head's, and AdamW for all other parameters.
+
+    Only matrices have weight decay.
 
     - `clip_norm`: gradients of a larger norm are scaled down to this one. `.inf`: no clipping
     - `learning_rates`: peak learning rates of parts of the model in place of `lr`, by prefix of the names of
@@ -236,7 +237,7 @@ class OptimizerRecipe:
       counts. A part with a rate of 0 is frozen
     - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
       (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
-    - `muon_precision`: precision of Muon's orthogonalization. `auto`: the precision that is faster on this machine (see
+    - `muon_precision`: precision of Muon's orthogonalization. `auto`: the faster precision on this machine (see
       `grr_coca.train.numerics`)
     """
 
@@ -326,19 +327,19 @@ _LAST_WITH_WORDS = "f3ecb185"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecipe:
-    """A text teacher: a larger model that knows which texts have nearly the same meaning.
+    """A text teacher: a larger model whose embeddings identify texts with nearly the same meaning.
 
     It is needed only in training.
 
     Attributes:
-        path: Folder of its embeddings of all training captions. `scripts/text_teacher.py` writes it. A path that begins
-            with `cache:` is in the user's cache.
+        path: Folder of its embeddings of all training captions. Written by `scripts/text_teacher.py`. A path that
+            begins with `cache:` is in the user's cache.
         weight: Weight of the teacher loss (see `teacher_loss`), which trains the text embeddings to have the
             similarities of the teacher's. It is part of the loss that training minimizes, and logged as `teacher`.
         temperature: Temperature; with lower values, fewer texts count as near.
         words: Must be set to 0. Up to commit f3ecb185, a step could add words without an image, and without this
             key it added 128. Such a recipe is rejected instead of silently being trained differently.
-        soft_targets: Must be 0. Up to the same commit, a share of the contrastive targets could follow the teacher.
+        soft_targets: Must be 0. Up to the same commit, a fraction of the contrastive targets could follow the teacher.
     """
 
     path: str
@@ -367,11 +368,11 @@ class FeaturesRecipe:
 
     Attributes:
         encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, which runs at every step; None: features are stored.
-        caches: Folders that `grr-coca data features` has written, one for the pairs of each path in `data`. Without
+        caches: Folders written by `grr-coca data features`, one for the pairs of each path in `data`. Without
             caches and encoder, the paths in `data` are such folders, and no image is read.
-        beside: The model also has its own image encoder, with the tokens of both side by side. False: features are in
-            its place.
-        layers: Blocks over the features. Their peak learning rate is that of `optimizer: learning_rates:
+        beside: Whether the model also has its own image encoder, with the tokens of both concatenated. False: features
+            replace it.
+        layers: Number of blocks over the features. Their peak learning rate is that of `optimizer: learning_rates:
             feature_encoder`, if it is set.
     """
 
@@ -388,10 +389,10 @@ class FeaturesRecipe:
         _require_at_least(1, layers=self.layers)
 
     def with_absolute_paths(self, absolute: Callable[[str], str]) -> "FeaturesRecipe":
-        """Return the key with absolute paths.
+        """Return the settings with absolute paths.
 
         Args:
-            absolute: Function from a path to the absolute one.
+            absolute: Function that makes a path absolute.
         """
         encoder = self.encoder
         if encoder is not None:
@@ -458,8 +459,8 @@ class FailureLimits:
     """Limits at which a run is aborted.
 
     Attributes:
-        max_skipped: Maximum number of steps in a row that are skipped because the loss or a gradient was not finite.
-        max_bad_share: Maximum share of invalid samples.
+        max_skipped: Maximum number of consecutive steps skipped because the loss or a gradient was not finite.
+        max_bad_share: Maximum fraction of invalid samples.
     """
 
     max_skipped: int = 10
@@ -472,12 +473,12 @@ class FailureLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
+    """All settings of a run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
 
     - `teacher`: a text teacher; None: no teacher
     - `features`: those of a frozen encoder; None: only the model's own image encoder
     - `freeze`: parts whose weights do not change
-    - `precision`: precision of the forward and backward passes. `auto`: bf16 if this machine is faster in it; on a GPU
+    - `precision`: precision of the forward and backward passes. `auto`: bf16 if faster on this machine; on a GPU
       that has no bf16 but fast fp16 (V100, T4) fp16; else fp32. In fp16, the loss is scaled, see `LossScale`
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
     - `temperature`: `refitted` replaces the temperature after the last step by the best one for the validation pairs
@@ -488,7 +489,7 @@ class Recipe:
       average
     - `compile`: compile the blocks at the first steps. That takes about a minute, and needs a C++ compiler on a
       CPU; on a GPU Triton, a C compiler and Python's headers
-    - `gradient_checkpointing`: share of the blocks' intermediate results that are recomputed in the backward pass
+    - `gradient_checkpointing`: fraction of the blocks' intermediate results that are recomputed in the backward pass
       instead of stored. 1: only the inputs of blocks are kept, which takes the least memory and one more forward
       pass. A value between 0 and 1 needs `compile`: the compiler first drops the results that are cheapest to
       recompute. 0.75 is a good value
@@ -539,10 +540,10 @@ class Recipe:
         return replace(weights, teacher=teacher.weight, teacher_temperature=teacher.temperature)
 
     def require_even_shares(self, num_processes: int) -> None:
-        """Check that a step can be shared evenly among this many processes.
+        """Check that a step can be divided evenly among the given number of processes.
 
         Raises:
-            UserError: If it cannot.
+            UserError: If it cannot be divided evenly.
         """
         count = self.data.batch_size
         if count % num_processes:
@@ -621,8 +622,8 @@ def absolute_data(folder: Path, path: str) -> str:
     """Return the absolute, normalized path of pairs, a teacher or a tokenizer, or a URL. Resumed runs compare it.
 
     Args:
-        folder: Folder that relative paths start from.
-        path: The path in the recipe; `cache:` represents the user's cache.
+        folder: Base folder of relative paths.
+        path: Path in the recipe; `cache:` represents the user's cache.
 
     Raises:
         UserError: If the path is empty, or a URL that may contain a credential.
@@ -634,7 +635,7 @@ def absolute_data(folder: Path, path: str) -> str:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, defaults included."""
+    """Write the resolved recipe, including defaults."""
     import yaml  # late: the extra [train] installs it, but this module is also used without it
 
     write_bytes_atomic(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
@@ -665,10 +666,10 @@ def _require_finite(**numbers: float) -> None:
 
 
 def _require_visits(mix: Mapping[str, float]) -> None:
-    """Reject shares of a mixture that are too small for a single sample from their source.
+    """Reject fractions of a mixture that are too small for a single sample from their source.
 
     Args:
-        mix: The share of the samples from each additional source, by path. `train` has the remaining share.
+        mix: Fraction of the samples from each additional source, by path. The remaining samples are from `train`.
     """
     shares = mixture_shares(mix)
     of_train, *of_others = visits_in_period(shares)

@@ -1,11 +1,11 @@
-"""The checkpoints of a run: writing, removing, finding and reading them, so that a stopped run continues exactly.
+"""The checkpoints of a run: writing, removal, lookup and reading, so that a stopped run continues exactly.
 
 A checkpoint is a model (`grr_coca.model.checkpoint`) with a folder `training`, the state of the run:
 
 | file | content |
 |---|---|
 | `progress.json` | the counters, see `Progress` |
-| `numerics.json` | the precisions that were chosen at the start of the run, see `Numerics` |
+| `numerics.json` | the precisions chosen at the start of the run, see `Numerics` |
 | `data.json` | number and names of the run's pairs, see `DataState`; older checkpoints have none |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
 | `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
@@ -50,7 +50,7 @@ STATE_FOLDER = "training"
 class Origin:
     """The start checkpoint of a fine-tuning run: its folder, and the `fingerprint` of its files.
 
-    A resumed run takes its weights from its own checkpoints, so only this reveals a different start.
+    A resumed run takes its weights from its own checkpoints, so only this record reveals a different start.
     """
 
     checkpoint: str
@@ -95,7 +95,7 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
 def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
     """Return unsharded copies of tensors on the CPU of rank 0.
 
-    Other ranks get nothing, but all ranks must call this.
+    Other ranks return an empty result, but all ranks must call this.
     """
     copies = {}
     for name, tensor in named:
@@ -122,7 +122,7 @@ def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor
 
 
 def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Load the state of the optimizers from unsharded tensors, which are named as in `_optimizer_tensors`."""
+    """Load the state of the optimizers from unsharded tensors, named as in `_optimizer_tensors`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -142,14 +142,14 @@ def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors:
 
 
 class CheckpointStore:
-    """The folder `checkpoints` of a run. It has a folder `step-N` for each checkpoint."""
+    """The folder `checkpoints` of a run. It contains a folder `step-N` per checkpoint."""
 
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder = folder
         self._keep_last = keep_last
 
     def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
-        """Write a checkpoint atomically. Then remove those that need not be kept.
+        """Write a checkpoint atomically. Then remove obsolete checkpoints.
 
         Raises:
             DiskError: If the disk is full or cannot be written to. Earlier checkpoints are kept.
@@ -165,7 +165,10 @@ class CheckpointStore:
             raise DiskError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
 
     def newest(self) -> Path | None:
-        """Return the newest checkpoint whose files match their manifest. A corrupt one is skipped with a warning."""
+        """Return the newest checkpoint whose files match their manifest.
+
+        Corrupt checkpoints are skipped with a warning.
+        """
         for folder in reversed(checkpoints_by_step(self.folder).values()):
             try:
                 verify_folder(folder)
@@ -178,14 +181,16 @@ class CheckpointStore:
     def _tidy(self, step: int, best_step: int | None) -> None:
         """Remove old checkpoints, and those of later steps.
 
-        A run that resumed before a corrupt checkpoint leaves the corrupt one at a later step. It would be counted
-        among the newest.
+        A run resumed before a corrupt checkpoint leaves the corrupt one at a later step, where it would count
+        as one of the newest.
         """
         folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():
             if number not in kept:
-                folder.rename(folder.with_name(f".{folder.name}.old"))  # a partly removed one must not look complete
+                folder.rename(
+                    folder.with_name(f".{folder.name}.old")
+                )  # a partly removed checkpoint must not look complete
         for leftover in self.folder.glob(".*"):  # from this save, or from a killed one
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -203,7 +208,7 @@ class RunConstants(NamedTuple):
 def save(
     store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, fixed: RunConstants
 ) -> None:
-    """Write a checkpoint: the model, and all that training needs to continue. Every rank must call this.
+    """Write a checkpoint: the model and all state needed to continue training. Every rank must call this.
 
     Raises:
         DiskError: If the disk is full or cannot be written to. It is raised on every rank.
@@ -283,9 +288,9 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     """Return the newest intact checkpoint of a run folder, or None if none exists yet.
 
     Args:
-        out: The run folder.
-        recipe: The recipe of the run.
-        origin: The start checkpoint of the run; None: it is not compared.
+        out: Run folder.
+        recipe: Recipe of the run.
+        origin: Start checkpoint of the run; None: not compared.
 
     Raises:
         NoReadableCheckpointError: If checkpoints exist, but all of them are corrupt or cannot be read.
@@ -315,7 +320,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
 
 
 def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
-    """Return the recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`.
+    """Return the recipe with the precisions of the run that wrote a checkpoint, instead of each `auto`.
 
     Raises:
         UserError: If the checkpoint's `numerics.json` is missing or corrupt.

@@ -120,19 +120,20 @@ HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
 """If a recipe has no validation split, every `HOLD_OUT_EVERY`-th image is held out for validation with all its pairs,
 at most `MAX_HELD_OUT` images."""
 MIN_HOLD_OUT_EVERY = 4
-"""If these are too few pairs for a batch of validation, more images are held out, at most every fourth."""
+"""Maximum rate of held-out images: if every `HOLD_OUT_EVERY`-th image yields too few pairs for a validation batch,
+up to every fourth is held out."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
-"""The tokenizer is trained on the captions of at most this many images, evenly spread over the source."""
+"""Maximum number of images, evenly spread over the source, on whose captions the tokenizer is trained."""
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = None) -> Checkpoint:
     """Return a new model and its tokenizer for a pretraining recipe.
 
     Args:
-        recipe: The recipe.
+        recipe: Pretraining recipe.
         ranks: This process among those of the run.
-        tokenizer: Tokenizer of another run with the same pairs and the same key `tokenizer`; None: a new one is
+        tokenizer: Tokenizer of another run with the same pairs and tokenizer settings; None: a new one is
             trained.
 
     Raises:
@@ -178,7 +179,7 @@ def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
 
 
 def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Fit a checkpoint to a fine-tuning recipe, which may have other sizes of images and captions, and features.
+    """Fit a checkpoint to a fine-tuning recipe, which may set other image and caption sizes, and features.
 
     Raises:
         UserError: If the recipe names another model or a tokenizer, a size that the model cannot have, or features that
@@ -230,10 +231,10 @@ def _require_only_sizes(model: ModelRecipe) -> None:
 
 
 def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
-    """Return the pairs to train on, and the pairs to validate on. In validation, each caption of an image is a pair.
+    """Return the training pairs and the validation pairs. In validation, each caption of an image is a pair.
 
     Raises:
-        UserError: If no pair is left to train on.
+        UserError: If no training pair remains.
     """
     open_ = partial(_open_source, recipe)
     pairs = open_(recipe.data.train)
@@ -250,7 +251,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 
 
 def _open_source(recipe: Recipe, path: str) -> PairSource:
-    """Open pairs, with the features that the folders of the recipe have of them."""
+    """Open pairs, with their features from the folders of the recipe."""
     source, features = open_source(path), recipe.features
     if features is not None and features.caches:
         return with_features(source, features.caches)
@@ -295,7 +296,7 @@ def _read_teacher(recipe: TeacherRecipe) -> CaptionTeacher:
 
 
 def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> CaptionTeacher:
-    """Return a teacher, which must have embedded the captions of these pairs.
+    """Return a teacher, which must have embedded the captions of the given pairs.
 
     Raises:
         UserError: If its folder is missing or corrupt, or has other captions.
@@ -309,7 +310,7 @@ _NUM_COMPARED_CAPTIONS = 200
 
 
 def warn_of_equal_captions(pairs: PairSource) -> None:
-    """Warn if the captions of all pairs are equal, judged by a sample."""
+    """Warn if the captions of all pairs are equal, based on a sample."""
     found = list(islice(caption_texts(pairs, limit=_NUM_COMPARED_CAPTIONS), _NUM_COMPARED_CAPTIONS))
     if len(found) > 1 and len(set(found)) == 1:
         log.warning(
@@ -319,8 +320,11 @@ def warn_of_equal_captions(pairs: PairSource) -> None:
 
 
 def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
-    """Return the mask of pairs held out for validation. It is chosen by image, so all captions of an image are on one
-    side. These are enough pairs for a batch of `batch_size`, if there are."""
+    """Return the mask of pairs held out for validation.
+
+    It is chosen by image, so all captions of an image are on the same side. If possible, it has enough pairs for a
+    batch of `batch_size`.
+    """
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
     usual = images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
@@ -332,10 +336,10 @@ def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
 def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
     """Return the validation pairs that can be read: an invalid pair would end a long run at its first validation.
 
-    Each rank reads another part of the pairs: with intermittent disk errors, two ranks could disagree about a pair.
+    Each rank reads a different part of the pairs: with intermittent disk errors, two ranks could disagree about a pair.
 
     Raises:
-        UserError: If none of them can be read.
+        UserError: If no pair can be read.
     """
     start, end = (len(val) * number // ranks.size for number in (ranks.rank, ranks.rank + 1))
     mine, faults = split_valid_pairs(Subset(val, range(start, end)))
@@ -354,7 +358,7 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
 def training_batches(
     recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's share of each global batch, as micro-batches, from step `first_step` on."""
+    """Yield this rank's part of each global batch, as micro-batches, from step `first_step` on."""
     data, keep_patches = recipe.data, None
     if data.patch_dropout:
         keep_patches = partial(kept_patches, start.config.own_image_encoder.num_patches, data.patch_dropout)
@@ -386,7 +390,7 @@ def training_batches(
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
-    """Return the pairs in random order, those of one source or of the mixture of several that the recipe names; with
+    """Return the pairs of one source, or of the recipe's mixture of several, in random order, with
     their siblings, if it requests them.
     """
     visits = _visits_without_siblings(recipe, pairs)

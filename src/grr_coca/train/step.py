@@ -1,8 +1,8 @@
 """The training step: from a batch to gradients to new weights.
 
-The gradients are the exact ones of CoCa's loss over the global batch, on any number of ranks. Each rank runs the model
+The gradients are exactly those of CoCa's loss over the global batch, on any number of ranks. Each rank runs the model
 on its own pairs, compares them with the pairs of all ranks, and differentiates its part of the loss
-(`grr_coca.model.losses.batch_loss`). `grr_coca.train.micro_batches` does the same in less memory.
+(`grr_coca.model.losses.batch_loss`). `grr_coca.train.micro_batches` does the same with less memory.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ def compute_gradients(
 
     Args:
         model: The model on all ranks.
-        micro_batches: This rank's share of the batch. All ranks have the same numbers of pairs and micro-batches.
+        micro_batches: This rank's part of the batch. All ranks have the same numbers of pairs and micro-batches.
         num_tokens: Tokens to predict in the global batch.
         weights: Weights of the losses.
         precision: Context of the forward passes.
@@ -65,7 +65,7 @@ def compute_gradients(
 
 @dataclass
 class LossScale:
-    """The factor of gradients in fp16, whose numbers range from 6e-8 to 65,504.
+    """Factor of gradients in fp16, whose values range from 6e-8 to 65,504.
 
     A step with gradients that are not finite halves the factor and is skipped. After `GROWTH_INTERVAL` finite steps it
     is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks act identically, as they have the same
@@ -78,7 +78,7 @@ class LossScale:
     finite_steps: int = 0
 
     def update(self, is_finite: bool) -> None:
-        """Count a step."""
+        """Adapt the factor after a step."""
         self.finite_steps = self.finite_steps + 1 if is_finite else 0
         if not is_finite:
             self.factor /= 2
@@ -104,7 +104,7 @@ class Trainer:
         If the loss or a gradient is not finite, weights and optimizer stay unchanged on all ranks.
 
         Args:
-            micro_batches: This rank's share of the global batch.
+            micro_batches: This rank's part of the global batch.
             num_tokens: Tokens to predict in the global batch.
             step: Number of the step, counted from 0.
         """
@@ -152,7 +152,7 @@ class Trainer:
     def averaged(self) -> Iterator[None]:
         """Replace the weights of the model by their running average, if it exists, within a context.
 
-        Models are evaluated and saved in it.
+        Models are evaluated and saved in this context.
         """
         if self.ema is None:
             yield
@@ -191,21 +191,21 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep freed memory. Other allocators do not change.
+    """Let glibc's allocator keep freed memory. Other allocators are unchanged.
 
     By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
     step that happens to all activations and gradients. `benchmarks/LOG.md` has the measurement.
     """
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # missing in other C libraries
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:
-    """Return the number of tokens to predict in these batches."""
+    """Return the number of tokens to predict in the given batches."""
     return sum(len(batch.next_tokens) for batch in batches)
 
 

@@ -1,4 +1,4 @@
-"""Sends the log of a run to Weights & Biases or MLflow. It reads `metrics.jsonl`, so training does not depend on it."""
+"""Send the log of a run to Weights & Biases or MLflow. It reads `metrics.jsonl`, so training does not depend on it."""
 
 import json
 import re
@@ -88,13 +88,13 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
     """Send the new lines of a run's log, and return their number.
 
     The folder then has `TO.json`, with the id of the run in the service and the last sent step of each split. A resumed
-    run repeats lines; these are not sent again.
+    run repeats lines; they are not sent again.
 
     Args:
-        folder: The run folder.
-        to: The service. Its own variables define its address and credentials.
+        folder: Run folder.
+        to: Service. Its environment variables define address and credentials.
         project: Name of the project or experiment in the service.
-        follow: Wait for more lines until the run has ended.
+        follow: Whether to wait for more lines until the run has ended.
         seconds: Pause before the log is read again.
 
     Raises:
@@ -121,7 +121,7 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
             tracker.finish()
     except UserError:
         raise
-    except Exception as error:  # of any type of the service's package
+    except Exception as error:  # the service's package raises any type
         raise UserError(f"{to}: {first_line(error)}") from error
     return number
 

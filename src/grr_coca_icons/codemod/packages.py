@@ -38,7 +38,7 @@ class IconPackage:
         properties_type: Type of its properties; empty if the package exports none.
         stroke: Property that sets the width of strokes; empty if it has no strokes.
         has_size: Whether `size` sets both width and height.
-        is_size_number: True if `size` takes numbers, and no text.
+        is_size_number: Whether `size` takes numbers instead of text.
         default_size: Size without any property; empty: the drawing fills its container.
         own: Additional properties that SVG elements do not have.
         refused: Properties of SVG elements that its components do not support.

@@ -71,7 +71,7 @@ class Rewritten(NamedTuple):
 
 
 class ParseError(ValueError):
-    """The error for a file that is not valid code of its language."""
+    """Error for a file that is not valid code in its language."""
 
 
 def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:

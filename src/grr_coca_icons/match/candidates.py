@@ -24,9 +24,9 @@ _DEVIATION = 5.0
 _NEAREST = {"picture": 40, "name_shown": 30, "shown_name": 20, "names": 20}
 """Number of candidates per cosine."""
 _BACKGROUND = 4096
-"""Number of target images that a candidate must stand out from."""
+"""Number of target images used as background for z-scores."""
 _FEW = 0.25
-"""If a smaller share of the target images are candidates, only these are compared with the source."""
+"""Fraction of the target images below which only the candidates are compared with the source."""
 _NUMBER = re.compile(r"\d+")
 _PRODUCTS = 2**24
 """Maximum number of cosines in memory."""
@@ -69,7 +69,7 @@ class PictureSet:
         return len(self.name_vectors) > 0
 
     def part(self, places: Sequence[int]) -> "PictureSet":
-        """Return some of the images."""
+        """Return a subset of the images."""
         return PictureSet(
             names=[self.names[place] for place in places],
             words=[self.words[place] for place in places],
@@ -191,8 +191,9 @@ class Pairs:
             yield self._match(row, columns[part], ranked, same[part], n, is_fitted=is_fitted)
 
     def _right_numbers_first(self, row: int, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Scores in which the candidate with the source's numbers is the best of those whose names differ only by
-        numbers: `heading-2`, and not `heading-3`, for `h-2`. In small drawings, digits look similar."""
+        """Return scores in which the candidate with the source's numbers is the best of those whose names differ only
+        by numbers: `heading-2`, and not `heading-3`, for `h-2`. In small drawings, digits look similar.
+        """
         own = _NUMBER.findall(self._source.names[row].partition(":")[2])
         if not own:
             return scores
@@ -328,7 +329,7 @@ class Pairs:
     def _written(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
         """Compare the spelling and the words of names: the features that need no embedding, by name, each P.
 
-        Of several names, the closest counts.
+        If an image has several names, the closest one counts.
         """
         from rapidfuzz import fuzz, process  # late: it needs an extra
 

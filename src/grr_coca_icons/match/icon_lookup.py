@@ -1,6 +1,7 @@
 """Lookup of icons by the names that users and code use, with suggestions for unknown names.
 
-`lucide:trash-2`, `trash-2`, `Trash2`, an alias, and the name of a component (`IconTrash` of tabler) all find an icon.
+`lucide:trash-2`, `trash-2`, `Trash2`, an alias, and the name of a component (`IconTrash` of tabler) all identify an
+icon.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ class IconLookup:
     Args:
         pictures: The icons.
         further: Aliases of each icon, without prefix.
-        embed: Embeds unknown names; None: suggestions are based only on spelling.
+        embed: Function that embeds unknown names; None: suggestions are based only on spelling.
     """
 
     def __init__(self, pictures: PictureSet, further: Sequence[Sequence[str]] = (), embed: Embed | None = None) -> None:

@@ -24,9 +24,9 @@ IconMap = dict[str, str | None]
 """Full names of icons and of their equivalents; None if an icon has none."""
 
 _WRONG = 0.1
-"""Maximum probability of a doubtful entry …"""
+"""Maximum probability of a doubtful entry."""
 _LIKELY = 0.5
-"""… and minimum probability of another icon."""
+"""Minimum probability of another icon for a doubtful entry."""
 
 
 def read_map(path: Path) -> IconMap:

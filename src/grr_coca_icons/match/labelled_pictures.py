@@ -24,7 +24,7 @@ def labelled_pictures(
         sources: Sources as in `grr-coca lint`.
         exclude: Patterns of .gitignore.
         model: Model that determines the image size.
-        failures: Receives a line for each unreadable image.
+        failures: List to which a line is added for each unreadable image.
 
     Raises:
         UserError: If a source is neither a folder nor code, and has no images.

@@ -52,7 +52,7 @@ class OpenPictureSet:
         fields: Metadata of each image in its set.
         further_names: Additional names of each image, as written.
         failures: A line for each excluded image.
-        embed: Embeds names; None if they are not compared.
+        embed: Function that embeds names; None if they are not compared.
     """
 
     set: PictureSet
@@ -133,7 +133,7 @@ def read_index(
         store: The index.
         model: Model of the index.
         numbers: Match parameters; None for another model.
-        read: Reads an image.
+        read: Function that reads an image.
 
     Raises:
         UserError: If the index is empty.

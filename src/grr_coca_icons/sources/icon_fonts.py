@@ -115,7 +115,7 @@ def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> 
 
 
 def _ligatures(font: "TTFont", codes: dict[str, int]) -> dict[str, list[str]]:
-    """Return the words that a font turns into a glyph, by glyph."""
+    """Return the words that a font replaces by a glyph, by glyph."""
     if "GSUB" not in font:
         return {}
     letters = {glyph: chr(code) for glyph, code in codes.items() if code < 0x80}

@@ -54,9 +54,9 @@ class IconTools:
     Args:
         indexes: Indexes by their names in the tools. They stay open.
         reads_files: Whether an image may be passed as a file below the folders of the indexes.
-        read: Reads an image of an index.
-        decode: Decodes an image from its bytes, its name in messages, and a maximum side, to which it may be
-            scaled down.
+        read: Function that reads an image of an index.
+        decode: Function that decodes an image from its bytes, its name in messages, and a maximum side, to which it may
+            be scaled down.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The Model Context Protocol over HTTP, at `/mcp`: each request is stateless, behind the server's guard.
 
-The SDK is imported and the index opened at the first request, as most servers never get one.
+The SDK is imported and the index opened at the first request, as most servers never receive one.
 """
 
 import asyncio

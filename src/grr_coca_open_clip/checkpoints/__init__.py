@@ -1,6 +1,6 @@
 """Conversion of open_clip's CoCa checkpoints to our format and back. `docs/open-clip.md` lists the differences.
 
-This file finds the files of a checkpoint, and does not import torch.
+This module finds the files of a checkpoint, without importing torch.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_weights(path: Path) -> Path:
-    """Return the file of weights at a path: the path itself, or a file of the folder, safetensors first.
+    """Return the weights file at a path: the path itself, or a file of the folder, preferring safetensors.
 
     Raises:
         UserError: If no weights are found, or several files and none has a name in `WEIGHTS`.

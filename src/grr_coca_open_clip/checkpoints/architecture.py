@@ -28,7 +28,7 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class Heads:
-    """Numbers of attention heads, which shapes do not show. None: 64 channels per head."""
+    """Numbers of attention heads, which cannot be inferred from shapes. None: 64 channels per head."""
 
     image: int | None = None
     text: int | None = None
@@ -37,10 +37,10 @@ class Heads:
 
 
 def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCaConfig:
-    """Return the config of the model with these tensors.
+    """Return the config of the model with the given tensors.
 
     Raises:
-        UserError: If the tensors are not a CoCa of open_clip, or one that our model does not support.
+        UserError: If the tensors are not open_clip's CoCa, or a variant that our model does not support.
     """
     _refuse_unsupported(tensors, name)
     shapes = _Shapes(tensors, name)

@@ -1,6 +1,6 @@
 """Convert tensors between open_clip's CoCa and our own, in both directions.
 
-The import loses nothing: tensors that are written back are equal to the bit. On export, the bias of our patch
+The import is lossless: tensors that are written back are bit-identical. On export, the bias of our patch
 embedding, which open_clip does not have, is added to the positions; it is 0 in an imported model.
 """
 
@@ -31,7 +31,7 @@ def links(config: CoCaConfig) -> list[Link]:
 
 
 def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """Return our weights from open_clip's, which must be exactly those of `links`."""
+    """Convert open_clip's weights, which must be exactly those of `links`, to ours."""
     return {
         name: tensor
         for link in links(config)

@@ -22,7 +22,7 @@ from grr_coca_open_clip.checkpoints.settings import NOTHING_SAID, Settings, name
 _PRESET = "open_clip_coca"
 
 _ONE_HEAD = Heads(image=1, text=1, multimodal=1, pooler=1)
-"""Divides every width, so that widths can be checked before the numbers of heads are known."""
+"""Numbers of heads that divide every width, so that widths can be checked before the real numbers are known."""
 
 _COCO_TUNED = (
     "open_clip's CoCa B/32, fine-tuned on COCO for captions, is no longer a zero-shot model: it classifies 0.9 % of "
@@ -34,14 +34,15 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
     """Read an open_clip CoCa checkpoint.
 
     Args:
-        path: Folder in the hub's layout, or a file of weights. `open_clip_config.json` next to the weights defines
+        path: Folder in the hub's layout, or a weights file. `open_clip_config.json` next to the weights defines
             the architecture. Without it, the shapes of the tensors do; heads then have 64 channels, and the pooler 8
             heads, as in both published models.
         model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
         device: Device of the model.
 
     Raises:
-        UserError: If it cannot be read, or our model does not support it; the message names the tensor or the key.
+        UserError: If the checkpoint cannot be read, or our model does not support it; the message names the tensor or
+            the key.
     """
     weights_path = find_weights(path)
     settings = _settings(weights_path.parent / SETTINGS, model)
@@ -97,12 +98,12 @@ def _require_same_tensors(
 
 
 def _is_l14(config: CoCaConfig) -> bool:
-    """Return whether this is L/14, which still classifies 72.1 % of ImageNet correctly when it is tuned on COCO."""
+    """Return whether the model is L/14, which still classifies 72.1 % of ImageNet correctly when tuned on COCO."""
     return config.own_image_encoder.transformer.num_layers == 24
 
 
 def _is_coco_tuned(weights: Path) -> bool:
-    """Return whether the file or its folder has the name of the published checkpoint; the weights do not show it."""
+    """Return whether the file or its folder has the name of the published checkpoint; the weights do not reveal it."""
     folder = weights.absolute().parent
     in_cache = folder.parent.name == "snapshots"  # the hub's cache has it as models--OWNER--NAME/snapshots/REVISION
     named = (weights, folder, folder.parent.parent) if in_cache else (weights, folder)
@@ -110,7 +111,7 @@ def _is_coco_tuned(weights: Path) -> bool:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Return tensors in fp32 by open_clip's names.
+    """Return tensors in fp32 under open_clip's names.
 
     A `state_dict` within a training checkpoint is found, and prefixes `module.` are removed.
 
@@ -139,7 +140,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Return False for sparse and expanded tensors, of which a few bytes may represent any amount of memory."""
+    """Return whether a tensor is dense, unlike sparse and expanded tensors, of which a few bytes may represent any
+    amount of memory.
+    """
     if tensor.layout != torch.strided:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
@@ -154,7 +157,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 
 def _read_pickled(path: Path) -> Mapping[str, object]:
     try:
-        # Only tensors and plain containers are created, whatever the file requests.
+        # Only tensors and plain containers are created, regardless of the file's requests.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:  # its text advises to run the code of the file
         raise UserError(
@@ -168,6 +171,6 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
 
 
 def _can_be_mapped(path: Path) -> bool:
-    """Return whether a file is a zip file, as PyTorch writes since 1.6."""
+    """Return whether a file is a zip file, PyTorch's format since 1.6."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -61,7 +61,7 @@ _SHAPES = {
     "text_cfg": {"context_length", "vocab_size", "width", "layers", "mlp_ratio"},
     "multimodal_cfg": {"context_length", "vocab_size", "width", "layers"},
 }
-"""Keys whose values the shapes of tensors show, too."""
+"""Keys whose values can also be inferred from tensor shapes."""
 _HEADS = {"vision_cfg": {"head_width", "attn_pooler_heads"}, "text_cfg": {"heads"}, "multimodal_cfg": {"heads"}}
 _DEFAULTS: dict[str, dict[str, int]] = {
     "vision_cfg": {"width": 768, "head_width": 64},
@@ -188,7 +188,7 @@ class Settings:
         """Return the preprocessing of images.
 
         Raises:
-            UserError: If it is not supported.
+            UserError: If the preprocessing is not supported.
         """
         said = dict(self.preprocess)
         for key, only in (("mode", "RGB"), ("interpolation", "bicubic"), ("resize_mode", "shortest")):
@@ -224,7 +224,7 @@ def named_settings(name: str) -> Settings:
     """Return the settings of a published model.
 
     Raises:
-        UserError: If the model is unknown, or it is not supported.
+        UserError: If the model is unknown or unsupported.
     """
     if name in _UNSUPPORTED_MODELS:
         raise UserError(f"--model {name}: not supported: {_UNSUPPORTED_MODELS[name]}")
@@ -237,7 +237,7 @@ def read_settings(path: Path) -> Settings:
     """Read the settings from a file.
 
     Raises:
-        UserError: If it cannot be read, or has an unsupported key or value.
+        UserError: If the file cannot be read, or has an unsupported key or value.
     """
     content = read_json(path)
     model = content.get("model_cfg", content)

@@ -189,6 +189,25 @@ def test_a_caption_imports_only_what_it_needs(image_files, tmp_path, engine):
     assert [name for name in imported if name.startswith(("grr_coca.train", "grr_coca_study"))] == []
 
 
+def test_garbage_is_searched_for_after_a_start_only(image_files, tmp_path):
+    code = """if True:
+        import atexit, gc
+        usual, seen = gc.get_threshold(), []
+
+        @atexit.register
+        def report():
+            before, kept = len(seen), [[] for _ in range(300_000)]
+            print(before, len(seen) > before, gc.get_threshold() == usual)
+
+        from grr_coca.__main__ import run
+        gc.callbacks.append(lambda phase, info: seen.append(phase))
+        run()
+    """
+    command = [sys.executable, "-c", code, "caption", str(image_files[0])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines()[1] == "0 True True"
+
+
 def test_progress_sends_no_control_codes_to_what_is_no_terminal(capsys, monkeypatch):
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.setenv(name, "1")

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO
 
 from grr_coca.common.errors import UserError, suggest_name
@@ -54,6 +53,8 @@ def require_writable(path: Path) -> None:
     Raises:
         UserError: If the path is not a file, or its folder cannot be created or written to.
     """
+    from tempfile import TemporaryFile  # late: imports random
+
     _require_replaceable(path)
     with disk_errors(path):
         folder = resolve_link(path).parent

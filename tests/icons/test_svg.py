@@ -1,7 +1,6 @@
 """SVG files are images like others. The programs that draw them are tested in `test_isolated`."""
 
 import io
-import multiprocessing
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -188,46 +187,12 @@ print(decode_image({SQUARE!r}, "a.svg").getpixel((10, 100)))
 """
 
 
-def test_a_script_without_a_guard_draws(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    said = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=True)
-    assert (said.stdout, said.stderr) == ("(0, 0, 0)\n", "")
-
-
-def test_a_notebook_draws():
-    """Its `__main__` has no file, and its standard input is not ours."""
-    said = subprocess.run([sys.executable], input=SCRIPT, capture_output=True, text=True, check=True)
-    assert (said.stdout, said.stderr) == ("(0, 0, 0)\n", "")
-
-
 def test_files_of_the_current_folder_are_not_imported(tmp_path):
     for name in ("resvg_py", "struct", "faulthandler", "signal"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     code = f"import sys; sys.path.remove(''); {SCRIPT.strip().replace(chr(10), '; ')}"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (said.stdout, said.stderr) == ("(0, 0, 0)\n", "")
-
-
-class Drawings:
-    """A dataset of drawings in eight colours."""
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return decode_image(OBLONG.replace(b"red", b"#%02x0000" % (32 * index)), "a.svg").getpixel((9, SIDE // 2))[0]
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_of_a_loader_draw(start):
-    torch_data = pytest.importorskip("torch.utils.data")
-    if start not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"this system cannot {start}")
-    assert render_svg(SQUARE.decode(), 8), "a helper that forked workers must not use"
-    loader = torch_data.DataLoader(Drawings(), num_workers=2, multiprocessing_context=start)
-    assert [int(value) for value in loader] == [32 * index for index in range(8)]
-    assert render_svg(SQUARE.decode(), 8)
 
 
 # --- Drawings by grammar

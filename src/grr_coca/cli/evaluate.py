@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from grr_coca.model.checkpoint import Checkpoint
 
 Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
-_TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
+_TASK_OF = {"out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
 """The task of each option that belongs to a single task."""
 
 
@@ -37,7 +37,6 @@ def evaluate_splits(
     data: Lists[str] = (),
     task: Task | None = None,
     batch_size: int = 64,
-    folds: int | None = None,
     out: Path | None = None,
     labels: Path | None = None,
     templates: Path | None = None,
@@ -53,7 +52,6 @@ def evaluate_splits(
         task: loss (with retrieval as in training), retrieval (as in the literature), captioning, zeroshot, or probe. If
             not given, loss; for an adapted model, which has no losses, retrieval.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
-        folds: for retrieval, the number of parts of the split; COCO's 1k protocol splits 5,000 images into 5.
         out: for captioning, write the captions to this file of JSON lines.
         labels: for zeroshot, a file of classes, one per line; if not given, the classes that occur.
         templates: for zeroshot, a file of sentences with {} for the class, one per line.
@@ -62,12 +60,10 @@ def evaluate_splits(
             closed form of `adapt`, and the nearest image. Only for a model in its run folder, whose pairs are known.
         json: print JSON.
     """
-    given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}
+    given = {"out": out, "labels": labels, "templates": templates, "train": train}
     paths = joined(data)
     named = {name for name, value in given.items() if value is not None}
     _check(task or "loss", paths, batch_size, named)
-    if folds is not None and folds < 1:
-        raise UserError(f"--folds must be at least 1, got {folds}")
     if train is not None:
         from grr_coca.data.sources.open import require_exists  # late: imports NumPy and Pillow
 
@@ -93,9 +89,7 @@ def evaluate_splits(
     if task == "loss":
         _print_losses(measure_losses(model, paths, batch_size), beside, json)
         return
-    options = _TaskOptions(
-        batch_size=batch_size, folds=folds or 1, out=out, class_names=class_names, templates=sentences, train=train
-    )
+    options = _TaskOptions(batch_size=batch_size, out=out, class_names=class_names, templates=sentences, train=train)
     _print_reports({path: _measure(task, model, path, options) for path in paths}, beside, json)
 
 
@@ -144,14 +138,12 @@ def require_splits(paths: tuple[str, ...]) -> None:
 class _TaskOptions:
     """The options of all tasks except `loss`.
 
-    - `folds`: for retrieval
     - `out`: for captioning, the file to write captions to
     - `class_names` (None: the classes that occur) and `templates`: for zeroshot
     - `train`: for probe, the images to train on
     """
 
     batch_size: int
-    folds: int
     out: Path | None
     class_names: tuple[str, ...] | None
     templates: tuple[str, ...]
@@ -195,7 +187,7 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     from grr_coca.model.checkpoint import Checkpoint
 
     if task == "retrieval":
-        return measure_retrieval(checkpoint, open_source(path), options.batch_size, options.folds, "own")
+        return measure_retrieval(checkpoint, open_source(path), options.batch_size, "own")
     if task == "captioning":
         captioned = caption_split(checkpoint, open_source(path), batch_size=options.batch_size)
         if options.out is not None:

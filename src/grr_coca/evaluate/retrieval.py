@@ -97,28 +97,6 @@ def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, "
     return first[order], order.argsort()[inverse]
 
 
-def folds(gallery: Gallery, count: int) -> list[Gallery]:
-    """Split the gallery into `count` parts with the same number of images (COCO's 1k protocol: 5,000 images in 5
-    folds).
-
-    Remaining images are dropped.
-    """
-    size = len(gallery.image) // count
-    assert size, f"{len(gallery.image)} images do not make {count} folds"
-    parts = []
-    for start in range(0, size * count, size):
-        mine = (gallery.image_of >= start) & (gallery.image_of < start + size)
-        parts.append(
-            Gallery(
-                gallery.image[start : start + size],
-                gallery.text[mine],
-                gallery.image_of[mine] - start,
-                gallery.caption_ids[mine],
-            )
-        )
-    return parts
-
-
 def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
     """Return the rank of the first correct answer for every caption and every image.
 

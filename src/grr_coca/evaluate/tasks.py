@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.base import PairSource
@@ -15,7 +14,7 @@ from grr_coca.evaluate.embedded import embedded_gallery, embedded_images
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.probes import linear_probe
-from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
+from grr_coca.evaluate.retrieval import Gallery, RightAnswers, retrieve
 from grr_coca.evaluate.split import RECALLS, gallery_of, pair_results
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled
 from grr_coca.infer.image_text_model import ImageTextModel
@@ -51,38 +50,26 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
 
 
 def measure_retrieval(
-    checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int, num_folds: int, right: RightAnswers
+    checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int, right: RightAnswers
 ) -> Report:
     """Return recall in both directions.
 
-    Each fold is searched separately; the metrics are over the queries of all folds.
-
     Raises:
-        UserError: If there are fewer images than folds, or a pair is invalid.
+        UserError: If the split is empty, or a pair is invalid.
     """
     gallery = split_gallery(checkpoint, source, batch_size)
-    if not 1 <= num_folds <= len(gallery.image):
-        raise UserError(
-            f"the number of folds must be from 1 to {len(gallery.image)} (the number of images), got {num_folds}"
-        )
-    parts = folds(gallery, num_folds)
-    by_fold = [retrieve(part, right) for part in parts]
-    found = _joined(by_fold, parts)
-    directions = {
-        "text_to_image": [fold.text_to_image for fold in by_fold],
-        "image_to_text": [fold.image_to_text for fold in by_fold],
-    }
+    found = retrieve(gallery, right)
+    directions = {"text_to_image": found.text_to_image, "image_to_text": found.image_to_text}
     return Report(
         task="retrieval",
         depends_on={
-            "images": sum(len(part.image) for part in parts),
-            "captions": sum(len(part.text) for part in parts),
-            "folds": num_folds,
+            "images": len(gallery.image),
+            "captions": len(gallery.text),
             "right answers": "an image's own captions" + (" and equal ones" if right == "equal" else " alone"),
         },
         metrics=intervals(retrieval_measures(found)),
-        plain={f"{name}/median_rank": getattr(found, name).median() for name in directions}
-        | {f"{name}/chance/R@{k}": _chance(ranks, k) for name, ranks in directions.items() for k in RECALLS},
+        plain={f"{name}/median_rank": ranks.median() for name, ranks in directions.items()}
+        | {f"{name}/chance/R@{k}": ranks.chance(k) for name, ranks in directions.items() for k in RECALLS},
     )
 
 
@@ -146,25 +133,3 @@ def measure_probe(checkpoint: Checkpoint, train: LabelledImages, test: LabelledI
 def intervals(measures: Mapping[str, Measure]) -> dict[str, Interval]:
     """Return each metric with its interval."""
     return {name: measure.interval() for name, measure in measures.items()}
-
-
-def _joined(found: Sequence[Retrieval], parts: Sequence[Gallery]) -> Retrieval:
-    starts = np.cumsum([0, *(len(part.image) for part in parts)])
-    return Retrieval(
-        _joined_ranks([each.text_to_image for each in found]),
-        _joined_ranks([each.image_to_text for each in found]),
-        torch.cat([each.image_of + int(start) for each, start in zip(found, starts, strict=False)]),
-    )
-
-
-def _joined_ranks(ranks: Sequence[QueryRanks]) -> QueryRanks:
-    # Folds differ in their numbers of captions, so `_chance` computes each fold separately.
-    candidates = max(each.num_candidates for each in ranks)
-    return QueryRanks(
-        torch.cat([each.rank for each in ranks]), torch.cat([each.num_right for each in ranks]), candidates
-    )
-
-
-def _chance(ranks: Sequence[QueryRanks], k: int) -> float:
-    """Return the expected recall at k of a random order within each fold, over all queries."""
-    return sum(len(each.rank) * each.chance(k) for each in ranks) / sum(len(each.rank) for each in ranks)

@@ -63,23 +63,24 @@ def test_pairs_of_one_caption_are_taken_as_they_are(checkpoint):
 def test_each_caption_of_an_image_counts_in_every_measure(checkpoint):
     pairs = PairsInMemory([replace(pair, more_captions=("a drawing", "a sign")) for pair in real_pairs(4)])
     assert measure_checkpoint(checkpoint, pairs, 12, LossWeights()).evaluation.num_pairs == 12
-    retrieval = measure_retrieval(checkpoint, pairs, 8, 1, "own")
+    retrieval = measure_retrieval(checkpoint, pairs, 8, "own")
     assert (retrieval.depends_on["images"], retrieval.depends_on["captions"]) == (4, 12)
 
 
 def test_empty_input_raises(checkpoint):
     with pytest.raises(UserError, match="an empty split: nothing to search"):
-        measure_retrieval(checkpoint, PairsInMemory([]), 8, 1, "own")
+        measure_retrieval(checkpoint, PairsInMemory([]), 8, "own")
     with pytest.raises(UserError, match="evaluation batch size must be at least 1, got 0"):
         require_pairs(PairsInMemory(real_pairs(4)), 0)
 
 
-def test_the_chance_of_folds_is_that_of_each_fold(checkpoint):
+def test_the_chance_counts_the_captions_of_each_image(checkpoint):
     pairs = [replace(pair, more_captions=("a drawing",) * 9 if i < 2 else ()) for i, pair in enumerate(real_pairs(4))]
-    found = measure_retrieval(checkpoint, PairsInMemory(pairs), 8, 2, "own").plain
-    assert found["image_to_text/chance/R@1"] == pytest.approx((10 / 20 + 10 / 20 + 1 / 2 + 1 / 2) / 4)
-    assert found["image_to_text/chance/R@5"] == pytest.approx(((1 - math.comb(10, 5) / math.comb(20, 5)) + 1) / 2)
-    assert found["text_to_image/chance/R@1"] == pytest.approx(1 / 2)
+    found = measure_retrieval(checkpoint, PairsInMemory(pairs), 8, "own").plain
+    assert found["image_to_text/chance/R@1"] == pytest.approx((10 / 22 + 1 / 22) / 2)
+    missed = [math.comb(wrong, 5) / math.comb(22, 5) for wrong in (12, 21)]
+    assert found["image_to_text/chance/R@5"] == pytest.approx(1 - sum(missed) / 2)
+    assert found["text_to_image/chance/R@1"] == pytest.approx(1 / 4)
 
 
 def test_pairs_of_one_image_are_drawn_together(results):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grr_coca.evaluate import retrieval
-from grr_coca.evaluate.retrieval import Gallery, folds, make_gallery, retrieve
+from grr_coca.evaluate.retrieval import Gallery, make_gallery, retrieve
 
 
 def unit(rows: int, width: int = 5, seed: int = 0) -> torch.Tensor:
@@ -105,24 +105,3 @@ def test_the_median_rank_is_one_at_best():
     perfect = retrieve(Gallery(torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4)), "own")
     assert perfect.text_to_image.median() == perfect.image_to_text.median() == 1.0
     assert perfect.text_to_image.chance(1) == 0.25
-
-
-def test_folds_are_searched_apart():
-    image_ids = torch.arange(10).repeat_interleave(2)
-    whole = make_gallery(unit(10)[image_ids], unit(20, seed=3), torch.arange(20), image_ids)
-    first, second = folds(whole, 2)
-    assert torch.equal(first.image, whole.image[:5])
-    assert torch.equal(second.text, whole.text[10:])
-    assert second.image_of.tolist() == first.image_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert retrieve(second, "own").text_to_image.num_candidates == 5
-
-
-def test_folds_of_another_order_of_pairs_hold_the_same():
-    image_ids = torch.arange(6).repeat(2)  # all first captions, then all second ones
-    parts = folds(make_gallery(unit(6)[image_ids], unit(12), torch.arange(12), image_ids), 3)
-    assert [part.caption_ids.tolist() for part in parts] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
-
-
-def test_images_that_fill_no_fold_are_left_out():
-    gallery = Gallery(unit(7), unit(7), torch.arange(7), torch.arange(7))
-    assert [len(part.image) for part in folds(gallery, 3)] == [2, 2, 2]

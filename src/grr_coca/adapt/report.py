@@ -134,7 +134,7 @@ def _summary(adapted: Adapted) -> str:
     images, reused = adapted.images, f", {adapted.num_reused:,} of them read before" if adapted.num_reused else ""
     skipped = f"; {len(images.bad):,} pairs were skipped" if images.bad else ""
     held = len(images) - images.num_fit
-    measured = f"the {held:,} images that were held out" if held else "images that the fit did not see"
+    measured = f"held-out images ({held:,})" if held else "images that the fit did not see"
     beside = " beside" if images.is_seen_by_base else " to features of"
     beside = "" if adapted.encoder is None else f"{beside} {adapted.encoder.name}"
     return (

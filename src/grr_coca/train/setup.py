@@ -322,15 +322,15 @@ def warn_of_equal_captions(pairs: PairSource) -> None:
 def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
     """Return the mask of pairs held out for validation.
 
-    It is chosen by image, so all captions of an image are on the same side. If possible, it has enough pairs for a
-    batch of `batch_size`.
+    It is chosen by image, so all captions of an image are on the same side. If possible, it has at least `batch_size`
+    pairs, and a quarter more, as some may be invalid.
     """
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
     usual = images % max(HOLD_OUT_EVERY, -(-num_images // MAX_HELD_OUT)) == 0
     if usual.sum() >= batch_size or len(every_caption(Subset(pairs, np.flatnonzero(usual)))) >= batch_size:
         return usual
-    return images % min(HOLD_OUT_EVERY, max(MIN_HOLD_OUT_EVERY, num_images // batch_size)) == 0
+    return images % min(HOLD_OUT_EVERY, max(MIN_HOLD_OUT_EVERY, 4 * num_images // (5 * batch_size))) == 0
 
 
 def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:

@@ -152,7 +152,7 @@ def test_fine_tuning_ends_with_a_model_adapted_to_its_pairs(grr_coca, place, tmp
     said = grr_coca(*command)
     assert said.code == 0, said.err
     assert "fine-tuned " in said.out
-    assert "images that were held out" in said.out
+    assert "held-out images (" in said.out
     model = load(tmp_path / "run" / "adapted")
     assert model.adaptation.header.base_fingerprint == fingerprint(locate_checkpoint(tmp_path / "run"))
     assert model.adaptation.header.num_images == NUM_PAIRS

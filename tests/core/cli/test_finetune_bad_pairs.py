@@ -36,7 +36,7 @@ def test_classes_in_place_of_captions_are_trained_on(finetune):
 
 
 def test_few_pairs_hold_out_enough_to_validate_on(finetune):
-    said, out = finetune(PAIRS[:24], batch_size=5)
+    said, out = finetune([replace(PAIRS[0], image=b"torn"), *PAIRS[1:]], batch_size=5)
     assert said.code == 0, said.err
     assert from_pretrained(out).step == 5
 

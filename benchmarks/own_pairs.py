@@ -281,7 +281,7 @@ def report(rows: list[Row]) -> str:
     for domain in (*DOMAINS, "all"):
         for first, second in (("fine-tuned, adapted", "adapted"), (TRAINED[2], TRAINED[1])):
             for metric in METRICS:
-                cells = _gain(rows, domain, first, second, metric)
+                cells = paired_gain(rows, domain, first, second, metric)
                 if cells:
                     name = f"{metric[0].replace('_', ' ')} R@{metric[1]}"
                     lines.append(f"| {domain} | {first} over {second} | {name} | {cells} |")
@@ -296,7 +296,8 @@ def hits(rows: list[Row], name: str, k: int) -> np.ndarray:
     return np.concatenate([np.mean(by_fold[key], axis=0) for key in sorted(by_fold)])
 
 
-def _gain(rows: list[Row], domain: str, first: str, second: str, metric: tuple[str, int]) -> str:
+def paired_gain(rows: list[Row], domain: str, first: str, second: str, metric: tuple[str, int]) -> str:
+    """The cells of a paired gain in points: over all, and its intervals over pictures and folds; empty without rows."""
     places = {
         arm: {(row["domain"], row["fold"]) for row in rows if row["arm"] == arm and domain in (row["domain"], "all")}
         for arm in (first, second)

@@ -11,6 +11,7 @@ import hashlib
 import math
 import shutil
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,18 @@ from grr_coca.common.files import file_sha256, read_errors, read_json
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import num_threads
 from grr_coca.data.features import EncoderInfo
-from grr_coca.infer.encoder import UNKNOWN_LICENCE, ImageTokens
+from grr_coca.infer.encoder import UNKNOWN_LICENCE, ImageTokens, VisionEncoder
 from grr_coca_encoders.hub_preprocess import FILE, read_hub_preprocess
+from grr_coca_encoders.pixel_graph import GraphForm, write_pixel_graph
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-_DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(uint8)": np.uint8,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
 _MAX_PREFIX = 16
 """Maximum number of tokens before the patch tokens."""
 _OPENING = threading.Lock()
@@ -77,8 +83,7 @@ class OnnxEncoder:
                 f"{error}; it specifies how images are resized and normalized, see docs/encoders.md"
             ) from error
         self._require_side(side)
-        pixels = np.zeros((1, self._preprocess.image_size, self._preprocess.image_size, 3), np.uint8)
-        _, num_tokens, embed_dim = self.encode(pixels).tokens.shape
+        _, num_tokens, embed_dim = self.encode(self._black()).tokens.shape
         self.info = EncoderInfo(
             name=f"onnx:{path}",
             weights=_hash_of(path),
@@ -90,6 +95,10 @@ class OnnxEncoder:
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
         """Encode images, see `VisionEncoder`."""
+        tokens = _to_tokens(self._run(pixels))
+        return ImageTokens(tokens, np.ones(tokens.shape[:2], bool))
+
+    def _run(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B ..."]:
         images: np.ndarray = pixels
         if self._dtype != np.uint8:
             mean, std = (np.array(values, np.float32) for values in (self._preprocess.mean, self._preprocess.std))
@@ -100,18 +109,54 @@ class OnnxEncoder:
             found = [self._open().run([self._output], {self._input: part})[0] for part in parts]
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise UserError(f"onnx:{self.path}: cannot encode images ({' '.join(str(error).split())[:200]})") from error
-        tokens = _to_tokens(np.concatenate(found).astype(np.float32))
-        return ImageTokens(tokens, np.ones(tokens.shape[:2], bool))
+        return np.concatenate(found).astype(np.float32)
 
     def write_graph(self, path: Path) -> None:
-        """Copy the graph, see `VisionEncoder`."""
+        """Write a graph of uint8 pixels, see `VisionEncoder`. It must compute the same tokens.
+
+        Without the extra `export`, the graph is copied.
+        """
+        form = self._form()
+        is_ready = form.dtype == np.uint8 and form.is_channels_last and form.rank == 3 and not form.num_prefix
+        if is_ready or find_spec("onnx_ir") is None:
+            self._copy(path)
+            return
+        try:
+            write_pixel_graph(self.path, form, self._preprocess, path)
+        except (ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise UserError(f"onnx:{self.path}: cannot be written as a graph of pixels ({error})") from error
+        require_same_tokens(path, self)
+
+    def _form(self) -> GraphForm:
+        found = self._run(self._black())
+        _, num_tokens, embed_dim = _to_tokens(found).shape
+        return GraphForm(
+            images=self._input,
+            features=self._output,
+            dtype=self._dtype,
+            is_channels_last=self._is_channels_last,
+            is_map_channels_last=_is_map_channels_last(found),
+            rank=found.ndim,
+            num_prefix=found.shape[1] - num_tokens if found.ndim == 3 else 0,
+            num_tokens=num_tokens,
+            embed_dim=embed_dim,
+        )
+
+    def _black(self) -> UInt8[np.ndarray, "1 S S 3"]:
+        side = self._preprocess.image_size
+        return np.zeros((1, side, side, 3), np.uint8)
+
+    def _copy(self, path: Path) -> None:
         with read_errors(self.path):
             shutil.copyfile(self.path, path)
         try:
             _opened(path)
         except UserError as error:
             raise UserError(
-                f"onnx:{self.path}: its weights are in a separate file; save the graph with the weights inside"
+                f"onnx:{self.path}: its weights are in a separate file; save the graph with the weights inside, or "
+                "install the extra 'export': pip install -e '.[export]'"
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -145,11 +190,21 @@ def _opened(path: Path) -> "InferenceSession":
         raise UserError(f"onnx:{path}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
 
 
-def tokens_of_graph(path: Path, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B N D"]:
-    """Return the tokens computed by a graph of uint8 pixels, which needs no description."""
+def require_same_tokens(path: Path, encoder: VisionEncoder) -> None:
+    """Check that a graph of uint8 pixels computes the tokens of an encoder.
+
+    Raises:
+        UserError: If it does not.
+    """
+    side = encoder.info.preprocess.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     session = _opened(path)
-    (tokens,) = session.run(None, {session.get_inputs()[0].name: pixels})
-    return tokens
+    given = session.get_inputs()[0]
+    parts = np.split(pixels, len(pixels)) if given.shape[0] == 1 else [pixels]
+    found = np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
+    expected = encoder.encode(pixels).tokens
+    if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3 * np.abs(expected).max()):
+        raise UserError(f"{encoder.info.name}: its graph computes other tokens")
 
 
 def _choose_output(ranks: dict[str, int], path: Path) -> str:
@@ -166,10 +221,14 @@ def _to_tokens(found: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B N D"]:
     if found.ndim == 2:
         return found[:, None]
     if found.ndim == 4:
-        is_channels_last = found.shape[1] == found.shape[2] != found.shape[3]
-        found = found if is_channels_last else found.transpose(0, 2, 3, 1)
+        found = found if _is_map_channels_last(found) else found.transpose(0, 2, 3, 1)
         return np.ascontiguousarray(found.reshape(len(found), -1, found.shape[3]))
     return found[:, count_prefix(found.shape[1]) :]
+
+
+def _is_map_channels_last(found: Float[np.ndarray, "B ..."]) -> bool:
+    """Return whether features are a map B h w D; maps are square."""
+    return found.ndim == 4 and found.shape[1] == found.shape[2] != found.shape[3]
 
 
 def count_prefix(num_tokens: int) -> int:

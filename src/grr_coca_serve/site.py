@@ -41,7 +41,17 @@ from grr_coca.data.text import split_name
 from grr_coca.infer.adapted import words
 from grr_coca.infer.adapted.adaptation import read_adaptation
 from grr_coca.infer.calibration import read_calibration
-from grr_coca.model.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, THESAURUS, WEIGHTS, has_graphs
+from grr_coca.model.checkpoint_files import (
+    FROZEN_FILES,
+    GRAPH_FILES,
+    GRAPHS,
+    QUANTIZED_WEIGHTS,
+    THESAURUS,
+    WEIGHTS,
+    CheckpointFiles,
+    has_graphs,
+    read_files,
+)
 from grr_coca_search import duplicates, query, relevance
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded import embedded_store as embedded
@@ -379,6 +389,39 @@ def graphs_of(checkpoint: Path) -> Iterator[Path]:
         yield Path(folder) / "graphs"
 
 
+MAX_ENCODER_BYTES = 30_000_000
+"""Largest graph of an image encoder of others that a page loads."""
+
+
+def read_page_encoder(graphs: Path) -> CheckpointFiles | None:
+    """Return the files of a model if its image encoder of others is a graph beside its own graphs, else None.
+
+    Args:
+        graphs: See `write_site`.
+
+    Raises:
+        UserError: If the page cannot run the encoder.
+    """
+    path = graphs / FROZEN_FILES[1]
+    if not path.is_file():
+        return None
+    files = read_files(graphs)
+    assert files.encoder is not None
+    name, size = files.encoder.name, path.stat().st_size
+    if size > MAX_ENCODER_BYTES:
+        is_small = read_json(graphs / FROZEN_FILES[0]).get("precision") != "fp32"
+        smaller = "use a smaller encoder" if is_small else "pass the folder of grr-coca export onnx --precision int8"
+        raise UserError(
+            f"{name}: the graph of this image encoder has {size / 1e6:.1f} MB, and a page loads at most "
+            f"{MAX_ENCODER_BYTES / 1e6:.0f} MB; {smaller}, or use grr-coca serve"
+        )
+    if files.encoder.preprocess.interpolation == "nearest":
+        raise UserError(
+            f"{name}: its preprocessing resizes by the nearest pixel, which a page cannot; use grr-coca serve"
+        )
+    return files
+
+
 def write_site(
     graphs: Path,
     out: Path,
@@ -427,10 +470,14 @@ def write_site(
             (site / "model").mkdir()
             _write_gz(site / "runtime" / "ort.wasm.gz", runtime["ort.wasm"])
             has_thesaurus = adapted is None and (graphs / THESAURUS).exists()
+            encoder = read_page_encoder(graphs) if takes_images else None
             graph_files = GRAPH_FILES if takes_images else ("text.onnx",)
-            for name in (*graph_files, weights, "tokenizer.json", *([THESAURUS] if has_thesaurus else [])):
+            frozen = () if encoder is None else (FROZEN_FILES[1],)
+            for name in (*graph_files, *frozen, weights, "tokenizer.json", *([THESAURUS] if has_thesaurus else [])):
                 _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
             facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library, takes_images)}
+            if encoder is not None:
+                _add_encoder(facts, encoder)
             facts["thesaurus"] = f"model/{THESAURUS}.gz" if has_thesaurus else None
             if adapted is not None:
                 facts["adapted"] = _write_adapted(adapted, site)
@@ -508,6 +555,17 @@ def _facts(
         "thumbnails": {"kind": "files", "folder": "thumbnails"},
         "version": version("grr-coca"),
     }
+
+
+def _add_encoder(facts: dict[str, Any], files: CheckpointFiles) -> None:
+    """Add the image encoder of others to the content of `site.json`. Pixels are then for it."""
+    info, features, config = files.encoder, files.config.feature_encoder, files.config
+    assert info is not None
+    assert features is not None
+    own = None if config.image_encoder is None else facts["preprocess"]
+    facts["preprocess"] = to_dict(info.preprocess)
+    facts["encoder"] = {"keep": features.keep, "own": own}
+    facts["graphs"]["encoder"] = f"model/{FROZEN_FILES[1]}.gz"
 
 
 _ADAPTED = ("text_mean", "image_mean", "plain_map", "word_map", "word_offset")

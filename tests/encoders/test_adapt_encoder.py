@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from encoder_graphs import write_graph
 from support import hide_packages, real_pairs, snapshot, write_shard
-from test_onnx_encoder import write_graph
 
 from grr_coca import load
 from grr_coca.adapt import calibrate

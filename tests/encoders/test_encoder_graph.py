@@ -5,9 +5,9 @@ import json
 import numpy as np
 import onnx
 import pytest
+from encoder_graphs import FLOAT, PREPROCESSOR, SIDE
 from onnx import helper, numpy_helper
 from support import hide_packages
-from test_onnx_encoder import FLOAT, PREPROCESSOR, SIDE
 
 from grr_coca.infer.encoder import ImageTokens, open_encoder
 from grr_coca.infer.export.encoder_graph import least_cosine, write_encoder_graph
@@ -56,6 +56,11 @@ def write_large_graph(folder, kind, outlier=1.0):
     return open_encoder(f"onnx:{path}")
 
 
+def weights_of(path):
+    """The tensors of a graph, as bytes."""
+    return {numpy_helper.to_array(tensor).tobytes() for tensor in onnx.load(path).graph.initializer}
+
+
 @pytest.fixture
 def pictures():
     """Blocks of colours: noise has the same mean everywhere."""
@@ -85,7 +90,7 @@ def test_tokens_that_suffer_stay_in_fp32(tmp_path, pictures):
     written = write_encoder_graph(encoder, tmp_path / "out" / "encoder.onnx", pictures)
     assert written.precision == "fp32"
     assert written.reason.startswith("in int8, the cosine with its tokens is ")
-    assert (tmp_path / "out" / "encoder.onnx").read_bytes() == (tmp_path / "encoder.onnx").read_bytes()
+    assert weights_of(tmp_path / "out" / "encoder.onnx") >= weights_of(tmp_path / "encoder.onnx")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["encoder.onnx"]
 
 
@@ -95,7 +100,7 @@ def test_reasons_for_fp32(tmp_path, pictures, monkeypatch):
     assert write_encoder_graph(encoder, out, pictures[:1]).reason == "there are no pictures to measure a smaller one"
     hide_packages(monkeypatch, "onnx")
     assert "needs the extra 'export'" in write_encoder_graph(encoder, out, pictures).reason
-    assert out.read_bytes() == (tmp_path / "encoder.onnx").read_bytes()
+    assert weights_of(out) >= weights_of(tmp_path / "encoder.onnx")
 
 
 def test_cosine_sees_lost_differences_of_pictures():

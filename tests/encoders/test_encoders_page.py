@@ -59,7 +59,7 @@ def test_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
 
 
 def test_example_of_preprocessing_is_read(tmp_path):
-    from test_onnx_encoder import write_graph
+    from encoder_graphs import write_graph
 
     from grr_coca.infer.encoder import open_encoder
 

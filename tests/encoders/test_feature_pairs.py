@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from encoder_graphs import write_graph
 from PIL import Image
 from serving import serving
 from support import real_pairs, write_shard
-from test_onnx_encoder import write_graph
 
 from grr_coca import load
 from grr_coca.adapt import calibrate

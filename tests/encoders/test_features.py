@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from encoder_graphs import WIDTH, write_graph
 from support import real_pairs, with_caption, write_shard
-from test_onnx_encoder import WIDTH, write_graph
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.locks import ProcessLock

@@ -2,24 +2,21 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import jaxtyping
 import numpy as np
 import pytest
+from encoder_graphs import PREPROCESSOR, write_graph
+from feature_models import write_featured_model
 from support import hide_packages, real_pairs
 from test_encoder_graph import write_large_graph
-from test_onnx_encoder import PREPROCESSOR, write_graph
 
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.infer.encoder import open_encoder
 from grr_coca.infer.export.write import write_onnx
-from grr_coca.model.build import build
-from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.checkpoint_files import FROZEN_FILES, bundled_folder
-from grr_coca.model.config import FeatureEncoderConfig
+from grr_coca.model.checkpoint_files import FROZEN_FILES
 
 pytestmark = pytest.mark.ci
 PICTURES = [pair.image for pair in real_pairs(4, "glyphs")]
@@ -33,35 +30,13 @@ def _unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def write_model(folder, encoder, beside=False):
-    """A checkpoint of random weights in the size of `icons` that takes the tokens of an encoder."""
-    icons = from_pretrained(bundled_folder("icons"))
-    own, info = icons.config.image_encoder, encoder.info
-    features = FeatureEncoderConfig(
-        feature_dim=info.embed_dim,
-        num_tokens=info.num_tokens,
-        transformer=replace(own.transformer, num_layers=1, position="none"),
-    )
-    config = replace(icons.config, image_encoder=own if beside else None, feature_encoder=features)
-    checkpoint = Checkpoint(
-        config=config,
-        preset="grr_coca",
-        tokenizer=icons.tokenizer,
-        preprocess=icons.preprocess if beside else info.preprocess,
-        encoder=info,
-        model=build(config),
-        step=0,
-    )
-    save_checkpoint(checkpoint, folder)
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["in place", "beside"])
 def named(request, tmp_path_factory):
     """A checkpoint whose encoder is a file elsewhere, and its export."""
     folder = tmp_path_factory.mktemp("named")
     (folder / "elsewhere").mkdir()
     encoder = open_encoder(f"onnx:{write_graph(folder / 'elsewhere', kind='tokens')}")
-    write_model(folder / "model", encoder, beside=request.param)
+    write_featured_model(folder / "model", encoder, beside=request.param)
     assert main(["export", "onnx", "-c", str(folder / "model"), "--out", str(folder / "out")]) == 0
     return folder
 
@@ -94,7 +69,7 @@ def images(folder):
 
 def test_precision_of_the_encoder_follows_its_tokens(tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    write_model(tmp_path / "model", write_large_graph(tmp_path / "elsewhere", "convolution"))
+    write_featured_model(tmp_path / "model", write_large_graph(tmp_path / "elsewhere", "convolution"))
     line = write_onnx(tmp_path / "model", tmp_path / "out", "int8", PICTURES)
     assert line.endswith("in fp16; cosine with fp32 at least 1.0000 over 4 images"), line
     assert json.loads((tmp_path / "out" / "frozen.json").read_text())["precision"] == "fp16"
@@ -106,7 +81,7 @@ def test_precision_of_the_encoder_follows_its_tokens(tmp_path):
 def test_weights_under_another_licence_are_referenced(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     path = write_graph(tmp_path / "elsewhere", kind="tokens", licence="cc-by-nc-4.0")
-    write_model(tmp_path / "model", open_encoder(f"onnx:{path}"))
+    write_featured_model(tmp_path / "model", open_encoder(f"onnx:{path}"))
     line = write_onnx(tmp_path / "model", tmp_path / "out")
     assert line.endswith("is needed wherever the model is used: its licence is cc-by-nc-4.0")
     assert [(tmp_path / "out" / name).exists() for name in FROZEN_FILES] == [True, False]
@@ -147,7 +122,7 @@ def test_index_rejects_a_model_of_another_encoder(named, grr_coca, refused, tmp_
     path = write_graph(tmp_path / "other", kind="tokens")
     changed = PREPROCESSOR | {"image_mean": [0.1, 0.2, 0.3]}
     (tmp_path / "other" / "preprocessor_config.json").write_text(json.dumps(changed))
-    write_model(tmp_path / "model", open_encoder(f"onnx:{path}"))
+    write_featured_model(tmp_path / "model", open_encoder(f"onnx:{path}"))
     assert "whose embeddings are not comparable" in refused(
         "index", *files, "--out", tmp_path / "index", "-c", tmp_path / "model"
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from encoder_graphs import WIDTH, write_graph
 from support import (
     ALONE,
     finetuning,
@@ -17,7 +18,6 @@ from support import (
     with_key,
     write_shard,
 )
-from test_onnx_encoder import WIDTH, write_graph
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation

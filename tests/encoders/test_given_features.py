@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from encoder_graphs import WIDTH
 from test_features import NUM_PAIRS, features, place, right  # noqa: F401 (`place` is a fixture)
-from test_onnx_encoder import WIDTH
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.features import FeatureCache

@@ -5,70 +5,16 @@ import pickle
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from encoder_graphs import BYTES, HALF, PATCH, PREPROCESSOR, SIDE, WEIGHT, WIDTH, write_graph
+from onnx import TensorProto, helper
 from PIL import Image
+from support import hide_packages
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.infer.encoder import open_encoder
-
-WIDTH, PATCH, SIDE = 5, 8, 32
-WEIGHT = np.random.default_rng(0).standard_normal((WIDTH, 3, PATCH, PATCH)).astype(np.float32) / 10
-PREPROCESSOR = {
-    "do_center_crop": False,
-    "size": {"height": SIDE, "width": SIDE},
-    "resample": 3,
-    "image_mean": [0.4, 0.5, 0.6],
-    "image_std": [0.2, 0.3, 0.4],
-}
-FLOAT, HALF, BYTES = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
-
-
-def write_graph(
-    folder, *, kind="map", dtype=FLOAT, channels_last=False, batch="B", prefix=0, location="", licence="", side=SIDE
-):
-    """A graph of one convolution, with its result as a map, as tokens behind a prefix, or as their mean."""
-    shape = [batch, side, side, 3] if channels_last else [batch, 3, side, side]
-    nodes, name = [], "images"
-    if dtype != FLOAT:
-        nodes.append(helper.make_node("Cast", [name], ["cast"], to=FLOAT))
-        name = "cast"
-    if channels_last:
-        nodes.append(helper.make_node("Transpose", [name], ["first"], perm=[0, 3, 1, 2]))
-        name = "first"
-    nodes.append(helper.make_node("Conv", [name, "weight"], ["map"], strides=[PATCH, PATCH]))
-    constants = [numpy_helper.from_array(WEIGHT, "weight")]
-    grid = SIDE // PATCH
-    outputs = {"map": [batch, WIDTH, grid, grid]}
-    if kind == "mean":
-        nodes.append(helper.make_node("GlobalAveragePool", ["map"], ["pooled"]))
-        nodes.append(helper.make_node("Flatten", ["pooled"], ["vector"]))
-        outputs = {"vector": [batch, WIDTH]}
-    if kind == "tokens":
-        constants.append(numpy_helper.from_array(np.array([0, WIDTH, -1]), "flat"))
-        nodes.append(helper.make_node("Reshape", ["map", "flat"], ["rows"]))
-        nodes.append(helper.make_node("Transpose", ["rows"], ["patches"], perm=[0, 2, 1]))
-        constants.append(numpy_helper.from_array(np.array([0, prefix, 0, 0, 0, 0]), "pads"))
-        nodes.append(helper.make_node("Pad", ["patches", "pads"], ["last_hidden_state"]))
-        outputs = {"map": outputs["map"], "last_hidden_state": [batch, grid**2 + prefix, WIDTH]}
-    graph = helper.make_graph(
-        nodes,
-        "encoder",
-        [helper.make_tensor_value_info("images", dtype, shape)],
-        [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in outputs.items()],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    if licence:
-        helper.set_model_props(model, {"license": licence})
-    path = folder / "encoder.onnx"
-    if location:
-        onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
-    else:
-        onnx.save(model, path)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    return path
 
 
 def pictures():
@@ -109,6 +55,47 @@ def test_tokens_are_those_of_the_graph(tmp_path, form):
     assert (encoder.info.num_tokens, encoder.info.embed_dim) == (16, WIDTH)
     assert found.mask.shape == (3, 16)
     assert found.mask.all()
+
+
+FORMS = [
+    {},
+    {"channels_last": True},
+    {"dtype": BYTES},
+    {"dtype": BYTES, "channels_last": True},
+    {"dtype": HALF},
+    {"batch": 1},
+    {"kind": "tokens", "prefix": 5},
+    {"kind": "mean"},
+    {"location": "encoder.onnx.data"},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_written_graph_takes_pixels_and_returns_tokens(tmp_path, form):
+    encoder = open_encoder(f"onnx:{write_graph(tmp_path, **form)}")
+    encoder.write_graph(tmp_path / "written.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "written.onnx", providers=["CPUExecutionProvider"])
+    [given], [tokens] = session.get_inputs(), session.get_outputs()
+    assert (given.type, given.shape[1:], tokens.type) == ("tensor(uint8)", [SIDE, SIDE, 3], "tensor(float)")
+    one = pictures()[:1]
+    [found] = session.run(None, {given.name: one})
+    right = encoder.encode(one).tokens
+    np.testing.assert_allclose(found, right, atol=(2e-2 if form.get("dtype") == HALF else 1e-5) * np.abs(right).max())
+    (tmp_path / "written.json").write_text(json.dumps(to_dict(encoder.info)))
+    again = open_encoder(f"onnx:{tmp_path / 'written.onnx'}")
+    again.write_graph(tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "written.onnx").read_bytes()
+
+
+def test_graph_is_copied_without_the_extra(tmp_path, monkeypatch):
+    path = write_graph(tmp_path)
+    hide_packages(monkeypatch, "onnx_ir")
+    open_encoder(f"onnx:{path}").write_graph(tmp_path / "written.onnx")
+    assert (tmp_path / "written.onnx").read_bytes() == path.read_bytes()
+    write_graph(tmp_path, location="encoder.onnx.data")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"its weights are in a separate file; .* install the extra 'export'"):
+        open_encoder(f"onnx:{path}").write_graph(tmp_path / "out" / "written.onnx")
 
 
 def test_half_precision_is_as_good_as_its_input(tmp_path):

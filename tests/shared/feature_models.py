@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from grr_coca.data.batch import FeatureTokens
+from grr_coca.infer.encoder import VisionEncoder
+from grr_coca.model.build import build
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
+from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig
 
 FEATURE_DIM = 20
@@ -29,3 +34,27 @@ def random_features(numbers: Sequence[int], longest: int | None = None, seed: in
         padded[: len(row)] = row
     mask = torch.arange(longest) < torch.tensor(numbers)[:, None]
     return FeatureTokens(tokens, None if mask.all() else mask)
+
+
+def write_featured_model(folder: Path, encoder: VisionEncoder, *, beside: bool = False) -> None:
+    """A checkpoint of random weights in the size of `icons` that takes the tokens of an encoder."""
+    shipped = bundled_folder("icons")
+    assert shipped is not None
+    icons = from_pretrained(shipped)
+    own, info = icons.config.image_encoder, encoder.info
+    features = FeatureEncoderConfig(
+        feature_dim=info.embed_dim,
+        num_tokens=info.num_tokens,
+        transformer=replace(own.transformer, num_layers=1, position="none"),
+    )
+    config = replace(icons.config, image_encoder=own if beside else None, feature_encoder=features)
+    checkpoint = Checkpoint(
+        config=config,
+        preset="grr_coca",
+        tokenizer=icons.tokenizer,
+        preprocess=icons.preprocess if beside else info.preprocess,
+        encoder=info,
+        model=build(config),
+        step=0,
+    )
+    save_checkpoint(checkpoint, folder)

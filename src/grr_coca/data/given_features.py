@@ -12,6 +12,7 @@ N may differ between images. Arrays of Python objects are rejected.
 Shapes: M images, N tokens, D width.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -29,6 +30,8 @@ from grr_coca.data.sources.listed import without_suffix
 _HDF5 = (".h5", ".hdf5")
 _NAME_COLUMNS = ("key", "id", "name", *IMAGE_COLUMNS)
 _KEPT_GROUPS = 4
+_PARSING = threading.Lock()
+"""NumPy parses headers with `ast`, which sometimes fails in threads of Python 3.11 (SystemError)."""
 _Read = Callable[[int], object]
 
 
@@ -130,7 +133,8 @@ def _by_name(names: Iterable[str]) -> Mapping[str, int]:
 
 
 def _opened(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="r")  # rejects Python objects
+    with _PARSING:
+        return np.lib.format.open_memmap(path, mode="r")  # rejects Python objects
 
 
 def _mapped(path: Path) -> np.ndarray:

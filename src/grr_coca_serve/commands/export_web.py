@@ -28,8 +28,9 @@ def run(
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
     No data is sent to a server, and the page works offline once it is loaded. Images of the index are included, scaled
-    down; their paths are relative to their common folder. The base of an adapted model captions dropped images. With a
-    model that takes features of a third-party image encoder, images can only be searched by text.
+    down; their paths are relative to their common folder. The base of an adapted model captions dropped images. A page
+    runs the third-party image encoder that a model was trained with, up to 30 MB. Without its graph, or if the model
+    was adapted to features in place of images, images can only be searched by text.
 
     Args:
         out: new folder for the site.
@@ -40,7 +41,7 @@ def run(
         runtime: archive of the npm package onnxruntime-web; default: npm downloads it once.
         pictures: show only pictures in this folder. Required to show images of an index from `import index`.
     """
-    from grr_coca.infer.adapted.beside import encoder_in_place
+    from grr_coca.infer.adapted.beside import encoder_in_place, takes_pixels
     from grr_coca.model.checkpoint_files import read_files
     from grr_coca_search.index import IndexModel
     from grr_coca_search.relevance import curve_of
@@ -53,11 +54,12 @@ def run(
         named = checkpoint or (DEFAULT if store is None else store.header.model)
         folder, model = locate_checkpoint(named), IndexModel(named)
         features = encoder_in_place(folder)
-        if features is not None and store is None:
-            raise UserError(
-                f"{named}: a page cannot compute its image encoder, {features.name}; pass --index to search images by "
-                "text, or use grr-coca serve"
-            )
+        without_encoder = UserError(
+            f"{named}: a page cannot compute its image encoder, {features.name if features else ''}; pass --index to "
+            "search images by text, or use grr-coca serve"
+        )
+        if store is None and not takes_pixels(folder):
+            raise without_encoder
         site.require_tokenizer(folder)
         if store is not None:
             model.require(store.header, store.location)
@@ -72,13 +74,16 @@ def run(
                 library = extended(library, model)
     images = 0 if library is None else len(library.entries)
     with site.graphs_of(folder) as graphs, bars({"images": images}) as shown:
+        takes_images = features is None or (takes_pixels(folder) and site.read_page_encoder(graphs) is not None)
+        if library is None and not takes_images:
+            raise without_encoder
         site.write_site(
             graphs,
             out,
             files,
             library,
             adapted=folder if is_adapted(folder) else None,
-            takes_images=features is None,
+            takes_images=takes_images,
             title=title or (Path(named).name if index is None else Path(index.rstrip("/")).stem),
             model=Path(named).name,
             on_progress=lambda done, _: shown.update("images", done, ""),

@@ -20,7 +20,7 @@ from support import DATASETS
 import grr_coca
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.data.isolated import decode_image
-from grr_coca.data.preprocess import Framing, Preprocess
+from grr_coca.data.preprocess import EncoderPreprocess, Framing, Preprocess
 from grr_coca.data.text import words_of
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe
 from grr_coca.infer.calibration import look_inside, read_calibration, statistics
@@ -134,16 +134,35 @@ def test_pixels_are_those_of_pillow_to_the_bit(order, modules, tab):
         assert (pixels_in_browser(page, content, preprocess) == expected).all(), size
 
 
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+def test_pixels_of_other_encoders_equal_those_of_pillow(fit, interpolation, modules, tab):
+    page = tab(modules).page
+    crop = 1.0 if fit == "squash" else 0.875
+    preprocess = EncoderPreprocess(
+        image_size=64, order="resize_then_crop", fit=fit, crop=crop, interpolation=interpolation
+    )
+    # Of 7 × 90 pixels, Pillow 13 squashes the height first, and rounds in between.
+    for size in [(64, 64), *SIZES[2:5], (701, 640), *([(7, 90), (60_000, 60)] if fit == "crop" else [])]:
+        content = png(random_image(*size))
+        expected = np.asarray(preprocess.square(decode_image(content, "image.png")))
+        assert (pixels_in_browser(page, content, preprocess) == expected).all(), size
+
+
 @pytest.mark.parametrize("framing", [Framing(), Framing(margin=0.2, tolerance=8, min_share=0.9, max_enlargement=1.5)])
 def test_drawings_are_framed_as_in_python(framing, modules, tab, tmp_path):
     page = tab(modules).page
     preprocess = Preprocess(64, framing=framing)
+    of_others = EncoderPreprocess(image_size=64, order="resize_then_crop", crop=0.875, framing=framing)
     for path in write_pictures(tmp_path):
         content = path.read_bytes()
         expected = np.asarray(preprocess.square(decode_image(content, path.name))).astype(int)
         away = np.abs(pixels_in_browser(page, content, preprocess) - expected).max()
         # Browsers round 16 bits in another way, convert CMYK by a profile of their own, and decode JPEG differently.
         allowed = {"transparent.png": 2, "grey-16-bit.png": 2, "cmyk.jpg": 60, "lossy.jpg": 4}
+        assert away <= allowed.get(path.name, 0), path.name
+        squares = pixels_in_browser(page, content, of_others), of_others.square(decode_image(content, path.name))
+        away = np.abs(squares[0] - np.asarray(squares[1]).astype(int)).max()
         assert away <= allowed.get(path.name, 0), path.name
 
 

@@ -244,11 +244,16 @@ def encoder_in_place(folder: Path) -> EncoderInfo | None:
     return _features_of(folder) or read_files(folder).encoder
 
 
+def takes_pixels(folder: Path) -> bool:
+    """Return whether a model encodes images; False: it was adapted to features in their place."""
+    return not is_adapted(folder) or read_adapted_header(folder).split[1] > 0
+
+
 def _features_of(folder: Path) -> EncoderInfo | None:
     """Return the encoder whose features a model takes in place of images; None if it takes images."""
     if not is_adapted(folder):
         return read_encoder_in_place(folder)
-    return read_encoder_info(folder) if read_adapted_header(folder).split[1] == 0 else None
+    return None if takes_pixels(folder) else read_encoder_info(folder)
 
 
 def read_encoder_info(folder: Path) -> EncoderInfo | None:

@@ -20,21 +20,45 @@ export class Engine {
     this.tokenizer = tokenizer;
   }
 
-  /** Load one graph: `image`, `text` or `step`. `weights`: name and bytes of the file that holds its tensors. */
+  /**
+   * Load one graph: `image`, `text`, `step`, or `encoder`, the image encoder of others whose features `image` takes.
+   * @param {?{name: string, bytes: Uint8Array}} weights the file that holds its tensors; null: the graph itself
+   */
   async load(name, graph, weights) {
     this.#sessions[name] = await this.#ort.InferenceSession.create(graph, {
       executionProviders: ["wasm"],
-      externalData: [{ path: weights.name, data: weights.bytes }],
+      externalData: weights ? [{ path: weights.name, data: weights.bytes }] : [],
       graphOptimizationLevel: "all",
     });
   }
 
-  /** The unit-length embedding of a picture, and the keys and values that its captions read. */
-  async encodeImage(pixels) {
-    const side = Math.sqrt(pixels.length / 3);
-    const outputs = await this.#run("image", { pixels: new this.#ort.Tensor("uint8", pixels, [1, side, side, 3]) });
-    const { image_embedding: embedding, ...cross } = outputs;
+  /**
+   * The unit-length embedding of a picture, and the keys and values that its captions read.
+   * @param {Uint8Array} pixels RGB, S S 3
+   * @param {?{keep: string}} encoder the image encoder that sees them, and which of its tokens are features; null: none
+   * @param {?Uint8Array} own pixels for the model's own encoder beside that one
+   */
+  async encodeImage(pixels, encoder = null, own = null) {
+    const inputs = encoder ? { features: await this.#features(pixels, encoder.keep) } : { pixels: this.#pixels(pixels) };
+    if (own) inputs.pixels = this.#pixels(own);
+    const { image_embedding: embedding, ...cross } = await this.#run("image", inputs);
     return { embedding: embedding.data, cross };
+  }
+
+  #pixels(pixels) {
+    const side = Math.sqrt(pixels.length / 3);
+    return new this.#ort.Tensor("uint8", pixels, [1, side, side, 3]);
+  }
+
+  /** All tokens of a picture, or their mean. */
+  async #features(pixels, keep) {
+    const { inputNames, outputNames } = this.#sessions.encoder;
+    const { [outputNames[0]]: tokens } = await this.#run("encoder", { [inputNames[0]]: this.#pixels(pixels) });
+    if (keep === "tokens") return tokens;
+    const [, count, width] = tokens.dims;
+    const mean = new Float32Array(width);
+    tokens.data.forEach((value, i) => (mean[i % width] += value / count));
+    return new this.#ort.Tensor("float32", mean, [1, 1, width]);
   }
 
   /** Unit-length embeddings of texts: an array of Float32Array. */

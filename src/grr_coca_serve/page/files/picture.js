@@ -123,7 +123,8 @@ export async function drawSvg(bytes, name) {
 /**
  * The square that a model sees.
  * @param {Blob} blob a picture that `requirePicture` accepts, but no SVG
- * @param {{image_size: number, order: string, opening: string, framing: ?object}} preprocess of the checkpoint
+ * @param {{image_size: number, order: string, opening: string, framing: ?object}} preprocess of the checkpoint; that of an
+ *   image encoder of others also has `fit`, `crop` and `interpolation`
  * @returns {Promise<Uint8Array>} RGB, S S 3
  * @throws {PictureError} it cannot be decoded
  */
@@ -142,6 +143,19 @@ export async function pixelsOf(blob, preprocess) {
   }
   try {
     return square(bitmap, preprocess, upright);
+  } finally {
+    bitmap.close();
+  }
+}
+
+/** The square that another preprocessing makes of a square of RGB pixels. */
+export async function squareOf(pixels, preprocess) {
+  const side = Math.sqrt(pixels.length / 3);
+  const image = new ImageData(side, side);
+  for (let i = 0; i < side * side; i++) image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i);
+  const bitmap = await createImageBitmap(image, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  try {
+    return square(bitmap, preprocess, true);
   } finally {
     bitmap.close();
   }
@@ -169,24 +183,27 @@ function asStored(bytes) {
   return bytes;
 }
 
-function square(bitmap, { image_size: side, order, framing }, onWhite) {
+function square(bitmap, { image_size: side, order, framing, fit, crop = 1, interpolation = "bicubic" }, onWhite) {
   const { width, height } = bitmap;
+  const to = { size: [side, side], onWhite, filter: FILTERS[interpolation] };
   const frame = framing ? frameOf(width, height, (box) => rowsOf(bitmap, box, onWhite), framing) : null;
-  if (frame) return resized(bitmap, frame.box, [side, side], onWhite, { isCrop: true, ground: frame.ground });
-  if (width === side && height === side) return resized(bitmap, [0, 0, side, side], [side, side], onWhite);
+  if (frame) return resized(bitmap, frame.box, { ...to, isCrop: true, ground: frame.ground });
+  const isWhole = fit ? fit === "squash" || (framing && width === height) : width === side && height === side;
+  if (isWhole) return resized(bitmap, [0, 0, width, height], to);
   if (order !== "resize_then_crop") {
     const shorter = Math.min(width, height);
     const [left, top] = [width, height].map((length) => roundEven((length - shorter) / 2));
-    return resized(bitmap, [left, top, left + shorter, top + shorter], [side, side], onWhite, { isCrop: true });
+    return resized(bitmap, [left, top, left + shorter, top + shorter], { ...to, isCrop: true });
   }
-  const size = [width, height].map((length) => Math.trunc((side * length) / Math.min(width, height)));
+  const shorter = Math.floor(side / crop);
+  const size = [width, height].map((length) => Math.trunc((shorter * length) / Math.min(width, height)));
   const [left, top] = size.map((length) => roundEven((length - side) / 2));
   if (size[0] * size[1] <= MAX_RESIZED_PIXELS) {
-    return cropped(resized(bitmap, [0, 0, width, height], size, onWhite), size[0], left, top, side);
+    return cropped(resized(bitmap, [0, 0, width, height], { ...to, size }), size[0], left, top, side);
   }
   const [across, down] = [width / size[0], height / size[1]];
   const box = [left * across, top * down, (left + side) * across, (top + side) * down];
-  return resized(bitmap, box, [side, side], onWhite);
+  return resized(bitmap, box, to);
 }
 
 /**
@@ -217,20 +234,21 @@ function* rowsOf(bitmap, [left, top, right, bottom], onWhite, ground = [255, 255
 }
 
 /**
- * Bicubic resizing as in Pillow: two passes of 8-bit results, each wide enough for what is scaled down.
+ * Resizing as in Pillow: two passes of 8-bit results, each wide enough for what is scaled down.
  * @param {number[]} box left, upper, right, lower, which may be fractions
+ * @param {{value: (x: number) => number, support: number}} filter one of `FILTERS`
  * @param {boolean} isCrop pixels outside of the box do not count, as after `crop`; it may reach beyond the picture, where
  *   all has the colour `ground`
  */
-function resized(bitmap, box, size, onWhite, { isCrop = false, ground = undefined } = {}) {
+function resized(bitmap, box, { size, onWhite, filter, isCrop = false, ground = undefined }) {
   let [left, top, right, bottom] = box;
   let [fromX, fromY, width, height] = [0, 0, bitmap.width, bitmap.height];
   if (isCrop) {
     [fromX, fromY, width, height] = [left, top, right - left, bottom - top];
     [left, top, right, bottom] = [0, 0, width, height];
   }
-  const across = coefficients(width, left, right, size[0]);
-  const down = coefficients(height, top, bottom, size[1]);
+  const across = coefficients(width, left, right, size[0], filter);
+  const down = coefficients(height, top, bottom, size[1], filter);
   const first = down.starts[0];
   const last = down.starts[size[1] - 1] + down.counts[size[1] - 1];
   const wide = new Uint8Array((last - first) * size[0] * 3);
@@ -271,12 +289,12 @@ const PRECISION = 2 ** 22; // Pillow's fixed-point numbers have 22 bits after th
 const HALF = PRECISION / 2;
 const clip = (sum) => Math.max(0, Math.min(255, Math.floor(sum / PRECISION)));
 
-/** Pillow's `precompute_coeffs` for the bicubic filter, from `inLength` pixels to `length`. */
-function coefficients(inLength, from, to, length) {
+/** Pillow's `precompute_coeffs` for a filter, from `inLength` pixels to `length`. */
+function coefficients(inLength, from, to, length, filter) {
   if (from === 0 && to === inLength && length === inLength) return unchanged(length);
   const scale = (to - from) / length;
   const filterScale = Math.max(1, scale);
-  const support = 2 * filterScale;
+  const support = filter.support * filterScale;
   const most = Math.ceil(support) * 2 + 1;
   const starts = new Int32Array(length);
   const counts = new Int32Array(length);
@@ -287,7 +305,7 @@ function coefficients(inLength, from, to, length) {
     const start = Math.max(0, Math.trunc(centre - support + 0.5));
     const count = Math.min(inLength, Math.trunc(centre + support + 0.5)) - start;
     let total = 0;
-    for (let k = 0; k < count; k++) total += line[k] = bicubic((k + start - centre + 0.5) * (1 / filterScale));
+    for (let k = 0; k < count; k++) total += line[k] = filter.value((k + start - centre + 0.5) * (1 / filterScale));
     for (let k = 0; k < count; k++) {
       const weight = (total ? line[k] / total : line[k]) * PRECISION;
       weights[i * most + k] = Math.trunc(weight < 0 ? weight - 0.5 : weight + 0.5);
@@ -314,6 +332,18 @@ function bicubic(x) {
   if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
+
+const bilinear = (x) => Math.max(0, 1 - Math.abs(x));
+
+const sinc = (x) => (x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI));
+
+const lanczos = (x) => (-3 <= x && x < 3 ? sinc(x) * sinc(x / 3) : 0);
+
+const FILTERS = {
+  bicubic: { value: bicubic, support: 2 },
+  bilinear: { value: bilinear, support: 1 },
+  lanczos: { value: lanczos, support: 3 },
+};
 
 function cropped(pixels, width, left, top, side) {
   const out = new Uint8Array(side * side * 3);

@@ -6,7 +6,7 @@ import { Engine } from "./engine.js";
 import { Library, numLikely, relevance, verdict } from "./library.js";
 import { isUnfamiliar } from "./familiar.js";
 import { jsonOf, unpacked } from "./packed.js";
-import { pixelsOf } from "./picture.js";
+import { pixelsOf, squareOf } from "./picture.js";
 import { missing, siteFile } from "./site_file.js";
 import { Tokenizer } from "./tokenizer.js";
 import { askedWords, inWords } from "./words.js";
@@ -90,9 +90,10 @@ const wasm = afterRows(site.runtime.wasm);
 const graphs = { text: afterRows(site.graphs.text) };
 const weights = {};
 
-/** The file with the tensors of a graph. Graphs may share one. */
+/** The file with the tensors of a graph, which graphs may share; null if the graph holds them. */
 function weightsOf(graph) {
   const path = site.weights[graph];
+  if (!path) return null;
   return (weights[path] ??= afterRows(path).then((bytes) => ({ name: path.split("/").pop().replace(/\.gz$/, ""), bytes })));
 }
 awaitedLater(weightsOf("text"));
@@ -199,7 +200,11 @@ async function encoded(blob) {
   const digest = new Uint8Array(await digestOf(new Uint8Array(await blob.arrayBuffer()))).join();
   if (last?.digest !== digest) {
     const pixels = pixelsOf(blob, site.preprocess);
-    const image = (async () => (await withGraph("image")).encodeImage(await pixels))();
+    const image = (async () => {
+      const own = site.encoder?.own ? await squareOf(await pixels, site.encoder.own) : null;
+      if (site.encoder) await withGraph("encoder");
+      return (await withGraph("image")).encodeImage(await pixels, site.encoder, own);
+    })();
     const unfamiliar = awaitedLater(pixels.then((square) => isUnfamiliar(square, site.calibration)));
     last = { digest, image, unfamiliar, caption: null, listeners: new Set(), text: "" };
   }
@@ -324,6 +329,7 @@ const calls = {
 
   /** Load what a dropped picture needs, before one is dropped. */
   async prepare() {
+    if (site.encoder) await withGraph("encoder");
     await withGraph("image");
     await withGraph("step");
   },

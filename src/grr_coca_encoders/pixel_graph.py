@@ -1,0 +1,140 @@
+"""An ONNX graph of any form as one of uint8 pixels to tokens, with its weights inside.
+
+Shapes: B images, S image size in pixels, N tokens, D width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from grr_coca.data.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_MAX_BYTES = 2**31 - 2**20
+"""Largest size of one file: protocol buffers have signed sizes of 32 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphForm:
+    """How a graph takes images and returns features.
+
+    Attributes:
+        images: Name of its input, B 3 S S or B S S 3, as uint8 or normalized images.
+        features: Name of its output: tokens, a map or one vector an image.
+        dtype: Type of the input.
+        is_channels_last: Whether the channels of the input come last.
+        is_map_channels_last: Whether those of a map come last.
+        rank: Number of axes of the output.
+        num_prefix: Tokens before those of the patches.
+        num_tokens: N.
+        embed_dim: D.
+    """
+
+    images: str
+    features: str
+    dtype: type[np.generic]
+    is_channels_last: bool
+    is_map_channels_last: bool
+    rank: int
+    num_prefix: int
+    num_tokens: int
+    embed_dim: int
+
+
+def write_pixel_graph(graph: Path, form: GraphForm, preprocess: Preprocess, out: Path) -> None:
+    """Write a graph with normalization before it, and the tokens of patches as its only output.
+
+    Args:
+        graph: The graph.
+        form: Its form.
+        preprocess: Its mean and deviation of pixels are used.
+        out: New file.
+
+    Raises:
+        ValueError: If its weights do not fit into one file.
+    """
+    import onnx_ir as ir  # late: the extra `export`
+
+    model = ir.external_data.load_to_model(ir.load(graph))
+    if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) > _MAX_BYTES:
+        raise ValueError("its weights do not fit into one file of 2 GB")
+    _take_pixels(model.graph, form, preprocess)
+    _return_tokens(model.graph, form)
+    ir.save(model, out)
+
+
+def _take_pixels(graph: "ir.Graph", form: GraphForm, preprocess: Preprocess) -> None:
+    import onnx_ir as ir
+
+    images = next(value for value in graph.inputs if value.name == form.images)
+    batch, side = images.shape[0] if images.shape else None, preprocess.image_size
+    pixels = ir.Value(
+        name="grr_coca.pixels", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape([batch, side, side, 3])
+    )
+    chain = _Chain(pixels)
+    if form.dtype != np.uint8:
+        chain.add("Cast", to=ir.DataType.FLOAT)
+        mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
+        for operator, value in (("Div", np.array(255, np.float32)), ("Sub", mean), ("Div", std)):
+            chain.add(operator, value)
+        if form.dtype == np.float16:
+            chain.add("Cast", to=ir.DataType.FLOAT16)
+    if not form.is_channels_last:
+        chain.add("Transpose", perm=[0, 3, 1, 2])
+    graph.inputs[graph.inputs.index(images)] = pixels
+    if chain.nodes:
+        first = graph[0]
+        ir.convenience.replace_all_uses_with(images, chain.value)
+        graph.insert_before(first, chain.nodes)
+        graph.initializers.update(chain.constants)
+    else:
+        ir.convenience.replace_all_uses_with(images, pixels)
+
+
+def _return_tokens(graph: "ir.Graph", form: GraphForm) -> None:
+    import onnx_ir as ir
+
+    features = next(value for value in graph.outputs if value.name == form.features)
+    chain = _Chain(features)
+    if form.rank == 4 and not form.is_map_channels_last:
+        chain.add("Transpose", perm=[0, 2, 3, 1])
+    if form.rank != 3:
+        chain.add("Reshape", np.array([0, -1, form.embed_dim] if form.rank == 4 else [-1, 1, form.embed_dim]))
+    if form.num_prefix:
+        chain.add("Gather", np.arange(form.num_prefix, form.num_prefix + form.num_tokens), axis=1)
+    chain.add("Cast", to=ir.DataType.FLOAT)
+    graph.extend(chain.nodes)
+    graph.initializers.update(chain.constants)
+    tokens = chain.value
+    tokens.name, tokens.type = "grr_coca.tokens", ir.TensorType(ir.DataType.FLOAT)
+    tokens.shape = ir.Shape([features.shape[0] if features.shape else None, form.num_tokens, form.embed_dim])
+    graph.outputs.clear()
+    graph.outputs.append(tokens)
+
+
+class _Chain:
+    """Nodes in a row. `value`: Output of the last one."""
+
+    def __init__(self, value: "ir.Value") -> None:
+        self.value, self.start = value, str(value.name)
+        self.nodes: list[ir.Node] = []
+        self.constants: dict[str, ir.Value] = {}
+
+    def add(self, operator: str, constant: np.ndarray | None = None, **attributes: object) -> None:
+        """Add a node of the last value, and of a constant if one is given."""
+        import onnx_ir as ir
+
+        inputs, name = [self.value], f"{self.start}.{len(self.nodes)}"
+        if constant is not None:
+            tensor = ir.tensor(constant, name=f"{name}.constant")
+            held = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            self.constants[str(held.name)] = held
+            inputs.append(held)
+        node = ir.node(operator, inputs, attributes)
+        node.outputs[0].name = name
+        self.nodes.append(node)
+        self.value = node.outputs[0]

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Generic, Protocol, TypeVar, runtime_checkable
+from typing import IO, Any, BinaryIO, Generic, TypeVar
 
 from grr_coca.common.errors import UserError
 
@@ -202,29 +202,6 @@ def _tried_again(rename: Callable[[], object]) -> None:
 def open_to_read(path: Path) -> int:
     """Return a file descriptor for `read_at`."""
     return os.open(path, os.O_RDONLY | BINARY)
-
-
-@runtime_checkable
-class Bytes(Protocol):
-    """The content of a file on this machine or elsewhere, with random access.
-
-    Attributes:
-        etag: Value that changes with the content.
-    """
-
-    @property
-    def size(self) -> int:
-        """Number of bytes."""
-        ...
-
-    @property
-    def etag(self) -> str:
-        """See the class."""
-        ...
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read a part, which is shorter if the file ends in it."""
-        ...
 
 
 class LocalFile:

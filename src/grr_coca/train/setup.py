@@ -127,22 +127,19 @@ MAX_TOKENIZER_IMAGES = 1_000_000
 """Maximum number of images, evenly spread over the source, on whose captions the tokenizer is trained."""
 
 
-def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = None) -> Checkpoint:
+def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
     """Return a new model and its tokenizer for a pretraining recipe.
 
     Args:
         recipe: Pretraining recipe.
         ranks: This process among those of the run.
-        tokenizer: Tokenizer of another run with the same pairs and tokenizer settings; None: a new one is
-            trained.
 
     Raises:
         UserError: If the recipe has no model or no tokenizer, or a tokenizer that does not match the model.
     """
     if recipe.model is None or recipe.tokenizer is None:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
-    if tokenizer is None:
-        tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
+    tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.largest_id + 1)
     other = None if config.architecture == OWN else find_architecture(config.architecture)
     if other is not None and other.reserves_padding and PADDING in (tokenizer.bos_id, tokenizer.eos_id):

@@ -65,24 +65,18 @@ class WithFeatures(View):
         return (self.source,)
 
 
-def with_features(
-    source: PairSource, folders: Sequence[str], info: EncoderInfo | None = None, keep: Keep | None = None
-) -> PairSource:
+def with_features(source: PairSource, folders: Sequence[str]) -> PairSource:
     """Return the pairs of a source with their features from one of several folders.
 
     Args:
         source: All pairs of a source.
-        folders: Folders with features, each of another source.
-        info: The frozen encoder; None: the encoder of the first folder.
-        keep: The features that the model uses; None: those in the first folder.
+        folders: Folders with features of one encoder, each of another source.
 
     Raises:
         UserError: If no folder has features of these images, or the features are of another encoder or preprocessing.
     """
-    caches: list[FeatureCache] = []
-    for folder in folders:
-        caches.append(open_features(folder, info, keep))
-        info, keep = caches[0].header.encoder, caches[0].header.keep
+    first = open_features(folders[0])
+    caches = [first, *(open_features(folder, first.header.encoder, first.header.keep) for folder in folders[1:])]
     digest = source_digest(source)
     for cache in caches:
         if cache.header.source == digest:

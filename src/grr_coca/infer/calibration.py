@@ -108,8 +108,6 @@ def read_calibration(folder: Path) -> Calibration | None:
 NUM_STATISTICS = 6
 _SAME, _NEAR = 4, 8
 """Largest colour differences, of 255, that count as equal: between neighbours, and from the background."""
-_SHIFT = 4
-"""Number of bits per channel to which colours are rounded before they are counted."""
 
 
 def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]:
@@ -166,10 +164,14 @@ def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
     return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
 
 
+def _four_bits(planes: UInt8[np.ndarray, "B 3 *x"] | Int[np.ndarray, "B 3 *x"]) -> Int[np.ndarray, "B *x"]:
+    """Return colours of four bits a channel as one number."""
+    red, green, blue = np.moveaxis((planes >> 4).astype(np.int16), 1, 0)
+    return (red << 4 | green) << 4 | blue
+
+
 def _entropies(planes: UInt8[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
-    red, green, blue = np.moveaxis((planes >> _SHIFT).astype(np.int16), 1, 0)
-    bits = 8 - _SHIFT
-    colours = ((red << bits | green) << bits | blue).reshape(len(planes), -1)
+    colours = _four_bits(planes).reshape(len(planes), -1)
     found = np.zeros(len(planes))
     for number, image in enumerate(colours):
         counts = np.bincount(image)
@@ -285,7 +287,7 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
         numbers += _strays(plane, limits, area)
     numbers += _coherence(brightness.astype(np.float32), area)
     colours = planes[:, :, 1:-1, 1:-1]
-    numbers.extend(np.transpose([_colours(image, inside) for image, inside in zip(colours, is_inside, strict=True)]))
+    numbers.extend(np.transpose([_colours(image) for image in area.split(_four_bits(colours))]))
     saturation, light = of(colours.max(axis=1) - colours.min(axis=1)) / 64, of(brightness[:, 1:-1, 1:-1]) / 64
     numbers += [mean(saturation), mean(saturation > 3), np.sqrt(np.maximum(mean(light**2) - mean(light) ** 2, 0))]
     numbers += [mean(light > 3.8), mean(light < 0.2), counts / pixels[0, ..., 0].size]
@@ -301,6 +303,10 @@ class _Area:
     def of(self, values: np.ndarray) -> np.ndarray:
         """Return the values at interior pixels, P, from those of all pixels, N s s."""
         return values.ravel()[self._places]
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Return the values of the interior pixels of each image, from those of all pixels, N s s."""
+        return np.split(self.of(values), self._starts[1:])
 
     def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
         """Return the mean of values, P, over the pixels of each image."""
@@ -319,8 +325,11 @@ def _is_inside(planes: UInt8[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"
 
 
 def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:
-    centre, left, right, up, down = _neighbours(planes)
-    return np.abs(4 * centre - left - right - up - down)
+    centre, *others = _neighbours(planes)
+    found = 4 * centre
+    for other in others:
+        found -= other
+    return np.abs(found, out=found)
 
 
 def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -369,13 +378,17 @@ def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.n
 
 def _of_three_by_three(values: Float[np.ndarray, "N s s"]) -> Float[np.ndarray, "N s s"]:
     """Return the sums over the three by three pixels around each pixel; 0 beyond the edge."""
-    padded = np.pad(values, ((0, 0), (1, 1), (1, 1)))
-    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
-    return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    rows = np.zeros((*values.shape[:2], values.shape[2] + 2), values.dtype)
+    inner = rows[:, :, 1:-1]
+    inner[:, 1:] = values[:, :-1]
+    inner += values
+    inner[:, :-1] += values[:, 1:]
+    found = rows[:, :, :-2] + inner
+    found += rows[:, :, 2:]
+    return found
 
 
-def _colours(image: Int[np.ndarray, "3 s s"], is_inside: Bool[np.ndarray, "s s"]) -> tuple[float, float, float, float]:
-    red, green, blue = image[:, is_inside] >> 4
-    counts = np.bincount((red << 4 | green) << 4 | blue)
-    shares = np.sort(counts[counts > 0])[::-1] / red.size
-    return -(shares * np.log(shares)).sum(), shares[0], shares[:4].sum(), len(shares) / math.sqrt(red.size)
+def _colours(colours: Int[np.ndarray, " P"]) -> tuple[float, float, float, float]:
+    counts = np.bincount(colours)
+    shares = np.sort(counts[counts > 0])[::-1] / colours.size
+    return -(shares * np.log(shares)).sum(), shares[0], shares[:4].sum(), len(shares) / math.sqrt(colours.size)

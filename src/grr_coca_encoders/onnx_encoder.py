@@ -172,7 +172,7 @@ class OnnxEncoder:
     def _require_side(self, side: int | None) -> None:
         if side not in (None, self._preprocess.image_size):
             raise UserError(
-                f"onnx:{self.path}: takes images of {side} pixels, but its preprocessing makes "
+                f"onnx:{self.path}: takes images of {side} pixels, but its preprocessing yields "
                 f"{self._preprocess.image_size}"
             )
 
@@ -214,7 +214,7 @@ def _choose_output(ranks: dict[str, int], path: Path) -> str:
         for name, found in ranks.items():
             if found == rank:
                 return name
-    raise UserError(f"onnx:{path}: must have an output of tokens, a map, or one vector an image, got {ranks}")
+    raise UserError(f"onnx:{path}: must have an output of tokens, a map, or one vector per image, got {ranks}")
 
 
 def _to_tokens(found: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B N D"]:

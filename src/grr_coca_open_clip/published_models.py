@@ -196,7 +196,7 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
         origin = _checked_origin(model, weights)
         if known is not None and origin != known:
             raise UserError(
-                f"{weights}: not the weights that were fetched first: SHA-256 {origin.sha256}, then {known.sha256}; "
+                f"{weights}: differs from the first download: SHA-256 {origin.sha256}, then {known.sha256}; "
                 f"to accept them, delete {record}"
             )
         _require_space(folder, origin.bytes)
@@ -248,13 +248,13 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
         raise UserError(f"{name}: is not on this machine, and offline {size} cannot be fetched")
     try:
         if weights is None:
-            NOTES.info("%s: fetching %s, once", name, size)
+            NOTES.info("%s: downloading %s, once", name, size)
             there = (find(file, revision, only_here=False) for file in WEIGHTS)
             weights = next((path for path in there if path is not None), None)
             if weights is not None:
                 find(SETTINGS, weights.parent.name, only_here=False)
     except HfHubHTTPError as error:
-        raise UserError(f"{name}: the Hugging Face hub does not give {size} ({first_line(error)})") from error
+        raise UserError(f"{name}: the Hugging Face hub does not provide {size} ({first_line(error)})") from error
     except Exception as error:  # without a connection, the type of the error depends on the version of the client
         raise UserError(
             f"{name}: no download of {size} from the Hugging Face hub ({first_line(error)}); try again"
@@ -274,8 +274,8 @@ def _checked_origin(model: PublishedModel, weights: Path) -> _Origin:
     named = os.path.basename(os.readlink(weights)) if weights.is_symlink() else ""  # noqa: PTH115, PTH119 (one step)
     if _SHA256.fullmatch(named) and named != sha256:
         raise UserError(
-            f"{weights.resolve()}: corrupt: its SHA-256 is {sha256}, and on the hub {named}; delete this file, and it "
-            "is fetched again"
+            f"{weights.resolve()}: corrupt: its SHA-256 is {sha256}, and on the hub {named}; "
+            "delete this file to download it again"
         )
     return _Origin(model.repository, weights.parent.name, weights.name, weights.stat().st_size, sha256)
 

@@ -256,14 +256,14 @@ def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
     name = store.header.model
     if store.was_imported() and is_on_hub(name):
         raise UserError(
-            f"{store.location}: made of a file from elsewhere, which names the model {name} on the Hugging Face hub; "
-            f"if you trust it, give -c {name}"
+            f"{store.location}: imported from a foreign file, which names the model {name} on the Hugging Face hub; "
+            f"if you trust it, pass -c {name}"
         )
     try:
         return IndexModel(store.header.model, batch_size, engine)
     except UserError as error:
         raise UserError(
-            f"{store.location}: made with the model '{store.header.model}', which does not exist any more; if it was "
+            f"{store.location}: created with the model '{store.header.model}', which no longer exists; if it was "
             f"moved, pass its folder with -c ({error})"
         ) from error
 
@@ -421,12 +421,12 @@ class IndexModel:
         if header.model == self.name:
             named = "" if self.name == DEFAULT else f" -c {self.name}"
             raise UserError(
-                f"{location}: made with another version of the model '{self.name}' ({header.fingerprint[:8]}, now "
-                f"{self.fingerprint[:8]}), whose embeddings are not comparable; make it again: delete it, then "
+                f"{location}: created with another version of the model '{self.name}' ({header.fingerprint[:8]}, now "
+                f"{self.fingerprint[:8]}), whose embeddings are not comparable; rebuild it: delete it, then "
                 f"`grr-coca index IMAGES --out {location}{named}`"
             )
         raise UserError(
-            f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), and not of "
+            f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), not of "
             f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings are not comparable; search it with its own "
-            "model, or make another index with --out"
+            "model, or create another index with --out"
         )

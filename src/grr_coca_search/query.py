@@ -48,14 +48,14 @@ class Query:
 
     def __post_init__(self) -> None:
         if not self.texts and not self.images and not self.like:
-            raise UserError("the query is empty; pass words to search for, or an image by --image")
+            raise UserError("the query is empty; pass words to search for, or an image with --image")
         for text in (*self.texts, *self.without):
             if not text.strip():
                 raise UserError("the query is empty: a text has only spaces; pass words to search for")
         if self.weights and len(self.weights) != len(self.texts):
             raise UserError(f"{len(self.weights)} weights for {len(self.texts)} texts; pass one for each text, or none")
         if any(not (weight > 0 and np.isfinite(weight)) for weight in self.weights):
-            raise UserError("a weight must be above 0; to avoid something, use --without")
+            raise UserError("a weight must be above 0; to exclude something, use --without")
 
     @property
     def words(self) -> str | None:

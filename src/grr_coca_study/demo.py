@@ -57,15 +57,15 @@ def load_demo(path: Path) -> DemoPlan:
     if len(plan.arms) != 2 or len(plan.seeds) != 1 or has_grid:
         raise UserError(f"{path}: a demo has two arms, one seed and no grid; `grr-coca study run` runs any plan")
     if not plan.finetune:
-        raise UserError(f"{path}: finetune: a demo has one or more; `grr-coca study run` runs any plan")
+        raise UserError(f"{path}: finetune must not be empty; `grr-coca study run` runs any plan")
     if plan.endpoints.split != "test":
-        raise UserError(f"{path}: endpoints: split: a demo's is 'test', not '{plan.endpoints.split}'")
+        raise UserError(f"{path}: endpoints: split must be 'test', got '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
         raise UserError(f"{path}: schedules: must be numbers of steps, 1 or more, in ascending order")
     if plan.num_hits < 1:
         raise UserError(f"{path}: num_hits must be at least 1, got {plan.num_hits}")
     if not plan.queries:
-        raise UserError(f"{path}: queries: must have one or more")
+        raise UserError(f"{path}: queries must not be empty")
     check_recipes(plan, path)
     return plan
 
@@ -195,7 +195,7 @@ def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) ->
         found = read_yaml(path, "plan") if path.exists() else None
         has_demo = isinstance(found, dict) and "queries" in found
         if not has_demo and any(out.iterdir()):  # rows of a study may have taken days
-            raise UserError(f"{out}: has files that are not of a demo; pass another --out")
+            raise UserError(f"{out}: contains files that do not belong to a demo; pass another --out")
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; pass another --out")
     if is_fresh or not has_demo:
@@ -203,9 +203,9 @@ def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) ->
     begun = read_plan(path, DemoPlan)
     undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
     for key, wanted, found in differences(plan, undecided):
-        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or pass another --out")
+        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo with --fresh, or pass another --out")
     if steps not in (None, begun.steps):
-        raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start again by --fresh")
+        raise UserError(f"{out}: has a demo with {begun.steps:,} steps, not {steps:,}; start again with --fresh")
     return begun
 
 
@@ -245,7 +245,7 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
     ledger, names = read_ledger(out, plan), arm_names(plan)
     if ledger.diverged:
         diverged = ", ".join(f"{row.arm} in {row.stage}" for row in ledger.diverged)
-        raise UserError(f"{diverged}: training diverged, so there is nothing to compare; start again by --fresh")
+        raise UserError(f"{diverged}: training diverged, so there is nothing to compare; start again with --fresh")
     pretraining = stage_names(plan)[0]
     showcase = str(demo_recipes(plan)[pretraining].data.test[plan.showcase])
     table, folder = format_table(split_rows(plan, ledger), names), out / EXHIBITS

@@ -259,7 +259,7 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
     listed = content.get("arms") if isinstance(content, dict) else None
     if (folder_of_plan(path) / EARLIER_LEDGER).exists():
         raise UserError(
-            f"{path}: earlier code has run this plan: commit 477a50ee, or ed1405e6 if an arm has the key 'variant'"
+            f"{path}: this plan was run by earlier code: commit 477a50ee, or ed1405e6 if an arm has the key 'variant'"
         )
     if isinstance(content, dict) and isinstance(listed, list):
         content = {**content, "arms": [{"name": arm} if isinstance(arm, str) else arm for arm in listed]}

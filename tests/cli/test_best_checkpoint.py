@@ -86,7 +86,7 @@ def test_an_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path
     shutil.rmtree(folder / "checkpoints" / "step-000000001")
     said = grr_coca("search", index, "cat")
     assert said.code == 2
-    assert "step-000000001', which does not exist any more" in said.err
+    assert "step-000000001', which no longer exists" in said.err
 
 
 def test_a_missing_best_checkpoint_is_replaced_with_a_warning(finished, tmp_path, caplog):

@@ -183,9 +183,9 @@ def test_a_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
     assert found["folder", "val"] == found["cache", "val"]
     measured = pair_results(trained, open_source(place / "fp16"), 8)
     assert len(measured.nll) == NUM_PAIRS
-    with pytest.raises(UserError, match=r"has features in place of images; set the key 'features' to \{\}"):
+    with pytest.raises(UserError, match=r"has features instead of images; set the key 'features' to \{\}"):
         training_sources(replace(folder_recipe(place, "fp16"), features=None))
-    with pytest.raises(UserError, match=r"has the features 'mean', and the model takes 'tokens'"):
+    with pytest.raises(UserError, match=r"has the features 'mean', but the model takes 'tokens'"):
         training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "mean")))
     with pytest.raises(UserError, match=r"pairs\.tar: has no features; write them with grr-coca data features, or set"):
         training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "pairs.tar")))

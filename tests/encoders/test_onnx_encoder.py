@@ -165,7 +165,7 @@ def test_wrong_graphs_raise(tmp_path):
     info = open_encoder(f"onnx:{write_graph(tmp_path)}").info
     (tmp_path / "encoder.json").write_text(json.dumps(to_dict(info)))
     path = write_graph(tmp_path, side=40)
-    with pytest.raises(UserError, match="takes images of 40 pixels, but its preprocessing makes 32"):
+    with pytest.raises(UserError, match="takes images of 40 pixels, but its preprocessing yields 32"):
         open_encoder(f"onnx:{path}")
     (tmp_path / "encoder.json").unlink()
     (tmp_path / "preprocessor_config.json").unlink()

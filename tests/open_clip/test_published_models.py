@@ -133,7 +133,7 @@ def test_prefers_safetensors_and_separates_revisions(hub, quick):
     assert [weights.name for weights in quick] == ["open_clip_model.safetensors"] * 2
     assert [weights.parent.name for weights in quick] == [hub.revision(TUNED, 1), old]
     assert all((weights.parent / "open_clip_config.json").exists() for weights in quick)
-    with pytest.raises(UserError, match=r"coca-b32@v9: the Hugging Face hub does not give"):
+    with pytest.raises(UserError, match=r"coca-b32@v9: the Hugging Face hub does not provide"):
         locate_checkpoint("coca-b32@v9")
 
 
@@ -164,7 +164,7 @@ def test_the_checksum_of_the_first_download_is_kept(hub, quick):
     record = folder.with_name("coca-b32.json")
     record.write_text(record.read_text().replace(json.loads(record.read_text())["sha256"], "0" * 64))
     shutil.rmtree(folder)
-    with pytest.raises(UserError, match=r"not the weights that were fetched first: .* to accept them, delete"):
+    with pytest.raises(UserError, match=r"differs from the first download: .* to accept them, delete"):
         locate_checkpoint("coca-b32")
 
 

@@ -78,7 +78,7 @@ def test_closed_index_is_not_reported_as_corrupt(store):
 
 
 def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder; make one by grr-coca index"):
+    with pytest.raises(UserError, match="nowhere: no such folder; create one with grr-coca index"):
         open_store(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"not an index: it holds no index\.sqlite"):
         open_store(str(tmp_path))
@@ -124,7 +124,7 @@ def test_index_with_foreign_views_or_triggers_is_rejected(store, statement):
     database = sqlite3.connect(folder_of(store) / "index.sqlite")
     database.execute(statement)
     database.close()
-    with pytest.raises(UserError, match=r"corrupt: it has the (view|trigger) 'slow'; make the index again"):
+    with pytest.raises(UserError, match=r"corrupt: unexpected (view|trigger) 'slow'; make the index again"):
         open_store(store.location)
 
 

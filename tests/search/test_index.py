@@ -49,8 +49,8 @@ def test_other_model_version_error_names_the_rebuild(name, end):
     with pytest.raises(UserError) as refused:
         IndexModel(name).require(Header(name, "f" * 32, 128), "x.index")
     said = str(refused.value)
-    assert f"x.index: made with another version of the model '{name}' (ffffffff, now " in said
-    assert said.endswith(f"make it again: delete it, then `grr-coca index IMAGES --out x.index{end}`")
+    assert f"x.index: created with another version of the model '{name}' (ffffffff, now " in said
+    assert said.endswith(f"rebuild it: delete it, then `grr-coca index IMAGES --out x.index{end}`")
 
 
 def test_index_of_a_run_keeps_its_checkpoint(tmp_path):

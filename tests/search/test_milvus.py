@@ -102,13 +102,15 @@ def test_there_is_no_full_text_index(store):
 
 @needs_server
 def test_a_server_that_is_not_there_is_named():
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1/index: the Milvus server does not answer, or refuses"):
+    with pytest.raises(
+        UserError, match=r"http://127\.0\.0\.1:1/index: the Milvus server does not answer, or rejects the request"
+    ):
         open_store("http://127.0.0.1:1/index")
 
 
 @needs_server
 def test_a_name_that_is_no_index_is_named(location):
-    with pytest.raises(UserError, match="no index of this name; make one by grr-coca index"):
+    with pytest.raises(UserError, match="no index of this name; create one with grr-coca index"):
         open_store(location)
     with pytest.raises(UserError, match="is invalid for a collection"):
         open_store(f"{location}-with-dashes")
@@ -125,7 +127,7 @@ def test_lost_server_during_an_insert_loses_nothing(store, reopened, monkeypatch
         raise MilvusException(message="connection refused")
 
     monkeypatch.setattr(store._client, "upsert", gone)
-    with pytest.raises(UserError, match="the Milvus server does not answer, or refuses"):
+    with pytest.raises(UserError, match="the Milvus server does not answer, or rejects the request"):
         store.commit(Changes(added=more))
     again = reopened()
     assert len(again) == 5

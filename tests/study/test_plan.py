@@ -360,7 +360,7 @@ def test_rejects_a_plan_run_by_earlier_code(tmp_path, capsys):
         for command in (*run, ["status", str(folder)], ["report", str(folder)]):
             assert main(["study", *command]) == 2
             (line,) = capsys.readouterr().err.splitlines()
-            assert "earlier code has run this plan: commit 477a50ee, or ed1405e6" in line
+            assert "this plan was run by earlier code: commit 477a50ee, or ed1405e6" in line
         assert sorted(folder.rglob("*")) == before
     assert not (tmp_path / "new").exists()
 

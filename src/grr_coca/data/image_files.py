@@ -99,7 +99,7 @@ class ImageFile:
         except UserError as error:
             return error
         except MemoryError:  # the other images may be smaller
-            return UserError(f"{self.name}: reading it takes more memory than is free")
+            return UserError(f"{self.name}: not enough memory to read it")
 
     @property
     def path(self) -> Path | None:

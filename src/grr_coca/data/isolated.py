@@ -180,7 +180,7 @@ class _Helper:
             try:
                 self._receive(_START_SECONDS)
             except _HelperExit as error:
-                raise OSError(f"the program that decodes did not start: {sys.executable}, {error}") from error
+                raise OSError(f"the decoding program did not start: {sys.executable}, {error}") from error
             self.is_ready = True
         parts = [content.data for content in contents]
         self._send(b"".join((program.REQUEST.pack(len(call), sum(map(len, parts))), call, *parts)))

@@ -200,7 +200,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
     count = len(source) if len(source) >= batch_size else len(every_caption(source))
     if count < batch_size:
         if not count:
-            raise UserError(f"an empty split: a contrastive loss at batch size {batch_size} needs that many pairs")
+            raise UserError(f"the split is empty: a contrastive loss at batch size {batch_size} needs that many pairs")
         where = f"{source.name(0)} and the pairs next to it"
         raise UserError(
             f"{where}: a contrastive loss at batch size {batch_size} needs at least that many pairs, got {count}; "

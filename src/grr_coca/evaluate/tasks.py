@@ -43,7 +43,7 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
         UserError: If the split is empty, or a pair is invalid.
     """
     if not len(source):
-        raise UserError("an empty split: nothing to search")
+        raise UserError("the split is empty: no image to search")
     if isinstance(checkpoint, Checkpoint):
         return gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
     return embedded_gallery(checkpoint, source, batch_size)

@@ -52,7 +52,7 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     repeated = {name: at for name, at in numbers.items() if len(at) > 1}
     if repeated:
         listed = ", ".join(f"'{name}' ({' and '.join(map(str, at))})" for name, at in repeated.items())
-        raise UserError(f"{where}: labels given more than once (case and spaces do not count): {listed}")
+        raise UserError(f"{where}: duplicate labels (ignoring case and spaces): {listed}")
     return tuple(names)
 
 

@@ -161,7 +161,7 @@ def opened_or_given(info: EncoderInfo) -> VisionEncoder:
         return open_described(info)
     except UserError as error:
         if not info.name.startswith(f"{GIVEN}:"):
-            log.warning("the model takes only features, and no images: %s", error)
+            log.warning("the model takes only features, not images: %s", error)
         return GivenEncoder(info)
 
 

@@ -103,14 +103,14 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
         if not cosine >= _SAME_COSINE:
             raise UserError(
                 f"{given.path}: the features of {key} are not the tokens of {encoder.info.name}, or their mean "
-                f"(cosine {cosine:.2f}); compare weights, image size and preprocessing, and leave out class token and "
-                "registers"
+                f"(cosine {cosine:.2f}); compare weights, image size and preprocessing, and omit "
+                "class token and registers"
             )
         compared += 1
         if compared == _COMPARED:
             return
     if not compared:
-        raise UserError(f"{given.path}: has no features of these images; name them as the images are, without suffix")
+        raise UserError(f"{given.path}: has no features of these images; name them like the images, without suffix")
 
 
 def write_features(
@@ -204,7 +204,7 @@ def _write_shard(
         rows = np.concatenate([rows, *(varying[place] for place in sorted(varying))])
         ends = np.cumsum([len(varying.get(place, ())) for place in range(len(numbers))], dtype=np.int64)
     if not np.isfinite(rows).all():
-        raise UserError(f"{header.encoder.name}: computes values that half precision cannot hold")
+        raise UserError(f"{header.encoder.name}: computes values that half precision cannot represent")
     write_feature_shard(out, shard, rows, digests, ends)
 
 

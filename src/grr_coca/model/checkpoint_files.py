@@ -100,13 +100,13 @@ def find_model(path: Path) -> Path:
         UserError: If no checkpoint exists; the message names the missing part.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
+        raise UserError(f"{path}: no such folder; a checkpoint is a folder that contains {', '.join(FILES)}")
     steps = checkpoints_by_step(path / "checkpoints")
     folder = _used_checkpoint(path, steps) if steps else path
     is_int8 = is_quantized(folder)
     missing = ", ".join(_missing(folder, _QUANTIZED_FILES if is_int8 else FILES))
     if missing and is_int8:
-        raise UserError(f"{folder}: a model in int8 without {missing}; write it again: grr-coca export onnx")
+        raise UserError(f"{folder}: an int8 model without {missing}; export it again: grr-coca export onnx")
     if missing:
         raise UserError(f"{folder}: not a checkpoint: {missing} missing")
     return folder
@@ -148,9 +148,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     folder = find_model(path)
     if is_quantized(folder):
-        raise UserError(
-            f"{folder}: a model in int8, which runs only in ONNX Runtime; pass the checkpoint that it was made from"
-        )
+        raise UserError(f"{folder}: an int8 model, which runs only in ONNX Runtime; pass its source checkpoint")
     return folder
 
 

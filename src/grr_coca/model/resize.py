@@ -41,7 +41,7 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
     if context_length < text.context_length:
         raise UserError(
             f"context_length {context_length} is shorter than the checkpoint's, {text.context_length}; "
-            "a context can only become longer"
+            "a context can only be lengthened"
         )
     config = replace(
         config,

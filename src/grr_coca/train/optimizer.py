@@ -53,7 +53,7 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not learns - {"logit_scale", "logit_bias"}:
         frozen = [*parts, *(beginning for beginning, rate in own.items() if not rate)]
-        raise UserError(f"freeze {', '.join(frozen)}: nothing is left to train")
+        raise UserError(f"freeze {', '.join(frozen)}: no trainable part remains")
 
 
 def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: float) -> dict[str, float]:

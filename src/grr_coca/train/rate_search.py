@@ -117,7 +117,7 @@ def search_rate(
         Interruption: If a signal stopped the search. It is saved.
     """
     if not recipe.optimizer.lr:
-        raise UserError("optimizer: lr 0: a search begins from a learning rate above 0")
+        raise UserError("optimizer: lr must be above 0 for a search, got 0")
     found = ranks.on_first(lambda: read_search(out))
     if found is None:
         found = _Search(recipe, make_start, out / TRIALS, ranks, origin=origin, on_step=on_step).run()

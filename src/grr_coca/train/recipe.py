@@ -310,7 +310,9 @@ class LossRecipe:
                 "contrastive_weight and captioning_weight are both 0, so nothing is learned; set one of them"
             )
         if self.z_loss_weight and not self.captioning_weight:
-            raise UserError("z_loss_weight needs the captioning loss, whose captioning_weight is 0; also set it to 0")
+            raise UserError(
+                "z_loss_weight needs the captioning loss, but captioning_weight is 0; set z_loss_weight to 0"
+            )
 
     @property
     def weights(self) -> "LossWeights":

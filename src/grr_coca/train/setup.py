@@ -138,7 +138,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
         UserError: If the recipe has no model or no tokenizer, or a tokenizer that does not match the model.
     """
     if recipe.model is None or recipe.tokenizer is None:
-        raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
+        raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is for fine-tuning")
     tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.largest_id + 1)
     other = None if config.architecture == OWN else find_architecture(config.architecture)
@@ -241,7 +241,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
         is_held_out = _held_out(pairs, recipe.evaluation.batch_size)
         pairs, val = Subset(pairs, np.flatnonzero(~is_held_out)), Subset(pairs, np.flatnonzero(is_held_out))
     if not len(pairs):
-        raise UserError(f"{recipe.data.train}: no pair is left to train on; add pairs, or set data: val")
+        raise UserError(f"{recipe.data.train}: no training pair remains; add pairs, or set data: val")
     if recipe.data.mix:
         pairs = Chain([pairs, *map(open_, recipe.data.mix)])
     return pairs, every_caption(val)
@@ -256,7 +256,7 @@ def _open_source(recipe: Recipe, path: str) -> PairSource:
         first = open_features(recipe.data.train).header
         open_features(path, first.encoder, first.keep)
     elif features_of(source) is not None:
-        raise UserError(f"{path}: has features in place of images; set the key 'features' to {{}}, without an encoder")
+        raise UserError(f"{path}: has features instead of images; set the key 'features' to {{}}, without an encoder")
     return source
 
 

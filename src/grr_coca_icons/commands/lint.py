@@ -57,7 +57,7 @@ def run(
     if not sources:
         raise UserError("no sources given; pass folders, icon sets, tables or code files")
     if update_baseline and baseline is None:
-        raise UserError("--update-baseline needs the file; pass --baseline FILE.json")
+        raise UserError("--update-baseline requires --baseline FILE.json")
     if out is not None:
         require_suffix(out, (".sarif", ".json"))
         require_writable(out)

@@ -48,7 +48,7 @@ class McpEndpoint:
         if find_spec("mcp") is None:
             raise RequestError(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
         if scope["method"] != "POST":  # the server sends nothing by itself, and has no sessions to end
-            raise RequestError(405, f"/mcp does not take {scope['method'][:20]}")
+            raise RequestError(405, f"/mcp does not accept {scope['method'][:20]}")
         with self._queue.reserve_slot():
             async with self._starting:
                 if self._manager is None or self._running is None or self._running.done():

@@ -64,7 +64,9 @@ def run(
         _check(out)
         return 0
     if exclude and forget and not images and not watch:
-        raise UserError("--forget without images does nothing else, so --exclude would be lost; pass images, too")
+        raise UserError(
+            "--forget without images cannot be combined with --exclude, which would have no effect; also pass images"
+        )
     if on == "ray":
         require_extra("ray", "--on ray")
     with _open(out, images, checkpoint, batch_size, engine) as index:

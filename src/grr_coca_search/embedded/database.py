@@ -196,7 +196,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
     if not path.is_file():
         why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
         out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder  # an index needs an empty or new folder
-        raise UserError(f"{folder}: {why}; make one by grr-coca index IMAGES… --out {out}")
+        raise UserError(f"{folder}: {why}; create one with grr-coca index IMAGES… --out {out}")
     with database_errors(folder):
         database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
         try:
@@ -320,9 +320,7 @@ def from_row(row: tuple) -> Entry:
     try:
         return _entry(row)
     except DAMAGE as error:
-        raise CorruptDataError(
-            f"the index is corrupt: its image {row[0]} has a value that no index has ({error})"
-        ) from error
+        raise CorruptDataError(f"the index is corrupt: its image {row[0]} has an invalid value ({error})") from error
 
 
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
@@ -333,13 +331,13 @@ def _entry(row: tuple) -> Entry:
     _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo, look = row
     texts, numbers = (name, root, file, digest, caption), (size, mtime_ns, phash, width, height)
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-        raise TypeError("a text in the place of a number, or a number in that of a text")
+        raise TypeError("a text instead of a number, or a number instead of a text")
     if not isinstance(offset, int | None):
-        raise TypeError("a text in the place of an offset")
+        raise TypeError("a text instead of an offset")
     of_model = json.loads(fields).get(OF_MODEL, {}) if fields else {}
     tags = of_model.get("tags", [])
     if not all(isinstance(tag, str) for tag in tags):
-        raise TypeError("a number in the place of a tag")
+        raise TypeError("a number instead of a tag")
     return Entry(
         name=name,
         root=root,
@@ -411,7 +409,7 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
     for kind, name, sql in written:
         if kind == "view" or not isinstance(sql, str) or sql not in _WORDS:
             raise CorruptDataError(
-                f"{folder / FILE}: corrupt: it has the {kind} {str(name)[:50]!r}; {how_to_restore(folder)}"
+                f"{folder / FILE}: corrupt: unexpected {kind} {str(name)[:50]!r}; {how_to_restore(folder)}"
             )
 
 
@@ -432,9 +430,7 @@ def lock_writer(folder: Path) -> ProcessLock:
         ) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UserError(
-                f"{folder / _LOCK}: cannot be written (a symbolic link, which an index never has)"
-            ) from error
+            raise UserError(f"{folder / _LOCK}: cannot be written (it is a symbolic link)") from error
         if error.errno in _WITHOUT_LOCKS:
             raise UserError(
                 f"{folder}: the file system has no locks ({error.strerror or error}), and without them two writers "

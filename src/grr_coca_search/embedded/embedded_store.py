@@ -106,7 +106,7 @@ class EmbeddedStore(Store):
         """Open the index of a folder; None if the folder is empty or missing and the index is optional."""
         folder = Path(location)
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: a file, but an index is a folder; pass another name")
+            raise UserError(f"{folder}: expected an index folder, found a file; pass another path")
         if is_optional and not (folder / FILE).exists():
             if folder.exists() and not holds_nothing_else(folder):
                 raise UserError(f"{folder}: has other files, and is not an index; pass an empty or new folder")

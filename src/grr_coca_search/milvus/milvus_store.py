@@ -72,7 +72,7 @@ class MilvusStore(Store):
                 return None
             if header is None:
                 raise UserError(
-                    f"{location}: no index of this name; make one by grr-coca index IMAGES… --out {location}"
+                    f"{location}: no index of this name; create one with grr-coca index IMAGES… --out {location}"
                 )
             if header.version > VERSION:
                 raise UserError(
@@ -348,5 +348,6 @@ def _server_errors(location: str) -> Iterator[None]:
     except (MilvusException, OSError, RuntimeError, TimeoutError) as error:
         words = " ".join(str(getattr(error, "message", error)).split())[:300]
         raise UserError(
-            f"{location}: the Milvus server does not answer, or refuses ({words}); what was committed before is kept"
+            f"{location}: the Milvus server does not answer, or rejects the request ({words}); "
+            "what was committed before is kept"
         ) from error

@@ -260,7 +260,7 @@ def _require_followed(given: ChatInput) -> None:
     if given.response_format is not None and given.response_format.get("type") != "text":
         raise RequestError(400, "response_format: captions are plain text", param="response_format")
     if given.tools and given.tool_choice not in (None, "auto", "none"):
-        raise RequestError(400, "tool_choice: this model calls no tools", param="tool_choice")
+        raise RequestError(400, "tool_choice: this model does not call tools", param="tool_choice")
 
 
 def _picture_of(messages: list[Message]) -> bytes:

@@ -82,7 +82,7 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
     if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, got {steps}")
     if json and not dry_run:
-        raise UserError("--json prints the result of --dry-run; pass both")
+        raise UserError("--json requires --dry-run")
     if plan == _DEFAULT_PLAN and not plan.exists():
         raise UserError(f"{plan}: no such plan here; run the demo in a clone of the project, which has its corpora too")
     require_extra("train", "training")

@@ -174,7 +174,7 @@ class Study:
                 raise
             raise UserError(
                 f"{task.title}: {error}; free some space, or move the folder {self._place.runs} to another disk "
-                "and give it as --runs; the same command then continues from what was saved"
+                "and pass it as --runs; the same command then continues"
             ) from error
         first = self._files.publish(task.name, row)  # if a lost model was trained again, the first row is kept
         self._claims.end(claim)

@@ -56,7 +56,7 @@ def test_some_broken_images_are_replaced_and_counted(finetune, caplog):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (PAIRS[:1], "no pair is left to train on; add pairs, or set data: val"),
+        (PAIRS[:1], "no training pair remains; add pairs, or set data: val"),
         (PAIRS[:2], "needs at least that many pairs, got 1; add pairs"),
         ([replace(pair, image=b"torn") for pair in PAIRS], "no validation pair can be read, the first error is: "),
         (

@@ -213,7 +213,7 @@ def test_busy_helpers_start_another_one():
 def test_program_that_does_not_start_is_no_broken_file(helpers, tmp_path, monkeypatch, begins):
     (tmp_path / "program.py").write_text(begins)
     monkeypatch.setattr(isolated_program, "__file__", str(tmp_path / "program.py"))
-    with pytest.raises(BadSample, match=r"a\.png: .*the program that decodes did not start: .*exit code \d") as caught:
+    with pytest.raises(BadSample, match=r"a\.png: .*the decoding program did not start: .*exit code \d") as caught:
         call(helpers, "reverse", times=1)
     assert caught.value.cause is Cause.UNREADABLE
     assert helpers._idle == []

@@ -68,7 +68,7 @@ def test_each_caption_of_an_image_counts_in_every_measure(checkpoint):
 
 
 def test_empty_input_raises(checkpoint):
-    with pytest.raises(UserError, match="an empty split: nothing to search"):
+    with pytest.raises(UserError, match="the split is empty: no image to search"):
         measure_retrieval(checkpoint, PairsInMemory([]), 8, "own")
     with pytest.raises(UserError, match="evaluation batch size must be at least 1, got 0"):
         require_pairs(PairsInMemory(real_pairs(4)), 0)

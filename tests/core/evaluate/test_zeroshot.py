@@ -77,7 +77,7 @@ def test_labels_are_lines_and_empty_lines_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("read", "content", "told"),
     [
-        (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: labels given more than once .*: 'cat' \(1 and 3\)"),
+        (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: duplicate labels .*: 'cat' \(1 and 3\)"),
         (read_class_names, b"", "no text"),
         (read_class_names, b"cat\n", "at least two labels"),
         (read_class_names, None, "no such file"),

@@ -176,7 +176,7 @@ def test_int8_model_runs_only_in_onnx_runtime(folder):
     assert model.engine.name == "onnx"
     assert model.caption(DRAWING) == grr_coca.load("icons", engine="onnx").caption(DRAWING)
     for use in (lambda: grr_coca.load(folder, engine="torch"), lambda: from_pretrained(folder)):
-        with pytest.raises(UserError, match="a model in int8, which runs only in ONNX Runtime"):
+        with pytest.raises(UserError, match="an int8 model, which runs only in ONNX Runtime"):
             use()
     with pytest.raises(UserError, match="device 'cuda': a model in int8 runs only on the CPU"):
         grr_coca.load(folder, "cuda")
@@ -185,7 +185,7 @@ def test_int8_model_runs_only_in_onnx_runtime(folder):
 @pytest.mark.parametrize("name", [QUANTIZED_WEIGHTS, "config.json", "step.onnx"])
 def test_a_missing_file_of_a_model_in_int8_is_named(folder, name):
     (as_if_quantized(folder) / name).unlink()
-    with pytest.raises(UserError, match=f"a model in int8 without {name}; write it again: grr-coca export onnx"):
+    with pytest.raises(UserError, match=f"an int8 model without {name}; export it again: grr-coca export onnx"):
         grr_coca.load(folder)
 
 
@@ -211,4 +211,4 @@ def test_an_index_of_the_checkpoint_refuses_the_model_in_int8(folder, tmp_path, 
 def test_int8_error_states_that_torch_weights_are_missing(folder, capsys, command):
     as_if_quantized(folder)
     assert main([word.format(model=folder, drawing=DRAWING) for word in command.split()]) == 2
-    assert "pass the checkpoint that it was made from" in capsys.readouterr().err
+    assert "pass its source checkpoint" in capsys.readouterr().err

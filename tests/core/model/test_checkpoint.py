@@ -120,7 +120,7 @@ def test_missing_tensors_are_not_called_damaged(tmp_path):
 
 
 def test_missing_folder_error_describes_a_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; a checkpoint is a folder that holds model\.safe"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; a checkpoint is a folder that contains model\.safe"):
         from_pretrained(tmp_path / "nowhere")
 
 

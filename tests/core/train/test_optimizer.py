@@ -115,7 +115,7 @@ def test_frozen_image_encoder_keeps_its_embeddings(tiny_config, make_batch, name
 
 
 def test_freezing_everything_is_an_error(tiny_config):
-    with pytest.raises(UserError, match="image_encoder, text_decoder, multimodal_decoder: nothing is left to train"):
+    with pytest.raises(UserError, match="image_encoder, text_decoder, multimodal_decoder: no trainable part remains"):
         freeze(build(tiny_config()), ["image_encoder", "text_decoder", "multimodal_decoder"])
 
 
@@ -342,7 +342,7 @@ def test_rate_0_freezes_a_part_without_gradients(tiny_config, make_batch):
         (
             ("image_encoder", "text_decoder"),
             {"multimodal_decoder": 0.0},
-            "freeze image_encoder, text_decoder, multimodal_decoder: nothing is left to train",
+            "freeze image_encoder, text_decoder, multimodal_decoder: no trainable part remains",
         ),
     ],
 )

@@ -125,7 +125,7 @@ def test_the_score_of_keep_best_decides(job, tmp_path):
 
 def test_a_search_needs_a_rate_above_0(job, tmp_path):
     job.recipe = replace(job.recipe, optimizer=replace(job.recipe.optimizer, lr=0.0))
-    with pytest.raises(UserError, match="begins from a learning rate above 0"):
+    with pytest.raises(UserError, match="lr must be above 0 for a search, got 0"):
         job.search(tmp_path / "run")
 
 

@@ -468,7 +468,7 @@ def test_frozen_part_is_unchanged_and_others_learn(run, tmp_path, part, name):
 
 def test_freezing_everything_is_an_error(run, tmp_path):
     recipe = finetuning(run.recipe, freeze=("image_encoder", "text_decoder", "multimodal_decoder"))
-    with pytest.raises(UserError, match="nothing is left to train"):
+    with pytest.raises(UserError, match="no trainable part remains"):
         train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
 
 

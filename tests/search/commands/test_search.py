@@ -87,8 +87,8 @@ def test_moved_model_error_names_the_option(refused, grr_coca, tmp_path, run, im
     grr_coca("index", *image_files, "-c", model, "--out", tmp_path / "index")
     shutil.rmtree(model)
     message = refused("search", tmp_path / "index", "cat")
-    assert f"made with the model '{model}/checkpoints/step-" in message
-    assert "which does not exist any more" in message
+    assert f"created with the model '{model}/checkpoints/step-" in message
+    assert "which no longer exists" in message
     assert "pass its folder with -c" in message
 
 

@@ -158,8 +158,8 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         ({"arms": ["grr_coca", "coca", "baseline_coca"]}, "a demo has two arms"),
         ({"seeds": [0, 1]}, "one seed"),
         ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
-        ({"finetune": []}, "finetune: a demo has one or more"),
-        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "test_style"}}, "split: a demo's is 'test'"),
+        ({"finetune": []}, "finetune must not be empty"),
+        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "test_style"}}, "split must be 'test'"),
         ({"query": ["cat"]}, "did you mean 'queries'?"),
         ({"queries": []}, "queries"),
         ({"num_hits": -1}, "num_hits must be at least 1, got -1"),
@@ -189,8 +189,8 @@ def test_rejects_wrong_flags_immediately(write_plan, capsys, flags, named):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["thesis.tex"], "has files that are not of a demo; pass another --out"),
-        (["rows/a.json", "plan.yaml"], "has files that are not of a demo; pass another --out"),
+        (["thesis.tex"], "contains files that do not belong to a demo; pass another --out"),
+        (["rows/a.json", "plan.yaml"], "contains files that do not belong to a demo; pass another --out"),
         ([], "cannot be written to"),
     ],
     ids=str,
@@ -230,7 +230,7 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
     assert open_folder(out, plan, None, is_fresh=False) is None
     begin(replace(plan, steps=4), out)
     assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
-    assert "num_hits is 3, not 4; replace the demo by --fresh" in capsys.readouterr().err
+    assert "num_hits is 3, not 4; replace the demo with --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
     assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
     assert open_folder(out, plan, 4, is_fresh=False) == replace(plan, steps=4)

@@ -106,5 +106,5 @@ def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | Non
         part = "weights" if found.weights != info.weights else "preprocessing"
         raise UserError(f"{folder}: has features of {found.name}; its {part} must equal that of {info.name}")
     if keep not in (None, cache.header.keep):
-        raise UserError(f"{folder}: has the features '{cache.header.keep}', and the model takes '{keep}'")
+        raise UserError(f"{folder}: has the features '{cache.header.keep}', but the model takes '{keep}'")
     return cache

@@ -60,22 +60,22 @@ class GenerationOptions:
                 continue
             is_whole = name in _MIN or name == "seed"
             if not isinstance(value, Integral if is_whole else Real):
-                raise UserError(f"{name} {value!r} must be a {'whole ' if is_whole else ''}number")
+                raise UserError(f"{name} must be a {'whole ' if is_whole else ''}number, got {value!r}")
 
     def _check_ranges(self) -> None:
         for name, minimum in _MIN.items():
             value = getattr(self, name)
             if value is not None and not value >= minimum:
-                raise UserError(f"{name} {value} must be {minimum} or more")
+                raise UserError(f"{name} must be at least {minimum}, got {value}")
         for name, (low, high) in _WITHIN.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 hint = "; omit it for the most likely caption" if name == "temperature" else ""
-                raise UserError(f"{name} {value} must be within {low:g} … {high:g}{hint}")
+                raise UserError(f"{name} must be from {low:g} to {high:g}, got {value}{hint}")
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise UserError(f"{name} {value} must be above 0 and at most 1")
+                raise UserError(f"{name} must be above 0 and at most 1, got {value}")
         if self.max_length is not None and self.min_length > self.max_length:
             raise UserError(f"min_length {self.min_length} is above max_length {self.max_length}")
 

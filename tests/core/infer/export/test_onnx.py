@@ -314,7 +314,7 @@ def test_int8_is_smaller_and_close(export):
     cosines = (embeddings[0] * embeddings[1]).sum(axis=-1)
     assert 0.99 < cosines.min() < 1 - 1e-6
     assert not (quantized.folder / "model.safetensors").exists(), "the folder is no checkpoint"
-    with pytest.raises(UserError, match="a model in int8, which runs only in ONNX Runtime"):
+    with pytest.raises(UserError, match="an int8 model, which runs only in ONNX Runtime"):
         from_pretrained(quantized.folder)
     for name, num_down_proj in {"image": 1, "text": 1, "step": 2}.items():
         graph = ir.load(quantized.folder / f"{name}.onnx").graph

@@ -79,11 +79,11 @@ class Adapted:
         relevance: Content of `relevance.json`: parameters of the probability that a hit is correct; None: unknown.
         num_reused: Number of images whose features were reused.
         seconds: Total time.
-        source: The pairs, and then those that were held out.
+        source: The pairs, followed by the held-out pairs.
         model: The base model.
         is_tuned: Whether the base was fine-tuned on these pairs.
-        encoder: An additional image encoder next to the base; None if there is none.
-        graph: A line about the graph of the encoder in the folder.
+        encoder: Additional image encoder next to the base; None without one.
+        graph: Line about the encoder graph in the folder.
     """
 
     images: ImageSet
@@ -124,7 +124,7 @@ def adapt_model(
         name: Name in messages.
         base: Name or folder of the base model.
         out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
-        val: Pairs by which values are chosen and everything is measured; they are not fitted, also if they are among
+        val: Pairs for choosing values and for all measurements; they are not fitted, even if they are among
             `pairs`. None: the pairs are divided into folds.
         is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given.
         encoder: Name of an additional image encoder, or folder of its features.
@@ -247,7 +247,7 @@ def estimate_cost(num_images: int) -> tuple[float, float]:
 
 
 def _some_pictures(adapted: Adapted) -> UInt8[np.ndarray, "B S S 3"]:
-    """Return some pictures as the encoder gets them; of features, those that are shown for them."""
+    """Return sample pictures in the form for the encoder; for features, the pictures shown for them."""
     places = adapted.images.places[:: -(-len(adapted.images) // NUM_COMPARED)]
     squares, preprocess = [], adapted.model.preprocess
     for place in places:

@@ -31,7 +31,7 @@ class Baselines:
     Args:
         training: The pairs.
         name: Name in messages.
-        base: The model that training started from, or another model that was not trained on the pairs.
+        base: The start model of the training, or another model that was not trained on the pairs.
 
     Raises:
         UserError: If the pairs cannot be used.
@@ -46,7 +46,7 @@ class Baselines:
         self._features = fitted.features
 
     def galleries(self, split: PairSource) -> dict[str, Gallery]:
-        """Embed a split by each baseline. The nearest image is represented by the words of its captions."""
+        """Embed a split with each baseline. The nearest image is represented by the words of its captions."""
         found = self._read(split)
         texts, owners, ids = split_captions(split, images_of(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
@@ -59,7 +59,7 @@ class Baselines:
         }
 
     def captions(self, split: PairSource) -> dict[str, CaptionedSplit]:
-        """Caption a split by each baseline: the nearest caption of training, and that of the nearest image."""
+        """Caption a split with each baseline: the nearest training caption, and the caption of the nearest image."""
         found, images = self._read(split), images_of(split)
         texts, owners, _ = split_captions(split, images)
         references = [
@@ -104,7 +104,7 @@ class _Found:
 
     @cached_property
     def nearest(self) -> Int[np.ndarray, " N"]:
-        """The nearest training image of each."""
+        """The nearest training image of each image."""
         return (2 * self.features @ self.learned.T - np.square(self.learned).sum(axis=1)).argmax(axis=1)
 
 

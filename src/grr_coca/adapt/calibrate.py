@@ -33,12 +33,12 @@ MAX_DECODED = 300
 _MAX_COMPARED = 96
 """Number of images whose captions are compared in every mode, as the decoder then reads all candidates."""
 _MAX_SCALED = 250
-"""Number of images of a fold that the inverse temperature is fitted to."""
+"""Number of images of a fold to which the inverse temperature is fitted."""
 _BATCH = 32
 _LOG_PROB_WEIGHT = 0.05
 _MIN_LIBRARY = 20
 _MIN_RIGHT = 5
-"""With fewer right or wrong captions, no confidence is fitted."""
+"""Minimum number of correct and of incorrect captions for fitting the confidence."""
 _MODES = tuple(
     Captioning(composed=composed, beams=beams, log_prob_weight=weight, confidence=None)
     for composed in (False, True)
@@ -53,7 +53,7 @@ class CaptionFigures:
     Attributes:
         captioning: Settings for choosing captions.
         cider: CIDEr of captions by mode: "decoder alone", "nearest image", "adapted".
-        exact: Share of exactly right captions, by mode.
+        exact: Fraction of exactly right captions, by mode.
         samples: Image, caption and its confidence, for the report.
     """
 
@@ -71,7 +71,7 @@ def fit_captions(
     source: PairSource,
     model: ImageTextModel,
 ) -> CaptionFigures:
-    """Choose how captions are made, and fit the probability that they are exactly right.
+    """Choose the captioning settings, and fit the probability that captions are exactly right.
 
     Args:
         images: Images of the fit.
@@ -204,7 +204,10 @@ def _best_mode(
     references: Sequence[Sequence[str]],
     modes: Sequence[Captioning],
 ) -> Captioning:
-    """Return the mode whose captions agree most with the references. Ties go to the first, which costs least."""
+    """Return the mode whose captions agree most with the references.
+
+    Ties are resolved in favour of the first, which costs least.
+    """
     best, best_score = modes[0], -1.0
     for mode in modes:
         texts = [ranked(own, mode, scores)[0][0] for own, scores in zip(candidates, log_probs, strict=True)]
@@ -268,7 +271,9 @@ def fit_search(
 
 
 def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Confidence | None:
-    """Fit a logistic curve by Newton's method, with a small penalty. None if nearly all captions are right, or wrong.
+    """Fit a logistic curve by Newton's method, with a small penalty.
+
+    None if nearly all captions are right or nearly all are wrong.
 
     Args:
         evidence: Features of each sample.

@@ -32,7 +32,7 @@ _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("text_weight", (0.05, 0.2, 0.6)),
     ("plain_share", (0.3, 0.6, 1.0)),
 )
-"""Candidate values, tried one after another. The middle ones are kept unless another one is significantly better."""
+"""Candidate values, tried in order. The middle ones are kept unless another value is significantly better."""
 
 _TUNED = Values(width=0.5, penalty=0.1, plain_share=0.5)
 """Values of a base that was fine-tuned on the images. Folds of the training pairs of three domains chose them."""
@@ -66,7 +66,7 @@ class Folds:
 
     Attributes:
         any_caption: Near-equal images share a fold.
-        new_captions: Images with equal captions share a fold, too. None if there are too few different captions.
+        new_captions: Images with equal captions also share a fold. None if there are too few different captions.
     """
 
     any_caption: Int[np.ndarray, " N"]
@@ -129,8 +129,8 @@ class Measured:
     Attributes:
         held_out: Vectors of the images of `Folds.any_caption` by fits without them, N K+L.
         figures: AnswerRanks by kind of captions ("known", "new") and method.
-        share_known: Share of pairs whose caption another image also has.
-        curve: Text-to-image recall by share of the pairs, with its standard error.
+        share_known: Fraction of pairs whose caption another image also has.
+        curve: Text-to-image recall by fraction of the pairs, with its standard error.
         curve_k: Number of results of this recall.
     """
 
@@ -447,7 +447,7 @@ def _choose(
 
 @dataclass(kw_only=True)
 class _Trial:
-    """Tries values on some images."""
+    """Trial of values on some images."""
 
     images: ImageSet
     features: Float[np.ndarray, "N F"]
@@ -461,7 +461,9 @@ class _Trial:
         self._ridges: dict[tuple[float, float], Ridge] = {}
 
     def scores(self, values: Values) -> Float[np.ndarray, " Q"]:
-        """Return the reciprocal rank of each query, weighted so that known and new captions count by their share."""
+        """Return the reciprocal rank of each query, weighted so that known and new captions count by their
+        fractions.
+        """
         if values.text_weight not in self._spaces:
             space = TargetSpace(self.images.fitted_captions, self.vocabulary, values.text_weight)
             self._spaces[values.text_weight] = space
@@ -562,7 +564,7 @@ def _learning_curve(
     k: int,
 ) -> dict[float, tuple[float, float]]:
     """Return the recall (text to image) with a quarter, a half and all of the other images, on the same galleries, and
-    its standard error. For large sets, one fold of a part of the images is used.
+    its standard error. For large sets, one fold of a subset of the images is used.
 
     Args:
         images: Images of the fit.

@@ -71,7 +71,7 @@ class ImageSet:
         return self.captions.subset(np.arange(self.num_fit))
 
     def subset(self, rows: Int[np.ndarray, " n"]) -> "ImageSet":
-        """Return some images, in ascending order. Texts of captions stay."""
+        """Return a subset of the images, in ascending order. All caption texts are kept."""
         return replace(
             self,
             features=self.features[rows],

@@ -43,9 +43,10 @@ _TRAINING_MANY = (
     "adapt 29 %; with 238,391, training for hours found 76 % (docs/training.md): grr-coca finetune, or pretrain."
 )
 _MANY = 10_000
-"""Number of images from which on training was measured to win. Between 3,000 and 10,000 nothing has been measured."""
+"""Number of images above which training was measured to be better. Between 3,000 and 10,000 nothing has been
+measured."""
 _CLASSES = 5
-"""With this many images for each caption or more, captions are like classes."""
+"""Minimum number of images per caption for which captions are like classes."""
 
 
 def report_text(adapted: Adapted, out: Path) -> str:
@@ -93,7 +94,7 @@ def as_json(adapted: Adapted) -> str:
 
 
 def report_page(adapted: Adapted, out: Path) -> str:
-    """Return the report as a page of HTML, with images in it."""
+    """Return the report as an HTML page with embedded images."""
     parts = [f"<p>{html.escape(_summary(adapted))}</p>", "<h2>Next step</h2>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in _advice(adapted, out)]
     for kind, methods in adapted.measured.figures.items():
@@ -276,7 +277,7 @@ def _gallery_of(adapted: Adapted, chosen: list[int]) -> Iterator[str]:
 
 
 def _picture(adapted: Adapted, image: int) -> str:
-    """Return an image as HTML; of features, the picture that is shown for them, or else their key."""
+    """Return an image as HTML; for features, the picture shown for them, or else their key."""
     place = adapted.images.places[image]
     if adapted.images.is_seen_by_base:
         picture = Image.fromarray(read_pixels(adapted.source, place, adapted.model))

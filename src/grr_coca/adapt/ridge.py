@@ -16,7 +16,7 @@ MAX_EXACT = 6_000
 NUM_LANDMARKS = 3_000
 _BLOCK = 4_096
 _SMALLEST = 1e-6
-"""Directions of landmarks whose kernel has less than this share of the largest eigenvalue are dropped."""
+"""Minimum fraction of the largest eigenvalue of the landmark kernel; directions below it are dropped."""
 
 
 @runtime_checkable
@@ -24,7 +24,7 @@ class Ridge(Protocol):
     """A fit of all images.
 
     Attributes:
-        landmarks: Images that predictions are computed from.
+        landmarks: Images from which predictions are computed.
     """
 
     landmarks: Int[np.ndarray, " M"]
@@ -62,14 +62,15 @@ class ExactRidge:
         self._solved: tuple[np.ndarray, np.ndarray] | None = None
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "N R"]:
-        """See `Ridge`. The solution is kept for the next call with the same array."""
+        """See `Ridge`. The solution is cached for the next call with the same array."""
         if self._solved is None or self._solved[0] is not targets:
             self._solved = targets, self._root.T @ (self._root @ targets)
         return self._solved[1]
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
-        """See `Ridge`. The residual of a fold without its images is the solution of its block of the inverse, by the
-        dual variables of the full fit (Cook 1977 for single rows)."""
+        """See `Ridge`. The residual of a fold in a fit without its images is the solution of its block of the inverse,
+        by the dual variables of the full fit (Cook 1977 for single rows).
+        """
         dual = self.dual(targets)
         predicted = np.array(targets, np.float32)
         for rows in rows_of(folds):
@@ -84,7 +85,7 @@ _SMALL = 128
 def _inverse_root(matrix: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
     """Return the inverse of the lower Cholesky factor of a positive definite matrix, whose inverse is its Gram matrix.
 
-    By halves, nearly all work is in products of matrices: five times as fast as `np.linalg.inv`.
+    With recursion by halves, nearly all work is in matrix products: five times as fast as `np.linalg.inv`.
     """
     if len(matrix) <= _SMALL:
         return np.linalg.inv(np.linalg.cholesky(matrix))

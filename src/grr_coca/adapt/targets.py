@@ -18,7 +18,7 @@ MAX_DIRECTIONS = 768
 _DENSE = 1_200
 """Maximum number of images or dimensions for computing all directions."""
 _WHITENING, _FLOOR = 0.25, 0.1
-"""Directions are divided by this power of their variance, plus this share of the mean variance: words that occur in
+"""Directions are divided by this power of their variance, plus this fraction of the mean variance: words that occur in
 nearly all captions then count for less. Chosen by folds over the training pairs of three domains."""
 
 
@@ -45,7 +45,7 @@ class Captions:
 
     @cached_property
     def _shares(self) -> WordWeights:
-        """The share of each caption in the mean of its image, as a sparse matrix with one row for each image."""
+        """Weight of each caption in the mean of its image, as a sparse matrix with one row per image."""
         counts = np.bincount(self.owners)
         return WordWeights(self.places, (1 / counts)[self.owners].astype(np.float32), np.cumsum(counts))
 
@@ -58,7 +58,7 @@ class Captions:
         return self._shares.transposed(len(self.texts)).times(rows)
 
     def subset(self, images: Int[np.ndarray, " n"]) -> "Captions":
-        """Return the captions of some images, which are renumbered. Texts stay."""
+        """Return the captions of some images, which are renumbered. All texts are kept."""
         number = np.full(self.num_images, -1)
         number[images] = np.arange(len(images))
         kept = number[self.owners] >= 0
@@ -80,7 +80,7 @@ class TargetSpace:
     Args:
         captions: Captions of the images.
         vocabulary: Vocabulary of the captions.
-        text_weight: Weight of the text embedding against the words.
+        text_weight: Weight of the text embedding relative to the words.
     """
 
     def __init__(self, captions: Captions, vocabulary: Vocabulary, text_weight: float) -> None:
@@ -110,7 +110,7 @@ class TargetSpace:
         return found * _factors(weighed, self.text_weight)
 
     def words_known_to(self, images: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " V"]:
-        """Return which words occur in the captions of some images."""
+        """Return the words that occur in the captions of some images, as a mask."""
         is_of = np.zeros(self.captions.num_images, bool)
         is_of[images] = True
         texts = np.unique(self.captions.places[is_of[self.captions.owners]])

@@ -113,16 +113,16 @@ _MAX_COMPARED = 50_000
 def unseen_by_training(
     folder: Path, pairs: "PairSource", name: str, val: "PairSource | None"
 ) -> "tuple[PairSource | None, bool]":
-    """Return pairs for measurements, and whether the base is a run that was trained on some of the pairs.
+    """Return pairs for measurements, and whether the base is a run trained on some of the pairs.
 
-    Such a base fits its training pairs too well to choose values or to measure with them. Then these are the given
-    pairs without those of its training, or if none are given, the held-out pairs of its training.
+    Such a base fits its training pairs too well for choosing values or measuring with them. Then the result is the
+    given pairs without its training pairs, or if none are given, the held-out pairs of its training.
 
     Args:
         folder: Checkpoint of the base.
         pairs: Pairs to adapt to.
         name: Name in messages.
-        val: Given pairs for measurements.
+        val: Requested pairs for measurements.
 
     Raises:
         UserError: If no such pairs are known.

@@ -146,7 +146,7 @@ def run(
 
 
 def _require_tags(count: int, *, is_printed: bool) -> None:
-    """Check that this many tags can be printed."""
+    """Check that the given number of tags can be printed."""
     from grr_coca.infer.tags import MAX_TAGS  # late: imports NumPy
 
     if not 0 <= count <= MAX_TAGS:
@@ -181,7 +181,7 @@ def _open_output(
 
 
 class _StandardOutput(CaptionOutput):
-    """One line for each caption on standard output: image, tab, caption, and after another tab the tags, if there are
+    """One line for each caption on standard output: image, tab, caption, and after another tab the tags, if
     any; or JSON."""
 
     def __init__(self, json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`grr-coca classify`: the labels that fit images best."""
+"""`grr-coca classify`: the best matching labels of images."""
 
 from contextlib import nullcontext
 from itertools import zip_longest

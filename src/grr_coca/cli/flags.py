@@ -25,14 +25,14 @@ ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(
 ExcludeFlag = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
 
 PicturesFlag = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")]
-"""Folders whose images are visible to others."""
+"""Folders whose images are visible to clients."""
 
 IndexArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
 
 Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
 """A flag with several values: all after one flag, one after each flag, or both.
 
-It holds the values of each occurrence; see `joined`. With a plain tuple, only the last occurrence would count.
+It has the values of each occurrence; see `joined`. With a plain tuple, only the last occurrence would count.
 """
 
 

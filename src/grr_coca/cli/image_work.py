@@ -68,7 +68,7 @@ def process_images(
     take: Take[Done],
     show_progress: bool,
 ) -> int:
-    """Open all images, apply a function to them batch by batch, and pass on the results.
+    """Open all images, apply a function to them batch by batch, and pass the results on.
 
     Args:
         files: the images.

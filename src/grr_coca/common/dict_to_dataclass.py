@@ -53,7 +53,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
 
 
 def _nearest_key(key: str, cls: type) -> str:
-    """Return a hint for an unknown key: the path of this key in a section, or the most similar key."""
+    """Return a hint for an unknown key: the path of the same key in a section, or the most similar key."""
     own = _fields(cls)
     places = [place for name in own for place in _places(name, own[name][0]) if place.rpartition(".")[2] == key]
     if not places:

@@ -281,7 +281,7 @@ class FeatureCache:
         return row.astype(np.float32) if self.header.keep == "mean" else row.mean(axis=0, dtype=np.float32)
 
     def find(self, digest: bytes) -> int | None:
-        """Return the index of the image whose file has this SHA-256, or None if it does not exist."""
+        """Return the index of the image with the given file SHA-256, or None if it does not exist."""
         return self._numbers.get(digest)
 
     @cached_property

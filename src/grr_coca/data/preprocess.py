@@ -298,8 +298,8 @@ class Preprocess:
         return min(2 * self.image_size, VECTOR_SIDE)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Crop and resize an image to a square of `image_size` pixels with sRGB colours. A square that this method
-        has returned is not changed again.
+        """Crop and resize an image to a square of `image_size` pixels with sRGB colours. Squares returned by this
+        method are not changed again.
 
         By default, it crops first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
 

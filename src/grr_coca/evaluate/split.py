@@ -49,7 +49,7 @@ class Embeddings:
 
 
 class Scaling(NamedTuple):
-    """Scale and bias that turn similarities into logits. Only the sigmoid loss has a bias."""
+    """Scale and bias that convert similarities to logits. Only the sigmoid loss has a bias."""
 
     logit_scale: Float[Tensor, ""]
     logit_bias: Float[Tensor, ""] | None = None
@@ -65,7 +65,8 @@ def scaling_of(model: CoCa) -> Scaling:
 class PairResults:
     """Embeddings and losses of each pair. `nll` is summed over the tokens of a caption, in nats.
 
-    Nothing is aggregated yet. `concatenate` joins the results of parts of a split, such as those of several processes.
+    Values are not aggregated yet. `concatenate` joins the results of parts of a split, such as those of several
+    processes.
     """
 
     embeddings: Embeddings
@@ -95,7 +96,7 @@ class Evaluation:
 
     @property
     def mean_recall(self) -> float:
-        """The mean of all recalls in both directions."""
+        """Mean of all recalls in both directions."""
         recalls = [*self.text_to_image.values(), *self.image_to_text.values()]
         return sum(recalls) / len(recalls)
 

@@ -23,11 +23,11 @@ from grr_coca.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of one task on one split.
+    """The metrics of one task on one split.
 
     Attributes:
-        depends_on: Settings that must be equal for a comparison with other numbers.
-        plain: Numbers without an interval.
+        depends_on: Settings that must be equal for comparisons with other results.
+        plain: Metrics without an interval.
     """
 
     task: str
@@ -91,7 +91,7 @@ def measure_captions(captioned: CaptionedSplit) -> Report:
 def measure_zeroshot(
     checkpoint: Checkpoint | ImageTextModel, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
-    """Return the zero-shot accuracy: how often the nearest class name is the correct one."""
+    """Return the zero-shot accuracy: the fraction of images whose nearest class name is correct."""
     if isinstance(checkpoint, Checkpoint):
         classifier = classifier_of(checkpoint, images.class_names, templates)
         embeddings = embed_labelled(checkpoint, images, batch_size)

@@ -34,7 +34,7 @@ def num_parameters(config: CoCaConfig) -> int:
 
 
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """Return FLOPs of one forward pass over a pair of a batch, `lm_head` included; a training step costs
+    """Return the FLOPs of one forward pass over a pair of a batch, including `lm_head`; a training step costs
     `TRAINING_PASSES` times that.
 
     Args:
@@ -49,7 +49,7 @@ def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
 def flops_of_pairs(
     config: CoCaConfig, lengths: Int[Tensor, " B"], kept_patches: Int[Tensor, " K"] | None = None
 ) -> int:
-    """Return FLOPs of one forward pass over a batch of B pairs, `lm_head` included. They are counted without computing.
+    """Return the FLOPs of one forward pass over a batch of B pairs, including `lm_head`, counted without running it.
 
     Args:
         config: The model.

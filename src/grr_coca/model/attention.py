@@ -205,7 +205,7 @@ class PackedLayout(NamedTuple):
 
 
 def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PackedLayout:
-    """Return the packed layout of sequences of these lengths, none of them longer than `longest`.
+    """Return the packed layout of sequences of the given lengths, at most `longest`.
 
     Args:
         lengths: Lengths, on the CPU, or on `device`, with which reading the number of tokens synchronizes.

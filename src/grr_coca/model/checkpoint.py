@@ -56,7 +56,7 @@ class Checkpoint(CheckpointFiles):
         return torch.from_numpy(token_ids).to(self.model.device), torch.from_numpy(lengths)
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """Return the input of the model for an RGB image of any size, cropped, resized and normalized.
+        """Return the model input for an RGB image of any size, cropped, resized and normalized.
 
         S: image size in pixels.
         """

@@ -278,7 +278,7 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
 
 
 def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> str:
-    """Return the name of the architecture with these values of `FIXED_KEYS`, which are not all CoCa's own."""
+    """Return the name of the architecture with the given values of `FIXED_KEYS`, which are not all CoCa's own."""
     installed = {**plugins.others("grr_coca.architectures"), **plugins.own("grr_coca.architectures")}
     for name, architecture in installed.items():
         if values == architecture.keys:

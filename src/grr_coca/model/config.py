@@ -327,7 +327,7 @@ class Architecture(Protocol):
 
 
 def find_architecture(name: str) -> Architecture:
-    """Return the architecture with this name.
+    """Return the architecture with the given name.
 
     Raises:
         UserError: If no installed package has it.

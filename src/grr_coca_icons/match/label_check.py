@@ -160,7 +160,7 @@ def knows(model: ImageTextModel, text: str) -> bool:
 
 
 def require_limit(limits: Sequence[tuple[float, float]], share: float) -> float:
-    """Interpolate the limit at which this fraction of correct names is reported.
+    """Interpolate the limit at which the given fraction of correct names is reported.
 
     Raises:
         UserError: If the fraction is outside the measured range, or the model has no measurements.

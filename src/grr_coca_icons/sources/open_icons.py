@@ -267,7 +267,7 @@ class IconReader:
         ]
 
     def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
-        """Return `iconify:PREFIX` with the version and checksum of the package of an icon with these fields."""
+        """Return `iconify:PREFIX` with the version and checksum of the package of an icon with the given fields."""
         return iconify.pinned(argument, str(fields.get("package", "")))
 
     def unversioned(self, argument: str) -> str:

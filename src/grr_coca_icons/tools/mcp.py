@@ -117,7 +117,7 @@ def make_mcp_server(tools: IconTools) -> Server:
 
 
 def _work(tools: IconTools, name: str, arguments: Mapping[str, Any]) -> Callable[[], ToolAnswer]:
-    """Return a tool call after checking the types of its arguments.
+    """Check the types of the arguments of a tool call, and return the call.
 
     Raises:
         UserError: If the tool does not exist, or an argument is missing, unknown or of another type.

@@ -27,7 +27,7 @@ def notes_of(name: str) -> str:
 
 
 def noted_header(client: Any, name: str) -> Header | None:
-    """Return the header of the index of this name, or None if it does not exist or is unfinished."""
+    """Return the header of the index with the given name, or None if it does not exist or is unfinished."""
     notes = notes_of(name)
     if not client.has_collection(name) or not client.has_collection(notes) or not client.list_indexes(notes):
         return None

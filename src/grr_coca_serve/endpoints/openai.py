@@ -172,7 +172,7 @@ async def models(service: ThisService) -> Response:
 
 @router.get("/models/{name:path}", responses=answers(ServedModel, 404))
 async def model(name: str, service: ThisService) -> Response:
-    """Return the model of this name."""
+    """Return the model with the given name."""
     _require_model(name, service)
     return json_response(_model(service))
 

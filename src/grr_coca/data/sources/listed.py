@@ -274,7 +274,7 @@ def locate_images(
 
 
 def without_suffix(written: str) -> str:
-    """Remove the suffix of a path if it is a suffix of images."""
+    """Remove the suffix of a path if it is an image suffix."""
     return written.rpartition(".")[0] if has_image_suffix(written) else written
 
 

@@ -1,4 +1,4 @@
-"""Options of decoding. All lengths count new tokens, not the prompt."""
+"""Decoding options. All lengths count new tokens, not the prompt."""
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real

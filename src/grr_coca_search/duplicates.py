@@ -91,8 +91,8 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
             if len(looks) > _MAX_LOOKS:
                 looks.clear()
-            wanted = np.unique([one, other])
-            new = [place for place in wanted.tolist() if place not in looks]
+            needed = np.unique([one, other])
+            new = [place for place in needed.tolist() if place not in looks]
             looks.update(zip(new, looks_of(store.entries(ids[new].tolist())), strict=True))
             first, second = (np.array([looks[place] for place in places.tolist()]) for places in (one, other))
             return same_look(first, second) if len(one) else np.zeros(0, bool)

@@ -159,12 +159,12 @@ class Index:
             UserError: If the filter is invalid, or another process writes.
         """
         given = [names] if isinstance(names, str | Path) else list(names)
-        wanted = {*map(str, given), *absolute_arguments(list(map(str, given)))}
+        requested = {*map(str, given), *absolute_arguments(list(map(str, given)))}
         if where is not None:
             tree = parse_filter(where, self.store.columns())
-            wanted |= {entry.name for entry in self.store.matching(tree)}
+            requested |= {entry.name for entry in self.store.matching(tree)}
         before = len(self)
-        for chunk in chunks(sorted(wanted), 1000):
+        for chunk in chunks(sorted(requested), 1000):
             self.store.commit(Changes(removed=chunk))
         return before - len(self)
 

@@ -310,11 +310,11 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     related = [model.related_words(text) for text in texts]
     embedded = _embed_meanings(texts, related, model) if texts else np.empty((0, 0))
     also = tuple(word for words in related[: len(query.texts)] for word in words[:WORDS_ALSO])
-    captions, wanted = _images_of_query(query, model)
+    captions, included = _images_of_query(query, model)
     with store.snapshot():
         sample = store.sample()
         like, unlike = (_images_of_index(draws, store, model) for draws in (query.like, query.unlike))
-        vector = _query_vector(query, embedded, wanted + like.vectors, unlike.vectors, sample.vectors)
+        vector = _query_vector(query, embedded, included + like.vectors, unlike.vectors, sample.vectors)
         search = _Search(
             query=query, also=also, store=store, where=tree, options=options, vector=vector, sample=sample.vectors
         )
@@ -530,7 +530,7 @@ def _embed_meanings(texts: Sequence[str], related: Sequence[tuple[str, ...]], mo
 
 
 def _query_vector(
-    query: Query, texts: np.ndarray, wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray], sample: np.ndarray
+    query: Query, texts: np.ndarray, included: Sequence[np.ndarray], excluded: Sequence[np.ndarray], sample: np.ndarray
 ) -> np.ndarray:
     """Return the unit vector whose nearest images match a query: the weighted sum of the embeddings of its parts.
 
@@ -541,8 +541,8 @@ def _query_vector(
     Args:
         query: The query.
         texts: Embeddings of its texts to search for, then of those to exclude.
-        wanted: Embeddings of images to search for.
-        unwanted: Embeddings of images to exclude.
+        included: Embeddings of images to search for.
+        excluded: Embeddings of images to exclude.
         sample: Embeddings of sampled library images, N E.
 
     Raises:
@@ -550,7 +550,7 @@ def _query_vector(
     """
     weights = [*(query.weights or (1.0,) * len(query.texts)), *(-WITHOUT_WEIGHT,) * len(query.without)]
     parts = [*zip(weights, texts, strict=True)]
-    parts += [(1.0, vector) for vector in wanted] + [(-WITHOUT_WEIGHT, vector) for vector in unwanted]
+    parts += [(1.0, vector) for vector in included] + [(-WITHOUT_WEIGHT, vector) for vector in excluded]
     if len(parts) == 1:
         return parts[0][1]
     total = np.zeros_like(parts[0][1])

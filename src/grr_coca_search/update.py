@@ -323,9 +323,9 @@ class _Run:
 
         def take(batch: Sequence[DecodedImage], described: list[ImageDescription]) -> None:
             nonlocal done, failed
-            for one, said in zip(batch, described, strict=True):
-                self._pending.added.append((make_entry(one, said), said.embedding))
-                self.update.unfamiliar.append(said.certainty.unfamiliar)
+            for one, description in zip(batch, described, strict=True):
+                self._pending.added.append((make_entry(one, description), description.embedding))
+                self.update.unfamiliar.append(description.certainty.unfamiliar)
             size, num_failures = sizes.popleft()
             done, failed = done + size, failed + num_failures
             if self._is_due():

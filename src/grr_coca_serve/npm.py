@@ -56,14 +56,16 @@ def fetch_archive(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes in pieces
             # npm runs no package scripts when packing; the flag makes sure.
             command = [npm, "pack", "--ignore-scripts", "--loglevel", "error", package]
-            said = subprocess.run(
+            process = subprocess.run(
                 command, cwd=arriving, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
             )
             written = sorted(Path(arriving).glob("*.tgz"))
-            if said.returncode or len(written) != 1:
-                told = f"{said.stderr}\n{said.stdout}"
-                first = next((line.strip() for line in told.splitlines() if line.strip()), "no reason given")
-                raise UserError(reason(told) or f"npm pack {package} failed ({escape_control_chars(first)}); {by_hand}")
+            if process.returncode or len(written) != 1:
+                output = f"{process.stderr}\n{process.stdout}"
+                first = next((line.strip() for line in output.splitlines() if line.strip()), "no reason given")
+                raise UserError(
+                    reason(output) or f"npm pack {package} failed ({escape_control_chars(first)}); {by_hand}"
+                )
             check(written[0])
             with written[0].open("rb") as opened:
                 os.fsync(opened.fileno())

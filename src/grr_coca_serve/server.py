@@ -110,9 +110,9 @@ def _max_connections() -> int:
     if resource is None:
         return _MAX_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = math.ceil(_MAX_CONNECTIONS / _SHARE_OF_FILES)
-    if resource.RLIM_INFINITY != soft < wanted:
-        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    required = math.ceil(_MAX_CONNECTIONS / _SHARE_OF_FILES)
+    if resource.RLIM_INFINITY != soft < required:
+        raised = required if hard == resource.RLIM_INFINITY else min(required, hard)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised

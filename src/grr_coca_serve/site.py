@@ -606,8 +606,8 @@ def _calibration(graphs: Path) -> dict[str, object] | None:
     if known is None:
         return None
     photographs = None if known.photographs is None else to_dict(known.photographs)
-    told = {"mean": known.mean, "precision": known.precision, "max_distance": known.max_distance}
-    return {**told, "photographs": photographs}
+    parameters = {"mean": known.mean, "precision": known.precision, "max_distance": known.max_distance}
+    return {**parameters, "photographs": photographs}
 
 
 def _write_page(site: Path) -> None:

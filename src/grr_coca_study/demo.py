@@ -202,8 +202,10 @@ def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) ->
         return None
     begun = read_plan(path, DemoPlan)
     undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
-    for key, wanted, found in differences(plan, undecided):
-        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo with --fresh, or pass another --out")
+    for key, expected, found in differences(plan, undecided):
+        raise UserError(
+            f"{path}: {key} is {found}, not {expected}; replace the demo with --fresh, or pass another --out"
+        )
     if steps not in (None, begun.steps):
         raise UserError(f"{out}: has a demo with {begun.steps:,} steps, not {steps:,}; start again with --fresh")
     return begun

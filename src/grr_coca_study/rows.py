@@ -120,9 +120,9 @@ def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | N
         stage: Stage of the run.
         digests: Digests of all inputs of the run. A changed plan yields a new row name, and the old row is kept.
     """
-    told = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))
+    point_name = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))
     own = hashlib.sha256(json.dumps([arm, point, seed, stage, *digests]).encode()).hexdigest()[:8]
-    named = "-".join(filter(None, (arm, told, str(seed), stage)))
+    named = "-".join(filter(None, (arm, point_name, str(seed), stage)))
     return f"{named.encode()[:_MAX_NAME].decode(errors='ignore')}-{own}"
 
 

@@ -51,8 +51,8 @@ class Baselines:
         texts, owners, ids = split_captions(split, images_of(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
         numbers = self._adaptation.header.split[0]
-        said = self._images.captions.mean_of_images(self._adaptation.arrays.caption_vectors[:, :numbers])
-        nearest = unit(said[found.nearest])
+        caption_means = self._images.captions.mean_of_images(self._adaptation.arrays.caption_vectors[:, :numbers])
+        nearest = unit(caption_means[found.nearest])
         return {
             CLOSED_FORM: _gallery(found.vectors, queries, owners, ids),
             NEAREST: _gallery(nearest, unit(queries[:, :numbers]), owners, ids),

@@ -349,11 +349,11 @@ def _similarities(
 ) -> Float[np.ndarray, "n Q"]:
     """Return the similarities of the images of a gallery with its queries, by a fit without them."""
     texts, places = np.unique(gallery.texts, return_inverse=True)
-    asked = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
+    query_vectors = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
     found = predicted[gallery.rows] * space.whitening
     if basis is not None:
-        asked, found = asked @ basis, found @ basis
-    similar = unit(found) @ unit(asked).T
+        query_vectors, found = query_vectors @ basis, found @ basis
+    similar = unit(found) @ unit(query_vectors).T
     similar += share * (plain[gallery.rows] @ space.plain(texts).T)
     return similar[:, places]
 
@@ -513,14 +513,14 @@ def _figures(
             continue
         seen = np.flatnonzero(~np.isin(np.arange(len(images)), gallery.rows))
         nearest = seen[_nearest(features[gallery.rows], features[seen])]
-        asked = (space.without_words(gallery.words, gallery.texts) - space.mean) * space.whitening
+        query_vectors = (space.without_words(gallery.words, gallery.texts) - space.mean) * space.whitening
         of_base = {
             "as shipped": shipped[gallery.rows] @ texts[gallery.texts].T,
             "centred": plain[gallery.rows] @ space.plain(gallery.texts).T,
         }
         methods = {
             **(of_base if images.is_seen_by_base else {}),
-            "nearest neighbour": unit(space.rows[nearest] * space.whitening) @ unit(asked).T,
+            "nearest neighbour": unit(space.rows[nearest] * space.whitening) @ unit(query_vectors).T,
             "adapted": _similarities(gallery, space, predicted, plain, fitted.values.plain_share, fitted.basis),
         }
         for name, similar in methods.items():

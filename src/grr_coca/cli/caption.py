@@ -105,8 +105,8 @@ def run(
         num_captioned = sum(image.name in output.done for image in found)
         if num_captioned:
             print(f"{num_captioned} of {len(found)} images already have captions", file=sys.stderr)
-        wanted = [image for image in found if image.name not in output.done and image.name not in output.unusable]
-        if not wanted:
+        remaining = [image for image in found if image.name not in output.done and image.name not in output.unusable]
+        if not remaining:
             return int(not num_captioned)
         best: list[str] = []
         unfamiliar: list[bool | None] = []
@@ -123,7 +123,7 @@ def run(
 
         shown = shows_progress(prints=out is None and sidecar is None)
         describe_images(
-            wanted,
+            remaining,
             folder,
             engine,
             on,
@@ -168,7 +168,7 @@ def _open_output(
     Raises:
         UserError: If the flags request two outputs, or an output that is impossible for these images.
     """
-    asked = [name for name, is_asked in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_asked]
+    asked = [name for name, is_set in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_set]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} cannot be combined; use one of them")
     if overwrite and sidecar is None:

@@ -97,8 +97,8 @@ def run(
 
     def classify(_: "list[ImageFile]", opened: list) -> "list[tuple[list[LabelProbability], bool | None]]":
         ranked = model.rank_labels(classifier, model.embed_images(opened, batch_size=batch_size))
-        asked = opened if sidecars is not None else []
-        return list(zip_longest(ranked, model.are_unfamiliar(asked, batch_size=batch_size)))
+        judged = opened if sidecars is not None else []
+        return list(zip_longest(ranked, model.are_unfamiliar(judged, batch_size=batch_size)))
 
     def write(files: "list[ImageFile]", ranked: "list[tuple[list[LabelProbability], bool | None]]") -> None:
         for file, (all_labels, is_unfamiliar) in zip(files, ranked, strict=True):

@@ -31,9 +31,9 @@ def num_threads() -> int:
     """Return `OMP_NUM_THREADS`, which PyTorch also follows, or else the number of cores available to this process, by
     its affinity and the limit of its container.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+    setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if setting.isdecimal() and int(setting) > 0:
+        return int(setting)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = _container_limit(Path("/sys/fs/cgroup"))
     return cores if limit is None else min(cores, max(1, round(limit)))

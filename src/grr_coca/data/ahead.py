@@ -56,8 +56,8 @@ class AheadOrder:
         for number, refs in enumerate(self._order):
             chosen = RefsWithAhead(refs)
             ahead = []
-            wanted = min(start + (number // steps + 1) * size + AHEAD, count * size)
-            for position in range(done, wanted):
+            limit = min(start + (number // steps + 1) * size + AHEAD, count * size)
+            for position in range(done, limit):
                 block = self._blocks.of(self._visits.at(position).sample)
                 if block not in recent and block.start // BLOCK % self._num_local == self._local:
                     ahead.append(block)
@@ -65,7 +65,7 @@ class AheadOrder:
                 recent[block] = None
                 if len(recent) > _RECENT:
                     del recent[next(iter(recent))]
-            done = wanted
+            done = limit
             chosen.ahead = ahead
             yield chosen
 

@@ -111,16 +111,18 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
 
 
 def _open_folder(out: Path, conversion: Conversion) -> None:
-    wanted = asdict(conversion)
+    expected = asdict(conversion)
     out.mkdir(parents=True, exist_ok=True)
     there = sorted(path.name for path in out.iterdir() if not _UNFINISHED.fullmatch(path.name))
     if not there:
-        write_bytes_atomic(out / _CONVERSION_NAME, json.dumps(wanted, indent=2).encode())
+        write_bytes_atomic(out / _CONVERSION_NAME, json.dumps(expected, indent=2).encode())
     elif _CONVERSION_NAME not in there:
         raise UserError(f"{out}: is not empty, it has {there[0]}; pass a new folder")
     else:
         found = read_json(out / _CONVERSION_NAME)  # an older file lacks the state of its source
-        differing = {key for key in wanted.keys() | found.keys() if found.get(key, wanted.get(key)) != wanted.get(key)}
+        differing = {
+            key for key in expected.keys() | found.keys() if found.get(key, expected.get(key)) != expected.get(key)
+        }
         if differing - _OF_THE_SOURCE:
             raise UserError(f"{out}: has another conversion, see {_CONVERSION_NAME}; pass a new folder")
         if differing:

@@ -95,9 +95,9 @@ def answer_all(
     limit = memory
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
         size_of_call, size = REQUEST.unpack(head)
-        module, function, wanted, contents, arguments = pickle.loads(requests.read(size_of_call))  # of the parent
-        if wanted != limit:
-            _limit("RLIMIT_AS", limit := wanted, memory)
+        module, function, imports, contents, arguments = pickle.loads(requests.read(size_of_call))  # of the parent
+        if imports != limit:
+            _limit("RLIMIT_AS", limit := imports, memory)
         answered, results = [], []
         for name, length, seconds, own in contents:
             data = requests.read(length)
@@ -108,8 +108,8 @@ def answer_all(
             answered.append((code, facts, len(result)))
             results.append(result)
             del data
-        said, size_of_results = json.dumps(answered).encode(), sum(map(len, results))
-        answers.write(ANSWER.pack(len(said), size_of_results) + said)
+        answer_json, size_of_results = json.dumps(answered).encode(), sum(map(len, results))
+        answers.write(ANSWER.pack(len(answer_json), size_of_results) + answer_json)
         for result in results:
             answers.write(result)
         answers.flush()

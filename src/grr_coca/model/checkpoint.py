@@ -91,10 +91,10 @@ def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
     The tables of RoPE are compared, too. They are not saved, and no weight reveals the grid of patches for which it was
     trained: later, only the manifest could reveal a wrong `image_size`.
     """
-    wanted, found = _shapes(build_without_weights(config)), _shapes(model)
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            shape, of_config = found.get(name, "missing"), wanted.get(name, "nothing")
+    expected, found = _shapes(build_without_weights(config)), _shapes(model)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            shape, of_config = found.get(name, "missing"), expected.get(name, "nothing")
             raise UserError(f"the model's {name} is {shape}, but its config expects {of_config}; nothing was written")
 
 

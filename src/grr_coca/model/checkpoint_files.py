@@ -402,8 +402,8 @@ def require_fitting(files: CheckpointFiles, folder: Path) -> None:
         raise UserError(f"{path}: image_size is {image_size}, but the model uses images of {own.image_size} pixels")
     if own is None and encoder is not None and files.preprocess != encoder.preprocess:
         raise UserError(f"{folder / 'preprocess.json'}: is not the preprocessing of the encoder in config.json")
-    wanted = None if features is None else features.feature_dim
-    if (None if encoder is None else encoder.embed_dim) != wanted:
+    expected = None if features is None else features.feature_dim
+    if (None if encoder is None else encoder.embed_dim) != expected:
         raise UserError(f"{folder / 'config.json'}: encoder and feature_encoder must be of one width, or both missing")
 
 

@@ -86,17 +86,17 @@ def find_start(checkpoint: Path) -> Start | None:
         return None
     try:
         origin = read_json(path)
-        folder, wanted = Path(origin["checkpoint"]), origin["fingerprint"]
+        folder, expected = Path(origin["checkpoint"]), origin["fingerprint"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: {error} is missing or invalid") from error
     for name in bundled_names():
         bundled = bundled_folder(name)
-        if bundled is not None and fingerprint(bundled) == wanted:
+        if bundled is not None and fingerprint(bundled) == expected:
             return Start(name, int(read_json(bundled / "config.json")["step"]), _bundled_card(bundled))
     in_run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     cached = re.fullmatch(r"models--(.+?)--(.+)", folder.parent.parent.name)
     name = f"{cached[1]}/{cached[2]}" if cached else in_run.name
-    is_there = (folder / "config.json").is_file() and fingerprint(folder) == wanted
+    is_there = (folder / "config.json").is_file() and fingerprint(folder) == expected
     return Start(name, int(read_json(folder / "config.json").get("step", 0)) if is_there else 0)
 
 

@@ -154,7 +154,7 @@ class MetricLog:
         rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
         self._append({"step": step, "split": "captions", "captions": rows})
         if self._board is not None:
-            cells = [(Path(name).name, said, truth) for name, said, truth in rows]
+            cells = [(Path(name).name, hypothesis, truth) for name, hypothesis, truth in rows]
             lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in cells]
             table = "\n".join(["| image | caption | reference |", "|---|---|---|", *(f"| {line} |" for line in lines)])
             with self._writing():

@@ -308,10 +308,10 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
             )
         return None
     path = out / "recipe.yaml"
-    for key, wanted, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
+    for key, expected, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
-                f"{path}: the run there has {key} {found}, not {wanted}; to continue it, pass the same recipe; "
+                f"{path}: the run there has {key} {found}, not {expected}; to continue it, pass the same recipe; "
                 "to start another run, pass another --out"
             )
     if origin is not None:

@@ -189,27 +189,27 @@ def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
 def _fitted_model(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     if recipe.tokenizer is not None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
-    wanted = recipe.model
-    if wanted is None:
+    requested = recipe.model
+    if requested is None:
         return start
-    if wanted.image_positions != "random":
+    if requested.image_positions != "random":
         raise UserError(
             "fine-tuning keeps the positions of its checkpoint; remove model: image_positions from the recipe"
         )
-    if wanted.preset is None and wanted.size is None:
-        _require_only_sizes(wanted)
+    if requested.preset is None and requested.size is None:
+        _require_only_sizes(requested)
     try:
-        start = resized(start, wanted.image_size, wanted.context_length)
-        if wanted.preset is None and wanted.size is None:
+        start = resized(start, requested.image_size, requested.context_length)
+        if requested.preset is None and requested.size is None:
             return start
-        config = wanted.config(start.tokenizer.vocab_size)
+        config = requested.config(start.tokenizer.vocab_size)
     except UserError as error:
         raise UserError(f"model: {error}") from error
-    differing = differences(config, start.config) + differences(wanted.preprocess(config), start.preprocess)
+    differing = differences(config, start.config) + differences(requested.preprocess(config), start.preprocess)
     if differing:
         key, value, found = differing[0]
         raise UserError(
-            f"the checkpoint holds a '{start.preset}', not the '{wanted.preset}' of size '{wanted.size}' "
+            f"the checkpoint holds a '{start.preset}', not the '{requested.preset}' of size '{requested.size}' "
             f"that the recipe requests: {key} is {found}, not {value}; remove the key 'model' from the recipe to "
             "use the checkpoint's model"
         )

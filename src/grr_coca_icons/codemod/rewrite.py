@@ -342,8 +342,8 @@ class _File:
             ):
                 self._replace(part, node, self._mention(node, one, is_vue=is_vue))
             if one.component is not None and one.component.properties and not _is_element(node):
-                told = ", ".join(f'{key}="{value}"' for key, value in one.component.properties.items())
-                self._note(part, node, f"{one.new_local} needs {told}")
+                needed = ", ".join(f'{key}="{value}"' for key, value in one.component.properties.items())
+                self._note(part, node, f"{one.new_local} needs {needed}")
 
     def _mention(self, node: SgNode, one: _Import, *, is_vue: bool) -> str:
         parent = node.parent()

@@ -145,10 +145,10 @@ def match_pictures(
         raise UserError(f"the number of candidates must be at least 1, got {n}")
     if not len(target):
         raise UserError("the target has no images")
-    asked = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
+    requested = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
     pairs = Pairs(source, target, BY_PICTURE_ALONE if numbers is None else numbers)
     size = max(1, _PRODUCTS // len(target))
-    parts = (asked[start : start + size] for start in range(0, len(asked), size))
+    parts = (requested[start : start + size] for start in range(0, len(requested), size))
     return [match for rows in parts for match in pairs.matches(rows, n, is_fitted=numbers is not None)]
 
 
@@ -316,9 +316,9 @@ class Pairs:
     def _taken(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> np.ndarray:
         if not self._numbers.weights.get("taken"):
             return np.zeros(len(rows))
-        asked, places = np.unique(columns, return_inverse=True)
-        if self._rivals is None and len(asked) < _FEW * len(self._target):
-            first, best, second = self._best_things(asked)
+        requested, places = np.unique(columns, return_inverse=True)
+        if self._rivals is None and len(requested) < _FEW * len(self._target):
+            first, best, second = self._best_things(requested)
         else:
             if self._rivals is None:
                 self._rivals = self._best_things(np.arange(len(self._target)))

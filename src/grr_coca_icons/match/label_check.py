@@ -121,9 +121,9 @@ def _check(
     shown = model.describe_many([one.image for one, _ in doubtful], options=options) if doubtful else []
     for (one, cosine), what in zip(doubtful, shown, strict=True):
         if (what.confidence or 0) >= _MIN_CONFIDENCE:
-            said = tuple(dict.fromkeys(caption.text for caption in what.captions))
+            suggestions = tuple(dict.fromkeys(caption.text for caption in what.captions))
             found = Contradiction(
-                label=one.texts[0], where=one.where, line=one.line, cosine=round(cosine, 4), suggestions=said
+                label=one.texts[0], where=one.where, line=one.line, cosine=round(cosine, 4), suggestions=suggestions
             )
             checked.contradictions.append(found)
 

@@ -155,16 +155,16 @@ class Matcher:
         Raises:
             UserError: If the map is of other sets.
         """
-        asked = list(range(len(source.set))) if places is None else list(places)
+        requested = list(range(len(source.set))) if places is None else list(places)
         known: dict[int, PictureMatch] = {}
         if decided is not None:
             known = decided_matches(IconMap(decided), source.lookup, target.lookup, where)
-        rest = [place for place in asked if place not in known]
+        rest = [place for place in requested if place not in known]
         numbers = self.numbers(source.set, target.set)
         found: dict[int, PictureMatch] = {}
         if rest:
             found = {match.place: match for match in match_pictures(source.set, target.set, numbers, n=n, places=rest)}
-        return [known.get(place) or found[place] for place in asked]
+        return [known.get(place) or found[place] for place in requested]
 
 
 def match_index(

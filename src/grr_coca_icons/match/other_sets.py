@@ -69,8 +69,8 @@ class CrossSetMatcher:
         near = self._near_sets(number, rows)
         found: dict[int, list[Equivalent]] = {int(places[row]): [] for row in rows}
         for other, (target, their_places) in enumerate(zip(self._sets, self._places, strict=True)):
-            asked = [row for row, is_near in zip(rows, near[:, other], strict=True) if is_near]
-            for match in match_pictures(source, target, self._weigh, n=1, places=asked) if asked else ():
+            requested = [row for row, is_near in zip(rows, near[:, other], strict=True) if is_near]
+            for match in match_pictures(source, target, self._weigh, n=1, places=requested) if requested else ():
                 best = match.best
                 if best is not None and best.probability is not None and best.probability >= MIN_PROBABILITY:
                     equivalent = Equivalent(int(their_places[best.place]), best.probability)

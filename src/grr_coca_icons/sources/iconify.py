@@ -151,12 +151,12 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
     """
     try:
         about = json.loads(content)
-        told = about.get("info") or {} if info is None else json.loads(info)
+        metadata = about.get("info") or {} if info is None else json.loads(info)
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{name}: not a readable JSON file ({error})") from error
     if not is_icon_json(about):
         raise UserError(f"{name}: not an Iconify set: 'prefix' and 'icons' are missing")
-    told = told if isinstance(told, dict) else {}
+    metadata = metadata if isinstance(metadata, dict) else {}
     every = list(_icons(about))
     icons = [icon for icon, is_hidden in every if not is_hidden]
     if not icons:
@@ -164,9 +164,9 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
     return IconSet(
         prefix=escape_control_chars(str(about["prefix"])),
         icons=icons,
-        title=_text(told.get("name")),
-        author=_text(told.get("author"), "name"),
-        licence=_text(told.get("license"), "spdx") or _text(told.get("license"), "title"),
+        title=_text(metadata.get("name")),
+        author=_text(metadata.get("author"), "name"),
+        licence=_text(metadata.get("license"), "spdx") or _text(metadata.get("license"), "title"),
         package=package,
         retired=[icon for icon, is_hidden in every if is_hidden],
     )
@@ -322,24 +322,24 @@ def _sha256(path: str, changed: int) -> str:  # noqa: ARG001 (a changed file is 
 
 
 def _fetch(prefix: str, version: str | None) -> Path:
-    wanted = f"@iconify-json/{prefix}" + (f"@{version}" if version else "")
+    requested = f"@iconify-json/{prefix}" + (f"@{version}" if version else "")
     folder = packages_folder()
     file = _archive_name(prefix, version or "VERSION")
-    by_hand = f"on a machine with npm, `npm pack {wanted}` writes {file}: put it into {folder}{_guess(prefix)}"
+    by_hand = f"on a machine with npm, `npm pack {requested}` writes {file}: put it into {folder}{_guess(prefix)}"
     if is_offline():
         raise UserError(f"iconify:{prefix}: not on this machine, and --offline disables downloads; {by_hand}")
 
     def check(path: Path) -> None:
-        _of_archive(path.read_bytes(), f"npm pack {wanted}", prefix, "")
+        _of_archive(path.read_bytes(), f"npm pack {requested}", prefix, "")
 
-    def reason(said: str) -> str | None:
-        if "E404" in said or "404 Not Found" in said:
-            return f"iconify:{prefix}: package {wanted} not found{_guess(prefix)}"
-        if "ETARGET" in said or "No matching version" in said:
-            return f"iconify:{prefix}: version not found: {wanted}"
+    def reason(output: str) -> str | None:
+        if "E404" in output or "404 Not Found" in output:
+            return f"iconify:{prefix}: package {requested} not found{_guess(prefix)}"
+        if "ETARGET" in output or "No matching version" in output:
+            return f"iconify:{prefix}: version not found: {requested}"
         return None
 
-    return fetch_archive(wanted, folder, by_hand, check=check, reason=reason)
+    return fetch_archive(requested, folder, by_hand, check=check, reason=reason)
 
 
 def _guess(prefix: str) -> str:

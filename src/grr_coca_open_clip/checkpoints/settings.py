@@ -176,11 +176,11 @@ class Settings:
             UserError: If a key contradicts the tensors.
         """
         for part, found in _shape_values(config).items():
-            said = self.model if part == "model_cfg" else self._part(part)
+            specified = self.model if part == "model_cfg" else self._part(part)
             for key, value in found.items():
-                if key in said and not _agrees(key, said[key], found):
+                if key in specified and not _agrees(key, specified[key], found):
                     raise UserError(
-                        f"{self.where}: {part}: {key} is {said[key]}, but the tensors have {value}; "
+                        f"{self.where}: {part}: {key} is {specified[key]}, but the tensors have {value}; "
                         "the weights are of another model"
                     )
 
@@ -190,16 +190,18 @@ class Settings:
         Raises:
             UserError: If the preprocessing is not supported.
         """
-        said = dict(self.preprocess)
+        specified = dict(self.preprocess)
         for key, only in (("mode", "RGB"), ("interpolation", "bicubic"), ("resize_mode", "shortest")):
-            if said.get(key, only) != only:
-                raise UserError(f"{self.where}: preprocess_cfg: {key} '{said[key]}' is not supported, only '{only}'")
-        size = said.get("size", image_size)
+            if specified.get(key, only) != only:
+                raise UserError(
+                    f"{self.where}: preprocess_cfg: {key} '{specified[key]}' is not supported, only '{only}'"
+                )
+        size = specified.get("size", image_size)
         if size not in (image_size, [image_size, image_size]):
             raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model takes {image_size} pixels")
-        mean, std = (self._channels(key, said.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
+        mean, std = (self._channels(key, specified.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
         if min(std) <= 0:
-            raise UserError(f"{self.where}: preprocess_cfg: std is {said['std']!r}; it must be above 0")
+            raise UserError(f"{self.where}: preprocess_cfg: std is {specified['std']!r}; it must be above 0")
         return Preprocess(image_size, mean, std, order="resize_then_crop")
 
     def _channels(self, key: str, values: Any) -> tuple[float, float, float]:
@@ -257,13 +259,13 @@ def read_settings(path: Path) -> Settings:
     return Settings(str(path), {**model, **with_defaults}, preprocess)
 
 
-def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
+def _refuse_unsupported(path: Path, part: str, specified: Mapping[str, Any]) -> None:
     key, what = _SWITCHES.get(part, ("", ""))
-    if key and not any(said.get(given) for given in (key, "timm_model_name", "hf_model_name")):
+    if key and not any(specified.get(given) for given in (key, "timm_model_name", "hf_model_name")):
         raise UserError(f"{path}: {part}: {key} is not set; a CoCa without its {what} is not supported")
     fixed, heads = _FIXED[part], _HEADS.get(part, set())
     shapes = _SHAPES.get(part, set()) | heads
-    for key, value in said.items():
+    for key, value in specified.items():
         if key in heads and not (isinstance(value, int) and value > 0):
             raise UserError(f"{path}: {part}: {key} is {value!r}, not an integer above 0")
         if key in fixed and value != fixed[key] and not (value in (None, {}) and not fixed[key]):
@@ -272,11 +274,11 @@ def _refuse_unsupported(path: Path, part: str, said: Mapping[str, Any]) -> None:
             raise UserError(f"{path}: {part}: {key} is an unknown key")
 
 
-def _agrees(key: str, said: object, found: Mapping[str, Any]) -> bool:
-    if key == "mlp_ratio" and isinstance(said, int | float):  # several ratios give the same width
+def _agrees(key: str, specified: object, found: Mapping[str, Any]) -> bool:
+    if key == "mlp_ratio" and isinstance(specified, int | float):  # several ratios give the same width
         hidden_dim = _hidden_dim(found["width"], found[key])
-        return hidden_dim <= found["width"] * said < hidden_dim + 1
-    return bool(said == found[key])
+        return hidden_dim <= found["width"] * specified < hidden_dim + 1
+    return bool(specified == found[key])
 
 
 def _mlp_ratio(transformer: TransformerConfig) -> float:
@@ -321,25 +323,25 @@ def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
 
 def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
     """Return the `model_cfg` of one of our models."""
-    said = _shape_values(config)
+    specified = _shape_values(config)
     image = config.own_image_encoder.transformer
     return {
-        **said["model_cfg"],
+        **specified["model_cfg"],
         "vision_cfg": {
-            **said["vision_cfg"],
+            **specified["vision_cfg"],
             "head_width": image.head_dim,
             "attentional_pool": True,
             "attn_pooler_heads": config.poolers.num_heads,
             "output_tokens": True,
         },
         "text_cfg": {
-            **said["text_cfg"],
+            **specified["text_cfg"],
             "heads": config.text_decoder.transformer.num_heads,
             "embed_cls": True,
             "output_tokens": True,
         },
         "multimodal_cfg": {
-            **said["multimodal_cfg"],
+            **specified["multimodal_cfg"],
             "vocab_size": config.text_decoder.vocab_size,
             "heads": config.multimodal_decoder.transformer.num_heads,
         },

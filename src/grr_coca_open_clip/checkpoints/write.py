@@ -60,8 +60,8 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _require_supported(checkpoint: Checkpoint) -> None:
-    wanted = get_preset("open_clip_coca", "b32")
-    for key, value, expected in differences(checkpoint.config, wanted):
+    reference = get_preset("open_clip_coca", "b32")
+    for key, value, expected in differences(checkpoint.config, reference):
         if key not in _SIZES:
             raise UserError(
                 f"open_clip does not support this '{checkpoint.preset}': {key} is {value}, and in its CoCa "

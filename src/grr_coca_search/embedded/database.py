@@ -297,8 +297,8 @@ def to_row(entry: Entry) -> tuple[object, ...]:
 def _fields_column(entry: Entry) -> str | None:
     written: dict[str, object] = dict(entry.fields)
     tags = {"tags": entry.tags} if entry.tags else {}
-    if said := {**certainty_fields(entry.certainty), **tags}:
-        written[OF_MODEL] = said
+    if model_fields := {**certainty_fields(entry.certainty), **tags}:
+        written[OF_MODEL] = model_fields
     return json.dumps(written) if written else None
 
 

@@ -96,11 +96,11 @@ class VectorFile:
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return rows as stored."""
-        wanted = np.asarray(numbers, np.int64)
-        found = np.empty((len(wanted), self.shape[1]), np.float16)
-        runs = np.flatnonzero(np.diff(wanted, prepend=-2) != 1).tolist()  # where rows are not consecutive
-        for begin, end in pairwise([*runs, len(wanted)]):
-            first = int(wanted[begin])
+        requested = np.asarray(numbers, np.int64)
+        found = np.empty((len(requested), self.shape[1]), np.float16)
+        runs = np.flatnonzero(np.diff(requested, prepend=-2) != 1).tolist()  # where rows are not consecutive
+        for begin, end in pairwise([*runs, len(requested)]):
+            first = int(requested[begin])
             self.read(first, first + end - begin, found[begin:end])
         return found
 

@@ -42,8 +42,8 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
         photo = None if entry.photo is None else entry.photo.to_dict()
         look = base64.b85encode(entry.look).decode()
         tags = {"tags": list(entry.tags)} if entry.tags else {}
-        said = {"certainty": certain, **tags}
-        kinds[_PHOTO] = {"photo": photo, **said, "columns": list(entry.fields), "look": look}
+        model_fields = {"certainty": certain, **tags}
+        kinds[_PHOTO] = {"photo": photo, **model_fields, "columns": list(entry.fields), "look": look}
     return {
         **texts,
         "id": entry.draw,

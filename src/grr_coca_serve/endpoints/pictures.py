@@ -72,8 +72,8 @@ async def facets(
     index = service.require_index()
     if where is None:
         found = await service.counting.do(index.facets)
-        wanted = [one for one in found if field is None or one["field"] in field]
-        return json_response({"facets": wanted})
+        selected = [one for one in found if field is None or one["field"] in field]
+        return json_response({"facets": selected})
     return json_response({"facets": await service.counting.do(index.counts, where, tuple(field or ()))})
 
 

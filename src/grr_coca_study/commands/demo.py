@@ -57,13 +57,13 @@ def run(
     from grr_coca_study.demo import DemoPlace, begin, finish, load_demo, open_folder
     from grr_coca_study.running.workers import worker_processes
 
-    asked = load_demo(plan)
-    begun = None if dry_run else open_folder(out, asked, steps, fresh)
+    requested = load_demo(plan)
+    begun = None if dry_run else open_folder(out, requested, steps, fresh)
     if begun is not None:
         print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts again)")
     try:
         with worker_processes(min(2, os.cpu_count() or 1)) as workers:
-            decided = begun or _decide(asked, workers, minutes, steps, dry_run, json, began)
+            decided = begun or _decide(requested, workers, minutes, steps, dry_run, json, began)
             if dry_run:
                 return 0
             if begun is None:

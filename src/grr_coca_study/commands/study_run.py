@@ -27,9 +27,9 @@ def run_with_progress(
         recipe = stage_recipe(plan, arm_named(plan, name), stage, 0, {}, is_trial=kind == "trial")
         return recipe.schedule.steps * recipe.data.batch_size
 
-    def pairs(lacking: Counter[Want]) -> Counter[str]:
+    def pairs(missing: Counter[Want]) -> Counter[str]:
         found: Counter[str] = Counter()
-        for want, count in lacking.items():
+        for want, count in missing.items():
             found[names[want[1]]] += count * pairs_of(want)
         return found
 
@@ -65,12 +65,12 @@ class _Progress(ProgressCallbacks):
 
     def left(self, agenda: RemainingWork) -> None:
         """Count the work done by this process and others."""
-        lacking = agenda.lacking()
+        missing = agenda.lacking()
         if self._ended is None:
-            counts = {kind: sum(n for (k, _, _), n in lacking.items() if k == kind) for kind in ("trial", "run")}
+            counts = {kind: sum(n for (k, _, _), n in missing.items() if k == kind) for kind in ("trial", "run")}
             work = [f"{count:,} {kind}{'s' * (count > 1)}" for kind, count in counts.items() if count]
             print(f"{' and '.join(work) or 'nothing'} to do", file=sys.stderr)
-        self._ended = self._totals - self._pairs(lacking)
+        self._ended = self._totals - self._pairs(missing)
 
     def step(self, task: Task, done: int) -> None:
         """Show the finished steps of a task."""

@@ -41,8 +41,8 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
     if not plan.seeds:
         return Answer(question, "This plan searches for settings only", [])
     verdicts = Counter(result.verdict for result in primary)
-    told = ", ".join(f"{verdict} in {count}" for verdict, count in verdicts.items())
-    headline = f"{told} of {len(primary)} primary endpoint{'' if len(primary) == 1 else 's'}"
+    summary = ", ".join(f"{verdict} in {count}" for verdict, count in verdicts.items())
+    headline = f"{summary} of {len(primary)} primary endpoint{'' if len(primary) == 1 else 's'}"
     if results.num_awaited_seeds:
         headline = f"so far, with {results.num_seeds} of {results.num_planned_seeds} seeds complete: {headline}"
     return Answer(question, headline[0].upper() + headline[1:], _cautions(results))

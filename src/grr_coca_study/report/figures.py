@@ -69,8 +69,8 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
     # One seed has no interval.
     has_interval = any(effect.interval for panel in shown for effect in panel.effects if effect is not None)
-    told = ", with 95 % interval, in colour where 0 lies outside of it (not corrected for several tests)"
-    axis = f"{change} in %{told if has_interval else ''}; band: within ±{MARGIN:g} %"
+    description = ", with 95 % interval, in colour where 0 lies outside of it (not corrected for several tests)"
+    axis = f"{change} in %{description if has_interval else ''}; band: within ±{MARGIN:g} %"
     figure.supxlabel(textwrap.fill(axis, 150), fontsize=8)
     return svg_text(figure)
 

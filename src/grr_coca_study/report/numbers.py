@@ -187,7 +187,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     """Compare every arm of a study with the baseline."""
     rows, stages = rows_by_run(ledger.rows), stage_names(plan)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
-    whole = {key for key, row in rows.items() if key not in ledger.lacking and not missing_scores(plan, row)}
+    complete = {key for key, row in rows.items() if key not in ledger.lacking and not missing_scores(plan, row)}
     diverged = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     # Fine-tunings start from the pretrained model, so they are lost with it.
     lost = diverged | {(arm, seed, t) for arm, seed, stage in diverged if stage == stages[0] for t in stages}
@@ -199,12 +199,12 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         baseline=plan.baseline,
         stages=stages,
         split=plan.endpoints.split,
-        num_rows=sum(key in whole for key in planned),
+        num_rows=sum(key in complete for key in planned),
         num_planned_rows=sum(key not in lost for key in planned),
         num_seeds=sum(all(key in rows for key in keys) for keys in compared),
         num_planned_seeds=len(plan.seeds),
         num_lost_seeds=sum(any(key in lost for key in keys) for keys in compared),
-        missing=_in_words(key for key in planned if key not in whole and key not in lost),
+        missing=_in_words(key for key in planned if key not in complete and key not in lost),
         lost=lost_in_words,
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(plan, rows, arm)) for arm in others),
         near_chance=_near_chance(plan, rows, (others[0], plan.baseline)),
@@ -341,9 +341,9 @@ def _without_ratio(plan: Plan, rows: Rows) -> list[str]:
     for endpoint, arm in ((endpoint, arm.name) for endpoint in plan.endpoints.all for arm in plan.arms):
         values = endpoint_values(rows, plan, endpoint, arm)
         done = [s for s in plan.seeds if all((arm, s, stage) in rows for stage in stages_of(plan, endpoint))]
-        if lacking := [str(seed) for seed in done if seed not in values]:
+        if missing := [str(seed) for seed in done if seed not in values]:
             notes.append(
                 f"{arm}, {title(endpoint)}: not measured, NaN, infinite or not above zero with seeds "
-                f"{', '.join(lacking)}; these seeds are excluded from this endpoint"
+                f"{', '.join(missing)}; these seeds are excluded from this endpoint"
             )
     return notes

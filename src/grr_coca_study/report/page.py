@@ -94,8 +94,8 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     page.write(answered.question)
     unfinished = [f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:"]
     unfinished += [f"  {line}" for line in results.missing]
-    said = [answered.question, f"{answered.headline}.", "", *answered.cautions, endpoints]
-    return "\n".join([*said, *([] if results.is_complete else unfinished), *results.notes])
+    head = [answered.question, f"{answered.headline}.", "", *answered.cautions, endpoints]
+    return "\n".join([*head, *([] if results.is_complete else unfinished), *results.notes])
 
 
 class _Page:
@@ -118,8 +118,8 @@ class _Page:
 
     def add_table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         """Add a table of numbers, without empty columns, such as intervals of a single seed."""
-        told = [number for number, cells in enumerate(zip(*rows, strict=True)) if {*cells} != {"–"}]
-        table = markdown_table([heads[i] for i in told], [[row[i] for i in told] for row in rows], of_numbers=True)
+        shown = [number for number, cells in enumerate(zip(*rows, strict=True)) if {*cells} != {"–"}]
+        table = markdown_table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows], of_numbers=True)
         self.add(table)
         return table
 
@@ -279,11 +279,11 @@ def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
 
 def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tuple[str, str], folder: Path) -> None:
     """Add captions of the first arm and the baseline side by side, for one stage and the first common seed."""
-    said = {(row.arm, row.seed): {one.image: one for one in row.captions} for row in rows if row.captions}
-    seeds = [seed for seed in plan.seeds if all((arm, seed) in said for arm in pair)]
+    captions_of = {(row.arm, row.seed): {one.image: one for one in row.captions} for row in rows if row.captions}
+    seeds = [seed for seed in plan.seeds if all((arm, seed) in captions_of for arm in pair)]
     if not seeds:
         return
-    stage, (first, second) = rows[0].stage, (said[arm, seeds[0]] for arm in pair)
+    stage, (first, second) = rows[0].stage, (captions_of[arm, seeds[0]] for arm in pair)
     lines = [
         [
             page.thumbnail(thumbnail_path(folder, stage, image), image),

@@ -85,9 +85,9 @@ def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[Ca
     drawn = drawn_examples(source, count)
     if not drawn:
         return ()
-    said = caption_split(checkpoint, Subset(source, drawn)).hypotheses
-    images = dict.fromkeys(source.image_name(index) for index in drawn)  # each image once, in the order of `said`
-    captions = dict(zip(images, said, strict=True))
+    hypotheses = caption_split(checkpoint, Subset(source, drawn)).hypotheses
+    images = dict.fromkeys(source.image_name(index) for index in drawn)  # each image once, in the order of `hypotheses`
+    captions = dict(zip(images, hypotheses, strict=True))
     return tuple(
         CaptionedExample(source[index].key, source.captions(index), captions[source.image_name(index)])
         for index in drawn

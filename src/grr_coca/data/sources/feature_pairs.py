@@ -133,22 +133,22 @@ def _parts(source: PairSource) -> list[PairSource]:
     return [part for one in source.sources for part in _parts(one)] if isinstance(source, Chain) else [source]
 
 
-def require_same_features(name: str, found: FeatureHeader | None, wanted: EncoderInfo | None, what: str) -> None:
+def require_same_features(name: str, found: FeatureHeader | None, expected: EncoderInfo | None, what: str) -> None:
     """Raise an error unless features are those of an encoder, or both are missing.
 
     Args:
         name: Name of the features or images.
         found: Description of the features; None: images.
-        wanted: The required encoder; None: images are required.
+        expected: The required encoder; None: images are required.
         what: Name of the model or source that requires them.
 
     Raises:
         UserError: If features and encoder do not match; the message names both.
     """
-    if (None if found is None else found.encoder.digest) == (None if wanted is None else wanted.digest):
+    if (None if found is None else found.encoder.digest) == (None if expected is None else expected.digest):
         return
     has = "images" if found is None else f"features of {found.encoder.name}"
-    takes = "images" if wanted is None else f"features of {wanted.name}"
+    takes = "images" if expected is None else f"features of {expected.name}"
     if has == takes:
         takes += " with other weights or another preprocessing"
     raise UserError(f"{name}: {has}; {what} takes {takes}")

@@ -267,12 +267,12 @@ def _coco_folders(path: Path) -> list[Path]:
 
 def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> list[ListedRow]:
     splits = sorted({str(image["split"]) for image in content["images"]})
-    wanted = _wanted_splits(path, split, splits)
+    selected = _wanted_splits(path, split, splits)
     return [
         # The files of Flickr have no `filepath`.
         ListedRow("/".join(filter(None, (image.get("filepath"), image["filename"]))), _sentences(image))
         for image in content["images"]
-        if image["split"] in wanted
+        if image["split"] in selected
     ]
 
 

@@ -56,8 +56,8 @@ def open_parquet(
         if caption is not None and not _holds_text(schema.field(caption).type):
             kind = schema.field(caption).type
             raise UserError(f"{path}: '{caption}' must have texts or lists of texts, got {kind}")
-        wanted = [name for name in (caption, None if inner else image) if name is not None]
-        table = file.read(wanted)
+        selected = [name for name in (caption, None if inner else image) if name is not None]
+        table = file.read(selected)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     names = Counter(schema.names)

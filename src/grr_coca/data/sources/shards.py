@@ -303,15 +303,15 @@ class TarShards(PairSource):
             rows = self._indices[shard].rows
             starts = rows["image_block"].astype(np.int64) * tarfile.BLOCKSIZE
             ends = starts + rows["image_size"]
-            wanted = np.flatnonzero(rows["cause"][row : last_row + 1 if shard == last_shard else None] == 0) + row
+            valid = np.flatnonzero(rows["cause"][row : last_row + 1 if shard == last_shard else None] == 0) + row
             row = 0
-            if not len(wanted):
+            if not len(valid):
                 continue
             if self._indices[shard].footer:
-                spans += [(shard, *span) for span in self._tables[shard].spans(wanted)]
+                spans += [(shard, *span) for span in self._tables[shard].spans(valid)]
                 continue
-            start, end = int(starts[wanted].min()), int(ends[wanted].max())
-            if (end - start) * len(rows) <= _DENSE * int(ends.max()) * len(wanted):
+            start, end = int(starts[valid].min()), int(ends[valid].max())
+            if (end - start) * len(rows) <= _DENSE * int(ends.max()) * len(valid):
                 spans.append((shard, start, end))
         return spans
 

@@ -228,11 +228,11 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
 
 def require_same_input(folder: Path, arguments: Sequence[str]) -> None:
     """Check the arguments for `grr_coca.infer.load.require_input`."""
-    wanted = _features_of(folder)
+    expected = _features_of(folder)
     for argument in arguments:
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
-        if found is not None or (wanted is not None and wanted.name.startswith(f"{GIVEN}:")):
-            require_same_features(argument, found, wanted, str(folder))
+        if found is not None or (expected is not None and expected.name.startswith(f"{GIVEN}:")):
+            require_same_features(argument, found, expected, str(folder))
 
 
 def encoder_in_place(folder: Path) -> EncoderInfo | None:

@@ -51,21 +51,23 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
     model, side = checkpoint.model, checkpoint.config.own_image_encoder.grid_size
     token_ids, lengths = checkpoint.tokenize([clean_query(text, "the text")])
     with evaluating(model), torch.no_grad():
-        wanted = model.encode_text(token_ids, lengths)
+        text_vector = model.encode_text(token_ids, lengths)
         patches = model.own_image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
-        similarity = (_embed(model, patches) * wanted).sum().item()
+        similarity = (_embed(model, patches) * text_vector).sum().item()
     require_finite(np.array(similarity))
-    shares = patch_shares(model, patches, wanted)[: side**2]
+    shares = patch_shares(model, patches, text_vector)[: side**2]
     return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)
 
 
-def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Tensor, "1 E"]) -> Float[Tensor, " P"]:
-    """Return the contribution of each patch to the dot product of image embedding and `wanted`; a class token is
+def patch_shares(
+    model: CoCa, patches: Float[Tensor, "1 P D"], text_vector: Float[Tensor, "1 E"]
+) -> Float[Tensor, " P"]:
+    """Return the contribution of each patch to the dot product of image embedding and `text_vector`; a class token is
     last.
     """
     with torch.enable_grad():
         patches = patches.detach().requires_grad_()
-        score = (_embed(model, patches) * wanted.detach()).sum()
+        score = (_embed(model, patches) * text_vector.detach()).sum()
         # The score is linear in the patches, so the contribution of a patch is patch times gradient.
         (gradient,) = torch.autograd.grad(score, patches)
     return (gradient * patches.detach()).sum(dim=-1)[0]

@@ -56,8 +56,8 @@ def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Pat
     Raises:
         OSError: If the disk is full or cannot be written to.
     """
-    wanted = [node for node in constant_products(model.graph) if node not in in_fp32]
-    _scale_rows(model.graph, [node for node in wanted if follows_activation(node)])
+    selected = [node for node in constant_products(model.graph) if node not in in_fp32]
+    _scale_rows(model.graph, [node for node in selected if follows_activation(node)])
     folder.mkdir()
     ir.save(model, folder / "fp32.onnx", external_data="fp32.data")
     with quiet():

@@ -228,11 +228,11 @@ def stream_captions(
         raise UserError("beams and several captions per image cannot be streamed; stream one caption without beams")
     captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
-    told = [""] * len(pixels)
+    previous = [""] * len(pixels)
     for captions in captioning.decode(images):
         texts = captioning.texts_so_far(captions)
-        yield [text[len(before) :] for text, before in zip(texts, told, strict=True)]
-        told = texts
+        yield [text[len(before) :] for text, before in zip(texts, previous, strict=True)]
+        previous = texts
     return captioning.generated(images, captions.hypotheses(1))
 
 

@@ -83,7 +83,7 @@ def test_the_mode_of_the_model_is_as_it_was(checkpoint, source):
 
 
 def test_rejects_an_empty_split(checkpoint):
-    with pytest.raises(UserError, match="empty split"):
+    with pytest.raises(UserError, match="split is empty"):
         caption_split(checkpoint, SeveralCaptions(0))
 
 

@@ -160,7 +160,7 @@ def test_a_manager_that_has_ended_is_started_again(own, monkeypatch):
 def test_no_stream_is_held_open(tools, method):
     answer = tools.ask(method, "/mcp", headers={"Accept": "text/event-stream"})
     assert answer.status == 405
-    assert "does not take" in answer.reason()
+    assert "does not accept" in answer.reason()
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_nothing_is_compared_if_an_arm_diverged(write_plan, tmp_path):
     rows = rows_of(PRESETS, [0])
     rows[0] = replace(rows[0], kind="diverged", metrics={}, values={})
     write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows)
-    with pytest.raises(UserError, match=rf"{rows[0].arm} in {rows[0].stage}: training diverged, .* again by --fresh"):
+    with pytest.raises(UserError, match=rf"{rows[0].arm} in {rows[0].stage}: training diverged, .* again with --fresh"):
         finish(plan, tmp_path, WorkersHere())
 
 
@@ -232,7 +232,7 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
     assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
     assert "num_hits is 3, not 4; replace the demo with --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
-    assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
+    assert "has a demo with 4 steps, not 5" in capsys.readouterr().err
     assert open_folder(out, plan, 4, is_fresh=False) == replace(plan, steps=4)
     assert open_folder(out, plan, 5, is_fresh=True) is None
 

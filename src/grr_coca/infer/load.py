@@ -155,12 +155,13 @@ def locate_checkpoint(named: str | Path) -> Path:
     raise UserError(f"{name}: no folder or model has this name; {suggest_name(name, [*bundled_names(), *published])}")
 
 
-def require_input(folder: Path, arguments: Sequence[str]) -> None:
+def require_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool = False) -> None:
     """Raise an error if a model does not take the kind of input of some arguments: images or features.
 
     Args:
         folder: Folder of the model, which is not loaded.
         arguments: Arguments for images or pairs.
+        as_pairs: Whether all features of a pair are read; False: only their mean, in place of an image.
 
     Raises:
         UserError: If an argument has features of another encoder, or images instead of features; the message names
@@ -171,7 +172,7 @@ def require_input(folder: Path, arguments: Sequence[str]) -> None:
     if is_adapted(folder) or any(Path(argument, HEADER).is_file() for argument in arguments):
         from grr_coca.infer.adapted.beside import require_same_input  # late: most models take images
 
-        require_same_input(folder, arguments)
+        require_same_input(folder, arguments, as_pairs=as_pairs)
 
 
 def is_on_hub(name: str) -> bool:

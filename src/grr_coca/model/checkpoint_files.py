@@ -385,6 +385,17 @@ def read_encoder_in_place(folder: Path) -> "EncoderInfo | None":
     return _read_encoder(header.get("encoder"), f"{folder / 'config.json'}: encoder") if in_place else None
 
 
+def read_keep(folder: Path) -> str | None:
+    """Read the features that a checkpoint takes, `tokens` or `mean`; None if it takes none.
+
+    Raises:
+        UserError: If `config.json` is missing or corrupt.
+    """
+    model = read_json(folder / "config.json").get("model")
+    features = model.get("feature_encoder") if isinstance(model, dict) else None
+    return features.get("keep") if isinstance(features, dict) else None
+
+
 def require_fitting(files: CheckpointFiles, folder: Path) -> None:
     """Check that the tokenizer and the preprocessing match the config. `folder` names them in messages.
 

@@ -44,6 +44,7 @@ from grr_coca.model.checkpoint_files import (
     is_adapted,
     read_encoder_in_place,
     read_files,
+    read_keep,
 )
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
@@ -226,13 +227,19 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
     return EncoderDescriptor(encoder, mean, is_in_place=is_in_place)
 
 
-def require_same_input(folder: Path, arguments: Sequence[str]) -> None:
+def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool) -> None:
     """Check the arguments for `grr_coca.infer.load.require_input`."""
     expected = _features_of(folder)
+    needs_tokens = not is_adapted(folder) and read_keep(folder) == "tokens"
     for argument in arguments:
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
         if found is not None or (expected is not None and expected.name.startswith(f"{GIVEN}:")):
             require_same_features(argument, found, expected, str(folder))
+        if found is not None and needs_tokens and not as_pairs:
+            raise UserError(
+                f"{argument}: {folder} takes all tokens of an image, and from features, this command reads only their "
+                "mean; pass the images, measure it with evaluate, or train with features --keep mean"
+            )
 
 
 def encoder_in_place(folder: Path) -> EncoderInfo | None:

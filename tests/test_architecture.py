@@ -73,7 +73,7 @@ def test_packages_import_along_the_arrows_only():
     assert {path.relative_to(SRC).as_posix() for path, _, _ in wrong} == {"grr_coca/__init__.py"}
 
 
-def test_the_core_imports_downward_only():
+def test_core_imports_downward_only():
     core = [path for path in FILES if _package(_module(path)) == "grr_coca"]
     upward = [
         f"{path.relative_to(SRC)} may not import '{other}'"
@@ -94,7 +94,7 @@ def test_source_has_these_packages_and_rooms():
     assert core == {*ROOMS, "__init__.py", "__main__.py"}, f"see ROOMS in {Path(__file__).name}"
 
 
-def test_a_wrong_arrow_would_be_seen():
+def test_wrong_arrow_would_be_seen():
     source = "def f():\n    from grr_coca_serve.site import Library\nimport grr_coca_icons.svg\nimport numpy\n"
     assert sorted(_imported(source)) == ["grr_coca_icons.svg", "grr_coca_serve.site"]
     assert "grr_coca_serve" not in PACKAGES["grr_coca_search"]
@@ -138,7 +138,7 @@ def test_no_files_import_each_other_in_a_circle():
     assert _circles(_graph(sources)) == []
 
 
-def test_a_circle_of_late_imports_would_be_seen():
+def test_circle_of_late_imports_would_be_seen():
     sources = {
         "grr_coca.a": "from grr_coca.b import f",
         "grr_coca.b": "def f():\n    from grr_coca import c",
@@ -148,7 +148,7 @@ def test_a_circle_of_late_imports_would_be_seen():
     assert _circles(_graph(sources)) == [["grr_coca.a", "grr_coca.b", "grr_coca.c"]]
 
 
-def test_an_upward_import_would_be_seen():
+def test_upward_import_would_be_seen():
     source = "import grr_coca.cli\ndef f():\n    from grr_coca.train.loop import train\nfrom grr_coca import data\n"
     assert _imported(source) == ["grr_coca.cli", "grr_coca.data", "grr_coca.train.loop"]
     assert FLOOR_OF[_room("grr_coca.train.loop")] > FLOOR_OF[_room("grr_coca.model.build")]

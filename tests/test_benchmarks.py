@@ -26,7 +26,7 @@ def _benchmarks(monkeypatch):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", sorted(PROGRAMS - MEASURE_NOTHING))
-def test_a_benchmark_still_runs_in_its_smallest_form(name, tmp_path):
+def test_benchmark_still_runs_in_its_smallest_form(name, tmp_path):
     """Beside its peers too, where `make bench` has installed them."""
     out = tmp_path / "results"
     launched = launch(tmp_path, script, ROOT / "benchmarks" / f"{name}.py", "--smoke", out)
@@ -39,7 +39,7 @@ def test_a_benchmark_still_runs_in_its_smallest_form(name, tmp_path):
 
 
 @pytest.mark.parametrize(("distribution", "mean_words"), [("coco", 10.5), ("cc12m", 20.2)])
-def test_a_batch_has_the_lengths_of_its_distribution(distribution, mean_words):
+def test_batch_has_the_lengths_of_its_distribution(distribution, mean_words):
     from training import CONTEXT, batch_lengths
 
     lengths = batch_lengths(distribution, 32, seed=0)
@@ -50,7 +50,7 @@ def test_a_batch_has_the_lengths_of_its_distribution(distribution, mean_words):
     assert sorted(lengths) == sorted(batch_lengths(distribution, 32, seed=1))
 
 
-def test_the_rule_of_engines_is_that_of_the_table():
+def test_rule_of_engines_is_that_of_the_table():
     """`engine="auto"` takes ONNX Runtime up to the width at which it was never behind."""
     from grr_coca.infer.load import MAX_ONNX_WIDTH
 
@@ -68,7 +68,7 @@ def test_the_rule_of_engines_is_that_of_the_table():
         ("serving", "b32,b64", "no b64; there are icons, b32"),
     ],
 )
-def test_a_part_that_does_not_exist_is_named(monkeypatch, tmp_path, capsys, name, argument, told):
+def test_part_that_does_not_exist_is_named(monkeypatch, tmp_path, capsys, name, argument, told):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--only", argument, "--out", str(tmp_path)])
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")

@@ -20,11 +20,11 @@ def bundled() -> list[Path]:
     return [path for path in files if path.suffix not in OURS and not path.is_relative_to(WEIGHTS)]
 
 
-def test_a_file_of_others_is_named_in_the_notice():
+def test_file_of_others_is_named_in_the_notice():
     assert [path.name for path in bundled() if path.relative_to(ROOT).as_posix() not in NOTICE] == []
 
 
-def test_a_model_states_its_licence_and_that_of_its_data():
+def test_model_states_its_licence_and_that_of_its_data():
     cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(WEIGHTS.glob("*/card.json"))]
     assert len(cards) == len([path for path in WEIGHTS.iterdir() if path.is_dir()])
     for card in cards:
@@ -44,7 +44,7 @@ def test_a_model_states_its_licence_and_that_of_its_data():
         ({"g.dist-info/licenses/NOTICE": None}, ["the package: LICENSE or NOTICE is missing"]),
     ],
 )
-def test_a_wheel_with_a_file_of_unknown_licence_is_not_released(tmp_path, more, unstated):
+def test_wheel_with_a_file_of_unknown_licence_is_not_released(tmp_path, more, unstated):
     files = {
         "grr_coca/a.py": b"",
         "grr_coca_study/report/reading.md": b"",
@@ -62,7 +62,7 @@ def test_a_wheel_with_a_file_of_unknown_licence_is_not_released(tmp_path, more, 
     assert RELEASE["without_licence"](tmp_path / "a.whl") == unstated
 
 
-def test_a_release_dates_the_changelog_and_the_citation_once():
+def test_release_dates_the_changelog_and_the_citation_once():
     dated = runpy.run_path(str(ROOT / "scripts" / "date_changelog.py"))["dated"]
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changelog, cited = dated("# Changelog\n\n## Unreleased\n\ntext\n", citation, "9.8.7", "2030-01-02")

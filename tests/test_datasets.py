@@ -154,7 +154,7 @@ def test_every_concept_of_these_splits_is_known_from_training(split):
     assert concepts[split] <= concepts["train"]
 
 
-def test_a_style_family_has_a_concept_on_one_side_only():
+def test_style_family_has_a_concept_on_one_side_only():
     families = card("pictograms")["families"]
     assert families["noto"] == families["noto-v1"]
 
@@ -180,7 +180,7 @@ def test_groups_of_the_split_are_in_one_split_only(corpus, name_of):
     assert straddling(splits_by(corpus, name_of)) == []
 
 
-def test_a_style_left_out_is_nowhere_but_in_its_own_split(tmp_path):
+def test_style_left_out_is_nowhere_but_in_its_own_split(tmp_path):
     spec = importlib.util.spec_from_file_location("leave_out", DATASETS.parent / "studies" / "styles" / "leave_out.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -82,7 +82,7 @@ def newest(tmp_path):
     return copied(NEWEST, tmp_path)
 
 
-def test_the_recipe_has_its_values(earlier):
+def test_recipe_has_its_values(earlier):
     written = yaml.safe_load((earlier.run / "recipe.yaml").read_text())
     found = to_dict(load_recipe(earlier.run / "recipe.yaml"))
 
@@ -95,7 +95,7 @@ def test_the_recipe_has_its_values(earlier):
     assert written["teacher"]["words"] == 0
 
 
-def test_the_checkpoint_has_the_numbers_of_its_validation(earlier):
+def test_checkpoint_has_the_numbers_of_its_validation(earlier):
     checkpoint = from_pretrained(earlier.point)
     results = pair_results(checkpoint, open_source(str(earlier.folder / "pairs.tar")), 6, ALONE)
     found = aggregate(results, scaling_of(checkpoint.model), 6, LossWeights()).flat()
@@ -103,7 +103,7 @@ def test_the_checkpoint_has_the_numbers_of_its_validation(earlier):
     assert {name: row[name] for name in found} == pytest.approx(found, rel=1e-4)
 
 
-def test_the_run_goes_on_as_it_would_have(earlier):
+def test_run_continues_as_it_would_have(earlier):
     recipe, run, point = load_recipe(earlier.run / "recipe.yaml"), earlier.run, earlier.point
     train(recipe, from_pretrained(point), run, ALONE, silent, point)
     last, wanted = read_metrics(run, "train")[-1], earlier.read("last.json")
@@ -112,7 +112,7 @@ def test_the_run_goes_on_as_it_would_have(earlier):
     )
 
 
-def test_the_index_gives_its_hits_and_can_be_written_to(earlier):
+def test_index_gives_its_hits_and_can_be_written_to(earlier):
     wanted = {hit["path"]: (hit["caption"], hit["score"]) for hit in earlier.read("hits.json")}
     camera = f"camera = '{CAMERAS[earlier.commit]}'"
     with Index.open(earlier.folder / "index", earlier.point) as index:
@@ -128,7 +128,7 @@ def test_the_index_gives_its_hits_and_can_be_written_to(earlier):
         assert {hit.path for hit in index.search("a small boat")} == wanted.keys() - {photo}
 
 
-def test_the_export_makes_the_same_index(earlier):
+def test_export_makes_the_same_index(earlier):
     assert import_parquet(earlier.folder / "index.parquet", str(earlier.folder / "imported")) == 7
     with (
         open_store(str(earlier.folder / "index")) as first,
@@ -161,7 +161,7 @@ def test_digests_of_recipe_and_data_are_those_of_then(newest):
     assert data_digest(recipe) == wanted["data_digest"]
 
 
-def test_a_finished_study_has_nothing_to_do(newest, capsys):
+def test_finished_study_has_nothing_to_do(newest, capsys):
     """Rows that did not count any more would be run again."""
     before = snapshot(newest.folder / "study")
     assert main(["study", "run", str(newest.folder / "study.yaml")]) == 0

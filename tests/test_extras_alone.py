@@ -143,7 +143,7 @@ def test_every_extra_is_tried():
 
 @pytest.mark.ci
 @pytest.mark.parametrize("extra", USES, ids=lambda extra: extra or "none")
-def test_an_extra_brings_all_that_its_use_needs(run, tmp_path, extra):
+def test_extra_installs_all_that_its_use_needs(run, tmp_path, extra):
     missing = hidden(extra)
     assert {"pytest", "hypothesis"} <= set(missing)
     places = {

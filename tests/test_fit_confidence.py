@@ -7,7 +7,7 @@ import fit_confidence
 from grr_coca.model.checkpoint_files import bundled_folder, bundled_models
 
 
-def test_the_curve_is_the_one_that_the_captions_were_drawn_from():
+def test_curve_is_the_one_that_the_captions_were_drawn_from():
     rng = np.random.default_rng(0)
     values = -rng.exponential(2, 20_000)
     right = (rng.random(20_000) < 1 / (1 + np.exp(-(1.5 * values + 0.5)))).astype(float)
@@ -18,13 +18,13 @@ def test_the_curve_is_the_one_that_the_captions_were_drawn_from():
     assert fit_confidence.logistic(columns, right, np.full(20_000, 2.0)) == pytest.approx(twice)
 
 
-def test_the_calibration_error_is_the_mean_distance_over_bins():
+def test_calibration_error_is_the_mean_distance_over_bins():
     confidence, right = np.array([0.05, 0.05, 0.95, 0.95]), np.array([0.0, 1.0, 1.0, 1.0])
     assert fit_confidence.calibration_error(confidence, right) == pytest.approx(0.5 * 0.45 + 0.5 * 0.05)
     assert fit_confidence.calibration_error(np.array([1.0]), np.array([1.0])) == 0
 
 
-def test_a_share_has_wilsons_interval():
+def test_share_has_wilsons_interval():
     figure = fit_confidence.share(np.array([1.0] * 9 + [0.0]))
     assert (figure.value, figure.low, figure.high) == pytest.approx((0.9, 0.596, 0.982), abs=1e-3)
     assert fit_confidence.share(np.ones(38)).high == 1
@@ -36,7 +36,7 @@ def test_bundled_card_section_matches_its_figures():
     assert "\n".join(["", *section, "", fit_confidence.NEXT]) in page
 
 
-def test_the_photographs_are_different_ones(tmp_path):
+def test_photographs_are_different_ones(tmp_path):
     lists = fit_confidence._listed(tmp_path)
     assert list(lists) == ["photographs", "photographs, other", "cut-outs"]
     every = [path for paths in lists.values() for path in paths]

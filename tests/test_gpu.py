@@ -62,7 +62,7 @@ def batches(tiny_config, make_batch):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("num_pieces", [1, 2])
-def test_the_losses_of_training_are_those_of_the_cpu(tiny_config, batches, device, optimizer, num_pieces):
+def test_losses_of_training_are_those_of_the_cpu(tiny_config, batches, device, optimizer, num_pieces):
     recipe = OptimizerRecipe(optimizer, lr=1e-3, muon_precision="fp32")
     found, wanted = (
         losses_of(tiny_config(), batches, place, recipe, nullcontext(), num_pieces) for place in (device, "cpu")
@@ -84,7 +84,7 @@ def test_losses_in_half_precision_are_close_to_those_in_fp32(tiny_config, batche
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_pieces", [1, 2])
-def test_a_step_waits_for_its_gpu_once(tiny_config, batches, num_pieces):
+def test_step_waits_for_its_gpu_once(tiny_config, batches, num_pieces):
     trainer = make_trainer(tiny_config(), "cuda", OptimizerRecipe(lr=1e-3), torch.autocast("cuda", torch.bfloat16))
     counts = []
     for step, batch in enumerate(batches):
@@ -127,7 +127,7 @@ def test_products_in_use_are_in_tf32_and_those_of_training_exact():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_is_trained_compiled_and_resumed_by_the_command(tmp_path, device):
+def test_run_is_trained_compiled_and_resumed_by_the_command(tmp_path, device):
     """`auto` takes bf16, or fp16, on a GPU."""
     shard, out = write_shard(tmp_path / "pairs.tar", real_pairs(40)), tmp_path / "run"
     recipe = tiny_recipe(shard, steps=6, precision="auto" if device == "cuda" else "bf16", compile=device == "cuda")
@@ -160,7 +160,7 @@ def test_captions_and_embeddings_are_those_of_the_cpu(device, options):
 
 
 @pytest.mark.gpu
-def test_the_log_has_the_use_of_the_gpu():
+def test_log_has_the_use_of_the_gpu():
     device = torch.device("cuda", 0)
     device_use(device)
     held = torch.empty(2**28, dtype=torch.uint8, device=device)

@@ -13,7 +13,7 @@ from grr_coca.model.build import build
 from grr_coca.model.losses import batch_loss
 
 
-def test_a_loop_of_plain_pytorch_trains_a_model(tmp_path):
+def test_loop_of_plain_pytorch_trains_a_model(tmp_path):
     source = open_source(str(write_shard(tmp_path / "pairs.tar", real_pairs(16))))
     tokenizer = train_bpe([source.caption(i) for i in range(len(source))], 320)
     config = tiny_recipe(tmp_path).model.config(tokenizer.vocab_size)

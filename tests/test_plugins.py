@@ -126,7 +126,7 @@ def test_own_packages_are_registered():
     assert plugins.named("grr_coca.functions", "Indexx") is None
 
 
-def test_bare_checkout_asks_for_installation(monkeypatch, capsys):
+def test_bare_checkout_requests_installation(monkeypatch, capsys):
     from grr_coca.cli import main
 
     monkeypatch.setattr(plugins, "DISTRIBUTION", "no-such-distribution")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_icons_are_fetched_and_built_to_the_byte(tmp_path):
+def test_icons_are_fetched_and_built_to_the_byte(tmp_path):
     command = [sys.executable, "scripts/build_datasets", "icons"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -35,7 +35,7 @@ def write_names(checkpoint, folder):
         (folder / f"{name}.onnx").write_text(f"{name} of {checkpoint.preset}")
 
 
-def test_the_mean_is_of_all_checkpoints_that_a_run_keeps(tmp_path):
+def test_mean_is_of_all_checkpoints_that_a_run_keeps(tmp_path):
     """And nothing but the weights is."""
     run = finished_run(tmp_path, steps=3, checkpoints=CheckpointRecipe(interval=1, keep_last=3)).folder
     kept = [from_pretrained(run / "checkpoints" / f"step-{step:09}").model.state_dict() for step in (1, 2, 3)]
@@ -61,7 +61,7 @@ def run(tmp_path, monkeypatch) -> Path:
     return finished_run(tmp_path, steps=2).folder
 
 
-def test_a_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
+def test_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
     (tmp_path / "fit.py").write_text("import sys, pathlib\npathlib.Path('fitted').write_text(sys.argv[1])")
     (tmp_path / "other.py").write_text("raise SystemExit(0)")
     monkeypatch.setattr(sys, "argv", ["ship.py", str(run), "mine"])

@@ -25,7 +25,7 @@ def test_three_steps_of_training_leave_a_checkpoint_and_a_log(run):
     assert any((run.folder / "tensorboard").iterdir())
 
 
-def test_a_loaded_model_captions_embeds_and_classifies(run, image):
+def test_loaded_model_captions_embeds_and_classifies(run, image):
     model = grr_coca.load(run.folder)
     assert isinstance(model.caption(image), str)
     assert np.linalg.norm(model.embed_images(image)) == pytest.approx(1)
@@ -47,6 +47,6 @@ def test_a_loaded_model_captions_embeds_and_classifies(run, image):
     ],
     ids=lambda arguments: arguments.split()[0],
 )
-def test_the_command_line_does_it_too(run, image, tmp_path, arguments):
+def test_command_line_does_the_same(run, image, tmp_path, arguments):
     places = {"run": run.folder, "image": image, "shard": run.shard, "folder": tmp_path}
     assert main([word.format(**places) for word in arguments.split()]) == 0

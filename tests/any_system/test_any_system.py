@@ -95,7 +95,7 @@ def require_success(answers: list[dict]) -> None:
 
 
 @pytest.mark.ci
-def test_captions_go_to_the_console_to_rows_and_beside_pictures(folder):
+def test_captions_go_to_the_console_to_rows_and_next_to_images(folder):
     pictures = shown(folder / "pictures")
     answers = done(
         folder,
@@ -172,7 +172,7 @@ def test_crashing_drawing_costs_one_line(folder):
 
 @pytest.mark.ci
 @needs_serve
-def test_a_server_answers_and_stops(folder):
+def test_server_answers_and_stops(folder):
     pictures, index = shown(folder / "pictures"), shown(folder / "index")
     requests = {"": None, "health": None, "pictures": None, "facets": None, "search": {"texts": ["guitar"]}}
     made, served = done(
@@ -190,7 +190,7 @@ def test_a_server_answers_and_stops(folder):
 
 @pytest.mark.ci
 @needs_torch
-def test_a_training_that_was_stopped_ends_as_one_that_was_not(folder):
+def test_training_that_was_stopped_ends_as_one_that_was_not(folder):
     for workers in (0, 1):  # which changes nothing in what is trained
         text = RECIPE.format(workers=workers)
         (folder / f"{workers}.yaml").write_text(text, encoding="utf-8", newline="\r\n")

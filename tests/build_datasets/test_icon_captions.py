@@ -25,11 +25,11 @@ ENDINGS = [
         ("Sun", "sun"),
     ],
 )
-def test_a_caption_is_the_name_without_style_and_numbers(name, caption):
+def test_caption_is_the_name_without_style_and_numbers(name, caption):
     assert caption_of(name, Styles()) == caption
 
 
-def test_a_word_that_ends_many_names_of_a_set_is_one_of_style():
+def test_word_that_ends_many_names_of_a_set_is_one_of_style():
     styles = style_words(ENDINGS, [])
     assert caption_of("traffic-light", styles) == "traffic"
     assert caption_of("text-bold-light", styles) == "text"  # the price: there, `bold` cannot be told from a style

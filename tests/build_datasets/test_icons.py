@@ -72,7 +72,7 @@ def with_icons(folder: Path, prefix: str, change: Callable[[dict], None]) -> Arc
     return archives_in(folder)
 
 
-def test_the_corpus_is_built_where_icon_sets_were_read_before(tmp_path):
+def test_corpus_is_built_where_icon_sets_were_read_before(tmp_path):
     """Sets that commands read are kept in the same cache."""
     about = {"prefix": "tiny", "icons": {"dot": {"body": "<circle cx='8' cy='8' r='4'/>"}}, "width": 16, "height": 16}
     (tmp_path / "tiny.json").write_text(json.dumps(about))
@@ -97,7 +97,7 @@ def pairs(corpus: Path) -> list[tuple[str, str, str, bytes]]:
     return found
 
 
-def test_no_picture_and_no_held_out_family_is_in_two_splits(corpus):
+def test_no_image_and_no_held_out_family_is_in_two_splits(corpus):
     by_pixels, by_family = defaultdict(set), defaultdict(set)
     for split, prefix, _, pixels in pairs(corpus):
         by_pixels[pixels].add(split)
@@ -233,7 +233,7 @@ def fake_npm(folder: Path, script: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_npm_brings_what_is_missing(tmp_path, monkeypatch):
+def test_npm_installs_what_is_missing(tmp_path, monkeypatch):
     pinned = archives_in(SAMPLE)
     fake_npm(tmp_path, f"cp {SAMPLE / PACKAGES['iconify'].archive} .")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -263,7 +263,7 @@ def test_does_not_replace_other_files_or_folders(tmp_path, monkeypatch):
         icons.build(pytest.fail, empty)
 
 
-def test_a_corpus_that_is_there_is_not_built_again(tmp_path, corpus, monkeypatch):
+def test_corpus_that_is_there_is_not_built_again(tmp_path, corpus, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert icons.build(lambda *_: None, corpus) == corpus
 
@@ -291,7 +291,7 @@ def test_no_training_set_is_of_a_held_out_family():
     assert not {HELD_OUT.family_of(prefix) for prefix in train} & held_out
 
 
-def test_no_training_picture_is_a_test_picture_of_another_corpus():
+def test_no_training_image_is_a_test_image_of_another_corpus():
     found = []
     for path in sorted((ROOT / "datasets").glob("*/test*.tar")):
         source = open_source(str(path))

@@ -69,11 +69,11 @@ def test_embeddings_are_those_of_the_best(grr_coca, finished, image_files, tmp_p
     assert not np.array_equal(outs["run"], outs["newest"])
 
 
-def test_a_resumed_run_continues_from_the_newest(finished):
+def test_resumed_run_continues_from_the_newest(finished):
     assert resume_point(finished.folder, finished.recipe) == step(finished, 2)
 
 
-def test_an_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path):
+def test_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path):
     folder, index = tmp_path / "run", tmp_path / "index"
     shutil.copytree(finished.folder, folder)
     images = image_files[0].parent
@@ -89,21 +89,21 @@ def test_an_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path
     assert "step-000000001', which no longer exists" in said.err
 
 
-def test_a_missing_best_checkpoint_is_replaced_with_a_warning(finished, tmp_path, caplog):
+def test_missing_best_checkpoint_is_replaced_with_a_warning(finished, tmp_path, caplog):
     folder = shutil.copytree(finished.folder, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "step-000000001")
     assert from_pretrained(folder).step == 2
     assert "best.json: names step 1, which does not exist; using step 2, the newest" in caplog.text
 
 
-def test_a_corrupt_name_of_the_best_is_an_error(finished, tmp_path):
+def test_corrupt_name_of_the_best_is_an_error(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "run")
     (folder / "checkpoints" / BEST_FILE).write_text(json.dumps({"best": 1}))
     with pytest.raises(UserError, match=r"best\.json: unknown key 'best'"):
         locate_checkpoint(folder)
 
 
-def test_a_revision_of_a_folder_is_an_error(finished, tmp_path, monkeypatch):
+def test_revision_of_a_folder_is_an_error(finished, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(finished.folder, target_is_directory=True)
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
-def test_help_lists_every_verb(grr_coca, arguments):
+def test_help_lists_every_command(grr_coca, arguments):
     said = grr_coca(*arguments)
     assert said.code == 0
     for verb, command in all_commands().items():
@@ -32,24 +32,24 @@ def test_help_lists_every_verb(grr_coca, arguments):
         assert command.summary in said.out
 
 
-def test_no_verb_shows_the_help_and_fails(grr_coca):
+def test_no_command_shows_the_help_and_fails(grr_coca):
     said = grr_coca()
     assert said.code == 2
     assert "usage: grr-coca COMMAND" in said.out
 
 
-def test_the_version_is_the_packages(grr_coca):
+def test_version_is_the_packages(grr_coca):
     assert grr_coca("--version").out.strip() == package.__version__
 
 
 @pytest.mark.parametrize(
     ("verb", "meant"), [("pretrian", "pretrain"), ("captions", "caption"), ("fine-tune", "finetune")]
 )
-def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
+def test_wrong_command_names_the_nearest(refused, verb, meant):
     assert f"unknown command '{verb}'; did you mean '{meant}'?" in refused(verb)
 
 
-def test_a_verb_of_two_words_tells_its_kinds(grr_coca, refused):
+def test_command_of_two_words_tells_its_kinds(grr_coca, refused):
     for arguments, code in ((["import", "--help"], 0), (["import"], 2)):
         said = grr_coca(*arguments)
         assert said.code == code

@@ -7,7 +7,7 @@ import pyarrow.parquet
 from support import real_pairs
 
 
-def test_an_index_finds_rows_of_a_table_with_images(grr_coca, tmp_path):
+def test_index_finds_rows_of_a_table_with_images(grr_coca, tmp_path):
     pairs, table = real_pairs(6), tmp_path / "train.parquet"
     images = [{"bytes": pair.image, "path": None} for pair in pairs]
     pyarrow.parquet.write_table(pyarrow.table({"image": images, "text": [pair.caption for pair in pairs]}), table)

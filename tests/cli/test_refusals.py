@@ -96,7 +96,7 @@ def test_rejects_an_unwritable_path_before_the_work(refused, there, placed, monk
 
 
 @pytest.mark.parametrize("command", ["caption images -c $RUN --out pipe.csv", "embed images -c $RUN --out pipe.npy"])
-def test_a_pipe_is_not_replaced_by_a_file(refused, there, placed, monkeypatch, command):
+def test_pipe_is_not_replaced_by_a_file(refused, there, placed, monkeypatch, command):
     monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
     pipe = there / command.split()[-1]
     os.mkfifo(pipe)

@@ -172,7 +172,7 @@ def test_missing_inputs_are_named_without_an_engine(there):
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
-def test_a_caption_imports_only_what_it_needs(image_files, tmp_path, engine):
+def test_caption_imports_only_what_it_needs(image_files, tmp_path, engine):
     code = """if True:
         import sys
         from grr_coca.cli import main
@@ -221,7 +221,7 @@ def test_progress_sends_no_control_codes_to_what_is_no_terminal(capsys, monkeypa
 
 
 @pytest.mark.ci
-def test_the_demo_needs_no_scipy():
+def test_demo_needs_no_scipy():
     """The extra `[report]` brings matplotlib; scipy comes with `[study]` alone."""
     code = 'import sys; sys.modules["scipy"] = None; import grr_coca_study.demo'
     subprocess.run([sys.executable, "-c", code], check=True)

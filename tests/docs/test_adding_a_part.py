@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "adding-a-part.md"
 
 
 @pytest.mark.ci
-def test_a_part_is_added_by_following_the_page(tmp_path):
+def test_part_is_added_by_following_the_page(tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     (tmp_path / "tests" / "core" / "model").mkdir(parents=True)
     shutil.copytree(ROOT / "tests" / "shared", tmp_path / "tests" / "shared")

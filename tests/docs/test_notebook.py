@@ -10,7 +10,7 @@ NOTEBOOK = DOCS / "notebook.ipynb"
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(monkeypatch):
+def test_notebook_runs(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     from run_notebook import executed
 
@@ -20,7 +20,7 @@ def test_the_notebook_runs(monkeypatch):
     assert "image/png" in said
 
 
-def test_the_notebook_is_kept_with_small_outputs():
+def test_notebook_is_kept_with_small_outputs():
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in cells)
     assert NOTEBOOK.stat().st_size < 300_000

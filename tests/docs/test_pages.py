@@ -33,7 +33,7 @@ def _scripts(monkeypatch):
 
 
 @pytest.mark.usefixtures("_scripts")
-def test_the_page_of_commands_is_their_help():
+def test_page_of_commands_is_their_help():
     from cli_page import PAGE, page
 
     assert words(PAGE.read_text(encoding="utf-8")) == words(page()), "run `python docs/cli_page.py`"
@@ -85,7 +85,7 @@ def shell_lines(path: Path) -> str:
     return "".join(block["lines"] for block in blocks if block["kind"] in ("", "bash"))
 
 
-def test_the_commands_of_the_pages_exist():
+def test_commands_of_the_pages_exist():
     """Each command, and each of its flags, stands in the page of commands, which is their help."""
     helps = dict(re.findall(r"^##+ ([^\n]+)\n\n```text\n(.*?)^```$", CLI.read_text(encoding="utf-8"), re.M | re.S))
     wrong = []
@@ -103,7 +103,7 @@ def test_the_commands_of_the_pages_exist():
     assert wrong == []
 
 
-def test_the_targets_of_make_exist():
+def test_targets_of_make_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     benchmarks = re.findall(r"\w+", re.findall(r"^BENCHMARKS := (.+)", makefile, re.MULTILINE)[0])
     targets = {
@@ -140,7 +140,7 @@ def test_files_of_a_walk_import_each_other(title):
     assert [file for file in walk if not imports[file] and not any(file in other for other in imports.values())] == []
 
 
-def test_the_walk_to_the_loss_leaves_out_no_box_of_the_figure():
+def test_walk_to_the_loss_leaves_out_no_box_of_the_figure():
     walk = walks()["a pair to its loss and its gradients"]
     way = walk[: walk.index("train/step.py")]
     boxes = {
@@ -169,7 +169,7 @@ def test_paths_between_backticks_exist():
     assert missing == {(page, name) for page, names in added.items() for name in names}
 
 
-def test_the_recipe_of_the_training_page_is_one():
+def test_recipe_of_the_training_page_is_one():
     page = (DOCS / "training.md").read_text(encoding="utf-8")
     whole, *parts = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
     recipe = from_dict(Recipe, whole, "training.md")
@@ -178,7 +178,7 @@ def test_the_recipe_of_the_training_page_is_one():
         from_dict(Recipe, {**to_dict(recipe), **part}, "training.md")
 
 
-def test_the_training_loop_of_the_training_page_works(make_batch, tmp_path):
+def test_training_loop_of_the_training_page_works(make_batch, tmp_path):
     page = (DOCS / "training.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
@@ -192,6 +192,6 @@ def test_the_training_loop_of_the_training_page_works(make_batch, tmp_path):
     assert not torch.equal(*weights)
 
 
-def test_the_glossary_has_the_names_that_a_reader_meets_first():
+def test_glossary_has_the_names_that_a_reader_meets_first():
     terms = set(re.findall(r"^(.+)\n: ", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"caption", "`Batch`", "`Checkpoint`", "`Recipe`", "split", "contrastive loss", "R@k, recall at k"} <= terms

@@ -41,7 +41,7 @@ def test_each_measured_number_is_that_of_its_source():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(("given", "indexed"), [([], "docs/drawings"), (["IMAGES=a b/my-icons"], "a b/my-icons")])
-def test_the_page_is_of_the_pictures_that_are_given(given, indexed):
+def test_page_is_of_the_images_that_are_given(given, indexed):
     command = ["make", "--dry-run", "--no-print-directory", "page", *given]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     index, serve = (line for line in lines if "/grr-coca " in line)

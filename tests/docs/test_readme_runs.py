@@ -67,7 +67,7 @@ def commands():
 
 
 @pytest.mark.ci
-def test_the_commands_run_in_their_order(folder, monkeypatch, capsys):
+def test_commands_run_in_their_order(folder, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     serve = RunningServer.run
@@ -92,7 +92,7 @@ def test_the_commands_run_in_their_order(folder, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_python_runs(monkeypatch, capsys):
+def test_python_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     code = [block["lines"] for block in BLOCK.finditer(README) if block["kind"] == "python"]
     assert code

@@ -186,7 +186,7 @@ def test_models_and_optimizers_are_those_of_the_rows(check, known, text, old, ne
 
 
 @pytest.mark.parametrize("typed", ["lowers the loss", "is at a rate too high"])
-def test_verbs_and_rates_follow_from_rows(check, known, typed):
+def test_commands_and_rates_follow_from_rows(check, known, typed):
     assert check.filled("{muon_falls[test coca]:verb}", known) == "lowers"
     assert check.filled("{too_high[tokens16/1200 tokens16/rates]}", known) == "too high for GRR-CoCa"
     assert [*check.errors_of_text(f"Muon {typed}.")]
@@ -418,7 +418,7 @@ def test_paper_has_metadata_abstract_and_claims(monkeypatch):
 
 
 @pytest.mark.ci
-def test_the_paper_has_four_to_six_pages():
+def test_paper_has_four_to_six_pages():
     """In a process of its own: WeasyPrint lets Pillow accept truncated images everywhere."""
     code = "import weasyprint; from make_paper import DOCS, page; html = weasyprint.HTML(string=page(), base_url=DOCS)"
     said = subprocess.run(

@@ -15,13 +15,13 @@ FINISHED = sorted(
 
 
 @pytest.mark.parametrize(("study", "page"), PAGES_ELSEWHERE.items())
-def test_the_page_of_another_study_has_the_results(study, page):
+def test_page_of_another_study_has_the_results(study, page):
     assert (STUDIES / study / "runs.jsonl").exists()
     assert f"(../{Path(study).name}.yaml)" in (STUDIES / page / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.relative_to(STUDIES).as_posix())
-def test_a_finished_study_names_its_code_and_shows_its_pictures(folder):
+def test_finished_study_names_its_code_and_shows_its_images(folder):
     text = (folder / "README.md").read_text(encoding="utf-8")
     name = folder.relative_to(STUDIES).as_posix()
     assert re.search(rf"`git show [0-9a-f]{{8}}:studies/{name}/README\.md`", text)

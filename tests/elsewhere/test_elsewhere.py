@@ -38,7 +38,7 @@ def losses(job: Job) -> list[float]:
 
 
 @pytest.mark.parametrize(("optimizer", "precision", "tolerance"), [(MUON, "fp32", 1e-3), (ADAMW, "bf16", 2e-2)])
-def test_a_run_elsewhere_has_the_losses_of_a_run_on_the_cpu(library, tmp_path, optimizer, precision, tolerance):
+def test_run_elsewhere_has_the_losses_of_a_run_on_the_cpu(library, tmp_path, optimizer, precision, tolerance):
     recipe = small_recipe(tmp_path, optimizer=optimizer, precision=precision)
     here, elsewhere = Job(recipe, tmp_path / "here"), Job(recipe, tmp_path / "elsewhere")
     runs = here.start(), elsewhere.start(partial(train_elsewhere, library))
@@ -61,7 +61,7 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_as_if_it_had_not_been(library,
 
 
 @pytest.mark.parametrize("size", [None, 3], ids=["whole", "in micro-batches"])
-def test_a_step_of_training_waits_for_its_device_once(library, tmp_path, size):
+def test_step_of_training_waits_for_its_device_once(library, tmp_path, size):
     shard, waited = write_shard(tmp_path / "pairs.tar", real_pairs(24)), tmp_path / "waited"
     recipe = with_key(tiny_recipe(shard, steps=4), "data.micro_batch_size", size)
     Job(recipe, tmp_path / "job").start(partial(train_elsewhere, library, waited)).finish()

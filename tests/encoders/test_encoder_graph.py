@@ -103,7 +103,7 @@ def test_reasons_for_fp32(tmp_path, pictures, monkeypatch):
     assert weights_of(out) >= weights_of(tmp_path / "encoder.onnx")
 
 
-def test_cosine_sees_lost_differences_of_pictures():
+def test_cosine_sees_lost_differences_of_images():
     random = np.random.default_rng(0)
     tokens = 100 + random.standard_normal((4, 3, 5)).astype(np.float32)
     mixed = tokens[[1, 0, 2, 3]]

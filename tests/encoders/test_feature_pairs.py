@@ -101,7 +101,7 @@ def test_compare_takes_features(grr_coca, place):
     assert "+0.0% [+0.0%, +0.0%]" in done.out
 
 
-def test_index_has_captions_columns_and_a_picture(grr_coca, place):
+def test_index_has_captions_columns_and_an_image(grr_coca, place):
     assert grr_coca("index", place / "new-features", "--out", place / "index", "-c", place / "mine").code == 0
     with Index.open(place / "index") as index:
         hits = index.search("necrosis liver", NUM_NEW).hits
@@ -119,7 +119,7 @@ def test_index_has_captions_columns_and_a_picture(grr_coca, place):
     assert "gone" not in found.out
 
 
-def test_page_serves_captions_and_pictures_of_slides(grr_coca, place):
+def test_page_serves_captions_and_images_of_slides(grr_coca, place):
     location = place / "served"
     assert grr_coca("index", place / "new-features", "--out", location, "-c", place / "mine").code == 0
     with serving(location) as client:
@@ -194,7 +194,7 @@ def test_other_features_and_images_raise_with_both_names(grr_coca, place, refuse
     assert f"{uni}: features of given:uni; {place / 'old-features'} takes features of given:virchow" in done.err
 
 
-def test_model_of_images_refuses_a_picture_of_features(place):
+def test_model_of_images_rejects_an_image_of_features(place):
     image = FeaturePairs(place / "new-features").image(0)
     with pytest.raises(BadSample, match=r"^a: features of an image encoder; this model takes images"):
         load("icons").preprocess.decode_square(image, "a")
@@ -222,7 +222,7 @@ def test_report_names_the_features(grr_coca, place):
     )
 
 
-def test_features_of_an_encoder_take_images_too(grr_coca, tmp_path):
+def test_features_of_an_encoder_take_images(grr_coca, tmp_path):
     pairs = real_pairs(40, "glyphs")
     write_shard(tmp_path / "pairs.tar", pairs)
     (tmp_path / "graph").mkdir()
@@ -307,7 +307,7 @@ def test_encoder_of_features_cannot_encode(grr_coca, refused, place, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1, 5, 768, 1536, 5_000])
-def test_features_survive_as_a_picture(width):
+def test_features_survive_as_an_image(width):
     features = np.random.default_rng(width).standard_normal(width).astype(np.float16)
     content = feature_image(features, DIGEST)
     image = Image.open(io.BytesIO(content)).convert("RGB")
@@ -320,7 +320,7 @@ def test_features_survive_as_a_picture(width):
             enlarged(image, image.width - 2)
 
 
-def test_other_pictures_hold_no_features():
+def test_other_images_hold_no_features():
     random = np.random.default_rng(0)
     for pair in real_pairs(10, "glyphs"):
         image = Image.open(io.BytesIO(pair.image)).convert("RGB")

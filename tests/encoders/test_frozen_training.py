@@ -97,7 +97,7 @@ def test_first_step_has_the_gradients_of_every_new_weight(place, beside):
 
 
 @pytest.mark.parametrize("cache", [None, "fp16", "mean"])
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(place, tmp_path, cache):
+def test_resumed_run_ends_as_one_that_was_not_interrupted(place, tmp_path, cache):
     recipe = recipe_of(place, steps=6, cache=cache, beside=True)
     pretrain(recipe, tmp_path / "whole")
     start = new_checkpoint(recipe, ALONE)
@@ -119,7 +119,7 @@ def test_features_are_standardized_by_the_training_images(place, tmp_path):
     np.testing.assert_allclose(encoder.deviation, tokens.std(axis=0), rtol=1e-4)
 
 
-def test_a_checkpoint_names_the_encoder_and_captions_by_it(place, tmp_path):
+def test_checkpoint_names_the_encoder_and_captions_by_it(place, tmp_path):
     trained = pretrain(recipe_of(place, cache="fp32"), tmp_path / "run")
     assert not any(name.startswith("encoder") for name in trained.model.state_dict())
     again = from_pretrained(tmp_path / "run")
@@ -159,7 +159,7 @@ def test_fine_tuning_has_a_rate_for_new_and_one_for_old_weights(place, tmp_path,
     assert 5 < new / old < 100
 
 
-def test_a_checkpoint_with_features_is_fine_tuned_further(place, tmp_path):
+def test_checkpoint_with_features_is_fine_tuned_further(place, tmp_path):
     pretrain(recipe_of(place, cache="fp32"), tmp_path / "first")
     recipe = finetuning(recipe_of(place, cache="fp16"))
     start = fitted_start(from_pretrained(tmp_path / "first"), recipe)
@@ -172,7 +172,7 @@ def test_a_checkpoint_with_features_is_fine_tuned_further(place, tmp_path):
         fitted_start(trained, with_key(recipe, "features.caches", [str(place / "mean")]))
 
 
-def test_a_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
+def test_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
     """Without any image, with the same losses; and no image is needed to measure the model."""
     found = {}
     for name, recipe in {"cache": recipe_of(place, cache="fp16"), "folder": folder_recipe(place, "fp16")}.items():

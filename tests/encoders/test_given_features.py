@@ -67,7 +67,7 @@ def test_given_features_become_those_of_the_folder(grr_coca, place, names, kind)
     np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], right(place, "mean"), atol=2e-3)
 
 
-def test_the_number_of_tokens_may_differ(grr_coca, place, names):  # noqa: F811
+def test_number_of_tokens_may_differ(grr_coca, place, names):  # noqa: F811
     tokens = right(place, "tokens")
     (place / "given").mkdir()
     for number, name in enumerate(names):
@@ -128,7 +128,7 @@ def test_files_without_features_raise(tmp_path):
             open_given_features(tmp_path / name)
 
 
-def test_a_name_of_two_images_is_not_guessed(tmp_path):
+def test_name_of_two_images_is_not_guessed(tmp_path):
     for name in ("a/x", "b/x", "b/y"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         np.save(tmp_path / f"{name}.npy", np.full((2, 3), ord(name[0]), np.float32))

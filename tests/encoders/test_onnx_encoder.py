@@ -110,7 +110,7 @@ def test_one_vector_an_image_is_one_token(tmp_path):
     assert encoder.info.num_tokens == 1
 
 
-def test_description_beside_the_graph_is_used(tmp_path):
+def test_description_next_to_the_graph_is_used(tmp_path):
     path = write_graph(tmp_path, licence="mit")
     info = open_encoder(f"onnx:{path}").info
     assert info.licence == "mit"

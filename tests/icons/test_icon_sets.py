@@ -62,7 +62,7 @@ def test_indexed_icon_has_its_name_and_set_metadata(tmp_path):
         assert index.add(path).unchanged == 2
 
 
-def test_an_icon_that_left_its_file_leaves_the_index(tmp_path):
+def test_icon_that_left_its_file_leaves_the_index(tmp_path):
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(tiny("box", "bar")))
     with Index.open(tmp_path / "index", create=True) as index:
@@ -72,7 +72,7 @@ def test_an_icon_that_left_its_file_leaves_the_index(tmp_path):
         assert (update.new, update.removed, len(index)) == (1, 1, 2)
 
 
-def test_an_index_stays_with_the_package_that_it_was_made_of(tmp_path):
+def test_index_stays_with_the_package_that_it_was_made_of(tmp_path):
     put("1.2.3", "box", "bar")
     with Index.open(tmp_path / "index", create=True) as index:
         index.add("iconify:tiny")
@@ -84,7 +84,7 @@ def test_an_index_stays_with_the_package_that_it_was_made_of(tmp_path):
         assert index.refresh().unchanged == 2
 
 
-def test_an_index_notices_that_a_package_was_exchanged(tmp_path):
+def test_index_notices_that_a_package_was_exchanged(tmp_path):
     put("1.2.3", "box", "bar")
     with Index.open(tmp_path / "index", create=True) as index:
         index.add("iconify:tiny")
@@ -94,7 +94,7 @@ def test_an_index_notices_that_a_package_was_exchanged(tmp_path):
         assert len(index) == 2, "nothing was removed"
 
 
-def test_an_icon_set_can_be_forgotten(tmp_path):
+def test_icon_set_can_be_forgotten(tmp_path):
     put("1.2.3", "box", "bar")
     with Index.open(tmp_path / "index", create=True) as index:
         index.add("iconify:tiny")

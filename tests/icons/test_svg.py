@@ -22,7 +22,7 @@ SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0
 OBLONG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 4"><path fill="red" d="M0 0h8v4H0z"/></svg>'
 
 
-def test_an_svg_file_is_drawn_black_on_white():
+def test_svg_file_is_drawn_black_on_white():
     image = decode_image(SQUARE, "a.svg")
     assert (image.size, image.mode) == ((SIDE, SIDE), "RGB")
     assert (image.getpixel((10, 100)), image.getpixel((200, 100))) == ((0, 0, 0), (255, 255, 255))
@@ -42,7 +42,7 @@ def test_small_drawing_has_the_requested_size():
     assert render_svg(svg, 64).tobytes() == expected.tobytes()
 
 
-def test_an_oblong_one_is_shown_whole_in_the_middle_of_a_square():
+def test_oblong_one_is_shown_whole_in_the_middle_of_a_square():
     image = decode_image(OBLONG, "a.svg")
     assert image.size == (SIDE, SIDE)
     assert [image.getpixel((SIDE // 2, y)) for y in (10, SIDE // 2, SIDE - 10)] == [
@@ -62,13 +62,13 @@ def test_svg_is_rendered_at_twice_the_model_size():
     assert Preprocess(224).decode(SQUARE, "a.svg").size == (SIDE, SIDE), "never larger"
 
 
-def test_a_drawing_that_framing_will_enlarge_is_drawn_large():
+def test_drawing_that_framing_will_enlarge_is_drawn_large():
     assert Preprocess(64).decode(SMALL, "a.svg").size == (SIDE, SIDE)
     blank = SMALL.replace(b"<path", b"<path fill='none'")
     assert Preprocess(64).decode(blank, "a.svg").size == (128, 128)
 
 
-def test_a_model_sees_a_drawing_of_half_the_size_nearly_alike():
+def test_model_sees_a_drawing_of_half_the_size_nearly_alike():
     preprocess = Preprocess(64, framing=Framing())
     for drawing in (SQUARE, OBLONG, SMALL):
         small, whole = (
@@ -166,7 +166,7 @@ def brief(monkeypatch):
     ],
     ids=["abort", "nested", "chain", "panic", "endless"],
 )
-def test_a_drawing_that_attacks_costs_an_error_and_nothing_else(brief, data, says):
+def test_drawing_that_attacks_costs_an_error_and_nothing_else(brief, data, says):
     with pytest.raises(BadSample, match=rf"a\.svg: .*{says}") as refused:
         decode_image(data, "a.svg")
     assert refused.value.cause is (Cause.TOO_LARGE if "0" in says else Cause.BROKEN_IMAGE)

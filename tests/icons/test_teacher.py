@@ -113,7 +113,7 @@ def test_unknown_caption_raises_in_its_step(recipe):
         teacher.teach(batch)
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_missing_folder_is_named(tmp_path):
     with pytest.raises(
         UserError,
         match=rf"{tmp_path}/none: teacher: folder not found; create it with `python scripts/text_teacher\.py RECIPE`",
@@ -122,7 +122,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", [CAPTIONS, EMBEDDINGS])
-def test_a_damaged_file_is_named(recipe, tmp_path, name):
+def test_corrupt_file_is_named(recipe, tmp_path, name):
     folder = tmp_path / "teacher"
     taught(recipe, folder)
     content = bytearray((folder / name).read_bytes())
@@ -214,7 +214,7 @@ def plain(recipe, tmp_path_factory):
 
 
 @pytest.mark.ci
-def test_the_loss_of_the_teacher_is_logged_and_falls(recipe, tmp_path):
+def test_loss_of_the_teacher_is_logged_and_falls(recipe, tmp_path):
     pretrain(replace(recipe, schedule=replace(recipe.schedule, steps=20)), tmp_path / "run")
     first, *_, last = (row["teacher"] for row in read_metrics(tmp_path / "run", "train"))
     assert last < 0.9 * first
@@ -227,13 +227,13 @@ def test_without_a_teacher_nothing_of_it_is_trained_or_logged(recipe, plain, tmp
     assert "teacher" not in read_metrics(tmp_path / "run", "train")[0]
 
 
-def test_the_trainer_gets_the_numbers_of_the_recipe(recipe):
+def test_trainer_gets_the_numbers_of_the_recipe(recipe):
     recipe = replace(recipe, teacher=replace(recipe.teacher, weight=0.7, temperature=0.3))
     assert recipe.loss_weights == LossWeights(1.0, 2.0, teacher=0.7, teacher_temperature=0.3)
     assert replace(recipe, teacher=None).loss_weights == LossWeights()
 
 
-def test_a_dry_run_trains_with_it(recipe):
+def test_dry_run_trains_with_it(recipe):
     text = forecast(recipe, new_checkpoint(recipe, ALONE), ALONE)
     assert "first loss" in text
 

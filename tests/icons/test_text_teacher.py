@@ -134,7 +134,7 @@ def test_unavailable_package_raises_with_its_file(tmp_path, monkeypatch):
         read_minilm(tmp_path)
 
 
-def test_embedding_goes_on_with_the_next_part(encoder, tmp_path, monkeypatch):
+def test_embedding_continues_with_the_next_part(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(text_teacher, "TEXTS_PER_PART", 2)
     texts = ["a boat", "moon", "the moon", "red", "green boat"]
     calls = []
@@ -193,7 +193,7 @@ def taught(encoder, tmp_path, monkeypatch) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def test_a_folder_that_is_written_stays_until_its_texts_change(taught, monkeypatch):
+def test_folder_that_is_written_stays_until_its_texts_change(taught, monkeypatch):
     folder = text_teacher.teach(taught, taught.parent)
     Teacher.read(str(folder)).require_captions(training_sources(load_recipe(taught))[0])
     monkeypatch.setattr(text_teacher, "read_minilm", lambda _: pytest.fail("nothing is to be embedded"))
@@ -204,7 +204,7 @@ def test_a_folder_that_is_written_stays_until_its_texts_change(taught, monkeypat
         text_teacher.teach(taught, taught.parent)
 
 
-def test_a_folder_of_something_else_is_not_replaced(taught):
+def test_folder_of_something_else_is_not_replaced(taught):
     (taught.parent / "teacher").mkdir()
     (taught.parent / "teacher" / "train-00000.tar").touch()
     with pytest.raises(UserError, match=r"teacher: holds something else; name another folder in .*recipe\.yaml under"):

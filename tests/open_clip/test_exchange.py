@@ -45,7 +45,7 @@ def test_nothing_that_is_there_is_written_over(refused, hub, tmp_path):
     assert snapshot(tmp_path) == before
 
 
-def test_the_current_folder_is_not_replaced(refused, hub, tmp_path, monkeypatch):
+def test_current_folder_is_not_replaced(refused, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out in (".", tmp_path):
         message = refused("import", "open_clip", str(hub), "--out", str(out))

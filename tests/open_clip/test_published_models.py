@@ -85,7 +85,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "is_one"), [("coca-b32@v1.0", True), ("coca-b32@../x", False), ("coca-b33", False), ("coca-b32@", False)]
 )
-def test_a_name_may_have_a_revision(name, is_one):
+def test_name_may_have_a_revision(name, is_one):
     assert (find_published(name) is not None) is is_one
 
 
@@ -137,7 +137,7 @@ def test_prefers_safetensors_and_separates_revisions(hub, quick):
         locate_checkpoint("coca-b32@v9")
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(hub, quick, monkeypatch):
+def test_download_that_breaks_off_continues_where_it_was(hub, quick, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))  # tries again at once
     hub.cuts = 1
@@ -159,7 +159,7 @@ def test_rejects_files_with_another_checksum(hub, quick):
     assert locate_checkpoint("coca-b32").is_dir()
 
 
-def test_the_checksum_of_the_first_download_is_kept(hub, quick):
+def test_checksum_of_the_first_download_is_kept(hub, quick):
     folder = locate_checkpoint("coca-b32")
     record = folder.with_name("coca-b32.json")
     record.write_text(record.read_text().replace(json.loads(record.read_text())["sha256"], "0" * 64))
@@ -168,7 +168,7 @@ def test_the_checksum_of_the_first_download_is_kept(hub, quick):
         locate_checkpoint("coca-b32")
 
 
-def test_a_damaged_copy_tells_the_way_out(hub, quick):
+def test_corrupt_copy_tells_the_way_out(hub, quick):
     folder = locate_checkpoint("coca-b32")
     config = folder / "config.json"
     config.write_text(config.read_text() + " ")
@@ -226,7 +226,7 @@ def test_full_disk_raises_before_the_import(hub, quick, monkeypatch, tmp_path):
     assert not quick
 
 
-def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, monkeypatch):
+def test_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, monkeypatch):
     def convert(weights, origin, folder):
         with atomic_folder(folder) as partial:
             (partial / "model.safetensors").write_bytes(b"half")

@@ -44,7 +44,7 @@ def test_corrupt_index_reports_one_line(good, tmp_path, seed):
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_indexes(good, tmp_path):
+def test_two_thousand_corrupt_indexes(good, tmp_path):
     for seed in range(SEEDS, 2000):
         what, is_noticed = use_damaged(good, tmp_path / "bad", seed)
         assert not is_silent(what, is_noticed), (seed, what)
@@ -76,7 +76,7 @@ def test_field_name_that_is_not_text_raises(bad):
         facets(store)
 
 
-def test_an_index_that_is_whole_passes(good, bad):
+def test_index_that_is_whole_passes(good, bad):
     with open_store(str(bad)) as store:
         assert store.check() == (59, 0)
         fill(store, 30, first=100)
@@ -162,7 +162,7 @@ print(len(again.nearest(query, 5)), flush=True)
 """
 
 
-def test_a_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
+def test_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
     folder = tmp_path / "index"
     store = make_store(str(folder), HEADER)
     fill(store, 16_000)
@@ -195,7 +195,7 @@ def test_backup_is_restored_as_the_message_describes(good, bad, tmp_path):
 # --- The verb
 
 
-def test_the_verb_checks_an_index_and_does_nothing_else(bad, capsys):
+def test_command_checks_an_index_and_does_nothing_else(bad, capsys):
     assert main(["index", "--check", "--out", str(bad)]) == 0
     assert capsys.readouterr().out == f"{bad}: 59 images, all as they were written\n"
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:

@@ -88,7 +88,7 @@ def test_equal_hashes_are_found_beyond_the_comparison_limit(store, monkeypatch):
     assert [0, len(hashes) - 1] in groups_of(store)
 
 
-def test_a_pair_in_a_crowd_is_found_by_bands_that_few_have(store, monkeypatch):
+def test_pair_in_a_crowd_is_found_by_bands_that_few_have(store, monkeypatch):
     """Many images agree in the first bands. A pair of them that also agrees elsewhere is compared there."""
     monkeypatch.setattr("grr_coca_search.duplicates.MAX_BUCKET", 3)
     random = np.random.default_rng(0)

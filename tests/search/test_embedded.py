@@ -77,7 +77,7 @@ def test_closed_index_is_not_reported_as_corrupt(store):
         len(store)
 
 
-def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
+def test_folder_that_is_not_there_or_no_index_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder; create one with grr-coca index"):
         open_store(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"not an index: it holds no index\.sqlite"):
@@ -190,7 +190,7 @@ def test_truncated_vectors_raise_and_are_not_padded(store, reopened):
     assert path.stat().st_size == 639
 
 
-def test_a_full_disk_keeps_what_was_committed(tmp_path):
+def test_full_disk_keeps_what_was_committed(tmp_path):
     with disk_of(2_000_000, tmp_path / "small") as small:
         store = make_store(str(small / "index"), HEADER)
         starts = iter(range(0, 100_000, 500))
@@ -206,7 +206,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
         again.close()
 
 
-def test_an_update_gives_back_the_room_of_images_that_are_gone(store, tmp_path, monkeypatch):
+def test_update_gives_back_the_room_of_images_that_are_gone(store, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 2)
     red, *others = [paint(tmp_path / "photos" / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
     for _ in range(2):
@@ -237,7 +237,7 @@ def test_failed_rewrite_on_a_full_disk_frees_its_space(store, monkeypatch):
 # --- Tears
 
 
-def test_a_torn_tail_is_cut_to_what_was_committed(store, reopened):
+def test_torn_tail_is_cut_to_what_was_committed(store, reopened):
     _, vectors = fill(store, 10)
     store.close()
     path = folder_of(store) / "vectors.f16"
@@ -261,7 +261,7 @@ def test_reader_without_permission_sees_the_latest_commit(store, reopened, monke
     assert len(again) == 5
 
 
-def test_an_index_on_a_disk_that_cannot_be_written_to_is_read(tmp_path):
+def test_index_on_a_disk_that_cannot_be_written_to_is_read(tmp_path):
     with disk_of(2_000_000, tmp_path / "disk") as disk:
         store = make_store(str(disk / "index"), HEADER)
         fill(store, 3)
@@ -328,7 +328,7 @@ def test_reader_follows_a_restored_database(store, reopened):
 
 
 @pytest.mark.parametrize("statement", [IMAGES_OF, FAILURES_OF])
-def test_a_page_of_names_is_read_without_sorting_all_of_them(store, statement):
+def test_page_of_names_is_read_without_sorting_all_of_them(store, statement):
     with closing(sqlite3.connect(folder_of(store) / "index.sqlite")) as database:
         plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", ("/pictures", 0, 10)).fetchall()
     assert not any("TEMP B-TREE" in text for *_, text in plan)
@@ -482,7 +482,7 @@ def test_targets_of_links_in_an_index_are_not_changed(store, tmp_path, name):
     assert (tmp_path / "precious").read_text() == "words"
 
 
-def test_a_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
+def test_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
     fill(store, 1)
     store.close()
     with closing(sqlite3.connect(folder_of(store) / "index.sqlite", isolation_level=None)) as database:
@@ -523,7 +523,7 @@ def test_threads_read_their_own_state_without_waiting(store):
     assert seen == [20, (20, 20, 20)]
 
 
-def test_an_iterator_that_nobody_ends_holds_up_nothing(store):
+def test_iterator_that_nobody_ends_holds_up_nothing(store):
     fill(store, 20)
     entries = store.everything()
     assert next(entries)

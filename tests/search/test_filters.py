@@ -32,7 +32,7 @@ A, B, C = (Comparison("width", "=", number) for number in (1, 2, 3))
         ("path not like '%'", Not(Like("path", ""))),
     ],
 )
-def test_a_filter_is_a_tree(text, tree):
+def test_filter_is_a_tree(text, tree):
     assert parse_filter(text) == tree
 
 
@@ -66,7 +66,7 @@ def test_invalid_filter_raises(text, message):
     assert message in str(error.value)
 
 
-def test_a_long_number_is_read_once():
+def test_long_number_is_read_once():
     """A search holds the interpreter: a server would answer nobody meanwhile. This one would outlast a test, if each
     digit were tried with each other one."""
     with pytest.raises(UserError, match="is invalid, at character 9"):

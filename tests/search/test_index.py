@@ -22,7 +22,7 @@ def loads(monkeypatch):
     return folders
 
 
-def test_a_new_index_loads_its_model_once(location, loads):
+def test_new_index_loads_its_model_once(location, loads):
     with Index.open(location, create=True, batch_size=4) as index:
         index.model.embed_texts(["a cat"])
         assert index.model.batch_size == 4
@@ -70,7 +70,7 @@ def test_rejects_batch_sizes_below_one(location, batch_size):
         Index.open(location, create=True, batch_size=batch_size)
 
 
-def test_one_pattern_may_be_given_without_a_list(location, tmp_path):
+def test_one_pattern_can_be_passed_without_a_list(location, tmp_path):
     for name in ("a.png", "b.png"):
         paint(tmp_path / "photos" / name, "red")
     with Index.open(location, create=True) as index:

@@ -73,7 +73,7 @@ def same_hits(ours, theirs):
         assert name == other or name in tied or place == len(ours) - 1, place
 
 
-def test_the_nearest_are_those_of_numpy(store):
+def test_nearest_are_those_of_numpy(store):
     entries, vectors = fill(store, 700)
     for query in make_vectors(100, seed=1):
         same_hits(found(store, query, 12), expected(entries, vectors, query, 12))
@@ -87,7 +87,7 @@ def test_filters_mean_what_python_means(filled, text):
     assert sorted(e.name for e in store.matching(tree)) == sorted(e.name for e in entries if FILTERS[text](e))
 
 
-def test_a_prefix_is_a_text_and_no_pattern(store):
+def test_prefix_is_a_text_and_no_pattern(store):
     titles = ["a_b", "a_c", "a-b", "aXb", "a", "ab", "a\\b", "A_b", "ünï"]
     entries = [
         make_entry(n, name=f"/{title}.png", file=f"/{title}.png", fields={"brand": title})
@@ -111,7 +111,7 @@ def test_values_of_a_filter_are_values_whatever_they_hold(store):
     assert len(store) == len(odd)
 
 
-def test_an_empty_index_answers_nothing(store):
+def test_empty_index_answers_nothing(store):
     assert len(store) == 0
     assert found(store, make_vectors(1)[0], 5) == []
     assert store.sample().vectors.shape[0] == 0
@@ -129,7 +129,7 @@ def test_entries_come_back_as_they_were(store, reopened):
     assert again.columns() == {"price", "brand"}
 
 
-def test_an_image_of_a_name_takes_the_place_of_the_one_before(store):
+def test_image_of_a_name_takes_the_place_of_the_one_before(store):
     fill(store, 10)
     (vector,) = make_vectors(1, seed=5)
     store.commit(Changes(added=[(make_entry(3, caption="a new one"), vector)]))
@@ -188,7 +188,7 @@ def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
     }
 
 
-def test_a_touched_image_keeps_all_but_its_stamp(store):
+def test_touched_image_keeps_all_but_its_stamp(store):
     fill(store, 3)
     store.commit(Changes(touched=[StampUpdate(make_entry(1).name, Stamp(5, 86_400 * 10**9), None)]))
     (entry,) = (entry for entry, _ in store.everything() if entry.name == make_entry(1).name)
@@ -197,7 +197,7 @@ def test_a_touched_image_keeps_all_but_its_stamp(store):
     assert [found.name for found in store.matching(tree)] == [entry.name]
 
 
-def test_a_filter_may_list_thousands_of_values_of_both_kinds(store):
+def test_filter_may_list_thousands_of_values_of_both_kinds(store):
     fill(store, 30)
     names = [f"/pictures/{number}.png" for number in range(3000)]
     listed = ", ".join(f"'{name}'" for name in [*names, make_entry(7).name, make_entry(8).name])
@@ -210,7 +210,7 @@ def test_a_filter_may_list_thousands_of_values_of_both_kinds(store):
     assert sorted(entry.name for entry in found) == sorted(make_entry(number).name for number in picked)
 
 
-def test_a_filter_finds_names_that_are_not_utf8(store):
+def test_filter_finds_names_that_are_not_utf8(store):
     odd = make_entry(1, name="/pictures/caf\udce9.png", file="/pictures/caf\udce9.png")
     store.commit(Changes(added=[(odd, make_vectors(1)[0])]))
     for text in ("path = '/pictures/caf\udce9.png'", "title in ('x', 'caf\udce9')", "path like '/pictures/caf\udce9%'"):
@@ -238,7 +238,7 @@ def test_hashes_and_vectors_go_together(store):
         assert np.array_equal(store.vectors(ids.tolist()), vectors[[order[entry.name] for entry in kept]])
 
 
-def test_the_sample_is_the_same_in_every_process(store, reopened):
+def test_sample_is_the_same_in_every_process(store, reopened):
     fill(store, 200)
     ours, theirs = store.sample(), reopened().sample()
     assert len(ours.vectors) == 200
@@ -288,7 +288,7 @@ def test_images_are_found_by_the_hash_of_their_name(filled):
 
 
 @pytest.mark.parametrize("text", [None, "folder = 'logos'", "price > 40", "width > 9999"])
-def test_the_newest_images_come_first_and_equal_dates_by_name(filled, text):
+def test_newest_images_come_first_and_equal_dates_by_name(filled, text):
     store, entries, _ = filled
     kept = [entry for entry in entries if text is None or FILTERS.get(text, lambda _: False)(entry)]
     expected_names = [entry.name for entry in sorted(kept, key=lambda e: (-e.stamp.mtime_ns, e.name))]
@@ -299,7 +299,7 @@ def test_the_newest_images_come_first_and_equal_dates_by_name(filled, text):
 
 
 @pytest.mark.parametrize("field", ["folder", "width", "date", "price", "brand", "path", "caption", "nothing"])
-def test_the_summary_of_a_field_is_that_of_python(filled, field):
+def test_summary_of_a_field_is_that_of_python(filled, field):
     store, entries, _ = filled
     values = [value for entry in entries for value in entry.values_of(field)]
     counts = Counter(values)
@@ -315,7 +315,7 @@ def test_the_summary_of_a_field_is_that_of_python(filled, field):
 
 @pytest.mark.parametrize("text", ["width > 50", "folder != 'a' and price < 3", "width > 100000"])
 @pytest.mark.parametrize("field", ["folder", "brand", "width", "keywords", "tags"])
-def test_the_summary_of_a_field_counts_what_a_filter_selects(filled, field, text):
+def test_summary_of_a_field_counts_what_a_filter_selects(filled, field, text):
     store, _, _ = filled
     where = parse_filter(text, store.columns())
     counts = Counter(value for entry in store.matching(where) for value in entry.values_of(field))
@@ -360,7 +360,7 @@ def test_photograph_times_are_dates_and_columns_are_not(store):
     assert {"field": "taken", "kind": "number", "min": 0, "max": 2} in facets(store)
 
 
-def test_the_revision_is_another_one_after_a_commit(store, reopened):
+def test_revision_is_another_one_after_a_commit(store, reopened):
     before = store.revision()
     assert store.revision() == before
     entries, _ = fill(store, 3)

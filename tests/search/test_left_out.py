@@ -31,7 +31,7 @@ def stems(store):
     return sorted(entry.title for entry, _ in store.everything())
 
 
-def test_an_index_remembers_its_patterns(store, reopened, photos):
+def test_index_remembers_its_patterns(store, reopened, photos):
     assert update(store, photos).new == 2
     assert update(store, photos, exclude=["raw/"]).removed == 1
     assert stems(store) == ["a"]
@@ -49,7 +49,7 @@ def test_excluded_files_are_counted_once(store, photos):
     )
 
 
-def test_an_invalid_pattern_changes_nothing(store, photos):
+def test_invalid_pattern_changes_nothing(store, photos):
     update(store, photos, exclude=["raw/"])
     with pytest.raises(UserError, match="--exclude"):
         update(store, photos, exclude=["!"])
@@ -75,7 +75,7 @@ def test_images_of_several_frames_are_counted(store, photos):
     assert update(store, photos).first_frames == 0, "it was not read again"
 
 
-def test_the_verbs_say_what_was_left_out_and_what_moves(photos, tmp_path, capsys):
+def test_commands_say_what_was_excluded_and_what_moves(photos, tmp_path, capsys):
     animation(photos / "d.gif")
     said = "left out: 1 hidden folder (.hidden), 1 excluded folder (raw)\n"
     frames = "1 file has several frames or pages; only the first was used\n"

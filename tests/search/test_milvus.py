@@ -80,14 +80,14 @@ def test_first_read_of_a_snapshot_waits_for_writes():
 
 
 @given(st.binary(max_size=20))
-def test_a_file_name_of_any_bytes_is_sent_as_utf8_and_comes_back(name):
+def test_file_name_of_any_bytes_is_sent_as_utf8_and_comes_back(name):
     text = os.fsdecode(name)
     as_utf8(text).encode()
     assert from_utf8(as_utf8(text)) == text
 
 
 @pytest.mark.parametrize("offset", [None, 0, 512])
-def test_a_row_tells_the_image_and_where_it_lies(offset):
+def test_row_tells_the_image_and_where_it_lies(offset):
     name = os.fsdecode(b"/p/\xe9.tar: x/a: b.png")
     entry = make_entry(1, name=name, file=os.fsdecode(b"/p/\xe9.tar"), offset=offset)
     record = to_record(entry, make_vectors(1)[0])
@@ -101,7 +101,7 @@ def test_there_is_no_full_text_index(store):
 
 
 @needs_server
-def test_a_server_that_is_not_there_is_named():
+def test_server_that_is_not_there_is_named():
     with pytest.raises(
         UserError, match=r"http://127\.0\.0\.1:1/index: the Milvus server does not answer, or rejects the request"
     ):
@@ -109,7 +109,7 @@ def test_a_server_that_is_not_there_is_named():
 
 
 @needs_server
-def test_a_name_that_is_no_index_is_named(location):
+def test_name_that_is_no_index_is_named(location):
     with pytest.raises(UserError, match="no index of this name; create one with grr-coca index"):
         open_store(location)
     with pytest.raises(UserError, match="is invalid for a collection"):
@@ -192,7 +192,7 @@ def test_killed_creation_is_started_again(store, location, reopened):
 
 
 @needs_server
-def test_a_collection_of_something_else_is_left_as_it_is(store, location):
+def test_collection_of_something_else_is_unchanged(store, location):
     name = "customers_" + store._name
     store._client.create_collection(name, dimension=4)
     store._client.insert(name, [{"id": 1, "vector": [0.0, 1.0, 0.0, 0.0]}])

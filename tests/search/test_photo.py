@@ -71,7 +71,7 @@ def test_reads_exiv2_and_the_default_language_title():
 
 
 @needs_xml
-def test_xmp_files_beside_an_image_are_read():
+def test_xmp_files_next_to_an_image_are_read():
     photo = read(PHOTOS / "sidecar.jpg")
     assert photo.sidecars
     assert values(photo, "taken", "lat", "lon") == ("2023-01-02T03:04:05", -33.5, 151.25)
@@ -89,7 +89,7 @@ def test_xmp_file_overrides_the_image_and_adds_keywords(tmp_path):
     assert photo.keywords == ("zebra", "straße", "animals", "aardvark")
 
 
-def test_the_state_of_xmp_files_changes_with_each_of_them(tmp_path):
+def test_state_of_xmp_files_changes_with_each_of_them(tmp_path):
     file = ImageFile(str(tmp_path / "a.jpg"))
     states = [sidecar_state(file)]
     for name, content in (("a.xmp", b"1"), ("a.jpg.xmp", b"1"), ("a.xmp", b"12")):
@@ -143,11 +143,11 @@ def with_exif(
         ("", None),
     ],
 )
-def test_a_time_that_never_was_is_no_time(written, taken):
+def test_time_that_never_was_is_no_time(written, taken):
     assert read_bytes(with_exif({ExifTags.Base.DateTimeOriginal: written})).fields.get("taken") == taken
 
 
-def test_the_time_of_scanning_stands_in_for_a_missing_one():
+def test_time_of_scanning_stands_in_for_a_missing_one():
     tags = {
         ExifTags.Base.DateTimeOriginal: "0000:00:00 00:00:00",
         ExifTags.Base.DateTimeDigitized: "2020:01:02 03:04:05",
@@ -166,7 +166,7 @@ def test_the_time_of_scanning_stands_in_for_a_missing_one():
         ("", "", None),
     ],
 )
-def test_a_camera_is_named_once(make, model, camera):
+def test_camera_is_named_once(make, model, camera):
     assert (
         read_bytes(with_exif({}, main={ExifTags.Base.Make: make, ExifTags.Base.Model: model})).fields.get("camera")
         == camera
@@ -201,7 +201,7 @@ def place(lat: tuple, lat_ref: object, lon: tuple, lon_ref: object) -> bytes:
         (place((0, 0, 0), "N", (0, 0, 0), "E"), (None, None)),
     ],
 )
-def test_a_place_that_is_nowhere_is_no_place(data, expected):
+def test_place_that_is_nowhere_is_no_place(data, expected):
     photo = read_bytes(data)
     assert values(photo, "lat", "lon") == expected
 
@@ -282,7 +282,7 @@ def test_corrupt_or_hostile_xmp_is_ignored(tmp_path, name):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_an_xmp_file_of_another_kind_or_size_is_passed_by(tmp_path, make):
+def test_xmp_file_of_another_kind_or_size_is_passed_by(tmp_path, make):
     (tmp_path / "a.jpg").write_bytes(encode_image(COLOURS, "jpeg"))
     make(tmp_path / "a.xmp")
     with (tmp_path / "a.jpg.xmp").open("wb") as file:

@@ -101,7 +101,7 @@ def test_empty_index_rejects_a_filter_of_the_wrong_type():
             parse_filter(text)
 
 
-def test_a_column_of_a_table_counts_more_and_may_hold_anything(store):
+def test_column_of_a_table_counts_more_and_may_hold_anything(store):
     photo = photo_of(lat=48.0, lon=11.0)
     rows = [some_entry(0, fields={"lat": "north"}, photo=photo), some_entry(1, fields={}, photo=photo)]
     store.commit(Changes(added=list(zip(rows, make_vectors(2), strict=True))))
@@ -132,7 +132,7 @@ def test_keywords_are_found_as_words(store, model, photos):
 
 @needs_xml
 @needs_words
-def test_a_changed_xmp_file_is_read_without_the_model(store, photos, model):
+def test_changed_xmp_file_is_read_without_the_model(store, photos, model):
     update(store, model, photos)
     assert update(store, model, photos).noted == 0
     for content, found in (("zebra", ["c"]), ("giraffe", []), (None, [])):
@@ -155,7 +155,7 @@ def test_changed_time_keeps_the_caption_and_rereads_metadata(store, model, photo
     assert matching(store, "camera = 'wrong'") == []
 
 
-def test_an_index_changes_no_file_of_the_library(store, model, photos):
+def test_index_changes_no_file_of_the_library(store, model, photos):
     (photos / "a.jpg.xmp").write_text("broken")
     before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in photos.iterdir()}, snapshot(photos)
     update(store, model, photos)
@@ -184,7 +184,7 @@ def test_parquet_keeps_everything_and_has_plain_columns(store, model, photos, tm
         assert in_order(other) == in_order(store)
 
 
-def test_a_parquet_file_of_an_older_version_is_imported(store, model, photos, tmp_path):
+def test_parquet_file_of_an_older_version_is_imported(store, model, photos, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     update(store, model, photos)
     path = exported(store, tmp_path / "a.parquet")
@@ -201,7 +201,7 @@ def test_a_parquet_file_of_an_older_version_is_imported(store, model, photos, tm
 @pytest.mark.parametrize("photo", [None, Photo(), photo_of(taken="2024", lat=1.5, keywords=("ä", "b"), sidecars=2**55)])
 @pytest.mark.parametrize("fields", [{}, {"price": 5, "taken": "by hand"}])
 @pytest.mark.parametrize("tags", [(), ("cat", "pet")])
-def test_a_row_on_a_server_holds_everything(photo, fields, tags):
+def test_row_on_a_server_holds_everything(photo, fields, tags):
     entry = some_entry(0, photo=photo, fields=fields, tags=tags)
     record = to_record(entry, make_vectors(1)[0])
     assert from_record(json.loads(json.dumps(record))) == entry
@@ -211,7 +211,7 @@ def test_a_row_on_a_server_holds_everything(photo, fields, tags):
     assert from_record({**record, "kinds": {}, "fields": fields, "photo": None}).fields == fields
 
 
-def test_a_filter_on_a_server_asks_for_the_kind():
+def test_filter_on_a_server_requests_the_kind():
     assert to_expression(parse_filter("lat > 48")) == '(kinds["lat"] == "number" and fields["lat"] > 48)'
 
 
@@ -241,7 +241,7 @@ def content(store) -> list[Entry]:
 
 
 @pytest.mark.parametrize("is_writable", [True, False])
-def test_an_older_index_is_searched_as_it_is(old, is_writable):
+def test_older_index_is_searched_as_it_is(old, is_writable):
     before = snapshot(old)
     if not is_writable:
         old.chmod(0o500)
@@ -272,7 +272,7 @@ def test_older_index_gains_thumbnails_without_captioning(old, model, photos):
         one.close()
 
 
-def test_images_of_shards_have_photos_too(store, model, photos, tmp_path):
+def test_images_of_shards_have_photos(store, model, photos, tmp_path):
     from support import write_tar
 
     members = {path.name: path.read_bytes() for path in sorted(photos.iterdir())}
@@ -280,7 +280,7 @@ def test_images_of_shards_have_photos_too(store, model, photos, tmp_path):
     assert matching(store, "taken > '2024'") == ["b", "c"]
 
 
-def test_a_moved_image_keeps_what_was_written(store, model, photos, tmp_path):
+def test_moved_image_keeps_what_was_written(store, model, photos, tmp_path):
     update(store, model, photos)
     shutil.move(photos / "c.jpg", photos / "d.jpg")
     assert update(store, model, photos).moved == 1
@@ -325,7 +325,7 @@ def test_keywords_tags_and_titles_are_fields(filled_with):
     assert entries[0].shown_fields["keywords"] == ["cat", "sea"]
 
 
-def test_a_column_of_numbers_counts_instead_of_keywords_and_tags(filled_with):
+def test_column_of_numbers_counts_instead_of_keywords_and_tags(filled_with):
     of_picture = {"photo": photo_of(keywords=("bird",)), "tags": ("bird",)}
     columns = ({"keywords": 3, "tags": 2.5}, {"keywords": 1, "tags": 1.5}, {})
     store, found = filled_with(

@@ -68,7 +68,7 @@ def test_corrupt_file_raises_and_leaves_no_index(store, tmp_path):
     assert import_parquet(whole, str(tmp_path / "new")) == 3000
 
 
-def test_an_import_that_cannot_be_written_leaves_no_index(store, tmp_path, monkeypatch):
+def test_import_that_cannot_be_written_leaves_no_index(store, tmp_path, monkeypatch):
     fill(store, 3)
     path = exported(store, tmp_path / "a.parquet")
     (tmp_path / "new").mkdir()
@@ -134,7 +134,7 @@ def test_invalid_content_raises_and_leaves_no_index(store, tmp_path, edit, told)
     assert not (tmp_path / "new").exists()
 
 
-def test_an_index_from_elsewhere_is_marked_and_fetches_no_model(store, tmp_path):
+def test_index_from_elsewhere_is_marked_and_fetches_no_model(store, tmp_path):
     fill(store, 3)
     assert not store.was_imported()
     header = replace(store.header, model="somebody/model")

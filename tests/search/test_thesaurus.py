@@ -11,7 +11,7 @@ from grr_coca_search.thesaurus import Thesaurus
 LINES = "fall asleep\tsleep\tbed\nthrow away\tdelete\ttrash\nthrow away food\twaste\n"
 
 
-def test_a_text_is_looked_up_whole():
+def test_text_is_looked_up_whole():
     words = Thesaurus(LINES)
     assert words.related("throw away") == ("delete", "trash")
     assert words.related("  Throw   AWAY ") == ("delete", "trash")
@@ -29,14 +29,14 @@ def test_each_entry_is_found_wherever_it_is():
             assert words.related(entry) == tuple(related)
 
 
-def test_a_model_may_lack_the_file(tmp_path):
+def test_model_may_lack_the_file(tmp_path):
     assert Thesaurus.of_model(tmp_path).related("throw away") == ()
     (tmp_path / THESAURUS).write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"thesaurus\.txt: cannot be read as UTF-8 text"):
         Thesaurus.of_model(tmp_path)
 
 
-def test_the_shipped_file_has_six_words_for_each_entry():
+def test_bundled_file_has_six_words_for_each_entry():
     path = bundled_folder("icons") / THESAURUS
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     entries = [entry for entry, *_ in rows]
@@ -45,7 +45,7 @@ def test_the_shipped_file_has_six_words_for_each_entry():
     assert "trash" not in entries  # the model knows it
 
 
-def test_the_shipped_file_associates_nothing_with_people():
+def test_bundled_file_associates_nothing_with_people():
     """A sentence encoder finds a religion close to crimes, and an origin close to animals."""
     text = (bundled_folder("icons") / THESAURUS).read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()]
@@ -54,7 +54,7 @@ def test_the_shipped_file_associates_nothing_with_people():
     assert not related & {"muslim", "islam", "jewish", "transgender", "race", "chinese", "woman", "disabled"}
 
 
-def test_a_phrase_finds_what_its_words_find(tmp_path):
+def test_phrase_finds_what_its_words_find(tmp_path):
     """A set of four icons, whose file names say nothing."""
     shapes = {
         "1": '<path d="M6 18V6l4 6 4-6v12"/>',

@@ -62,7 +62,7 @@ def drawings(tmp_path):
         yield index
 
 
-def test_hits_of_less_relevance_are_left_out(drawings):
+def test_hits_of_less_relevance_are_excluded(drawings):
     everything = drawings.search("snowman")
     wanted = [hit.path for hit in everything if hit.relevance >= 0.5]
     assert 0 < len(wanted) < len(everything)
@@ -140,7 +140,7 @@ def test_relevance_exists_only_for_bundled_models(preset, size, fitted, tmp_path
     assert (curve_of(tmp_path, config) is not None) is fitted
 
 
-def test_a_model_has_the_curve_that_lies_beside_its_weights(tmp_path):
+def test_model_has_the_curve_that_lies_beside_its_weights(tmp_path):
     config = get_preset("open_clip_coca", "b32")
     numbers = to_dict(CURVE)
     (tmp_path / RELEVANCE).write_text(json.dumps(numbers))

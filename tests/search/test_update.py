@@ -92,7 +92,7 @@ def test_moved_image_is_recognized_by_its_bytes(store, look, photos, model):
     assert kept(store)[str(photos / "deep" / "renamed.png")].caption == "a red square"
 
 
-def test_an_image_moves_once_and_never_onto_one_that_was_there(store, look, photos):
+def test_image_moves_once_and_never_onto_one_that_was_there(store, look, photos):
     copy = (photos / "0.png").read_bytes()
     (photos / "copy.png").write_bytes(copy)
     look("photos")
@@ -129,7 +129,7 @@ def test_subfolder_belongs_to_a_scanned_folder(store, look, photos):
     assert len(store) == 4
 
 
-def test_a_wider_folder_takes_in_what_a_narrower_one_brought(store, look, photos):
+def test_wider_folder_takes_in_what_a_narrower_one_brought(store, look, photos):
     paint(photos / "deep" / "4.png", "blue")
     look("photos/deep")
     look("photos")
@@ -137,7 +137,7 @@ def test_a_wider_folder_takes_in_what_a_narrower_one_brought(store, look, photos
     assert look("photos") == {"removed": 1, "unchanged": 4}
 
 
-def test_a_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
+def test_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
     look("photos")
     photos.rename(photos.with_name("elsewhere"))
     with pytest.raises(UserError, match="photos: does not exist, but the index has images of it"):
@@ -189,7 +189,7 @@ def test_removing_a_source_works_if_it_is_missing(store, look, photos, place, co
     assert bool(store.failures()) == (place not in ("photos", "."))
 
 
-def test_an_argument_that_means_nothing_is_named(look, tmp_path):
+def test_argument_that_means_nothing_is_named(look, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         look(tmp_path / "nowhere")
 
@@ -214,7 +214,7 @@ def test_unreadable_images_are_retried_when_changed(store, look, photos, model):
     assert store.failures() == []
 
 
-def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
+def test_image_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
     write_tar(photos / "some.tar", shard_members(real_pairs(1)))
     paint(photos / "0.heic.png", "red").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
@@ -242,7 +242,7 @@ def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photo
     assert store.known([failure.name]) == {}, "tried again"
 
 
-def test_an_image_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
+def test_image_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
     late, read = photos / "late.png", ImageFile.read
     late.write_bytes((photos / "0.png").read_bytes()[:40])
 
@@ -330,7 +330,7 @@ def test_images_that_arrive_while_others_are_described_stay(store, photos, model
     assert [failure.name for failure in update.failures] == [str(photos / "late-and-bad.png")]
 
 
-def test_an_image_of_the_far_future_is_like_any_other(store, look, photos):
+def test_image_of_the_far_future_is_like_any_other(store, look, photos):
     os.utime(photos / "0.png", (10**10, 10**10))  # the year 2286, behind what 64 bits hold in nanoseconds
     assert look("photos") == {"new": 4}
     assert kept(store)[str(photos / "0.png")].date == "2262-04-11T23:47:16"
@@ -347,7 +347,7 @@ def test_failures_outside_the_sources_are_not_reported(store, look, photos, mode
     assert failure.name == str(photos / "deep" / "bad.png")
 
 
-def test_a_row_whose_name_no_file_can_have_spoils_no_table(store, look, photos):
+def test_row_whose_name_no_file_can_have_spoils_no_table(store, look, photos):
     rows = [{"image": "photos/0.png", "caption": "a"}, {"image": "\ud83d.png", "caption": "b"}]
     (photos.parent / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert look("table.jsonl") == {"new": 1}
@@ -446,7 +446,7 @@ def test_work_before_an_interruption_is_kept(store, photos, model, monkeypatch):
     assert len(store) == 4
 
 
-def test_a_wider_folder_leaves_what_its_walk_passes_by(store, look, photos, tmp_path):
+def test_wider_folder_leaves_what_its_walk_passes_by(store, look, photos, tmp_path):
     paint(tmp_path / "far" / "5.png", "blue")
     (photos / "link").symlink_to(tmp_path / "far")
     paint(photos / ".private" / "6.png", "blue")
@@ -461,7 +461,7 @@ def test_a_wider_folder_leaves_what_its_walk_passes_by(store, look, photos, tmp_
     assert look("photos") == {"removed": 2, "unchanged": 4}
 
 
-def test_a_wider_folder_sees_that_a_shard_has_lost_a_member(store, look, photos):
+def test_wider_folder_sees_that_a_shard_has_lost_a_member(store, look, photos):
     members = shard_members(real_pairs(2))
     shard = write_tar(photos / "some.tar", members)
     look(shard)
@@ -478,7 +478,7 @@ def test_parent_folder_removes_missing_images_of_patterns(store, look, photos, r
     assert look("photos") == {"new": 3 + root.endswith("]"), "removed": 1}
 
 
-def test_a_full_folder_for_temporary_files_is_named(look, photos, monkeypatch):
+def test_full_folder_for_temporary_files_is_named(look, photos, monkeypatch):
     connect = sqlite3.connect
 
     def connect_on_a_full_disk(name, **options):
@@ -525,7 +525,7 @@ def test_naming_a_missing_image_removes_it(store, look, photos):
         look("photos/0.png")
 
 
-def test_an_image_of_the_name_of_a_pattern_is_removed_too(store, look, photos):
+def test_image_of_the_name_of_a_pattern_is_removed(store, look, photos):
     named = paint(photos / "a[1].png", "blue")
     look(named, "photos/0.png")
     named.unlink()
@@ -533,9 +533,9 @@ def test_an_image_of_the_name_of_a_pattern_is_removed_too(store, look, photos):
 
 
 @pytest.mark.parametrize("cell", [10**400, 2**63, math.inf, math.nan])
-def test_a_number_that_a_database_cannot_hold_is_left_out(cell):
+def test_number_that_a_database_cannot_hold_is_excluded(cell):
     assert plain_fields({"serial": cell, "price": 3}) == {"price": 3}
 
 
-def test_a_text_of_very_many_digits_stays_a_text():
+def test_text_of_very_many_digits_stays_a_text():
     assert plain_fields({"serial": "9" * 400}) == {"serial": "9" * 400}

@@ -91,7 +91,7 @@ def test_user_text_ranks_above_image_content(tmp_path):
         assert [hit.entry.title for hit in index.search("guitar")] == ["my guitar teacher", "first"]
 
 
-def test_the_set_before_a_colon_decides_between_equal_names(named):
+def test_set_before_a_colon_decides_between_equal_names(named):
     assert found(named, "mdi:home")[:2] == ["mdi/home", "lucide/home"]
     assert found(named, "lucide:home")[:2] == ["lucide/home", "mdi/home"]
 

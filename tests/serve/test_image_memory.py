@@ -60,7 +60,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     ],
 )
 @pytest.mark.parametrize("to_srgb", [False, True])
-def test_an_image_in_strips_is_the_same_image(monkeypatch, mode, kind, options, to_srgb):
+def test_image_in_strips_is_the_same_image(monkeypatch, mode, kind, options, to_srgb):
     image = noise(mode)
     if mode == "I;16" and options:
         image.putpixel((2, 2), 5)
@@ -75,7 +75,7 @@ def test_an_image_in_strips_is_the_same_image(monkeypatch, mode, kind, options, 
         assert strips.info.keys() == whole.info.keys()
 
 
-def test_a_signalling_nan_of_a_damaged_file_gives_no_warning():
+def test_signalling_nan_of_a_corrupt_file_gives_no_warning():
     values = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
     values.view(np.uint32)[3, 4] = 0x7F800001
     image = decode_image(encoded(Image.fromarray(values), "TIFF"), "a")

@@ -42,7 +42,7 @@ def test_captions_and_vectors_are_those_of_the_model(served, place, images):
     np.testing.assert_allclose(vectors, model.embed_texts(texts), atol=1e-4)
 
 
-def test_the_report_names_a_command_that_serves(place, grr_coca, tmp_path):
+def test_report_names_a_command_that_serves(place, grr_coca, tmp_path):
     page = (place / "mine" / "report.html").read_text(encoding="utf-8")
     command = re.search(r"then grr-coca (serve [^<]*)</p>", page)[1]
     said = grr_coca(*command.replace("INDEX", str(tmp_path / "missing")).split())

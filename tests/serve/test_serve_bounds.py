@@ -88,7 +88,7 @@ def test_rejects_too_much_json_before_parsing(served, body, monkeypatch):
             assert len(answer.body) <= MAX_BYTES
 
 
-def test_a_content_type_that_is_given_twice_hides_no_json(served, monkeypatch):
+def test_content_type_that_is_given_twice_hides_no_json(served, monkeypatch):
     monkeypatch.setattr("json.loads", lambda *_: pytest.fail("parsed"))
     body = b"[" * MAX_DEPTH * 2
     for kinds in (("application/json", "image/png"), ("image/png", "application/json")):
@@ -111,7 +111,7 @@ def test_usual_client_requests_are_within_the_limits(served):
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
 @pytest.mark.parametrize("wrong", [None, [None], [0.5], {}, ""])
-def test_the_report_of_wrong_elements_ends_at_the_first(served, path, wrong, monkeypatch):
+def test_report_of_wrong_elements_ends_at_the_first(served, path, wrong, monkeypatch):
     counts: list[int] = []
     made = "grr_coca_serve.app.invalid"
     from grr_coca_serve.pictures import invalid
@@ -124,7 +124,7 @@ def test_the_report_of_wrong_elements_ends_at_the_first(served, path, wrong, mon
 
 @pytest.mark.parametrize("path", ["/search", "/embed", "/v1/embeddings", "/caption", "/classify"])
 @pytest.mark.parametrize("key", ["a" * 200_000, "\x01" * 100_000, "é" * 100_000, "\U0001f600" * 9, "["])
-def test_an_error_is_short_whatever_it_quotes(served, path, key):
+def test_error_is_short_whatever_it_quotes(served, path, key):
     for content in ({key: 1}, {"texts": [{key: 1}]}, {"inputs": key, key: key}, {"model": key, "input": "a"}):
         answer = served.post(path, content)
         assert answer.status >= 400
@@ -136,7 +136,7 @@ def test_an_error_is_short_whatever_it_quotes(served, path, key):
     assert len(answer.body) <= MAX_BYTES
 
 
-def test_an_error_that_lists_every_repeated_label_is_short(served):
+def test_error_that_lists_every_repeated_label_is_short(served):
     labels = [f"label {n}" for n in range(500)]
     answer = served.post("/classify", {"image": HEART, "labels": labels + labels})
     assert answer.status == 422
@@ -163,7 +163,7 @@ def test_endpoints_without_a_key_accept_no_large_body(served, path):
     assert "more than 4,096" in answer.reason()
 
 
-def test_a_key_of_the_largest_size_opens_a_session(monkeypatch):
+def test_key_of_the_largest_size_opens_a_session(monkeypatch):
     key = "é" * 500
     monkeypatch.setenv(KEY_VARIABLE, key)
     with serving() as client:

@@ -30,7 +30,7 @@ def got(served) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("client", ["openai", "litellm", "langchain", "huggingface_hub", "curl"])
-def test_a_client_captions_and_embeds(got, icons, client):
+def test_client_captions_and_embeds(got, icons, client):
     expected = icons.caption(DRAWINGS / "red-apple.webp")
     found = got[client]
     assert found["caption"] == expected
@@ -53,7 +53,7 @@ def test_langchain_error_names_how_to_send_texts(got):
 
 
 @pytest.mark.skipif(not INSPECTOR.exists(), reason="`make test-clients` could not install the inspector; it needs npm")
-def test_the_inspector_of_mcp_lists_the_tools_and_calls_one(tmp_path, monkeypatch):
+def test_inspector_of_mcp_lists_the_tools_and_calls_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{INSPECTOR.parent}{os.pathsep}{os.environ['PATH']}")
     drawing = tmp_path / "pictures" / "apple.webp"
     drawing.parent.mkdir()

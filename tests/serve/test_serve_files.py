@@ -106,7 +106,7 @@ def test_stalled_file_blocks_once_and_others_are_shown(own, hanging, tmp_path):
         assert client.get(f"/image/{known['fine.png']}").headers["content-type"] == "image/webp"
 
 
-def test_a_thread_does_not_wait_for_a_file_that_hangs(own, hanging):
+def test_thread_does_not_wait_for_a_file_that_hangs(own, hanging):
     with grr_coca.Index.open(own / "index") as index:
         entry = next(index.store.everything())[0]
     files = PictureFiles(None)
@@ -116,7 +116,7 @@ def test_a_thread_does_not_wait_for_a_file_that_hangs(own, hanging):
     files.close()
 
 
-def test_a_hanging_file_is_not_explained(own, hanging):
+def test_hanging_file_is_not_explained(own, hanging):
     pytest.importorskip("torch")
     with serving(own / "index") as client:
         answer = client.post("/explain", {"id": ids(client)["1.png"]})
@@ -139,7 +139,7 @@ def test_server_with_pipes_as_images_answers_and_stops(tmp_path):
 
 
 @pytest.mark.ci
-def test_a_process_ends_though_its_threads_hang(own):
+def test_process_ends_though_its_threads_hang(own):
     code = """
 import os, sys, threading
 real, never = os.open, threading.Event()
@@ -163,7 +163,7 @@ xmlns:s="http://www.w3.org/2000/svg" baseFrequency=".1" s:numOctaves="2000000000
 <path filter="url(#f)" d="M0 0h4v8H0z"/></svg>"""
 
 
-def test_good_images_are_answered_beside_four_slow_ones(monkeypatch):
+def test_good_images_are_answered_next_to_four_slow_ones(monkeypatch):
     pytest.importorskip("resvg_py")
     monkeypatch.setattr("grr_coca_serve.pictures._CPU_SECONDS", 1.5)
     with serving() as client, ThreadPoolExecutor(4) as pool:
@@ -181,7 +181,7 @@ def test_good_images_are_answered_beside_four_slow_ones(monkeypatch):
 # --- Threads and memory
 
 
-def test_a_late_thread_is_replaced_and_leaves_when_it_is_done():
+def test_late_thread_is_replaced_and_leaves_when_it_is_done():
     release = threading.Event()
     workers = DaemonThreads(2, "test", seconds=0.05)
     held = [workers.put(release.wait, 30) for _ in range(2)]
@@ -261,7 +261,7 @@ def test_foreign_index_shows_only_images_of_given_folders(own, imported, folders
             assert shown or "--pictures" in answer.reason()
 
 
-def test_folders_of_pictures_are_kept_to_for_any_index(own):
+def test_folders_of_images_are_kept_to_for_any_index(own):
     outside = {"pictures": [own / "index"]}
     with serving(own / "index", **outside) as client:
         assert not any(one["is_there"] for one in client.get("/pictures").json()["pictures"])
@@ -292,7 +292,7 @@ def test_command_reports_which_images_are_shown(own, imported):
     assert "no such folder" in done.stderr
 
 
-def test_a_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
+def test_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
     (tmp_path / "shown").mkdir()
     (tmp_path / "shown" / "a.png").symlink_to(own / "1.png")
     Image.new("RGB", (30, 30), "red").save(tmp_path / "shown" / "b.png")
@@ -303,12 +303,12 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
     assert there == {"a.png": False, "b.png": True}
 
 
-def test_a_drawing_for_which_there_was_no_time_may_be_sent_again():
+def test_drawing_for_which_there_was_no_time_may_be_sent_again():
     assert to_request_error(BadSample("a.svg: not drawn", Cause.UNREADABLE)).status == 503
     assert to_request_error(BadSample("a.svg: broken", Cause.BROKEN_IMAGE)).status == 415
 
 
-def test_names_that_are_no_paths_are_not_there(served):
+def test_names_that_are_not_paths_are_not_there(served):
     entries = [type("Entry", (), {"file": file}) for file in ("\0", "", "a" * 5000, "/proc/self/mem\0.png")]
     there = served.server.service.index.files.files_exist(entries)
     assert set(there.values()) == {False}

@@ -97,7 +97,7 @@ def test_only_icons_are_looked_for_in_other_sets(served):
     assert served.get(f"/picture/{'0' * 16}/others").status == 404
 
 
-def test_an_icon_is_looked_for_in_the_other_sets_of_an_index(tmp_path, monkeypatch):
+def test_icon_is_looked_for_in_the_other_sets_of_an_index(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
     with grr_coca.Index.open(tmp_path / "x.index", "icons", create=True) as made:
@@ -137,7 +137,7 @@ def test_near_duplicates_are_one_hit_and_a_group(served):
     assert served.get("/duplicates?offset=1").json() == {"total": 1, "sizes": [], "groups": []}
 
 
-def test_a_large_group_is_cut(tmp_path):
+def test_large_group_is_cut(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(70):
@@ -176,7 +176,7 @@ def test_searches_do_not_wait_for_facets_and_lists(index, monkeypatch):
         assert [future.result().status for future in asked] == [200] * 12
 
 
-def test_a_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
+def test_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
     may_end = threading.Event()
     monkeypatch.setattr("grr_coca_serve.served_index.duplicate_groups", lambda store: [] if may_end.wait(100) else None)
     try:
@@ -195,7 +195,7 @@ def test_corrupt_relevance_curve_raises_at_the_start(index, tmp_path):
         RunningServer(replace(OPTIONS, index=str(index), model=str(folder)), print)
 
 
-def test_pictures_are_searched_by_others_and_without_others(served):
+def test_images_are_searched_by_others_and_without_others(served):
     pictures = {Path(one["name"]).stem: one["id"] for one in served.get("/pictures").json()["pictures"]}
     assert names(served.post("/search", {"like": [pictures["snowman"]]}))[0] == "snowman"
     for answer in (
@@ -212,7 +212,7 @@ def test_pictures_are_searched_by_others_and_without_others(served):
     assert names(served.post("/search", {"texts": ["red apple"], "without": ["fruit"], "weights": [2]}))
 
 
-def test_filters_select_hits_and_pictures(served):
+def test_filters_select_hits_and_images(served):
     assert names(served.post("/search", {"texts": ["guitar"], "where": "width > 64"})) == ["large-guitar"]
     assert names(served.get("/pictures?where=width+%3E+64")) == ["large-guitar"]
     assert served.get("/pictures?where=width+%3E+640").json() == {"total": 0, "pictures": []}
@@ -271,7 +271,7 @@ def test_growing_index_shows_new_images_without_restart(own):
         assert client.get("/duplicates").json()["total"] == 1
 
 
-def test_a_picture_that_is_gone_is_a_placeholder_and_no_error(own):
+def test_image_that_is_gone_is_a_placeholder_and_no_error(own):
     folder, location = own
     with serving(location) as client:
         found = {Path(one["name"]).stem: one["id"] for one in client.get("/pictures").json()["pictures"]}
@@ -321,7 +321,7 @@ def test_rejects_an_index_of_another_model_at_any_time(own):
         assert "'pictograms'" in answer.reason()
 
 
-def test_an_index_that_is_damaged_while_served_is_503(own):
+def test_index_that_is_corrupt_while_served_is_503(own):
     _, location = own
     with serving(location) as client:
         for path in location.iterdir():
@@ -331,7 +331,7 @@ def test_an_index_that_is_damaged_while_served_is_503(own):
         assert "index" in answer.reason()
 
 
-def test_an_empty_index_has_no_hits(tmp_path):
+def test_empty_index_has_no_hits(tmp_path):
     location = tmp_path / "empty.index"
     grr_coca.Index.open(location, "icons", create=True).close()
     with serving(location) as client:
@@ -378,7 +378,7 @@ def test_columns_of_a_table_can_be_filtered_by(tmp_path):
         assert {one["fields"]["year"] for one in found} == {1993, 1995}
 
 
-def test_the_connection_is_kept_for_the_next_request(served):
+def test_connection_is_kept_for_the_next_request(served):
     connection = http.client.HTTPConnection(*served.place, timeout=20)
     for _ in range(3):
         connection.request("POST", "/search", json.dumps({"texts": ["a"]}), JSON)

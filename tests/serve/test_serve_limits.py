@@ -136,7 +136,7 @@ def test_full_queue_returns_429_with_retry_after(gate):
 
 
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["at once", "word by word"])
-def test_a_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
+def test_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
     """With room for one request, the place is free before the last byte of an answer is sent."""
     with serving(capacity=1) as client, contextlib.closing(HTTPConnection(*client.place, timeout=60)) as connection:
         for _ in range(20):
@@ -237,7 +237,7 @@ async def _begin(send) -> None:
     await send({"type": "http.response.body", "body": b"half", "more_body": True})
 
 
-def test_an_application_that_does_not_answer_is_given_up():
+def test_application_that_does_not_answer_is_given_up():
     async def app(scope, receive, send):
         await asyncio.Event().wait()
 
@@ -274,7 +274,7 @@ def test_slow_stream_ends_with_an_error(gate):
         gate.open()  # or the server would wait for the batch when it ends
 
 
-def test_a_client_that_goes_away_ends_its_request(gate):
+def test_client_that_goes_away_ends_its_request(gate):
     with serving() as client:
         head = f"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(GUITAR)}\r\n\r\n".encode()
         first = socket.create_connection(client.place)
@@ -293,7 +293,7 @@ def test_a_client_that_goes_away_ends_its_request(gate):
         assert client.metric('grr_coca_requests_total{route="/caption",status="499"}') == 6
 
 
-def test_a_stream_that_is_dropped_ends_its_request(served):
+def test_stream_that_is_dropped_ends_its_request(served):
     headers = f"Host: localhost\r\nAccept: text/event-stream\r\nContent-Length: {len(GUITAR)}\r\n\r\n"
     for _ in range(20):
         with socket.create_connection(served.place) as connection:
@@ -384,7 +384,7 @@ def test_bodies_of_all_requests_together_are_bounded(strict):
     assert strict.post("/caption", b"x" * 45_000).status == 415
 
 
-def test_a_body_is_not_counted_twice_if_its_end_comes_by_itself(strict):
+def test_body_is_not_counted_twice_if_its_end_comes_by_itself(strict):
     head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     with ExitStack() as stack:
         slow, ending = (stack.enter_context(socket.create_connection(strict.place, timeout=5)) for _ in range(2))
@@ -416,7 +416,7 @@ def test_rejects_too_large_or_endless_headers(strict, monkeypatch):
         assert connection.recv(100) == b"", "closed"
 
 
-def test_a_body_that_never_ends_is_not_read_for_ever(strict, monkeypatch):
+def test_body_that_never_ends_is_not_read_forever(strict, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.3)
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
@@ -427,7 +427,7 @@ def test_a_body_that_never_ends_is_not_read_for_ever(strict, monkeypatch):
                 time.sleep(0.02)
 
 
-def test_an_answer_that_is_never_read_is_not_kept_for_ever(monkeypatch):
+def test_answer_that_is_never_read_is_not_kept_forever(monkeypatch):
     monkeypatch.setattr("grr_coca_serve.server.SECONDS_TO_SEND", 0.3)
     with serving() as client:
         client.server._guard._app.add_route("/large", lambda request: Response(bytes(20_000_000)))
@@ -495,7 +495,7 @@ def locked(index):
         yield client
 
 
-def test_a_key_opens_everything_but_the_page_and_health(locked):
+def test_key_opens_everything_but_the_page_and_health(locked):
     for path in ("/", "/app.js", "/health", "/ready"):
         assert locked.get(path).status == 200, path
     for path in ("/info", "/pictures", "/metrics", "/image/0", "/openapi.json", "/v1/models", "/nothing"):
@@ -512,7 +512,7 @@ def test_a_key_opens_everything_but_the_page_and_health(locked):
     assert locked.get("/info", Authorization="Bearer \xe9").status == 401
 
 
-def test_the_key_is_in_no_answer_and_no_log(locked, caplog, capfd, monkeypatch):
+def test_key_is_in_no_answer_and_no_log(locked, caplog, capfd, monkeypatch):
     caplog.set_level(0)
     opened = {"Authorization": "Bearer open sesame"}
     paths = ("/", "/info", "/ready", "/metrics", "/openapi.json", "/pictures", "/nothing?key=open", "/v1/models")
@@ -528,7 +528,7 @@ def test_the_key_is_in_no_answer_and_no_log(locked, caplog, capfd, monkeypatch):
     assert any("'NoneType' object is not callable" in text for text in told[-3:])
 
 
-def test_a_page_gets_a_cookie_for_the_key(locked):
+def test_page_gets_a_cookie_for_the_key(locked):
     assert locked.post("/session", {"key": "wrong"}).status == 401
     answer = locked.post("/session", {"key": "open sesame"})
     assert (answer.status, answer.body) == (204, b"")
@@ -603,7 +603,7 @@ def test_local_addresses_are_recognized_in_any_notation(host, status):
         ({"Origin": ""}, 403),
     ],
 )
-def test_a_page_of_another_site_may_ask_for_nothing(served, locked, headers, status):
+def test_page_of_another_site_may_ask_for_nothing(served, locked, headers, status):
     key = {"Authorization": "Bearer open sesame"}
     for client, given in ((served, {}), (locked, key)):
         for path in ("/caption", "/search", "/v1/embeddings", "/session"):
@@ -621,7 +621,7 @@ def test_other_sites_can_link_but_not_frame_the_page(served):
         assert served.get("/", **{**link, "Sec-Fetch-Dest": within}).status == 403
 
 
-def test_no_other_site_can_tell_which_pictures_are_there(served):
+def test_no_other_site_can_tell_which_images_are_there(served):
     known = served.get("/pictures").json()["pictures"][0]["id"]
     paths = (f"/image/{known}", "/image/0123456789abcdef", "/nothing", "/", "/info", "/health")
     answers = [served.get(path) for path in paths] + [served.post("/caption", b""), served.post("/search", {"a": 1})]
@@ -630,14 +630,14 @@ def test_no_other_site_can_tell_which_pictures_are_there(served):
     assert {answer.headers.get("cross-origin-resource-policy") for answer in answers} == {"same-origin"}
 
 
-def test_a_server_with_a_key_answers_under_every_name(locked):
+def test_server_with_a_key_answers_under_every_name(locked):
     headers = b"Host: pictures.example\r\nAuthorization: Bearer open sesame\r\nConnection: close\r\n\r\n"
     assert locked.raw(b"GET /info HTTP/1.1\r\n" + headers).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("given", ["Schlüssel", "ключ", " spaces around \t", "🔑", "a\n"])
-def test_a_key_may_be_any_text_that_a_header_can_carry(monkeypatch, given):
+def test_key_may_be_any_text_that_a_header_can_carry(monkeypatch, given):
     monkeypatch.setenv(KEY_VARIABLE, given)
     key = given.strip()
     with serving() as client:

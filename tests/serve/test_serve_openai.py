@@ -17,7 +17,7 @@ def chat(*urls: str, **keys: object) -> dict[str, object]:
     return {"model": "icons", "messages": [{"role": "user", "content": content}], **keys}
 
 
-def test_a_chat_completion_is_the_caption_of_the_last_picture(served, icons):
+def test_chat_completion_is_the_caption_of_the_last_image(served, icons):
     answer = served.post("/v1/chat/completions", chat(uri("guitar"), uri("red-apple"), temperature=0, max_tokens=4096))
     assert answer.status == 200, answer.body
     found = answer.json()
@@ -28,7 +28,7 @@ def test_a_chat_completion_is_the_caption_of_the_last_picture(served, icons):
     assert (found["object"], found["model"]) == ("chat.completion", "icons")
 
 
-def test_a_stream_is_the_same_text_in_pieces(served, icons):
+def test_stream_is_the_same_text_in_pieces(served, icons):
     answer = served.post(
         "/v1/chat/completions", chat(uri("red-apple"), stream=True, stream_options={"include_usage": True})
     )
@@ -57,7 +57,7 @@ def test_several_choices_are_beams_or_samples(served, icons):
 
 
 @pytest.mark.parametrize("content", ["green", [{"type": "text", "text": "green"}]], ids=["text", "parts"])
-def test_a_message_of_the_assistant_begins_the_caption(served, icons, content):
+def test_message_of_the_assistant_begins_the_caption(served, icons, content):
     asked = chat(uri("red-apple"))
     asked["messages"].append({"role": "assistant", "content": content})
     for stream in (False, True):
@@ -101,7 +101,7 @@ def test_stop_is_searched_after_the_prompt_without_spaces(served):
     assert choice["message"]["content"] == "green"
 
 
-def test_a_top_p_of_0_is_the_likeliest_caption(served, icons):
+def test_top_p_of_0_is_the_likeliest_caption(served, icons):
     for seed in range(3):
         asked = chat(uri("red-apple"), temperature=2, top_p=0, seed=seed)
         (choice,) = served.post("/v1/chat/completions", asked).json()["choices"]
@@ -130,7 +130,7 @@ def test_many_texts_at_once_are_embedded_in_order(served, icons):
     np.testing.assert_allclose(found[[0, 700, 1499]], icons.embed_texts([texts[0], texts[700], texts[1499]]), atol=1e-5)
 
 
-def test_the_model_is_listed(served):
+def test_model_is_listed(served):
     (model,) = served.get("/v1/models").json()["data"]
     assert model == served.get("/v1/models/icons").json()
     assert (model["id"], model["object"]) == ("icons", "model")

@@ -71,7 +71,7 @@ def test_server_answers_while_it_rejects_a_hostile_drawing(served, name):
 
 
 @pytest.mark.ci
-def test_drawings_that_take_hours_keep_no_picture_waiting(served):
+def test_drawings_that_take_hours_keep_no_image_waiting(served):
     pytest.importorskip("resvg_py")
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(served.post, "/caption", hostile_drawing("takes hours")) for _ in range(8)]
@@ -97,7 +97,7 @@ def test_caption_equals_the_librarys_for_any_upload(served, icons, name):
         assert answer.json()["model"] == "icons"
 
 
-def test_a_form_needs_no_disk(served, monkeypatch):
+def test_form_needs_no_disk(served, monkeypatch):
     monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", no_space_left)
     picture = io.BytesIO()
     Image.effect_noise((1200, 1000), 90).save(picture, "PNG")
@@ -129,7 +129,7 @@ def test_options_stand_in_the_query_in_a_form_or_in_json(served, icons):
         assert all(caption["log_prob"] < 0 for caption in captions)
 
 
-def test_a_caption_streams_token_by_token(served, icons):
+def test_caption_streams_token_by_token(served, icons):
     answer = served.post("/caption", drawing("red-apple"), EVENTS)
     assert answer.headers["content-type"].startswith("text/event-stream")
     *texts, (last, whole) = answer.events()
@@ -142,7 +142,7 @@ def test_a_caption_streams_token_by_token(served, icons):
 
 
 @pytest.mark.parametrize("path", ["/caption", "/v1/chat/completions"])
-def test_an_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch, path):
+def test_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch, path):
     def failing(*_):
         yield ["a half"]
         raise ZeroDivisionError
@@ -171,7 +171,7 @@ def test_beams_are_sent_at_the_end_of_a_stream(served, icons):
     assert answer.events() == [("done", {"text": found.captions[0].text, **known, "tags": []})]
 
 
-def test_words_for_a_picture_are_those_of_the_library(served, icons):
+def test_words_for_an_image_are_those_of_the_library(served, icons):
     words = icons.tag(DRAWINGS / "guitar.webp", 3)
     tags = [{"tag": word, "probability": pytest.approx(probability, rel=1e-3)} for word, probability in words]
     answer = served.post("/caption?tags=3", drawing("guitar")).json()
@@ -297,7 +297,7 @@ def test_labels_are_those_of_the_library(served, icons):
 # --- Heat maps
 
 
-def test_a_heat_map_lies_over_the_patches_for_each_word(served, icons):
+def test_heat_map_lies_over_the_patches_for_each_word(served, icons):
     found = served.post("/explain", drawing("red-apple")).json()
     assert found["caption"] == icons.caption(DRAWINGS / "red-apple.webp")
     assert [one["word"] for one in found["words"]] == found["caption"].split()
@@ -329,7 +329,7 @@ def test_heat_maps_need_no_matplotlib():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_model_of_which_torch_makes_nothing_has_no_heat_maps(monkeypatch, served):
+def test_model_of_which_torch_makes_nothing_has_no_heat_maps(monkeypatch, served):
     def refuse():
         raise UserError("its weights are in int8")
 
@@ -340,7 +340,7 @@ def test_a_model_of_which_torch_makes_nothing_has_no_heat_maps(monkeypatch, serv
     assert "heat maps are unavailable for this model: its weights are in int8" in answer.reason()
 
 
-def test_few_pictures_may_wait_for_heat_maps(served, monkeypatch):
+def test_few_images_may_wait_for_heat_maps(served, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.explainer._MAX_WAITING", 0)
     answer = served.post("/explain", drawing("guitar"))
     assert (answer.status, answer.headers["retry-after"]) == (429, "2")
@@ -420,7 +420,7 @@ def test_server_without_an_index_captions_and_reports_it(icons):
             assert "no index" in answer.reason()
 
 
-def test_the_answers_are_valid_json_whatever_a_file_is_called(served):
+def test_answers_are_valid_json_whatever_a_file_is_called(served):
     # half of a character, as in a file name that is not UTF-8
     answer = served.post("/search", json.dumps({"texts": ["x"], "where": "path = '\udc80'"}).encode(), JSON)
     assert answer.status == 422

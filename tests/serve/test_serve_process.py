@@ -63,7 +63,7 @@ def refused(capsys) -> Callable[..., str]:
     return start
 
 
-def test_a_port_in_use_is_named_before_the_model_is_loaded(refused):
+def test_port_in_use_is_named_before_the_model_is_loaded(refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = refused("--port", port)
@@ -94,7 +94,7 @@ def test_moved_model_error_names_the_option(refused, tmp_path):
 
 
 @pytest.mark.ci
-def test_a_signal_under_load_loses_no_accepted_request(index):
+def test_signal_under_load_loses_no_accepted_request(index):
     """What was accepted before the signal is answered; what comes later gets 503 or finds the port closed."""
     with process(index) as (server, client):
         half = len(GUITAR) // 2
@@ -137,7 +137,7 @@ def test_a_signal_under_load_loses_no_accepted_request(index):
 
 
 @pytest.mark.ci
-def test_a_second_signal_stops_at_once(index):
+def test_second_signal_stops_immediately(index):
     with process(index) as (server, client), socket.create_connection(client.place) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
         wait_until(lambda: client.metric("grr_coca_body_bytes") == 1)
@@ -210,7 +210,7 @@ def test_server_killed_during_an_index_write_restarts(tmp_path):
 
 
 @pytest.mark.ci
-def test_the_server_runs_without_torch_jaxtyping_and_matplotlib(index):
+def test_server_runs_without_torch_jaxtyping_and_matplotlib(index):
     code = """if True:
         import sys
         from importlib.machinery import PathFinder

@@ -31,7 +31,7 @@ def test_scripts_and_references_are_taken_out(evil):
     assert not [word for word in (b"evil", b"alert", b"javascript", b"script") if word in cleaned], cleaned
 
 
-def test_references_within_the_file_and_embedded_pictures_stay():
+def test_references_within_the_file_and_embedded_images_stay():
     svg = (
         f'{HEAD} width="24"><defs><linearGradient id="a"/></defs><path fill="url(#a)" d="M1 2"/><use xlink:href="#a"/>'
         '<image href="data:image/png;base64,iVBORw0K"/></svg>'

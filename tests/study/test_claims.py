@@ -79,7 +79,7 @@ def test_stale_claim_is_taken_over_and_its_holder_notices(tmp_path, elsewhere, p
     assert RunLocks(tmp_path).take("run") is None
 
 
-def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere, pass_time):
+def test_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere, pass_time):
     elsewhere("there")
     working = RunLocks(tmp_path, renewed_every=2.0, free_after=5.0)
     working.take("run")
@@ -134,7 +134,7 @@ def test_claim_of_a_killed_local_process_is_free_immediately(tmp_path):
     assert claims.take("run") is not None
 
 
-def test_a_process_of_somebody_else_holds_its_claim(tmp_path, monkeypatch):
+def test_process_of_somebody_else_holds_its_claim(tmp_path, monkeypatch):
     """Root may signal every process, so the answer of the system is made here."""
     (tmp_path / ".run.claim-0").write_text(json.dumps({"machine": module._machine(), "processes": [os.getppid()]}))
 
@@ -145,7 +145,7 @@ def test_a_process_of_somebody_else_holds_its_claim(tmp_path, monkeypatch):
     assert RunLocks(tmp_path).take("run") is None
 
 
-def test_a_run_that_has_just_ended_is_not_claimed(tmp_path, monkeypatch):
+def test_run_that_has_just_ended_is_not_claimed(tmp_path, monkeypatch):
     """Its claim is gone between two looks."""
     (tmp_path / ".run.claim-0").write_bytes(b"{}")
     read = Path.read_bytes

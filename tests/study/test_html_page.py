@@ -14,7 +14,7 @@ def test_escaped_text_is_shown_verbatim(text):
     assert f"<th>{shown}</th>" in page
 
 
-def test_pictures_are_in_the_page_and_named(tmp_path):
+def test_images_are_in_the_page_and_named(tmp_path):
     shown = {"figures/a b.svg": "<svg>plot</svg>", "caf\udce9.webp": b"bytes"}
     lines = [markdown_picture("x_y*", path) for path in (*shown, "nowhere.webp")]
     page = html_page("t", "\n\n".join(lines), shown)

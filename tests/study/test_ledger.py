@@ -97,7 +97,7 @@ def test_rows_of_something_else_are_named_and_not_counted(folder, changes, why):
     assert ledger.notes[0].endswith(f"not counted: {why}")
 
 
-def test_a_run_that_diverged_is_kept_apart(folder):
+def test_run_that_diverged_is_kept_apart(folder):
     write(folder, a_row(kind="diverged", metrics={}), a_row(seed=1))
     ledger = read_ledger(folder, PLAN)
     assert [row.seed for row in ledger.rows] == [1]
@@ -124,7 +124,7 @@ def test_rows_of_several_commits_are_counted(folder):
     assert ledger.notes == ("rows come from 2 commits: 2 of abc, 1 of def+",)
 
 
-def test_a_folder_without_rows_is_a_user_error(folder):
+def test_folder_without_rows_is_a_user_error(folder):
     with pytest.raises(UserError, match="rows is missing"):
         read_ledger(folder, PLAN)
 
@@ -161,7 +161,7 @@ GONE = {"kind": "diverged", "metrics": {}}
     ],
     ids=["best", "a seed lacks a point", "all seeds lack one", "a point diverged with one seed", "each diverged"],
 )
-def test_the_best_point_is_over_seeds_with_all_points(grid, rows, best):
+def test_best_point_is_over_seeds_with_all_points(grid, rows, best):
     write(grid, *rows)
     ledger = read_ledger(grid, replace(GRID, tuning=Tuning(seeds=(8, 9))))
     assert ledger.chosen == ({} if best is None else {("grr_coca", "emoji"): {"optimizer.lr": best}})

@@ -151,7 +151,7 @@ def write_own_recipes(write_study, tmp_path):
     return write
 
 
-def test_an_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path):
+def test_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path):
     own = {"optimizer.name": "adamw", "data.augmentation": {"crop": 0.5}, "schedule.steps": 12}
     path = write_own_recipes(
         own, baseline=arm("baseline_coca", grid={"optimizer.lr": [1]}), tuning={"seeds": [9], "steps": 2}
@@ -213,7 +213,7 @@ def test_overrides_and_grids_take_switches_and_lists(write_study):
     assert len(points_of(plan, plan.arms[1], "pictograms")) == 4
 
 
-def test_a_grid_is_every_combination(write_study):
+def test_grid_is_every_combination(write_study):
     plan = read_plan(write_study(**other(grid={"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]})), Plan)
     grid = points_of(plan, plan.arms[1], "pictograms")
     assert [tuple(settings.values()) for settings in grid] == [(1, 3), (1, 4), (2, 3), (2, 4)]
@@ -221,7 +221,7 @@ def test_a_grid_is_every_combination(write_study):
     assert points_of(plan, plan.arms[1], "health") == points_of(plan, plan.arms[0], "pictograms") == [{}]
 
 
-def test_an_arm_without_a_grid_has_the_points_that_are_shared(write_study):
+def test_arm_without_a_grid_has_the_points_that_are_shared(write_study):
     tuning = {"seeds": [9], "shared": True}
     plan = read_plan(write_study(arms=[*GRIDS, "coca"], tuning=tuning), Plan)
     assert points_of(plan, plan.arms[2], "pictograms") == [{"optimizer.lr": 0.001}, {"optimizer.lr": 0.01}]
@@ -321,7 +321,7 @@ def test_recipes_of_stages_that_do_not_fit_are_named(write_study, tmp_path):
         check_recipes(plan, path)
 
 
-def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
+def test_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
     before = data_digest(recipe)
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = {name: path.replace("/data/", "/moved/") for name, path in recipe.data.test.items()}
@@ -333,7 +333,7 @@ def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
     assert data_digest(there) != before
 
 
-def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_path):
+def test_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_path):
     for name in ("a.webp", "deep/b.webp"):
         (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pairs" / name).write_bytes(name.encode())

@@ -125,7 +125,7 @@ def test_every_stage_of_a_large_plan_runs(tree, name):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", PLANS)
-def test_a_large_plan_is_tried_dry(tree, name, capsys, monkeypatch):
+def test_large_plan_is_tried_dry(tree, name, capsys, monkeypatch):
     for key, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, key, value)
     path = tree / f"{name}.yaml"
@@ -141,7 +141,7 @@ def test_a_large_plan_is_tried_dry(tree, name, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_large_plan_is_whole_as_it_comes(tree, name, capsys):
+def test_large_plan_is_whole_as_it_comes(tree, name, capsys):
     command = ["study", "run", str(tree / f"{name}.yaml"), "--only", "coca"]
     assert main(command) == 2
     assert "the plan has no arm 'coca'" in capsys.readouterr().err, "all that comes before is right"
@@ -149,7 +149,7 @@ def test_a_large_plan_is_whole_as_it_comes(tree, name, capsys):
     assert read_plan(STUDIES / f"{name}.yaml", Plan).precision == "bf16"
 
 
-def test_the_plan_for_a_gpu_is_whole_as_it_comes():
+def test_plan_for_a_gpu_is_whole_as_it_comes():
     plan = read_plan(GPU / "plan.yaml", Plan)
     check_recipes(plan, GPU / "plan.yaml")
     require_precisions(plan, GPU / "plan.yaml")

@@ -29,7 +29,7 @@ def files(tmp_path):
     return RowFolder(tmp_path)
 
 
-def test_a_row_comes_back_as_it_was_written_and_is_read_once(files):
+def test_row_comes_back_as_it_was_written_and_is_read_once(files):
     other = a_row(captions=(CaptionedExample("not UTF-8 \udce9", ("a cup",), "a cup"),))
     assert files.publish("a", a_row()) == a_row()
     assert files.new_rows() == [a_row()]
@@ -41,7 +41,7 @@ def test_a_row_comes_back_as_it_was_written_and_is_read_once(files):
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_the_first_row_stays_whoever_ends_later(files, monkeypatch, has_links):
+def test_first_row_stays_whoever_ends_later(files, monkeypatch, has_links):
     def refuse(source, target):
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -56,7 +56,7 @@ def test_the_first_row_stays_whoever_ends_later(files, monkeypatch, has_links):
     assert len(list(files.path.iterdir())) == 1
 
 
-def test_a_row_is_on_the_disk_before_it_has_its_name(files, monkeypatch):
+def test_row_is_on_the_disk_before_it_has_its_name(files, monkeypatch):
     done = syncs_and_renames(monkeypatch)
     linked = []
     real = os.link
@@ -82,7 +82,7 @@ def test_half_a_row_is_named_and_replaced(files):
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}', "[" * 100_000], ids=lambda text: text[:20]
 )
-def test_a_file_that_is_no_row_is_named(files, text):
+def test_file_that_is_no_row_is_named(files, text):
     files.publish("a", a_row())
     (files.path / "note.json").write_text(text)
     assert len(files.new_rows()) == 1
@@ -104,7 +104,7 @@ def test_names_identify_different_runs():
     assert len(row_name("arm", "key " + "9" * 500, 0, "b", ("r",))) < 200
 
 
-def test_a_long_name_is_cut_before_its_digest(files):
+def test_long_name_is_cut_before_its_digest(files):
     names = [row_name("ä" * 120, "", seed, "health", ("r", "d")) for seed in (0, 1)]
     for seed, name in enumerate(names):
         files.publish(name, a_row(seed=seed))

@@ -25,7 +25,7 @@ def coverage(values: np.ndarray, truth: float) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 
 
-def test_an_effect_is_the_mean_log_ratio_as_a_percentage():
+def test_effect_is_the_mean_log_ratio_as_a_percentage():
     effect = effect_of((3, 5), np.log([0.98, 0.96]))
     assert effect.seeds == (3, 5)
     assert effect.changes == pytest.approx((-2.0, -4.0))
@@ -41,13 +41,13 @@ def test_one_seed_has_a_change_and_nothing_else():
     assert np.shape(t_test(np.zeros((5, 1)))) == (3, 5)
 
 
-def test_the_t_interval_is_students_on_a_worked_example():
+def test_t_interval_is_students_on_a_worked_example():
     # Student's own example of 1908, additional hours of sleep: mean 1.58, and 0.700 to 2.460 at 95 %.
     hours = np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
     assert t_test(hours)[:2] == pytest.approx((0.700, 2.460), abs=5e-4)
 
 
-def test_the_t_test_is_that_of_scipy():
+def test_t_test_is_that_of_scipy():
     from scipy import stats  # late: half a second, in each worker
 
     values = np.random.default_rng(1).normal(0.5, 1.0, size=(20, 7))

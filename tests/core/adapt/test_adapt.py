@@ -102,12 +102,12 @@ def test_index_finds_an_unseen_image_by_its_words(grr_coca, place, unseen):
     assert found >= 6
 
 
-def test_picture_finds_itself(grr_coca, place, unseen):
+def test_image_finds_itself(grr_coca, place, unseen):
     said = grr_coca("search", place / "index", "--image", unseen[0][7], "--json", "-n", 3)
     assert json.loads(said.out)[0]["path"] == str(unseen[0][7])
 
 
-def test_picture_query_ranks_as_the_base_less_the_mean(model, unseen):
+def test_image_query_ranks_as_the_base_less_the_mean(model, unseen):
     images, _ = unseen
     vectors = model.embed_images(images)
     base = load("icons", engine="onnx").embed_images(images)

@@ -126,7 +126,7 @@ def test_other_pairs_are_divided_into_folds(grr_coca, place, run, tmp_path):
     assert json.loads(said.out)["held_out_images"] == 0
 
 
-def test_run_whose_pairs_are_gone_asks_for_val(grr_coca, place, run, tmp_path):
+def test_run_whose_pairs_are_gone_requests_val(grr_coca, place, run, tmp_path):
     folder = tmp_path / "run"
     for name, content in snapshot(run).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

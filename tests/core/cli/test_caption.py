@@ -138,7 +138,7 @@ def test_captions_keep_other_content_of_xmp_files(grr_coca, run, image_files):
 
 
 @pytest.mark.parametrize("kind", ["txt", "xmp"])
-def test_a_read_only_folder_does_not_hold_up_the_others(grr_coca, run, image_files, tmp_path, monkeypatch, kind):
+def test_read_only_folder_does_not_hold_up_the_others(grr_coca, run, image_files, tmp_path, monkeypatch, kind):
     open_folder, closed = image_files[0].parent, tmp_path / "closed"
     closed.mkdir()
     copyfile(image_files[0], closed / image_files[0].name)
@@ -166,7 +166,7 @@ def test_side_cars_in_capitals_are_side_cars(grr_coca, run, image_files, caption
     assert (folder / "0.TXT").read_text() == f"{captions[str(image_files[0])]}\n"
 
 
-def test_a_caption_is_never_written_into_an_image(refused, run, image_files, monkeypatch):
+def test_caption_is_never_written_into_an_image(refused, run, image_files, monkeypatch):
     """Also if the image has the name of a text file, or is meant by two names."""
     image_files[0].rename(image_files[0].with_suffix(".txt"))
     before = snapshot(image_files[0].parent)
@@ -179,7 +179,7 @@ def test_a_caption_is_never_written_into_an_image(refused, run, image_files, mon
     assert snapshot(image_files[0].parent) == before
 
 
-def test_without_a_checkpoint_the_shipped_model_is_used(grr_coca, image_files):
+def test_without_a_checkpoint_the_bundled_model_is_used(grr_coca, image_files):
     given, default = (grr_coca("caption", image_files[0], *flags) for flags in (["-c", DEFAULT], []))
     assert default.code == 0
     assert default.out == given.out
@@ -190,7 +190,7 @@ def test_without_a_checkpoint_the_shipped_model_is_used(grr_coca, image_files):
 
 
 @pytest.mark.parametrize(("name", "cuts"), [("out.jsonl", (1, 110)), ("out.csv", (0, 25, 60))])
-def test_an_interrupted_job_goes_on_where_it_was(grr_coca, run, image_files, tmp_path, name, cuts):
+def test_interrupted_job_continues_where_it_was(grr_coca, run, image_files, tmp_path, name, cuts):
     whole, path = tmp_path / f"whole-{name}", tmp_path / name
     command = ["caption", "-c", run.folder, *image_files, "--temperature", 1, "--num-captions", 2, "--max-length", 4]
     assert grr_coca(*command, "--out", whole).code == 0
@@ -269,7 +269,7 @@ def test_rows_stay_until_there_are_better_ones(grr_coca, run, image_files, tmp_p
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
-def test_a_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_files, tmp_path, name):
+def test_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_files, tmp_path, name):
     odd = image_files[0].with_name("a\rb.png")
     odd.write_bytes(image_files[0].read_bytes())
     plain = image_files[0].with_name("b.png")
@@ -302,7 +302,7 @@ def test_a_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_file
         pytest.param("out.csv", 'image,caption,log_prob\n"' + "x" * 200_000 + "\n", id="an open quote"),
     ],
 )
-def test_a_file_that_holds_something_else_is_left_as_it_is(refused, run, image_files, tmp_path, name, content):
+def test_file_that_holds_something_else_is_unchanged(refused, run, image_files, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert str(tmp_path / name) in refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
     assert (tmp_path / name).read_text() == content
@@ -336,7 +336,7 @@ def test_two_jobs_at_once_do_not_write_into_one_file(grr_coca, run, image_files,
 @pytest.mark.parametrize(
     "content", [b"", b"<html>404</html>", real_pairs(1)[0].image[:200]], ids=["empty", "HTML", "half"]
 )
-def test_a_bad_image_is_listed_at_the_end_and_the_rest_goes_on(grr_coca, run, image_files, captions, content):
+def test_bad_image_is_listed_at_the_end_and_the_rest_continues(grr_coca, run, image_files, captions, content):
     image_files[1].write_bytes(content)
     said = grr_coca("caption", "-c", run.folder, *image_files)
     assert said.code == 0
@@ -354,7 +354,7 @@ def test_exit_code_is_1_if_all_fail(grr_coca, run, tmp_path):
     assert f"{tmp_path / 'cat.png'}: no such file" in said.err
 
 
-def test_a_name_that_is_not_utf8_comes_out_as_it_is(run, image_files, tmp_path, capfdbinary):
+def test_name_that_is_not_utf8_comes_out_as_it_is(run, image_files, tmp_path, capfdbinary):
     path = Path(os.fsdecode(os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"))
     image_files[0].rename(path)
 
@@ -392,7 +392,7 @@ def test_errors_and_warnings_do_not_steer_the_terminal(grr_coca, image_files, tm
     assert done.stderr == "WARNING: one\n" + r"\x1b[2Jtwo" + "\n"
 
 
-def test_a_reader_that_has_seen_enough_ends_the_job_quietly(image_files):
+def test_reader_that_has_seen_enough_ends_the_job_quietly(image_files):
     command = [sys.executable, "-m", "grr_coca", "caption", str(image_files[0].parent)]
     with running([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
@@ -419,7 +419,7 @@ def test_rejects_sidecars_shared_by_two_images(refused, run, image_files):
 SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'
 
 
-def test_an_svg_file_that_aborts_its_renderer_costs_one_line(grr_coca, tmp_path):
+def test_svg_file_that_aborts_its_renderer_costs_one_line(grr_coca, tmp_path):
     """A pattern of a height of 10¹¹ made the process end, with exit code 134 and an empty result."""
     pytest.importorskip("resvg_py")
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")

@@ -32,7 +32,7 @@ def test_labels_are_shown_likeliest_first(grr_coca, run, image_files, labels_fil
         assert shares == pytest.approx([choice.probability for choice in choices[:2]], abs=1e-5)
 
 
-def test_lines_for_people_hold_the_same(grr_coca, run, image_files):
+def test_lines_for_users_hold_the_same(grr_coca, run, image_files):
     options = ["classify", *image_files, "-c", run.folder, "--labels", ",".join(LABELS), "--batch-size", 2]
     lines = grr_coca(*options).out.splitlines()
     for line, record in zip(lines, map(json.loads, grr_coca(*options, "--json").out.splitlines()), strict=True):
@@ -87,7 +87,7 @@ def test_labels_may_come_from_a_pipe(grr_coca, run, image_files):
     assert {choice["label"] for choice in json.loads(said.out)["labels"]} == {"cat", "dog"}, said.err
 
 
-def test_a_file_of_labels_may_have_a_comma_in_its_name(grr_coca, run, image_files, tmp_path):
+def test_file_of_labels_may_have_a_comma_in_its_name(grr_coca, run, image_files, tmp_path):
     (tmp_path / "a,b.txt").write_text("cat\ndog\n")
     said = grr_coca("classify", image_files[0], "-c", run.folder, "--labels", tmp_path / "a,b.txt", "--json")
     assert {choice["label"] for choice in json.loads(said.out)["labels"]} == {"cat", "dog"}

@@ -64,7 +64,7 @@ def test_check_counts_what_is_broken_and_what_is_there_twice(grr_coca, spoiled, 
         assert image.width > 8 * 64
 
 
-def test_check_for_people_names_the_broken_and_the_truncated(grr_coca, spoiled, tmp_path):
+def test_check_for_users_names_the_broken_and_the_truncated(grr_coca, spoiled, tmp_path):
     data = spoiled.read_bytes()
     spoiled.write_bytes(data[: data.index(PAIRS[18].image) + 9])
     said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
@@ -83,7 +83,7 @@ def test_lone_surrogates_in_names_are_escaped(grr_coca, tmp_path):
     assert (said.code, r"\ud83d.png" in said.out) == (1, True)
 
 
-def test_without_matplotlib_the_contact_sheet_has_words_too(grr_coca, tmp_path, monkeypatch):
+def test_without_matplotlib_the_contact_sheet_has_words(grr_coca, tmp_path, monkeypatch):
     hide_packages(monkeypatch, "matplotlib")
     path, sheet = write_shard(tmp_path / "a.tar", PAIRS[:1]), tmp_path / "sheet.png"
     assert grr_coca("data", "check", path, "--sheet", sheet).code == 0
@@ -92,7 +92,7 @@ def test_without_matplotlib_the_contact_sheet_has_words_too(grr_coca, tmp_path, 
     assert (below < 128).sum() > 20
 
 
-def test_the_contact_sheet_shows_the_images(grr_coca, tmp_path):
+def test_contact_sheet_shows_the_images(grr_coca, tmp_path):
     red = encode_image(Image.new("RGB", (50, 100), "red"))
     path = write_tar(tmp_path / "a.tar", {"0.png": red, "0.txt": b"red"})
     grr_coca("data", "check", path, "--sheet", tmp_path / "sheet.png")
@@ -102,7 +102,7 @@ def test_the_contact_sheet_shows_the_images(grr_coca, tmp_path):
 
 
 @pytest.mark.parametrize(("image", "text"), [(b"<html>", b"a cat"), (PAIRS[0].image, b" \n"), (b"", b"a cat")])
-def test_the_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text):
+def test_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text):
     path = write_tar(tmp_path / "a.tar", {"0.webp": image, "0.txt": text})
     grr_coca("data", "check", path, "--sheet", tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -209,7 +209,7 @@ AVIF = encode_image(Image.new("RGB", (16, 16)), "AVIF").replace(
 
 
 @pytest.mark.parametrize("bad", [BOMB, AVIF], ids=["bomb", "avif"])
-def test_stats_pass_over_a_bomb_and_a_damaged_image(grr_coca, tmp_path, bad):
+def test_stats_pass_over_a_bomb_and_a_corrupt_image(grr_coca, tmp_path, bad):
     path = write_tar(tmp_path / "a.tar", {"0.gif": bad, "0.txt": b"a", "1.webp": PAIRS[0].image, "1.txt": b"b"})
     assert json.loads(grr_coca("data", "stats", path, "--json").out)["image_sizes"] == {"64x64": 1}
 
@@ -263,7 +263,7 @@ def test_several_captions_come_back(grr_coca, tmp_path):
     assert [list(pair.captions) for pair in read_all(tmp_path / "out")] == captions
 
 
-def test_a_caption_with_a_line_end_stays_one_in_shards(grr_coca, tmp_path):
+def test_caption_with_a_line_end_stays_one_in_shards(grr_coca, tmp_path):
     (tmp_path / "a.webp").write_bytes(PAIRS[0].image)
     (tmp_path / "a.csv").write_text('image,caption\na.webp,"a cup\nof tea"\n')
     assert grr_coca("data", "convert", tmp_path / "a.csv", tmp_path / "out").code == 0
@@ -318,7 +318,7 @@ def test_only_large_images_are_downscaled(grr_coca, tmp_path):
     assert second.image == PAIRS[1].image
 
 
-def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
+def test_interrupted_conversion_continues_and_ends_up_the_same(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS)
     images = ByImage(open_source(str(path)))
     conversion = Conversion(str(path), len(images), 6, None)
@@ -393,7 +393,7 @@ def test_memory_does_not_grow_with_the_number_of_captions(tmp_path):
     assert peak < 1_000_000
 
 
-def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp_path):
+def test_conversion_that_an_older_version_began_continues(grr_coca, spoiled, tmp_path):
     grr_coca("data", "convert", spoiled, tmp_path / "out")
     path = tmp_path / "out" / "convert.json"
     settings = json.loads(path.read_text())
@@ -402,7 +402,7 @@ def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp
     assert grr_coca("data", "convert", spoiled, tmp_path / "out").code == 0
 
 
-def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
+def test_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     images = ByImage(open_source(str(write_shard(tmp_path / "a.tar", PAIRS))))
 
     monkeypatch.setattr(convert_module.os, "fsync", no_space_left)

@@ -59,7 +59,7 @@ def test_reports_the_size_of_the_cache(capsys, monkeypatch, tmp_path):
     assert told(capsys)["cache"] == {str(tmp_path / "grr-coca" / "models"): "1.5 MB"}
 
 
-def test_a_changed_byte_of_a_model_is_found(weights, capsys):
+def test_changed_byte_of_a_model_is_found(weights, capsys):
     path = weights / "icons" / "tokenizer.json"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
@@ -71,7 +71,7 @@ def test_a_changed_byte_of_a_model_is_found(weights, capsys):
     assert said.err == "error: icons/tokenizer.json, pictograms/text.onnx: corrupt or missing; install grr-coca again\n"
 
 
-def test_a_changed_file_of_an_installed_wheel_is_found(capsys, monkeypatch, tmp_path):
+def test_changed_file_of_an_installed_wheel_is_found(capsys, monkeypatch, tmp_path):
     (tmp_path / "grr_coca").mkdir()
     files = []
     for name, content in (("whole.py", b"whole"), ("changed.py", b"other")):

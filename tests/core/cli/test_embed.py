@@ -94,7 +94,7 @@ def test_when_all_fail_nothing_is_written(grr_coca, run, tmp_path):
     assert snapshot(tmp_path) == {}
 
 
-def test_a_failed_write_leaves_what_was_there(refused, grr_coca, run, image_files, tmp_path, monkeypatch):
+def test_failed_write_leaves_what_was_there(refused, grr_coca, run, image_files, tmp_path, monkeypatch):
     out = tmp_path / "v.safetensors"
     grr_coca("embed", image_files[0], "-c", run.folder, "--out", out)
     before = snapshot(tmp_path)

@@ -85,7 +85,7 @@ def test_table_and_json_have_the_same_numbers(grr_coca, run, split):
     assert f"{result['perplexity']:.4f}" in said.out
 
 
-def test_verbs_that_measure_take_a_name(grr_coca, split):
+def test_commands_that_measure_take_a_name(grr_coca, split):
     said = grr_coca("evaluate", DEFAULT, "--data", split, "--batch-size", 8, "--json")
     assert said.code == 0
     assert json.loads(said.out)
@@ -119,7 +119,7 @@ def test_captioning_prints_metrics_and_writes_captions(grr_coca, run, split, tmp
     assert len(out.read_text().splitlines()) == 16
 
 
-def test_splits_may_be_given_one_after_the_other(grr_coca, run, split):
+def test_splits_can_be_passed_one_after_the_other(grr_coca, run, split):
     command = ["evaluate", run.folder, "--json", "--batch-size", 8, "--no-baselines"]
     at_once = grr_coca(*command, "--data", split, run.shard)
     assert json.loads(at_once.out).keys() == {str(split), str(run.shard)}
@@ -146,7 +146,7 @@ def test_without_a_file_the_classes_are_those_that_occur(evaluate, labelled):
 # --- probe
 
 
-def test_a_probe_is_trained_on_one_split_and_tested_on_another(evaluate, labelled, tmp_path):
+def test_probe_is_trained_on_one_split_and_tested_on_another(evaluate, labelled, tmp_path):
     train = write_shard(
         tmp_path / "train.tar", [with_caption(pair, LABELS[i % 3]) for i, pair in enumerate(real_pairs(24))]
     )
@@ -176,7 +176,7 @@ def test_comparison_shows_percentages_and_paired_differences(grr_coca, run, base
     assert paired.count("[") == 4
 
 
-def test_a_checkpoint_held_against_itself_has_not_changed(grr_coca, run, split):
+def test_checkpoint_held_against_itself_has_not_changed(grr_coca, run, split):
     said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
     assert said.out.count("+0.00%") == 3
     assert said.out.splitlines()[-1].count("+0.000 [+0.000, +0.000]") == 4
@@ -226,7 +226,7 @@ def test_perplexities_over_different_tokens_are_not_compared(
     assert found["differences"].keys() == found["metrics"][0].keys() - {"perplexity", "coca_loss"}
 
 
-def test_a_model_that_diverged_is_compared_too(grr_coca, run, diverged, split):
+def test_model_that_diverged_is_compared(grr_coca, run, diverged, split):
     said = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
     assert said.code == 0, said.err
     assert "nan" in said.out

@@ -17,7 +17,7 @@ def test_prints_the_caption_and_draws_its_words(grr_coca, run, image_files, tmp_
         assert picture.format == "PNG"
 
 
-def test_a_text_is_drawn_in_its_place(grr_coca, run, image_files, tmp_path, monkeypatch):
+def test_text_is_drawn_in_its_place(grr_coca, run, image_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = grr_coca("explain", image_files[0], "-c", run.folder, "--text", "red heart")
     assert said.code == 0, said.err

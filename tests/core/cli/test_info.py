@@ -33,7 +33,7 @@ def test_info_of_two_presets_shows_what_they_differ_in(grr_coca):
     assert "text_decoder." not in said.out
 
 
-def test_info_counts_shorter_captions_too(grr_coca):
+def test_info_counts_shorter_captions(grr_coca):
     flops = [flops_per_pair(get_preset("grr_coca", "tiny"), length) for length in (48, 12)]
     out = grr_coca("info", "grr_coca", "--text-length", 12).out
     for length, count in zip((48, 12), flops, strict=True):

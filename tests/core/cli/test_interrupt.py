@@ -61,25 +61,25 @@ def test_programs_of_tests_accept_interrupts(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["grr_coca.common.errors", "tyro", "torch.nn"])
-def test_an_interrupt_while_something_is_imported_is_one_line(run, image_files, tmp_path, module):
+def test_interrupt_while_something_is_imported_is_one_line(run, image_files, tmp_path, module):
     arguments = ["caption", *image_files, "-c", run.folder]
     said = answer(INTERRUPTED_AT.format(module=module), arguments, tmp_path)
     assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
 
 
-def test_an_interrupt_within_a_lock_is_one_line(tmp_path):
+def test_interrupt_within_a_lock_is_one_line(tmp_path):
     said = answer(INTERRUPTED_WITHIN_A_LOCK, [], tmp_path)
     assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
 
 
-def test_an_interrupt_after_the_work_changes_nothing(tmp_path):
+def test_interrupt_after_the_work_changes_nothing(tmp_path):
     said = answer(INTERRUPTED_AFTERWARDS, ["info", "grr_coc"], tmp_path)
     assert said.returncode == 2
     assert said.stderr == "error: unknown preset 'grr_coc'; did you mean 'grr_coca'?\n"
 
 
 @pytest.mark.parametrize("arguments", [["info", "--help"], ["models"]])
-def test_a_reader_that_takes_no_more_ends_it_without_a_word(arguments):
+def test_reader_that_takes_no_more_ends_it_without_a_word(arguments):
     read, write = os.pipe()
     os.close(read)  # as `| head` leaves it
     command = [sys.executable, "-m", "grr_coca", *arguments]
@@ -144,7 +144,7 @@ def test_any_other_error_keeps_its_traceback(process, monkeypatch, outcome, is_b
     assert caught.value is outcome
 
 
-def test_a_stream_that_the_shell_has_closed_is_nowhere(process, monkeypatch):
+def test_stream_that_the_shell_has_closed_is_nowhere(process, monkeypatch):
     monkeypatch.setattr(grr_coca.cli, "main", lambda: print("said") or 0)
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(SystemExit):

@@ -93,7 +93,7 @@ def test_card_matches_the_manifest(hub, push):
         assert f"\n## {heading}\n" in card
 
 
-def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatch):
+def test_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatch):
     monkeypatch.setattr("grr_coca.model.hub.push_files", None)
     said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
     assert said.code == 0
@@ -119,7 +119,7 @@ def test_existing_repository_needs_update(hub, push):
     assert len(hub.repositories[f"{OWNER}/taken"]) == 2
 
 
-def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch):
+def test_card_that_the_hub_rejects_makes_no_repository(hub, push, monkeypatch):
     monkeypatch.setattr(hub, "licences", {"apache-2.0"})
     said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
     assert said.code == 2
@@ -200,7 +200,7 @@ def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):
     assert "/home" not in said.out
 
 
-def test_a_folder_of_the_name_of_a_shipped_model_is_what_goes_up(grr_coca, run, tmp_path, monkeypatch):
+def test_folder_of_the_name_of_a_bundled_model_is_what_goes_up(grr_coca, run, tmp_path, monkeypatch):
     shutil.copytree(run.checkpoint, tmp_path / "icons")
     monkeypatch.chdir(tmp_path)
     with warnings_of("grr_coca.infer.load") as warnings:
@@ -209,7 +209,7 @@ def test_a_folder_of_the_name_of_a_shipped_model_is_what_goes_up(grr_coca, run, 
     assert "this folder is used" in warnings[0]
 
 
-def test_a_damaged_model_does_not_go_up(refused, tmp_path):
+def test_corrupt_model_does_not_go_up(refused, tmp_path):
     shutil.copytree(PICTOGRAMS, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "model.safetensors"
     content = bytearray(weights.read_bytes())

@@ -56,7 +56,7 @@ def test_options_override_the_recipe_and_are_saved(grr_coca, recipe_file, tmp_pa
 
 
 @pytest.mark.parametrize("data", ["../pairs/of health.tar", "cache:of health.tar"])
-def test_a_run_goes_on_with_the_data_of_the_same_command(grr_coca, recipe_file, tmp_path, monkeypatch, data):
+def test_run_continues_with_the_data_of_the_same_command(grr_coca, recipe_file, tmp_path, monkeypatch, data):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / ("grr-coca" if data.startswith("cache:") else "pairs")
     shard = write_shard(folder / "of health.tar", real_pairs(165, "health"))
@@ -118,12 +118,12 @@ def test_dry_run_prints_memory_steps_and_time_only(grr_coca, recipe_file, finetu
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
+def test_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
     path = recipe_file(edit=lambda recipe: replace(recipe, schedule=replace(recipe.schedule, steps=1)))
     assert grr_coca("pretrain", path, "--dry-run").code == 0
 
 
-def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
+def test_dry_run_rejects_what_the_run_would_refuse(refused, recipe_file):
     few = recipe_file(edit=lambda recipe: replace(recipe, data=replace(recipe.data, val=None)))
     assert "evaluation: batch_size) to 2 or less" in refused("pretrain", few, "--dry-run")
 
@@ -137,7 +137,7 @@ def test_invalid_sizes_raise_before_pairs_are_read(refused, recipe_file, monkeyp
     assert f"{path}: model: image_size 20 must be divisible by patch_size 16; the nearest" in refused("pretrain", path)
 
 
-def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):
+def test_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):
     before = snapshot(run.folder)
     assert "already has a run" in refused("pretrain", recipe_file(), "--out", run.folder)
     assert snapshot(run.folder) == before

@@ -89,7 +89,7 @@ def test_children_and_defaults_are_filled_in():
     ],
     ids=str,
 )
-def test_a_wrong_key_or_value_is_named_with_its_path(data, parts):
+def test_wrong_key_or_value_is_named_with_its_path(data, parts):
     message = _message(data)
     for part in parts:
         assert part in message
@@ -166,7 +166,7 @@ def test_config_older_than_an_option_lacks_the_option():
     assert from_dict(CoCaConfig, data) == config
 
 
-def test_a_value_of_thousands_of_millions_is_not_written_out():
+def test_value_of_thousands_of_millions_is_not_written_out():
     many: object = "x"
     for _ in range(12):
         many = [many] * 10

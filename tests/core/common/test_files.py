@@ -66,7 +66,7 @@ def test_replaces_an_open_file_once_it_is_closed(tmp_path, monkeypatch, refusals
     assert len(tries) == 3 if is_written else 3 < len(tries) < 20
 
 
-def test_files_that_may_only_be_read_reach_the_disk_too(tmp_path, monkeypatch):
+def test_files_that_may_only_be_read_reach_the_disk(tmp_path, monkeypatch):
     """Root may write to them, so the answer of the system is made here."""
     opened, synced, system_open, sync = {}, [], os.open, os.fsync
 
@@ -86,7 +86,7 @@ def test_files_that_may_only_be_read_reach_the_disk_too(tmp_path, monkeypatch):
     verify_folder(tmp_path / "model")
 
 
-def test_a_folder_is_changed_whole_or_not_at_all(tmp_path):
+def test_folder_is_changed_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "model"
     with atomic_folder(folder, {"version": 2}) as partial:
         (partial / "sub").mkdir()
@@ -105,7 +105,7 @@ def test_a_folder_is_changed_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("path", [".", ".."])
-def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
+def test_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UserError, match="has no folder name"), atomic_folder(Path(path)):
@@ -145,14 +145,14 @@ def test_every_flipped_bit_is_found(folder):
 @pytest.mark.parametrize(
     ("name", "said"), [("training/w", "training/w: missing, or cannot"), (MANIFEST, f"{MANIFEST}: missing or corrupt")]
 )
-def test_a_missing_file_is_named(folder, name, said):
+def test_missing_file_is_named(folder, name, said):
     (folder / name).unlink()
     with pytest.raises(UserError, match=re.escape(f"{folder}/{said}")):
         verify_folder(folder)
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "../small/training/w"])
-def test_a_manifest_lists_nothing_outside_of_its_folder(folder, name):
+def test_manifest_lists_nothing_outside_of_its_folder(folder, name):
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][name] = {"bytes": 0, "sha256": ""}
     (folder / MANIFEST).write_text(json.dumps(manifest))
@@ -169,12 +169,12 @@ def test_a_manifest_lists_nothing_outside_of_its_folder(folder, name):
     ],
     ids=["name", "size", "depth"],
 )
-def test_a_manifest_of_what_no_folder_has_is_damaged(folder, manifest):
+def test_manifest_of_what_no_folder_has_is_corrupt(folder, manifest):
     (folder / MANIFEST).write_text(manifest)
     with pytest.raises(UserError, match=r"manifest\.json: (missing or )?corrupt"):
         verify_folder(folder)
 
 
-def test_a_file_that_is_missing_is_not_called_unreadable(tmp_path):
+def test_file_that_is_missing_is_not_called_unreadable(tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json: the file is missing$"):
         read_json(tmp_path / MANIFEST)

@@ -44,7 +44,7 @@ def other(path):
         process.kill()
 
 
-def test_the_error_names_the_process_that_holds_it(path, other):
+def test_error_names_the_process_that_holds_it(path, other):
     with pytest.raises(LockHeldError) as caught:
         ProcessLock(path)
     assert caught.value.holder == str(other.pid)
@@ -52,7 +52,7 @@ def test_the_error_names_the_process_that_holds_it(path, other):
     assert is_held(path)
 
 
-def test_a_killed_process_frees_it_and_its_file_does_no_harm(path, other):
+def test_killed_process_frees_it_and_its_file_does_no_harm(path, other):
     other.kill()
     other.wait()
     assert path.exists()
@@ -61,7 +61,7 @@ def test_a_killed_process_frees_it_and_its_file_does_no_harm(path, other):
     assert not path.exists()
 
 
-def test_it_is_held_once_in_a_process_too(path):
+def test_it_is_held_once_in_a_process(path):
     lock = ProcessLock(path)
     with pytest.raises(LockHeldError) as caught:
         ProcessLock(path)
@@ -70,7 +70,7 @@ def test_it_is_held_once_in_a_process_too(path):
     assert not is_held(path)
 
 
-def test_a_lock_that_is_forgotten_is_free(path):
+def test_lock_that_is_forgotten_is_free(path):
     ProcessLock(path)
     assert not is_held(path)
 

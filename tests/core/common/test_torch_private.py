@@ -63,7 +63,7 @@ def test_tensors_move_a_share_of_the_way():
     torch.testing.assert_close(starts, expected, msg=CHANGED.format("torch._foreach_lerp_"))
 
 
-def test_the_compilers_settings_are_there():
+def test_compilers_settings_are_there():
     import torch._dynamo
     import torch._functorch.config
 
@@ -88,7 +88,7 @@ def test_attention_on_a_cpu_is_the_operator_that_is_counted():
     assert name in run, CHANGED.format(name)
 
 
-def test_a_copy_has_other_children_and_shares_the_rest():
+def test_copy_has_other_children_and_shares_the_rest():
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     copied = torch_private.copy_with_children(module, {"0": module[0], "1": nn.Tanh()})
     assert type(copied) is nn.Sequential, CHANGED.format("nn.Module._modules")

@@ -106,7 +106,7 @@ def training(source, seed=3):
     return PairDataset(source, TOKENIZER, Preprocess(16), 40, augmentation=STRONG, seed=seed)
 
 
-def test_the_spoiled_shards_are_as_the_tests_take_them(spoiled):
+def test_spoiled_shards_are_as_the_tests_take_them(spoiled):
     source, expected = spoiled
     # 200 pairs and the one that repeats a key; seven pairs before the cut, and the one that is cut.
     assert len(source) == 201 + 8
@@ -151,7 +151,7 @@ def test_replacement_depends_on_seed_epoch_and_index(spoiled):
     assert set(stand_ins(1)) <= keys
 
 
-def test_the_sound_pairs_are_all_but_the_bad_ones(spoiled):
+def test_sound_pairs_are_all_but_the_bad_ones(spoiled):
     source, expected = spoiled
     indices, bad = split_valid_pairs(source)
     assert indices == [i for i in range(len(source)) if i not in expected]
@@ -218,7 +218,7 @@ def replacements(count: int, place: str = "a.tar", cause: Cause = Cause.NOT_AN_I
     return [Replacement(cause, f"{place}: {i}", place, 0, i) for i in range(count)]
 
 
-def test_a_bad_batch_at_the_start_stops_nothing():
+def test_bad_batch_at_the_start_stops_nothing():
     log = ReplacementLog(max_share=0.1, window=1000)
     log.add(100, replacements(100))
     for _ in range(8):
@@ -242,7 +242,7 @@ def test_too_many_bad_samples_stop_and_name_the_shard():
     assert "broken or truncated image: 90, not an image: 11" in message
 
 
-def test_the_window_forgets_what_is_old():
+def test_window_forgets_what_is_old():
     rng = np.random.default_rng(0)
     log = ReplacementLog(max_share=1.0, window=500)
     history = []

@@ -10,7 +10,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 
 @pytest.mark.parametrize("has_kept_patches", [False, True])
-def test_a_loader_pins_every_tensor_of_a_batch(monkeypatch, has_kept_patches):
+def test_loader_pins_every_tensor_of_a_batch(monkeypatch, has_kept_patches):
     """PyTorch pins the memory of what has a method for it, and leaves everything else as it is."""
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor, _device=None: tensor + 0)
     case = next(

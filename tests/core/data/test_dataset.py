@@ -88,7 +88,7 @@ def test_long_captions_are_truncated_and_reported_once(num_workers):
     )
 
 
-def test_a_caption_that_just_fits_is_not_warned_of():
+def test_caption_that_just_fits_is_not_warned_of():
     length = len(TOKENIZER.encode("crossed fingers")) + 3
     with warnings_of(LOGGER) as messages:
         (batch,) = batches_of(dataset_of(captions("crossed fingers"), context_length=length), num_workers=0)

@@ -92,7 +92,7 @@ def recipe(tmp_path):
     return of
 
 
-def test_a_model_is_trained_with_the_tokenizer_and_captions(recipe, text, tmp_path):
+def test_model_is_trained_with_the_tokenizer_and_captions(recipe, text, tmp_path):
     trained = pretrain(recipe(text), tmp_path / "run")
     assert trained.config.text_decoder.vocab_size == trained.tokenizer.largest_id + 1
     assert trained.tokenizer.to_json() == from_pretrained(tmp_path / "run").tokenizer.to_json()
@@ -101,7 +101,7 @@ def test_a_model_is_trained_with_the_tokenizer_and_captions(recipe, text, tmp_pa
     assert model.embed_texts(ALL).shape == (15, trained.config.embed_dim)
 
 
-def test_a_tokenizer_of_another_language_is_an_error(recipe):
+def test_tokenizer_of_another_language_is_an_error(recipe):
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
@@ -127,7 +127,7 @@ def test_files_that_are_not_tokenizers_are_errors(recipe, content, keys, message
         new_checkpoint(recipe(content or like_bert(), **keys), ALONE)
 
 
-def test_a_file_that_is_missing_is_an_error(recipe, tmp_path):
+def test_file_that_is_missing_is_an_error(recipe, tmp_path):
     wanted = recipe(like_bert())
     (tmp_path / "my.json").unlink()
     with pytest.raises(UserError, match=r"my\.json: no such file"):

@@ -24,7 +24,7 @@ def drawing(size: tuple[int, int], box: tuple[int, int, int, int], ink="black", 
 
 
 @pytest.mark.parametrize(("ink", "ground"), [("black", "white"), ("white", "navy"), ((200, 200, 200), (150, 150, 150))])
-def test_a_drawing_is_in_the_middle_of_a_square_with_a_margin(ink, ground):
+def test_drawing_is_in_the_middle_of_a_square_with_a_margin(ink, ground):
     """Whatever colours, margins and place it has."""
     framing = Framing(margin=0.1)
     frame = framing.frame(drawing((300, 200), (20, 10, 100, 90), ink, ground))
@@ -71,12 +71,12 @@ def test_enlargement_is_bounded():
         pytest.param(drawing((60, 60), (20, 0, 40, 60)), id="cropped too tight"),
     ],
 )
-def test_other_images_stay_as_they_are(image):
+def test_other_images_are_unchanged(image):
     assert FRAMED.framing.frame(image) is None
     np.testing.assert_array_equal(FRAMED(image), replace(FRAMED, framing=None)(image))
 
 
-def test_a_drawing_that_reaches_all_sides_stays_as_it_is():
+def test_drawing_that_reaches_all_sides_is_unchanged():
     image = Image.new("RGB", (100, 100), "white")
     ImageDraw.Draw(image).polygon([(50, 0), (99, 50), (50, 99), (0, 50)], "black")
     assert Framing().frame(image) is None
@@ -92,7 +92,7 @@ def test_large_centred_drawing_is_unchanged():
 
 
 @pytest.mark.parametrize("name", ["darktable-display-p3.jpg", "imagemagick-cmyk.jpg", "libheif.heic", "libavif.avif"])
-def test_photographs_that_fill_their_frame_stay_as_they_are(name):
+def test_photographs_that_fill_their_frame_are_unchanged(name):
     if name.endswith(".heic"):
         pytest.importorskip("pillow_heif")
     image = FRAMED.decode((PICTURES / name).read_bytes(), name)
@@ -107,7 +107,7 @@ def test_noise_of_lossy_files_is_ground():
     assert np.abs(np.subtract(found, Framing().frame(image).box)).max() <= 2
 
 
-def test_a_square_is_not_framed_again():
+def test_square_is_not_framed_again():
     """Squares go through several hands. The second frame would be another one."""
     image = drawing((300, 200), (20, 10, 100, 90))
     square = FRAMED.square(image)

@@ -190,7 +190,7 @@ def test_chunks_of_the_largest_png_are_within_the_cap():
     require_within_caps(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(17) + chunk * 30_000, "a")
 
 
-def test_bytes_of_scan_markers_behind_the_picture_do_not_count():
+def test_bytes_of_scan_markers_behind_the_image_do_not_count():
     data = encode_image(noise(300), "jpeg", progressive=True)
     assert decode_image(data + b"\xff\xda" * 5000, "a").size == (300, 300)
 

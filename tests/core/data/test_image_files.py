@@ -69,12 +69,12 @@ def test_stars_do_not_follow_links_in_circles(tree):
     assert names("sub/**/*.*") == ["sub/d.gif", "sub/deep/c.webp"]
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tree):
+def test_file_whose_name_looks_like_a_pattern_is_a_file(tree):
     (tree / "[1].png").write_text("x")
     assert names("[1].png") == ["[1].png"]
 
 
-def test_a_file_that_is_named_counts_whatever_it_is_called(tree):
+def test_file_that_is_named_counts_whatever_it_is_called(tree):
     assert names("notes.txt", "nowhere.png") == ["notes.txt", "nowhere.png"]
 
 
@@ -116,7 +116,7 @@ def test_unreadable_folder_is_a_failed_image(tree, lock):
         hidden.read()
 
 
-def test_an_empty_name_is_not_this_folder(tree):
+def test_empty_name_is_not_this_folder(tree):
     with pytest.raises(UserError, match="empty path"):
         find_images(["b.png", ""])
 
@@ -133,7 +133,7 @@ def test_nothing_found_is_named(tree, argument):
 # --- Shards
 
 
-def test_the_images_of_a_shard_need_no_captions(tmp_path):
+def test_images_of_a_shard_need_no_captions(tmp_path):
     pairs = real_pairs(3)
     members = {"sub/._a.webp": b"of the Finder", **shard_members(pairs[:2]), "alone.webp": pairs[2].image}
     images = find_images([str(write_tar(tmp_path / "a.tar", members))])
@@ -169,7 +169,7 @@ def test_truncated_shard_yields_its_images_and_an_error(tmp_path, keep):
 
 
 @pytest.mark.parametrize("members", [{}, {"a.txt": b"no image"}])
-def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
+def test_shard_without_images_is_an_image_that_fails(tmp_path, members):
     (image,) = find_images([str(write_tar(tmp_path / "a.tar", members))])
     with pytest.raises(UserError, match="has no images"):
         image.read()
@@ -193,7 +193,7 @@ def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
         ),
     ],
 )
-def test_a_table_of_images_needs_no_captions(tmp_path, name, text):
+def test_table_of_images_needs_no_captions(tmp_path, name, text):
     pairs = real_pairs(2)
     for number, pair in enumerate(pairs):
         (tmp_path / f"{number}.webp").write_bytes(pair.image)
@@ -203,7 +203,7 @@ def test_a_table_of_images_needs_no_captions(tmp_path, name, text):
     assert all("image" not in image.fields() for image in images)
 
 
-def test_a_parquet_table_of_images_needs_no_captions(tmp_path):
+def test_parquet_table_of_images_needs_no_captions(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     (pair,) = real_pairs(1)

@@ -42,7 +42,7 @@ NAME = "photos/cat.jpg"
         ("a", False),
     ],
 )
-def test_a_name_tells_an_image_by_its_suffix_unless_it_is_hidden(name, expected):
+def test_name_tells_an_image_by_its_suffix_unless_it_is_hidden(name, expected):
     assert is_image_name(name) is expected
 
 
@@ -113,7 +113,7 @@ def test_unreadable_image_names_file_and_cause(data, cause, told):
 
 
 @given(st.sampled_from(sorted(REAL_FILES)), st.data())
-def test_a_damaged_file_gives_an_image_or_an_error_that_names_it(kind, draw):
+def test_corrupt_file_gives_an_image_or_an_error_that_names_it(kind, draw):
     data = bytearray(REAL_FILES[kind])
     for position in draw.draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=8)):
         data[position] = draw.draw(st.integers(0, 255))
@@ -122,7 +122,7 @@ def test_a_damaged_file_gives_an_image_or_an_error_that_names_it(kind, draw):
         rgb_or_error_with_the_name(bytes(data))
 
 
-def test_no_picture_by_mutation_does_more_than_fail():
+def test_no_image_by_mutation_does_more_than_fail():
     counts = Counter(outcome("pictures", number) for number in range(400))
     assert counts.keys() == {"decoded", "refused"}
     assert min(counts.values()) > 50
@@ -138,7 +138,7 @@ def test_metadata_that_is_garbage_does_not_crash(kind):
 # --- Many pixels
 
 
-def test_an_image_of_the_largest_size_is_read():
+def test_image_of_the_largest_size_is_read():
     side = int(MAX_PIXELS**0.5)
     assert decode_image(encode_image(Image.new("1", (side, 1))), NAME).size == (side, 1)
 
@@ -147,7 +147,7 @@ def test_an_image_of_the_largest_size_is_read():
 # Files of real programs in each mode, turned and animated, are in `test_pictures`.
 
 
-def test_an_rgb_image_keeps_its_pixels():
+def test_rgb_image_keeps_its_pixels():
     image = pictogram()
     np.testing.assert_array_equal(decode(image), np.asarray(image))
 
@@ -168,7 +168,7 @@ def test_transparency_is_composited_over_white(mode, pixel, expected):
 
 
 @pytest.mark.parametrize("kind", ["png", "gif"])
-def test_a_transparent_palette_colour_becomes_white(kind):
+def test_transparent_palette_colour_becomes_white(kind):
     image = Image.new("P", (4, 2), 0)
     image.putpalette([10, 20, 30, 200, 0, 0])
     image.paste(1, (2, 0, 4, 2))
@@ -212,7 +212,7 @@ def test_infinite_grey_leaves_the_finite_pixels_distinct():
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_a_single_pixel_is_an_image(kind):
+def test_single_pixel_is_an_image(kind):
     assert decode(Image.new("RGB", (1, 1), "red"), kind).shape == (1, 1, 3)
 
 

@@ -278,13 +278,13 @@ print(decode_image({DRAWING!r}, "a.png").size)
 """
 
 
-def test_a_script_without_a_guard_decodes(tmp_path):
+def test_script_without_a_guard_decodes(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(64, 64)\n", "")
 
 
-def test_a_notebook_decodes():
+def test_notebook_decodes():
     """Its `__main__` has no file, and its standard input is not ours."""
     done = subprocess.run([sys.executable], input=SCRIPT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(64, 64)\n", "")

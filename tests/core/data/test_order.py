@@ -39,7 +39,7 @@ def test_epoch_has_every_sample_once_across_batches(num_samples, batch_size, see
 
 
 @given(batch_size=st.integers(1, 20))
-def test_the_batch_size_does_not_change_the_order(batch_size):
+def test_batch_size_does_not_change_the_order(batch_size):
     refs = flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(batch_size, 100 // batch_size)))
     assert refs == flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(1, 100)))[: len(refs)]
 
@@ -182,7 +182,7 @@ def test_each_period_shuffles_sources_again():
     assert sources[:PERIOD] != sources[PERIOD:]
 
 
-def test_a_mixture_is_a_function_of_the_position():
+def test_mixture_is_a_function_of_the_position():
     mixture = Mixture([700, 40], [0.95, 0.05], seed=1)
     ahead = [mixture.at(position) for position in range(2 * PERIOD)]
     again = Mixture([700, 40], [0.95, 0.05], seed=1)
@@ -192,7 +192,7 @@ def test_a_mixture_is_a_function_of_the_position():
     assert [other.at(position) for position in range(100)] != ahead[:100]
 
 
-def test_a_mixture_visits_each_of_its_sources():
+def test_mixture_visits_each_of_its_sources():
     assert visits_in_period([0.9, 0.0006, 0.0994]).tolist() == [900, 1, 99]
     with pytest.raises(AssertionError, match="each source has visits"):
         Mixture([700, 40], [0.9996, 0.0004], seed=0)

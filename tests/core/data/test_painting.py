@@ -69,7 +69,7 @@ def test_parts_are_coloured_and_the_background_stays_white(two_rings):
     assert at(hollow, 6, 32) == at(hollow, 38, 32) == RED.tolist()
 
 
-def test_a_drawing_in_colours_keeps_them(square):
+def test_drawing_in_colours_keeps_them(square):
     blue = square.clone()
     blue[2, 16:48, 16:48] = 0.9
     assert torch.equal(painted(blue, replace(PLAIN, palette=RED[None], fills=1.0)), blue)
@@ -110,7 +110,7 @@ def test_shadow_is_offset_and_outline_surrounds_the_drawing(square):
 
 @pytest.mark.parametrize("size", [2, 17, 64])
 @pytest.mark.parametrize("value", [0.0, 0.5, 0.95, 1.0])
-def test_pictures_without_a_drawing_stay_pictures(size, value):
+def test_images_without_a_drawing_stay_images(size, value):
     for seed in range(40):
         paint = Augmentation(paint=1.0).draw(np.random.default_rng(seed)).paint
         pixels = painted(torch.full((3, size, size), value), paint)

@@ -146,7 +146,7 @@ def test_matrix_in_the_docs_matches_these_files():
         assert bool(said & both) == bool(shown & both), name
 
 
-def test_the_matrix_has_every_file():
+def test_matrix_has_every_file():
     assert {path.name for path in PICTURES.iterdir()} - {"README.md"} == set(FILES)
 
 
@@ -166,7 +166,7 @@ def test_multiple_frames_are_reported_only_if_present(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".avif", ".heic"))])
-def test_half_a_file_or_a_damaged_one_is_an_error_that_names_it(name):
+def test_half_a_file_or_a_corrupt_one_is_an_error_that_names_it(name):
     whole = content(name)
     for data in (whole[: len(whole) // 2], whole[:40], whole[:32] + bytes(len(whole) - 32)):
         with pytest.raises(BadSample, match=f"^{re.escape(name)}: "):
@@ -240,7 +240,7 @@ def test_conversion_after_scaling_has_similar_colours():
     np.testing.assert_array_equal(np.asarray(preprocess.square(later)), np.asarray(later), "it is not converted twice")
 
 
-def test_a_pillow_image_with_a_profile_is_converted_too():
+def test_pillow_image_with_a_profile_is_converted():
     data = encode_image(Image.new("RGB", (8, 8), (180, 90, 60)), "png", icc_profile=P3)
     with Image.open(io.BytesIO(data)) as image:
         given = Preprocess(8)(to_rgb(image, "image"))
@@ -254,7 +254,7 @@ def test_srgb_itself_changes_no_pixel():
     np.testing.assert_array_equal(np.asarray(decode_image(data, "a.png", to_srgb=True)), pixels)
 
 
-def test_an_image_is_not_converted_twice():
+def test_image_is_not_converted_twice():
     data = encode_image(Image.new("RGB", (4, 4), (180, 90, 60)), "png", icc_profile=P3)
     once = decode_image(data, "a.png", to_srgb=True)
     again = decode_image(encode_image(once, "png"), "a.png", to_srgb=True)
@@ -262,7 +262,7 @@ def test_an_image_is_not_converted_twice():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_stays_beside_a_profile(mode):
+def test_transparency_stays_next_to_a_profile(mode):
     image = Image.new("RGBA", (4, 4), (180, 90, 60, 255))
     image.paste((0, 0, 0, 0), (0, 0, 2, 4))
     data = encode_image(image.convert(mode) if mode != "P" else image.quantize(4), "png", icc_profile=P3)
@@ -272,19 +272,19 @@ def test_transparency_stays_beside_a_profile(mode):
 
 
 @pytest.mark.parametrize("profile", [b"no profile", P3[:200], P3[:-2000], bytes(1000)], ids=len)
-def test_a_damaged_profile_is_ignored(profile):
+def test_corrupt_profile_is_ignored(profile):
     data = encode_image(Image.new("RGB", (4, 4), (180, 90, 60)), "png", icc_profile=profile)
     assert decode_image(data, "a.png", to_srgb=True).getpixel((0, 0)) == (180, 90, 60)
 
 
-def test_a_profile_of_other_channels_is_ignored():
+def test_profile_of_other_channels_is_ignored():
     data = encode_image(Image.new("L", (4, 4), 90), "jpeg", icc_profile=P3)
     assert decode_image(data, "a.jpg", to_srgb=True).getpixel((0, 0)) == (90, 90, 90)
     deep = encode_image(Image.fromarray(np.full((4, 4), 90 * 257, np.uint16)), "png", icc_profile=P3)
     assert decode_image(deep, "a.png", to_srgb=True).getpixel((0, 0)) == (90, 90, 90)
 
 
-def test_a_damaged_second_frame_does_not_spoil_the_first():
+def test_corrupt_second_frame_does_not_spoil_the_first():
     buffer = io.BytesIO()
     image = Image.new("RGB", (8, 8), "red")
     image.save(buffer, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")], duration=50)
@@ -297,7 +297,7 @@ def test_a_damaged_second_frame_does_not_spoil_the_first():
     assert has_more_frames(decode_image(data, "a.gif"))
 
 
-def test_the_picture_in_a_picture_is_no_second_frame():
+def test_image_in_an_image_is_no_second_frame():
     """A JPEG of a telephone holds a preview, or what a bright screen adds to it, behind its own picture."""
     buffer = io.BytesIO()
     image = Image.new("RGB", (8, 8), "red")

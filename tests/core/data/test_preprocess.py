@@ -39,7 +39,7 @@ def test_channels_are_rgb_with_separate_mean_and_deviation():
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([1.0, -1.0, 0.5]))
 
 
-def test_an_image_of_the_right_size_keeps_every_pixel(image):
+def test_image_of_the_right_size_keeps_every_pixel(image):
     pixels = Preprocess(64)(image)
     assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
     np.testing.assert_array_equal(pixels, np.asarray(image))
@@ -56,7 +56,7 @@ def test_pixels_can_be_changed(image):
     assert image.tobytes() == before
 
 
-def test_the_centre_is_kept():
+def test_centre_is_kept():
     image = Image.new("RGB", (300, 100), "white")
     image.paste((255, 0, 0), (100, 0, 200, 100))
     assert Preprocess(16).square(image).getcolors() == [(256, (255, 0, 0))]
@@ -64,7 +64,7 @@ def test_the_centre_is_kept():
 
 @pytest.mark.parametrize("size", [(64, 64), (101, 64), (64, 101), (103, 64), (37, 300), (2000, 1501), (5, 3)])
 @pytest.mark.parametrize("image_size", [16, 64])
-def test_the_square_is_torchvisions_bit_by_bit(size, image_size):
+def test_square_is_torchvisions_bit_by_bit(size, image_size):
     import torchvision.transforms.v2.functional as torchvision  # late: half a second, in each worker
     from torchvision.transforms import InterpolationMode
 

@@ -41,7 +41,7 @@ def dataset_of(source, **options) -> PairDataset:
 # --- Streams
 
 
-def test_a_draw_is_what_its_seed_always_gave():
+def test_draw_is_what_its_seed_always_gave():
     ref, numbers = (
         SampleRef(epoch=2, sample=7),
         {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "NEIGHBOUR": 1002, "SIBLING": 1003, "REPLACEMENT": 1},
@@ -85,7 +85,7 @@ def augmented(augmentation: Augmentation, image: Image.Image, seed: int) -> torc
     return change_images(to_bytes(image)[None], [augmentation.draw(np.random.default_rng(seed))])[0]
 
 
-def test_the_default_augmentation_changes_nothing(image):
+def test_default_augmentation_changes_nothing(image):
     for seed in range(10):
         assert torch.equal(augmented(Augmentation(), image, seed), to_pixels(image))
 
@@ -169,7 +169,7 @@ def colour_at(pixels, x, y) -> list[float]:
     return pixels[:, y, x].round(decimals=2).tolist()
 
 
-def test_a_drawing_is_set_into_a_disc(drawing):
+def test_drawing_is_set_into_a_disc(drawing):
     pixels = set_into(drawing, shadow=0.0)
     assert colour_at(pixels, 32, 32) == YELLOW.tolist(), "the drawing"
     assert colour_at(pixels, 32, 20) == BLUE.tolist(), "its ground"
@@ -179,7 +179,7 @@ def test_a_drawing_is_set_into_a_disc(drawing):
     assert area == pytest.approx(np.pi / 4 - (1 / 4) ** 2, abs=0.01)
 
 
-def test_a_shape_may_have_corners_a_margin_and_a_shadow_below_it(drawing):
+def test_shape_may_have_corners_a_margin_and_a_shadow_below_it(drawing):
     square = set_into(drawing, roundness=0.0, side=0.5, shadow=0.0)
     assert colour_at(square, 17, 17) == BLUE.tolist()
     assert colour_at(square, 14, 32) == WHITE.tolist()
@@ -211,7 +211,7 @@ def test_jpeg_artefacts_appear_only_at_edges():
     assert (small - to_pixels(disc)).abs().mean() > 2 * away.mean(), "it was made in the small size"
 
 
-def test_a_neighbour_stands_at_one_side():
+def test_neighbour_stands_at_one_side():
     image = torch.full((3, 20, 20), 255, dtype=torch.uint8)
     image[:, 10, 10] = 7
     sides = set()
@@ -243,7 +243,7 @@ def test_neighbours_depend_only_on_the_visit():
     assert all(torch.equal(beside[ref].image, again[ref].image) for ref in reversed(refs))
 
 
-def test_a_broken_neighbour_leaves_the_image_as_it_is():
+def test_broken_neighbour_leaves_the_image_unchanged():
     pairs = [replace(pair, image=b"<html>") if index else pair for index, pair in enumerate(PAIRS[:8])]
     plain, beside = (dataset_of(PairsInMemory(pairs), augmentation=Augmentation(neighbour=n)) for n in (0.0, 1.0))
     refs = [SampleRef(epoch, 0) for epoch in range(9)]
@@ -284,13 +284,13 @@ def mixtures(augmentation: Augmentation, images) -> list[np.ndarray]:
     return [mix_images(augmentation, image, lambda: other, np.random.default_rng(seed)).numpy() for seed in range(50)]
 
 
-def test_a_blend_is_even_and_keeps_at_least_half_of_the_image(black_and_white):
+def test_blend_is_even_and_keeps_at_least_half_of_the_image(black_and_white):
     mixed = mixtures(Augmentation(blend=1.0), black_and_white)
     assert all(pixels.min() == pixels.max() <= 128 for pixels in mixed)
     assert len({int(pixels.max()) for pixels in mixed}) > 20
 
 
-def test_a_swap_takes_whole_cells_of_the_other_image(black_and_white):
+def test_swap_takes_whole_cells_of_the_other_image(black_and_white):
     mixed = mixtures(Augmentation(swap=1.0), black_and_white)
     for pixels in mixed:
         assert set(np.unique(pixels)) <= {0, 255}
@@ -319,7 +319,7 @@ def test_uncovered_corners_are_white(image):
     assert shrunk[:, 32, 32].eq(0).all()
 
 
-def test_a_grey_image_stays_rgb(image):
+def test_grey_image_stays_rgb(image):
     grey = augmented(Augmentation(grey=1.0), image, 0)
     red, green, blue = grey
     torch.testing.assert_close(red, green)
@@ -458,7 +458,7 @@ def test_images_are_mixed_only_with_siblings(alike):
     assert torch.equal(look(alike, 1), look(alike, 1, PLAIN))
 
 
-def test_a_broken_sibling_leaves_the_image_as_it_is(tmp_path):
+def test_broken_sibling_leaves_the_image_unchanged(tmp_path):
     pairs = [replace(pair, image=b"<html>") if index in (2, 3) else pair for index, pair in enumerate(ALIKE)]
     source = open_source(str(write_shard(tmp_path / "b.tar", pairs)))
     assert Siblings(source).draw(0, np.random.default_rng(0)) in (2, 3)

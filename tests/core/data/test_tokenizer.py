@@ -40,7 +40,7 @@ def folded(text: str) -> str:
 @given(st.text(PRINTABLE, max_size=40).map(folded))
 @example("don't stop: it's 25% off (€3.50)")
 @example("japanese “prohibited” button, seven o’clock 🐱 \u0301 日本語")
-def test_a_text_of_any_printable_characters_decodes_to_itself(text):
+def test_text_of_any_printable_characters_decodes_to_itself(text):
     tokenizer = train_bpe(CAPTIONS[:20], 300)
     assert folded(tokenizer.decode(tokenizer.encode(text))) == folded(text)
 
@@ -59,7 +59,7 @@ def test_training_creates_at_most_the_requested_ids(vocab_size):
 
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 257])
-def test_a_vocabulary_too_small_for_the_bytes_is_an_error(vocab_size):
+def test_vocabulary_too_small_for_the_bytes_is_an_error(vocab_size):
     with pytest.raises(UserError, match=f"vocab_size must be at least 258, .* got {vocab_size}"):
         train_bpe(CAPTIONS, vocab_size)
 
@@ -108,7 +108,7 @@ def test_special_tokens_in_captions_are_plain_text(tokenizer, caption):
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(caption))
 
 
-def test_a_row_is_begin_words_end_and_the_slot_of_cls(tokenizer):
+def test_row_is_begin_words_end_and_the_slot_of_cls(tokenizer):
     words = tokenizer.encode("red heart")
     assert tokenizer.encode_row("red heart", 40) == [tokenizer.bos_id, *words, tokenizer.eos_id, CLS_SLOT]
 
@@ -121,7 +121,7 @@ def test_truncation_keeps_the_end_token_and_the_first_words(tokenizer, context_l
     assert row[1:-2] == tokenizer.encode("violin " * 50)[: context_length - 3]
 
 
-def test_a_caption_that_just_fits_is_not_cut(tokenizer):
+def test_caption_that_just_fits_is_not_cut(tokenizer):
     words = tokenizer.encode("red heart")
     assert tokenizer.encode_row("red heart", len(words) + 3)[1:-2] == words
 
@@ -131,7 +131,7 @@ def test_decoding_stops_at_the_first_end_token(tokenizer):
     assert tokenizer.decode(ids) == "red"
 
 
-def test_the_json_form_gives_the_same_tokenizer_back(tokenizer):
+def test_json_form_gives_the_same_tokenizer_back(tokenizer):
     again = Tokenizer.from_json(tokenizer.to_json())
     assert (again.bos_id, again.eos_id, again.vocab_size) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
     for caption in CAPTIONS:
@@ -146,7 +146,7 @@ def test_rejects_a_tokenizer_without_an_end_token(bpe):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "not JSON"])
-def test_a_damaged_tokenizer_file_is_a_user_error(text):
+def test_corrupt_tokenizer_file_is_a_user_error(text):
     with pytest.raises(UserError, match="tokenizer"):
         Tokenizer.from_json(text)
 

@@ -81,7 +81,7 @@ def test_file_pattern_matches_only_the_name(library):
     assert names("photos/a.jpg", "photos/raw/b.jpg", left_out=Exclusions(["photos/", "b.*"])) == ["photos/a.jpg"]
 
 
-def test_an_error_names_what_was_left_out(library):
+def test_error_names_what_was_excluded(library):
     for argument in ("photos", "photos/a.jpg", "photos/*.jpg"):
         with pytest.raises(UserError, match=r"no image.*; left out: .*\(a\.jpg"):
             names(argument, left_out=Exclusions(["*.jpg"]))
@@ -172,7 +172,7 @@ def test_folder_on_a_lost_drive_is_a_failed_image(library, monkeypatch, number, 
         failed.read()
 
 
-def test_a_file_that_cannot_be_looked_at_hides_no_other(library, monkeypatch):
+def test_file_that_cannot_be_looked_at_hides_no_other(library, monkeypatch):
     """A file of a network drive that somebody has just deleted, for example."""
     scan = os.scandir
 

@@ -46,7 +46,7 @@ def test_corpus_metric_matches_a_loop_over_resamples():
     assert interval.high == pytest.approx(np.quantile(resampled, 0.975))
 
 
-def test_a_ratio_is_of_sums_and_not_the_mean_of_ratios():
+def test_ratio_is_of_sums_and_not_the_mean_of_ratios():
     measure = Measure.ratio(np.array([1.0, 9.0]), np.array([1.0, 3.0]))
     assert measure.value() == 2.5
 
@@ -62,7 +62,7 @@ def test_pairing_takes_out_what_the_images_have_in_common():
     assert alone.high - alone.low > 1
 
 
-def test_a_model_does_not_differ_from_itself():
+def test_model_does_not_differ_from_itself():
     measure = Measure.mean(RNG.random(50))
     assert measure.difference(measure) == (0.0, 0.0, 0.0)
 
@@ -83,7 +83,7 @@ def test_memory_does_not_change_the_draws(monkeypatch, at_once):
     assert np.array_equal(counts, np.concatenate(list(draws(7, 20, seed=0))))
 
 
-def test_the_seed_decides():
+def test_seed_decides():
     measure = Measure.mean(RNG.random(30))
     assert measure.interval(seed=1) == measure.interval(seed=1)
     assert measure.interval(seed=1) != measure.interval(seed=2)

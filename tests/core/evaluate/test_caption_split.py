@@ -69,13 +69,13 @@ def test_how_images_are_batched_changes_nothing(checkpoint, source, batch_size):
     assert caption_split(checkpoint, source, batch_size=batch_size) == caption_split(checkpoint, source)
 
 
-def test_a_subset_is_fixed_and_spread_over_the_split(checkpoint, source):
+def test_subset_is_fixed_and_spread_over_the_split(checkpoint, source):
     subset = caption_split(checkpoint, source, max_images=4)
     assert subset.names == tuple(source.name(i) for i in (0, 10, 20, 30))
     assert caption_split(checkpoint, source, max_images=1000) == caption_split(checkpoint, source)
 
 
-def test_the_mode_of_the_model_is_as_it_was(checkpoint, source):
+def test_mode_of_the_model_is_as_it_was(checkpoint, source):
     checkpoint.model.train()
     caption_split(checkpoint, source, max_images=BATCH_SIZE)
     assert checkpoint.model.training
@@ -87,7 +87,7 @@ def test_rejects_an_empty_split(checkpoint):
         caption_split(checkpoint, SeveralCaptions(0))
 
 
-def test_a_broken_image_is_named(checkpoint):
+def test_broken_image_is_named(checkpoint):
     source = SeveralCaptions(4)
     source.pairs[3] = replace(source.pairs[3], image=b"no image")
     with pytest.raises(UserError, match=source.name(3)):
@@ -106,17 +106,17 @@ def test_captions_are_written_a_line_each(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_the_name_of_an_image_that_is_not_utf8_is_escaped(tmp_path):
+def test_name_of_an_image_that_is_not_utf8_is_escaped(tmp_path):
     write_captions(CaptionedSplit(("caf\udce9.png",), ("a cup",), (("x",),)), tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["image"] == "caf\udce9.png"
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
+def test_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         write_captions(CaptionedSplit(("a",), ("b",), (("c",),)), tmp_path / "nowhere" / "out.jsonl")
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "out.jsonl"
     path.write_text("old")
 

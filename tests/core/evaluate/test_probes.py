@@ -17,7 +17,7 @@ def clusters(count: int, classes: int, seed: int, spread: float = 0.5) -> tuple[
     return (np.eye(classes, 8)[targets] + spread * rng.normal(size=(count, 8)) / np.sqrt(8)), targets
 
 
-def test_a_linear_probe_finds_clusters():
+def test_linear_probe_finds_clusters():
     train, targets = clusters(120, 3, seed=0)
     test, expected = clusters(60, 3, seed=1)
     found = linear_probe(train, targets, test)
@@ -25,13 +25,13 @@ def test_a_linear_probe_finds_clusters():
     assert found.strength in STRENGTHS
 
 
-def test_a_linear_probe_finds_nothing_in_noise():
+def test_linear_probe_finds_nothing_in_noise():
     rng = np.random.default_rng(0)
     found = linear_probe(rng.normal(size=(90, 8)), np.arange(90) % 3, rng.normal(size=(90, 8)))
     assert (found.predicted == np.arange(90) % 3).mean() < 0.6
 
 
-def test_a_part_of_every_class_is_kept_for_validation():
+def test_part_of_every_class_is_kept_for_validation():
     targets = np.repeat([0, 1, 2], [50, 10, 3])
     fit, held_out = split_for_validation(targets, seed=0)
     assert sorted([*fit, *held_out]) == list(range(63))

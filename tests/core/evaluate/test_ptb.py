@@ -24,7 +24,7 @@ def a_probe_fails(containing: str = "") -> bool:
     return any(tokenize(text) != said for text, said in TABLE if containing.lower() in text.lower())
 
 
-def test_the_recorded_table_holds_line_by_line():
+def test_recorded_table_holds_line_by_line():
     assert len(TABLE) >= 450
     wrong = {text: (tokenize(text), said) for text, said in TABLE if tokenize(text) != said}
     assert not wrong
@@ -97,7 +97,7 @@ def test_tokens_of_each_kind_of_text(caption, tokens):
     assert tokenize(caption) == tokens.split(" ")
 
 
-def test_a_mixed_fraction_is_one_token_with_an_unbreakable_space():
+def test_mixed_fraction_is_one_token_with_an_unbreakable_space():
     assert tokenize("1 1/2 cups") == ["1\u00a01/2", "cups"]
 
 
@@ -107,7 +107,7 @@ def test_text_without_words_has_no_tokens(nothing):
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\u2028", "\x0b"])
-def test_a_line_break_is_a_space(newline):
+def test_line_break_is_a_space(newline):
     assert tokenize(f"a red{newline}cat{newline}") == ["a", "red", "cat"]
 
 

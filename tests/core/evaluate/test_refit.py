@@ -31,7 +31,7 @@ def test_no_other_temperature_is_better(start):
     assert best == pytest.approx(on_a_grid, abs=1e-2)
 
 
-def test_the_temperature_stays_within_the_bound_of_training():
+def test_temperature_stays_within_the_bound_of_training():
     fitted = refit_scaling(embeddings(0.0), Scaling(torch.tensor(2.0)), BATCH)
     assert fitted.logit_scale.item() == pytest.approx(math.log(100))
 
@@ -42,7 +42,7 @@ def test_refit_corrects_a_worse_temperature():
     assert first.logit_scale.item() == pytest.approx(second.logit_scale.item(), abs=1e-4)
 
 
-def test_the_bias_of_a_sigmoid_loss_is_fitted_too():
+def test_bias_of_a_sigmoid_loss_is_fitted():
     pairs = embeddings(1.0)
     start = Scaling(torch.tensor(2.3), torch.tensor(-10.0))
     fitted = refit_scaling(pairs, start, BATCH)
@@ -53,7 +53,7 @@ def test_the_bias_of_a_sigmoid_loss_is_fitted_too():
         assert best <= split_contrastive_loss(pairs, near, BATCH) + 1e-6
 
 
-def test_the_bias_suits_a_scale_that_the_bound_holds_back():
+def test_bias_suits_a_scale_that_the_bound_holds_back():
     # All embeddings lie close together: the best scale is far beyond the bound, with a bias of its own.
     generator = torch.Generator().manual_seed(0)
     near = F.normalize(torch.randn(N, 8, generator=generator) + 4 * torch.eye(8)[0], dim=-1)

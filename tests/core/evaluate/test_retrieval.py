@@ -58,7 +58,7 @@ def test_blocks_of_any_size_give_what_one_query_at_a_time_gives(pairs, right, at
         assert found.text_to_image.num_right.tolist() == [1] * len(pairs)
 
 
-def test_an_image_with_five_captions_is_one_image():
+def test_image_with_five_captions_is_one_image():
     image_ids = torch.tensor([7, 7, 7, 7, 7, 3, 3])
     gallery = make_gallery(unit(7), unit(7, seed=1), torch.arange(7), image_ids)
     assert torch.equal(gallery.image, unit(7)[[0, 5]])
@@ -86,7 +86,7 @@ def test_equal_captions_are_correct_only_on_request():
 
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 @pytest.mark.parametrize("at_once", [1, 7, 10**6])
-def test_a_collapsed_model_finds_nothing(monkeypatch, value, at_once):
+def test_collapsed_model_finds_nothing(monkeypatch, value, at_once):
     monkeypatch.setattr(retrieval, "SIMILARITIES_AT_ONCE", at_once)
     same = torch.full((9, 4), value)
     found = retrieve(Gallery(same, same, torch.arange(9), torch.arange(9)), "own")
@@ -101,7 +101,7 @@ def test_rounding_breaks_no_tie():
     assert found.text_to_image.rank.tolist() == [1]
 
 
-def test_the_median_rank_is_one_at_best():
+def test_median_rank_is_one_at_best():
     perfect = retrieve(Gallery(torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4)), "own")
     assert perfect.text_to_image.median() == perfect.image_to_text.median() == 1.0
     assert perfect.text_to_image.chance(1) == 0.25

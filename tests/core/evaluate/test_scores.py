@@ -61,7 +61,7 @@ def test_matches_pycocoevalcap_for_any_captions(caption_sets):
 # --- By hand
 
 
-def test_a_caption_that_is_its_reference_has_full_marks():
+def test_caption_that_is_its_reference_has_full_marks():
     captions = [f"a {animal} sits on the mat" for animal in ("cat", "dog", "bird", "fox")]
     corpus = score_captions(captions, [[caption] for caption in captions]).corpus()
     assert corpus["BLEU-4"] == pytest.approx(1.0)
@@ -122,7 +122,7 @@ def test_words_that_every_image_has_count_nothing():
     assert scores.cider.tolist() == [0.0, 0.0]
 
 
-def test_the_order_of_references_changes_nothing():
+def test_order_of_references_changes_nothing():
     first = score_captions(["a red cat", "x"], [["a cat", "the red cat sat"], ["x y"]])
     second = score_captions(["a red cat", "x"], [["the red cat sat", "a cat"], ["x y"]])
     assert first.corpus() == pytest.approx(second.corpus())
@@ -133,7 +133,7 @@ def test_rejects_an_empty_list():
         score_captions([], [])
 
 
-def test_an_image_without_reference_is_named():
+def test_image_without_reference_is_named():
     with pytest.raises(UserError, match="image 1 has no reference"):
         score_captions(["a", "b"], [["a"], []])
 

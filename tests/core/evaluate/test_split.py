@@ -51,7 +51,7 @@ def evaluated(checkpoint, source, batch_size=NUM_PAIRS, contrastive_batch_size=B
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_in_another_precision_is_evaluated(checkpoint, shard, dtype):
+def test_model_in_another_precision_is_evaluated(checkpoint, shard, dtype):
     source = open_source(str(shard))
     expected = evaluate_checkpoint(checkpoint, source, BATCH_SIZE, LossWeights())
     checkpoint.model.to(dtype)
@@ -92,7 +92,7 @@ def test_perplexity_is_per_token_and_not_per_caption_or_batch(checkpoint, shard)
     assert result.perplexity == pytest.approx(math.exp(nll / count), rel=1e-4)
 
 
-def test_the_coca_loss_is_the_weighted_sum(checkpoint, shard):
+def test_coca_loss_is_the_weighted_sum(checkpoint, shard):
     result = evaluate_checkpoint(checkpoint, open_source(str(shard)), BATCH_SIZE, LossWeights(0.5, 3.0))
     assert result.coca_loss == pytest.approx(0.5 * result.contrastive_loss + 3.0 * result.captioning_loss)
 
@@ -139,7 +139,7 @@ def test_image_with_several_captions_is_encoded_once(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_of_the_model_is_as_it_was(checkpoint, shard, training):
+def test_mode_of_the_model_is_as_it_was(checkpoint, shard, training):
     checkpoint.model.train(training)
     evaluated(checkpoint, open_source(str(shard)))
     assert checkpoint.model.training is training
@@ -157,7 +157,7 @@ def test_all_numbers_are_reported_under_one_level_of_names(checkpoint, shard):
 # --- The contrastive loss of a split
 
 
-def test_a_split_of_one_batch_has_that_batchs_loss():
+def test_split_of_one_batch_has_that_batchs_loss():
     e = random_embeddings(8)
     pairs = e.pairs(torch.arange(len(e.image)))
     expected = contrastive_loss(pairs, pairs, SCALE)
@@ -206,7 +206,7 @@ def collapse(model) -> None:
             pooled.weight.zero_()
 
 
-def test_a_collapsed_model_is_no_better_than_chance(checkpoint, shard):
+def test_collapsed_model_is_no_better_than_chance(checkpoint, shard):
     collapse(checkpoint.model)
     result = evaluated(checkpoint, open_source(str(shard)))
     for recalls in (result.text_to_image, result.image_to_text):
@@ -214,7 +214,7 @@ def test_a_collapsed_model_is_no_better_than_chance(checkpoint, shard):
     assert result.contrastive_loss == pytest.approx(math.log(BATCH_SIZE), rel=1e-4)
 
 
-def test_a_model_that_has_diverged_still_gets_its_numbers(checkpoint, shard):
+def test_model_that_has_diverged_still_gets_its_numbers(checkpoint, shard):
     with torch.no_grad():
         checkpoint.model.multimodal_decoder.lm_head.weight.mul_(1e5)
     result = evaluated(checkpoint, open_source(str(shard)))

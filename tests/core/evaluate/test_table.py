@@ -14,7 +14,7 @@ FIRST = Row("a/test", metrics(1.5, 3.0, 6.0, 0.4), metrics(2.0, 4.0, 8.0, 0.2))
 SECOND = Row("b/test", metrics(0.5, 6.0, 9.0, 0.6), metrics(2.0, 6.0, 10.0, 0.4))
 
 
-def test_a_change_is_a_share_of_the_baseline():
+def test_change_is_a_share_of_the_baseline():
     changes = [FIRST.change(loss) for loss in ("contrastive_loss", "perplexity", "coca_loss")]
     assert changes == pytest.approx([-0.25, -0.25, -0.25])
     assert SECOND.change("perplexity") == 0.0
@@ -27,13 +27,13 @@ def test_over_a_baseline_of_0_there_is_no_change():
     assert line.count("-25.00%") == 2
 
 
-def test_an_average_is_the_mean_of_each_metric_over_rows():
+def test_average_is_the_mean_of_each_metric_over_rows():
     average = average_row("average", [FIRST, SECOND])
     assert average.model == pytest.approx(metrics(1.0, 4.5, 7.5, 0.5))
     assert average.baseline == pytest.approx(metrics(2.0, 5.0, 9.0, 0.3))
 
 
-def test_a_row_takes_text_to_image_recall_and_its_chance():
+def test_row_takes_text_to_image_recall_and_its_chance():
     def evaluation(scale: float) -> Evaluation:
         return Evaluation(
             num_pairs=20,

@@ -46,7 +46,7 @@ def test_accuracies_by_hand():
     assert found["mean_per_class"].value() == pytest.approx((1.0 + 0.0 + 0.0) / 3)
 
 
-def test_a_tie_counts_against_the_right_class():
+def test_tie_counts_against_the_right_class():
     found = classify(torch.ones(3, 4), torch.ones(5, 4), [0, 1, 2]).measures()
     assert found["top-1"].value() == 0.0
     assert "top-5" not in found, "of five classes, five are no choice"
@@ -109,7 +109,7 @@ def lay_out(root, names=("cat", "red_heart")):
     return root
 
 
-def test_a_folder_per_class(tmp_path):
+def test_folder_per_class(tmp_path):
     images = open_labelled(str(lay_out(tmp_path)))
     assert images.class_names == ("cat", "red heart")
     assert images.targets == (0, 0, 1, 1)
@@ -130,7 +130,7 @@ def test_ignores_other_files_next_to_class_folders(tmp_path):
     assert open_labelled(str(tmp_path)).targets == (0, 0, 1, 1)
 
 
-def test_a_class_that_cannot_be_listed_is_named(tmp_path, lock):
+def test_class_that_cannot_be_listed_is_named(tmp_path, lock):
     lock(lay_out(tmp_path, ("cat", "dog")) / "dog")
     with pytest.raises(UserError, match=r"dog: cannot be listed \(Permission denied\)"):
         open_labelled(str(tmp_path))
@@ -145,7 +145,7 @@ def test_a_class_that_cannot_be_listed_is_named(tmp_path, lock):
         (("cat", os.fsdecode(b"half \xed\xa0\xbd")), "the label 'half .*' is not UTF-8 text; rename it"),
     ],
 )
-def test_folders_that_are_no_classes_are_named(tmp_path, names, told):
+def test_folders_that_are_not_classes_are_named(tmp_path, names, told):
     with pytest.raises(UserError, match=told):
         open_labelled(str(lay_out(tmp_path, names)))
 
@@ -176,7 +176,7 @@ def test_keeps_class_order_and_classes_without_images(tmp_path):
     assert images.targets == (2, 2, 0, 0)
 
 
-def test_a_label_that_is_no_class_names_the_nearest(tmp_path):
+def test_label_that_is_no_class_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"unknown label 'red heart' \(2 classes exist\); did you mean 'red hearts'"):
         open_labelled(str(lay_out(tmp_path)), ("cat", "red hearts"))
 
@@ -191,7 +191,7 @@ def test_a_label_that_is_no_class_names_the_nearest(tmp_path):
     ],
     ids=["paths first", "labels first", "a mark, and no suffix", "more columns"],
 )
-def test_a_table_of_paths_and_labels(tmp_path, name, content):
+def test_table_of_paths_and_labels(tmp_path, name, content):
     for file in lay_out(tmp_path).rglob("*.webp"):
         shutil.copyfile(file, file.with_suffix(""))
     (tmp_path / name).write_text(content)
@@ -239,7 +239,7 @@ def test_batches_hold_all_images(tmp_path, checkpoint):
     assert [len(batch) for batch in images.batches(checkpoint, 3)] == [3, 1]
 
 
-def test_a_model_in_bf16_classifies(tmp_path, checkpoint):
+def test_model_in_bf16_classifies(tmp_path, checkpoint):
     images = open_labelled(str(lay_out(tmp_path)))
     coarse = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to(torch.bfloat16))
     expected, found = (embed_labelled(each, images, 3) for each in (checkpoint, coarse))

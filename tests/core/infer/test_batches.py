@@ -100,7 +100,7 @@ def test_rejects_batch_sizes_below_one(batch_size):
 
 
 @pytest.mark.ci
-def test_the_failed_attempt_holds_no_memory_when_the_next_begins():
+def test_failed_attempt_holds_no_memory_when_the_next_begins():
     """An exception that is still being handled would keep the tensors of its frames alive."""
     import gc
     import weakref

@@ -96,7 +96,7 @@ def test_few_batches_are_in_memory_at_a_time(workers):
     assert most == workers + 1
 
 
-def test_an_error_ends_all_after_the_results_of_earlier_batches():
+def test_error_ends_all_after_the_results_of_earlier_batches():
     begun, taken = [], []
 
     def work(number):
@@ -141,7 +141,7 @@ def test_work_within_work_takes_no_more_threads():
     assert len(seen) <= 2
 
 
-def test_a_single_batch_stays_in_the_calling_thread():
+def test_single_batch_stays_in_the_calling_thread():
     batches = batches_of(2)
     found = batches.run("work", [1, 2, 3], 3, lambda batch: [threading.current_thread().name] * len(batch))
     assert found == [threading.current_thread().name] * 3
@@ -231,7 +231,7 @@ def test_torch_uses_one_thread_per_batch_and_is_restored(monkeypatch, images):
         torch.set_num_threads(1)
 
 
-def test_a_wide_model_of_torch_does_one_batch_at_a_time(monkeypatch):
+def test_wide_model_of_torch_does_one_batch_at_a_time(monkeypatch):
     monkeypatch.setattr("grr_coca.infer.engine.torch.SMALL_MODEL", 1000)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -278,7 +278,7 @@ runpy.run_module("grr_coca", run_name="__main__")
 """
 
 
-def test_an_interrupt_does_not_wait_for_batches(images):
+def test_interrupt_does_not_wait_for_batches(images):
     command = [sys.executable, "-c", SLOW, "caption", *map(str, images), "--batch-size", "2", "--engine", "onnx"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with running(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": "2"}) as process:
@@ -303,7 +303,7 @@ def test_an_interrupt_does_not_wait_for_batches(images):
     ],
     ids=["two", "two-unlimited", "one", "one-unlimited", "damaged", "no groups"],
 )
-def test_the_limit_of_a_container_is_read(tmp_path, files, limit):
+def test_limit_of_a_container_is_read(tmp_path, files, limit):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -117,7 +117,7 @@ def test_truncated_caption_has_no_confidence(icons):
         assert described.unfamiliar is False
 
 
-def test_a_model_without_a_fit_cannot_tell(model, files):
+def test_model_without_a_fit_cannot_tell(model, files):
     described = model.describe(files)
     assert [(one.confidence, one.unfamiliar) for one in described] == [UNKNOWN] * len(files)
 
@@ -143,7 +143,7 @@ FIT = json.loads((FOLDER / DEFAULT / CONFIDENCE).read_text())
     ],
     ids=["empty", "keys", "mean", "ragged", "rows"],
 )
-def test_a_damaged_fit_names_its_file(tmp_path, content):
+def test_corrupt_fit_names_its_file(tmp_path, content):
     (tmp_path / CONFIDENCE).write_text(content)
     with pytest.raises(UserError, match=CONFIDENCE):
         read_calibration(tmp_path)
@@ -189,7 +189,7 @@ def test_no_note_if_most_images_are_familiar(flags):
     assert said == []
 
 
-def test_in_python_too(icons):
+def test_in_python(icons):
     with warnings_of("grr_coca.infer.image_text_model") as said:
         icons.caption(noise())
         icons.caption(DRAWINGS[0])

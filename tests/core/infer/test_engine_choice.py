@@ -66,14 +66,14 @@ def test_small_model_uses_onnx_runtime_unless_on_a_gpu(monkeypatch, best):
     assert (model.engine.name, model.device) == ("onnx", "cpu")
 
 
-def test_a_wide_model_runs_in_torch_if_that_is_installed(monkeypatch):
+def test_wide_model_runs_in_torch_if_that_is_installed(monkeypatch):
     monkeypatch.setattr(choose, "MAX_ONNX_WIDTH", 1)
     assert chosen(ICONS, device="cpu") == "torch"
     hide_packages(monkeypatch, "torch")
     assert chosen(ICONS, device="cpu") == "onnx"
 
 
-def test_a_checkpoint_without_graphs_runs_in_torch(folder):
+def test_checkpoint_without_graphs_runs_in_torch(folder):
     model = grr_coca.load(without_graphs(folder), "cpu")
     assert model.engine.name == "torch"
     assert model.fingerprint == fingerprint(ICONS), "graphs change no embedding"
@@ -107,7 +107,7 @@ def test_open_clip_checkpoint_runs_only_in_torch():
         grr_coca.load("open_clip:a.bin", engine="onnx")
 
 
-def test_a_checkpoint_without_graphs_needs_torch_in_one_line(folder, without_torch, capsys):
+def test_checkpoint_without_graphs_needs_torch_in_one_line(folder, without_torch, capsys):
     without_graphs(folder)
     assert main(["caption", str(DRAWING), "-c", str(folder)]) == 2
     message = capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_missing_torch_error_names_the_install_command(without_torch, engine, de
         grr_coca.load("icons", device, engine)
 
 
-def test_a_file_that_is_cut_short_or_has_a_flipped_bit_is_named(folder):
+def test_file_that_is_cut_short_or_has_a_flipped_bit_is_named(folder):
     for name in (*FILES, *GRAPH_FILES):
         content = (folder / name).read_bytes()
         for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
@@ -149,7 +149,7 @@ def test_impossible_size_in_manifest_is_corrupt(folder, length):
         grr_coca.load(folder, engine="onnx")
 
 
-def test_a_model_in_onnx_runtime_has_no_weights_in_torch():
+def test_model_in_onnx_runtime_has_no_weights_in_torch():
     model = grr_coca.load("icons", engine="onnx")
     for use in (lambda: model.checkpoint, model.refresh):
         with pytest.raises(UserError, match=r"has no weights in PyTorch; load it with engine='torch'"):
@@ -159,7 +159,7 @@ def test_a_model_in_onnx_runtime_has_no_weights_in_torch():
 # --- Both engines
 
 
-def test_a_model_in_onnx_runtime_can_be_sent_to_another_process():
+def test_model_in_onnx_runtime_can_be_sent_to_another_process():
     model = grr_coca.load("icons", engine="onnx")
     (expected,) = model.describe_many([DRAWING])
     (found,) = pickle.loads(pickle.dumps(model)).describe_many([DRAWING])
@@ -183,18 +183,18 @@ def test_int8_model_runs_only_in_onnx_runtime(folder):
 
 
 @pytest.mark.parametrize("name", [QUANTIZED_WEIGHTS, "config.json", "step.onnx"])
-def test_a_missing_file_of_a_model_in_int8_is_named(folder, name):
+def test_missing_file_of_a_model_in_int8_is_named(folder, name):
     (as_if_quantized(folder) / name).unlink()
     with pytest.raises(UserError, match=f"an int8 model without {name}; export it again: grr-coca export onnx"):
         grr_coca.load(folder)
 
 
-def test_a_model_in_int8_has_another_fingerprint(folder):
+def test_model_in_int8_has_another_fingerprint(folder):
     assert fingerprint(folder) == fingerprint(ICONS)
     assert fingerprint(as_if_quantized(folder)) != fingerprint(ICONS)
 
 
-def test_an_index_of_the_checkpoint_refuses_the_model_in_int8(folder, tmp_path, capsys):
+def test_index_of_the_checkpoint_rejects_the_model_in_int8(folder, tmp_path, capsys):
     index = str(tmp_path / "index")
     assert main(["index", str(DRAWING), "--out", index]) == 0
     as_if_quantized(folder)

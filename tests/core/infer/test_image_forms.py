@@ -38,7 +38,7 @@ def test_every_form_gives_the_same_pixels(form):
 
 
 @pytest.mark.parametrize("as_path", [str, lambda path: path], ids=["str", "Path"])
-def test_a_path_gives_the_pixels_of_its_file(tmp_path, as_path):
+def test_path_gives_the_pixels_of_its_file(tmp_path, as_path):
     path = tmp_path / "image.png"
     path.write_bytes(encode_image(Image.fromarray(RGB)))
     assert np.array_equal(pixels(as_path(path)), RGB)
@@ -64,7 +64,7 @@ def test_transparent_pixels_become_white():
     assert (pixels(Image.fromarray(clear)) == 255).all()
 
 
-def test_the_rotation_of_an_opened_file_is_honoured(tmp_path):
+def test_rotation_of_an_opened_file_is_honoured(tmp_path):
     image = Image.fromarray(RGB)
     exif = image.getexif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
@@ -107,7 +107,7 @@ def test_invalid_images_are_named(image, told):
     assert "image 3" in str(error.value) or isinstance(image, str)
 
 
-def test_a_truncated_file_that_pillow_has_opened_is_named(tmp_path):
+def test_truncated_file_that_pillow_has_opened_is_named(tmp_path):
     (tmp_path / "half.png").write_bytes(encode_image(Image.fromarray(np.tile(RGB, (20, 20, 1))))[:-400])
     with Image.open(tmp_path / "half.png") as half, pytest.raises(UserError, match="image 2: corrupt"):
         to_rgb(half, "image 2")

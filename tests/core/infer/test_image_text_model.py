@@ -47,7 +47,7 @@ def embed_text(model, text):
 # --- Loading
 
 
-def test_the_package_itself_loads_a_run(run):
+def test_package_itself_loads_a_run(run):
     model = grr_coca.load(run.folder)
     assert isinstance(model, ImageTextModel)
     assert not model.checkpoint.model.training
@@ -60,7 +60,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("device", ["cuda:97", "toaster", "cpu:x", "hpu", "meta"])
-def test_a_device_that_is_not_here_is_named(run, device):
+def test_device_that_is_not_here_is_named(run, device):
     with pytest.raises(UserError, match=f"device '{device}' cannot be used here; the best available one is"):
         grr_coca.load(run.folder, device)
 
@@ -74,7 +74,7 @@ def test_captions_are_those_of_the_model(model, files, pixels):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_the_batch_size_changes_nothing_not_even_what_is_drawn(model, files, batch_size):
+def test_batch_size_changes_nothing_not_even_what_is_drawn(model, files, batch_size):
     for options in ({}, {"temperature": 1.0, "seed": 3, "max_length": 6}):
         assert model.caption(files, batch_size=batch_size, **options) == model.caption(files, **options)
 
@@ -164,7 +164,7 @@ def test_nothing_gives_nothing_of_the_right_width(model):
     assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, width)
 
 
-def test_an_empty_text_is_named(model):
+def test_empty_text_is_named(model):
     with pytest.raises(UserError, match=r"text 2 is empty; add a word$"):
         model.embed_texts(["cat", " "])
 
@@ -206,7 +206,7 @@ def test_embeddings_can_be_changed_and_made_a_tensor_to_train_on(model, files, m
         assert np.array_equal(embeddings, 2 * before)
 
 
-def test_an_image_that_is_not_loaded_yet_may_be_given_often(model, files, tmp_path):
+def test_image_that_is_not_loaded_yet_can_be_passed_often(model, files, tmp_path):
     Image.open(files[0]).convert("RGB").resize((900, 900)).save(tmp_path / "large.jpg")
     with Image.open(tmp_path / "large.jpg") as opened:
         embeddings = model.embed_images([opened] * 8)
@@ -336,7 +336,7 @@ def test_rejects_nan_embeddings(run, files):
             use()
 
 
-def test_a_used_model_can_be_sent_to_another_process(model, files):
+def test_used_model_can_be_sent_to_another_process(model, files):
     expected = model.describe_many(files)
     sent = pickle.loads(pickle.dumps(model))
     for found, wanted in zip(sent.describe_many(files), expected, strict=True):
@@ -344,7 +344,7 @@ def test_a_used_model_can_be_sent_to_another_process(model, files):
         assert np.array_equal(found.embedding, wanted.embedding)
 
 
-def test_an_embedding_does_not_take_its_batch_along(model, files):
+def test_embedding_does_not_take_its_batch_along(model, files):
     for described in model.describe_many(files):
         assert described.embedding.base is None
 

@@ -18,7 +18,7 @@ from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT, FILES, FOLDER, bundled_models
 
 
-def test_a_shipped_model_is_found_by_its_name():
+def test_bundled_model_is_found_by_its_name():
     assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
 
 
@@ -29,20 +29,20 @@ def test_folder_wins_over_a_model_name_with_a_note(run, tmp_path, monkeypatch, c
     assert "this folder is used, not the bundled model of the same name" in caplog.text
 
 
-def test_a_folder_that_holds_none_does_not(tmp_path, monkeypatch):
+def test_folder_that_holds_none_does_not(tmp_path, monkeypatch):
     (tmp_path / DEFAULT).mkdir()
     monkeypatch.chdir(tmp_path)
     assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
 
 
-def test_a_name_that_does_not_exist_tells_the_nearest(tmp_path, monkeypatch):
+def test_name_that_does_not_exist_tells_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"pictogram: no folder or model has this name; did you mean 'pictograms'\?"):
         grr_coca.load("pictogram")
 
 
 @pytest.mark.parametrize("name", sorted(bundled_models()))
-def test_a_shipped_model_is_small_and_its_card_is_complete(name):
+def test_bundled_model_is_small_and_its_card_is_complete(name):
     card, folder = bundled_models()[name], FOLDER / name
     assert sum(len(content) for content in snapshot(folder).values()) <= 12_000_000
     page = (folder / "card.md").read_text()
@@ -76,7 +76,7 @@ def hub(monkeypatch):
     return answer_with
 
 
-def test_a_hub_name_is_fetched_and_loaded(hub, run):
+def test_hub_name_is_fetched_and_loaded(hub, run):
     calls = hub(run.checkpoint)
     model = load("someone/emoji-captioner", "cpu")
     assert model.checkpoint.step == 3
@@ -110,7 +110,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
     ]
 
 
-def test_a_manifest_on_the_hub_may_list_what_is_not_fetched(hub, run, tmp_path):
+def test_manifest_on_the_hub_may_list_what_is_not_fetched(hub, run, tmp_path):
     """As that of a checkpoint of a run, whose folder was uploaded as it is."""
     for name in (*FILES, MANIFEST):
         shutil.copyfile(run.checkpoint / name, tmp_path / name)
@@ -119,7 +119,7 @@ def test_a_manifest_on_the_hub_may_list_what_is_not_fetched(hub, run, tmp_path):
     assert load("someone/emoji-captioner", "cpu").checkpoint.step == 3
 
 
-def test_a_folder_of_the_same_name_is_nearer_than_the_hub(hub, tmp_path, monkeypatch):
+def test_folder_of_the_same_name_is_nearer_than_the_hub(hub, tmp_path, monkeypatch):
     calls = hub(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

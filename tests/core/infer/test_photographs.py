@@ -34,7 +34,7 @@ def noise(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 200, (24, 24, 3), np.uint8)
 
 
-def test_a_flat_or_thin_drawing_is_not_judged():
+def test_flat_or_thin_drawing_is_not_judged():
     thin = square(255)
     thin[4:28, 15:17] = 0
     inside = look_inside(np.stack([square(0), thin, square(noise())]))
@@ -44,7 +44,7 @@ def test_a_flat_or_thin_drawing_is_not_judged():
     assert look_inside(square(0)[None]).numbers.shape == (0, NUM_INSIDE)
 
 
-def test_a_slope_is_smooth_and_coherent_where_noise_is_neither():
+def test_slope_is_smooth_and_coherent_where_noise_is_neither():
     steps = square(slope() // 2 * 2 + 5 * (np.arange(24)[None, :, None] % 2 == 0))
     (smooth, rough) = look_inside(np.stack([steps, square(noise())])).numbers
     both = BRIGHTNESS + 6  # the smaller of the two: no pixel of a slope is apart from its column
@@ -77,7 +77,7 @@ def fitted(**changes: object) -> Photographs:
     return Photographs(**{"weights": (0.0,) * NUM_INSIDE, "offset": -1.0, "fitted_on": "", **changes})
 
 
-def test_a_score_is_a_weighted_sum_and_what_is_flat_is_drawn():
+def test_score_is_a_weighted_sum_and_what_is_flat_is_drawn():
     weights = np.linspace(-1, 1, NUM_INSIDE)
     batch = np.stack([square(noise()), square(0), square(255)])
     judged, drawn, empty = fitted(weights=tuple(weights)).scores(batch)
@@ -99,7 +99,7 @@ def test_flat_interiors_are_familiar_at_any_distance():
 
 
 @pytest.mark.parametrize("content", ["", '{"offset": 1}', json.dumps({**vars(fitted()), "weights": [1.0]})])
-def test_a_damaged_file_is_named(tmp_path, content):
+def test_corrupt_file_is_named(tmp_path, content):
     (tmp_path / PHOTOGRAPHS).write_text(content)
     with pytest.raises(UserError, match=PHOTOGRAPHS):
         read_photographs(tmp_path)

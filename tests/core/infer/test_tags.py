@@ -73,7 +73,7 @@ def test_excludes_words_without_meaning():
     assert found.isdisjoint({"with", "the"})
 
 
-def test_a_word_and_its_plural_are_one():
+def test_word_and_its_plural_are_one():
     found = tags(embedding=(1.0, 0.0), captions=())
     assert [tag.text for tag in found if tag.text.startswith("arrow")] == ["arrow"]
     assert [in_singular(text) for text in ("arrows up", "gas", "bus stop")] == ["arrow up", "gas", "bus stop"]
@@ -93,7 +93,7 @@ def test_words_come_from_beams():
 @pytest.mark.parametrize(
     "change", [{"counts": (1,)}, {"words": (), "counts": (), "tag_counts": ()}, {"weights": (1.0,)}]
 )
-def test_a_damaged_file_is_named(tmp_path, change):
+def test_corrupt_file_is_named(tmp_path, change):
     (tmp_path / "tags.json").write_text(json.dumps({**to_dict(NUMBERS), **change}))
     with pytest.raises(UserError, match=r"tags\.json"):
         read_tag_numbers(tmp_path)
@@ -109,7 +109,7 @@ def icons():
     return load("icons")
 
 
-def test_the_model_that_ships_gives_tags_and_one_caption(icons):
+def test_model_that_ships_gives_tags_and_one_caption(icons):
     several = icons.tag(DRAWINGS[:3])
     assert [len(found) for found in several] == [5, 5, 5]
     assert all(0 < tag.probability < 1 for found in several for tag in found)
@@ -129,7 +129,7 @@ def test_rejects_a_number_out_of_range(icons, count):
 
 
 @pytest.mark.ci
-def test_an_index_keeps_likely_words_which_filters_ask_for(tmp_path, icons):
+def test_index_keeps_likely_words_which_filters_ask_for(tmp_path, icons):
     drawings = Path(__file__).parents[3] / "docs" / "drawings"
     with Index.open(tmp_path / "index", "icons", create=True) as index:
         index.add(drawings)
@@ -170,7 +170,7 @@ def test_unfit_stored_vectors_are_rejected(tmp_path, content, message):
         read_tag_vectors(tmp_path, 3)
 
 
-def test_the_numbers_that_ship_favour_words_near_the_image():
+def test_numbers_that_ship_favour_words_near_the_image():
     numbers = read_tag_numbers(FOLDER / "icons")
     assert len(numbers.words) > 1000
     weights = dict(zip(EVIDENCE, numbers.weights, strict=True))

@@ -45,7 +45,7 @@ def test_flops_are_those_of_a_real_pass(preset):
     assert flops_of_pairs(config, lengths, kept) == counter.get_total_flops()
 
 
-def test_a_short_caption_costs_what_it_adds_to_a_large_batch():
+def test_short_caption_costs_what_it_adds_to_a_large_batch():
     """Its row is not rounded up for itself."""
     config = get_preset("grr_coca", SHALLOW)
     assert flops(5) == pytest.approx(flops_of_pairs(config, torch.full((100,), 5)) / 100, rel=0.01)

@@ -91,7 +91,7 @@ def test_rows_in_a_row_share_a_context_as_if_each_had_its_own():
     torch.testing.assert_close(attn(x, context), attn(x, context.repeat_interleave(3, dim=0)))
 
 
-def test_a_context_may_be_projected_beforehand():
+def test_context_may_be_projected_beforehand():
     attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 3, 32), _random(2, 11, 20, seed=1)
     assert torch.equal(attn(x, attn.project(context)), attn(x, context))
 

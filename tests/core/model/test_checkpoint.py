@@ -104,7 +104,7 @@ def test_loading_does_not_touch_the_checkpoint(folder):
 # --- Which folder
 
 
-def test_a_run_folder_stands_for_its_newest_checkpoint(saved, tmp_path):
+def test_run_folder_stands_for_its_newest_checkpoint(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     for step in (90, 100, 1000):
         save_checkpoint(replace(checkpoint, step=step), tmp_path / "checkpoints" / f"step-{step:09d}")
@@ -112,7 +112,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(saved, tmp_path):
     assert from_pretrained(tmp_path).step == 1000
 
 
-def test_missing_tensors_are_not_called_damaged(tmp_path):
+def test_missing_tensors_are_not_called_corrupt(tmp_path):
     with pytest.raises(UserError, match=r"optimizer\.safetensors: the file is missing"):
         load_tensors(tmp_path / "optimizer.safetensors")
     with pytest.raises(UserError, match="cannot be read"):
@@ -124,7 +124,7 @@ def test_missing_folder_error_describes_a_checkpoint(tmp_path):
         from_pretrained(tmp_path / "nowhere")
 
 
-def test_a_folder_of_something_else_is_an_error(tmp_path):
+def test_folder_of_something_else_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"not a checkpoint: model\.safetensors, config\.json"):
         from_pretrained(tmp_path)
 
@@ -168,7 +168,7 @@ def test_one_flipped_bit_is_found_and_its_file_named(saved, tmp_path, name):
     ],
     ids=["shape", "missing", "too many"],
 )
-def test_a_wrong_tensor_is_named_with_both_shapes(folder, edit, said):
+def test_wrong_tensor_is_named_with_both_shapes(folder, edit, said):
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -176,7 +176,7 @@ def test_a_wrong_tensor_is_named_with_both_shapes(folder, edit, said):
         from_pretrained(folder)
 
 
-def test_a_config_is_saved_as_in_checkpoints_of_before():
+def test_config_is_saved_as_in_checkpoints_of_before():
     header = json.loads((WEIGHTS / "icons" / "config.json").read_text())
     config = read_config(header["model"], "model")
     assert json.dumps(saved_config(config)) == json.dumps(header["model"])
@@ -222,7 +222,7 @@ def test_open_clip_config_keeps_its_earlier_keys():
     assert read_config(saved, "model") == config
 
 
-def test_a_config_from_before_these_keys_is_that_of_a_coca():
+def test_config_from_before_these_keys_is_that_of_a_coca():
     config = get_preset("grr_coca", "tiny")
     saved = saved_config(config)
     for key in OPEN_CLIP:
@@ -295,7 +295,7 @@ def test_failed_write_keeps_the_earlier_checkpoint(saved, tmp_path):
     assert_nothing_was_lost(target, before)
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
+def test_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
     checkpoint = replace(from_pretrained(saved), step=3)
     size = sum(len(content) for content in snapshot(saved).values())
     with disk_of(int(1.5 * size), tmp_path / "disk") as disk:
@@ -306,13 +306,13 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
         assert_nothing_was_lost(target, before)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(saved, tmp_path):
+def test_folder_that_cannot_be_made_is_an_error_that_names_it(saved, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file/step-1: the checkpoint cannot be written"):
         save_checkpoint(from_pretrained(saved), tmp_path / "file" / "step-1")
 
 
-def test_a_partial_folder_of_a_run_that_was_killed_is_replaced(saved, tmp_path):
+def test_partial_folder_of_a_run_that_was_killed_is_replaced(saved, tmp_path):
     partial = tmp_path / ".step-000000002.partial"
     partial.mkdir()
     (partial / "rubbish").write_text("half")
@@ -324,7 +324,7 @@ def test_a_partial_folder_of_a_run_that_was_killed_is_replaced(saved, tmp_path):
 # --- What is there already
 
 
-def test_a_checkpoint_takes_the_place_of_an_earlier_one(saved, tmp_path):
+def test_checkpoint_takes_the_place_of_an_earlier_one(saved, tmp_path):
     target = shutil.copytree(saved, tmp_path / "checkpoint")
     save_checkpoint(replace(from_pretrained(saved), step=3), target)
     assert from_pretrained(target).step == 3
@@ -342,7 +342,7 @@ def refuses_to_replace(checkpoint, target, said):
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "photos/cat.jpg", ".git/config"])
-def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
+def test_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
     checkpoint = from_pretrained(saved)
     target = tmp_path / "work"
     (target / name).parent.mkdir(parents=True)
@@ -358,7 +358,7 @@ def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
     refuses_to_replace(from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which is not part of")
 
 
-def test_a_file_is_not_replaced(saved, tmp_path):
+def test_file_is_not_replaced(saved, tmp_path):
     (tmp_path / "notes").write_text("precious")
     with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: expected a checkpoint folder, found a file"):
         save_checkpoint(from_pretrained(saved), tmp_path / "notes")
@@ -401,7 +401,7 @@ def test_unpickling_creates_only_tensors():
     assert not re.search(r"pickle\.loads?\b|Unpickler", READS_OTHERS.read_text())
 
 
-def test_a_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
+def test_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     compiled = torch.compile(checkpoint.model, backend="eager")
     object.__setattr__(checkpoint, "model", compiled)  # tests check types, and users need not

@@ -81,7 +81,7 @@ def test_freezing_a_part_freezes_only_its_parameters(tiny_config, part, stands, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_change_of_type_leaves_every_rotary_table_exact(tiny_config, dtype):
+def test_change_of_type_leaves_every_rotary_table_exact(tiny_config, dtype):
     before, model = build(tiny_config()), build(tiny_config()).to(dtype)
     tables = [module.table for module in model.modules() if isinstance(module, Rotary)]
     expected = [module.table for module in before.modules() if isinstance(module, Rotary)]
@@ -92,7 +92,7 @@ def test_a_change_of_type_leaves_every_rotary_table_exact(tiny_config, dtype):
         assert torch.equal(table, exact)
 
 
-def test_a_bf16_model_stays_near_the_fp32_model(tiny_config, make_batch):
+def test_bf16_model_stays_near_the_fp32_model(tiny_config, make_batch):
     config = tiny_config()
     batch = make_batch(config)
     exact = build(config)(batch.images, batch.token_ids, batch.lengths)

@@ -56,7 +56,7 @@ def test_padding_has_no_gradient_and_tokens_have_one(config, make_batch):
     assert torch.equal(is_moved, features.mask)
 
 
-def test_a_full_mask_is_no_mask(config, make_batch):
+def test_full_mask_is_no_mask(config, make_batch):
     model, batch = build(config).double(), doubled(make_batch(replaced_side(config)))
     features = doubled_features(random_features((6, 6, 6, 6)))
     assert features.mask is None
@@ -86,7 +86,7 @@ def test_cached_decoding_of_a_padded_batch_is_that_of_each_image(config, is_fast
 
 
 @torch.inference_mode()
-def test_an_image_that_is_done_takes_its_mask_along(tiny_config):
+def test_image_that_is_done_takes_its_mask_along(tiny_config):
     model = build(with_features(tiny_config("grr_coca", num_queries=None), beside=False, num_tokens=None)).eval()
     encoded = model.encode_image(None, features=random_features(NUMBERS))
     first, second = np.array([[3]] * 4), np.array([[5], [5]])
@@ -123,7 +123,7 @@ def test_channels_are_standardized_by_stored_numbers(tiny_config):
 
 
 @pytest.mark.parametrize("arrange", [cascade, parallel])
-def test_the_tokens_of_a_pooler_all_count(arrange):
+def test_tokens_of_a_pooler_all_count(arrange):
     patches, mask = torch.randn(2, 5, 3), torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     seen = []
 
@@ -145,7 +145,7 @@ def test_configs_are_saved_with_a_new_key_only_for_features(tiny_config, beside)
     assert (saved_config(config)["image_encoder"] is None) is not beside
 
 
-def test_a_config_of_parts_that_do_not_fit_raises_an_error(tiny_config):
+def test_config_of_parts_that_do_not_fit_raises_an_error(tiny_config):
     config = with_features(tiny_config("grr_coca"), beside=True, num_tokens=81)
     other = replace(config.feature_encoder.transformer, embed_dim=16, num_heads=1)
     with pytest.raises(UserError, match=r"must have one embed_dim, not \[16, 48\]"):

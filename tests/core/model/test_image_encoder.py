@@ -117,7 +117,7 @@ def test_keeping_all_patches_is_dropping_none(tiny_config, num_registers, stem):
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
 @pytest.mark.parametrize("poolers", [{}, {"num_queries": None}, {"arrangement": "parallel"}], ids=str)
-def test_the_whole_model_trains_on_kept_patches(tiny_config, make_batch, poolers, preset):
+def test_whole_model_trains_on_kept_patches(tiny_config, make_batch, poolers, preset):
     config = tiny_config(preset, **poolers)
     model, batch = build(config), make_batch(config, num_words=(3, 7))
     whole, part, again = (

@@ -143,7 +143,7 @@ def test_registers_have_the_documented_deviation():
     assert registers.std().item() == pytest.approx(0.02, rel=4 / math.sqrt(2 * registers.numel()))
 
 
-def test_a_sigmoid_starts_with_siglips_temperature_and_bias():
+def test_sigmoid_starts_with_siglips_temperature_and_bias():
     model = build(model_config("grr_coca+sigmoid", "tiny"))
     assert model.logit_scale.exp().item() == pytest.approx(10.0, rel=1e-6)
     assert model.logit_bias.item() == -10.0
@@ -151,7 +151,7 @@ def test_a_sigmoid_starts_with_siglips_temperature_and_bias():
 
 
 @pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+qk_norm", "grr_coca+sigmoid"])
-def test_an_option_leaves_every_other_weight_as_it_is(preset):
+def test_option_leaves_every_other_weight_as_it_is(preset):
     plain, other = (build(model_config(name, "tiny")).state_dict() for name in ("grr_coca", preset))
     assert len(other) > len(plain)
     changed = {name for name in plain if not torch.equal(plain[name], other[name])}

@@ -318,12 +318,12 @@ def test_next_tokens_are_shifted_once_and_end_with_the_end_token():
     assert find_next_tokens(token_ids, lengths).tolist() == [*[11, 12, 13, EOS], *[21, EOS], *[31, 32, EOS]]
 
 
-def test_a_word_whose_id_is_that_of_padding_is_still_a_target():
+def test_word_whose_id_is_that_of_padding_is_still_a_target():
     token_ids, lengths = pad_rows([[BOS, CLS_SLOT, 12, CLS_SLOT, EOS, CLS_SLOT], [BOS, CLS_SLOT, EOS, CLS_SLOT]])
     assert find_next_tokens(token_ids, lengths).tolist() == [*[0, 12, 0, EOS], *[0, EOS]]
 
 
-def test_a_caption_that_is_cut_keeps_its_end_token():
+def test_caption_that_is_cut_keeps_its_end_token():
     tokenizer = train_bpe(["a red circle above a blue square"] * 3, 300)
     row = tokenizer.encode_row("a red circle above a blue square " * 20, context_length=12)
     assert len(row) == 12
@@ -347,7 +347,7 @@ def test_sigmoid_by_hand():
     assert masked.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
 
 
-def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(tiny_config, make_batch):
+def test_sigmoid_model_is_trained_and_evaluated_with_its_bias(tiny_config, make_batch):
     config = tiny_config("grr_coca+sigmoid")
     model, batch = build(config), make_batch(config)
     output = model(batch.images, batch.token_ids, batch.lengths)

@@ -13,7 +13,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_table_is_exact_far_from_the_start():
+def test_table_is_exact_far_from_the_start():
     angles = line_angles(500, HEAD_DIM)
     assert angles.dtype == torch.float64
     exact = torch.polar(torch.ones_like(angles), angles)

@@ -65,7 +65,7 @@ def test_grr_and_baseline_differ_only_in_the_image_encoder(size, build_empty):
     assert outside(grr) == outside(baseline)
 
 
-def test_the_image_encoders_have_the_parts_of_their_names():
+def test_image_encoders_have_the_parts_of_their_names():
     assert {preset: _image_parts(preset) for preset in PRESETS} == {
         "grr_coca": ("rms", "geglu", "rope_2d"),
         "baseline_coca": ("layer", "gelu", "learned"),
@@ -224,7 +224,7 @@ def test_every_choice_is_used_by_a_preset_or_a_recipe(choices, used):
     assert found == (set(get_args(choices)) or {True, False})
 
 
-def test_a_wrong_name_is_answered_with_the_nearest():
+def test_wrong_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="unknown preset 'grr_cocoa'; did you mean 'grr_coca'"):
         get_preset("grr_cocoa", "tiny")
     with pytest.raises(UserError, match=r"unknown preset 'xyz'; valid names: .*baseline_coca"):

@@ -44,7 +44,7 @@ def outputs(checkpoint, pixels):
         return texts, model.multimodal_decoder.lm_head(output.states), output.image_embedding
 
 
-def test_a_longer_context_changes_nothing_of_shorter_captions(start):
+def test_longer_context_changes_nothing_of_shorter_captions(start):
     longer = resized(start, context_length=100)
     assert longer.config.text_decoder.context_length == 100
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -134,7 +134,7 @@ def test_fine_tuning_at_another_size_gives_a_model_of_that_size(tuned, run):
     assert np.isfinite(model.embed_texts(TEXTS)).all()
 
 
-def test_the_command_takes_the_sizes(grr_coca, run, tmp_path):
+def test_command_takes_the_sizes(grr_coca, run, tmp_path):
     recipe = replace(
         finetuning(run.recipe), model=ModelRecipe(image_size=32), schedule=ScheduleRecipe(steps=1, warmup_steps=0)
     )
@@ -156,13 +156,13 @@ def test_the_command_takes_the_sizes(grr_coca, run, tmp_path):
         (ModelRecipe("grr_coca", image_size=32), "model: key 'size' is missing, which a new model needs"),
     ],
 )
-def test_a_recipe_with_impossible_sizes_is_an_error(run, model, message):
+def test_recipe_with_impossible_sizes_is_an_error(run, model, message):
     with pytest.raises(UserError, match=message):
         fitted_start(from_pretrained(run.folder), replace(finetuning(run.recipe), model=model))
 
 
 @pytest.mark.parametrize("has_manifest", [True, False])
-def test_a_config_with_another_grid_is_an_error(run, tmp_path, has_manifest):
+def test_config_with_another_grid_is_an_error(run, tmp_path, has_manifest):
     """RoPE's tables are not saved, so no weight shows the grid."""
     folder = tmp_path / "edited"
     shutil.copytree(run.checkpoint, folder)

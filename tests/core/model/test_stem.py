@@ -33,7 +33,7 @@ def test_patchify_and_a_linear_map_are_a_convolution(height, width):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("patch_size", "embed_dim"), [(2, 6), (4, 24), (8, 20), (16, 16)])
-def test_a_stem_is_its_formula(patch_size, embed_dim, norm):
+def test_stem_is_its_formula(patch_size, embed_dim, norm):
     """Each position by itself, in fp64, with convolutions from images that are unfolded."""
     stem = _stem(patch_size, embed_dim, NORMS[norm])
     images = _random((2, 3, 2 * patch_size, 2 * patch_size))

@@ -135,7 +135,7 @@ def rotate(file: Path) -> None:
 
 
 @pytest.mark.ci
-def test_a_compiler_rotates_in_real_numbers(tmp_path):
+def test_compiler_rotates_in_real_numbers(tmp_path):
     launch(tmp_path, rotate, tmp_path / "seen.json").finish()
     seen = set(json.loads((tmp_path / "seen.json").read_text()))
     assert "torch.float32" in seen

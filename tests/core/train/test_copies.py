@@ -46,7 +46,7 @@ def test_on_the_cpu_nothing_is_read_ahead(batches):
 
 
 @pytest.mark.parametrize("device", [META, torch.device("cpu")], ids=str)
-def test_an_error_comes_after_the_steps_before_it(batches, device):
+def test_error_comes_after_the_steps_before_it(batches, device):
     def broken() -> Iterator[list[Batch]]:
         yield from ([batch] for batch in batches[:3])
         raise OSError("the disk is away")

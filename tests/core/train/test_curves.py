@@ -43,7 +43,7 @@ def colours(path) -> set[tuple[int, ...]]:
 BLUE, ORANGE = (0x1B, 0x6C, 0xA8), (0xD1, 0x74, 0x1F)
 
 
-def test_a_run_leaves_a_picture_of_its_curves(tmp_path):
+def test_run_leaves_an_image_of_its_curves(tmp_path):
     run = finished_run(
         tmp_path,
         steps=4,
@@ -68,7 +68,7 @@ def test_one_validation_is_not_a_curve(tmp_path):
     assert not (tmp_path / "run" / CURVES_FILE).exists()
 
 
-def test_a_log_without_some_losses_is_drawn(tmp_path):
+def test_log_without_some_losses_is_drawn(tmp_path):
     rows = [{"step": n, "split": "val", "text_to_image/R@1": 0.1 * n, "captioning_loss": float("nan")} for n in (1, 2)]
     draw_curves(write_log(tmp_path / "run", rows), None)
     assert (tmp_path / "run" / CURVES_FILE).is_file()
@@ -80,7 +80,7 @@ def test_without_matplotlib_nothing_is_drawn(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / CURVES_FILE).exists()
 
 
-def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog: pytest.LogCaptureFixture):
+def test_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog: pytest.LogCaptureFixture):
     folder = write_log(tmp_path / "run", validations(3))
     monkeypatch.setattr("os.fsync", no_space_left)
     with caplog.at_level(logging.WARNING):

@@ -128,7 +128,7 @@ def test_repeated_steps_that_are_not_finite_stop_all_ranks(make_job):
     assert [row["step"] for row in read_metrics(job.out, "events")] == [5, 6]
 
 
-def test_a_spike_of_the_loss_is_seen():
+def test_spike_of_the_loss_is_seen():
     def steady(step):
         return {"coca": 4.0 + 0.01 * (step % 7)}
 
@@ -140,7 +140,7 @@ def test_a_spike_of_the_loss_is_seen():
 
 
 @pytest.mark.ci
-def test_a_spike_is_reported_with_the_keys_of_its_batch(make_job, tmp_path, monkeypatch):
+def test_spike_is_reported_with_the_keys_of_its_batch(make_job, tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "tiny", drivers.WEE)
     monkeypatch.setattr(progress, "SPIKE_MEMORY", 3)
     take_step = Trainer.step
@@ -200,7 +200,7 @@ def test_torchrun_restarts_and_resumes_after_a_dead_rank(make_job, undisturbed, 
 
 
 @pytest.mark.ci
-def test_a_disk_that_is_full_is_a_clear_error_on_all_ranks(make_job, undisturbed, tmp_path):
+def test_disk_that_is_full_is_a_clear_error_on_all_ranks(make_job, undisturbed, tmp_path):
     size = sum(map(len, undisturbed.values()))
     with disk_of(int(2.5 * size), tmp_path / "disk") as disk:
         job = make_job(checkpoints=CheckpointRecipe(interval=1))

@@ -29,7 +29,7 @@ def follow(ema: Ema, model: nn.Linear, values: list[float]) -> list[float]:
     return averages
 
 
-def test_the_decay_warms_up_and_stays_at_its_bound():
+def test_decay_warms_up_and_stays_at_its_bound():
     model = one_weight(1.0)
     # Decays 1/10, 2/11, 3/12 and then 0.3, where 4/13 would be more.
     a = 0.1 * 1.0 + 0.9 * 2.0
@@ -39,12 +39,12 @@ def test_the_decay_warms_up_and_stays_at_its_bound():
     assert follow(Ema(model, 0.3), model, [2.0, 4.0, 3.0, 0.0]) == pytest.approx([a, b, c, d], rel=1e-12)
 
 
-def test_a_decay_of_zero_is_the_weights_themselves():
+def test_decay_of_zero_is_the_weights_themselves():
     model = one_weight(1.0)
     assert follow(Ema(model, 0.0), model, [2.0, -4.0]) == [2.0, -4.0]
 
 
-def test_the_average_of_bf16_weights_is_kept_in_fp32():
+def test_average_of_bf16_weights_is_kept_in_fp32():
     model = one_weight(1.0, torch.bfloat16)
     ema = Ema(model, 0.999)
     follow(ema, model, [1.0] * 20_000)
@@ -71,7 +71,7 @@ def test_applied_swaps_the_average_in_and_the_weights_back(tiny_config):
     assert not torch.equal(ema.state_dict()["logit_scale"], start["logit_scale"])
 
 
-def test_an_exception_does_not_leave_the_average_in_the_model():
+def test_exception_does_not_leave_the_average_in_the_model():
     model = one_weight(1.0)
     ema = Ema(model, 0.9)
     nn.init.constant_(model.weight, 5.0)
@@ -88,7 +88,7 @@ def test_an_exception_does_not_leave_the_average_in_the_model():
     assert average(ema) == 1.0
 
 
-def test_a_run_goes_on_from_a_state_as_if_it_had_never_stopped():
+def test_run_continues_from_a_state_as_if_it_had_never_stopped():
     values = [2.0, 4.0, 3.0, 0.0, 1.5, 7.0]
     whole, parts = one_weight(1.0), one_weight(1.0)
     expected = follow(Ema(whole, 0.3), whole, values)

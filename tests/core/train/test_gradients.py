@@ -68,7 +68,7 @@ def test_micro_batches_match_the_full_batch_in_fp32(case):
         assert error_of(gradients, wanted) <= BOUNDS[torch.float32]
 
 
-def test_the_comparison_is_differentiated_in_fp32_under_autocast():
+def test_comparison_is_differentiated_in_fp32_under_autocast():
     """In bf16, the gradients with respect to the embeddings were off by a thousandth."""
     case = CASES["grr_coca"]
     model, batch = make_model(case, torch.float32), make_batch(case, torch.float32)

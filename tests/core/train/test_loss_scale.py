@@ -66,7 +66,7 @@ def test_overflow_skips_the_step_and_halves_the_factor(tiny_config, make_batch):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.raw.state_dict().items())
 
 
-def test_the_factor_grows_after_many_finite_steps():
+def test_factor_grows_after_many_finite_steps():
     scale = LossScale(4.0, finite_steps=LossScale.GROWTH_INTERVAL - 2)
     scale.update(is_finite=True)
     assert scale == LossScale(4.0, LossScale.GROWTH_INTERVAL - 1)
@@ -77,7 +77,7 @@ def test_the_factor_grows_after_many_finite_steps():
     assert scale == LossScale(4.0)
 
 
-def test_a_resumed_run_goes_on_with_its_factor(tmp_path):
+def test_resumed_run_continues_with_its_factor(tmp_path):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(24))
     recipe = tiny_recipe(shard, steps=4, precision="fp16", checkpoints=CheckpointRecipe(interval=2, keep_last=2))
     whole, run = tmp_path / "whole", tmp_path / "run"

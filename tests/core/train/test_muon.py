@@ -56,7 +56,7 @@ def test_orthogonalized_singular_values_are_about_one(shape):
     assert ((values > 0.6) & (values < 1.3))[is_large].all()
 
 
-def test_a_gradient_of_zero_moves_nothing_but_by_decay():
+def test_gradient_of_zero_moves_nothing_but_by_decay():
     (matrix,) = _matrices()[:1]
     before = matrix.detach().clone()
     matrix.grad = torch.zeros_like(matrix)

@@ -121,7 +121,7 @@ def test_freezing_everything_is_an_error(tiny_config):
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_step_moves_every_parameter_and_clears_the_gradients(tiny_config, make_batch, name, preset):
+def test_step_moves_every_parameter_and_clears_the_gradients(tiny_config, make_batch, name, preset):
     config = tiny_config(preset)
     model = build(config)
     before = _copy(model)
@@ -152,7 +152,7 @@ def test_gradients_are_clipped_and_their_norm_is_that_before(tiny_config, monkey
     assert seen == pytest.approx([2.0], rel=1e-4)
 
 
-def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config):
+def test_infinite_norm_leaves_gradients_as_they_are(tiny_config):
     model = build(tiny_config())
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e6)
@@ -162,7 +162,7 @@ def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config):
 
 
 @pytest.mark.parametrize(("before", "after"), [(10.0, MAX_LOGIT_SCALE), (-1.0, 0.0)])
-def test_a_step_keeps_the_temperature_within_its_bounds(tiny_config, make_batch, before, after):
+def test_step_keeps_the_temperature_within_its_bounds(tiny_config, make_batch, before, after):
     config = tiny_config()
     model, batch = build(config), make_batch(config)
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_a_step_keeps_the_temperature_within_its_bounds(tiny_config, make_batch,
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_decays_of_the_moments_are_the_recipes(tiny_config, name):
+def test_decays_of_the_moments_are_the_recipes(tiny_config, name):
     recipe = OptimizerRecipe(name=name, muon_precision="fp32", betas=(0.5, 0.6))
     adamw = Optimizers(build(tiny_config()), recipe, CONSTANT).optimizers[0]
     assert isinstance(adamw, torch.optim.AdamW)
@@ -206,7 +206,7 @@ def test_after_warm_up_a_cosine_leads_to_the_final_ratio():
     assert lr_factor(104, schedule) == lr_factor(1000, schedule) == pytest.approx(0.1)
 
 
-def test_the_rate_is_constant_before_a_late_decay():
+def test_rate_is_constant_before_a_late_decay():
     short, long = (ScheduleRecipe(steps, 2, decay_steps=decay) for steps, decay in ((12, 4), (103, 0)))
     assert [lr_factor(step, short) for step in range(8)] == [lr_factor(step, long) for step in range(8)]
     assert lr_factor(102, long) == 1.0
@@ -214,7 +214,7 @@ def test_the_rate_is_constant_before_a_late_decay():
     assert decay == pytest.approx([1.0, 0.854, 0.5, 0.146, 0.0], abs=0.001)
 
 
-def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config):
+def test_learning_rate_of_a_step_follows_the_schedule(tiny_config):
     model = build(tiny_config())
     schedule = ScheduleRecipe(steps=10, warmup_steps=2)
     optimizers = Optimizers(model, OptimizerRecipe(lr=0.2), schedule)
@@ -313,7 +313,7 @@ def test_part_rate_equals_a_model_with_that_rate(tiny_config, name):
     assert found == {0.01, *rates.values()}
 
 
-def test_the_beginning_of_a_name_ends_with_a_word():
+def test_beginning_of_a_name_ends_with_a_word():
     blocks = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(11))
     rates = peak_rates(blocks, {"1": 0.5}, default=0.1)
     assert [number for number in range(11) if rates[f"{number}.weight"] == 0.5] == [1]
@@ -354,7 +354,7 @@ def test_rejects_rates_of_unknown_parts(tiny_config, frozen, rates, message):
 # --- Clipping by itself, and sharded parameters ---
 
 
-def test_an_update_applies_gradients_as_they_are(tiny_config):
+def test_update_applies_gradients_as_they_are(tiny_config):
     first, second = (build(tiny_config()) for _ in range(2))
     for model in (first, second):
         for parameter in model.parameters():

@@ -44,7 +44,7 @@ def plain(tmp_path_factory):
         ("precision", "bf16"),
     ],
 )
-def test_an_option_of_training_changes_the_weights_that_come_out(plain, tmp_path, key, value):
+def test_option_of_training_changes_the_weights_that_come_out(plain, tmp_path, key, value):
     recipe, _, expected = plain
     trained = pretrain(with_key(recipe, key, value), tmp_path / "run")
     assert len(differing(weights(trained), expected)) > len(expected) // 2
@@ -86,7 +86,7 @@ def test_sines_and_cosines_need_learned_positions(plain, tmp_path):
         fitted_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))
 
 
-def test_a_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):
+def test_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):
     recipe = with_key(plain[0], "optimizer.learning_rates", {"text_decoder": 1e-5, "image_encoder.blocks.0": 0.0})
     through = weights(pretrain(recipe, tmp_path / "through"))
     point = tmp_path / "through" / HALF
@@ -177,7 +177,7 @@ def test_compiles_blocks_with_the_recompute_budget(plain, tmp_path, monkeypatch)
         ("data.augmentation.shift", 0.125, {"augmentation": Augmentation(shift=0.125)}),
     ],
 )
-def test_an_option_of_the_data_comes_to_those_who_read_them(plain, monkeypatch, key, value, passed):
+def test_option_of_the_data_comes_to_those_who_read_them(plain, monkeypatch, key, value, passed):
     recipe, seen = with_key(plain[0], key, value), []
 
     def made(*args, **options):

@@ -46,7 +46,7 @@ class _Job:
         return chosen
 
 
-def test_the_run_is_that_of_the_chosen_recipe(job, tmp_path):
+def test_run_is_that_of_the_chosen_recipe(job, tmp_path):
     chosen = job.finish(tmp_path / "searched")
     train(chosen, from_pretrained(job.start), tmp_path / "plain", ALONE, silent)
     first, second = (from_pretrained(locate_checkpoint(tmp_path / name)) for name in ("searched", "plain"))
@@ -74,7 +74,7 @@ def test_half_of_the_rates_continue_at_each_rung(job, tmp_path):
     assert not (tmp_path / "run" / TRIALS).exists()
 
 
-def test_a_killed_search_continues_exactly(job, tmp_path):
+def test_killed_search_continues_exactly(job, tmp_path):
     job.finish(tmp_path / "whole")
     kills = 0
     for _ in range(100):
@@ -98,7 +98,7 @@ def test_a_killed_search_continues_exactly(job, tmp_path):
     assert not differing(weights(first), weights(second))
 
 
-def test_a_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
+def test_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "FACTORS", (1e36, 2.0))
     optimizer = replace(job.recipe.optimizer, learning_rates={"logit_scale": 0.01})
     evaluation = EvaluationRecipe(interval=2, batch_size=BATCH_SIZE)  # the loss of the second step is not finite
@@ -112,7 +112,7 @@ def test_a_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
         job.search(tmp_path / "other")
 
 
-def test_the_score_of_keep_best_decides(job, tmp_path):
+def test_score_of_keep_best_decides(job, tmp_path):
     job.recipe = replace(job.recipe, checkpoints=CheckpointRecipe(keep_best="captioning_loss"))
     job.search(tmp_path / "run")
     found = read_search(tmp_path / "run")
@@ -123,13 +123,13 @@ def test_the_score_of_keep_best_decides(job, tmp_path):
     assert [row["captioning_loss"] for row in rows] == [best.scores[str(row["step"])] for row in rows]
 
 
-def test_a_search_needs_a_rate_above_0(job, tmp_path):
+def test_search_needs_a_rate_above_0(job, tmp_path):
     job.recipe = replace(job.recipe, optimizer=replace(job.recipe.optimizer, lr=0.0))
     with pytest.raises(UserError, match="lr must be above 0 for a search, got 0"):
         job.search(tmp_path / "run")
 
 
-def test_a_trial_ends_at_a_validation(job, tmp_path):
+def test_trial_ends_at_a_validation(job, tmp_path):
     evaluation = EvaluationRecipe(interval=3, batch_size=BATCH_SIZE)
     job.recipe = replace(job.recipe, evaluation=evaluation, schedule=ScheduleRecipe(13, 1))
     done = []
@@ -138,13 +138,13 @@ def test_a_trial_ends_at_a_validation(job, tmp_path):
     assert done[-1] == sum(max(map(int, trial.scores)) for trial in trials)
 
 
-def test_a_run_without_a_search_is_not_searched(job, tmp_path):
+def test_run_without_a_search_is_not_searched(job, tmp_path):
     train(job.recipe, from_pretrained(job.start), tmp_path / "run", ALONE, silent)
     with pytest.raises(UserError, match="without a search; continue it without --search"):
         job.search(tmp_path / "run")
 
 
-def test_the_command_names_the_chosen_values(grr_coca, refused, job, tmp_path):
+def test_command_names_the_chosen_values(grr_coca, refused, job, tmp_path):
     from grr_coca.train.recipe import save_recipe
 
     save_recipe(job.recipe, tmp_path / "mine.yaml")

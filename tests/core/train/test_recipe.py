@@ -69,7 +69,7 @@ def test_saved_recipe_equals_the_loaded_one(tmp_path):
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
-def test_a_saved_recipe_tells_every_setting_defaults_included(tmp_path, load):
+def test_saved_recipe_tells_every_setting_defaults_included(tmp_path, load):
     save_recipe(load(MINIMAL), tmp_path / "recipe.yaml")
     written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     assert written["optimizer"] == to_dict(OptimizerRecipe())
@@ -86,7 +86,7 @@ def test_data_paths_are_relative_to_the_recipes_folder(load, tmp_path, monkeypat
     assert Path(recipe.data.test["t"]) == tmp_path / "t.tar"
 
 
-def test_a_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch):
+def test_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     recipe = load(changed("data", "train", value="cache:icons/train-*.tar"))
     assert recipe.data.train == "/somewhere/grr-coca/icons/train-*.tar"
@@ -102,7 +102,7 @@ def test_every_recipe_that_comes_with_the_code_loads(path):
     assert recipe.schedule.steps > 0
 
 
-def test_a_missing_file_lists_the_recipes_beside_it(tmp_path):
+def test_missing_file_lists_the_recipes_next_to_it(tmp_path):
     (tmp_path / "health.yaml").write_text(MINIMAL)
     (tmp_path / "glyphs.yml").write_text(MINIMAL)
     with pytest.raises(UserError, match=r"helth\.yaml: no such recipe; there are glyphs\.yml, health\.yaml"):
@@ -132,13 +132,13 @@ def test_invalid_yaml_raises_with_the_file(tmp_path, content):
         load_recipe(path)
 
 
-def test_a_folder_in_place_of_a_recipe_is_an_error_that_names_it(tmp_path):
+def test_folder_in_place_of_a_recipe_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         load_recipe(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- b"])
-def test_a_file_without_keys_is_an_error_that_names_it(load, text):
+def test_file_without_keys_is_an_error_that_names_it(load, text):
     with pytest.raises(UserError, match=r"mine\.yaml: expected a mapping"):
         load(text)
 
@@ -150,12 +150,12 @@ def test_a_file_without_keys_is_an_error_that_names_it(load, text):
         (MINIMAL + "  'steps': 7\n", 6, "steps"),
     ],
 )
-def test_a_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
+def test_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
     with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is a duplicate"):
         load(text)
 
 
-def test_a_key_may_take_the_place_of_a_merged_one(load):
+def test_key_may_take_the_place_of_a_merged_one(load):
     recipe = load("data: {train: a.tar}\nschedule: {<<: &base {steps: 6, warmup_steps: 1}, steps: 7}\n")
     assert (recipe.schedule.steps, recipe.schedule.warmup_steps) == (7, 1)
 
@@ -168,13 +168,13 @@ def test_a_key_may_take_the_place_of_a_merged_one(load):
 
 
 @pytest.mark.parametrize(("asked", "told"), refusals(Path(__file__).with_name("recipe_refusals.txt")))
-def test_a_wrong_value_is_an_error_with_file_and_key(load, tmp_path, asked, told):
+def test_wrong_value_is_an_error_with_file_and_key(load, tmp_path, asked, told):
     path, _, value = asked.partition(": ")
     with pytest.raises(UserError, match=f"^{re.escape(f'{tmp_path}/{told}')}$"):
         load(changed(*path.split("."), value=json.loads(value)))
 
 
-def test_a_missing_key_is_an_error_that_names_it(load):
+def test_missing_key_is_an_error_that_names_it(load):
     with pytest.raises(UserError, match=r"mine\.yaml: schedule: key 'steps' is missing"):
         load("data: {train: pairs.tar}\nschedule: {warmup_steps: 1}\n")
 
@@ -200,7 +200,7 @@ def test_indivisible_batch_raises_with_valid_sizes(batch_size, num_processes, fi
         ("data.mix", "{/a.tar: 0.0011, /b.tar: 0.9977}", {"/a.tar": 0.0011, "/b.tar": 0.9977}),
     ],
 )
-def test_a_value_is_read_in_every_notation_and_comes_back(load, tmp_path, key, written, value):
+def test_value_is_read_in_every_notation_and_comes_back(load, tmp_path, key, written, value):
     recipe = load(changed(*key.split("."), value=yaml.safe_load(written)))
     assert reduce(getattr, key.split("."), recipe) == value
     save_recipe(recipe, tmp_path / "recipe.yaml")
@@ -223,7 +223,7 @@ def test_missing_keys_keep_values_of_the_size():
     assert (config.image_encoder.image_size, config.text_decoder.context_length) == (64, 48)
 
 
-def test_a_recipe_switches_the_models_options_on_and_off():
+def test_recipe_switches_the_models_options_on_and_off():
     everything = ModelRecipe("grr_coca", "tiny", num_registers=2, qk_norm="rms", contrastive="sigmoid").config(300)
     stacks = (everything.image_encoder, everything.text_decoder, everything.multimodal_decoder)
     assert [stack.transformer.qk_norm for stack in stacks] == ["rms"] * 3

@@ -58,7 +58,7 @@ def log_of(folder):
 
 
 @pytest.mark.parametrize(("files", "num_workers"), [(SHARDS, 0), (SHARDS, 2), (TABLES, 2)])
-def test_a_run_from_an_object_store_is_that_from_disk(store, tmp_path, files, num_workers):
+def test_run_from_an_object_store_is_that_from_disk(store, tmp_path, files, num_workers):
     pretrain(recipe_of(store / files), tmp_path / "disk")
     elsewhere = with_key(recipe_of(f"s3://pairs/{files}"), "data.num_workers", num_workers)
     pretrain(elsewhere, tmp_path / "s3")
@@ -74,7 +74,7 @@ def test_a_run_from_an_object_store_is_that_from_disk(store, tmp_path, files, nu
 
 
 @pytest.mark.parametrize("files", [SHARDS, TABLES])
-def test_a_run_from_an_object_store_is_resumed_exactly(store, tmp_path, files):
+def test_run_from_an_object_store_is_resumed_exactly(store, tmp_path, files):
     recipe = recipe_of(f"s3://pairs/{files}")
     pretrain(recipe, tmp_path / "whole")
 
@@ -92,7 +92,7 @@ def test_a_run_from_an_object_store_is_resumed_exactly(store, tmp_path, files):
     assert differing_files(snapshot(tmp_path / "stopped" / last), snapshot(tmp_path / "whole" / last)) == []
 
 
-def test_a_run_is_not_resumed_with_other_shards(store, tmp_path, s3):
+def test_run_is_not_resumed_with_other_shards(store, tmp_path, s3):
     recipe = recipe_of(f"s3://pairs/{SHARDS}")
     pretrain(recipe, tmp_path / "run")
     upload(s3, "pairs", {"1.tar": (store / "0.tar").read_bytes()})
@@ -104,7 +104,7 @@ def test_a_run_is_not_resumed_with_other_shards(store, tmp_path, s3):
         train(recipe, from_pretrained(point), tmp_path / "run", ALONE, silent, point)
 
 
-def test_a_run_folder_is_copied_after_each_checkpoint(store, tmp_path):
+def test_run_folder_is_copied_after_each_checkpoint(store, tmp_path):
     """With the same checkpoints as here, and a checkpoint that is there whole is not copied again."""
     checkpoints = CheckpointRecipe(interval=3, keep_last=2, copy_to="s3://pairs/runs/mine")
     pretrain(recipe_of(store / SHARDS, checkpoints=checkpoints), tmp_path / "run")
@@ -118,7 +118,7 @@ def test_a_run_folder_is_copied_after_each_checkpoint(store, tmp_path):
         assert (remote.sizes_under("s3://pairs/runs/mine") == here) is is_copied
 
 
-def test_a_run_continues_where_its_copy_cannot_be_written(store, tmp_path, monkeypatch):
+def test_run_continues_where_its_copy_cannot_be_written(store, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(remote, "_filesystems", {})
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.5)
@@ -130,7 +130,7 @@ def test_a_run_continues_where_its_copy_cannot_be_written(store, tmp_path, monke
     assert (tmp_path / "run" / "checkpoints" / "step-000000014").is_dir()
 
 
-def test_a_url_stays_a_url_in_the_recipe(tmp_path):
+def test_url_stays_a_url_in_the_recipe(tmp_path):
     recipe = recipe_of(f"s3://pairs/{SHARDS}")
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml").data.train == f"s3://pairs/{SHARDS}"
@@ -141,7 +141,7 @@ def test_a_url_stays_a_url_in_the_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["runs/mine", "https://host/runs", f"s3://a:{SECRET}@bucket/run"])
-def test_a_url_that_is_no_object_store_raises(url):
+def test_url_that_is_no_object_store_raises(url):
     with pytest.raises(UserError) as caught:
         CheckpointRecipe(copy_to=url)
     assert SECRET not in str(caught.value)

@@ -221,7 +221,7 @@ def test_repeated_signal_does_not_prevent_saving(make_job, number):
         ("mine", signal.SIGINT, 2),
     ],
 )
-def test_a_signal_that_is_sent_again_and_again_acts_at_once(monkeypatch, run_id, number, acts):
+def test_signal_that_is_sent_again_and_again_acts_immediately(monkeypatch, run_id, number, acts):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     if run_id is not None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
@@ -238,7 +238,7 @@ def test_a_signal_that_is_sent_again_and_again_acts_at_once(monkeypatch, run_id,
         signal.signal(number, before)
 
 
-def test_the_second_interrupt_acts_at_once(make_job):
+def test_second_interrupt_acts_immediately(make_job):
     job = make_job(ONE)
     launched = job.start(partial(drivers.pause, 3, job.folder))
     launched.wait_until((job.folder / "paused").exists)
@@ -254,7 +254,7 @@ def test_the_second_interrupt_acts_at_once(make_job):
 # --- Resuming what, and by what
 
 
-def test_a_finished_run_is_left_as_it_is(undisturbed):
+def test_finished_run_is_unchanged(undisturbed):
     first, _, job = undisturbed(ONE)
     before = {path.name: path.stat().st_mtime_ns for path in job.out.glob("checkpoints/*/*")}
     assert differing_files(job.finish(), first) == []
@@ -362,7 +362,7 @@ def test_unlistable_checkpoints_do_not_restart_a_run(finished, tmp_path):
 
 
 @pytest.mark.ci
-def test_a_run_that_began_in_another_spread_goes_on(make_job, undisturbed):
+def test_run_that_began_in_another_spread_continues(make_job, undisturbed):
     job = make_job(ONE)
     job.start(partial(drivers.die_before, "micro-batch", 20)).wait()
     other = replace(job.recipe, data=replace(job.recipe.data, micro_batch_size=None, num_workers=1))

@@ -68,7 +68,7 @@ def first_losses(recipe, start, out) -> dict[str, float]:
 # --- What a run leaves
 
 
-def test_a_run_leaves_its_recipe_its_log_and_one_checkpoint(run):
+def test_run_leaves_its_recipe_its_log_and_one_checkpoint(run):
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "checkpoints",
         "metrics.jsonl",
@@ -142,7 +142,7 @@ def test_same_seed_is_reproducible_with_any_loader(run, tmp_path, change):
         assert (run.folder / "metrics.jsonl").read_bytes() == (tmp_path / "again" / "metrics.jsonl").read_bytes()
 
 
-def test_the_recipe_that_a_run_wrote_is_its_own(run):
+def test_recipe_that_a_run_wrote_is_its_own(run):
     assert load_recipe(run.folder / "recipe.yaml") == run.recipe
 
 
@@ -157,7 +157,7 @@ def test_loss_weights_count(run, tmp_path):
     [(LossRecipe(0.0, 2.0), "muon"), (LossRecipe(1.0, 0.0), "muon"), (LossRecipe(1.0, 0.0), "adamw")],
     ids=["captions", "contrast", "contrast-adamw"],
 )
-def test_a_weight_of_zero_trains_on_the_other_loss(shard, tmp_path, name, losses):
+def test_weight_of_zero_trains_on_the_other_loss(shard, tmp_path, name, losses):
     recipe = tiny_recipe(shard, steps=2, losses=losses, optimizer=OptimizerRecipe(name))
     pretrain(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run", "train")[0]["coca"] > 0
@@ -173,7 +173,7 @@ def test_every_kind_of_model_trains(shard, tmp_path, name):
     assert from_pretrained(tmp_path / "run").preset == recipe.model.preset
 
 
-def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):
+def test_model_with_clips_vocabulary_trains(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip"))
     assert pretrain(recipe, tmp_path / "run").config.text_decoder.vocab_size == 49_408
 
@@ -196,13 +196,13 @@ def test_padding_id_0_needs_the_clip_vocabulary(shard):
 
 
 @pytest.mark.parametrize(("minutes", "saved"), [(0.0, [1, 2, 3, 4]), (60.0, [4])])
-def test_a_run_is_saved_every_so_many_minutes(shard, tmp_path, minutes, saved):
+def test_run_is_saved_every_so_many_minutes(shard, tmp_path, minutes, saved):
     kept = CheckpointRecipe(interval=100, minutes=minutes, keep_last=9)
     pretrain(tiny_recipe(shard, steps=4, checkpoints=kept), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [f"step-{n:09}" for n in saved]
 
 
-def test_the_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypatch):
+def test_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypatch):
     """Its steps are counted from those of its start."""
     scores = iter([2.0, 1.0, 3.0, 4.0, 5.0])
     validate = Validation.run
@@ -224,7 +224,7 @@ def test_the_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monk
 
 
 @pytest.mark.parametrize("score", ["text_to_image/R@10", "image_to_text/R@5", "mean_recall"])
-def test_the_best_may_be_that_of_any_recall(shard, tmp_path, score):
+def test_best_may_be_that_of_any_recall(shard, tmp_path, score):
     recipe = tiny_recipe(
         shard,
         steps=5,
@@ -293,7 +293,7 @@ def test_small_validation_split_raises_before_the_first_step(shard, tmp_path):
     assert told == []
 
 
-def test_a_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
+def test_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
     recipe = tiny_recipe(shard, schedule=ScheduleRecipe(steps=1, warmup_steps=2))
     with warnings_of("grr_coca.train.loop") as messages:
         pretrain(recipe, tmp_path / "run")
@@ -376,7 +376,7 @@ def test_no_image_of_a_table_is_both_trained_and_validated_on(tmp_path):
     assert {pairs[i].key for i in range(100)}.isdisjoint({"0", "20"})
 
 
-def test_a_validation_split_is_never_trained_on(shard, tmp_path):
+def test_validation_split_is_never_trained_on(shard, tmp_path):
     val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
     recipe = tiny_recipe(shard)
     pairs, held_out = training_sources(replace(recipe, data=replace(recipe.data, val=str(val))))
@@ -441,7 +441,7 @@ def test_other_model_or_tokenizer_raises_with_both_names(run, change, named):
         fitted_start(from_pretrained(run.folder), recipe)
 
 
-def test_a_recipe_that_names_the_checkpoints_own_model_is_taken(run):
+def test_recipe_that_names_the_checkpoints_own_model_is_taken(run):
     fitted_start(from_pretrained(run.folder), replace(run.recipe, tokenizer=None))
     fitted_start(from_pretrained(run.folder), finetuning(run.recipe))
 
@@ -498,7 +498,7 @@ def test_only_the_first_rank_writes_the_log(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_ranks_try_validation_pairs_between_them(monkeypatch):
+def test_ranks_try_validation_pairs_between_them(monkeypatch):
     """One rank alone would take hours for millions of pairs, and the others give up waiting after half an hour."""
     pairs = list(real_pairs(7))
     pairs[1], pairs[5] = replace(pairs[1], image=b"no image"), replace(pairs[5], image=b"no image")
@@ -510,7 +510,7 @@ def test_the_ranks_try_validation_pairs_between_them(monkeypatch):
     assert [sound.name(index) for index in range(len(sound))] == [val.name(index) for index in (0, 2, 3, 4, 6)]
 
 
-def test_the_use_of_a_gpu_is_logged_and_a_cpu_has_none(monkeypatch):
+def test_use_of_a_gpu_is_logged_and_a_cpu_has_none(monkeypatch):
     assert device_use(CPU) == {}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)

@@ -190,7 +190,7 @@ def test_read_error_counts_as_corruption(make_store, monkeypatch):
     assert "Input/output error" in warned[0]
 
 
-def test_with_all_of_them_damaged_there_is_none(make_store):
+def test_with_all_of_them_corrupt_there_is_none(make_store):
     store = make_store()
     for step in steps(store):
         flip(folder_of(store, step) / "config.json", 3)
@@ -203,7 +203,7 @@ def test_with_all_of_them_damaged_there_is_none(make_store):
 
 
 @pytest.mark.parametrize(("keep_last", "kept"), [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5])])
-def test_the_newest_are_kept(tmp_path, keep_last, kept):
+def test_newest_are_kept(tmp_path, keep_last, kept):
     store = CheckpointStore(tmp_path / "checkpoints", keep_last)
     for step in range(1, 6):
         save(store, step)
@@ -211,7 +211,7 @@ def test_the_newest_are_kept(tmp_path, keep_last, kept):
     assert not (store.folder / BEST_FILE).exists()
 
 
-def test_the_best_is_kept_and_named(tmp_path):
+def test_best_is_kept_and_named(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", keep_last=1)
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
         save(store, step, best)

@@ -66,7 +66,7 @@ def test_mlflow_has_all_metrics_of_the_log(run, mlflow):
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_log_is_followed_through_a_stop_to_its_end(run, mlflow):
+def test_log_is_followed_through_a_stop_to_its_end(run, mlflow):
     log = run / "metrics.jsonl"
     whole = log.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -103,12 +103,12 @@ def test_wandb_has_all_metrics_of_the_log_offline(run, tmp_path, monkeypatch):
     assert repr(last["coca_loss"])[:12].encode() in content
 
 
-def test_a_folder_without_a_run_raises(tmp_path, refused):
+def test_folder_without_a_run_raises(tmp_path, refused):
     assert "not a run folder" in refused("track", tmp_path, "--to", "mlflow")
 
 
 @pytest.mark.filterwarnings("default")
-def test_an_error_of_a_service_is_one_line(run, tmp_path, monkeypatch):
+def test_error_of_a_service_is_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     with pytest.raises(UserError, match="mlflow: The filesystem tracking backend"):

@@ -38,7 +38,7 @@ def trace(tmp_path):
     assert not path.exists()
 
 
-def test_the_bomb_works(tmp_path):
+def test_bomb_works(tmp_path):
     pickle.loads(pickle.dumps(Bomb(tmp_path / "trace")))
     assert (tmp_path / "trace").exists()
 
@@ -71,7 +71,7 @@ HOSTILE = [
 ]
 
 
-def test_the_hostile_files_are_all_that_there_are(run):
+def test_hostile_files_are_all_that_there_are(run):
     files = [path for path in run.checkpoint.rglob("*") if path.is_file()]
     assert {path.relative_to(run.checkpoint).as_posix() for path in files} == set(HOSTILE)
 
@@ -124,7 +124,7 @@ def test_rejects_yaml_tags_without_running_them(run, trace, tag):
 
 
 @pytest.mark.parametrize("path", ["pipe:touch '{}'", "pipe:touch '{}' #.tar", "|touch '{}'", "$(touch '{}').tar"])
-def test_a_path_that_is_a_command_is_a_path_to_nowhere(trace, tmp_path, monkeypatch, path):
+def test_path_that_is_a_command_is_a_path_to_nowhere(trace, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"(no such|not a) file or folder"):
         open_source(path.format(trace))
@@ -146,7 +146,7 @@ def test_a_path_that_is_a_command_is_a_path_to_nowhere(trace, tmp_path, monkeypa
     ],
     ids=["nothing", "empty", "zeros", "null", "deep", "no words"],
 )
-def test_a_tokenizer_of_rubbish_is_an_error_that_names_it(run, rubbish):
+def test_tokenizer_of_rubbish_is_an_error_that_names_it(run, rubbish):
     (run.checkpoint / MANIFEST).unlink()
     (run.checkpoint / "tokenizer.json").write_bytes(rubbish)
     with pytest.raises(UserError, match="tokenizer"):

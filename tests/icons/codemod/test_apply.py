@@ -77,7 +77,7 @@ def test_only_the_code_of_the_app_changes_and_the_rest_is_listed(app):
     assert not plan_of(app).changes
 
 
-def test_the_package_is_exchanged_once_nothing_needs_the_old_one(app):
+def test_package_is_exchanged_once_nothing_needs_the_old_one(app):
     (app / "src" / "broken.tsx").unlink()
     (app / "src" / "generated.tsx").unlink()
     plan = plan_of(app)
@@ -87,7 +87,7 @@ def test_the_package_is_exchanged_once_nothing_needs_the_old_one(app):
     assert text == MANIFEST.replace('"lucide-react": "^0.4.0"', '"@tabler/icons-react": "^3.52.0"')
 
 
-def test_a_diff_shows_what_would_change(app):
+def test_diff_shows_what_would_change(app):
     lines = list(plan_of(app).diff())
     assert "-import { Trash2, X } from 'lucide-react'" in lines
     assert "+import { IconTrash, IconX } from '@tabler/icons-react'" in lines
@@ -124,7 +124,7 @@ def test_links_do_not_change(app, tmp_path):
     assert (app / "src" / "link.tsx").is_symlink()
 
 
-def test_a_file_that_changed_during_the_run_is_not_written(app):
+def test_file_that_changed_during_the_run_is_not_written(app):
     plan = plan_of(app)
     (app / "src" / "a.tsx").write_text("new")
     with pytest.raises(UserError, match="changed while it was read"):
@@ -143,7 +143,7 @@ def test_a_file_that_changed_during_the_run_is_not_written(app):
         (set(), {"@iconify-json/x": "*"}, {"a": "1", "b": "1"}),
     ],
 )
-def test_a_manifest_stays_whole(gone, added, dependencies):
+def test_manifest_stays_whole(gone, added, dependencies):
     text = '{\n  "name": "a",\n  "dependencies": {\n    "a": "1",\n    "b": "1"\n  },\n  "scripts": {"a": "1"}\n}\n'
     content = json.loads(changed_manifest(text, gone, added))
     assert content == {"name": "a", "dependencies": dependencies, "scripts": {"a": "1"}}

@@ -77,7 +77,7 @@ def test_types_stay_while_other_icons_of_the_package_do():
     )
 
 
-def test_a_package_without_sizes_and_types():
+def test_package_without_sizes_and_types():
     code = (
         "import { Trash, X, type LucideIcon } from 'lucide-react'\n"
         "a = <Trash size={16} />\nb = <X />\nc = <X className='size-4' />\nlet d: LucideIcon\n"
@@ -154,7 +154,7 @@ const a = { Trash2: IconTrash }
         ('size="1em"', 'size="1em"'),
     ],
 )
-def test_a_size_is_bound_where_components_take_numbers_only(before, after):
+def test_size_is_bound_where_components_take_numbers_only(before, after):
     script = "<script setup>import { IconTrash } from '@tabler/icons-vue'</script>"
     code = f"{script}<template><IconTrash {before} /></template>"
     assert f"<Trash {after} />" in rewrite(code, "vue", Replacements({("tabler", "trash"): "lucide:trash"})).text

@@ -60,6 +60,6 @@ def test_lint_fails_and_writes_its_findings(repository):
     assert run_steps(repository, lint="new") == [0]
 
 
-def test_a_map_is_checked(repository):
+def test_map_is_checked(repository):
     assert run_steps(repository, match="icons new --check right.csv") == [0]
     assert run_steps(repository, match="icons new --check wrong.csv") == [1]

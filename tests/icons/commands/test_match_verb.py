@@ -57,7 +57,7 @@ def test_each_icon_has_a_line_with_its_candidates(grr_coca, sets):
     assert "3 images: " in said.err
 
 
-def test_the_progress_of_each_library_ends_at_its_own_total(grr_coca, sets, tmp_path, monkeypatch):
+def test_progress_of_each_library_ends_at_its_own_total(grr_coca, sets, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     said = grr_coca("match", *sets)
@@ -74,7 +74,7 @@ def test_json_lines_are_as_programs_expect_them(grr_coca, sets):
     assert all(len(record["matches"]) <= 2 for record in records)
 
 
-def test_a_map_that_was_written_is_taken_as_decided(grr_coca, sets, tmp_path):
+def test_map_that_was_written_is_taken_as_decided(grr_coca, sets, tmp_path):
     path = tmp_path / "map.json"
     assert grr_coca("match", *sets, "--out", path).code == 0
     written = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def test_a_map_that_was_written_is_taken_as_decided(grr_coca, sets, tmp_path):
     assert records["mine:moon"] == []
 
 
-def test_the_table_has_a_row_for_each_candidate(grr_coca, sets, tmp_path):
+def test_table_has_a_row_for_each_candidate(grr_coca, sets, tmp_path):
     path = tmp_path / "matches.csv"
     grr_coca("match", *sets, "--out", path)
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
@@ -133,7 +133,7 @@ def test_review_counts_safe_icons_and_shows_uses(grr_coca, tmp_path, packages):
     assert "2 safe, 1 to look at" in content
 
 
-def test_a_table_of_people_is_checked(grr_coca, sets, tmp_path):
+def test_table_of_people_is_checked(grr_coca, sets, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("from,to\nmine:trash,other:trash\nhome,hous\n")
     said = grr_coca("match", *sets, "--check", table)
@@ -156,7 +156,7 @@ def test_indexes_are_matched_as_sources_are(grr_coca, sets, tmp_path):
         assert [match.name for match in one.match(other)] == ["mine:home", "mine:moon", "mine:trash"]
 
 
-def test_an_index_of_another_model_is_one_line(grr_coca, sets, tmp_path):
+def test_index_of_another_model_is_one_line(grr_coca, sets, tmp_path):
     for model in ("icons", "pictograms"):
         assert grr_coca("index", sets[0], "--out", tmp_path / model, "-c", model).code == 0
     said = grr_coca("match", tmp_path / "icons", tmp_path / "pictograms")
@@ -195,7 +195,7 @@ def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp
     assert f"{tmp_path}/app.tsx:2: lucide has no icon 'Nonsense'" in said.err
 
 
-def test_the_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, packages):
+def test_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, packages):
     code = tmp_path / "app" / "a.tsx"
     code.parent.mkdir()
     code.write_text("import { Heart, House, Trash2 } from 'lucide-react'\n")
@@ -300,7 +300,7 @@ def swapped(tmp_path):
     return folder
 
 
-def test_a_name_that_contradicts_its_picture_is_found(grr_coca, swapped):
+def test_name_that_contradicts_its_image_is_found(grr_coca, swapped):
     said = grr_coca("lint", swapped, "--json")
     assert said.code == 1
     (found,) = map(json.loads, said.out.splitlines())
@@ -311,7 +311,7 @@ def test_a_name_that_contradicts_its_picture_is_found(grr_coca, swapped):
     assert grr_coca("lint", swapped).code == 0
 
 
-def test_unknown_words_and_pictures_are_passed_over(grr_coca, swapped):
+def test_unknown_words_and_images_are_passed_over(grr_coca, swapped):
     (swapped / "shopping-cart.svg").rename(swapped / "heart.svg")
     (swapped / "shopping-cart.svg").write_text(svg(SCRIBBLE))
     (swapped / "peerlist.svg").write_text(svg(HOME))
@@ -342,7 +342,7 @@ def test_labels_in_code_are_checked_and_empty_ones_skipped(grr_coca, swapped, tm
     assert [(one["label"], one["line"]) for one in found] == [("shopping cart", 1), ("user", 5)]
 
 
-def test_known_findings_are_left_out(grr_coca, swapped, tmp_path):
+def test_known_findings_are_excluded(grr_coca, swapped, tmp_path):
     baseline = tmp_path / "known.json"
     assert grr_coca("lint", swapped, "--baseline", baseline, "--update-baseline").code == 0
     said = grr_coca("lint", swapped, "--baseline", baseline)

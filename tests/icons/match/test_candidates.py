@@ -73,7 +73,7 @@ def test_order_of_evidence_does_not_change_matches(random, monkeypatch, has_name
     assert match_pictures(source, target, numbers) == before
 
 
-def test_the_nearest_picture_comes_first_whatever_it_is_called(random):
+def test_nearest_image_comes_first_whatever_it_is_called(random):
     pictures = random.normal(size=(40, WIDTH))
     source = gallery("one", [f"a{n}" for n in range(40)], pictures)
     order = random.permutation(40)
@@ -85,7 +85,7 @@ def test_the_nearest_picture_comes_first_whatever_it_is_called(random):
 
 
 @pytest.mark.parametrize("has_names", [True, False])
-def test_an_icon_has_the_same_matches_by_itself_as_with_all(random, has_names):
+def test_icon_has_the_same_matches_by_itself_as_with_all(random, has_names):
     """By itself, only its candidates are compared with the other icons of its set."""
     pictures = random.normal(size=(900, WIDTH))
     source = gallery("one", [f"a{n}" for n in range(60)], pictures[:60], has_names=has_names)
@@ -100,7 +100,7 @@ def test_an_icon_has_the_same_matches_by_itself_as_with_all(random, has_names):
     assert match_pictures(source, target, numbers, places=[]) == []
 
 
-def test_the_right_number_comes_before_others_of_its_series(random):
+def test_right_number_comes_before_others_of_its_series(random):
     """Pictures of digits look alike: `h-2` is `heading-2`, even if `heading-3` looks more like it."""
     pictures = random.normal(size=(4, WIDTH))
     source = gallery("one", ["h-2", "h", "h-7"], pictures[[0, 0, 0]])
@@ -201,7 +201,7 @@ def test_names_are_compared_by_a_package_of_the_extra(random, monkeypatch):
     assert match_pictures(source, source, BY_PICTURE)
 
 
-def test_an_empty_target_is_one_line(random):
+def test_empty_target_is_one_line(random):
     source = gallery("one", ["a"], random.normal(size=(1, WIDTH)))
     empty = gallery("two", ["a"], random.normal(size=(1, WIDTH)))
     object.__setattr__(empty, "names", [])
@@ -232,7 +232,7 @@ def sides(random):
     return source, target
 
 
-def test_a_map_is_read_as_it_was_written(tmp_path):
+def test_map_is_read_as_it_was_written(tmp_path):
     icons = {"one:bin": "two:trash", "one:a": None}
     path = tmp_path / "map.json"
     path.write_text(write_map(icons))
@@ -248,7 +248,7 @@ def test_a_map_is_read_as_it_was_written(tmp_path):
         ("table.tsv", "one:bin\ttwo:trash\none:a\t\n"),
     ],
 )
-def test_flat_objects_and_tables_are_maps_too(tmp_path, name, content):
+def test_flat_objects_and_tables_are_maps(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content)
     assert read_map(path) == {"one:bin": "two:trash", "one:a": None}
@@ -278,7 +278,7 @@ def lookups(sides) -> list[IconLookup]:
     return [IconLookup(side) for side in sides]
 
 
-def test_decided_entries_stay_as_they_are(sides):
+def test_decided_entries_are_unchanged(sides):
     found = decided_matches(
         {"one:bin": "two:star", "one:house": None, "other:x": "two:home"}, *lookups(sides), "map.json"
     )
@@ -288,7 +288,7 @@ def test_decided_entries_stay_as_they_are(sides):
     assert set(found) == {0, 1}
 
 
-def test_a_map_of_another_pair_of_sets_is_one_line(sides):
+def test_map_of_another_pair_of_sets_is_one_line(sides):
     with pytest.raises(
         UserError, match=r"map\.json: a map of other icons: none of its 1 is in one .*mdi:home → ph:house"
     ):

@@ -48,7 +48,7 @@ def lookup() -> IconLookup:
         ("", None),
     ],
 )
-def test_an_icon_is_found_by_each_of_its_names(lookup, written, name):
+def test_icon_is_found_by_each_of_its_names(lookup, written, name):
     place = lookup.find(written)
     assert (None if place is None else NAMES[place]) == name
 
@@ -69,7 +69,7 @@ def test_suggestions_go_by_typing_errors_then_meaning(lookup, written, nearest):
     assert lookup.nearest(written) == nearest
 
 
-def test_a_logo_is_also_called_what_it_stands_for():
+def test_logo_is_also_called_what_it_stands_for():
     known = {"x", "brand-x", "brand-github", "github-logo"}
     assert _logo_names("brand-github", known) == ["github"]
     assert _logo_names("github-logo-bold", known) == ["github"]

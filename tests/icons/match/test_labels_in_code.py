@@ -55,7 +55,7 @@ def labels(site, name: str, code: str) -> list[tuple[int, str, str]]:
         ("x.jsx", '<img src={source} alt="a cat" /> <img src="a.png" alt={`a ${thing}`} />', []),
     ],
 )  # fmt: skip
-def test_a_label_of_an_image_of_the_site_is_found(site, name, code, found):
+def test_label_of_an_image_of_the_site_is_found(site, name, code, found):
     assert labels(site, name, code) == found
 
 
@@ -112,7 +112,7 @@ LUCIDE = "import { Trash2, HomeIcon } from 'lucide-react'\n"
         ('<span aria-label="Delete">x</span>', []),
     ],
 )
-def test_a_label_of_an_icon_of_a_known_set_is_found(site, code, found):
+def test_label_of_an_icon_of_a_known_set_is_found(site, code, found):
     assert labels(site, "x.jsx", code) == found
 
 

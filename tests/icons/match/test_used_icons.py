@@ -53,7 +53,7 @@ def test_uses_of_icons(code, found):
     assert sorted(f"{use.prefix}:{use.name}" for use in uses_in(code, "a")) == sorted(found)
 
 
-def test_a_use_has_its_file_and_line(tmp_path):
+def test_use_has_its_file_and_line(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.tsx").write_text("\n\nimport {\n  Trash2,\n} from 'lucide-react'\n")
     (tmp_path / "node_modules").mkdir()

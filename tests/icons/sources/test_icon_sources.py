@@ -140,7 +140,7 @@ def test_iconify_file_yields_icons_with_set_metadata(json_file):
     assert not drawn(box.read())[:, 11].any()
 
 
-def test_an_alias_that_turns_its_icon_is_an_icon_of_its_own(json_file):
+def test_alias_that_turns_its_icon_is_an_icon_of_its_own(json_file):
     found = by_name(json_file)
     bar, down, pole = (drawn(found[name].read()) for name in ("bar", "bar-down", "pole"))
     assert bar[1].all()
@@ -165,7 +165,7 @@ CORNER = {"body": '<path d="M0 0h12v4h-8v8h-4z"/>'}  # thick at the top and on t
     ],
     ids=["across", "down", "across, then turned", "turned twice", "across twice", "a part", "of two, the outer"],
 )
-def test_an_alias_of_an_alias_changes_it_further(tmp_path, aliases, seen):
+def test_alias_of_an_alias_changes_it_further(tmp_path, aliases, seen):
     path = tmp_path / "x.json"
     path.write_text(
         json.dumps({"prefix": "x", "icons": {"corner": CORNER}, "aliases": aliases, "width": 12, "height": 12})
@@ -174,7 +174,7 @@ def test_an_alias_of_an_alias_changes_it_further(tmp_path, aliases, seen):
     assert np.array_equal(found["a"], seen(found["corner"]))
 
 
-def test_a_hidden_alias_and_one_of_a_broken_icon_are_left_out(tmp_path):
+def test_hidden_alias_and_one_of_a_broken_icon_are_excluded(tmp_path):
     turned = {"hidden": {"parent": "corner", "rotate": 1, "hidden": True}, "lost": {"parent": "broken", "rotate": 1}}
     icons = {"corner": CORNER, "broken": []}
     path = tmp_path / "x.json"
@@ -182,7 +182,7 @@ def test_a_hidden_alias_and_one_of_a_broken_icon_are_left_out(tmp_path):
     assert list(by_name(path)) == ["corner", "broken"]
 
 
-def test_a_folder_with_a_file_of_the_same_name_is_no_package(tmp_path):
+def test_folder_with_a_file_of_the_same_name_is_no_package(tmp_path):
     (tmp_path / "icons.json").write_text("{}")
     (tmp_path / "a.svg").write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12">{SQUARE}</svg>')
     (image,) = iterate_images(str(tmp_path))
@@ -190,7 +190,7 @@ def test_a_folder_with_a_file_of_the_same_name_is_no_package(tmp_path):
 
 
 @pytest.mark.parametrize("pack", [True, False], ids=["archive", "folder"])
-def test_a_package_on_the_disk_is_read_as_it_is(tmp_path, pack):
+def test_package_on_the_disk_is_read_as_it_is(tmp_path, pack):
     bare = {key: value for key, value in SET.items() if key != "info"}
     if pack:
         path = tmp_path / "iconify-json-tiny-1.2.3.tgz"
@@ -225,7 +225,7 @@ def test_rejects_a_package_with_another_checksum(npm):
         by_name(f"iconify:tiny@1.2.3#{sha256}")
 
 
-def test_a_damaged_package_in_the_cache_is_one_line(npm):
+def test_corrupt_package_in_the_cache_is_one_line(npm):
     by_name("iconify:tiny")
     path = packages_folder() / "iconify-json-tiny-1.2.3.tgz"
     path.write_bytes(path.read_bytes()[:-40])
@@ -289,7 +289,7 @@ def test_offline_fetches_nothing(npm, monkeypatch):
         ("iconify:tiny --registry=http://x", "expected iconify:PREFIX"),
     ],
 )
-def test_a_set_that_does_not_exist_is_one_line(npm, argument, message):
+def test_set_that_does_not_exist_is_one_line(npm, argument, message):
     with pytest.raises(UserError) as caught:
         by_name(argument)
     assert message in str(caught.value)
@@ -309,7 +309,7 @@ def test_npm_that_hangs_is_given_up(npm, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_npm_fetches_a_real_set():
+def test_real_npm_fetches_a_real_set():
     found = by_name("iconify:geo")
     assert len(found) > 10
     assert "sha256-" in next(iter(found.values())).fields()["package"]
@@ -381,7 +381,7 @@ def test_sprite_symbols_are_icons_with_their_references(tmp_path):
         found["flat"].read()
 
 
-def test_a_symbol_may_refer_to_itself_and_to_what_is_not_there(tmp_path):
+def test_symbol_may_refer_to_itself_and_to_what_is_not_there(tmp_path):
     path = tmp_path / "sprite.svg"
     parts = f'<g id="own">{SQUARE}</g><use href="#own"/><use href="#gone"/><use href="https://example.org/#a"/>'
     symbol = f'<symbol id="a" viewBox="0 0 12 12">{parts}</symbol>'
@@ -389,14 +389,14 @@ def test_a_symbol_may_refer_to_itself_and_to_what_is_not_there(tmp_path):
     assert drawn(by_name(path)["a"].read())[3:9, 3:9].all()
 
 
-def test_a_sprite_without_a_namespace_is_read_too(tmp_path):
+def test_sprite_without_a_namespace_is_read(tmp_path):
     path = tmp_path / "sprite.svg"
     path.write_text(f'<svg><symbol id="box" viewBox="0 0 12 12">{SQUARE}</symbol></svg>')
     assert drawn(by_name(path)["box"].read())[3:9, 3:9].all()
 
 
 @pytest.mark.parametrize("drawing", ['<use href="#a"/>', f"<g><a>{SQUARE}</a></g>"])
-def test_a_drawing_that_shows_something_itself_is_no_sprite(tmp_path, drawing):
+def test_drawing_that_shows_something_itself_is_no_sprite(tmp_path, drawing):
     path = tmp_path / "drawing.svg"
     symbol = f'<symbol id="a" viewBox="0 0 12 12">{SQUARE}</symbol>'
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12">{symbol}{drawing}</svg>')
@@ -404,13 +404,13 @@ def test_a_drawing_that_shows_something_itself_is_no_sprite(tmp_path, drawing):
     assert file.name == str(path)
 
 
-def test_a_folder_that_is_called_like_a_sprite_is_a_folder(tmp_path):
+def test_folder_that_is_called_like_a_sprite_is_a_folder(tmp_path):
     (tmp_path / "all.svg").mkdir()
     (tmp_path / "all.svg" / "a.png").touch()
     assert [Path(name).name for name in by_name(tmp_path / "all.svg")] == ["a.png"]
 
 
-def test_a_sprite_that_is_too_large_is_not_parsed(tmp_path):
+def test_sprite_that_is_too_large_is_not_parsed(tmp_path):
     path = tmp_path / "sprite.svg"
     path.write_text(SPRITE)
     os.truncate(path, MAX_BYTES + 1)
@@ -427,7 +427,7 @@ def test_entities_of_a_sprite_are_not_expanded(tmp_path):
         by_name(path)
 
 
-def test_a_sprite_that_refers_to_other_files_fetches_nothing(tmp_path):
+def test_sprite_that_refers_to_other_files_fetches_nothing(tmp_path):
     path = tmp_path / "sprite.svg"
     image = '<image href="file:///etc/passwd"/>'
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg"><symbol id="a" viewBox="0 0 9 9">{image}</symbol></svg>')
@@ -530,7 +530,7 @@ def make_font(
 
 
 @pytest.mark.parametrize("flavor", [None, "woff", "woff2"])
-def test_the_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
+def test_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
     path = tmp_path / f"tiny.{flavor or 'ttf'}"
     make_font(path, {"trash": 0xE001, "uniE002": 0xE002}, flavor)
     found = by_name(path)
@@ -586,7 +586,7 @@ def test_unnamed_glyph_uses_its_ligature_or_code_point(tmp_path, glyphs, ligatur
 
 
 @pytest.mark.parametrize("content", [b"", b"no font", b"wOF2" + b"\xff" * 60, b"\0\1\0\0" + b"\xff" * 60], ids=range(4))
-def test_a_damaged_font_is_one_line(tmp_path, content):
+def test_corrupt_font_is_one_line(tmp_path, content):
     path = tmp_path / "broken.woff2"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"broken\.woff2: ") as caught:
@@ -594,7 +594,7 @@ def test_a_damaged_font_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_font_that_would_unpack_to_gigabytes_is_not_unpacked(tmp_path):
+def test_font_that_would_unpack_to_gigabytes_is_not_unpacked(tmp_path):
     path = tmp_path / "bomb.woff2"
     make_font(path, {"trash": 0xE001}, "woff2")
     data = bytearray(path.read_bytes())
@@ -641,13 +641,13 @@ def test_corrupt_icon_pack_raises_and_is_rebuilt_if_deleted(json_file):
     assert open_icons(str(json_file)).file.read_bytes() == whole
 
 
-def test_a_set_is_opened_for_training_by_its_name(npm):
+def test_set_is_opened_for_training_by_its_name(npm):
     source = open_source("iconify:tiny")
     assert [source.caption(index) for index in range(len(source))] == ["box", "bar", "bar down", "pole"]
     assert source.place(0) == "iconify:tiny"
 
 
-def test_a_resumed_run_notices_other_icons(json_file):
+def test_resumed_run_notices_other_icons(json_file):
     before = source_digest(open_source(str(json_file)))
     assert source_digest(open_source(str(json_file))) == before
     json_file.write_text(json_file.read_text().replace("M2 2", "M3 3").replace("square", "box"))
@@ -663,7 +663,7 @@ def test_icons_are_read_again_if_the_cache_was_emptied(json_file):
     assert file.read() == content
 
 
-def test_a_cache_that_cannot_be_written_to_is_one_line(json_file, monkeypatch, tmp_path):
+def test_cache_that_cannot_be_written_to_is_one_line(json_file, monkeypatch, tmp_path):
     (tmp_path / "full").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "full"))
     with pytest.raises(UserError, match="the user's cache cannot be written to"):
@@ -674,5 +674,5 @@ def test_a_cache_that_cannot_be_written_to_is_one_line(json_file, monkeypatch, t
     ("name", "words"),
     [("Trash2", "trash 2"), ("trash-2", "trash 2"), ("ArrowUpAZ", "arrow up az"), ("HTMLFile", "html file"), ("_", "")],
 )
-def test_the_words_of_a_name(name, words):
+def test_words_of_a_name(name, words):
     assert words_of_name(name) == words

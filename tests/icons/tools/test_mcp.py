@@ -159,7 +159,7 @@ def test_names_are_checked(call):
     assert "nearest" not in other
 
 
-def test_a_caption(call):
+def test_caption(call):
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{BODIES["home"]}</svg>'
     said, pictures, _ = call("caption_picture", data=svg)
     assert isinstance(said["caption"], str)
@@ -191,7 +191,7 @@ def test_text_of_files_is_data_on_one_line(call):
         ("caption_picture", {"data": "<svg"}, "the picture"),
     ],
 )
-def test_a_wrong_call_is_one_line(call, name, arguments, message):
+def test_wrong_call_is_one_line(call, name, arguments, message):
     said, _, is_error = call(name, **arguments)
     assert is_error
     assert message in said
@@ -230,7 +230,7 @@ def test_images_are_read_only_from_files_of_an_index(indexes, tmp_path, monkeypa
             tools.search_by_picture(data=svg)
 
 
-def test_an_empty_index_finds_nothing_and_shows_no_picture(tmp_path):
+def test_empty_index_finds_nothing_and_shows_no_image(tmp_path):
     with Index.open(tmp_path / "empty.index", create=True) as index:
         answer = IconTools({"empty": index}, reads_files=True).search_icons("moon")
     assert (json.loads(answer.text), answer.picture) == ([], b"")
@@ -252,7 +252,7 @@ def test_rejects_an_index_replaced_by_another_models(folder, tmp_path):
     index.close()
 
 
-def test_the_model_is_loaded_once_for_all_indexes(folder):
+def test_model_is_loaded_once_for_all_indexes(folder):
     indexes = {name: Index.open(folder / f"{name}.index") for name in ("one", "two")}
     IconTools(indexes, reads_files=True).warm_up()
     assert indexes["one"].model.loaded is indexes["two"].model.loaded
@@ -301,7 +301,7 @@ def test_rejects_and_closes_indexes_of_two_models(folder, tmp_path, monkeypatch)
 
 
 @pytest.mark.ci
-def test_the_command_speaks_over_standard_input_and_output(folder):
+def test_command_speaks_over_standard_input_and_output(folder):
     command = StdioServerParameters(
         command=sys.executable,
         args=["-m", "grr_coca", "mcp", str(folder / "one.index")],
@@ -319,7 +319,7 @@ def test_the_command_speaks_over_standard_input_and_output(folder):
     assert json.loads(found.content[0].text)[0]["icon"] == "one:moon"
 
 
-def test_a_server_speaks_it_over_http_behind_the_same_key(folder, monkeypatch):
+def test_server_speaks_it_over_http_behind_the_same_key(folder, monkeypatch):
     monkeypatch.setenv("GRR_COCA_API_KEY", "secret")
 
     async def work(address: str):
@@ -339,6 +339,6 @@ def test_a_server_speaks_it_over_http_behind_the_same_key(folder, monkeypatch):
         assert client.post("/mcp", {**asked, "params": "x" * 30_000_000}).status in (401, 413)
 
 
-def test_a_server_without_an_index_has_no_tools():
+def test_server_without_an_index_has_no_tools():
     with serving(None) as client:
         assert "needs an index" in client.post("/mcp", {}).reason()

@@ -139,7 +139,7 @@ def test_failed_manager_is_restarted_without_blocking_calls(own, monkeypatch):
         assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 
 
-def test_a_manager_that_has_ended_is_started_again(own, monkeypatch):
+def test_manager_that_has_ended_is_started_again(own, monkeypatch):
     ends, run = [], StreamableHTTPSessionManager.run
 
     @asynccontextmanager
@@ -309,7 +309,7 @@ def test_agents_get_errors_of_corruption_and_later_answers(tmp_path):
         assert not call(client, "search_icons", query="a square")[0]
 
 
-def test_a_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch):
+def test_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.3)
     (tmp_path / "star.svg").write_text(STAR)
     with grr_coca.Index.open(tmp_path / "x.index", "icons", create=True) as index:
@@ -328,7 +328,7 @@ def test_where_the_sdk_is_not_installed_the_extra_is_named(tools, monkeypatch):
     assert "/mcp needs mcp, which is not installed on the server (extra `mcp`)" in answer.reason()
 
 
-def test_pictures_for_agents_are_bounded_as_those_of_all(tools):
+def test_images_for_agents_are_bounded_as_those_of_all(tools):
     for data in (bomb(60_000, 60_000), bomb(12_000, 12_000)):
         is_error, text, _ = call(tools, "caption_picture", data=base64.b64encode(data).decode())
         assert is_error

@@ -108,7 +108,7 @@ def test_only_the_models_name_marks_it_as_tuned(theirs, tmp_path, folder, is_tun
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(1664, 8192), (1408, 1480), (1408, 6144), (768, 3072)])
-def test_a_ratio_means_the_width_that_open_clip_makes_of_it(width, hidden):
+def test_ratio_means_the_width_that_open_clip_makes_of_it(width, hidden):
     config = open_clip_coca("b32")
     wide = replace(config.image_encoder.transformer, embed_dim=width, hidden_dim=hidden, num_heads=16)
     config = replace(config, image_encoder=replace(config.image_encoder, transformer=wide))
@@ -144,7 +144,7 @@ def test_exported_tensors_are_bitwise_equal(theirs, write, tmp_path):
     assert read_open_clip(tmp_path / "back").preprocess == read_open_clip(tmp_path / "hub").preprocess
 
 
-def test_the_sign_of_a_zero_comes_back(theirs, write, tmp_path):
+def test_sign_of_a_zero_comes_back(theirs, write, tmp_path):
     from safetensors.torch import load_file
 
     name = "visual.positional_embedding"
@@ -278,7 +278,7 @@ def test_rejects_models_of_another_name(write, model, message):
         read_open_clip(write(), model)
 
 
-def test_a_clip_is_no_coca(theirs, write):
+def test_clip_is_no_coca(theirs, write):
     model = {key: value for key, value in theirs.settings["model_cfg"].items() if key != "multimodal_cfg"}
     with pytest.raises(UserError, match="'multimodal_cfg' is missing: this is a CLIP"):
         read_open_clip(write(settings={"model_cfg": model}))
@@ -342,7 +342,7 @@ def test_file_with_other_content_raises(tmp_path, state, message):
         read_open_clip(saved(state, tmp_path / "model.bin"))
 
 
-def test_the_only_file_of_weights_may_have_any_name(write, expected):
+def test_only_file_of_weights_may_have_any_name(write, expected):
     folder = write()
     (weights,) = folder.glob("*.safetensors")
     weights.rename(folder / "mine.safetensors")
@@ -377,7 +377,7 @@ def test_rejects_another_vocabulary(theirs, write):
         read_open_clip(folder)
 
 
-def test_nothing_is_written_beside_what_is_read(write):
+def test_nothing_is_written_next_to_what_is_read(write):
     folder = write()
     before = snapshot(folder)
     read_open_clip(folder)

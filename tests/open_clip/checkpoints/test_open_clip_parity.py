@@ -105,7 +105,7 @@ def test_gradients_of_pixels_and_of_every_tensor_are_open_clips():
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("num_images", [1, 8])
-def test_the_fast_decoder_writes_what_the_whole_caption_predicts(name, num_images):
+def test_fast_decoder_writes_what_the_whole_caption_predicts(name, num_images):
     model = imported(name)
     images = draw_images(CASES[name])[:num_images]
     longest = CASES[name]["text_cfg"]["context_length"] - 1
@@ -130,7 +130,7 @@ def test_every_tensor_is_mapped_once_and_round_trips(name):
     assert all(torch.equal(back[key], theirs[key]) for key in theirs)
 
 
-def test_the_bias_of_patches_goes_into_the_positions():
+def test_bias_of_patches_goes_into_the_positions():
     name = "one layer"
     config, model, (images, ids, lengths) = config_of(name), imported(name), inputs_of(name)
     again = build(config).double().eval()

@@ -46,7 +46,7 @@ def test_missing_folder_reports_one_line(drawings, tmp_path):
     assert done.stderr == "error: the current folder no longer exists; change to another folder\n"
 
 
-def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
+def test_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for path in sorted((drawings / "drawings").iterdir())[:3]:
@@ -77,7 +77,7 @@ def test_images_of_a_renamed_folder_can_be_removed(grr_coca, refused, tmp_path, 
     assert "6 images (nothing new)" in grr_coca("index", "--out", "index").out
 
 
-def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path):
+def test_index_without_any_image_that_can_be_read_fails(grr_coca, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"x")
     assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
 
@@ -92,7 +92,7 @@ def test_moved_model_error_names_the_option(refused, grr_coca, tmp_path, run, im
     assert "pass its folder with -c" in message
 
 
-def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
+def test_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a.webp").write_bytes((DRAWINGS / "guitar.webp").read_bytes())
@@ -121,7 +121,7 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
 # --- search
 
 
-def test_words_find_the_picture_that_is_meant(search):
+def test_words_find_the_image_that_is_meant(search):
     hits = search("guitar", "-n", 3)
     assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there", "fields", "engine"}
     assert Path(hits[0]["path"]).stem.startswith("guitar")
@@ -129,7 +129,7 @@ def test_words_find_the_picture_that_is_meant(search):
     assert len(hits) == 3
 
 
-def test_a_picture_finds_itself_and_both_together_what_fits_both(search):
+def test_image_finds_itself_and_both_together_what_fits_both(search):
     assert stems(search("--image", DRAWINGS / "sailboat.webp", "-n", 1)) == ["sailboat"]
     assert stems(search("a red apple", "--image", DRAWINGS / "red-apple.webp", "-n", 1)) == ["red-apple"]
 
@@ -145,19 +145,19 @@ def test_excluded_content_is_ranked_lower(search):
     assert ranks[0] == 0 < ranks[1]
 
 
-def test_a_list_may_be_given_piece_by_piece(search):
+def test_list_can_be_passed_piece_by_piece(search):
     both = search("red apple", "--without", "guitar", "snowman")
     assert search("red apple", "--without", "guitar", "--without", "snowman") == both
     assert search("red apple", "--without", "snowman") != both
     assert search("guitar", "snowman", "--weights", 10, "--weights", 1)[0]["caption"] == "guitar"
 
 
-def test_a_filter_keeps_to_what_it_picks(search):
+def test_filter_keeps_to_what_it_picks(search):
     assert stems(search("guitar", "--where", "width < 50")) == ["guitar-small", "snowman-small"]
     assert search("guitar", "--where", "folder = 'nothing'") == []
 
 
-def test_pictures_that_look_the_same_are_one_hit(search, grr_coca, drawings):
+def test_images_that_look_the_same_are_one_hit(search, grr_coca, drawings):
     (hit,) = search("guitar", "-n", 1)
     assert len(hit["copies"]) == 1
     assert {Path(hit["path"]).stem, Path(hit["copies"][0]).stem} == {"guitar", "guitar-small"}
@@ -169,7 +169,7 @@ def test_pictures_that_look_the_same_are_one_hit(search, grr_coca, drawings):
     assert re.search(r"guitar\.webp\n    \S*guitar-small\.png\n", said.out), "the larger one first"
 
 
-def test_a_hit_for_people_has_rank_relevance_caption_and_path(grr_coca, drawings, monkeypatch):
+def test_hit_for_users_has_rank_relevance_caption_and_path(grr_coca, drawings, monkeypatch):
     monkeypatch.chdir(drawings)
     said = grr_coca("search", "index", "guitar", "-n", 2)
     first, second = said.out.splitlines()
@@ -211,7 +211,7 @@ def test_name_words_count_only_for_plain_text_queries(search):
     )
 
 
-def test_a_picture_that_vanished_is_shown_as_such(grr_coca, tmp_path):
+def test_image_that_vanished_is_shown_as_such(grr_coca, tmp_path):
     picture = tmp_path / "guitar.webp"
     picture.write_bytes((DRAWINGS / "guitar.webp").read_bytes())
     grr_coca("index", picture, "--out", tmp_path / "index")
@@ -240,7 +240,7 @@ def test_index_is_a_context_manager_in_python(tmp_path):
         assert index.search("tax return form").verdict == "nothing"
 
 
-def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
+def test_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
     said = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
     assert "8 images of" in said.out
     assert "8 images of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out

@@ -143,7 +143,7 @@ def test_site_of_two_icon_sets_has_equivalents(tmp_path, monkeypatch):
         assert 0.3 < probability <= 1
 
 
-def test_pictures_that_are_damaged_or_gone_have_no_thumbnail(index, tmp_path):
+def test_images_that_are_corrupt_or_gone_have_no_thumbnail(index, tmp_path):
     damaged = tmp_path / "damaged.webp"
     damaged.write_bytes((DRAWINGS / "guitar.webp").read_bytes()[:40])
     with Index.open(index) as made:
@@ -154,7 +154,7 @@ def test_pictures_that_are_damaged_or_gone_have_no_thumbnail(index, tmp_path):
     assert {path.stem for path in (tmp_path / "thumbnails" / "0").iterdir()} == {"0", "3", "4", "5"}
 
 
-def test_a_browser_notices_another_export(index, runtime, tmp_path):
+def test_browser_notices_another_export(index, runtime, tmp_path):
     workers = []
     for title in ("One", "Two", "One"):
         out = tmp_path / f"site{len(workers)}"
@@ -175,7 +175,7 @@ def test_quantized_vectors_keep_their_directions():
     assert np.isfinite(site.quantized(np.zeros((1, 8), np.float32))[1]).all()
 
 
-def test_the_runtime_must_be_the_pinned_one(tmp_path, capsys, monkeypatch):
+def test_runtime_must_be_the_pinned_one(tmp_path, capsys, monkeypatch):
     other = tmp_path / "other.tgz"
     other.write_bytes(archive(**{"ort.wasm.bundle.min.mjs": b"evil"}))
     said = refused(capsys, "export", "web", "--out", tmp_path / "site", "--runtime", other)
@@ -233,7 +233,7 @@ CURVE = {"per_deviation": 1.0, "per_agreement": 2.0, "per_log_images": -0.5, "of
 
 
 @pytest.mark.parametrize("numbers", [None, CURVE])
-def test_a_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch, numbers):
+def test_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch, numbers):
     curve = None if numbers is None else RelevanceCurve(**numbers)
     monkeypatch.setattr("grr_coca_search.relevance.curve_of", lambda folder, config: curve)
     if curve is None:

@@ -42,7 +42,7 @@ def hand_over(tab, content: bytes, name: str, kind: str = "drop", media: str = "
 # --- Search
 
 
-def test_words_find_pictures_as_they_are_typed(host, tab):
+def test_words_find_images_as_they_are_typed(host, tab):
     one = tab(host).ready()
     assert "151 images" in one.status
     one.page.locator("#query").press_sequentially("clock", delay=30)
@@ -94,7 +94,7 @@ def test_going_back_leaves_the_duplicates(host, tab):
     assert "151" in one.settled().status
 
 
-def test_a_full_cache_of_texts_loses_none_of_a_search(site, tmp_path, tab):
+def test_full_cache_of_texts_loses_none_of_a_search(site, tmp_path, tab):
     small = tmp_path / "site"
     shutil.copytree(site, small)
     worker = small / "worker.js"
@@ -122,14 +122,14 @@ def test_words_after_a_minus_are_avoided_and_become_chips(host, tab):
     assert one.settled().captions(6) == before
 
 
-def test_the_example_in_the_field_is_a_caption_of_the_index(host, tab):
+def test_example_in_the_field_is_a_caption_of_the_index(host, tab):
     one = tab(host).ready()
     one.page.wait_for_selector("#query[placeholder$='for example']")
     example = one.page.locator("#query").get_attribute("placeholder").removesuffix(", for example")
     assert example in one.ask(example).captions(3)
 
 
-def test_less_likely_pictures_stand_below_a_line(host, tab):
+def test_less_likely_images_stand_below_a_line(host, tab):
     one = tab(host).ready().ask("clock")
     line = one.page.locator("#pictures .divider")
     assert line.inner_text() == "Less likely"
@@ -180,7 +180,7 @@ def test_each_query_view_and_detail_is_one_step_back(host, tab):
     assert "151 images" in one.settled().status
 
 
-def test_a_chip_keeps_its_picture_when_the_page_is_loaded_again(host, tab):
+def test_chip_keeps_its_image_when_the_page_is_loaded_again(host, tab):
     one = tab(host).ready()
     one.page.locator("#pictures .tile").first.click()
     one.page.get_by_role("button", name="More like this").click()
@@ -189,7 +189,7 @@ def test_a_chip_keeps_its_picture_when_the_page_is_loaded_again(host, tab):
     one.ready().page.locator("#parts .like img[src]").wait_for()
 
 
-def test_the_link_to_the_pictures_does_not_erase_the_search(host, tab):
+def test_link_to_the_images_does_not_erase_the_search(host, tab):
     one = tab(host).ready().ask("clock")
     one.page.locator(".skip").focus()
     one.page.keyboard.press("Enter")
@@ -198,7 +198,7 @@ def test_the_link_to_the_pictures_does_not_erase_the_search(host, tab):
     assert one.page.locator("#query").input_value() == "clock"
 
 
-def test_keys_go_through_pictures_in_the_detail_and_help_opens(host, tab):
+def test_keys_go_through_images_in_the_detail_and_help_opens(host, tab):
     one = tab(host).ready().ask("face")
     captions = one.captions(5)
     one.page.locator("#pictures .tile").first.click()
@@ -286,7 +286,7 @@ def test_near_duplicates_are_one_hit_and_have_a_view(host, tab):
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_a_picture_is_captioned_word_by_word_and_searched_by(kind, host, drawings, tab):
+def test_image_is_captioned_word_by_word_and_searched_by(kind, host, drawings, tab):
     one = tab(host).ready()
     path = sorted((drawings / "things").glob("*.webp"))[10]
     one.page.evaluate(
@@ -309,7 +309,7 @@ def test_a_picture_is_captioned_word_by_word_and_searched_by(kind, host, drawing
     assert "151 images" in one.settled().status
 
 
-def test_an_open_picture_is_closed_when_another_one_is_pasted(host, photo, tab):
+def test_open_image_is_closed_when_another_one_is_pasted(host, photo, tab):
     one = tab(host).ready()
     one.page.locator("#pictures .tile").first.click()
     one.page.locator("#detail[open]").wait_for()
@@ -318,7 +318,7 @@ def test_an_open_picture_is_closed_when_another_one_is_pasted(host, photo, tab):
     assert one.page.locator("#detail[open]").count() == 0
 
 
-def test_an_svg_is_drawn_and_captioned(host, tab):
+def test_svg_is_drawn_and_captioned(host, tab):
     one = tab(host).ready()
     svg = (
         b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><script>document.title = "run"</script>'
@@ -456,7 +456,7 @@ def test_axe_finds_nothing(scheme, host, photo, axe, tab):
     assert found() == []
 
 
-def test_a_narrow_window_needs_no_scrolling_sideways(host, tab):
+def test_narrow_window_needs_no_scrolling_sideways(host, tab):
     one = tab(host, viewport={"width": 400, "height": 800}).ready().ask("clock")
     widths = "[document.documentElement.scrollWidth, innerWidth]"
     assert one.page.evaluate(widths) == [400, 400]
@@ -547,7 +547,7 @@ def test_closed_connection_shows_an_error(site, tab):
         one.errors.clear()
 
 
-def test_a_site_that_was_loaded_works_without_its_host(site, tab):
+def test_site_that_was_loaded_works_without_its_host(site, tab):
     one = tab()
     with hosted(static(site)) as address:
         one.page.goto(address)
@@ -809,7 +809,7 @@ def test_word_shows_its_heat_map(photo, at):
     one.page.locator("#detail canvas").wait_for()
 
 
-def test_further_words_for_a_picture_are_shown_and_search(photo, at):
+def test_further_words_for_an_image_are_shown_and_search(photo, at):
     one = at().ready()
     one.page.set_input_files("#file", photo)
     word = one.page.get_by_role("button", name="valentine", exact=True)
@@ -821,7 +821,7 @@ def test_further_words_for_a_picture_are_shown_and_search(photo, at):
     assert one.page.locator("#dropped").is_hidden()
 
 
-def test_a_refusal_of_the_server_is_shown(at):
+def test_refusal_of_the_server_is_shown(at):
     one = at().ready().ask("refuse")
     assert one.page.locator("#message").inner_text() == "The model took too long."
     one.ask("red heart")
@@ -829,7 +829,7 @@ def test_a_refusal_of_the_server_is_shown(at):
     one.errors.clear()  # the browser notes the status
 
 
-def test_a_caption_that_breaks_off_is_not_taken_for_the_whole(photo, at):
+def test_caption_that_breaks_off_is_not_taken_for_the_whole(photo, at):
     one = at(breaks_off=True).ready()
     one.page.set_input_files("#file", photo)
     one.page.locator("#message", has_text="The server closed the connection. Is it still running?").wait_for()
@@ -921,7 +921,7 @@ def test_rejected_heat_map_can_be_requested_again(at):
     one.errors.clear()  # the browser notes the status
 
 
-def test_a_map_does_not_lie_over_the_next_picture(drawings, at):
+def test_map_does_not_lie_over_the_next_image(drawings, at):
     may_explain = threading.Event()
     first, second, *_ = sorted((drawings / "things").glob("*.webp"))
     one = at(may_explain=may_explain).ready()
@@ -937,7 +937,7 @@ def test_a_map_does_not_lie_over_the_next_picture(drawings, at):
     assert one.page.locator("#dropped canvas").count() == 0
 
 
-def test_very_many_pictures_scroll(at):
+def test_very_many_images_scroll(at):
     one = at().ready()
     assert one.page.evaluate("document.documentElement.scrollHeight") > 5_000_000
     for share in (0.001, 0.3, 0.5, 0.9, 1):
@@ -1050,7 +1050,7 @@ def test_background_switch_turns_the_ink_of_an_icon(blank):
     assert colours == ["#eceae6", "#1b1b1a"]
 
 
-def test_a_file_that_has_changed_has_another_thumbnail(blank):
+def test_file_that_has_changed_has_another_thumbnail(blank):
     addresses = blank.evaluate(
         """async () => {
             const http = new (await import("./http.js")).Http();
@@ -1086,7 +1086,7 @@ def test_lists_of_a_large_index_are_requested_until_ready(blank):
     assert said == "too busy"
 
 
-def test_a_picture_that_is_not_found_late_does_not_hide_another(blank):
+def test_image_that_is_not_found_late_does_not_hide_another(blank):
     gone = blank.evaluate(
         """async () => {
             const { Grid } = await import("./grid.js");
@@ -1109,7 +1109,7 @@ def test_a_picture_that_is_not_found_late_does_not_hide_another(blank):
     assert gone == 0
 
 
-def test_a_file_that_cannot_be_kept_is_shown(blank):
+def test_file_that_cannot_be_kept_is_shown(blank):
     shown = blank.evaluate(
         """async () => {
             const code = await (await fetch("offline.js")).text();
@@ -1131,7 +1131,7 @@ def test_a_file_that_cannot_be_kept_is_shown(blank):
     assert shown == "a picture"
 
 
-def test_a_new_version_of_a_site_keeps_no_file_of_the_old_one(blank, tmp_path):
+def test_new_version_of_a_site_keeps_no_file_of_the_old_one(blank, tmp_path):
     def write(content, age):
         for name in ("kept.txt", "shown.txt"):
             path = tmp_path / "files" / name

@@ -166,7 +166,7 @@ def test_drawings_are_framed_as_in_python(framing, modules, tab, tmp_path):
         assert away <= allowed.get(path.name, 0), path.name
 
 
-def test_transparent_parts_are_white_and_pictures_stand_upright(modules, tab):
+def test_transparent_parts_are_white_and_images_stand_upright(modules, tab):
     page = tab(modules).page
     preprocess = Preprocess(64)
     see_through = png(random_image(80, 70, "RGBA"))
@@ -425,7 +425,7 @@ def test_names_and_queries_have_the_words_of_python(modules, tab):
         assert told == [*expected, name.matches_name(other), has_words(asked, [text, other])], text
 
 
-def test_a_picture_is_unlike_the_training_as_in_python(modules, tab):
+def test_image_is_unlike_the_training_as_in_python(modules, tab):
     rng = np.random.default_rng(0)
     flat = np.full((32, 32, 3), 250, np.uint8)
     flat[8:20, 8:20] = [200, 30, 40]
@@ -440,7 +440,7 @@ def test_a_picture_is_unlike_the_training_as_in_python(modules, tab):
     assert np.array(found) == pytest.approx(statistics(pixels))
 
 
-def test_a_picture_looks_like_a_photograph_as_in_python(modules, tab):
+def test_image_looks_like_a_photograph_as_in_python(modules, tab):
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(-9, 10, (64, 64, 3)), axis=1) + 120
     cut_out = np.full((64, 64, 3), [250, 250, 240], int)

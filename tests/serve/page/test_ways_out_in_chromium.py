@@ -41,7 +41,7 @@ def paths(svg: str) -> list[str]:
     return [element.get("d") for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")]
 
 
-def test_an_icon_is_copied_into_code_in_every_form(place, tab):
+def test_icon_is_copied_into_code_in_every_form(place, tab):
     one = icon(tab, place, "lucide:house")
     assert one.page.locator("#detail h2").inner_text() == "house"
     svg = copied(one, "Copy SVG")
@@ -77,7 +77,7 @@ def test_copied_css_rule_draws_the_icon_in_text_colour(place, tab):
     assert image.getpixel((48, 55)) == (255, 255, 255), "and not a filled square"
 
 
-def test_an_icon_whose_licence_asks_for_it_has_a_line_of_credit(place, tab):
+def test_icon_whose_licence_requests_it_has_a_line_of_credit(place, tab):
     one = icon(tab, place, "castle")
     assert copied(one, "Credit") == "castle from Castles by Ada, CC-BY-4.0"
     assert "Import" not in labels(one), "no package is known"
@@ -109,7 +109,7 @@ def test_icon_is_saved_as_svg_and_sized_coloured_png(place, tab, tmp_path):
     assert shown["width"] == 96, "the size is shown"
 
 
-def test_an_icon_is_dragged_out_as_a_file_and_as_text(place, tab):
+def test_icon_is_dragged_out_as_a_file_and_as_text(place, tab):
     one = icon(tab, place, "lucide:house")
     one.page.evaluate(
         """() => addEventListener("dragstart", ({ dataTransfer }) => {
@@ -132,7 +132,7 @@ def test_an_icon_is_dragged_out_as_a_file_and_as_text(place, tab):
     assert paths(unquote(address.partition(",")[2])) == paths(text)
 
 
-def test_a_link_leads_to_this_one_picture(place, tab):
+def test_link_leads_to_this_one_image(place, tab):
     link = copied(icon(tab, place, "lucide:house"), "Link")
     other = tab(link).ready()
     other.page.locator("#detail[open]").wait_for()
@@ -153,7 +153,7 @@ def test_equivalents_are_shown_with_probability_and_open(place, tab):
     one.page.locator("#detail .set", has_text="Tabler Icons").wait_for()
 
 
-def test_an_icon_has_the_size_of_its_drawing(place, tab):
+def test_icon_has_the_size_of_its_drawing(place, tab):
     one = icon(tab, place, "lucide:house")
     assert one.page.locator("#detail dt:text-is('Size') + dd").inner_text() == "24 × 24, vector"
 
@@ -189,14 +189,14 @@ def test_scripts_and_links_are_removed_from_svg(name, icon_index, icon_sites, ta
         assert not [url for url in asked if "evil" in url]
 
 
-def test_a_page_holds_no_drawing_of_an_icon_as_elements(place, tab):
+def test_page_holds_no_drawing_of_an_icon_as_elements(place, tab):
     one = icon(tab, place, "lucide:house")
     drawn = "() => [...document.querySelectorAll('svg:not(.glyph), object, embed, iframe')].map((one) => one.outerHTML)"
     assert one.page.evaluate(drawn) == []
     assert one.page.locator("#detail .frame img[src]").count() == 1
 
 
-def test_a_server_sends_a_vector_that_can_do_nothing(icon_index, tab):
+def test_server_sends_a_vector_that_can_do_nothing(icon_index, tab):
     with serving(icon_index) as client:
         found = client.post("/search", {"texts": ["hostile"], "limit": 1, "svg": True}).json()["hits"][0]
         assert "script" not in found["svg"]

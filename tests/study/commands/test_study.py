@@ -90,7 +90,7 @@ def test_rejects_a_precision_that_depends_on_the_machine(refused, plan):
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=str)
 @pytest.mark.parametrize("flag", ["--out", "--runs"])
-def test_a_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_run):
+def test_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_run):
     file = plan.parent / "file"
     file.write_text("where a folder is to be")
     message = refused("study", "run", plan, flag, file / "folder", *dry_run)
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_ru
 
 
 @pytest.mark.ci
-def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
+def test_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, name, value)
     monkeypatch.setattr("grr_coca.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
@@ -120,7 +120,7 @@ def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, mo
     assert sorted(plan.parent.rglob("*")) == before
 
 
-def test_a_dry_run_tells_what_a_plan_can_find():
+def test_dry_run_tells_what_a_plan_can_find():
     plan = replace(read_plan(STUDIES / "gpu" / "plan.yaml", Plan), seeds=tuple(range(8)))
     assert power_in_words(plan) == [
         "power: with 8 seeds and 1 primary endpoint, a true change of 1.2 standard deviations over seeds is called "
@@ -154,12 +154,12 @@ def test_remaining_work_is_described(capsys, trials, runs, told):
     assert capsys.readouterr().err == f"{told} to do\n"
 
 
-def test_a_signal_that_stopped_a_study_gives_its_exit_code(capsys):
+def test_signal_that_stopped_a_study_gives_its_exit_code(capsys):
     assert report_stop(Interruption(signal.SIGTERM, "asked to stop")) == 143
     assert capsys.readouterr().err == "SIGTERM: progress is saved; run the same command to continue\n"
 
 
-def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):
+def test_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):
     work_here(monkeypatch)
     plan.write_text(bare())
     hashed = []

@@ -104,7 +104,7 @@ def test_stopped_demo_continues_to_table_and_report(write_plan, tmp_path, capfd,
     assert sorted(path.name for path in out.iterdir()) == ["plan.yaml", "thesis.tex"], "all of a demo, and nothing else"
 
 
-def test_a_report_shows_heat_maps_and_hits_of_the_model(tmp_path):
+def test_report_shows_heat_maps_and_hits_of_the_model(tmp_path):
     source = open_source(str(write_shard(tmp_path / "pairs.tar", real_pairs(16, "pictograms", "test_style"))))
     folder, queries = tmp_path / "exhibits", ["cat", "red heart"]
     shown = write_exhibits("a", FOLDER / "pictograms", str(tmp_path / "pairs.tar"), queries, 3, folder)
@@ -224,7 +224,7 @@ def test_nothing_is_compared_if_an_arm_diverged(write_plan, tmp_path):
         finish(plan, tmp_path, WorkersHere())
 
 
-def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
+def test_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
     out = tmp_path / "out"
     plan = load_demo(write_plan(num_hits=3))
     assert open_folder(out, plan, None, is_fresh=False) is None
@@ -237,7 +237,7 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
     assert open_folder(out, plan, 5, is_fresh=True) is None
 
 
-def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):
+def test_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["grr-coca"])
     path = write_plan()
     words = _closing_words(replace(load_demo(path), steps=6), path, tmp_path / "my demo").splitlines()
@@ -246,7 +246,7 @@ def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monk
     assert words[4].endswith(f"grr-coca search {tmp_path}/demo-index cat")
 
 
-def test_the_plan_that_comes_with_the_code_is_complete():
+def test_plan_that_comes_with_the_code_is_complete():
     plan = load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml")
     assert arm_names(plan) == PRESETS
     recipes = demo_recipes(plan)
@@ -273,6 +273,6 @@ def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     assert {recipe.optimizer.muon_precision for recipe in demo_recipes(plan).values()} == {"fp32"}
 
 
-def test_a_recipe_that_names_its_precision_keeps_it(write_plan):
+def test_recipe_that_names_its_precision_keeps_it(write_plan):
     plan = replace(load_demo(write_plan()), precision="bf16", muon_precision="bf16")
     assert {recipe.precision for recipe in demo_recipes(plan).values()} == {"fp32"}

@@ -24,7 +24,7 @@ SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(4.0, 300), (9.9, 600), (10.0, 900), (1e6, 900)])
-def test_the_longest_schedule_that_fits_is_chosen(minutes, steps):
+def test_longest_schedule_that_fits_is_chosen(minutes, steps):
     assert choose(SCHEDULES, minutes).steps == steps
 
 
@@ -58,7 +58,7 @@ def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
 
 
 @pytest.mark.ci  # it trains and evaluates both models to measure their pace
-def test_a_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd, monkeypatch):
+def test_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd, monkeypatch):
     work_here(monkeypatch)
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, name, value)

@@ -75,7 +75,7 @@ def ratio(metric_sum, sides):
         ("contrastive_loss_refitted", "contrastive_batches_refitted"),
     ],
 )
-def test_the_interval_is_that_of_the_delta_method(stages, num_stages, metric, key):
+def test_interval_is_that_of_the_delta_method(stages, num_stages, metric, key):
     low, high = over_images(metric, stages[:num_stages])
     centre, variance = 0.0, 0.0
     for sides in stages[:num_stages]:
@@ -118,7 +118,7 @@ def test_captions_of_an_image_are_drawn_with_it(stages, metric):
     assert over_images(metric, changed(stages, repeated)) == pytest.approx(over_images(metric, stages))
 
 
-def test_a_seed_without_a_hit_in_a_draw_is_left_out_of_that_draw(stages):
+def test_seed_without_a_hit_in_a_draw_is_excluded_of_that_draw(stages):
     ranks = {0: [0] * 4 + [1] * (NUM_IMAGES - 4), 1: [0] * 100 + [1] * 100}
     alike = changed(stages[:1], lambda row: with_values(row, rank=ranks[row.seed]))
     assert over_images("R@1", alike) == (0.0, 0.0), "the arms find the same"
@@ -143,7 +143,7 @@ def with_coca_loss(row, captioning_weight=2.0):
     return replace(row, metrics={"test": losses}, values={"test": values})
 
 
-def test_the_coca_loss_is_drawn_by_batches_with_their_captions(stages):
+def test_coca_loss_is_drawn_by_batches_with_their_captions(stages):
     stages = changed(stages[:1], with_coca_loss)
     row = stages[0][0][0]
     columns = contributions(row, "coca_loss", "test")

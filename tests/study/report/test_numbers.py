@@ -79,7 +79,7 @@ def test_verdicts(name, p_holm, percents, expected):
     assert result.verdict == expected
 
 
-def test_a_row_of_each_stage_makes_the_endpoints(tmp_path):
+def test_row_of_each_stage_makes_the_endpoints(tmp_path):
     rows = rows_of(PAIR, range(2))
     found = results_of(tmp_path, plan(PAIR, 2), rows)
     value = {(r.arm, r.seed, r.stage): r.metrics["test"] for r in rows}
@@ -96,7 +96,7 @@ def test_a_row_of_each_stage_makes_the_endpoints(tmp_path):
     assert (first.is_primary, first.p_holm) == (False, None)
 
 
-def test_the_true_effects_lie_in_the_intervals(whole):
+def test_true_effects_lie_in_the_intervals(whole):
     truth = 100 * math.expm1(sum(EFFECTS.values()))
     effect = endpoint(whole, "grr_coca", "pretraining/coca_loss").effect
     assert effect.low < truth < effect.high
@@ -116,7 +116,7 @@ def test_detectable_effects_of_primary_endpoints_are_reported(whole, tmp_path):
     assert (few.p_holm, few.smallest_shown) == (None, None)
 
 
-def test_the_t_test_decides_where_a_seed_disagrees(tmp_path):
+def test_t_test_decides_where_a_seed_disagrees(tmp_path):
     """Seven seeds of eight fall by 3 to 5 %, one rises."""
     from scipy import stats  # late: half a second, in each worker
 

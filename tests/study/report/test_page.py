@@ -53,7 +53,7 @@ def test_numbers_have_a_sign():
     assert [p_in_words(p) for p in (0.0004, 2 / 256, None)] == ["< 0.001", "0.008", "–"]
 
 
-def test_the_page_begins_with_the_answer_and_needs_nothing_else(reported):
+def test_page_begins_with_the_answer_and_needs_nothing_else(reported):
     folder, said = reported
     text = (folder / "report.html").read_text()
     begins = re.sub(r"<[^>]+>", " ", text.partition("<body>")[2][:500]).split()
@@ -65,7 +65,7 @@ def test_the_page_begins_with_the_answer_and_needs_nothing_else(reported):
     assert [address for address in addresses if not address.startswith(("#", "data:"))] == []
 
 
-def test_the_page_has_every_figure_and_table(reported):
+def test_page_has_every_figure_and_table(reported):
     page, text = ((reported[0] / f"report.{kind}").read_text() for kind in ("html", "md"))
     # Forests of the endpoints and of both phases, curves of four stages.
     shown = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", text)
@@ -80,7 +80,7 @@ def test_the_page_has_every_figure_and_table(reported):
     assert "| better |" in re.sub(" +", " ", line)
 
 
-def test_a_figure_speaks_of_intervals_only_if_it_has_some():
+def test_figure_speaks_of_intervals_only_if_it_has_some():
     one, several = (effect_of(range(len(logs)), np.array(logs)) for logs in ([-0.1], [-0.1, -0.12]))
     for effect, told in ((one, False), (several, True)):
         svg = forest_plot(["CoCa loss"], [Panel("all", [effect])], "change over Baseline CoCa")
@@ -89,7 +89,7 @@ def test_a_figure_speaks_of_intervals_only_if_it_has_some():
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_columns_without_a_number_are_left_out(tmp_path):
+def test_columns_without_a_number_are_excluded(tmp_path):
     folder = write_study(tmp_path, plan(ARMS[:2], 1), rows_of(ARMS[:2], [0], training_flops=2_500_000_000_000))
     said = write_study_report(folder, folder)
     (heads,) = (line for line in said.splitlines() if line.startswith("| endpoint"))
@@ -137,7 +137,7 @@ def test_names_and_captions_are_escaped_text(tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_the_command_reports_on_half_a_study(tmp_path, capsys):
+def test_command_reports_on_half_a_study(tmp_path, capsys):
     pair = ARMS[:2]
     folder = write_study(tmp_path / "half", plan(pair), rows_of(pair, range(2)))
     (folder / "rows" / "half.json").write_text('{"kind": "run", "arm"')
@@ -166,7 +166,7 @@ def test_report_can_compare_with_another_arm(tmp_path, capsys):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_study_without_a_pair_still_has_a_page(tmp_path):
+def test_study_without_a_pair_still_has_a_page(tmp_path):
     folder = write_study(tmp_path, plan(ARMS[:2]), rows_of(ARMS[:1], [0]))
     assert "nothing to compare in 6 of 6" in write_study_report(folder, folder)
     assert (folder / "report.html").read_text().endswith("</html>\n")

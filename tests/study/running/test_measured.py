@@ -41,7 +41,7 @@ def test_rows_of_one_image_are_shown_with_its_caption(table):
     assert len({(example.image, example.caption) for example in shown}) == len(CAPTIONS)
 
 
-def test_a_stage_that_shows_no_image_has_none(table, write_study, tmp_path):
+def test_stage_that_shows_no_image_has_none(table, write_study, tmp_path):
     assert examples(None, table, 0) == (), "no model is asked"
     plan = read_plan(write_study(num_captions=0), Plan)
     write_showcase(plan, tmp_path / "out")

@@ -7,7 +7,7 @@ from grr_coca_study.running import pace as pace_module
 from grr_coca_study.running.pace import MIN_STEPS, WARM_UP, measure_pace
 
 
-def test_a_pace_is_measured_by_training_and_evaluating(tmp_path, monkeypatch):
+def test_pace_is_measured_by_training_and_evaluating(tmp_path, monkeypatch):
     monkeypatch.setattr(pace_module, "SECONDS", 0.2)
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
     calls = []

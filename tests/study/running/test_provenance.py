@@ -38,7 +38,7 @@ def seen(monkeypatch):
     return batches
 
 
-def test_a_pair_begins_alike_and_another_seed_does_not(agenda, seen):
+def test_pair_begins_alike_and_another_seed_does_not(agenda, seen):
     rows, orders = {}, {}
     for _ in range(2):  # pretraining, and then the fine-tuning that starts from it
         for task in agenda.open_tasks():
@@ -68,7 +68,7 @@ def test_a_pair_begins_alike_and_another_seed_does_not(agenda, seen):
     assert {row.stage for row in rows.values() if not row.initial_weights} == {"health"}
 
 
-def test_a_run_that_was_resumed_tells_of_its_first_beginning(agenda, seen, monkeypatch):
+def test_run_that_was_resumed_tells_of_its_first_beginning(agenda, seen, monkeypatch):
     task, step = agenda.open_tasks()[0], Trainer.step
 
     def stopped(*arguments):
@@ -86,7 +86,7 @@ def test_a_run_that_was_resumed_tells_of_its_first_beginning(agenda, seen, monke
     assert row.data_order == order_hash(Shuffle(24, seed=0), 6 * task.recipe.data.batch_size)
 
 
-def test_the_order_of_another_length_or_seed_has_another_hash(monkeypatch):
+def test_order_of_another_length_or_seed_has_another_hash(monkeypatch):
     """Of a long run, the first visits and the length are hashed."""
     for num_hashed in (1_000_000, 5):
         monkeypatch.setattr(provenance, "_MAX_HASHED_VISITS", num_hashed)

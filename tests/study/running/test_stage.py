@@ -20,7 +20,7 @@ from grr_coca_study.running.stage import caption_lengths, run_flops, run_stage, 
 ONE_RUN = {"seeds": [0], "finetune": [], "endpoints": PRETRAINING}
 
 
-def test_a_run_whose_steps_were_all_skipped_has_a_row(agenda_of, monkeypatch):
+def test_run_whose_steps_were_all_skipped_has_a_row(agenda_of, monkeypatch):
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *arguments: step(*arguments) | {"contrastive": math.nan})
     (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
@@ -28,7 +28,7 @@ def test_a_run_whose_steps_were_all_skipped_has_a_row(agenda_of, monkeypatch):
     assert [(point.step, point.train) for point in row.curve] == [(6, {})]
 
 
-def test_a_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch):
+def test_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch):
     def broken(recipe, start, folder, *rest):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.jsonl").touch()
@@ -47,7 +47,7 @@ def test_a_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch)
     assert agenda.open_tasks() == [], "nothing is fine-tuned from it"
 
 
-def test_a_run_whose_checkpoint_cannot_be_read_starts_again(agenda_of):
+def test_run_whose_checkpoint_cannot_be_read_starts_again(agenda_of):
     (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
     torn = task.folder / "checkpoints" / "step-000000003"
     torn.mkdir(parents=True)
@@ -98,7 +98,7 @@ def test_lengths_of_a_large_split_are_sampled(tmp_path, monkeypatch):
     assert caption_lengths(start, source).tolist() == [lengths[0], lengths[2]]
 
 
-def test_a_run_costs_three_passes_over_each_pair_of_each_step(tmp_path):
+def test_run_costs_three_passes_over_each_pair_of_each_step(tmp_path):
     pairs = [with_caption(pair, "cat") for pair in real_pairs(16)]
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs), steps=5)
     recipe = replace(recipe, model=replace(recipe.model, patch_size=4))

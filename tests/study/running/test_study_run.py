@@ -182,7 +182,7 @@ def test_lost_model_is_retrained_and_keeps_its_row(study, tmp_path):
     assert study.ledger.notes == ()
 
 
-def test_a_trial_that_is_done_again_does_not_outvote_its_row(study):
+def test_trial_that_is_done_again_does_not_outvote_its_row(study):
     class Worse(Pretending):
         def outcome(self, task: Task, claim: Claim) -> LedgerRow:
             metrics = {"val": {"coca_loss": 9.0}, "test": {"CIDEr-D": 1.0}}
@@ -316,7 +316,7 @@ def test_full_disk_is_named_and_the_study_can_continue(study, monkeypatch):
     assert study.ledger.notes == ()
 
 
-def test_a_run_that_diverged_is_a_result_and_not_begun_again(study, monkeypatch, capsys):
+def test_run_that_diverged_is_a_result_and_not_begun_again(study, monkeypatch, capsys):
     def diverge(recipe, start, folder, *rest):
         return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)
 
@@ -368,7 +368,7 @@ def test_runs_with_missing_scores_are_repeated(study, capsys):
     assert study.run() == []
 
 
-def test_a_run_whose_score_is_nan_is_not_repeated_for_ever(study):
+def test_run_whose_score_is_nan_is_not_repeated_forever(study):
     class Without(Pretending):
         def outcome(self, task: Task, claim: Claim) -> LedgerRow:
             return replace(super().outcome(task, claim), metrics={"val": {"coca_loss": 1.0}})

@@ -49,7 +49,7 @@ def test_worker_serves_calls_and_survives_the_signal():
 
 
 @pytest.mark.parametrize("end", ["parent", "child"])
-def test_a_run_is_stopped_when_its_parent_is_gone(monkeypatch, end):
+def test_run_is_stopped_when_its_parent_is_gone(monkeypatch, end):
     ends = dict(zip(("parent", "child"), multiprocessing.Pipe(), strict=True))
     monkeypatch.setattr(workers_module, "_parent", ends["child"])
     raise_if_stopped()

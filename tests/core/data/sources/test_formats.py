@@ -132,7 +132,7 @@ def test_missing_images_error_names_the_searched_folders(tmp_path):
     assert str(tmp_path / "images" / "val2017") in str(caught.value)
 
 
-def test_a_coco_image_without_annotation_is_a_bad_sample(tmp_path):
+def test_coco_image_without_annotation_is_a_bad_sample(tmp_path):
     lay(tmp_path / "train2017", ["1.jpg", "2.jpg"])
     source = open_source(str(write(tmp_path / "captions_train2017.json", coco(["1.jpg", "2.jpg"], FIVE[:1]))))
     with pytest.raises(BadSample) as caught:
@@ -140,7 +140,7 @@ def test_a_coco_image_without_annotation_is_a_bad_sample(tmp_path):
     assert caught.value.cause is Cause.NO_CAPTION
 
 
-def test_a_caption_that_is_null_is_none(tmp_path):
+def test_caption_that_is_null_is_none(tmp_path):
     lay(tmp_path, ["1.jpg"])
     images = [{"id": 1, "file_name": "1.jpg"}]
     annotations = [{"image_id": 1, "caption": None}, {"image_id": 1, "caption": "a cat"}]
@@ -179,7 +179,7 @@ def karpathy_coco(tmp_path):
 @pytest.mark.parametrize(
     ("split", "kept"), [("val", [2, 5]), ("test", [3]), ("train", [0, 4]), ("train+restval", [0, 1, 4])]
 )
-def test_a_split_of_karpathys_coco_is_chosen_after_a_sharp(karpathy_coco, split, kept):
+def test_split_of_karpathys_coco_is_chosen_after_a_sharp(karpathy_coco, split, kept):
     source = open_source(f"{karpathy_coco}#{split}")
     assert_pairs(source, [FIVE[i] for i in kept], [JPEGS[i] for i in kept])
 
@@ -203,7 +203,7 @@ def test_without_a_split_of_karpathys_file_the_splits_are_named(karpathy_coco, a
         open_source(f"{karpathy_coco}{asked}")
 
 
-def test_a_split_of_what_has_none_is_an_error(tmp_path):
+def test_split_of_what_has_none_is_an_error(tmp_path):
     lay(tmp_path / "images", ["1.jpg"])
     for path in (
         write(tmp_path / "captions_train2017.json", coco(["1.jpg"], FIVE[:1])),
@@ -271,7 +271,7 @@ ODD = ['a "quoted" cat', "two\nlines", "comma, and; more | bars", "ein KÃ¤se ðŸ§
     "header",
     [("image_path", "caption"), ("File Name", "TEXT"), ("title", "img"), ("id", "x", "filename", "captions")],
 )
-def test_a_table_is_read_by_the_usual_names_of_its_columns(tmp_path, delimiter, header):
+def test_table_is_read_by_the_usual_names_of_its_columns(tmp_path, delimiter, header):
     names = [f"images/{i}.jpg" for i in range(NUM)]
     lay(tmp_path, names)
     rows = [header]
@@ -308,7 +308,7 @@ def test_a_table_is_read_by_the_usual_names_of_its_columns(tmp_path, delimiter, 
         "words after a quote",
     ],
 )
-def test_a_caption_is_all_that_its_cell_holds(tmp_path, name, text, captions):
+def test_caption_is_all_that_its_cell_holds(tmp_path, name, text, captions):
     lay(tmp_path / "images", ["0.jpg", "1.jpg"])
     assert_pairs(open_source(str(write(tmp_path / name, text))), captions, JPEGS[:2])
 
@@ -368,7 +368,7 @@ def test_half_an_emoji_in_a_caption_is_a_bad_sample(tmp_path):
     assert dataset[SampleRef(0, 1)].key == "1"
 
 
-def test_a_json_list_of_objects_is_read(tmp_path):
+def test_json_list_of_objects_is_read(tmp_path):
     lay(tmp_path / "images", [f"{i}.jpg" for i in range(NUM)])
     records = [
         {"image_id": f"coco_{i}", "image": f"{i}.jpg", "caption": text} for i, text in enumerate([*ONE[:3], *FIVE[3:]])
@@ -474,7 +474,7 @@ def test_unreadable_listing_error_states_the_content(tmp_path, name, text, messa
     assert message in str(caught.value)
 
 
-def test_bytes_that_are_no_text_in_parquet_are_a_bad_sample(tmp_path):
+def test_bytes_that_are_not_text_in_parquet_are_a_bad_sample(tmp_path):
     lay(tmp_path, ["0.jpg"])
     captions = pyarrow.array([b"a cat", b"K\xe4se"], pyarrow.binary()).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"path": ["0.jpg"] * 2, "caption": captions}), tmp_path / "a.parquet")
@@ -505,7 +505,7 @@ def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".jpg"])
-def test_a_name_that_is_too_long_for_a_file_is_a_bad_sample(tmp_path, suffix):
+def test_name_that_is_too_long_for_a_file_is_a_bad_sample(tmp_path, suffix):
     lay(tmp_path, ["0.jpg"])
     source = open_source(str(write(tmp_path / "a.csv", f"path,caption\n{'x' * 300}{suffix},a\n0.jpg,b\n")))
     assert source[1].image == JPEGS[0]
@@ -513,7 +513,7 @@ def test_a_name_that_is_too_long_for_a_file_is_a_bad_sample(tmp_path, suffix):
         source[0]
 
 
-def test_a_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
+def test_table_keeps_eight_bytes_a_row(tmp_path, monkeypatch):
     lay(tmp_path, ["0.jpg"])
     monkeypatch.setattr(tables, "_CHUNK_BYTES", 1000)
     path = write(tmp_path / "a.tsv", "path\tcaption\n" + "0.jpg\ta cat\n" * 5000)
@@ -547,7 +547,7 @@ def test_few_of_many_tables_are_open(tmp_path, few_open_tables, suffix):
     assert sum(path.is_relative_to(tmp_path) for path in held) <= 3
 
 
-def test_a_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_tables):
+def test_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_tables):
     lay(tmp_path, ["0.jpg"])
     paths = [write(tmp_path / f"{number}.csv", "path,caption\n0.jpg,a cat\n") for number in range(5)]
     source = open_source(str(tmp_path / "*.csv"))
@@ -575,7 +575,7 @@ def test_rejects_an_invalid_path_without_running_it(tmp_path, monkeypatch, path)
     "written", ["../secret.jpg", "/etc/hostname", "a/../../secret.jpg", "pipe:touch pwned", "http://a/b.jpg"]
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "coco"])
-def test_a_listing_reads_nothing_outside_its_folder(tmp_path, monkeypatch, written, kind):
+def test_listing_reads_nothing_outside_its_folder(tmp_path, monkeypatch, written, kind):
     root = tmp_path / "set"
     lay(root, ["0.jpg"])
     (tmp_path / "secret.jpg").write_bytes(JPEGS[1])
@@ -600,14 +600,14 @@ def test_accepts_absolute_and_relative_paths_in_the_folder(tmp_path):
     assert_pairs(open_source(str(write(tmp_path / "a.csv", text))), ["a", "b"], JPEGS[:2])
 
 
-def test_a_file_whose_name_looks_like_a_url_is_a_file(tmp_path):
+def test_file_whose_name_looks_like_a_url_is_a_file(tmp_path):
     lay(tmp_path, ["cam1-12:30:05.jpg"])
     source = open_source(str(write(tmp_path / "a.csv", "path,caption\ncam1-12:30:05.jpg,a cat\n")))
     assert_pairs(source, ["a cat"], JPEGS[:1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the list of open files is Linux's")
-def test_a_folder_is_no_image_and_is_not_left_open(tmp_path):
+def test_folder_is_no_image_and_is_not_left_open(tmp_path):
     lay(tmp_path, ["0.jpg", "folder/1.jpg"])
     source = open_source(str(write(tmp_path / "a.csv", "path,caption\n0.jpg,a\nfolder,b\n")))
     assert source[0].image == JPEGS[0]
@@ -618,7 +618,7 @@ def test_a_folder_is_no_image_and_is_not_left_open(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_named_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+def test_named_pipe_is_no_image_and_is_not_waited_for(tmp_path):
     lay(tmp_path, ["0.jpg"])
     subprocess.run(["mkfifo", str(tmp_path / "1.jpg")], check=True)
     source = open_source(str(write(tmp_path / "a.csv", "path,caption\n0.jpg,a\n1.jpg,b\n")))
@@ -692,7 +692,7 @@ def test_single_captions_are_their_own_every_caption_view(tmp_path):
     assert every_caption(source) is source
 
 
-def test_a_path_out_of_the_current_folder_is_forbidden_too(tmp_path, monkeypatch):
+def test_path_out_of_the_current_folder_is_forbidden(tmp_path, monkeypatch):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for place in ("outside.png", "in/a.png"):
         (tmp_path / place).write_bytes(real_pairs(1)[0].image)
@@ -706,7 +706,7 @@ def test_a_path_out_of_the_current_folder_is_forbidden_too(tmp_path, monkeypatch
             source[0]
 
 
-def test_cells_that_python_has_no_value_for_are_left_out(tmp_path):
+def test_cells_that_python_has_no_value_for_are_excluded(tmp_path):
     (tmp_path / "a.png").write_bytes(real_pairs(1)[0].image)
     far = pyarrow.array([2**62], pyarrow.timestamp("us"))
     columns = {"image": ["a.png"], "caption": ["a"], "far": far, "near": [3]}

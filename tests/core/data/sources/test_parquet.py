@@ -61,7 +61,7 @@ def test_pairs_are_read_in_any_order_and_in_other_processes(table):
     ids=["bytes", "only bytes", "no path"],
 )
 @pytest.mark.parametrize("name", ["image", "IMG", "jpg", "my picture"])
-def test_a_column_of_images_is_found_by_its_type(tmp_path, images, name):
+def test_column_of_images_is_found_by_its_type(tmp_path, images, name):
     columns = {name: images, "caption": [pair.caption for pair in PAIRS]}
     source = open_source(write(tmp_path / "a.parquet", **columns))
     assert [(source[i].image, source[i].caption) for i in range(12)] == [(p.image, p.caption) for p in PAIRS]
@@ -74,7 +74,7 @@ def test_captions_may_be_lists(tmp_path):
     assert [list(source.captions(i)) for i in range(12)] == captions
 
 
-def test_a_pattern_joins_tables(tmp_path):
+def test_pattern_joins_tables(tmp_path):
     for part in range(3):
         mine = PAIRS[4 * part : 4 * part + 4]
         write(tmp_path / f"train-{part:05}-of-00003.parquet", image=cells(mine), text=[p.caption for p in mine])
@@ -100,7 +100,7 @@ def test_few_row_groups_are_in_memory(table, monkeypatch):
     assert read == [0, 2, 1, 0]
 
 
-def test_a_large_row_group_is_an_error_that_names_the_fix(table, monkeypatch):
+def test_large_row_group_is_an_error_that_names_the_fix(table, monkeypatch):
     monkeypatch.setattr(parquet, "_MAX_GROUP", 100)
     with pytest.raises(UserError, match=r"train\.parquet: a row group has .* the table again .* row_group_size=100"):
         open_source(table)
@@ -120,13 +120,13 @@ def test_rows_without_an_image_or_a_caption_are_bad_samples(tmp_path):
     assert source.image(3) == PAIRS[0].image
 
 
-def test_an_image_with_too_many_bytes_is_a_bad_sample(table, monkeypatch):
+def test_image_with_too_many_bytes_is_a_bad_sample(table, monkeypatch):
     monkeypatch.setattr(parquet, "MAX_BYTES", 10)
     with pytest.raises(BadSample, match=r"row 3: too many bytes: .* \(limit 10\)"):
         open_source(table)[2]
 
 
-def test_a_table_that_is_gone_gives_bad_samples(table):
+def test_table_that_is_gone_gives_bad_samples(table):
     source = pickle.loads(pickle.dumps(open_source(table)))
     table.unlink()
     with pytest.raises(BadSample, match="row 1: cannot be read"):
@@ -143,13 +143,13 @@ def test_several_columns_of_bytes_need_a_common_name(tmp_path):
         open_source(write(tmp_path / "b.parquet", **two))
 
 
-def test_bytes_beside_a_column_of_paths_are_not_images(tmp_path):
+def test_bytes_next_to_a_column_of_paths_are_not_images(tmp_path):
     (tmp_path / "a.webp").write_bytes(PAIRS[0].image)
     columns = {"file_name": ["a.webp"], "caption": ["a"], "hash": [b"123"]}
     assert open_source(write(tmp_path / "a.parquet", **columns))[0].image == PAIRS[0].image
 
 
-def test_a_source_is_known_by_the_name_and_size_of_its_file(table, tmp_path):
+def test_source_is_known_by_the_name_and_size_of_its_file(table, tmp_path):
     before = source_digest(open_source(table))
     (tmp_path / "other").mkdir()
     moved = tmp_path / "other" / table.name

@@ -75,7 +75,7 @@ def test_braces_that_stand_for_nothing_are_named(pattern):
         expand_braces("{000000..999999}/{000000..999999}")
 
 
-def test_braces_name_shards_on_disk_too(folder):
+def test_braces_name_shards_on_disk(folder):
     assert pairs_of(open_source(str(folder / PATTERN))) == EXPECTED
     with pytest.raises(UserError, match=r"03\.tar"):
         open_source(str(folder / "{00..03}.tar"))
@@ -98,7 +98,7 @@ def test_urls_are_distinguished_from_paths(path, expected):
         f"https://host/a.tar?X-Amz-Signature={SECRET}",
     ],
 )
-def test_a_url_with_a_credential_raises_without_showing_it(url):
+def test_url_with_a_credential_raises_without_showing_it(url):
     with pytest.raises(UserError, match="omit it, and set credentials in the environment") as caught:
         open_source(url)
     assert SECRET not in str(caught.value)
@@ -163,7 +163,7 @@ def test_captions_need_no_network(source, server):
     assert server.requests == []
 
 
-def test_the_digest_is_of_the_content(server, folder, tmp_path):
+def test_digest_is_of_the_content(server, folder, tmp_path):
     before = source_digest(indexed(f"{server.url}/{PATTERN}"))
     (tmp_path / "other").mkdir()
     for path in folder.iterdir():
@@ -198,7 +198,7 @@ def test_each_shard_is_read_once(server, folder, monkeypatch):
     assert len(open_source(url)) == 20
 
 
-def test_a_corrupt_index_raises_and_is_made_again(server, own_cache):
+def test_corrupt_index_raises_and_is_rebuilt(server, own_cache):
     url = f"{server.url}/00.tar"
     indexed(url)
     (index,) = (own_cache / "shards").glob("*.index")
@@ -210,7 +210,7 @@ def test_a_corrupt_index_raises_and_is_made_again(server, own_cache):
     assert pairs_of(indexed(url)) == EXPECTED[:8]
 
 
-def test_a_file_that_is_no_shard_raises(server, folder):
+def test_file_that_is_no_shard_raises(server, folder):
     (folder / "a.tar").write_bytes(b"no tar" * 1000)
     (folder / "table.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=rf"{server.url}/a\.tar: not a readable, uncompressed tar file"):
@@ -223,7 +223,7 @@ def test_a_file_that_is_no_shard_raises(server, folder):
         open_source("nonsense://bucket/a.tar")
 
 
-def test_a_truncated_shard_is_used_up_to_its_end(server, folder):
+def test_truncated_shard_is_used_up_to_its_end(server, folder):
     content = (folder / "00.tar").read_bytes()
     (folder / "00.tar").write_bytes(content[: len(content) // 2])
     with warnings_of("grr_coca.data.sources.shards") as told:
@@ -237,7 +237,7 @@ def test_a_truncated_shard_is_used_up_to_its_end(server, folder):
 
 
 @pytest.mark.parametrize("fault", ["503", "500", "404", "stall", "cut", "short", "long", "whole", "other"])
-def test_a_server_that_fails_for_a_while_is_survived(source, server, fault, monkeypatch):
+def test_server_that_fails_for_a_while_is_survived(source, server, fault, monkeypatch):
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.3)
     server.faults.extend([fault] if fault == "other" else [fault] * 3)
     assert source[0].image == PAIRS[0].image
@@ -256,7 +256,7 @@ def test_a_server_that_fails_for_a_while_is_survived(source, server, fault, monk
         ("whole", "bytes came in place of"),
     ],
 )
-def test_a_server_that_fails_for_good_stops_the_run(source, server, fault, reason, monkeypatch):
+def test_server_that_fails_for_good_stops_the_run(source, server, fault, reason, monkeypatch):
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.3)
     server.always = fault
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
@@ -266,14 +266,14 @@ def test_a_server_that_fails_for_good_stops_the_run(source, server, fault, reaso
 
 
 @pytest.mark.parametrize("status", ["401", "403"])
-def test_a_denial_raises_at_once(source, server, status):
+def test_denial_raises_immediately(source, server, status):
     server.always = status
     with pytest.raises(UserError, match=rf"00\.tar: access is denied \(HTTP {status}\); see docs/data.md"):
         source[0]
     assert len(server.ranges) == 1
 
 
-def test_a_network_that_is_gone_for_a_minute_is_survived(folder, monkeypatch):
+def test_network_that_is_gone_for_a_minute_is_survived(folder, monkeypatch):
     assert sum(remote.PAUSES) < 1, "the fixture makes tests quick"
     monkeypatch.undo()
     assert sum(remote.PAUSES) > 60
@@ -292,7 +292,7 @@ def test_a_network_that_is_gone_for_a_minute_is_survived(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("head", ["503", "404"])
-def test_a_state_is_requested_again_unless_a_shard_is_missing(server, head):
+def test_state_is_requested_again_unless_a_shard_is_missing(server, head):
     server.heads.extend([head] * 2)
     if head == "404":
         server.always = "404"  # the client asks by GET, then
@@ -304,7 +304,7 @@ def test_a_state_is_requested_again_unless_a_shard_is_missing(server, head):
         assert find_remote(f"{server.url}/00.tar")[0].size > 0
 
 
-def test_a_shard_that_changes_under_the_run_stops_it(source, folder):
+def test_shard_that_changes_under_the_run_stops_it(source, folder):
     assert source[8].image == PAIRS[8].image
     write_shard(folder / "01.tar", PAIRS[9:17])
     assert source[8].image == PAIRS[8].image  # from this machine
@@ -345,7 +345,7 @@ def epochs(source, num_workers, batch_size=4, num_epochs=2):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_block_is_one_request_for_each_shard_that_it_touches(source, server, monkeypatch, num_workers):
+def test_block_is_one_request_for_each_shard_that_it_touches(source, server, monkeypatch, num_workers):
     blocks_of(monkeypatch, 6)
     keys = epochs(source, num_workers)
     assert sorted(keys) == sorted(2 * [pair.key for pair in PAIRS])
@@ -354,7 +354,7 @@ def test_a_block_is_one_request_for_each_shard_that_it_touches(source, server, m
     assert len(set(server.ranges)) == 6
 
 
-def test_the_pairs_that_validation_keeps_do_not_move_the_blocks(source, server, monkeypatch):
+def test_pairs_that_validation_keeps_do_not_move_the_blocks(source, server, monkeypatch):
     blocks_of(monkeypatch, 4)
     kept = [index for index in range(24) if index % 3]
     epochs(Chain([Subset(source, kept)]), 0)
@@ -403,7 +403,7 @@ def test_blocks_are_those_of_each_source_of_a_mixture(monkeypatch):
     ]
 
 
-def test_a_block_that_is_damaged_on_disk_is_fetched_again(source, server, own_cache):
+def test_block_that_is_corrupt_on_disk_is_fetched_again(source, server, own_cache):
     source[0]
     (block,) = (own_cache / "blocks").glob("*.block")
     block.write_bytes(b"\0" * block.stat().st_size)
@@ -413,7 +413,7 @@ def test_a_block_that_is_damaged_on_disk_is_fetched_again(source, server, own_ca
     assert source[0].image == PAIRS[0].image
 
 
-def test_the_cache_keeps_what_was_used_last(source, server, own_cache):
+def test_cache_keeps_what_was_used_last(source, server, own_cache):
     file = source.paths[0]
     cache = BlockCache(4000)
     for start in range(0, 5000, 1000):
@@ -436,7 +436,7 @@ def test_processes_that_need_a_block_at_once_fetch_it_once(source, server):
     assert len(server.ranges) == 2
 
 
-def test_a_full_disk_raises(source, monkeypatch):
+def test_full_disk_raises(source, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -445,6 +445,6 @@ def test_a_full_disk_raises(source, monkeypatch):
         source[0]
 
 
-def test_the_cache_is_readable_by_its_user_only(source, own_cache):
+def test_cache_is_readable_by_its_user_only(source, own_cache):
     source[0]
     assert {Path(path).stat().st_mode & 0o077 for path in (own_cache / "blocks", own_cache / "shards")} == {0}

@@ -169,7 +169,7 @@ def test_tables_that_have_no_images_raise(server, folder):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("block", [3, 12])
-def test_a_row_group_is_one_request(source, server, monkeypatch, num_workers, block):
+def test_row_group_is_one_request(source, server, monkeypatch, num_workers, block):
     for module in ("ahead", "order"):
         monkeypatch.setattr(f"grr_coca.data.{module}.BLOCK", block)
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
@@ -193,7 +193,7 @@ def test_only_the_column_of_images_is_read(tmp_path):
     assert images < last + 1 - first < images + 1000
 
 
-def test_the_cache_has_room_for_the_row_groups_of_a_window(source, monkeypatch):
+def test_cache_has_room_for_the_row_groups_of_a_window(source, monkeypatch):
     """All row groups that a block touches are read, so a window takes more than its pairs."""
     monkeypatch.setattr(shards, "CACHE_BYTES", 0)
     monkeypatch.setattr(shards, "_KEPT_PAIRS", 8)
@@ -208,7 +208,7 @@ def test_the_cache_has_room_for_the_row_groups_of_a_window(source, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["503", "404", "stall", "cut", "short", "long", "whole", "other"])
 @pytest.mark.parametrize("compression", ["none", "snappy"])
-def test_a_server_that_fails_for_a_while_is_survived(tmp_path, fault, compression, monkeypatch):
+def test_server_that_fails_for_a_while_is_survived(tmp_path, fault, compression, monkeypatch):
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.3)
     path = write_pairs(tmp_path / "set" / "a.parquet", PAIRS[:12], compression=compression)
     with FileServer(path.parent) as server:
@@ -228,7 +228,7 @@ def test_a_server_that_fails_for_a_while_is_survived(tmp_path, fault, compressio
         ("403", "access is denied"),
     ],
 )
-def test_a_server_that_fails_for_good_stops_the_run(source, server, fault, reason):
+def test_server_that_fails_for_good_stops_the_run(source, server, fault, reason):
     server.always = fault
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
     with pytest.raises(UserError, match=rf"^{server.url}/train-00001-of-00002\.parquet: .*{reason}") as caught:
@@ -237,7 +237,7 @@ def test_a_server_that_fails_for_good_stops_the_run(source, server, fault, reaso
 
 
 @pytest.mark.parametrize("group", [GROUP, 7], ids=["other images", "other groups"])
-def test_a_table_that_changes_under_the_run_stops_it(source, folder, group):
+def test_table_that_changes_under_the_run_stops_it(source, folder, group):
     assert source[12].image == PAIRS[12].image
     write_pairs(folder / "train-00001-of-00002.parquet", PAIRS[11:23], group=group)
     assert source[16].image == PAIRS[16].image  # from this machine
@@ -246,7 +246,7 @@ def test_a_table_that_changes_under_the_run_stops_it(source, folder, group):
     assert not isinstance(caught.value, BadSample)
 
 
-def test_a_row_group_that_is_damaged_on_disk_is_fetched_again(source, server, own_cache):
+def test_row_group_that_is_corrupt_on_disk_is_fetched_again(source, server, own_cache):
     assert source[0].image == PAIRS[0].image
     (block,) = (own_cache / "blocks").glob("*.block")
     block.write_bytes(b"\0" * block.stat().st_size)

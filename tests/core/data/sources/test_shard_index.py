@@ -69,13 +69,13 @@ def pairs_of(path):
 EXPECTED = [(pair.key, pair.image, pair.caption) for pair in PAIRS]
 
 
-def test_an_index_is_built_once_and_gives_the_same_pairs(shard, scans):
+def test_index_is_built_once_and_gives_the_same_pairs(shard, scans):
     assert pairs_of(shard) == pairs_of(shard) == EXPECTED
     assert scans == ["a.tar"]
     assert sorted(path.name for path in shard.parent.iterdir()) == ["a.tar", "a.tar.index"]
 
 
-def test_a_small_shard_gets_no_file_beside_it(shard, scans, monkeypatch):
+def test_small_shard_gets_no_file_next_to_it(shard, scans, monkeypatch):
     monkeypatch.setattr(shards, "MIN_SHARD_SIZE", 2**24)
     assert pairs_of(shard) == EXPECTED
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
@@ -187,7 +187,7 @@ def test_builders_at_the_same_time_do_not_harm_each_other(shard):
 
 
 @pytest.mark.ci
-def test_a_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatch):
+def test_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_MAX_OPEN", 3)
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
     before = num_descriptors()
@@ -228,7 +228,7 @@ def test_each_source_opens_at_most_a_quarter_of_the_files(tmp_path, monkeypatch)
     assert num_descriptors() - before <= 24 / 4
 
 
-def test_a_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
+def test_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
     source = TarShards([shard])
     source[0]
     with shard.open("r+b") as file:
@@ -238,13 +238,13 @@ def test_a_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
     assert caught.value.cause is Cause.UNREADABLE
 
 
-def test_a_pair_takes_29_bytes_and_its_key(shard):
+def test_pair_takes_29_bytes_and_its_key(shard):
     pairs_of(shard)
     size = shard.with_name("a.tar.index").stat().st_size
     assert size == shards._HEADER_SIZE + 12 * ROW.itemsize + sum(len(pair.key) for pair in PAIRS)
 
 
-def test_a_scan_does_not_keep_every_member_of_a_large_shard(shard, monkeypatch):
+def test_scan_does_not_keep_every_member_of_a_large_shard(shard, monkeypatch):
     opened = []
 
     def watched(*arguments):
@@ -306,7 +306,7 @@ def test_pairs_are_read_without_read_ahead(shard, monkeypatch, is_there):
     assert pairs_of(shard) == EXPECTED
 
 
-def test_a_shard_that_vanishes_under_the_run_gives_bad_samples(shard, monkeypatch):
+def test_shard_that_vanishes_under_the_run_gives_bad_samples(shard, monkeypatch):
     monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
     source = TarShards([shard])
     source.name(0)  # its index is open, and the shard is not

@@ -65,7 +65,7 @@ def test_pairs_round_trip_in_any_order_and_in_workers(store):
     assert [again[i] for i in range(len(again))] == forward
 
 
-def test_a_pairs_name_tells_where_it_lies(store):
+def test_pairs_name_tells_where_it_lies(store):
     path = store(PAIRS)
     source = open_source(str(path))
     assert str(path) in source[5].name
@@ -121,7 +121,7 @@ def test_suffixes_of_any_case_are_found(tmp_path, suffix, text):
         assert (source[0].key, source[0].image, source[0].caption) == ("cat", b"pixels", "a cat")
 
 
-def test_a_folder_whose_name_looks_like_an_image_is_no_pair(tmp_path):
+def test_folder_whose_name_looks_like_an_image_is_no_pair(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS[:1])
     with tarfile.open(path, "a") as tar:
         info = tarfile.TarInfo("photos.jpg")
@@ -202,7 +202,7 @@ def test_truncated_shard_keeps_its_intact_pairs(tmp_path, share):
     assert message.startswith(f"{path}: truncated; the {num_intact} complete pairs")
 
 
-def test_a_shard_cut_between_two_pairs_is_named_too(tmp_path):
+def test_shard_cut_between_two_pairs_is_named(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS[:6])
     end = tar_end(path)
     longer = write_shard(path, PAIRS)
@@ -214,7 +214,7 @@ def test_a_shard_cut_between_two_pairs_is_named_too(tmp_path):
     assert len(messages) == 1
 
 
-def test_a_whole_shard_is_not_called_truncated(tmp_path):
+def test_whole_shard_is_not_called_truncated(tmp_path):
     with warnings_of("grr_coca.data.sources.shards") as messages:
         assert TarShards([write_shard(tmp_path / "a.tar", PAIRS)]).truncated == []
     assert messages == []
@@ -230,7 +230,7 @@ def test_tar_files_one_after_another_are_read_to_the_end(tmp_path):
     assert messages == []
 
 
-def test_a_shard_with_a_hole_is_named(tmp_path):
+def test_shard_with_a_hole_is_named(tmp_path):
     path = write_shard(tmp_path / "a.tar", PAIRS)
     with tarfile.open(path) as tar:
         fifth, tenth = (tar.getmembers()[2 * i].offset for i in (5, 10))
@@ -250,7 +250,7 @@ def test_a_shard_with_a_hole_is_named(tmp_path):
 # --- Folders
 
 
-def test_a_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
+def test_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
     as_folder(tmp_path / "b", [RawPair("1", "", b"1", "one")])
     as_folder(tmp_path / "a", [RawPair("2", "", b"2", "two")])
     as_folder(tmp_path, [RawPair("c", "", b"3", "three")])
@@ -258,7 +258,7 @@ def test_a_folder_is_read_with_the_folders_in_it_in_sorted_order(tmp_path):
     assert [source[i].key for i in range(3)] == ["a/2", "b/1", "c"]
 
 
-def test_the_names_of_many_images_are_sorted_in_little_memory(tmp_path, monkeypatch):
+def test_names_of_many_images_are_sorted_in_little_memory(tmp_path, monkeypatch):
     names = [f"{i:06}.jpg" for i in range(10_000)]
     listed = [(str(tmp_path), [], ["b.jpg"]), (f"{tmp_path}/a.b", [], names), (f"{tmp_path}/a", [], names[:1])]
     monkeypatch.setattr("grr_coca.data.sources.folder.walk_visible", lambda *_: listed)
@@ -279,7 +279,7 @@ def test_unreadable_folder_raises_with_its_name(tmp_path, lock):
     assert len(open_source(str(folder))) == 4
 
 
-def test_a_folder_is_searched_as_a_walk_does(tmp_path, lock):
+def test_folder_is_searched_as_a_walk_does(tmp_path, lock):
     """`data/test_walk` has the rules: what is hidden or deleted is left out, and links are followed once."""
     folder, disk = as_folder(tmp_path / "set", PAIRS[:2]), as_folder(tmp_path / "disk", PAIRS[2:4])
     as_folder(folder / "more" / ".thumbnails" / "small", PAIRS[4:5])
@@ -324,7 +324,7 @@ def test_image_file_without_a_caption_names_both(tmp_path):
 # --- Which reader a path asks for
 
 
-def test_a_pattern_opens_all_shards_that_match_in_sorted_order(tmp_path):
+def test_pattern_opens_all_shards_that_match_in_sorted_order(tmp_path):
     for i in (2, 0, 1):
         write_shard(tmp_path / f"train-{i}.tar", PAIRS[i : i + 1])
     write_shard(tmp_path / "val-0.tar", PAIRS[5:6])
@@ -338,7 +338,7 @@ def test_shards_may_have_their_suffix_in_capitals(tmp_path):
         assert contents(open_source(str(asked))) == {(p.key, p.image, p.caption) for p in PAIRS}
 
 
-def test_a_folder_of_shards_opens_the_shards(tmp_path):
+def test_folder_of_shards_opens_the_shards(tmp_path):
     write_shard(tmp_path / "0.tar", PAIRS[:2])
     write_shard(tmp_path / "1.tar", PAIRS[2:4])
     (tmp_path / "._0.tar").write_bytes(b"of the Finder")
@@ -364,7 +364,7 @@ def test_path_without_pairs_error_states_its_content(tmp_path, monkeypatch, path
         open_source(path)
 
 
-def test_a_dot_is_the_current_folder(tmp_path, monkeypatch):
+def test_dot_is_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(as_folder(tmp_path, PAIRS[:2]))
     assert len(open_source(".")) == 2
 
@@ -389,7 +389,7 @@ def test_source_identity_is_its_length_and_file_names(store, tmp_path):
     assert known != source_digest(open_source(str(renamed if path.suffix else path)))
 
 
-def test_a_table_is_known_by_its_name_and_size(tmp_path):
+def test_table_is_known_by_its_name_and_size(tmp_path):
     folder = as_folder(tmp_path, PAIRS[:1])
     table = folder / "pairs.csv"
     seen = []
@@ -410,7 +410,7 @@ def test_digest_of_a_view_depends_on_its_pairs(store):
 # --- Subsets
 
 
-def test_a_source_ends_after_its_last_pair(store):
+def test_source_ends_after_its_last_pair(store):
     """Python goes on through a sequence until an IndexError."""
     source = open_source(str(store(PAIRS)))
     assert len(list(source)) == len(PAIRS)

@@ -31,14 +31,14 @@ everywhere = pytest.mark.parametrize("make", [in_array, on_device])
 
 @everywhere
 @pytest.mark.parametrize("k", [1, 2, 7, 300, VOCAB, 10**9])
-def test_the_largest_come_in_order_with_their_log_probabilities(make, k):
+def test_largest_come_in_order_with_their_log_probabilities(make, k):
     values, ids = make(LOGITS).largest(k)
     assert ids.tolist() == np.argsort(-LOGITS, axis=1)[:, :k].tolist()
     assert values == pytest.approx(np.take_along_axis(LOG_PROBS, ids, axis=1), abs=1e-5)
 
 
 @given(num=st.integers(1, 9000), k=st.integers(1, 70), seed=st.integers(0, 99), levels=st.sampled_from([3, 10**6]))
-def test_the_largest_of_many_numbers_are_those_of_a_sort(num, k, seed, levels):
+def test_largest_of_many_numbers_are_those_of_a_sort(num, k, seed, levels):
     logits = np.random.default_rng(seed).integers(0, levels, (2, num)).astype(np.float32)
     _, ids = ArrayLogits(logits).largest(k)
     assert np.array_equal(np.take_along_axis(logits, ids, axis=1), -np.sort(-logits, axis=1)[:, :k])
@@ -68,7 +68,7 @@ def test_rows_are_repeated_side_by_side(make):
 
 @everywhere
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_the_total_is_the_sum_of_all_at_a_temperature(make, temperature):
+def test_total_is_the_sum_of_all_at_a_temperature(make, temperature):
     expected = np.log(np.exp(LOG_PROBS / temperature).sum(axis=1))
     assert make(LOGITS).total(temperature) == pytest.approx(expected, abs=1e-4)
 
@@ -102,7 +102,7 @@ def test_one_nan_makes_the_whole_row_nan_and_no_other(make):
         assert not np.isnan(result[[0, 2]]).any()
 
 
-def test_an_array_is_not_copied_to_read_it():
+def test_array_is_not_copied_to_read_it():
     logits = LOGITS.copy()
     held = ArrayLogits(logits)
     logits[0, 3] = 90.0

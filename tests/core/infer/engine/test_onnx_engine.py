@@ -105,7 +105,7 @@ def same_up_to_a_tie(caption: Caption, other: Caption) -> bool:
     return abs(sum(caption.log_probs) - sum(other.log_probs)) < 1e-3
 
 
-def test_a_stream_is_that_of_pytorch():
+def test_stream_is_that_of_pytorch():
     tokenizer, pixels = checkpoint_of("icons").tokenizer, pixels_of("icons")
     ours, theirs = (list(stream_captions(engine("icons"), tokenizer, pixels)) for engine in (onnx_engine, torch_engine))
     assert ours == theirs
@@ -181,7 +181,7 @@ def test_threads_are_few_and_do_not_spin(given, variable, threads, workers, monk
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-def test_a_large_model_takes_all_cores(monkeypatch):
+def test_large_model_takes_all_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("grr_coca.infer.engine.onnx.num_threads", lambda: 5)
     monkeypatch.setattr("grr_coca.infer.engine.onnx.SMALL_MODEL", 1000)
@@ -215,7 +215,7 @@ def take_from_another(path: Path) -> None:
         ("model.safetensors", Path.unlink, r"model\.safetensors: missing, or cannot be read"),
     ],
 )
-def test_a_file_that_is_damaged_missing_or_exchanged_is_named(folder, name, damage, told, capfd):
+def test_file_that_is_corrupt_missing_or_exchanged_is_named(folder, name, damage, told, capfd):
     engine = OnnxEngine(folder)
     damage(folder / name)
     with pytest.raises(UserError, match=f"{told}.*grr-coca export onnx"):
@@ -230,7 +230,7 @@ def relist(folder: Path, name: str) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_a_folder_that_was_exported_before_still_runs(tmp_path):
+def test_folder_that_was_exported_before_still_runs(tmp_path):
     """Its graph appends to caches by operators beside attention. Inputs, outputs and results are the same."""
     folder = Path(shutil.copytree(bundled_folder("pictograms"), tmp_path / "pictograms"))
     before = Path(__file__).parent / "recorded" / "pictograms-step.onnx.xz"

@@ -69,7 +69,7 @@ def test_images_and_texts_have_the_embeddings_of_the_model(model, count):
     assert found.embedding.shape[1] == engine.embed_dim
 
 
-def test_the_numbers_of_an_engine_are_those_of_the_model(tiny_config):
+def test_numbers_of_an_engine_are_those_of_the_model(tiny_config):
     config = tiny_config()
     for contrastive in ("softmax", "sigmoid"):
         model = build(replace(config, contrastive=contrastive))

@@ -27,7 +27,7 @@ def centre_of(mask):
     return rows.mean() / mask.shape[0], columns.mean() / mask.shape[1]
 
 
-def test_the_hot_patch_is_red_where_it_lies():
+def test_hot_patch_is_red_where_it_lies():
     places = {}
     for row in (0, 1):
         for column in (0, 1):
@@ -65,6 +65,6 @@ def test_any_word_can_be_a_title(word):
     assert_drawn(text_picture(GREY, word, TextMap(at(0, 0), 0.5), dpi=40))
 
 
-def test_a_map_of_nothing_can_be_drawn():
+def test_map_of_nothing_can_be_drawn():
     assert_drawn(caption_picture(GREY, [WordMap("cat", torch.zeros(2, 2))], dpi=40))
     assert_drawn(text_picture(GREY, "cat", TextMap(torch.zeros(2, 2), 0.0), dpi=40))

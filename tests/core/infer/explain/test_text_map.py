@@ -40,7 +40,7 @@ def test_unknown_norm_error_names_where_to_add_its_map(tiny_config, make_batch):
         patch_shares(model, patches, torch.zeros(1, 24))
 
 
-def test_the_share_of_a_patch_is_linear_in_its_values(tiny_config, make_batch):
+def test_share_of_a_patch_is_linear_in_its_values(tiny_config, make_batch):
     """With attention and norms held, a patch that is twice as long would count twice: so says an explicit sum."""
     config = tiny_config(num_queries=None)
     model = build(config).double()
@@ -63,7 +63,7 @@ def test_the_share_of_a_patch_is_linear_in_its_values(tiny_config, make_batch):
     torch.testing.assert_close(patch_shares(model, patches, wanted), expected.detach(), atol=1e-6, rtol=1e-5)
 
 
-def test_the_spot_speaks_most_for_the_text_that_names_it(finder):
+def test_spot_speaks_most_for_the_text_that_names_it(finder):
     places = [(place, colour) for place in range(SIDE**2) for colour in COLOURS]
     found = [
         int(text_map(finder.checkpoint, scene(place, colour), finder.captions[colour]).heat.argmax()) == place
@@ -72,7 +72,7 @@ def test_the_spot_speaks_most_for_the_text_that_names_it(finder):
     assert sum(found) >= 0.95 * len(found)
 
 
-def test_the_map_tells_the_similarity_of_the_model(finder):
+def test_map_tells_the_similarity_of_the_model(finder):
     checkpoint = finder.checkpoint
     found = text_map(checkpoint, scene(5, "green"), "a green spot")
     wrong = text_map(checkpoint, scene(5, "green"), "a blue spot")
@@ -95,7 +95,7 @@ def test_rejects_an_empty_text(finder):
         text_map(finder.checkpoint, scene(0, "red"), " ")
 
 
-def test_a_model_that_computes_nan_has_no_map(finder):
+def test_model_that_computes_nan_has_no_map(finder):
     broken = replace(finder.checkpoint, model=copy.deepcopy(finder.checkpoint.model))
     broken.model.image_proj.weight.data.fill_(torch.nan)
     with pytest.raises(UserError, match="computes NaN"):

@@ -31,7 +31,7 @@ def test_weights_are_the_softmax_of_scaled_products_by_hand():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_model_seen_through_gives_what_it_gives_unseen(tiny_config, make_batch, preset):
+def test_model_seen_through_gives_what_it_gives_unseen(tiny_config, make_batch, preset):
     poolers = {"num_queries": None} if preset == "grr_coca_plus" else {}
     config = tiny_config(preset, **poolers)
     model, batch = build(config).eval(), make_batch(config)
@@ -49,7 +49,7 @@ def test_a_model_seen_through_gives_what_it_gives_unseen(tiny_config, make_batch
     assert torch.autograd.grad(one_channel, first)[0].abs().sum() > 1e-3
 
 
-def test_the_model_is_left_without_hooks_even_after_an_error():
+def test_model_is_left_without_hooks_even_after_an_error():
     module = CrossAttention(4, 4, 1)
     with pytest.raises(ZeroDivisionError), visible_attention([module]):
         _ = 1 / 0

@@ -31,7 +31,7 @@ def spread_out(model):
 
 
 @pytest.mark.parametrize("positions", [slice(None), slice(2, 7), torch.tensor([[4, 0, 1], [2, 2, 8]])], ids=str)
-def test_the_operator_of_onnx_rotates_alike(positions):
+def test_operator_of_onnx_rotates_alike(positions):
     rotary = Rotary(line_angles(9, 8))
     shape = positions.shape if isinstance(positions, torch.Tensor) else (2, len(range(9)[positions]))
     x = torch.randn(*shape, 2, 3, 8)

@@ -46,7 +46,7 @@ def shipped():
 @pytest.mark.parametrize(
     ("opening", "order"), [("upright_on_white", "crop_then_resize"), ("as_stored", "resize_then_crop")]
 )
-def test_the_program_sees_the_same_pixels(shipped, tmp_path, framing, opening, order):
+def test_program_sees_the_same_pixels(shipped, tmp_path, framing, opening, order):
     preprocess = Preprocess(64, framing=framing, opening=opening, order=order)
     page = readme(replace(shipped, preprocess=preprocess), "fp32")
     # Colour profiles and floating-point pixels are beyond a short program.

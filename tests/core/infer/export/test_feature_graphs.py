@@ -74,7 +74,7 @@ def test_graphs_of_padded_features_compute_the_same_as_pytorch(traced, longest):
 
 
 @pytest.mark.ci
-def test_a_graph_names_the_sizes_that_vary(traced):
+def test_graph_names_the_sizes_that_vary(traced):
     model, graphs = traced
     shapes = {one.name: one.shape for one in graphs["image"].get_inputs()}
     assert shapes.pop("features") == ["B", "N", FEATURE_DIM]

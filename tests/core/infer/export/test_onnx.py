@@ -216,7 +216,7 @@ def test_step_matches_pytorch_with_and_without_a_cache(export, name, count, num_
 
 @pytest.mark.ci
 @torch.no_grad()
-def test_a_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
+def test_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
     """The exporter by itself would write a graph for this batch size alone."""
     config = tiny_config("grr_coca")
     model = build(config).eval()
@@ -338,7 +338,7 @@ def test_int8_leaves_convolutions_as_they_are(export):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_graphs_that_ship_belong_to_the_weights_that_ship(name):
+def test_graphs_that_ship_belong_to_the_weights_that_ship(name):
     manifest = json.loads((SHIPPED[name] / "manifest.json").read_text())
     verify_folder(SHIPPED[name])
     assert manifest["files"].keys() >= {"image.onnx", "text.onnx", "step.onnx"}
@@ -348,7 +348,7 @@ def test_the_graphs_that_ship_belong_to_the_weights_that_ship(name):
 
 
 @pytest.mark.parametrize("name", ["icons", pytest.param("imported", marks=pytest.mark.slow)])
-def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
+def test_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     exported = export(name)
     image = DRAWINGS[0]
     page = readme(exported.checkpoint, "fp32")

@@ -97,7 +97,7 @@ def test_fused_self_attention_is_that_of_its_layer(qk_norm, rotary, num_rows):
         assert torch.equal(x, _x(num_rows, 9, 24))
 
 
-def test_a_cache_takes_keys_and_values_joined_or_not():
+def test_cache_takes_keys_and_values_joined_or_not():
     joined, apart, new = KeyValueCache(8), KeyValueCache(8), _x(2, 1, 2, 3, 5)
     for rows in (new, new.repeat_interleave(3, dim=0)):  # one of each line, then three side by side
         found = joined.write(rows)
@@ -121,7 +121,7 @@ def test_few_queries_leave_the_context_unprojected():
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
-def test_a_copy_is_the_function_of_its_model(tiny_config, preset):
+def test_copy_is_the_function_of_its_model(tiny_config, preset):
     model = build(tiny_config(preset, num_queries=40), seed=2).eval()
     ids, images = torch.tensor([[1, 2, 3]]), _x(1, 3, 16, 16)
     with torch.inference_mode():
@@ -155,12 +155,12 @@ def test_only_the_copy_is_in_evaluation_mode(model):
     assert all(module.training for module in model.modules())
 
 
-def test_a_copy_of_a_copy_is_the_copy(model):
+def test_copy_of_a_copy_is_the_copy(model):
     copied = fast_copy(model)
     assert fast_copy(copied) is copied
 
 
-def test_the_model_is_left_as_it_was_and_nothing_holds_it(model):
+def test_model_is_left_as_it_was_and_nothing_holds_it(model):
     names = [name for name, _ in model.named_modules()]
     before = copy.deepcopy(model.state_dict())
     fast_copy(model)
@@ -190,7 +190,7 @@ def test_hooked_replaced_and_other_precision_modules_stay(model):
         assert fast_copy(model) is model
 
 
-def test_a_copy_can_be_copied_and_pickled_after_its_use(model):
+def test_copy_can_be_copied_and_pickled_after_its_use(model):
     images = _x(2, 3, 16, 16)
     fast = fast_copy(model)
     expected = fast.encode_image(images).embedding
@@ -199,7 +199,7 @@ def test_a_copy_can_be_copied_and_pickled_after_its_use(model):
         assert torch.equal(again.encode_image(images).embedding, expected)
 
 
-def test_a_compiled_model_is_copied_as_it_was_and_stays_as_it_is(model):
+def test_compiled_model_is_copied_as_it_was_and_is_unchanged(model):
     images, names = _x(2, 3, 16, 16), set(model.state_dict())
     expected = fast_copy(model).encode_image(images).embedding
     compiled = torch.compile(model, backend="eager")

@@ -14,7 +14,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
     ("shape", "intel"),
     [(shape, intel) for shape in ((40, 24), (24, 40), (24, 24)) for intel in (True, False)] + [((41, 24), True)],
 )
-def test_a_row_times_a_weight(shape, intel):
+def test_row_times_a_weight(shape, intel):
     weight, row = _random(*shape), _random(1, 1, shape[1], seed=1)
     product = row_product(weight, intel)
     assert product is not None
@@ -27,7 +27,7 @@ def test_parts_of_unequal_size_have_no_batch_of_products():
     assert row_product(_random(41, 24), False) is None
 
 
-def test_a_row_may_have_any_strides():
+def test_row_may_have_any_strides():
     weight, row = _random(40, 24), _random(5, 24, seed=1)[::5, None]
     for intel in (True, False):
         product = row_product(weight, intel)

@@ -103,14 +103,14 @@ def test_prompt_that_is_not_utf8_raises(engine, tokenizer, images):
         generate(engine, tokenizer, images, prompt="caf\udce9")
 
 
-def test_a_key_that_is_no_utf8_has_draws_of_its_own():
+def test_key_that_is_no_utf8_has_draws_of_its_own():
     """Keys are names of files."""
     draws = uniform_draws(0, ["caf\udce9.png", "caf\udce8.png", "caf.png"], 1, 2)
     assert len({tuple(row) for row in draws.tolist()}) == 3
 
 
 @ways
-def test_a_batch_gives_what_single_calls_give(engine, tokenizer, images, way):
+def test_batch_gives_what_single_calls_give(engine, tokenizer, images, way):
     options = GenerationOptions(max_length=12, **way)
     together = _ids(generate(engine, tokenizer, images, options))
     alone = [generate(engine, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(3)]
@@ -157,7 +157,7 @@ def test_lengths_count_new_tokens_and_not_the_prompt(engine, tokenizer, min_leng
             assert min(lengths) <= 6
 
 
-def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(engine, tokenizer, images):
+def test_caption_begins_with_its_prompt_and_continues_from_it(engine, tokenizer, images):
     options = GenerationOptions(max_length=6)
     for (caption,) in generate(engine, tokenizer, images, options, "a photo of").captions:
         assert caption.text.startswith("a photo of")
@@ -202,7 +202,7 @@ def test_mismatched_arguments_are_named(engine, tokenizer, images, options, prom
         generate(engine, tokenizer, images, GenerationOptions(**options), prompt, keys)
 
 
-def test_the_longest_prompt_leaves_room_for_one_token(engine, tokenizer, images):
+def test_longest_prompt_leaves_room_for_one_token(engine, tokenizer, images):
     prompt = "x" * (CONTEXT - 4 - (len(tokenizer.encode("x")) - 1))
     assert len(tokenizer.encode(prompt)) == CONTEXT - 4
     for options in (GenerationOptions(), GenerationOptions(num_beams=2)):
@@ -222,7 +222,7 @@ def test_finished_captions_leave_the_batch(engine, tokenizer, monkeypatch):
     assert min(lengths) < max(lengths), "captions of one length cannot show rows that end early"
 
 
-def test_a_caption_may_fill_the_context_and_not_more(engine, tokenizer, images, monkeypatch):
+def test_caption_may_fill_the_context_and_not_more(engine, tokenizer, images, monkeypatch):
     monkeypatch.setattr(tokenizer, "eos_id", 299)  # never said
     assert {len(ids) for (ids,) in _ids(generate(engine, tokenizer, images))} == {CONTEXT - 3}
 
@@ -251,7 +251,7 @@ def test_captioning_restores_the_training_mode(model, tokenizer, images, monkeyp
 
 
 @pytest.mark.parametrize("way", ["greedy", "sampling", "rules"])
-def test_the_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
+def test_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
     arguments = (engine, tokenizer, images, GenerationOptions(**WAYS[way]), "a photo")
     expected = generate(*arguments)
     stream, pieces = stream_captions(*arguments), []
@@ -269,7 +269,7 @@ def test_the_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
     assert sum(bool(piece) for parts in pieces for piece in parts) > 3 * NUM_IMAGES, "not all words at the end"
 
 
-def test_a_stream_gives_its_first_words_before_the_last_step(engine, tokenizer, images, monkeypatch):
+def test_stream_gives_its_first_words_before_the_last_step(engine, tokenizer, images, monkeypatch):
     original, steps = TorchDecoder.step, []
     monkeypatch.setattr(TorchDecoder, "step", lambda *args: steps.append(1) or original(*args))
     stream = stream_captions(engine, tokenizer, images)
@@ -280,7 +280,7 @@ def test_a_stream_gives_its_first_words_before_the_last_step(engine, tokenizer, 
     stream.close()
 
 
-def test_a_character_of_several_tokens_comes_whole(engine, monkeypatch):
+def test_character_of_several_tokens_comes_whole(engine, monkeypatch):
     tokenizer = train_bpe(["a photo"] * 3, 270)
     said = [*tokenizer.encode("é€"), *tokenizer.encode(" 🐈 x"), tokenizer.eos_id]
     assert len(said) > 9
@@ -290,7 +290,7 @@ def test_a_character_of_several_tokens_comes_whole(engine, monkeypatch):
     assert "�" not in "".join(pieces)
 
 
-def test_bytes_that_are_no_character_come_at_the_end(engine, monkeypatch):
+def test_bytes_that_are_not_character_come_at_the_end(engine, monkeypatch):
     tokenizer = train_bpe(["a photo"] * 3, 270)
     euro = tokenizer.encode("€")
     says(monkeypatch, [*tokenizer.encode("a"), *euro[:-1], tokenizer.eos_id])

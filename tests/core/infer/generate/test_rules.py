@@ -56,7 +56,7 @@ def test_no_ngram_would_come_twice(rows, n):
         assert out == [(*row[len(row) - n + 1 :], token) in had for token in range(4)]
 
 
-def test_a_token_that_is_ruled_out_stays_so_whatever_its_penalty():
+def test_token_that_is_ruled_out_stays_so_whatever_its_penalty():
     (log_probs,) = ruled(_ids([1, 2, 1]), repetition_penalty=2.0, no_repeat_ngram=2, min_length=9)
     assert np.exp(log_probs) == pytest.approx([0.0, 0.25**2, 0.0, 0.125])
 

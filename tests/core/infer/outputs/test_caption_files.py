@@ -26,7 +26,7 @@ def said(text: str) -> Description:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_a_file_of_rows_is_continued(images, tmp_path, suffix):
+def test_file_of_rows_is_continued(images, tmp_path, suffix):
     path = tmp_path / f"captions{suffix}"
     with CaptionFile(path, images) as rows:
         assert rows.done == set()
@@ -44,7 +44,7 @@ def test_a_file_of_rows_is_continued(images, tmp_path, suffix):
     ]
 
 
-def test_captions_lie_beside_the_images(images, tmp_path):
+def test_captions_lie_next_to_the_images(images, tmp_path):
     with TextFiles(images) as texts, XmpFiles(images) as sidecars:
         for output in (texts, sidecars):
             output.write(images[0], said("a blue square"))

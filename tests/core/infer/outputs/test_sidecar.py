@@ -94,7 +94,7 @@ def is_subsequence(part: bytes, whole: bytes) -> bool:
     return all(byte in rest for byte in part)
 
 
-def test_a_new_file_has_caption_and_keywords(tmp_path):
+def test_new_file_has_caption_and_keywords(tmp_path):
     path = tmp_path / "a.jpg.xmp"
     write_sidecar(path, ODD, ["cat", "a & b", "cat", " "])
     assert caption_of(path) == ODD
@@ -144,7 +144,7 @@ def test_replacing_a_caption_keeps_translations(tmp_path, name):
         assert path.read_text() == expected
 
 
-def test_a_caption_without_a_default_language_gets_one(tmp_path):
+def test_caption_without_a_default_language_gets_one(tmp_path):
     path = tmp_path / "a.xmp"
     path.write_text(TRANSLATED.replace("<rdf:li xml:lang='x-default'>by hand</rdf:li>", ""))
     write_sidecar(path, "a red heart", overwrite=True)
@@ -169,14 +169,14 @@ def test_only_keywords_can_be_written(tmp_path):
         ("<!--", "<!--"),
     ],
 )
-def test_characters_that_xml_cannot_hold_are_left_out(tmp_path, caption, kept):
+def test_characters_that_xml_cannot_hold_are_excluded(tmp_path, caption, kept):
     write_sidecar(tmp_path / "a.xmp", caption, [caption])
     assert caption_of(tmp_path / "a.xmp") == kept
     assert keywords_of(tmp_path / "a.xmp") == [kept]
 
 
 @pytest.mark.parametrize("caption", ["", " \n", "\0\x07", "\ud800", None])
-def test_a_caption_of_which_nothing_is_left_is_not_written(tmp_path, caption):
+def test_caption_of_which_nothing_is_left_is_not_written(tmp_path, caption):
     write_sidecar(tmp_path / "new.xmp", caption, ["\0"])
     assert not (tmp_path / "new.xmp").exists()
     write_sidecar(tmp_path / "keywords.xmp", caption, ["cat"])
@@ -186,7 +186,7 @@ def test_a_caption_of_which_nothing_is_left_is_not_written(tmp_path, caption):
     assert (tmp_path / "old.xmp").read_bytes() == TRANSLATED.encode()
 
 
-def test_the_permissions_of_a_file_stay(tmp_path):
+def test_permissions_of_a_file_stay(tmp_path):
     path = tmp_path / "a.xmp"
     path.write_bytes(EXISTING["darktable"])
     path.chmod(0o640)
@@ -214,7 +214,7 @@ BOMB = "<!DOCTYPE x [<!ENTITY a 'ha'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;'>]>" +
     ],
     ids=range(11),
 )
-def test_a_file_that_cannot_be_changed_safely_stays_as_it_is(tmp_path, content):
+def test_file_that_cannot_be_changed_safely_is_unchanged(tmp_path, content):
     path = tmp_path / "a.xmp"
     path.write_bytes(content)
     with pytest.raises(XmpError, match=r"a\.xmp: .*was not changed"):
@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_changed_safely_stays_as_it_is(tmp_path, content):
 
 
 @pytest.mark.parametrize("target", ["a.jpg", "nowhere"])
-def test_a_link_is_left_as_it_is(tmp_path, target):
+def test_link_is_unchanged(tmp_path, target):
     shutil.copy(PHOTOS / "exiv2.jpg", tmp_path / "a.jpg")
     (tmp_path / "a.jpg.xmp").symlink_to(target)
     before = snapshot(tmp_path)
@@ -233,7 +233,7 @@ def test_a_link_is_left_as_it_is(tmp_path, target):
     assert snapshot(tmp_path) == before
 
 
-def test_a_full_disk_leaves_the_file(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_file(tmp_path, monkeypatch):
     path = tmp_path / "a.xmp"
     path.write_bytes(EXISTING["darktable"])
 

@@ -95,7 +95,7 @@ def _create(name: EncoderName) -> nn.Module:
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError) as error:
         raise UserError(f"{name.text}: cannot be loaded ({first_line(error)[:200]})") from error
     if log.missing:
-        raise UserError(f"{name.text}: cannot be loaded (the weights are those of another model: {log.missing[:150]})")
+        raise UserError(f"{name.text}: cannot be loaded (the weights belong to another model: {log.missing[:150]})")
     return model
 
 

@@ -55,7 +55,7 @@ def _is_small(image: Image.Image) -> bool:
 
 
 def _drawn(data: bytes, name: str, side: int) -> Image.Image:
-    """Draw an SVG file as a square of the given side, with the errors of `render`."""
+    """Draw an SVG file as a square of the given side. Errors are those of `render`."""
     if resvg_py is None:
         raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install resvg-py", Cause.NOT_INSTALLED)
     try:

@@ -288,9 +288,9 @@ class Store(ABC):
 
     @abstractmethod
     def begin(self) -> AbstractContextManager[Any]:
-        """Return the state of a new snapshot that reads of the store need, such as a connection.
+        """Return the state that reads within a new snapshot need, such as a connection.
 
-        For `snapshot` and `reading`.
+        Called by `snapshot` and `reading`.
         """
 
     @abstractmethod

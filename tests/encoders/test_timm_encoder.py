@@ -142,7 +142,7 @@ def test_wrong_name_raises(name, message):
 
 def test_weights_of_another_model_raise(tmp_path):
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="the weights are those of another model: Missing keys"):
+    with pytest.raises(UserError, match="the weights belong to another model: Missing keys"):
         open_encoder(f"timm:vit_tiny_patch16_224={tmp_path / 'weights.safetensors'}")
 
 

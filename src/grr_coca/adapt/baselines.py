@@ -63,7 +63,7 @@ class Baselines:
         found, images = self._read(split), images_of(split)
         texts, owners, _ = split_captions(split, images)
         references = [
-            tuple(text for text, own in zip(texts, owners, strict=True) if own == i) for i in range(len(images))
+            tuple(text for text, owner in zip(texts, owners, strict=True) if owner == i) for i in range(len(images))
         ]
         known, captions = self._images.captions.texts, self._images.captions
         best = (found.vectors @ self._adaptation.arrays.caption_vectors.T).argmax(axis=1)

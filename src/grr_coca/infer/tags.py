@@ -132,7 +132,7 @@ class Tagger:
 
     Args:
         numbers: Parameters of the model.
-        vectors: Embeddings of the vocabulary by the model, N E.
+        vectors: The model's embeddings of the vocabulary, N E.
     """
 
     def __init__(self, numbers: TagModel, vectors: Float[np.ndarray, "N E"]) -> None:

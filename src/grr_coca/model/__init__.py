@@ -1,1 +1,1 @@
-"""CoCa, one file for each box of its figure, with layers, losses, presets, checkpoints, and the bundled models."""
+"""The CoCa model, with one file per box of its figure, its layers, losses, presets, checkpoints and bundled models."""

@@ -49,17 +49,17 @@ class IconLookup:
         means the icons whose names and images are closest to its words.
         """
         prefix, _, own = name[:200].rpartition(":")
-        within = [prefix] if prefix in self.prefixes else self.prefixes
-        found = dict.fromkeys(self._misspelled(within, own))
+        searched_prefixes = [prefix] if prefix in self.prefixes else self.prefixes
+        found = dict.fromkeys(self._misspelled(searched_prefixes, own))
         vector = self._embed(words_of_name(own)) if self._embed is not None and own.strip() else None
         if vector is not None and self.pictures.has_names:
             scores = (self.pictures.name_vectors + self.pictures.vectors) @ vector
-            is_within = np.array([_prefix(one) in within for one in self.pictures.names])
+            is_within = np.array([_prefix(one) in searched_prefixes for one in self.pictures.names])
             best = np.argsort(-np.where(is_within, scores, -np.inf), kind="stable")[: n + len(found)]
             found |= dict.fromkeys(int(place) for place in best)
         return [self.pictures.names[place] for place in found][:n]
 
-    def _misspelled(self, within: Sequence[str], own: str) -> list[int]:
+    def _misspelled(self, searched_prefixes: Sequence[str], own: str) -> list[int]:
         from rapidfuzz.distance import OSA  # late: it needs an extra
 
         short, words = normalize_name(own), sorted(words_of_name(own).split())
@@ -68,12 +68,12 @@ class IconLookup:
         found = {
             place
             for (prefix, written), place in self._places.items()
-            if prefix in within and OSA.distance(short, written, score_cutoff=1) <= 1
+            if prefix in searched_prefixes and OSA.distance(short, written, score_cutoff=1) <= 1
         }
         ordered = (
             place
             for place, name in enumerate(self.pictures.names)
-            if _prefix(name) in within and sorted(words_of_name(_own(name)).split()) == words
+            if _prefix(name) in searched_prefixes and sorted(words_of_name(_own(name)).split()) == words
         )
         return [*ordered, *sorted(found)]
 

@@ -102,7 +102,7 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
 
 
 def _icons_of(prefix: str, failures: list[str]) -> dict[str, str]:
-    """Return the SVG of the icons of a known set, which is downloaded, by their names in code."""
+    """Download a known icon set, and return the SVG of its icons by their names in code."""
     try:
         icons = read_package(f"{SCHEME}{prefix}").icons
     except UserError as error:

@@ -24,8 +24,10 @@ class Label:
     """A label of an image.
 
     Attributes:
-        file, line: Its location. The image is `image`, a file; `svg`, inline; or `icon`, the use of an icon of a
-            known set.
+        file, line: Location of the label.
+        image: Path of the image file. Exactly one of `image`, `svg` and `icon` is set.
+        svg: Inline SVG.
+        icon: Use of an icon from a known set.
     """
 
     text: str

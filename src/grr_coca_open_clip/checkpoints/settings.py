@@ -181,7 +181,7 @@ class Settings:
                 if key in specified and not _agrees(key, specified[key], found):
                     raise UserError(
                         f"{self.where}: {part}: {key} is {specified[key]}, but the tensors have {value}; "
-                        "the weights are of another model"
+                        "the weights belong to another model"
                     )
 
     def make_preprocess(self, image_size: int) -> Preprocess:

@@ -129,7 +129,7 @@ class ModelList(BaseModel):
 
 
 class Usage(BaseModel):
-    """Numbers of tokens."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int = 0

@@ -1,6 +1,6 @@
 """The engine of a model that takes features: a frozen third-party encoder computes them from pixels.
 
-Shapes: B images, S image size in pixels, F that of the frozen encoder.
+Shapes: B images, S image size in pixels, F image size of the frozen encoder.
 """
 
 from collections.abc import Sequence

@@ -176,7 +176,7 @@ class OnnxEngine:
             except OSError as error:
                 raise UserError(f"{path}: missing, or cannot be read ({error.strerror}); {_EXPORT}") from error
             if not is_listed:
-                raise UserError(f"{path}: corrupt, or of another model: it differs from {MANIFEST}; {_EXPORT}")
+                raise UserError(f"{path}: corrupt, or from another model: it differs from {MANIFEST}; {_EXPORT}")
 
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"

@@ -208,10 +208,10 @@ def take_from_another(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "told"),
     [
-        ("text.onnx", cut, r"text\.onnx: corrupt, or of another model"),
-        ("text.onnx", take_from_another, r"text\.onnx: corrupt, or of another model"),
+        ("text.onnx", cut, r"text\.onnx: corrupt, or from another model"),
+        ("text.onnx", take_from_another, r"text\.onnx: corrupt, or from another model"),
         ("text.onnx", Path.unlink, r"text\.onnx: missing, or cannot be read"),
-        ("model.safetensors", cut, r"model\.safetensors: corrupt, or of another model"),
+        ("model.safetensors", cut, r"model\.safetensors: corrupt, or from another model"),
         ("model.safetensors", Path.unlink, r"model\.safetensors: missing, or cannot be read"),
     ],
 )

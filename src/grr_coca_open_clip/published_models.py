@@ -290,7 +290,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 class PublishedModels:
-    """The published models for the core: a `grr_coca.infer.load.ModelProvider`."""
+    """The published models, as a `grr_coca.infer.load.ModelProvider` of the core."""
 
     names = tuple(PUBLISHED)
 

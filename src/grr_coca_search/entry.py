@@ -295,9 +295,9 @@ _RESERVED = frozenset({"id", "name", "root", "file", "offset", "mtime_ns", "dige
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
     """Convert the columns of a table to fields whose values are texts and numbers.
 
-    Numeric texts become numbers, for comparisons. A list becomes text with commas. Empty cells
-    and other values are excluded. Names are lower case, with `_` for all characters but digits and the letters a to z;
-    a name without such a letter keeps its letters. A name that is invalid in filters, or that already has a
+    Numeric texts become numbers, for comparisons. A list becomes text with commas. Empty cells and other values are
+    excluded. Names are lowercased, and every character except digits and the letters a to z becomes `_`. A name without
+    any of these letters, such as `цена`, keeps its own. A name that is invalid in filters, or that already has a
     meaning, gets the prefix `table_`.
 
     Raises:

@@ -263,7 +263,7 @@ def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
         return IndexModel(store.header.model, batch_size, engine)
     except UserError as error:
         raise UserError(
-            f"{store.location}: created with the model '{store.header.model}', which no longer exists; if it was "
+            f"{store.location}: created with the model '{store.header.model}', which no longer exists; if it has "
             f"moved, pass its folder with -c ({error})"
         ) from error
 

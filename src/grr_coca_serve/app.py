@@ -104,7 +104,7 @@ class _Page(StaticFiles):
     """The files of the page, which may load only from this server."""
 
     async def answer(self, request: Request) -> Response:
-        """Return a file with the headers of the page."""
+        """Return a static file, with the response headers of the page."""
         name = request.url.path.lstrip("/") or "index.html"
         response = await self.get_response(name, request.scope)
         response.headers.update(_HEADERS)

@@ -349,8 +349,8 @@ class _Server(uvicorn.Server):
 class _Protocol(H11Protocol):
     """HTTP protocol of uvicorn with time limits for headers and unread bodies, and JSON errors.
 
-    If there are too many connections, the one that has been idle for the longest time is closed. So idle
-    connections lock out no client. The same applies to unread answers, by their size.
+    If there are too many connections, the one that has been idle for the longest time is closed. Thus
+    idle connections cannot lock out other clients. Unread responses are limited in the same way, by their size.
     """
 
     max_connections = _MAX_CONNECTIONS

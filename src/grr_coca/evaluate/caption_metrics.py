@@ -91,7 +91,7 @@ SCALE = 10.0
 
 
 class CiderScores(NamedTuple):
-    """CIDEr and CIDEr-D of each caption, N. The score of a corpus is the mean."""
+    """CIDEr and CIDEr-D scores of N captions. The corpus score is their mean."""
 
     cider: np.ndarray
     cider_d: np.ndarray

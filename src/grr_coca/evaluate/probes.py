@@ -12,7 +12,7 @@ from grr_coca.common.errors import UserError, require_extra
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
 """Candidates for the inverse regularization strength."""
 MAX_ITERATIONS = 1000
-VALIDATION_EVERY = 5
+HELD_OUT_ONE_IN = 5
 
 
 class LinearProbe(NamedTuple):
@@ -58,10 +58,10 @@ def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np
     held_out = []
     for target in np.unique(targets):
         members = rng.permutation(np.flatnonzero(targets == target))
-        held_out.append(members[: len(members) // VALIDATION_EVERY])
+        held_out.append(members[: len(members) // HELD_OUT_ONE_IN])
     validation = np.sort(np.concatenate(held_out))
     if not len(validation):
         raise UserError(
-            f"no class has {VALIDATION_EVERY} training images or more, so none can be held out for validation"
+            f"no class has {HELD_OUT_ONE_IN} training images or more, so none can be held out for validation"
         )
     return np.setdiff1d(np.arange(len(targets)), validation), validation

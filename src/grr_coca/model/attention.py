@@ -208,7 +208,7 @@ def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device)
     """Return the packed layout of sequences of the given lengths, at most `longest`.
 
     Args:
-        lengths: Lengths, on the CPU, or on `device`, with which reading the number of tokens synchronizes.
+        lengths: Sequence lengths, on the CPU or on `device`. On a GPU, counting the tokens then synchronizes.
         longest: Number of columns of the padded form.
         device: Device of the tokens.
     """

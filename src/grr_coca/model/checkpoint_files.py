@@ -406,7 +406,9 @@ def require_fitting(files: CheckpointFiles, folder: Path) -> None:
     largest_id, image_size = files.tokenizer.largest_id, files.preprocess.image_size
     if largest_id >= known:
         path = folder / "tokenizer.json"
-        raise UserError(f"{path}: has the id {largest_id:,}, but the ids of the model are below {known:,}")
+        raise UserError(
+            f"{path}: contains token id {largest_id:,}, but the vocabulary of the model ends at {known - 1:,}"
+        )
     own, features = files.config.image_encoder, files.config.feature_encoder
     if own is not None and image_size != own.image_size:
         path = folder / "preprocess.json"

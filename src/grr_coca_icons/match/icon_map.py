@@ -188,13 +188,13 @@ def check_map(
 ) -> list[UnknownIcon | DoubtfulEntry]:
     """Find the entries of a table that look wrong, in the order of the table.
 
-    These are unknown names, wrong equivalents, and icons marked as having none that have one. Names without a
-    prefix belong to the first set. If the equivalent is unlikely and another icon is likely, the entry
-    is doubtful.
+    These are unknown names, probably wrong equivalents, and icons listed without an equivalent that have one. Names
+    without a prefix belong to the first set. If the equivalent is unlikely and another icon is likely, the entry is
+    doubtful.
 
     Args:
-        table: The entries.
-        source: The icons.
+        table: Table to check.
+        source: Lookup of its icons.
         target: Lookup of the equivalents.
         numbers: Parameters of the model; None: only names are checked.
     """

@@ -161,7 +161,7 @@ def named_pictures(
     Args:
         names: Full names, such as `lucide:trash-2`.
         aliases: Additional names of each icon, without prefix.
-        vectors: Embeddings of the icons, N E.
+        vectors: Icon embeddings of shape N E.
         numbers: Parameters of the model.
         model: Model that embeds their names; None: only their images are compared.
     """

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class McpEndpoint:
-    """An ASGI application for one path.
+    """ASGI application that serves the MCP tools.
 
     Args:
-        index: Index of the tools; None if missing. They can access the images that it shows.
-        queue: The model's queue, in which each request takes a slot. One tool call works at a time.
+        index: Index that the tools search; None: the server has none. The tools can read the images that it serves.
+        queue: The model's queue, in which each request takes a slot. Tool calls run one at a time.
     """
 
     def __init__(self, index: "ServedIndex | None", queue: "ModelQueue") -> None:

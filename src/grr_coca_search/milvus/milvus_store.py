@@ -39,11 +39,10 @@ _IDS = 2**63
 
 
 class MilvusStore(Store):
-    """An index on a server.
+    """An index on a Milvus server.
 
-    The server has no transactions over several rows: an interrupted commit may be incomplete, and the next update
-    completes it. Several processes may write. If two write the same image, the last one wins. It has no full-text
-    index.
+    Milvus has no full-text index and no transactions over several rows, so an interrupted commit may be incomplete
+    until the next update. Several processes may write; the last write to an image wins.
     """
 
     def __init__(self, location: str, client: Any, name: str, header: Header) -> None:

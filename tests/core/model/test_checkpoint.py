@@ -433,7 +433,7 @@ def test_does_not_save_a_mismatched_tokenizer_or_size(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     strange = {
         r"preprocess\.json: image_size is 32, but": replace(checkpoint, preprocess=Preprocess(32)),
-        r"tokenizer\.json: has the id 49,407, but": replace(checkpoint, tokenizer=clip_bpe()),
+        r"tokenizer\.json: contains token id 49,407, but": replace(checkpoint, tokenizer=clip_bpe()),
     }
     for message, other in strange.items():
         with pytest.raises(UserError, match=message):
@@ -460,7 +460,9 @@ def test_token_id_out_of_vocabulary_raises(folder):
     vocabulary = content["model"]["vocab"]
     vocabulary[max(vocabulary, key=vocabulary.get)] = 9319
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"tokenizer\.json: has the id 9,319, but the ids of the model are below"):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: contains token id 9,319, but the vocabulary of the model ends at"
+    ):
         from_pretrained(folder)
 
 

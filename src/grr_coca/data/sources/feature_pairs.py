@@ -49,7 +49,10 @@ class FeaturePairs(PairSource):
             raise UserError(f"{folder}: {PAIRS} is missing; run the same grr-coca data features again, which adds it")
         self._listed = open_json_lines(folder / PAIRS, needs_images=False)
         if len(self._listed) != self.header.num_images:
-            raise UserError(f"{folder / PAIRS}: has {len(self._listed):,} images; {HEADER}, {self.header.num_images:,}")
+            raise UserError(
+                f"{folder / PAIRS}: lists {len(self._listed):,} images, but {HEADER} has "
+                f"{self.header.num_images:,}; compute the features again"
+            )
 
     @cached_property
     def cache(self) -> FeatureCache:

@@ -51,7 +51,10 @@ def open_parquet(
         schema = file.schema_arrow
         inner = column_of_images(str(path), schema)
         if must_embed and inner is None:
-            raise UserError(f"{path}: has no column with the bytes of images, and remote image files are not read")
+            raise UserError(
+                f"{path}: has no column of image bytes; a remote table must contain its images, as image files are "
+                "not fetched"
+            )
         image, caption = find_columns(schema.names, str(path), needs_captions, inner)
         if caption is not None and not _holds_text(schema.field(caption).type):
             kind = schema.field(caption).type

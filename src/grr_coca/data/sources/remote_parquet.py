@@ -20,7 +20,7 @@ from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.block_cache import RemoteBlock
 from grr_coca.data.sources.listed import without_suffix
 from grr_coca.data.sources.parquet import TableOfImages, column_of_images, content_of, open_parquet
-from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex
+from grr_coca.data.sources.tar import CAUSES, ROW_DTYPE, ShardIndex
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,7 +35,7 @@ def scan_table(path: Path) -> ShardIndex:
     """
     table = open_parquet(path, must_embed=True)
     assert isinstance(table, TableOfImages)
-    rows, sums = np.zeros(len(table), ROW), np.zeros(len(table), "<u4")
+    rows, sums = np.zeros(len(table), ROW_DTYPE), np.zeros(len(table), "<u4")
     keys, texts, block, key_end, row = [], [], 0, 0, 0
     for column in table.groups.columns():
         for cell in column:

@@ -1,14 +1,14 @@
 """Tar shards in the layout of img2dataset: the members `KEY.jpg`, `KEY.txt` and others are next to each other.
 
-`KEY.txt` has one caption per line. `KEY.json` may have the list `captions`, which then has priority.
+`KEY.txt` has one caption per line. `KEY.json` may contain a list `captions`, which takes precedence.
 
 An index has the offset of each part, so a pair needs one or two reads, in any order, and nothing is extracted. The
 index of a large shard is created once from its headers, and saved in a small file next to the shard, or in the user's
-cache if that folder is not writable. The file is a line of JSON, which identifies the state of the shard, and raw
-arrays. It contains nothing executable.
+cache if that folder is not writable. The index file is one line of JSON that identifies the state of the shard,
+followed by raw arrays. It contains nothing executable.
 
-The index of a shard in an object store is also in the user's cache, see `index_remote`. It has the captions and the
-checksums of images, which are read through a `BlockCache`. Such a shard may also be a Parquet table, see
+The index of a shard in an object store is also in the user's cache, see `index_remote`. It holds captions and image
+checksums; the images themselves are read through a `BlockCache`. Such a shard may also be a Parquet table, see
 `remote_parquet`.
 """
 
@@ -43,7 +43,7 @@ from grr_coca.data.sources.base import (
 )
 from grr_coca.data.sources.block_cache import BlockCache, RemoteBlock
 from grr_coca.data.sources.remote_parquet import RemoteTable, rows_at_once, scan_table
-from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard, with_content
+from grr_coca.data.sources.tar import CAUSES, ROW_DTYPE, ShardIndex, scan_shard, with_content
 from grr_coca.data.text import caption_lines, decode_text
 
 _log = logging.getLogger(__name__)
@@ -394,8 +394,8 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
             return None
         if hasattr(mmap, "MADV_DONTNEED"):  # otherwise all hashed pages stay in the memory of this process
             mapping.madvise(mmap.MADV_DONTNEED)
-        num_pairs, end = header["pairs"], header["pairs"] * ROW.itemsize
-        rows = content[:end].view(ROW)
+        num_pairs, end = header["pairs"], header["pairs"] * ROW_DTYPE.itemsize
+        rows = content[:end].view(ROW_DTYPE)
         if len(rows) and rows["cause"].max() > len(CAUSES):
             return None
         if "keys" not in header:

@@ -17,7 +17,7 @@ from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import MAX_TEXT, Cause
 from grr_coca.data.walk import has_image_suffix, is_hidden
 
-ROW = np.dtype(
+ROW_DTYPE = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
     + [("key_end", "<u4"), ("cause", "u1")]
 )
@@ -247,4 +247,4 @@ def _pack(entries: dict[str, _Entry], is_whole: bool) -> ShardIndex:
             append(key, entry.parts, Cause.FORBIDDEN_PATH if _leaves_root(key) else entry.cause)
         for _ in range(max(entry.repeats["image"], entry.repeats["text"])):
             append(key, {}, Cause.DUPLICATE_KEY)
-    return ShardIndex(np.array(rows, dtype=ROW), b"".join(keys), is_whole)
+    return ShardIndex(np.array(rows, dtype=ROW_DTYPE), b"".join(keys), is_whole)

@@ -104,11 +104,13 @@ class EncoderGraph(NamedTuple):
 
 
 def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> EncoderGraph:
-    """Write the graph of an encoder.
+    """Write an encoder as an ONNX graph, in reduced precision if its features stay close to those in fp32.
+
+    Return the precision, and why it was chosen.
 
     Args:
-        encoder: Encoder.
-        path: New file.
+        encoder: Encoder to export.
+        path: File to create.
         pictures: Pictures from the preprocessing of the encoder, for comparing precisions.
 
     Raises:

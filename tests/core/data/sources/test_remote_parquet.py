@@ -156,7 +156,7 @@ def test_tables_that_have_no_images_raise(server, folder):
     write(folder / "silent.parquet", image=cells(PAIRS[:1]))
     (folder / "broken.parquet").write_bytes(b"PAR1" * 100)
     for name, message in (
-        ("paths", "has no column with the bytes of images"),
+        ("paths", "has no column of image bytes"),
         ("silent", "no column of the caption"),
         ("broken", "not a readable Parquet file"),
     ):

@@ -26,7 +26,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import shards
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.data.sources.tar import ROW, ShardIndex, scan_shard
+from grr_coca.data.sources.tar import ROW_DTYPE, ShardIndex, scan_shard
 from grr_coca.data.tokenizer import clip_bpe
 
 PAIRS = real_pairs(12)
@@ -241,7 +241,7 @@ def test_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
 def test_pair_takes_29_bytes_and_its_key(shard):
     pairs_of(shard)
     size = shard.with_name("a.tar.index").stat().st_size
-    assert size == shards._HEADER_SIZE + 12 * ROW.itemsize + sum(len(pair.key) for pair in PAIRS)
+    assert size == shards._HEADER_SIZE + 12 * ROW_DTYPE.itemsize + sum(len(pair.key) for pair in PAIRS)
 
 
 def test_scan_does_not_keep_every_member_of_a_large_shard(shard, monkeypatch):

@@ -357,7 +357,8 @@ def test_unwritable_run_folder_raises_with_its_name(shard, tmp_path):
 def test_default_validation_split_is_every_twentieth_pair(tmp_path):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(40))
     recipe = tiny_recipe(shard)
-    pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None)))
+    two_suffice = replace(recipe.evaluation, batch_size=2)
+    pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None), evaluation=two_suffice))
     everything = open_source(str(shard))
     assert [val[i].key for i in range(len(val))] == [everything[i].key for i in (0, 20)]
     kept = [pairs[i].key for i in range(len(pairs))]

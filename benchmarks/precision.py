@@ -21,7 +21,7 @@ from PIL import Image
 from grr_coca.common.files import CACHE, user_cache
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.text import clean_caption
+from grr_coca.data.tokenizer import clean_caption
 from grr_coca.evaluate.caption_metrics import score_captions
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.evaluate.retrieval import Gallery, retrieve

@@ -42,7 +42,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import CACHE, expand_cache_prefix, user_cache
 from grr_coca.data.sources.open import open_source, require_exists
-from grr_coca.data.text import clean_caption
+from grr_coca.data.tokenizer import clean_caption
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.infer.calibration import Calibration, read_photographs, statistics
 from grr_coca.infer.generate import GREEDY, generate

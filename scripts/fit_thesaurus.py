@@ -1,6 +1,6 @@
 """Find known words for words and phrases that a model hardly saw in training: `python scripts/fit_thesaurus.py icons`.
 
-Writes `thesaurus.txt` (see `grr_coca_search.thesaurus`) into `src/grr_coca/model/weights/NAME/`. The corpus `icons`
+Writes `thesaurus.txt` (see `grr_coca_search.query`) into `src/grr_coca/model/weights/NAME/`. The corpus `icons`
 need not be built: names, aliases and tags are read from its packages, which are fetched. It takes a minute of a core.
 
 - *Entries* are the words and phrases of WordNet that occur in its tagged texts, and all its phrases of verbs, without
@@ -41,7 +41,7 @@ from grr_coca.common.files import edit_folder_atomic, user_cache
 from grr_coca.model.checkpoint_files import THESAURUS
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_search.index import Index
-from grr_coca_search.thesaurus import Thesaurus
+from grr_coca_search.query import Thesaurus
 from grr_coca_serve.npm import NpmPackage
 from icon_search import TOP, Query, ndcg
 from text_teacher import read_minilm

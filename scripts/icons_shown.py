@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw, ImageOps
 from grr_coca.cli import exit_code
 from grr_coca.common.files import expand_cache_prefix
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.text import clean_caption
+from grr_coca.data.tokenizer import clean_caption
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import read_files

@@ -27,7 +27,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, atomic_folder, file_sha256, verify_folder
 from grr_coca.data.batch import Batch
 from grr_coca.data.sources.base import BadSample, PairSource
-from grr_coca.data.text import caption_id, clean_caption
+from grr_coca.data.tokenizer import caption_id, clean_caption
 from grr_coca.model.checkpoint import load_tensors, save_tensors
 
 CAPTIONS, EMBEDDINGS = "captions.txt", "embeddings.safetensors"

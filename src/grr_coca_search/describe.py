@@ -15,7 +15,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile
 from grr_coca.data.isolated import ask_helpers
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.data.text import writable
+from grr_coca.data.tokenizer import writable
 from grr_coca.infer.on_ray import map_on_ray
 from grr_coca_search.entry import Entry, Failure, Photo, Stamp, digest_of, plain_fields, stamp_of
 from grr_coca_search.photo import FACTS, photo_of

@@ -26,7 +26,7 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.image_forms import to_rgb
-from grr_coca.data.text import clean_query
+from grr_coca.data.tokenizer import clean_query
 from grr_coca.infer.generate import GREEDY, GenerationOptions, generate
 from grr_coca.infer.generate.next_token import require_finite
 from grr_coca.infer.image_text_model import Description, ImageTextModel

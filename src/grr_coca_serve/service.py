@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 
 from grr_coca.common.shapes import Float, UInt8
-from grr_coca.data.text import clean_query
+from grr_coca.data.tokenizer import clean_query
 from grr_coca.infer.class_names import check_class_names, fill_templates
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca_search.entry import chunks

@@ -37,7 +37,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import MANIFEST, atomic_folder, read_file_bytes, read_json, user_cache, verify_folder
 from grr_coca.data.sources.base import PACK_SUFFIX
-from grr_coca.data.text import split_name
+from grr_coca.data.tokenizer import split_name
 from grr_coca.infer.adapted import words
 from grr_coca.infer.adapted.adaptation import read_adaptation
 from grr_coca.infer.calibration import read_calibration

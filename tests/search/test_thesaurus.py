@@ -6,7 +6,7 @@ import pytest
 from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint_files import THESAURUS, bundled_folder
 from grr_coca_search.index import Index
-from grr_coca_search.thesaurus import Thesaurus
+from grr_coca_search.query import Thesaurus
 
 LINES = "fall asleep\tsleep\tbed\nthrow away\tdelete\ttrash\nthrow away food\twaste\n"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support import DATASETS
 
-from grr_coca.data.text import split_name, words_of
+from grr_coca.data.tokenizer import split_name, words_of
 from grr_coca_search.index import Index
 from grr_coca_search.query import NameQuery, has_words, query_terms, split_identifier
 

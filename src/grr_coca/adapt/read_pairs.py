@@ -13,7 +13,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.views import ByImage
-from grr_coca.data.text import clean_caption
+from grr_coca.data.tokenizer import clean_caption
 from grr_coca.infer.adapted.adaptation import file_digest
 from grr_coca.infer.adapted.beside import EncoderDescriptor
 from grr_coca.infer.adapted.descriptors import descriptors

@@ -43,8 +43,7 @@ from grr_coca.data.random_changes import (
     with_neighbour,
 )
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
-from grr_coca.data.text import caption_id, clean_caption
-from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer, caption_id, clean_caption
 
 _log = logging.getLogger(__name__)
 

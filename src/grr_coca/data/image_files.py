@@ -23,7 +23,7 @@ from grr_coca.data.feature_image import HEADER
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import BadSample, Cause, SourceImage, SourceReader, source_readers
 from grr_coca.data.sources.tar import block_at_end, next_member
-from grr_coca.data.text import writable
+from grr_coca.data.tokenizer import writable
 from grr_coca.data.walk import IMAGE_SUFFIXES, Exclusions, Walk, has_wanted_suffix, is_image_name
 
 if TYPE_CHECKING:

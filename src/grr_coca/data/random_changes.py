@@ -19,7 +19,7 @@ from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
 from grr_coca.data.order import PERIOD, SampleRef, Visits
 from grr_coca.data.painting import painted
 from grr_coca.data.sources.base import BadSample, PairSource, stable_id
-from grr_coca.data.text import caption_id, clean_caption
+from grr_coca.data.tokenizer import caption_id, clean_caption
 
 # --- Streams of random numbers
 

@@ -10,7 +10,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import resolve_link, write_bytes_atomic
 from grr_coca.data.sources.base import PairSource, RawPair
-from grr_coca.data.text import clean_caption
+from grr_coca.data.tokenizer import clean_caption
 from grr_coca.evaluate.caption_metrics import CaptionScores, score_captions
 from grr_coca.infer.engine.frozen import FrozenEngine
 from grr_coca.infer.generate import GeneratedCaptions, generate, warn_if_repeated

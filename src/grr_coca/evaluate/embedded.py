@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.base import PairSource
-from grr_coca.data.text import caption_id, clean_caption
+from grr_coca.data.tokenizer import caption_id, clean_caption
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.evaluate.retrieval import Gallery
 from grr_coca.infer.image_text_model import ImageTextModel

@@ -19,8 +19,7 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import Batches, OnProgress, in_worker, thread_pool
 from grr_coca.data.image_forms import ImageInput, ImagesInput, to_rgb
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.text import clean_query
-from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.data.tokenizer import Tokenizer, clean_query
 from grr_coca.infer.calibration import UNKNOWN, Calibration, CaptionConfidence, read_calibration
 from grr_coca.infer.class_names import NAME_ALONE
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier

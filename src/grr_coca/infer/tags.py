@@ -21,7 +21,7 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float, Int
-from grr_coca.data.text import FUNCTION_WORDS, singular
+from grr_coca.data.tokenizer import FUNCTION_WORDS, singular
 from grr_coca.infer.generate.captions import Caption
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_files import TAG_VECTORS, TAGS

@@ -45,7 +45,7 @@ THESAURUS = "thesaurus.txt"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS, THESAURUS)
 """Files with parameters fitted to a model, for captions, photographs, hits, matches, tags and related words; see
 `grr_coca.infer.calibration`, `grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`
-(the numbers, and the vectors of the words) and `grr_coca_search.thesaurus`.
+(the numbers, and the vectors of the words) and `grr_coca_search.query`.
 """
 BEST_FILE = "best.json"
 """Next to the checkpoints of a run with `keep_best`: the step of the best one."""

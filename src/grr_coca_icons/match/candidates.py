@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grr_coca.common.errors import UserError, require_extra
-from grr_coca.data.text import singular
+from grr_coca.data.tokenizer import singular
 from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, OF_PICTURES, MatchWeights
 
 _DEVIATION = 5.0

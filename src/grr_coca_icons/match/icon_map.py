@@ -13,7 +13,7 @@ from pathlib import Path
 
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.files import read_file_bytes
-from grr_coca.data.text import decode_text
+from grr_coca.data.tokenizer import decode_text
 from grr_coca_icons.codemod.packages import package_for
 from grr_coca_icons.match.candidates import Candidate, PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.icon_lookup import IconLookup

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.text import singular
+from grr_coca.data.tokenizer import singular
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.infer.tags import read_tag_numbers

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, ParseError, tostring
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.files import read_file_bytes
 from grr_coca.data.images import MAX_BYTES
-from grr_coca.data.text import decode_text
+from grr_coca.data.tokenizer import decode_text
 from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"

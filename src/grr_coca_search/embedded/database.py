@@ -16,7 +16,7 @@ from pathlib import Path
 from grr_coca.common.errors import CorruptDataError, UserError
 from grr_coca.common.files import replace_file
 from grr_coca.common.locks import LockHeldError, ProcessLock
-from grr_coca.data.text import split_name
+from grr_coca.data.tokenizer import split_name
 from grr_coca_search.embedded.vectors import how_to_restore
 from grr_coca_search.entry import (
     MAX_WIDTH,

@@ -17,7 +17,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from grr_coca.data.text import clean_prompt
+from grr_coca.data.tokenizer import clean_prompt
 from grr_coca.infer.generate import Caption, GenerationOptions
 from grr_coca.infer.image_text_model import Description
 from grr_coca_serve.pictures import from_data_uri, is_picture

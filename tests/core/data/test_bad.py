@@ -23,8 +23,7 @@ from grr_coca.data.sources import views
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, split_valid_pairs
-from grr_coca.data.text import clean_caption
-from grr_coca.data.tokenizer import train_bpe
+from grr_coca.data.tokenizer import clean_caption, train_bpe
 
 PAIRS = real_pairs(200)
 TOKENIZER = train_bpe([pair.caption for pair in PAIRS], 320)

@@ -21,8 +21,7 @@ import grr_coca
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import EncoderPreprocess, Framing, Preprocess
-from grr_coca.data.text import words_of
-from grr_coca.data.tokenizer import Tokenizer, clip_bpe
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, words_of
 from grr_coca.infer.calibration import look_inside, read_calibration, statistics
 from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT

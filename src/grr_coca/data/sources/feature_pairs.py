@@ -18,7 +18,7 @@ from grr_coca.data.sources.folder import read_image_file
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, StoredRows
 from grr_coca.data.sources.tables import open_json_lines
 from grr_coca.data.sources.views import ByImage, Chain
-from grr_coca.data.text import caption_lines, decode_text
+from grr_coca.data.tokenizer import caption_lines, decode_text
 from grr_coca.data.walk import has_image_suffix
 
 PAIRS = "pairs.jsonl"

@@ -9,7 +9,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings, digest_header
-from grr_coca.data.text import caption_lines, decode_text
+from grr_coca.data.tokenizer import caption_lines, decode_text
 from grr_coca.data.walk import has_image_suffix, walk_visible
 
 

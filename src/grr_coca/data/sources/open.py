@@ -21,7 +21,7 @@ from grr_coca.data.sources.parquet import open_parquet
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tables import open_delimited, open_json_lines
 from grr_coca.data.sources.views import Chain
-from grr_coca.data.text import decode_text
+from grr_coca.data.tokenizer import decode_text
 from grr_coca.data.walk import is_hidden
 
 _READERS = {

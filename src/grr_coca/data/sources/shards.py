@@ -44,7 +44,7 @@ from grr_coca.data.sources.base import (
 from grr_coca.data.sources.block_cache import BlockCache, RemoteBlock
 from grr_coca.data.sources.remote_parquet import RemoteTable, rows_at_once, scan_table
 from grr_coca.data.sources.tar import CAUSES, ROW_DTYPE, ShardIndex, scan_shard, with_content
-from grr_coca.data.text import caption_lines, decode_text
+from grr_coca.data.tokenizer import caption_lines, decode_text
 
 _log = logging.getLogger(__name__)
 

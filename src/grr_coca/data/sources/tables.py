@@ -23,7 +23,7 @@ from grr_coca.common.files import HandleCache, allow_open_files, open_to_read, r
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
-from grr_coca.data.text import decode_text
+from grr_coca.data.tokenizer import decode_text
 
 _CHUNK_BYTES = 2**24
 _MAX_ROW = 2**24

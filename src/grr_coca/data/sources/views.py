@@ -13,7 +13,7 @@ from grr_coca.data.isolated import check_image
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, digest_header, locate, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.data.text import clean_caption
+from grr_coca.data.tokenizer import clean_caption
 
 
 class View(PairSource):

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.data.text import clean_query
+from grr_coca.data.tokenizer import clean_query
 from grr_coca.infer.explain.attention import AttentionRecord, attention_weights, mix_values
 from grr_coca.infer.generate.next_token import require_finite
 from grr_coca.model.attention import at_least_fp32

@@ -16,8 +16,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, Int, UInt8
-from grr_coca.data.text import clean_prompt
-from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.data.tokenizer import Tokenizer, clean_prompt
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
 from grr_coca.infer.generate.beams import BeamSearch
 from grr_coca.infer.generate.next_token import NOTHING_LEFT, Hypothesis, apply_rules, draw, require_finite

@@ -165,7 +165,7 @@ async function embedTexts(texts) {
   return texts.map((text) => vectors.get(text));
 }
 
-// --- Words that the model knows for a text that it does not know, as in `grr_coca_search.thesaurus`
+// --- Words that the model knows for a text that it does not know, as in `grr_coca_search.query.Thesaurus`
 
 const thesaurus = awaitedLater((async () => {
   if (!site.thesaurus) return "";

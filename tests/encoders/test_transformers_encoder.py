@@ -161,7 +161,7 @@ def test_code_and_pickles_in_a_folder_are_not_run(tmp_path):
         ({"rescale_factor": 0.5}, "rescale_factor must be 1/255"),
         ({"resample": 9}, "resample must be one of"),
         ({"image_mean": [0.5]}, "not the preprocessing of an image encoder"),
-        ({"image_std": [0.5, 0.5, 0.0]}, "a std above 0"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "std above 0"),
     ],
 )
 def test_wrong_preprocessing_raises(tmp_path, changes, message):

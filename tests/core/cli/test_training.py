@@ -125,7 +125,7 @@ def test_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
 
 def test_dry_run_rejects_what_the_run_would_refuse(refused, recipe_file):
     few = recipe_file(edit=lambda recipe: replace(recipe, data=replace(recipe.data, val=None)))
-    assert "evaluation: batch_size) to 2 or less" in refused("pretrain", few, "--dry-run")
+    assert "evaluation: batch_size) to 6 or less" in refused("pretrain", few, "--dry-run")
 
 
 # --- Wrong use

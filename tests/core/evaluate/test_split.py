@@ -124,12 +124,12 @@ def test_image_with_several_captions_is_encoded_once(checkpoint, monkeypatch):
     texts = ("a drawing", "a sign", "a picture in a book")
     pairs = Counted([replace(pair, more_captions=texts) for pair in real_pairs(6)])
     decoded, encoded = [], []
-    read = Preprocess.read_many
+    read = Preprocess.decode_squares
 
     def counted(self, files, **how):
         return read(self, (decoded.append(file) or file for file in files), **how)
 
-    monkeypatch.setattr(Preprocess, "read_many", counted)
+    monkeypatch.setattr(Preprocess, "decode_squares", counted)
     checkpoint.model.image_encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
     shared = evaluate_checkpoint(checkpoint, pairs, 10, LossWeights())
     assert (pairs.reads, len(decoded)) == (6, 6)

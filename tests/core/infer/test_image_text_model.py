@@ -243,7 +243,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
 @pytest.mark.parametrize(
     ("labels", "templates", "told"),
     [
-        (["cat", "dog", "Cat "], ("{}",), "more than once .*: 'cat' \\(1 and 3\\)$"),
+        (["cat", "dog", "Cat "], ("{}",), "duplicate labels .*: 'cat' \\(1 and 3\\)$"),
         (["cat"], ("{}",), "at least two labels"),
         (["cat", " "], ("{}",), "label 2 is empty"),
         ("cat,dog", ("{}",), "list of texts"),

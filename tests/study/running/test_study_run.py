@@ -310,7 +310,7 @@ def test_full_disk_is_named_and_the_study_can_continue(study, monkeypatch):
     said = str(stopped.value)
     assert said.startswith(f"grr_coca, pictograms, seed 0: {runs}")
     assert "step-000000006: the checkpoint cannot be written (No space left on device); free some space" in said
-    assert f"or move the folder {runs} to another disk and give it as --runs" in said
+    assert f"or move the folder {runs} to another disk and pass it as --runs" in said
     assert list(runs.rglob("step-*")) == [], "nothing half-written stays"
     assert study.run("grr_coca", workers=Training()) == OF_GRR_COCA
     assert study.ledger.notes == ()

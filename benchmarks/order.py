@@ -16,7 +16,7 @@ from harness import parse, parser_of, report
 
 from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.sources.shards import MIN_SHARD_SIZE, TarShards, write_index
-from grr_coca.data.sources.tar import ROW, ShardIndex
+from grr_coca.data.sources.tar import ROW_DTYPE, ShardIndex
 
 NUM_SHARDS, PAIRS_PER_SHARD, BATCH_SIZE = 1_200, 10_000, 4_096
 TARGETS = {"state, bytes": 1024, "seek, s": 1.0, "memory, MB": 200}
@@ -24,7 +24,7 @@ TARGETS = {"state, bytes": 1024, "seek, s": 1.0, "memory, MB": 200}
 
 def write_set(folder: Path, num_shards: int) -> list[Path]:
     """Shards of nothing, each with an index beside it."""
-    rows = np.zeros(PAIRS_PER_SHARD, ROW)
+    rows = np.zeros(PAIRS_PER_SHARD, ROW_DTYPE)
     number = np.arange(PAIRS_PER_SHARD)
     rows["image_block"], rows["image_size"] = 1 + 80 * number, 30_000
     rows["text_block"], rows["text_size"] = 70 + 80 * number, 60

@@ -37,7 +37,7 @@ from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source, remote_shards
 from grr_coca.data.sources.shards import index_remote, remote_index, write_index
-from grr_coca.data.sources.tar import ROW, ShardIndex
+from grr_coca.data.sources.tar import ROW_DTYPE, ShardIndex
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import Trainer, build_trainer, count_tokens, resolve_precision
@@ -169,7 +169,7 @@ def opening(endpoint: str, num_shards: int) -> list[dict[str, object]]:
 def write_indexes(url: str) -> None:
     """An index for each shard of the large set, as `data index` writes it."""
     number = np.arange(PAIRS_OF_SHARD)
-    rows = np.zeros(PAIRS_OF_SHARD, ROW)
+    rows = np.zeros(PAIRS_OF_SHARD, ROW_DTYPE)
     rows["image_block"], rows["image_size"] = 1 + 64 * number, IMAGE_BYTES
     rows["text_block"], rows["text_size"] = 61 + 64 * number, len(CAPTION)
     rows["key_end"] = 9 * (number + 1)

@@ -103,7 +103,7 @@ def test_concurrent_processes_download_once(hub, tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
     assert [name for name, _ in hub.fetched] == [WEIGHTS]
-    assert "fetching 1.01 GB of laion/CoCa-ViT-B-32-laion2B-s13B-b90k, once" in "".join(err for _, err in said)
+    assert "downloading 1.01 GB of laion/CoCa-ViT-B-32-laion2B-s13B-b90k, once" in "".join(err for _, err in said)
     record = json.loads((models_cache() / "coca-b32.json").read_text())
     assert (record["repository"], record["revision"]) == (BASE, hub.revision(BASE, 0))
     assert json.loads((models_cache() / "coca-b32" / MANIFEST).read_text())["source"] == record

@@ -123,7 +123,7 @@ class Ledger:
         rows: Rows of the plan's seeds, each arm at its best point.
         tried: Rows of all points of all grids, with the seeds used to choose the best.
         chosen: Best point of the grid by arm and stage, over the seeds that have all points.
-        lacking: Arm, seed and stage of planned runs without a row.
+        missing_runs: Arm, seed and stage of planned runs without a row.
         notes: Sentence for each row that does not count, and for other facts that readers need.
         diverged: Runs that would be in `rows`, but have no metrics.
     """
@@ -132,7 +132,7 @@ class Ledger:
     tried: tuple[LedgerRow, ...] = ()
     chosen: Mapping[tuple[str, str], Settings] = field(default_factory=dict)
     _: KW_ONLY
-    lacking: frozenset[tuple[str, int, str]] = frozenset()
+    missing_runs: frozenset[tuple[str, int, str]] = frozenset()
     notes: tuple[str, ...] = ()
     diverged: tuple[LedgerRow, ...] = ()
 
@@ -157,7 +157,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
         for arm, stage in product(plan.arms, stage_names(plan))
         if (best := _best(plan, arm, stage, grids, rows)) is not None
     }
-    lacking = frozenset(
+    missing_runs = frozenset(
         (arm.name, seed, stage)
         for arm, seed, stage in product(plan.arms, plan.seeds, stage_names(plan))
         if not (needed := digests.recipes.get(arm.name, {}).get(stage))
@@ -174,7 +174,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
         rows=tuple(measured),
         tried=tuple(row for row in tried if row is not None),
         chosen={key: row.settings for key, row in chosen.items()},
-        lacking=lacking,
+        missing_runs=missing_runs,
         notes=(*notes, *_unpaired(measured), *_several_commits(measured)),
         diverged=tuple(row for row in runs if row.kind == "diverged"),
     )

@@ -46,7 +46,11 @@ def test_rows_are_in_the_order_of_the_plan(folder):
     ledger = read_ledger(folder, PLAN)
     assert ledger.rows == (rows[1], rows[0], rows[2])
     assert (ledger.notes, ledger.tried, ledger.chosen) == ((), (), {})
-    assert ledger.lacking == {("baseline_coca", 1, "emoji"), ("baseline_coca", 2, "emoji"), ("grr_coca", 2, "emoji")}
+    assert ledger.missing_runs == {
+        ("baseline_coca", 1, "emoji"),
+        ("baseline_coca", 2, "emoji"),
+        ("grr_coca", 2, "emoji"),
+    }
 
 
 def test_runs_of_a_seed_that_do_not_begin_alike_are_named(folder):
@@ -102,7 +106,7 @@ def test_run_that_diverged_is_kept_apart(folder):
     ledger = read_ledger(folder, PLAN)
     assert [row.seed for row in ledger.rows] == [1]
     assert [row.seed for row in ledger.diverged] == [0]
-    assert ("grr_coca", 0, "emoji") not in ledger.lacking
+    assert ("grr_coca", 0, "emoji") not in ledger.missing_runs
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -338,8 +338,8 @@ class Pairs:
         for number, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
             ones, others = self._source_names[row], self._target_names[column]
             pairs += [(number, one, other) for one in ones.sorted for other in others.sorted]
-            found["missing_words"][number] = -_lacking(ones.first, others.all, self._target_words)
-            found["extra_words"][number] = -_lacking(others.first, ones.all, self._source_words)
+            found["missing_words"][number] = -_missing_words(ones.first, others.all, self._target_words)
+            found["extra_words"][number] = -_missing_words(others.first, ones.all, self._source_words)
         if not pairs:
             return found
         numbers, one_names, other_names = zip(*pairs, strict=True)
@@ -368,7 +368,7 @@ def _names(words: Sequence[str]) -> _Names:
     )
 
 
-def _lacking(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
+def _missing_words(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
     """Return the fraction of missing words that are in use."""
     return len((words - there) & used) / max(1, len(words))
 

@@ -121,7 +121,7 @@ def _run(action: RunStudy) -> int:
             text = what_is_left(
                 plan,
                 place,
-                agenda.lacking(),
+                agenda.missing_runs(),
                 action.jobs,
                 lambda: shown.update("pace", min(next(done), num_steps), ""),  # a fast machine takes more steps
             )
@@ -161,7 +161,7 @@ def print_status(folder: Path) -> int:
     plan = plan_of_folder(folder)
     ledger = read_ledger(folder, plan)
     unscored = {(row.arm, row.seed, row.stage): missing_scores(plan, row) for row in ledger.rows}
-    unfinished = {key for key, scores in unscored.items() if scores} | ledger.lacking
+    unfinished = {key for key, scores in unscored.items() if scores} | ledger.missing_runs
     unfinished |= {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     stages = stage_names(plan)
     width = max(len(arm.name) for arm in plan.arms)

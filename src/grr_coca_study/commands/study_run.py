@@ -34,7 +34,7 @@ def run_with_progress(
         return found
 
     study = Study(plan, place, arms)
-    totals = pairs(study.agenda.lacking())
+    totals = pairs(study.agenda.missing_runs())
     with bars({name: max(1, totals[name]) for name in names.values()}) as shown:
         try:
             study.run(workers, _Progress(shown, names, pairs, totals))
@@ -65,7 +65,7 @@ class _Progress(ProgressCallbacks):
 
     def left(self, agenda: RemainingWork) -> None:
         """Count the work done by this process and others."""
-        missing = agenda.lacking()
+        missing = agenda.missing_runs()
         if self._ended is None:
             counts = {kind: sum(n for (k, _, _), n in missing.items() if k == kind) for kind in ("trial", "run")}
             work = [f"{count:,} {kind}{'s' * (count > 1)}" for kind, count in counts.items() if count]

@@ -187,7 +187,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     """Compare every arm of a study with the baseline."""
     rows, stages = rows_by_run(ledger.rows), stage_names(plan)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
-    complete = {key for key, row in rows.items() if key not in ledger.lacking and not missing_scores(plan, row)}
+    complete = {key for key, row in rows.items() if key not in ledger.missing_runs and not missing_scores(plan, row)}
     diverged = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     # Fine-tunings start from the pretrained model, so they are lost with it.
     lost = diverged | {(arm, seed, t) for arm, seed, stage in diverged if stage == stages[0] for t in stages}

@@ -125,7 +125,7 @@ class RemainingWork:
         left = [task for seed, arm in product(self._seeds, self._arms) for task in self._left(arm, seed)[0]]
         return [task for task in left if task.start is None or (task.start.folder / FINISHED).exists()]
 
-    def lacking(self) -> Counter[Want]:
+    def missing_runs(self) -> Counter[Want]:
         """Return the number of missing trials and runs, by kind, arm and stage.
 
         A pretraining with a row also counts, if its model was lost and other runs start from it.

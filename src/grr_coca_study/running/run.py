@@ -116,7 +116,7 @@ class Study:
         finally:
             self._claims.give_back_all()
         self.agenda.require_sound_points()
-        waiting = self.agenda.lacking().total()
+        waiting = self.agenda.missing_runs().total()
         if waiting:
             raise UserError(
                 f"{waiting} runs wait for settings that other arms are still tuning; repeat the command when these "

@@ -150,7 +150,7 @@ def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
 )
 def test_remaining_work_is_described(capsys, trials, runs, told):
     work = Counter({("trial", "grr_coca", "emoji"): trials, ("run", "grr_coca", "emoji"): runs})
-    _Progress(None, {}, lambda lacking: Counter(), Counter()).left(SimpleNamespace(lacking=lambda: work))
+    _Progress(None, {}, lambda missing: Counter(), Counter()).left(SimpleNamespace(missing_runs=lambda: work))
     assert capsys.readouterr().err == f"{told} to do\n"
 
 

@@ -25,7 +25,7 @@ def test_shared_settings_are_best_on_average(agenda_of):
     losses = {"baseline_coca": [1.0, 2.0, 8.0], "grr_coca": [9.0, 2.0, 1.0]}
     trials = agenda.open_tasks()
     assert [task.arm for task in trials] == ["baseline_coca"] * 3 + ["grr_coca"] * 3
-    assert agenda.lacking()["run", "coca", "pictograms"] == 1
+    assert agenda.missing_runs()["run", "coca", "pictograms"] == 1
     for task, loss in zip(trials, losses["baseline_coca"] + losses["grr_coca"], strict=True):
         assert agenda.choices() == {}, "each arm waits for the other"
         row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})

@@ -176,7 +176,7 @@ def test_lost_model_is_retrained_and_keeps_its_row(study, tmp_path):
     study.stop_after(1)
     shutil.rmtree(study.out / "runs")
     agenda = RemainingWork(plan, lambda *_: tmp_path / "nowhere", study.ledger.rows)
-    assert agenda.lacking().total() == 4, "it counts, so that no more than all is done"
+    assert agenda.missing_runs().total() == 4, "it counts, so that no more than all is done"
     assert study.run() == OF_BASELINE + OF_GRR_COCA
     assert len(study.ledger.rows) == 4
     assert study.ledger.notes == ()

@@ -202,7 +202,12 @@ def errors_of_page(page: Path, text: str, known: dict[str, Any]) -> Iterator[str
     yield from errors_of_text(text, words=not is_of_study)
     yield from errors_of_plain(text, is_of_study)
     yield from errors_of_meaning(text, known)
-    expected, found = filled(text, known), page.read_text(encoding="utf-8")
+    yield from differences(page, filled(text, known))
+
+
+def differences(page: Path, expected: str) -> Iterator[str]:
+    """Yield the lines in which a page differs from the text that it should have."""
+    found = page.read_text(encoding="utf-8")
     if expected == found or (page.relative_to(ROOT).as_posix() in PARTS and found.count(expected) == 1):
         return
     if page.relative_to(ROOT).as_posix() in PARTS:

@@ -14,7 +14,9 @@ from feature_models import write_featured_model
 
 import grr_coca
 from grr_coca.cli import main
+from grr_coca.common.errors import UserError
 from grr_coca.infer.encoder import open_encoder
+from grr_coca.model.checkpoint_files import FROZEN_FILES
 from grr_coca_search.index import Index
 from grr_coca_serve import site
 
@@ -71,11 +73,13 @@ def test_dropped_picture_is_captioned_and_compared_as_in_python(exported, drawin
     assert caption == grr_coca.load(exported).caption(drawing)
 
 
-def test_large_encoder_raises(exported, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(site, "MAX_ENCODER_BYTES", 1_000)
-    monkeypatch.setattr(site, "find_runtime", lambda given: {"ort.js": b"", "ort.wasm": b"", "LICENSE.txt": b""})
-    assert main(["export", "web", "-c", str(exported), "--out", str(tmp_path / "site")]) == 2
-    message = capsys.readouterr().err
-    assert "onnx:encoder.onnx: the graph of this image encoder has 0.0 MB, and a page loads at most 0 MB; " in message
-    assert "pass the folder of grr-coca export onnx --precision int8, or use grr-coca serve" in message
-    assert not (tmp_path / "site").exists()
+def test_large_encoder_raises(monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    graph = write_graph(tmp_path / "elsewhere", kind="tokens", prefix=1)
+    write_featured_model(tmp_path / "graphs", open_encoder(f"onnx:{graph}"))
+    record, exported = (tmp_path / "graphs" / name for name in FROZEN_FILES)
+    exported.write_bytes(bytes(31_000_000))
+    for precision, advice in (("fp32", "pass the folder of .* --precision int8"), ("int8", "use a smaller encoder")):
+        record.write_text(json.dumps({"precision": precision}))
+        with pytest.raises(UserError, match=rf"encoder\.onnx: the graph .* has 31\.0 MB, .* at most 30 MB; .*{advice}"):
+            site.read_page_encoder(tmp_path / "graphs")

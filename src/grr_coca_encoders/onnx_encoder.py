@@ -2,7 +2,7 @@
 
 The first input takes images: B 3 S S or B S S 3, uint8 pixels, or floating-point values normalized by mean and
 deviation. The output is `last_hidden_state`, or else the first output with tokens B N D, a map, or one vector per
-image.
+image. Graphs that end in a classifier or a decoder have features in an inner tensor, which can be named.
 
 Shapes: B images, S image size in pixels, T tokens with class token and registers, N tokens, D width.
 """
@@ -37,6 +37,10 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 _MAX_PREFIX = 16
 """Maximum number of tokens before the patch tokens."""
+_MIN_WIDTH = 5
+"""Minimum width of features. Masks, boxes and most probabilities have fewer numbers."""
+_FEATURE_OPERATORS = {"LayerNormalization", "Add", "Relu", "HardSwish", "Clip", "GlobalAveragePool", "ReduceMean"}
+"""Operators whose results are features if they are near the end of a graph."""
 _OPENING = threading.Lock()
 
 
@@ -46,13 +50,15 @@ class OnnxEncoder:
     Args:
         path: The graph, next to its description: `NAME.json` written by this package for `NAME.onnx`, or
             `preprocessor_config.json`.
+        tensor: Name of the tensor with the features; empty: an output.
 
     Raises:
         UserError: If the graph or its description is missing, or cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, tensor: str = "") -> None:
+        self.path, self._tensor = path, tensor
+        self.name = f"onnx:{path}#{tensor}" if tensor else f"onnx:{path}"
         if not path.is_file():
             raise UserError(f"onnx:{path}: no such file")
         self._session: InferenceSession | None = None
@@ -69,7 +75,7 @@ class OnnxEncoder:
         self._takes_one = given.shape[0] == 1
         side = given.shape[2] if isinstance(given.shape[2], int) else None
         names = {output.name: len(output.shape) for output in session.get_outputs()}
-        self._output = _choose_output(names, path)
+        self._output = tensor or _choose_output(names, path)
         described = path.with_suffix(".json")
         if described.exists():
             self.info = from_dict(EncoderInfo, read_json(described), str(described))
@@ -84,9 +90,14 @@ class OnnxEncoder:
             ) from error
         self._require_side(side)
         _, num_tokens, embed_dim = self.encode(self._black()).tokens.shape
+        if embed_dim < _MIN_WIDTH:
+            raise UserError(
+                f"{self.name}: has {embed_dim} numbers per {'image' if num_tokens == 1 else 'place'}, which are no "
+                f"features{candidates(path)}"
+            )
         self.info = EncoderInfo(
-            name=f"onnx:{path}",
-            weights=_hash_of(path),
+            name=self.name,
+            weights=_hash_of(path, tensor),
             licence=session.get_modelmeta().custom_metadata_map.get("license", UNKNOWN_LICENCE),
             preprocess=self._preprocess,
             embed_dim=embed_dim,
@@ -108,7 +119,7 @@ class OnnxEncoder:
         try:
             found = [self._open().run([self._output], {self._input: part})[0] for part in parts]
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise UserError(f"onnx:{self.path}: cannot encode images ({' '.join(str(error).split())[:200]})") from error
+            raise UserError(f"{self.name}: cannot encode images ({' '.join(str(error).split())[:200]})") from error
         return np.concatenate(found).astype(np.float32)
 
     def write_graph(self, path: Path) -> None:
@@ -126,7 +137,7 @@ class OnnxEncoder:
         except (ValueError, RuntimeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UserError(f"onnx:{self.path}: cannot be written as a graph of pixels ({error})") from error
+            raise UserError(f"{self.name}: cannot be written as a graph of pixels ({error})") from error
         require_same_tokens(path, self)
 
     def _form(self) -> GraphForm:
@@ -166,7 +177,7 @@ class OnnxEncoder:
     def _open(self) -> "InferenceSession":
         with _OPENING:
             if self._session is None:
-                self._session = _opened(self.path)
+                self._session = _opened(self.path, self._tensor)
             return self._session
 
     def _require_side(self, side: int | None) -> None:
@@ -177,17 +188,44 @@ class OnnxEncoder:
             )
 
 
-def _opened(path: Path) -> "InferenceSession":
+def _opened(path: Path, tensor: str = "") -> "InferenceSession":
+    """Open a graph, with an inner tensor as an additional output if its name is given."""
     import onnxruntime  # late: the import takes a tenth of a second
 
     options = onnxruntime.SessionOptions()
+    graph: Path | bytes = path
+    if tensor:
+        with read_errors(path):
+            graph = path.read_bytes() + output_field(tensor)
+        folder = str(path.parent.absolute())
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     options.intra_op_num_threads = num_threads()
     options.log_severity_level = 4  # errors are raised
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base
+        if tensor and f"({tensor}) does not exist" in str(error):
+            raise UserError(f"onnx:{path}#{tensor}: the graph has no such tensor{candidates(path)}") from error
         raise UserError(f"onnx:{path}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
+
+
+def output_field(tensor: str) -> bytes:
+    """Return bytes that add an output when they are appended to the file of a graph.
+
+    Protocol buffers merge the fields of a message that occurs twice: of the model, 7 is the graph; of the graph, 12 is
+    an output; of the output, 1 is its name (onnx.proto).
+    """
+    content = tensor.encode()
+    for number in (1, 12, 7):
+        content = bytes([number << 3 | 2]) + _varint(len(content)) + content
+    return content
+
+
+def _varint(number: int) -> bytes:
+    """Encode a number in groups of seven bits, as protocol buffers do."""
+    groups = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
 
 
 def require_same_tokens(path: Path, encoder: VisionEncoder) -> None:
@@ -214,7 +252,29 @@ def _choose_output(ranks: dict[str, int], path: Path) -> str:
         for name, found in ranks.items():
             if found == rank:
                 return name
-    raise UserError(f"onnx:{path}: must have an output of tokens, a map, or one vector per image, got {ranks}")
+    raise UserError(
+        f"onnx:{path}: must have an output of tokens, a map, or one vector per image, got {ranks}{candidates(path)}"
+    )
+
+
+def candidates(path: Path) -> str:
+    """Return the end of a message that names inner tensors of a graph, the last first, with the number of features."""
+    named = f"; name an inner tensor: onnx:{path.name}#TENSOR"
+    if find_spec("onnx_ir") is None:
+        return f"{named}; with the extra 'export', the likely ones are listed here: pip install -e '.[export]'"
+    import onnx_ir as ir  # late: the extra `export`
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    model = ir.load(path)
+    ShapeInferencePass()(model)
+    widths: dict[int, str] = {}
+    for node in reversed(model.graph):
+        for value in node.outputs if node.op_type in _FEATURE_OPERATORS else ():
+            shape = [] if value.shape is None else [size if isinstance(size, int) else 0 for size in value.shape]
+            width = (shape[-1] or (shape[1] if len(shape) == 4 else 0)) if len(shape) > 1 else 0
+            if width >= _MIN_WIDTH:
+                widths.setdefault(width, f"{value.name} ({width})")
+    return f"{named}, such as {', '.join([*widths.values()][:4])}" if widths else named
 
 
 def _to_tokens(found: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B N D"]:
@@ -237,9 +297,10 @@ def count_prefix(num_tokens: int) -> int:
     return prefix if prefix <= _MAX_PREFIX else 0
 
 
-def _hash_of(path: Path) -> str:
-    """Return the SHA-256 of a graph and of the files next to it with its weights."""
+def _hash_of(path: Path, tensor: str) -> str:
+    """Return the SHA-256 of a graph, of the name of an inner tensor, and of the files next to it with its weights."""
     digest = hashlib.sha256(file_sha256(path).encode())
+    digest.update(tensor.encode())
     for other in sorted(path.parent.glob(f"{path.stem}*data")):  # NAME.onnx.data, NAME.onnx_data
         digest.update(f"{other.name} {file_sha256(other)}".encode())
     return digest.hexdigest()

@@ -24,7 +24,7 @@ class GraphForm:
 
     Attributes:
         images: Name of its input, B 3 S S or B S S 3, as uint8 or normalized images.
-        features: Name of its output: tokens, a map or one vector an image.
+        features: Name of the tensor with tokens, a map or one vector an image.
         dtype: Type of the input.
         is_channels_last: Whether the channels of the input come last.
         is_map_channels_last: Whether those of a map come last.
@@ -58,12 +58,14 @@ def write_pixel_graph(graph: Path, form: GraphForm, preprocess: Preprocess, out:
         ValueError: If its weights do not fit into one file.
     """
     import onnx_ir as ir  # late: the extra `export`
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = ir.external_data.load_to_model(ir.load(graph))
     if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) > _MAX_BYTES:
         raise ValueError("its weights do not fit into one file of 2 GB")
     _take_pixels(model.graph, form, preprocess)
     _return_tokens(model.graph, form)
+    RemoveUnusedNodesPass()(model)
     ir.save(model, out)
 
 
@@ -98,7 +100,7 @@ def _take_pixels(graph: "ir.Graph", form: GraphForm, preprocess: Preprocess) -> 
 def _return_tokens(graph: "ir.Graph", form: GraphForm) -> None:
     import onnx_ir as ir
 
-    features = next(value for value in graph.outputs if value.name == form.features)
+    features = next(value for node in graph for value in node.outputs if value.name == form.features)
     chain = _Chain(features)
     if form.rank == 4 and not form.is_map_channels_last:
         chain.add("Transpose", perm=[0, 2, 3, 1])

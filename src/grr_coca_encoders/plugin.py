@@ -35,4 +35,5 @@ def open_onnx(rest: str, device: str | None) -> "VisionEncoder":  # noqa: ARG001
     """Open an ONNX graph; see `grr_coca.infer.encoder.EncoderOpener`."""
     from grr_coca_encoders.onnx_encoder import OnnxEncoder  # late: imports NumPy
 
-    return OnnxEncoder(Path(rest))
+    path, has_tensor, tensor = rest.partition(".onnx#")
+    return OnnxEncoder(Path(f"{path}.onnx"), tensor) if has_tensor else OnnxEncoder(Path(rest))

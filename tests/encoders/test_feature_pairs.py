@@ -89,6 +89,12 @@ def test_captions_are_those_of_similar_slides(grr_coca, place):
     done = grr_coca("caption", place / "new-features", "-c", place / "mine")
     lines = dict(line.split("\t") for line in done.out.splitlines())
     assert len(lines) == NUM_NEW
+    rows = grr_coca("caption", place / "new-features", "-c", place / "mine", "--json").out.splitlines()
+    assert {json.loads(row)["log_prob"] for row in rows} == {None}
+    for suffix in (".csv", ".jsonl"):
+        for _ in range(2):
+            command = ("caption", place / "new-features", "-c", place / "mine", "--out", place / f"captions{suffix}")
+            assert grr_coca(*command).code == 0
     source = open_source(str(place / "new-features"))
     shared = [len(set(lines[source.name(i)].split()) & set(source.captions(i)[0].split())) for i in range(NUM_NEW)]
     assert np.mean(shared) > 2
@@ -189,7 +195,7 @@ def test_other_features_and_images_raise_with_both_names(grr_coca, place, refuse
     assert both in refused("embed", uni, "-c", mine, "--out", tmp_path / "e.npy")
     assert "takes features of given:virchow" in refused("caption", tmp_path / "a.png", "-c", mine)
     assert f"{uni}: features of given:uni;" in refused("caption", uni, "-c", "icons")
-    assert "takes images" in refused("evaluate", "icons", "--data", uni)
+    assert f"encodes images, so pass the images, or {uni / PAIRS}" in refused("evaluate", "icons", "--data", uni)
     done = grr_coca("adapt", place / "old-features", "--val", uni, "--out", tmp_path / "m")
     assert f"{uni}: features of given:uni; {place / 'old-features'} takes features of given:virchow" in done.err
 

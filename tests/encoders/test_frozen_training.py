@@ -184,17 +184,43 @@ def test_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
     measured = pair_results(trained, open_source(place / "fp16"), 8)
     assert len(measured.nll) == NUM_PAIRS
     folder = locate_checkpoint(str(tmp_path / "folder"))
-    require_input(folder, [str(place / "fp16")], as_pairs=True)
-    with pytest.raises(
-        UserError, match=r"takes all tokens of an image, and from features, this command reads only their mean"
-    ):
-        require_input(folder, [str(place / "fp16")])
+    for as_pairs in (False, True):
+        require_input(folder, [str(place / "fp16")], as_pairs=as_pairs)
+        with pytest.raises(UserError, match=r"has the features 'mean', but .+ takes 'tokens'"):
+            require_input(folder, [str(place / "mean")], as_pairs=as_pairs)
     with pytest.raises(UserError, match=r"has features instead of images; set the key 'features' to \{\}"):
         training_sources(replace(folder_recipe(place, "fp16"), features=None))
     with pytest.raises(UserError, match=r"has the features 'mean', but the model takes 'tokens'"):
         training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "mean")))
     with pytest.raises(UserError, match=r"pairs\.tar: has no features; write them with grr-coca data features, or set"):
         training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "pairs.tar")))
+
+
+@pytest.mark.parametrize("keep", ["tokens", "mean"])
+def test_images_of_features_are_captioned_beside_the_own_encoder(place, tmp_path, grr_coca, refused, keep):
+    """`pairs.jsonl` in their folder has the images as long as they are where they were encoded, and unchanged."""
+    pairs, images = open_source(str(place / "pairs.tar")), tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        (images / f"{number}.png").write_bytes(pairs[number].image)
+        (images / f"{number}.txt").write_text(pairs[number].caption)
+    features, run = tmp_path / "features", tmp_path / "run"
+    write_features(ByImage(open_source(str(images))), opened(place), keep, features, lambda _: None)
+    pretrain(recipe_of(place, cache="fp32" if keep == "tokens" else "mean", beside=True), run)
+    listed = features / "pairs.jsonl"
+    assert f"encodes images, so pass the images, or {listed} if they are" in refused("caption", features, "-c", run)
+    expected = grr_coca("caption", images, "-c", run).out
+    assert [line.split("\t")[1] for line in expected.splitlines()] == [
+        line.split("\t")[1] for line in grr_coca("caption", listed, "-c", run).out.splitlines()
+    ]
+    assert grr_coca("index", listed, "--out", tmp_path / "index", "-c", run).code == 0
+    assert grr_coca("evaluate", run, "--data", listed, "--batch-size", 4).code == 0
+    (images / "0.png").write_bytes(pairs[4].image)
+    (images / "1.png").unlink()
+    done = grr_coca("caption", listed, "-c", run)
+    assert len(done.out.splitlines()) == 2
+    assert f"0.png: not the image whose features are in {features}" in done.err
+    assert "1.png" in done.err
 
 
 def folder_recipe(place, name):

@@ -57,6 +57,29 @@ def test_tokens_are_those_of_the_graph(tmp_path, form):
     assert found.mask.all()
 
 
+@pytest.mark.parametrize("location", ["", "encoder.onnx.data"])
+def test_features_of_a_classifier_are_an_inner_tensor(tmp_path, monkeypatch, location):
+    path = write_graph(tmp_path, kind="classifier", location=location)
+    text = r"has 2 numbers per image, which are no features; name an inner tensor: onnx:encoder.onnx#TENSOR"
+    with pytest.raises(UserError, match=rf"{text}, such as mean \(5\)$"):
+        open_encoder(f"onnx:{path}")
+    with pytest.raises(UserError, match=r"encoder.onnx#other: the graph has no such tensor; name an inner tensor"):
+        open_encoder(f"onnx:{path}#other")
+    encoder = open_encoder(f"onnx:{path}#features")
+    np.testing.assert_allclose(encoder.encode(pictures()).tokens, expected(pictures()), atol=1e-5)
+    assert encoder.info.name == f"onnx:{path}#features"
+    assert encoder.info.digest != open_encoder(f"onnx:{path}#mean").info.digest
+    encoder.write_graph(tmp_path / "written.onnx")
+    written = onnx.load(tmp_path / "written.onnx")
+    assert not {"probabilities", "labels"} & {
+        *(name for node in written.graph.node for name in node.output),
+        *(constant.name for constant in written.graph.initializer),
+    }
+    hide_packages(monkeypatch, "onnx_ir")
+    with pytest.raises(UserError, match=rf"{text}; with the extra 'export', the likely ones are listed"):
+        open_encoder(f"onnx:{path}")
+
+
 FORMS = [
     {},
     {"channels_last": True},
@@ -143,8 +166,9 @@ def test_weights_outside_of_the_folder_of_the_graph_raise(tmp_path):
                 if entry.key == "location":
                     entry.value = location
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(UserError, match="cannot be opened"):
-            open_encoder(f"onnx:{path}")
+        for tensor in ("", "#map"):
+            with pytest.raises(UserError, match="cannot be opened"):
+                open_encoder(f"onnx:{path}{tensor}")
 
 
 def test_encoder_goes_to_another_process(tmp_path):

@@ -1,16 +1,21 @@
 """Features of slides: their number differs between images, and no encoder can compute them here."""
 
 import csv
+import io
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import ALONE, pretrain, silent, tiny_recipe, weights
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
+from grr_coca.data.feature_image import feature_image
 from grr_coca.data.features import FeatureCache
+from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
 from grr_coca.evaluate.split import pair_results
@@ -20,6 +25,7 @@ from grr_coca.train.loop import train
 from grr_coca.train.recipe import EvaluationRecipe, FeaturesRecipe
 from grr_coca.train.run_checkpoints import resume_point
 from grr_coca.train.setup import new_checkpoint
+from grr_coca_search.index import Index
 
 WORDS = ("adenoma", "carcinoma", "colon", "breast", "liver")
 WIDTH, NUM_SLIDES = 12, 70
@@ -92,12 +98,43 @@ def test_slides_are_trained_on_resumed_and_captioned(place, tmp_path, keep):
     torch.testing.assert_close(results.nll, one_by_one.nll, atol=1e-4, rtol=0)
 
 
-def test_mean_features_are_embedded_and_captioned_as_images(place, tmp_path, grr_coca):
-    trained = pretrain(recipe_of(place, "mean"), tmp_path / "run")
-    source, model = open_source(place / "mean"), load(tmp_path / "run")
+@pytest.mark.parametrize("keep", ["tokens", "mean"])
+def test_features_are_embedded_and_captioned_as_images(place, tmp_path, grr_coca, keep):
+    trained = pretrain(recipe_of(place, keep), tmp_path / "run")
+    source, model = open_source(place / keep), load(tmp_path / "run")
     squares = [model.preprocess.decode(source[number].image, "s") for number in range(8)]
-    expected = pair_results(trained, source, 8).embeddings.image[:8]
-    np.testing.assert_allclose(model.embed_images(squares), expected, atol=1e-5)
-    done = grr_coca("caption", place / "mean", "-c", tmp_path / "run")
+    expected = pair_results(trained, source, 8).embeddings.image
+    np.testing.assert_allclose(model.embed_images(squares), expected[:8], atol=1e-5)
+    done = grr_coca("caption", place / keep, "-c", tmp_path / "run", "--json")
     assert done.code == 0
-    assert len(done.out.splitlines()) == NUM_SLIDES
+    captioned = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["caption"] for row in captioned] == [
+        " ".join(text.split()) for text in caption_split(model, source).hypotheses
+    ]
+    assert all(row["log_prob"] < 0 for row in captioned)
+    assert grr_coca("embed", place / keep, "-c", tmp_path / "run", "--out", tmp_path / "e.npy").code == 0
+    np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
+    assert grr_coca("index", place / keep, "--out", tmp_path / "index", "-c", tmp_path / "run").code == 0
+    with Index.open(tmp_path / "index") as index:
+        found = {hit.entry.title: hit.caption for hit in index.search("liver", NUM_SLIDES).hits}
+    assert found == {f"s{number}": row["caption"] for number, row in enumerate(captioned)}
+    labelled = grr_coca("classify", place / keep, "--labels", "colon,liver", "-c", tmp_path / "run")
+    assert labelled.code == 0
+    assert len(labelled.out.splitlines()) == NUM_SLIDES
+
+
+def test_model_of_all_tokens_rejects_mean_features(place, tmp_path, refused):
+    pretrain(recipe_of(place, "tokens"), tmp_path / "run")
+    text = f"{place / 'mean'}: has the features 'mean', but {tmp_path / 'run'}"
+    assert text in refused("caption", place / "mean", "-c", tmp_path / "run")
+    assert text in refused("classify", place / "mean", "--labels", "a,b", "-c", tmp_path / "run")
+    assert text in refused("evaluate", tmp_path / "run", "--data", place / "mean")
+    model = load(tmp_path / "run")
+    for digest in (b"", b"x" * 32):
+        unknown = feature_image(np.ones(WIDTH, np.float32), model.preprocess.digest, digest)
+        with pytest.raises(BadSample, match=r"^mean features; this model takes all tokens of an image"):
+            model.preprocess.decode_square(unknown, "a")
+    with pytest.raises(UserError, match=r"^mean features; this model takes all tokens of an image"):
+        model.engine.encode_images(np.asarray(Image.open(io.BytesIO(unknown)))[None])
+    pretrain(recipe_of(place, "mean"), tmp_path / "mean")
+    assert "has the features 'tokens', but" in refused("evaluate", tmp_path / "mean", "--data", place / "tokens")

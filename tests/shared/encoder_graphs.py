@@ -21,7 +21,8 @@ FLOAT, HALF, BYTES = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
 def write_graph(
     folder, *, kind="map", dtype=FLOAT, channels_last=False, batch="B", prefix=0, location="", licence="", side=SIDE
 ):
-    """A graph of one convolution, with its result as a map, as tokens behind a prefix, or as their mean."""
+    """A graph of one convolution, with its result as a map, as tokens behind a prefix, as their mean, or behind a
+    classifier."""
     shape = [batch, side, side, 3] if channels_last else [batch, 3, side, side]
     nodes, name = [], "images"
     if dtype != FLOAT:
@@ -45,6 +46,14 @@ def write_graph(
         constants.append(numpy_helper.from_array(np.array([0, prefix, 0, 0, 0, 0]), "pads"))
         nodes.append(helper.make_node("Pad", ["patches", "pads"], ["last_hidden_state"]))
         outputs = {"map": outputs["map"], "last_hidden_state": [batch, grid**2 + prefix, WIDTH]}
+    if kind == "classifier":
+        constants.append(numpy_helper.from_array(WEIGHT[:, :2, 0, 0].copy(), "labels"))
+        nodes.append(helper.make_node("Add", ["map", "zero"], ["features"]))
+        constants.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+        nodes.append(helper.make_node("ReduceMean", ["features"], ["mean"], axes=[2, 3], keepdims=0))
+        nodes.append(helper.make_node("MatMul", ["mean", "labels"], ["scores"]))
+        nodes.append(helper.make_node("Softmax", ["scores"], ["probabilities"]))
+        outputs = {"probabilities": [batch, 2]}
     graph = helper.make_graph(
         nodes,
         "encoder",

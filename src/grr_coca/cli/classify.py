@@ -22,7 +22,7 @@ from grr_coca.cli.output import print_line, report_unfamiliar, reporting
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import to_json
 from grr_coca.infer.class_names import NAME_ALONE, check_class_names, read_class_names
-from grr_coca.infer.load import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.infer.outputs.caption_files import XmpFiles
 from grr_coca.model.checkpoint_files import DEFAULT
 
@@ -86,6 +86,7 @@ def run(
 
     found = search_for_images(images, exclude)
     folder = locate_checkpoint(checkpoint)
+    require_input(folder, images)
     code = report_if_none_exists(found)
     if code is not None:
         return code

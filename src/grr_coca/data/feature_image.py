@@ -1,7 +1,8 @@
 """Image features encoded as a picture, so that all code for pictures also accepts features.
 
 The pixels of a square hold, in raster order: `MAGIC`, the digest of the encoder, the number of features D, the features
-in half precision, and zeros. It cannot be confused with a picture: `MAGIC` has 72 bits.
+in half precision, and zeros. It cannot be confused with a picture: `MAGIC` has 72 bits. The features are the mean token
+of an image. If all its tokens are stored, the SHA-256 of the image follows, by which a folder of features finds them.
 """
 
 import io
@@ -19,23 +20,30 @@ HEADER = "features.json"
 MAGIC = b"\x93GRRCOCA\n"
 """Marker of features, in the first three pixels."""
 _HEAD = struct.Struct("<9s16sI")
+_DIGEST_BYTES = 32
 _PIXEL = 3
 
 
-def feature_side(num_features: int) -> int:
-    """Return the minimum side in pixels of a square with the given number of features."""
-    return math.ceil(math.sqrt((_HEAD.size + 2 * num_features) / _PIXEL))
+def feature_side(num_features: int, *, has_tokens: bool = False) -> int:
+    """Return the minimum side in pixels of a square with the given number of features.
+
+    Args:
+        num_features: Number of features, D.
+        has_tokens: Whether the digest of an image with stored tokens follows.
+    """
+    return math.ceil(math.sqrt((_HEAD.size + 2 * num_features + _DIGEST_BYTES * has_tokens) / _PIXEL))
 
 
-def feature_image(features: "np.ndarray", digest: str) -> bytes:
+def feature_image(features: "np.ndarray", digest: str, image_digest: bytes = b"") -> bytes:
     """Return features as a PNG file.
 
     Args:
         features: Features of an image, D.
         digest: Digest of their encoder, 32 hexadecimal digits.
+        image_digest: Digest by which all tokens of the image are found; empty: only the features are known.
     """
-    side = feature_side(len(features))
-    content = _HEAD.pack(MAGIC, bytes.fromhex(digest), len(features)) + features.astype("<f2").tobytes()
+    side = feature_side(len(features), has_tokens=bool(image_digest))
+    content = _HEAD.pack(MAGIC, bytes.fromhex(digest), len(features)) + features.astype("<f2").tobytes() + image_digest
     file = io.BytesIO()
     image = Image.frombytes("RGB", (side, side), content.ljust(_PIXEL * side * side, b"\0"))
     image.save(file, "PNG", compress_level=1)
@@ -60,11 +68,22 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
         ValueError: If the square is too small.
     """
     content = image.tobytes()
-    used = _HEAD.size + 2 * _HEAD.unpack_from(content)[2]
+    used = _HEAD.size + 2 * _HEAD.unpack_from(content)[2] + _DIGEST_BYTES * (tokens_digest(content) is not None)
     size = _PIXEL * side * side
     if used > min(size, len(content)):
         raise ValueError("the features do not fit")
     return Image.frombytes("RGB", (side, side), content[:used].ljust(size, b"\0"))
+
+
+def tokens_digest(content: bytes) -> bytes | None:
+    """Return the digest of the image whose tokens are stored, from a square with its mean token; None: there is none.
+
+    Args:
+        content: Pixels of the square, in raster order.
+    """
+    start = _HEAD.size + 2 * _HEAD.unpack_from(content)[2]
+    digest = content[start : start + _DIGEST_BYTES]
+    return digest if len(digest) == _DIGEST_BYTES and any(digest) else None
 
 
 def features_of_pixels(pixels: "np.ndarray") -> "np.ndarray | None":

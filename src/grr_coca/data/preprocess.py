@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from PIL import Image, ImageChops
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.feature_image import encoder_of_image, enlarged
+from grr_coca.data.feature_image import encoder_of_image, enlarged, tokens_digest
 from grr_coca.data.images import (
     VECTOR_SIDE,
     Opening,
@@ -282,10 +282,18 @@ class Preprocess:
         from grr_coca.data.isolated import ask_helpers
 
         for answer in ask_helpers("square", files, preprocess=self, to_srgb=to_srgb):
-            yield answer if isinstance(answer, UserError) else self.received(*answer)
+            try:
+                square = answer if isinstance(answer, UserError) else self.received(*answer)
+            except BadSample as error:
+                square = error
+            yield square
 
     def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
-        """Return a square sent by a helper program."""
+        """Return a square sent by a helper program.
+
+        Raises:
+            BadSample: If it holds features whose tokens are not stored here, see `FeaturePreprocess`.
+        """
         from grr_coca.data.isolated import received
 
         square = received({**facts, "size": (self.image_size, self.image_size)}, pixels)
@@ -408,11 +416,25 @@ class FeaturePreprocess(EncoderPreprocess):
         encoder: Name of the encoder.
         digest: Digest of the encoder.
         takes_images: Whether images are also accepted, because the encoder is available.
+        keep: Features that the model takes: the mean token in the square, or all tokens, which must be stored in a
+            folder that this process reads.
     """
 
     encoder: str
     digest: str
     takes_images: bool
+    keep: Literal["tokens", "mean"]
+
+    def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
+        """Return a square sent by a helper program, see `Preprocess`."""
+        square = super().received(facts, pixels)
+        if self.keep == "tokens" and encoder_of_image(square) is not None:
+            from grr_coca.data.features import find_tokens  # late: helper programs do not need it
+
+            digest = tokens_digest(square.tobytes())
+            if digest is None or find_tokens(self.digest, digest) is None:
+                raise BadSample("mean features; this model takes all tokens of an image", Cause.NOT_AN_IMAGE)
+        return square
 
     def square(self, image: Image.Image) -> Image.Image:
         """Return a square with the features in an image, or else the encoder's input square of the image.

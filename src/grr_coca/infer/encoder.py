@@ -165,13 +165,17 @@ def opened_or_given(info: EncoderInfo) -> VisionEncoder:
         return GivenEncoder(info)
 
 
-def feature_preprocess(encoder: VisionEncoder) -> FeaturePreprocess:
-    """Return the preprocessing of a model that takes mean features as pixels, and images if the encoder is
-    available.
+def feature_preprocess(encoder: VisionEncoder, keep: Keep = "mean") -> FeaturePreprocess:
+    """Return the preprocessing of a model that takes features as pixels, and images if the encoder is available.
+
+    Args:
+        encoder: Encoder of the features.
+        keep: Features that the model takes.
     """
     info, takes_images = encoder.info, not isinstance(encoder, GivenEncoder)
-    own = vars(info.preprocess) if takes_images else {"image_size": feature_side(info.embed_dim)}
-    return FeaturePreprocess(**own, encoder=info.name, digest=info.digest, takes_images=takes_images)
+    side = feature_side(info.embed_dim, has_tokens=keep == "tokens")
+    own = vars(info.preprocess) if takes_images else {"image_size": side}
+    return FeaturePreprocess(**own, encoder=info.name, digest=info.digest, takes_images=takes_images, keep=keep)
 
 
 @dataclass

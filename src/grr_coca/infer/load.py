@@ -161,7 +161,8 @@ def require_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool = Fa
     Args:
         folder: Folder of the model, which is not loaded.
         arguments: Arguments for images or pairs.
-        as_pairs: Whether all features of a pair are read; False: only their mean, in place of an image.
+        as_pairs: Whether the stored features of a pair are read; False: those that the model takes, in place of an
+            image.
 
     Raises:
         UserError: If an argument has features of another encoder, or images instead of features; the message names

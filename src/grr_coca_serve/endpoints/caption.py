@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
@@ -50,10 +49,10 @@ class CaptionOptions(Strict):
 
 
 class CaptionText(BaseModel):
-    """A caption, and the sum of the log-probabilities of its tokens."""
+    """A caption, and the sum of the log-probabilities of its tokens; null if no decoder computed them."""
 
     text: str
-    log_prob: float
+    log_prob: float | None
 
 
 class TagText(BaseModel):
@@ -90,7 +89,7 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
     start = partial(service.queue.caption, pixels, expires, options.prompt, generation, num_tags=options.tags)
     if "text/event-stream" not in request.headers.get("accept", ""):
         found = await asyncio.wrap_future(start())
-        captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in found.captions]
+        captions = [{"text": one.text, "log_prob": one.log_prob} for one in found.captions]
         answer = {"caption": found.captions[0].text, "captions": captions, **_known(found), "model": service.model_name}
         return json_response(answer)
     pieces = caption_pieces(start)

@@ -2,8 +2,10 @@
 
 Next to the features, `pairs.jsonl` has a line per image: its key, its captions, the columns of its table, and the
 path of a picture to show, if there is one. All files of the folder are opened when the first image is read.
+As a source, `pairs.jsonl` has the images themselves, if they are still where they were encoded.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -37,13 +39,14 @@ class FeaturePairs(PairSource):
 
     Args:
         folder: Folder written by `grr-coca data features`.
+        has_images: Whether images are the encoded files instead of their features.
 
     Raises:
         UserError: If a file is missing or corrupt.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, has_images: bool = False) -> None:
+        self.folder, self.has_images = folder, has_images
         self.header: FeatureHeader = read_feature_header(folder)
         if not (folder / PAIRS).is_file():
             raise UserError(f"{folder}: {PAIRS} is missing; run the same grr-coca data features again, which adds it")
@@ -70,10 +73,11 @@ class FeaturePairs(PairSource):
         """Yield the encoder, and the digest of the encoded source."""
         yield digest_header(self)
         yield f"{self.header.encoder.digest} {self.header.keep} {self.header.source} ".encode()
+        yield b"images " if self.has_images else b""
         yield digest_file(self.folder / PAIRS)
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair with its features; its image contains their mean."""
+        """Read one pair with its features. Its image contains their mean, or is the encoded file."""
         caption, *others = self.captions(index)
         return RawPair(
             self._listed.key(index),
@@ -86,15 +90,29 @@ class FeaturePairs(PairSource):
         )
 
     def image(self, index: int) -> bytes:
-        """Return the mean token of an image as a PNG file.
+        """Return the mean token of an image as a PNG file, or the encoded file.
 
         Raises:
-            BadSample: If the image has no features.
+            BadSample: If the image has no features, or the file is missing or has changed.
         """
         mean = self.cache.mean(index)
         if mean is None:
             raise BadSample(f"{self.name(index)}: has no features", Cause.NO_IMAGE)
-        return feature_image(mean, self.header.encoder.digest)
+        if self.has_images:
+            return self._encoded_file(index)
+        if self.header.keep == "mean":
+            return feature_image(mean, self.header.encoder.digest)
+        self.cache.offer()
+        return feature_image(mean, self.header.encoder.digest, self.cache.digest(index))
+
+    def _encoded_file(self, index: int) -> bytes:
+        path = self.image_path(index)
+        if path is None:
+            raise BadSample(f"{self.name(index)}: {PAIRS} has no path of the image", Cause.NO_IMAGE)
+        content = read_image_file(path, str(path))
+        if hashlib.sha256(content).digest() != self.cache.digest(index):
+            raise BadSample(f"{path}: not the image whose features are in {self.folder}", Cause.NO_IMAGE)
+        return content
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return the captions of an image."""
@@ -125,11 +143,15 @@ def features_of(source: PairSource) -> FeatureHeader | None:
         UserError: If the source has both, or features of several encoders.
     """
     first, *others = _parts(source)
-    found = first.header if isinstance(first, FeaturePairs) else None
+    found = _header_of(first)
     for other in others:
-        header = other.header if isinstance(other, FeaturePairs) else None
+        header = _header_of(other)
         require_same_features(other.place(0), header, None if found is None else found.encoder, first.place(0))
     return found
+
+
+def _header_of(source: PairSource) -> FeatureHeader | None:
+    return source.header if isinstance(source, FeaturePairs) and not source.has_images else None
 
 
 def _parts(source: PairSource) -> list[PairSource]:

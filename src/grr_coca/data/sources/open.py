@@ -14,7 +14,7 @@ from grr_coca.common.files import expand_cache_prefix, is_url, require_path, use
 from grr_coca.common.remote import RemoteFile, expand_braces
 from grr_coca.data.sources.base import PairSource, reader_that_owns, source_readers
 from grr_coca.data.sources.columns import as_captions, find_columns
-from grr_coca.data.sources.feature_pairs import FeaturePairs, is_feature_folder
+from grr_coca.data.sources.feature_pairs import PAIRS, FeaturePairs, is_feature_folder
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import SCHEME, ListedPairs, ListedRow, StoredRows, first_paths, locate_images
 from grr_coca.data.sources.parquet import open_parquet
@@ -58,7 +58,7 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
     - Parquet with the bytes of images, as in Hugging Face datasets
     - a folder of images next to `.txt` files
-    - image features written by `grr-coca data features`
+    - image features written by `grr-coca data features`; with `pairs.jsonl` in their folder, their images
     - icons with their names: `iconify:PREFIX`, an Iconify JSON file, an SVG sprite, an icon font
     - `cache:icons/train-*.tar`: a corpus built in the user's cache
 
@@ -160,6 +160,8 @@ def _files(path: str) -> tuple[list[Path], str | None]:
 def _open_one(path: Path, split: str | None, needs_captions: bool = True, needs_images: bool = True) -> PairSource:
     if path.is_dir():
         return _open_folder(path, needs_images)
+    if path.name == PAIRS and is_feature_folder(path.parent):
+        return FeaturePairs(path.parent, has_images=True)
     suffix = path.suffix.lower()
     if suffix == ".json":
         return _open_json(path, split, needs_captions, needs_images)

@@ -22,7 +22,7 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.feature_image import features_of_pixels
 from grr_coca.data.features import EncoderInfo, FeatureCache, FeatureHeader, read_feature_header
 from grr_coca.data.preprocess import Framing, Preprocess
-from grr_coca.data.sources.feature_pairs import is_feature_folder, require_same_features
+from grr_coca.data.sources.feature_pairs import PAIRS, is_feature_folder, require_same_features
 from grr_coca.infer.adapted.adaptation import read_adapted_header
 from grr_coca.infer.adapted.descriptors import unit
 from grr_coca.infer.encoder import (
@@ -230,16 +230,21 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
 def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool) -> None:
     """Check the arguments for `grr_coca.infer.load.require_input`."""
     expected = _features_of(folder)
-    needs_tokens = not is_adapted(folder) and read_keep(folder) == "tokens"
+    keep = "mean" if expected is None or is_adapted(folder) else read_keep(folder)
     for argument in arguments:
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
+        if found is not None and expected is None:
+            raise UserError(
+                f"{argument}: features of {found.encoder.name}; {folder} encodes images, so pass the images, or "
+                f"{Path(argument, PAIRS)} if they are where it lists them"
+            )
+        if found is not None and expected is not None and found.keep != keep:
+            # From all tokens of an encoder that runs here, commands for images compute the mean.
+            is_computable = keep == "mean" and not as_pairs and found.encoder.digest == expected.digest
+            if found.encoder.weights == expected.weights and not is_computable:
+                raise UserError(f"{argument}: has the features '{found.keep}', but {folder} takes '{keep}'")
         if found is not None or (expected is not None and expected.name.startswith(f"{GIVEN}:")):
             require_same_features(argument, found, expected, str(folder))
-        if found is not None and needs_tokens and not as_pairs:
-            raise UserError(
-                f"{argument}: {folder} takes all tokens of an image, and from features, this command reads only their "
-                "mean; pass the images, measure it with evaluate, or train with features --keep mean"
-            )
 
 
 def encoder_in_place(folder: Path) -> EncoderInfo | None:

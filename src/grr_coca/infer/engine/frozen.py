@@ -13,8 +13,8 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, UInt8
-from grr_coca.data.feature_image import features_of_pixels
-from grr_coca.data.features import EncoderInfo, Keep
+from grr_coca.data.feature_image import features_of_pixels, tokens_digest
+from grr_coca.data.features import EncoderInfo, Keep, find_tokens
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.encoder import (
     ImageTokens,
@@ -65,20 +65,30 @@ class FrozenEngine(WrappedEngine):
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B F F 3"]) -> EncodedImages:
-        """See `Engine`. Pixels may hold mean features, see `grr_coca.data.feature_image`."""
-        stored = [features_of_pixels(image) for image in pixels] if self.takes_features else []
+        """See `Engine`. Without an own image encoder, pixels may hold features, see `grr_coca.data.feature_image`."""
+        stored = [self._stored_features(image) for image in pixels] if self.own is None else []
         if any(row is not None for row in stored):
             rows = [
-                self.encoder.encode(image[None]).mean()[0] if row is None else row
+                _rows_of(self.encoder.encode(image[None]).kept(self.keep)) if row is None else row
                 for image, row in zip(pixels, stored, strict=True)
             ]
-            return self.encode_features(stack_tokens([row[None] for row in rows]))
+            return self.encode_features(stack_tokens(rows))
         return self.encode_features(self.encoder.encode(pixels).kept(self.keep), own_pixels(pixels, self.own))
 
-    @property
-    def takes_features(self) -> bool:
-        """Whether pixels may hold features, which are then the mean token."""
-        return self.keep == "mean" and self.own is None
+    def _stored_features(self, image: UInt8[np.ndarray, "F F 3"]) -> Float[np.ndarray, "N D"] | None:
+        """Return the features that a square of pixels holds or names; None if it is a picture.
+
+        Raises:
+            UserError: If the tokens are not stored in a folder that this process reads.
+        """
+        mean = features_of_pixels(image)
+        if mean is None or self.keep == "mean":
+            return None if mean is None else mean[None]
+        digest = tokens_digest(image.tobytes())
+        tokens = None if digest is None else find_tokens(self.encoder.info.digest, digest)
+        if tokens is None:
+            raise UserError("mean features; this model takes all tokens of an image")
+        return tokens.astype(np.float32)
 
     def with_stored(self, rows: Sequence[Float[np.ndarray, "_ D"]]) -> "FrozenEngine":
         """Return the engine for images with known features.
@@ -118,8 +128,13 @@ def with_frozen_encoder(
     own = files.preprocess if files.config.image_encoder is not None else None
     encoder = open_frozen(info, folder, or_given=own is None)
     engine = FrozenEngine(base, encoder, features.keep, own)
-    preprocess = feature_preprocess(encoder) if engine.takes_features else info.preprocess
+    preprocess = feature_preprocess(encoder, features.keep) if own is None else info.preprocess
     return replace(files, preprocess=preprocess), engine
+
+
+def _rows_of(image: ImageTokens) -> Float[np.ndarray, "N D"]:
+    """Return the tokens of a single image, without padding."""
+    return image.tokens[0][image.mask[0]]
 
 
 def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:

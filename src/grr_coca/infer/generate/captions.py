@@ -148,6 +148,11 @@ class Caption(NamedTuple):
     log_probs: tuple[float, ...]
     confidence: float | None = None
 
+    @property
+    def log_prob(self) -> float | None:
+        """Log-probability of the caption; None if no decoder computed it."""
+        return sum(self.log_probs) if self.log_probs else None
+
 
 class GeneratedCaptions(NamedTuple):
     """Captions (best first) and the unit-length embedding of each image, from one forward pass.

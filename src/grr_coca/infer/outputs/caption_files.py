@@ -27,17 +27,23 @@ if TYPE_CHECKING:
 
 
 class CaptionRow(NamedTuple):
-    """One caption of an image. `log_prob`: natural logarithm of the probability of the complete caption."""
+    """One caption of an image. `log_prob`: natural logarithm of the probability of the complete caption; None if no
+    decoder computed it."""
 
     image: str
     caption: str
-    log_prob: float
+    log_prob: float | None
 
 
 def caption_rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[CaptionRow]:
     """Return the rows of the captions of an image, best first."""
     # A model can generate a line end, but a caption must stay on one line.
-    return [CaptionRow(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]
+    return [CaptionRow(image.name, " ".join(c.text.split()), _log_prob_of(c)) for c in captions]
+
+
+def _log_prob_of(caption: "Caption") -> float | None:
+    log_prob = caption.log_prob
+    return None if log_prob is None else round(log_prob, 4)
 
 
 class CaptionOutput(ABC):
@@ -152,7 +158,7 @@ class CaptionFile(CaptionOutput):
             whole = (line for line in file if line.endswith("\n"))
             for number, record in enumerate(self._records(whole), 1):
                 try:
-                    yield CaptionRow(str(record["image"]), str(record["caption"]), float(record["log_prob"]))  # type: ignore[arg-type]
+                    yield CaptionRow(str(record["image"]), str(record["caption"]), _parsed(record["log_prob"]))
                 except (KeyError, TypeError, ValueError, OverflowError) as error:
                     raise self._not_ours(f"row {number}") from error
 
@@ -175,6 +181,10 @@ class CaptionFile(CaptionOutput):
     def _not_ours(self, place: str) -> UserError:
         columns = ", ".join(CaptionRow._fields)
         return UserError(f"{self.path}: {place} does not have the columns {columns}; use another file")
+
+
+def _parsed(log_prob: object) -> float | None:
+    return None if log_prob in (None, "") else float(log_prob)  # type: ignore[arg-type]
 
 
 def _is_torn(path: Path) -> bool:

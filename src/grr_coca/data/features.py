@@ -11,12 +11,10 @@ Shapes: M images of a shard, N tokens, D width.
 
 import hashlib
 import json
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
-from weakref import WeakSet
 
 import numpy as np
 
@@ -286,10 +284,12 @@ class FeatureCache:
         """Return the index of the image with the given file SHA-256, or None if it does not exist."""
         return self._numbers.get(digest)
 
-    def offer(self) -> None:
-        """Let `find_tokens` find the tokens of this folder, as long as the folder is open."""
-        with _OFFERING:
-            _OFFERED.add(self)
+    def find_tokens(self, encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
+        """Return all tokens of an image, see `grr_coca.data.stored_tokens.TokenStore`."""
+        if self.header.encoder.digest != encoder or self.header.keep != "tokens":
+            return None
+        number = self.find(digest)
+        return None if number is None else self.tokens(number)
 
     @cached_property
     def _numbers(self) -> dict[bytes, int]:
@@ -298,29 +298,6 @@ class FeatureCache:
 
     def _digests_of(self, shard: int) -> UInt8[np.ndarray, "M 32"]:
         return _mapped(self.folder / _digests(shard), (len(self.header.images_of(shard)), 32), np.uint8)
-
-
-_OFFERED: WeakSet[FeatureCache] = WeakSet()
-_OFFERING = threading.Lock()
-
-
-def find_tokens(encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
-    """Return all tokens of an image from the folders that this process reads; None if none has them.
-
-    Only folders that the process was asked to read are searched, so a picture from elsewhere cannot name a file.
-
-    Args:
-        encoder: Digest of the encoder.
-        digest: SHA-256 of the image.
-    """
-    with _OFFERING:
-        caches = list(_OFFERED)
-    for cache in caches:
-        if cache.header.encoder.digest == encoder and cache.header.keep == "tokens":
-            number = cache.find(digest)
-            if number is not None:
-                return cache.tokens(number)
-    return None
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -20,6 +20,7 @@ from grr_coca.data.sources.folder import read_image_file
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, StoredRows
 from grr_coca.data.sources.tables import open_json_lines
 from grr_coca.data.sources.views import ByImage, Chain
+from grr_coca.data.stored_tokens import offer_tokens
 from grr_coca.data.tokenizer import caption_lines, decode_text
 from grr_coca.data.walk import has_image_suffix
 
@@ -102,7 +103,7 @@ class FeaturePairs(PairSource):
             return self._encoded_file(index)
         if self.header.keep == "mean":
             return feature_image(mean, self.header.encoder.digest)
-        self.cache.offer()
+        offer_tokens(self.cache)
         return feature_image(mean, self.header.encoder.digest, self.cache.digest(index))
 
     def _encoded_file(self, index: int) -> bytes:

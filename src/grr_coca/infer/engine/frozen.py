@@ -14,8 +14,9 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.feature_image import features_of_pixels, tokens_digest
-from grr_coca.data.features import EncoderInfo, Keep, find_tokens
+from grr_coca.data.features import EncoderInfo, Keep
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.stored_tokens import find_tokens
 from grr_coca.infer.encoder import (
     ImageTokens,
     VisionEncoder,

@@ -1,0 +1,43 @@
+"""Stored tokens of images, found by the digest of an image in the folders that this process reads.
+
+Only folders that the process was asked to read are searched, so a picture from elsewhere cannot name a file.
+"""
+
+import threading
+from typing import Protocol
+from weakref import WeakSet
+
+import numpy as np
+
+from grr_coca.common.shapes import Float
+
+
+class TokenStore(Protocol):
+    """A folder of features, see `grr_coca.data.features.FeatureCache`."""
+
+    def find_tokens(self, encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
+        """Return all tokens of an image; None if this folder does not have them.
+
+        Args:
+            encoder: Digest of the encoder.
+            digest: SHA-256 of the image.
+        """
+        ...
+
+
+_OFFERED: WeakSet[TokenStore] = WeakSet()
+_OFFERING = threading.Lock()
+
+
+def offer_tokens(store: TokenStore) -> None:
+    """Let `find_tokens` search a folder, as long as it is in use."""
+    with _OFFERING:
+        _OFFERED.add(store)
+
+
+def find_tokens(encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
+    """Return all tokens of an image from the offered folders, see `TokenStore`; None if none has them."""
+    with _OFFERING:
+        stores = list(_OFFERED)
+    found = (store.find_tokens(encoder, digest) for store in stores)
+    return next((tokens for tokens in found if tokens is not None), None)

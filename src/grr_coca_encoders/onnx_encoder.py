@@ -92,8 +92,8 @@ class OnnxEncoder:
         _, num_tokens, embed_dim = self.encode(self._black()).tokens.shape
         if embed_dim < _MIN_WIDTH:
             raise UserError(
-                f"{self.name}: has {embed_dim} numbers per {'image' if num_tokens == 1 else 'place'}, which are no "
-                f"features{candidates(path)}"
+                f"{self.name}: has {embed_dim} numbers per {'image' if num_tokens == 1 else 'place'}, and features "
+                f"have more{candidates(path)}"
             )
         self.info = EncoderInfo(
             name=self.name,

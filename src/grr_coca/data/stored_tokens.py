@@ -1,6 +1,6 @@
 """Stored tokens of images, found by the digest of an image in the folders that this process reads.
 
-Only folders that the process was asked to read are searched, so a picture from elsewhere cannot name a file.
+Only folders whose features this process has read are searched, so a picture from elsewhere cannot name a file.
 """
 
 import threading

@@ -1,9 +1,12 @@
-"""Pages of finished studies: each names the code that wrote it, and shows at most two pictures."""
+"""Pages of studies: each finished study names the code that wrote it and shows at most two images; plans are valid."""
 
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from grr_coca_study.plan import Plan, read_plan
 
 STUDIES = Path(__file__).parents[2] / "studies"
 PAGES_ELSEWHERE = {"adamw_long/2400_parts_one_kernel": "adamw_long/2400_parts"}
@@ -28,3 +31,12 @@ def test_finished_study_names_its_code_and_shows_its_images(folder):
     shown = re.findall(r"!\[[^\]]+\]\((figures/[\w.-]+)\)", text)
     assert {folder / path for path in shown} == set((folder / "figures").glob("*"))
     assert len(shown) <= 2
+
+
+def test_plans_of_the_page_on_studies_are_valid(tmp_path):
+    page = (STUDIES.parent / "docs" / "run-a-study.md").read_text(encoding="utf-8")
+    plan, grids = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    for keys in (plan, {**plan, **grids}):
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(keys), encoding="utf-8")
+        assert read_plan(path, Plan).tuning is not None

@@ -41,6 +41,7 @@ from grr_coca.infer.adapted.beside import (
     EncoderDescriptor,
     open_beside,
     open_in_place,
+    open_start,
     parts_beside,
     read_encoder_info,
     read_encoder_mean,
@@ -83,6 +84,7 @@ class Adapted:
         model: The base model.
         is_tuned: Whether the base was fine-tuned on these pairs.
         encoder: Additional image encoder next to the base; None without one.
+        start: Name of the start model whose embedding is a feature; None without one.
         graph: Line about the encoder graph in the folder.
     """
 
@@ -99,6 +101,7 @@ class Adapted:
     model: ImageTextModel
     is_tuned: bool
     encoder: EncoderInfo | None
+    start: str | None
     graph: str = ""
 
 
@@ -126,8 +129,9 @@ def adapt_model(
         out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
         val: Pairs for choosing values and for all measurements; they are not fitted, even if they are among
             `pairs`. None: the pairs are divided into folds.
-        is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given.
-        encoder: Name of an additional image encoder, or folder of its features.
+        is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given, and the embedding of its
+            start model is one more feature, see `grr_coca.infer.adapted.start_model`.
+        encoder: Name of an additional image encoder, or folder of its features, in place of the start model.
         watch: Called to report progress.
         write_more: Called with the unfinished folder, to add files such as a report.
 
@@ -150,6 +154,8 @@ def adapt_model(
         raise UserError(f"{name}: features, which need no encoder; leave out --encoder")
     model = load(folder)
     descriptor = None if encoder is None else open_beside(encoder, model.preprocess.framing)
+    if encoder is None and is_tuned:
+        descriptor = open_start(folder, load)
     if features is not None:
         descriptor = open_in_place(features)
     if descriptor is not None:
@@ -206,7 +212,8 @@ def adapt_model(
         source=source,
         model=model,
         is_tuned=is_tuned,
-        encoder=None if descriptor is None else descriptor.encoder.info,
+        encoder=None if descriptor is None or descriptor.is_start else descriptor.encoder.info,
+        start=descriptor.encoder.info.name if descriptor is not None and descriptor.is_start else None,
     )
     return replace(adapted, graph=_write(out, folder, adapted, descriptor, write_more))
 

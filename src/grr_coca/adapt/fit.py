@@ -22,6 +22,8 @@ MAX_PLAIN = 128
 """Maximum width L of the second part."""
 _MAX_SELECTION = 1_200
 """Maximum number of images for choosing values."""
+_MIN_SELECTION = 50
+"""Minimum number of images for choosing values: fewer would choose by chance."""
 _NEAR_EMBEDDING, _NEAR_DESCRIPTORS = 0.9, 0.97
 """Minimum cosines of near-equal images, which share a fold: of the base's embeddings and of the descriptors."""
 _MIN_QUERIES = 20
@@ -410,10 +412,13 @@ def _choose(
     near: Int[np.ndarray, " N"],
     values: Values,
 ) -> Values:
-    """Choose values on at most `_MAX_SELECTION` images, by folds or on the held-out images.
+    """Choose values on at most `_MAX_SELECTION` images, by folds or on the held-out images. If fewer than
+    `_MIN_SELECTION`, the defaults are kept.
 
     A value replaces the default only if the mean reciprocal rank grows by more than its standard error.
     """
+    if (len(images) - images.num_fit or len(images)) < _MIN_SELECTION:
+        return values
     random = np.random.default_rng(0)
     parts = np.split(np.arange(len(images)), [images.num_fit])
     parts = [random.choice(own, _MAX_SELECTION, replace=False) if len(own) > _MAX_SELECTION else own for own in parts]

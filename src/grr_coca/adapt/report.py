@@ -81,6 +81,7 @@ def as_json(adapted: Adapted) -> str:
         "seconds": round(adapted.seconds, 1),
         "encoder": None if adapted.encoder is None else adapted.encoder.name,
         "encoder_graph": adapted.graph or None,
+        "start_model": adapted.start,
         "share_known_captions": measured.share_known,
         "values": vars(fitted.values),
         "retrieval": flat_figures(measured.figures),
@@ -138,6 +139,7 @@ def _summary(adapted: Adapted) -> str:
     measured = f"held-out images ({held:,})" if held else "images that the fit did not see"
     beside = " beside" if images.is_seen_by_base else " to features of"
     beside = "" if adapted.encoder is None else f"{beside} {adapted.encoder.name}"
+    beside = beside if adapted.start is None else f" and its start model {adapted.start}"
     return (
         f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.places):,} captions, "
         f"{len(adapted.header.captions):,} of them different, adapted from {adapted.header.base}{beside} in "

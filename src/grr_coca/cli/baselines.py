@@ -2,14 +2,13 @@
 training.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grr_coca.common.errors import UserError
 from grr_coca.infer.load import load, locate_checkpoint
-from grr_coca.model.checkpoint_files import DEFAULT, START_FILE, is_adapted
+from grr_coca.model.checkpoint_files import DEFAULT, is_adapted, start_of_run
 
 if TYPE_CHECKING:
     from grr_coca.adapt.baselines import Baselines
@@ -41,12 +40,7 @@ def baselines_of(folder: Path) -> "Baselines | None":
 
 def _start_of(run: Path) -> Path:
     """Return the start model of a run, or the default model if the run started with new weights."""
-    path = run / START_FILE
-    if path.is_file():
-        start = Path(json.loads(path.read_text(encoding="utf-8"))["checkpoint"])
-        if start.is_dir() and not is_adapted(start):
-            return start
-    return locate_checkpoint(DEFAULT)
+    return start_of_run(run) or locate_checkpoint(DEFAULT)
 
 
 def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) -> "dict[str, dict[str, Measure]]":

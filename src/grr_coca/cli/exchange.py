@@ -12,7 +12,7 @@ from grr_coca.cli.output import print_line, require_new_folder
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model import hub
-from grr_coca.model.checkpoint_files import ENCODER_FILES, FROZEN_FILES, is_adapted, read_files, require_not_adapted
+from grr_coca.model.checkpoint_files import ENCODER_FILES, FROZEN_FILES, START_MODEL, is_adapted, read_files
 
 
 def export_onnx(
@@ -29,7 +29,6 @@ def export_onnx(
             smallest and fastest, and changes results slightly.
     """
     folder = locate_checkpoint(checkpoint)
-    require_not_adapted(folder, "export onnx")
     require_new_folder(out)
     require_extra("export", "exporting to ONNX")
 
@@ -99,7 +98,9 @@ def push(
 
     carried = (read_encoder_info(folder), ENCODER_FILES[2]), (read_files(folder).encoder, FROZEN_FILES[1])
     for info, graph in carried:
-        if info is not None:
+        if info is not None and (folder / START_MODEL).is_dir():
+            print(f"{info.name}, from which it was fine-tuned, is published with it", file=sys.stderr)
+        elif info is not None:
             if not (folder / graph).exists() and name_without_folders(info.name) != info.name:
                 raise UserError(f"{folder}: needs {info.name}, which is not public; it cannot be pushed")
             is_copied = "is published with it" if (folder / graph).exists() else "is referenced"

@@ -110,7 +110,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     if is_adapted(folder):
         from grr_coca.infer.adapted.adapted_model import AdaptedModel  # late: few models are adapted
 
-        return AdaptedModel(files, computing, folder)
+        return AdaptedModel(files, computing, folder, load)
     from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
 
     return ImageTextModel(files, computing, folder)

@@ -56,6 +56,10 @@ ADAPTED_FILES = (ADAPTED, "adapted.safetensors", "features.safetensors")
 """Files that `grr-coca adapt` adds to those of its base; see `grr_coca.infer.adapted`."""
 ENCODER_FILES = ("encoder.json", "encoder.safetensors", "encoder.onnx")
 """Files of an additional image encoder next to the base of an adapted model; see `grr_coca.infer.adapted.beside`."""
+START_MODEL = "start"
+START_MODEL_FILES = tuple(f"{START_MODEL}/{name}" for name in (*FILES, *GRAPH_FILES, MANIFEST))
+"""Copy of the start model of a fine-tuned base in the folder of an adapted model; see
+`grr_coca.infer.adapted.start_model`."""
 FROZEN_FILES = ("frozen.json", "frozen.onnx")
 """Files of the frozen encoder of a model that takes its features; see `grr_coca.infer.engine.frozen`."""
 MODEL_FILES = (
@@ -65,6 +69,7 @@ MODEL_FILES = (
     *FITTED_FILES,
     *ADAPTED_FILES,
     *ENCODER_FILES,
+    *START_MODEL_FILES,
     *FROZEN_FILES,
 )
 """All files that a model may be loaded from. A checkpoint of a run has more files, to continue training."""
@@ -138,6 +143,23 @@ class _Best:
     """The content of `BEST_FILE`."""
 
     step: int
+
+
+def start_of_run(run: Path) -> Path | None:
+    """Return the checkpoint that a fine-tuned run started from; None if it is unknown, or is gone or changed.
+
+    Raises:
+        UserError: If the file that names it is corrupt.
+    """
+    path = run / START_FILE
+    if not path.is_file():
+        return None
+    origin = read_json(path)
+    named = Path(str(origin.get("checkpoint")))
+    for folder in (named, *(FOLDER / name for name in bundled_names())):  # a bundled model may have moved
+        if not _missing(folder, FILES) and fingerprint(folder) == origin.get("fingerprint"):
+            return folder
+    return None
 
 
 def find_checkpoint(path: Path) -> Path:

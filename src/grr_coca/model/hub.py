@@ -35,6 +35,8 @@ from grr_coca.model.checkpoint_files import (
     GRAPH_FILES,
     HUB_ID,
     START_FILE,
+    START_MODEL,
+    START_MODEL_FILES,
     Figure,
     ModelCard,
     bundled_folder,
@@ -42,6 +44,7 @@ from grr_coca.model.checkpoint_files import (
     find_checkpoint,
     fingerprint,
     has_graphs,
+    is_adapted,
 )
 
 README = "README.md"
@@ -73,20 +76,24 @@ class Start:
 
 
 def find_start(checkpoint: Path) -> Start | None:
-    """Return the model that the run of a checkpoint started from, or None if the checkpoint is not of a fine-tuning
-    run.
+    """Return the model that the run of a checkpoint started from, or that was adapted; None if the checkpoint
+    is neither adapted nor of a fine-tuning run.
 
     A local folder is named without its parents, as the card is public.
 
     Raises:
         UserError: If a file is corrupt.
     """
-    path = checkpoint.parent.parent / START_FILE
-    if checkpoint.parent.name != "checkpoints" or not path.is_file():
+    path, names = checkpoint.parent.parent / START_FILE, ("checkpoint", "fingerprint")
+    if is_adapted(checkpoint):
+        path, names = checkpoint / ENCODER_FILES[0], ("name", "weights")
+        if not (checkpoint / START_MODEL).is_dir():
+            path, names = checkpoint / ADAPTED_FILES[0], ("base", "base_fingerprint")
+    elif checkpoint.parent.name != "checkpoints" or not path.is_file():
         return None
     try:
         origin = read_json(path)
-        folder, expected = Path(origin["checkpoint"]), origin["fingerprint"]
+        folder, expected = Path(origin[names[0]]), origin[names[1]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: {error} is missing or invalid") from error
     for name in bundled_names():
@@ -189,7 +196,9 @@ def _encoder_lines(folder: Path) -> list[str]:
     path, config = folder / ENCODER_FILES[0], folder / "config.json"
     frozen = read_json(config).get("encoder") if config.exists() else None
     for about, graph in ((read_json(path) if path.exists() else None, ENCODER_FILES[2]), (frozen, FROZEN_FILES[1])):
-        if about:
+        if about and (folder / START_MODEL).is_dir():
+            lines += ["", f"The model contains `{about.get('name')}`, from which it was fine-tuned."]
+        elif about:
             kind = "contains" if (folder / graph).exists() else "needs"
             lines += [
                 "",
@@ -222,9 +231,8 @@ def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
         verify_folder(checkpoint)
-    fitted = [
-        name for name in (*FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES, *FROZEN_FILES) if (checkpoint / name).exists()
-    ]
+    added = (*FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES, *START_MODEL_FILES, *FROZEN_FILES)
+    fitted = [name for name in added if (checkpoint / name).exists()]
     if not has_graphs(checkpoint):
         return {name: checkpoint / name for name in (*FILES, *fitted)}
     names, manifest = (*FILES, *GRAPH_FILES, *fitted), read_json(checkpoint / MANIFEST)
@@ -284,6 +292,8 @@ def _count_in_header(path: Path) -> int:
 def _trained(step: int, start: Start | None) -> str:
     if start is None:
         return f", {step:,} steps of training" if step else ""  # unknown for an imported model
+    if start.step == step:
+        return f", adapted in closed form from `{start.name}`"
     return f", {step - start.step:,} steps of training from `{start.name}`" if start.step else f", from `{start.name}`"
 
 

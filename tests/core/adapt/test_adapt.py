@@ -237,7 +237,6 @@ def test_rejects_too_many_pairs_before_reading_them(grr_coca, tmp_path):
         (["lint", "unseen", "-c", "mine"], "lint does not support adapted models"),
         (["caption", "unseen", "-c", "mine", "--tags", "3"], "this model has no tags"),
         (["evaluate", "mine", "--data", "pairs.tar", "--task", "loss"], "has no loss; use --task retrieval"),
-        (["export", "onnx", "-c", "mine", "--out", "new"], "export onnx does not support adapted models"),
         (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not support adapted models"),
     ],
 )

@@ -11,13 +11,9 @@ from support import encode_image, real_pairs, snapshot, write_shard
 
 from grr_coca import load
 from grr_coca.cli import main
-from grr_coca.common.ranks import launched
 from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.load import locate_checkpoint
-from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import fingerprint
-from grr_coca.train.loop import train
-from grr_coca.train.recipe import DataRecipe, EvaluationRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
 
 
 @pytest.fixture(scope="module")
@@ -80,22 +76,6 @@ def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
 # --- A base that was fine-tuned on the pairs
 
 
-@pytest.fixture(scope="module")
-def run(place, tmp_path_factory):
-    """`icons`, fine-tuned on the pairs for three steps. Every 20th image is held out."""
-    out = tmp_path_factory.mktemp("run") / "mine"
-    recipe = Recipe(
-        data=DataRecipe(train=str(place / "pairs.tar"), batch_size=32),
-        optimizer=OptimizerRecipe("muon", lr=0.003),
-        schedule=ScheduleRecipe(steps=3, warmup_steps=1),
-        evaluation=EvaluationRecipe(interval=10, batch_size=4),
-        precision="fp32",
-    )
-    with launched() as ranks:
-        train(recipe, from_pretrained(locate_checkpoint("icons")), out, ranks, lambda *_: None)
-    return out
-
-
 def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp_path):
     said = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
     assert said.code == 0, said.err
@@ -153,9 +133,12 @@ def test_fine_tuning_ends_with_a_model_adapted_to_its_pairs(grr_coca, place, tmp
     assert said.code == 0, said.err
     assert "fine-tuned " in said.out
     assert "held-out images (" in said.out
+    assert "adapted from " in said.out
+    assert " and its start model icons in " in said.out
     model = load(tmp_path / "run" / "adapted")
     assert model.adaptation.header.base_fingerprint == fingerprint(locate_checkpoint(tmp_path / "run"))
     assert model.adaptation.header.num_images == NUM_PAIRS
+    assert (tmp_path / "run" / "adapted" / "start" / "model.safetensors").exists()
     again = grr_coca(*command[:-1], tmp_path / "other", "--no-adapt")
     assert again.code == 0
     assert not (tmp_path / "other" / "adapted").exists()

@@ -25,6 +25,7 @@ from grr_coca.infer.adapted.captioner import (
     with_log_probs,
 )
 from grr_coca.infer.adapted.descriptors import descriptors
+from grr_coca.infer.adapted.start_model import LoadModel
 from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
@@ -92,14 +93,15 @@ class AdaptedModel(ImageTextModel):
         checkpoint: The base's files, or its checkpoint.
         engine: Engine of the base.
         folder: Folder of the adapted model.
+        load: Function that loads a model: the start model of the base, if it is a feature.
     """
 
-    def __init__(self, checkpoint: CheckpointFiles, engine: Engine, folder: Path) -> None:
+    def __init__(self, checkpoint: CheckpointFiles, engine: Engine, folder: Path, load: LoadModel) -> None:
         self.adaptation = read_adaptation(folder)
         if engine.embed_dim != len(self.adaptation.arrays.image_mean):
             raise UserError(f"{folder}: the adaptation does not match the base model; run grr-coca adapt again")
         self._base = checkpoint
-        descriptor = read_beside(folder, is_in_place=self.adaptation.is_without_images)
+        descriptor = read_beside(folder, load, is_in_place=self.adaptation.is_without_images)
         if descriptor is not None:
             checkpoint, engine = parts_beside(checkpoint, engine, descriptor)
         super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation, descriptor), folder)

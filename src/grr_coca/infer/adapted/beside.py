@@ -3,11 +3,12 @@
 Pixels come from the preprocessing of the encoder. If used next to the base, the base gets the pixels framed and scaled
 to its own size, and the mean token of an image, less the mean of the domain, is an additional descriptor of fixed
 length. If used in place of the base, the pixels may hold features (`grr_coca.data.feature_image`), and the base embeds
-only texts.
+only texts. The start model of a fine-tuned base (`grr_coca.infer.adapted.start_model`) takes the base's own pixels.
 
 Shapes: B images, S image size of the encoder in pixels, X width of the encoder, T tokens.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from grr_coca.common.dict_to_dataclass import from_dict
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float, UInt8
@@ -25,6 +26,7 @@ from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.sources.feature_pairs import PAIRS, is_feature_folder, require_same_features
 from grr_coca.infer.adapted.adaptation import read_adapted_header
 from grr_coca.infer.adapted.descriptors import unit
+from grr_coca.infer.adapted.start_model import LoadModel, StartEncoder, find_start_encoder
 from grr_coca.infer.encoder import (
     GIVEN,
     GivenEncoder,
@@ -40,6 +42,7 @@ from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.infer.export.encoder_graph import write_encoder_files
 from grr_coca.model.checkpoint_files import (
     ENCODER_FILES,
+    START_MODEL,
     CheckpointFiles,
     is_adapted,
     read_encoder_in_place,
@@ -48,9 +51,9 @@ from grr_coca.model.checkpoint_files import (
 )
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
-_SHARE, _SHARE_IN_PLACE = 2.25, 5.5
-"""Squared length of this descriptor next to the base, and in its place: that of all descriptors and the base's
-embedding together. The others have 2.25, and the base's embedding has 1."""
+_SHARE, _SHARE_IN_PLACE, _SHARE_OF_START = 2.25, 5.5, 1.0
+"""Squared length of this descriptor next to the base, in its place, and for its start model. In its place, it is that
+of all descriptors and the base's embedding together: the others have 2.25, and the base's embedding has 1."""
 
 
 class EncoderDescriptor:
@@ -102,8 +105,13 @@ class EncoderDescriptor:
     def scale(self, mean_tokens: Float[np.ndarray, "B X"]) -> Float[np.ndarray, "B X"]:
         """Return the descriptors of mean tokens."""
         assert self.mean is not None
-        share = _SHARE_IN_PLACE if self.is_in_place else _SHARE
+        share = _SHARE_OF_START if self.is_start else _SHARE_IN_PLACE if self.is_in_place else _SHARE
         return (np.float32(np.sqrt(share)) * unit(mean_tokens - self.mean)).astype(np.float32)
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is the start model of the base, whose pixels it takes."""
+        return isinstance(self.encoder, StartEncoder)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -151,6 +159,8 @@ def parts_beside(
         engine: Engine of the base.
         descriptor: Encoder.
     """
+    if descriptor.is_start:
+        return files, engine
     of_squares = EngineWithoutImages(engine) if descriptor.is_in_place else EngineOfSquares(engine, files.preprocess)
     return replace(files, preprocess=descriptor.preprocess), of_squares
 
@@ -172,6 +182,12 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
     return EncoderDescriptor(encoder if framing is None else framed(encoder, framing))
 
 
+def open_start(base: Path, load: LoadModel) -> EncoderDescriptor | None:
+    """Return the start model of a fine-tuned base, see `find_start_encoder`."""
+    encoder = find_start_encoder(base, load)
+    return None if encoder is None else EncoderDescriptor(encoder)
+
+
 def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
     """Open the encoder of features for an adaptation to them, without images.
 
@@ -181,7 +197,7 @@ def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
 
 
 def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> str:
-    """Write an encoder into the folder of an adapted model: as a graph, or else by its name.
+    """Write an encoder into the folder of an adapted model: as a graph, or else by its name. A start model is copied.
 
     Args:
         descriptor: Encoder.
@@ -189,23 +205,30 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
         pictures: Sample pictures for choosing the precision of the graph.
 
     Returns:
-        A line about the graph, or the reason why there is none; empty if only features are known.
+        A line about the graph, or the reason why there is none; empty if only features are known, or for a start model.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
     """
     from safetensors.numpy import save
 
-    line = write_encoder_files(descriptor.encoder, folder / ENCODER, folder / ENCODER_GRAPH, pictures)
+    line = ""
+    if isinstance(descriptor.encoder, StartEncoder):
+        descriptor.encoder.copy_to(folder / START_MODEL)
+        described = json.dumps(to_dict(descriptor.encoder.info), indent=1, ensure_ascii=False)
+        (folder / ENCODER).write_bytes(described.encode())
+    else:
+        line = write_encoder_files(descriptor.encoder, folder / ENCODER, folder / ENCODER_GRAPH, pictures)
     (folder / ENCODER_MEAN).write_bytes(save({"mean": np.ascontiguousarray(descriptor.mean, np.float32)}))
     return line
 
 
-def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
+def read_beside(folder: Path, load: LoadModel, *, is_in_place: bool) -> EncoderDescriptor | None:
     """Read the encoder of an adapted model; None if it has none.
 
     Args:
         folder: Folder of the model.
+        load: Function that loads a model.
         is_in_place: See `EncoderDescriptor`.
 
     Raises:
@@ -215,8 +238,11 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
     if info is None:
         return None
     mean = read_encoder_mean(folder)
-    graph = folder / ENCODER_GRAPH
-    if graph.is_file():
+    graph, start = folder / ENCODER_GRAPH, folder / START_MODEL
+    encoder: VisionEncoder
+    if start.is_dir():
+        encoder = StartEncoder(start, info, load)
+    elif graph.is_file():
         encoder = open_encoder(f"onnx:{graph}")
     elif is_in_place:
         encoder = opened_or_given(info)

@@ -54,7 +54,13 @@ Before a text is encoded, clean it as open_clip does, with the package ftfy:
 """
 
 
-def readme(checkpoint: Checkpoint, precision: str) -> str:
+_ADAPTED = """
+The model is adapted to pairs: for its own captions and vectors, `grr_coca.load` and all commands also use the other
+files. The program above reads only its base.
+"""
+
+
+def readme(checkpoint: Checkpoint, precision: str, *, is_adapted: bool = False) -> str:
     """Return the content of README.md for a folder of graphs."""
     preprocess, tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     context_length = checkpoint.config.text_decoder.context_length
@@ -72,5 +78,7 @@ def readme(checkpoint: Checkpoint, precision: str) -> str:
         size=preprocess.image_size,
         context_length=context_length,
         weights=QUANTIZED_WEIGHTS if precision == "int8" else WEIGHTS,
-        notes=(_INT8 if precision == "int8" else "") + (_FTFY if tokenizer.cleaning == "ftfy" else ""),
+        notes=(_ADAPTED if is_adapted else "")
+        + (_INT8 if precision == "int8" else "")
+        + (_FTFY if tokenizer.cleaning == "ftfy" else ""),
     )

@@ -24,13 +24,18 @@ from grr_coca.infer.export.readme import readme
 from grr_coca.infer.export.weights import refer_to, write_shared
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_tensors
 from grr_coca.model.checkpoint_files import (
+    ADAPTED_FILES,
+    ENCODER_FILES,
     FITTED_FILES,
     FROZEN_FILES,
     GRAPHS,
     QUANTIZED_WEIGHTS,
+    START_MODEL,
     WEIGHTS,
     GraphName,
-    fingerprint,
+    base_fingerprint,
+    has_graphs,
+    is_adapted,
 )
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -40,7 +45,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures: Sequence[bytes] = ()) -> str:
     """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, atomically.
 
-    If the model takes features of a frozen encoder, this is written too, if its licence allows a copy.
+    If the model takes features of a frozen encoder, this is written too, if its licence allows a copy. An adapted model
+    stays one: the graphs are those of its base, and of its start model if it has one.
 
     Args:
         source: Folder of the checkpoint.
@@ -78,11 +84,24 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
                     _write_quantized(checkpoint, partial)
             if checkpoint.encoder is not None:
                 line = _write_frozen(checkpoint.encoder, source, partial, pictures, smallest=precision != "fp32")
+            if is_adapted(source):
+                _write_adaptation(source, partial, precision)
             facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
-            (partial / "README.md").write_bytes(readme(checkpoint, precision).encode())
+            (partial / "README.md").write_bytes(readme(checkpoint, precision, is_adapted=is_adapted(source)).encode())
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     return line
+
+
+def _write_adaptation(source: Path, folder: Path, precision: Precision) -> None:
+    for name in (*ADAPTED_FILES, *ENCODER_FILES):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    start = source / START_MODEL
+    if start.is_dir() and precision == "fp32" and has_graphs(start):
+        shutil.copytree(start, folder / START_MODEL)
+    elif start.is_dir():
+        write_onnx(start, folder / START_MODEL, precision)
 
 
 def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Sequence[bytes], *, smallest: bool) -> str:
@@ -147,7 +166,7 @@ def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -
     config, tokenizer, model = checkpoint.config, checkpoint.tokenizer, checkpoint.model
     return {
         "precision": precision,
-        "checkpoint": fingerprint(source),
+        "checkpoint": base_fingerprint(source),
         "opset": OPSET,
         "versions": {name: version(name) for name in ("grr-coca", "torch", "onnx", "onnxscript")},
         "model": {

@@ -32,14 +32,14 @@ def published(text: str) -> str:
 def training_table() -> str:
     """A training step beside open_clip's, on two machines."""
     here, there = (_results(name)["rows"] for name in ("training", "xeon/training"))
-    heads = ("captions", "precision", "ours, images/s", "open_clip", "times as fast", "on the Xeon")
+    heads = ("captions", "precision", "GRR-CoCa, images/s", "open_clip", "times as fast", "on the Xeon")
     lines = []
     for name in TRAINING_ROWS:
         row, ratios = here[name], here[name]["ratios"]
         speeds = (f"{row['sides'][side]['images_per_second']:.3g}" for side in ("ours", "open_clip"))
         others = (f"{ratios['speed']:.2f}", f"{there[name]['ratios']['speed']:.2f}", f"{ratios['memory']:.0%}")
         lines.append((LENGTHS[row["lengths"]], row["precision"], *speeds, *others))
-    return _markdown((*heads, "memory, of open_clip's"), lines)
+    return _markdown((*heads, "memory over open_clip's"), lines)
 
 
 def compiled_table() -> str:
@@ -58,7 +58,16 @@ def compiled_table() -> str:
 def captioning_table() -> str:
     """Captions a second beside the peers', on two machines."""
     here, there = (_results(name)["cells"] for name in ("captioning", "xeon/captioning"))
-    heads = ("decoding", "images", "new tokens", "ours, captions/s", "peer", "its", "times as fast", "on the Xeon")
+    heads = (
+        "decoding",
+        "images",
+        "new tokens",
+        "GRR-CoCa, captions/s",
+        "peer",
+        "peer's",
+        "times as fast",
+        "on the Xeon",
+    )
     lines = []
     for key in CAPTIONING_ROWS:
         cell, other = _entry(here, key), _entry(there, key)
@@ -71,7 +80,16 @@ def captioning_table() -> str:
 
 def int8_table() -> str:
     """Ours in int8 beside the peers in fp32: what both machines measured."""
-    heads = ("decoding", "new tokens", "images", "peer", "ours, captions/s", "its", "times as fast", "on the Zen 5")
+    heads = (
+        "decoding",
+        "new tokens",
+        "images",
+        "peer",
+        "GRR-CoCa, captions/s",
+        "peer's",
+        "times as fast",
+        "on the Zen 5",
+    )
     same = ("method", "tokens", "batch", "peer")
     there = {tuple(cell[key] for key in same): f"{cell['ratio']:.1f}" for cell in _results("zen5")["captions_int8"]}
     lines = []
@@ -94,7 +112,7 @@ def imported_table() -> str:
     for row in _results("imported")["rows"]:
         place = row["decoding"].split("-")
         lines.append((*place, f"{row['ours_s']:.2f}", f"{row['open_clip_s']:.2f}", f"{row['ratio']:.1f}"))
-    return _markdown(("decoding", "images", "ours, s", "open_clip, s", "times as fast"), lines)
+    return _markdown(("decoding", "images", "GRR-CoCa, s", "open_clip, s", "times as fast"), lines)
 
 
 def engines_table() -> str:
@@ -116,7 +134,7 @@ def engines_table() -> str:
 def precision_table() -> str:
     """What int8 changes, over all drawings of the test splits."""
     rows = _results("precision")["rows"]
-    heads = ("model", "drawings", "exactly right", "R@1", "same as fp32", "same alone as in a batch", "lowest cosine")
+    heads = ("model", "drawings", "exactly right", "R@1", "same as fp32", "same in a batch of 1", "lowest cosine")
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
@@ -140,7 +158,7 @@ def data_table() -> str:
         (row,) = [row for row in _results(name)["rows"] if row["what"] == what]
         aim = row["target"].replace("<=", "≤").replace(">=", "≥")
         lines.append((text, f"{row['measured']:g} {unit}", f"{aim} {unit}"))
-    return _markdown(("what", "measured", "aim"), lines)
+    return _markdown(("measurement", "result", "target"), lines)
 
 
 def decoding_table() -> str:
@@ -153,7 +171,7 @@ def decoding_table() -> str:
         found = f"{row['now to before']:g}{unit} [{low}, {high}]".replace("-", "−")
         aim = row["target"].replace("<= ", "≤ ").replace(">= ", "≥ ")
         lines.append((DECODING_PARTS[part].format(what), f"{row['before, s']:g}", f"{row['now, s']:g}", found, aim))
-    return _markdown(("what", "before, s", "in helper programs, s", "times as fast [95%]", "aim"), lines)
+    return _markdown(("task", "before, s", "in subprocesses, s", "times as fast [95%]", "target"), lines)
 
 
 TRAINING_ROWS = [f"{lengths}-{precision}" for lengths in ("full", "cc12m", "coco") for precision in ("fp32", "bf16")]
@@ -170,8 +188,13 @@ DATA_ROWS = (
     ("order", "state, bytes", "order and index of 12 million samples: size of the state", "bytes"),
     ("order", "seek, s", "the same: seek to any position", "s"),
     ("order", "memory, MB", "the same: memory", "MB"),
-    ("loader", "loader / step in the first epoch", "loader alone, over the training step of `tiny`, first epoch", "×"),
-    ("loader", "loader / step in later epochs", "the same, once a small corpus is decoded in memory", "×"),
+    (
+        "loader",
+        "loader / step in the first epoch",
+        "loader speed over that of the training step of `tiny`, first epoch",
+        "×",
+    ),
+    ("loader", "loader / step in later epochs", "the same, when a small corpus is decoded in memory", "×"),
 )
 """Results file, its row, what a reader calls it, and the unit."""
 DECODING_PARTS = {
@@ -195,7 +218,9 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def _markdown(heads: Sequence[str], lines: list[tuple[str, ...]]) -> str:
     rule = ("---", *("---:" for _ in heads[1:]))
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines)).replace("%", " %")
+    rows = [f"| {' | '.join(line)} |" for line in (heads, *lines)]
+    rows.insert(1, f"|{'|'.join(rule)}|")
+    return "".join(f"{row}\n" for row in rows).replace("%", " %")
 
 
 def _results(name: str) -> dict[str, Any]:

@@ -22,8 +22,9 @@ MAX_PLAIN = 128
 """Maximum width L of the second part."""
 _MAX_SELECTION = 1_200
 """Maximum number of images for choosing values."""
-_MIN_SELECTION = 50
-"""Minimum number of images for choosing values: fewer would choose by chance."""
+_MIN_SELECTION, _MIN_SELECTION_TUNED = 50, 300
+"""Minimum number of images for choosing values, usually and if the base was fine-tuned on the images. Then only the
+validation images can choose: values from 55 to 129 of them were worse than fixed ones."""
 _NEAR_EMBEDDING, _NEAR_DESCRIPTORS = 0.9, 0.97
 """Minimum cosines of near-equal images, which share a fold: of the base's embeddings and of the descriptors."""
 _MIN_QUERIES = 20
@@ -177,7 +178,8 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     default = _TUNED if is_tuned else Values()
     if not images.is_seen_by_base:
         default = replace(default, plain_share=0.0)
-    values = _choose(images, features, plain, vocabulary, near, default)
+    least = _MIN_SELECTION_TUNED if is_tuned else _MIN_SELECTION
+    values = _choose(images, features, plain, vocabulary, near, default, least)
     step("fitting all images")
     space = TargetSpace(images.fitted_captions, vocabulary, values.text_weight)
     ridge = fit(features[own], values.width, values.penalty)
@@ -411,13 +413,14 @@ def _choose(
     vocabulary: Vocabulary,
     near: Int[np.ndarray, " N"],
     values: Values,
+    least: int,
 ) -> Values:
-    """Choose values on at most `_MAX_SELECTION` images, by folds or on the held-out images. If fewer than
-    `_MIN_SELECTION`, the defaults are kept.
+    """Choose values on at most `_MAX_SELECTION` images, by folds or on the held-out images. With fewer than `least`,
+    the defaults are kept.
 
     A value replaces the default only if the mean reciprocal rank grows by more than its standard error.
     """
-    if (len(images) - images.num_fit or len(images)) < _MIN_SELECTION:
+    if (len(images) - images.num_fit or len(images)) < least:
         return values
     random = np.random.default_rng(0)
     parts = np.split(np.arange(len(images)), [images.num_fit])

@@ -4,7 +4,7 @@ Only folders whose features this process has read are searched, so a picture fro
 """
 
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from weakref import WeakSet
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from grr_coca.common.shapes import Float
 
 
+@runtime_checkable
 class TokenStore(Protocol):
     """A folder of features, see `grr_coca.data.features.FeatureCache`."""
 

@@ -1,7 +1,7 @@
 """The start model of a fine-tuned base: its image embedding is one more feature of an adapted model.
 
-Fine-tuning on few pairs loses some of what the start model distinguishes, and the closed form can use both. A copy of
-the start model is in the folder of the adapted model.
+In folds of three domains, features of both models found more than those of the fine-tuned one
+(`benchmarks/own_pairs.md`). A copy of the start model is in the folder of the adapted model.
 
 Shapes: B images, S image size of the base in pixels.
 """

@@ -15,7 +15,6 @@ from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.tasks import measure_probe, measure_zeroshot
 from grr_coca.infer.explain.caption import caption_maps
-from grr_coca.infer.explain.text import text_map
 from grr_coca.model.losses import LossWeights
 from grr_coca.train.loop import Run
 
@@ -71,7 +70,6 @@ def use(library: Path | None, checkpoint: Path, shard: Path, out: Path) -> None:
         "texts": model.embed_texts(labels).tolist(),
         "classes": [[(row.label, row.probability) for row in rows] for rows in model.classify(images, labels)],
         "caption maps": [row.heat.tolist() for row in caption_maps(model.checkpoint, pixels, words)],
-        "text map": text_map(model.checkpoint, pixels, labels[0]).heat.tolist(),
         "losses": [measured.evaluation.contrastive_loss, measured.evaluation.perplexity],
         "zero-shot": {n: i.value for n, i in zeroshot.metrics.items()},
         "probe": {n: i.value for n, i in probe.metrics.items()},

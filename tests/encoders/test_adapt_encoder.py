@@ -179,10 +179,10 @@ def test_unknown_encoder_writes_nothing(grr_coca, place):
 
 def test_explain_shows_the_base(grr_coca, place, images, tmp_path):
     pytest.importorskip("matplotlib")
-    done = grr_coca("explain", images[0], "-c", place / "mine", "--text", "arrow", "--out", tmp_path / "maps.png")
+    done = grr_coca("explain", images[0], "-c", place / "mine", "--out", tmp_path / "maps.png")
     assert done.code == 0
     assert "the maps are of its base" in done.err
-    base = grr_coca("explain", images[0], "--text", "arrow", "--out", tmp_path / "base.png")
+    base = grr_coca("explain", images[0], "--out", tmp_path / "base.png")
     assert base.out.splitlines()[0] == done.out.splitlines()[0]
 
 

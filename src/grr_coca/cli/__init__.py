@@ -54,9 +54,7 @@ CORE = {
         "grr_coca.cli.embed:run", "embed images or texts as vectors that can be compared", "grr_coca.data.decoding"
     ),
     "classify": Command("grr_coca.cli.classify:run", "find the best matching labels of images"),
-    "explain": Command(
-        "grr_coca.cli.explain:run", "draw heat maps of a model's attention for each word of a caption, or for a text"
-    ),
+    "explain": Command("grr_coca.cli.explain:run", "draw heat maps of a model's attention for each word of a caption"),
     "doctor": Command("grr_coca.cli.doctor:run", "show the installation, and check that its files are intact"),
     "models": Command("grr_coca.cli.info:list_models", "list the models that can be used by name"),
     "data": Command("grr_coca.cli.data:run", "check, count, convert or index image-text pairs, or compute features"),

@@ -18,15 +18,13 @@ from grr_coca.model.checkpoint_files import DEFAULT, is_adapted
 def run(
     image: Annotated[Path, tyro.conf.Positional],
     checkpoint: CheckpointFlag = DEFAULT,
-    text: Annotated[str | None, tyro.conf.arg(metavar="QUERY")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> None:
-    """Draw heat maps of a model's attention: one for each word of its caption, or one for a text.
+    """Draw heat maps of a model's attention: one for each word of its caption.
 
     Args:
         image: image file.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
-        text: show which patches support (red) or contradict (blue) this text, instead of the caption's words.
         out: .png file to write; if not given, NAME-explained.png in the current folder.
     """
     out = out or Path(f"{image.stem}-explained.png")
@@ -38,22 +36,16 @@ def run(
     folder = locate_checkpoint(checkpoint)
     require_writable(out)
 
-    from grr_coca.infer.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
+    from grr_coca.infer.explain import caption_maps, caption_picture  # late: imports torch
 
     model = grr_coca.load(folder, engine="torch")
     preprocess = model.checkpoint.preprocess  # that of an adapted model may differ from its base's
     opened = preprocess.decode(data, str(image), for_people=True)
     pixels = model.checkpoint.pixels(opened)
-    if text is None:
-        (described,) = model.describe_many([opened])
-        caption = described.captions[0]
-        summary = f"caption: {caption.text}"
-        png = caption_picture(preprocess.cut(opened), caption_maps(model.checkpoint, pixels, caption.token_ids))
-    else:
-        found = text_map(model.checkpoint, pixels, text)
-        summary = f"cosine with '{text}': {found.similarity:.3f}"
-        png = text_picture(preprocess.cut(opened), text, found)
+    (described,) = model.describe_many([opened])
+    caption = described.captions[0]
+    png = caption_picture(preprocess.cut(opened), caption_maps(model.checkpoint, pixels, caption.token_ids))
     if is_adapted(folder):
         print(f"{folder}: an adapted model; the maps are of its base", file=sys.stderr)
     write_output(out, lambda file: file.write(png))
-    print(f"{summary}\nheat maps are in {out}")
+    print(f"caption: {caption.text}\nheat maps are in {out}")

@@ -3,7 +3,6 @@
 torch modules are imported late, so errors are reported immediately.
 """
 
-import json as json_format
 import math
 import os
 import shlex
@@ -36,7 +35,6 @@ def run(
     steps: int | None = None,
     fresh: Flag = False,
     dry_run: Flag = False,
-    json: Flag = False,
 ) -> int:
     """Pretrain both models, fine-tune them on three domains, measure them, and write a report.
 
@@ -49,10 +47,9 @@ def run(
         steps: pretrain for this number of steps, however long that takes.
         fresh: start again, and replace the demo in --out.
         dry_run: print the schedule that would be taken, and end.
-        json: with --dry-run, print it as JSON.
     """
     began = time.monotonic()
-    _check(plan, minutes, steps, dry_run, json)
+    _check(plan, minutes, steps)
     from grr_coca_study.commands.study_run import run_with_progress
     from grr_coca_study.demo import DemoPlace, begin, finish, load_demo, open_folder
     from grr_coca_study.running.workers import worker_processes
@@ -63,7 +60,7 @@ def run(
         print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts again)")
     try:
         with worker_processes(min(2, os.cpu_count() or 1)) as workers:
-            decided = begun or _decide(requested, workers, minutes, steps, dry_run, json, began)
+            decided = begun or _decide(requested, workers, minutes, steps, dry_run, began)
             if dry_run:
                 return 0
             if begun is None:
@@ -76,13 +73,11 @@ def run(
     return 0
 
 
-def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: bool) -> None:
+def _check(plan: Path, minutes: float, steps: int | None) -> None:
     if not minutes > 0:
         raise UserError(f"--minutes must be more than 0, got {minutes:g}")
     if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, got {steps}")
-    if json and not dry_run:
-        raise UserError("--json requires --dry-run")
     if plan == _DEFAULT_PLAN and not plan.exists():
         raise UserError(f"{plan}: no such plan here; run the demo in a clone of the project, which has its corpora too")
     require_extra("train", "training")
@@ -91,7 +86,7 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
 
 
 def _decide(
-    plan: "DemoPlan", workers: "Workers", minutes: float, steps: int | None, dry_run: bool, json: bool, began: float
+    plan: "DemoPlan", workers: "Workers", minutes: float, steps: int | None, dry_run: bool, began: float
 ) -> "DemoPlan":
     """Return the plan with the number of steps and the precisions for this machine.
 
@@ -99,8 +94,7 @@ def _decide(
     """
     from grr_coca_study.demo import arm_names, arm_pace, choose, timed_schedules, with_precisions
 
-    if not json:
-        print("Measuring the pace of this machine …", file=sys.stderr)
+    print("Measuring the pace of this machine …", file=sys.stderr)
     (plan,) = workers.all([workers.submit(with_precisions, plan)])
     if steps is not None and not dry_run:
         return replace(plan, steps=steps)
@@ -111,13 +105,9 @@ def _decide(
     minutes = minutes if steps is None else math.inf
     schedules = timed_schedules(timed, paces, time.monotonic() - began)
     taken = choose(schedules, minutes)
-    if json:
-        found = {"steps": taken.steps, "minutes": round(taken.minutes, 1)}
-        print(json_format.dumps({**found, "precision": plan.precision, "muon_precision": plan.muon_precision}))
-    else:
-        step = max(pace.step for pace in paces)
-        print(f"A step takes {step:.2f} s, in {plan.precision}, with Muon in {plan.muon_precision}.")
-        print(_table(schedules, taken, minutes))
+    step = max(pace.step for pace in paces)
+    print(f"A step takes {step:.2f} s, in {plan.precision}, with Muon in {plan.muon_precision}.")
+    print(_table(schedules, taken, minutes))
     return replace(plan, steps=taken.steps)
 
 

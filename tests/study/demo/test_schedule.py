@@ -1,6 +1,5 @@
 """How long a comparison takes on a machine, and the schedule that is chosen for a time."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -63,10 +62,10 @@ def test_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_pa
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, name, value)
     plan = write_plan(schedules={3: 0.25, 10**9: 0.9})
-    assert main(["demo", str(plan), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert list(found) == ["steps", "minutes", "precision", "muon_precision"]
-    assert found["steps"] == 3
-    assert 0 < found["minutes"] <= 10
-    assert found["precision"] == "fp32"
+    assert main(["demo", str(plan), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    said = capfd.readouterr().out
+    assert "s, in fp32, with Muon in " in said
+    (taken,) = (line.split() for line in said.splitlines() if line.startswith("→"))
+    assert taken[1] == "3"
+    assert 0 < float(taken[3]) <= 10
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,6 @@ from PIL import Image
 
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.explain.caption import WordMap
-from grr_coca.infer.explain.text import TextMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,19 +28,16 @@ def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110)
     _title(panels[0], "image")
     for axes, (word, heat) in zip(panels[1:], maps, strict=True):
         _title(axes, word)
-        _overlay(axes, heat.numpy(), "Reds", 0.0, max(float(heat.max()), 1e-12))
-    return _png(figure)
-
-
-def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 110) -> bytes:
-    """Return a PNG with the model's input image and the patches that support a text (red) or contradict it
-    (blue).
-    """
-    figure, panels = _panels(image, 2, dpi)
-    _title(panels[0], "image")
-    _title(panels[1], f"{text}\ncosine {text_map.similarity:.3f}")
-    largest = max(float(text_map.heat.abs().max()), 1e-12)
-    _overlay(panels[1], text_map.heat.numpy(), "RdBu_r", -largest, largest)
+        # One square per patch, without blurring: the map has no information about pixels within a patch.
+        axes.imshow(
+            heat.numpy(),
+            cmap="Reds",
+            vmin=0.0,
+            vmax=max(float(heat.max()), 1e-12),
+            alpha=_OPACITY,
+            extent=(0, 1, 0, 1),
+            interpolation="nearest",
+        )
     return _png(figure)
 
 
@@ -60,11 +56,6 @@ def _panels(image: Image.Image, count: int, dpi: int) -> tuple["Figure", "list[A
         if number < count:
             axes.imshow(grey if number else pixels, extent=(0, 1, 0, 1))
     return figure, all_axes[:count]
-
-
-def _overlay(axes: "Axes", heat: np.ndarray, colours: str, low: float, high: float) -> None:
-    # One square per patch, without blurring: the map has no information about pixels within a patch.
-    axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=_OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
 
 
 def _title(axes: "Axes", text: str) -> None:

@@ -3,22 +3,8 @@
 import random
 
 _NUMBERS = (
-    "0",
-    "1",
-    "5",
-    "-3",
-    ".5",
-    "1e3",
-    "1e9",
-    "1e38",
-    "1e308",
-    "-1e308",
-    "NaN",
-    "99999999999",
-    "100%",
-    "1e-30",
-    "",
-)
+    "0", "1", "5", "-3", ".5", "1e3", "1e9", "1e38", "1e308", "-1e308", "NaN", "99999999999", "100%", "1e-30", "",
+)  # fmt: skip
 _IDS = tuple(f"i{number}" for number in range(12))
 _PAINTED = ("fill", "stroke", "mask", "clip-path", "filter", "marker-start", "marker-mid", "marker-end")
 _CONTAINERS = ("g", "pattern", "mask", "clipPath", "marker", "symbol", "switch", "a", "defs", "linearGradient", "text")

@@ -103,24 +103,9 @@ def _icon(name: str, symbol: Element, root: Element, named: dict[str, Element]) 
 
 
 _PRESENTED = frozenset(
-    [
-        "fill",
-        "stroke",
-        "stroke-width",
-        "stroke-linecap",
-        "stroke-linejoin",
-        "stroke-miterlimit",
-        "stroke-dasharray",
-        "fill-rule",
-        "clip-rule",
-        "opacity",
-        "fill-opacity",
-        "stroke-opacity",
-        "color",
-        "style",
-        "transform",
-    ]
-)
+    "fill", "stroke", "stroke-width", "stroke-linecap", "stroke-linejoin", "stroke-miterlimit", "stroke-dasharray",
+    "fill-rule", "clip-rule", "opacity", "fill-opacity", "stroke-opacity", "color", "style", "transform",
+)  # fmt: skip
 
 
 def _needed(group: Element, named: dict[str, Element]) -> Iterator[Element]:

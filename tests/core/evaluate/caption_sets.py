@@ -16,30 +16,9 @@ JAVA_TABLE = HERE / "ptb_java.tsv"
 SCORES = HERE / "pycocoevalcap.npz"
 NUM_REAL, NUM_MADE = 2000, 500
 WORDS = [
-    "a",
-    "the",
-    "two",
-    "man's",
-    "dog",
-    "cats",
-    "sitting",
-    "on",
-    "in",
-    "front",
-    "of",
-    "red",
-    "1/2",
-    "U.S.",
-    "don't",
-    "isn't",
-    "t-shirt",
-    "10",
-    ".",
-    ",",
-    "!!",
-    "-",
-    "(small)",
-]
+    "a", "the", "two", "man's", "dog", "cats", "sitting", "on", "in", "front", "of", "red", "1/2", "U.S.", "don't",
+    "isn't", "t-shirt", "10", ".", ",", "!!", "-", "(small)",
+]  # fmt: skip
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )

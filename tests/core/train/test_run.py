@@ -223,7 +223,7 @@ def test_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypa
     assert json.loads((folder / BEST_FILE).read_text()) == {"step": 5}
 
 
-@pytest.mark.parametrize("score", ["text_to_image/R@10", "image_to_text/R@5", "mean_recall"])
+@pytest.mark.parametrize("score", ["image_to_text/R@5", "mean_recall"])
 def test_best_may_be_that_of_any_recall(shard, tmp_path, score):
     recipe = tiny_recipe(
         shard,
@@ -248,18 +248,6 @@ def test_excessive_learning_rate_stops_with_advice(shard, tmp_path):
         pretrain(recipe, tmp_path / "run")
 
 
-def test_log_counts_replaced_samples_by_cause(tmp_path):
-    pairs = list(real_pairs(16))
-    pairs[5] = with_caption(pairs[5], " ")
-    members = shard_members(pairs)
-    members[f"{pairs[11].key}.webp"] = b"<html>"
-    shard = write_tar(tmp_path / "pairs.tar", members)
-    recipe = tiny_recipe(shard, steps=4)  # of 8 pairs: two epochs
-    pretrain(recipe, tmp_path / "run")
-    (row,) = read_metrics(tmp_path / "run", "train")
-    assert (row["replaced/empty caption"], row["replaced/not an image"]) == (2, 2)
-
-
 @pytest.mark.parametrize(("max_bad_share", "stops"), [(0.1, True), (0.2, False)])
 def test_run_stops_at_the_maximum_of_bad_samples(tmp_path, monkeypatch, max_bad_share, stops):
     monkeypatch.setattr(loop, "ReplacementLog", partial(ReplacementLog, window=16))
@@ -271,18 +259,19 @@ def test_run_stops_at_the_maximum_of_bad_samples(tmp_path, monkeypatch, max_bad_
         pretrain(recipe, tmp_path / "run")
 
 
-def test_resumed_run_counts_earlier_replacements(tmp_path):
-    members = shard_members(real_pairs(16))
-    members[f"{real_pairs(16)[5].key}.webp"] = b"<html>"
-    recipe = tiny_recipe(
-        write_tar(tmp_path / "pairs.tar", members), steps=4, checkpoints=CheckpointRecipe(interval=2, keep_last=9)
-    )
+def test_resumed_run_counts_earlier_replacements_by_cause(tmp_path):
+    pairs = list(real_pairs(16))
+    pairs[11] = with_caption(pairs[11], " ")
+    members = shard_members(pairs) | {f"{pairs[5].key}.webp": b"<html>"}
+    kept = CheckpointRecipe(interval=2, keep_last=9)
+    recipe = tiny_recipe(write_tar(tmp_path / "pairs.tar", members), steps=4, checkpoints=kept)  # two epochs
     pretrain(recipe, tmp_path / "run")
     (whole,) = read_metrics(tmp_path / "run", "train")
     point = tmp_path / "run" / "checkpoints" / "step-000000002"
     train(recipe, from_pretrained(point), tmp_path / "run", ALONE, silent, point)
     (again,) = read_metrics(tmp_path / "run", "train")
-    assert again["replaced/not an image"] == whole["replaced/not an image"] == 2
+    for row in (whole, again):
+        assert (row["replaced/empty caption"], row["replaced/not an image"]) == (2, 2)
 
 
 def test_small_validation_split_raises_before_the_first_step(shard, tmp_path):
@@ -465,12 +454,6 @@ def test_frozen_part_is_unchanged_and_others_learn(run, tmp_path, part, name):
     frozen = {key for key in before if key.split(".")[0] in FROZEN_MODULES[part]}
     assert frozen
     assert set(differing(before, after)) == before.keys() - frozen
-
-
-def test_freezing_everything_is_an_error(run, tmp_path):
-    recipe = finetuning(run.recipe, freeze=("image_encoder", "text_decoder", "multimodal_decoder"))
-    with pytest.raises(UserError, match="no trainable part remains"):
-        train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
 
 
 def test_truncated_log_records_its_size(tmp_path):

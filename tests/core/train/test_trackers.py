@@ -85,6 +85,7 @@ def test_log_is_followed_through_a_stop_to_its_end(run, mlflow):
     assert all(len({step for step, _ in points}) == len(points) for points in mlflow()[0].values())
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("default")
 def test_wandb_has_all_metrics_of_the_log_offline(run, tmp_path, monkeypatch):
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("WANDB_SILENT", "true")):

@@ -22,16 +22,8 @@ from grr_coca_serve.site import find_runtime, read_library, write_site
 __all__ = ["in_node"]
 
 ODD = [
-    "",
-    "ﬁne ＡＢＣ １２３",
-    "北京大学 is 東京",
-    "สวัสดี ชาวโลก",
-    "カタカナとひらがな",
-    "Ⅷ ½ ²",
-    "a\u0301b  a_b",
-    "İI ıi ΌΣΟΣ ς",
-    "𝕬𝖇 𠀀𠀁",
-    "don't e-mail x×y",
+    *("", "ﬁne ＡＢＣ １２３", "北京大学 is 東京", "สวัสดี ชาวโลก", "カタカナとひらがな", "Ⅷ ½ ²", "a\u0301b  a_b"),
+    *("İI ıi ΌΣΟΣ ς", "𝕬𝖇 𠀀𠀁", "don't e-mail x×y"),
 ]
 
 

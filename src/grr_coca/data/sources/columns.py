@@ -10,19 +10,9 @@ IMAGE_COLUMNS = (
     "key", "slide", "slide_id", "case_id",
 )  # fmt: skip
 CAPTION_COLUMNS = (
-    "caption",
-    "captions",
-    "text",
-    "txt",
-    "title",
-    "description",
-    "comment",
-    "sentence",
-    "sentences",
-    "report",
-    "findings",
-    "impression",
-)
+    "caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences", "report",
+    "findings", "impression",
+)  # fmt: skip
 """Common names of image and caption columns, best first. Case, spaces and dashes do not matter."""
 
 

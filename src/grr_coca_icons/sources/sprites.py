@@ -102,10 +102,10 @@ def _icon(name: str, symbol: Element, root: Element, named: dict[str, Element]) 
     return Icon(name, svg_document(body, *box))
 
 
-_PRESENTED = frozenset(
+_PRESENTED = frozenset({
     "fill", "stroke", "stroke-width", "stroke-linecap", "stroke-linejoin", "stroke-miterlimit", "stroke-dasharray",
     "fill-rule", "clip-rule", "opacity", "fill-opacity", "stroke-opacity", "color", "style", "transform",
-)  # fmt: skip
+})  # fmt: skip
 
 
 def _needed(group: Element, named: dict[str, Element]) -> Iterator[Element]:

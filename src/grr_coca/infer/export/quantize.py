@@ -11,10 +11,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "Attention", "Softmax"))
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization"))
-_SHAPED = frozenset(
+_SHAPED = frozenset({
     "Reshape", "Transpose", "Cast", "Identity", "Slice", "Gather", "Unsqueeze", "Squeeze", "Split", "Expand",
     "Flatten",
-)  # fmt: skip
+})  # fmt: skip
 """Operators that only move numbers. Their inputs after the first are sizes and indices."""
 _LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
 """Operators that keep tokens equal in magnitude. Any other operator between two products, such as an activation,

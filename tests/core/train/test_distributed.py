@@ -47,6 +47,7 @@ def undisturbed(make_job):
 # --- Signals
 
 
+@pytest.mark.ci
 def test_signal_to_one_rank_stops_both_after_the_same_step(make_job, undisturbed):
     job = make_job(checkpoints=CheckpointRecipe(interval=100))
     launched = job.start(partial(drivers.pause, 4, job.folder))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grr_coca.adapt.ridge import logistic_weights
 from grr_coca_search.relevance import RelevanceCurve, evidence
 
 _HITS, _SAMPLE = 20, 300
@@ -49,7 +50,7 @@ def fit_relevance(
     columns, is_right = np.concatenate(rows), np.concatenate(rights)
     if min(is_right.sum(), (~is_right).sum()) < _HITS:
         return None
-    weights = _logistic(columns, is_right.astype(np.float64))
+    weights = logistic_weights(columns, is_right)
     curve = RelevanceCurve(
         per_deviation=float(weights[0]),
         per_agreement=float(weights[1]),
@@ -61,26 +62,3 @@ def fit_relevance(
     parameters = {name: float(value) for name, value in vars(curve).items()}
     parameters["nothing_below"] = float(np.quantile(best_of, _FALSE_DENIALS)) if best_of else 0.0
     return parameters
-
-
-def _logistic(columns: np.ndarray, is_right: np.ndarray) -> np.ndarray:
-    """Return weights of columns and an offset, by Newton's method with a small penalty.
-
-    The weight of a column that does not vary, as with libraries of one size, is 0.
-    """
-    mean, spread = columns.mean(axis=0), columns.std(axis=0)
-    varies = spread > 1e-6
-    scaled = np.where(varies, (columns - mean) / np.where(varies, spread, 1), 0)
-    rows = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
-    penalty = np.diag([1.0] * columns.shape[1] + [0.0])
-    weights = np.zeros(rows.shape[1])
-    for _ in range(50):
-        shares = 1 / (1 + np.exp(-np.clip(rows @ weights, -30, 30)))
-        slope = rows.T @ (shares - is_right) + penalty @ weights
-        curvature = (rows.T * (shares * (1 - shares)).clip(min=1e-6)) @ rows + penalty
-        step = np.linalg.solve(curvature, slope)
-        weights -= step
-        if np.abs(step).max() < 1e-8:
-            break
-    slopes = np.where(varies, weights[:-1] / np.where(varies, spread, 1), 0)
-    return np.append(slopes, weights[-1] - slopes @ mean)

@@ -10,7 +10,7 @@ import numpy as np
 
 from grr_coca.adapt.fit import Fitted, Measured
 from grr_coca.adapt.read_pairs import ImageSet, read_pixels
-from grr_coca.adapt.ridge import rows_of
+from grr_coca.adapt.ridge import logistic_weights, rows_of
 from grr_coca.common import plugins
 from grr_coca.common.shapes import Bool, Float, Int
 from grr_coca.data.sources.base import PairSource
@@ -271,7 +271,7 @@ def fit_search(
 
 
 def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Confidence | None:
-    """Fit a logistic curve by Newton's method, with a small penalty.
+    """Fit a logistic curve.
 
     None if nearly all captions are right or nearly all are wrong.
 
@@ -281,21 +281,9 @@ def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, 
     """
     if not len(evidence) or min(is_right.sum(), (~is_right).sum()) < _MIN_RIGHT:
         return None
-    mean, spread = evidence.mean(axis=0), evidence.std(axis=0).clip(min=1e-6)
-    columns = np.concatenate([(evidence - mean) / spread, np.ones((len(evidence), 1))], axis=1)
-    penalty = np.diag([1.0] * evidence.shape[1] + [0.0])
-    weights = np.zeros(columns.shape[1])
-    for _ in range(50):
-        probabilities = 1 / (1 + np.exp(-np.clip(columns @ weights, -30, 30)))
-        gradient = columns.T @ (probabilities - is_right) + penalty @ weights
-        hessian = (columns.T * (probabilities * (1 - probabilities)).clip(min=1e-6)) @ columns + penalty
-        change = np.linalg.solve(hessian, gradient)
-        weights -= change
-        if np.abs(change).max() < 1e-8:
-            break
-    slopes = weights[:-1] / spread
-    first, second, third = slopes.tolist()
-    return Confidence(weights=(first, second, third), offset=float(weights[-1] - slopes @ mean))
+    *weights, offset = logistic_weights(evidence, is_right).tolist()
+    first, second, third = weights
+    return Confidence(weights=(first, second, third), offset=offset)
 
 
 def fit_scale(images: ImageSet, fitted: Fitted, measured: Measured, adaptation: Adaptation) -> float:

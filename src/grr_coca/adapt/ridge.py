@@ -1,6 +1,7 @@
-"""Kernel ridge regression with predictions for held-out images: exact, or by Nyström's method for many images.
+"""Kernel ridge regression with predictions for held-out images: exact, or by Nyström's method for many images; and
+logistic curves.
 
-Shapes: N images, F features, M landmarks, R targets.
+Shapes: N images, F features, M landmarks, R targets, S samples.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from grr_coca.common.shapes import Float, Int
+from grr_coca.common.shapes import Bool, Float, Int
 from grr_coca.infer.adapted.adaptation import gaussian
 
 MAX_EXACT = 6_000
@@ -224,3 +225,30 @@ def _finder(parents: Int[np.ndarray, " N"]) -> Callable[[int], int]:
 def _join(parents: Int[np.ndarray, " N"], find: Callable[[int], int], one: int, other: int) -> None:
     a, b = sorted((find(one), find(other)))
     parents[b] = a
+
+
+def logistic_weights(columns: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Float[np.ndarray, " _"]:
+    """Return the weights of the columns of a logistic curve, then its offset, by Newton's method with a small penalty.
+
+    The weight of a column that does not vary, as with libraries of one size, is 0.
+
+    Args:
+        columns: Features of each sample.
+        is_right: Whether the sample is right.
+    """
+    mean, spread = columns.mean(axis=0), columns.std(axis=0)
+    varies = spread > 1e-6
+    scaled = np.where(varies, (columns - mean) / np.where(varies, spread, 1), 0)
+    rows = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+    penalty = np.diag([1.0] * columns.shape[1] + [0.0])
+    weights = np.zeros(rows.shape[1])
+    for _ in range(50):
+        shares = 1 / (1 + np.exp(-np.clip(rows @ weights, -30, 30)))
+        slope = rows.T @ (shares - is_right) + penalty @ weights
+        curvature = (rows.T * (shares * (1 - shares)).clip(min=1e-6)) @ rows + penalty
+        step = np.linalg.solve(curvature, slope)
+        weights -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    slopes = np.where(varies, weights[:-1] / np.where(varies, spread, 1), 0)
+    return np.append(slopes, weights[-1] - slopes @ mean)

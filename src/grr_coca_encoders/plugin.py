@@ -31,6 +31,14 @@ def open_transformers(rest: str, device: str | None) -> "VisionEncoder":
     return load_transformers(name, device)
 
 
+def open_own(rest: str, device: str | None) -> "VisionEncoder":
+    """Open the image encoder of a model of this package; see `grr_coca.infer.encoder.EncoderOpener`."""
+    require_extra("torch", f"coca:{rest}")
+    from grr_coca_encoders.own_encoder import load_own  # late: imports torch
+
+    return load_own(rest, device)
+
+
 def open_onnx(rest: str, device: str | None) -> "VisionEncoder":  # noqa: ARG001 (ONNX Runtime uses the CPU)
     """Open an ONNX graph; see `grr_coca.infer.encoder.EncoderOpener`."""
     from grr_coca_encoders.onnx_encoder import OnnxEncoder  # late: imports NumPy

@@ -380,8 +380,8 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPreprocess(Preprocess):
-    """Preprocessing of an external image encoder, equal to that of timm and transformers. Framing replaces the crop:
-    a framed drawing is not cropped.
+    """Preprocessing of an external image encoder. With the order "resize_then_crop", it equals that of timm and
+    transformers. Framing replaces the crop: a framed drawing is not cropped.
 
     Attributes:
         fit: Method of making an image square: `crop` resizes its shorter side to `image_size / crop`, and takes the
@@ -403,6 +403,8 @@ class EncoderPreprocess(Preprocess):
 
     def _resized(self, image: Image.Image) -> Image.Image:
         size, resampling = (self.image_size,) * 2, Image.Resampling[self.interpolation.upper()]
+        if self.order == "crop_then_resize" and self.fit == "crop" and self.crop == 1:
+            return super()._resized(image)
         if self.fit == "squash" or (self.framing is not None and image.width == image.height):
             return image if image.size == size else image.resize(size, resampling)
         return _resize_then_crop(image, self.image_size, math.floor(self.image_size / self.crop), resampling)

@@ -9,7 +9,8 @@ SINGLE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # No plugins but those of pyproject.toml, whose sources pytest would rewrite. Each worker goes through its half of the
 # tests in order, so that what a module shares is made once.
 PYTEST := $(SINGLE) PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest
-JOBS ?= 2
+# Tests wait for a third of their time, for other processes and for limits that they try.
+JOBS ?= 3
 WORKERS := -n $(JOBS) --dist worksteal
 
 # Versions that were tried; see constraints.txt.

@@ -114,6 +114,16 @@ def _shrunk(transformer: "TransformerConfig", embed_dim: int) -> "TransformerCon
     return replace(transformer, num_layers=2, embed_dim=embed_dim, num_heads=embed_dim // 16, hidden_dim=hidden_dim)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runs_without_curves() -> Iterator[None]:
+    """Do not plot the learning curves of each run, which takes a tenth of the time of all tests."""
+    from grr_coca.train import logs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "MIN_VALIDATIONS", 1_000)
+        yield
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A finished run of three steps, for tests that only read it."""

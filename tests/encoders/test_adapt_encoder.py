@@ -123,6 +123,7 @@ def test_features_are_used_in_place_of_the_encoder(grr_coca, place):
     assert all(np.abs(rolled[digest] - direct[digest]).max() > 0.01 for digest in rolled)
 
 
+@pytest.mark.ci
 def test_more_pairs_read_only_new_images(grr_coca, place):
     write_shard(place / "fewer.tar", real_pairs(40, "glyphs"))
     name = f"onnx:{place / 'graph' / 'encoder.onnx'}"

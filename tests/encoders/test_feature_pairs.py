@@ -125,6 +125,7 @@ def test_index_has_captions_columns_and_an_image(grr_coca, place):
     assert "gone" not in found.out
 
 
+@pytest.mark.ci
 def test_page_serves_captions_and_images_of_slides(grr_coca, place):
     location = place / "served"
     assert grr_coca("index", place / "new-features", "--out", location, "-c", place / "mine").code == 0

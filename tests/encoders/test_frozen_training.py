@@ -96,6 +96,7 @@ def test_first_step_has_the_gradients_of_every_new_weight(place, beside):
     assert any(name.startswith("image_encoder") for name, _ in start.model.named_parameters()) is beside
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("cache", [None, "fp16", "mean"])
 def test_resumed_run_ends_as_one_that_was_not_interrupted(place, tmp_path, cache):
     recipe = recipe_of(place, steps=6, cache=cache, beside=True)

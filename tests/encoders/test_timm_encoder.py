@@ -54,7 +54,10 @@ def theirs(model, pixels, size, prefix, config):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.ci] if "base" in name or "swin" in name else []) for name in FAMILIES],
+    [
+        pytest.param(name, marks=[] if name in {"vit_tiny_patch16_224", "resnet18"} else [pytest.mark.ci])
+        for name in FAMILIES
+    ],
 )
 def test_tokens_equal_those_of_timm(tmp_path, name):
     prefix, *sizes = FAMILIES[name]

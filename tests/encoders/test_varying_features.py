@@ -75,6 +75,7 @@ def test_each_slide_has_its_tokens(place):
         (place / "moved").rename(place / "tokens" / "00001.ends.npy")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("keep", ["tokens", "mean"])
 def test_slides_are_trained_on_resumed_and_captioned(place, tmp_path, keep):
     recipe = recipe_of(place, keep, evaluation=EvaluationRecipe(batch_size=8, num_captions=6))

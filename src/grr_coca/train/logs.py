@@ -262,6 +262,10 @@ _RECALLS = {
 Rows = Sequence[Mapping[str, float]]
 
 
+MIN_VALIDATIONS = 2
+"""Number of validations from which a run is plotted."""
+
+
 def draw_curves(folder: Path, best_step: int | None) -> None:
     """Plot the log of a run in `CURVES_FILE` of its folder, from the second validation on, if matplotlib is
     installed.
@@ -275,7 +279,7 @@ def draw_curves(folder: Path, best_step: int | None) -> None:
     if find_spec("matplotlib") is None:
         return
     train, val = (read_metrics(folder, split) for split in ("train", "val"))
-    if len(val) < 2:
+    if len(val) < MIN_VALIDATIONS:
         return
     try:
         write_bytes_atomic(folder / CURVES_FILE, _picture(train, val, best_step))

@@ -46,6 +46,7 @@ def test_closed_form_is_about_what_adapt_gives(grr_coca, place, tuned):
     assert recall(found["metrics"]) < recall(nearest) < recall(closed)
 
 
+@pytest.mark.ci
 def test_baselines_are_shown_to_people(grr_coca, place, tuned):
     arguments = ["--data", place / "unseen.tar", "--batch-size", 8]
     said = grr_coca("evaluate", tuned, *arguments)

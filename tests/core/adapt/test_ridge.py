@@ -22,6 +22,7 @@ def predictions(fitted, features, targets, new):
     return gaussian(new, features[fitted.landmarks], WIDTH) @ fitted.dual(targets)
 
 
+@pytest.mark.ci
 def test_exact_fit_matches_scikit_learn(problem):
     kernel_ridge = pytest.importorskip("sklearn.kernel_ridge")
     features, targets, _ = problem

@@ -34,6 +34,7 @@ def measured(place, fresh, tmp_path_factory):
     return out
 
 
+@pytest.mark.ci
 def test_report_is_what_evaluate_measures_on_val(grr_coca, fresh, measured):
     said = grr_coca("compare", measured, "icons", "--data", fresh, "--json")
     found = json.loads(said.out)[str(fresh)]
@@ -76,6 +77,7 @@ def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
 # --- A base that was fine-tuned on the pairs
 
 
+@pytest.mark.ci
 def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp_path):
     said = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
     assert said.code == 0, said.err
@@ -88,6 +90,7 @@ def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp
     assert load(tmp_path / "mine").caption(place / "unseen" / f"{real_pairs(160, 'glyphs')[155].key}.webp")
 
 
+@pytest.mark.ci
 def test_val_without_what_training_saw(grr_coca, place, run, tmp_path):
     arguments = ["adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json"]
     said = grr_coca(*arguments, "--val", place / "unseen.tar")

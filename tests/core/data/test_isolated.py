@@ -172,6 +172,7 @@ def test_image_that_kills_a_helper_fails_only_itself(helpers):
     assert str(answers[3]) == "3.png: crashes its decoder (SIGSEGV)"
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no limits of memory")
 def test_one_content_at_a_time_may_take_more_memory():
     helpers = Helpers(HelperLimits(memory=2**29, large_memory=2**30, count=2))
@@ -186,6 +187,7 @@ def test_one_content_at_a_time_may_take_more_memory():
     helpers.end()
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no limits of memory")
 @pytest.mark.parametrize("kind", ["jpeg2000", "webp"])
 def test_decoder_that_calls_a_file_broken_gets_more_memory(kind):

@@ -12,6 +12,7 @@ from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 STEPS = 80
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("preset", "name"), [("grr_coca", "adamw"), pytest.param("baseline_coca", "muon", marks=pytest.mark.slow)]
 )

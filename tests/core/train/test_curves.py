@@ -9,8 +9,14 @@ import pytest
 from PIL import Image
 from support import BATCH_SIZE, finished_run, hide_packages, no_space_left
 
+from grr_coca.train import logs
 from grr_coca.train.logs import CURVES_FILE, LOG_FILE, draw_curves
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe
+
+
+@pytest.fixture(autouse=True)
+def _with_curves(monkeypatch):
+    monkeypatch.setattr(logs, "MIN_VALIDATIONS", 2)
 
 
 def write_log(folder: Path, rows) -> Path:

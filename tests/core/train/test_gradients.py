@@ -116,6 +116,7 @@ def on_two_ranks(request, tmp_path_factory):
     return tasks, folder
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_give_the_gradients_of_one(on_two_ranks, kind):
     tasks, folder = on_two_ranks

@@ -101,6 +101,7 @@ def test_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):
 # --- Options that leave the numbers, or part of them, as they are
 
 
+@pytest.mark.ci
 def test_patch_dropout_applies_only_in_training(plain, tmp_path, monkeypatch):
     recipe = with_key(plain[0], "model.image_size", 64)
     seen, forward = set(), ImageEncoder.forward

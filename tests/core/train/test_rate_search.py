@@ -74,6 +74,7 @@ def test_half_of_the_rates_continue_at_each_rung(job, tmp_path):
     assert not (tmp_path / "run" / TRIALS).exists()
 
 
+@pytest.mark.ci
 def test_killed_search_continues_exactly(job, tmp_path):
     job.finish(tmp_path / "whole")
     kills = 0
@@ -144,6 +145,7 @@ def test_run_without_a_search_is_not_searched(job, tmp_path):
         job.search(tmp_path / "run")
 
 
+@pytest.mark.ci
 def test_command_names_the_chosen_values(grr_coca, refused, job, tmp_path):
     from grr_coca.train.recipe import save_recipe
 

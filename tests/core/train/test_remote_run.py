@@ -57,6 +57,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("files", "num_workers"), [(SHARDS, 2), (TABLES, 0)])
 def test_run_from_an_object_store_is_that_from_disk(store, tmp_path, files, num_workers):
     pretrain(recipe_of(store / files), tmp_path / "disk")
@@ -73,6 +74,7 @@ def test_run_from_an_object_store_is_that_from_disk(store, tmp_path, files, num_
         assert SECRET.encode() not in content
 
 
+@pytest.mark.ci
 def test_run_from_an_object_store_is_resumed_exactly(store, tmp_path):
     recipe = recipe_of(f"s3://pairs/{SHARDS}")
     pretrain(recipe, tmp_path / "whole")
@@ -117,6 +119,7 @@ def test_run_folder_is_copied_after_each_checkpoint(store, tmp_path):
         assert (remote.sizes_under("s3://pairs/runs/mine") == here) is is_copied
 
 
+@pytest.mark.ci
 def test_run_continues_where_its_copy_cannot_be_written(store, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(remote, "_filesystems", {})

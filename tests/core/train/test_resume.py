@@ -81,6 +81,7 @@ def killed_at_random(job, moments, rng):
 # --- Killed
 
 
+@pytest.mark.ci
 def test_repeatedly_killed_run_ends_in_the_same_bytes(make_job, undisturbed):
     whole, moments, _ = undisturbed(ONE)
     job = make_job(ONE)

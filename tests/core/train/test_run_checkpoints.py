@@ -99,6 +99,7 @@ def make_store(tmp_path):
     return make
 
 
+@pytest.mark.ci
 def test_kill_during_a_save_leaves_a_valid_checkpoint(make_store, tmp_path):
     found = set()
     for store in killed_at_each_stage(make_store, lambda store: save(store, 4, best_step=1)):

@@ -51,6 +51,7 @@ def rows_of(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("default")
 def test_mlflow_has_all_metrics_of_the_log(run, mlflow):
     assert send_log(run, "mlflow", "grr-coca") == len(rows_of(run)) > 3

@@ -53,6 +53,7 @@ def test_numbers_have_a_sign():
     assert [p_in_words(p) for p in (0.0004, 2 / 256, None)] == ["< 0.001", "0.008", "–"]
 
 
+@pytest.mark.ci
 def test_page_begins_with_the_answer_and_needs_nothing_else(reported):
     folder, said = reported
     text = (folder / "report.html").read_text()

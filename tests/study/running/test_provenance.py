@@ -38,6 +38,7 @@ def seen(monkeypatch):
     return batches
 
 
+@pytest.mark.ci
 def test_pair_begins_alike_and_another_seed_does_not(agenda, seen):
     rows, orders = {}, {}
     for _ in range(2):  # pretraining, and then the fine-tuning that starts from it

@@ -104,6 +104,7 @@ def study(write_study, tmp_path) -> StudyHere:
     return StudyHere(write_study, tmp_path / "out")
 
 
+@pytest.mark.ci
 def test_stopped_study_continues_through_tuning_and_runs(study):
     study.lay_out(**TUNED)
     study.stop_after(3, "grr_coca", kind=Training)

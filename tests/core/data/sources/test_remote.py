@@ -71,6 +71,9 @@ def test_braces_stand_for_names(pattern, names):
 def test_braces_that_stand_for_nothing_are_named(pattern):
     with pytest.raises(UserError, match="is not a range"):
         expand_braces(pattern)
+
+
+def test_too_many_names_raise():
     with pytest.raises(UserError, match="represents 1,000,000,000,000 files"):
         expand_braces("{000000..999999}/{000000..999999}")
 

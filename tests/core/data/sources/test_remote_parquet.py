@@ -90,6 +90,7 @@ def test_pairs_from_s3_are_those_of_the_disk(folder, monkeypatch):
             source[0]
 
 
+@pytest.mark.ci
 def test_pairs_from_the_hub_are_those_of_the_disk(folder, monkeypatch):
     with fake_hub() as hub:
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.address, "token": False})

@@ -100,6 +100,7 @@ def test_entry_points_are_read_as_importlib_metadata_reads_them(tmp_path, monkey
         assert len(mine) == len(expected), "the first of two versions counts"
 
 
+@pytest.mark.ci
 def test_endpoint_opens_only_if_named(installed):
     code = (
         "from fastapi import FastAPI\nfrom grr_coca_serve.app import _additional\n"

@@ -73,6 +73,7 @@ def test_resumed_run_continues_from_the_newest(finished):
     assert resume_point(finished.folder, finished.recipe) == step(finished, 2)
 
 
+@pytest.mark.ci
 def test_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path):
     folder, index = tmp_path / "run", tmp_path / "index"
     shutil.copytree(finished.folder, folder)

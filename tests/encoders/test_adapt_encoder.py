@@ -113,6 +113,7 @@ def test_features_give_the_model_of_their_encoder(grr_coca, place):
         np.testing.assert_allclose(row, direct[digest], atol=5e-3)
 
 
+@pytest.mark.ci
 def test_features_are_used_in_place_of_the_encoder(grr_coca, place):
     shutil.copytree(place / "features", place / "changed")
     path = place / "changed" / "00000.npy"
@@ -143,6 +144,7 @@ def test_fingerprint_covers_the_encoder(place):
     assert fingerprint(place / "other") != before
 
 
+@pytest.mark.ci
 def test_weights_under_another_licence_are_named(grr_coca, place, images, caplog):
     (place / "restricted").mkdir()
     name = f"onnx:{write_graph(place / 'restricted', licence='cc-by-nc-4.0')}"
@@ -229,6 +231,7 @@ def test_card_names_the_encoder(grr_coca, place):
     assert "its image encoder onnx:encoder.onnx is published with it; the licence of its weights: unknown" in pushed.err
 
 
+@pytest.mark.ci
 def test_push_of_a_named_file_raises(grr_coca, place, tmp_path):
     pytest.importorskip("huggingface_hub")
     name = f"onnx:{write_graph(tmp_path, licence='cc-by-nc-4.0')}"

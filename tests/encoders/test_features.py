@@ -112,6 +112,7 @@ def test_shard_of_another_process_is_skipped(grr_coca, place):
     lock.release()
 
 
+@pytest.mark.ci
 def test_two_processes_share_the_work(place):
     name = f"onnx:{place / 'graph' / 'encoder.onnx'}"
     code = (

@@ -64,6 +64,7 @@ def recipe_of(place, *, steps=4, cache=None, beside=False, **changes):
     return replace(recipe, features=FeaturesRecipe(encoder=encoder, caches=caches, beside=beside))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("beside", [False, True])
 def test_stored_features_train_as_computed_ones_do(place, tmp_path, beside):
     """Over 20 steps: equal in single precision, within 1e-3 in half."""
@@ -135,6 +136,7 @@ def test_checkpoint_names_the_encoder_and_captions_by_it(place, tmp_path):
     assert isinstance(model.caption([model.preprocess.decode(pair.image, "a")])[0], str)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("beside", [False, True])
 def test_fine_tuning_has_a_rate_for_new_and_one_for_old_weights(place, tmp_path, beside):
     """A rate of 0 freezes pretrained parts."""

@@ -132,6 +132,7 @@ def test_edits_change_few_bits_of_the_hash(changed):
     assert max(bits_between(waves(seed), changed(waves(seed))) for seed in range(10)) <= 6
 
 
+@pytest.mark.ci
 def test_other_images_have_other_bits():
     between = [bits_between(waves(first), waves(second)) for first in range(10) for second in range(first)]
     assert 20 < np.mean(between) < 38

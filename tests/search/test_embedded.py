@@ -415,6 +415,7 @@ def require_committed(store) -> int:
     return number
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_writer_leaves_a_committed_state(store, reopened, kills):
     store.close()

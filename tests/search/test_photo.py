@@ -206,6 +206,7 @@ def test_place_that_is_nowhere_is_no_place(data, expected):
     assert values(photo, "lat", "lon") == expected
 
 
+@pytest.mark.ci
 def test_maker_note_of_200_mb_hides_no_other_tag(tmp_path):
     """In a TIFF file a note may be as long as it says."""
     size, time = 200 * 2**20, b"2024:05:01 12:34:56\0"

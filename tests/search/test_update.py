@@ -214,6 +214,7 @@ def test_unreadable_images_are_retried_when_changed(store, look, photos, model):
     assert store.failures() == []
 
 
+@pytest.mark.ci
 def test_image_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
     write_tar(photos / "some.tar", shard_members(real_pairs(1)))
     paint(photos / "0.heic.png", "red").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")

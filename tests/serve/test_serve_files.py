@@ -92,6 +92,7 @@ def test_stalled_drive_does_not_block_captions_and_searches(own, hanging):
         assert answer.headers["content-type"] == "image/webp"
 
 
+@pytest.mark.ci
 def test_stalled_file_blocks_once_and_others_are_shown(own, hanging, tmp_path):
     Image.new("RGB", (30, 30)).save(tmp_path / "fine.png")
     with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as index:
@@ -117,6 +118,7 @@ def test_thread_does_not_wait_for_a_file_that_hangs(own, hanging):
     files.close()
 
 
+@pytest.mark.ci
 def test_hanging_file_is_not_explained(own, hanging):
     pytest.importorskip("torch")
     with serving(own / "index") as client:
@@ -125,6 +127,7 @@ def test_hanging_file_is_not_explained(own, hanging):
         assert "drive may be stalled" in answer.reason()
 
 
+@pytest.mark.ci
 def test_server_with_pipes_as_images_answers_and_stops(tmp_path):
     for number in range(6):
         Image.new("RGB", (40, 40), (number * 30, 90, 90)).save(tmp_path / f"{number}.png")
@@ -223,6 +226,7 @@ def test_large_files_are_read_one_at_a_time(own, monkeypatch):
     files.close()
 
 
+@pytest.mark.ci
 def test_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
     with Image.open(DRAWINGS / "guitar.webp") as image:
         large = image.convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC)
@@ -294,6 +298,7 @@ def test_command_reports_which_images_are_shown(own, imported):
     assert "no such folder" in done.stderr
 
 
+@pytest.mark.ci
 def test_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
     (tmp_path / "shown").mkdir()
     (tmp_path / "shown" / "a.png").symlink_to(own / "1.png")

@@ -102,6 +102,7 @@ def test_generated_requests_get_short_errors_and_open_no_file(served, opened, co
     assert opened == set()
 
 
+@pytest.mark.ci
 def test_generated_request_depends_only_on_its_number():
     asked = [request(number) for number in range(300)]
     assert asked[:40] == [request(number) for number in range(40)]

@@ -56,6 +56,7 @@ def test_pages_of_hits_are_the_hits_in_order(served):
     assert served.post("/search", {"texts": ["a boat"], "offset": 900}).json()["hits"] == []
 
 
+@pytest.mark.ci
 def test_page_after_the_last_hit_has_the_same_summary(tmp_path, pictures):
     location = tmp_path / "few.index"
     with grr_coca.Index.open(location, "icons", create=True) as index:
@@ -97,6 +98,7 @@ def test_only_icons_are_looked_for_in_other_sets(served):
     assert served.get(f"/picture/{'0' * 16}/others").status == 404
 
 
+@pytest.mark.ci
 def test_icon_is_looked_for_in_the_other_sets_of_an_index(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
@@ -288,6 +290,7 @@ def test_image_that_is_gone_is_a_placeholder_and_no_error(own):
         assert client.ask("POST", f"/similar?id={found['snowman']}").status == 200
 
 
+@pytest.mark.ci
 def test_deleted_index_is_503_until_it_exists_again(own):
     folder, location = own
     with serving(location) as client:

@@ -135,6 +135,7 @@ def test_full_queue_returns_429_with_retry_after(gate):
         assert client.post("/caption", GUITAR).status == 200
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["at once", "word by word"])
 def test_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
     """With room for one request, the place is free before the last byte of an answer is sent."""
@@ -145,6 +146,7 @@ def test_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
             assert (response.status, bool(response.read())) == (200, True)
 
 
+@pytest.mark.ci
 def test_full_queue_rejects_model_requests_before_their_body(gate, index):
     with serving(index, capacity=1) as client, waiting(client, gate, 1):
         paths = client.get("/openapi.json").json()["paths"]
@@ -267,6 +269,7 @@ def test_other_asgi_messages_reach_the_application():
     assert answer_of(app, kind="websocket") == [{"type": "websocket.close", "code": 1000}]
 
 
+@pytest.mark.ci
 def test_slow_stream_ends_with_an_error(gate):
     with serving(limits=Limits(seconds=0.5)) as client:
         answer = client.post("/caption", GUITAR, EVENTS)
@@ -357,6 +360,7 @@ def test_rejects_too_many_chunked_bytes(strict, monkeypatch):
     assert strict.post("/caption", form, {"Content-Type": "multipart/form-data; boundary=b"}).status == 413
 
 
+@pytest.mark.ci
 def test_slow_body_is_408(strict):
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")

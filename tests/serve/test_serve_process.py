@@ -166,6 +166,7 @@ def test_too_few_open_files_log_one_line():
         assert server.stdout.read() == "stopped\n"
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 def test_hangup_stops_after_accepted_requests(index):
     with process(index) as (server, client):

@@ -19,6 +19,7 @@ def location(tmp_path) -> str:
     return f"{SERVER}/test_{os.urandom(6).hex()}" if SERVER else str(tmp_path / "shared.index")
 
 
+@pytest.mark.ci
 def test_two_replicas_answer_alike_while_the_index_grows(location, tmp_path):
     folder = tmp_path / "pictures"
     shutil.copytree(DRAWINGS, folder)

@@ -75,6 +75,7 @@ def test_served_svg_files_run_no_scripts(tmp_path):
         assert client.get(f"/picture/{picture['id']}").json() == picture
 
 
+@pytest.mark.ci
 def test_small_svg_sources_are_included_on_request(tmp_path):
     icons = tmp_path / "icons"
     icons.mkdir()

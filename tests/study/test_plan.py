@@ -352,6 +352,7 @@ def test_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_path):
 FINISHED = sorted(path.parent for path in STUDIES.rglob(EARLIER_LEDGER))
 
 
+@pytest.mark.ci
 def test_rejects_a_plan_run_by_earlier_code(tmp_path, capsys):
     for folder in FINISHED:
         before = sorted(folder.rglob("*"))

@@ -130,6 +130,7 @@ def test_folder_has_the_base_and_its_own_fingerprint(place, model):
     assert model.fingerprint != base.fingerprint
 
 
+@pytest.mark.ci
 def test_again_gives_the_same_model_and_a_report(grr_coca, place, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.cli.progress.SECONDS_BETWEEN_LINES", -1)
     said = grr_coca("adapt", place / "pairs.tar", "--out", tmp_path / "again", "--json")
@@ -147,6 +148,7 @@ def test_again_gives_the_same_model_and_a_report(grr_coca, place, tmp_path, monk
     assert fingerprint(place / "mine") == fingerprint(tmp_path / "again")
 
 
+@pytest.mark.ci
 def test_more_pairs_reuse_stored_features(grr_coca, place, tmp_path):
     """A stored feature that was changed shows that it is used again."""
     pairs = real_pairs(NUM_PAIRS, "glyphs")
@@ -170,6 +172,7 @@ def test_several_captions_of_an_image_all_count(grr_coca, tmp_path):
     assert (report["images"], report["pairs"]) == (40, 80)
 
 
+@pytest.mark.ci
 def test_broken_images_are_skipped_and_counted(grr_coca, tmp_path):
     pairs = list(real_pairs(40, "glyphs"))
     pairs[3] = replace(pairs[3], image=b"no picture")

@@ -34,6 +34,7 @@ def recall(found, k=10):
     return found[f"text_to_image/R@{k}"]["value"]
 
 
+@pytest.mark.ci
 def test_closed_form_is_about_what_adapt_gives(grr_coca, place, tuned):
     data = ["--data", place / "unseen.tar", "--json"]
     said = grr_coca("evaluate", tuned, "--task", "retrieval", *data)
@@ -59,6 +60,7 @@ def test_baselines_are_shown_to_people(grr_coca, place, tuned):
     assert found["baselines"]["nearest image"]["CIDEr"]["value"] > found["metrics"]["CIDEr"]["value"]
 
 
+@pytest.mark.ci
 def test_unknown_training_pairs_give_no_baselines(grr_coca, place, tuned, tmp_path):
     for name, content in snapshot(tuned).items():
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ def test_retrieval_is_that_of_its_vectors(grr_coca, place, model, unseen):
         assert report["metrics"][f"text_to_image/R@{k}"]["value"] == pytest.approx((ranks <= k).mean(), abs=1 / 50)
 
 
+@pytest.mark.ci
 def test_captions_are_those_that_the_model_chooses(grr_coca, place, model, unseen, tmp_path):
     out = tmp_path / "captions.jsonl"
     task = ["--task", "captioning", "--out", out]
@@ -47,6 +48,7 @@ def test_classes_are_measured_and_found(grr_coca, place, model, unseen, tmp_path
     assert json.loads(said.out)["labels"][0]["label"] == best[0]
 
 
+@pytest.mark.ci
 def test_comparison_with_the_base_has_paired_differences(grr_coca, place, unseen):
     arguments = ["compare", place / "mine", "icons", "--data", place / "unseen.tar"]
     found = json.loads(grr_coca(*arguments, "--json").out)[str(place / "unseen.tar")]

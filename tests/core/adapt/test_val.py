@@ -55,6 +55,7 @@ def test_pairs_of_val_are_neither_fitted_nor_stored(place, measured):
     assert len(model.adaptation.arrays.caption_vectors) == len(header["captions"])
 
 
+@pytest.mark.ci
 def test_pairs_that_are_in_val_too_are_held_out(grr_coca, place, tmp_path):
     pairs = real_pairs(NUM_PAIRS, "glyphs")
     write_shard(tmp_path / "some.tar", pairs[:40])
@@ -102,6 +103,7 @@ def test_val_without_what_training_saw(grr_coca, place, run, tmp_path):
     assert "the run was trained on all of these pairs; pass other pairs, or omit --val" in said.err
 
 
+@pytest.mark.ci
 def test_other_pairs_are_divided_into_folds(grr_coca, place, run, tmp_path):
     said = grr_coca("adapt", place / "unseen.tar", "-c", run, "--out", tmp_path / "mine", "--json")
     assert said.code == 0, said.err
@@ -109,6 +111,7 @@ def test_other_pairs_are_divided_into_folds(grr_coca, place, run, tmp_path):
     assert json.loads(said.out)["held_out_images"] == 0
 
 
+@pytest.mark.ci
 def test_run_whose_pairs_are_gone_requests_val(grr_coca, place, run, tmp_path):
     folder = tmp_path / "run"
     for name, content in snapshot(run).items():
@@ -123,6 +126,7 @@ def test_run_whose_pairs_are_gone_requests_val(grr_coca, place, run, tmp_path):
     assert grr_coca(*arguments, "--val", place / "unseen.tar").code == 0
 
 
+@pytest.mark.ci
 def test_fine_tuning_ends_with_a_model_adapted_to_its_pairs(grr_coca, place, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         f"data: {{train: {place / 'pairs.tar'}, val: {place / 'unseen.tar'}, batch_size: 32}}\n"

@@ -392,6 +392,7 @@ def test_errors_and_warnings_do_not_steer_the_terminal(grr_coca, image_files, tm
     assert done.stderr == "WARNING: one\n" + r"\x1b[2Jtwo" + "\n"
 
 
+@pytest.mark.ci
 def test_reader_that_has_seen_enough_ends_the_job_quietly(image_files):
     command = [sys.executable, "-m", "grr_coca", "caption", str(image_files[0].parent)]
     with running([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -419,6 +420,7 @@ def test_rejects_sidecars_shared_by_two_images(refused, run, image_files):
 SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'
 
 
+@pytest.mark.ci
 def test_svg_file_that_aborts_its_renderer_costs_one_line(grr_coca, tmp_path):
     """A pattern of a height of 10¹¹ made the process end, with exit code 134 and an empty result."""
     pytest.importorskip("resvg_py")

@@ -146,6 +146,7 @@ def test_without_a_file_the_classes_are_those_that_occur(evaluate, labelled):
 # --- probe
 
 
+@pytest.mark.ci
 def test_probe_is_trained_on_one_split_and_tested_on_another(evaluate, labelled, tmp_path):
     train = write_shard(
         tmp_path / "train.tar", [with_caption(pair, LABELS[i % 3]) for i, pair in enumerate(real_pairs(24))]

@@ -112,6 +112,7 @@ def test_spoiled_shards_are_as_the_tests_take_them(spoiled):
     assert Counter(expected.values()) == Counter([*KINDS, KINDS[0], Cause.CUT_OFF])
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("num_workers", [0, 3])
 def test_counts_of_replacements_do_not_depend_on_workers(spoiled, num_workers):
@@ -256,6 +257,7 @@ def test_window_forgets_what_is_old():
 # --- Signals
 
 
+@pytest.mark.ci
 def test_workers_leave_signals_to_their_parent(spoiled):
     source, _ = spoiled
     order = TrainingOrder(Shuffle(len(source), seed=3), GlobalBatches(19, 22))

@@ -122,6 +122,7 @@ def test_corrupt_file_gives_an_image_or_an_error_that_names_it(kind, draw):
         rgb_or_error_with_the_name(bytes(data))
 
 
+@pytest.mark.ci
 def test_no_image_by_mutation_does_more_than_fail():
     counts = Counter(outcome("pictures", number) for number in range(400))
     assert counts.keys() == {"decoded", "refused"}

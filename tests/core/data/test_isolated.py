@@ -120,6 +120,7 @@ def test_helper_can_open_nothing_and_its_memory_is_limited(helpers, tmp_path):
         assert facts["error"] in ("OSError", "BlockingIOError"), attempt
 
 
+@pytest.mark.ci
 def test_other_threads_work_while_a_helper_computes(helpers):
     with ThreadPoolExecutor(1) as pool:
         computing = pool.submit(call, helpers, "loop")
@@ -200,6 +201,7 @@ def test_decoder_that_calls_a_file_broken_gets_more_memory(kind):
     isolated.helpers.use(limits)
 
 
+@pytest.mark.ci
 def test_busy_helpers_start_another_one():
     helpers = Helpers(HelperLimits(count=2))
     call(helpers, "reverse", b"", times=1)
@@ -336,6 +338,7 @@ def test_workers_of_a_loader_decode(start):
     assert decode_image(DRAWING, "a")
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked at as Linux shows them")
 def test_helpers_end_with_a_process_that_is_killed():
     code = f"""

@@ -186,6 +186,7 @@ def int8(tmp_path_factory):
     return folder
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])  # half a minute to export
 def test_captions_are_the_same_with_one_worker_and_with_two(monkeypatch, images, precision, request):
     name = "icons" if precision == "fp32" else request.getfixturevalue(precision)

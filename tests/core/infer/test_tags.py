@@ -147,6 +147,7 @@ def test_stored_vectors_equal_computed_ones(icons):
     assert np.abs(stored - icons.embed_texts(list(numbers.words))).max() < 3e-4, "half precision"
 
 
+@pytest.mark.ci
 def test_stored_vectors_are_not_used_after_a_change_of_weights():
     model = load("icons", engine="torch")
     before = model.tag(DRAWINGS[0])

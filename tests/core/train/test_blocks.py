@@ -175,6 +175,7 @@ def test_compiled_blocks_support_dropout_and_evaluation(tiny_config, make_batch,
     assert "complex operators" not in said
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
 def test_every_block_is_compiled(tiny_config, monkeypatch, preset):
     monkeypatch.setenv("CXX", sys.executable)  # no compiler is needed before the first step

@@ -49,6 +49,7 @@ def colours(path) -> set[tuple[int, ...]]:
 BLUE, ORANGE = (0x1B, 0x6C, 0xA8), (0xD1, 0x74, 0x1F)
 
 
+@pytest.mark.ci
 def test_run_leaves_an_image_of_its_curves(tmp_path):
     run = finished_run(
         tmp_path,

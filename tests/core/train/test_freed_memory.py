@@ -26,6 +26,7 @@ def measure(keep: bool, file: Path) -> None:
     file.write_text(str(resident() - before))
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
 def test_freed_memory_stays_with_the_process(tmp_path):
     for keep in (False, True):

@@ -57,6 +57,7 @@ def test_run_is_that_of_the_chosen_recipe(job, tmp_path):
     assert load_recipe(tmp_path / "searched" / "recipe.yaml") == chosen
 
 
+@pytest.mark.ci
 def test_half_of_the_rates_continue_at_each_rung(job, tmp_path):
     done = []
     chosen = job.search(tmp_path / "run", lambda steps, _: done.append(steps))
@@ -99,6 +100,7 @@ def test_killed_search_continues_exactly(job, tmp_path):
     assert not differing(weights(first), weights(second))
 
 
+@pytest.mark.ci
 def test_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "FACTORS", (1e36, 2.0))
     optimizer = replace(job.recipe.optimizer, learning_rates={"logit_scale": 0.01})
@@ -113,6 +115,7 @@ def test_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
         job.search(tmp_path / "other")
 
 
+@pytest.mark.ci
 def test_score_of_keep_best_decides(job, tmp_path):
     job.recipe = replace(job.recipe, checkpoints=CheckpointRecipe(keep_best="captioning_loss"))
     job.search(tmp_path / "run")
@@ -130,6 +133,7 @@ def test_search_needs_a_rate_above_0(job, tmp_path):
         job.search(tmp_path / "run")
 
 
+@pytest.mark.ci
 def test_trial_ends_at_a_validation(job, tmp_path):
     evaluation = EvaluationRecipe(interval=3, batch_size=BATCH_SIZE)
     job.recipe = replace(job.recipe, evaluation=evaluation, schedule=ScheduleRecipe(13, 1))

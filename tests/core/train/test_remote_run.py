@@ -93,6 +93,7 @@ def test_run_from_an_object_store_is_resumed_exactly(store, tmp_path):
     assert differing_files(snapshot(tmp_path / "stopped" / last), snapshot(tmp_path / "whole" / last)) == []
 
 
+@pytest.mark.ci
 def test_run_is_not_resumed_with_other_shards(store, tmp_path, s3):
     recipe = recipe_of(f"s3://pairs/{SHARDS}")
     pretrain(recipe, tmp_path / "run")

@@ -239,6 +239,7 @@ def test_signal_that_is_sent_again_and_again_acts_immediately(monkeypatch, run_i
         signal.signal(number, before)
 
 
+@pytest.mark.ci
 def test_second_interrupt_acts_immediately(make_job):
     job = make_job(ONE)
     launched = job.start(partial(drivers.pause, 3, job.folder))

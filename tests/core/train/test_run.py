@@ -173,6 +173,7 @@ def test_every_kind_of_model_trains(shard, tmp_path, name):
     assert from_pretrained(tmp_path / "run").preset == recipe.model.preset
 
 
+@pytest.mark.ci
 def test_model_with_clips_vocabulary_trains(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip"))
     assert pretrain(recipe, tmp_path / "run").config.text_decoder.vocab_size == 49_408

@@ -66,6 +66,7 @@ def test_mlflow_has_all_metrics_of_the_log(run, mlflow):
     assert mlflow()[0] == metrics
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("default")
 def test_log_is_followed_through_a_stop_to_its_end(run, mlflow):
     log = run / "metrics.jsonl"

@@ -226,6 +226,7 @@ def test_tools_compute_in_the_queue_of_the_model(own):
         assert {"caption", "embed_texts"} >= set(done)
 
 
+@pytest.mark.ci
 def test_foreign_index_shows_agents_only_given_folders(own):
     for folders, is_shown in (([], False), ([own], True)):
         with serving(own / "imported.index", pictures=folders) as client:
@@ -249,6 +250,7 @@ def make_index(location, *names: str) -> None:
         index.add([folder / f"{name}.svg" for name in names])
 
 
+@pytest.mark.ci
 def test_agents_see_the_index_as_it_is_now(tmp_path):
     """It grows, is replaced by another one, is gone, and is there again."""
     place = tmp_path / "x.index"
@@ -274,6 +276,7 @@ def test_agents_see_the_index_as_it_is_now(tmp_path):
         assert not call(client, "get_icon", icon="pictures:moon")[0]
 
 
+@pytest.mark.ci
 def test_missing_index_is_503_until_it_exists_again(tmp_path):
     place = tmp_path / "x.index"
     make_index(place, "star")
@@ -286,6 +289,7 @@ def test_missing_index_is_503_until_it_exists_again(tmp_path):
         assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 
 
+@pytest.mark.ci
 def test_agents_get_errors_of_corruption_and_later_answers(tmp_path):
     place = tmp_path / "x.index"
     make_index(place, "star", "square")
@@ -300,6 +304,7 @@ def test_agents_get_errors_of_corruption_and_later_answers(tmp_path):
         assert not call(client, "search_icons", query="a square")[0]
 
 
+@pytest.mark.ci
 def test_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.3)
     (tmp_path / "star.svg").write_text(STAR)

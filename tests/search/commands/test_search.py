@@ -92,6 +92,7 @@ def test_moved_model_error_names_the_option(refused, grr_coca, tmp_path, run, im
     assert "pass its folder with -c" in message
 
 
+@pytest.mark.ci
 def test_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -34,6 +34,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.ci
 def test_words_are_those_of_python(in_node):
     texts = [*ODD, *random_texts(400)]
     program = """

@@ -154,6 +154,7 @@ def test_images_that_are_corrupt_or_gone_have_no_thumbnail(index, tmp_path):
     assert {path.stem for path in (tmp_path / "thumbnails" / "0").iterdir()} == {"0", "3", "4", "5"}
 
 
+@pytest.mark.ci
 def test_browser_notices_another_export(index, runtime, tmp_path):
     workers = []
     for title in ("One", "Two", "One"):

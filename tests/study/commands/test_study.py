@@ -159,6 +159,7 @@ def test_signal_that_stopped_a_study_gives_its_exit_code(capsys):
     assert capsys.readouterr().err == "SIGTERM: progress is saved; run the same command to continue\n"
 
 
+@pytest.mark.ci
 def test_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):
     work_here(monkeypatch)
     plan.write_text(bare())

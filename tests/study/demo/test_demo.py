@@ -104,6 +104,7 @@ def test_stopped_demo_continues_to_table_and_report(write_plan, tmp_path, capfd,
     assert sorted(path.name for path in out.iterdir()) == ["plan.yaml", "thesis.tex"], "all of a demo, and nothing else"
 
 
+@pytest.mark.ci
 def test_report_shows_heat_maps_and_hits_of_the_model(tmp_path):
     source = open_source(str(write_shard(tmp_path / "pairs.tar", real_pairs(16, "pictograms", "test_style"))))
     folder, queries = tmp_path / "exhibits", ["cat", "red heart"]

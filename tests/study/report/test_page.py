@@ -167,6 +167,7 @@ def test_report_can_compare_with_another_arm(tmp_path, capsys):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.ci
 def test_study_without_a_pair_still_has_a_page(tmp_path):
     folder = write_study(tmp_path, plan(ARMS[:2]), rows_of(ARMS[:1], [0]))
     assert "nothing to compare in 6 of 6" in write_study_report(folder, folder)

@@ -69,6 +69,7 @@ def test_pair_begins_alike_and_another_seed_does_not(agenda, seen):
     assert {row.stage for row in rows.values() if not row.initial_weights} == {"health"}
 
 
+@pytest.mark.ci
 def test_run_that_was_resumed_tells_of_its_first_beginning(agenda, seen, monkeypatch):
     task, step = agenda.open_tasks()[0], Trainer.step
 

@@ -20,6 +20,7 @@ from grr_coca_study.running.stage import caption_lengths, run_flops, run_stage, 
 ONE_RUN = {"seeds": [0], "finetune": [], "endpoints": PRETRAINING}
 
 
+@pytest.mark.ci
 def test_run_whose_steps_were_all_skipped_has_a_row(agenda_of, monkeypatch):
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *arguments: step(*arguments) | {"contrastive": math.nan})

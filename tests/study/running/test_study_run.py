@@ -298,6 +298,7 @@ def test_dry_run_reports_a_small_disk(study, monkeypatch):
         assert any("THE DISK IS TOO SMALL" in line for line in _disk_in_words(plan, place, wants, 1)) == is_told
 
 
+@pytest.mark.ci
 def test_full_disk_is_named_and_the_study_can_continue(study, monkeypatch):
     def full(tensors, path):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -317,6 +318,7 @@ def test_full_disk_is_named_and_the_study_can_continue(study, monkeypatch):
     assert study.ledger.notes == ()
 
 
+@pytest.mark.ci
 def test_run_that_diverged_is_a_result_and_not_begun_again(study, monkeypatch, capsys):
     def diverge(recipe, start, folder, *rest):
         return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)

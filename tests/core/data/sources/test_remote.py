@@ -118,6 +118,7 @@ def test_pairs_from_a_web_server_are_those_of_the_disk(source, folder, own_cache
     assert all(re.fullmatch(r"[0-9a-f]{2,32}\.(index|block|lock)", name) for name in names)  # valid on Windows, too
 
 
+@pytest.mark.ci
 def test_pairs_from_s3_are_those_of_the_disk(s3, folder, monkeypatch):
     for name, value in s3_environment(s3).items():
         monkeypatch.setenv(name, value)
@@ -276,6 +277,7 @@ def test_denial_raises_immediately(source, server, status):
     assert len(server.ranges) == 1
 
 
+@pytest.mark.ci
 def test_network_that_is_gone_for_a_minute_is_survived(folder, monkeypatch):
     assert sum(remote.PAUSES) < 1, "the fixture makes tests quick"
     monkeypatch.undo()

@@ -74,6 +74,7 @@ def test_pairs_from_a_web_server_are_those_of_the_disk(source, folder):
     assert source.is_remote
 
 
+@pytest.mark.ci
 def test_pairs_from_s3_are_those_of_the_disk(folder, monkeypatch):
     with s3_server() as endpoint:
         for name, value in s3_environment(endpoint).items():

@@ -143,6 +143,7 @@ class Layers(nn.Module):
         return [layer(x) for layer in self.layers]
 
 
+@pytest.mark.ci
 def test_products_behind_activations_are_found():
     with torch.no_grad(), quiet():
         program = torch.export.export(Layers().eval(), (torch.randn(2, 3, 8),))

@@ -164,7 +164,7 @@ class CaptionFile(CaptionOutput):
 
     def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
         if self._is_csv:
-            reader = csv.DictReader(lines)
+            reader = csv.DictReader(lines, strict=True)
             try:
                 if reader.fieldnames is not None and tuple(reader.fieldnames) != CaptionRow._fields:
                     raise self._not_ours("its first line")

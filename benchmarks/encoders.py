@@ -9,7 +9,6 @@ The encoder is an EfficientNet-Lite2 of 260 pixels, as a graph from the weights 
 second start continues.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -29,11 +28,12 @@ from own_pairs import (
     Domain,
     Row,
     hits,
+    measuring_parser,
     paired_gain,
     ranks_of,
     read_rows,
     rearranged,
-    recalls,
+    write_rows,
 )
 
 from grr_coca.adapt.adapt_model import adaptation_of
@@ -69,14 +69,9 @@ STEPS, RATE, FEATURE_RATE = 60, 0.003, 0.006
 
 def main() -> int:
     """Run, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__, ROWS)
     parser.add_argument("--encoder", help="name of the encoder")
     parser.add_argument("--features", type=Path, metavar="DIR", help="folder for its features")
-    parser.add_argument("--out", type=Path, default=ROWS, help="file of rows")
-    parser.add_argument("--report", action="store_true", help="print tables of the rows that are there")
-    parser.add_argument(
-        "--smoke", type=Path, metavar="DIR", help="one fold of one domain and two steps, to see that it runs"
-    )
     options = parser.parse_args()
     if options.report:
         print(report(read_rows(options.out)))
@@ -90,10 +85,7 @@ def main() -> int:
     if options.encoder is None or options.features is None:
         parser.error("pass --encoder and --features, or --report")
     done = {(row["domain"], row["fold"], row["arm"]) for row in read_rows(options.out)}
-    for row in measured(done, options.encoder, options.features, is_smoke=False):
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row["domain"], row["fold"], row["arm"], recalls(row), flush=True)
+    write_rows(measured(done, options.encoder, options.features, is_smoke=False), options.out)
     return 0
 
 

@@ -51,13 +51,8 @@ Row = dict[str, Any]
 
 def main() -> int:
     """Run, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROWS, help="file of rows")
-    parser.add_argument("--report", action="store_true", help="print tables of the rows that are there")
+    parser = measuring_parser(__doc__, ROWS)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(NUM_SEEDS), help="seeds to report")
-    parser.add_argument(
-        "--smoke", type=Path, metavar="DIR", help="one fold of one domain and two steps, to see that it runs"
-    )
     options = parser.parse_args()
     if options.report:
         print(report([row for row in read_rows(options.out) if row["arm"] in FREE or row["seed"] in options.seeds]))
@@ -68,11 +63,27 @@ def main() -> int:
         (smoke / "own_pairs.json").write_text(json.dumps(list(measured(set(), is_smoke=True))), encoding="utf-8")
         return 0
     done = {(row["domain"], row["fold"], row["arm"], row["seed"]) for row in read_rows(options.out)}
-    for row in measured(done, is_smoke=False):
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row["domain"], row["fold"], row["seed"], row["arm"], recalls(row), flush=True)
+    write_rows(measured(done, is_smoke=False), options.out)
     return 0
+
+
+def measuring_parser(description: str | None, rows: Path) -> argparse.ArgumentParser:
+    """Return a parser of the options that all measurements by folds have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=rows, help="file of rows")
+    parser.add_argument("--report", action="store_true", help="print tables of the rows that are there")
+    parser.add_argument(
+        "--smoke", type=Path, metavar="DIR", help="one fold of one domain and two steps, to see that it runs"
+    )
+    return parser
+
+
+def write_rows(rows: Iterator[Row], out: Path) -> None:
+    """Append rows to a file as they come, and print them."""
+    for row in rows:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row["domain"], row["fold"], row.get("seed", ""), row["arm"], recalls(row), flush=True)
 
 
 def read_rows(path: Path) -> list[Row]:

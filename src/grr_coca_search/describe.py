@@ -18,7 +18,7 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.tokenizer import writable
 from grr_coca.infer.on_ray import map_on_ray
 from grr_coca_search.entry import Entry, Failure, Photo, Stamp, digest_of, plain_fields, stamp_of
-from grr_coca_search.photo import FACTS, photo_of
+from grr_coca_search.sidecars import FACTS, photo_of
 from grr_coca_search.store import ImageDescription, PhotoUpdate
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Near-duplicates: the same picture, scaled or compressed again. Different pictures are never merged.
 
 Three tests find them, the fast ones first: perceptual hashes are nearly equal, small copies in colour
-(`compute_pixel_signature`) are nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin
+(`picture_hashes.py`) are nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin
 drawings on white, and the embedding confuses two drawings of one concept, such as the numbers 72 and 73.
 
 Shapes: N images.
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
-from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca_search.entry import Entry
+from grr_coca_search.picture_hashes import LOOK_SIDE
 from grr_coca_search.store import Store
 
 MAX_BITS = 6
 """Maximum number of the 64 hash bits in which near-duplicates differ."""
 MIN_COSINE = 0.95
 """Minimum cosine between embeddings of near-duplicates."""
-LOOK_SIDE = 16
-"""Side in pixels of the pixel signature, the small copy for comparing pictures."""
 MAX_LEVELS = 2
 """Maximum difference, in 16 levels, of a channel of a pixel between small copies of near-duplicates. 300 copies
 differed by at most 1, and the nearest two of 1,000 Tabler icons by 3."""
@@ -202,14 +200,6 @@ def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]
 _LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3 // 2
 
 
-def compute_pixel_signature(image: Image.Image) -> bytes:
-    """Return a small copy of an RGB image with 16 levels in each channel: 384 bytes, two values in each."""
-    # A filter wider than a pixel reduces the effect of pixel boundaries and of compression.
-    small = image.convert("RGB").resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR, reducing_gap=4)
-    levels = (np.asarray(small, np.int16).reshape(-1, 2) + 8) // 17
-    return (levels[:, 0] << 4 | levels[:, 1]).astype(np.uint8).tobytes()
-
-
 def looks_of(entries: Sequence[Entry]) -> np.ndarray:
     """Return the small copies of N images as levels, N 768; -1 for an image whose copy is not known."""
     looks = np.full((len(entries), _LOOK_BYTES * 2), -1, np.int8)
@@ -329,24 +319,7 @@ def _join(parents: np.ndarray, one: int, other: int) -> None:
     parents[b] = a
 
 
-# --- Perceptual hash
-
-_CELLS = 8
-_STEP = 12
-"""Minimum difference, of 255, between neighbours that counts, so that flat parts have the same bits in all copies."""
 _BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
-
-
-def perceptual_hash(image: Image.Image) -> int:
-    """Return the perceptual hash of an RGB image, 64 bits as a signed number. Similar images have similar hashes.
-
-    Each bit is set if a cell of the grey image, 8 × 8, is darker than its right neighbour. Scaling and recompressing an
-    image changes few bits: at most 2 in 300 copies of thin icons, where frequency-based hashes changed up to 26.
-    """
-    grey = image.convert("L").resize((_CELLS + 1, _CELLS), Image.Resampling.BILINEAR, reducing_gap=4)
-    cells = np.asarray(grey, np.int16)
-    bits = cells[:, 1:] - cells[:, :-1] > _STEP
-    return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
 
 
 def _differing_bits(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -45,12 +45,12 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """Metadata that a camera or user wrote into an image file; see `grr_coca_search.photo.photo_of`.
+    """Metadata that a camera or user wrote into an image file; see `grr_coca_search.sidecars.photo_of`.
 
     Attributes:
         fields: Known values of `PHOTO_FIELDS`.
         keywords: Keywords of the image.
-        sidecars: Number that changes with the XMP files next to the image; see `grr_coca_search.photo.sidecar_state`.
+        sidecars: Number that changes with the XMP files next to the image; see `sidecar_state`.
     """
 
     fields: Mapping[str, FieldValue] = field(default_factory=dict)

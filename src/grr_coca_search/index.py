@@ -22,9 +22,9 @@ from grr_coca_search.describe import DecodedImage, FoundImage, RayDescriber, Tak
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca_search.entry import Failure, Header, chunks
 from grr_coca_search.filters import parse_filter
-from grr_coca_search.photo import FACTS
 from grr_coca_search.query import Query, SearchOptions, SearchResult, Thesaurus, search_store
 from grr_coca_search.relevance import RelevanceCurve, curve_of
+from grr_coca_search.sidecars import FACTS
 from grr_coca_search.store import Changes, ImageDescription, Store, find_store, make_store, open_store
 from grr_coca_search.update import (
     Describer,

@@ -1,98 +1,24 @@
-"""Metadata of an image file, or of an XMP file next to it: date, location, title, keywords.
+"""Metadata of an image file, or of the content of an XMP file: date, location, title, keywords.
 
 Nothing is written. Corrupt values or values out of range are ignored: they do not affect the image.
 """
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any, cast
 
 from PIL import ExifTags, Image, IptcImagePlugin
 from PIL.ImageFile import ImageFile as OpenedFile
 
-from grr_coca.common.files import open_regular
-from grr_coca.data.image_files import ImageFile
 from grr_coca.data.images import ignore_warnings_of_pillow, open_header
-from grr_coca_search.entry import Photo
-from grr_coca_search.fields import PHOTO_FIELDS, READER
-
-FACTS = "grr_coca_search.picture_facts"
-"""Module with which helper programs extract facts from pictures."""
 
 Found = Mapping[str, Any]
 """EXIF, XMP or IPTC data: values by field name, and `keywords`. None: unknown."""
 
-_MAX_METADATA_BYTES = 2**22
+MAX_METADATA_BYTES = 2**22
 """Maximum size of metadata. Some programs store whole images there, and a crafted file may declare any size."""
 _MAX_TEXT = 500
-_MAX_KEYWORDS = 200
-
-
-def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
-    """Return the metadata of an image file, and of the XMP files next to it.
-
-    Args:
-        file: The image.
-        inside: Metadata that a helper program found in the file.
-    """
-    sidecars = sidecar_state(file)  # before they are read, so that a file that changes in the meantime is read again
-    beside = list(map(_in_sidecar, sidecar_paths(file)))
-    ranked = [*reversed(beside), *inside]  # the first source with a field counts, and keywords of all sources are kept
-    known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in PHOTO_FIELDS}
-    keywords = [word for one in (*inside, *beside) for word in one.get("keywords", ())]
-    return Photo(
-        fields={name: value for name, value in known.items() if value is not None},
-        keywords=_unique([*keywords, *file.keywords]),
-        sidecars=sidecars,
-    )
-
-
-# --- Sidecars
-
-
-def sidecar_paths(file: ImageFile) -> list[str]:
-    """Return the paths of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which takes
-    precedence.
-
-    Lightroom and Adobe Bridge write the former; darktable and digiKam write the latter.
-    """
-    return [] if file.source is not None else [f"{os.path.splitext(file.name)[0]}.xmp", f"{file.name}.xmp"]  # noqa: PTH122
-
-
-def sidecar_state(file: ImageFile) -> int:
-    """Return a number that changes when an XMP file of an image is created, changed or removed, or when `READER`
-    changes.
-    """
-    found = []
-    for place, path in enumerate(sidecar_paths(file)):
-        try:
-            status = os.stat(path)  # noqa: PTH116 (each update does this for each image)
-        except (OSError, ValueError):
-            continue
-        found.append((place, status.st_size, status.st_mtime_ns))
-    if not found:
-        return READER
-    return int.from_bytes(blake2b(repr((READER, found)).encode(), digest_size=7).digest())
-
-
-def _in_sidecar(sidecar: str) -> Found:
-    try:
-        with open_regular(Path(sidecar)) as file:
-            if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
-                return {}
-            content = file.read()
-    except (OSError, ValueError):
-        return {}
-    carrier = Image.new("1", (1, 1))
-    carrier.info["xmp"] = content.removeprefix(b"\xef\xbb\xbf")
-    return _xmp(carrier)
-
-
-# --- Image files
 
 
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
@@ -103,7 +29,8 @@ def found_in(data: bytes, name: str) -> list[Found]:
 
     Camera data take precedence over program data.
     """
-    if not data.startswith(_STARTS) and data[8:12] != b"WEBP" and data[4:8] != b"ftyp":
+    is_webp_with_metadata = data[8:16] == b"WEBPVP8X"
+    if not data.startswith(_STARTS) and not is_webp_with_metadata and data[4:8] != b"ftyp":
         return []  # other formats have no such metadata
     ignore_warnings_of_pillow()
     try:
@@ -126,14 +53,14 @@ def _exif(image: Image.Image) -> Found:
     return {
         "taken": _exif_time(more.get(tag.DateTimeOriginal)) or _exif_time(more.get(tag.DateTimeDigitized)),
         "camera": _camera(main.get(tag.Make), main.get(tag.Model)),
-        "lens": _text(more.get(tag.LensModel)),
+        "lens": one_line(more.get(tag.LensModel)),
         **_place(lat, lon),
     }
 
 
 def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
     try:
-        if len(image.info.get("exif", b"")) > _MAX_METADATA_BYTES:
+        if len(image.info.get("exif", b"")) > MAX_METADATA_BYTES:
             return {}
         exif = image.getexif()
         return dict(exif) if ifd is None else dict(exif.get_ifd(ifd))
@@ -154,7 +81,7 @@ def _exif_time(value: object) -> str | None:
 
 def _camera(make: object, model: object) -> str | None:
     """Return maker and model, such as `FUJIFILM X100V`. Many model names already start with the maker."""
-    made_by, name = _text(make), _text(model)
+    made_by, name = one_line(make), one_line(model)
     if not made_by or not name:
         return name or made_by
     return name if name.lower().startswith(made_by.split()[0].lower()) else f"{made_by} {name}"
@@ -179,6 +106,13 @@ def _place(lat: float | None, lon: float | None) -> dict[str, float]:
 # --- XMP
 
 
+def found_in_xmp(content: bytes) -> Found:
+    """Return the metadata in the content of an XMP file."""
+    carrier = Image.new("1", (1, 1))
+    carrier.info["xmp"] = content.removeprefix(b"\xef\xbb\xbf")
+    return _xmp(carrier)
+
+
 def _xmp(image: Image.Image) -> Found:
     xmp = _properties(image)
     paths = [
@@ -188,8 +122,8 @@ def _xmp(image: Image.Image) -> Found:
     return {
         "taken": _xmp_time(xmp.get("DateTimeOriginal")) or _xmp_time(xmp.get("DateCreated")),
         "camera": _camera(xmp.get("Make"), xmp.get("Model")),
-        "lens": _text(xmp.get("LensModel")) or _text(xmp.get("Lens")),
-        "headline": next(filter(None, map(_text, _texts(xmp.get("title")))), None),
+        "lens": one_line(xmp.get("LensModel")) or one_line(xmp.get("Lens")),
+        "headline": next(filter(None, map(one_line, _texts(xmp.get("title")))), None),
         "keywords": [*_texts(xmp.get("subject")), *(part for path in paths for part in path)],
         **_place(_xmp_degrees(xmp.get("GPSLatitude"), 90), _xmp_degrees(xmp.get("GPSLongitude"), 180)),
     }
@@ -268,7 +202,7 @@ def _iptc(image: Image.Image) -> Found:
     day = next(iter(texts(_DAY)), "")
     return {
         "taken": _xmp_time(f"{day[:4]}-{day[4:6]}-{day[6:8]}"),
-        "headline": next(filter(None, map(_text, texts(_TITLE))), None),
+        "headline": next(filter(None, map(one_line, texts(_TITLE))), None),
         "keywords": texts(_KEYWORDS),
     }
 
@@ -283,12 +217,8 @@ def _decoded(value: bytes | None, characters: object) -> str:
 # --- Texts
 
 
-def _text(value: object) -> str | None:
+def one_line(value: object) -> str | None:
     """Return a text on one line, without padding zeros and spaces, or None if it is empty."""
     if not isinstance(value, str):
         return None
     return " ".join(value.replace("\0", " ").split())[:_MAX_TEXT].strip() or None
-
-
-def _unique(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, map(_text, texts))))[:_MAX_KEYWORDS]

@@ -6,8 +6,8 @@ from datetime import datetime
 from grr_coca.data.decoding import Answer, square_of
 from grr_coca.data.images import decode_in_process, has_more_frames
 from grr_coca.data.preprocess import Preprocess
-from grr_coca_search.duplicates import compute_pixel_signature, perceptual_hash
 from grr_coca_search.photo import found_in
+from grr_coca_search.picture_hashes import compute_pixel_signature, perceptual_hash
 
 datetime.strptime("2026", "%Y")  # triggers its imports: no file can be opened later
 with suppress(ImportError):  # without it, Pillow reads no XMP

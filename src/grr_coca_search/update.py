@@ -29,7 +29,7 @@ from grr_coca.data.sources.base import reader_that_owns
 from grr_coca.data.walk import Exclusions
 from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry, noted
 from grr_coca_search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
-from grr_coca_search.photo import sidecar_state
+from grr_coca_search.sidecars import sidecar_state
 from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, StampUpdate, Store
 
 _LOOKUP_SIZE = 1000

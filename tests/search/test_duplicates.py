@@ -1,6 +1,8 @@
 """Near-duplicates, and the perceptual hash: an index keeps it, so it must stay the same."""
 
 import io
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -14,11 +16,10 @@ from grr_coca_search.duplicates import (
     EQUAL_BANDS,
     MAX_BITS,
     MIN_COSINE,
-    compute_pixel_signature,
     duplicate_groups,
     group_hits,
-    perceptual_hash,
 )
+from grr_coca_search.picture_hashes import compute_pixel_signature, perceptual_hash
 from grr_coca_search.store import Changes
 
 
@@ -115,6 +116,26 @@ def waves(seed: int, side: int = 200) -> Image.Image:
 
 def bits_between(first: Image.Image, second: Image.Image) -> int:
     return ((perceptual_hash(first) ^ perceptual_hash(second)) & (2**64 - 1)).bit_count()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_hash_and_pixel_signature_are_those_of_arrays(mode):
+    for seed in range(20):
+        noise = np.random.default_rng(seed).integers(0, 256, (23, 31, 3), np.uint8)
+        image = Image.fromarray(noise).resize((300, 200)).convert(mode)
+        cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR, reducing_gap=4), int)
+        bits = np.packbits(cells[:, 1:] - cells[:, :-1] > 12).tobytes()
+        small = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR, reducing_gap=4)
+        levels = np.rint(np.asarray(small).ravel() / 17).astype(int)
+        assert perceptual_hash(image) == int.from_bytes(bits, signed=True)
+        assert compute_pixel_signature(image) == bytes((16 * levels[::2] + levels[1::2]).tolist())
+
+
+def test_helper_program_for_pictures_imports_no_numpy():
+    code = (
+        "import sys, grr_coca_search.picture_facts; print(sorted({'numpy', 'tokenizers', 'sqlite3'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def recompressed(image: Image.Image) -> Image.Image:

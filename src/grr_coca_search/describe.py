@@ -165,11 +165,8 @@ def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> lis
     if not model.has_tags or not familiar:
         return [()] * len(described)
     embeddings = np.stack([one.embedding for one in familiar])
-    found = iter(model.tagger.tags(embeddings, [one.captions for one in familiar], _MAX_TAGS))
-    return [
-        () if one.unfamiliar else tuple(tag.text for tag in next(found) if tag.probability >= _MIN_PROBABILITY)
-        for one in described
-    ]
+    found = iter(model.tagger.tags(embeddings, [one.captions for one in familiar], _MAX_TAGS, _MIN_PROBABILITY))
+    return [() if one.unfamiliar else tuple(tag.text for tag in next(found)) for one in described]
 
 
 class RayDescriber:

@@ -153,8 +153,12 @@ def words_of(text: str) -> list[str]:
 
     Names are split where case, letters and digits change.
     """
-    bare = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.category(c).startswith("M"))
+    bare = text if text.isascii() else _without_accents(text)
     return [part.lower() for run in _RUNS.findall(bare) for part in _CAMEL.findall(run)]
+
+
+def _without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.category(c).startswith("M"))
 
 
 def split_name(name: str) -> str:

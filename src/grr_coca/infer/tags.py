@@ -38,6 +38,8 @@ _NEAREST = 60
 _UNLISTED_COSINE = 0.3
 """Value for an unknown cosine. It has no effect, as `unlisted` has its own weight."""
 _MIN_PROBABILITY = 1e-3
+_ROUNDING = 1e-6
+"""Much more than the rounding errors of a logit."""
 _MIN_LETTERS = 3
 MAX_TAGS = 20
 
@@ -140,7 +142,11 @@ class Tagger:
         self._weights = np.array(numbers.weights)
 
     def tags(
-        self, embeddings: Float[np.ndarray, "B E"], captions: Sequence[Sequence[Caption]], count: int
+        self,
+        embeddings: Float[np.ndarray, "B E"],
+        captions: Sequence[Sequence[Caption]],
+        count: int,
+        min_probability: float = 0.0,
     ) -> list[tuple[Tag, ...]]:
         """Return the most likely distinct words of each image, at most `count`.
 
@@ -148,45 +154,76 @@ class Tagger:
             embeddings: Embeddings of the images.
             captions: Captions of each image by beam search, see `with_beams`.
             count: Maximum number of words.
+            min_probability: Words that are less likely are left out, which takes half the time.
         """
-        return [self._likeliest(*found, count) for found in self.candidates(embeddings, captions)]
+        candidates = self.candidates(embeddings, captions, min_probability)
+        return [self._likeliest(*found, count, min_probability) for found in candidates]
 
-    def _likeliest(self, words: list[str], evidence: Float[np.ndarray, "K 6"], count: int) -> tuple[Tag, ...]:
+    def _likeliest(
+        self, words: list[str], evidence: Float[np.ndarray, "K 6"], count: int, min_probability: float
+    ) -> tuple[Tag, ...]:
         probabilities = (1 / (1 + np.exp(-evidence @ self._weights))).tolist()
         found: dict[str, Tag] = {}
         for place in sorted(range(len(words)), key=probabilities.__getitem__, reverse=True):
-            found.setdefault(in_singular(words[place]), Tag(words[place], probabilities[place]))
-            if len(found) == count:
+            if len(found) == count or probabilities[place] < min_probability:
                 break
+            found.setdefault(in_singular(words[place]), Tag(words[place], probabilities[place]))
         return tuple(found.values())
 
     def candidates(
-        self, embeddings: Float[np.ndarray, "B E"], captions: Sequence[Sequence[Caption]]
+        self,
+        embeddings: Float[np.ndarray, "B E"],
+        captions: Sequence[Sequence[Caption]],
+        min_probability: float = 0.0,
     ) -> Iterator[tuple[list[str], Float[np.ndarray, "K 6"]]]:
-        """Yield the candidate words of each image, and the features of each word."""
+        """Yield the candidate words of each image, and the features of each word.
+
+        Words of the vocabulary that are less likely than `min_probability`, and in no beam, are left out.
+        """
         cosines = embeddings @ self._vectors.T  # for the entire batch: one pass over the vocabulary's vectors
-        likely = cosines * self._weights[0] + self._prior @ self._weights[1:3]
-        count = min(_NEAREST, likely.shape[1])
-        nearest = np.sort(np.argpartition(-likely, count - 1, axis=1)[:, :count], axis=1)
-        for of_words, places, found in zip(cosines, nearest, captions, strict=True):
+        likely = cosines * self._weights[0] + self._likely_before
+        min_likely = self._likely_at(min_probability)
+        words: list[list[str]] = []
+        places: list[int] = []
+        in_beams: list[float] = []
+        for of_words, found in zip(likely, captions, strict=True):
             beams = _words_of(found)
             places_of_beams = [self._places.get(word, -1) for word in beams]
-            others = [place for place in places.tolist() if place not in places_of_beams]
-            words = [*beams, *map(self._numbers.words.__getitem__, others)]
-            yield words, self._evidence(of_words, np.array([*places_of_beams, *others]), list(beams.values()))
+            others = [place for place in _highest(of_words, min_likely) if place not in places_of_beams]
+            words.append([*beams, *map(self._numbers.words.__getitem__, others)])
+            places += places_of_beams + others
+            in_beams += [*beams.values(), *[0.0] * len(others)]
+        counts = list(map(len, words))
+        images = np.arange(len(words)).repeat(counts)
+        evidence = self._evidence(cosines, images, np.array(places, np.int64), np.array(in_beams))
+        return zip(words, np.split(evidence, np.cumsum(counts)[:-1]), strict=True)
 
     def _evidence(
-        self, cosines: Float[np.ndarray, " N"], places: Int[np.ndarray, " K"], beams: list[float]
+        self,
+        cosines: Float[np.ndarray, "B N"],
+        images: Int[np.ndarray, " K"],
+        places: Int[np.ndarray, " K"],
+        in_beams: Float[np.ndarray, " K"],
     ) -> Float[np.ndarray, "K 6"]:
-        """Return the features of words by vocabulary index (-1: not in it). The first words are from beams."""
+        """Return the features of words, by their images and vocabulary indices (-1: not in it)."""
         is_known = places >= 0
         evidence = np.ones((len(places), len(EVIDENCE)))
-        evidence[:, 0], evidence[:, 1:3] = cosines[places], self._prior[places]
+        evidence[:, 0], evidence[:, 1:3] = cosines[images, places], self._prior[places]
         evidence[~is_known, :3] = _UNLISTED_COSINE, 0.0, 0.0
-        evidence[:, 3] = math.log(_MIN_PROBABILITY)
-        evidence[: len(beams), 3] = np.log(np.array(beams) + _MIN_PROBABILITY)
+        evidence[:, 3] = np.log(in_beams + _MIN_PROBABILITY)
         evidence[:, 4] = ~is_known
         return evidence
+
+    def _likely_at(self, probability: float) -> float:
+        """Return the part of the logit that differs between words in no beam, at a probability, rounded down."""
+        if probability <= 0:
+            return -math.inf
+        logit = math.log(probability / (1 - probability))
+        return logit - self._weights[3] * math.log(_MIN_PROBABILITY) - self._weights[5] - _ROUNDING
+
+    @cached_property
+    def _likely_before(self) -> Float[np.ndarray, " N"]:
+        return self._prior @ self._weights[1:3]
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -201,6 +238,15 @@ class Tagger:
 def in_singular(text: str) -> str:
     """Normalize a text so that singular and plural are equal: "arrows" and "arrow"."""
     return " ".join(map(singular, text.split()))
+
+
+def _highest(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
+    """Return the indices, in order, of the `_NEAREST` highest values that are at least `at_least`."""
+    places = np.flatnonzero(likely >= at_least)
+    if len(places) > _NEAREST:
+        places = np.sort(np.argpartition(-likely, _NEAREST - 1)[:_NEAREST])
+    found: list[int] = places.tolist()
+    return found
 
 
 def _words_of(captions: Sequence[Caption]) -> dict[str, float]:

@@ -45,6 +45,8 @@ class Writer:
             raise
         try:
             upgrade(self._database)
+            self._database.execute("PRAGMA temp_store = MEMORY")
+            self._database.execute("CREATE TEMP TABLE added AS SELECT * FROM pictures LIMIT 0")
             self._tidy()
         except BaseException:
             self.release()
@@ -116,6 +118,8 @@ class Writer:
 
     def _add(self, entries: Sequence[Entry], first: int) -> None:
         self._database.executemany(ADD, ((first + i, *to_row(entry)) for i, entry in enumerate(entries)))
+        self._database.execute("INSERT INTO pictures SELECT * FROM added")
+        self._database.execute("DELETE FROM added")
         columns = {name for entry in entries for name in entry.fields}
         self._database.executemany("INSERT OR IGNORE INTO columns VALUES (?)", ((name,) for name in columns))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_probability_is_the_logistic_function_of_features():
 def test_two_captions_with_a_word_count_together():
     ((words, evidence),) = Tagger(NUMBERS, VECTORS).candidates(np.array([[0.1, 0.99]]), [(BIN, BIN)])
     assert evidence[words.index("trash"), 3] == pytest.approx(math.log(0.8 + 1e-3))
+
+
+@pytest.mark.parametrize("least", [0.2, 0.5, 0.999])
+def test_with_a_minimum_probability_the_less_likely_are_left_out(least):
+    generator = np.random.default_rng(0)
+    words = tuple(f"word{number}" for number in range(300))
+    numbers = replace(NUMBERS, words=words, counts=(5,) * 300, tag_counts=(2,) * 300)
+    tagger = Tagger(replace(numbers, weights=(10.0, 0.5, 0.5, 1.0, -1.0, 3.0)), generator.normal(size=(300, 8)))
+    embeddings, captions = generator.normal(size=(9, 8)), [(BIN, ARROW)] * 8 + [()]
+    found = tagger.tags(embeddings, captions, 5, least)
+    everything = tagger.tags(embeddings, captions, 5)
+    assert found == [tuple(tag for tag in tags if tag.probability >= least) for tags in everything]
+    assert any(found)
 
 
 def test_excludes_words_without_meaning():

@@ -37,6 +37,7 @@ def main() -> None:
     parser = parser_of(__doc__, only=PARTS)
     parser.add_argument("--before", default=sys.executable, help="interpreter of the other version")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of both versions")
+    parser.add_argument("--images", type=Path, help="index this folder, such as one of SVG files")
     options = parse(parser)
     pythons = {"before": options.before, "now": sys.executable}
     num, rounds = (8, 1) if options.smoke else (DRAWINGS, options.rounds)
@@ -44,7 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         drawings = list(islice(cycle(pictures()), num))
         for part in ["command"] if options.smoke else options.only:
-            for what, sides in globals()[f"of_{part}"](pythons, drawings, Path(place)):
+            images = {"images": options.images} if part == "index" else {}
+            for what, sides in globals()[f"of_{part}"](pythons, drawings, Path(place), **images):
                 rows.append(_row(part, what, in_turn(sides, rounds)))
                 print(rows[-1], flush=True)  # measuring takes long, and may be stopped
     report("decoding", rows, options.out)
@@ -122,14 +124,15 @@ def _asked(place: tuple[str, int], bodies: list[bytes]) -> Callable[[], float]:
     return lambda: seconds(work)
 
 
-def of_index(pythons: dict[str, str], drawings: list[bytes], place: Path) -> Parts:
-    """`grr-coca index` of drawings, as they are."""
-    folder = place / "indexed"
+def of_index(pythons: dict[str, str], drawings: list[bytes], place: Path, images: Path | None) -> Parts:
+    """`grr-coca index` of drawings, as they are, or of other images."""
+    folder, what = place / "indexed", f"{len(drawings):,} drawings"
     folder.mkdir()
     for number, drawing in enumerate(drawings):
         (folder / f"{number}.webp").write_bytes(drawing)
-    sides = _commands(pythons, lambda number: ["index", str(folder), "--out", str(number)], place)
-    yield f"{len(drawings):,} drawings", sides
+    if images is not None:
+        folder, what = images.absolute(), f"{sum(1 for _ in images.iterdir()):,} images"
+    yield what, _commands(pythons, lambda number: ["index", str(folder), "--out", str(number)], place)
 
 
 def of_command(pythons: dict[str, str], drawings: list[bytes], place: Path) -> Parts:

@@ -154,7 +154,7 @@ class Tagger:
             embeddings: Embeddings of the images.
             captions: Captions of each image by beam search, see `with_beams`.
             count: Maximum number of words.
-            min_probability: Words that are less likely are left out, which takes half the time.
+            min_probability: Less likely words are omitted, which takes half the time.
         """
         candidates = self.candidates(embeddings, captions, min_probability)
         return [self._likeliest(*found, count, min_probability) for found in candidates]
@@ -178,7 +178,7 @@ class Tagger:
     ) -> Iterator[tuple[list[str], Float[np.ndarray, "K 6"]]]:
         """Yield the candidate words of each image, and the features of each word.
 
-        Words of the vocabulary that are less likely than `min_probability`, and in no beam, are left out.
+        Less likely words of the vocabulary are omitted unless they are in a beam.
         """
         cosines = embeddings @ self._vectors.T  # for the entire batch: one pass over the vocabulary's vectors
         likely = cosines * self._weights[0] + self._likely_before

@@ -69,7 +69,7 @@ def test_two_captions_with_a_word_count_together():
 
 
 @pytest.mark.parametrize("least", [0.2, 0.5, 0.999])
-def test_with_a_minimum_probability_less_likely_words_are_omitted(least):
+def test_less_likely_words_are_omitted(least):
     generator = np.random.default_rng(0)
     words = tuple(f"word{number}" for number in range(300))
     numbers = replace(NUMBERS, words=words, counts=(5,) * 300, tag_counts=(2,) * 300)

@@ -15,10 +15,11 @@ from grr_coca.infer.export.encoder_graph import least_cosine, write_encoder_grap
 PATCH, WIDTH, HIDDEN = 8, 64, 2_400
 
 
-def write_large_graph(folder, kind, outlier=1.0):
+def write_large_graph(folder, kind, outlier=1.0, opset=20):
     """A graph of more than a megabyte: of products after a convolution, or of a convolution to many channels.
 
     `outlier`: factor of a channel that the products ignore, but whose numbers share a scale with the others in int8.
+    `opset`: version of the operators.
     """
     random = np.random.default_rng(0)
 
@@ -51,7 +52,7 @@ def write_large_graph(folder, kind, outlier=1.0):
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     path = folder / "encoder.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     return open_encoder(f"onnx:{path}")
 
@@ -68,9 +69,10 @@ def pictures():
     return colours.repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
 
 
+@pytest.mark.parametrize("opset", [14, 20])
 @pytest.mark.parametrize(("kind", "precision", "share"), [("products", "int8", 0.3), ("convolution", "fp16", 0.52)])
-def test_precision_follows_the_kind_of_network(tmp_path, pictures, kind, precision, share):
-    encoder = write_large_graph(tmp_path, kind)
+def test_precision_follows_the_kind_of_network(tmp_path, pictures, kind, precision, share, opset):
+    encoder = write_large_graph(tmp_path, kind, opset=opset)
     (tmp_path / "out").mkdir()
     written = write_encoder_graph(encoder, tmp_path / "out" / "encoder.onnx", pictures)
     assert (written.precision, written.reason) == (precision, "")

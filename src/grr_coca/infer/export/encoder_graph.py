@@ -29,6 +29,8 @@ NUM_COMPARED = 16
 _MIN_BYTES = 2**20
 """Minimum size of a graph to be reduced; smaller graphs stay in fp32."""
 _MIN_TENSOR_BYTES = 1024
+_MIN_OPSET = 18
+"""First version of ONNX's operators with those that `quantize_products` inserts."""
 
 
 _COPIED = frozenset(
@@ -85,7 +87,7 @@ def write_encoder_files(
 
 def name_without_folders(name: str) -> str:
     """Return the name of an encoder with only the last part of local paths."""
-    parts = re.split("([:=@])", name)
+    parts = re.split("([:=@#])", name)
     return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 
 
@@ -161,12 +163,17 @@ def _write_small(path: Path, folder: Path) -> Literal["fp16", "int8"]:
     """Write `small.onnx`, and return its precision."""
     import onnx_ir as ir  # late, as below: the extra `export`
 
-    from grr_coca.infer.export.quantize import constant_products, quantize_products
+    from grr_coca.infer.export.quantize import constant_products, quantize_products, quiet
 
     model = ir.load(path)
     products = sum(_num_bytes(node.inputs[1]) for node in constant_products(model.graph))
     convolutions = sum(_num_bytes(node.inputs[1]) for node in model.graph if node.op_type == "Conv")
     if products > convolutions:
+        if model.opset_imports.get("", _MIN_OPSET) < _MIN_OPSET:
+            from onnxscript.version_converter import convert_version
+
+            with quiet():
+                convert_version(model, _MIN_OPSET, fallback=True)
         quantize_products(model, (), folder / "quantized")
         model = ir.external_data.load_to_model(ir.load(folder / "quantized" / "int8.onnx"))
     else:

@@ -333,6 +333,7 @@ class IndexModel:
     def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images in the background."""
         helpers.start(FACTS)  # while the model is loaded
+        self.loaded.open_ahead()
         preprocess = self.loaded.preprocess
         return done_ahead(found, partial(decode_found, preprocess=preprocess), batch_size)
 

@@ -143,6 +143,8 @@ def describe_images(
         model = grr_coca.load(folder, engine=engine)
         if captioning is None:
             model.warn_if_unsuitable()
+        else:
+            model.open_ahead()
         describe = partial(_described, model, captioning, num_tags, batch_size)
         return process_images(files, model, batch_size, label, describe, take, show_progress)
 

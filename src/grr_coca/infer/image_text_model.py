@@ -189,6 +189,13 @@ class ImageTextModel:
             raise UserError("a model that was not loaded from a folder has no fingerprint; save it and load it")
         return fingerprint(self.folder)
 
+    def open_ahead(self) -> None:
+        """Open the graphs for captions in other threads, while this one reads images. PyTorch has nothing to open."""
+        from grr_coca.infer.engine.onnx import OnnxEngine  # late: PyTorch does not need it
+
+        if isinstance(self.engine, OnnxEngine):
+            self.engine.open_ahead("image", "step")
+
     def caption(
         self,
         images: ImagesInput,

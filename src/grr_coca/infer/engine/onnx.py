@@ -8,7 +8,7 @@ belong to one image), T tokens.
 
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from grr_coca.common.threads import num_threads
 from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName
 from grr_coca.infer.generate.next_token import ArrayLogits
-from grr_coca.model.checkpoint_files import GraphName
+from grr_coca.model.checkpoint_files import GRAPHS, GraphName
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -134,8 +134,17 @@ class OnnxEngine:
         """Return the open graph."""
         return self._graph(name).session
 
+    def open_ahead(self, *names: GraphName) -> None:
+        """Open graphs in threads that end by themselves. An error is raised when the graph is used."""
+        for name in names:
+            threading.Thread(target=self._tried, args=(name,), name=f"open {name}").start()
+
+    def _tried(self, name: GraphName) -> None:
+        with suppress(Exception):
+            self._graph(name)
+
     def _graph(self, name: GraphName) -> _Graph:
-        with _OPENING:
+        with _OPENING[name]:
             if name not in self._graphs:
                 session = self._opened(f"{name}.onnx")
                 outputs = [output.name for output in session.get_outputs()]
@@ -180,8 +189,8 @@ class OnnxEngine:
 
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"
-_OPENING = threading.Lock()
-"""Lock for opening graphs, so that only one thread opens each."""
+_OPENING = {name: threading.Lock() for name in GRAPHS}
+"""A lock for each graph, so that only one thread opens it."""
 
 
 class OnnxDecoder:

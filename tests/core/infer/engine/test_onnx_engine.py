@@ -3,6 +3,7 @@
 import json
 import lzma
 import shutil
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
+import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, file_sha256
 from grr_coca.infer.engine.base import Decoder, Engine
@@ -161,6 +163,28 @@ def test_texts_and_captions_open_only_their_graphs():
     other = OnnxEngine(bundled_folder("icons"))
     generate(other, checkpoint_of("icons").tokenizer, pixels_of("icons")[:1])
     assert set(other._graphs) == {"image", "step"}
+
+
+def test_graphs_opened_ahead_are_those_of_captions():
+    model = grr_coca.load("icons", engine="onnx")
+    model.open_ahead()
+    for thread in threading.enumerate():
+        if thread.name.startswith("open "):
+            thread.join()
+    assert set(model.engine._graphs) == {"image", "step"}
+    opened = dict(model.engine._graphs)
+    assert model.generate(pixels_of("icons")[:1]).captions[0][0].text
+    assert model.engine._graphs == opened
+
+
+def test_errors_of_graphs_opened_ahead_come_with_their_use(folder, capfd):
+    (folder / "step.onnx").unlink()
+    engine = OnnxEngine(folder)
+    engine.open_ahead("image", "step")
+    assert engine.encode_images(pixels_of("icons")[:1]).embedding.shape == (1, engine.embed_dim)
+    with pytest.raises(UserError, match=r"step\.onnx: missing"):
+        engine.session("step")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

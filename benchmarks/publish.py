@@ -218,7 +218,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def _markdown(heads: Sequence[str], lines: list[tuple[str, ...]]) -> str:
     rule = ("---", *("---:" for _ in heads[1:]))
-    rows = [f"| {' | '.join(line)} |" for line in (heads, *lines)]
+    rows = [f"|{'|'.join(line)}|" for line in (heads, *lines)]
     rows.insert(1, f"|{'|'.join(rule)}|")
     return "".join(f"{row}\n" for row in rows).replace("%", " %")
 

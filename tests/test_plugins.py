@@ -64,7 +64,7 @@ def test_broken_plugin_costs_one_warning(tmp_path):
     assert listed.returncode == 0
     assert listed.stdout.startswith("usage:")
     assert listed.stderr.count("\n") == 1
-    assert "broken-plugin: plug-in 'broken' cannot be imported, and is skipped" in listed.stderr
+    assert "broken-plugin: plug-in 'broken' cannot be imported and is skipped" in listed.stderr
     assert grr_coca(tmp_path, "models").stderr == "", "a command of the core asks no plug-in for its name"
 
 

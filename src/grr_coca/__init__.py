@@ -20,13 +20,14 @@ __version__ = "0.1.0"
 
 
 def load(name: str | Path, device: "str | torch.device | None" = None, engine: str = "auto") -> "ImageTextModel":
-    """Load a model to caption, embed, classify and compare images with; see `grr_coca.infer`.
+    """Load a model that captions, embeds, classifies and compares images; see `grr_coca.infer`.
 
     Args:
         name: A checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
-            `owner/name` or `owner/name@revision` on the Hugging Face hub; `SCHEME:PATH` is a checkpoint of another
-            project, which a plug-in of `grr_coca.loaders` reads, such as `open_clip:PATH`.
-        device: Device to run on; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+            `owner/name` or `owner/name@revision` on the Hugging Face hub. `SCHEME:PATH`, such as `open_clip:PATH`, is a
+            checkpoint of another project, which a plug-in of the group `grr_coca.loaders` reads.
+        device: Device to run on. By default, ONNX Runtime uses the CPU, and PyTorch uses CUDA if available, else
+            Apple's MPS, else the CPU.
         engine: Engine of the model: `onnx` (ONNX Runtime, on a CPU) or `torch`; `auto` selects the faster one by a
             fixed rule.
 
@@ -36,7 +37,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     """
     scheme, colon, path = str(name).partition(":")
     if colon and not Path(name).exists():
-        from grr_coca.common import plugins  # late, as below: `import grr_coca` stays fast
+        from grr_coca.common import plugins  # imported in the function, as below, so that `import grr_coca` stays fast
 
         loader = plugins.named("grr_coca.loaders", scheme)
         if loader is not None:
@@ -47,7 +48,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
 
 
 def __getattr__(name: str) -> object:
-    """Return a function of another package, such as `Index`, imported at its first use."""
+    """Return a function or class of another package, such as `Index`, and import it when it is first used."""
     if not name.startswith("_"):
         from grr_coca.common import plugins
 

@@ -1,7 +1,7 @@
-"""`grr-coca` and `python -m grr_coca`: the command line as a process.
+"""Run `grr-coca` or `python -m grr_coca` as a process.
 
-Ctrl-C ends it at any moment with one line. A reader that closes the output (`| head`) ends it without a message. If the
-output cannot be written, because the disk is full, one line reports it.
+Ctrl-C ends the process at any moment with a single line. If the reader closes the output (`| head`), the process ends
+without a message. If the output cannot be written because the disk is full, one line reports the error.
 """
 
 import errno
@@ -19,7 +19,7 @@ _INTERRUPTED = 128 + signal.SIGINT
 _UNREAD = 128 + 13
 """Exit code of a program ended by SIGPIPE. Python ignores that signal, so the code is defined here."""
 _OBJECTS_OF_IMPORTS = 100_000
-"""More objects than the imports of a command without PyTorch leave behind."""
+"""Number of objects above which Python collects garbage: more than the imports of a command without PyTorch create."""
 
 
 def run() -> NoReturn:
@@ -41,24 +41,26 @@ def run() -> NoReturn:
             raise
         _end_interrupted()
     except BrokenPipeError:
-        if _output_works():  # another pipe broke
+        if _output_works():  # the closed pipe is not the standard output
             raise
         os._exit(_UNREAD)  # not `sys.exit`, which would flush once more
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO) or _output_works():  # another file failed
+        # the error is not about the standard output
+        if error.errno not in (errno.ENOSPC, errno.EIO) or _output_works():
             raise
         print(f"error: standard output: cannot be written ({error.strerror})", file=sys.stderr, flush=True)
         os._exit(2)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the exit is left
-        gc.freeze()  # at exit, Python would collect garbage from all imports of PyTorch, which would take half a second
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to do but exit
+        # at exit, Python would collect garbage from all of PyTorch's imports, which would take half a second
+        gc.freeze()
     sys.exit(code)
 
 
 def _delay_garbage_collection() -> None:
-    """Let Python search for garbage only when there are more objects than imports create, and from then on as usual.
+    """Let Python collect garbage only once there are more objects than imports create, and as usual from then on.
 
-    Imports leave almost no garbage. The searches took a twentieth of the processor time of a caption.
+    Imports leave almost no garbage, yet collections took a twentieth of the processor time of a caption.
     """
     usual = gc.get_threshold()
 
@@ -82,7 +84,7 @@ def _run_and_flush(main: Callable[[], int]) -> str | int | None:
 
 
 def _open_closed_streams() -> None:
-    """Discard the output of streams that the shell has closed (`>&-`): Python has no object for them."""
+    """Discard output to streams that the shell has closed (`>&-`), for which Python has no object."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (to the end)
@@ -98,7 +100,7 @@ def _output_works() -> bool:
 
 def _end_interrupted() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError):  # the reader of the output may be gone
+    with suppress(OSError):  # the reader may have closed the output
         sys.stdout.flush()
         print("interrupted", file=sys.stderr, flush=True)
     # Not `sys.exit`: if the signal came while generated code ran, Python would raise it once more.

@@ -1,4 +1,4 @@
-"""Preprocessing from `preprocessor_config.json` of models on the Hugging Face hub and of exported graphs."""
+"""Preprocessing from the `preprocessor_config.json` of models on the Hugging Face hub and of exported graphs."""
 
 import math
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from grr_coca.data.preprocess import EncoderPreprocess, Interpolation
 
 FILE = "preprocessor_config.json"
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Interpolation methods by Pillow's numbers."""
+"""Interpolation methods, by Pillow's numbers."""
 
 
 def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
     """Read the preprocessing of an encoder.
 
     Args:
-        path: `preprocessor_config.json`.
-        size: Image size that overrides the file's; None: the file's size.
+        path: Path of `preprocessor_config.json`.
+        size: Image size to use instead of the size in the file. None uses the size in the file.
 
     Raises:
         UserError: If the file is missing or corrupt, or does not yield squares.
@@ -42,7 +42,7 @@ def _parse(content: Mapping[str, Any], size: int | None) -> EncoderPreprocess:
     cropped = _side(content["crop_size"]) if content.get("do_center_crop") else None
     if "shortest_edge" in resized:
         shorter = int(resized["shortest_edge"])
-        if cropped is None and isinstance(given, int):  # older files write one number for both sides
+        if cropped is None and isinstance(given, int):  # older files have one number for both sides
             fit, crop, side = "squash", 1.0, shorter
         elif cropped is None or not 1 <= cropped <= shorter:
             raise UserError(f"crop_size must be from 1 to {shorter}, as the encoder takes squares, got {cropped}")

@@ -1,4 +1,4 @@
-"""Names of encoders: `timm:MODEL[@SIZE][=WEIGHTS]`."""
+"""Names of image encoders: `timm:MODEL[@SIZE][=WEIGHTS]`."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,13 @@ _MAX_SIZE = 4096
 
 
 class EncoderName(NamedTuple):
-    """The name of an encoder after its scheme, `MODEL[@SIZE][=WEIGHTS]`.
+    """Name of an encoder. After its scheme, it has the form `MODEL[@SIZE][=WEIGHTS]`.
 
     Attributes:
-        text: Full name, with its scheme.
-        model: Model or folder.
-        size: Image size in pixels; None: the model's own.
-        weights: A safetensors file, or `random`; None: the published weights.
+        text: Full name, including the scheme.
+        model: Name of the model, or its folder.
+        size: Image size in pixels. None for the model's own size.
+        weights: A safetensors file, or `random`. None for the published weights.
     """
 
     text: str
@@ -38,7 +38,7 @@ def parse_name(scheme: str, rest: str) -> EncoderName:
     size = None if found is None else int(found[2])
     model = model if found is None else found[1]
     if not model:
-        raise UserError(f"{text}: the name of the model is missing; use {scheme}:NAME")
+        raise UserError(f"{text}: missing name of the model; use {scheme}:NAME")
     if size is not None and not 1 <= size <= _MAX_SIZE:
         raise UserError(f"{text}: the image size must be from 1 to {_MAX_SIZE}, got {size}")
     if equals and weights != RANDOM:

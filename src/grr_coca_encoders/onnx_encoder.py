@@ -1,10 +1,10 @@
-"""An image encoder as an ONNX graph of any origin, computed by ONNX Runtime.
+"""Image encoder in the form of any ONNX graph, computed by ONNX Runtime.
 
 The first input takes images: B 3 S S or B S S 3, uint8 pixels, or floating-point values normalized by mean and
 deviation. The output is `last_hidden_state`, or else the first output with tokens B N D, a map, or one vector per
 image. Graphs that end in a classifier or a decoder have features in an inner tensor, which can be named.
 
-Shapes: B images, S image size in pixels, T tokens with class token and registers, N tokens, D width.
+Shapes: B images, S image size in pixels, T tokens including class token and registers, N tokens, D width.
 """
 
 import hashlib
@@ -45,10 +45,10 @@ _OPENING = threading.Lock()
 
 
 class OnnxEncoder:
-    """A `grr_coca.infer.encoder.VisionEncoder` of a graph.
+    """`grr_coca.infer.encoder.VisionEncoder` that computes a graph.
 
     Args:
-        path: The graph, next to its description: `NAME.json` written by this package for `NAME.onnx`, or
+        path: The graph, next to its description, which is `NAME.json` written by this package for `NAME.onnx`, or
             `preprocessor_config.json`.
         tensor: Name of the tensor with the features; empty: an output.
 
@@ -60,7 +60,7 @@ class OnnxEncoder:
         self.path, self._tensor = path, tensor
         self.name = f"onnx:{path}#{tensor}" if tensor else f"onnx:{path}"
         if not path.is_file():
-            raise UserError(f"onnx:{path}: no such file")
+            raise UserError(f"onnx:{path}: no such file; pass the path of an ONNX graph")
         self._session: InferenceSession | None = None
         session = self._open()
         given = session.get_inputs()[0]
@@ -86,7 +86,7 @@ class OnnxEncoder:
             self._preprocess = read_hub_preprocess(path.with_name(FILE), side)
         except UserError as error:
             raise UserError(
-                f"{error}; it specifies how images are resized and normalized, see docs/encoders.md"
+                f"{error}; this file specifies how images are resized and normalized; see docs/encoders.md"
             ) from error
         self._require_side(side)
         _, num_tokens, embed_dim = self.encode(self._black()).tokens.shape
@@ -105,7 +105,7 @@ class OnnxEncoder:
         )
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
-        """Encode images, see `VisionEncoder`."""
+        """Encode images; see `VisionEncoder`."""
         tokens = _to_tokens(self._run(pixels))
         return ImageTokens(tokens, np.ones(tokens.shape[:2], bool))
 
@@ -123,7 +123,7 @@ class OnnxEncoder:
         return np.concatenate(found).astype(np.float32)
 
     def write_graph(self, path: Path) -> None:
-        """Write a graph of uint8 pixels, see `VisionEncoder`. It must compute the same tokens.
+        """Write a graph that takes uint8 pixels and computes the same tokens; see `VisionEncoder`.
 
         Without the extra `export`, the graph is copied.
         """
@@ -166,12 +166,12 @@ class OnnxEncoder:
             _opened(path)
         except UserError as error:
             raise UserError(
-                f"onnx:{self.path}: its weights are in a separate file; save the graph with the weights inside, or "
+                f"onnx:{self.path}: the weights are in a separate file; save the graph with its weights inside, or "
                 "install the extra 'export': pip install -e '.[export]'"
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the open graph, which other processes reopen."""
+        """Return the state without the open graph, because other processes must reopen it."""
         return {**vars(self), "_session": None}
 
     def _open(self) -> "InferenceSession":
@@ -183,8 +183,8 @@ class OnnxEncoder:
     def _require_side(self, side: int | None) -> None:
         if side not in (None, self._preprocess.image_size):
             raise UserError(
-                f"onnx:{self.path}: takes images of {side} pixels, but its preprocessing yields "
-                f"{self._preprocess.image_size}"
+                f"onnx:{self.path}: takes images of {side} pixels, but the preprocessing next to it yields "
+                f"{self._preprocess.image_size}; correct its size"
             )
 
 
@@ -200,7 +200,7 @@ def _opened(path: Path, tensor: str = "") -> "InferenceSession":
         folder = str(path.parent.absolute())
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     options.intra_op_num_threads = num_threads()
-    options.log_severity_level = 4  # errors are raised
+    options.log_severity_level = 4  # errors are raised, so printing them would be redundant
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -229,10 +229,10 @@ def _varint(number: int) -> bytes:
 
 
 def require_same_tokens(path: Path, encoder: VisionEncoder) -> None:
-    """Check that a graph of uint8 pixels computes the tokens of an encoder.
+    """Check that a graph that takes uint8 pixels computes the same tokens as an encoder.
 
     Raises:
-        UserError: If it does not.
+        UserError: If the tokens differ.
     """
     side = encoder.info.preprocess.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
@@ -242,7 +242,7 @@ def require_same_tokens(path: Path, encoder: VisionEncoder) -> None:
     found = np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
     expected = encoder.encode(pixels).tokens
     if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3 * np.abs(expected).max()):
-        raise UserError(f"{encoder.info.name}: its graph computes other tokens")
+        raise UserError(f"{encoder.info.name}: the exported graph computes different tokens, so it cannot be used")
 
 
 def _choose_output(ranks: dict[str, int], path: Path) -> str:
@@ -287,12 +287,13 @@ def _to_tokens(found: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B N D"]:
 
 
 def _is_map_channels_last(found: Float[np.ndarray, "B ..."]) -> bool:
-    """Return whether features are a map B h w D; maps are square."""
+    """Return whether features are a map B h w D. Maps are square."""
     return found.ndim == 4 and found.shape[1] == found.shape[2] != found.shape[3]
 
 
 def count_prefix(num_tokens: int) -> int:
-    """Return the number of tokens before the patch tokens, which fill a square grid; 0 if they do not."""
+    """Return the number of tokens before the patch tokens, which fill a square grid, or 0 if the tokens do not fit a
+    grid."""
     prefix = num_tokens - math.isqrt(num_tokens) ** 2
     return prefix if prefix <= _MAX_PREFIX else 0
 

@@ -1,4 +1,4 @@
-"""An ONNX graph of any form as one of uint8 pixels to tokens, with its weights inside.
+"""Convert an ONNX graph of any form to a graph from uint8 pixels to tokens, with its weights inside.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _MAX_BYTES = 2**31 - 2**20
-"""Largest size of one file: protocol buffers have signed sizes of 32 bits."""
+"""Maximum size of one file, because protocol buffers have signed 32-bit sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphForm:
-    """How a graph takes images and returns features.
+    """Form in which a graph takes images and returns features.
 
     Attributes:
         images: Name of its input, B 3 S S or B S S 3, as uint8 or normalized images.
         features: Name of the tensor with tokens, a map or one vector an image.
         dtype: Type of the input.
         is_channels_last: Whether the channels of the input come last.
-        is_map_channels_last: Whether those of a map come last.
+        is_map_channels_last: Whether the channels of a map come last.
         rank: Number of axes of the output.
-        num_prefix: Tokens before those of the patches.
-        num_tokens: N.
-        embed_dim: D.
+        num_prefix: Number of tokens before the patch tokens.
+        num_tokens: Number of tokens, N.
+        embed_dim: Width of the tokens, D.
     """
 
     images: str
@@ -46,16 +46,16 @@ class GraphForm:
 
 
 def write_pixel_graph(graph: Path, form: GraphForm, preprocess: Preprocess, out: Path) -> None:
-    """Write a graph with normalization before it, and the tokens of patches as its only output.
+    """Write a graph with normalization added at its start, and the patch tokens as its only output.
 
     Args:
         graph: The graph.
-        form: Its form.
-        preprocess: Its mean and deviation of pixels are used.
-        out: New file.
+        form: Form of the graph.
+        preprocess: Preprocessing, whose mean and standard deviation of pixels are used.
+        out: File to create.
 
     Raises:
-        ValueError: If its weights do not fit into one file.
+        ValueError: If the weights do not fit into one file.
     """
     import onnx_ir as ir  # late: the extra `export`
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -119,7 +119,7 @@ def _return_tokens(graph: "ir.Graph", form: GraphForm) -> None:
 
 
 class _Chain:
-    """Nodes in a row. `value`: Output of the last one."""
+    """Chain of nodes. `value` is the output of the last node."""
 
     def __init__(self, value: "ir.Value") -> None:
         self.value, self.start = value, str(value.name)
@@ -127,7 +127,7 @@ class _Chain:
         self.constants: dict[str, ir.Value] = {}
 
     def add(self, operator: str, constant: np.ndarray | None = None, **attributes: object) -> None:
-        """Add a node of the last value, and of a constant if one is given."""
+        """Add a node that takes the last value and, if given, a constant."""
         import onnx_ir as ir
 
         inputs, name = [self.value], f"{self.start}.{len(self.nodes)}"

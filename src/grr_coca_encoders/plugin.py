@@ -1,4 +1,4 @@
-"""Plug-ins for the core, named by entry points. Importing it is cheap: PyTorch is imported later."""
+"""Plug-ins for the core, which entry points name. Importing this module is cheap, because PyTorch is imported later."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ def open_timm(rest: str, device: str | None) -> "VisionEncoder":
     name = parse_name("timm", rest)
     require_extra("timm", name.text)
     set_passive_wait_policy()
-    from grr_coca_encoders.timm_encoder import load_timm  # late: imports torch
+    from grr_coca_encoders.timm_encoder import load_timm  # lazy import: PyTorch
 
     return load_timm(name, device)
 
@@ -26,7 +26,7 @@ def open_transformers(rest: str, device: str | None) -> "VisionEncoder":
     name = parse_name("hf", rest)
     require_extra("transformers", name.text)
     set_passive_wait_policy()
-    from grr_coca_encoders.transformers_encoder import load_transformers  # late: imports torch
+    from grr_coca_encoders.transformers_encoder import load_transformers  # lazy import: PyTorch
 
     return load_transformers(name, device)
 
@@ -41,7 +41,7 @@ def open_own(rest: str, device: str | None) -> "VisionEncoder":
 
 def open_onnx(rest: str, device: str | None) -> "VisionEncoder":  # noqa: ARG001 (ONNX Runtime uses the CPU)
     """Open an ONNX graph; see `grr_coca.infer.encoder.EncoderOpener`."""
-    from grr_coca_encoders.onnx_encoder import OnnxEncoder  # late: imports NumPy
+    from grr_coca_encoders.onnx_encoder import OnnxEncoder  # lazy import: NumPy
 
     path, has_tensor, tensor = rest.partition(".onnx#")
     return OnnxEncoder(Path(f"{path}.onnx"), tensor) if has_tensor else OnnxEncoder(Path(rest))

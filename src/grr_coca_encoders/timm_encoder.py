@@ -23,10 +23,11 @@ _INTERPOLATIONS = {"random": "bicubic"}
 
 
 class TimmTokens(nn.Module):
-    """Module that returns the tokens of a timm model: its `forward_features`, without class token and registers.
+    """Module that returns the tokens of a timm model: the result of `forward_features` without class token and
+    registers.
 
     Args:
-        model: timm model.
+        model: The timm model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,14 +47,14 @@ class TimmTokens(nn.Module):
 def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
     """Load a timm encoder.
 
-    Position embeddings of another image size are interpolated here, once.
+    Position embeddings for another image size are interpolated here, only once.
 
     Args:
         name: Name of the model.
-        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: If timm has no such model, its weights are unavailable as safetensors, or they do not match it.
+        UserError: If timm does not have the model, or its weights do not match it or are not available as safetensors.
     """
     architecture = name.model.partition(".")[0]
     if not timm.is_model(architecture):
@@ -62,7 +63,9 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
     config = resolve_data_config({}, model=model)
     fit = _FITS.get(str(config["crop_mode"]))
     if fit is None:
-        raise UserError(f"{name.text}: its preprocessing pads images ({config['crop_mode']}), which is not supported")
+        raise UserError(
+            f"{name.text}: unsupported preprocessing, which pads images ({config['crop_mode']}); use another model"
+        )
     interpolation = str(config["interpolation"])
     preprocess = EncoderPreprocess(
         image_size=name.size or int(config["input_size"][1]),
@@ -100,7 +103,7 @@ def _create(name: EncoderName) -> nn.Module:
 
 
 class _LoadingLog(logging.Handler):
-    """Handler that captures and silences timm's log while it loads weights.
+    """Handler that captures and silences timm's log while weights are loaded.
 
     Without a classifier, timm leaves missing tensors random, and reports this only in the log.
     """
@@ -130,8 +133,9 @@ class _LoadingLog(logging.Handler):
 
 
 def _weights_file(name: EncoderName) -> str:
-    """Return the safetensors file of the weights. timm would also accept files that run code, so the file is chosen
-    here.
+    """Return the safetensors file of the weights.
+
+    It is chosen here, because timm would also accept files that run code.
     """
     if name.weights is not None:
         return name.weights
@@ -141,7 +145,9 @@ def _weights_file(name: EncoderName) -> str:
     config = timm.get_pretrained_cfg(name.model)
     hub_id = getattr(config, "hf_hub_id", None)
     if not hub_id:
-        raise UserError(f"{name.text}: timm has no weights for it on the Hugging Face hub; use {name.text}=FILE")
+        raise UserError(
+            f"{name.text}: timm has no weights for this model on the Hugging Face hub; use {name.text}=FILE"
+        )
     try:
         with quieted("huggingface_hub"):
             return hf_hub_download(hub_id, "model.safetensors", local_files_only=is_offline())

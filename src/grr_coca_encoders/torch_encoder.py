@@ -1,4 +1,4 @@
-"""An image encoder in PyTorch, and code shared by its models.
+"""Image encoder in PyTorch, and code that its models share.
 
 Shapes: B images, S image size in pixels, N tokens, D width, h × w grid, C channels of a map.
 """
@@ -23,11 +23,11 @@ from grr_coca_encoders.onnx_encoder import require_same_tokens
 
 
 class PixelsToTokens(nn.Module):
-    """Module from pixels to tokens, in the form for graph export.
+    """Module from pixels to tokens, in the form that graph export needs.
 
     Args:
         model: Model from normalized images, B 3 S S, to tokens or maps.
-        preprocess: Preprocessing; its pixel mean and deviation are used.
+        preprocess: Preprocessing, whose pixel mean and standard deviation are used.
     """
 
     mean: Float[Tensor, "3 1 1"]
@@ -40,26 +40,26 @@ class PixelsToTokens(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(preprocess, name))[:, None, None], persistent=False)
 
     def forward(self, pixels: UInt8[Tensor, "B S S 3"]) -> Float[Tensor, "B N D"]:
-        """Encode images."""
+        """Encode images as tokens."""
         images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         return self.model((images - self.mean) / self.std)
 
 
 class TorchEncoder:
-    """A `grr_coca.infer.encoder.VisionEncoder` in PyTorch.
+    """`grr_coca.infer.encoder.VisionEncoder` in PyTorch.
 
     Args:
         name: Name of the encoder.
-        licence: Licence of its weights.
+        licence: Licence of the weights.
         model: Model from normalized images, B 3 S S, to tokens, B N D.
         preprocess: Preprocessing of the encoder.
-        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
     """
 
     def __init__(
         self, name: str, model: nn.Module, preprocess: EncoderPreprocess, licence: str, device: str | None
     ) -> None:
-        # In eval mode, batch norms do not change; without gradients, no optimizer finds these weights.
+        # In eval mode, batch norms do not change; without gradients, optimizers do not find these weights.
         self.module = PixelsToTokens(model, preprocess).eval().requires_grad_(False)
         self.device = torch.device(device or best_device())
         side = preprocess.image_size
@@ -79,16 +79,16 @@ class TorchEncoder:
         self.module.to(self.device)
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
-        """Encode images, see `VisionEncoder`."""
+        """Encode images; see `VisionEncoder`."""
         with torch.inference_mode():
             tokens = self.module(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
         mask: Bool[np.ndarray, "B N"] = np.ones(tokens.shape[:2], bool)
         return ImageTokens(tokens, mask)
 
     def write_graph(self, path: Path) -> None:
-        """Write a graph of uint8 pixels, see `VisionEncoder`. It must compute the same tokens."""
+        """Write a graph that takes uint8 pixels and computes the same tokens; see `VisionEncoder`."""
         require_extra("export", f"{self.info.name} as an ONNX graph")
-        from grr_coca.infer.export.graphs import OPSET  # late: imports onnxscript
+        from grr_coca.infer.export.graphs import OPSET  # lazy import: onnxscript
         from grr_coca.infer.export.quantize import quiet
 
         side = self.info.preprocess.image_size
@@ -113,7 +113,7 @@ class TorchEncoder:
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors, independent of their file."""
+    """Return the SHA-256 of named tensors, which does not depend on their file."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -147,7 +147,7 @@ def seeded() -> Iterator[None]:
 
 @contextmanager
 def quieted(name: str) -> Iterator[None]:
-    """Silence the messages of another library while a model is loaded.
+    """Silence the messages of a library while a model is loaded.
 
     Args:
         name: Name of the library's logger.

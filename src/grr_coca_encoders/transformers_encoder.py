@@ -29,14 +29,14 @@ _CLASSES = {
     "clip": "CLIPVisionModel",
     "clip_vision_model": "CLIPVisionModel",
 }
-"""Class of each `model_type`. SigLIP 2's files for images of a fixed size are in SigLIP's format."""
+"""Class for each `model_type`. SigLIP 2's files for images of a fixed size have SigLIP's format."""
 
 
 class TransformersTokens(nn.Module):
     """Module that returns the normalized tokens of a transformers model, without class token and registers.
 
     Args:
-        model: Model of one of `_CLASSES`, for images of one size.
+        model: Model of a class in `_CLASSES`, for images of one size.
     """
 
     def __init__(self, model: Any) -> None:
@@ -44,7 +44,7 @@ class TransformersTokens(nn.Module):
         self.model = model
         patch = model.config.patch_size
         self.patch_size = int(patch[0] if isinstance(patch, (list, tuple)) else patch)
-        # CLIP normalizes only the class token, though its image tokens were trained behind no other layer.
+        # CLIP normalizes only the class token, although its image tokens were trained with no other layer after them.
         is_clip = model.config.model_type == "clip_vision_model"
         self.norm: nn.Module = model.post_layernorm if is_clip else nn.Identity()
 
@@ -57,11 +57,11 @@ class TransformersTokens(nn.Module):
 def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
     """Load a transformers encoder.
 
-    Position embeddings of another image size are interpolated here, once.
+    Position embeddings for another image size are interpolated here, only once.
 
     Args:
         name: Folder, or OWNER/NAME on the Hugging Face hub.
-        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the model is unknown, its family is not supported, or its weights are not in safetensors.
@@ -73,7 +73,7 @@ def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
         config = _tried(name, lambda: transformers.AutoConfig.from_pretrained(name.model, **options))
         kind = str(config.model_type)
         if kind not in _CLASSES:
-            raise UserError(f"{name.text}: model_type '{kind}' is not supported; use one of {', '.join(_CLASSES)}")
+            raise UserError(f"{name.text}: unsupported model_type '{kind}'; use one of {', '.join(_CLASSES)}")
         model_class = getattr(transformers, _CLASSES[kind])
         if name.weights == RANDOM:
             with seeded():
@@ -116,7 +116,7 @@ def _preprocess(name: EncoderName, image_size: int) -> EncoderPreprocess:
 
 
 def _interpolate_positions(model: Any, side: int) -> None:
-    """Replace learned positions by those for another image size, interpolated as the model itself does for each image.
+    """Interpolate learned positions to another image size, as the model itself does for each image.
 
     Otherwise, graphs would contain the interpolation.
     """
@@ -134,13 +134,13 @@ def _interpolate_positions(model: Any, side: int) -> None:
         embeddings.image_size = side
     else:
         embeddings.position_embeddings = nn.Parameter(table)
-        # With the size unchanged, the model adds the table directly.
+        # If the size is unchanged, the model adds the table directly.
         embeddings.patch_embeddings.num_patches = count
     model.config.image_size = side
 
 
 def _licence(name: EncoderName) -> str:
-    """Return the licence in the model card; a model without a card can also be used."""
+    """Return the licence in the model card. A model without a card can also be used."""
     if name.weights == RANDOM:
         return UNKNOWN_LICENCE
     try:

@@ -1,1 +1,1 @@
-"""Icons: readers of icon sets, sprites and fonts, drawings of SVG files, matching, label checks, tools for agents."""
+"""Icons: readers of icon sets, sprites and fonts, rendering of SVG files, matching, label checks, tools for agents."""

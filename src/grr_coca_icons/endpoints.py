@@ -1,4 +1,4 @@
-"""Additional endpoints of a server of an icon index: equivalents in other sets, and tools for agents."""
+"""Additional endpoints for the server of an icon index: equivalents in other sets, and tools for agents."""
 
 from functools import partial
 from typing import Any
@@ -21,19 +21,19 @@ from grr_coca_serve.service import Service
 
 
 class OtherPicture(IndexedPicture):
-    """An icon with the same meaning in another set. `probability`: Probability that it is the equivalent."""
+    """Icon with the same meaning in another set. `probability` is the probability that it is the equivalent."""
 
     probability: float
 
 
 class OthersAnswer(BaseModel):
-    """An icon in the other icon sets of the index."""
+    """Equivalents of an icon in the other icon sets of the index."""
 
     others: list[OtherPicture]
 
 
 def endpoints(service: Service) -> list[BaseRoute]:
-    """Return the additional routes of a server, an entry point of `grr_coca.endpoints`."""
+    """Return the additional routes of a server, for the entry points `grr_coca.endpoints`."""
     router = APIRouter()
     finder = None if service.index is None else Equivalents(service.index)
 
@@ -48,7 +48,7 @@ def endpoints(service: Service) -> list[BaseRoute]:
 
 
 class Equivalents:
-    """Equivalents of the icons of a served index in its other icon sets. Not thread-safe.
+    """Equivalents of a served index's icons in its other icon sets. Not thread-safe.
 
     Args:
         index: The served index.
@@ -60,9 +60,9 @@ class Equivalents:
         self._sets = LruCache[str, tuple[list[int], CrossSetMatcher]](1)
 
     def of_icon(self, identity: str) -> list[dict[str, Any]]:
-        """Return the equivalents of an icon by their images, for JSON, most likely first.
+        """Return the equivalents of an icon, as their images, for JSON, most likely first.
 
-        The list is empty for other images, and if the model has no match parameters.
+        The list is empty for images that are not icons, and if the model has no match parameters.
 
         Raises:
             RequestError: If the index has no image with this id.

@@ -1,4 +1,4 @@
-"""Names of icons as words, without style words and numbers that only a set uses."""
+"""Names of icons as words, without the style words and numbers that only a set uses."""
 
 import re
 from collections import Counter
@@ -10,25 +10,26 @@ outline outlined outlines filled rounded duotone twotone solid linear monochrome
 12px 16px 20px 24px 32px alt
 """
 STYLES = frozenset(_STYLES.split())
-"""Style words in every set, at the end of a name."""
+"""Words that are style words at the end of a name in every set."""
 
 _STYLES_IF_FREQUENT = """
 line lined fill bold light thin regular round sharp broken bulk mini micro flat duo remix stroke baseline two-tone
 print small compact active o r v m one two three four five six
 """
 STYLES_IF_FREQUENT = frozenset(_STYLES_IF_FREQUENT.split())
-"""Style words only in sets with many names that end in them. Elsewhere they may be part of the concept (traffic
-light, text bold, one of two)."""
+"""Words that are style words only in sets with many names that end in them. Elsewhere, they may be part of the concept
+(traffic light, text bold, one of two)."""
 
 FREQUENT, FREQUENT_FIRST = 0.03, 0.1
-"""Minimum fraction of a set's names that such a word must end or start to count as a style word."""
+"""Minimum fraction of a set's names that must end or start with such a word for it to count as a style word."""
 
 _COUNTED = """
 number numbers dice die looks counter timer replay forward back hexagon step level layer layout grid keycap exposure
 filter iso plus minus speed battery signal wifi
 """
 COUNTED = frozenset(_COUNTED.split())
-"""Words after which a number is part of the concept. After other words, it only numbers variants of one concept."""
+"""Words after which a number is part of the concept. After other words, a number only distinguishes variants of a
+concept."""
 
 
 def words_of_name(name: str) -> str:
@@ -39,21 +40,21 @@ def words_of_name(name: str) -> str:
 
 
 class Styles(NamedTuple):
-    """Style words in the names of one set: words that end names, and words that start them."""
+    """Style words in the names of one set: words that end names, and words that start names."""
 
     endings: frozenset[str] = STYLES
     beginnings: frozenset[str] = frozenset()
 
 
 def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
-    """Return the style words of a set: declared ones, and words that end or start many of its names.
+    """Return the style words of a set: the declared ones, and words that end or start many of its names.
 
     Args:
-        names: Names of its icons.
+        names: Names of the set's icons.
         declared: Name endings that the set lists, such as `20-filled`.
     """
     endings = {word for ending in declared for word in ending.split("-") if word} | STYLES
-    for _ in range(3):  # style words follow each other: `home-outline-rounded`, `user-20-filled`
+    for _ in range(3):  # a name may have several style words in a row: `home-outline-rounded`, `user-20-filled`
         styles = Styles(frozenset(endings))
         lasts = Counter(words[-1] for name in names if len(words := without_styles(name.split("-"), styles)) > 1)
         endings |= {word for word in STYLES_IF_FREQUENT if lasts[word] >= FREQUENT * len(names)}
@@ -63,10 +64,10 @@ def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
 
 
 def caption_of(name: str, styles: Styles) -> str:
-    """Return the caption of an icon's name, in lower case.
+    """Convert an icon's name to a caption, in lower case.
 
     Args:
-        name: Name in Iconify's spelling, words joined by `-`.
+        name: Name in Iconify's spelling, which joins words by `-`.
         styles: Style words of the set.
     """
     words = without_styles([word for word in name.lower().split("-") if word], styles)
@@ -74,9 +75,9 @@ def caption_of(name: str, styles: Styles) -> str:
 
 
 def without_styles(words: list[str], styles: Styles) -> list[str]:
-    """Return the words without style words and variant numbers at the end, and without style words at the start.
+    """Remove style words and variant numbers from the end, and style words from the start, of a name's words.
 
-    The last remaining word is always kept.
+    At least one word is always kept.
     """
     while len(words) > 1 and (words[-1] in styles.endings or _is_own_number(words)):
         words = words[:-1]
@@ -89,7 +90,7 @@ _NO_LOOK = frozenset({"alt", "ltr", "rtl", "xs", "sm", "md", "lg", "xl", "12px",
 
 
 def style_of(name: str, styles: Styles) -> str:
-    """Return the style words that end a name, such as `solid` of `home-20-solid`; or an empty text."""
+    """Return the style words that end a name, such as `solid` in `home-20-solid`, or an empty text."""
     words = name.lower().split("-")
     ending = words[len(without_styles(words, Styles(styles.endings))) :]
     return " ".join(word for word in ending if word in styles.endings - _NO_LOOK)

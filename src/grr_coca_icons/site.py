@@ -1,4 +1,4 @@
-"""Equivalents of icons in the other icon sets of an exported page."""
+"""Add equivalents in other icon sets to an exported page."""
 
 from dataclasses import replace
 
@@ -10,9 +10,7 @@ from grr_coca_serve.site import Library
 
 
 def with_others(library: Library, model: IndexModel) -> Library:
-    """Return the library with equivalents of its icons in its other icon sets, if it has several and the model
-    supports it.
-    """
+    """Add equivalents in its other icon sets to a library, if it has several sets and the model supports matching."""
     rows = [row for row, entry in enumerate(library.entries) if "icon" in entry.fields]
     names = [str(library.entries[row].fields["icon"]) for row in rows]
     numbers = match_numbers(model.folder)

@@ -1,7 +1,8 @@
-"""Recognition of SVG files, and drawing in helper programs, see `grr_coca.data.isolated`.
+"""Recognize SVG files, and render them in subprocesses; see `grr_coca.data.isolated`.
 
-resvg draws them, which the extra `[icons]` installs. It is written in Rust and holds Python's lock while it draws: in
-this process, a file of 190 bytes could abort the program, and another could block all threads for minutes.
+resvg, which the extra `[icons]` installs, renders the files. It is written in Rust, and holds Python's lock while it
+renders. In this process, a file of 190 bytes could abort the program, and another file could block all threads for
+minutes.
 """
 
 from PIL import Image
@@ -10,11 +11,11 @@ from grr_coca.data.isolated import Content, helpers
 from grr_coca.data.sources.base import BadSample, Cause
 
 _HEAD_BYTES = 4096
-"""Number of bytes in which the first tag of an SVG file must start, after comments and declarations."""
+"""Number of bytes within which the first tag of an SVG file must start, after comments and declarations."""
 
 _RENDERER = "grr_coca_icons.svg_drawing"
 _CPU_SECONDS = 5.0
-"""Maximum processor time of a drawing in seconds. The slowest of 2,000 drawings of Open Clip Art took 0.2 seconds."""
+"""Maximum processor time for a drawing, in seconds. The slowest of 2,000 drawings of Open Clip Art took 0.2 seconds."""
 
 
 def is_svg(data: bytes) -> bool:
@@ -24,10 +25,10 @@ def is_svg(data: bytes) -> bool:
 
 
 def render_svg(svg: str, side: int) -> Image.Image:
-    """Draw an SVG as an RGBA square of `side` pixels, centred if it is oblong.
+    """Render an SVG document as an RGBA square of `side` pixels. Oblong drawings are centred.
 
     Raises:
-        BadSample: If it cannot be drawn, or drawing exceeds a limit.
+        BadSample: If the document cannot be rendered, or rendering exceeds a limit.
     """
     name = "a drawing"
     content = Content(svg.encode(), name, cpu_seconds=_CPU_SECONDS)
@@ -38,7 +39,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
 
 
 class SvgFormat:
-    """SVG for the core: a `grr_coca.data.isolated.VectorFormat`."""
+    """SVG format for the core: a `grr_coca.data.isolated.VectorFormat`."""
 
     renderer = _RENDERER
     cpu_seconds = _CPU_SECONDS

@@ -1,4 +1,4 @@
-"""Drawing of SVG files with resvg in helper programs, see `svg.py`."""
+"""Render SVG files with resvg, in subprocesses; see `svg.py`."""
 
 import codecs
 import io
@@ -15,26 +15,26 @@ try:
 except ImportError:
     resvg_py = None  # type: ignore[assignment]
 
-Image.preinit()  # imports formats before a helper can no longer open files
+Image.preinit()  # imports formats, before a subprocess can no longer open files
 
 _FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
-"""Elements that make resvg read other files, with any namespace prefix. An entity cannot hide them: resvg treats
-`&#60;` and `&lt;` in an entity as text."""
+"""Elements, with any namespace prefix, that make resvg read other files. An entity cannot hide them, because resvg
+treats `&#60;` and `&lt;` in an entity as text."""
 
 
 def render(data: bytes, name: str, side: int) -> Image.Image:
-    """Draw an SVG file as a transparent square, with oblong drawings centred.
+    """Render an SVG file as a transparent square. Oblong drawings are centred.
 
-    No other files are read: neither system fonts nor other images.
+    Other files are not read: neither system fonts nor other images.
 
     Args:
         data: Content of the file.
         name: Name of the file in messages.
-        side: Side of the square in pixels. If the drawing is smaller than half of it, the square has `VECTOR_SIDE`
-            pixels instead, since the drawing may be cropped and enlarged.
+        side: Side of the square in pixels. If the drawing is smaller than half the square, the side is `VECTOR_SIDE`
+            pixels instead, because the drawing may later be cropped and enlarged.
 
     Raises:
-        BadSample: If the file cannot be drawn.
+        BadSample: If the file cannot be rendered.
     """
     image = _drawn(data, name, side)
     if side < VECTOR_SIDE and _is_small(image):
@@ -44,7 +44,7 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
 
 
 def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
-    """Return the pixels of a drawing with exactly the given side, S S 4."""
+    """Return the pixels of a drawing at exactly the given side, S S 4."""
     image = _drawn(data, name, side)
     return {"mode": image.mode}, image.tobytes()
 
@@ -55,18 +55,18 @@ def _is_small(image: Image.Image) -> bool:
 
 
 def _drawn(data: bytes, name: str, side: int) -> Image.Image:
-    """Draw an SVG file as a square of the given side. Errors are those of `render`."""
+    """Render an SVG file as a square with the given side. The errors are those of `render`."""
     if resvg_py is None:
         raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install resvg-py", Cause.NOT_INSTALLED)
     try:
         svg = data.removeprefix(codecs.BOM_UTF8).decode()
         if _FILE_TAGS.search(svg):
-            raise ValueError("it contains another image file; use that file")
+            raise ValueError("it contains another image file; use that file instead")
         png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
         drawn = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
     except MemoryError:
         raise
-    except BaseException as error:  # a panic of Rust is not an `Exception`
+    except BaseException as error:  # a Rust panic is not an `Exception`
         reason = str(error) or type(error).__name__
         raise BadSample(f"{name}: an SVG file that cannot be drawn ({reason[:1000]})", Cause.BROKEN_IMAGE) from error
     if drawn.size == (side, side):

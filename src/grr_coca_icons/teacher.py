@@ -1,6 +1,6 @@
-"""A text teacher in training: embeddings of the captions of each batch.
+"""Text teacher in training: embeddings of the captions in each batch.
 
-The teacher does not run in training. `scripts/text_teacher.py` computes its embeddings once, and writes a folder:
+The teacher does not run during training. `scripts/text_teacher.py` computes its embeddings once, and writes a folder:
 
 | file | content |
 |---|---|
@@ -8,7 +8,7 @@ The teacher does not run in training. `scripts/text_teacher.py` computes its emb
 | `embeddings.safetensors` | `captions`: an embedding of unit length for each line, in fp16 |
 | `manifest.json` | sizes and checksums |
 
-Other texts in such a folder, as written by commit f3ecb185, are ignored.
+Other texts in such a folder, which commit f3ecb185 wrote, are ignored.
 
 Shapes: N captions, B pairs, K width of the teacher's embeddings.
 """
@@ -37,7 +37,10 @@ _AGAIN = "write the folder again with `python scripts/text_teacher.py RECIPE`"
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """The content of a teacher's folder. `ids`: Sorted ids of the captions. `rows`: Row of each in `embeddings`."""
+    """Content of a teacher's folder.
+
+    `ids` are the sorted ids of the captions, and `rows` the row of each in `embeddings`.
+    """
 
     folder: Path
     ids: Int[np.ndarray, " N"]
@@ -46,7 +49,7 @@ class Teacher:
 
     @classmethod
     def read(cls, path: str) -> "Teacher":
-        """Read and check a folder.
+        """Read and check a teacher's folder.
 
         Raises:
             UserError: If the folder or a file is missing or corrupt, or captions and embeddings do not match.
@@ -65,7 +68,7 @@ class Teacher:
 
     @property
     def digest(self) -> str:
-        """Digest of the content, so that a resumed run recognizes its teacher."""
+        """Digest of the content, by which a resumed run recognizes its teacher."""
         return file_sha256(self.folder / MANIFEST)[:32]
 
     def __len__(self) -> int:
@@ -75,7 +78,7 @@ class Teacher:
         """Check that the teacher has embeddings of all captions of some pairs.
 
         Raises:
-            UserError: If embeddings are missing; the message has their number and the first caption.
+            UserError: If embeddings are missing. The message has their number and the first caption.
         """
         captions = training_captions(pairs)
         is_known = self._find(np.array([caption_id(caption) for caption in captions], np.int64))[1]
@@ -83,7 +86,8 @@ class Teacher:
         if unknown:
             raise UserError(
                 f"{self.folder}: teacher: embeddings are missing for {len(unknown):,} of the {len(captions):,} "
-                f"training captions, such as {unknown[0]!r}; it belongs to other pairs; create one for these with "
+                f"training captions, such as {unknown[0]!r}; this teacher belongs to other pairs; create "
+                "one for these pairs with "
                 "`python scripts/text_teacher.py RECIPE`"
             )
 
@@ -96,20 +100,19 @@ class Teacher:
         places, is_known = self._find(batch.caption_ids.numpy())
         if not is_known.all():
             raise UserError(
-                f"{self.folder}: teacher: the embedding of a training caption is missing; the pairs have changed"
+                f"{self.folder}: teacher: the embedding of a training caption is missing, because the "
+                "pairs have changed; create a new teacher"
             )
         return replace(batch, teacher=self.embeddings[self.rows[places]].float())
 
     def _find(self, ids: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], np.ndarray]:
-        """Return the positions of ids among the sorted ids, and whether each exists."""
+        """Return the positions of ids among the sorted ids, and whether each of them exists."""
         places = np.searchsorted(self.ids, ids).clip(max=max(len(self.ids) - 1, 0))
         return places, self.ids[places] == ids if len(self.ids) else np.zeros(len(ids), bool)
 
 
 def training_captions(pairs: PairSource) -> list[str]:
-    """Return all distinct captions that training may use, cleaned, in lower case. Images are not
-    read.
-    """
+    """Return all distinct captions that training may use, cleaned and in lower case, without reading images."""
     found: dict[str, None] = {}
     for index in range(len(pairs)):
         try:
@@ -125,13 +128,13 @@ def training_captions(pairs: PairSource) -> list[str]:
 def write_teacher(
     folder: Path, captions: Sequence[str], embeddings: Float[Tensor, "N K"], facts: Mapping[str, object] | None = None
 ) -> None:
-    """Write the folder of a teacher atomically.
+    """Write a teacher's folder atomically.
 
     Args:
         folder: Target folder.
         captions: The captions of the training pairs, in lower case.
         embeddings: Embeddings of unit length.
-        facts: Additional content of its manifest, such as the teacher's name.
+        facts: Additional content of the manifest, such as the teacher's name.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -149,13 +152,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read_embeddings(path: Path, num_captions: int) -> Float[Tensor, "N K"]:
-    """Read and check the embeddings of the captions."""
+    """Read and check the caption embeddings."""
     found = load_tensors(path).get(_CAPTIONS_TENSOR)
     if found is None or found.ndim != 2:
         raise UserError(f"{path}: has no matrix '{_CAPTIONS_TENSOR}'; {_AGAIN}")
     if len(found) != num_captions:
         raise UserError(f"{path}: has {len(found):,} embeddings, but {CAPTIONS} has {num_captions:,} lines; {_AGAIN}")
     lengths = torch.linalg.vector_norm(found, dim=1, dtype=torch.float32)
-    if not ((lengths - 1).abs() < 0.01).all():  # also for NaN
+    if not ((lengths - 1).abs() < 0.01).all():  # this also rejects NaN
         raise UserError(f"{path}: an embedding is not of unit length; {_AGAIN}")
     return found

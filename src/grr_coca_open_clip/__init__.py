@@ -1,1 +1,1 @@
-"""open_clip's CoCa: its architecture, its checkpoints, and the models that it published."""
+"""open_clip's CoCa: its architecture, its checkpoints, and the published models."""

@@ -1,10 +1,10 @@
-"""open_clip's CoCa: all its differences from the paper's CoCa, so that its checkpoints can be read.
+"""open_clip's CoCa, with all differences from the paper's CoCa, so that its checkpoints can be read.
 
     images ─ image_encoder (class token, norm before the blocks) ─ one pooler ─┬─ first query ── image embedding
                                                                                └─ other queries ─ image tokens
 
-All attentions have biases. [CLS] is at the last position of the context. A multimodal layer is a complete block,
-then cross-attention, then a second feed-forward.
+All attention layers have biases. [CLS] is at the last position of the context. A multimodal layer is a complete block,
+followed by cross-attention and a second feed-forward.
 
 Shapes: B batch, R rows of a decoder, T tokens, S context tokens, D width, C context width, P patch tokens, K patches
 that patch dropout keeps, Q queries.
@@ -33,7 +33,7 @@ from grr_coca.model.config import CoCaConfig, TransformerConfig
 
 
 def build_open_clip(config: CoCaConfig) -> CoCa:
-    """Return the model of a config whose architecture is `open_clip`."""
+    """Build the model of a config whose architecture is `open_clip`."""
     image, text = config.own_image_encoder.transformer, config.text_decoder.transformer
     multimodal, poolers = config.multimodal_decoder.transformer, config.poolers
     stem, context_length = Patchify(config.own_image_encoder.patch_size), config.text_decoder.context_length
@@ -106,8 +106,8 @@ def _cross_block(t: TransformerConfig) -> "TwoStepCrossBlock":
 
 
 class OpenClipImageEncoder(ImageEncoder):
-    """A vision transformer with a class token, which the pooler reads together with the patches, and a norm before the
-    blocks."""
+    """Vision transformer with a norm before the blocks, and a class token, which the pooler reads together with the
+    patches."""
 
     def __init__(self, *, class_token: "ClassToken", pre_norm: nn.Module, **parts: object) -> None:
         super().__init__(num_registers=0, **parts)  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ class OpenClipImageEncoder(ImageEncoder):
 
 
 class ClassToken(nn.Module):
-    """A layer that appends a class token (arXiv 2010.11929), a learned vector with a learned position."""
+    """Layer that appends a class token (arXiv 2010.11929), which is a learned vector with a learned position."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class ClassToken(nn.Module):
 
 
 class NormalizedQueriesPooler(AttentionalPooler):
-    """An attentional pooler that normalizes its learned queries."""
+    """Attentional pooler that normalizes its learned queries."""
 
     def __init__(
         self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module, query_norm: nn.Module
@@ -162,7 +162,7 @@ def shared(
     patches: Float[Tensor, "B P C"],
     mask: Bool[Tensor, "B P"] | None = None,
 ) -> PoolerOutput:
-    """Let the first query of the captioning pooler also serve as the contrastive pooler."""
+    """Use the first query of the captioning pooler also as the contrastive pooler."""
     tokens = captioning_pooler(patches, mask)
     return PoolerOutput(tokens[:, 1:], contrastive_pooler(tokens[:, :1], None))
 
@@ -171,19 +171,19 @@ def shared(
 
 
 class ClsLastTextDecoder(TextDecoder):
-    """A unimodal decoder trained with captions padded to the context, and [CLS] at its end."""
+    """Unimodal decoder that was trained with captions padded to the context length, and with [CLS] at the end."""
 
     def pack(
         self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout_of: LayoutOf = pack_lengths
     ) -> PackedText:
-        """Pack padded captions. [CLS] has the last position of the context.
+        """Pack padded captions, with [CLS] at the last position of the context.
 
         open_clip's mask is off by one: it hides every token that follows a padding token, instead of the padding
-        itself. So [CLS] attends to the first padding token, and not to itself, unless the caption fills the context.
-        This padding token is kept here, and all other padding is dropped. A word with id 0 hides the token after it in
-        the same way (as in open_clip 3).
+        itself. Therefore, [CLS] attends to the first padding token and not to itself, unless the caption fills the
+        context. This padding token is kept here, and all other padding is dropped. A word with id 0 hides the token
+        after it in the same way, as in open_clip 3.
         """
-        longest = token_ids.shape[1] + 1  # no token of a caption that fills the context sees the last column
+        longest = token_ids.shape[1] + 1  # in a caption that fills the context, no token attends to the last column
         device = token_ids.device
         steps, ends = torch.arange(longest, device=device), lengths.to(device, non_blocking=True)[:, None] - 1
         token_ids = F.pad(token_ids, (0, 1)).masked_fill(steps >= ends, PADDING)
@@ -197,9 +197,9 @@ class ClsLastTextDecoder(TextDecoder):
 
 
 class OpenClipMultimodalDecoder(MultimodalDecoder):
-    """A multimodal decoder whose layers apply LayerNorm to the image tokens.
+    """Multimodal decoder whose layers apply LayerNorm to the image tokens.
 
-    The normalized tokens are computed once. Each layer then has its own scale and shift.
+    The normalized tokens are computed only once, and each layer then applies its scale and shift.
     """
 
     def __init__(self, blocks: nn.ModuleList, norm: nn.LayerNorm, lm_head: nn.Linear) -> None:
@@ -212,7 +212,7 @@ class OpenClipMultimodalDecoder(MultimodalDecoder):
 
 
 class TwoStepCrossBlock(nn.Module):
-    """A full `Block`, then cross-attention to a context, then a second feed-forward."""
+    """Complete `Block`, followed by cross-attention to a context and a second feed-forward."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class TwoStepCrossBlock(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """See `Block`."""
+        """Return the branches; see `Block`."""
         return *self.block.branches, self.cross_attn, self.feed_forward
 
     def forward(
@@ -242,33 +242,35 @@ class TwoStepCrossBlock(nn.Module):
         layout: Layout,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Run the block. The context must already be normalized. `mask`: Its valid tokens."""
+        """Run the block. The context must already be normalized, and `mask` marks its valid tokens."""
         x = self.block(x, layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
 class AffineCrossAttention(CrossAttention):
-    """Cross-attention that scales and shifts its context before the projection. The context must already be
-    normalized."""
+    """Cross-attention that scales and shifts its context before the projection.
+
+    The context must already be normalized.
+    """
 
     def __init__(self, embed_dim: int, context_dim: int, num_heads: int, *, bias: bool = False) -> None:
         super().__init__(embed_dim, context_dim, num_heads, bias=bias)
         self.context_affine = ChannelAffine(context_dim)
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """Return keys and values of a normalized context."""
+        """Project a normalized context to keys and values."""
         return super().project(self.context_affine(context))
 
     def projection(self) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
-        """Return the weight and bias of the projection, with scale and shift of the context folded into them."""
+        """Return the weight and bias of the projection, into which the scale and shift of the context are folded."""
         weight, bias = super().projection()
         shift = weight @ self.context_affine.bias
         return weight * self.context_affine.weight, shift if bias is None else bias + shift
 
 
 class ChannelAffine(nn.Module):
-    """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are already normalized."""
+    """`x * weight + bias` for each channel: the second half of a LayerNorm, for inputs that are already normalized."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

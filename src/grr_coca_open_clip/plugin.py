@@ -1,6 +1,6 @@
 """Objects for entry points, through which the core finds this package.
 
-Importing it is cheap: PyTorch is imported later.
+Importing this module is cheap, because PyTorch is imported later.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _PARTS: dict[str, object] = {"norm": "layer_1e-5", "feed_forward": "gelu", "posi
 
 
 class OpenClipArchitecture:
-    """The architecture of open_clip's CoCa (`grr_coca_open_clip.model`), a `grr_coca.model.config.Architecture`."""
+    """Architecture of open_clip's CoCa (`grr_coca_open_clip.model`), a `grr_coca.model.config.Architecture`."""
 
     keys: Mapping[tuple[str, ...], str] = {
         ("image_encoder", "transformer", "attention_bias"): "all",
@@ -37,10 +37,10 @@ class OpenClipArchitecture:
     reserves_padding = True
 
     def check(self, config: CoCaConfig) -> None:
-        """Raise an error if a config has parts that open_clip's CoCa does not have.
+        """Check that a config only has parts that open_clip's CoCa also has.
 
         Raises:
-            UserError: If the config has such parts; the message names the first.
+            UserError: If the config has other parts. The message names the first of them.
         """
         required: list[tuple[object, dict[str, object]]] = [
             (config.own_image_encoder, {"num_registers": 0, "stem": "patchify"}),
@@ -53,11 +53,11 @@ class OpenClipArchitecture:
             for name, choice in choices.items():
                 found = getattr(part, name)
                 if found != choice:
-                    raise UserError(f"architecture 'open_clip' has {name} {choice!r}, not {found!r}")
+                    raise UserError(f"architecture 'open_clip' needs {name} {choice!r}, got {found!r}")
 
     def build(self, config: CoCaConfig) -> Any:
-        """Build the model of a config, with uninitialised weights."""
-        from grr_coca_open_clip.model import build_open_clip  # late: imports torch
+        """Build the model that a config defines, with uninitialised weights."""
+        from grr_coca_open_clip.model import build_open_clip  # lazy import: PyTorch
 
         return build_open_clip(config)
 
@@ -70,14 +70,17 @@ def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageT
 
     Args:
         path: Folder in the hub's layout, or a weights file.
-        device: Device to run on; None: CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
         engine: `auto` or `torch`.
 
     Raises:
         UserError: If another engine is requested, a package is missing, or the checkpoint cannot be read.
     """
     if engine not in ("auto", "torch"):
-        raise UserError(f"open_clip:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")
+        raise UserError(
+            f"open_clip:{path}: engine '{engine}' cannot compute this checkpoint; omit the engine, or "
+            "import the checkpoint first"
+        )
     require_extra("open-clip", f"open_clip:{path}")
     set_passive_wait_policy()
     from grr_coca.infer.image_text_model import ImageTextModel

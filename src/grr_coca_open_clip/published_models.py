@@ -1,8 +1,8 @@
-"""open_clip's published CoCa models for photographs, by name: each is downloaded once, imported and cached.
+"""Published CoCa models of open_clip for photographs, by name. Each is downloaded once, imported and cached.
 
-A model is downloaded by `huggingface_hub`, into its own cache, and converted with its ONNX graphs into
+`huggingface_hub` downloads a model to its own cache. The model is then converted, with its ONNX graphs, to
 `~/.cache/grr-coca/models/NAME`. Later loads read that folder, without a network and without PyTorch. Next to it,
-`NAME.json` records the fetched revision and the SHA-256 of its weights.
+`NAME.json` records the downloaded revision and the SHA-256 of the weights.
 """
 
 import json
@@ -31,7 +31,7 @@ from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModel:
-    """An open_clip model on the Hugging Face hub.
+    """Model of open_clip on the Hugging Face hub.
 
     Attributes:
         imagenet: Zero-shot accuracy on ImageNet.
@@ -48,7 +48,7 @@ class PublishedModel:
 
     @property
     def bytes(self) -> int:
-        """Size of the download, and of the imported form: weights in fp32."""
+        """Size of the download, and of the imported form, whose weights are in fp32."""
         return 4 * self.parameters
 
 
@@ -89,7 +89,7 @@ _MODELS = (
     ),
 )
 PUBLISHED = {model.name: model for model in _MODELS}
-"""The models by name. Sources of the facts:
+"""Published models, by name. The facts come from these sources:
 
 | fact | source |
 |---|---|
@@ -109,7 +109,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class _Origin:
-    """Record of a first download. `revision`: the commit."""
+    """Record of a first download. `revision` is the commit."""
 
     repository: str
     revision: str
@@ -119,17 +119,17 @@ class _Origin:
 
 
 def find_published(name: str) -> PublishedModel | None:
-    """Return the model with a name or `name@revision`, or None if it does not exist."""
+    """Return the model for a name or `name@revision`, or None if it does not exist."""
     plain, at, revision = name.partition("@")
     return PUBLISHED.get(plain) if not at or _REVISION.fullmatch(revision) else None
 
 
 def published_folder(name: str) -> Path:
-    """Return the checkpoint folder of a published model, in the cache.
+    """Return the checkpoint folder of a published model in the cache.
 
-    At first use, the model is downloaded and imported.
+    When it is first used, the model is downloaded and imported.
 
-    Concurrent processes wait for the first one.
+    Concurrent processes wait for the first process.
 
     Args:
         name: Name of the model, or `name@revision` with a branch, tag or commit of its repository.
@@ -144,13 +144,13 @@ def published_folder(name: str) -> Path:
         return folder
     require_extra("photos", f"{name}: fetching it, once,", unneeded=("pillow_heif",))
     with _alone(folder, name):
-        if not _is_imported(folder):  # while this process waited
+        if not _is_imported(folder):  # another process has imported the model while this process waited
             _import(model, name, folder)
     return folder
 
 
 def is_here(name: str) -> bool:
-    """Return whether a published model is already imported on this machine."""
+    """Return whether a published model has already been imported on this machine."""
     return _is_imported(_place(name))
 
 
@@ -167,7 +167,7 @@ def _is_imported(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock for importing a model, so that only one process imports it."""
+    """Lock the import of a model, so that only one process imports it."""
     from filelock import FileLock, Timeout
 
     try:
@@ -176,7 +176,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            NOTES.info("%s: another process imports it; waiting", name)
+            NOTES.info("%s: another process is importing this model; waiting", name)
             lock.acquire()
     except OSError as error:
         raise UserError(
@@ -196,22 +196,22 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
         origin = _checked_origin(model, weights)
         if known is not None and origin != known:
             raise UserError(
-                f"{weights}: differs from the first download: SHA-256 {origin.sha256}, then {known.sha256}; "
+                f"{weights}: the weights differ from the first download (SHA-256 {known.sha256}, was {origin.sha256}); "
                 f"to accept them, delete {record}"
             )
         _require_space(folder, origin.bytes)
         write_bytes_atomic(record, json.dumps(to_dict(origin), indent=2).encode())
-        NOTES.info("%s: importing it, once", name)
+        NOTES.info("%s: importing this model, which is needed only once", name)
         _convert(weights, origin, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    NOTES.info("%s: is in %s", name, folder)
+    NOTES.info("%s: imported to %s", name, folder)
 
 
 def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
     """Write the checkpoint and its ONNX graphs atomically."""
     from grr_coca.infer.export.write import manifest_facts, write_graphs
-    from grr_coca.model.checkpoint import write_files  # late: these import torch
+    from grr_coca.model.checkpoint import write_files  # lazy imports: PyTorch
     from grr_coca_open_clip.checkpoints.read import read_open_clip
 
     checkpoint = read_open_clip(weights)
@@ -223,10 +223,10 @@ def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
 
 
 def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
-    """Download the weights and settings of a model. Files in the hub's cache are not requested again.
+    """Download the weights and settings of a model, except files that are in the hub's cache.
 
     Raises:
-        UserError: If they cannot be downloaded.
+        UserError: If the files cannot be downloaded.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -245,27 +245,29 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
     weights = next((path for path in here if path is not None), None)
     size = f"{model.bytes / 1e9:.2f} GB of {model.repository}"
     if weights is None and (constants.HF_HUB_OFFLINE or is_offline()):
-        raise UserError(f"{name}: is not on this machine, and offline {size} cannot be fetched")
+        raise UserError(f"{name}: not on this machine, and --offline prevents downloading {size}; omit --offline")
     try:
         if weights is None:
-            NOTES.info("%s: downloading %s, once", name, size)
+            NOTES.info("%s: downloading %s, which is needed only once", name, size)
             there = (find(file, revision, only_here=False) for file in WEIGHTS)
             weights = next((path for path in there if path is not None), None)
             if weights is not None:
                 find(SETTINGS, weights.parent.name, only_here=False)
     except HfHubHTTPError as error:
-        raise UserError(f"{name}: the Hugging Face hub does not provide {size} ({first_line(error)})") from error
-    except Exception as error:  # without a connection, the type of the error depends on the version of the client
         raise UserError(
-            f"{name}: no download of {size} from the Hugging Face hub ({first_line(error)}); try again"
+            f"{name}: the Hugging Face hub does not provide {size} ({first_line(error)}); check access and revision"
+        ) from error
+    except Exception as error:  # without a connection, the type of the error depends on the client's version
+        raise UserError(
+            f"{name}: downloading {size} from the Hugging Face hub failed ({first_line(error)}); try again"
         ) from error
     if weights is None:
-        raise UserError(f"{name}: {model.repository} has none of {', '.join(WEIGHTS)}")
+        raise UserError(f"{name}: {model.repository} does not contain any of {', '.join(WEIGHTS)}")
     return weights
 
 
 def _checked_origin(model: PublishedModel, weights: Path) -> _Origin:
-    """Return the record of a download. The hub's cache names large files by their SHA-256, which is compared.
+    """Return the record of a download, and compare its SHA-256 with the file name in the hub's cache.
 
     Raises:
         UserError: If the file is corrupt.
@@ -274,7 +276,7 @@ def _checked_origin(model: PublishedModel, weights: Path) -> _Origin:
     named = os.path.basename(os.readlink(weights)) if weights.is_symlink() else ""  # noqa: PTH115, PTH119 (one step)
     if _SHA256.fullmatch(named) and named != sha256:
         raise UserError(
-            f"{weights.resolve()}: corrupt: its SHA-256 is {sha256}, and on the hub {named}; "
+            f"{weights.resolve()}: corrupt: the SHA-256 is {sha256}, but {named} on the hub; "
             "delete this file to download it again"
         )
     return _Origin(model.repository, weights.parent.name, weights.name, weights.stat().st_size, sha256)
@@ -284,19 +286,20 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise UserError(
-            f"{folder.parent}: {free / 1e9:.2f} GB are free, but importing needs {needed / 1e9:.2f} GB; free some, or "
+            f"{folder.parent}: {free / 1e9:.2f} GB are free, but importing needs {needed / 1e9:.2f} GB; "
+            "free some space, or "
             "set XDG_CACHE_HOME to a folder on another disk"
         )
 
 
 class PublishedModels:
-    """The published models, as a `grr_coca.infer.load.ModelProvider` of the core."""
+    """Published models, as a `grr_coca.infer.load.ModelProvider` for the core."""
 
     names = tuple(PUBLISHED)
 
     @property
     def heading(self) -> str:
-        """Heading of the models in lists."""
+        """Heading of these models in lists."""
         return f"for photographs, published by open_clip; {install_command('photos')} lets the first use fetch them:"
 
     def owns(self, name: str) -> bool:
@@ -304,7 +307,7 @@ class PublishedModels:
         return find_published(name) is not None
 
     def locate(self, name: str) -> Path:
-        """Return the folder of a model, see `published_folder`."""
+        """Return the folder of a model; see `published_folder`."""
         return published_folder(name)
 
     def listed(self, engine_of: Callable[[Path], str]) -> dict[str, tuple[dict[str, object], str]]:

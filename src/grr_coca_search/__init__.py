@@ -1,4 +1,4 @@
-"""An index of images, in a folder or on a Milvus server, for searches by words, images and metadata fields."""
+"""Index of images, in a folder or on a Milvus server, for searches by words, images and metadata fields."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ __all__ = ["Hit", "Index", "SearchResult"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a name of `__all__` at first use."""
+    """Import a name in `__all__` when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

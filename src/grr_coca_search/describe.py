@@ -1,4 +1,4 @@
-"""Conversion of image bytes to index entries, on this machine or on a Ray cluster."""
+"""Convert image bytes to index entries, on this machine or on a Ray cluster."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 _MAX_TAGS, _MIN_PROBABILITY = 5, 0.2
-"""Maximum number of tags of an image, and their minimum probability."""
+"""Maximum number of tags per image, and the minimum probability of a tag."""
 
 
 class FoundImage(NamedTuple):
-    """An image found through the argument `root`. `stamp`: see `stamp_of`."""
+    """Image that was found through the argument `root`. For `stamp`, see `stamp_of`."""
 
     file: ImageFile
     root: str
@@ -40,10 +40,9 @@ class FoundImage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """A decoded image: the digest of its bytes, its size, its perceptual hash, its metadata, and
-    `square`, the input of the model.
+    """Decoded image: digest of its bytes, size, perceptual hash, metadata, and the model input `square`.
 
-    If another machine has decoded and described it, `described` is the result, and `square` is None.
+    If another machine has decoded and described the image, `described` is the result, and `square` is None.
     """
 
     found: FoundImage
@@ -64,13 +63,14 @@ Take = Callable[[Sequence[DecodedImage], list[ImageDescription]], None]
 def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Iterator[DecodedImage | Failure]:
     """Read and decode images.
 
-    The stamp of a separate file is read again, as it may have changed since it was found. A member of a shard keeps
-    that of the shard that was opened, as another one in its place has other offsets.
+    The stamp of a separate file is read again, because the file may have changed since it was found. A member of a
+    shard keeps the stamp of the shard that was opened, because another shard in its place would have other offsets.
 
-    A system failure (a permission, a disk, a missing package, a busy machine) has no stamp, so the next update
-    tries again.
+    System failures (permissions, a disk, a missing package, a busy machine) have no stamp, so the next update tries
+    again.
     """
-    read: deque[tuple[FoundImage, str, int]] = deque()  # images without an answer yet: digest and number of bytes
+    # images for which no result has arrived: digest and number of bytes
+    read: deque[tuple[FoundImage, str, int]] = deque()
 
     def contents() -> Iterator[tuple[bytes | UserError, str]]:
         for one in found:
@@ -107,7 +107,7 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
 
 
 def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
-    """Yield image metadata and duplicate hashes; None for files that cannot be read now."""
+    """Yield image metadata and duplicate hashes, or None for files that cannot be read now."""
     contents = ((one.file.read_or_error(), one.file.name) for one in found)
     for one, answer in zip(found, ask_helpers("described", contents, module=FACTS), strict=True):
         if isinstance(answer, UserError):
@@ -119,10 +119,10 @@ def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
 
 
 def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
-    """Return the entry of a decoded image.
+    """Create the entry of a decoded image.
 
     Raises:
-        UserError: If two columns of its table get the same name.
+        UserError: If two columns of the image's table get the same name.
     """
     file, root, stamp = decoded.found
     span = file.span
@@ -147,7 +147,7 @@ def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
 
 
 def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[ImageDescription]:
-    """Return caption, embedding and tags of each square, from one forward pass."""
+    """Return the caption, embedding and tags of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
     return [
         ImageDescription(" ".join(one.captions[0].text.split()), one.embedding, one.caption_confidences[0], tags)
@@ -156,10 +156,10 @@ def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) ->
 
 
 def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> list[tuple[str, ...]]:
-    """Return likely words of each image, if the model has tags and the image is not unfamiliar.
+    """Return likely words for each image, if the model has tags and the image is not unfamiliar.
 
-    They are from a single caption; `caption --tags` uses five. Beam search would make indexing several times slower
-    for little gain (nDCG@5 0.45 instead of 0.42).
+    The words come from a single caption, whereas `caption --tags` uses five. Beam search would make indexing several
+    times slower for little gain (nDCG@5 of 0.45 instead of 0.42).
     """
     familiar = [one for one in described if not one.unfamiliar]
     if not model.has_tags or not familiar:
@@ -170,10 +170,10 @@ def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> lis
 
 
 class RayDescriber:
-    """A `Describer` that reads and describes images on a Ray cluster. Only the calling process writes the index.
+    """`Describer` that reads and describes images on a Ray cluster. Only the calling process writes the index.
 
     Args:
-        folder: The checkpoint, a folder that every machine can read.
+        folder: Folder of the checkpoint, which every machine must be able to read.
         engine: See `grr_coca.load`.
     """
 
@@ -188,7 +188,7 @@ class RayDescriber:
         )
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """Yield the results that workers have already computed."""
+        """Yield the results that the workers have already computed."""
         for batch in batches:
             take(batch, [one.described for one in batch if one.described is not None])
 

@@ -1,4 +1,4 @@
-"""Near-duplicates: the same picture, scaled or compressed again. Different pictures are never merged.
+"""Find near-duplicates: the same image, scaled or compressed again. Different images are never merged.
 
 Three tests find them, the fast ones first: perceptual hashes are nearly equal, small copies in colour
 (`picture_hashes.py`) are nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin
@@ -19,43 +19,45 @@ from grr_coca_search.picture_hashes import LOOK_SIDE
 from grr_coca_search.store import Store
 
 MAX_BITS = 6
-"""Maximum number of the 64 hash bits in which near-duplicates differ."""
+"""Maximum number of hash bits, of 64, in which near-duplicates may differ."""
 MIN_COSINE = 0.95
 """Minimum cosine between embeddings of near-duplicates."""
 MAX_LEVELS = 2
-"""Maximum difference, in 16 levels, of a channel of a pixel between small copies of near-duplicates. 300 copies
-differed by at most 1, and the nearest two of 1,000 Tabler icons by 3."""
+"""Maximum difference, in 16 levels, between near-duplicates in any channel of any pixel of their small copies. 300
+copies differed by at most 1, and the two most similar of 1,000 Tabler icons by 3."""
 LIMIT_OF_BITS = 16
-"""Upper limit of the number of differing bits. Hashes of unrelated images differ in 32 bits on average,
-and rarely in fewer than 18."""
+"""Upper limit on the number of differing bits. Hashes of unrelated images differ in 32 bits on average, and rarely in
+fewer than 18."""
 EQUAL_BANDS = 3
 BANDS = MAX_BITS + EQUAL_BANDS
-"""Number of bands that a hash is cut into. If two hashes differ in at most `MAX_BITS` bits, at least `EQUAL_BANDS` of
-their bands are equal. If more bits may differ, there are as many more bands."""
+"""Number of bands into which a hash is split. If two hashes differ in at most `MAX_BITS` bits, at least `EQUAL_BANDS`
+of their bands are equal. If more bits may differ, the number of bands is correspondingly larger."""
 MAX_BUCKET = 2000
-"""Maximum number of images with equal bands that are all compared with each other. If there are more, such as blank
-images, each is compared with this many."""
+"""Maximum number of images with equal bands that are all compared with each other. If there are more, as for blank
+images, each is compared with only this many."""
 
 
 _CHUNK = 256
-"""Number of hashes compared with all others at a time, and of embedding pairs compared at a time."""
+"""Number of hashes that are compared with all others at a time, and of embedding pairs that are compared at a time."""
 _PAIRS = 2**14
-"""Maximum number of pairs whose embeddings are in memory."""
+"""Maximum number of pairs whose embeddings are in memory at the same time."""
 _RAW_PAIRS = 2**18
-"""Number of pairs of positions with equal bands whose hashes are compared at a time. Few pass."""
+"""Number of pairs of positions with equal bands whose hashes are compared at a time. Few of them pass."""
 _MAX_LOOKS = 2**15
-"""Maximum number of small copies in memory, 768 bytes each."""
+"""Maximum number of small copies in memory. Each has 768 bytes."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Near-duplicate images, the largest in pixels first."""
+    """Near-duplicate images, the one with the most pixels first."""
 
     entries: list[Entry]
 
     @property
     def exact_copies(self) -> dict[str, str]:
-        """Images with the same bytes as an earlier image: from name to name of the earlier image."""
+        """Return the images whose bytes equal those of an earlier image, as a mapping from their names to the earlier
+        names.
+        """
         firsts: dict[str, str] = {}
         for entry in self.entries:
             firsts.setdefault(entry.digest, entry.name)
@@ -68,10 +70,9 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
     Images with equal bytes are always in the same group.
 
     Args:
-        store: The store.
-        max_distance: Maximum number of the 64 hash bits in which two images may differ. Larger values take
-            longer.
-        min_cosine: Smallest cosine of their embeddings.
+        store: Store with the images.
+        max_distance: Maximum number of hash bits, of 64, in which two images may differ. Larger values take longer.
+        min_cosine: Minimum cosine of their embeddings.
 
     Raises:
         UserError: If a number is out of range.
@@ -104,10 +105,10 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
 
 
 def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
-    """Return the near-duplicates among N images in memory, as positions. `vectors`: their embeddings, N E."""
+    """Return the near-duplicates among N images in memory, as positions. `vectors` are their embeddings, N E."""
     looks = looks_of(entries)
     hashes = np.array([entry.phash for entry in entries], np.int64)
-    # Drawings without a file have no digest, and are all different.
+    # Drawings without a file have no digest, and all count as different.
     digests = np.array([entry.digest or f" {place}" for place, entry in enumerate(entries)])
     groups = _grouped(
         hashes,
@@ -132,16 +133,16 @@ def _grouped(
 
     Args:
         hashes: Perceptual hashes, N.
-        parents: For each position, a position that is in its group from the start, N.
-        same: Whether the small copies of two positions each are nearly equal.
+        parents: For each position, a position in the same group from the start, N.
+        same: Function that returns, for pairs of positions, whether their small copies are nearly equal.
         vectors: Embeddings by position.
-        max_distance, min_cosine: See `duplicate_groups`.
+        max_distance, min_cosine: As for `duplicate_groups`.
     """
     for batch in _alike(hashes, parents, max_distance):
         for start in range(0, len(batch), _PAIRS):
             pairs = batch[start : start + _PAIRS]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
-            # Icons of a set have similar hashes, and an image is in many pairs: each is read once, in order.
+            # Icons of a set have similar hashes, so an image may be in many pairs. Each image is read once, in order.
             places, rows = np.unique(pairs, return_inverse=True)
             embedded, rows = vectors(places), rows.reshape(pairs.shape)
             cosines = np.concatenate(
@@ -150,7 +151,7 @@ def _grouped(
                     for some in np.array_split(rows, len(rows) // _CHUNK + 1)
                 ]
             )
-            one, other = pairs[cosines >= min_cosine].T  # few, and their small copies are slow to read
+            one, other = pairs[cosines >= min_cosine].T  # few images remain, and their small copies are slow to read
             is_same = same(one, other)
             for place, copy in zip(one[is_same].tolist(), other[is_same].tolist(), strict=True):
                 _join(parents, place, copy)
@@ -163,7 +164,9 @@ def _grouped(
 
 
 def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
-    """Group N hits by near-duplicates. A group is a list of positions. Groups are in the order of their best hits.
+    """Group N hits by near-duplicates.
+
+    A group is a list of positions, and groups are in the order of their best hits.
 
     Args:
         vectors: Embeddings of the hits, best first, N E.
@@ -178,10 +181,10 @@ def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]
         return bool(same_look(looks[one], looks[other])) and vectors[other] @ vectors[one] >= MIN_COSINE
 
     groups: list[list[int]] = []
-    group_of: dict[int, int] = {}  # the group of the best hit of each group
+    group_of: dict[int, int] = {}  # the group that each group's best hit belongs to
     for start in range(0, len(hashes), _CHUNK):
         chunk = np.arange(start, min(start + _CHUNK, len(hashes)))
-        # Only the best hits of groups are compared, as thousands of hits may be near-duplicates.
+        # Only the best hits of groups are compared, because thousands of hits may be near-duplicates.
         earlier = np.concatenate([np.array(list(group_of), np.int64), chunk])
         near = _differing_bits(hashes[chunk, None], hashes[None, earlier]) <= MAX_BITS
         for place, row in zip(chunk.tolist(), near, strict=True):
@@ -201,7 +204,7 @@ _LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3 // 2
 
 
 def looks_of(entries: Sequence[Entry]) -> np.ndarray:
-    """Return the small copies of N images as levels, N 768; -1 for an image whose copy is not known."""
+    """Return the small copies of N images as levels, N 768. An image whose copy is unknown has -1."""
     looks = np.full((len(entries), _LOOK_BYTES * 2), -1, np.int8)
     for row, entry in zip(looks, entries, strict=True):
         if len(entry.look) == _LOOK_BYTES:
@@ -211,7 +214,7 @@ def looks_of(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether small copies are nearly equal in every pixel. An unknown copy equals no other."""
+    """Return whether small copies are nearly equal in every pixel. An unknown copy equals no other copy."""
     differences = np.abs(first - second).max(axis=-1)
     return (differences <= MAX_LEVELS) & (first[..., 0] >= 0) & (second[..., 0] >= 0)
 
@@ -220,7 +223,7 @@ def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _first_of_equal(digests: np.ndarray) -> np.ndarray:
-    """Return, for each of N digests, the index of the first equal digest: N."""
+    """Return, for each of N digests, the index of the first equal digest, N."""
     _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
     return firsts[kinds]
 
@@ -229,16 +232,16 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
     """Yield pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions
     P 2.
 
-    Only one position of each initial group is compared. Sorted by some bands, hashes with equal bands
-    are neighbours, and only neighbours are compared. For N random hashes, this makes a few times N comparisons, as long
-    as N is not much larger than 2²¹.
+    Only one position of each initial group is compared. If hashes are sorted by some of their bands, hashes in which
+    these bands are equal are neighbours, and only neighbours are compared. For N random hashes, this makes a few times
+    N comparisons, as long as N is not much larger than 2²¹.
     """
     places = np.unique(parents)
     places = places[np.argsort(hashes[places], kind="stable")]  # equal keys are sorted by hash
     hashes = hashes[places]
     count = max(BANDS, max_bits + EQUAL_BANDS)
     bands = _bands(hashes, count)
-    crowded = np.zeros(len(places), bool)  # images that were not compared with all equal ones
+    crowded = np.zeros(len(places), bool)  # images that were not compared with all images of equal bands
     for chosen in combinations(range(count), EQUAL_BANDS):
         keys = np.zeros(len(places), np.uint32)
         for band in chosen:
@@ -251,7 +254,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
             a, b = a[is_near], b[is_near]
             pairs = np.stack([order[a], order[b]], axis=1)
             may_be_new = crowded[order[a]] & ~is_crowd[a]
-            for band in set(range(chosen[-1])).difference(chosen):  # otherwise this band has already yielded the pair
+            for band in set(range(chosen[-1])).difference(chosen):  # otherwise, this band has already yielded the pair
                 kept = may_be_new | (bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]])
                 pairs, may_be_new = pairs[kept], may_be_new[kept]
             pairs = places[pairs]
@@ -262,7 +265,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
 
 
 def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
-    """Split N 64-bit hashes into disjoint bands of at most eight bits. Return N numbers for each band."""
+    """Split N 64-bit hashes into disjoint bands of at most eight bits, and return N numbers for each band."""
     ends = [64 * band // count for band in range(count + 1)]
     bits = hashes.view(np.uint64)
     return [
@@ -272,15 +275,16 @@ def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _are_in_crowds(keys: np.ndarray) -> np.ndarray:
-    """Return which of N sorted keys occur more than `MAX_BUCKET` times: N."""
+    """Return which of N sorted keys occur more than `MAX_BUCKET` times, N."""
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(starts, append=len(keys))
     return np.repeat(sizes > MAX_BUCKET, sizes)
 
 
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of positions with equal keys in a sorted array: adjacent positions first, then those two apart, and
-    so on, many at a time.
+    """Yield pairs of positions with equal keys in a sorted array, many at a time.
+
+    Adjacent positions come first, then positions at a distance of two, and so on.
     """
     first = np.arange(len(keys))
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
@@ -323,6 +327,6 @@ _BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 def _differing_bits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the number of bits in which hashes differ, for int64 arrays with shapes that broadcast."""
+    """Return the number of bits in which hashes differ, for int64 arrays whose shapes broadcast."""
     different = np.ascontiguousarray(np.bitwise_xor(first, second))
     return _BITS_OF_BYTE[different.view(np.uint8).reshape(*different.shape, 8)].sum(axis=-1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Contents of an index: a header, and for each image an entry with its location, caption, size and fields."""
+"""Content of an index: a header, and for each image an entry with its location, caption, size and fields."""
 
 import hashlib
 import os
@@ -24,10 +24,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Header:
-    """The header of an index, which names its model.
+    """Header of an index, which names its model.
 
     Attributes:
-        model: The name or folder of the model.
+        model: Name or folder of the model.
         fingerprint: Fingerprint of the checkpoint files.
     """
 
@@ -38,7 +38,10 @@ class Header:
 
 
 class Stamp(NamedTuple):
-    """Size of an image in bytes and modification time of its file. An image with the same stamp counts as unchanged."""
+    """Size of an image in bytes, and modification time of its file.
+
+    An image with the same stamp counts as unchanged.
+    """
 
     size: int
     mtime_ns: int
@@ -60,35 +63,35 @@ class Photo:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Title and keywords: user metadata."""
+        """Title and keywords, which are user metadata."""
         return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON-compatible objects."""
+        """Return the values in a form that JSON supports."""
         known = {PHOTO_FIELDS[name]: value for name, value in self.fields.items()}
         return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore the values of `to_dict`. Additional values of newer versions are ignored."""
+        """Restore the values that `to_dict` returned. Additional values from newer versions are ignored."""
         known = {name: values[key] for name, key in PHOTO_FIELDS.items() if key in values}
         return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An image of an index, without its embedding.
+    """Image in an index, without its embedding.
 
     Attributes:
         name: Absolute path, or location in a shard or table.
-        root: Argument through which it was found.
-        file, offset: Location of its bytes; `offset` is None if they are the entire file.
-        digest: Digest of its bytes.
-        phash: See `perceptual_hash`.
-        look: See `compute_pixel_signature`; empty if unknown.
-        fields: Columns of its table.
-        photo: Metadata; None if not read yet.
-        certainty: Confidence of its caption.
+        root: Argument through which the image was found.
+        file, offset: Location of the bytes. `offset` is None if they are the entire file.
+        digest: Digest of the bytes.
+        phash: Perceptual hash; see `perceptual_hash`.
+        look: Pixel signature; see `compute_pixel_signature`. Empty if unknown.
+        fields: Columns of the image's table.
+        photo: Metadata. None if not read yet.
+        certainty: Confidence of the caption.
         tags: Words that the model assigns to the image.
     """
 
@@ -135,8 +138,10 @@ class Entry:
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """Fields from the model, the file and the columns of its table; later sources take precedence.
-        Several values of a field are one text, separated by commas."""
+        """Fields from the model, the file and the columns of its table, of which later sources take precedence.
+
+        Several values of a field form one text, separated by commas.
+        """
         found = certainty_fields(self.certainty)
         if self.photo is not None:
             found |= self.photo.fields
@@ -144,19 +149,19 @@ class Entry:
 
     @property
     def shown_fields(self) -> "dict[str, FieldValue | list[str]]":
-        """`all_fields` for the page, with lists of several values."""
+        """Fields as in `all_fields`, but with lists for several values, for the page."""
         return {**self.all_fields, **{name: list(values) for name, values in self._lists.items()}}
 
     @property
     def _lists(self) -> "dict[str, tuple[str, ...]]":
-        """The multi-valued fields of the image, except those that a column of its table replaces."""
+        """Multi-valued fields of the image, except those that a column of its table replaces."""
         lists = {"keywords": () if self.photo is None else self.photo.keywords, "tags": self.tags}
         return {name: values for name, values in lists.items() if values and name not in self.fields}
 
     def values_of(self, field: str) -> "tuple[FieldValue, ...]":
         """Return the values of a field: one of `OWN_FIELDS`, or of `all_fields`.
 
-        Empty if the image lacks it; several values for fields in `SEVERAL`.
+        The result is empty if the image does not have the field, and has several values for fields in `SEVERAL`.
         """
         if field in SEVERAL and field not in self.fields:
             return self._lists.get(field, ())
@@ -179,13 +184,12 @@ class Entry:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The prefixes under which a query may name the image, as in `lucide:home`: its folder, or the prefix in its
-        name."""
+        """Prefixes by which a query may name the image, as in `lucide:home`: its folder, or the prefix in its name."""
         return (self.folder.lower(), self.title.rpartition(":")[0].lower())
 
     @property
     def is_there(self) -> bool:
-        """Whether the file that holds the image still exists."""
+        """Whether the file that contains the image still exists."""
         return bool(self.file) and os.path.exists(self.file)  # noqa: PTH110 (`Path.exists` takes three times as long)
 
     @cached_property
@@ -197,14 +201,14 @@ class Entry:
 
 
 class ImagePlace(NamedTuple):
-    """The name of an image, and the file that contains it: a shard, or the image file itself."""
+    """Name of an image, and the file that contains it, which is a shard or the image file itself."""
 
     name: str
     file: str
 
     @classmethod
     def of(cls, name: str, file: str, offset: int | None) -> "ImagePlace":
-        """Return the location of an image, from the values `name`, `file` and `offset` of its `Entry`."""
+        """Return the location of an image from the values `name`, `file` and `offset` of its `Entry`."""
         return cls(name, name if offset is None else file)
 
     @classmethod
@@ -214,7 +218,7 @@ class ImagePlace(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An image that could not be read. `stamp` is None if the file is gone, or if the next update must try again."""
+    """Image that could not be read. `stamp` is None if the file no longer exists, or the next update must try again."""
 
     name: str
     root: str
@@ -226,7 +230,7 @@ _MAX_NANOSECONDS = 2**63 - 1
 
 
 def stamp_of(file: ImageFile) -> Stamp | None:
-    """Return the stamp of an image, or None if its file does not exist or its bytes are in no file."""
+    """Return the stamp of an image, or None if its file does not exist, or no file contains its bytes."""
     part = file.part
     try:
         status = os.stat(file.name if part is None else part.file)  # noqa: PTH116 (a third of the time of pathlib)
@@ -238,12 +242,12 @@ def stamp_of(file: ImageFile) -> Stamp | None:
 
 
 def digest_of(content: bytes) -> str:
-    """Return a digest of the bytes of an image. Equal digests mean equal bytes."""
+    """Return a digest of the bytes of an image. Equal digests imply equal bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def name_id(name: str) -> int:
-    """Return a 63-bit hash of a name. It is equal on all machines."""
+    """Return a 63-bit hash of a name, which is the same on all machines."""
     return int.from_bytes(hashlib.blake2b(os_bytes(name), digest_size=8).digest()) >> 1
 
 
@@ -256,7 +260,7 @@ Item = TypeVar("Item")
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield the items in lists of `size`. The last list may be shorter."""
+    """Yield the items in lists of length `size`. The last list may be shorter."""
     source = iter(items)
     while chunk := list(islice(source, size)):
         yield chunk
@@ -266,7 +270,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def certainty_fields(certainty: CaptionConfidence) -> dict[str, FieldValue]:
-    """Return the confidence of a caption as fields, without unknown values."""
+    """Convert the confidence of a caption to fields, without unknown values."""
     found: dict[str, FieldValue] = {}
     if certainty.confidence is not None:
         found["confidence"] = round(certainty.confidence, 4)
@@ -276,7 +280,7 @@ def certainty_fields(certainty: CaptionConfidence) -> dict[str, FieldValue]:
 
 
 def certainty_of(fields: Mapping[str, FieldValue]) -> CaptionConfidence:
-    """Return the confidence that `certainty_fields` wrote."""
+    """Restore the confidence that `certainty_fields` converted."""
     confidence, unfamiliar = fields.get("confidence"), fields.get("unfamiliar")
     return CaptionConfidence(
         None if confidence is None else float(confidence), None if unfamiliar is None else unfamiliar == "yes"
@@ -286,19 +290,19 @@ def certainty_of(fields: Mapping[str, FieldValue]) -> CaptionConfidence:
 # --- Columns of tables
 
 FILTER_WORDS = frozenset({"and", "or", "not", "in", "like"})
-"""Keywords of the filter language. No field has such a name."""
+"""Keywords of the filter language, which cannot be names of fields."""
 
 _RESERVED = frozenset({"id", "name", "root", "file", "offset", "mtime_ns", "digest", "phash", "draw", "vector"})
-"""Names used internally by the stores."""
+"""Names that the stores use internally."""
 
 
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
     """Convert the columns of a table to fields whose values are texts and numbers.
 
-    Numeric texts become numbers, for comparisons. A list becomes text with commas. Empty cells and other values are
-    excluded. Names are lowercased, and every character except digits and the letters a to z becomes `_`. A name without
-    any of these letters, such as `цена`, keeps its own. A name that is invalid in filters, or that already has a
-    meaning, gets the prefix `table_`.
+    Numeric texts become numbers, so that they can be compared. A list becomes a text with commas. Empty cells and
+    values of other types are excluded. Names are converted to lower case, and every character except digits and the
+    letters a to z becomes `_`. A name without any of these letters, such as `цена`, keeps its letters. A name that is
+    invalid in filters, or that already has a meaning, gets the prefix `table_`.
 
     Raises:
         UserError: If two columns get the same name.
@@ -311,7 +315,8 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
             continue
         if name in plain:
             raise UserError(
-                f"two columns of a table are called '{name}' if case and punctuation are ignored; rename one of them"
+                f"two columns of a table are both named '{name}' if case and punctuation are ignored; "
+                "rename one of them"
             )
         plain[name] = value
     return plain
@@ -320,7 +325,8 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
 def _field_name(column: str) -> str:
     written = column.strip().lower()
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in written)
-    if not any(c.isalpha() for c in name):  # another script: with `_` for each letter, all names would be equal
+    # a name in another script; if each letter became `_`, all such names would be equal
+    if not any(c.isalpha() for c in name):
         name = "".join(c if c.isalnum() else "_" for c in written) or "column"
     return f"table_{name}" if name[0].isdigit() or name in {*OWN_FIELDS, *FILTER_WORDS, *_RESERVED} else name
 
@@ -329,15 +335,16 @@ def _plain_value(cell: object) -> FieldValue | None:
     if isinstance(cell, bool):
         return int(cell)
     if isinstance(cell, int | float):
-        return cell if abs(cell) < 2**63 else None  # also false for NaN
+        return cell if abs(cell) < 2**63 else None  # the comparison is also false for NaN
     if isinstance(cell, list | tuple):
         return ", ".join(map(str, cell)) or None
     return _number(cell) if isinstance(cell, str) and cell else None
 
 
 def _number(text: str) -> FieldValue:
-    """Return the number that a text represents, if formatting the number yields the same text: `007` and `1e5` stay
-    texts.
+    """Return the number that a text represents, if formatting the number yields the same text.
+
+    Therefore, `007` and `1e5` stay texts.
     """
     for kind in (int, float):
         try:

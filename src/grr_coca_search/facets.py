@@ -1,4 +1,4 @@
-"""Facets: the fields by which images of an index can be filtered, and their values."""
+"""Facets: the fields by which the images of an index can be filtered, and the values of these fields."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,14 +8,16 @@ from grr_coca_search.filters import Filter
 from grr_coca_search.store import FieldSummary, Store, summaries_of
 
 _MAX_VALUES = 100
-"""Maximum number of listed values of a field, the most frequent first."""
+"""Maximum number of values that are listed for a field, most frequent first."""
 
 Facet = dict[str, object]
-"""`field`, and `kind`: `text` with `values` (value and number of images), `number` or `date` with `min` and `max`."""
+"""Facet of a field: its name `field`, and its `kind`. A `text` has `values` (value and number of images); a `number` or
+`date` has `min` and `max`.
+"""
 
 
 def facet_fields(columns: Iterable[str]) -> list[str]:
-    """Return the fields that may be facets, in display order: those of tables (`columns`) first."""
+    """Return the fields that may be facets, in display order. Fields from tables (`columns`) come first."""
     return list(dict.fromkeys([*sorted(columns), *(name for name, field in FIELDS.items() if field.is_facet)]))
 
 
@@ -29,13 +31,14 @@ def facets(store: Store) -> list[Facet]:
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
-    """Return the facets of some images for the given fields."""
+    """Return the facets of some images, for the given fields."""
     return _facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
 
 
 def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
-    """Return the values of the text fields among the given ones, with the number of images that match a filter, even if
-    all differ.
+    """Return the values of the given fields, with the number of images that match a filter.
+
+    Only text fields are included, even if all values differ.
 
     Raises:
         UserError: If the index cannot be read.
@@ -44,10 +47,11 @@ def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
 
 
 def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
-    """Return the values of the text fields among the given ones, with the number of groups that have each, even if all
-    differ.
+    """Return the values of the given fields, with the number of groups that have each value.
 
-    A group counts if one of its near-duplicates has the value, as a filter would select it.
+    Only text fields are included, even if all values differ.
+
+    A group counts if one of its near-duplicates has the value, because a filter would also select it.
     """
     return _counts(summaries_of(groups, fields, _MAX_VALUES))
 
@@ -72,11 +76,11 @@ def _facets(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
 def _facet(field: str, found: FieldSummary) -> Facet | None:
     """Return the facet of a field.
 
-    None if no image has the field, or if it is a text that is different in all images, such as a title.
+    Return None if no image has the field, or if it is a text that differs between all images, such as a title.
     """
     if found.low is None:
         return None
-    is_date = _is_date(field) and isinstance(found.low, str)  # false for a column `taken` of a table with numbers
+    is_date = _is_date(field) and isinstance(found.low, str)  # false for a table column `taken` that contains numbers
     if is_date or found.kind == "number":
         return {"field": field, "kind": "date" if is_date else "number", "min": found.low, "max": found.high}
     if found.all_differ:

@@ -1,8 +1,8 @@
-"""The table of fields for filtering the images of a library and for showing information beyond their captions.
+"""Table of the fields by which images of a library can be filtered, and that are shown besides their captions.
 
-A field of a file is read by `photo.py`, and a field of the model is stored with its caption; no other file names them.
-Table columns are also fields: each library has its own, and they take precedence over fields of the same name here. The
-help of `search` names the fields, so this file imports nothing that takes time.
+`photo.py` reads the fields of a file, and the fields of the model are stored with its caption; no other module names
+them. Table columns are also fields: they differ between libraries, and take precedence over fields of the same name in
+this table. The help of `search` lists the fields, so this module imports nothing that takes time.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -14,16 +14,16 @@ FieldValue = str | int | float
 
 @dataclass(frozen=True)
 class Field:
-    """A field of images.
+    """Field of images.
 
     Attributes:
-        source: `index`: known for every image, with a column; `file`: read from the file; `model`: estimated by the
-            model.
+        source: Where the value comes from: `index` (known for every image, in a column), `file` (read from the file),
+            or `model` (estimated by the model).
         is_several: Whether an image has several values; a filter is true if it is true for one of them.
-        is_date: Whether its texts are times, such as `2026-03-01T12:00:00`.
-        is_facet: Whether pages offer it as a filter.
-        is_private: Whether exported sites, which may be public, exclude it.
-        stored_as: Name in stores, if different.
+        is_date: Whether the texts are times, such as `2026-03-01T12:00:00`.
+        is_facet: Whether pages offer the field as a filter.
+        is_private: Whether exported sites, which may be public, exclude the field.
+        stored_as: Name in stores, if it is different.
     """
 
     name: str
@@ -45,23 +45,25 @@ class Field:
 FIELDS = {
     field.name: field
     for field in (
-        Field("path", "text", "index", is_facet=False, stored_as="name"),  # absolute, or a location in a shard or table
-        Field("title", "text", "index", is_facet=False),  # the name of the file without its suffix
+        # absolute path, or location in a shard or table
+        Field("path", "text", "index", is_facet=False, stored_as="name"),
+        Field("title", "text", "index", is_facet=False),  # name of the file without its suffix
         Field("caption", "text", "index", is_facet=False),
         Field("keywords", "text", "file", is_several=True),
-        Field("folder", "text", "index"),  # its name
-        Field("date", "text", "index", is_date=True),  # modification time of the file, in UTC
-        Field("taken", "text", "file", is_date=True),  # by the clock of the camera
+        Field("folder", "text", "index"),  # name of the folder
+        Field("date", "text", "index", is_date=True),  # modification time of the file in UTC
+        Field("taken", "text", "file", is_date=True),  # time by the camera's clock
         Field("camera", "text", "file"),
         Field("lens", "text", "file"),
-        Field("lat", "number", "file", is_private=True),  # degrees, positive in the north
-        Field("lon", "number", "file", is_private=True),  # degrees, positive in the east
-        Field("headline", "text", "file", is_facet=False, stored_as="title"),  # the title in the user metadata
-        Field("confidence", "number", "model"),  # the probability that the caption is exactly right
-        Field("unfamiliar", "text", "model"),  # unlike the images that the model was trained on: yes or no
-        Field("tags", "text", "model", is_several=True),  # words that the model assigns to it, besides the caption
-        Field("size", "number", "index"),  # bytes
-        Field("width", "number", "index"),  # pixels, after EXIF rotation
+        Field("lat", "number", "file", is_private=True),  # latitude in degrees, positive in the north
+        Field("lon", "number", "file", is_private=True),  # longitude in degrees, positive in the east
+        Field("headline", "text", "file", is_facet=False, stored_as="title"),  # title in the user metadata
+        Field("confidence", "number", "model"),  # probability that the caption is exactly right
+        Field("unfamiliar", "text", "model"),  # whether the image is unlike the training images: yes or no
+        # words that the model assigns to the image, besides the caption
+        Field("tags", "text", "model", is_several=True),
+        Field("size", "number", "index"),  # size in bytes
+        Field("width", "number", "index"),  # size in pixels, after EXIF rotation
         Field("height", "number", "index"),
     )
 }
@@ -74,13 +76,13 @@ def names_of(source: Literal["index", "file", "model"]) -> tuple[str, ...]:
 
 
 SEVERAL = tuple(name for name, field in FIELDS.items() if field.is_several)
-"""The multi-valued fields."""
+"""Multi-valued fields."""
 OWN_FIELDS = frozenset(names_of("index"))
-"""The fields that every image has."""
+"""Fields that every image has."""
 COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}
-"""Fields with a column in each store, by column name. An `Entry` also has root and digest."""
+"""Fields that have a column in each store, by column name. An `Entry` also has root and digest."""
 PHOTO_FIELDS = {name: FIELDS[name].key for name in names_of("file") if name not in SEVERAL}
-"""The fields that are read from a file and have one value, with their names in stores."""
+"""Single-valued fields that are read from a file, with their names in stores."""
 READER = 1
-"""Version of the metadata that is read next to the model's output. With a new version, index updates read metadata,
+"""Version of the metadata that is read besides the model's output. After a change, index updates read the metadata,
 hashes and small copies of all images again."""

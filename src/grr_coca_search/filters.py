@@ -1,4 +1,4 @@
-"""The filter language: parses texts such as `folder = 'logos' and width > 64` into trees, which the stores translate.
+"""Filter language. Texts such as `folder = 'logos' and width > 64` are parsed to trees, which the stores translate.
 
 filter     = term ("or" term)*
 term       = factor ("and" factor)*
@@ -7,7 +7,7 @@ test       = ("=" | "!=" | "<" | "<=" | ">" | ">=") value
            | ["not"] "in" "(" value ("," value)* ")" | ["not"] "like" text
 value      = number | text between single or double quotes, in which two quotes stand for one
 
-A comparison is false for an image that lacks the field, or has a value of the other kind (text, number).
+A comparison is false for an image that does not have the field, or has a value of the other kind (text or number).
 """
 
 import re
@@ -24,7 +24,7 @@ Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison such as `width > 64`."""
+    """Comparison such as `width > 64`."""
 
     field: str
     operator: Operator
@@ -33,7 +33,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class OneOf:
-    """True if a field has one of several values: `folder in ('logos', 'icons')`."""
+    """Test that is true if a field has one of several values, such as `folder in ('logos', 'icons')`."""
 
     field: str
     values: tuple[FieldValue, ...]
@@ -41,7 +41,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Like:
-    """True if a field begins with a prefix: `path like '/photos/%'`. Upper and lower case differ."""
+    """Test that is true if a field begins with a prefix, such as `path like '/photos/%'`. It is case-sensitive."""
 
     field: str
     prefix: str
@@ -49,21 +49,21 @@ class Like:
 
 @dataclass(frozen=True)
 class Not:
-    """True if a filter is false."""
+    """Negation, which is true if a filter is false."""
 
     inner: "Filter"
 
 
 @dataclass(frozen=True)
 class And:
-    """True if all parts are true."""
+    """Conjunction, which is true if all parts are true."""
 
     parts: tuple["Filter", ...]
 
 
 @dataclass(frozen=True)
 class Or:
-    """True if at least one part is true."""
+    """Disjunction, which is true if at least one part is true."""
 
     parts: tuple["Filter", ...]
 
@@ -72,21 +72,23 @@ Filter = Comparison | OneOf | Like | Not | And | Or
 
 
 def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
-    """Parse the text of a filter into a tree.
+    """Parse the text of a filter to a tree.
 
     Args:
-        text: The filter in user notation.
+        text: The filter, as users write it.
         columns: Fields of this index from tables, in addition to `FIELDS`.
 
     Raises:
         UserError: If the filter is invalid or too long, or names a field that no image has. The message names the
-            position of the error, or the nearest field.
+            position of the error, or the most similar field.
     """
     tree = _Parser(text).parse()
     tests = list(_tests(tree))
     if len(tests) > _MAX_TESTS:
-        raise UserError(f"where: {len(tests):,} comparisons (limit {_MAX_TESTS}); 'in' takes many values of a field")
-    of_tables = set(columns)  # a column with the name of a photo's field may have any values
+        raise UserError(
+            f"where: too many comparisons: {len(tests):,} (limit {_MAX_TESTS}); use 'in' for many values of a field"
+        )
+    of_tables = set(columns)  # a column with the name of a metadata field may have any values
     valid = {*FIELDS, *of_tables}
     for name in sorted({test.field for test in tests}):
         if name not in valid:
@@ -113,7 +115,7 @@ def _require_kind(test: Comparison | OneOf | Like, kind: Kind) -> None:
     for value in values:
         if (kind == "text") != isinstance(value, str):
             example = f"{test.field} > 64" if kind == "number" else f"{test.field} = '{value}'"
-            raise UserError(f"where: '{test.field}' is a {kind}, and {value!r} is not; write {example}")
+            raise UserError(f"where: '{test.field}' is a {kind}, but {value!r} is not; write, for example, {example}")
 
 
 _TOKEN = re.compile(
@@ -128,11 +130,10 @@ _SYNONYMS = {"==": "=", "<>": "!="}
 _COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
 _MAX_DEPTH = 50
 _MAX_TESTS = 900
-"""Maximum number of tests of a filter: SQLite accepts trees up to depth 1000, and each `and` and `or` adds one
+"""Maximum number of tests in a filter. SQLite accepts trees up to a depth of 1000, and each `and` and `or` adds one
 level."""
 _MAX_INTEGER_LENGTH = len(str(-(2**63)))
-"""Maximum number of characters of an integer. Longer numbers are out of range, and `int` rejects thousands of
-digits."""
+"""Maximum number of characters in an integer. Longer ones are out of range, and `int` rejects thousands of digits."""
 
 
 class _Token(NamedTuple):
@@ -169,7 +170,7 @@ class _Parser:
     def _factor(self) -> Filter:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise UserError(f"where: more than {_MAX_DEPTH} nested brackets or 'not'")
+            raise UserError(f"where: more than {_MAX_DEPTH} nested brackets or 'not'; simplify the filter")
         try:
             if self._takes("not"):
                 return Not(self._factor())
@@ -207,7 +208,9 @@ class _Parser:
             raise self._error(expected)
         pattern = self._value()
         if not isinstance(pattern, str) or pattern.find("%") != len(pattern) - 1 or not pattern:
-            raise UserError(f"where: 'like' takes a text with one % at its end, such as '/photos/%', not {pattern!r}")
+            raise UserError(
+                f"where: 'like' needs a text with a single % at its end, such as '/photos/%', got {pattern!r}"
+            )
         return Like(field, pattern[:-1])
 
     def _value(self) -> FieldValue:

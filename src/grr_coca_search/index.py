@@ -1,4 +1,4 @@
-"""`grr_coca.Index`: the index of a library of images, in a folder or on a Milvus server, and its model.
+"""`grr_coca.Index`: the index of an image library, in a folder or on a Milvus server, and its model.
 
 Shapes: M texts or images, E embedding width.
 """
@@ -43,10 +43,10 @@ _MAX_HITS = 10_000
 
 
 class Index:
-    """A library of images with their captions and embeddings, searched by words and images.
+    """Library of images with captions and embeddings, which can be searched by words and by images.
 
-    Any number of processes can read an index, and one can write to it: the first change acquires the writer lock,
-    which is held until the index is closed. Use it as a context manager, or call `close`.
+    Any number of processes can read an index, and one process can write to it. The first change acquires the writer
+    lock, which is held until the index is closed. Use an index as a context manager, or call `close`.
     """
 
     def __init__(self, store: Store, model: "IndexModel") -> None:
@@ -67,11 +67,11 @@ class Index:
 
         Args:
             location: Index folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE`.
-            model: Checkpoint folder, name of a bundled model or `OWNER/NAME` on the hub; None: the model that created
-                the index, or for a new index the default model.
-            create: Create it if it does not exist.
+            model: Checkpoint folder, name of a bundled model, or `OWNER/NAME` on the hub. By default, the model that
+                created the index, or the default model for a new index.
+            create: Whether to create the index if it does not exist.
             batch_size: Number of images in one forward pass.
-            engine: Engine, see `grr_coca.load`.
+            engine: Engine; see `grr_coca.load`.
 
         Raises:
             UserError: If the index is not found, another model or a newer version created it, or `batch_size` is below
@@ -92,7 +92,7 @@ class Index:
                     chosen = IndexModel(str(model), batch_size, engine)
             chosen.require(
                 store.header, store.location
-            )  # also for a new index: another process may have created it first
+            )  # also for a new index, because another process may have created it first
         except BaseException:
             store.close()
             raise
@@ -119,21 +119,21 @@ class Index:
         on: Machines = "this",
         exclude: str | Sequence[str] | None = None,
     ) -> UpdateResult:
-        """Add images, and update images that were added before.
+        """Add images, and update images that were added earlier.
 
-        Known images with unchanged size and time are not read again. If a folder, shard, table or pattern was added
-        before, its images that no longer exist are removed.
+        Known images whose size and time are unchanged are not read again. If a folder, shard, table or pattern was
+        added earlier, its images that no longer exist are removed.
 
         Args:
             images: Files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
-            on_progress: Called with the numbers of finished, all, and failed images.
-            on: `this` describes images on this machine, `ray` on the machines of a Ray cluster.
-            exclude: One or more patterns of files to exclude, as in .gitignore. The index stores them; None: the
-                stored patterns.
+            on_progress: Called with the number of finished images, of all images, and of failed images.
+            on: Where to describe images: `this` machine, or the machines of a `ray` cluster.
+            exclude: One or more patterns of files to exclude, as in .gitignore. The index stores the patterns. None
+                uses the stored patterns.
 
         Raises:
-            UserError: If an argument does not exist or has no image, a pattern is invalid, another process writes, or
-                the disk is full.
+            UserError: If an argument does not exist or has no image, a pattern is invalid, another process is writing,
+                or the disk is full.
         """
         named = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
         patterns = [exclude] if isinstance(exclude, str) else exclude
@@ -144,18 +144,18 @@ class Index:
         return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, patterns)
 
     def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> UpdateResult:
-        """Call `add` for all arguments that were added before."""
+        """Call `add` for all arguments that were added earlier."""
         return self.add(self.store.roots(), on_progress, on)
 
     def delete(self, names: str | Path | Iterable[str | Path] = (), *, where: str | None = None) -> int:
-        """Remove images from the index, but not their files. Return the number of removed images.
+        """Remove images from the index, without removing their files, and return their number.
 
         Args:
             names: Paths, or names as in `Hit.path`.
-            where: Filter; all images that match it are removed too.
+            where: Filter. All images that match it are also removed.
 
         Raises:
-            UserError: If the filter is invalid, or another process writes.
+            UserError: If the filter is invalid, or another process is writing.
         """
         given = [names] if isinstance(names, str | Path) else list(names)
         requested = {*map(str, given), *absolute_arguments(list(map(str, given)))}
@@ -168,15 +168,16 @@ class Index:
         return before - len(self)
 
     def forget(self, arguments: str | Path | Iterable[str | Path]) -> int:
-        """Remove all images that were added through some arguments, or are inside them. Return their number.
+        """Remove all images that were added through the given arguments or are inside them, and return their number.
 
-        The arguments may no longer exist. Existing images return when a folder above them is added again.
+        The arguments need not exist any longer. Images that still exist return when a folder above them is added
+        again.
 
         Args:
             arguments: Folders, files, shards, tables or patterns.
 
         Raises:
-            UserError: If the index has no images of an argument, or another process writes.
+            UserError: If the index has no images of an argument, or another process is writing.
         """
         given = [arguments] if isinstance(arguments, str | Path) else arguments
         return forget_arguments(self.store, list(map(str, given)))
@@ -203,11 +204,11 @@ class Index:
             without: Descriptions that hits should not match.
             weights: Weight of each text.
             where: Filter such as `folder = 'logos' and width > 64`; see `grr_coca_search.filters`.
-            hybrid: If the query has only texts, rank images with these names first, and add to the scores of
-                the others how well the words match. An index on Milvus has no full-text index.
-            fold: Merge near-duplicates into one hit.
-            min_relevance: Exclude hits with a lower relevance, from 0 to 1. If relevances are not valid (`can_tell`
-                of the result is False), no hit remains.
+            hybrid: Whether, for a query with only texts, images with these names are ranked first, and the scores of
+                all others also reflect how well the words match. An index on Milvus has no full-text index.
+            fold: Whether to merge near-duplicates into one hit.
+            min_relevance: Minimum relevance of hits, from 0 to 1. If relevances are not valid (`can_tell` of the result
+                is False), no hit remains.
 
         Raises:
             UserError: If the query is empty, a number is out of range, the filter is invalid, or an image cannot be
@@ -222,19 +223,18 @@ class Index:
         return search_store(query, self.store, self.model, options)
 
     def match(self, other: "Index | str | Path | Sequence[str | Path]", *, n: int = 5, names: bool = True) -> list[Any]:
-        """Find the equivalent of each image of this index in another library, such as each icon of a set in another
-        set.
+        """Find the equivalent of each image in another library, for example of each icon of a set in another set.
 
         Args:
-            other: Index of the same model; or icon sets, files and folders as in `grr-coca match`.
+            other: Index of the same model, or icon sets, files and folders as in `grr-coca match`.
             n: Maximum number of candidates per image.
-            names: Whether to also compare names, if both are icons.
+            names: Whether to also compare names, if both libraries have icons.
 
         Returns:
-            A `PictureMatch` per image, see `grr_coca_icons.match.candidates`.
+            One `PictureMatch` per image; see `grr_coca_icons.match.candidates`.
 
         Raises:
-            UserError: If the other index has another model, or the other library has no image.
+            UserError: If the other index has another model, or the other library has no images.
         """
         match_index = plugins.named("grr_coca.functions", "match_index")
         if match_index is None:
@@ -243,7 +243,7 @@ class Index:
         return matches
 
     def duplicates(self, *, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
-        """Return groups of near-duplicate images, the largest group first. See `duplicate_groups`.
+        """Return groups of near-duplicate images, the largest group first; see `duplicate_groups`.
 
         Raises:
             UserError: If a number is out of range.
@@ -256,7 +256,7 @@ def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
     if store.was_imported() and is_on_hub(name):
         raise UserError(
             f"{store.location}: imported from a foreign file, which names the model {name} on the Hugging Face hub; "
-            f"if you trust it, pass -c {name}"
+            f"if you trust this model, pass -c {name}"
         )
     try:
         return IndexModel(store.header.model, batch_size, engine)
@@ -274,7 +274,7 @@ def _many(one_or_many: object) -> tuple:
 
 
 class IndexModel:
-    """The model of an index, found by its name and loaded at first use.
+    """Model of an index, which is found by its name and loaded when it is first used.
 
     Raises:
         UserError: If the model is unknown.
@@ -282,8 +282,8 @@ class IndexModel:
 
     def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
         self.folder = locate_checkpoint(name)
-        # A name that other processes can find, too: the name of a bundled model, or an absolute path. For a run, the
-        # path of its best or newest checkpoint, because later checkpoints have other embeddings.
+        # A name that other processes can also find: the name of a bundled model, or an absolute path. For a run, it is
+        # the path of the best or newest checkpoint, because later checkpoints have other embeddings.
         is_name = bundled_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size
@@ -292,24 +292,24 @@ class IndexModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of its files, computed without loading the model."""
+        """Fingerprint of the model's files, computed without loading the model."""
         return fingerprint(self.folder)
 
     @cached_property
     def loaded(self) -> "ImageTextModel":
-        """The loaded model."""
-        from grr_coca.infer.load import load  # late: it imports an engine
+        """Loaded model."""
+        from grr_coca.infer.load import load  # lazy import of an engine
 
         model = load(self.folder, engine=self.engine)
-        model.warn_if_unsuitable()  # an index uses both its embeddings and its captions
+        model.warn_if_unsuitable()  # an index uses both the embeddings and the captions of the model
         return model
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":
-        """The model in PyTorch, for heat maps.
+        """Model in PyTorch, for heat maps.
 
         Raises:
-            UserError: If PyTorch is not installed, or the model is in int8.
+            UserError: If PyTorch is not installed, or the model is an int8 model.
         """
         require_extra("torch", "a heat map")
         from grr_coca.model.checkpoint import from_pretrained
@@ -318,12 +318,12 @@ class IndexModel:
 
     @property
     def header(self) -> Header:
-        """The header of an index of this model."""
+        """Header for an index of this model."""
         return Header(self.name, self.fingerprint, self.loaded.engine.embed_dim)
 
     @cached_property
     def curve(self) -> RelevanceCurve | None:
-        """The relevance curve; None if there is none.
+        """Relevance curve of the model, or None if it has none.
 
         Raises:
             UserError: If the file with its parameters is corrupt.
@@ -338,7 +338,7 @@ class IndexModel:
         return done_ahead(found, partial(decode_found, preprocess=preprocess), batch_size)
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """Caption and embed images in one forward pass per batch."""
+        """Caption and embed images, with one forward pass per batch."""
         model = self.loaded
 
         def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[ImageDescription]]:
@@ -349,19 +349,19 @@ class IndexModel:
 
     @cached_property
     def thesaurus(self) -> Thesaurus:
-        """Known words for unknown ones.
+        """Words that the model knows for words that it does not know.
 
         Raises:
-            UserError: If their file cannot be read.
+            UserError: If the file with these words cannot be read.
         """
         return Thesaurus.of_model(self.folder)
 
     def related_words(self, text: str) -> tuple[str, ...]:
-        """Return words to search for instead of a text that the model does not know; see `Thesaurus.related`."""
+        """Return words to search for in place of a text that the model does not know; see `Thesaurus.related`."""
         return self.thesaurus.related(text)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return embeddings of texts, M E.
+        """Embed texts, M E.
 
         Raises:
             UserError: If a text is empty.
@@ -369,7 +369,7 @@ class IndexModel:
         return self.loaded.embed_texts(list(texts))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Return embeddings of captions, M E. An empty caption yields zeros."""
+        """Embed captions, M E. An empty caption yields zeros."""
         vectors = np.zeros((len(captions), self.loaded.engine.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
@@ -377,7 +377,7 @@ class IndexModel:
         return vectors
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Embed captions as `embed_captions`, with a cached last result, as successive queries have the same library
+        """Embed captions like `embed_captions`, with the last result cached, because successive queries have the same
         sample.
         """
         if captions != self._sampled[0]:
@@ -385,7 +385,7 @@ class IndexModel:
         return self._sampled[1]
 
     def describe_images(self, images: Sequence[Image.Image | Path | str]) -> list[tuple[str, np.ndarray]]:
-        """Return caption and embedding of each image.
+        """Return the caption and embedding of each image.
 
         Raises:
             UserError: If an image cannot be read.
@@ -395,7 +395,7 @@ class IndexModel:
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
-        """Return embeddings of images, M E.
+        """Embed images, M E.
 
         Raises:
             UserError: If an image cannot be read.
@@ -403,18 +403,18 @@ class IndexModel:
         return self.picture_queries(self.loaded.embed_images(list(images)))
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images similar to given images, from their embeddings, M E."""
+        """Return queries for images that are similar to given images, from their embeddings, M E."""
         return self.loaded.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts without a word that an adapted model knows."""
+        """Return the texts that have no word that an adapted model knows."""
         return self.loaded.unknown_texts(texts)
 
     def require(self, header: Header, location: str) -> None:
-        """Raise an error if an index was created with another model, or with another version of this model.
+        """Check that an index was created with this version of this model.
 
         Raises:
-            UserError: If the models differ. The message names both, or how to rebuild the index.
+            UserError: If the models differ. The message names both models, or states how to rebuild the index.
         """
         if header.fingerprint == self.fingerprint:
             return
@@ -422,11 +422,11 @@ class IndexModel:
             named = "" if self.name == DEFAULT else f" -c {self.name}"
             raise UserError(
                 f"{location}: created with another version of the model '{self.name}' ({header.fingerprint[:8]}, now "
-                f"{self.fingerprint[:8]}), whose embeddings are not comparable; rebuild it: delete it, then "
+                f"{self.fingerprint[:8]}), whose embeddings are not comparable; delete the index, and rebuild it with "
                 f"`grr-coca index IMAGES --out {location}{named}`"
             )
         raise UserError(
-            f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), not of "
+            f"{location}: this index belongs to the model '{header.model}' ({header.fingerprint[:8]}), not to "
             f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings are not comparable; search it with its own "
             "model, or create another index with --out"
         )

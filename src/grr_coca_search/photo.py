@@ -1,6 +1,6 @@
 """Metadata of an image file, or of the content of an XMP file: date, location, title, keywords.
 
-Nothing is written. Corrupt values or values out of range are ignored: they do not affect the image.
+Nothing is written. Values that are corrupt or out of range are ignored, because they do not affect the image.
 """
 
 import re
@@ -14,7 +14,7 @@ from PIL.ImageFile import ImageFile as OpenedFile
 from grr_coca.data.images import ignore_warnings_of_pillow, open_header
 
 Found = Mapping[str, Any]
-"""EXIF, XMP or IPTC data: values by field name, and `keywords`. None: unknown."""
+"""EXIF, XMP or IPTC data: values by field name, and `keywords`. None means unknown."""
 
 MAX_METADATA_BYTES = 2**22
 """Maximum size of metadata. Some programs store whole images there, and a crafted file may declare any size."""
@@ -25,9 +25,9 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
 
 
 def found_in(data: bytes, name: str) -> list[Found]:
-    """Return the metadata in an image file, in three forms. It runs in helper programs.
+    """Return the metadata in an image file, in three forms. Subprocesses call this function.
 
-    Camera data take precedence over program data.
+    Data from cameras take precedence over data from programs.
     """
     is_webp_with_metadata = data[8:16] == b"WEBPVP8X"
     if not data.startswith(_STARTS) and not is_webp_with_metadata and data[4:8] != b"ftyp":
@@ -35,7 +35,7 @@ def found_in(data: bytes, name: str) -> list[Found]:
     ignore_warnings_of_pillow()
     try:
         image = open_header(data, name)
-    except Exception:  # corrupt files raise many types; decoding reports the error
+    except Exception:  # corrupt files raise many types of errors; decoding reports the error
         return []
     return [_exif(image), _xmp(image), _iptc(image)]
 
@@ -44,7 +44,7 @@ def found_in(data: bytes, name: str) -> list[Found]:
 
 
 def _exif(image: Image.Image) -> Found:
-    # Each part is read separately: corruption of one must not hide the others.
+    # Each part is read separately, so that a corrupt part does not hide the others.
     main = _tags(image, None)
     more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
     tag, where = ExifTags.Base, ExifTags.GPS
@@ -64,14 +64,14 @@ def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
             return {}
         exif = image.getexif()
         return dict(exif) if ifd is None else dict(exif.get_ifd(ifd))
-    except Exception:  # corrupt EXIF data raise many types
+    except Exception:  # corrupt EXIF data raise many types of errors
         return {}
 
 
 def _exif_time(value: object) -> str | None:
-    """Return a time such as `2026:03:01 12:00:00`.
+    """Parse an EXIF time such as `2026:03:01 12:00:00`.
 
-    Cameras without a clock write zeros or spaces, for which the result is None.
+    The result is None for zeros or spaces, which cameras without a clock write.
     """
     try:
         return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
@@ -88,18 +88,19 @@ def _camera(make: object, model: object) -> str | None:
 
 
 def _degrees(parts: object, reference: object, limit: float) -> float | None:
-    """Return degrees from three rational numbers: degrees, minutes and seconds. None if they are out of range."""
+    """Convert three rational numbers (degrees, minutes and seconds) to degrees, or return None if they are out of
+    range."""
     try:
         numbers = [float(part) for part in (parts if isinstance(parts, tuple | list) else (parts,))]  # type: ignore[arg-type]
         sign = {"N": 1, "E": 1, "S": -1, "W": -1}[str(reference).strip("\0 ").upper()[:1]]
     except (TypeError, ValueError, KeyError, ZeroDivisionError):
         return None
     degrees = sum(number / 60**place for place, number in enumerate(numbers[:3]))
-    return sign * round(degrees, 6) if all(n >= 0 for n in numbers) and degrees <= limit else None  # false for NaN too
+    return sign * round(degrees, 6) if all(n >= 0 for n in numbers) and degrees <= limit else None  # also false for NaN
 
 
 def _place(lat: float | None, lon: float | None) -> dict[str, float]:
-    """Return both coordinates, or none. Cameras without a position write zeros."""
+    """Return both coordinates, or none if they are zero, because cameras without a position write zeros."""
     return {} if lat is None or lon is None or lat == lon == 0 else {"lat": lat, "lon": lon}
 
 
@@ -117,8 +118,8 @@ def _xmp(image: Image.Image) -> Found:
     xmp = _properties(image)
     paths = [
         path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))
-    ]  # Lightroom's form, such as `animals|cat`
-    paths += [path.split("/") for path in _texts(xmp.get("TagsList"))]  # of digiKam
+    ]  # form that Lightroom writes, such as `animals|cat`
+    paths += [path.split("/") for path in _texts(xmp.get("TagsList"))]  # form that digiKam writes
     return {
         "taken": _xmp_time(xmp.get("DateTimeOriginal")) or _xmp_time(xmp.get("DateCreated")),
         "camera": _camera(xmp.get("Make"), xmp.get("Model")),
@@ -133,7 +134,7 @@ def _properties(image: Image.Image) -> dict[str, Any]:
     """Return the properties of all descriptions, by their names without namespaces."""
     try:
         found = image.getxmp()
-    except Exception:  # not XML, or with entities, or nested too deeply
+    except Exception:  # the data are not XML, have entities, or are nested too deeply
         return {}
     rdf = found.get("xmpmeta", found)
     rdf = rdf.get("RDF", {}) if isinstance(rdf, dict) else {}
@@ -149,7 +150,7 @@ _XMP_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?|$)")
 
 
 def _xmp_time(value: object) -> str | None:
-    """Return a time such as `2026-03-01T12:00:00+01:00`, without fractions and time zone; a day if that is all."""
+    """Parse an XMP time such as `2026-03-01T12:00:00+01:00`, without fractions and time zone, or a day without time."""
     match = _XMP_TIME.match(value) if isinstance(value, str) else None
     if match is None:
         return None
@@ -163,15 +164,16 @@ def _xmp_time(value: object) -> str | None:
 
 
 def _xmp_degrees(value: object, limit: float) -> float | None:
-    """Return degrees from XMP notation: `48,12.5N`, or `48,12,30N`."""
+    """Convert XMP notation, such as `48,12.5N` or `48,12,30N`, to degrees."""
     if not isinstance(value, str) or not value:
         return None
     return _degrees(value[:-1].split(","), value[-1], limit)
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Yield the texts of a property: one, a list (`Bag`, `Seq`), or one in several languages (`Alt`), the default
-    first.
+    """Yield the texts of a property, which has one text, a list (`Bag`, `Seq`), or texts in several languages (`Alt`).
+
+    The text in the default language comes first.
     """
     if isinstance(value, str):
         yield value
@@ -192,7 +194,7 @@ _CHARACTERS, _TITLE, _KEYWORDS, _DAY = (1, 90), (2, 5), (2, 25), (2, 55)
 def _iptc(image: Image.Image) -> Found:
     try:
         found = IptcImagePlugin.getiptcinfo(cast(OpenedFile, image)) or {}
-    except Exception:  # corrupt data raise many types
+    except Exception:  # corrupt data raise many types of errors
         return {}
 
     def texts(key: tuple[int, int]) -> list[str]:

@@ -1,7 +1,7 @@
 """Export an index to a Parquet file, and create an index from such a file. This needs no model.
 
-A row is an image: the values of its `Entry`, its embedding in half precision, its fields as JSON, and the metadata from
-cameras and users. The header and the unreadable images are in the metadata of the file.
+Each row is an image: the values of its `Entry`, its embedding in half precision, its fields as JSON, and the metadata
+from cameras and users. The header and the unreadable images are in the file's metadata.
 """
 
 import json
@@ -22,15 +22,15 @@ from grr_coca_search.store import Changes, Store, find_store, make_store, remove
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
 _MAX_ROUNDING = 0.01
-"""Maximum deviation of the length of an embedding in half precision from 1."""
+"""Maximum deviation from 1 of the length of an embedding in half precision."""
 _TEXTS = ("name", "root", "file", "digest", "caption")
 _NUMBERS = ("size", "mtime_ns", "phash", "width", "height", "offset")
 _OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline", "keywords")]
-"""Fields with a separate column, for other programs. The column `photo` also has all of them."""
+"""Fields that have a separate column, for other programs. The column `photo` also contains all of them."""
 
 
 def export_parquet(store: Store, file: IO[bytes]) -> int:
-    """Write an index to a file that is open for writing. Return the number of images.
+    """Write an index to a file that is open for writing, and return the number of images.
 
     Raises:
         UserError: If pyarrow is not installed.
@@ -50,11 +50,11 @@ def export_parquet(store: Store, file: IO[bytes]) -> int:
 
 
 def import_parquet(path: Path, location: str) -> int:
-    """Create an index from an exported file. Return the number of images.
+    """Create an index from an exported file, and return the number of images.
 
     Raises:
-        UserError: If the file is corrupt or not an exported index, was written by a newer version, the location already
-            has an index, or the disk is full. No unfinished index remains.
+        UserError: If the file is corrupt, is not an exported index, or was written by a newer version, if the location
+            already has an index, or if the disk is full. No unfinished index remains.
     """
     require_extra("parquet", "importing an index")
     import pyarrow
@@ -71,7 +71,9 @@ def import_parquet(path: Path, location: str) -> int:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     if header.version > VERSION:
-        raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one supports {VERSION})")
+        raise UserError(
+            f"{path}: written by a newer grr-coca (format {header.version}; this version supports {VERSION})"
+        )
     if not 1 <= header.embed_dim <= MAX_WIDTH:
         raise UserError(f"{path}: corrupt (embeddings of {header.embed_dim} numbers)")
     existing = find_store(location)
@@ -114,7 +116,7 @@ def _schema(store: Store) -> Any:
 
 
 def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
-    """Return the columns of a file except the embeddings: name, type and value of each."""
+    """Return the columns of a file except the embeddings, each with its name, type and value."""
     import pyarrow
 
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
@@ -122,7 +124,7 @@ def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
         *((name, text, lambda entry, name=name: _written(getattr(entry, name))) for name in _TEXTS),
         *((name, pyarrow.int64(), attrgetter(f"stamp.{name}" if name in Stamp._fields else name)) for name in _NUMBERS),
         ("fields", text, lambda entry: json.dumps(dict(entry.fields))),
-        # In full for import, and as columns for other programs.
+        # Complete, for importing, and as columns for other programs.
         ("photo", text, lambda entry: entry.photo and json.dumps(entry.photo.to_dict())),
         *(
             (
@@ -153,21 +155,21 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         row = dict(zip(columns, values, strict=True))
         vector = np.array(row["embedding"], np.float16)
         if vector.shape != (width,):
-            raise ValueError(f"an embedding of shape {vector.shape} instead of {width} numbers")
+            raise ValueError(f"an embedding must have {width} numbers, got the shape {vector.shape}")
         if not abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) < _MAX_ROUNDING:  # also true for NaN
-            raise ValueError("an embedding that is not of unit length")
+            raise ValueError("an embedding does not have unit length")
         texts: dict[str, Any] = {name: _read(row[name]) for name in _TEXTS}
         numbers = {name: row[name] for name in _NUMBERS}
         fields = json.loads(row["fields"])
         if not isinstance(fields, dict) or not all(isinstance(number, int | None) for number in numbers.values()):
-            raise ValueError("a cell of the wrong type")
+            raise ValueError("a cell has the wrong type")
         entry = Entry(
             **texts,
             stamp=Stamp(numbers.pop("size"), numbers.pop("mtime_ns")),
             fields=fields,
             photo=None if row["photo"] is None else Photo.from_dict(json.loads(row["photo"])),
             certainty=CaptionConfidence(*(row[name] for name in CaptionConfidence._fields)),
-            tags=tuple(row.get("tags") or ()),  # this and `look` are missing in files of an older version
+            tags=tuple(row.get("tags") or ()),  # files of an older version do not have this column and `look`
             look=row.get("look") or b"",
             **numbers,
         )
@@ -179,7 +181,7 @@ def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Fai
 
 
 def _written(text: str) -> str:
-    """Return a text as UTF-8, which Parquet requires. File names that are not UTF-8 are escaped, after a null byte."""
+    """Convert a text to UTF-8, which Parquet requires. File names that are not UTF-8 are escaped, after a null byte."""
     try:
         text.encode()
     except UnicodeEncodeError:

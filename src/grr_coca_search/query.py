@@ -1,7 +1,8 @@
 """Search: rank the images of a store for a query, group near-duplicates, and compute the relevance of each hit.
 
-Relevance compares the query with the captions of the hits and of a sample of the library. These are embedded here, the
-sample once per index state, in milliseconds: stored vectors of all captions would double the index.
+Relevance compares the query with the captions of the hits and of a sample of the library. These captions are embedded
+here, in milliseconds, and those of the sample only once per index state. Storing vectors of all captions would double
+the size of the index.
 
 Shapes: N images of the sample, E embedding width.
 """
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class Query:
     """Texts and images to search for, and texts to exclude.
 
-    `weights`: one per text, or none (weight 1 for each). An image has weight 1. `like`, `unlike`: images
-    of the index to search for and to exclude, by their `Entry.draw`.
+    `weights` has one weight per text, or is empty, so that each text has weight 1. An image has weight 1. `like` and
+    `unlike` are images of the index to search for and to exclude, by their `Entry.draw`.
 
     Raises:
         UserError: If the query is empty, a text is empty, or the number of weights differs from the number of
@@ -54,13 +55,15 @@ class Query:
             if not text.strip():
                 raise UserError("the query is empty: a text has only spaces; pass words to search for")
         if self.weights and len(self.weights) != len(self.texts):
-            raise UserError(f"{len(self.weights)} weights for {len(self.texts)} texts; pass one for each text, or none")
+            raise UserError(
+                f"{len(self.weights)} weights for {len(self.texts)} texts; pass one weight per text, or none"
+            )
         if any(not (weight > 0 and np.isfinite(weight)) for weight in self.weights):
-            raise UserError("a weight must be above 0; to exclude something, use --without")
+            raise UserError("weights must be above 0; to exclude something, use --without")
 
     @property
     def words(self) -> str | None:
-        """The text for the full-text index; None if the query has parts that this index does not support."""
+        """Return the text for the full-text index, or None if the query has parts that this index does not support."""
         has_others = self.images or self.without or self.weights or self.like or self.unlike
         if has_others:
             return None
@@ -69,7 +72,9 @@ class Query:
 
     @property
     def query_terms(self) -> frozenset[str]:
-        """The words to search for in the name, title, keywords and caption of a hit; none if the query has images."""
+        """Return the words to search for in the name, title, keywords and caption of a hit, or none if the query has
+        images.
+        """
         return frozenset() if self.images or self.like else query_terms(" ".join(map(split_identifier, self.texts)))
 
 
@@ -91,8 +96,8 @@ class SearchOptions:
         where: Filter that hits must match.
         hybrid: Whether to also use the full-text index, if the query has only texts.
         fold: Whether to merge near-duplicates into one hit.
-        min_relevance: Hits with a lower relevance are excluded, and all hits if relevances are not valid.
-        files_exist: Function that checks files, which may be on a stalled drive.
+        min_relevance: Minimum relevance of hits. If relevances are not valid, all hits are excluded.
+        files_exist: Function that checks whether files exist. The files may be on a stalled drive.
     """
 
     n: int
@@ -105,13 +110,13 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A hit of a search.
+    """Hit of a search.
 
     Attributes:
         path: Name in the index.
-        score: Cosine of its embedding with the query.
-        relevance: Probability that it matches the query.
-        has_words: Whether its name, title, keywords or caption have the words of the query.
+        score: Cosine between its embedding and the query.
+        relevance: Probability that the hit matches the query.
+        has_words: Whether its name, title, keywords or caption contain the words of the query.
         copies: Names of its near-duplicates.
         is_there: Whether its file still exists.
     """
@@ -127,29 +132,29 @@ class Hit:
 
 
 Verdict = Literal["likely", "unsure", "nothing"]
-"""Whether hits match the query: some do, this is uncertain, or none does."""
+"""Whether hits match the query: some hits do, this is uncertain, or no hit does."""
 
 
 _MIN_SPARE = 8
-"""Minimum number of images ranked in addition to the hits (or a quarter of the hits, if larger), as some may be
-near-duplicates."""
+"""Minimum number of images that are ranked in addition to the hits (or a quarter of the hits, if larger), because some
+may be near-duplicates."""
 NUM_LESS_LIKELY = 5
-"""Number of consecutive less likely hits after which all further hits count as less likely."""
+"""Number of consecutive less likely hits after which all remaining hits count as less likely."""
 NUM_DECISIVE_HITS = 10
 """Number of first hits that determine whether any image matches the query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult(Sequence[Hit]):
-    """The hits of a query, best first.
+    """Hits of a query, best first.
 
     Attributes:
         vector: Embedding of the query.
         searched: Number of images in the index.
         can_tell: Whether relevances are valid: the images differ enough, and relevances were fitted to similar models
             (`is_fitted`).
-        nothing_below: See `RelevanceCurve`.
-        unknown: Texts of the query without a word that an adapted model knows.
+        nothing_below: Threshold of the verdict `nothing`; see `RelevanceCurve`.
+        unknown: Texts of the query that have no word that an adapted model knows.
     """
 
     hits: tuple[Hit, ...]
@@ -162,7 +167,7 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def why_no_relevance(self) -> str:
-        """Reason why relevances are not valid; empty if they are valid."""
+        """Reason why relevances are not valid. Empty if they are valid."""
         if self.can_tell:
             return ""
         if not self.is_fitted:
@@ -176,9 +181,9 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the first hits match the query. `likely` if relevances are not valid.
+        """Return whether the first hits match the query. The result is `likely` if relevances are not valid.
 
-        It is never `nothing` if one of them has the words of the query in its name, title, keywords or caption.
+        It is never `nothing` if one of these hits has the words of the query in its name, title, keywords or caption.
         """
         decisive = self.hits[:NUM_DECISIVE_HITS]
         best = max((hit.relevance for hit in decisive), default=0.0)
@@ -188,8 +193,11 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def num_likely(self) -> int:
-        """Number of hits up to the last likely one before several consecutive less likely hits. Order and relevance
-        differ a little, as the order also counts words. All hits if relevances are not valid or no hit is likely."""
+        """Number of hits up to the last likely one before several consecutive less likely hits.
+
+        Order and relevance differ a little, because the order also depends on words. If relevances are not valid, or no
+        hit is likely, all hits are counted.
+        """
         last = 0
         for place, hit in enumerate(self.hits, 1):
             if hit.relevance >= MIN_RELEVANCE:
@@ -200,7 +208,10 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def opening(self) -> str:
-        """Message before the hits, without a capital letter and without the number of images; may be empty."""
+        """Message to show before the hits, without a capital letter and without the number of images.
+
+        It may be empty.
+        """
         if self.unknown:
             return f"the model was adapted to captions without the words of '{self.unknown[0]}'; the nearest"
         if not self.can_tell:
@@ -210,7 +221,7 @@ class SearchResult(Sequence[Hit]):
         return "nothing here looks like that; the nearest" if self.verdict == "nothing" else ""
 
     def format_relevance(self, hit: Hit) -> str:
-        """Return the relevance of a hit as a percentage; `?` if relevances are not valid."""
+        """Format the relevance of a hit as a percentage, or as `?` if relevances are not valid."""
         return f"{hit.relevance:.0%}" if self.can_tell else "?"
 
     def __len__(self) -> int:
@@ -221,7 +232,7 @@ class SearchResult(Sequence[Hit]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Hit]: ...
     def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
-        """Return one or several hits."""
+        """Return a hit, or several hits."""
         return self.hits[index]
 
     def __iter__(self) -> Iterator[Hit]:
@@ -229,52 +240,54 @@ class SearchResult(Sequence[Hit]):
 
 
 class QueryModel(Protocol):
-    """Interface of an index's model in a search. `grr_coca_search.index.IndexModel` documents the methods."""
+    """Interface of an index's model for searches. `grr_coca_search.index.IndexModel` documents the methods."""
 
     @property
     def curve(self) -> RelevanceCurve | None:
-        """The relevance curve; None if there is none."""
+        """Relevance curve of the model, or None if it has none."""
 
     def related_words(self, text: str) -> tuple[str, ...]:
-        """Return words to search for instead of a text that the model does not know, the closest first; empty if it
-        knows the text."""
+        """Return words to search for in place of a text that the model does not know, closest first.
+
+        Empty if it knows the text.
+        """
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return embeddings of texts, M E."""
+        """Embed texts, M E."""
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Return embeddings of captions, M E."""
+        """Embed captions, M E."""
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Return embeddings of the captions of a sample, M E."""
+        """Embed the captions of a sample, M E."""
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption of each image, and the query for similar images."""
+        """Return the caption of each image, and a query for similar images."""
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Return queries for images similar to given images, M E."""
+        """Return queries for images that are similar to given images, M E."""
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images similar to images of the index, from their embeddings, M E."""
+        """Return queries for images that are similar to images of the index, from their embeddings, M E."""
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts without a word that an adapted model knows."""
+        """Return the texts that have no word that an adapted model knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """The images that match a query, best first. `hits_of` compares some of them with the words of the query.
+    """Images that match a query, best first. `hits_of` compares some of them with the words of the query.
 
     Attributes:
         groups: Each image, followed by its near-duplicates.
-        scores: Cosines of the images with the query, N.
+        scores: Cosines between the images and the query, N.
         best: Embedding of the first image.
         vector: Embedding of the query.
         asked: Embeddings of the texts of the query, or else of the captions of its images.
-        words: See `Query.query_terms`.
+        words: Words of the query; see `Query.query_terms`.
         sample, others: Embeddings of images and captions of the library.
         searched: Number of images in the index.
-        unknown: See `SearchResult`.
+        unknown: Unknown texts; see `SearchResult`.
     """
 
     groups: list[list[Entry]]
@@ -304,7 +317,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     """Rank the images of a store.
 
     Raises:
-        UserError: See `search_store`.
+        UserError: As for `search_store`.
     """
     tree = None if options.where is None else parse_filter(options.where, store.columns())
     texts = [*map(split_identifier, query.texts), *map(split_identifier, query.without)]
@@ -338,7 +351,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
 def hits_of(
     ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None, files_exist: FilesExist = files_exist
 ) -> SearchResult:
-    """Return the hits of a ranking with their relevances: all, or those from `first` up to but excluding `last`."""
+    """Return the hits of a ranking with their relevances: all, or those from `first` up to, but excluding, `last`."""
     groups, scores = ranking.groups[first:last], ranking.scores[first:last]
     curve = model.curve
     is_fitted = curve is not None
@@ -393,7 +406,7 @@ class _QueryImages(NamedTuple):
 
 
 def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
-    """Return embeddings of the images to search for, and their captions if the query has no text."""
+    """Embed the images to search for, and return their captions if the query has no text."""
     if not query.images:
         return _QueryImages([], [])
     if query.texts:
@@ -403,14 +416,14 @@ def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
 
 
 def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _QueryImages:
-    """Return captions and embeddings of images by their `Entry.draw`.
+    """Return the captions and embeddings of images, by their `Entry.draw`.
 
     Raises:
         UserError: If an image is not in the index.
     """
     ids = store.ids_of(draws)
     if not ids.keys() >= set(draws):
-        raise UserError("an image of the query is no longer in the index")
+        raise UserError("an image of the query is no longer in the index; choose another image")
     places = [ids[draw] for draw in draws]
     vectors = model.picture_queries(store.vectors(places)) if places else ()
     return _QueryImages([entry.caption for entry in store.entries(places)], list(vectors))
@@ -418,8 +431,13 @@ def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    """The inputs of a ranking. `also`: additional words for the full-text index; `vector`: embedding of the query;
-    `sample`: embeddings of sampled library images."""
+    """Inputs of a ranking.
+
+    Attributes:
+        also: Additional words for the full-text index.
+        vector: Embedding of the query.
+        sample: Embeddings of sampled library images.
+    """
 
     query: Query
     also: tuple[str, ...]
@@ -447,7 +465,7 @@ class _Search:
                 places = [_existing_first(group, entries, there) for group in places]
                 best = vectors[[group[0] for group in places]]
                 return [[entries[place] for place in group] for group in places], best
-            count *= 2  # many near-duplicates: too few groups for `n` hits
+            count *= 2  # many near-duplicates leave too few groups for `n` hits
 
     def _ranked(self, count: int) -> list[int]:
         query, store, vector = self.query, self.store, self.vector
@@ -477,9 +495,9 @@ class _Search:
 
 
 def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:
-    """Return the group with an existing file first.
+    """Reorder a group so that an image whose file exists comes first.
 
-    After a folder is renamed, old paths must not hide the new ones.
+    After a folder has been renamed, old paths must not hide the new paths.
     """
     if len(group) == 1:
         return group
@@ -488,8 +506,10 @@ def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[s
 
 
 def _name_match_rank(query: Query, entry: Entry) -> int:
-    """Return how well the name of an image matches the query: 3 if the query is its set and name, 2 if it is its name,
-    1 if its name, title or keywords have all words of the query, else 0. Higher values are ranked before lower ones.
+    """Return how well the name of an image matches the query. Higher values are ranked before lower ones.
+
+    The value is 3 if the query is the image's set and name, 2 if it is the name, 1 if the name, title or keywords
+    contain all words of the query, and otherwise 0.
     """
     name = NameQuery.of(query.texts[0])
     if len(query.texts) == 1 and name.matches_name(entry.title):
@@ -498,14 +518,18 @@ def _name_match_rank(query: Query, entry: Entry) -> int:
 
 
 WORD_WEIGHT = 0.25
-"""Weight of BM25 relative to an image's z-score; chosen on `val` (`benchmarks/search.md`)."""
+"""Weight of BM25 relative to an image's z-score, chosen on `val` (`benchmarks/search.md`)."""
 MIN_IMAGES = 1000
-"""Minimum number of images assumed by BM25, a logarithm of rarity. In a small library, every word is frequent."""
+"""Minimum number of images that BM25 assumes. BM25 is a logarithm of rarity, and in a small library, every word is
+frequent.
+"""
 FUSED_AT_ONCE = 100
-"""Number of images of each ranking whose scores are added at a time: the first hits must not depend on the number of
-hits."""
+"""Number of images in each ranking whose scores are added at a time, because the first hits must not depend on the
+number of hits."""
 SCORES_OF_WORDS = 10
-"""Factor by which more word matches are scored. Otherwise, some images with a common word would have no score."""
+"""Factor by which the number of scored word matches exceeds the number of hits. Otherwise, some images with a common
+word would have no score.
+"""
 
 
 WORDS_ALSO = 3
@@ -515,13 +539,13 @@ WORDS_ALSO = 3
 # --- The vector of a query
 
 MIN_DEVIATION = 1e-3
-"""Minimum deviation by which a part is divided."""
+"""Minimum standard deviation by which a part is divided."""
 WITHOUT_WEIGHT = 0.5
-"""Subtracted weight of a text after `--without`. Other parts have weight 1 by default."""
+"""Weight that is subtracted for a text after `--without`. Other parts have weight 1 by default."""
 
 
 def _embed_meanings(texts: Sequence[str], related: Sequence[tuple[str, ...]], model: QueryModel) -> np.ndarray:
-    """Return embeddings of texts, M E. A text with related words gets their mean embedding."""
+    """Embed texts, M E. For a text with related words, the result is the mean embedding of these words."""
     groups = [words or (text,) for text, words in zip(texts, related, strict=True)]
     different = list(dict.fromkeys(word for words in groups for word in words))
     vectors = dict(zip(different, model.embed_texts(different), strict=True))
@@ -535,19 +559,19 @@ def _query_vector(
 ) -> np.ndarray:
     """Return the unit vector whose nearest images match a query: the weighted sum of the embeddings of its parts.
 
-    Cosines with images are much larger for an image than for a text, because images are closer to images. So each part
-    is divided by the standard deviation of its dot products with a sample of the library, so that it counts by how far
-    an image stands out. The result is one vector, whose nearest images any store can find.
+    Cosines with images are much larger for an image than for a text, because images are closer to images. Each part is
+    therefore divided by the standard deviation of its dot products with a sample of the library, so that it measures
+    how far an image stands out. The result is a single vector, whose nearest images any store can find.
 
     Args:
         query: The query.
-        texts: Embeddings of its texts to search for, then of those to exclude.
+        texts: Embeddings of the texts to search for, followed by those of the texts to exclude.
         included: Embeddings of images to search for.
         excluded: Embeddings of images to exclude.
         sample: Embeddings of sampled library images, N E.
 
     Raises:
-        UserError: If the parts cancel out, because the query excludes what it requests.
+        UserError: If the parts cancel out, because the query excludes everything that it requests.
     """
     weights = [*(query.weights or (1.0,) * len(query.texts)), *(-WITHOUT_WEIGHT,) * len(query.without)]
     parts = [*zip(weights, texts, strict=True)]
@@ -560,19 +584,19 @@ def _query_vector(
         total = total + weight / max(deviation, MIN_DEVIATION) * embedding
     length = float(np.linalg.norm(total))
     if length < 1e-6:
-        raise UserError("the query excludes everything it searches for")
+        raise UserError("the query excludes everything that it searches for; omit some texts after --without")
     return (total / length).astype(np.float32)
 
 
-# --- The words of a query. The page does the same in `words.js`
+# --- Words of a query. The page does the same in `words.js`
 
 _IDENTIFIER = re.compile(r"(?:([^\s:]+):)?([^\s:]+)")
 
 
 class NameQuery(NamedTuple):
-    """A query that may be the name of a picture.
+    """Query that may be the name of an image.
 
-    `prefix`: the set before a colon, or empty; `words`: the words of the name.
+    `prefix` is the set before a colon, or empty. `words` are the words of the name.
     """
 
     prefix: str
@@ -580,19 +604,20 @@ class NameQuery(NamedTuple):
 
     @classmethod
     def of(cls, query: str) -> "NameQuery":
-        """Return the name that a query requests, such as `mdi:home`, `ShoppingCart` or `shopping cart`."""
+        """Return the name that a query such as `mdi:home`, `ShoppingCart` or `shopping cart` requests."""
         found = _IDENTIFIER.fullmatch(query.strip())
         prefix, name = found.groups("") if found else ("", query)
         return cls(prefix.lower(), tuple(words_of(name)))
 
     def matches_name(self, name: str) -> bool:
-        """Return whether a name matches in any spelling. A set before the colon of `name` is ignored."""
+        """Return whether a name matches in any spelling, ignoring a set before a colon in `name`."""
         return bool(self.words) and tuple(words_of(name.rpartition(":")[2])) == self.words
 
 
 def split_identifier(query: str) -> str:
-    """Split a query that is an identifier (`shopping-cart`, `ShoppingCart`, `mdi:home`) into words; other queries are
-    unchanged.
+    """Split a query that is an identifier (`shopping-cart`, `ShoppingCart`, `mdi:home`) into words.
+
+    Other queries are unchanged.
     """
     name = NameQuery.of(query)
     is_identifier = len(query.split()) == 1 and name.words and words_of(query) != [query.strip().lower()]
@@ -606,15 +631,15 @@ def query_terms(query: str) -> frozenset[str]:
 
 
 def has_words(asked: frozenset[str], texts: Iterable[str]) -> bool:
-    """Return whether texts have all words of the query (at least one), in the singular or plural."""
+    """Return whether texts contain all words of the query (at least one), in the singular or plural."""
     found = {_singular(word) for text in texts for word in (*words_of(text), *text.lower().split())}
     return bool(asked) and asked <= found
 
 
 def _singular(word: str) -> str:
-    """Return a word without an English plural ending.
+    """Remove an English plural ending from a word.
 
-    Words that look like plurals are also cut, so apply it to both sides.
+    Words that only look like plurals are also shortened, so apply this function to both sides of a comparison.
     """
     if len(word) > 4 and word.endswith("ies"):
         return f"{word[:-3]}y"
@@ -629,9 +654,9 @@ def _singular(word: str) -> str:
 class Thesaurus:
     """Words that a model knows for words and phrases that it does not know, such as `delete` for "throw away".
 
-    Icon names, on which a model was trained, describe objects and few actions. A sentence encoder found the words in
-    advance (`scripts/fit_thesaurus.py`). They are in a text file next to the weights: sorted lines of an entry and its
-    words, the closest first, separated by tabs.
+    Icon names, on which a model was trained, describe objects and few actions. A sentence encoder has found the related
+    words in advance (`scripts/fit_thesaurus.py`). They are in a text file next to the weights, in sorted lines of an
+    entry and its words, closest first, separated by tabs.
 
     Args:
         lines: Content of the file.
@@ -642,7 +667,7 @@ class Thesaurus:
 
     @classmethod
     def of_model(cls, folder: Path) -> "Thesaurus":
-        """Return the related words of the model in a folder; empty if the folder has none.
+        """Read the related words of the model in a folder. The result is empty if the folder has none.
 
         Raises:
             UserError: If the file cannot be read.
@@ -656,12 +681,13 @@ class Thesaurus:
             raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
     def related(self, text: str) -> tuple[str, ...]:
-        """Return known words close to a text, the closest first; empty if the model knows the text, or the file does
-        not have it.
+        """Return known words that are close to a text, closest first.
+
+        The result is empty if the model knows the text, or the file does not contain it.
         """
         entry = " ".join(text.lower().split())
         low, high = 0, len(self._lines)
-        while low < high:  # the lines are sorted; `low` is at the beginning of a line
+        while low < high:  # the lines are sorted, and `low` is at the beginning of a line
             start = max(low, self._lines.rfind("\n", low, (low + high) // 2) + 1)
             end = self._lines.find("\n", start)
             found, *words = self._lines[start:end].split("\t")

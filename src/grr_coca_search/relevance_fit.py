@@ -1,4 +1,4 @@
-"""Fit the relevance curve of an adapted model to queries with known answers, on images that its fit did not see.
+"""Fit the relevance curve of an adapted model to queries with known answers, on images that its fit excluded.
 
 Shapes: N images, Q queries, H hits of a query, E embedding width.
 """
@@ -11,9 +11,9 @@ from grr_coca.adapt.ridge import logistic_weights
 from grr_coca_search.relevance import RelevanceCurve, evidence
 
 _HITS, _SAMPLE = 20, 300
-"""Number of hits per query to which the curve is fitted, and of library images with which they are compared."""
+"""Number of hits per query to which the curve is fitted, and number of library images with which they are compared."""
 _FALSE_DENIALS = 0.05
-"""Maximum fraction of queries with a correct image that get the verdict `nothing`."""
+"""Maximum fraction of queries with a correct image that may get the verdict `nothing`."""
 
 
 def fit_relevance(
@@ -22,13 +22,13 @@ def fit_relevance(
     libraries: Sequence[np.ndarray],
     queries: Sequence[tuple[int, np.ndarray, np.ndarray]],
 ) -> dict[str, float] | None:
-    """Fit the curve, as the content of `relevance.json`.
+    """Fit the curve, and return it as the content of `relevance.json`.
 
     Args:
-        images: Vectors of images by fits that did not see them, N E.
+        images: Vectors of images, each by a fit that excluded the image, N E.
         captions: Vectors of the model's captions of the images, N E.
-        libraries: Images of each library.
-        queries: Library of each query, its vector E, and the correct images of the library.
+        libraries: Indices of the images in each library.
+        queries: The library of each query, its vector E, and the correct images in the library.
 
     Returns:
         The parameters, or None if there are too few correct or incorrect hits.

@@ -1,9 +1,11 @@
-"""A store contains an index, in a folder or on a server. It implements a few operations, from which all others follow.
+"""Interface of stores, which contain an index in a folder or on a server.
 
-These are `__len__` (count), `get`, `scan`, `nearest`, `word_matches`, `commit` (write), `revision`, `snapshot` (made by
-`begin`), `claim` and `compact`. A server needs no `claim` and no `compact`, and may have no full-text index. A store
-also has the `failures` and some `notes`. The other methods follow from these and may read more than necessary: a store
-overrides them where it is faster.
+A store implements a few operations, from which all others follow.
+
+These are `__len__` (count), `get`, `scan`, `nearest`, `word_matches`, `commit` (write), `revision`, `snapshot` (by
+`begin`), `claim` and `compact`. A server needs neither `claim` nor `compact`, and may lack a full-text index. A store
+also has `failures` and some `notes`. All other methods follow from these operations, but may read more than necessary,
+so a store overrides them where it is faster.
 
 Shapes: N images, E embedding width.
 """
@@ -29,18 +31,18 @@ from grr_coca_search.fields import FieldValue, Kind
 from grr_coca_search.filters import Comparison, Filter, OneOf
 
 SAMPLE = 4096
-"""Number of images in the sample of a library. Relevances compare a hit with it."""
+"""Number of images in the sample of a library, with which relevances compare a hit."""
 SAMPLE_CAPTIONS = 64
 """Number of captions in the sample of a library."""
 
 
 class ImageState(NamedTuple):
-    """The state of an image when it was indexed, for detecting changes.
+    """State of an image when it was indexed, by which changes are detected.
 
     Attributes:
-        digest: Digest of its bytes, empty if it could not be read.
+        digest: Digest of its bytes. Empty if it could not be read.
         fields: Columns of its table.
-        sidecars: State of the sidecars of its `Photo`; None if not read yet.
+        sidecars: State of the sidecars of its `Photo`. None if not read yet.
     """
 
     stamp: Stamp
@@ -50,19 +52,19 @@ class ImageState(NamedTuple):
 
     @classmethod
     def of(cls, entry: Entry) -> Self:
-        """Return the state of an image that was read."""
+        """Return the state of an image that has been read."""
         return cls(entry.stamp, entry.digest, entry.fields, None if entry.photo is None else entry.photo.sidecars)
 
 
 class Match(NamedTuple):
-    """The id of an image and its score. An id is valid within one snapshot."""
+    """Id of an image, and its score. An id is valid within one snapshot."""
 
     id: int
     score: float
 
 
 class StoredImage(NamedTuple):
-    """An image in a store, with its embedding (float16) if requested."""
+    """Image in a store, with its embedding (float16) if requested."""
 
     id: int
     entry: Entry
@@ -70,24 +72,24 @@ class StoredImage(NamedTuple):
 
 
 HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
-"""The columns of `Store.hashes`, used to find near-duplicates. `phash`: its 64 bits as a signed number."""
+"""Columns of `Store.hashes`, by which near-duplicates are found. `phash` has 64 bits, as a signed number."""
 
 
 class LibrarySample(NamedTuple):
-    """A random sample of the images: at most `SAMPLE` embeddings (float32) and `SAMPLE_CAPTIONS` captions."""
+    """Random sample of the images: at most `SAMPLE` embeddings (float32) and `SAMPLE_CAPTIONS` captions."""
 
     vectors: np.ndarray
     captions: tuple[str, ...]
 
 
 class FieldSummary(NamedTuple):
-    """The values of a field over all images.
+    """Values of a field over all images.
 
     Attributes:
         kind: `text` if any value is a text.
-        values: The most frequent values with the number of images of each.
+        values: The most frequent values, each with its number of images.
         all_differ: Whether all images have different values.
-        low, high: Smallest and largest value; None if no image has the field.
+        low, high: Smallest and largest value. None if no image has the field.
     """
 
     kind: Kind
@@ -98,7 +100,7 @@ class FieldSummary(NamedTuple):
 
     @classmethod
     def of(cls, counts: Counter[FieldValue], count: int) -> "FieldSummary":
-        """Return the summary of values with the number of images of each. `count`: see `Store.summaries`."""
+        """Summarize values, given with their numbers of images. For `count`, see `Store.summaries`."""
         # As in SQL, numbers come before texts.
         ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
         most = sorted(ordered, key=lambda value: -counts[value])[:count]
@@ -112,9 +114,9 @@ class FieldSummary(NamedTuple):
 
 
 def summaries_of(groups: Iterable[Sequence[Entry]], fields: Iterable[str], count: int) -> dict[str, FieldSummary]:
-    """Return the values of some fields, by field, counted once in each group of images.
+    """Summarize the values of some fields, by field. A value is counted once in each group of images.
 
-    `count`: see `Store.summaries`.
+    For `count`, see `Store.summaries`.
     """
     counters: dict[str, Counter[FieldValue]] = {name: Counter() for name in fields}
     for group in groups:
@@ -124,8 +126,7 @@ def summaries_of(groups: Iterable[Sequence[Entry]], fields: Iterable[str], count
 
 
 class CheckedIndex(NamedTuple):
-    """Numbers of images of a checked index, and of embeddings without a checksum because an older
-    version wrote them."""
+    """Number of images in a checked index, and of embeddings without a checksum because an older version wrote them."""
 
     images: int
     without_checksum: int
@@ -141,7 +142,7 @@ class ImageDescription(NamedTuple):
 
 
 class StampUpdate(NamedTuple):
-    """An image with unchanged bytes and a new stamp, and its new offset if it is a member of a shard."""
+    """New stamp of an image whose bytes are unchanged, and its new offset if it is a member of a shard."""
 
     name: str
     stamp: Stamp
@@ -149,7 +150,7 @@ class StampUpdate(NamedTuple):
 
 
 class PhotoUpdate(NamedTuple):
-    """Image metadata and duplicate hashes of an image of the index, read again."""
+    """New metadata and duplicate hashes of an image in the index."""
 
     name: str
     photo: Photo
@@ -159,15 +160,15 @@ class PhotoUpdate(NamedTuple):
 
 @dataclass(kw_only=True)
 class Changes:
-    """The changes of one commit.
+    """Changes of one commit.
 
     Attributes:
-        added: Images with their embeddings; they replace images with the same names.
-        touched: Images with unchanged bytes.
-        noted: Image metadata that replaces the known metadata.
+        added: Images with their embeddings. They replace images with the same names.
+        touched: New stamps of images with unchanged bytes.
+        noted: New metadata of images, which replaces the known metadata.
         removed: Names of images or failures.
         failed: Images that could not be read.
-        notes: See `Store.notes`.
+        notes: Notes; see `Store.notes`.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
@@ -186,12 +187,12 @@ _AT_ONCE = 500
 
 
 class Store(ABC):
-    """A store of images by name, each with an embedding of unit length in half precision.
+    """Store of images by name, each with a unit-length embedding in half precision.
 
-    As a context manager, it closes itself.
+    Used as a context manager, a store closes itself at the end.
 
-    All reads of a thread within one `snapshot` see the same committed state. Only one process writes at a time. The id
-    of an image is its `Entry.draw`, unless a store overrides `ids_of`.
+    All reads of a thread within one `snapshot` see the same committed state. Only one process can write at a time. The
+    id of an image is its `Entry.draw`, unless a store overrides `ids_of`.
     """
 
     def __init__(self, location: str, header: Header) -> None:
@@ -204,7 +205,7 @@ class Store(ABC):
     @classmethod
     @abstractmethod
     def open(cls, location: str, *, is_optional: bool = False) -> Self | None:
-        """Open an index; None if it does not exist and is optional.
+        """Open an index. Return None if it is optional and does not exist.
 
         Raises:
             UserError: If the index is not found, or cannot be reached or read.
@@ -216,21 +217,21 @@ class Store(ABC):
         """Create an index without images.
 
         Raises:
-            UserError: If it cannot be created there.
+            UserError: If the index cannot be created there.
         """
 
     @classmethod
     @abstractmethod
     def remove(cls, location: str) -> None:
-        """Remove an index, finished or not. No other process may use it.
+        """Remove an index, whether finished or not. No other process may be using it.
 
         Raises:
-            UserError: If it cannot be removed.
+            UserError: If the index cannot be removed.
         """
 
     @classmethod
     def is_there(cls, location: str) -> bool:  # noqa: ARG003
-        """Return whether a location can only be an index."""
+        """Return whether a location can only be that of an index."""
         return True
 
     @property
@@ -249,21 +250,21 @@ class Store(ABC):
         self.close()
 
     def check(self) -> CheckedIndex:
-        """Read all data, and compare it with its checksums. This may take minutes.
+        """Read all data, and compare the data with the checksums. This may take minutes.
 
         Raises:
-            CorruptDataError: If contents differ from their checksums. The message describes how to restore them.
-            UserError: If this store keeps no checksums.
+            CorruptDataError: If data differ from their checksum. The message describes how to restore the index.
+            UserError: If this store has no checksums.
         """
-        raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
+        raise UserError(f"{self.location}: --check supports only indexes in a folder; a server checks its files itself")
 
-    # --- Operations of each store
+    # --- Operations that each store implements
 
     @contextmanager
     def snapshot(self) -> Iterator[Any]:
-        """Let all reads of this thread see the newest state that was committed when the context began.
+        """Make all reads of this thread see the newest state that was committed when the context began.
 
-        A snapshot within another snapshot is part of it. The value is the result of `begin`.
+        A snapshot within another snapshot is part of the outer one. The value of the context is the result of `begin`.
         """
         now = getattr(self._thread, "snapshot", None)
         if now is not None:
@@ -280,7 +281,7 @@ class Store(ABC):
     def reading(self) -> Iterator[Any]:
         """Yield the snapshot of this thread, or else a new one for this read only.
 
-        For iterators, whose end is unknown.
+        This is for iterators, whose end is unknown.
         """
         now = getattr(self._thread, "snapshot", None)
         with nullcontext(now) if now is not None else self.begin() as given:
@@ -290,7 +291,7 @@ class Store(ABC):
     def begin(self) -> AbstractContextManager[Any]:
         """Return the state that reads within a new snapshot need, such as a connection.
 
-        Called by `snapshot` and `reading`.
+        `snapshot` and `reading` call this method.
         """
 
     @abstractmethod
@@ -299,7 +300,7 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return the images of the index with the given ids, in any order."""
+        """Return the images with the given ids, in any order."""
 
     @abstractmethod
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
@@ -309,11 +310,12 @@ class Store(ABC):
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
         """Return the images whose embeddings have the largest dot products with a vector of width E, best first.
 
-        Exact.
+        The result is exact.
         """
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
-        """Return the images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
+        """Return the images whose captions, file names, titles or keywords contain words of a text, best first by
+        BM25.
 
         Only the first words of a long text count. The list is empty if this store has no full-text index.
         """
@@ -331,32 +333,35 @@ class Store(ABC):
 
     @abstractmethod
     def notes(self) -> Mapping[str, str]:
-        """Return notes on the index, by key: `exclude`, `imported`."""
+        """Return the notes on the index by key: `exclude`, `imported`."""
 
     def claim(self) -> None:  # noqa: B027 (a server takes turns itself)
         """Acquire the writer lock until the store is closed.
 
         Raises:
-            UserError: If another process writes; the message names it.
+            UserError: If another process is writing. The message names the process.
         """
 
     @abstractmethod
     def commit(self, changes: Changes) -> None:
-        """Write changes. After it returns, all are on disk. If it raises, none is; on a server, some may be written.
+        """Write changes. When this returns, all changes are on disk.
+
+        If it raises an error, no change is on disk; on a server, some changes may be.
 
         Raises:
-            UserError: If another process writes, the disk is full, or the server does not answer. Earlier commits stay.
+            UserError: If another process is writing, the disk is full, or the server does not answer. Earlier commits
+                are kept.
         """
 
     def compact(self) -> bool:
-        """Free the space of removed images if there are enough of them. Return whether space was freed.
+        """Free the space of removed images, if there are enough of them, and return whether space was freed.
 
         Raises:
-            UserError: See `commit`.
+            UserError: As for `commit`.
         """
         return False
 
-    # --- Derived methods
+    # --- Methods that follow from these operations
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Return the entries of the given ids, in the same order."""
@@ -365,23 +370,23 @@ class Store(ABC):
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of the given ids in the same order, as float32: N E."""
+        """Return the embeddings of the given ids, in the same order, as float32, N E."""
         found = {row.id: row.vector for row in self.get(ids, vectors=True)}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def _require_all(self, ids: Sequence[int], found: Mapping[int, object]) -> None:
-        """Raise an error, caused by a `KeyError`, if an id was not found."""
+        """Check that all ids were found. The error is caused by a `KeyError`."""
         if missing := set(ids).difference(found):
             raise UserError(
                 f"{self.location}: {len(missing)} images were removed in the meantime{self._other_reason}"
             ) from KeyError(min(missing))
 
     _other_reason = "; search again"
-    """Reason why an image id may be missing, other than removal, and the fix."""
+    """Reason, other than removal, for which an image id may be missing, and how to fix this."""
 
     def sample(self) -> LibrarySample:
-        """Return a random sample of the images. The same state has the same sample."""
+        """Return a random sample of the images, which is the same for the same state."""
         drawn = heapq.nsmallest(SAMPLE, self.scan(vectors=True), key=lambda row: row.entry.draw)
         vectors = np.array([row.vector for row in drawn], np.float32).reshape(len(drawn), self.header.embed_dim)
         return LibrarySample(vectors, tuple(row.entry.caption for row in drawn[:SAMPLE_CAPTIONS]))
@@ -403,29 +408,30 @@ class Store(ABC):
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
         """Return the ids of images in this snapshot, by their `Entry.draw`.
 
-        Images that are not in the index are excluded.
+        Images that are not in the index are omitted.
         """
         return {row.entry.draw: row.id for row in self.get(draws)}
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """Return the ids of all images that match a filter: the newest date first, and by name within one date."""
+        """Return the ids of all images that match a filter, newest date first, and by name within a date."""
         found = sorted(((row.entry.date, row.entry.name, row.id) for row in self.scan(where)), key=lambda row: row[1])
         return np.array([row[2] for row in sorted(found, key=lambda row: row[0], reverse=True)], np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """Return the values of some fields of all images that match a filter, by field; `count`: number of the most
-        frequent ones to return.
+        """Return the values of some fields over all images that match a filter, by field.
+
+        `count` is the number of the most frequent values to return.
         """
         return summaries_of(([row.entry] for row in self.scan(where)), fields, count)
 
     def hashes(self) -> np.ndarray:
-        """Return ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
+        """Return the ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
         return np.fromiter(((row.id, row.entry.phash, row.entry.digest) for row in self.scan()), HASHED)
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
         """Return the known state of the given images, by name.
 
-        It includes unreadable images and excludes unknown ones.
+        Unreadable images are included; unknown names are omitted.
         """
         with self.snapshot():
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
@@ -458,23 +464,23 @@ class Store(ABC):
         return tuple(json.loads(self.notes().get("exclude", "[]")))
 
     def exclude(self, patterns: Sequence[str]) -> None:
-        """Store the patterns that updates exclude, replacing earlier ones.
+        """Store the patterns that updates exclude, in place of earlier patterns.
 
         Raises:
-            UserError: See `commit`.
+            UserError: As for `commit`.
         """
         self.commit(Changes(notes={"exclude": json.dumps(list(patterns))}))
 
     def was_imported(self) -> bool:
-        """Return whether it was imported from a foreign file, which may name any picture and any model."""
+        """Return whether the index was imported from a foreign file, which may name any image and any model."""
         return "imported" in self.notes()
 
 
-# --- Stores by location: a folder, or a server
+# --- Stores by location: a folder or a server
 
 
 def _kind_of(location: str) -> type[Store]:
-    """Return the class of a store, which an entry point of `grr_coca.stores` names by the scheme of its location.
+    """Return the store class for a location, by the entry point of `grr_coca.stores` named after its scheme.
 
     A location without a known scheme is a folder.
     """
@@ -484,7 +490,7 @@ def _kind_of(location: str) -> type[Store]:
 
 
 def is_index(location: str) -> bool:
-    """Return whether this is the location of an index, and of no icon set or folder of pictures."""
+    """Return whether a location is that of an index, not of an icon set or a folder of images."""
     return _kind_of(location).is_there(location)
 
 
@@ -500,10 +506,10 @@ def open_store(location: str) -> Store:
 
 
 def find_store(location: str) -> Store | None:
-    """Open the store of an index; None if there is none yet, and one can be made there.
+    """Open the store of an index. Return None if no index exists yet, but one can be created there.
 
     Raises:
-        UserError: Something else is there, or it cannot be reached.
+        UserError: If the location has other content, or cannot be reached.
     """
     return _kind_of(location).open(location, is_optional=True)
 
@@ -512,15 +518,15 @@ def make_store(location: str, header: Header) -> Store:
     """Create a store without images.
 
     Raises:
-        UserError: If it cannot be created there.
+        UserError: If the store cannot be created there.
     """
     return _kind_of(location).create(location, header)
 
 
 def remove_store(location: str) -> None:
-    """Remove an index, finished or not. No other process may use it.
+    """Remove an index, whether finished or not. No other process may be using it.
 
     Raises:
-        UserError: If it cannot be removed, or the server cannot be reached.
+        UserError: If the index cannot be removed, or the server cannot be reached.
     """
     _kind_of(location).remove(location)

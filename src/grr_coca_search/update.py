@@ -1,12 +1,12 @@
 """Update an index from files, folders, patterns, shards and tables, or remove their images.
 
-An update has four steps. First it finds all images, and compares name, size and time with the index. Then it reads
-again the metadata of images whose XMP file has changed or that an older version indexed. Then it
-reads the new and changed ones: images whose bytes the index already knows under another name keep their caption and
-embedding, and the others go through the model. Work is committed every few seconds, so an interruption loses only the
-work since the last commit. At the end it removes images that an argument found before and does not find now. Images
-that another argument found are removed only if their file is gone, because a walk skips hidden and excluded files,
-second links, and files without an image suffix. Images in a folder or shard that could not be read are kept.
+An update has four steps. First, it finds all images, and compares their names, sizes and times with the index. Second,
+it updates the metadata of images whose XMP file has changed, or which an older version indexed. Third, it reads new and
+changed images: images whose bytes the index already has under another name keep their caption and embedding, and the
+model describes all others. Work is committed every few seconds, so an interruption loses only the work since the last
+commit. Finally, it removes images that an argument found earlier, but no longer finds. Images that another argument
+found are removed only if their file no longer exists, because a walk skips hidden and excluded files, second links, and
+files without an image suffix. Images in a folder or shard that could not be read are kept.
 """
 
 import os
@@ -37,20 +37,20 @@ SECONDS_BETWEEN_COMMITS = 5.0
 _MAX_UNCOMMITTED = 2000
 _NOTED_AT_ONCE = 256
 _State = Literal["current", "unnoted", "outdated"]
-"""Whether an index entry is up to date, lacks only metadata, or must be rebuilt."""
+"""Whether an index entry is up to date, only lacks metadata, or must be rebuilt."""
 OnProgress = Callable[[int, int, int], None]
-"""Called with the number of finished images, of all images to process, and of failed images."""
+"""Callback that gets the number of finished images, of all images to process, and of failed images."""
 
 
 class Describer(Protocol):
-    """Captions and embeds images. It is created when the first image needs it."""
+    """Interface that captions and embeds images. An object is created when the first image needs it."""
 
     def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
-        """Read and decode images, in batches. An image that cannot be read becomes a `Failure`."""
+        """Read and decode images in batches. An image that cannot be read becomes a `Failure`."""
         ...
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """Pass each batch to `take`, in order, with caption and embedding of each image.
+        """Pass each batch to `take`, in order, with the caption and embedding of each image.
 
         A batch may be empty. Batches are read, and `take` is called, in the calling thread.
         """
@@ -59,10 +59,10 @@ class Describer(Protocol):
 
 @dataclass(kw_only=True)
 class UpdateResult:
-    """Numbers of images of an update.
+    """Result of an update, as numbers of images.
 
     Attributes:
-        noted: Images of which only the metadata was read again.
+        noted: Images of which only the metadata was updated.
         first_frames: Images that were read from the first of several frames or pages.
         unfamiliar: Whether each described image is unlike the training images.
         failures: Images that cannot be read, including earlier failures.
@@ -96,16 +96,16 @@ def update_store(
 
     Args:
         store: The store to change.
-        arguments: Files, folders, patterns, shards or tables, see `grr_coca.data.image_files`. Images found through
-            other arguments are not changed.
-        make_describer: Loads the model. Called only if there is an image to describe.
+        arguments: Files, folders, patterns, shards or tables; see `grr_coca.data.image_files`. Images that were found
+            through other arguments are not changed.
+        make_describer: Loads the model. It is called only if an image must be described.
         batch_size: Number of images in one forward pass.
         on_progress: Called after each batch.
-        exclude: Patterns to exclude, which are stored; None: the stored patterns.
+        exclude: Patterns to exclude, which are stored. None uses the stored patterns.
 
     Raises:
         UserError: If an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
-            temporary files cannot be written to. Earlier commits stay.
+            temporary files cannot be written to. Earlier commits are kept.
     """
     remembered = store.excluded()
     left_out = Exclusions(remembered if exclude is None else [pattern for pattern in exclude if pattern])
@@ -121,7 +121,7 @@ def update_store(
             run.describe(todo, make_describer(), batch_size)
         run.remove_missing()
         store.compact()
-    except sqlite3.OperationalError as error:  # of `_NameMultiset`; a store turns its own into others
+    except sqlite3.OperationalError as error:  # errors of `_NameMultiset`; a store converts its own errors
         raise UserError(
             f"the temporary folder cannot be written to ({error}); set SQLITE_TMPDIR to another folder; earlier "
             "commits are kept"
@@ -133,19 +133,20 @@ def update_store(
 
 
 def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
-    """Remove all images found through some arguments or located below them. The files need not exist.
+    """Remove all images that were found through some arguments or are located below them. The files need not exist.
 
     Returns:
         The number of removed images.
 
     Raises:
-        UserError: If the store has no image of an argument (no image is removed then), or another process writes.
+        UserError: If the store has no images of an argument (in which case no image is removed), or another process is
+            writing.
     """
     places = absolute_arguments(arguments)
     for place in places:
         if next(_names_at(store, place), None) is None:
             roots = ", ".join(store.roots()[:8]) or "nothing"
-            raise UserError(f"{place}: the index has no images of it; it has images of {roots}")
+            raise UserError(f"{place}: the index has no images of this argument; it has images of {roots}")
     before = len(store)
     for place in places:
         for names in chunks(_names_at(store, place), 1000):
@@ -155,7 +156,7 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
 
 
 def absolute_arguments(arguments: Sequence[str]) -> list[str]:
-    """Make arguments absolute, as an index stores them, so that they work from any folder.
+    """Make arguments absolute, as an index stores them, so that they are valid from any folder.
 
     Raises:
         UserError: If an argument is empty.
@@ -166,10 +167,10 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def require_arguments(arguments: Sequence[str]) -> None:
-    """Raise an error if an argument has no image. No image is read.
+    """Check that each argument has at least one image, without reading images.
 
     Raises:
-        UserError: If an argument does not exist or has no images; the message names the argument.
+        UserError: If an argument does not exist or has no images. The message names the argument.
     """
     for argument in arguments:
         if not is_there(argument):
@@ -178,8 +179,9 @@ def require_arguments(arguments: Sequence[str]) -> None:
 
 
 def is_there(argument: str) -> bool:
-    """Return whether an argument is a pattern, a source such as `iconify:lucide`, or a file or folder that exists or
-    that permissions hide.
+    """Return whether an argument is a pattern, a source such as `iconify:lucide`, or an existing file or folder.
+
+    Files and folders that permissions hide count as existing.
     """
     return (
         reader_that_owns(argument) is not None
@@ -191,8 +193,9 @@ def is_there(argument: str) -> bool:
 
 
 class _Run:
-    """One update: `scan_sources` finds images, `describe` adds new and changed ones, `remove_missing` removes those
-    that are gone.
+    """A single update.
+
+    `scan_sources` finds images, `describe` adds new and changed ones, and `remove_missing` removes others.
     """
 
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
@@ -202,7 +205,7 @@ class _Run:
         self._walked: list[str] = []
         self._on_progress = on_progress
         self._seen, self._copied = _NameMultiset(), _NameMultiset()
-        self._shards: set[str] = set()  # shards that were read to the end
+        self._shards: set[str] = set()  # shards that were read up to their end
         self._unreadable: set[str] = set()  # folders and shards that could not be read
         self._pending = Changes()
         self._to_note = 0
@@ -215,9 +218,9 @@ class _Run:
         self._copied.close()
 
     def require_exists(self) -> None:
-        """Raise an error if an argument no longer exists.
+        """Check that all arguments still exist.
 
-        A disk may not be mounted, so its images must not be removed.
+        If a disk is not mounted, its images must not be removed.
         """
         self._walked = [argument for argument in self._arguments if not self._is_gone_image(argument)]
         for argument in self._walked:
@@ -225,15 +228,15 @@ class _Run:
                 continue
             if next(self._store.places(argument), None) is not None:
                 raise UserError(
-                    f"{argument}: does not exist, but the index has images of it; restore it, or remove them with "
+                    f"{argument}: does not exist, but the index has its images; restore it, or remove its images with "
                     f"`{shlex.join(['grr-coca', 'index', '--out', self._store.location, '--forget', argument])}`"
                 )
             require_arguments([argument])
 
     def _is_gone_image(self, argument: str) -> bool:
-        """Return whether an argument is a single image of the index whose file was removed.
+        """Return whether an argument is a single image in the index whose file has been removed.
 
-        If its folder is also empty or missing, a disk may not be mounted, and the result is False.
+        If the folder of the file is empty or missing, a disk may not be mounted, so the result is False.
         """
         folder = Path(argument).parent
         if is_forbidden(argument) or Path(argument).exists() or not folder.is_dir() or not any(folder.iterdir()):
@@ -242,7 +245,7 @@ class _Run:
         return names == [argument] or (not names and bool(self._store.known([argument])))
 
     def scan_sources(self) -> int:
-        """Find all images and remember their names. Returns the number of images to describe."""
+        """Find all images, record their names, and return the number of images to describe."""
         todo, began = 0, time.monotonic()
         for chunk in chunks(self._once_each(self.update.left_out), _LOOKUP_SIZE):
             self._seen.add(found.file.name for found, _ in chunk)
@@ -255,11 +258,12 @@ class _Run:
         return todo
 
     def _in_state(self, wanted: _State) -> Iterator[FoundImage]:
-        left_out = Exclusions(self.update.left_out.patterns)  # separate, because all exclusions are already counted
+        # a separate object, because all exclusions have already been counted
+        left_out = Exclusions(self.update.left_out.patterns)
         return (found for found, state in self._once_each(left_out) if state == wanted)
 
     def _once_each(self, left_out: Exclusions) -> Iterator[tuple[FoundImage, _State]]:
-        """Yield every found image exactly once, with the state of its entry in the index."""
+        """Yield every image that was found exactly once, with the state of its index entry."""
         met = _NameMultiset()
         for chunk in chunks(self._found(left_out), _LOOKUP_SIZE):
             once = {found.file.name: found for found in chunk}
@@ -279,15 +283,15 @@ class _Run:
                     if str(file.part.file) != shard:
                         shard, opened = str(file.part.file), stamp
                         self._shards.add(shard)
-                    # The offsets are of the shard that was opened. If another shard replaces it, all data read from it
-                    # counts as outdated.
+                    # The offsets belong to the shard that was opened. If another shard replaces it, all data read from
+                    # it count as outdated.
                     stamp = None if opened is None else Stamp(file.part.size or 0, opened.mtime_ns)
                 if file.hides_others:
                     self._unreadable.add(file.name)
                 yield FoundImage(file, argument, stamp)
 
     def _pinned(self, argument: str) -> str:
-        """`iconify:PREFIX` with the version and checksum of the package whose icons are in the index."""
+        """Add to `iconify:PREFIX` the version and checksum of the package whose icons are in the index."""
         reader = reader_that_owns(argument)
         if reader is None:
             return argument
@@ -296,8 +300,7 @@ class _Run:
         return reader.pinned(argument, known[first.name].fields) if first and known else argument
 
     def note(self) -> None:
-        """Read the metadata of known images again if they have changed or were not read yet: camera data and user
-        metadata."""
+        """Update the metadata (camera data and user metadata) of known images if it has changed or was not read yet."""
         if not self._to_note:
             return
         for batch in done_ahead(self._in_state("unnoted"), noted, _NOTED_AT_ONCE):
@@ -309,9 +312,9 @@ class _Run:
         self._commit()
 
     def describe(self, todo: int, describer: Describer, batch_size: int) -> None:
-        """Read, describe and commit new and changed images."""
+        """Read and describe new and changed images, and commit them."""
         done = failed = 0
-        sizes: deque[tuple[int, int]] = deque()  # number of images and of failures in each batch being described
+        sizes: deque[tuple[int, int]] = deque()  # number of images and failures in each batch that is being described
 
         def undescribed() -> Iterator[list[DecodedImage]]:
             for batch in describer.read(self._in_state("outdated"), batch_size):
@@ -344,7 +347,7 @@ class _Run:
         self.update.found += len(arrived)
 
     def _add_known(self, decoded: Sequence[DecodedImage]) -> list[DecodedImage]:
-        """Add images whose bytes are already indexed, and return the others."""
+        """Add images whose bytes are already indexed, and return all other images."""
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
         twins = self._store.find_by_digest(list({one.digest for one in decoded}))
@@ -380,7 +383,7 @@ class _Run:
             self._store.commit(pending)
 
     def remove_missing(self) -> None:
-        """Remove images that the arguments found before but not in this update."""
+        """Remove images that the arguments found earlier, but not in this update."""
         for root in sorted(self.roots):
             for gone in chunks(self._gone(root), _LOOKUP_SIZE):
                 known = self._store.known(gone)
@@ -401,8 +404,8 @@ class _Run:
                     yield name
 
     def includes(self, failure: Failure) -> bool:
-        """Return whether an argument of this run contains an unreadable image, even if another argument
-        found it.
+        """Return whether an argument of this update contains an unreadable image, even if another argument found the
+        image.
         """
         if failure.root in self._among:
             return True
@@ -410,19 +413,19 @@ class _Run:
         return failure.name in self._among or file in self._among or _is_below(file, self._among)
 
     def _places(self, root: str) -> Iterator[ImagePlace]:
-        """Yield the locations of the images of a root that are inside the arguments of this run."""
+        """Yield the locations of those images of a root that are inside the arguments of this update."""
         is_whole = root in self._among or _is_below(root, self._among)
         for place in self._store.places(root):
             if is_whole or place.name in self._among or _is_below(place.name, self._among):
                 yield place
 
     def _may_be_there(self, place: ImagePlace) -> bool:
-        """Return whether a missing image is in a folder or shard that could not be read."""
+        """Return whether a missing image may be in a folder or shard that could not be read."""
         return place.file in self._unreadable or _is_below(place.file, self._unreadable) or is_forbidden(place.file)
 
     def _is_left(self, place: ImagePlace) -> bool:
-        """Return whether the file of an image still exists, although this run did not find the image."""
-        if os.path.lexists(place.name):  # also an image that is not a member, but has a name like one
+        """Return whether the file of an image still exists, although this update did not find the image."""
+        if os.path.lexists(place.name):  # also for an image that is not a member, but has a name like one
             return True
         return place.file not in self._shards and os.path.lexists(place.file)
 
@@ -435,14 +438,16 @@ def _state(found: FoundImage, before: ImageState | None) -> _State:
 
 
 def _is_edited(found: FoundImage, known: ImageState) -> bool:
-    """Return whether the row of an image in its table has changed. False if the image could not be read before."""
+    """Return whether the table row of an image has changed.
+
+    The result is False if the image could not be read before.
+    """
     return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
     """Yield roots of the index that may share images with the arguments: folders above an argument, and roots inside
-    one.
-    """
+    one."""
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
@@ -451,7 +456,7 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
 
 
 def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Return roots of the index that are other versions of sources among the arguments, which replace them."""
+    """Return those roots of the index that are other versions of sources among the arguments, which replace them."""
     sets = set(map(_unversioned, arguments)) - {None}
     return (root for root in roots if _unversioned(root) in sets)
 
@@ -481,13 +486,13 @@ def _names_at(store: Store, place: str) -> Iterator[str]:
 
 
 class _NameMultiset:
-    """A multiset of names, kept as 63-bit hashes.
+    """Multiset of names, stored as 63-bit hashes.
 
-    Large ones are kept on disk, so memory does not grow with the number of images.
+    A large multiset is stored on disk, so that memory does not grow with the number of images.
     """
 
     def __init__(self) -> None:
-        # A database without a name is in memory until it is large, then in a temporary file.
+        # A database without a name is in memory until it is large, and then in a temporary file.
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("CREATE TABLE seen (id INTEGER PRIMARY KEY, times INTEGER NOT NULL)")
@@ -500,7 +505,7 @@ class _NameMultiset:
         self._database.execute("COMMIT")
 
     def missing(self, names: Iterable[str]) -> Iterable[str]:
-        """Yield the names that were never added."""
+        """Yield those of the names that were never added."""
         for chunk in chunks(names, 500):
             marks = ", ".join("?" * len(chunk))
             ids = [name_id(name) for name in chunk]
@@ -508,10 +513,10 @@ class _NameMultiset:
             yield from (name for name, identity in zip(chunk, ids, strict=True) if identity not in found)
 
     def take(self, name: str) -> bool:
-        """Remove a name once. Return False if it was already removed as often as it was added."""
+        """Remove a name once. Return False if it has already been removed as often as it was added."""
         statement = "UPDATE seen SET times = times - 1 WHERE id = ? AND times > 0"
         return self._database.execute(statement, (name_id(name),)).rowcount > 0
 
     def close(self) -> None:
-        """Delete all names."""
+        """Delete all names, and close the database."""
         self._database.close()

@@ -1,1 +1,1 @@
-"""HTTP server: captions, embeddings and search for programs, the web page, and a static site with search."""
+"""HTTP server with captions, embeddings and search for programs, and a web page; and a static site with search."""

@@ -1,4 +1,4 @@
-"""The application: endpoints, the page, and the OpenAPI document, behind the guard."""
+"""Application of the server: endpoints, the page, and the OpenAPI document, behind the guard."""
 
 from collections.abc import Callable, Sequence
 
@@ -34,12 +34,13 @@ Endpoints = Callable[[Service], Sequence[BaseRoute]]
 
 
 def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -> Guard:
-    """Return the ASGI application of a server.
+    """Create the ASGI application of a server.
 
     Args:
         service: Shared state of the endpoints.
         is_local: Whether only this machine can reach the server.
-        plugins: Names of `grr_coca.endpoints` of other distributions, which add routes only if listed here.
+        plugins: Names of entry points `grr_coca.endpoints` in other distributions, which add routes only if listed
+            here.
 
     Raises:
         UserError: If a plug-in does not exist.
@@ -69,7 +70,7 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
 
 
 def _additional(names: Sequence[str]) -> list[Endpoints]:
-    """Return the additional endpoints of this distribution, and the listed ones of other distributions."""
+    """Return the additional endpoints of this distribution, and the listed endpoints of other distributions."""
     found = list(own("grr_coca.endpoints").values())
     for name in names:
         known = others("grr_coca.endpoints")
@@ -88,7 +89,7 @@ async def _told(request: Request, error: Exception) -> Response:
 def _refusal_of(request: Request, error: Exception) -> RequestError:
     if isinstance(error, RequestValidationError):
         refusal = invalid(error)
-        if request.url.path.startswith("/v1/"):  # as OpenAI clients expect
+        if request.url.path.startswith("/v1/"):  # the form that OpenAI clients expect
             return RequestError(400, refusal.message, param=refusal.param)
         return refusal
     if isinstance(error, HTTPException):
@@ -101,7 +102,7 @@ def _refusal_of(request: Request, error: Exception) -> RequestError:
 
 
 class _Page(StaticFiles):
-    """The files of the page, which may load only from this server."""
+    """Files of the page, which may load content only from this server."""
 
     async def answer(self, request: Request) -> Response:
         """Return a static file, with the response headers of the page."""

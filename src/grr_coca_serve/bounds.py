@@ -1,7 +1,7 @@
 """Limits on the JSON of requests, checked before it is parsed.
 
-A body of a few megabytes can contain a million values. Pydantic would validate each of them, and report each
-error, which takes minutes and gigabytes.
+A body of a few megabytes can contain a million values. Pydantic would validate each value and report each error, which
+takes minutes and gigabytes.
 """
 
 import json
@@ -10,8 +10,8 @@ import re
 from grr_coca_serve.refusal import RequestError
 
 MAX_PARTS = 50_000
-"""Maximum number of texts, commas, brackets and quotation marks in texts of a body. A conversation of 1,000 messages
-with images has 20,000."""
+"""Maximum number of texts, commas, brackets, and quotation marks within texts, in a body. A conversation of 1,000
+messages with images has 20,000."""
 MAX_DEPTH = 50
 """Maximum nesting depth of lists and objects."""
 
@@ -19,13 +19,14 @@ _NEXT_PART = re.compile(rb'[^"\[\]{},]*+(["\[\]{},])')  # possessive: each byte 
 
 
 def require_bounded(body: bytes) -> None:
-    """Check the number of parts and the nesting depth of JSON. Validity is not checked.
+    """Check the number of parts and the nesting depth of JSON, but not whether it is valid.
 
     Raises:
-        RequestError: With status 413 for too many parts; with 422 for too deep nesting or an encoding other than UTF-8.
+        RequestError: With status 413 if there are too many parts, and with status 422 if it is nested too deeply or not
+            encoded in UTF-8.
     """
     if not json.detect_encoding(body).startswith("utf-8"):
-        raise RequestError(422, "the body is not UTF-8")
+        raise RequestError(422, "the body must be encoded in UTF-8")
     count, depth, place = 0, 0, 0
     while part := _NEXT_PART.match(body, place):
         place, kind = part.end(), part[1]
@@ -35,7 +36,11 @@ def require_bounded(body: bytes) -> None:
             count += num_quotes
         depth += (kind in b"[{") - (kind in b"]}")
         if count > MAX_PARTS:
-            raise RequestError(413, f"the JSON has too many parts: more than {MAX_PARTS:,} texts, commas and brackets")
+            raise RequestError(
+                413,
+                f"the JSON has too many parts: more than {MAX_PARTS:,} texts, commas and brackets; send "
+                "less per request",
+            )
         if depth > MAX_DEPTH:
             raise RequestError(
                 422, f"the JSON is nested too deeply: more than {MAX_DEPTH} lists and objects in each other"
@@ -43,13 +48,14 @@ def require_bounded(body: bytes) -> None:
 
 
 def _end_of_text(body: bytes, start: int, max_quotes: int) -> tuple[int, int]:
-    """Return the end of a text, and the number of quotation marks in it. At most `max_quotes` are counted."""
+    """Return the end of a text, and the number of quotation marks in the text, of which at most `max_quotes` are
+    counted."""
     for count in range(max_quotes + 1):
         end = body.find(b'"', start)
         if end < 0:
             return len(body), count
         before = body[start:end]
-        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:  # otherwise, the mark is escaped
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:  # otherwise, the quotation mark is escaped
             return end + 1, count
         start = end + 1
     return start, max_quotes + 1

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _MAX_REPLACED = 8
-"""Maximum number of threads that replace stalled ones, each of which needs a stack."""
+"""Maximum number of threads that replace stalled ones. Each needs memory for a stack."""
 
 
 class DaemonThreads:
-    """Threads that process work one by one. They are abandoned when the process ends.
+    """Threads that each process one piece of work at a time. They are abandoned when the process ends.
 
-    A thread whose work takes too long is stalled. Another one is started in its place, so that a stalled drive does
+    A thread whose work takes too long is stalled. Another thread is started in its place, so that a stalled drive does
     not delay other files.
 
     Args:
@@ -36,7 +36,7 @@ class DaemonThreads:
         self._start_missing()
 
     def put(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Queue some work. It is skipped if its future is cancelled before it starts."""
+        """Queue some work. The work is skipped if its future is cancelled before it starts."""
         future: Future[Result] = Future()
         self._waiting.put((future, partial(work, *arguments)))
         self._start_missing()
@@ -61,7 +61,7 @@ class DaemonThreads:
         return self._count + min(self._count_late(), _MAX_REPLACED)
 
     def close(self) -> None:
-        """End each thread after its current work, without waiting for it."""
+        """End each thread after its current work, without waiting for this."""
         for _ in range(self._count + _MAX_REPLACED):
             self._waiting.put(None)
 
@@ -83,10 +83,10 @@ class DaemonThreads:
                 except BaseException as error:
                     future.set_exception(error)
                     del error
-            del job, future, work  # otherwise they would keep references until the next work
+            del job, future, work  # otherwise, they would keep references until the next piece of work
             with self._lock:
                 self._began[this] = math.inf
-                if len(self._began) > self._num_wanted:  # it was replaced by another thread
+                if len(self._began) > self._num_wanted:  # another thread has replaced this one
                     break
         with self._lock:
             del self._began[this]

@@ -1,4 +1,4 @@
-"""Heat maps of captions for the page. They need PyTorch and a separate model, which is loaded at first use."""
+"""Heat maps of captions for the page. They need PyTorch and a separate model, which is loaded when first used."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
 
 _MAX_WAITING = 8
-"""Maximum number of images waiting for maps. One takes tens of milliseconds."""
+"""Maximum number of images that wait for maps. An image takes tens of milliseconds."""
 _DIGITS = 4
 
 
 class Explainer:
-    """Explains images one by one in its own thread.
+    """Explainer of images, which processes them one by one in a separate thread.
 
     Args:
-        load: Loads the model with PyTorch; called in the thread.
-        reader: Decodes images.
+        load: Function that loads the model with PyTorch. It is called in the thread.
+        reader: Decoder of images.
     """
 
     is_installed = find_spec("torch") is not None
@@ -46,7 +46,7 @@ class Explainer:
         """Check that PyTorch is installed.
 
         Raises:
-            RequestError: If PyTorch is missing; the message names the extra.
+            RequestError: If PyTorch is missing. The message names the extra.
         """
         if not self.is_installed:
             raise RequestError(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
@@ -68,12 +68,12 @@ class Explainer:
             self._waiting -= 1
 
     def _explained(self, data: bytes) -> dict[str, Any]:
-        from grr_coca.infer.explain import caption_maps  # late: it imports torch
+        from grr_coca.infer.explain import caption_maps  # lazy import: PyTorch
 
         if self._model is None:
             try:
                 self._model = self._load()
-            except UserError as error:  # such as a model in int8
+            except UserError as error:  # for example, an int8 model
                 raise RequestError(501, f"heat maps are unavailable for this model: {error}") from error
         checkpoint = self._model.checkpoint
         image = self._reader.decoded(data, checkpoint.preprocess)
@@ -89,11 +89,11 @@ class Explainer:
 
 
 def _in_shares(box: "Box", size: tuple[int, int]) -> list[float]:
-    """Return a box in fractions of the width and height of an image."""
+    """Convert a box to fractions of an image's width and height."""
     return [round(place / length, _DIGITS) for place, length in zip(box, (*size, *size), strict=True)]
 
 
 def _scaled(heat: np.ndarray) -> list[list[float]]:
-    """Return the rows of a map, scaled to a maximum of 1."""
+    """Scale a map to a maximum of 1, and return its rows."""
     largest = max(float(heat.max()), 1e-30)
     return (heat.astype(np.float64) / largest).round(_DIGITS).tolist()

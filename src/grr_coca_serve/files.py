@@ -1,7 +1,7 @@
 """Image files of an index: whether they exist, their bytes, and thumbnails.
 
-An index may name files on a stalled drive, or files that have been replaced. They are read in separate
-threads, so that no request waits long for them.
+An index may name files on a stalled drive, or files that have been replaced. Files are read in separate threads, so
+that no request waits long for them.
 """
 
 import asyncio
@@ -32,25 +32,25 @@ Result = TypeVar("Result")
 
 _THREADS = 4
 _SECONDS = 10.0
-"""Seconds that a request waits for a file, before it gets a placeholder."""
+"""Number of seconds that a request waits for a file before it gets a placeholder."""
 _SECONDS_UNTIL_LATE = 30.0
 _SECONDS_TO_LOOK = 2.0
-"""Seconds that a search waits for checks whether files exist."""
+"""Number of seconds that a search waits for the checks of whether files exist."""
 _SECONDS_WITHOUT_LOOK = 30.0
-"""Seconds for which all files count as existing after a check that took too long."""
+"""Number of seconds for which all files count as existing after a check has taken too long."""
 _MAX_THUMBNAIL_BYTES = 64 * 2**20
 _MAX_DRAWING_BYTES = 8192
-"""Maximum size of SVG files in an answer: larger ones would delay it."""
+"""Maximum size of SVG files in an answer. Larger files would delay the answer."""
 _MAX_DRAWINGS_BYTES = 16 * 2**20
 _LARGE_BYTES = 16 * 2**20
-"""Minimum size of files that are read one at a time for thumbnails, since several would exhaust the memory."""
+"""Minimum size of files that are read one at a time for thumbnails, because several would exhaust the memory."""
 
 
 class PictureFiles:
-    """The image files of one index.
+    """Image files of one index.
 
     Args:
-        folders: Only images in these folders are shown; None: all.
+        folders: Folders whose images may be shown. None means all images.
     """
 
     def __init__(self, folders: Sequence[Path] | None) -> None:
@@ -68,25 +68,27 @@ class PictureFiles:
 
     @property
     def num_stalled(self) -> int:
-        """Number of files that have been stalled for half a minute."""
+        """Number of files that have been stalled for at least half a minute."""
         return self._workers.num_stalled
 
     async def read(self, entry: "Entry") -> bytes:
         """Return the bytes of an image.
 
         Raises:
-            UserError: If its file cannot be read.
-            RequestError: If the server does not show it, or the file is stalled.
+            UserError: If the file of the image cannot be read.
+            RequestError: If the server may not show the image, or the file is stalled.
         """
         content = await self._in_time(self._workers.put(self._read, entry))
         if content is None:
             raise RequestError(
-                504, f"the file of this image could not be read within {_SECONDS:g} s; its drive may be stalled"
+                504,
+                f"the file of this image could not be read within {_SECONDS:g} s; check its drive, which "
+                "may be stalled",
             )
         return content
 
     def read_now(self, entry: "Entry") -> bytes:
-        """Return the bytes of an image, like `read`. Must not be called from the event-loop thread.
+        """Return the bytes of an image, as `read` does. Do not call this from the event-loop thread.
 
         Raises:
             UserError: If the file cannot be read, may not be shown, or is stalled.
@@ -101,7 +103,7 @@ class PictureFiles:
             raise UserError(f"the file of this image could not be read within {_SECONDS:g} s") from error
 
     def decode(self, data: bytes, name: str, side: int) -> Image.Image:
-        """Return an image with sides of at most `side` pixels. Must not be called from the event-loop thread.
+        """Decode an image with sides of at most `side` pixels. Do not call this from the event-loop thread.
 
         Raises:
             UserError: If the data are not an image, or the image is too large.
@@ -109,14 +111,14 @@ class PictureFiles:
         return decode_image(data, name, to_srgb=True, at_least=(2 * side, 1), side=side)
 
     async def thumbnail(self, entry: "Entry", side: int) -> bytes | None:
-        """Return an image as WebP, with sides of at most `side`, or None if its file is missing, corrupt or
+        """Return an image as WebP, with sides of at most `side` pixels, or None if its file is missing, corrupt or
         stalled.
         """
         key = (entry.name, entry.stamp, side)
         known = self._thumbnails.get(key)
         if known is None:
             making = self._being_made.get(key)
-            if making is None:  # otherwise reloading a page would block more threads with the same file
+            if making is None:  # otherwise, reloading a page would block more threads with the same file
                 making = self._being_made[key] = self._workers.put(self._thumbnail, entry, side)
             try:
                 known = await self._in_time(making)
@@ -128,7 +130,7 @@ class PictureFiles:
         return known
 
     def files_exist(self, entries: "Iterable[Entry]") -> dict[str, bool]:
-        """Return whether image files exist and may be shown, by `Entry.file`. Must not be called from the event-loop
+        """Return whether image files exist and may be shown, by `Entry.file`. Do not call this from the event-loop
         thread.
 
         Stalled files count as existing.
@@ -145,7 +147,7 @@ class PictureFiles:
             return dict.fromkeys(files, True)
 
     def drawings(self, entries: "Iterable[Entry]") -> dict[str, str]:
-        """Return cleaned sources of small SVG files, by `Entry.name`. Must not be called from the event-loop thread.
+        """Return the cleaned sources of small SVG files, by `Entry.name`. Do not call this from the event-loop thread.
 
         Files that cannot be read or cleaned in time are omitted.
         """
@@ -158,18 +160,21 @@ class PictureFiles:
         return dict(found)
 
     async def _in_time(self, future: "Future[Result]") -> Result | None:
-        """Return the result, or None if it takes too long. The work continues, as other requests may wait for it."""
+        """Return the result of a future, or None if it takes too long.
+
+        The work continues, because other requests may be waiting for the same file.
+        """
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), _SECONDS)
         except TimeoutError:
             return None
 
-    # --- In the threads
+    # --- Work in the threads
 
     def _is_there(self, file: str) -> bool:
         try:
             return bool(file) and os.path.exists(file) and self._is_shown(file)  # noqa: PTH110 (see `Entry.is_there`)
-        except ValueError:  # a null byte in the name
+        except ValueError:  # the name contains a null byte
             return False
 
     def _is_shown(self, file: str) -> bool:
@@ -177,7 +182,7 @@ class PictureFiles:
 
     def _read(self, entry: "Entry") -> bytes:
         if not self._is_shown(entry.file):
-            raise RequestError(403, "this server shows only images in the folders of --pictures")
+            raise RequestError(403, "this server shows only images in the folders passed to --pictures")
         return entry.span.read()
 
     def _read_drawings(self, entries: "Sequence[Entry]", found: dict[str, str]) -> None:
@@ -185,7 +190,7 @@ class PictureFiles:
             key = (entry.name, entry.stamp)
             known = self._drawings.get(key)
             if known is None:
-                with suppress(UserError, RequestError, OSError, ValueError):  # a null byte in the name
+                with suppress(UserError, RequestError, OSError, ValueError):  # the name contains a null byte
                     size = entry.span.size if entry.offset is not None else os.stat(entry.file).st_size  # noqa: PTH116
                     if size is not None and size <= _MAX_DRAWING_BYTES:
                         known = (clean_svg(self._read(entry)) or b"").decode()
@@ -204,6 +209,6 @@ class PictureFiles:
             finally:
                 if is_large:
                     self._one_large.release()
-        except (UserError, RequestError, OSError, ValueError):  # a null byte in the name
+        except (UserError, RequestError, OSError, ValueError):  # the name contains a null byte
             return None
         return encoded(image, "WEBP", quality=80, method=2)

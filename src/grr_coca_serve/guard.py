@@ -1,8 +1,8 @@
-"""ASGI middleware for every request: authentication, limits on bytes and time, and shutdown.
+"""ASGI middleware for all requests: authentication, limits on bytes and time, and shutdown.
 
-It reads the entire body, bounded in bytes, time and parts of JSON, before the application sees the request. So nothing
-too large is parsed, written to a disk or decoded, and a client that disconnects afterwards ends its request
-immediately.
+The guard reads the entire body, bounded in bytes, time and parts of JSON, before the application gets the request.
+Nothing too large is therefore parsed, written to disk or decoded, and a client that disconnects afterwards ends its
+request immediately.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ MAX_KEY_LENGTH = 1000
 SESSION = "grr_coca_session"
 """Name of the page's cookie."""
 DEADLINE = "deadline"
-"""Key of a request's state: deadline for the start of the response, by the monotonic clock."""
+"""Key in a request's state for the deadline of the start of the response, by the monotonic clock."""
 
 _PUBLIC = frozenset({"/health", "/ready", "/session"})
-"""Paths that need no key, next to the files of the page."""
+"""Paths that need no key, in addition to the files of the page."""
 _MAX_PUBLIC_BYTES = 4096
-"""Maximum size of a body sent without a key. The largest is the key itself, for `/session`."""
+"""Maximum size of a body that is sent without a key. The largest is the key itself, for `/session`."""
 _ALWAYS = [(b"cross-origin-resource-policy", b"same-origin")]
-"""Headers of every response. Without this one, any web page could show an image of the index or test whether it
+"""Headers of every response. Without the first one, any web page could show an image of the index, or test whether it
 exists."""
 SECONDS_TO_SEND = 300.0
-"""Seconds after which an unread response is truncated."""
+"""Number of seconds after which a response that the client does not read is truncated."""
 _GONE = 499
-"""Status of a request whose client disconnected, used only in metrics."""
+"""Status of a request whose client has disconnected, which is used only in metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class Limits:
 
 
 class Key:
-    """Key that requests must send, as `Authorization: Bearer KEY` or as the page's cookie.
+    """Key that requests must send, as `Authorization: Bearer KEY` or in the page's cookie.
 
-    The cookie contains only a hash of the key, which replicas with the same key share.
+    The cookie contains only a hash of the key, which is the same for replicas with the same key.
 
     Raises:
         UserError: If the key is empty, or cannot be sent in a request.
@@ -76,16 +76,18 @@ class Key:
     def __init__(self, key: str) -> None:
         written = key.strip().encode("utf-8", "surrogateescape")
         if not written:
-            raise UserError(f"{KEY_VARIABLE} is empty, which would admit everyone; set it to a key, or unset it")
+            raise UserError(
+                f"{KEY_VARIABLE} is empty, which would allow access without a key; set it to a key, or unset it"
+            )
         if any(byte < 32 or byte == 127 for byte in written):
             raise UserError(f"{KEY_VARIABLE} has a line end or control character, which no request can send")
         if len(written) > MAX_KEY_LENGTH:
-            raise UserError(f"{KEY_VARIABLE} has {len(written):,} bytes (limit {MAX_KEY_LENGTH:,})")
+            raise UserError(f"{KEY_VARIABLE} has {len(written):,} bytes (limit {MAX_KEY_LENGTH:,}); use a shorter key")
         self._digest = _digest(written)
         self.session = hmac.new(written, b"grr-coca session", hashlib.sha256).hexdigest()
 
     def opens(self, given: str | bytes) -> bool:
-        """Return whether a key is valid, ignoring surrounding spaces. Takes constant time for wrong keys."""
+        """Return whether a key is valid, ignoring surrounding spaces. Comparing a wrong key takes constant time."""
         content = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
         return hmac.compare_digest(_digest(content.strip()), self._digest)
 
@@ -95,7 +97,8 @@ class Key:
         if scheme.lower() == b"bearer":
             # Some clients write headers in UTF-8, others in Latin-1.
             return self.opens(given) | self.opens(given.decode("latin-1"))
-        # Browsers send the cookies of all servers of a host. `http.cookies` stops at the first that it cannot parse.
+        # Browsers send the cookies of all servers on a host. `http.cookies` stops at the first one that it cannot
+        # parse.
         cookie = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(SESSION, "")
         return hmac.compare_digest(cookie.encode(), self.session.encode())
 
@@ -106,9 +109,9 @@ def _digest(content: bytes) -> bytes:
 
 @dataclass
 class _Exchange:
-    """One request and its response.
+    """Request and its response.
 
-    `has_begun`, `is_complete`: Whether sending of the response has started or finished.
+    `has_begun` and `is_complete` state whether sending the response has started or finished.
     """
 
     receive: Receive
@@ -124,12 +127,12 @@ class Guard:
     Args:
         app: The application.
         limits: Limits per request.
-        metrics: Counters of requests.
-        key: Required key; None: no authentication.
+        metrics: Metrics that count the requests.
+        key: Required key. None means no authentication.
         page: Paths of the page's files, which need no key.
-        of_model: Paths whose requests use the model's queue.
-        require_room: Raises a `RequestError` if the queue is full. Called before the body is read, it takes a third of
-            the time of a later rejection, which would delay accepted requests.
+        of_model: Paths whose requests use the queue of the model.
+        require_room: Function that raises a `RequestError` if the queue is full. It is called before the body is read,
+            which takes a third of the time of a later rejection, and so delays accepted requests less.
         is_local: Whether only this machine can reach the server.
     """
 
@@ -153,7 +156,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer every request."""
+        """Handle every request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -182,19 +185,19 @@ class Guard:
                 finally:
                     self._hold(-len(body))
         except Exception as error:
-            if not exchange.is_complete:  # otherwise the application has reported the error
+            if not exchange.is_complete:  # otherwise, the application has reported the error
                 await self._refuse(scope, exchange, to_request_error(error))
 
     async def _refuse(self, scope: Scope, exchange: _Exchange, refusal: RequestError) -> None:
         if exchange.has_begun:
-            return  # the server closes the connection, since the response is not complete
+            return  # the server closes the connection, because the response is not complete
         exchange.status = refusal.status
         response = refused(refusal)
         response.raw_headers += self._headers()
         await response(scope, exchange.receive, exchange.send)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers of every response. A stopping server closes its connections."""
+        """Return the headers of every response. A server that is stopping closes its connections."""
         return [*_ALWAYS, (b"connection", b"close")] if self.is_draining else _ALWAYS
 
     # --- Authentication
@@ -207,7 +210,7 @@ class Guard:
         _require_own_page(scope["method"], headers)
         if self._key is None:
             if self._is_local and not _is_own_name(headers.get(b"host", b"")):
-                # Otherwise a web page could read the index by DNS rebinding.
+                # Otherwise, a web page could read the index by DNS rebinding.
                 raise RequestError(
                     403,
                     "this server accepts only the hosts localhost and 127.0.0.1; to allow others, start it "
@@ -216,12 +219,12 @@ class Guard:
         elif not (path in self._public or self._key.is_authorized(headers)):
             raise RequestError(401, f"this server requires a key: send 'Authorization: Bearer KEY' ({KEY_VARIABLE})")
 
-    # --- The body
+    # --- Body of the request
 
     async def _read(self, scope: Scope, exchange: _Exchange) -> bytes | None:
-        """Return the entire body, or None if the client disconnected before its end.
+        """Return the entire body, or None if the client disconnected before the end.
 
-        Its bytes are counted by `_hold`.
+        `_hold` counts its bytes.
         """
         body = bytearray()
         try:
@@ -249,26 +252,26 @@ class Guard:
             raise
 
     def _require_bytes(self, size: int, more: int, limit: int) -> None:
-        """Check the size of a body, of which `more` bytes are not yet in memory."""
+        """Check the size of a body of which `more` bytes are not yet in memory."""
         if size > limit:
-            raise RequestError(413, f"too many bytes: more than {limit:,}, the limit of a request")
+            raise RequestError(413, f"the request is too large: more than {limit:,} bytes")
         if self._held + more > self._limits.max_held_bytes:
-            raise RequestError(429, "too many large requests at once; try again in a moment", retry_after=2)
+            raise RequestError(429, "too many large requests at the same time; try again in a moment", retry_after=2)
 
     def _hold(self, size: int) -> None:
         self._held += size
         self._metrics.bytes_held.set(self._held)
 
     def _route(self, scope: Scope) -> str:
-        """Return the path of the endpoint, without its parameters: a metric must not have unbounded labels."""
+        """Return the path of the endpoint without its parameters, because labels of a metric must be bounded."""
         if scope["path"] in self._of_model:
             return scope["path"]
         return getattr(scope.get("route"), "path", None) or "other"
 
-    # --- The answer
+    # --- Response
 
     async def _run(self, scope: Scope, exchange: _Exchange, body: bytes) -> None:
-        """Run the application until it has answered, its time is over, or the client disconnects."""
+        """Run the application until it has answered, its time has run out, or the client disconnects."""
         deadline = time.monotonic() + self._limits.seconds
         scope["state"] = {**scope.get("state", {}), DEADLINE: deadline}
         is_gone = asyncio.Event()
@@ -291,8 +294,8 @@ class Guard:
             await exchange.send(message)
 
         async def run() -> None:
-            # The end of the response is sent after the application has ended and released its queue slot, because the
-            # client may immediately send its next request.
+            # The end of the response is sent only after the application has ended and released its queue slot, because
+            # the client may send its next request immediately.
             try:
                 await self._app(scope, receive, send)
             finally:
@@ -319,17 +322,18 @@ class Guard:
             await _cancelled(watching)
 
     async def _wait(self, exchange: _Exchange, running: asyncio.Future, watching: asyncio.Future) -> None:
-        """Wait until the application has answered, its time is over, or the client has disconnected."""
+        """Wait until the application has answered, its time has run out, or the client has disconnected."""
         both = {running, watching}
         await asyncio.wait(both, timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED)
         if exchange.has_begun and not running.done() and not watching.done():
             await asyncio.wait(both, timeout=SECONDS_TO_SEND, return_when=asyncio.FIRST_COMPLETED)
-        if exchange.is_complete:  # the client has the full response; the application ends without cancellation
+        # the client has the complete response, so the application may end without cancellation
+        if exchange.is_complete:
             await asyncio.wait({running}, timeout=SECONDS_TO_SEND)
 
 
 async def _cancelled(task: asyncio.Future) -> None:
-    """Cancel a task, and wait for its end."""
+    """Cancel a task, and wait until it ends."""
     if not task.done():
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -344,9 +348,9 @@ def _is_json(scope: Scope) -> bool:
 def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
     """Reject requests from pages of other sites. Clients other than browsers do not send these headers.
 
-    Links to the page are allowed. A server behind a proxy compares with the `Host` sent by the proxy.
+    Links to the page are allowed. Behind a proxy, the origin is compared with the `Host` header that the proxy sends.
     """
-    # Browsers send it to HTTPS servers and to this machine. Pages cannot change it.
+    # Browsers send this header to HTTPS servers and to this machine. Pages cannot change it.
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         is_link = method in ("GET", "HEAD") and headers.get(b"sec-fetch-dest") == b"document"

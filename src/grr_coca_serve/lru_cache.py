@@ -13,7 +13,7 @@ class LruCache(Generic[Key, Value]):
     """Thread-safe cache of the most recently used values, by key.
 
     Args:
-        size: Maximum total weight of all values. A value that exceeds it alone is not stored.
+        size: Maximum total weight of all values. A single value with a larger weight is not stored.
     """
 
     def __init__(self, size: int) -> None:
@@ -30,7 +30,7 @@ class LruCache(Generic[Key, Value]):
             return self._values[key][0]
 
     def made(self, key: Key, make: Callable[[], Value], weigh: Callable[[Value], int] = lambda _: 1) -> Value:
-        """Return the value of a key. A missing value is created and stored."""
+        """Return the value of a key. If it is missing, create and store it."""
         value = self.get(key)
         if value is None:
             value = make()
@@ -38,7 +38,7 @@ class LruCache(Generic[Key, Value]):
         return value
 
     def put(self, key: Key, value: Value, weight: int = 1) -> None:
-        """Store a value, and drop the oldest ones if the total weight is too large."""
+        """Store a value, and drop the least recently used values if the total weight is too large."""
         with self._lock:
             self._weight += weight - self._values.pop(key, (None, 0))[1]
             self._values[key] = value, weight

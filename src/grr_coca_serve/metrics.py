@@ -36,5 +36,5 @@ class Metrics:
         Gauge(name, description, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)

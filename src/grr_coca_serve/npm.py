@@ -1,4 +1,4 @@
-"""Archives of npm packages, downloaded by the local npm. Package scripts are never run."""
+"""Archives of npm packages, which the local npm downloads. Package scripts are never run."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from pathlib import Path
 from grr_coca.common.errors import UserError, escape_control_chars
 
 _SECONDS = 600
-"""Maximum seconds for a package."""
+"""Maximum time, in seconds, for downloading a package."""
 
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """One version of an npm package. Archives with another SHA-256 are rejected."""
+    """A version of an npm package. Archives with another SHA-256 are rejected."""
 
     name: str
     version: str
@@ -24,7 +24,7 @@ class NpmPackage:
 
     @property
     def archive(self) -> str:
-        """File name of the package as written by `npm pack`."""
+        """File name that `npm pack` gives the package."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -36,25 +36,26 @@ def fetch_archive(
     check: Callable[[Path], object] = lambda _: None,
     reason: Callable[[str], str | None] = lambda _: None,
 ) -> Path:
-    """Have npm write the archive of a package into a folder atomically.
+    """Make npm write the archive of a package to a folder, atomically.
 
     Args:
         package: NAME or NAME@VERSION.
-        folder: Target folder, created if missing.
+        folder: Target folder, which is created if missing.
         by_hand: Manual alternative, for messages.
-        check: Validates the archive before it is stored, because a truncated archive would fail in each later run.
-        reason: Creates a message from the output of npm; None: it is quoted.
+        check: Function that validates the archive before it is stored, because a truncated archive would fail in each
+            later run.
+        reason: Function that converts the output of npm to a message. By default, the output is quoted.
 
     Raises:
         UserError: If npm is not installed, fails or times out, or the folder cannot be written to.
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"npm is not installed, but {package} is downloaded by npm; {by_hand}")
+        raise UserError(f"downloading {package} needs npm, which is not installed; {by_hand}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes in pieces
-            # npm runs no package scripts when packing; the flag makes sure.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes the file in pieces
+            # npm runs no package scripts when packing; the flag ensures this.
             command = [npm, "pack", "--ignore-scripts", "--loglevel", "error", package]
             process = subprocess.run(
                 command, cwd=arriving, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False

@@ -31,8 +31,8 @@ Options = TypeVar("Options", bound=BaseModel)
 
 _NAME = "the picture"
 _DECODE_THREADS, _DRAW_THREADS = 6, 2
-"""Maximum number of images and of drawings that are decoded concurrently, each in a helper program. Slow drawings are
-easy to create: they wait for each other, and do not delay images."""
+"""Maximum number of images, and of drawings, that are decoded at the same time, each in a subprocess. Slow drawings are
+easy to create, so they wait for each other and do not delay images."""
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ def from_data_uri(text: str, param: str) -> bytes:
     """Return the bytes of an image in a data URI. URLs are never fetched.
 
     Raises:
-        RequestError: If it is not a data URI of an image; `param` names its key.
+        RequestError: If the text is not a data URI of an image. `param` is the key that the error names.
     """
     if _REMOTE.match(text):
         message = "URLs are never fetched; send the image itself, as data:image/png;base64,…"
@@ -60,14 +60,14 @@ def from_data_uri(text: str, param: str) -> bytes:
         raise RequestError(400, f"{param}: not valid base64 ({error})", param=param) from error
 
 
-# --- Requests with a picture and options
+# --- Requests with an image and options
 
 
 async def picture_and_options(request: Request, model: type[Options]) -> tuple[bytes, Options]:
-    """Return the image of a request (empty if missing), and its options.
+    """Return the image in a request (empty if missing), and the options.
 
-    The body is the image itself, with options in the query; or a form with the part `image`; or JSON with a data URI
-    under `image`. Options are next to the image or in the query.
+    The body is the image itself, with options in the query; a form with a part `image`; or JSON with a data URI as
+    `image`. Options are next to the image or in the query.
 
     Raises:
         RequestError: If a key is unknown, or a value is invalid.
@@ -103,7 +103,7 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
 
 
 class _FormInMemory(MultiPartParser):
-    """Parses without writing to the disk, which may be full: the entire body is in memory anyway."""
+    """Form parser that does not write to disk, which may be full. The entire body is in memory anyway."""
 
     spool_max_size = 0
 
@@ -112,7 +112,7 @@ def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
     """Convert options to a model.
 
     Raises:
-        RequestError: If a key is unknown, or a value is invalid; the message names it.
+        RequestError: If a key is unknown, or a value is invalid. The message names the key.
     """
     try:
         return model.model_validate(given)
@@ -121,8 +121,8 @@ def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
 
 
 def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestError:
-    """Return the error response for a Pydantic validation error."""
-    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of several types, the best match
+    """Convert a Pydantic validation error to an error response."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))  # if several types are possible, the best match
     place = ".".join(str(part) for part in first["loc"] if not _is_name_of_type(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
@@ -131,7 +131,7 @@ def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestErro
 
 
 def _is_name_of_type(part: str | int) -> bool:
-    """Return whether a part of a path is inserted by Pydantic: the body, or one of several types."""
+    """Return whether Pydantic has inserted a part of a path: the body, or one of several types."""
     return isinstance(part, str) and (part == "body" or "[" in part or "-" in part or part[:1].isupper())
 
 
@@ -143,12 +143,12 @@ def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _add(given: dict[str, Any], name: str, value: str, model: type[BaseModel]) -> None:
-    """Add a value of a query or form. A key may be repeated if it has a list."""
+    """Add a value from a query or form. A key with a list may be repeated."""
     field = model.model_fields.get(name)
     if field is not None and "list" in str(field.annotation):
         given.setdefault(name, []).append(value)
     elif name in given:
-        raise RequestError(422, f"{name}: duplicate", param=name)
+        raise RequestError(422, f"{name}: duplicate key; send it once", param=name)
     else:
         given[name] = value
 
@@ -157,27 +157,29 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(422, f"the body is not JSON ({str(error)[:200]})") from error
+        raise RequestError(422, f"the body is not valid JSON ({str(error)[:200]})") from error
     if not isinstance(content, dict):
-        raise RequestError(422, "the body is not a JSON object")
+        raise RequestError(422, "the body must be a JSON object")
     return content
 
 
 # --- Decoding
 
 _MAX_WHOLE_PIXELS = 25_000_000
-"""JPEG files with more pixels are decoded at a fraction of their size, at least four times the model's input side."""
+"""Number of pixels above which JPEG files are decoded at a fraction of their size, at least four times the model's
+input side.
+"""
 _SPARE = 4
 _CPU_SECONDS = 2.0
-"""Maximum processor time per image. Four images that use all of it leave threads for others."""
+"""Maximum processor time per image. Four images that use all of it still leave threads for other images."""
 _MEMORY = 2**29
-"""Address space of a helper program, which needs about 0.2 GB before it decodes anything."""
+"""Address space of a subprocess, which needs about 0.2 GB before it decodes anything."""
 _BYTES_PER_PIXEL = 20
-"""Additional memory per pixel of the largest image, for one helper program at a time."""
+"""Additional memory per pixel of the largest image, for one subprocess at a time."""
 
 
 def limits_of_helpers(limits: "Limits") -> HelperLimits:
-    """Return the limits of programs that decode images of requests."""
+    """Return the limits of the subprocesses that decode images of requests."""
     return HelperLimits(
         cpu_seconds=_CPU_SECONDS,
         wall_seconds=limits.seconds,
@@ -188,10 +190,10 @@ def limits_of_helpers(limits: "Limits") -> HelperLimits:
 
 
 class PictureReader:
-    """Decodes images of requests in helper programs, for which threads wait.
+    """Decoder of images in requests. It uses subprocesses, for which threads wait.
 
     Args:
-        max_pixels: Larger images are rejected before any pixel is decoded.
+        max_pixels: Maximum number of pixels. Larger images are rejected before any pixel is decoded.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -205,10 +207,10 @@ class PictureReader:
         self._drawing.close()
 
     async def square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
-        """Return the pixels of an image as input of the model.
+        """Decode an image to the pixels that the model takes.
 
         Raises:
-            RequestError, UserError: If it is not an image, or exceeds a limit.
+            RequestError, UserError: If the data are not an image, or exceed a limit.
         """
         workers = self._decoding if vector_format(data) is None else self._drawing
         return await workers.do(self._square, data, preprocess)
@@ -218,10 +220,10 @@ class PictureReader:
         return np.asarray(preprocess.decode_square(data, _NAME, **self._options(preprocess)))
 
     def decoded(self, data: bytes, preprocess: "Preprocess") -> Image.Image:
-        """Return an image in full size, for display.
+        """Decode an image at full size, for display.
 
         Raises:
-            RequestError, UserError: If it is not an image, or exceeds a limit.
+            RequestError, UserError: If the data are not an image, or exceed a limit.
         """
         _require_picture(data)
         return preprocess.decode(data, _NAME, for_people=True, **self._options(preprocess))

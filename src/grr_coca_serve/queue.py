@@ -1,8 +1,8 @@
-"""The bounded queue of the model, and the thread that runs it.
+"""Bounded queue of the model, and the thread that runs the model.
 
-Waiting work is done in batches: when the thread is free, it takes the oldest job and all others of the same kind, up
-to the most efficient batch size, measured when the model was loaded (`_best_batch`). No job waits for a batch to fill.
-The number of waiting requests is bounded (`reserve_slot`), and thus memory and waiting times.
+Waiting work is done in batches. When the thread is free, it takes the oldest job and all other jobs of the same kind,
+up to the most efficient batch size, which was measured when the model was loaded (`_best_batch`). No job waits for a
+batch to fill. The number of waiting requests is bounded (`reserve_slot`), which also bounds memory and waiting times.
 
 Shapes: S image size in pixels, N images or texts, E embedding width.
 """
@@ -41,20 +41,24 @@ Pixels = UInt8[np.ndarray, "S S 3"]
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _NEARLY = 1.1
-"""Maximum relative time per image of a smaller batch that is preferred to the best one, as its images wait less."""
+"""Maximum time per image, relative to the best batch size, at which a smaller batch is preferred, because its images
+wait less.
+"""
 _MAX_BATCH_SECONDS = 2.0
-"""Maximum seconds of a batch."""
+"""Maximum duration of a batch, in seconds."""
 _MAX_MEASURING_SECONDS, _MAX_STARTING_SECONDS = 5.0, 10.0
-"""Seconds of processor time and of wall time after which no larger batch is tried, since other programs may be busy."""
+"""Numbers of seconds of processor time and of wall time after which no larger batch is tried, because other programs
+may be busy.
+"""
 _REPEATS, _SECONDS_OF_REPEATS = 3, 0.3
-"""Number of measurements per size, and seconds after which they stop."""
+"""Number of measurements per batch size, and the number of seconds after which measuring stops."""
 _SHARE_OF_NEWEST = 0.1
-"""Weight of the newest batch in the mean time per item."""
+"""Weight of the newest batch in the running mean of the time per item."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Jobs of equal kinds can share a batch."""
+    """Kind of a job. Jobs of equal kinds can share a batch."""
 
     work: str
     prompt: str = ""
@@ -64,8 +68,11 @@ class _Kind:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """Work on one image or text. `expires`: Time after which no client waits for the result, by the monotonic clock.
-    `on_text`: Called from the model's thread with each new piece of a caption."""
+    """Work on one image or text.
+
+    `expires` is the time, by the monotonic clock, after which no client waits for the result. `on_text` is called from
+    the model's thread with each new piece of a caption.
+    """
 
     kind: _Kind
     item: Any
@@ -75,18 +82,18 @@ class _Job:
 
 
 class ModelQueue:
-    """A model that many requests use concurrently.
+    """Model that many requests use concurrently.
 
-    The methods `caption`, `embed_images` and `embed_texts` can be called from any thread. They return immediately with
-    a future for each image or text. A future that is cancelled before its batch starts has no cost.
+    The methods `caption`, `embed_images` and `embed_texts` can be called from any thread. They immediately return a
+    future for each image or text. A future that is cancelled before its batch starts costs nothing.
 
     Args:
-        load: Loads the model; called in the thread.
+        load: Function that loads the model. It is called in the thread.
         capacity: Maximum number of waiting and active requests.
-        seconds: Maximum waiting time of a request. Fewer than `capacity` requests are admitted if more could not be
-            done in this time.
-        metrics: Counters of batches.
-        on_failure: Called in the thread if the model cannot be loaded.
+        seconds: Maximum waiting time of a request. Fewer than `capacity` requests are accepted if more could not be
+            answered in this time.
+        metrics: Metrics that count the batches.
+        on_failure: Function that is called in the thread if the model cannot be loaded.
     """
 
     def __init__(
@@ -126,7 +133,7 @@ class ModelQueue:
         """Return the loaded model.
 
         Raises:
-            RequestError: If it is still being loaded.
+            RequestError: If the model is still being loaded.
         """
         if self.model is None:
             raise RequestError(503, "the model is being loaded; try again in a moment", retry_after=1)
@@ -136,7 +143,7 @@ class ModelQueue:
 
     @contextmanager
     def reserve_slot(self, weight: int = 1) -> Iterator[None]:
-        """Reserve a queue slot for a request with some images. Called only from the event loop.
+        """Reserve a queue slot for a request with some images. Call this only from the event loop.
 
         Raises:
             RequestError: If the model is not ready, or the queue is full.
@@ -151,11 +158,11 @@ class ModelQueue:
             self.in_use -= weight
 
     def require_room(self, weight: int = 1) -> None:
-        """Check that the queue has room.
+        """Check that the queue has space for a request.
 
         Raises:
-            RequestError: If it is full, or the waiting work would exceed the maximum waiting time; the message says
-                when to try again.
+            RequestError: If the queue is full, or the waiting work would exceed the maximum waiting time. The message
+                states when to try again.
         """
         wait = self.in_use * self._seconds_per_item
         if self.in_use + weight > self.capacity or wait > self.seconds:
@@ -178,11 +185,11 @@ class ModelQueue:
         on_text: Callable[[str], None] | None = None,
         num_tags: int = 0,
     ) -> "Future[Description]":
-        """Caption, embed and tag an image. Beams and several captions per image are returned at the end,
-        not streamed.
+        """Caption, embed and tag an image. Beams, and several captions per image, are not streamed, but returned at the
+        end.
 
         Raises:
-            UserError: If tags of sampled captions are requested.
+            UserError: If tags are requested for sampled captions.
         """
         decoded = with_beams(options) if num_tags else options
         if decoded.num_beams > 1 or decoded.num_captions > 1:
@@ -208,7 +215,7 @@ class ModelQueue:
             self._changed.notify()
         return [job.future for job in jobs]
 
-    # --- The thread of the model
+    # --- Thread of the model
 
     def _run(self) -> None:
         try:
@@ -222,7 +229,7 @@ class ModelQueue:
             self._do(batch)
 
     def _next_batch(self) -> list[_Job]:
-        """Wait for jobs, and return the next batch, which is empty if the queue is closed."""
+        """Wait for jobs, and return the next batch, which is empty if the queue has been closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._is_closed)
@@ -234,7 +241,7 @@ class ModelQueue:
                     return batch
 
     def _take(self, kind: _Kind) -> list[_Job]:
-        """Remove and return the oldest jobs of a kind. Expired jobs are dropped."""
+        """Remove and return the oldest jobs of a kind, and drop expired jobs."""
         batch: list[_Job] = []
         left: deque[_Job] = deque()
         now = time.monotonic()
@@ -251,7 +258,7 @@ class ModelQueue:
         return [job for job in batch if job.future.set_running_or_notify_cancel()]
 
     def _do(self, batch: list[_Job]) -> None:
-        """Process the jobs of a batch. Each always gets a result or an error."""
+        """Process the jobs of a batch. Each job always gets a result or an error."""
         began = time.perf_counter()
         try:
             for job, result in zip(batch, self._results(batch), strict=True):
@@ -298,14 +305,14 @@ class ModelQueue:
 
 
 class QueuedModel:
-    """Adapter with the interface of a model, such as for agent tools, that computes through the queue.
+    """Adapter with the interface of a model, for agent tools and others, that computes through the queue.
 
-    It may be called from any thread except those of the event loop and of the model. Other attributes are those of the
-    model.
+    It may be called from any thread except the threads of the event loop and of the model. Other attributes are those
+    of the model.
 
     Args:
-        queue: The queue, whose model is ready.
-        seconds: Maximum time for a few results.
+        queue: Queue whose model is ready.
+        seconds: Maximum time to wait for a few results.
     """
 
     def __init__(self, queue: ModelQueue, seconds: float) -> None:
@@ -316,33 +323,33 @@ class QueuedModel:
         return getattr(self._queue.ready(), name)
 
     def embed_texts(self, texts: Sequence[str], **_: object) -> Float[np.ndarray, "N E"]:
-        """Embed texts, see `ImageTextModel.embed_texts`.
+        """Embed texts; see `ImageTextModel.embed_texts`.
 
         Raises:
-            UserError: If a text is empty, or the time is over.
+            UserError: If a text is empty, or the time has run out.
         """
         cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(texts, 1)]
         return np.stack(self._in_turn(self._queue.embed_texts, cleaned))
 
     def embed_images(self, images: Sequence[Image.Image], **_: object) -> Float[np.ndarray, "N E"]:
-        """Embed images, see `ImageTextModel.embed_images`.
+        """Embed images; see `ImageTextModel.embed_images`.
 
         Raises:
-            UserError: If the time is over.
+            UserError: If the time has run out.
         """
         return np.stack(self._in_turn(self._queue.embed_images, self._pixels(images)))
 
     def describe_many(self, images: Sequence[Image.Image]) -> list[Description]:
-        """Describe images, see `ImageTextModel.describe_many`.
+        """Describe images; see `ImageTextModel.describe_many`.
 
         Raises:
-            UserError: If the time is over.
+            UserError: If the time has run out.
         """
         caption = self._queue.caption
         return self._in_turn(lambda some, expires: [caption(one, expires) for one in some], self._pixels(images))
 
     def describe(self, image: Image.Image) -> Description:
-        """Describe an image, see `describe_many`."""
+        """Describe an image; see `describe_many`."""
         return self.describe_many([image])[0]
 
     def _pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:
@@ -350,7 +357,7 @@ class QueuedModel:
         return [preprocess(to_rgb(image, "the picture", preprocess.opening)) for image in images]
 
     def _in_turn(self, start: "Callable[[Sequence[Any], float], list[Future[Any]]]", items: Sequence[Any]) -> list[Any]:
-        """Return results of jobs. One batch waits at a time, so that jobs of requests can interleave."""
+        """Return the results of jobs. Only one batch waits at a time, so that the jobs of requests can interleave."""
         results: list[Any] = []
         size = self._queue.max_batch
         try:
@@ -362,26 +369,24 @@ class QueuedModel:
 
 
 def deadline_error() -> RequestError:
-    """Return the error for a request whose time is over."""
+    """Return the error for a request whose time has run out."""
     return RequestError(
-        504, "the server is too busy to answer in time; try again later, or with fewer requests at once"
+        504, "the server is too busy to answer in time; try again later, or with fewer requests at the same time"
     )
 
 
 def _fail(job: _Job, error: BaseException) -> None:
-    # It may already have its result, and the event loop may cancel it at any time.
+    # The job may already have its result, and the event loop may cancel it at any time.
     with suppress(InvalidStateError):
         job.future.set_exception(error)
 
 
 def _best_batch(model: ImageTextModel) -> tuple[int, float]:
-    """Return the smallest batch with nearly the best throughput, and its seconds per image, both
-    measured now.
-    """
+    """Measure and return the smallest batch size with nearly the best throughput, and its seconds per image."""
     side = model.preprocess.image_size
     random = np.random.default_rng(0)
     options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
-    # Other programs on a CPU must not affect the comparison, so its own processor time counts. Other threads
+    # Other programs on a CPU must not affect the comparison, so the processor time of this thread counts. Other threads
     # compute as long as this one. But a client waits for all images of a batch.
     clock = time.thread_time if model.device == "cpu" else time.perf_counter
     measured: dict[int, tuple[float, float]] = {}
@@ -391,7 +396,7 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
         work = partial(model.generate, pixels)
         if model.can_decode:
             work = partial(generate, model.engine, model.tokenizer, pixels, options)
-        work()  # prepares the engine for this size
+        work()  # prepares the engine for this batch size
         own, passed = _seconds(work, clock)
         measured[size] = own / size, passed / size
         is_late = clock() - began > _MAX_MEASURING_SECONDS or time.perf_counter() - started > _MAX_STARTING_SECONDS
@@ -402,7 +407,7 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
 
 
 def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[float, float]:
-    """Return the minimum time of work, by `clock` and by the wall clock."""
+    """Return the minimum duration of some work, by `clock` and by the wall clock."""
     times: list[tuple[float, float]] = []
     while len(times) < _REPEATS and sum(own for own, _ in times) < _SECONDS_OF_REPEATS:
         began, started = clock(), time.perf_counter()
@@ -412,7 +417,7 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[fl
     return min(own), min(passed)
 
 
-# --- For requests
+# --- Functions for requests
 
 
 async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
@@ -426,10 +431,10 @@ async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
 
 
 async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIterator[str | Description]:
-    """Yield the pieces of a caption as they are generated, and finally the result.
+    """Yield the pieces of a caption as they are generated, followed by the result.
 
     Args:
-        start: Function that starts the job with `on_text`.
+        start: Function that takes `on_text` and starts the job.
     """
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
@@ -444,7 +449,10 @@ async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIt
 
 
 async def begun(items: AsyncIterator[Item]) -> AsyncIterator[Item]:
-    """Wait for the first item, so that an error before it can still set a status code, and yield the items."""
+    """Wait for the first item, then yield all items.
+
+    An error before the first item can thus still set a status code.
+    """
     first = await anext(items)
 
     async def again() -> AsyncIterator[Item]:

@@ -1,4 +1,4 @@
-"""Error responses in JSON: a status, and a sentence for users."""
+"""Error responses in JSON, with a status and a sentence for users."""
 
 import json
 import logging
@@ -21,20 +21,20 @@ _KINDS = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-"""Error types of the OpenAI API by status. Other statuses below 500 are invalid requests."""
+"""Error types of the OpenAI API, by status. Other statuses below 500 are invalid requests."""
 
 
 MAX_BYTES = 2048
-"""Maximum size in bytes of an error's JSON. A message may quote the request, which may have megabytes."""
+"""Maximum size, in bytes, of the JSON of an error. A message may quote the request, which may have megabytes."""
 
 
 class RequestError(Exception):
-    """An error response to a request.
+    """Error response to a request.
 
     Args:
         status: HTTP status.
-        message: A sentence for users. Long messages are truncated.
-        param: The invalid key of the request. Long keys are truncated.
+        message: Sentence for users. Long messages are truncated.
+        param: Invalid key of the request. Long keys are truncated.
         retry_after: Seconds after which another attempt may succeed.
     """
 
@@ -47,20 +47,20 @@ class RequestError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, and how to authenticate."""
+        """Headers `Retry-After`, and how to authenticate."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else {})
 
     @property
     def content(self) -> dict[str, object]:
-        """JSON of the response, in the format of the OpenAI API."""
+        """Content of the response, in the JSON format of the OpenAI API."""
         other = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
         kind = _KINDS.get(self.status, other)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": None}}
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """Return the prefix of a text that needs at most this many bytes in JSON."""
+    """Return the longest prefix of a text that needs at most this many bytes in JSON."""
     cut = text[:max_bytes]
     while len(json_bytes(cut)) > max_bytes:
         cut = cut[: len(cut) * 3 // 4]
@@ -84,16 +84,16 @@ def to_request_error(error: Exception) -> RequestError:
 
 
 def json_bytes(content: object) -> bytes:
-    """Return JSON as UTF-8. Lone surrogates, as from file names that are not UTF-8, become `?`."""
+    """Convert content to JSON in UTF-8. Lone surrogates, as in file names that are not UTF-8, become `?`."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def json_list(rows: Iterable[object]) -> bytes:
-    """Return JSON of a list as UTF-8. It is encoded row by row, so that other threads can run in between."""
+    """Convert a list to JSON in UTF-8. It is encoded row by row, so that other threads can run in between."""
     return b"[" + b",".join(map(json_bytes, rows)) + b"]"
 
 
 def server_sent(content: object, event: str | None = None) -> bytes:
-    """Return one server-sent event with JSON or an unchanged text as its data."""
+    """Return one server-sent event whose data are JSON or an unchanged text."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + (content.encode() if isinstance(content, str) else json_bytes(content)) + b"\n\n"

@@ -9,16 +9,16 @@ from grr_coca_serve.refusal import RequestError, json_bytes
 
 
 def json_response(content: object) -> Response:
-    """Return a response with JSON."""
+    """Create a JSON response."""
     return Response(json_bytes(content), media_type="application/json")
 
 
 def refused(refusal: RequestError) -> Response:
-    """Return the response for an error."""
+    """Create the response for an error."""
     return Response(json_bytes(refusal.content), refusal.status, refusal.headers, "application/json")
 
 
 def event_stream(events: AsyncIterator[bytes]) -> Response:
-    """Return a response of server-sent events, which proxies do not buffer."""
+    """Create a response of server-sent events, which proxies do not buffer."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)

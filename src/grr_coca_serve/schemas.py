@@ -1,6 +1,7 @@
-"""Schemas of requests and answers of several endpoints, and the OpenAPI document.
+"""Schemas of requests and answers that several endpoints share, and the OpenAPI document.
 
-It has examples, which the tests send. Answers are plain dictionaries, which tests validate against their models.
+The document has examples, which the tests send. Answers are plain dictionaries, which tests validate against their
+models.
 """
 
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ HEART = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////cHigwpYgPAAAAWklEQVR42m3OsQ0CMQDF0HdfSNBx"
     "G8AmsBmMllEyQsoUUUJxDUK4sFyaP2zt+nYej5pLnrvbWj2QO6ejflQZRzV6Oi2DmklhLbymMEUZonbRmuiEKkbB9r3yAVw8Hia91JwGAAAAAElFTkSuQmCC"
 )
-"""An image of a red heart, for examples."""
+"""Image of a red heart, for examples."""
 MAX_TEXTS = 2048
 SOME = Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)
-"""Maximum length of a list of texts or images. Like all lists here, it is rejected at its first invalid element:
-Pydantic would otherwise report each of them."""
+"""Maximum length of a list of texts or images. Like all lists here, such a list is rejected at its first invalid
+element, because Pydantic would otherwise report each invalid element."""
 MAX_LIMIT = 200
 """Maximum number of hits or images per request."""
 
@@ -29,21 +30,21 @@ _MAX_LENGTH = 10_000
 
 def _require_short(text: str) -> str:
     if len(text) > _MAX_LENGTH and not is_picture(text):
-        raise ValueError(f"a text of {len(text):,} characters (limit {_MAX_LENGTH:,})")
+        raise ValueError(f"a text is too long: {len(text):,} characters (limit {_MAX_LENGTH:,})")
     return text
 
 
 Text = Annotated[str, Field(max_length=_MAX_LENGTH)]
 Words = Annotated[str, Field(min_length=1, max_length=_MAX_LENGTH)]
 WordsOrPicture = Annotated[str, Field(min_length=1), AfterValidator(_require_short)]
-"""A text, or an image as a data URI, which is limited only by the size of the request."""
+"""Text, or an image as a data URI, which is limited only by the size of the request."""
 Where = Annotated[Text | None, Field(description="a filter, such as `folder = 'logos' and width > 64`")]
-Offset = Annotated[int, Field(ge=0, le=MAX_RANKED, description="hits to skip")]
-Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="hits to return")]
+Offset = Annotated[int, Field(ge=0, le=MAX_RANKED, description="number of hits to skip")]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="number of hits to return")]
 
 
 class Strict(BaseModel):
-    """A model that rejects unknown keys."""
+    """Model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,7 +53,7 @@ class Strict(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """`message`: A sentence for users. `param`: The invalid key."""
+    """Details of an error. `message` is a sentence for users, and `param` the invalid key."""
 
     message: str
     type: str
@@ -61,14 +62,17 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """An error in place of an answer."""
+    """Error in place of an answer."""
 
     error: ErrorDetail
 
 
 class IndexedPicture(BaseModel):
-    """An image of the index. `id`: Valid while the index has the image. `date`: In UTC. `size`: In bytes.
-    `is_vector`: Whether it is an SVG file, available at `/vector/ID`. `svg`: Its source, if requested and small."""
+    """Image of the index.
+
+    `id` is valid while the index has the image. `date` is in UTC, and `size` in bytes. `is_vector` states whether the
+    image is an SVG file, which is available at `/vector/ID`. `svg` is its source, if requested and small.
+    """
 
     id: str
     name: str
@@ -85,7 +89,7 @@ class IndexedPicture(BaseModel):
 
 
 class Facet(BaseModel):
-    """A field to filter by: a text with its most frequent values, or a number or date with its bounds."""
+    """Field to filter images by: a text with its most frequent values, or a number or date with its bounds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -117,7 +121,7 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def answers(model: Any, *statuses: int, streams: bool = False, success: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Return the responses of an endpoint: the model of its answer, and its errors."""
+    """Return the responses of an endpoint for OpenAPI: the model of its answer, and its errors."""
     refused: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in (*_ALWAYS, *statuses)
     }
@@ -126,11 +130,11 @@ def answers(model: Any, *statuses: int, streams: bool = False, success: int = 20
 
 
 def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> dict[str, Any]:
-    """Return the part of an OpenAPI operation that describes an image with options, see `picture_and_options`.
+    """Return the part of an OpenAPI operation that describes an image with options; see `picture_and_options`.
 
     Args:
-        model: The options.
-        example: Options next to the image of a heart.
+        model: Model of the options.
+        example: Example of options, next to the image of a heart.
     """
     schema = model.model_json_schema()
     options, required = schema["properties"], schema.get("required", [])

@@ -1,7 +1,6 @@
-"""The index of the server: searched page by page, browsed, and reopened if it was replaced.
+"""Index of the server, which is searched page by page, browsed, and reopened if it is replaced.
 
-All methods run in threads. A growing index immediately shows its new images, because every read sees the
-newest state.
+All methods run in threads. A growing index shows its new images immediately, because every read sees the newest state.
 """
 
 import math
@@ -37,30 +36,32 @@ if TYPE_CHECKING:
 MAX_RANKED = 1000
 """Maximum number of hits of a query, which the page requests in parts."""
 _FIRST_RANKED = 100
-"""Number of ranked hits for the first page, since a user who is typing requests no more."""
+"""Number of hits that are ranked for the first page, because a user who is typing requests no more."""
 _MAX_ORDER_BYTES = 2**27
-"""Maximum size in bytes of cached lists of filtered images, 8 bytes each: the order of 16 million images."""
+"""Maximum size, in bytes, of the cached lists of filtered images. At 8 bytes per image, this is the order of 16 million
+images.
+"""
 _MAX_OF_GROUP = 60
-"""Maximum number of listed images per group of duplicates, since a million images may be blank."""
+"""Maximum number of images that are listed for a group of duplicates, because a million images may be blank."""
 _SECONDS_OF_FACETS = 10.0
-"""Minimum seconds between counts of facets while an index grows."""
+"""Minimum number of seconds between two counts of facets while an index grows."""
 
 
 NO_DRAWINGS: Mapping[str, str] = {}
 
 
 def picture_id(name: str) -> str:
-    """Return the id of an image: valid as long as the index has it."""
+    """Return the id of an image, which is valid as long as the index has the image."""
     return f"{name_id(name):016x}"
 
 
 def draw_of(identity: str) -> int:
-    """Return the `Entry.draw` of an id.
+    """Convert an id to an `Entry.draw`.
 
     Raises:
-        RequestError: If it is not an id.
+        RequestError: If the text is not an id.
     """
-    if not re.fullmatch("[0-7][0-9a-f]{15}", identity):  # of 63 bits, see `name_id`
+    if not re.fullmatch("[0-7][0-9a-f]{15}", identity):  # 63 bits, see `name_id`
         raise _unknown()
     return int(identity, 16)
 
@@ -70,7 +71,7 @@ def _unknown() -> RequestError:
 
 
 def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
-    """Return an image of the index, for JSON. `there`, `drawings`: See the methods of `PictureFiles`."""
+    """Convert an image of the index to JSON. `there` and `drawings` are results of the methods of `PictureFiles`."""
     svg = drawings.get(entry.name)
     return {
         "id": picture_id(entry.name),
@@ -89,14 +90,14 @@ def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str]
 
 
 class ServedIndex:
-    """A served index.
+    """Index that a server serves.
 
     Args:
         location: Index folder, or `http://HOST:PORT/NAME` of a Milvus server.
-        model: Model of the server; an index of another model is rejected.
+        model: Model of the server. An index of another model is rejected.
         queue: Queue of the model.
         files: Image files of the index.
-        curve: Relevance curve; None if there is none.
+        curve: Relevance curve, or None if the model has none.
     """
 
     def __init__(
@@ -141,14 +142,14 @@ class ServedIndex:
             yield store
 
     def revision(self, store: Store) -> str:
-        """Return a text that changes with the index. `store`: Store from `use`."""
+        """Return a text that changes with the index. `store` is the store that `use` returned."""
         return self._open.revision(store)
 
     def opened_for_tools(self) -> Index:
-        """Open the index again, with the server's model behind its queue.
+        """Open the index again, with the server's model behind the queue.
 
         Raises:
-            UserError: If it does not exist, or belongs to another model.
+            UserError: If the index does not exist, or belongs to another model.
             RequestError: If the model is still being loaded.
         """
         self._queue.ready()
@@ -171,16 +172,16 @@ class ServedIndex:
     def search(
         self, query: Query, *, where: str | None, offset: int, limit: int, expires: float, svg: bool = False
     ) -> dict[str, Any]:
-        """Return some hits of a query, best first. `svg`: Include the sources of small SVG files.
+        """Return some hits of a query, best first. `svg` includes the sources of small SVG files.
 
         Raises:
             UserError: If the filter or the query is invalid.
-            RequestError: If the time is over.
+            RequestError: If the time has run out.
         """
         model = _QueryModel(self._queue, self._curve, self._model.thesaurus, self._captions, expires)
         with self._open.use() as store:
             revision = self._open.revision(store)
-            # Images of the query are excluded from the key: they are arrays, and are requested once.
+            # Images of the query are not part of the key, because they are arrays, and are requested only once.
             count = _FIRST_RANKED if offset + limit < _FIRST_RANKED else MAX_RANKED
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
@@ -217,8 +218,9 @@ class ServedIndex:
     # --- Browsing
 
     def pictures(self, where: str | None, offset: int, limit: int, svg: bool = False) -> dict[str, Any]:
-        """Return some images of the index, newest first. `svg`: Include the sources of small SVG files. Must be called
-        from only one thread.
+        """Return some images of the index, newest first. `svg` includes the sources of small SVG files.
+
+        Only one thread may call this.
 
         Raises:
             UserError: If the filter is invalid.
@@ -238,7 +240,7 @@ class ServedIndex:
         """Return an image by its id.
 
         Raises:
-            RequestError: If the index does not have it.
+            RequestError: If the index does not have the image.
         """
         draw = draw_of(identity)
         with self._open.use() as store, store.snapshot():
@@ -251,13 +253,13 @@ class ServedIndex:
         """Return an image by its id, for JSON.
 
         Raises:
-            RequestError: If the index does not have it.
+            RequestError: If the index does not have the image.
         """
         entry = self.entry(identity)
         return picture(entry, self.files.files_exist([entry]))
 
     def facets(self) -> list[Facet]:
-        """Return the fields by which images can be filtered, with their values. Must be called from only one thread."""
+        """Return the fields by which images can be filtered, with their values. Only one thread may call this."""
         with self._open.use() as current:
             revision = self._open.revision(current)
             known, counted, found = self._facets
@@ -268,13 +270,13 @@ class ServedIndex:
             return found
 
     def counts(self, where: str, fields: Sequence[str]) -> list[Facet]:
-        """Return the values of text fields with the numbers of images that match a filter.
+        """Return the values of text fields, each with the number of images that match a filter.
 
-        Must be called from only one thread.
+        Only one thread may call this.
 
         Args:
             where: The filter.
-            fields: Fields to count; empty: all by which images can be filtered.
+            fields: Fields to count. If empty, all fields by which images can be filtered.
 
         Raises:
             UserError: If the filter is invalid, or images cannot be filtered by a field.
@@ -289,8 +291,9 @@ class ServedIndex:
             return self._counted.made(key, lambda: counts(store, fields or known, tree))
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
-        """Return some groups of duplicate images, largest first: their sizes, and the first images
-        of each. Must be called from only one thread.
+        """Return some groups of duplicate images, the largest first, as their sizes and the first images of each.
+
+        Only one thread may call this.
         """
         with self._open.use() as store:
             every = self._groups.made(
@@ -313,14 +316,14 @@ class ServedIndex:
 def _hit(
     hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool], drawings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return a hit and its near-duplicates, for JSON."""
+    """Convert a hit and its near-duplicates to JSON."""
     relevance = hit.relevance if can_tell else None
     shown = [picture(copy, there) for copy in copies]
     return {**picture(hit.entry, there, drawings), "score": hit.score, "relevance": relevance, "copies": shown}
 
 
 class _OpenStore:
-    """A store that is opened at first use, and reopened when its index was replaced."""
+    """Store that is opened when it is first used, and reopened when its index has been replaced."""
 
     def __init__(self, location: str, fingerprint: str) -> None:
         self._location = location
@@ -330,7 +333,7 @@ class _OpenStore:
         self._num_opened = 0
 
     def revision(self, store: Store) -> str:
-        """Return a text that changes with the index and when it is replaced."""
+        """Return a text that changes with the index, and when the index is replaced."""
         return f"{self._num_opened}.{store.revision()}"
 
     @contextmanager
@@ -338,7 +341,7 @@ class _OpenStore:
         """Open the store.
 
         Raises:
-            RequestError: If the index was deleted or cannot be read. Errors of the query itself stay `UserError`.
+            RequestError: If the index was deleted or cannot be read. Errors in the query itself stay a `UserError`.
         """
         try:
             yield self._current()
@@ -347,7 +350,7 @@ class _OpenStore:
         except UserError as error:
             if error.__cause__ is None and not isinstance(error, CorruptDataError):
                 raise
-            self.close()  # it is reopened, since it may have been repaired
+            self.close()  # the index is reopened, because it may have been repaired
             raise RequestError(503, f"the index cannot be read: {error}", retry_after=5) from error
 
     def _current(self) -> Store:
@@ -364,7 +367,7 @@ class _OpenStore:
             return self._store
 
     def _opened(self) -> Store:
-        """Return a new store of the index.
+        """Open a new store of the index.
 
         Raises:
             UserError: If the index does not exist, or belongs to another model.
@@ -372,7 +375,10 @@ class _OpenStore:
         store = open_store(self._location)
         if store.header.fingerprint != self._fingerprint:
             store.close()
-            raise UserError(f"{self._location}: belongs to the model '{store.header.model}', not to the server's model")
+            raise UserError(
+                f"{self._location}: this index belongs to the model '{store.header.model}', not to the "
+                "server's model; serve it with its own model"
+            )
         return store
 
     def close(self) -> None:
@@ -384,7 +390,7 @@ class _OpenStore:
 
 
 class _QueryModel:
-    """The model of a search, behind the queue. Embeddings of captions are cached, as hits recur."""
+    """Model for searches, behind the queue. Embeddings of captions are cached, because hits recur."""
 
     def __init__(
         self,
@@ -401,12 +407,12 @@ class _QueryModel:
         self._expires = expires
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return embeddings of texts, M E."""
+        """Embed texts, M E."""
         cleaned = [clean_query(text, "a text of the query") for text in texts]
         return np.stack(self._results(self._model.embed_texts(cleaned, self._expires)))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Return embeddings of captions, M E. An empty caption yields zeros."""
+        """Embed captions, M E. An empty caption yields zeros."""
         found = {caption: self._captions.get(caption) for caption in captions}
         missing = [caption for caption, vector in found.items() if vector is None and caption.strip()]
         if missing:
@@ -418,25 +424,25 @@ class _QueryModel:
         return np.array(vectors, np.float32).reshape(len(captions), len(nothing))
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Return embeddings of captions, M E."""
+        """Embed the captions of a sample, M E."""
         return self.embed_captions(captions)
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption of each image, given as pixels, and the query for similar images."""
+        """Return the caption of each image, which is given as pixels, and a query for similar images."""
         described = self._results([self._model.caption(image, self._expires) for image in images])
         queries = self.picture_queries(np.stack([one.embedding for one in described]))
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Return queries for images similar to some images, given as pixels, M E."""
+        """Return queries for images that are similar to some images, which are given as pixels, M E."""
         return self.picture_queries(np.stack(self._results(self._model.embed_images(images, self._expires))))
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images similar to index images, from their embeddings, M E."""
+        """Return queries for images that are similar to images of the index, from their embeddings, M E."""
         return self._model.ready().picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts without any word known to an adapted model."""
+        """Return the texts that have no word that an adapted model knows."""
         return self._model.ready().unknown_texts(texts)
 
     def _results(self, futures: "Sequence[Future[Any]]") -> list[Any]:

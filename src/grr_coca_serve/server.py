@@ -1,4 +1,4 @@
-"""The server process: port, start and shutdown."""
+"""Server process: port, start and shutdown."""
 
 import asyncio
 import contextlib
@@ -50,14 +50,14 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 _SECONDS_TO_STOP = 60.0
-"""Seconds that shutdown waits for accepted requests."""
+"""Number of seconds that shutdown waits for accepted requests."""
 _SECONDS_TO_WAIT = 15.0
-"""Maximum seconds for the headers of a request, or for the rest of a rejected body."""
+"""Maximum number of seconds for receiving the headers of a request, or the rest of a rejected body."""
 _MAX_CONNECTIONS = 4096
 MAX_UNREAD_BYTES = 256 * 2**20
-"""Maximum total size of answers that clients have not yet read."""
+"""Maximum total size of the answers that clients have not read yet."""
 _SHARE_OF_FILES = 0.6
-"""Fraction of the open-file limit available to connections. The system counts both together."""
+"""Fraction of the open-file limit for connections. The system counts files and connections together."""
 _INDEX_THREADS = 4
 
 
@@ -67,11 +67,11 @@ class ServeOptions:
 
     Attributes:
         index: Location of an index, or None.
-        pictures: Folders whose images are shown; empty: all images, or none if the index was imported.
-        model: Name or folder of the model, None: the index's model or the default.
+        pictures: Folders whose images are shown. If empty, all images are shown, or none if the index was imported.
+        model: Name or folder of the model. None means the model of the index, or else the default model.
         capacity: Maximum number of waiting requests.
         opens: Whether to open the page in a browser.
-        plugins: See `make_app`.
+        plugins: Plug-ins; see `make_app`.
     """
 
     index: str | None
@@ -87,7 +87,7 @@ class ServeOptions:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket whose connections send data immediately.
+    """Open a listening socket whose connections send data immediately.
 
     Raises:
         UserError: If the port is in use, or the host is not an address of this machine.
@@ -99,14 +99,17 @@ def listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         hint = "; another server may use it: pass another --port" if "use" in str(reason) else ""
         raise UserError(f"{host}:{port}: cannot listen ({reason}){hint}") from error
-    # An answer is written in two parts, and the system would delay the second until the client has confirmed the first:
-    # 40 ms on a persistent connection. Connections inherit this setting.
+    # An answer is written in two parts, and the system would delay the second part until the client has confirmed the
+    # first one: 40 ms on a persistent connection. Connections inherit this setting.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def _max_connections() -> int:
-    """Return the maximum number of connections by the open-file limit, which is raised as far as allowed."""
+    """Return the maximum number of connections that the open-file limit allows.
+
+    The limit is first raised as far as possible.
+    """
     if resource is None:
         return _MAX_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -120,7 +123,7 @@ def _max_connections() -> int:
 
 
 def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
-    """Return the model to serve, not yet loaded, and whether its index was imported.
+    """Return the model to serve, without loading it, and whether its index was imported.
 
     Raises:
         UserError: If the model or index does not exist, or the index belongs to another model.
@@ -132,7 +135,7 @@ def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
 
 
 def _shown(folders: Sequence[Path], was_imported: bool) -> str:
-    """Return a note on the shown images, or an empty text if all are shown."""
+    """Return a note about which images are shown, or an empty text if all are shown."""
     if folders:
         return f"only images in {', '.join(map(str, folders))} are shown"
     if was_imported:
@@ -144,7 +147,7 @@ def _shown(folders: Sequence[Path], was_imported: bool) -> str:
 
 
 class RunningServer:
-    """A running server, from opening the port to its shutdown.
+    """Running server, from the opening of its port to its shutdown.
 
     Raises:
         UserError: If the port is in use, the model or index does not exist, or the index belongs to another model.
@@ -223,7 +226,7 @@ class RunningServer:
         return f"http://{shown}:{port}/"
 
     def stop(self) -> None:
-        """Start the shutdown, as on a signal. A second call stops immediately."""
+        """Start the shutdown, as a signal does. A second call stops the server immediately."""
         self._server.handle_exit(signal.SIGTERM, None)
 
     def run(self) -> None:
@@ -269,14 +272,14 @@ class RunningServer:
 
 
 def _loaded(folder: Path, engine: str) -> ImageTextModel:
-    """Return the loaded model, with a started decoder for the first image."""
+    """Load the model, and start a decoder for the first image."""
     model = grr_coca.load(folder, engine=engine)
     helpers.wait(DECODING)
     return model
 
 
 class _Server(uvicorn.Server):
-    """A server that answers accepted requests before it stops; new requests get 503 in the meantime."""
+    """Server that answers accepted requests before it stops. New requests get status 503 in the meantime."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
@@ -285,7 +288,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Also stop at SIGHUP, which a closed terminal sends. If `nohup` ignores it, it stays ignored."""
+        """Also stop at SIGHUP, which a closed terminal sends. If `nohup` ignores this signal, it stays ignored."""
         hangup = getattr(signal, "SIGHUP", None)
         is_main = threading.current_thread() is threading.main_thread()
         is_ours = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
@@ -299,15 +302,15 @@ class _Server(uvicorn.Server):
                 signal.signal(hangup, signal.SIG_DFL)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to serve."""
+        """Start serving requests."""
         asyncio.get_running_loop().set_exception_handler(self._report)
         await super().startup(sockets)
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error of the event loop.
 
-        If the system refuses connections, the loop reports up to 2,048 errors a second: one line per minute is logged.
-        The loop also retries after the listening socket was closed, which is not an error.
+        If the system refuses connections, the loop reports up to 2,048 errors per second, of which one line per minute
+        is logged. The loop also tries again after the listening socket has been closed, which is not an error.
         """
         error = context.get("exception")
         if self.should_exit and "_start_serving" in context["message"]:
@@ -319,7 +322,7 @@ class _Server(uvicorn.Server):
             log.warning("no connection can be accepted: %s; raise the limit (ulimit -n)", error.strerror)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Start the shutdown; a second signal stops immediately."""
+        """Start the shutdown. A second signal stops the server immediately."""
         if self._guard.is_draining:
             self.should_exit = self.force_exit = True
         self._guard.is_draining = True
@@ -333,13 +336,13 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop."""
+        """Stop the server."""
         cutting = asyncio.create_task(self._cut_connections())
         await super().shutdown(sockets)
         cutting.cancel()
 
     async def _cut_connections(self) -> None:
-        """Close all connections after a second signal. From Python 3.12 on, shutdown waits for them."""
+        """Close all connections after a second signal. From Python 3.12 on, shutdown would wait for them."""
         while not self.force_exit:
             await asyncio.sleep(0.1)
         for connection in list(self.server_state.connections):
@@ -347,10 +350,10 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP protocol of uvicorn with time limits for headers and unread bodies, and JSON errors.
+    """HTTP protocol of uvicorn, with time limits for headers and unread bodies, and with errors in JSON.
 
-    If there are too many connections, the one that has been idle for the longest time is closed. Thus
-    idle connections cannot lock out other clients. Unread responses are limited in the same way, by their size.
+    If there are too many connections, the one that has been idle for the longest time is closed, so that idle
+    connections cannot lock out other clients. Unread responses are limited in the same way, by their size.
     """
 
     max_connections = _MAX_CONNECTIONS
@@ -368,7 +371,7 @@ class _Protocol(H11Protocol):
             self._close_another()
 
     def _close_another(self) -> None:
-        """Close the connection that has been idle for the longest time among those with an incomplete request."""
+        """Close the connection with an incomplete request that has been idle for the longest time."""
         idle = [
             one
             for one in self.connections
@@ -391,19 +394,19 @@ class _Protocol(H11Protocol):
             self._wait_for(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Handle the end of the connection."""
+        """Handle the end of a connection."""
         self._wait_for(None)
         self._stop_sending_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Start a time limit, since the client does not read its answer. `close` would wait for it."""
+        """Start a time limit, because the client does not read its answer. `close` would wait for the client."""
         super().pause_writing()
         self._sending = self.loop.call_later(SECONDS_TO_SEND, self.transport.abort)
         self._make_room()
 
     def _make_room(self) -> None:
-        """Close the connections with the oldest unread answers if these are too large in total."""
+        """Close the connections with the oldest unread answers, if these are too large in total."""
         unread = [one for one in self.connections if isinstance(one, _Protocol) and one._sending is not None]
         unread.sort(key=lambda one: one._sending.when() if one._sending is not None else 0.0)
         excess = sum(one.transport.get_write_buffer_size() for one in unread) - MAX_UNREAD_BYTES
@@ -413,7 +416,7 @@ class _Protocol(H11Protocol):
                 one.transport.abort()
 
     def resume_writing(self) -> None:
-        """Stop the time limit, since the client reads."""
+        """Stop the time limit, because the client is reading."""
         super().resume_writing()
         self._stop_sending_timer()
 
@@ -429,8 +432,8 @@ class _Protocol(H11Protocol):
             self._wait_for("end of a refused body")
 
     def send_400_response(self, msg: str) -> None:
-        """Reject invalid HTTP, such as too large headers."""
-        refusal = RequestError(400, f"not a valid HTTP request, or its headers are too large ({msg})")
+        """Reject invalid HTTP, such as headers that are too large."""
+        refusal = RequestError(400, f"invalid HTTP request, or headers that are too large ({msg})")
         response = refused(refusal)
         headers = [*response.raw_headers, (b"connection", b"close")]
         with contextlib.suppress(h11.LocalProtocolError):
@@ -440,7 +443,7 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
     def _wait_for(self, what: Literal["headers", "end of a refused body"] | None) -> None:
-        """Close the connection if expected data do not arrive in time."""
+        """Close the connection if the expected data do not arrive in time."""
         if self._timer is not None:
             self._timer.cancel()
         self._waits_for = what

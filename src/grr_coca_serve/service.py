@@ -1,4 +1,4 @@
-"""Shared state of all endpoints: the model with its queue, the index, and the image decoder."""
+"""State that all endpoints share: the model with its queue, the index, and the image decoder."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
@@ -28,16 +28,23 @@ from grr_coca_serve.served_index import ServedIndex
 Result = TypeVar("Result")
 
 _MAX_CLASSIFIERS = 2**24
-"""Maximum total size of the cached classifiers, in characters and bytes."""
+"""Maximum total size of cached classifiers, in characters and bytes."""
 _MAX_PIXELS_HELD = 64
-"""Maximum number of images of a request whose pixels are in memory."""
+"""Maximum number of images in a request whose pixels are in memory at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """State of a server. `model_name`: Name that clients use for the model. `index`: None if it has none. `title`:
-    Name of the index. `threads`: For searches and short reads of it. `browsing`, `counting`, `grouping`: For its lists,
-    facets and duplicates, which read an entire index and may take minutes."""
+    """State of a server.
+
+    Attributes:
+        model_name: Name that clients use for the model.
+        index: Served index, or None.
+        title: Name of the index.
+        threads: Threads for searches and short reads of the index.
+        browsing, counting, grouping: Threads for lists, facets and duplicates, which read an entire index and may take
+            minutes.
+    """
 
     model_name: str
     queue: ModelQueue
@@ -69,32 +76,32 @@ class Service:
         return await self.threads.do(partial(work, *arguments, **named))
 
     async def square(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
-        """Return the pixels of an image as input of the model.
+        """Decode an image to the pixels that the model takes.
 
         Raises:
-            RequestError: If it is not an image, or is too large.
+            RequestError: If the data are not an image, or the image is too large.
         """
         return await self.reader.square(data, self.queue.ready().preprocess)
 
     def num_tokens(self, text: str) -> int:
-        """Return the number of tokens of a text."""
+        """Return the number of tokens in a text."""
         return len(self.queue.ready().tokenizer.encode(text)) if text else 0
 
     def room_after(self, prompt: str) -> int:
-        """Return the maximum number of tokens after a prompt: the context also contains [BOS], [EOS] and [CLS]."""
+        """Return the maximum number of tokens after a prompt. The context also contains [BOS], [EOS] and [CLS]."""
         return max(1, self.queue.ready().engine.context_length - self.num_tokens(prompt) - 3)
 
     async def classifier(self, labels: list[str], templates: list[str], expires: float) -> ZeroShotClassifier:
-        """Return the zero-shot classifier of some labels. The newest are cached, as the same labels are requested
-        again.
+        """Return the zero-shot classifier for some labels. Recent ones are cached, because the same labels often
+        recur.
 
         Raises:
-            UserError: If labels are repeated, or a template has no `{}`.
+            UserError: If there are duplicate labels, or a template has no `{}`.
         """
         key = (tuple(labels), tuple(templates))
         known = self.classifiers.get(key)
         if known is None:
-            # Through the queue, text by text: thousands of labels share the model with other requests.
+            # Through the queue, text by text, because thousands of labels share the model with other requests.
             texts = fill_templates(check_class_names(labels, "labels"), templates)
             embedded = np.stack(await results_of(self.queue.embed_texts(texts, expires)))
             known = make_classifier(lambda _: embedded, labels, templates)
@@ -102,7 +109,7 @@ class Service:
         return known
 
     async def embedded(self, inputs: "list[str | bytes]", expires: float) -> Float[np.ndarray, "N E"]:
-        """Return embeddings of texts and images (given as bytes), in order.
+        """Embed texts and images (given as bytes), in order.
 
         Raises:
             RequestError: If an image cannot be read.
@@ -129,14 +136,14 @@ async def _service_of(request: Request) -> Service:
 
 
 ThisService = Annotated[Service, Depends(_service_of)]
-"""The server of a request."""
+"""State of the server that handles a request."""
 
 
 class QueueSlot:
-    """Slot of a request in the model's queue, from `take` until the response is complete.
+    """Slot of a request in the model's queue, from the call of `take` until the response is complete.
 
-    A request takes it after validation. While the queue is full, the guard rejects such requests before it
-    reads their bodies.
+    A request takes the slot after validation. While the queue is full, the guard rejects such requests before it reads
+    their bodies.
     """
 
     def __init__(self, queue: ModelQueue, held: ExitStack) -> None:
@@ -152,7 +159,7 @@ class QueueSlot:
 
 
 class QueuedRoute(APIRoute):
-    """A route of an endpoint that takes a `Place`: `APIRouter(route_class=QueuedRoute)`.
+    """Route of an endpoint that takes a `Place`: `APIRouter(route_class=QueuedRoute)`.
 
     While the model's queue is full, the guard rejects its requests before it reads their bodies.
     """
@@ -170,5 +177,5 @@ Place = Annotated[QueueSlot, Depends(_place_of)]
 
 
 def deadline_of(request: Request) -> float:
-    """Return the deadline for the start of the response to a request, by the monotonic clock."""
+    """Return the deadline for starting the response to a request, by the monotonic clock."""
     return request.scope["state"][DEADLINE]

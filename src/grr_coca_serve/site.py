@@ -9,8 +9,8 @@
 | `library/` | the index: rows in JSON, embeddings in 8 bits |
 | `thumbnails/` | its images, scaled down |
 
-Large files are compressed (`.gz`), and unpacked by the page, so that hosts need no support. Embeddings are quantized by
-row: 8-bit integers, and one scale that makes each row a unit vector again.
+Large files are compressed (`.gz`), and the page unpacks them, so hosts need not support compression. Embeddings are
+quantized by row, as 8-bit integers and a scale that makes the row a unit vector again.
 
 Shapes: N images, E embedding width.
 """
@@ -94,7 +94,7 @@ RANKING: dict[str, float] = {
 """Parameters of ranking and relevance for `library.js`."""
 
 OnProgress = Callable[[int, int], object]
-"""Called with the numbers of finished and of all images."""
+"""Callback that gets the number of finished images and of all images."""
 
 
 # --- ONNX Runtime Web
@@ -102,7 +102,7 @@ OnProgress = Callable[[int, int], object]
 
 RUNTIME = NpmPackage("onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71")
 _RUNTIME_FILES = {
-    "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js, but not all know .mjs
+    "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js files, but not all of them know .mjs
     "ort-wasm-simd-threaded.wasm": "ort.wasm",
 }
 
@@ -111,10 +111,11 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     """Return the files of ONNX Runtime Web that a site needs, by their names on the site.
 
     Args:
-        given: Archive of the npm package; None: the archive in the user's cache, which npm downloads at first use.
+        given: Archive of the npm package. By default, the archive in the user's cache, which npm downloads when it is
+            first used.
 
     Raises:
-        UserError: If the archive is unavailable or not the pinned one; the message describes how to get it.
+        UserError: If the archive is unavailable, or is not the pinned one. The message describes how to get it.
     """
     path = given or user_cache() / "packages" / RUNTIME.archive
     if given is None and not path.exists():
@@ -122,7 +123,7 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     content = read_file_bytes(path)
     if hashlib.sha256(content).hexdigest() != RUNTIME.sha256:
         again = "delete it to download it again" if given is None else _by_hand()
-        raise UserError(f"{path}: not {RUNTIME.archive}, or corrupt: its SHA-256 is not {RUNTIME.sha256}; {again}")
+        raise UserError(f"{path}: not {RUNTIME.archive}, or corrupt: the SHA-256 must be {RUNTIME.sha256}; {again}")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         members = {ours: archive.extractfile(f"package/dist/{theirs}") for theirs, ours in _RUNTIME_FILES.items()}
         files = {name: member.read() for name, member in members.items() if member is not None}
@@ -142,18 +143,16 @@ def _by_hand() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """The searchable content of a site.
+    """Searchable content of a site.
 
     Attributes:
         entries, vectors: Images in display order, with their embeddings, N E.
         groups: Positions of near-duplicates.
-        others: Positions of the equivalents of each image in other icon sets, with their probabilities; None if
-            unknown.
-        drawings: SVG of each image that the page shows and copies, as (box, body); None: the page shows
+        others: Positions of each image's equivalents in other icon sets, with their probabilities. None if unknown.
+        drawings: SVG of each image, as (box, body), which the page shows and copies. If None, the page shows
             thumbnails. The drawings of neighbours in `drawn_order` are loaded together.
-        words: Search words of each image besides its caption; None: its file name and keywords.
-        curve: Relevance curve; None if the model has no relevance parameters, or captions are not the
-            model's.
+        words: Search words of each image besides its caption. By default, its file name and keywords.
+        curve: Relevance curve. None if the model has no relevance parameters, or the captions are not from the model.
     """
 
     entries: Sequence[Entry]
@@ -168,20 +167,22 @@ class Library:
 
 
 def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
-    """Read an index, newest images first, without the locations of photographs, as a site may be public.
+    """Read an index, newest images first, but without the locations of photographs, because a site may be public.
 
     Args:
         store: The index.
-        curve: See `Library`.
+        curve: Relevance curve; see `Library`.
 
     Raises:
-        UserError: If it has no images, or cannot be read.
+        UserError: If the index has no images, or cannot be read.
     """
     with store.snapshot():
         everything = list(store.everything())
         groups = duplicate_groups(store)
     if not everything:
-        raise UserError(f"{store.location}: has no images; add some with grr-coca index IMAGES… --out {store.location}")
+        raise UserError(
+            f"{store.location}: this index has no images; add some with grr-coca index IMAGES… --out {store.location}"
+        )
     everything.sort(key=lambda pair: pair[0].name)
     everything.sort(key=lambda pair: pair[0].date, reverse=True)
     entries = [_without_private(entry) for entry, _ in everything]
@@ -203,7 +204,7 @@ def _without_private(entry: Entry) -> Entry:
 
 
 def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize unit vectors N E to 8-bit integers and scales N. The scaled integers have length 1."""
+    """Quantize unit vectors N E to 8-bit integers and scales N. Multiplied by its scale, each row has length 1."""
     largest = np.abs(vectors).max(axis=1, keepdims=True).clip(min=1e-12)
     levels = np.rint(vectors / largest * 127).astype(np.int8)
     lengths = np.sqrt(np.square(levels.astype(np.float32)).sum(axis=1))
@@ -211,7 +212,7 @@ def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dict[str, str]:
-    """Write `library/`, and `thumbnails/` or `drawings/`. Return the metadata of the images for `site.json`."""
+    """Write `library/`, and `thumbnails/` or `drawings/`, and return the metadata of the images for `site.json`."""
     folder = site / "library"
     folder.mkdir()
     count, width = library.vectors.shape
@@ -281,7 +282,7 @@ def _columns(entries: Sequence[Entry], there: Sequence[bool], vectors: Sequence[
 
 
 def _packed(column: Any) -> Any:
-    """Return a column, compressed if its values repeat: `of` lists the values, `at` has their indices."""
+    """Return a column, compressed if its values repeat. Then `of` lists the values, and `at` has their indices."""
     if isinstance(column, dict):
         return {key: _packed(values) for key, values in column.items()}
     if not column or not all(isinstance(value, str | None) for value in column):
@@ -294,8 +295,9 @@ def _packed(column: Any) -> Any:
 
 
 def _shown_names(entries: Sequence[Entry]) -> list[str]:
-    """Return the names of images without local folders: relative to their common folder.
-    Without one, names are relative to the parents of the indexed folders.
+    """Return the names of images without local folders, relative to their common folder.
+
+    If they have no common folder, names are relative to the parents of the indexed folders.
     """
     folders = {folder for entry in entries if (folder := _folder_of(entry))}
     try:
@@ -317,14 +319,16 @@ def _shown_names(entries: Sequence[Entry]) -> list[str]:
 
 
 def _folder_of(entry: Entry) -> str:
-    """Return the folder of an image's file, or an empty text if it is from a package."""
+    """Return the folder of an image's file, or an empty text if the image comes from a package."""
     file = entry.name.partition(": ")[0] if entry.file.endswith(PACK_SUFFIX) else entry.file or entry.name
     return os.path.dirname(file) if os.path.isabs(file) else ""  # noqa: PTH117, PTH120
 
 
 def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> tuple[list[bool], list[bool]]:
-    """Write an image for each entry whose file still exists, or the file itself if it is SVG. Return for each entry
-    whether it exists, and whether it is SVG."""
+    """Write a thumbnail for each entry whose file still exists, or the file itself if it is SVG.
+
+    Return, for each entry, whether the file exists, and whether it is SVG.
+    """
     from grr_coca.data.isolated import decode_image
 
     there, vectors = [], []
@@ -353,7 +357,7 @@ DRAWINGS_PER_FILE = 64
 
 
 def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
-    """Write the drawings, and return file and position of each."""
+    """Write the drawings, and return the file and position of each."""
     assert library.drawings is not None
     folder.mkdir()
     order = range(len(library.drawings)) if library.drawn_order is None else library.drawn_order
@@ -373,16 +377,17 @@ def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
 
 @contextmanager
 def graphs_of(checkpoint: Path) -> Iterator[Path]:
-    """Provide a folder with the graphs of a checkpoint: its own, or a temporary one written by PyTorch.
+    """Provide a folder with the graphs of a checkpoint: the checkpoint itself, or a temporary folder that PyTorch
+    writes.
 
     Raises:
-        UserError: If it has no graphs, and the export packages are not installed.
+        UserError: If the checkpoint has no graphs, and the export packages are not installed.
     """
     if has_graphs(checkpoint):
         yield checkpoint
         return
     require_extra("export", f"{checkpoint}: a checkpoint without graphs; exporting it to ONNX")
-    from grr_coca.infer.export.write import write_onnx  # late: imports torch
+    from grr_coca.infer.export.write import write_onnx  # lazy import: PyTorch
 
     with TemporaryDirectory() as folder:
         write_onnx(checkpoint, Path(folder) / "graphs")
@@ -390,14 +395,14 @@ def graphs_of(checkpoint: Path) -> Iterator[Path]:
 
 
 MAX_ENCODER_BYTES = 30_000_000
-"""Largest graph of an image encoder of others that a page loads."""
+"""Maximum size of the graph of a third-party image encoder that a page loads."""
 
 
 def read_page_encoder(graphs: Path) -> CheckpointFiles | None:
-    """Return the files of a model if its image encoder of others is a graph beside its own graphs, else None.
+    """Return the files of a model if its third-party image encoder is a graph next to its own graphs, else None.
 
     Args:
-        graphs: See `write_site`.
+        graphs: Folder of the graphs; see `write_site`.
 
     Raises:
         UserError: If the page cannot run the encoder.
@@ -412,12 +417,13 @@ def read_page_encoder(graphs: Path) -> CheckpointFiles | None:
         is_small = read_json(graphs / FROZEN_FILES[0]).get("precision") != "fp32"
         smaller = "use a smaller encoder" if is_small else "pass the folder of grr-coca export onnx --precision int8"
         raise UserError(
-            f"{name}: the graph of this image encoder has {size / 1e6:.1f} MB, and a page loads at most "
+            f"{name}: the graph of this image encoder has {size / 1e6:.1f} MB, but a page loads at most "
             f"{MAX_ENCODER_BYTES / 1e6:.0f} MB; {smaller}, or use grr-coca serve"
         )
     if files.encoder.preprocess.interpolation == "nearest":
         raise UserError(
-            f"{name}: its preprocessing resizes by the nearest pixel, which a page cannot; use grr-coca serve"
+            f"{name}: a page does not support resizing to the nearest pixel, which this image encoder "
+            "needs; use grr-coca serve"
         )
     return files
 
@@ -439,16 +445,17 @@ def write_site(
     """Write a site atomically.
 
     Args:
-        graphs: A folder of `export onnx`, or another checkpoint with graphs.
+        graphs: Folder that `export onnx` has written, or another checkpoint with graphs.
         out: New folder.
-        runtime: See `find_runtime`.
-        library: Searchable content; None: the page only captions images.
-        adapted: Folder of the adapted model whose base has the graphs; None: the model is not adapted.
-        takes_images: False for a model that takes features, which the page only searches by text.
+        runtime: Files of ONNX Runtime Web; see `find_runtime`.
+        library: Searchable content. If None, the page only captions images.
+        adapted: Folder of the adapted model whose base has the graphs. None if the model is not adapted.
+        takes_images: Whether the model takes images. If it takes features instead, the page searches only by text.
         title: Name of the site.
-        about: Additional content of `site.json`: `about`, a line about the site, and `placeholder` of the search field.
+        about: Additional content of `site.json`: `about`, a line about the site, and the `placeholder` of the search
+            field.
         model: Name of the model.
-        more: Additional files by name.
+        more: Additional files, by name.
         on_progress: Called while thumbnails are written.
 
     Raises:
@@ -503,7 +510,7 @@ def require_tokenizer(folder: Path) -> None:
     """Check that a page can read the tokenizer of a model.
 
     Raises:
-        UserError: If it is unsupported; the message names the part.
+        UserError: If the page does not support the tokenizer. The message names the part.
     """
     path = folder / "tokenizer.json"
     if problem := _not_in_page(read_json(path)):
@@ -533,7 +540,7 @@ def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
 def _facts(
     graphs: Path, manifest: Mapping[str, Any], weights: str, model: str, library: Library | None, takes_images: bool
 ) -> dict[str, object]:
-    """Return the content of `site.json` on the model and the capabilities of the page."""
+    """Return the content of `site.json` that describes the model and the capabilities of the page."""
     names = GRAPHS if takes_images else ("text",)
     can = [
         *(["caption"] if takes_images else []),
@@ -558,7 +565,7 @@ def _facts(
 
 
 def _add_encoder(facts: dict[str, Any], files: CheckpointFiles) -> None:
-    """Add the image encoder of others to the content of `site.json`. Pixels are then for it."""
+    """Add a third-party image encoder to the content of `site.json`. Pixels are then preprocessed for this encoder."""
     info, features, config = files.encoder, files.config.feature_encoder, files.config
     assert info is not None
     assert features is not None
@@ -569,7 +576,7 @@ def _add_encoder(facts: dict[str, Any], files: CheckpointFiles) -> None:
 
 
 _ADAPTED = ("text_mean", "image_mean", "plain_map", "word_map", "word_offset")
-"""Arrays of an adapted model that the page needs. Features and captions of its pairs are not published."""
+"""Arrays of an adapted model that the page needs. The features and captions of its pairs are not published."""
 
 
 def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
@@ -611,7 +618,7 @@ def _calibration(graphs: Path) -> dict[str, object] | None:
 
 
 def _write_page(site: Path) -> None:
-    """Write the page with graphs as its backend, and its policy for hosts that send none."""
+    """Write the page with graphs as its backend, including its policy, for hosts that send none."""
     for path in FILES.iterdir():
         shutil.copyfile(path, site / path.name)
     index = site / "index.html"
@@ -625,7 +632,9 @@ def _write_page(site: Path) -> None:
 
 
 def _name_version(site: Path) -> None:
-    """Give the service worker a name for this content, so that browsers replace an earlier site in their caches."""
+    """Give the service worker a name that depends on the content, so that browsers replace an earlier site in their
+    caches.
+    """
     digest = hashlib.sha256()
     for path in sorted(site.rglob("*")):
         if path.is_file() and "thumbnails" not in path.parts and "drawings" not in path.parts:
@@ -637,5 +646,5 @@ def _name_version(site: Path) -> None:
 
 
 def _write_gz(path: Path, content: bytes) -> None:
-    """Write a compressed file for `packed.js`, because not every host compresses responses."""
+    """Write a compressed file for `packed.js`, because not all hosts compress responses."""
     path.write_bytes(gzip.compress(content, 6, mtime=0))

@@ -1,4 +1,4 @@
-"""SVG files for the page: without scripts and references, in the text colour if they have no colours."""
+"""Clean SVG files for the page: remove scripts and references, and use the text colour if they have no colours."""
 
 import re
 from xml.etree import ElementTree
@@ -18,18 +18,18 @@ HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of an SVG file, which prevent running or loading anything, even if it is opened directly."""
+"""Headers for an SVG file, which prevent it from running or loading anything, even if it is opened directly."""
 
 ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", _XLINK)
 
 
 def clean_svg(data: bytes, ink: str | None = None) -> bytes | None:
-    """Return an SVG document without parts that could run code or load something, or None if it cannot be cleaned.
+    """Remove parts that could run code or load something from an SVG document, or return None if this is impossible.
 
     Args:
         data: Content of the file.
-        ink: Colour for `currentColor` as six hexadecimal digits.
+        ink: Colour for `currentColor`, as six hexadecimal digits.
     """
     data = _DOCTYPE.sub(b"", data)
     if len(data) > _MAX_BYTES or b"<!ENTITY" in data or b"<!DOCTYPE" in data.upper():
@@ -61,12 +61,12 @@ def _clean(root: ElementTree.Element) -> None:
 
 
 def _is_kept(element: ElementTree.Element) -> bool:
-    name = element.tag if isinstance(element.tag, str) else ""  # comments and instructions have functions there
+    name = element.tag if isinstance(element.tag, str) else ""  # for comments and instructions, this is a function
     return name.startswith(f"{{{_SVG}}}") and name.removeprefix(f"{{{_SVG}}}") not in _ACTIVE
 
 
 def _kept_value(name: str, value: str) -> str | None:
-    """Return the permitted value of an attribute, or None if it must be removed."""
+    """Return the permitted value of an attribute, or None if the attribute must be removed."""
     plain = name.rpartition("}")[2].lower()
     if plain.startswith("on") or (name.startswith("{") and not name.startswith(f"{{{_XLINK}}}")):
         return None

@@ -1,6 +1,6 @@
 """Studies, which compare models over several seeds. Read the modules in this order:
 
-- `plan`, `stages`: the compared models, and the recipe of each training
+- `plan`, `stages`: the models to compare, and the recipe of each training
 - `rows`, `claims`, `ledger`: measurements, locks of runs, and valid rows
 - `running`: `agenda` (remaining work), `run` (the loop), `workers`; `stage` (one training), `measured`, `provenance`;
   `pace`, `dry_run`

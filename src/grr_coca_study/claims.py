@@ -1,16 +1,16 @@
 """Locks of runs, for processes that share a folder, perhaps on several machines.
 
-A claim is a hidden file next to the rows, `.NAME.claim-N`. The process that creates it holds it: no two processes can
-create the same file, not even on a network file system. The holder renews its time every minute. If it has not changed
-for ten minutes, another process takes the run over by creating `.NAME.claim-(N+1)`. The claim with the highest number
-counts.
+A claim is a hidden file next to the rows, `.NAME.claim-N`. The process that creates the file holds the claim, because
+no two processes can create the same file, even on a network file system. The holder renews the file's time every
+minute. If the time has not changed for ten minutes, another process takes over the run by creating `.NAME.claim-(N+1)`.
+The claim with the highest number counts.
 
-So if two processes take over the same claim, only one gets the next number, even after a delay. A file that is
-renamed or removed instead could be the new claim of the first process, which the second has not seen. And a process
-that was suspended, and wakes after its run was taken over, finds the higher number and leaves the run. If it has just
-ended the run, the row written first is kept (see `RowFolder.publish`).
+If two processes take over the same claim, only one of them therefore gets the next number, even after a delay. Renaming
+or removing a file instead could affect the new claim of the first process, which the second process has not seen. A
+process that was suspended, and wakes after its run was taken over, finds the higher number and leaves the run. If it
+has just ended the run, the row that was written first is kept (see `RowFolder.publish`).
 
-No clocks are compared: "ten minutes" are measured by the observing process, only while it runs.
+Clocks are not compared: the observing process measures the ten minutes, and only while it runs.
 """
 
 import json
@@ -27,9 +27,9 @@ from typing import Literal
 from grr_coca.common.errors import UserError
 
 RENEWED_EVERY = 60.0
-"""Seconds between two renewals of a claim."""
+"""Number of seconds between two renewals of a claim."""
 FREE_AFTER = 600.0
-"""Seconds without renewal after which a claim is taken over."""
+"""Number of seconds without renewal after which a claim is taken over."""
 
 _FREE = "free"
 """Content of a released claim."""
@@ -37,7 +37,7 @@ _FREE = "free"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of this process or of a child process: the path of its file, and its number."""
+    """Claim of this process or of a child process: the path of its file, and its number."""
 
     folder: Path
     name: str
@@ -50,31 +50,32 @@ class Claim:
 
     @property
     def is_held(self) -> bool:
-        """Whether this claim is current: False if another process has taken over or ended the run."""
+        """Return whether this claim is current. It is not if another process has taken over or ended the run."""
         return self.path.exists() and not Claim(self.folder, self.name, self.number + 1).path.exists()
 
     def sign(self) -> None:
-        """Register this process for the run: on the same machine, the run is free when all registered processes have
-        ended.
+        """Register this process for the run.
+
+        On the same machine, the run is free when all registered processes have ended.
         """
         with suppress(OSError, ValueError):
             holder = json.loads(self.path.read_bytes())
             self.write({**holder, "processes": sorted({*holder["processes"], os.getpid()})})
 
     def write(self, holder: object, mode: Literal["xb", "r+b"] = "r+b") -> None:
-        """Write the file: `xb` creates a new file, `r+b` overwrites an existing one."""
+        """Write the file. The mode `xb` creates a new file, and `r+b` overwrites an existing one."""
         with self.path.open(mode) as file:
             file.truncate()
             file.write(json.dumps(holder).encode())
 
 
 class RunLocks:
-    """This process's claims on the runs of one study.
+    """Claims of this process on the runs of one study.
 
     Args:
         folder: Existing folder that all processes share.
-        renewed_every: Seconds between two renewals.
-        free_after: Seconds without renewal after which another process's claim is free.
+        renewed_every: Number of seconds between two renewals.
+        free_after: Number of seconds without renewal after which another process's claim is free.
     """
 
     def __init__(self, folder: Path, renewed_every: float = RENEWED_EVERY, free_after: float = FREE_AFTER) -> None:
@@ -86,7 +87,7 @@ class RunLocks:
         self._seen: dict[str, tuple[object, float]] = {}
 
     def take(self, name: str) -> Claim | None:
-        """Claim a run; None if another process has it.
+        """Claim a run, or return None if another process has claimed it.
 
         Raises:
             UserError: If the folder cannot be written to.
@@ -105,16 +106,16 @@ class RunLocks:
         return claim
 
     def renew(self) -> None:
-        """Renew all claims, if the last renewal was a minute ago."""
+        """Renew all claims, if the last renewal was at least a minute ago."""
         if time.monotonic() - self._renewed < self.renewed_every:
             return
         self._renewed = time.monotonic()
         for claim in self._held.values():
-            with suppress(OSError):  # the run was taken over and ended
+            with suppress(OSError):  # the run was taken over and has ended
                 os.utime(claim.path)
 
     def end(self, claim: Claim) -> None:
-        """Remove the files of a claim whose run has a row and needs no further claim."""
+        """Remove the claim files of a run that has a row, and therefore needs no claim any longer."""
         self._held.pop(claim.name, None)
         for path in self._files(claim.name):
             path.unlink(missing_ok=True)
@@ -143,7 +144,7 @@ class RunLocks:
         """
         try:
             content, changed = claim.path.read_bytes(), claim.path.stat().st_mtime_ns
-        except FileNotFoundError:  # its run has just ended
+        except FileNotFoundError:  # the run has just ended
             return False
         with suppress(ValueError, KeyError, TypeError):  # a claim that is still being written
             holder = json.loads(content)
@@ -159,7 +160,7 @@ class RunLocks:
 
 def _runs(process: int) -> bool:
     try:
-        if os.name != "nt":  # there, any signal ends a process
+        if os.name != "nt":  # on Windows, any signal ends a process
             os.kill(process, 0)
     except ProcessLookupError:
         return False
@@ -170,12 +171,12 @@ def _runs(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """Return an identifier of this machine since its last start.
+    """Return an identifier of this machine that is constant until the machine restarts.
 
-    Containers with their own process numbers count as separate machines.
+    Containers with separate process numbers count as separate machines.
     """
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{start} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (not a file)
-    except OSError:  # not Linux
+    except OSError:  # the system is not Linux
         return f"{platform.node()} {uuid.getnode():x}"

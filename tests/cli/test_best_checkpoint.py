@@ -33,7 +33,7 @@ def step(run, number):
 
 
 def note(run):
-    return f"{run.folder}: using step 1, the best on val; 2 is newest"
+    return f"{run.folder}: using step 1, which is best on val; the newest is step 2"
 
 
 COMMANDS = {
@@ -83,7 +83,7 @@ def test_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path):
     assert grr_coca("search", index, "cat").code == 0, "with the checkpoint that it was made with"
     said = grr_coca("search", index, "cat", "-c", folder)
     assert said.code == 2
-    assert f"an index of the model '{folder}/checkpoints/step-000000001'" in said.err
+    assert f"this index belongs to the model '{folder}/checkpoints/step-000000001'" in said.err
     shutil.rmtree(folder / "checkpoints" / "step-000000001")
     said = grr_coca("search", index, "cat")
     assert said.code == 2

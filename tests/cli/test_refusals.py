@@ -92,7 +92,7 @@ def test_rejects_an_unwritable_path_before_the_work(refused, there, placed, monk
         monkeypatch.setattr(work, lambda *_, **__: pytest.fail("too late"))
     monkeypatch.setattr("grr_coca.evaluate.caption_split.caption_split", lambda *_, **__: pytest.fail("too late"))
     out = command.split()[-1]
-    assert f"{out}: cannot be written (file is a file)" in refused(*shlex.split(placed(command)))
+    assert f"{out}: cannot be written (file is a file, not a folder)" in refused(*shlex.split(placed(command)))
 
 
 @pytest.mark.parametrize("command", ["caption images -c $RUN --out pipe.csv", "embed images -c $RUN --out pipe.npy"])

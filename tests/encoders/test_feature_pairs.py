@@ -151,7 +151,7 @@ def test_site_searches_slides_by_text(grr_coca, place, refused, tmp_path, monkey
     assert about["graphs"].keys() == {"text"}
     assert not (tmp_path / "site" / "model" / "image.onnx.gz").exists()
     message = refused("export", "web", "-c", place / "mine", "--out", tmp_path / "other", "--runtime", runtime)
-    assert "a page cannot compute its image encoder, given:virchow; pass --index" in message
+    assert "a page cannot compute the image encoder given:virchow of this model; pass --index" in message
 
 
 def _archive():
@@ -294,7 +294,7 @@ def test_missing_files_are_named(grr_coca, place, refused, tmp_path):
     kept = (tmp_path / "out" / PAIRS).read_bytes()
     (tmp_path / "out" / PAIRS).unlink()
     message = refused("caption", tmp_path / "out", "-c", place / "mine")
-    assert f"{PAIRS} is missing; run the same grr-coca data features again" in message
+    assert f"{PAIRS} is missing; run the same `grr-coca data features` command again" in message
     assert grr_coca("data", "features", slides, tmp_path / "out", "--encoder", "given:virchow").code == 0
     assert (tmp_path / "out" / PAIRS).read_bytes() == kept
 
@@ -304,13 +304,11 @@ def test_encoder_of_features_cannot_encode(grr_coca, refused, place, tmp_path):
     given = ("--encoder", "given:virchow")
     assert "unsupported feature format" in refused("data", "features", tmp_path / "pairs.tar", tmp_path / "o", *given)
     slides = place / "new" / "slides"
-    assert "the name of the encoder is missing" in refused(
-        "data", "features", slides, tmp_path / "o", "--encoder", "given:"
-    )
+    assert "missing name of the encoder" in refused("data", "features", slides, tmp_path / "o", "--encoder", "given:")
     assert "omit --frame" in refused("data", "features", slides, tmp_path / "o", *given, "--frame")
     assert not (tmp_path / "o").exists()
     done = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "o", "--encoder", "given:virchow")
-    assert "given:virchow: cannot encode images; only its features are known" in done.err
+    assert "given:virchow: cannot encode images, because only its features are known" in done.err
 
 
 @pytest.mark.parametrize("width", [1, 5, 768, 1536, 5_000])

@@ -95,7 +95,7 @@ def test_interrupted_command_continues(grr_coca, place):
     features(grr_coca, place)
     expected = FeatureCache(place / "features")[50].copy()
     (place / "features" / "00001.digests.npy").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 shards are missing, such as 00001\.npy; continue with the same"):
+    with pytest.raises(UserError, match=r"1 of 3 shards are missing, such as 00001\.npy; run the same"):
         FeatureCache(place / "features")
     assert features(grr_coca, place).out.startswith("32 images encoded")
     np.testing.assert_array_equal(FeatureCache(place / "features")[50], expected)
@@ -132,11 +132,11 @@ def test_two_processes_share_the_work(place):
 
 def test_folder_of_other_features_raises(grr_coca, place):
     features(grr_coca, place)
-    assert "has features with another keep; pass a new folder" in features(grr_coca, place, "--keep", "tokens").err
-    assert "has features of another encoder" in features(grr_coca, place, "--frame").err
+    assert "contains features with another keep; pass a new folder" in features(grr_coca, place, "--keep", "tokens").err
+    assert "contains features of another encoder" in features(grr_coca, place, "--frame").err
     changed = [with_caption(real_pairs(1, "glyphs")[0], "a"), *real_pairs(NUM_PAIRS - 1, "glyphs")]
     write_shard(place / "pairs.tar", changed[:40])
-    assert "has features with another source; pass a new folder" in features(grr_coca, place).err
+    assert "contains features with another source; pass a new folder" in features(grr_coca, place).err
     (place / "else").mkdir()
     (place / "else" / "notes.txt").write_text("mine")
     assert "is not empty; pass a new folder" in features(grr_coca, place, out="else").err
@@ -152,7 +152,7 @@ def test_encoder_of_a_cache_is_opened_again(grr_coca, place):
     assert plain.info.digest != info.digest == framed(plain, Framing()).info.digest
     graph = place / "graph" / "encoder.onnx"
     graph.write_bytes(graph.read_bytes() + b"\x72\x00")  # a field that no reader knows
-    with pytest.raises(UserError, match="its weights or preprocessing differ"):
+    with pytest.raises(UserError, match="the weights or preprocessing of this encoder differ"):
         open_described(info)
 
 
@@ -168,7 +168,7 @@ def test_corrupt_header_raises(grr_coca, place):
     features(grr_coca, place)
     path = place / "features" / "features.json"
     header = json.loads(path.read_text())
-    for changes, message in [({"version": 2}, "version 2 is unknown"), ({"num_images": 0}, "must be at least 1")]:
+    for changes, message in [({"version": 2}, "unsupported version 2"), ({"num_images": 0}, "must be at least 1")]:
         path.write_text(json.dumps({**header, **changes}))
         with pytest.raises(UserError, match=message):
             FeatureCache(place / "features")

@@ -193,9 +193,11 @@ def test_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
             require_input(folder, [str(place / "mean")], as_pairs=as_pairs)
     with pytest.raises(UserError, match=r"has features instead of images; set the key 'features' to \{\}"):
         training_sources(replace(folder_recipe(place, "fp16"), features=None))
-    with pytest.raises(UserError, match=r"has the features 'mean', but the model takes 'tokens'"):
+    with pytest.raises(UserError, match=r"contains the features 'mean', but the model takes 'tokens'"):
         training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "mean")))
-    with pytest.raises(UserError, match=r"pairs\.tar: has no features; write them with grr-coca data features, or set"):
+    with pytest.raises(
+        UserError, match=r"pairs\.tar: contains no features; compute them with `grr-coca data features`, or set"
+    ):
         training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "pairs.tar")))
 
 
@@ -239,7 +241,9 @@ def test_features_of_other_images_raise_an_error(place, tmp_path):
     recipe = recipe_of(place, cache="fp32")
     other = write_shard(tmp_path / "other.tar", real_pairs(8, "glyphs"))
     elsewhere = with_key(with_key(recipe, "data.train", str(other)), "data.val", str(other))
-    with pytest.raises(UserError, match=r"fp32: no features of the images of .*other\.tar; write them with grr-coca"):
+    with pytest.raises(
+        UserError, match=r"fp32: no features of the images in .*other\.tar; compute them with `grr-coca"
+    ):
         training_sources(elsewhere)
 
     header = place / "fp32" / "features.json"
@@ -251,7 +255,7 @@ def test_features_of_other_images_raise_an_error(place, tmp_path):
         content["encoder"][key] = {**content["encoder"][key], "image_size": 40} if key == "preprocess" else "0" * 64
         (tmp_path / key / "features.json").write_text(json.dumps(content))
         both = with_key(recipe, "features.caches", [str(place / "fp32"), str(tmp_path / key)])
-        with pytest.raises(UserError, match=f"its {part} must equal that of onnx:"):
+        with pytest.raises(UserError, match=f"whose {part} differs from that of onnx:"):
             training_sources(both)
 
     digests = place / "fp32" / "00000.digests.npy"
@@ -259,7 +263,7 @@ def test_features_of_other_images_raise_an_error(place, tmp_path):
     rows = np.load(digests)
     np.save(digests, np.roll(rows, 1, axis=0))
     try:
-        with pytest.raises(UserError, match=r"has the features of another image than .*; compute them again"):
+        with pytest.raises(UserError, match=r"contains features of another image than .*; compute the features again"):
             pretrain(recipe, tmp_path / "run")
     finally:
         digests.write_bytes(before)
@@ -268,7 +272,9 @@ def test_features_of_other_images_raise_an_error(place, tmp_path):
 def test_keys_that_features_make_useless_raise_an_error(place):
     recipe = recipe_of(place, cache="fp32")
     for key, value in (("data.patch_dropout", 0.5), ("model.image_size", 32), ("model.num_registers", 2)):
-        with pytest.raises(UserError, match=f"{key.replace('.', ': ')}: features replace the image encoder; remove it"):
+        with pytest.raises(
+            UserError, match=f"{key.replace('.', ': ')}: features replace the image encoder; remove this key"
+        ):
             with_key(recipe, key, value)
     with pytest.raises(UserError, match="data: augmentation: features replace the image encoder"):
         replace(recipe, data=replace(recipe.data, augmentation=Augmentation(shift=0.1)))

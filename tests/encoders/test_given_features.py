@@ -78,8 +78,8 @@ def test_number_of_tokens_may_differ(grr_coca, place, names):  # noqa: F811
     np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], right(place, "mean"), atol=2e-3)
     done = features(grr_coca, place, "--given", place / "given", "--keep", "tokens", out="all")
     assert done.code == 2
-    assert "an image has 32 tokens, and onnx:" in done.err
-    assert "makes 16; keep their mean, with --keep mean" in done.err
+    assert "an image has 32 tokens, but onnx:" in done.err
+    assert "computes 16; store their mean with --keep mean" in done.err
 
 
 def test_images_without_features_are_encoded(grr_coca, place, names):  # noqa: F811
@@ -95,7 +95,7 @@ def test_images_without_features_are_encoded(grr_coca, place, names):  # noqa: F
 def test_features_of_another_encoder_raise(grr_coca, place, names):  # noqa: F811
     tokens = right(place, "tokens")
     for kind, wrong, reason in (
-        ("npy", tokens[::-1], r"are not the tokens of onnx:"),
+        ("npy", tokens[::-1], r"are neither the tokens of onnx:"),
         ("files", tokens[:, :, 1:], f"has features of width {WIDTH - 1}"),
         ("npy", tokens[:-1], r"has 69 rows without names, but there are 70 images"),
         ("npy", tokens[:, :, :, None], r"has the shape \(70, 16, \d+, 1\)"),
@@ -119,7 +119,7 @@ def test_files_without_features_raise(tmp_path):
     for name, message in (
         ("a.npy", "its features cannot be read"),
         ("b.parquet", "its features cannot be read"),
-        ("c.parquet", "several columns have lists of numbers: x, y; name the one to use 'features'"),
+        ("c.parquet", "several columns have lists of numbers: x, y; rename the column to use to 'features'"),
         ("d.pt", "unsupported feature format"),
         ("e", "has no .npy or HDF5 file"),
         ("missing.npy", "its features cannot be read"),

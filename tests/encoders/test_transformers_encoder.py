@@ -179,7 +179,7 @@ def test_wrong_names_raise(tmp_path):
     transformers.BertConfig(**SIZES).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(UserError, match="model_type 'bert' is not supported; use one of dinov2"):
+    with pytest.raises(UserError, match="unsupported model_type 'bert'; use one of dinov2"):
         open_encoder(f"hf:{tmp_path}")
     (tmp_path / "w.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="use hf:FOLDER"):

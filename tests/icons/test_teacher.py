@@ -109,7 +109,9 @@ def test_unknown_caption_raises_in_its_step(recipe):
     teacher = Teacher.read(recipe.teacher.path)
     pairs = PairsInMemory([with_caption(real_pairs(1)[0], "something else")])
     (batch,) = make_loader(PairDataset(pairs, train_bpe(["a cat"], 300), Preprocess(16), 24), EvaluationOrder(1, 1), 0)
-    with pytest.raises(UserError, match="the embedding of a training caption is missing; the pairs have changed"):
+    with pytest.raises(
+        UserError, match="the embedding of a training caption is missing, because the pairs have changed"
+    ):
         teacher.teach(batch)
 
 

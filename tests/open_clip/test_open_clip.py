@@ -52,11 +52,11 @@ def test_first_query_of_a_shared_pooler_is_the_image():
 
 def test_model_has_all_parts_of_open_clips_or_none():
     theirs, ours = get_preset("open_clip_coca", "tiny"), get_preset("grr_coca", "tiny")
-    with pytest.raises(UserError, match="architecture 'open_clip' has norm 'layer_1e-5', not 'rms'"):
+    with pytest.raises(UserError, match="architecture 'open_clip' needs norm 'layer_1e-5', got 'rms'"):
         replace(ours, architecture="open_clip")
-    with pytest.raises(UserError, match="architecture 'open_clip' has qk_norm 'none', not 'rms'"):
+    with pytest.raises(UserError, match="architecture 'open_clip' needs qk_norm 'none', got 'rms'"):
         with_qk_norm(theirs, "rms")
-    with pytest.raises(UserError, match="architecture 'open_clip' has num_registers 0, not 4"):
+    with pytest.raises(UserError, match="architecture 'open_clip' needs num_registers 0, got 4"):
         replace(theirs, image_encoder=replace(theirs.image_encoder, num_registers=4))
     with pytest.raises(UserError, match="arrangement 'shared' needs architecture 'open_clip'"):
         replace(ours, poolers=theirs.poolers)

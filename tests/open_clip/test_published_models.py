@@ -103,7 +103,9 @@ def test_concurrent_processes_download_once(hub, tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
     assert [name for name, _ in hub.fetched] == [WEIGHTS]
-    assert "downloading 1.01 GB of laion/CoCa-ViT-B-32-laion2B-s13B-b90k, once" in "".join(err for _, err in said)
+    assert "downloading 1.01 GB of laion/CoCa-ViT-B-32-laion2B-s13B-b90k, which is needed only once" in "".join(
+        err for _, err in said
+    )
     record = json.loads((models_cache() / "coca-b32.json").read_text())
     assert (record["repository"], record["revision"]) == (BASE, hub.revision(BASE, 0))
     assert json.loads((models_cache() / "coca-b32" / MANIFEST).read_text())["source"] == record
@@ -164,7 +166,7 @@ def test_checksum_of_the_first_download_is_kept(hub, quick):
     record = folder.with_name("coca-b32.json")
     record.write_text(record.read_text().replace(json.loads(record.read_text())["sha256"], "0" * 64))
     shutil.rmtree(folder)
-    with pytest.raises(UserError, match=r"differs from the first download: .* to accept them, delete"):
+    with pytest.raises(UserError, match=r"the weights differ from the first download .* to accept them, delete"):
         locate_checkpoint("coca-b32")
 
 
@@ -212,7 +214,7 @@ def test_missing_network_reports_one_line(hub, quick, monkeypatch):
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}"
     )
-    with pytest.raises(UserError, match=r"coca-b32: no download of 1.01 GB .*; try again") as told:
+    with pytest.raises(UserError, match=r"coca-b32: downloading 1.01 GB .* failed .*; try again") as told:
         locate_checkpoint("coca-b32")
     assert "\n" not in str(told.value)
 

@@ -49,7 +49,7 @@ def test_vectors_are_read_and_neither_mapped_nor_kept(tmp_path):
     with path.open("r+b") as cut:
         cut.truncate(BYTES * 2000)
     for reading in (partial(products, file, np.float32(rows[:1])), partial(file.rows, [2000])):
-        with pytest.raises(CorruptDataError, match=r"vectors\.f16: corrupt: it ends before row .* rename both"):
+        with pytest.raises(CorruptDataError, match=r"vectors\.f16: corrupt: the file ends before row .* rename both"):
             reading()
     assert np.array_equal(file.rows([1999]), rows[1999:2000])
 
@@ -85,7 +85,7 @@ def test_folder_that_is_not_there_or_no_index_is_named(tmp_path):
     (tmp_path / "photo.png").touch()
     with pytest.raises(UserError, match=r"not an index: .* --out INDEX$"):
         open_store(str(tmp_path))
-    with pytest.raises(UserError, match="has other files, and is not an index"):
+    with pytest.raises(UserError, match="contains other files, not an index"):
         find_store(str(tmp_path))
 
 
@@ -132,7 +132,7 @@ def test_rejects_an_index_of_a_newer_version(store):
     database = sqlite3.connect(folder_of(store) / "index.sqlite")
     database.execute(f"PRAGMA user_version = {VERSION + 1}")
     database.close()
-    with pytest.raises(UserError, match=r"written by a newer grr-coca \(format 2; this one supports 1\)"):
+    with pytest.raises(UserError, match=r"written by a newer grr-coca \(format 2; this version supports 1\)"):
         open_store(store.location)
 
 
@@ -143,7 +143,7 @@ def test_second_writer_error_names_the_first(store, reopened):
     with pytest.raises(UserError, match="this process already writes to this index"):
         other.commit(Changes(removed=["a"]))
     (folder_of(store) / "writer.lock").write_text(" 12\n")
-    with pytest.raises(UserError, match=r"another process \(12\) writes to this index"):
+    with pytest.raises(UserError, match=r"another process \(12\) is writing to this index"):
         other.commit(Changes(removed=["a"]))
     store.close()
     other.commit(Changes(removed=[make_entry(0).name]))
@@ -194,7 +194,7 @@ def test_full_disk_keeps_what_was_committed(tmp_path):
     with disk_of(2_000_000, tmp_path / "small") as small:
         store = make_store(str(small / "index"), HEADER)
         starts = iter(range(0, 100_000, 500))
-        with pytest.raises(UserError, match="what was committed before is kept"):
+        with pytest.raises(UserError, match="earlier commits are kept"):
             deque((fill(store, 500, first=start) for start in starts), maxlen=0)
         kept = len(store)
         assert kept > 0
@@ -492,7 +492,7 @@ def test_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
     (folder_of(store) / "vectors-x").mkdir()
     (tmp_path / "precious.f16").write_text("words")
     with (
-        pytest.raises(UserError, match="index: corrupt: its state is"),
+        pytest.raises(UserError, match="index: corrupt: invalid state"),
         open_store(store.location) as again,
     ):
         fill(again, 1)

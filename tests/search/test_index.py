@@ -39,7 +39,7 @@ def test_existing_index_loads_its_model_lazily(location, loads):
 
 def test_rejects_a_concurrent_index_of_another_model(location, monkeypatch):
     monkeypatch.setattr("grr_coca_search.index.make_store", lambda where, _: make_store(where, HEADER))
-    with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), not of"):
+    with pytest.raises(UserError, match=r"this index belongs to the model 'pictograms' \(ffffffff\), not to"):
         Index.open(location, create=True)
 
 
@@ -50,7 +50,7 @@ def test_other_model_version_error_names_the_rebuild(name, end):
         IndexModel(name).require(Header(name, "f" * 32, 128), "x.index")
     said = str(refused.value)
     assert f"x.index: created with another version of the model '{name}' (ffffffff, now " in said
-    assert said.endswith(f"rebuild it: delete it, then `grr-coca index IMAGES --out x.index{end}`")
+    assert said.endswith(f"delete the index, and rebuild it with `grr-coca index IMAGES --out x.index{end}`")
 
 
 def test_index_of_a_run_keeps_its_checkpoint(tmp_path):

@@ -110,7 +110,7 @@ def test_server_that_is_not_there_is_named():
 
 @needs_server
 def test_name_that_is_no_index_is_named(location):
-    with pytest.raises(UserError, match="no index of this name; create one with grr-coca index"):
+    with pytest.raises(UserError, match="no index has this name; create one with grr-coca index"):
         open_store(location)
     with pytest.raises(UserError, match="is invalid for a collection"):
         open_store(f"{location}-with-dashes")
@@ -180,7 +180,7 @@ def test_killed_creation_is_started_again(store, location, reopened):
     client, name = store._client, store._name
     fill(store, 3)
     client.delete(f"{name}_notes", filter='key == "header:"')
-    with pytest.raises(UserError, match="no index of this name"):
+    with pytest.raises(UserError, match="no index has this name"):
         open_store(location)
     assert find_store(location) is None
     make_store(location, HEADER).close()

@@ -146,7 +146,7 @@ def test_index_from_elsewhere_is_marked_and_fetches_no_model(store, tmp_path):
     pyarrow.parquet.write_table(table, path)
     import_parquet(path, str(tmp_path / "other"))
     with pytest.raises(
-        UserError, match="names the model somebody/model on the Hugging Face hub; if you trust it, pass -c"
+        UserError, match="names the model somebody/model on the Hugging Face hub; if you trust this model, pass -c"
     ):
         Index.open(tmp_path / "other")
     with open_store(str(tmp_path / "other")) as again:

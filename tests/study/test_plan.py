@@ -87,7 +87,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         ),
         (
             other(overrides={"model.image_positions": "sine_cosine"}),
-            "arms: a: model: image_positions 'sine_cosine' fills learned positions of patches, which this preset",
+            "arms: a: model: image_positions 'sine_cosine' needs learned patch positions, which this preset",
         ),
         (other(finetune_grid={"seed": [1, 2]}), "arms: a: finetune_grid: seed is given by"),
         (other(finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),

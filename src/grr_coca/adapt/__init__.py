@@ -1,1 +1,1 @@
-"""Adapt a model to one's own pairs in closed form, without PyTorch: kernel ridge regression on a frozen model."""
+"""Adapt a model to a user's own pairs in closed form, without PyTorch: kernel ridge regression on a frozen model."""

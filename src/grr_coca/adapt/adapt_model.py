@@ -1,4 +1,4 @@
-"""From a user's pairs to the folder of an adapted model.
+"""Adapt a model to a user's pairs, and write the folder of the adapted model.
 
 adapt_model(open_source("my-pairs"), "my-pairs", "icons", Path("mine"))
 """
@@ -72,12 +72,13 @@ class Adapted:
 
     Attributes:
         images: Images with captions.
-        fitted: Fit of the images.
-        measured: The fit, measured on held-out images.
+        fitted: Model fitted to the images.
+        measured: Measurements of the fitted model on held-out images.
         arrays: Content of `adapted.safetensors`.
         captions: Captions of held-out images.
         header: Content of `adapted.json`.
-        relevance: Content of `relevance.json`: parameters of the probability that a hit is correct; None: unknown.
+        relevance: Content of `relevance.json`: the parameters of the probability that a hit is correct. None if
+            unknown.
         num_reused: Number of images whose features were reused.
         seconds: Total time.
         source: The pairs, followed by the held-out pairs.
@@ -106,7 +107,7 @@ class Adapted:
 
 
 Watch = Callable[[str, int, int], object]
-"""Called with the name of a stage, and the numbers of its finished steps and of all its steps."""
+"""Callback for progress. It takes the name of a stage, the number of its finished steps, and their total number."""
 
 
 def adapt_model(
@@ -124,7 +125,7 @@ def adapt_model(
 
     Args:
         pairs: The pairs.
-        name: Name in messages.
+        name: Name of the pairs in messages.
         base: Name or folder of the base model.
         out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
         val: Pairs for choosing values and for all measurements; they are not fitted, even if they are among
@@ -151,7 +152,7 @@ def adapt_model(
     of_base = fingerprint(folder)
     features = features_of(source)
     if features is not None and encoder is not None:
-        raise UserError(f"{name}: features, which need no encoder; leave out --encoder")
+        raise UserError(f"{name}: features, which need no encoder; omit --encoder")
     model = load(folder)
     descriptor = None if encoder is None else open_beside(encoder, model.preprocess.framing)
     if encoder is None and is_tuned:
@@ -189,7 +190,7 @@ def adapt_model(
     for mode, cider in captions.cider.items():
         figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
     relevance = fit_search(images, fitted, measured, draft, captions, model)
-    num_texts = int(images.fitted_captions.places.max()) + 1  # those of held-out images come after them
+    num_texts = int(images.fitted_captions.places.max()) + 1  # the held-out images follow the fitted ones
     header = replace(
         draft.header,
         captioning=captions.captioning,
@@ -219,11 +220,12 @@ def adapt_model(
 
 
 def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> Adaptation:
-    """Return the adaptation of a fit, whose captions are those of the nearest images, without confidence.
+    """Return the adaptation that a fit defines. It captions an image like the nearest fitted image, without a
+    confidence.
 
     Args:
         images: Images of the fit.
-        fitted: Fit of the images.
+        fitted: Model fitted to the images.
         base: Name of the base model.
         of_base: Fingerprint of the base.
     """
@@ -254,7 +256,10 @@ def estimate_cost(num_images: int) -> tuple[float, float]:
 
 
 def _some_pictures(adapted: Adapted) -> UInt8[np.ndarray, "B S S 3"]:
-    """Return sample pictures in the form for the encoder; for features, the pictures shown for them."""
+    """Return sample images in the form that the encoder takes.
+
+    For features, return the images that are shown for them.
+    """
     places = adapted.images.places[:: -(-len(adapted.images) // NUM_COMPARED)]
     squares, preprocess = [], adapted.model.preprocess
     for place in places:
@@ -291,10 +296,9 @@ def require_replaceable(out: Path) -> None:
 
 
 def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | None) -> Mapping[bytes, np.ndarray]:
-    """Return the features of an earlier adaptation of the same base with the same encoder; empty if none can be used.
+    """Return the stored features of an earlier adaptation of the same base with the same encoder, or none if unusable.
 
-
-    The descriptor gets the domain mean of that adaptation.
+    The descriptor also gets the domain mean of that adaptation.
     """
     if not is_adapted(out):
         return {}
@@ -319,7 +323,7 @@ def _write(
     descriptor: EncoderDescriptor | None,
     write_more: Callable[[Path, Adapted], object],
 ) -> str:
-    """Write the folder. Return a line about the graph of the encoder; empty if there is none."""
+    """Write the folder, and return a line about the encoder graph, which is empty without a graph."""
     facts, line = {}, ""
     if (base / MANIFEST).is_file():
         facts = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}

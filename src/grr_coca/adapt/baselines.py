@@ -1,4 +1,4 @@
-"""Baselines of a trained model: the closed form and the nearest image, from its training pairs.
+"""Baselines for a trained model, computed from its training pairs: the closed form, and the nearest image.
 
 Shapes: N images of a split, F features.
 """
@@ -26,12 +26,12 @@ _BATCH = 64
 
 
 class Baselines:
-    """Fits the closed form to training pairs, without training.
+    """Baselines fitted in closed form to training pairs, without training.
 
     Args:
         training: The pairs.
-        name: Name in messages.
-        base: The start model of the training, or another model that was not trained on the pairs.
+        name: Name of the pairs in messages.
+        base: Start model of the training, or another model that was not trained on the pairs.
 
     Raises:
         UserError: If the pairs cannot be used.
@@ -46,7 +46,7 @@ class Baselines:
         self._features = fitted.features
 
     def galleries(self, split: PairSource) -> dict[str, Gallery]:
-        """Embed a split with each baseline. The nearest image is represented by the words of its captions."""
+        """Embed a split with each baseline. The nearest image is represented by the words in its captions."""
         found = self._read(split)
         texts, owners, ids = split_captions(split, images_of(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
@@ -59,7 +59,9 @@ class Baselines:
         }
 
     def captions(self, split: PairSource) -> dict[str, CaptionedSplit]:
-        """Caption a split with each baseline: the nearest training caption, and the caption of the nearest image."""
+        """Caption a split with each baseline: with the nearest training caption, and with the caption of the nearest
+        image.
+        """
         found, images = self._read(split), images_of(split)
         texts, owners, _ = split_captions(split, images)
         references = [
@@ -96,7 +98,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class _Found:
-    """The images of a split: vectors by the closed form, and features next to those of the training images."""
+    """Images of a split: their vectors in closed form, their features, and the features of the training images."""
 
     vectors: Float[np.ndarray, "N Z"]
     features: Float[np.ndarray, "N F"]
@@ -104,7 +106,7 @@ class _Found:
 
     @cached_property
     def nearest(self) -> Int[np.ndarray, " N"]:
-        """The nearest training image of each image."""
+        """The nearest training image for each image."""
         return (2 * self.features @ self.learned.T - np.square(self.learned).sum(axis=1)).argmax(axis=1)
 
 

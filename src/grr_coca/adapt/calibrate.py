@@ -1,4 +1,4 @@
-"""Caption selection and confidence of an adapted model, fitted on images held out from the regression.
+"""Select captions and compute confidences for an adapted model, fitted on images held out from the regression.
 
 Shapes: N images, B images of a batch, K width of a vector, S samples, F features.
 """
@@ -31,14 +31,14 @@ from grr_coca.infer.image_text_model import ImageTextModel
 
 MAX_DECODED = 300
 _MAX_COMPARED = 96
-"""Number of images whose captions are compared in every mode, as the decoder then reads all candidates."""
+"""Number of images whose captions are compared in every mode. The decoder scores all candidates for them."""
 _MAX_SCALED = 250
-"""Number of images of a fold to which the inverse temperature is fitted."""
+"""Number of images per fold for fitting the inverse temperature."""
 _BATCH = 32
 _LOG_PROB_WEIGHT = 0.05
 _MIN_LIBRARY = 20
 _MIN_RIGHT = 5
-"""Minimum number of correct and of incorrect captions for fitting the confidence."""
+"""Minimum number of correct captions, and of incorrect captions, for fitting the confidence."""
 _MODES = tuple(
     Captioning(composed=composed, beams=beams, log_prob_weight=weight, confidence=None)
     for composed in (False, True)
@@ -52,9 +52,9 @@ class CaptionFigures:
 
     Attributes:
         captioning: Settings for choosing captions.
-        cider: CIDEr of captions by mode: "decoder alone", "nearest image", "adapted".
-        exact: Fraction of exactly right captions, by mode.
-        samples: Image, caption and its confidence, for the report.
+        cider: CIDEr of the captions, by mode: "decoder alone", "nearest image", "adapted".
+        exact: Fraction of captions that are exactly right, by mode.
+        samples: Images with their captions and confidences, for the report.
     """
 
     captioning: Captioning
@@ -71,13 +71,13 @@ def fit_captions(
     source: PairSource,
     model: ImageTextModel,
 ) -> CaptionFigures:
-    """Choose the captioning settings, and fit the probability that captions are exactly right.
+    """Choose the captioning settings, and fit the probability that a caption is exactly right.
 
     Args:
         images: Images of the fit.
-        fitted: Fit of the images.
+        fitted: Model fitted to the images.
         measured: Vectors of held-out images.
-        adaptation: Parameters of the fit.
+        adaptation: The fit as an adaptation of the base model.
         source: The pairs.
         model: The base model.
     """
@@ -91,9 +91,7 @@ def fit_captions(
     references = [_references(images, image) for image in chosen.tolist()]
 
     def read_by_decoder(pixels: np.ndarray, found: Sequence[Candidates]) -> list[dict[str, float]]:
-        """Return summed log-probabilities of the captions that agree most, with joined captions among them and
-        without.
-        """
+        """Return the summed log-probabilities of the captions that agree most, with and without joined captions."""
         texts = [list(dict.fromkeys([*shortlist(own).texts, *shortlist(used(own, _MODES[1])).texts])) for own in found]
         return summed_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), texts)
 
@@ -156,14 +154,14 @@ def fit_captions(
 
 @dataclass(frozen=True)
 class _Nearest:
-    """The nearest image of the fit for each held-out image: kernel value and caption."""
+    """The nearest fitted image for each held-out image, as its kernel value and caption."""
 
     values: Float[np.ndarray, " S"]
     captions: list[str]
 
 
 def _allowed(images: ImageSet, fitted: Fitted, chosen: Int[np.ndarray, " S"]) -> list[Int[np.ndarray, " _"]]:
-    """Return the captions of images outside the fold of each image."""
+    """Return, for each image, the captions of images outside its fold."""
     captions, folds = images.captions, fitted.folds.any_caption
     by_fold = [np.unique(captions.places[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
     return [by_fold[folds[image]] for image in chosen.tolist()]
@@ -206,7 +204,7 @@ def _best_mode(
 ) -> Captioning:
     """Return the mode whose captions agree most with the references.
 
-    Ties are resolved in favour of the first, which costs least.
+    In a tie, the first mode wins, because it costs least.
     """
     best, best_score = modes[0], -1.0
     for mode in modes:
@@ -235,13 +233,13 @@ def fit_search(
 ) -> dict[str, float] | None:
     """Fit the probability that a hit is correct, if the search package is installed and there are enough images.
 
-    Libraries are each fold of the captioned images, and all of them.
+    Each fold of the captioned images serves as a library, and so do all captioned images together.
 
     Args:
         images: Images of the fit.
-        fitted: Fit of the images.
+        fitted: Model fitted to the images.
         measured: Vectors of held-out images.
-        adaptation: Parameters of the fit.
+        adaptation: The fit as an adaptation of the base model.
         captions: Captions of held-out images.
         model: The base model.
     """
@@ -273,11 +271,12 @@ def fit_search(
 def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Confidence | None:
     """Fit a logistic curve.
 
-    None if nearly all captions are right or nearly all are wrong.
-
     Args:
         evidence: Features of each sample.
-        is_right: Whether the sample is right.
+        is_right: Whether each sample is right.
+
+    Returns:
+        The curve, or None if nearly all samples are right or nearly all are wrong.
     """
     if not len(evidence) or min(is_right.sum(), (~is_right).sum()) < _MIN_RIGHT:
         return None
@@ -287,7 +286,8 @@ def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, 
 
 
 def fit_scale(images: ImageSet, fitted: Fitted, measured: Measured, adaptation: Adaptation) -> float:
-    """Fit the inverse temperature of similarities by the likelihood of the right caption among those of its fold."""
+    """Fit the inverse temperature of similarities, by the likelihood of the right caption among the captions of its
+    fold."""
     captions, folds = images.captions, fitted.folds.any_caption
     similarities, rights = [], []
     for rows in rows_of(folds):

@@ -1,7 +1,7 @@
-"""Adapt a model: choose values by folds, fit all images, and measure everything on held-out images.
+"""Adapt a model: choose hyperparameters by cross-validation, fit all images, and measure on held-out images.
 
-Shapes: N images, P pairs, F features, R directions of targets, K width of the first part, L of the second,
-Z = K + L, Q queries.
+Shapes: N images, P pairs, F features, R directions of targets, K width of the first part, L of the second, Z = K + L, Q
+queries.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,34 +26,36 @@ _MIN_SELECTION, _MIN_SELECTION_TUNED = 50, 300
 """Minimum number of images for choosing values, usually and if the base was fine-tuned on the images. Then only the
 validation images can choose: values from 55 to 129 of them were worse than fixed ones."""
 _NEAR_EMBEDDING, _NEAR_DESCRIPTORS = 0.9, 0.97
-"""Minimum cosines of near-equal images, which share a fold: of the base's embeddings and of the descriptors."""
+"""Minimum cosine similarities of near-equal images, which share a fold: between base embeddings, and between
+descriptors."""
 _MIN_QUERIES = 20
-"""Metrics of fewer queries are meaningless and omitted."""
+"""Minimum number of queries. Metrics of fewer queries are meaningless, and are omitted."""
 _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("penalty", (0.1, 0.2, 0.5)),
     ("width", (0.25, 0.4, 0.7)),
     ("text_weight", (0.05, 0.2, 0.6)),
     ("plain_share", (0.3, 0.6, 1.0)),
 )
-"""Candidate values, tried in order. The middle ones are kept unless another value is significantly better."""
+"""Candidate values, tried in order. The middle value is kept unless another one is significantly better."""
 
 _TUNED = Values(width=0.5, penalty=0.1, plain_share=0.5)
-"""Values of a base that was fine-tuned on the images. Folds of the training pairs of three domains chose them."""
+"""Hyperparameters for a base that was fine-tuned on the images, chosen by folds over the training pairs of three
+domains."""
 
 Step = Callable[[str], object]
-"""Called with a short description when a stage begins."""
+"""Callback that gets a short description when a stage begins."""
 
 
 @dataclass(frozen=True)
 class HeldOutFold:
-    """A fold as a gallery to search, with images held out from the fit.
+    """A fold that serves as a gallery to search. Its images are held out from the fit.
 
     Attributes:
         rows: Indices of the images in the set.
-        owners: Index of the image of each query in the gallery.
-        texts: Index of the caption of each query in the set.
-        is_known: Whether the caption of a query is one of the captions of the fit.
-        words: Whether each word of the vocabulary is in captions of the fit.
+        owners: Index in the gallery of the image that belongs to each query.
+        texts: Index in the set of each query's caption.
+        is_known: Whether each query's caption is also a caption of a fitted image.
+        words: Whether each word of the vocabulary occurs in captions of fitted images.
     """
 
     rows: Int[np.ndarray, " n"]
@@ -65,11 +67,14 @@ class HeldOutFold:
 
 @dataclass(frozen=True)
 class Folds:
-    """Both divisions of the images. With held-out images, these form the only fold, and all other images have -1.
+    """Two divisions of the images into folds.
+
+    Held-out images, if given, form the only fold; all other images have fold -1.
 
     Attributes:
-        any_caption: Near-equal images share a fold.
-        new_captions: Images with equal captions also share a fold. None if there are too few different captions.
+        any_caption: Division in which near-equal images share a fold.
+        new_captions: Division in which images with equal captions also share a fold. None if there are too few
+            different captions.
     """
 
     any_caption: Int[np.ndarray, " N"]
@@ -78,10 +83,10 @@ class Folds:
 
 @dataclass(frozen=True)
 class AnswerRanks:
-    """The rank of the first correct answer of each query, and the recall of a random order.
+    """Rank of the first correct answer to each query, and the recall of a random order.
 
     Attributes:
-        ranks: Number of wrong answers before or tied with the first correct one, by direction.
+        ranks: Number of wrong answers ranked before or tied with the first correct one, by direction.
         chance: Expected recall of a random order, by direction and k.
         groups: Image of each query, for intervals over images.
     """
@@ -100,12 +105,12 @@ class Fitted:
         arrays: Matrices of the adaptation.
         order: Images of the fit, landmarks first.
         num_landmarks: Number of landmarks.
-        folds: Folds of the images.
-        space: Space of targets.
-        ridge: Regression to the targets.
-        basis: Directions of the space that vectors keep.
+        folds: Division of the images into folds.
+        space: Target space.
+        ridge: Regression on the targets.
+        basis: Directions of the space that are kept in vectors.
         features: Features of all images, N F.
-        plain: The base's embeddings of all images less their mean, N E.
+        plain: Base embeddings of all images, minus their mean, N E.
     """
 
     values: Values
@@ -121,20 +126,20 @@ class Fitted:
 
     @property
     def split(self) -> tuple[int, int]:
-        """Widths of both parts of a vector, K and L."""
+        """Widths of the two parts of a vector, K and L."""
         return self.basis.shape[1], self.arrays.plain_map.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A fit, measured on held-out images.
+    """Measurements of a fit on held-out images.
 
     Attributes:
-        held_out: Vectors of the images of `Folds.any_caption` by fits without them, N K+L.
-        figures: AnswerRanks by kind of captions ("known", "new") and method.
-        share_known: Fraction of pairs whose caption another image also has.
-        curve: Text-to-image recall by fraction of the pairs, with its standard error.
-        curve_k: Number of results of this recall.
+        held_out: Vector of each image, predicted by the fit without its fold of `Folds.any_caption`, N K+L.
+        figures: Answer ranks by kind of captions ("known", "new") and method.
+        share_known: Fraction of pairs whose caption also belongs to another image.
+        curve: Text-to-image recall and its standard error, by fraction of the pairs.
+        curve_k: The k of this recall@k.
     """
 
     held_out: Float[np.ndarray, "N Z"]
@@ -149,7 +154,7 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 def without_copies(images: ImageSet) -> ImageSet:
-    """Return the images without held-out images that are near-equal to an image of the fit."""
+    """Return the images, leaving out each held-out image that is near-equal to a fitted one."""
     near = _near_groups(images)
     is_copy = np.isin(near, near[: images.num_fit])
     is_copy[: images.num_fit] = False
@@ -205,7 +210,7 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
 
     Args:
         images: Images of the fit.
-        fitted: Fit of the images.
+        fitted: Model fitted to the images.
         step: Called when a part of the work begins.
     """
     step("measuring")
@@ -250,7 +255,7 @@ def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
 def _unseen(
     ridge: Ridge, space: TargetSpace, features: Float[np.ndarray, "N F"], width: float, folds: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N R"]:
-    """Predict the images of each fold by a fit without it. Images without a fold get zeros."""
+    """Predict the images of each fold by a fit on the other folds. Images without a fold get zeros."""
     num_fit = len(space.rows)
     if num_fit == len(features):
         return ridge.held_out(space.rows, folds)
@@ -271,7 +276,7 @@ def _folds(images: ImageSet, near: Int[np.ndarray, " N"]) -> Folds:
 
 
 def _caption_groups(images: ImageSet, near: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """Group images that are near-equal or have an equal caption, directly or through others."""
+    """Group images that are near-equal or share a caption, directly or through a chain of such images."""
     first: dict[int, int] = {}
     links = [
         (first.setdefault(place, owner), owner)
@@ -337,7 +342,7 @@ def _num_plain(plain: Float[np.ndarray, "N E"]) -> int:
 
 
 def _basis(rows: Float[np.ndarray, "N R"], count: int) -> Float[np.ndarray, "R K"]:
-    """Return the directions in which predictions of unseen images differ most."""
+    """Return the directions in which the predictions for unseen images differ most."""
     rows = unit(rows)
     _, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float32))
     return np.ascontiguousarray(vectors[:, ::-1][:, :count])
@@ -351,7 +356,7 @@ def _similarities(
     share: float,
     basis: Float[np.ndarray, "R K"] | None = None,
 ) -> Float[np.ndarray, "n Q"]:
-    """Return the similarities of the images of a gallery with its queries, by a fit without them."""
+    """Return the similarities between the images of a gallery and its queries, by a fit without these images."""
     texts, places = np.unique(gallery.texts, return_inverse=True)
     query_vectors = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
     found = predicted[gallery.rows] * space.whitening
@@ -370,7 +375,7 @@ def ranks_of(
     Args:
         similar: Similarities of images and queries.
         gallery: Images and queries.
-        chosen: Queries that count; images count if they have such a caption.
+        chosen: Mask of the queries to count. An image counts if one of its captions is such a query.
     """
     is_right = _right(gallery)
     from_text = _ranks(similar.T[chosen], is_right.T[chosen])
@@ -418,7 +423,7 @@ def _choose(
     """Choose values on at most `_MAX_SELECTION` images, by folds or on the held-out images. With fewer than `least`,
     the defaults are kept.
 
-    A value replaces the default only if the mean reciprocal rank grows by more than its standard error.
+    A candidate replaces the default only if the mean reciprocal rank rises by more than its standard error.
     """
     if (len(images) - images.num_fit or len(images)) < least:
         return values
@@ -455,7 +460,7 @@ def _choose(
 
 @dataclass(kw_only=True)
 class _Trial:
-    """Trial of values on some images."""
+    """Trial of hyperparameters on some of the images."""
 
     images: ImageSet
     features: Float[np.ndarray, "N F"]
@@ -469,9 +474,7 @@ class _Trial:
         self._ridges: dict[tuple[float, float], Ridge] = {}
 
     def scores(self, values: Values) -> Float[np.ndarray, " Q"]:
-        """Return the reciprocal rank of each query, weighted so that known and new captions count by their
-        fractions.
-        """
+        """Return the reciprocal rank of each query, weighted by the fractions of known and of new captions."""
         if values.text_weight not in self._spaces:
             space = TargetSpace(self.images.fitted_captions, self.vocabulary, values.text_weight)
             self._spaces[values.text_weight] = space
@@ -561,7 +564,7 @@ def _nearest(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F"]) -
 
 
 _LARGE_GALLERY = 100
-"""Minimum number of images of a fold for the recall among ten. Among fewer, ten results find nearly everything."""
+"""Minimum number of images per fold for recall@10. In a smaller fold, ten results include nearly every image."""
 
 
 def _learning_curve(
@@ -571,21 +574,22 @@ def _learning_curve(
     unseen: Float[np.ndarray, "N R"],
     k: int,
 ) -> dict[float, tuple[float, float]]:
-    """Return the recall (text to image) with a quarter, a half and all of the other images, on the same galleries, and
-    its standard error. For large sets, one fold of a subset of the images is used.
+    """Return the text-to-image recall with a quarter, a half and all of the other images, and its standard error.
+
+    All fractions are measured on the same galleries. For large sets, one fold of a subset of the images is used.
 
     Args:
         images: Images of the fit.
-        fitted: Fit of the images.
+        fitted: Model fitted to the images.
         division: Fold of each image.
-        unseen: Predictions for the images of each fold by a fit of all others.
+        unseen: Predictions for the images of each fold, by a fit of all other folds.
         k: Number of results.
     """
     space, features, values = fitted.space, fitted.features, fitted.values
     random = np.random.default_rng(0)
     order = random.permutation(len(images))
     hits: dict[float, list[np.ndarray]] = {}
-    budget = 2_500  # images of the largest fit: the time grows with the cube
+    budget = 2_500  # maximum number of fitted images, because the time grows with its cube
     for number, gallery in enumerate(galleries(images, space, division)):
         if number and len(images) > budget:
             break
@@ -638,13 +642,13 @@ def _arrays(
         score_map=space.directions[:num_words] @ back,
         score_offset=space.mean @ back,
         score_gram=back.T @ back,
-        dual=dual / np.abs(dual).max(),  # predictions are scaled to length 1, so their scale is free
+        dual=dual / np.abs(dual).max(),  # predictions are later scaled to length 1, so their scale is arbitrary
         caption_vectors=np.concatenate([lengths[0] * first, lengths[1] * second], axis=1),
     )
 
 
 def flat_figures(figures: Mapping[str, Mapping[str, AnswerRanks]]) -> dict[str, dict[str, float]]:
-    """Return recalls as plain numbers, by kind of captions and method, then by direction and k."""
+    """Return recalls as plain numbers, by kind of captions, method, direction and k."""
     flat: dict[str, dict[str, float]] = {}
     for kind, methods in figures.items():
         for method, found in methods.items():

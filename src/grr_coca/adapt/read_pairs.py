@@ -1,4 +1,4 @@
-"""Read a user's pairs: features of every image by the base model and by descriptors, and embeddings of captions.
+"""Read a user's pairs: image features from the base model and from descriptors, and caption embeddings.
 
 Shapes: N images, E embedding width, D width of a descriptor, P pairs.
 """
@@ -28,14 +28,14 @@ OnProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images with their captions, in the features of the base model and the descriptors.
+    """Images and captions, as features of the base model and of descriptors.
 
     Attributes:
-        features: Embeddings of the base next to descriptors, N E+D. With an additional image encoder, its descriptors
-            are the last ones; in place of the base, they are the only ones, and the embeddings are zeros.
-        digests: SHA-256 of the file of each image, N 32.
-        captions: Captions of the images, those of the fit first.
-        places: Index of the first pair of each image in its source.
+        features: Base embeddings next to descriptors, N E+D. The descriptors of an additional image encoder come
+            last. If that encoder replaces the base, its descriptors are the only ones, and the embeddings are zeros.
+        digests: SHA-256 of each image file, N 32.
+        captions: Captions of the images; captions of fitted images come first.
+        places: Index of each image's first pair in its source.
         bad: Errors for pairs that cannot be used.
         num_fit: Number of fitted images, which come first. The others are held out for measurements.
     """
@@ -52,22 +52,22 @@ class ImageSet:
 
     @property
     def embeddings(self) -> Float[np.ndarray, "N E"]:
-        """Embeddings of the base."""
+        """Base embeddings."""
         return self.features[:, : self.captions.embeddings.shape[1]]
 
     @property
     def is_seen_by_base(self) -> bool:
-        """Whether the base has embedded the images."""
+        """Whether the base has embedded the images, so that `embeddings` are not zeros."""
         return bool(self.embeddings.any())
 
     @property
     def described(self) -> Float[np.ndarray, "N D"]:
-        """Descriptors."""
+        """Descriptors of the images."""
         return self.features[:, self.captions.embeddings.shape[1] :]
 
     @property
     def fitted_captions(self) -> Captions:
-        """The captions of the images of the fit."""
+        """Captions of the fitted images."""
         return self.captions.subset(np.arange(self.num_fit))
 
     def subset(self, rows: Int[np.ndarray, " n"]) -> "ImageSet":
@@ -93,11 +93,11 @@ class _Read:
 
 
 def require_size(source: PairSource, path: str, advice: str = "") -> None:
-    """Check the number of pairs before any is read.
+    """Check the number of pairs before reading them.
 
     Args:
         source: The pairs.
-        path: Name in messages.
+        path: Name of the pairs in messages.
         advice: Advice for too many pairs, after the message.
 
     Raises:
@@ -118,17 +118,17 @@ def read_pairs(
     held_from: int | None = None,
     descriptor: EncoderDescriptor | None = None,
 ) -> ImageSet:
-    """Read all pairs. Pairs that cannot be used are skipped; of equal files, the first one is kept with all captions.
+    """Read all pairs, and skip pairs that cannot be used. Equal files become one image, with all their captions.
 
     Args:
         source: The pairs.
-        path: Name in messages.
+        path: Name of the pairs in messages.
         model: The base model.
-        stored: Features of images that were read before, by the digest of their file.
+        stored: Features of images that were read earlier, by file digest.
         on_progress: Called with the numbers of finished and of all images.
-        held_from: Images of this pair and of later pairs are held out from the fit; None: all are fitted.
-        descriptor: An additional image encoder, whose pixels the model takes. If its domain mean is unknown,
-            it is computed.
+        held_from: Index of the first pair whose image is held out from the fit. If None, all images are fitted.
+        descriptor: An additional image encoder for the pixels that the model takes. If its domain mean is unknown, it
+            is computed.
 
     Raises:
         UserError: If too few pairs can be used, or all captions or all images are equal.
@@ -182,7 +182,7 @@ def read_pairs(
         on_progress(done, len(by_image))
 
     model.map_batches(batches(), work, take)
-    order = sorted(rows, key=held.__contains__)  # the images of the fit come first
+    order = sorted(rows, key=held.__contains__)  # fitted images come first
     num_fit = len(order) - len(held)
     features = np.array([rows[digest] for digest in order], np.float32)
     if descriptor is not None and descriptor.mean is None and len(features):
@@ -205,7 +205,7 @@ def read_pairs(
 
 
 def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
-    """Return the pixels of the image of a pair, as the model gets them."""
+    """Return the pixels of a pair's image in the form that the model gets."""
     pair = source[place]
     return np.array(model.preprocess.decode_square(pair.image, pair.name))
 
@@ -217,7 +217,7 @@ def _read(
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     first_held: int,
 ) -> "_Read | str":
-    """Read the pairs of one image. Return the error if none can be used."""
+    """Read the pairs that belong to one image, or return the error if no pair can be used."""
     try:
         pair = source[pairs[0]]
         texts = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
@@ -239,7 +239,7 @@ def _read(
 def _require_enough(
     features: Float[np.ndarray, "N *F"], captions: Sequence[Mapping[str, None]], bad: list[str], path: str
 ) -> None:
-    """Check that there are enough images, and that captions and images differ.
+    """Check that there are enough images, and that neither all captions nor all images are equal.
 
     Raises:
         UserError: If a check fails.

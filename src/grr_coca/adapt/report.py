@@ -1,6 +1,6 @@
-"""The report of an adapted model as text and as a page with images: its accuracy and the next step.
+"""Report on an adapted model, as text and as a page with images: its accuracy, and advice for the next step.
 
-All metrics are of held-out images.
+All metrics are measured on held-out images.
 """
 
 import base64
@@ -31,7 +31,7 @@ _MEANING = {
 _KINDS = {"known": "captions that the fit has seen, of other images", "new": "captions that the fit has not seen"}
 _NUM_WORST, _NUM_SAMPLES, _SIDE = 12, 12, 96
 _CLEAR = 0.02
-"""Minimum gain of recall that justifies collecting pairs."""
+"""Minimum gain in recall that justifies collecting more pairs."""
 _TRAINING = (
     "Fine-tuning, which takes minutes, would gain little: with 1,000 pairs of three domains, it raised R@1 from 37 to "
     "40 % (by domain, by -1 to +7 points) and R@10 from 68 to 70 % (docs/training.md). To see it for your pairs, hold "
@@ -42,10 +42,10 @@ _TRAINING_MANY = (
     "adapt 29 %; with 238,391, training for hours found 76 % (docs/training.md): grr-coca finetune, or pretrain."
 )
 _MANY = 10_000
-"""Number of images above which training was measured to be better. Between 3,000 and 10,000 nothing has been
-measured."""
+"""Number of images above which training was measured to be better. Nothing has been measured between 3,000 and 10,000
+images."""
 _CLASSES = 5
-"""Minimum number of images per caption for which captions are like classes."""
+"""Minimum number of images per distinct caption for treating captions as classes."""
 
 
 def report_text(adapted: Adapted, out: Path) -> str:
@@ -152,7 +152,7 @@ def _gallery(adapted: Adapted) -> int:
 
 
 def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
-    """Return the recalls of each method with 95 % intervals over images, from the same resamples."""
+    """Return the recalls of each method, with 95 % intervals over images from the same resamples."""
     first = next(iter(methods.values()))
     own = [method for method in _METHODS if method in methods]
     found: dict[str, list[str]] = {method: [] for method in ("chance", *own)}
@@ -194,13 +194,13 @@ def _curve(adapted: Adapted) -> str:
 
 
 def growth(adapted: Adapted) -> tuple[float, float]:
-    """Return the growth of recall from half of the pairs to all, and its standard error (that of half)."""
+    """Return the growth in recall from half of the pairs to all pairs, and the standard error of the recall at half."""
     half, whole = adapted.measured.curve[0.5], adapted.measured.curve[1.0]
     return whole[0] - half[0], half[1]
 
 
 def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
-    """Yield the advice, in sentences."""
+    """Yield advice, one sentence at a time."""
     images, k = adapted.images, adapted.measured.curve_k
     gain, error = growth(adapted)
     if gain > max(_CLEAR, error):
@@ -254,7 +254,7 @@ def _spread(adapted: Adapted, count: int) -> list[int]:
 
 
 def _worst(adapted: Adapted) -> list[int]:
-    """Return the samples whose caption is farthest from the right one, by text vectors."""
+    """Return the samples whose captions are farthest from the right ones, by their text vectors."""
     vectors = adapted.fitted.arrays.caption_vectors
     place = {text: number for number, text in enumerate(adapted.images.captions.texts)}
     scores = []
@@ -278,7 +278,7 @@ def _gallery_of(adapted: Adapted, chosen: list[int]) -> Iterator[str]:
 
 
 def _picture(adapted: Adapted, image: int) -> str:
-    """Return an image as HTML; for features, the picture shown for them, or else their key."""
+    """Return an image as HTML. For features, return the image that is shown for them, or else their key."""
     place = adapted.images.places[image]
     if adapted.images.is_seen_by_base:
         picture = Image.fromarray(read_pixels(adapted.source, place, adapted.model))

@@ -13,16 +13,19 @@ from grr_coca.common.shapes import Bool, Float, Int
 from grr_coca.infer.adapted.adaptation import gaussian
 
 MAX_EXACT = 6_000
-"""Maximum number of images for inverting the kernel matrix. Time grows with the cube, memory with the square."""
+"""Maximum number of images for inverting the kernel matrix. Time grows with the cube of this number, memory with its
+square.
+"""
 NUM_LANDMARKS = 3_000
 _BLOCK = 4_096
 _SMALLEST = 1e-6
-"""Minimum fraction of the largest eigenvalue of the landmark kernel; directions below it are dropped."""
+"""Minimum eigenvalue of the landmark kernel, as a fraction of the largest one. Directions with smaller ones are
+dropped."""
 
 
 @runtime_checkable
 class Ridge(Protocol):
-    """A fit of all images.
+    """Fit of a regression to all images.
 
     Attributes:
         landmarks: Images from which predictions are computed.
@@ -31,14 +34,14 @@ class Ridge(Protocol):
     landmarks: Int[np.ndarray, " M"]
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
-        """Return the factors of kernel values with the landmarks."""
+        """Return the factors by which a prediction multiplies the kernel values of the landmarks."""
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
-        """Predict the images of each fold by the fit of all other folds, without fitting again."""
+        """Predict the images of each fold as a fit on all other folds would, without fitting again."""
 
 
 def fit(features: Float[np.ndarray, "N F"], width: float, penalty: float, max_exact: int = MAX_EXACT) -> Ridge:
-    """Fit all images: exactly up to `max_exact` of them, else by Nyström's method.
+    """Fit all images: exactly if there are at most `max_exact`, else by the Nyström method.
 
     Args:
         features: Features of images.
@@ -53,7 +56,7 @@ def fit(features: Float[np.ndarray, "N F"], width: float, penalty: float, max_ex
 
 
 class ExactRidge:
-    """The kernel matrix with the penalty on its diagonal, by the inverse of its Cholesky factor."""
+    """Exact ridge regression, by the inverse Cholesky factor of the kernel matrix with the penalty on its diagonal."""
 
     def __init__(self, features: Float[np.ndarray, "N F"], width: float, penalty: float) -> None:
         self.landmarks = np.arange(len(features))
@@ -63,14 +66,16 @@ class ExactRidge:
         self._solved: tuple[np.ndarray, np.ndarray] | None = None
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "N R"]:
-        """See `Ridge`. The solution is cached for the next call with the same array."""
+        """Return the factors; see `Ridge`. The solution is cached for the next call with the same array."""
         if self._solved is None or self._solved[0] is not targets:
             self._solved = targets, self._root.T @ (self._root @ targets)
         return self._solved[1]
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
-        """See `Ridge`. The residual of a fold in a fit without its images is the solution of its block of the inverse,
-        by the dual variables of the full fit (Cook 1977 for single rows).
+        """Predict held-out images; see `Ridge`.
+
+        The residual of a fold in a fit without its images solves a linear system: its matrix is the fold's block of the
+        inverse kernel matrix, its right side the fold's dual variables in the full fit (Cook 1977 for single rows).
         """
         dual = self.dual(targets)
         predicted = np.array(targets, np.float32)
@@ -84,9 +89,10 @@ _SMALL = 128
 
 
 def _inverse_root(matrix: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
-    """Return the inverse of the lower Cholesky factor of a positive definite matrix, whose inverse is its Gram matrix.
+    """Return the inverse of the lower Cholesky factor of a positive definite matrix.
 
-    With recursion by halves, nearly all work is in matrix products: five times as fast as `np.linalg.inv`.
+    The Gram matrix of the result is the inverse of the matrix. Recursion by halves does nearly all work in matrix
+    products, which is five times as fast as `np.linalg.inv`.
     """
     if len(matrix) <= _SMALL:
         return np.linalg.inv(np.linalg.cholesky(matrix))
@@ -100,13 +106,13 @@ def _inverse_root(matrix: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
 
 
 class NystroemRidge:
-    """Ridge regression on the kernel's features at some landmarks (Williams and Seeger 2001).
+    """Ridge regression on kernel features at landmarks (Williams and Seeger 2001).
 
     Args:
         features: Features of images.
-        width: Factor of squared distances.
+        width: Factor of squared distances in the Gaussian kernel.
         penalty: Ridge penalty.
-        landmarks: Images whose kernel is the basis.
+        landmarks: Images whose kernel functions form the basis.
     """
 
     def __init__(
@@ -125,11 +131,11 @@ class NystroemRidge:
         self._gram = self._product(self._rows)
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
-        """See `Ridge`."""
+        """Return the factors; see `Ridge`."""
         return self._root @ self._solve(self._gram, self._rows.T @ targets)
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
-        """See `Ridge`."""
+        """Predict held-out images; see `Ridge`."""
         predicted = np.empty_like(targets, np.float32)
         together = self._rows.T @ targets
         for rows in rows_of(folds):
@@ -158,7 +164,7 @@ def rows_of(folds: Int[np.ndarray, " N"]) -> list[Int[np.ndarray, " _"]]:
 
 
 def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N"]:
-    """Divide images into folds of about equal size. Images of a group share a fold.
+    """Divide images into folds of about equal size, with all images of a group in the same fold.
 
     Args:
         groups: Group of each image.
@@ -176,7 +182,7 @@ def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N
 
 
 def join_groups(*groupings: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """Join groupings: images that share a group in any of them, directly or through others, share a group."""
+    """Join several groupings: images that share a group in any grouping, directly or through a chain, share a group."""
     parents = np.arange(len(groupings[0]))
     find = _finder(parents)
     for grouping in groupings:
@@ -189,13 +195,13 @@ def join_groups(*groupings: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
 def near_equal(
     rows: Float[np.ndarray, "N F"], others: Float[np.ndarray, "N D"], least: float, other_least: float
 ) -> Int[np.ndarray, " N"]:
-    """Group near-equal images, for folds.
+    """Group near-equal images, which must share a fold.
 
     Args:
-        rows: Unit vectors that find candidates.
-        others: Unit vectors that decide.
-        least: Smallest dot product of a candidate.
-        other_least: Smallest dot product of near-equal images.
+        rows: Unit vectors that find candidate pairs.
+        others: Unit vectors that decide about each candidate pair.
+        least: Minimum dot product of `rows` for a candidate pair.
+        other_least: Minimum dot product of `others` for near-equal images.
     """
     parents = np.arange(len(rows))
     find = _finder(parents)

@@ -1,7 +1,6 @@
-"""Targets of the fit for an image: the words of its captions and the base's embeddings of them, in reduced dimensions.
+"""Targets that images are fitted to: the words and the base embeddings of their captions, in reduced dimensions.
 
-Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K numbers of the first
-part.
+Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K numbers of the first part.
 """
 
 from dataclasses import dataclass
@@ -16,19 +15,21 @@ from grr_coca.infer.adapted.words import Vocabulary, WordWeights
 MAX_WORDS = 20_000
 MAX_DIRECTIONS = 768
 _DENSE = 1_200
-"""Maximum number of images or dimensions for computing all directions."""
+"""Maximum number of images, or of dimensions, for computing all directions."""
 _WHITENING, _FLOOR = 0.25, 0.1
-"""Directions are divided by this power of their variance, plus this fraction of the mean variance: words that occur in
-nearly all captions then count for less. Chosen by folds over the training pairs of three domains."""
+"""Exponent of the variance that each direction is divided by, and the fraction of the mean variance that is then added.
+Words that occur in nearly all captions thus count for less. Both were chosen by folds over the training pairs of three
+domains.
+"""
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of some images.
+    """Captions of some images.
 
     Attributes:
         texts: Distinct captions, C.
-        embeddings: The base's embeddings of them, C E.
+        embeddings: Base embeddings of the distinct captions, C E.
         owners: Image of each pair, ascending.
         places: Caption of each pair, as a row of `texts`.
     """
@@ -50,15 +51,15 @@ class Captions:
         return WordWeights(self.places, (1 / counts)[self.owners].astype(np.float32), np.cumsum(counts))
 
     def mean_of_images(self, rows: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "N K"]:
-        """Return the mean of the rows of the captions of each image."""
+        """Return, for each image, the mean of the rows that belong to its captions."""
         return self._shares.times(rows)
 
     def sum_of_captions(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "C K"]:
-        """Compute the transposed product of `mean_of_images`."""
+        """Return the product with the transpose of the matrix that `mean_of_images` applies."""
         return self._shares.transposed(len(self.texts)).times(rows)
 
     def subset(self, images: Int[np.ndarray, " n"]) -> "Captions":
-        """Return the captions of some images, which are renumbered. All texts are kept."""
+        """Return the captions of some images, and renumber the images. All texts are kept."""
         number = np.full(self.num_images, -1)
         number[images] = np.arange(len(images))
         kept = number[self.owners] >= 0
@@ -66,15 +67,15 @@ class Captions:
 
 
 class TargetSpace:
-    """The space of targets, and its principal directions.
+    """Target space, with its principal directions.
 
     Attributes:
         captions: Captions of the images.
         vocabulary: Vocabulary of the captions.
         text_mean: Mean of the base's text embeddings, E.
-        directions: Principal directions of targets, V+E R.
-        mean: Mean target of images in them, R.
-        rows: Targets of images in them, less the mean, N R.
+        directions: Principal directions of the targets, V+E R.
+        mean: Mean target of the images, along the directions, R.
+        rows: Targets of the images along the directions, minus the mean, N R.
         whitening: Factor of each direction, R.
 
     Args:
@@ -102,7 +103,7 @@ class TargetSpace:
         return found * self._factors
 
     def without_words(self, is_known: Bool[np.ndarray, " V"], texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M R"]:
-        """Project the targets of some captions as if the other words were missing from the vocabulary."""
+        """Project the targets of some captions as if unknown words were missing from the vocabulary."""
         weighed = _without(_rows(self._weighed, texts), is_known)
         words, embedding = self.directions[: len(self.vocabulary)], self.directions[len(self.vocabulary) :]
         found = weighed.times(words)
@@ -110,7 +111,7 @@ class TargetSpace:
         return found * _factors(weighed, self.text_weight)
 
     def words_known_to(self, images: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " V"]:
-        """Return the words that occur in the captions of some images, as a mask."""
+        """Return a mask of the words that occur in the captions of some images."""
         is_of = np.zeros(self.captions.num_images, bool)
         is_of[images] = True
         texts = np.unique(self.captions.places[is_of[self.captions.owners]])
@@ -119,11 +120,11 @@ class TargetSpace:
         return known
 
     def plain(self, texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M E"]:
-        """Return the base's text embeddings of some captions, less their mean."""
+        """Return the base's text embeddings of some captions, minus their mean."""
         return self._centred[texts]
 
     def _principal(self) -> tuple[Float[np.ndarray, "W R"], Float[np.ndarray, " R"]]:
-        """Return the principal directions of the targets of images, and the variance of each."""
+        """Return the principal directions of the image targets, and the variance along each direction."""
         num_images, width = self.captions.num_images, len(self.vocabulary) + self._centred.shape[1]
         if min(num_images, width) <= _DENSE:
             return _principal_of(self._dense())
@@ -143,7 +144,7 @@ class TargetSpace:
         return np.ascontiguousarray(basis @ inner), variances
 
     def transposed(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "W K"]:
-        """Return the product of the transposed targets of images with some rows."""
+        """Return the product of the transposed image targets with some rows."""
         weighted = self.captions.sum_of_captions(rows) * self._factors
         words = self._weighed.transposed(len(self.vocabulary)).times(weighted)
         return np.concatenate([words, np.float32(np.sqrt(self.text_weight)) * (self._centred.T @ weighted)])
@@ -157,7 +158,7 @@ class TargetSpace:
 
 
 def _orthonormal(rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N k"]:
-    """Return an orthonormal basis of the columns, by their Gram matrix, which is much faster than QR for many rows."""
+    """Return an orthonormal basis of the columns, by their Gram matrix. With many rows, this is much faster than QR."""
     squares, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
     kept = squares > 1e-7 * squares[-1]
     return rows @ (vectors[:, kept] / np.sqrt(squares[kept])).astype(np.float32)
@@ -166,7 +167,7 @@ def _orthonormal(rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N k"]:
 def _principal_of(
     rows: Float[np.ndarray, "N K"], is_centred: bool = False
 ) -> tuple[Float[np.ndarray, "K R"], Float[np.ndarray, " R"]]:
-    """Return the principal directions of rows, by the smaller of their two Gram matrices, and the variances."""
+    """Return the principal directions of rows and their variances, by the smaller of the two Gram matrices."""
     rows = rows.astype(np.float64)
     rows = rows if is_centred else rows - rows.mean(axis=0)
     is_wide = rows.shape[1] > len(rows)
@@ -177,7 +178,7 @@ def _principal_of(
 
 
 def _factors(weighed: WordWeights, text_weight: float) -> Float[np.ndarray, "M 1"]:
-    """Return the factors that scale the targets of texts to length 1. Words count only if a text has some."""
+    """Return the factors that scale the target of each text to length 1. Words count only if the text has any."""
     has_words = np.diff(weighed.ends, prepend=0) > 0
     return (1 / np.sqrt(np.maximum(has_words + text_weight, 1e-9))).astype(np.float32)[:, None]
 
@@ -191,7 +192,7 @@ def _rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
 
 
 def _without(weighed: WordWeights, is_known: Bool[np.ndarray, " V"]) -> WordWeights:
-    """Drop words, and rescale the rest of each text to length 1."""
+    """Drop words, and rescale the remaining words of each text to length 1."""
     counts = np.diff(weighed.ends, prepend=0)
     texts = np.repeat(np.arange(len(counts)), counts)
     kept = is_known[weighed.ids]

@@ -1,7 +1,7 @@
-"""The command line: tables of commands. The module of a command is imported when the command is called.
+"""Command line: tables of commands. A command's module is imported when the command is called.
 
-The core's commands are in `CORE`. Other packages add commands by entry points of the group `grr_coca.commands`, each of
-which names a table such as `CORE`.
+The core's commands are in `CORE`. Other packages add commands through entry points of the group `grr_coca.commands`,
+each of which names a table like `CORE`.
 """
 
 import errno
@@ -20,13 +20,13 @@ from grr_coca.common.threads import multiply_on_one_thread, set_passive_wait_pol
 
 
 class Command(NamedTuple):
-    """A command, whose name may have two words, such as `export onnx`.
+    """A command. Its name has one or two words, such as `caption` or `export onnx`.
 
     Attributes:
         function: Module and function, such as `grr_coca.cli.caption:run`.
         summary: Description of the command in one line.
-        decoder: Module with which it decodes images in helper programs. One is started first, and imports its packages
-            while this process does.
+        decoder: Module that decodes images in subprocesses. The first subprocess is started early, and imports its
+            packages while this process imports its own.
     """
 
     function: str
@@ -34,7 +34,7 @@ class Command(NamedTuple):
     decoder: str = ""
 
     def load(self) -> Callable[..., int | None]:
-        """Import the function of the command."""
+        """Import the function that runs the command."""
         module, _, name = self.function.partition(":")
         function: Callable[..., int | None] = getattr(importlib.import_module(module), name)
         return function
@@ -71,9 +71,9 @@ CORE = {
 
 
 def all_commands() -> dict[str, Command]:
-    """Return the commands of the core, of this distribution's other packages, and of other distributions, by name.
+    """Return all commands by name: of the core, of this distribution's other packages, and of other distributions.
 
-    A name has one owner: the core first, then the packages of this distribution.
+    If several owners define the same name, the core comes first, then the packages of this distribution.
     """
     commands = dict(CORE)
     for table in plugins.values("grr_coca.commands"):
@@ -82,7 +82,7 @@ def all_commands() -> dict[str, Command]:
 
 
 def _command(name: str) -> Command | None:
-    """Return the command with a name. Tables are read in the order of their owners, only as far as needed."""
+    """Return the command with a given name, reading only as many tables as needed, in the order of their owners."""
     for table in chain([CORE], plugins.values("grr_coca.commands")):
         if name in table:
             return table[name]
@@ -95,9 +95,9 @@ _OFFLINE = "--offline"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit code.
 
-    0: success. 1: a command for many files could read none of them, or `lint` or `match --check` found a problem.
-    2: invalid use, with one message and no traceback.
-    128 + the number of a signal: the signal stopped a run, which is saved.
+    The exit code is 0 on success; 1 if a command for many files could read none of them, or `lint` or `match --check`
+    found a problem; 2 for invalid use, with one message and no traceback; 128 + the signal number if a signal stopped a
+    run, which is saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
@@ -105,14 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     multiply_on_one_thread()
     if _OFFLINE in argv:
         argv = [word for word in argv if word != _OFFLINE]
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too
+        os.environ["HF_HUB_OFFLINE"] = "1"  # `huggingface_hub` reads this variable, too
     return exit_code(lambda: _dispatch(argv))
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
     """Do some work, and return its exit code. A user or file error prints one message and no traceback.
 
-    The scripts and benchmarks of the repository also use this function.
+    The scripts and benchmarks in the repository also use this function.
     """
     try:
         return work() or 0
@@ -160,7 +160,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     name, rest = _split(argv)
     command = _command(name)
-    if command is None:  # the first of two words
+    if command is None:  # the argument is the first of two words
         print(_usage(name))
         return 0 if rest else 2
     if command.decoder and not {"-h", "--help"} & set(rest):
@@ -180,12 +180,12 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
-    """Split arguments into a command and its arguments.
+    """Split the arguments into the command's name and its arguments.
 
-    If the second word of a command is missing, return only the first.
+    If the second word of a command is missing, only the first word is returned.
 
     Raises:
-        UserError: If the command does not exist; the message names the nearest command.
+        UserError: If the command does not exist. The message names the nearest command.
     """
     first, *rest = argv
     if _command(first) is not None:

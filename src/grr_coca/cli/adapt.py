@@ -1,4 +1,4 @@
-"""`grr-coca adapt`: a model adapted to the user's pairs in closed form, with a report."""
+"""`grr-coca adapt`: adapt a model to the user's pairs in closed form, with a report."""
 
 import sys
 from pathlib import Path
@@ -30,13 +30,13 @@ def run(
 ) -> int:
     """Adapt a model to your own pairs. This takes seconds, and needs neither a GPU nor PyTorch.
 
-    FOLDER is then a model for -c FOLDER of `caption`, `embed`, `index`, `search` and `serve`. Its report shows its
-    accuracy on held-out pairs, and whether more pairs or training would help. FOLDER/report.html shows
-    it with images. The same command with more pairs reads only the new images.
+    `caption`, `embed`, `index`, `search` and `serve` then accept the model as -c FOLDER. Its report shows its accuracy
+    on held-out pairs, and whether more pairs or training would help. FOLDER/report.html shows it with images. The same
+    command with more pairs reads only the new images.
 
     Args:
         pairs: any kind that `data check` reads, at most 50,000 pairs.
-        out: new folder for the model, or that of an earlier adaptation.
+        out: new folder for the model, or the folder of an earlier adaptation.
         checkpoint: base model: checkpoint or run folder, name of a model (see `grr-coca models`), or OWNER/NAME on
             the Hugging Face hub.
         val: held-out pairs for choosing values and for all measurements. If not given, PAIRS are
@@ -45,14 +45,15 @@ def run(
             docs/encoders.md), or a folder that `data features` wrote.
         json: print JSON.
     """
-    folder = locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name is reported immediately
-    from grr_coca.adapt.adapt_model import estimate_cost  # lazy import: NumPy
+    # checked before anything is read, so that a wrong name is reported immediately
+    folder = locate_checkpoint(checkpoint)
+    from grr_coca.adapt.adapt_model import estimate_cost  # lazy import, because it imports NumPy
     from grr_coca.adapt.read_pairs import MAX_PAIRS
     from grr_coca.adapt.report import as_json, report_text
     from grr_coca.data.sources.open import open_source
 
     source = open_source(pairs)
-    if len(source) <= MAX_PAIRS:  # more are refused
+    if len(source) <= MAX_PAIRS:  # more pairs are rejected anyway
         seconds, gigabytes = estimate_cost(len(source))
         more = "" if encoder is None else " (and the time to encode each new image)"
         print(f"about {seconds:.0f} s{more} and {gigabytes:.1f} GB of memory", file=sys.stderr)
@@ -72,7 +73,7 @@ def adapt_with_report(
     is_tuned: bool,
     encoder: str | None = None,
 ) -> "Adapted":
-    """Adapt a model with a progress bar, and write its report into its folder.
+    """Adapt a model with a progress bar, and write a report into its folder.
 
     The arguments are those of `adapt_model`.
     """
@@ -107,22 +108,22 @@ def adapt_with_report(
 
 
 _MAX_COMPARED = 50_000
-"""Maximum number of a run's training pairs that are compared with the pairs to adapt to; evenly spaced."""
+"""Maximum number of a run's training pairs, evenly spaced, that are compared with the pairs to adapt to."""
 
 
 def unseen_by_training(
     folder: Path, pairs: "PairSource", name: str, val: "PairSource | None"
 ) -> "tuple[PairSource | None, bool]":
-    """Return pairs for measurements, and whether the base is a run trained on some of the pairs.
+    """Return pairs to measure on, and whether the base is a run that was trained on some of the given pairs.
 
-    Such a base fits its training pairs too well for choosing values or measuring with them. Then the result is the
-    given pairs without its training pairs, or if none are given, the held-out pairs of its training.
+    Such a base fits its training pairs too well for choosing hyperparameters or measuring with them. The result is then
+    `val` without the run's training pairs or, if `val` is not given, the held-out pairs of the run.
 
     Args:
         folder: Checkpoint of the base.
         pairs: Pairs to adapt to.
-        name: Name in messages.
-        val: Requested pairs for measurements.
+        name: Name of the pairs in messages.
+        val: Pairs that the user passed for measurements.
 
     Raises:
         UserError: If no such pairs are known.
@@ -130,7 +131,7 @@ def unseen_by_training(
     recipe = folder.parent.parent / "recipe.yaml"
     if folder.parent.name != "checkpoints" or not recipe.is_file():
         return val, False
-    from grr_coca.data.sources.views import Subset  # lazy import, as below: NumPy and PyTorch
+    from grr_coca.data.sources.views import Subset  # lazy imports, here and below: NumPy and PyTorch
     from grr_coca.train.recipe import load_recipe
     from grr_coca.train.setup import training_sources
 
@@ -156,7 +157,7 @@ def unseen_by_training(
 
 
 def _digests(pairs: "PairSource", step: int = 1) -> "Iterator[tuple[int, bytes]]":
-    """Yield the index and digest of the image of every `step`-th pair that can be read."""
+    """Yield the index and digest of every `step`-th image that can be read."""
     from grr_coca.data.sources.base import BadSample
     from grr_coca.infer.adapted.adaptation import file_digest
 

@@ -1,6 +1,4 @@
-"""Baselines of a run whose training pairs are known: metrics of the closed form and the nearest image without
-training.
-"""
+"""Baselines for a run whose training pairs are known: metrics of the closed form and of the nearest image."""
 
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def baselines_of(folder: Path) -> "Baselines | None":
-    """Fit the baselines of a model to the training pairs of its run; None if these are unknown or unsuitable.
+    """Fit the baselines of a model to its run's training pairs. Return None if the pairs are unknown or unsuitable.
 
     Args:
         folder: Checkpoint of the model.
@@ -25,7 +23,7 @@ def baselines_of(folder: Path) -> "Baselines | None":
     run = folder.parent.parent
     if is_adapted(folder) or folder.parent.name != "checkpoints":
         return None
-    from grr_coca.adapt.baselines import Baselines  # lazy import, as below: PyTorch
+    from grr_coca.adapt.baselines import Baselines  # lazy imports, here and below: PyTorch
     from grr_coca.train.recipe import load_recipe
     from grr_coca.train.setup import training_sources
 

@@ -1,4 +1,4 @@
-"""`grr-coca caption`: captions of images, on standard output or in files.
+"""`grr-coca caption`: caption images, to standard output or to files.
 
 A file of rows grows row by row, so an interrupted job can continue.
 """
@@ -31,12 +31,15 @@ SidecarKind = Literal["txt", "xmp"]
 
 @dataclass(frozen=True)
 class Decoding(GenerationOptions):
-    """Decoding options as flags. `checked` validates them after parsing, so that this program reports errors."""
+    """Decoding options as flags.
+
+    `checked` validates them after parsing, so that errors are reported in this program's format.
+    """
 
     def __post_init__(self) -> None: ...
 
     def checked(self) -> GenerationOptions:
-        """Return the options, validated.
+        """Return the validated options.
 
         Raises:
             UserError: If a value is out of range, or two options contradict each other.
@@ -68,10 +71,10 @@ def run(
         images: image files, folders, patterns, .tar shards, or tables of images.
         out: write rows to this .jsonl or .csv file; images that are already in it are not captioned again.
         sidecar: write a caption next to each image without one: into NAME.txt, or into NAME.jpg.xmp, which photo
-            managers read; other content of such a file stays. Images unlike those of the training get none.
+            managers read; other content of such a file is kept. Images unlike the training images get no caption.
         overwrite: with --sidecar, also replace existing captions.
         json: print JSON lines, also with the probability that a caption is exactly right (confidence), and whether the
-            image is unlike those of the training (unfamiliar); null: unknown.
+            image is unlike the training images (unfamiliar); null means unknown.
         tags: also print this many words for each image, the most likely first, with their probabilities in --json.
             Captions then come from beam search.
         prompt: text that every caption begins with.
@@ -88,7 +91,7 @@ def run(
         require_not_an_input(out, images)
     if on == "ray":
         require_extra("ray", "--on ray")
-    from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
+    from grr_coca.cli.image_work import (  # lazy import: NumPy and Pillow
         describe_images,
         report_if_none_exists,
         search_for_images,
@@ -146,8 +149,8 @@ def run(
 
 
 def _require_tags(count: int, *, is_printed: bool) -> None:
-    """Check that the given number of tags can be printed."""
-    from grr_coca.infer.tags import MAX_TAGS  # late: imports NumPy
+    """Check that the number of tags is valid and that the output can have tags."""
+    from grr_coca.infer.tags import MAX_TAGS  # lazy import: NumPy
 
     if not 0 <= count <= MAX_TAGS:
         raise UserError(f"--tags must be from 1 to {MAX_TAGS}, got {count}")
@@ -163,10 +166,10 @@ def _open_output(
     images: "Sequence[ImageFile]",
     num_captions: int,
 ) -> CaptionOutput:
-    """Return the output that the flags request.
+    """Return the output that the flags select.
 
     Raises:
-        UserError: If the flags request two outputs, or an output that is impossible for these images.
+        UserError: If the flags select two outputs, or an output that these images cannot have.
     """
     asked = [name for name, is_set in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_set]
     if len(asked) > 1:
@@ -181,8 +184,8 @@ def _open_output(
 
 
 class _StandardOutput(CaptionOutput):
-    """One line for each caption on standard output: image, tab, caption, and after another tab the tags, if
-    any; or JSON."""
+    """Captions on standard output, one line each: image, tab, caption and, if requested, another tab and the tags; or
+    JSON."""
 
     def __init__(self, json: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`grr-coca classify`: the best matching labels of images."""
+"""`grr-coca classify`: find the labels that match images best."""
 
 from contextlib import nullcontext
 from itertools import zip_longest
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from grr_coca.infer.image_text_model import LabelProbability
 
 _MIN_PROBABILITY = 0.5
-"""Default minimum probability of a label that is added as a keyword."""
+"""Default minimum probability for adding a label as a keyword."""
 
 
 def run(
@@ -59,7 +59,7 @@ def run(
             If none is given, only the label is used.
         top: number of labels to show for each image, most likely first.
         sidecar: also add labels as keywords to the XMP file next to each image, which photo managers read. Images
-            unlike those of the training get none.
+            unlike the training images get no keywords.
         min_probability: with --sidecar, a label is added if it has at least this probability; if not given, 0.5.
         json: print JSON lines.
         exclude: exclude files that match this pattern of .gitignore, such as "raw/" or "*.gif".
@@ -77,7 +77,7 @@ def run(
     names = _class_names(labels)
     if not images and templates:
         raise UserError("no images given; --templates takes all arguments after it, so pass the images before it")
-    from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
+    from grr_coca.cli.image_work import (  # lazy import: NumPy and Pillow
         process_images,
         report_if_none_exists,
         search_for_images,
@@ -124,11 +124,11 @@ def _class_names(argument: str) -> tuple[str, ...]:
     path = Path(argument)
     names = [name.strip() for name in argument.split(",") if name.strip()]
     try:
-        is_file = path.exists() and not path.is_dir()  # also a pipe, such as `<(command)`
+        is_file = path.exists() and not path.is_dir()  # the argument may also be a pipe, such as `<(command)`
     except OSError:
         if len(names) < 2:
             raise
-        is_file = False  # a list that is too long for a file name
+        is_file = False  # the list of labels is too long for a file name
     if is_file:
         return read_class_names(path)
     if len(names) < 2:

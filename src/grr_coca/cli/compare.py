@@ -1,4 +1,4 @@
-"""`grr-coca compare`: two models side by side on the same splits."""
+"""`grr-coca compare`: compare two models on the same splits."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,8 +27,7 @@ _DIFFERENCES = {
     "R@1": "text_to_image/R@1",
 }
 _TOKEN_MEANS = ("perplexity", "coca_loss")
-"""Means over tokens. They cannot be compared if vocabularies differ, or if captions are truncated to different
-lengths."""
+"""Metrics that are means over tokens, which cannot be compared if vocabularies or truncation lengths differ."""
 
 
 def compare_checkpoints(
@@ -39,16 +38,16 @@ def compare_checkpoints(
     baselines: bool = True,
     json: Flag = False,
 ) -> None:
-    """Compare two checkpoints. Changes are relative to the losses of the second.
+    """Compare two checkpoints. Changes are relative to the losses of the second checkpoint.
 
-    Adapted models have no losses: then the recalls are compared.
+    Adapted models have no losses, so their recalls are compared.
 
     Args:
         checkpoint: folder, or name of a model (see `grr-coca models`).
         baseline: folder or name of the checkpoint to compare with.
         data: splits: .tar shards, patterns, or folders.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
-        baselines: also measure baselines from the training pairs of each model, see `evaluate`.
+        baselines: also measure baselines from the training pairs of each model; see `evaluate`.
         json: print all metrics of `evaluate` for both, and their differences, as JSON.
     """
     paths = joined(data)
@@ -78,7 +77,7 @@ def compare_checkpoints(
 
 
 _Beside = dict[str, dict[str, dict[str, "Mapping[str, Measure]"]]]
-"""Measures by model, split, baseline and name."""
+"""Metrics by model, split, baseline and name."""
 
 
 def _baselines(folder: Path, paths: tuple[str, ...]) -> "dict[str, dict[str, Mapping[str, Measure]]]":
@@ -101,7 +100,7 @@ def _baseline_lines(beside: _Beside) -> "Iterator[str]":
 def _recalls(
     model: "Checkpoint | ImageTextModel", paths: tuple[str, ...], batch_size: int
 ) -> "dict[str, dict[str, Measure]]":
-    from grr_coca.data.sources.open import open_source  # late, as below: these import torch
+    from grr_coca.data.sources.open import open_source  # lazy imports, here and below: PyTorch
     from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
     from grr_coca.evaluate.retrieval import retrieve
     from grr_coca.evaluate.tasks import split_gallery
@@ -133,9 +132,14 @@ def _as_json(
     beside: _Beside,
     why_incomparable: str | None = None,
 ) -> str:
-    """Return all metrics of two models and their differences.
+    """Return all metrics of two models, and their differences.
 
-    `why_incomparable`: reason why means over tokens have no difference.
+    Args:
+        first: Metrics of the first model.
+        second: Metrics of the second model.
+        names: Names of the models.
+        beside: Metrics of the baselines.
+        why_incomparable: Reason why means over tokens cannot be compared, so that they get no difference.
     """
     incomparable = () if why_incomparable is None else _TOKEN_MEANS
     return json_of(
@@ -171,7 +175,7 @@ def _loss_table(
     given: tuple[str, str],
     batch_size: int,
 ) -> str:
-    from grr_coca.evaluate.table import average_row, format_table, row, row_metrics  # late: imports torch
+    from grr_coca.evaluate.table import average_row, format_table, row, row_metrics  # lazy import: PyTorch
 
     first, second = measured
     rows = [row(path, row_metrics(first[path].evaluation), row_metrics(second[path].evaluation)) for path in first]
@@ -195,7 +199,7 @@ def _loss_table(
 def _why_incomparable(
     models: "tuple[Checkpoint | ImageTextModel, ...]", num_tokens: list[tuple[int, int]]
 ) -> str | None:
-    """Return the reason why means over tokens of two models cannot be compared; None: they can."""
+    """Return the reason why means over tokens of two models cannot be compared, or None if they can."""
     if not models[0].tokenizer.has_vocabulary_of(models[1].tokenizer):
         return "are means over tokens of different vocabularies"
     if any(one != other for one, other in num_tokens):

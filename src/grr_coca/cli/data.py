@@ -1,4 +1,4 @@
-"""`grr-coca data`: check pairs, count, convert or index them, or compute features of their images."""
+"""`grr-coca data`: check, count, convert or index pairs, or compute features of their images."""
 
 import sys
 import time
@@ -81,18 +81,19 @@ class Convert:
 class Features:
     """Compute the features of all images by an external image encoder, or take those that you have.
 
-    OUT then takes the place of PAIRS or images: `adapt OUT`, `index OUT`; or of the encoder: `adapt PAIRS --encoder
-    OUT`. The same command continues an interrupted one. Several processes that run it at once share the work.
+    OUT can then replace PAIRS or images (`adapt OUT`, `index OUT`), or the encoder (`adapt PAIRS --encoder OUT`).
+    Running the command again continues an interrupted job. Several processes that run it at the same time share the
+    work.
 
     Args:
         out: new folder for the features.
-        encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md. For features of an encoder that cannot run
-            here, given:NAME with a name of your choice; PAIRS are then names with captions, or the features.
-        keep: the mean token of each image, or all of its tokens, which need a hundred times the space.
+        encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md. For features of an encoder that cannot run here,
+            pass given:NAME with a name of your choice; PAIRS are then names with captions, or the features.
+        keep: store the mean token of each image, or all of its tokens, which need a hundred times the space.
         precision: fp32 keeps all digits, in twice the space.
         frame: frame drawings first, as `icons` does: their empty border is cropped. Photographs are not changed.
-        given: features that ENCODER has computed elsewhere: .npy, Parquet, HDF5, or a folder with a file an image;
-            see docs/encoders.md. Images without any are encoded.
+        given: features that ENCODER has computed elsewhere: .npy, Parquet, HDF5, or a folder with one file per image;
+            see docs/encoders.md. Images without features are encoded.
     """
 
     path: _PairsArgument
@@ -107,7 +108,7 @@ class Features:
 @dataclass(frozen=True)
 class IndexShards:
     """Read tar shards or Parquet in an object store or on a web server once, to know where each pair is. Captions are
-    kept, too.
+    stored, too.
 
     Training then reads images from the shards. Shards that have not changed since the last time are not read again.
     """
@@ -132,7 +133,7 @@ def run(
     """Check, convert or index image-text pairs.
 
     Args:
-        action: action.
+        action: what to do.
     """
     if isinstance(action, Check):
         return _check(action)
@@ -142,7 +143,7 @@ def run(
         return _features(action)
     if isinstance(action, IndexShards):
         return _index(action)
-    from grr_coca.data.sources.open import open_source  # late: imports NumPy and Pillow
+    from grr_coca.data.sources.open import open_source  # lazy import: NumPy and Pillow
     from grr_coca.data.survey import sample_source
 
     survey = sample_source(open_source(action.path))
@@ -167,14 +168,16 @@ def _check(action: Check) -> int:
 
 
 def _sheet(action: Check, source: "PairSource") -> Path | None:
-    """Return the writable file for the contact sheet, or None for no sheet."""
+    """Return the writable file for the contact sheet, or None if no sheet was requested."""
     from grr_coca.data.sources.folder import ImageFolder
 
     sheet = action.sheet
     if sheet is None:
         return None
     if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
-        raise UserError(f"{sheet}: is among the images and would count as one; pass another folder to --sheet")
+        raise UserError(
+            f"{sheet}: is in the folder of images, and would count as an image; pass a path outside it to --sheet"
+        )
     if not sheet.parent.is_dir():
         raise UserError(f"{sheet}: its folder does not exist; pass another --sheet")
     if sheet.is_dir():
@@ -258,7 +261,7 @@ def _features(action: Features) -> int:
 
 
 def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeatures]":
-    """Open features whose encoder cannot run here, and the names and captions of their images."""
+    """Open features whose encoder cannot run here, together with the names and captions of their images."""
     from grr_coca.data.given_features import open_given_features
     from grr_coca.data.image_files import TABLE_SUFFIXES
     from grr_coca.data.sources.feature_pairs import pairs_of_features
@@ -273,12 +276,12 @@ def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeature
     if path.suffix.lower() in TABLE_SUFFIXES:
         try:
             source = open_source(action.path, needs_images=False)
-        except UserError:  # captions are not needed to index or caption
+        except UserError:  # indexing and captioning need no captions
             source = open_source(action.path, needs_captions=False, needs_images=False)
     else:
         source = pairs_of_features(path, given.names if action.given is None else ())
     first = given.first()
-    num_tokens = None if action.keep == "tokens" else 1  # it may differ between images
+    num_tokens = None if action.keep == "tokens" else 1  # the number of tokens may differ between images
     return ByImage(source), given_encoder(action.encoder, first.shape[1], num_tokens), given
 
 
@@ -336,7 +339,7 @@ def _sampled(survey: "DatasetStats") -> str:
 
 def _as_json(survey: "DatasetStats") -> str:
     content = asdict(survey)
-    content["broken"] = dict(survey.broken)  # `asdict` breaks a Counter
+    content["broken"] = dict(survey.broken)  # `asdict` cannot copy a Counter
     content["caption_words"] = survey.word_histogram()
     content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
     return to_json(content, indent=2)

@@ -1,4 +1,4 @@
-"""`grr-coca doctor`: installed and missing packages, and whether bundled files are intact. It imports little."""
+"""`grr-coca doctor`: report installed and missing packages, and check the bundled files. It imports little."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ _MAX_SHOWN = 5
 def run(json: Flag = False) -> int:
     """Show versions, engine, processor, threads, caches and extras, and check the bundled files by their hashes.
 
-    Include its output in bug reports. It has no names of your files, except the cache folder.
+    Include the output in bug reports. It names none of your files, except the cache folder.
 
     Args:
         json: print one JSON object.
@@ -94,7 +94,7 @@ def _of_extra(packages: Mapping[str, str]) -> str:
 def _features() -> list[str]:
     try:
         features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
-    except (ImportError, AttributeError):  # a private name of NumPy 2
+    except (ImportError, AttributeError):  # NumPy 2 has only a private name for it
         return []
     return [name for name in _FEATURES if features.get(name)]
 
@@ -110,7 +110,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _damaged() -> Iterator[str]:
-    """Yield the bundled files that differ from the record of the installation or from a manifest."""
+    """Yield the bundled files that differ from the installation record or from a manifest."""
     for folder in sorted(path.parent for path in FOLDER.glob("*/manifest.json")):
         try:
             listed = read_manifest(folder)
@@ -137,7 +137,7 @@ def _damaged_of_record() -> Iterator[str]:
             continue
         path = Path(str(file.locate()))
         if path.parent.parent == FOLDER:
-            continue  # in a manifest
+            continue  # the manifest checks this file
         content = path.read_bytes() if path.is_file() else b""
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
         if digest != file.hash.value:

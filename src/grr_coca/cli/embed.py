@@ -1,4 +1,4 @@
-"""`grr-coca embed`: the command, and files of embeddings with their keys, in formats that other programs read.
+"""`grr-coca embed`: write embeddings with their keys, in formats that other programs read.
 
 Shapes: N rows, E embedding width.
 """
@@ -56,7 +56,7 @@ def run(
         require_extra("ray", "--on ray")
     check_format(out)
     if texts is None:
-        from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
+        from grr_coca.cli.image_work import (  # lazy import: NumPy and Pillow
             describe_images,
             report_if_none_exists,
             search_for_images,

@@ -1,6 +1,6 @@
 """`grr-coca evaluate`: measure a model on splits, and print the results.
 
-No module of torch is imported before the arguments have been checked, so errors are reported immediately.
+No module that imports torch is imported before the arguments have been checked, so errors are reported immediately.
 """
 
 import json as json_format
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
 _TASK_OF = {"out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
-"""The task of each option that belongs to a single task."""
+"""The task of each option that applies to only one task."""
 
 
 def evaluate_splits(
@@ -50,10 +50,10 @@ def evaluate_splits(
         checkpoint: folder, or name of a model (see `grr-coca models`).
         data: splits: .tar shards, patterns, or folders; for zeroshot and probe also a folder per class.
         task: loss (with retrieval as in training), retrieval (as in the literature), captioning, zeroshot, or probe. If
-            not given, loss; for an adapted model, which has no losses, retrieval.
+            not given, loss; or retrieval for an adapted model, which has no losses.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
         out: for captioning, write the captions to this file of JSON lines.
-        labels: for zeroshot, a file of classes, one per line; if not given, the classes that occur.
+        labels: for zeroshot, a file of classes, one per line; if not given, the classes that occur in the split.
         templates: for zeroshot, a file of sentences with {} for the class, one per line.
         train: for probe, the training images with their classes.
         baselines: for loss, retrieval and captioning, also measure baselines from the training pairs: the
@@ -65,7 +65,7 @@ def evaluate_splits(
     named = {name for name, value in given.items() if value is not None}
     _check(task or "loss", paths, batch_size, named)
     if train is not None:
-        from grr_coca.data.sources.open import require_exists  # late: imports NumPy and Pillow
+        from grr_coca.data.sources.open import require_exists  # lazy import: NumPy and Pillow
 
         require_exists(train)
 
@@ -75,7 +75,7 @@ def evaluate_splits(
         raise UserError(f"{folder}: an adapted model has no {task}; use --task retrieval, captioning or zeroshot")
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
-    if out is not None:  # checked before the images are captioned
+    if out is not None:  # checked before captioning begins
         from grr_coca.data.sources.open import find_files
 
         require_not_an_input(out, [file for path in paths for file in find_files(path)[0]])
@@ -121,14 +121,14 @@ def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) 
 
 
 def require_splits(paths: tuple[str, ...]) -> None:
-    """Check that the splits exist, before anything is loaded.
+    """Check that the splits exist before loading anything.
 
     Raises:
         UserError: If no path is given, or a path does not exist.
     """
     if not paths:
         raise UserError("no split given; pass --data PATH [PATH …]: shards, a folder or another file of pairs")
-    from grr_coca.data.sources.open import require_exists  # late: imports NumPy and Pillow
+    from grr_coca.data.sources.open import require_exists  # lazy import: NumPy and Pillow
 
     for path in paths:
         require_exists(path)
@@ -136,11 +136,13 @@ def require_splits(paths: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _TaskOptions:
-    """The options of all tasks except `loss`.
+    """Options of all tasks except `loss`.
 
-    - `out`: for captioning, the file to write captions to
-    - `class_names` (None: the classes that occur) and `templates`: for zeroshot
-    - `train`: for probe, the images to train on
+    Attributes:
+        out: For captioning, the file to write captions to.
+        class_names: For zeroshot, the classes. If None, the classes that occur in the split.
+        templates: For zeroshot, the sentences for a class.
+        train: For probe, the images to train on.
     """
 
     batch_size: int
@@ -151,10 +153,10 @@ class _TaskOptions:
 
 
 def load_to_measure(folder: Path) -> "Checkpoint | ImageTextModel":
-    """Load a checkpoint on the GPU if one exists, else on the CPU. An adapted model is loaded for use."""
+    """Load a checkpoint on the GPU if one exists, else on the CPU. An adapted model is loaded with its adaptation."""
     if is_adapted(folder):
         return load(folder)
-    import torch  # late, as all modules below: they take seconds
+    import torch  # lazy imports, as for all modules below, because they take seconds
 
     from grr_coca.model.checkpoint import from_pretrained
 
@@ -164,7 +166,7 @@ def load_to_measure(folder: Path) -> "Checkpoint | ImageTextModel":
 def measure_losses(
     checkpoint: "Checkpoint | ImageTextModel", paths: tuple[str, ...], batch_size: int
 ) -> "dict[str, SplitMeasures]":
-    """Return the losses and retrieval of each split, by its path, with the paper's loss weights."""
+    """Return the losses and retrieval metrics of each split, by its path, with the loss weights of the paper."""
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
     from grr_coca.model.checkpoint import Checkpoint
@@ -175,7 +177,7 @@ def measure_losses(
 
 
 def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, options: _TaskOptions) -> "Report":
-    """Measure a checkpoint in one task on one split.
+    """Measure a checkpoint on one split in one task.
 
     Raises:
         UserError: If the split cannot be read, or is unsuitable for the task.
@@ -243,7 +245,7 @@ def _print_losses(
 
 
 def _short(metric: str) -> str:
-    """Return a short name, such as `text→image R@1` for `text_to_image/R@1`."""
+    """Return the short name of a metric, such as `text→image R@1` for `text_to_image/R@1`."""
     return metric.replace("_to_", "→").replace("/", " ")
 
 
@@ -292,7 +294,7 @@ def _finite(content: object) -> object:
 
 
 def plain_intervals(spread: "dict[str, Interval]") -> dict[str, dict[str, float]]:
-    """Return the intervals as objects for JSON."""
+    """Return the intervals as plain objects for JSON."""
     return {name: interval._asdict() for name, interval in spread.items()}
 
 

@@ -25,14 +25,14 @@ def export_onnx(
     Args:
         checkpoint: checkpoint or run folder, name of a bundled model, or OWNER/NAME on the Hugging Face hub.
         out: new folder for the graphs, weights, tokenizer and preprocessing.
-        precision: weight precision. fp32 keeps them as stored, fp16 rounds them to half the size. int8 is
-            smallest and fastest, and changes results slightly.
+        precision: weight precision. fp32 keeps the stored weights, fp16 rounds them to half the size. int8 is smallest
+            and fastest, and changes results slightly.
     """
     folder = locate_checkpoint(checkpoint)
     require_new_folder(out)
     require_extra("export", "exporting to ONNX")
 
-    from grr_coca.infer.export.write import write_onnx  # late: imports torch
+    from grr_coca.infer.export.write import write_onnx  # lazy import: PyTorch
 
     line = write_onnx(folder, out, precision, _pictures(folder))
     if line:
@@ -42,14 +42,16 @@ def export_onnx(
 
 
 def _pictures(folder: Path) -> list[bytes]:
-    """Return some validation images of the run that a checkpoint is in, if its model takes features; empty if unknown.
+    """Return some validation images of a checkpoint's run, if its model takes features.
 
-    The precision of the frozen encoder is chosen by them.
+    Return none if they are unknown.
+
+    They are used to choose the precision of the frozen encoder.
     """
     recipe = folder.parent.parent / "recipe.yaml"
     if read_files(folder).encoder is None or not recipe.is_file():
         return []
-    from grr_coca.data.sources.base import BadSample  # late, as below: NumPy and PyTorch
+    from grr_coca.data.sources.base import BadSample  # lazy imports, here and below: NumPy and PyTorch
     from grr_coca.infer.export.encoder_graph import NUM_COMPARED
     from grr_coca.train.recipe import load_recipe
     from grr_coca.train.setup import training_sources
@@ -60,7 +62,7 @@ def _pictures(folder: Path) -> list[bytes]:
         for index in range(0, len(held), max(1, len(held) // NUM_COMPARED)):
             with suppress(BadSample):
                 found.append(held[index].image)
-    except UserError:  # the data of the run are elsewhere
+    except UserError:  # the data of the run are not on this machine
         pass
     return found[:NUM_COMPARED]
 
@@ -84,7 +86,7 @@ def push(
         hub_id: name of the repository.
         licence: licence of the weights, such as apache-2.0.
         data: training data of the model, for the card.
-        figures: metrics for the card, a file written by evaluate --json.
+        figures: metrics for the card: a file written by evaluate --json.
         private: make a new repository private, and reject updates of a public one.
         update: add a commit to an existing repository.
         dry_run: print the card and the files, and upload nothing.
@@ -93,7 +95,7 @@ def push(
     folder = locate_checkpoint(checkpoint)
     if is_adapted(folder):
         print("the captions and the features of the pairs that it was adapted to are published", file=sys.stderr)
-    from grr_coca.infer.adapted.beside import read_encoder_info  # late, as below: NumPy
+    from grr_coca.infer.adapted.beside import read_encoder_info  # lazy imports, here and below: NumPy
     from grr_coca.infer.export.encoder_graph import name_without_folders
 
     carried = (read_encoder_info(folder), ENCODER_FILES[2]), (read_files(folder).encoder, FROZEN_FILES[1])

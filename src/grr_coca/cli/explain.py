@@ -39,7 +39,7 @@ def run(
     from grr_coca.infer.explain import caption_maps, caption_picture  # late: imports torch
 
     model = grr_coca.load(folder, engine="torch")
-    preprocess = model.checkpoint.preprocess  # that of an adapted model may differ from its base's
+    preprocess = model.checkpoint.preprocess  # an adapted model may caption the image differently from its base
     opened = preprocess.decode(data, str(image), for_people=True)
     pixels = model.checkpoint.pixels(opened)
     (described,) = model.describe_many([opened])

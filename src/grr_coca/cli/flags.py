@@ -11,7 +11,7 @@ from grr_coca.common.errors import UserError
 T = TypeVar("T")
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""A flag that is on if given, without a form `--no-…`."""
+"""Flag that is on if present, without a `--no-…` form."""
 
 CheckpointFlag = Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
 
@@ -25,19 +25,19 @@ ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(
 ExcludeFlag = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
 
 PicturesFlag = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")]
-"""Folders whose images are visible to clients."""
+"""Folders whose images clients can see."""
 
 IndexArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
 
 Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
-"""A flag with several values: all after one flag, one after each flag, or both.
+"""Flag with several values: all after one flag, one after each flag, or both.
 
-It has the values of each occurrence; see `joined`. With a plain tuple, only the last occurrence would count.
+The value has one list per occurrence; see `joined`. With a plain tuple, only the last occurrence would count.
 """
 
 
 def require_batch_size(batch_size: int) -> None:
-    """Check a batch size before anything is loaded.
+    """Check a batch size before loading anything.
 
     Raises:
         UserError: If the batch size is below 1.
@@ -47,5 +47,5 @@ def require_batch_size(batch_size: int) -> None:
 
 
 def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
-    """Return the values of a flag of type `Lists` in one tuple."""
+    """Return the values of a flag of type `Lists` as one tuple."""
     return tuple(chain.from_iterable(lists))

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Done = TypeVar("Done")
 Take = Callable[[list[ImageFile], list[Result]], None]
-"""Function of a batch of files and the result of each."""
+"""Function that maps a batch of files to one result per file."""
 _Batch = list[tuple[ImageFile, Result | UserError]]
-"""Files with the opened image, the result, or the error of each."""
+"""Files, each with its opened image, result or error."""
 
 
 def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[ImageFile]:
-    """Find the images of several arguments, and report excluded files on standard error.
+    """Find the images that several arguments specify, and report excluded files on standard error.
 
     Raises:
-        UserError: If no argument is given, an argument has no image, or a pattern is invalid.
+        UserError: If there are no arguments, an argument matches no image, or a pattern is invalid.
     """
     left_out = Exclusions(exclude)
     found = find_images(arguments, left_out)
@@ -47,13 +47,13 @@ def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[
 
 
 def report_excluded(left_out: Exclusions) -> None:
-    """Report the files excluded by a search."""
+    """Report the files that a search excluded."""
     if str(left_out):
         print(left_out, file=sys.stderr)
 
 
 def report_first_frames(count: int) -> None:
-    """Report how many images are the first of several frames."""
+    """Report how many images are only the first of several frames."""
     if count:
         files = "1 file has" if count == 1 else f"{count:,} files have"
         print(f"{files} several frames or pages; only the first was used", file=sys.stderr)
@@ -72,10 +72,11 @@ def process_images(
 
     Args:
         files: the images.
-        model: the model. A small model works on several batches at the same time.
+        model: the model. A small model processes several batches at the same time.
         batch_size: images per batch.
         label: label of the progress bar.
-        work: function of a batch of files and their opened images that returns a result for each. Called in threads.
+        work: function of a batch of files and their opened images, which returns one result per file. Called in
+            threads.
         take: receives files and their results, batch by batch and in order.
         show_progress: whether to show the bar.
 
@@ -118,16 +119,17 @@ def describe_images(
     take: "Take[Description]",
     show_progress: bool,
 ) -> int:
-    """Caption and embed all images, on this machine or on a Ray cluster, whose machines must have the images and the
-    checkpoint.
+    """Caption and embed all images, on this machine or on a Ray cluster.
+
+    The machines of a cluster must have the images and the checkpoint.
 
     Args:
         files: the images.
         folder: the checkpoint.
         engine: engine of the model, as in `grr_coca.load`.
         on: machines to run on.
-        captioning: prompt and options of the captions; None: embed only.
-        num_tags: number of words for each image besides its captions; only on this machine.
+        captioning: prompt and options for captions. If None, images are only embedded.
+        num_tags: number of words to return for each image besides its captions; only on this machine.
         batch_size: images per batch.
         label: label of the progress bar.
         take: receives files and their descriptions, batch by batch and in order.
@@ -166,8 +168,10 @@ def _work_on(
     take: Take[Result],
     show_progress: bool,
 ) -> int:
-    """Show the progress of `run`, and report images that could not be read. `run` calls its argument with each
-    batch of results. Return the exit code."""
+    """Show the progress of `run`, report images that could not be read, and return the exit code.
+
+    `run` calls its argument with each batch of results.
+    """
     failures: list[UserError] = []
     done = 0
     with bars({label: total}) if total and show_progress else nullcontext() as shown:
@@ -187,7 +191,7 @@ def _work_on(
 
 
 def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
-    """Report if no image file exists, and return the exit code, or None if there is work to do.
+    """If no image file exists, report this and return the exit code. Otherwise, return None.
 
     Call this before the model is loaded, so that a mistyped name is reported immediately.
     """
@@ -203,9 +207,7 @@ def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
 
 
 def shows_progress(prints: bool) -> bool:
-    """Return whether a progress bar is useful: not if results are printed to a terminal, since they show the
-    progress.
-    """
+    """Return whether a progress bar is useful. Results that are printed to a terminal already show the progress."""
     return not (prints and sys.stdout.isatty())
 
 
@@ -232,7 +234,7 @@ def _described(
     if captioning is not None:
         keys = [file.name for file in files]
         return model.describe_many(images, *captioning, batch_size, keys=keys, num_tags=num_tags)
-    # Copied, as a view of a row would keep its batch in memory.
+    # Copied because a view of a row would keep its whole batch in memory.
     rows = model.embed_images(images, batch_size=batch_size)
     return [Description([], row.copy(), engine=model.engine.name) for row in rows]
 

@@ -1,4 +1,4 @@
-"""`grr-coca info` and `models`: describe presets, and list the models that can be used by name."""
+"""`grr-coca info` and `models`: describe presets, and list the models that have names."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, ModelCard, bundled_
 from grr_coca.model.presets import get_preset
 
 _MIN_LENGTH = 4
-"""Tokens of the shortest caption: one word, and the begin, end and class tokens."""
+"""Number of tokens in the shortest caption: one word, and the begin, end and class tokens."""
 _SHOWN_FIGURES = {"text_to_image/R@1": "R@1", "exact_captions": "captions exactly right"}
 
 
@@ -27,8 +27,8 @@ def describe_preset(
     size: str = "tiny",
     text_length: int | None = None,
 ) -> None:
-    """Count the parameters and FLOPs of a preset, or compare it with another one. A training step costs three forward
-    passes.
+    """Count the parameters and FLOPs of a preset, or compare two presets. A training step costs as much as three
+    forward passes.
 
     Args:
         preset: name of a preset.
@@ -42,7 +42,7 @@ def describe_preset(
     if text_length is not None and not _MIN_LENGTH <= text_length <= context:
         raise UserError(f"--text-length must be from {_MIN_LENGTH} to {context}, got {text_length}")
     require_extra("torch", "counting parameters and FLOPs of a preset")
-    from grr_coca.model.anatomy import count_parameters, flops_per_pair  # late: imports torch
+    from grr_coca.model.anatomy import count_parameters, flops_per_pair  # lazy import: PyTorch
     from grr_coca.model.build import build_without_weights
 
     models = [build_without_weights(config) for config in configs]
@@ -63,7 +63,7 @@ def describe_preset(
 def list_models(json: Flag = False) -> None:
     """List the models that can be used by name, with their size, data, metrics and engine on this machine.
 
-    Some come with the code. Others, for photographs, are downloaded from the Hugging Face hub at first use.
+    Some models are bundled with the code. Models for photographs are downloaded from the Hugging Face hub at first use.
 
     Args:
         json: print one JSON object, with all metrics and their intervals.

@@ -1,4 +1,4 @@
-"""Output of commands: results on standard output, errors on standard error."""
+"""Print the output of commands: results on standard output, errors on standard error."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from grr_coca.infer.outputs.caption_files import CaptionOutput
 
 UNREAD = 128 + 13
-"""Exit code of a program whose output has been closed by its reader: that of SIGPIPE, which Windows does not have."""
+"""Exit code of a program whose reader has closed its output. It is the code of SIGPIPE, which Windows does not have."""
 
 
 def print_line(text: str, end: str = "\n") -> None:
@@ -27,19 +27,22 @@ def print_line(text: str, end: str = "\n") -> None:
     text += end
     try:
         content = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can contain
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can contain
         content = text.encode("utf-8", "backslashreplace")
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit would fail again
         raise SystemExit(UNREAD) from error
 
 
 def failure_lines(messages: Iterable[str]) -> list[str]:
-    """Return one line for each failure. If many files need the same package, one line represents all of them."""
+    """Return one line for each failure.
+
+    If several files need the same missing package, a single line covers all of them.
+    """
     lines: dict[str, list[str]] = {}
     for message in messages:
         reason = message[message.rfind(": ") + 2 :] if "; pip install" in message else message
@@ -51,7 +54,7 @@ _MAX_LINES = 20
 
 
 def print_first(lines: Sequence[str]) -> None:
-    """Print the first lines on standard error, and the number of remaining lines."""
+    """Print the first lines on standard error, followed by the number of remaining lines."""
     for line in lines[:_MAX_LINES]:
         print(f"  {line}", file=sys.stderr)
     if len(lines) > _MAX_LINES:
@@ -60,7 +63,7 @@ def print_first(lines: Sequence[str]) -> None:
 
 @contextmanager
 def reporting(output: "CaptionOutput") -> "Iterator[CaptionOutput]":
-    """Close an output at the end, and list the files that could not be written on standard error."""
+    """Close an output at the end of the context, and list on standard error the files that could not be written."""
     try:
         with output:
             yield output
@@ -73,9 +76,9 @@ def reporting(output: "CaptionOutput") -> "Iterator[CaptionOutput]":
 
 
 def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Report for how many images nothing was written, because they are unlike the training images.
+    """Report the number of images that got no output because they are unlike the training images.
 
-    A written guess would look like a deliberate description. None: unknown.
+    Output for such an image would look like a deliberate description. None means that familiarity is unknown.
     """
     count = sum(map(bool, unfamiliar))
     if count:
@@ -87,7 +90,7 @@ def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
 
 
 def program_args() -> list[str]:
-    """Return the words that start this program, as the user typed them: for use in messages."""
+    """Return the words with which the user started this program, for use in messages."""
     program = sys.argv[0]
     return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]
 
@@ -100,13 +103,13 @@ def report_stop(stop: KeyboardInterrupt | Interruption) -> int:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Check that a new folder can be written, before the work for it begins.
+    """Check that a new folder can be written, before the work begins.
 
     Raises:
         UserError: If the path exists and is not an empty folder, or it is the current folder.
     """
     if folder.is_dir() and not any(folder.iterdir()):
-        if folder.samefile(Path.cwd()):  # a shell would stay in the old folder
+        if folder.samefile(Path.cwd()):  # a shell in that folder would stay in the old one
             raise UserError(f"{folder}: is the current folder, which cannot be replaced; pass a new folder to --out")
         return
     if folder.exists():

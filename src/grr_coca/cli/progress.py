@@ -1,4 +1,4 @@
-"""Progress of long work, with the remaining time: bars on a terminal, otherwise an occasional line."""
+"""Report progress of long work with the remaining time: bars on a terminal, otherwise an occasional line."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class JobProgress(Protocol):
-    """Shows the progress of one or more named jobs."""
+    """Progress of one or more named jobs."""
 
     def update(self, name: str, done: int, description: str) -> None:
         """Report that `done` steps of the job `name` are finished."""
@@ -19,7 +19,7 @@ class JobProgress(Protocol):
 
 @contextmanager
 def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
-    """Show progress on standard error within the context.
+    """Show the progress of jobs on standard error while the context is open.
 
     Args:
         totals: the number of steps of each job, by its name.
@@ -33,16 +33,16 @@ def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
 
 
 class LateProgress(Protocol):
-    """Shows the progress of a job whose total is not known at its start."""
+    """Progress of a job whose total is not known at its start."""
 
     def __call__(self, done: int, total: int, failed: int = 0) -> None:
-        """Report the numbers of finished and of all steps, and of failed ones."""
+        """Report the number of finished steps, of all steps, and of failed steps."""
         ...
 
 
 @contextmanager
 def late_bar(name: str) -> Iterator[LateProgress]:
-    """Show a bar whose total is known only from the first step on."""
+    """Show a bar whose total becomes known with the first step."""
     with ExitStack() as stack:
         shown: JobProgress | None = None
 
@@ -55,7 +55,7 @@ def late_bar(name: str) -> Iterator[LateProgress]:
 
 
 class _Lines:
-    """Occasional lines of plain text without control codes, for logs and pipes."""
+    """Progress as occasional lines of plain text without control codes, for logs and pipes."""
 
     def __init__(self, totals: dict[str, int]) -> None:
         self._totals = totals
@@ -64,7 +64,7 @@ class _Lines:
 
     def update(self, name: str, done: int, description: str) -> None:
         now = time.monotonic()
-        began, first = self._first.setdefault(name, (now, done))  # a resumed run did not begin at 0
+        began, first = self._first.setdefault(name, (now, done))  # a resumed job does not begin at 0
         if now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             total = self._totals[name]
@@ -77,10 +77,10 @@ def _duration(seconds: float) -> str:
 
 
 class _Bars:
-    """One bar for each job on a terminal. `display` is the context that shows them."""
+    """Progress as one bar per job on a terminal. `display` is the context that shows the bars."""
 
     def __init__(self, totals: dict[str, int]) -> None:
-        # Late: importing rich is slow, and only terminals need it.
+        # Lazy import, because importing rich is slow and only terminals need it.
         from rich import progress as parts
         from rich.console import Console
 

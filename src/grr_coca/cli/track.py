@@ -15,19 +15,19 @@ def run(
     project: str = "grr-coca",
     follow: Flag = False,
 ) -> None:
-    """Send the log of a run to Weights & Biases or MLflow. Lines that were already sent are not sent again.
+    """Send the log of a run to Weights & Biases or MLflow. Lines are sent only once.
 
-    Address and credentials of the service are in its own variables, such as WANDB_API_KEY, WANDB_MODE=offline and
-    MLFLOW_TRACKING_URI.
+    Set the address and credentials in the environment variables of the service, such as WANDB_API_KEY,
+    WANDB_MODE=offline and MLFLOW_TRACKING_URI.
 
     Args:
         folder: run folder.
         to: the service.
         project: project of Weights & Biases, or experiment of MLflow.
-        follow: continue until the run has ended, or Ctrl-C.
+        follow: continue until the run ends or you press Ctrl-C.
     """
     if not (folder / "metrics.jsonl").is_file():
-        raise UserError(f"{folder}: not a run folder, it has no metrics.jsonl")
+        raise UserError(f"{folder}: not a run folder (it has no metrics.jsonl); pass the folder of a run")
     from grr_coca.train.trackers import send_log  # lazy import: the recipe imports PyTorch
 
     number = send_log(folder, to, project, follow=follow)

@@ -1,6 +1,6 @@
 """`grr-coca pretrain` and `finetune`: train with a progress bar, or forecast a run.
 
-No module of torch is imported before the arguments have been checked, so errors are reported immediately.
+No module that imports torch is imported before the arguments have been checked, so errors are reported immediately.
 """
 
 import sys
@@ -55,13 +55,13 @@ def pretrain(
     if model.preset is not None and model.size is not None:
         get_preset(model.preset, model.size)
     try:
-        model.config(vocab_size=1)  # before a tokenizer is trained on millions of captions
+        model.config(vocab_size=1)  # checked before a tokenizer is trained on millions of captions
     except UserError as error:
         raise UserError(f"{recipe}: model: {error}") from error
     assert model.preset is not None, "it has a config"
     resolved = replace(resolved, model=model)
 
-    from grr_coca.train.setup import new_checkpoint  # late: imports torch
+    from grr_coca.train.setup import new_checkpoint  # lazy import: PyTorch
 
     out = out or _default_out(recipe, model.preset)
     _run(resolved, partial(new_checkpoint, resolved), out, resume, dry_run)
@@ -91,19 +91,19 @@ def finetune(
         seed: use this seed instead of the recipe's.
         resume: continue the run in --out, or start it if none exists.
         dry_run: run a few batches, then print the expected memory, steps and time.
-        search: search for the learning rate and the number of steps, from those of the recipe on, by the scores of
-            validation pairs. This takes up to 3.5 times as many steps; OUT/search.json has all trials.
+        search: search for the learning rate and the number of steps, starting from the recipe's values, by the scores
+            of validation pairs. This takes up to 3.5 times as many steps; OUT/search.json has all trials.
         adapt: at the end, adapt the model to its training pairs in closed form, which improves retrieval.
     """
     resolved = _read_recipe(recipe, data, seed)
     if checkpoint is None:
-        # Fine-tuning must not silently start from random weights: such models generate the same caption for every
-        # image.
+        # Fine-tuning must not silently start from random weights, because such a model generates the same caption for
+        # every image.
         raise UserError("fine-tuning starts from a checkpoint; pass --checkpoint FOLDER, or use `grr-coca pretrain`")
     folder = locate_checkpoint(checkpoint)
     require_not_adapted(folder, "finetune")
 
-    from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
+    from grr_coca.model.checkpoint import from_pretrained  # lazy import: PyTorch
     from grr_coca.train.run_checkpoints import origin_of
     from grr_coca.train.setup import fitted_start
 
@@ -116,7 +116,8 @@ def finetune(
 
 
 def _adapt_run(recipe: "Recipe", out: Path) -> None:
-    """Adapt the model of a run to its training pairs, measured on its validation pairs, if they are suitable."""
+    """Adapt the model of a run to its training pairs, measured on its validation pairs, unless the pairs are
+    unsuitable."""
     from grr_coca.adapt.report import report_text
     from grr_coca.cli.adapt import adapt_with_report
     from grr_coca.train.setup import training_sources
@@ -132,13 +133,13 @@ def _adapt_run(recipe: "Recipe", out: Path) -> None:
 
 
 def _read_recipe(path: Path, data: str | None, seed: int | None) -> "Recipe":
-    """Read a recipe, and apply the values of the command line.
+    """Read a recipe, and apply the values from the command line.
 
     Raises:
         UserError: If the recipe cannot be read, its pairs do not exist, or a package for training is missing.
     """
     require_extra("train", "training")
-    from grr_coca.data.sources.open import require_exists  # late: imports NumPy and Pillow
+    from grr_coca.data.sources.open import require_exists  # lazy import: NumPy and Pillow
     from grr_coca.train.recipe import absolute_data, load_recipe
 
     recipe = load_recipe(path)
@@ -168,13 +169,13 @@ def _run(
 
     Args:
         recipe: the recipe of the run.
-        make_start: makes the start model of a new run.
+        make_start: creates the start model of a new run.
         out: the run folder.
         resume: continue the run in `out`, if it exists.
         dry_run: only print the forecast.
-        origin: the start checkpoint of the run; None: it starts with new weights.
-        make_trial: loads that checkpoint again for each trial of a search for the rate and the number of steps; None:
-            those of the recipe are used.
+        origin: the start checkpoint of the run. If None, the run starts with new weights.
+        make_trial: loads that checkpoint again for each trial of a search for the learning rate and the number of
+            steps.
     """
     from grr_coca.cli.progress import bars
     from grr_coca.common.ranks import launched
@@ -183,7 +184,7 @@ def _run(
     from grr_coca.train.loop import train
 
     with launched() as ranks:
-        recipe.require_even_shares(ranks.size)  # before a tokenizer is trained on the captions of millions of pairs
+        recipe.require_even_shares(ranks.size)  # checked before a tokenizer is trained on millions of captions
         if dry_run:
             text = forecast(recipe, make_start(ranks), ranks)
             if ranks.is_first:
@@ -216,7 +217,7 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        raise UserError(f"{error}; make room there, and continue with --resume") from error
+        raise UserError(f"{error}; free some space there, and continue with --resume") from error
 
 
 def _trial_steps(recipe: "Recipe") -> str:
@@ -233,8 +234,11 @@ def _search(
     origin: "Origin",
     ranks: "Ranks",
 ) -> "Recipe":
-    """Search for the rate and the number of steps with a progress bar. Returns the recipe of the run that is to be
-    resumed."""
+    """Search for the learning rate and the number of steps, with a progress bar.
+
+    Returns:
+        The recipe of the run, which the caller then resumes.
+    """
     from grr_coca.cli.progress import bars
     from grr_coca.train.rate_search import SEARCH_FILE, TRIALS, most_steps, read_search, search_rate
 

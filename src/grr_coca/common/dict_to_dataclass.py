@@ -1,7 +1,7 @@
 """Convert dicts and YAML files to nested frozen dataclasses, and back, with every key checked.
 
-A silently ignored key is the most expensive bug of an experiment. Unknown, missing and repeated keys and
-values of a wrong type are therefore errors that name the key with its full path.
+A silently ignored key can invalidate an expensive experiment. Therefore, unknown, missing and duplicate keys and values
+of the wrong type raise errors that name the key with its full path.
 """
 
 import dataclasses
@@ -48,12 +48,12 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
             raise UserError(f"{where}: key '{name}' is missing")
     try:
         return cls(**values)
-    except UserError as error:  # values out of range, or values that contradict each other
+    except UserError as error:  # a value is out of range, or values contradict each other
         raise UserError(f"{where}: {error}") from error
 
 
 def _nearest_key(key: str, cls: type) -> str:
-    """Return a hint for an unknown key: the path of the same key in a section, or the most similar key."""
+    """Return a hint for an unknown key: the path of the same key in another section, or the most similar key."""
     own = _fields(cls)
     places = [place for name in own for place in _places(name, own[name][0]) if place.rpartition(".")[2] == key]
     if not places:
@@ -72,7 +72,7 @@ def _places(name: str, hint: Any) -> Iterator[str]:
 
 @functools.cache
 def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Return the type of each field, and whether it has no default.
+    """Return the type of each field, and whether the field is required.
 
     Cached because resolving type hints is slow.
     """
@@ -84,12 +84,14 @@ def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a dataclass as nested dicts, with lists for tuples, ready for YAML or JSON."""
+    """Convert a dataclass to nested dicts, with lists for tuples, ready for YAML or JSON."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
-    """Return the differences between two dataclasses of one type: path of the key, first and second value."""
+    """Return the differences between two dataclasses of one type, each as the path of its key, the first and the second
+    value.
+    """
     a, b = map(flat, (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
@@ -100,15 +102,15 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, kind: str) -> object:
-    """Return the content of a YAML file. This needs the package yaml from the extras [train] and [study].
+    """Return the content of a YAML file. This needs PyYAML, which the extras [train] and [study] install.
 
     Args:
         path: Path of the file.
         kind: Name of such files in messages, such as "recipe".
 
     Raises:
-        UserError: If the file does not exist (the message lists others in its folder), is not YAML, or has a duplicate
-            key.
+        UserError: If the file does not exist (the message lists the YAML files in its folder), is not YAML, or has a
+            duplicate key.
     """
     import yaml
 
@@ -122,7 +124,7 @@ def read_yaml(path: Path, kind: str) -> object:
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; pass a {kind}, which is a YAML file") from error
     except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
-        # PyYAML raises the last four for values that resemble a date (2024-13-45) or another type, and for lists
+        # PyYAML raises the last four errors for values that resemble a date (2024-13-45) or another type, and for lists
         # that are nested too deeply.
         raise UserError(f"{path}: not a readable YAML file ({error})") from error
 
@@ -188,7 +190,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except (ValueError, OverflowError):  # not a number, or too large
+        except (ValueError, OverflowError):  # the value is not a number, or is too large
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
@@ -196,7 +198,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    """Return a value in short form, for messages.
+    """Return a short form of a value for messages.
 
     With aliases, a few lines of YAML can represent billions of values.
     """
@@ -216,7 +218,7 @@ def _strict_loader() -> type:
     import yaml
 
     class StrictLoader(yaml.SafeLoader):
-        """Rejects duplicate keys. PyYAML itself would silently use the last value."""
+        """YAML loader that rejects duplicate keys. PyYAML itself would silently use the last value."""
 
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
             node = super().compose_mapping_node(anchor)
@@ -226,7 +228,7 @@ def _strict_loader() -> type:
                     continue
                 if (key.tag, key.value) in seen:
                     line = key.start_mark.line + 1
-                    raise UserError(f"line {line}: the key '{key.value}' is a duplicate; keep one, with all its values")
+                    raise UserError(f"line {line}: duplicate key '{key.value}'; merge both entries into one")
                 seen.add((key.tag, key.value))
             return node
 

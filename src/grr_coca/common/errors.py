@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 NOTES = logging.getLogger("grr_coca.notes")
-"""Logger for notes to users on choices and delays, such as downloads. The command line prints them."""
+"""Logger for notes to users about choices and delays, such as downloads. The command line prints these notes."""
 _MAX_COMPARED = 200
-"""Maximum length of an unknown name for comparisons, as untrusted input can have megabytes."""
+"""Maximum length of an unknown name that is compared with others, as untrusted input can be megabytes long."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Controls, ends of lines, and marks that change the direction of subsequent text."""
+"""Control characters, line ends, and marks that change the direction of the text after them."""
 
 
 class UserError(ValueError):
@@ -36,10 +36,10 @@ class DiskError(UserError):
 
 
 class Interruption(Exception):  # noqa: N818 (not an error)
-    """A signal stopped a run, whose state is saved. `number`: the number of the signal."""
+    """A signal stopped a run, whose state is saved. `number` is the number of the signal."""
 
     def __init__(self, number: int, message: str) -> None:
-        super().__init__(number, message)  # other processes reconstruct the exception from these arguments
+        super().__init__(number, message)  # other processes rebuild the exception from these arguments
         self.number = number
         self._message = message
 
@@ -80,7 +80,7 @@ def printable(text: str) -> str:
 def print_warnings() -> None:
     """Print logged warnings and errors, and `NOTES`, on standard error.
 
-    An existing logging configuration is kept.
+    An existing logging configuration is not changed.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
@@ -93,7 +93,7 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-# --- Optional packages: the base installation captions, embeds, classifies and searches; extras install others
+# --- Optional packages. The base installation captions, embeds, classifies and searches; extras install other packages
 
 Extra = Literal[
     "torch",
@@ -158,7 +158,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
         "pillow_heif": "pillow-heif",
     },
 }
-"""The packages of each extra: import name → name to install."""
+"""Packages of each extra: import name → name to install."""
 
 
 def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) -> None:
@@ -166,7 +166,7 @@ def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) ->
 
     Args:
         extra: Name of the extra.
-        purpose: Use that needs the extra, as the subject of the message, such as "training".
+        purpose: Task that needs the extra, as the subject of the message, such as "training".
         unneeded: Modules of the extra that are not needed for the purpose.
 
     Raises:
@@ -180,8 +180,8 @@ def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) ->
 def install_command(extra: Extra) -> str:
     """Return the command that installs the packages of an extra, for messages.
 
-    It never contains `pip install grr-coca[EXTRA]`: another project may own that name in pip's index. In a clone,
-    the command installs the extra of the clone, elsewhere the packages of the extra.
+    In a clone, the command installs the clone with the extra; elsewhere, it installs the packages of the extra. It
+    never contains `pip install grr-coca[EXTRA]`, because another project may own that name in pip's index.
     """
     if is_clone():
         return f'pip install -e "{_ROOT}[{extra}]"'
@@ -189,5 +189,5 @@ def install_command(extra: Extra) -> str:
 
 
 def is_clone() -> bool:
-    """Return whether this file is in a clone of the repository, not in a copy within an environment."""
+    """Return whether this file belongs to a clone of the repository, not to a copy in an environment."""
     return Path(__file__).parents[2] == _ROOT / "src" and (_ROOT / "pyproject.toml").is_file()

@@ -20,11 +20,11 @@ from grr_coca.common.errors import UserError
 MANIFEST = "manifest.json"
 
 BINARY = getattr(os, "O_BINARY", 0)
-"""Flag of `os.open`. Without it, Windows changes line ends."""
+"""Flag of `os.open` without which Windows changes line ends."""
 
 _SECONDS_BETWEEN_TRIES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Pauses between attempts to rename. On Windows, a rename fails while another process has the file open, such as a
-virus scanner."""
+"""Pauses between attempts to rename. On Windows, renaming fails while another process, such as a virus scanner, has the
+file open."""
 
 CACHE = "cache:"
 """Prefix of paths in the user's cache."""
@@ -51,7 +51,7 @@ def expand_cache_prefix(path: str) -> str:
 
 
 def require_path(path: str) -> None:
-    """Check that a path is not empty, like an unset shell variable. The system would interpret it as `.`.
+    """Check that a path is not empty, as an unset shell variable would be. The system would interpret it as `.`.
 
     Raises:
         UserError: If the path is empty.
@@ -101,7 +101,7 @@ def read_errors(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: is a folder; pass a file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # a null byte in a path, or an offset below 0
+    except ValueError as error:  # the path contains a null byte, or the offset is negative
         raise UserError(f"{str(path)!r}: cannot be read ({error})") from error
 
 
@@ -116,7 +116,7 @@ def read_file_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file with one JSON object.
+    """Read a file that contains one JSON object.
 
     Raises:
         UserError: If the file is missing, or has other content.
@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: the file is missing") from error
+        raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(content, dict):
@@ -133,10 +133,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> dict[int, str]:
-    """Return the non-empty lines of a UTF-8 file, by line number (from 1). Runs of spaces become one space.
+    """Return the non-empty lines of a UTF-8 file, by line number (from 1). Consecutive spaces become one space.
 
     Raises:
-        UserError: If the file cannot be read, is not UTF-8, or holds no text.
+        UserError: If the file cannot be read, is not UTF-8, or has no text.
     """
     try:
         text = read_file_bytes(path).decode("utf-8-sig")
@@ -156,9 +156,9 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
-    A replaced file keeps its permissions. A symbolic link is replaced, as in a foreign folder it may lead
-    anywhere. For a path given by the user, pass `resolve_link(path)`. If several processes write the same file, the
-    last version is kept.
+    A replaced file keeps its permissions. A symbolic link is itself replaced, because in an untrusted folder its target
+    could be anywhere; for a path that the user passed, pass `resolve_link(path)`. If several processes write the same
+    file, the last version is kept.
 
     Raises:
         OSError: If the disk is full, or the folder is not writable. No partial file remains.
@@ -181,7 +181,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def replace_file(source: Path, target: Path) -> None:
-    """Rename a file, replacing an existing one.
+    """Rename a file, and replace the target if it exists.
 
     Raises:
         OSError: If the folder is not writable, or another process on Windows keeps one of the files open.
@@ -205,7 +205,7 @@ def open_to_read(path: Path) -> int:
 
 
 class LocalFile:
-    """A file on this machine, open until `close`.
+    """File on this machine, open until `close`.
 
     Raises:
         OSError: If the file does not exist or cannot be read.
@@ -217,11 +217,14 @@ class LocalFile:
         self.size, self.etag = status.st_size, str(status.st_mtime_ns)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part. It is thread-safe."""
+        """Read a part of the file. This method is thread-safe."""
         return read_at(self._descriptor, size, offset)
 
     def will_need(self, start: int, end: int) -> None:
-        """Request that the system reads a part ahead. This has no effect if the system does not support it."""
+        """Ask the system to read a part of the file in advance.
+
+        This has no effect if the system does not support it.
+        """
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):
                 os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
@@ -235,7 +238,7 @@ _SEEKING = threading.Lock()
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Read a part of a file. It is thread-safe. The part is shorter if the file ends in it."""
+    """Read a part of a file. The result is shorter if the file ends earlier. This function is thread-safe."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
     with _SEEKING:
@@ -244,7 +247,7 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def resolve_link(path: Path) -> Path:
-    """Return the target of a symbolic link, which need not exist, or the path if it is not a link."""
+    """Return the target of a symbolic link, or the path itself if it is not a link. The target need not exist."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -252,8 +255,8 @@ def resolve_link(path: Path) -> Path:
 def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` (or the target of a symbolic link) when the context ends.
 
-    A manifest of sizes and hashes is added, which starts with `facts`. If the context ends with an exception, `folder`
-    stays unchanged.
+    A manifest of sizes and hashes, which starts with `facts`, is added to the folder. If the context ends with an
+    exception, `folder` stays unchanged.
 
     Raises:
         UserError: If the path has no name, such as `.`, so it cannot be replaced.
@@ -277,15 +280,14 @@ def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> It
 
 @contextmanager
 def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
-    """Yield a copy of a folder with a manifest, which replaces the folder when the context ends, as `atomic_folder`
-    does.
+    """Yield a copy of a folder that has a manifest. The copy replaces the folder at the end, as in `atomic_folder`.
 
     Args:
         folder: Folder to change.
-        facts: New first entries of the manifest; None: unchanged.
+        facts: New first entries of the manifest. If None, they stay unchanged.
 
     Raises:
-        UserError: If the folder has no manifest, or it is corrupt.
+        UserError: If the folder has no manifest, or the manifest is corrupt.
         OSError: If the disk is full or cannot be written to. The folder stays unchanged.
     """
     if facts is None:
@@ -298,20 +300,20 @@ def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) 
 
 
 def require_own_name(folder: Path) -> None:
-    """Check that a path has a name for a new folder, unlike `.`.
+    """Check that a path ends in the name of a new folder, which `.` does not have.
 
     Raises:
         UserError: If the path has no name.
     """
     if folder.name in ("", ".."):
-        raise UserError(f"{folder}: has no folder name; pass a new folder")
+        raise UserError(f"{folder}: has no folder name; pass the path of a new folder")
 
 
 def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
-    """Compare the files of a folder with its manifest: all listed files, or only the given ones.
+    """Compare the files in a folder with its manifest: all listed files, or only the given files.
 
     Raises:
-        UserError: If the manifest or a file is missing, or a file differs by a single bit.
+        UserError: If the manifest or a file is missing, or a file differs, even by a single bit.
     """
     for name, (size, sha256) in read_manifest(folder).items():
         if only is not None and name not in only:
@@ -326,7 +328,7 @@ def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return the size and SHA-256 of each file of a folder, by relative path, from the folder's manifest.
+    """Return the size and SHA-256 of each file in a folder, by relative path, from the folder's manifest.
 
     Raises:
         UserError: If the manifest is missing or corrupt.
@@ -371,7 +373,7 @@ def file_sha256(path: Path) -> str:
 
 def _sync_file(path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDWR)  # Windows requests permission to write
+        descriptor = os.open(path, os.O_RDWR)  # Windows requires write permission to flush a file
     except PermissionError:
         descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -381,7 +383,7 @@ def _sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush the file names of a folder to the disk. Windows has no such call, as it cannot open folders."""
+    """Flush the file names in a folder to the disk. This does nothing on Windows, which cannot open folders."""
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -393,14 +395,14 @@ def sync_folder(path: Path) -> None:
 # --- Open files
 
 _OPEN_FILES = 8192
-"""Requested open-file limit. Many systems allow 256 or 1,024 by default, and more on request."""
+"""Open-file limit to request. Many systems allow 256 or 1,024 open files by default, and more on request."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
 class HandleCache(Generic[K, T]):
-    """A cache that opens items by key, and keeps the `size` most recently used ones. Dropped items are closed.
+    """Cache that opens items by key, and keeps the `size` most recently used items. Dropped items are closed.
 
     A copy in another process starts empty, because open files and memory maps are not valid there.
     """
@@ -438,10 +440,10 @@ class HandleCache(Generic[K, T]):
 
 
 def allow_open_files() -> int:
-    """Raise this process's open-file limit to `_OPEN_FILES`, or as far as the system allows.
+    """Raise the open-file limit of this process to `_OPEN_FILES`, or as far as the system allows.
 
     Returns:
-        The new limit. On Windows, it is sufficient by default.
+        The new limit. On Windows, the default is sufficient.
     """
     try:
         from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit

@@ -1,4 +1,4 @@
-"""A lock between processes, on a separate file. `filelock` provides the system's locks: `flock`, or Windows locks."""
+"""Lock between processes, on a separate file. `filelock` provides the system's locks: `flock`, or Windows locks."""
 
 import errno
 import os
@@ -14,7 +14,10 @@ _SECONDS_OF_A_GLANCE = 0.2
 
 
 class LockHeldError(Exception):
-    """A lock is held by another process, or already by this process. `holder`: the number of the process, or `?`."""
+    """A lock is held by another process, or already by this process.
+
+    `holder` is the process number, or `?` if unknown.
+    """
 
     def __init__(self, holder: str) -> None:
         super().__init__(f"held by process {holder}")
@@ -27,13 +30,13 @@ class LockHeldError(Exception):
 
 
 class ProcessLock:
-    """A lock that one process can hold. The file, which is created if it is missing, names the process.
+    """Lock that one process can hold. The lock file, which is created if missing, contains the process number.
 
-    It is held until `release`, until the object is deleted, or until the process ends for any reason.
+    The lock is held until `release`, until the object is deleted, or until the process ends for any reason.
 
     Args:
-        path: Path of the lock file, which must have no other content.
-        removes: Whether to remove the file at `release`. A killed process does not remove it, which is harmless.
+        path: Path of the lock file, which must not have other content.
+        removes: Whether `release` removes the file. A killed process leaves its file behind, which is harmless.
 
     Raises:
         LockHeldError: If the lock is held.
@@ -47,11 +50,11 @@ class ProcessLock:
                 raise LockHeldError(_holder(path))
             time.sleep(_SECONDS_OF_A_GLANCE / 10)
         os.ftruncate(descriptor, 0)
-        # Windows locks the first byte also against reading.
+        # A Windows lock on the first byte also prevents reading it.
         os.lseek(descriptor, 1, os.SEEK_SET)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._release = weakref.finalize(self, _unlock, descriptor, os.getpid(), path if removes else None)
-        self._release.atexit = removes  # otherwise the end of the process unlocks
+        self._release.atexit = removes  # otherwise, the lock is released when the process ends
 
     def release(self) -> None:
         """Release the lock."""
@@ -59,10 +62,10 @@ class ProcessLock:
 
 
 def _locked(path: Path) -> int | None:
-    """Return the descriptor of the locked file, or None if it is held."""
-    from filelock import lock_descriptor  # late: its import takes a tenth of a second, and help needs no lock
+    """Return the descriptor of the locked file, or None if another process holds the lock."""
+    from filelock import lock_descriptor  # lazy import, because it takes a tenth of a second, and help needs no lock
 
-    if path.is_symlink():  # `O_NOFOLLOW` is not always available
+    if path.is_symlink():  # not every system has `O_NOFOLLOW`
         raise OSError(errno.ELOOP, "a symbolic link", str(path))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY, 0o666)
     try:
@@ -76,7 +79,7 @@ def _locked(path: Path) -> int | None:
 
 
 def _is_still_there(path: Path, descriptor: int) -> bool:
-    """Return whether the file is still the locked one: the former holder may have removed it in the meantime."""
+    """Return whether the file is still the locked one. A former holder may have removed it in the meantime."""
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
     return False
@@ -92,7 +95,7 @@ def _holder(path: Path) -> str:
 
 
 def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
-    """Release a lock. Closing the file is not enough: a process forked in the meantime also has it open."""
+    """Release a lock. Closing the file is not enough, because a process forked in the meantime also has it open."""
     from filelock import unlock_descriptor
 
     is_ours = os.getpid() == owner
@@ -100,7 +103,8 @@ def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
         is_removed = removed is None or _is_removed(removed)
         unlock_descriptor(descriptor)
     os.close(descriptor)
-    if is_ours and not is_removed and removed is not None:  # Windows removes no open file, so none of a new holder
+    # Windows does not remove open files, so the file of a new holder is safe
+    if is_ours and not is_removed and removed is not None:
         _is_removed(removed)
 
 

@@ -1,4 +1,4 @@
-"""Output files: checked before the work begins, and written atomically."""
+"""Check output files before the work begins, and write them atomically."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from grr_coca.common.files import resolve_link, write_atomic
 
 
 def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], indent: int | None = None) -> str:
-    """Return a record, or a list of records, as JSON: one line without `indent`.
+    """Convert a record, or a list of records, to JSON; to a single line if `indent` is not given.
 
     Characters that UTF-8 cannot encode are escaped.
     """
@@ -19,7 +19,7 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], inden
     try:
         text.encode()
     except UnicodeEncodeError:
-        # A file name that is not UTF-8; Python's `os.fsencode` restores its bytes.
+        # The file name is not UTF-8; Python's `os.fsencode` restores its bytes.
         return json.dumps(record, indent=indent)
     return text
 
@@ -29,14 +29,14 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Convert an `OSError` while writing `path` to a `UserError`."""
     try:
         yield
-    except FileExistsError as error:  # a folder could not be created
-        raise UserError(f"{path}: cannot be written ({error.filename} is a file)") from error
+    except FileExistsError as error:  # creating a folder failed
+        raise UserError(f"{path}: cannot be written ({error.filename} is a file, not a folder)") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name next to it, and rename it when it is fully on disk.
+    """Write a file under a temporary name in the same folder, and rename it once it is fully on disk.
 
     Raises:
         UserError: If the disk is full or cannot be written to, or the path is not a file.
@@ -48,12 +48,12 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Check that a file can be written, before the work for it begins. Its folder is created.
+    """Check that a file can be written, before the work begins, and create its folder.
 
     Raises:
         UserError: If the path is not a file, or its folder cannot be created or written to.
     """
-    from tempfile import TemporaryFile  # late: imports random
+    from tempfile import TemporaryFile  # lazy import, because it imports random
 
     _require_replaceable(path)
     with disk_errors(path):
@@ -63,7 +63,7 @@ def require_writable(path: Path) -> None:
 
 
 def _require_replaceable(path: Path) -> None:
-    """Check that a path is a regular file or does not exist. Devices must not be replaced by files.
+    """Check that a path does not exist or is a regular file, because files must not replace devices.
 
     Raises:
         UserError: If the path exists and is not a regular file.
@@ -89,7 +89,7 @@ def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
 def _is_same(path: Path, given: str | Path) -> bool:
     try:
         return path.samefile(given)
-    except (OSError, ValueError):  # one does not exist, is a pattern, or is an invalid path
+    except (OSError, ValueError):  # a path does not exist, is a pattern, or is invalid
         return False
 
 

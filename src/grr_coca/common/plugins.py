@@ -1,6 +1,6 @@
 """Plug-ins: extensions from other packages, found by the entry points of installed distributions.
 
-Each group is used by one module of the core, which documents its values:
+One module uses each group, and documents its values:
 
 | group | an entry point names | used by |
 |---|---|---|
@@ -17,7 +17,7 @@ Each group is used by one module of the core, which documents its values:
 | `grr_coca.endpoints` | additional endpoints of a server | `grr_coca_serve.server` |
 | `grr_coca.site` | an addition to an exported page | `grr_coca_serve.site` |
 
-The packages of this distribution register in the same way as others, and are first. Entry points are read
+The packages of this distribution register in the same way as other packages, and come first. Entry points are read
 without `importlib.metadata`, which would take most of the time of `grr-coca --help`: 110 of 150 ms, if 130
 distributions are installed.
 """
@@ -41,7 +41,7 @@ unset, all plug-ins are loaded; if empty, only those of this distribution."""
 
 
 class _EntryPoint(NamedTuple):
-    """An entry point, and the distribution that provides it. `value`: module and name, `module:name`."""
+    """Entry point, and the distribution that provides it. `value` names a module and an object in it, `module:name`."""
 
     group: str
     name: str
@@ -69,7 +69,7 @@ def own(group: str) -> Mapping[str, Any]:
 def others(group: str) -> Mapping[str, Any]:
     """Return the values of other distributions' entry points, by name.
 
-    A plug-in that cannot be imported is skipped with a warning. If two have the same name, the first counts.
+    A plug-in that cannot be imported is skipped with a warning. If two plug-ins have the same name, the first is used.
     """
     found: dict[str, Any] = {}
     for entry in _entries():
@@ -78,12 +78,20 @@ def others(group: str) -> Mapping[str, Any]:
         try:
             found[entry.name] = entry.load()
         except Exception as error:  # plug-ins can raise any error
-            log.warning("%s: plug-in '%s' cannot be imported, and is skipped (%s)", entry.provider, entry.name, error)
+            log.warning(
+                "%s: plug-in '%s' cannot be imported and is skipped (%s); update or uninstall it",
+                entry.provider,
+                entry.name,
+                error,
+            )
     return found
 
 
 def values(group: str) -> Iterator[Any]:
-    """Yield the values of all distributions, this one first. Others are imported only if the caller continues."""
+    """Yield the values of all distributions, beginning with this one.
+
+    Other plug-ins are imported only if the caller continues.
+    """
     yield from own(group).values()
     yield from others(group).values()
 
@@ -99,7 +107,7 @@ def named(group: str, name: str) -> Any | None:
 def is_installed() -> bool:
     """Return whether the packages of this distribution are registered.
 
-    If not, the distribution must be installed again.
+    If they are not, the distribution must be installed again.
     """
     return any(entry.group == "grr_coca.commands" and _is_own(entry.provider) for entry in _entries())
 
@@ -110,9 +118,9 @@ def _is_own(provider: str) -> bool:
 
 @cache
 def _entries() -> tuple[_EntryPoint, ...]:
-    """Return the entry points of the groups `grr_coca.…`.
+    """Return the entry points of all groups `grr_coca.…`.
 
-    If a distribution exists in two versions, the first on the path counts.
+    If two versions of a distribution are installed, the first on the path is used.
     """
     allowed = os.environ.get(VARIABLE)
     names = None if allowed is None else {_normalized(name.strip()) for name in allowed.split(",")} | {DISTRIBUTION}
@@ -126,18 +134,19 @@ def _entries() -> tuple[_EntryPoint, ...]:
 
 
 def _metadata_folders(folder: str) -> list["os.DirEntry[str]"]:
-    """Return the metadata folders that installers write: `NAME-VERSION.dist-info`, or `NAME.egg-info` in older
-    ones.
+    """Return the metadata folders that installers write: `NAME-VERSION.dist-info`, or `NAME.egg-info` from older
+    installers.
     """
     try:
         with os.scandir(folder) as entries:
             return [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
-    except OSError:  # an archive, or a folder that does not exist
+    except OSError:  # the path is an archive, or does not exist
         return []
 
 
 def _read(metadata: "os.DirEntry[str]", provider: str) -> Iterator[_EntryPoint]:
-    """Yield the entry points of our groups in an `entry_points.txt`: sections of lines `name = value`."""
+    """Yield the entry points of groups `grr_coca.…` from an `entry_points.txt`, whose sections have lines `name =
+    value`."""
     try:
         text = Path(metadata.path, "entry_points.txt").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # most distributions have no entry points
@@ -148,7 +157,7 @@ def _read(metadata: "os.DirEntry[str]", provider: str) -> Iterator[_EntryPoint]:
         if name.startswith("["):
             group = name.strip("[]")
         elif equals and group.startswith("grr_coca.") and not name.startswith("#"):
-            yield _EntryPoint(group, name, re.sub(r"\s|\[.*", "", value), provider)  # without extras in brackets
+            yield _EntryPoint(group, name, re.sub(r"\s|\[.*", "", value), provider)  # drop extras in brackets
 
 
 def _normalized(name: str) -> str:

@@ -1,7 +1,7 @@
 """The processes of a run (ranks): communication between them, their launch by `torchrun`, and signals to stop.
 
-A run of one process has one rank, whose exchanges return their input. A signal does not end a run immediately: the
-run saves first.
+A run with one process has one rank, whose exchanges return their input. A signal does not end a run immediately,
+because the run saves its state first.
 """
 
 import os
@@ -28,11 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, number `rank` of `size`. Its tensors are on `device`.
+    """This process, which is number `rank` of `size`. Its tensors are on `device`.
 
     Attributes:
-        patient: Process group with a long timeout, in which ranks wait for rank 0. None: the default
-            group.
+        patient: Process group with a long timeout, in which ranks wait for rank 0. If None, the default group is used.
     """
 
     rank: int
@@ -42,7 +41,7 @@ class Ranks:
 
     @classmethod
     def here(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
-        """Return the rank of this process, the only rank without a process group."""
+        """Return the rank of this process. Without a process group, this process is the only rank."""
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device, patient)
@@ -53,7 +52,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over all ranks, in place."""
+        """Sum a tensor over all ranks in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -67,7 +66,7 @@ class Ranks:
         return tensor if self.size == 1 else _Gather.apply(tensor, self.size)
 
     def gather_objects(self, item: object) -> list:
-        """Return the Python objects of all ranks. This is slow: use it for small objects and rare events."""
+        """Return the Python objects of all ranks. This is slow, so use it only for small objects and rare events."""
         items: list = [item]
         if self.size > 1:
             items = [None] * self.size
@@ -98,7 +97,10 @@ class Ranks:
 
 
 class _Gather(torch.autograd.Function):
-    """`Ranks.gather`: b … to B …. Its backward pass sums gradients over the ranks, and keeps the rank's own rows."""
+    """Autograd function of `Ranks.gather`, b … to B ….
+
+    The backward pass sums gradients over the ranks, and keeps the rank's own rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, size: int) -> Tensor:
@@ -123,8 +125,8 @@ has no SIGUSR1."""
 class StopSignals:
     """Context in which the first signal of a kind requests the run to stop, and the second takes effect immediately.
 
-    Under torchrun, the third takes effect: schedulers send SIGTERM and SIGUSR1 to all processes, and torchrun then
-    passes its own signals on to its processes.
+    Under torchrun, only the third signal takes effect: schedulers send SIGTERM and SIGUSR1 to all processes, and
+    torchrun then also forwards the signals that it receives.
     """
 
     def __init__(self) -> None:
@@ -134,7 +136,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # the parent process may have it ignored
+                # the parent process may have set the signal to be ignored
+                if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._count)
         return self
 
@@ -156,11 +159,11 @@ def _num_counted(sent: signal.Signals) -> int:
 
 
 TIMEOUT = timedelta(minutes=30)
-"""Timeout for other ranks. If a rank dies, its gloo connection breaks, so the others detect it
-immediately. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
+"""Timeout of exchanges with other ranks. If a rank dies, gloo detects the broken connection immediately. NCCL does not;
+torchrun and `srun --kill-on-bad-exit` then end the other ranks."""
 RANK_0_TIMEOUT = timedelta(days=1)
-"""Timeout for work of only rank 0, which may train a tokenizer on the captions of millions of pairs, or
-caption a validation split."""
+"""Timeout for work that only rank 0 does, such as training a tokenizer on millions of captions or captioning a
+validation split."""
 
 
 @contextmanager
@@ -175,16 +178,16 @@ def launched() -> Iterator[Ranks]:
     _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         ranks = Ranks.here(device, dist.new_group(timeout=RANK_0_TIMEOUT))
-        ranks.on_first(lambda: None)  # connects the group now, with the timeout of other exchanges
+        ranks.on_first(lambda: None)  # connects the group now, with the timeout of the other exchanges
         yield ranks
     except Interruption:  # raised on all ranks, after the same step
         _leave()
         raise
-    _leave()  # not after other errors: another rank may never get here
+    _leave()  # not after other errors, because another rank may never get here
 
 
 def device_of_process() -> torch.device:
-    """Return the GPU of this process, or the CPU if the machine has none."""
+    """Return the GPU of this process, or the CPU if the machine has no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
@@ -199,7 +202,8 @@ def device_of_process() -> torch.device:
 
 def _leave() -> None:
     # gloo's threads may still need Python's interpreter lock, to free the tensors of the last exchange. A thread that
-    # destroys the group holds that lock and waits for them: a deadlock. While this thread sleeps, they get the lock.
+    # destroys the group would hold that lock and wait for gloo's threads, a deadlock. While this thread sleeps, gloo's
+    # threads can get the lock.
     time.sleep(0.2)
     dist.destroy_process_group()
 
@@ -207,9 +211,9 @@ def _leave() -> None:
 def _join(backend: str) -> None:
     """Join the other ranks in a process group.
 
-    torchrun keeps one store for all its restarts. The addresses of dead processes are still in it, so each restart uses
-    another prefix, which hides them. Nodes may not agree on the number of restarts, so several nodes
-    use no prefix: torchrun makes a new store for each restart if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
+    torchrun uses the same store after a restart, so the store still contains the addresses of dead processes. A new
+    prefix for each restart hides them. Nodes may disagree on the number of restarts, so runs on several nodes use no
+    prefix; torchrun creates a new store for each restart if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
     """
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":

@@ -1,9 +1,8 @@
-"""Files in object stores and on web servers: lookup, reading in parts and writing, despite intermittent network
-errors.
+"""Find, read in parts, and write files in object stores and on web servers, despite intermittent network errors.
 
-Based on `fsspec`. Credentials, endpoints and other options come from the sources of its packages: the
-environment, the files of the cloud's own tools, and fsspec's configuration. A URL with a credential is rejected, so
-that none gets into recipes, logs or file names.
+Based on `fsspec`. Credentials, endpoints and other options come from the usual sources of its packages: the
+environment, the configuration files of the cloud's own tools, and fsspec's configuration. A URL that contains a
+credential is rejected, so that no credential gets into recipes, logs or file names.
 """
 
 import itertools
@@ -25,19 +24,19 @@ from grr_coca.common.errors import UserError, require_extra
 _log = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
-"""Seconds between attempts, which bridge a network failure of a minute."""
+"""Seconds between attempts. Together they bridge a network failure of a minute."""
 
 _WARN_FROM = 3
-"""Number of the first reported failure of a request; earlier ones are common and short."""
+"""Number of the first failure of a request that is reported. Earlier failures are common and short."""
 
 SECONDS_TO_ANSWER, _SLOWEST = 30.0, 2**17
-"""Time limit of a request in seconds, and number of bytes per additional second."""
+"""Time limit of a request in seconds, and the number of bytes for which it grows by one second."""
 
 _AT_ONCE = 32
-"""Number of files whose state is requested concurrently."""
+"""Number of files whose state is requested at the same time."""
 
 _LISTED = 16
-"""Minimum number of files in a folder for listing it, a thousand files per request, if its server supports it."""
+"""Minimum number of files in a folder for listing it, a thousand files per request, if the server supports listing."""
 
 _MAX_NAMES = 10**6
 
@@ -52,10 +51,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at a URL, in its state when it was found.
+    """File at a URL, in the state in which it was found.
 
     Attributes:
-        etag: Value that changes with the content: the server's etag, or else length and date.
+        etag: Value that changes with the content: the server's etag, or else the length and date.
     """
 
     url: str
@@ -71,7 +70,7 @@ class RemoteFile:
         return self.url.rpartition("/")[2]
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part in one request, with repeated attempts.
+        """Read a part of the file in one request, with repeated attempts.
 
         Raises:
             UserError: If all attempts fail, or access is denied; the message names the URL.
@@ -111,7 +110,8 @@ def require_no_credentials(url: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names of a pattern: `{00000..01242}` counts with a fixed number of digits, `{a,b}` lists.
+    """Return the names that a pattern represents: `{00000..01242}` counts with a fixed number of digits, `{a,b}` lists
+    values.
 
     Raises:
         UserError: If braces have other content, or there are more than a million names.
@@ -125,7 +125,7 @@ def expand_braces(pattern: str) -> list[str]:
     for piece in pieces:
         count *= len(piece)
     if count > _MAX_NAMES:
-        raise UserError(f"{pattern}: represents {count:,} files (limit {_MAX_NAMES:,})")
+        raise UserError(f"{pattern}: represents {count:,} files (limit {_MAX_NAMES:,}); use smaller ranges")
     return ["".join(parts) for parts in itertools.product(*pieces, [pattern[end:]])]
 
 
@@ -158,8 +158,9 @@ def remote_file(url: str) -> RemoteFile:
 
 
 def find_remote(pattern: str) -> list[RemoteFile]:
-    """Return the files of a URL pattern, in order: with `{00000..01242}`, or with `*` in stores that can list
-    files.
+    """Return the files that match a URL pattern, in order.
+
+    Patterns are ranges such as `{00000..01242}`, and `*` in stores that can list files.
 
     Raises:
         UserError: If a file is missing (the message names it), no file matches, or the server does not answer.
@@ -183,12 +184,12 @@ def _matching(pattern: str) -> list[str]:
 
     found = sorted(_tried(pattern, listed))
     if not found:
-        raise UserError(f"{pattern}: no file matches it")
+        raise UserError(f"{pattern}: no file matches this pattern; check the URL")
     return [filesystem.unstrip_protocol(name) for name in found]
 
 
 def _listed(urls: Sequence[str]) -> dict[str, RemoteFile]:
-    """Return the files that occur in a listing of their folders."""
+    """Return the files that occur in listings of their folders."""
     folders: dict[str, int] = {}
     for url in urls:
         folder = url.rpartition("/")[0]
@@ -215,7 +216,9 @@ def _listed(urls: Sequence[str]) -> dict[str, RemoteFile]:
 def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
     size = entry.get("size")
     if size is None:
-        raise UserError(f"{url}: its server does not report its length")
+        raise UserError(
+            f"{url}: the server does not report the file's length; use another server or a copy on this machine"
+        )
     etag = next((str(entry[key]) for key in _ETAGS if entry.get(key)), None)
     date = next((str(entry[key]) for key in _DATES if entry.get(key)), "")
     return RemoteFile(url, int(size), etag or f"{size} {date}")
@@ -225,15 +228,15 @@ def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
-    """Read a part of a file, see `RemoteFile.read`."""
+    """Read a part of a file; see `RemoteFile.read`."""
     filesystem, path = _open(url)
-    # Otherwise the hub's file system reads five megabytes ahead, for a request that is never made.
+    # Otherwise, the hub's file system reads five megabytes ahead for a request that never comes.
     exactly = {"cache_type": "none"} if filesystem.protocol == "hf" else {}
 
     def read(timeout: Mapping[str, float]) -> bytes:
         content = filesystem.cat_file(path, start=offset, end=offset + size, **timeout, **exactly)
         if len(content) != size:
-            raise _WrongLengthError(f"{len(content):,} bytes came in place of {size:,}")
+            raise _WrongLengthError(f"received {len(content):,} bytes instead of {size:,}")
         return content
 
     return _tried(url, read, size) if size else b""
@@ -250,7 +253,10 @@ def write_file(path: Path, url: str) -> None:
 
 
 def sizes_under(url: str) -> dict[str, int]:
-    """Return the size of each file in a folder at a URL, by relative path; empty if the folder is missing."""
+    """Return the size of each file in a folder at a URL, by relative path.
+
+    The result is empty if the folder does not exist.
+    """
     filesystem, root = _open(url)
 
     def find(timeout: Mapping[str, float]) -> Mapping[str, Mapping[str, Any]]:
@@ -271,17 +277,17 @@ def remove_file(url: str) -> None:
 
 
 class _WrongLengthError(Exception):
-    """An answer is shorter or longer than requested."""
+    """The server's answer is shorter or longer than requested."""
 
 
 def _tried(
     url: str, call: Callable[[Mapping[str, float]], T], num_bytes: int = 0, *, missing_at_once: bool = False
 ) -> T:
-    """Return the result of a call, repeating it after each of `PAUSES` if it fails.
+    """Return the result of a call, and repeat the call after each of the `PAUSES` while it fails.
 
     Args:
         url: URL for messages.
-        call: Function of the time limit, in the form of fsspec arguments.
+        call: Function that takes the time limit as fsspec arguments.
         num_bytes: Number of bytes sent or received.
         missing_at_once: Whether to stop immediately if the file does not exist.
     """
@@ -300,7 +306,9 @@ def _tried(
             # The error may contain the signed URL of a redirect.
             reason = _reason(error)
             if pause is None:
-                raise UserError(f"{url}: cannot be read or written after {number} tries ({reason})") from None
+                raise UserError(
+                    f"{url}: cannot be read or written after {number} attempts ({reason}); check network and URL"
+                ) from None
             if number >= _WARN_FROM:
                 _log.warning("%s: %s; trying again in %g s", url, reason, pause)
         time.sleep(pause)
@@ -348,9 +356,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it.
+    """Return the file system of a URL, and the path in the file system.
 
-    Each process has its own, as file systems do not survive a fork.
+    Each process opens its own file systems, because they do not survive a fork.
 
     Raises:
         UserError: If a package for the scheme is not installed, or the scheme is unknown.
@@ -376,4 +384,4 @@ def _new_filesystem(scheme: str, url: str) -> Any:
     try:
         return fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
     except ImportError as error:
-        raise UserError(f"{url}: needs a package that is not installed ({error})") from error
+        raise UserError(f"{url}: needs a package that is not installed ({error}); install it") from error

@@ -1,7 +1,8 @@
-"""Types and shapes of arrays in annotations: `Float[np.ndarray, "B E"]`, for code that runs without PyTorch.
+"""Types and shapes of arrays in annotations, such as `Float[np.ndarray, "B E"]`, for code that runs without PyTorch.
 
-They are jaxtyping's for type checkers, or if jaxtyping has been imported before, as in the tests, which
-check every shape. Otherwise an annotation is only the type of the array, so inference does not need jaxtyping.
+For type checkers, the types are those of jaxtyping. At runtime, they are those of jaxtyping only if jaxtyping has
+already been imported, as in the tests, which check every shape. Otherwise, an annotation is only the type of the array,
+so inference does not need jaxtyping.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Threads: their number, wait policy and interruption by Ctrl-C, and batches of work that run on them."""
+"""Threads: their number, wait policy and interruption by Ctrl-C, and the execution of work in batches."""
 
 import logging
 import os
@@ -28,8 +28,9 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def num_threads() -> int:
-    """Return `OMP_NUM_THREADS`, which PyTorch also follows, or else the number of cores available to this process, by
-    its affinity and the limit of its container.
+    """Return `OMP_NUM_THREADS`, which PyTorch also follows, or else the number of cores available to this process.
+
+    The available cores are limited by the process's affinity and by its container.
     """
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if setting.isdecimal() and int(setting) > 0:
@@ -40,21 +41,21 @@ def num_threads() -> int:
 
 
 def _container_limit(groups: Path) -> float | None:
-    """Return a container's core limit (`docker run --cpus`) from control groups v1 or v2, or None without a limit."""
+    """Return a container's core limit (`docker run --cpus`) from control groups v1 or v2, or None if unlimited."""
     try:
         if (groups / "cpu.max").exists():
             quota, period = (groups / "cpu.max").read_text().split()
         else:
             quota, period = ((groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return float(quota) / float(period) if float(quota) > 0 else None  # no limit: "max", or -1
+        return float(quota) / float(period) if float(quota) > 0 else None  # "max" or -1 means no limit
     except (OSError, ValueError, ZeroDivisionError):
         return None
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Return whether an error was caused by Ctrl-C.
+    """Return whether Ctrl-C caused an error.
 
-    Within a lock of `threading`, an interrupt becomes a `RuntimeError` ("release unlocked lock"), or leaves the lock
+    Inside a lock of `threading`, an interrupt becomes a `RuntimeError` ("release unlocked lock"), or leaves the lock
     closed forever.
     """
     return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
@@ -64,17 +65,17 @@ def was_interrupted(error: BaseException) -> bool:
 def thread_pool(
     count: int | None = None, name: str = "", begin: Callable[[], None] | None = None
 ) -> Iterator["ThreadPoolExecutor"]:
-    """Run a block with a pool of threads.
+    """Provide a pool of threads within a context.
 
-    At its end, pending work is dropped, and running work is awaited. Ctrl-C does not wait: it may take
-    seconds, or wait for a lock that the interrupt has left closed.
+    At the end of the context, pending work is dropped, and running work is awaited. After Ctrl-C, running work is not
+    awaited, because it may take seconds, or wait for a lock that the interrupt has left closed.
 
     Args:
-        count: Number of threads; None: the default of `ThreadPoolExecutor`.
-        name: Prefix of their names.
+        count: Number of threads. None uses the default of `ThreadPoolExecutor`.
+        name: Prefix of the names of the threads.
         begin: Called in each thread before its first work.
     """
-    from concurrent.futures import ThreadPoolExecutor  # late: most commands do not need it
+    from concurrent.futures import ThreadPoolExecutor  # lazy import, because most commands do not need it
 
     pool = ThreadPoolExecutor(count, name, begin)
     waits = True
@@ -90,8 +91,8 @@ def thread_pool(
 def set_passive_wait_policy() -> None:
     """Make PyTorch's threads sleep while they wait for each other. Call this before PyTorch is imported.
 
-    By default they keep their cores busy. Next to another program, captions of 200 drawings then took four times as
-    much processor time, and four times as long. User settings are kept.
+    By default, waiting threads keep their cores busy. Next to another program, captioning 200 drawings then took four
+    times as much processor time, and four times as long. Values that the user has set are kept.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -100,9 +101,9 @@ def set_passive_wait_policy() -> None:
 def multiply_on_one_thread() -> None:
     """Make NumPy compute matrix products only on the calling thread. Call this before NumPy is imported.
 
-    A search has its own threads, which otherwise wait for those of OpenBLAS. Next to other programs, `adapt` of 4,000
-    pairs took four times as long on two threads as on one. Only for the command line: in a
-    program of another author, this would slow down that program's own products. User settings are kept.
+    A search has its own threads, which would otherwise wait for the threads of OpenBLAS. Next to other programs,
+    adapting to 4,000 pairs took four times as long on two threads as on one. Only the command line calls this: in
+    another program, it would slow down that program's own products. Values that the user has set are kept.
     """
     if "numpy" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -111,7 +112,7 @@ def multiply_on_one_thread() -> None:
 # --- Batches of work
 
 OnProgress = Callable[[int, int], None]
-"""Called after each batch with the numbers of finished and of all items."""
+"""Callback that gets the number of finished items and of all items after each batch."""
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -121,41 +122,44 @@ _OUT_OF_MEMORY = (
     "failed to allocate memory",
     "bad_alloc",
 )
-"""Parts of memory allocator messages: PyTorch's for GPUs and CPUs, and ONNX Runtime's. They have no
-exception in common."""
+"""Parts of the messages of memory allocators: PyTorch's for GPUs and CPUs, and ONNX Runtime's. They have no common
+exception."""
 
 
 _THREAD = threading.local()
 
 
 def in_worker() -> bool:
-    """Return whether this thread is one of several that each run a batch, and should start no further threads."""
+    """Return whether this thread is one of several that each compute a batch.
+
+    Such a thread should start no further threads.
+    """
     return getattr(_THREAD, "is_worker", False)
 
 
 @runtime_checkable
 class Computing(Protocol):
-    """The part of an engine that `Batches` needs, see `grr_coca.infer.engine.base.Engine`."""
+    """The part of an engine that `Batches` needs; see `grr_coca.infer.engine.base.Engine`."""
 
     @property
     def workers(self) -> int:
         """Number of batches to compute at the same time."""
 
     def single_threaded(self) -> AbstractContextManager:
-        """Return a context in which new threads compute with one thread each."""
+        """Return a context in which new threads each compute with a single thread."""
 
 
 class Batches:
-    """Execution of work in batches.
+    """Executor of work in batches.
 
     If a batch does not fit into memory, a warning is logged, and the batch size is halved. The reduced size is kept for
     later calls with the same kind of work.
 
-    Batches of a small model run concurrently, each by one thread (`Engine.workers`). Their items and results
-    are the same as one after another, and so is the order of results.
+    For a small model, batches are computed concurrently, each by one thread (`Engine.workers`). Items, results and
+    their order are the same as without concurrency.
 
     Args:
-        engine: Engine of the work; None: one batch at a time.
+        engine: Engine that does the work. If None, one batch is computed at a time.
     """
 
     def __init__(self, engine: Computing | None = None) -> None:
@@ -173,12 +177,12 @@ class Batches:
         """Apply a function to each batch, and pass on the results in order.
 
         Args:
-            batches: Batches, read as needed by the calling thread. The number of batches
-                read ahead of the results is at most one more than the number of workers.
-            work: Function of a batch, called in threads. If it raises an error, earlier results are passed on, and
-                later ones are dropped.
-            take: Function of a result, called in the calling thread.
-            in_threads: Whether to use threads; False: only the calling thread.
+            batches: Batches, which the calling thread reads as needed. The number of batches read ahead of the results
+                is at most one more than the number of workers.
+            work: Function that takes a batch, called in threads. If it raises an error, earlier results are passed on,
+                and later results are dropped.
+            take: Function that takes a result, called in the calling thread.
+            in_threads: Whether to use threads. If False, only the calling thread is used.
         """
         if self._engine is None or self._engine.workers == 1 or not in_threads or in_worker():
             for batch in batches:
@@ -215,7 +219,7 @@ class Batches:
             kind: Name of the work in messages, such as "captioning".
             items: Items to process.
             batch_size: Maximum number of items per batch.
-            work: Function that returns one result for each item of a batch. Called in threads, see `map`.
+            work: Function that returns one result for each item of a batch. Called in threads; see `map`.
             on_progress: Called after each batch.
             in_threads: See `map`. A single batch always runs in the calling thread.
 
@@ -247,7 +251,7 @@ class Batches:
     def _in_parts(
         self, kind: str, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """Return the results of a batch, divided as far as the memory requires."""
+        """Return the results of a batch, and divide the batch as far as the memory requires."""
         results: list[Result] = []
         while len(results) < len(batch):
             part = batch[len(results) : len(results) + self._limits.get(kind, len(batch))]
@@ -260,22 +264,22 @@ class Batches:
         return results
 
     def _halve(self, kind: str, size: int) -> None:
-        # The exception of the failed attempt is freed now, and with it the tensors of its frames.
+        # The exception of the failed attempt has been freed here, together with the tensors of its frames.
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
             raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
-        if size // 2 < self._limits.get(kind, size):  # otherwise another thread has already reduced it
+        if size // 2 < self._limits.get(kind, size):  # otherwise, another thread has already reduced the size
             self._limits[kind] = size // 2
             log.warning("%s: out of memory with a batch of %d; continuing with batches of %d", kind, size, size // 2)
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
-    """Return the results of the work, or None if it did not fit into memory."""
+    """Return the results of the work, or None if the work did not fit into memory."""
     try:
         return work(batch)
-    except UserError:  # it may quote an image decoder or a path
+    except UserError:  # the message may quote an image decoder or a path
         raise
     except MemoryError:
         return None

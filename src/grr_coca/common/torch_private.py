@@ -21,7 +21,7 @@ LINEAR_KERNELS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 def has_blocked_linear() -> bool:
-    """Return whether this PyTorch has `block_weight` and the products with its result."""
+    """Return whether this version of PyTorch has `block_weight` and the products with its result."""
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in LINEAR_KERNELS)
 
 
@@ -48,7 +48,8 @@ def blocked_linear_times(
 
 
 def lerp_each(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
-    """Interpolate each tensor in `starts` towards its partner in `ends`, in place, in as few kernels as possible."""
+    """Interpolate each tensor in `starts` towards the matching tensor in `ends`, in place, in as few kernels as
+    possible."""
     torch._foreach_lerp_(starts, ends, weight)
 
 
@@ -58,24 +59,24 @@ def scale_each(tensors: list[Tensor], factor: float) -> None:
 
 
 def flash_attention_of_cpu() -> object:
-    """Return the operator that computes attention on a CPU, for counting operations."""
+    """Return the operator that computes attention on a CPU. It is needed for counting operations."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def allow_recompiles(limit: int) -> None:
-    """Set the maximum number of input kinds for which one function is compiled."""
-    import torch._dynamo  # late: the import takes a second
+    """Set for how many kinds of input one function may be compiled."""
+    import torch._dynamo  # lazy import, because it takes a second
 
     torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
 
 
 def keep_for_backward(share: float) -> None:
-    """Make compiled functions keep the given fraction of the tensors for their backward pass, and recompute the others.
+    """Make compiled functions keep the given fraction of their tensors for the backward pass, and recompute the others.
 
-    The compiler reads the setting when it compiles, so the setting is permanent. The public way, a context around the
-    forward pass, exists only from PyTorch 2.13 on.
+    The setting is permanent, because the compiler reads it when it compiles. The public interface, a context around the
+    forward pass, exists only in PyTorch 2.13 and later.
     """
-    import torch._functorch.config  # late: the import takes a second
+    import torch._functorch.config  # lazy import, because it takes a second
 
     torch._functorch.config.activation_memory_budget = share
 
@@ -83,22 +84,22 @@ def keep_for_backward(share: float) -> None:
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
     """Return a shallow copy of a module with other children and its own hook lists.
 
-    Hooks registered later with one of them are not called by the other.
+    Hooks that are registered later with the original or the copy are not called by the other.
     """
     copied = copy.copy(module)
-    copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module, not the copy
+    copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module instead of the copy
     copied._modules = dict(children)
     copied.__dict__ |= {name: copy.copy(hooks) for name, hooks in vars(module).items() if "_hooks" in name}
     return copied
 
 
 def unwrap_compiled(module: Module) -> Module:
-    """Return the original of a module from `torch.compile`, or the module if it is not compiled."""
+    """Return the original of a module that `torch.compile` returned, or the module itself if it is not compiled."""
     return module._modules.get("_orig_mod", module)  # type: ignore[return-value]
 
 
 def copy_modules(module: Module) -> Module:
-    """Return a copy of a module and of all modules in it, with their own modes and hooks. Parameters are shared."""
+    """Return a copy of a module and of all its submodules, with separate modes and hooks but shared parameters."""
     module = unwrap_compiled(module)
     children = {name: None if child is None else copy_modules(child) for name, child in module._modules.items()}
     return copy_with_children(module, children)  # type: ignore[return-value]

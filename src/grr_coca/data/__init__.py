@@ -1,1 +1,1 @@
-"""From files to batches: sources of pairs, images, tokenizer, augmentation, order, loader and the batch."""
+"""Data, from files to batches: sources of pairs, images, tokenizer, augmentation, order, loader and batches."""

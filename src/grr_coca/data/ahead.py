@@ -1,4 +1,4 @@
-"""Prefetching of remote images during training: the order determines which blocks come next."""
+"""Prefetch remote images during training. The order of the samples determines which blocks come next."""
 
 import os
 import threading
@@ -12,29 +12,29 @@ from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, Blocks, SampleRef, Trainin
 from grr_coca.data.sources.base import PairSource
 
 AHEAD = PLAIN_SHUFFLE // 2
-"""Number of samples between training and prefetching: a window of the order."""
+"""Number of samples by which prefetching is ahead of training: one window of the order."""
 
 _RECENT = 1024
-"""Number of recent blocks that are not requested again: more than two windows."""
+"""Number of recent blocks that are not requested again. It exceeds two windows."""
 
 _THREADS = 4
-"""Number of blocks that a process fetches concurrently."""
+"""Number of blocks that a process fetches at the same time."""
 
 
 class RefsWithAhead(list[SampleRef]):
-    """A micro-batch and the blocks that its worker prefetches."""
+    """A micro-batch, and the blocks that its worker prefetches."""
 
     ahead: Sequence[range] = ()
 
 
 class AheadOrder:
-    """A `TrainingOrder` that also lists the blocks to prefetch. Samples and batches are the same.
+    """A `TrainingOrder` that also lists the blocks to prefetch, without changing samples or batches.
 
     The processes of a node divide the blocks among themselves.
 
     Args:
         order: Order of the samples.
-        visits: Visits without siblings, in a separate object, because each object caches one window.
+        visits: Visits without siblings, in a separate object, because each object caches only one window.
         blocks: Blocks of the visits.
     """
 
@@ -87,5 +87,5 @@ def _queue(process: int) -> "SimpleQueue[tuple[Any, range]]":  # noqa: ARG001 (t
 def _fetch_all(queue: "SimpleQueue[tuple[Any, range]]") -> None:
     while True:
         source, block = queue.get()
-        with suppress(Exception):  # reading the block will raise the error
+        with suppress(Exception):  # reading the block later will raise the error
             source.fetch(block)

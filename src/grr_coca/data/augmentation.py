@@ -1,4 +1,4 @@
-"""Augmentation: the allowed random changes of training images, and the sampling of one change.
+"""Augmentation: which random changes of training images are allowed, and the sampling of a change.
 
 `grr_coca.data.random_changes` applies the change; `grr_coca.data.painting` applies paint.
 """
@@ -12,26 +12,26 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
 _CROP_SCALE = (1.1, 1.5)
 """Range of zoom factors of a cropped image."""
 
 _IDENTITY, _GREY = np.eye(3), np.tile(LUMA, (3, 1))
-"""Colour matrices: one keeps all colour, the other removes it."""
+"""Colour matrices: the first keeps all colour, the second removes it."""
 
 
 _MIN_SIDE, _MAX_SIDE = 16, 48
-"""Range of sides, in pixels, to which coarse images are scaled down."""
+"""Range of the sides, in pixels, to which coarse images are scaled down."""
 
 _MIN_CONTRAST = 0.35
-"""Minimum difference of ink and background in grey."""
+"""Minimum difference between ink and background, in grey values."""
 
 _QUALITY = (30, 80)
 """Range of the JPEG quality."""
 
 _SHAPE_SIDE, _ICON_SIDE = (0.84, 1.0), (0.5, 0.7)
-"""Ranges of the sides of a shape and of the icon in it, as fractions of the image and of the shape."""
+"""Ranges of the side of a shape as a fraction of the image, and of the icon as a fraction of the shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class Shape:
 
     Attributes:
         side: Side of the shape, as a fraction of the image's side.
-        icon: Side of the drawing in it, as a fraction of the shape's side.
-        roundness: 0 is a square, 1 a disc.
+        icon: Side of the drawing in the shape, as a fraction of the shape's side.
+        roundness: Roundness of the corners: 0 is a square, 1 a disc.
         fill, ground: Colours of the shape and of the area around it.
-        ink: Colour of the drawing; None keeps its colours.
+        ink: Colour of the drawing. None keeps the colours of the drawing.
         shadow: Darkness of the shadow below the shape, 0 … 1.
     """
 
@@ -61,7 +61,8 @@ class Paint:
     """Parameters of painting a drawing.
 
     Attributes:
-        palette: Colours, 0 … 1; None keeps those of the drawing. Drawings that are not grey always keep their colours.
+        palette: Colours, 0 … 1. None keeps the colours of the drawing. Drawings that are not grey always keep their
+            colours.
         num_inks: Number of palette colours for the ink.
         fills: Fraction of the inner white areas that also get a colour.
         numbers: Values in 0 … 1 that select the colour of each part of the ink and of each area.
@@ -90,8 +91,8 @@ class Paint:
 class Change:
     """A random change of one image.
 
-    Before the colours, in this order: `paint` is applied, the image is set into `shape`, scaled down to `side` pixels,
-    and stored as a JPEG of `quality` in that size. None skips a step.
+    Before its colours change, the image is, in this order, painted with `paint`, set into `shape`, scaled down to
+    `side` pixels, and stored in that size as a JPEG of `quality`. None skips a step.
 
     Attributes:
         inverse: Map from a pixel of the changed image to its position in the original, in coordinates -1 … 1
@@ -115,7 +116,7 @@ class Augmentation:
 
     Attributes:
         scale: Range of zoom factors.
-        crop: Fraction of images that are enlarged 1.1 to 1.5 times instead, which crops their edges.
+        crop: Fraction of images that are instead enlarged 1.1 to 1.5 times, which crops their edges.
         shift: Largest shift, as a fraction of the side.
         rotate: Largest angle, in degrees.
         jitter: Largest relative change of brightness, contrast and saturation.
@@ -131,9 +132,9 @@ class Augmentation:
         jpeg: Fraction of images with JPEG artefacts of random quality.
         neighbour: Fraction of images with a part of another image at one side.
 
-    The last seven are for drawings on white, which users have on any background, in any size, and in screenshots.
-    `blend`, `swap` and `neighbour` are applied before all other changes. The former two need another image of the same
-    caption, so the caption stays correct, while the image has more than one style.
+    The last seven changes are for models of drawings on white, as users' drawings are on any background, in any size,
+    and in screenshots. `blend`, `swap` and `neighbour` are applied before all other changes. The first two need
+    another image with the same caption, so the caption stays correct although the image mixes two styles.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -171,13 +172,13 @@ class Augmentation:
         x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
         is_cropped = self.crop and rng.uniform() < self.crop
         scale = rng.uniform(*(_CROP_SCALE if is_cropped else self.scale))
-        # Rotated clockwise about the centre, zoomed, then shifted.
+        # Rotate clockwise about the centre, zoom, then shift.
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         inverse = np.array([[cos, sin, -cos * x - sin * y], [-sin, cos, sin * x - cos * y]], np.float32)
         brightness, contrast, saturation = rng.uniform(1 - self.jitter, 1 + self.jitter, 3)
         if rng.uniform() < self.grey:
             saturation = 0.0
-        # Brightness, contrast about mid-grey, and saturation together are one affine map of colours.
+        # Brightness, contrast about mid-grey, and saturation form one affine map of colours.
         colour = brightness * contrast * (saturation * _IDENTITY + (1 - saturation) * _GREY)
         offset = np.full(3, 0.5 * (1 - contrast))
         shape = paint = None
@@ -212,8 +213,9 @@ class Augmentation:
 
 
 def _random_shape(rng: np.random.Generator) -> Shape:
-    """Return a random shape. Most are discs or rounded squares, in one colour on white; some drawings keep
-    their own colours.
+    """Return a random shape, usually a disc or rounded square in one colour on white.
+
+    Some drawings keep their own colours.
     """
     roundness = float(rng.choice([1.0, rng.uniform(0.1, 0.7), 0.0], p=[0.45, 0.4, 0.15]))
     ground = np.ones(3) if rng.uniform() < 0.6 else rng.uniform(0, 1, 3)
@@ -235,7 +237,7 @@ def _random_shape(rng: np.random.Generator) -> Shape:
 
 
 def _random_paint(rng: np.random.Generator) -> Paint:
-    """Return a random paint. Most have colours; each gloss effect occurs in some."""
+    """Return random paint parameters. Most have colours; each gloss effect occurs in some of them."""
     angle = rng.uniform(0, 2 * math.pi)
     return Paint(
         palette=_colours(rng, 6) if rng.uniform() < 0.8 else None,
@@ -258,7 +260,7 @@ def _colours(rng: np.random.Generator, number: int) -> Float[np.ndarray, "C 3"]:
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Return random colours of ink and background with enough contrast."""
+    """Return random colours for ink and background, with enough contrast between them."""
     while True:
         ink, ground = rng.uniform(0, 1, (2, 3))
         if abs((ink - ground) @ np.array(LUMA)) >= _MIN_CONTRAST:

@@ -1,6 +1,6 @@
-"""Input and output of a training step: the batch that the model reads, and its output for the losses.
+"""Input and output of a training step: the batch that the model reads, and the output for the losses.
 
-While a device computes, the next batch is copied to it. Single images use the same tensors.
+While a device computes, the next batch is copied to the device. Single images use the same tensors.
 
 Shapes: B images or pairs, S image size in pixels.
 """
@@ -18,17 +18,19 @@ from grr_coca.data.preprocess import Preprocess
 
 
 def to_bytes(image: Image.Image, preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
-    """Return the pixel values 0 … 255 of an RGB image of any size, cropped and resized."""
+    """Return the pixels of an RGB image of any size, cropped and resized, with values 0 … 255."""
     return torch.from_numpy(preprocess(image)).permute(2, 0, 1).contiguous()
 
 
 def to_input(image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 S S"]:
-    """Return the input of a model for an RGB image of any size. Its values are in -1 … 1 by default."""
+    """Return the model input for an RGB image of any size. By default, its values are in -1 … 1."""
     return normalize(to_bytes(image, preprocess).float().div_(255), preprocess)
 
 
 def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Float[Tensor, "*B 3 S S"]:
-    """Normalize pixel values 0 … 1: subtract the mean of the channel, and divide by its standard deviation."""
+    """Normalize pixel values 0 … 1: subtract the mean of each channel, and divide by the standard deviation of the
+    channel.
+    """
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
         for values in (preprocess.mean, preprocess.std)
@@ -39,19 +41,19 @@ def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Floa
 class FeatureTokens(NamedTuple):
     """Image tokens from a frozen third-party encoder. Shapes: B images, N tokens, X their width.
 
-    `mask`: valid tokens, at least one per image; others are padding. None: all are valid.
+    `mask` marks the valid tokens, at least one per image; all others are padding. None means that all tokens are valid.
     """
 
     tokens: Float[Tensor, "B N X"]
     mask: Bool[Tensor, "B N"] | None = None
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "FeatureTokens":
-        """Apply a function to all tensors, such as a copy to a device."""
+        """Apply a function, such as a copy to a device, to all tensors."""
         return FeatureTokens(move(self.tokens), None if self.mask is None else move(self.mask))
 
     @classmethod
     def pad(cls, rows: Sequence[Float[Tensor, "_ X"]]) -> "FeatureTokens":
-        """Pad the tokens of images with zeros to one tensor."""
+        """Pad the tokens of several images with zeros, and stack them in one tensor."""
         lengths = torch.tensor([len(row) for row in rows])
         tokens = rows[0].new_zeros(len(rows), int(lengths.max()), rows[0].shape[1])
         for padded, row in zip(tokens, rows, strict=True):
@@ -66,18 +68,18 @@ class Batch:
 
     Shapes: B pairs, T text positions, M tokens to predict.
 
-    A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding hold id 0. Only
+    A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding contain id 0. Only
     `lengths`, which include the [CLS] slot, specify the real tokens. `next_tokens` are the tokens to predict, caption
     after caption, in the order of the model's states: all but [BOS] and [CLS]. Pairs with equal `caption_ids` or equal
-    `image_ids` are never negatives of each other. `replaced`: Bad samples that were replaced.
-    `cut_captions`: Number of captions truncated to the context length.
+    `image_ids` are never negatives of each other. `replaced` lists the bad samples that were replaced. `cut_captions`
+    is the number of captions truncated to the context length.
 
-    `lengths` stay on the CPU: the shapes of the text decoder follow from them, and reading them from a GPU would wait
-    for all work queued on it.
+    `lengths` stay on the CPU, because the shapes of the text decoder depend on them, and reading them from a GPU would
+    wait for all of its queued work.
     """
 
     images: Float[Tensor, "B 3 H W"]
-    """Pixels of the model's image encoder; H = W = 0 for a model without one."""
+    """Pixels for the model's image encoder; H = W = 0 if the model has no image encoder."""
     token_ids: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
     next_tokens: Int[Tensor, " M"]
@@ -87,16 +89,16 @@ class Batch:
     replaced: tuple["Replacement", ...] = ()
     cut_captions: int = 0
     kept_patches: Int[Tensor, "B K"] | None = None
-    """Indices of the K patches of each image that patch dropout keeps; None: all patches are kept."""
+    """Indices of the K patches of each image that patch dropout keeps. None means that all patches are kept."""
     teacher: Float[Tensor, "B _"] | None = None
-    """Embeddings of the captions by a text teacher, of unit length and any width; None: training without a teacher."""
+    """Embeddings of the captions by a text teacher, of unit length and any width. None without a teacher."""
     thing_ids: Int[Tensor, " B"] | None = None
     """Ids of the first captions. Pairs with equal ids show the same concept, so they are also never negatives of each
-    other. None: training without siblings."""
+    other. None without siblings."""
     features: FeatureTokens | None = None
-    """Features of a frozen encoder; None: the model has none, or they are not computed yet."""
+    """Features from a frozen encoder. None if the model has no frozen encoder, or the features are not yet computed."""
     encoder_pixels: UInt8[Tensor, "B S S 3"] | None = None
-    """Pixels of the frozen encoder, if it must still compute the features."""
+    """Pixels for the frozen encoder, if it must still compute the features."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -106,14 +108,14 @@ class Batch:
         return replace(self._with_each(lambda tensor: tensor.to(device, non_blocking=True)), lengths=self.lengths)
 
     def pin_memory(self) -> "Batch":
-        """Return the same batch in page-locked memory, from which a GPU copies it asynchronously.
+        """Copy the batch to page-locked memory, from which a GPU can copy it asynchronously.
 
-        PyTorch's data loaders call this.
+        PyTorch's data loaders call this method.
         """
         return self._with_each(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the device memory of a batch until a stream other than the copy stream has used it."""
+        """Keep the device memory of a batch until a stream other than the copy stream has used the batch."""
         for x in (*vars(self).values(), *(self.features or ())):
             if isinstance(x, Tensor) and x.device.type != "cpu":
                 x.record_stream(stream)
@@ -128,7 +130,7 @@ class Replacement(NamedTuple):
     """A bad training sample that was replaced.
 
     Attributes:
-        cause: A `grr_coca.data.sources.base.Cause`.
+        cause: Why the sample is bad.
         name: Name of the pair.
         place: Shard, table or folder of the pair.
         sample: Index of the pair in the source.
@@ -142,7 +144,7 @@ class Replacement(NamedTuple):
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-    """Pad rows of token ids with id 0 to one tensor. Also return their lengths."""
+    """Pad rows of token ids with id 0, stack them in one tensor, and also return their lengths."""
     lengths = torch.tensor([len(row) for row in rows])
     token_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for padded, row in zip(token_ids, rows, strict=True):
@@ -151,9 +153,12 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Ten
 
 
 def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[Sequence[Batch]]:
-    """Yield the micro-batches of each step. A single micro-batch is on the device, and copying the next has started.
+    """Yield the micro-batches of each step.
 
-    Several micro-batches stay on the CPU until each is needed, because a step is split to limit memory to one of them.
+    If a step has one micro-batch, it is on the device, and copying the next has begun.
+
+    Several micro-batches stay on the CPU until each is needed, because a step is split to keep only one of them in
+    device memory.
 
     An error of `steps` is raised after all steps before it.
     """
@@ -177,14 +182,17 @@ def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iter
 
 
 class _Copies:
-    """Copies to a device. On CUDA, they use a separate stream and overlap with computation if the memory is pinned."""
+    """Copies of batches to a device.
+
+    On CUDA, they use a separate stream, and overlap with computation if the memory is pinned.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, step: Sequence[Batch]) -> tuple[Sequence[Batch], torch.cuda.Event | None]:
-        """Start copying a step. Return its micro-batches and, on CUDA, the event at the end of the copy."""
+        """Start copying a step. Return its micro-batches and, on CUDA, the event that marks the end of the copy."""
         if len(step) > 1:
             return step, None
         if self._stream is None:
@@ -193,7 +201,7 @@ class _Copies:
             return [batch.to(self._device) for batch in step], self._stream.record_event()
 
     def wait_for(self, step: Sequence[Batch], copied: torch.cuda.Event | None) -> Sequence[Batch]:
-        """Make the device, but not the caller, wait for a copy."""
+        """Make the device wait for a copy, without blocking the caller."""
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)

@@ -1,12 +1,12 @@
-"""Conversion of any source to tar shards, in the layout of img2dataset.
+"""Convert any source to tar shards in the layout of img2dataset.
 
-Each image becomes `KEY.jpg` (or `.png`, `.webp` …: the unchanged file), `KEY.txt` with its first caption, and
-`KEY.json` with its key and caption in the source. If an image of a shard has several captions, each `KEY.json` of that
-shard also has the list `captions` with all captions of its image, which `TarShards` reads. Rows of a table with the
-same image become one pair with all their captions. As separate pairs, they could end up in both training and
-validation.
+Each image becomes three files: `KEY.jpg` (or `.png`, `.webp` …), which is the unchanged file; `KEY.txt` with its first
+caption; and `KEY.json` with its key and caption in the source. If an image in a shard has several captions, each
+`KEY.json` of that shard also has a list `captions` with all captions of its image, which `TarShards` reads. Rows of a
+table with the same image become one pair with all their captions, because separate pairs could end up in both training
+and validation.
 
-A shard has the valid images of a fixed range. It is renamed only when it is complete, so an interrupted conversion
+A shard contains the valid images of a fixed range. It is renamed only when it is complete, so an interrupted conversion
 continues where it stopped.
 """
 
@@ -32,17 +32,17 @@ from grr_coca.data.sources.views import ByImage, num_captions, read_valid_pair, 
 
 _CONVERSION_NAME = "convert.json"
 _UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")
-"""The temporary name of a shard or a JSON file (`write_bytes_atomic`) until it is complete."""
+"""Temporary name of a shard or JSON file until it is complete (`write_bytes_atomic`)."""
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
 _JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """The settings of a conversion, saved in its folder. A conversion continues only with the same settings.
+    """Settings of a conversion, saved in its folder. A conversion continues only with the same settings.
 
     Attributes:
-        source_bytes, source_changed_ns: Size and last change of the source, see `source_state`; None if unknown.
+        source_bytes, source_changed_ns: Size and last change of the source, see `source_state`. None if unknown.
     """
 
     source: str
@@ -55,11 +55,11 @@ class Conversion:
 
 
 _OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
-"""Settings that show if the source has changed."""
+"""Settings that show whether the source has changed."""
 
 
 def source_state(source: PairSource) -> tuple[int, int]:
-    """Return total size and last change of the caption files: shards, a listing, or a text file per image."""
+    """Return the total size and last change of the caption files: shards, a listing, or one text file per image."""
     size = changed = 0
     for path in _caption_files(source):
         status = path.stat()
@@ -68,7 +68,7 @@ def source_state(source: PairSource) -> tuple[int, int]:
 
 
 def _caption_files(source: PairSource) -> Iterator[Path]:
-    is_file: dict[str, bool] = {}  # by place; a folder may have millions of pairs
+    is_file: dict[str, bool] = {}  # index of the pair, because a folder may have millions of pairs
     for index in range(len(source)):
         place = source.place(index)
         if place not in is_file:
@@ -84,13 +84,13 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
 
     Args:
         images: The images, each with its pairs. Bad images are omitted.
-        conversion: The settings.
+        conversion: Settings of the conversion.
         out: An empty or new folder, or the folder of the same, interrupted conversion.
         on_image: Called with the number of finished images.
 
     Returns:
-        Under `written`, the number of written images. Under each cause, the number of images that were omitted, plus
-        the number of bad captions of images with other captions.
+        Under `written`, the number of written images. Under each cause, the number of omitted images, plus the number
+        of bad captions of images that have other captions.
 
     Raises:
         UserError: If the folder has other files, or cannot be written to.
@@ -103,10 +103,10 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
             total += _read_stats(out, shard) or _write_shard(images, numbers, conversion, out, shard, on_image)
             on_image(numbers.stop)
         for path in out.iterdir():
-            if _UNFINISHED.fullmatch(path.name):  # from a killed conversion
+            if _UNFINISHED.fullmatch(path.name):  # left by a conversion that was killed
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); pass another folder") from error
     return total
 
 
@@ -117,20 +117,22 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
     if not there:
         write_bytes_atomic(out / _CONVERSION_NAME, json.dumps(expected, indent=2).encode())
     elif _CONVERSION_NAME not in there:
-        raise UserError(f"{out}: is not empty, it has {there[0]}; pass a new folder")
+        raise UserError(f"{out}: not empty (it contains {there[0]}); pass a new folder")
     else:
-        found = read_json(out / _CONVERSION_NAME)  # an older file lacks the state of its source
+        found = read_json(out / _CONVERSION_NAME)  # files of older versions lack the state of the source
         differing = {
             key for key in expected.keys() | found.keys() if found.get(key, expected.get(key)) != expected.get(key)
         }
         if differing - _OF_THE_SOURCE:
-            raise UserError(f"{out}: has another conversion, see {_CONVERSION_NAME}; pass a new folder")
+            raise UserError(f"{out}: contains another conversion (see {_CONVERSION_NAME}); pass a new folder")
         if differing:
-            raise UserError(f"{out}: has a conversion of an older {conversion.source}; pass a new folder")
+            raise UserError(
+                f"{out}: contains a conversion of an older version of {conversion.source}; pass a new folder"
+            )
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:
-    """Return the counts of a shard, or None if it is not complete."""
+    """Return the counts of a shard, or None if the shard is not complete."""
     try:
         return Counter(json.loads((out / f"{shard:05d}_stats.json").read_bytes()))
     except (FileNotFoundError, ValueError):
@@ -166,7 +168,9 @@ def _write_shard(
 
 
 def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
-    """Read an image with the captions of all its pairs. Bad captions are counted and skipped if valid ones remain.
+    """Read an image and the captions of all its pairs.
+
+    Bad captions are counted and skipped, provided that valid ones remain.
 
     Raises:
         BadSample: If the image is bad, or all its captions are bad.
@@ -195,7 +199,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
         about["captions"] = pair.captions
     members = {
         suffix: image,
-        "txt": re.sub(r"\s*\n\s*", " ", pair.caption).encode(),  # because a line end would start another caption
+        "txt": re.sub(r"\s*\n\s*", " ", pair.caption).encode(),  # a line end would start another caption
         "json": json.dumps(about, ensure_ascii=False).encode("utf-8", "replace"),
     }
     for name, content in members.items():
@@ -205,8 +209,9 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 
 
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
-    """Return bytes and suffix of the image to write: the file itself, or a JPEG scaled down to `image_size` (shorter
-    side).
+    """Return the bytes and suffix of the image to write.
+
+    They are the unchanged file, or a JPEG whose shorter side is scaled down to `image_size`.
     """
     size, kind = image_header(pair.image, pair.name)
     if image_size is None or min(size) <= image_size:

@@ -1,9 +1,9 @@
-"""From pairs to samples, and from samples to a batch: decoding, augmentation, tokenization, padding and labels.
+"""Turn pairs into samples, and samples into a batch: decoding, augmentation, tokenization, padding and labels.
 
-Worker processes of a loader prepare batches ahead. A log counts the bad samples replaced in training.
+Worker processes of a loader prepare batches ahead. A log counts the bad samples that are replaced during training.
 
-Shapes: B samples, T positions, S image size in pixels, F that of a frozen encoder, whose features are N tokens of width
-X; K kept patches.
+Shapes: B samples, T positions, S image size in pixels, F image size of a frozen encoder, whose features are N tokens of
+width X; K kept patches.
 """
 
 import logging
@@ -48,18 +48,18 @@ from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer, caption_id, c
 _log = logging.getLogger(__name__)
 
 _MAX_KEPT_PIXELS = 2**26
-"""Maximum total number of pixels of the training images to cache them decoded: 192 MiB per worker."""
+"""Maximum total number of pixels for caching the decoded training images: 192 MiB per worker."""
 
 _RECENT_BLOCKS = 512
-"""Number of blocks in two windows of the order, which are announced to the source."""
+"""Number of blocks in two windows of the order. They are announced to the source before they are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A pair prepared for a batch. `token_ids`: A row of `Tokenizer.encode_row`.
+    """A pair prepared for a batch. `token_ids` is a row from `Tokenizer.encode_row`.
 
-    If `change` is given, it is not applied yet, and `image` has values 0 … 255. A model without its own image
-    encoder has no pixels: S = 0. `features` are those of a frozen encoder, which computes missing ones from
+    If `change` is given, it has not been applied yet, and `image` has values 0 … 255. A model without its own image
+    encoder needs no pixels, so S = 0. `features` come from a frozen encoder, which computes missing features from
     `encoder_pixels`.
     """
 
@@ -78,7 +78,7 @@ class Sample:
 
 
 class _Pixels(NamedTuple):
-    """The pixels of an image: those of the model's image encoder, and those of a frozen encoder without features."""
+    """Pixels of an image: for the model's image encoder, and for a frozen encoder whose features are missing."""
 
     own: UInt8[Tensor, "3 S S"]
     frozen: UInt8[Tensor, "F F 3"] | None = None
@@ -95,26 +95,25 @@ _NO_PIXELS = _Pixels(torch.zeros(3, 0, 0, dtype=torch.uint8))
 
 
 class FrozenInput(NamedTuple):
-    """The preprocessing of a frozen encoder, and whether the model also has its own image encoder, for the same
-    square.
-    """
+    """Preprocessing of a frozen encoder, and whether the model also has its own image encoder, which uses the same
+    square."""
 
     preprocess: Preprocess
     is_beside: bool
 
 
 class PairDataset(Dataset[Sample]):
-    """The samples of a source: its pairs, decoded, augmented and tokenized.
+    """Samples of a source: its pairs, decoded, augmented and tokenized.
 
-    With an augmentation, it is for training. The selected caption of an image, the change of the image, and the
-    sample that replaces a bad one are functions of seed, epoch and sample. So a sample does not depend on the order of
-    reading or on the number of workers.
+    With an augmentation, the dataset is for training. The selected caption of an image, the change of the image, and
+    the replacement for a bad sample are functions of seed, epoch and sample. Therefore, a sample depends neither on the
+    order of reading nor on the number of workers.
 
-    `blocks`: Blocks of the order in which it is read; None: the blocks of `Shuffle` and `EvaluationOrder`. `frozen`:
-    the frozen encoder of a model with features; None: the model has none.
+    `blocks` are the blocks of the order in which the source is read; by default, the blocks of `Shuffle` and
+    `EvaluationOrder`. `frozen` is the frozen encoder of a model that takes features, or None.
 
-    Without an augmentation, it is for evaluation. It yields the first caption and the unchanged image, and a bad sample
-    is an error, because scores on a smaller split cannot be compared.
+    Without an augmentation, the dataset is for evaluation. It yields the first caption and the unchanged image, and a
+    bad sample is an error, because scores on a smaller split would not be comparable.
     """
 
     def __init__(
@@ -164,7 +163,7 @@ class PairDataset(Dataset[Sample]):
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
-        """Read the samples of a batch, and change their images together. Called by the torch data loader."""
+        """Read the samples of a batch, and change their images together. PyTorch's data loader calls this method."""
         if isinstance(refs, RefsWithAhead):
             fetch_later(self.source, refs.ahead)
         decoded = self._decode([ref.sample for ref in refs], are_expected=True)
@@ -176,14 +175,14 @@ class PairDataset(Dataset[Sample]):
         return [replace(sample, image=image, change=None) for sample, image in zip(samples, images, strict=True)]
 
     def _decode(self, samples: Sequence[int], *, are_expected: bool = False) -> "dict[int, _Decoded | UserError]":
-        """Read pairs, and decode their images together in a helper program.
+        """Read pairs, and decode their images together in a subprocess.
 
-        Workers of a loader do not decode in their own process: they could not be prevented from opening files, and
-        an image that crashes the decoder would end the run. `are_expected`: Other samples of their blocks are
-        read soon.
+        Workers of a loader do not decode images in their own process: they could not be prevented from opening files,
+        and an image that crashes the decoder would end the run. `are_expected` specifies whether other samples of
+        the same blocks will be read soon.
         """
         decoded: dict[int, _Decoded | UserError] = {}
-        waiting: deque[list[tuple[int, RawPair]]] = deque()  # the samples of each image to be decoded next
+        waiting: deque[list[tuple[int, RawPair]]] = deque()  # samples by image, in the order of decoding
 
         def contents() -> Iterator[tuple[bytes | UserError, str]]:
             for sample in dict.fromkeys(samples):
@@ -197,7 +196,7 @@ class PairDataset(Dataset[Sample]):
                 except BadSample as error:
                     decoded[sample] = error
                     continue
-                # The captions of an image are consecutive, so it is decoded only for the first of them.
+                # The captions of an image are consecutive, so the image is decoded only for the first one.
                 if pair.features is not None and not self._has_pixels:
                     decoded[sample] = _Decoded(replace(pair, image=b""), _NO_PIXELS)
                 elif waiting and pair.image == waiting[-1][0][1].image:
@@ -208,7 +207,7 @@ class PairDataset(Dataset[Sample]):
                     waiting.append([(sample, pair)])
                     yield pair.image, pair.name
 
-        # Features are those of colours in sRGB.
+        # Features are computed from sRGB colours.
         preprocess = self.preprocess if self.frozen is None else self.frozen.preprocess
         for answer in preprocess.decode_squares(contents(), to_srgb=self.frozen is not None):
             samples_of_image = waiting.popleft()
@@ -227,7 +226,7 @@ class PairDataset(Dataset[Sample]):
         return max(self.preprocess.image_size, 0 if self.frozen is None else self.frozen.preprocess.image_size) ** 2
 
     def _pixels_of(self, square: Image.Image, pair: RawPair) -> _Pixels:
-        """Return the pixels of a square, which is that of the frozen encoder if there is one."""
+        """Return the pixels of a square. If there is a frozen encoder, the square is the encoder's."""
         own = to_bytes(square, self.preprocess) if self._has_pixels else _NO_PIXELS.own
         if self.frozen is None or pair.features is not None:
             return _Pixels(own)
@@ -252,7 +251,7 @@ class PairDataset(Dataset[Sample]):
             except BadSample:
                 continue
         raise UserError(
-            f"{first}; and {MAX_REPLACEMENTS} other samples are also bad; `grr-coca data check` lists the errors"
+            f"{first}; {MAX_REPLACEMENTS} other samples are also bad; run `grr-coca data check` to list all errors"
         )
 
     def _sample(self, ref: SampleRef, decoded: "_Decoded | UserError") -> Sample:
@@ -363,7 +362,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def find_next_tokens(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, " M"]:
-    """Return the tokens that the captions of a batch predict, caption after caption. No other code shifts tokens.
+    """Return the tokens that a batch of captions predicts, caption after caption. No other code shifts tokens.
 
     A row `[BOS] w₁ … wₙ [EOS] [CLS]` predicts `w₁ … wₙ [EOS]`.
     """
@@ -372,17 +371,17 @@ def find_next_tokens(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) 
 
 
 _PREFETCHED_BATCHES = 4
-"""Number of batches that each worker prefetches, enough to bridge a slow read."""
+"""Number of batches that each worker prefetches. It is large enough to bridge a slow read."""
 
 _MAX_SOCKET_PATH = 103
-"""Maximum number of bytes in the path of a socket on macOS. Linux allows four more."""
+"""Maximum number of bytes in the path of a socket on macOS. Linux allows four bytes more."""
 
 _RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
-"""The prefix of an error message of this package in the traceback of a worker."""
+"""Prefix of this package's error messages in the traceback of a worker."""
 
 
 class _Loader(DataLoader[Batch]):
-    """A `DataLoader` that warns once about truncated captions, and raises errors of its workers without a traceback."""
+    """`DataLoader` that warns once about truncated captions, and raises errors of its workers without a traceback."""
 
     has_warned = False
 
@@ -394,9 +393,9 @@ class _Loader(DataLoader[Batch]):
                     self._warn_of_cut_captions(batch)
                 yield batch
         except UserError as error:
-            # Without the traceback, nothing references the workers any more, so they end now. Torch's frames reference
-            # their own error, so the traceback would live until garbage collection, which waits five seconds for each
-            # worker.
+            # Without the traceback, nothing references the workers, so they end now. Torch's frames reference their own
+            # error, so the traceback would otherwise live until the next garbage collection, which waits five seconds
+            # for each worker.
             raise UserError(_RAISED.split(str(error).rstrip())[-1]) from error.with_traceback(None)
 
     def _warn_of_cut_captions(self, batch: Batch) -> None:
@@ -414,10 +413,10 @@ class _Loader(DataLoader[Batch]):
 def make_loader(
     dataset: PairDataset, order: Sequence[list[SampleRef]] | object, num_workers: int, *, warns: bool = True
 ) -> DataLoader[Batch]:
-    """Create a loader of batches in a given order, see `grr_coca.data.order`.
+    """Create a loader of batches in a given order; see `grr_coca.data.order`.
 
-    Workers ignore the signals that stop a run, so the parent can still finish and save. `warns`: False if truncated
-    captions have already been reported.
+    Workers ignore the signals that stop a run, so that the parent process can finish and save. `warns` is False if
+    truncated captions have already been reported.
 
     Raises:
         UserError: If the path of the folder for temporary files is too long for workers.
@@ -448,29 +447,29 @@ def _require_room_for_sockets() -> None:
 
 
 def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)
-    # Signals reach the whole process group. Ending a worker would lose the batches of a run that is saving.
+    # Signals reach the whole process group. If workers ended, a run that is saving would lose their batches.
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # missing on macOS and Windows, where any SIGTERM ends workers
+    if hasattr(signal, "sigwaitinfo"):  # missing on macOS and Windows, where any SIGTERM ends the workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_at_signal_of_parent, daemon=True).start()
 
 
 def _end_at_signal_of_parent() -> None:
-    # At its exit, Python sends SIGTERM to the remaining workers, and waits for them.
+    # At exit, Python sends SIGTERM to the remaining workers, and waits for them.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
 class ReplacementLog:
-    """Counts replaced samples, and stops a run if too many are bad.
+    """Counter of replaced samples that stops a run if too many samples are bad.
 
     Args:
         max_share: Maximum fraction of bad samples.
-        window: Number of most recent samples over which the fraction is computed, so that corruption in the middle of a
-            long run is noticed, and a bad batch at the start does not stop the run.
+        window: Number of most recent samples over which the fraction is computed. Corruption in the middle of a long
+            run is thus noticed, while one bad batch at the start does not stop the run.
         counts: The counts so far, for a resumed run.
     """
 
@@ -491,8 +490,8 @@ class ReplacementLog:
         """Count a batch of `num_samples` samples.
 
         Raises:
-            UserError: If the window is full and its fraction of bad samples is too large; the message names the shard
-                or folder with most of them.
+            UserError: If the window is full and its fraction of bad samples is too large. The message names the shard
+                or folder that has most of the bad samples.
         """
         places = tuple(replacement.place for replacement in replaced)
         self.counts.update(replacement.cause for replacement in replaced)

@@ -1,4 +1,4 @@
-"""Image features encoded as a picture, so that all code for pictures also accepts features.
+"""Encode image features as an image, so that all code for images also accepts features.
 
 The pixels of a square hold, in raster order: `MAGIC`, the digest of the encoder, the number of features D, the features
 in half precision, and zeros. It cannot be confused with a picture: `MAGIC` has 72 bits. The features are the mean token
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 if TYPE_CHECKING:
-    import numpy as np  # late: helper programs do not need it
+    import numpy as np  # lazy import, because subprocesses do not need it
 
 HEADER = "features.json"
-"""Name of the file that describes a folder of features."""
+"""Name of the file that describes a feature folder."""
 MAGIC = b"\x93GRRCOCA\n"
-"""Marker of features, in the first three pixels."""
+"""Marker of features in the first three pixels."""
 _HEAD = struct.Struct("<9s16sI")
 _DIGEST_BYTES = 32
 _PIXEL = 3
@@ -51,7 +51,7 @@ def feature_image(features: "np.ndarray", digest: str, image_digest: bytes = b""
 
 
 def encoder_of_image(image: Image.Image) -> str | None:
-    """Return the digest of the encoder whose features an RGB image contains; None for other images."""
+    """Return the digest of the encoder whose features an RGB image contains, or None for an ordinary image."""
     if image.width != image.height or image.width < feature_side(1):
         return None
     if image.crop((0, 0, len(MAGIC) // _PIXEL, 1)).tobytes() != MAGIC:
@@ -71,7 +71,7 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
     used = _HEAD.size + 2 * _HEAD.unpack_from(content)[2] + _DIGEST_BYTES * (tokens_digest(content) is not None)
     size = _PIXEL * side * side
     if used > min(size, len(content)):
-        raise ValueError("the features do not fit")
+        raise ValueError("the features do not fit into the square")
     return Image.frombytes("RGB", (side, side), content[:used].ljust(size, b"\0"))
 
 
@@ -87,7 +87,7 @@ def tokens_digest(content: bytes) -> bytes | None:
 
 
 def features_of_pixels(pixels: "np.ndarray") -> "np.ndarray | None":
-    """Return the features in a square of pixels, D, in fp32; None if it is a picture.
+    """Return the features that a square of pixels contains, in fp32, D; or None for an ordinary image.
 
     Args:
         pixels: S S 3.

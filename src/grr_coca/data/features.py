@@ -1,10 +1,10 @@
-"""A folder of features from an external image encoder, so that the encoder runs only once.
+"""Folder of features from an external image encoder, so that the encoder runs only once per image.
 
-The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, N = `i // images_per_shard`. Next to
-it, `NNNNN.digests.npy` has the SHA-256 of each image file, so that features are found wherever the image
-is; zeros if an image could not be read. The digests are written last: a shard with digests is complete.
-`features.json` describes them. If images have different numbers of tokens, `NNNNN.npy` has their concatenated
-tokens, and `NNNNN.ends.npy` the end of each image.
+The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, where N = `i // images_per_shard`.
+Next to this file, `NNNNN.digests.npy` has the SHA-256 of each image file, so that features can be found even if an
+image has moved; the digest is zero if an image could not be read. The digests are written last, so a shard with digests
+is complete. `features.json` describes all shards. If images have different numbers of tokens, `NNNNN.npy` contains the
+concatenated tokens, and `NNNNN.ends.npy` the end of each image.
 
 Shapes: M images of a shard, N tokens, D width.
 """
@@ -38,11 +38,11 @@ class EncoderInfo:
 
     Attributes:
         name: Name for `grr_coca.infer.encoder.open_encoder`.
-        weights: SHA-256 of its weights, in hexadecimal.
-        licence: Licence of its weights as a Hugging Face hub identifier; `unknown` if not stated.
+        weights: SHA-256 of the encoder's weights, in hexadecimal digits.
+        licence: Licence of the weights, as an identifier of the Hugging Face hub; `unknown` if not stated.
         preprocess: Preprocessing of the encoder.
-        embed_dim: Width of its tokens, D.
-        num_tokens: Number of tokens per image, N; None: it varies.
+        embed_dim: Width of the tokens, D.
+        num_tokens: Number of tokens per image, N. None if it varies.
         precision: Weight precision of the graph next to this description. Features are always computed in fp32.
     """
 
@@ -58,7 +58,7 @@ class EncoderInfo:
     def digest(self) -> str:
         """Hash of everything that affects the tokens.
 
-        Equal encoders have equal digests, independent of name and precision.
+        Equal encoders have equal digests, whatever their name and precision.
         """
         content = {**to_dict(self), "name": "", "licence": ""}
         del content["precision"]
@@ -71,9 +71,9 @@ class FeatureHeader:
 
     Attributes:
         encoder: The encoder that computed the features.
-        keep: Stored part: `tokens`, all tokens of an image, or `mean`, their mean.
-        source: Digest of the pairs, see `source_digest`.
-        num_images: Number of images of the source.
+        keep: Stored part: `tokens`, all tokens of an image, or `mean`, the mean of its tokens.
+        source: Digest of the pairs; see `source_digest`.
+        num_images: Number of images in the source.
         images_per_shard: Number of images per shard; the last shard may have fewer.
         precision: Precision of the features: half or single.
         version: Format version, see `FORMAT`.
@@ -89,7 +89,7 @@ class FeatureHeader:
 
     def __post_init__(self) -> None:
         if self.version != FORMAT:
-            raise UserError(f"version {self.version} is unknown to this program, which has {FORMAT}; update it")
+            raise UserError(f"unsupported version {self.version}; this program supports {FORMAT}, so update it")
         if self.num_images < 1 or self.images_per_shard < 1:
             raise UserError("num_images and images_per_shard must be at least 1")
 
@@ -105,18 +105,18 @@ class FeatureHeader:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of a row: the features of an image, or one of its tokens."""
+        """Shape of a row, which has the features of an image, or one of its tokens."""
         width, num_tokens = self.encoder.embed_dim, self.encoder.num_tokens
         return (width,) if self.keep == "mean" or num_tokens is None else (num_tokens, width)
 
     @property
     def row_bytes(self) -> int:
-        """Size of a row."""
+        """Size of a row in bytes."""
         return np.dtype(self.dtype).itemsize * int(np.prod(self.row_shape))
 
     @property
     def dtype(self) -> type[np.floating]:
-        """Type of the stored numbers."""
+        """Data type of the stored numbers."""
         return _DTYPES[self.precision]
 
     def images_of(self, shard: int) -> range:
@@ -129,7 +129,7 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
     """Create the feature folder, or check that an unfinished one has the same settings.
 
     Raises:
-        UserError: If the folder has other features or unrelated files.
+        UserError: If the folder contains other features or unrelated files.
         OSError: If the disk is full or cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,10 +137,10 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
     if path.exists():
         found = read_feature_header(folder)
         if found.encoder.digest != header.encoder.digest:
-            raise UserError(f"{folder}: has features of another encoder, {found.encoder.name}; pass a new folder")
+            raise UserError(f"{folder}: contains features of another encoder, {found.encoder.name}; pass a new folder")
         for name in ("keep", "source", "num_images", "images_per_shard", "precision"):
             if getattr(found, name) != getattr(header, name):
-                raise UserError(f"{folder}: has features with another {name.replace('_', ' ')}; pass a new folder")
+                raise UserError(f"{folder}: contains features with another {name.replace('_', ' ')}; pass a new folder")
         return
     if any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; pass a new folder")
@@ -148,7 +148,7 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
 
 
 def read_feature_header(folder: Path) -> FeatureHeader:
-    """Read the description of features.
+    """Read the description of a feature folder.
 
     Raises:
         UserError: If the description is missing or corrupt.
@@ -163,14 +163,14 @@ def write_feature_shard(
     digests: UInt8[np.ndarray, "M 32"],
     ends: Int[np.ndarray, " M"] | None = None,
 ) -> None:
-    """Write a shard.
+    """Write the features of a shard.
 
     Args:
         folder: Folder of the features.
         shard: Number of the shard.
         rows: Features of each image, in the precision of the folder.
-        digests: SHA-256 of each image file; zeros if it could not be read.
-        ends: End of each image's tokens among the rows; None: each image is a row.
+        digests: SHA-256 of each image file; zero if the file could not be read.
+        ends: End of each image's tokens among the rows. If None, each image has one row.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -199,7 +199,7 @@ def _digests(shard: int) -> str:
 
 
 class _Shard(NamedTuple):
-    """The files of a shard. `ends`: end of each image's tokens among the rows; None: each image is a row."""
+    """Files of a shard. `ends` has the end of each image's tokens among the rows; None if each image has one row."""
 
     rows: Float[np.ndarray, "_ ..."]
     digests: UInt8[np.ndarray, "M 32"]
@@ -223,7 +223,7 @@ class FeatureCache:
         if missing:
             raise UserError(
                 f"{folder}: {len(missing):,} of {self.header.num_shards:,} shards are missing, such as "
-                f"{_rows(missing[0])}; continue with the same grr-coca data features"
+                f"{_rows(missing[0])}; run the same `grr-coca data features` command again to continue"
             )
         self._shards: dict[int, _Shard] = {}
 
@@ -244,7 +244,7 @@ class FeatureCache:
         return shard.rows[shard.ends[row - 1] if row else 0 : shard.ends[row]]
 
     def digest(self, image: int) -> bytes:
-        """Return the SHA-256 of the file of an image by its number; zeros if it could not be read.
+        """Return the SHA-256 of an image's file, by the index of the image; zero if the file could not be read.
 
         Raises:
             UserError: If the file is corrupt.
@@ -253,7 +253,7 @@ class FeatureCache:
         return bytes(shard.digests[row])
 
     def _shard_of(self, image: int) -> tuple["_Shard", int]:
-        """Return the shard of an image, memory-mapped, and its index there."""
+        """Return the memory-mapped shard of an image, and the index of the image in the shard."""
         shard, place = divmod(image, self.header.images_per_shard)
         if shard not in self._shards:
             count, ends = len(self.header.images_of(shard)), None
@@ -265,11 +265,14 @@ class FeatureCache:
         return self._shards[shard], place
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without mapped files, which other processes map again."""
+        """Return the state without mapped files, because other processes must map them again."""
         return {"folder": self.folder, "header": self.header, "_shards": {}}
 
     def tokens(self, image: int) -> Float[np.ndarray, "N D"] | None:
-        """Return the features of an image by its index, a single token for the mean; None if it has none."""
+        """Return the features of an image by its index, or None if it has none.
+
+        The mean is returned as a single token.
+        """
         row = self[image]
         return row if row is None else np.atleast_2d(row)
 
@@ -281,7 +284,7 @@ class FeatureCache:
         return row.astype(np.float32) if self.header.keep == "mean" else row.mean(axis=0, dtype=np.float32)
 
     def find(self, digest: bytes) -> int | None:
-        """Return the index of the image with the given file SHA-256, or None if it does not exist."""
+        """Return the index of the image whose file has the given SHA-256, or None if no image matches."""
         return self._numbers.get(digest)
 
     def find_tokens(self, encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
@@ -305,8 +308,11 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         found = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path}: corrupt, or cannot be read ({error}); delete it and its digests, and continue"
+            f"{path}: corrupt, or cannot be read ({error}); delete this file and its digests, "
+            "then run `grr-coca data features` again"
         ) from error
     if found.shape != shape or found.dtype != dtype:
-        raise UserError(f"{path}: corrupt: {found.shape} {found.dtype} in place of {shape} {np.dtype(dtype)}")
+        raise UserError(
+            f"{path}: corrupt: expected {shape} {np.dtype(dtype)}, found {found.shape} {found.dtype}; delete this file"
+        )
     return found

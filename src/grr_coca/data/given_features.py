@@ -31,7 +31,7 @@ _HDF5 = (".h5", ".hdf5")
 _NAME_COLUMNS = ("key", "id", "name", *IMAGE_COLUMNS)
 _KEPT_GROUPS = 4
 _PARSING = threading.Lock()
-"""NumPy parses headers with `ast`, which sometimes fails in threads of Python 3.11 (SystemError)."""
+"""Lock for NumPy, which parses headers with `ast`. This sometimes fails in threads of Python 3.11 (SystemError)."""
 _Read = Callable[[int], object]
 
 
@@ -42,10 +42,10 @@ class GivenFeatures:
         path: File or folder, for messages.
         read: Function that reads a row.
         count: Number of rows.
-        names: Image name of each row; None: rows are in the order of the images.
+        names: Image name of each row. If None, rows are in the order of the images.
 
     Attributes:
-        names: Name of each row without suffix, or its number if unnamed.
+        names: Name of each row without suffix, or its number if rows have no names.
     """
 
     def __init__(self, path: Path, read: _Read, count: int, names: Iterable[str] | None = None) -> None:
@@ -86,7 +86,7 @@ class GivenFeatures:
         """Return the features of the first row.
 
         Raises:
-            UserError: See `find`.
+            UserError: As for `find`.
         """
         return self._tokens(0, self.names[0])
 
@@ -97,12 +97,12 @@ class GivenFeatures:
             raise UserError(f"{self.path}: the features of {key} cannot be read ({error})") from error
         found = found[0] if found.ndim == 3 and len(found) == 1 else np.atleast_2d(found)
         if found.ndim != 2 or not found.size:
-            raise UserError(f"{self.path}: the features of {key} have the shape {found.shape}; expected N × D or D")
+            raise UserError(f"{self.path}: the features of {key} have the shape {found.shape}; expected D or N × D")
         return found
 
 
 def open_given_features(path: Path) -> GivenFeatures:
-    """Open features computed elsewhere. See the module for the formats.
+    """Open features that were computed elsewhere. The module's docstring describes the formats.
 
     Raises:
         UserError: If the file does not exist, has another format or is corrupt, or a package is missing.
@@ -123,7 +123,7 @@ def open_given_features(path: Path) -> GivenFeatures:
 
 
 def _by_name(names: Iterable[str]) -> Mapping[str, int]:
-    """Return the row of each name without suffix, and of its last part if that is unique."""
+    """Return the row of each name without suffix, and also of the last part of each name if that part is unique."""
     rows, last = {}, dict[str, int | None]()
     for row, name in enumerate(names):
         rows[name] = row
@@ -134,7 +134,7 @@ def _by_name(names: Iterable[str]) -> Mapping[str, int]:
 
 def _opened(path: Path) -> np.ndarray:
     with _PARSING:
-        return np.lib.format.open_memmap(path, mode="r")  # rejects Python objects
+        return np.lib.format.open_memmap(path, mode="r")  # this rejects Python objects
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -147,7 +147,7 @@ def _mapped(path: Path) -> np.ndarray:
 def _open_folder(folder: Path) -> GivenFeatures:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".npy", *_HDF5))
     if not files:
-        raise UserError(f"{folder}: has no .npy or HDF5 file; expected one for each image, with its name")
+        raise UserError(f"{folder}: has no .npy or HDF5 file; expected one file per image, with the image's name")
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
     if any(path.suffix.lower() in _HDF5 for path in files):
         _require_h5py(folder)
@@ -170,7 +170,9 @@ def _open_parquet(path: Path) -> GivenFeatures:
         lists = ["features"]
     if len(lists) != 1:
         found = ", ".join(lists) or "none"
-        raise UserError(f"{path}: several columns have lists of numbers: {found}; name the one to use 'features'")
+        raise UserError(
+            f"{path}: several columns have lists of numbers: {found}; rename the column to use to 'features'"
+        )
     place = first_column(schema.names, _NAME_COLUMNS)
     names = None if place is None else [str(name) for name in file.read([schema.names[place]]).column(0).to_pylist()]
 
@@ -213,7 +215,9 @@ def _only_dataset(path: Path) -> object:
         if len(names) > 1 and "features" in names:
             names = ["features"]
         if len(names) != 1:
-            raise UserError(f"{path}: has the datasets {', '.join(names) or 'none'}; name the one to use 'features'")
+            raise UserError(
+                f"{path}: has the datasets {', '.join(names) or 'none'}; rename the dataset to use to 'features'"
+            )
         return file[names[0]][()]
 
 

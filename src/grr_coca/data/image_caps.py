@@ -1,11 +1,12 @@
-"""Limits on parts of image files, checked on the raw bytes before decoding.
+"""Limits on the parts of image files, checked on the raw bytes before decoding.
 
-The number of pixels bounds neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have 65,000
-tiles, a JPEG 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check is one walk over the
-structure of a file, linear in its parts, and never allocates memory based on sizes declared by the file.
+The number of pixels limits neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have 65,000
+tiles, a JPEG can have 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check walks once over
+the structure of a file, takes time linear in the number of its parts, and never allocates memory based on sizes that
+the file declares.
 
-Limits are far above the values in files that programs write, and grow with the image where large images need it. Below
-them, decoding takes at most a few times as long as for an ordinary file of the same size.
+The limits are far above the values in files that programs write, and grow with the image where large images need it.
+Below the limits, decoding takes at most a few times as long as for an ordinary file of the same size.
 """
 
 import re
@@ -18,7 +19,7 @@ MAX_PIXELS = 100_000_000
 """Maximum number of pixels. Larger images are rejected before decoding."""
 
 MAX_PROFILE_BYTES = 4 * 2**20
-"""Maximum size of a colour profile; larger ones are ignored. Profiles for printing have up to 3 MB."""
+"""Maximum size of a colour profile. Larger profiles are ignored. Printing profiles have up to 3 MB."""
 
 
 _SAVE_AGAIN = "save the image again with another program"
@@ -36,8 +37,8 @@ def require_within_caps(data: bytes, name: str) -> None:
         name: Name of the file in messages.
 
     Raises:
-        BadSample: If a part exceeds its limit (`Cause.TOO_LARGE`). Files with an invalid structure pass, for the
-            decoder to report.
+        BadSample: If a part exceeds its limit (`Cause.TOO_LARGE`). Files with an invalid structure pass this check,
+            because the decoder reports them.
     """
     check = next((check for magic, check in _CHECKS if data.startswith(magic)), None)
     if check is None:
@@ -46,7 +47,7 @@ def require_within_caps(data: bytes, name: str) -> None:
         check(data)
     except _LimitError as error:
         raise BadSample(f"{name}: {error}", Cause.TOO_LARGE) from None
-    except struct.error:  # truncated
+    except struct.error:  # the file is truncated
         return
 
 
@@ -62,18 +63,18 @@ def _require_size(width: int, height: int) -> None:
 # --- JPEG
 
 _MAX_SCANS = 1000
-"""Maximum number of scans. Progressive files have about ten; one scan per bit of each coefficient would be several
+"""Maximum number of scans. Progressive files have about ten; with one scan per bit of each coefficient, several
 hundred."""
 _MAX_SCANNED_PIXELS = 10**10
-"""Maximum of scans times pixels. A scan without data takes 0.07 ns per pixel: 0.8 s in total."""
+"""Maximum product of scans and pixels. A scan without data takes 0.07 ns per pixel, 0.8 s in total."""
 _MAX_SEGMENTS = 10_000
-"""Maximum number of segments before the first scan. Profiles and thermal images are split into hundreds."""
+"""Maximum number of segments before the first scan. Profiles and thermal images are split into hundreds of segments."""
 _MAX_FILL = 2**16
-"""Maximum number of bytes between segments, which Pillow reads one by one. Some programs align segments."""
+"""Maximum number of bytes between segments, which Pillow reads one by one. Some programs align segments in this way."""
 _MAX_TABLES = 2**16
 """Maximum size of tables and frame headers, which Pillow parses in Python. Ordinary files have less than 2 kB."""
 _MAX_EXIF_SEGMENTS = 16
-"""Maximum number of EXIF segments. Pillow joins them and copies all of them for each."""
+"""Maximum number of EXIF segments. For each segment, Pillow joins and copies all of them."""
 _MAX_RESOURCES = 10_000
 """Maximum number of Photoshop resources."""
 
@@ -82,12 +83,14 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _WITHOUT_LENGTH = frozenset({0xC8, _SOI, _EOI, *range(0xF0, 0xFE)})
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
-"""A marker, without restarts. No `+` for fill bytes: the search would take quadratic time in long runs."""
+"""Pattern of a marker, except restart markers. It has no `+` for fill bytes, because the search would take quadratic
+time in long runs.
+"""
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the marker of each segment, the position of its length, and the number of bytes skipped before its
-    marker.
+    """Yield the marker of each segment, the position of the segment's length, and the number of bytes skipped before
+    the marker.
     """
     while (found := _MARKER.search(data, start)) is not None:
         marker, place = found[1][0], found.end()
@@ -121,7 +124,7 @@ def _check_jpeg(data: bytes) -> None:
 
 def _check_scans(data: bytes, start: int, pixels: int) -> None:
     limit = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels))
-    # An upper bound: the bytes may also occur in segments and after the image.
+    # This is an upper bound, because the bytes may also occur in segments and after the image.
     if data.count(b"\xff\xda", start) >= limit:
         num_scans = 1
         for marker, _, _ in _segments(data, start):
@@ -135,8 +138,8 @@ def _check_scans(data: bytes, start: int, pixels: int) -> None:
 
 _MAX_CHUNKS = 10_000
 _BYTES_PER_CHUNK = 512
-"""Above the free number of chunks, each chunk needs this many bytes. libpng writes chunks of 8 kB; some programs
-write one for each row."""
+"""Minimum size of a chunk, in bytes, if there are more than the free number of chunks. libpng writes chunks of 8 kB;
+some programs write one chunk per row."""
 _MAX_COMPRESSED_TEXTS = 256
 """Maximum number of compressed texts, each of which expands to up to 1 MB."""
 _MAX_EXIF_BYTES = 2**20
@@ -167,11 +170,14 @@ def _check_png(data: bytes) -> None:
 
 _MAX_BLOCKS = 10_000
 _BYTES_PER_BLOCK = 64
-"""Above the free number of blocks, each block needs this many bytes. Programs fill blocks up to 255 bytes."""
+"""Minimum size of a block, in bytes, if there are more than the free number of blocks. Programs fill blocks up to 255
+bytes.
+"""
 
 
 def _check_gif(data: bytes) -> None:
-    """Walk up to the second frame, as Pillow does. Pillow takes one step per block, and per byte between blocks."""
+    """Walk through the file up to the second frame, as Pillow does: one step per block, and one per byte between
+    blocks."""
     limit = _MAX_BLOCKS + len(data) // _BYTES_PER_BLOCK
     flags, end = data[10] if len(data) > 10 else 0, len(data)
     place, num_blocks, num_frames = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0, 0
@@ -197,7 +203,7 @@ def _check_gif(data: bytes) -> None:
 
 _MAX_RUN_BYTES = 2**22
 _MAX_RUN_PIXELS = 10_000_000
-"""Limits of run-length encoding, which Pillow decodes in Python: 0.1 µs per pixel and 0.3 µs per byte."""
+"""Limits on run-length encoding, which Pillow decodes in Python: 0.1 µs per pixel and 0.3 µs per byte."""
 
 
 def _check_bmp(data: bytes) -> None:
@@ -211,11 +217,11 @@ def _check_bmp(data: bytes) -> None:
 # --- PPM
 
 _MAX_HEAD = 2**16
-"""Maximum size of the header with its comments, which Pillow reads byte by byte."""
+"""Maximum size of the header including comments, which Pillow reads byte by byte."""
 _MAX_PLAIN_BYTES = 2**23
-"""Maximum size of numbers as text, which Pillow converts in Python: 0.2 µs per byte."""
+"""Maximum size of numbers written as text, which Pillow converts in Python: 0.2 µs per byte."""
 _MAX_COMMENTS = 1000
-"""Maximum number of comments among the numbers. Pillow copies a megabyte for each."""
+"""Maximum number of comments among the numbers. For each comment, Pillow copies a megabyte."""
 _COMMENT = re.compile(rb"#[^\r\n]*(?:[\r\n]|$)")
 
 
@@ -235,10 +241,10 @@ _MIN_TILE_PIXELS = 2**22
 _MAX_TILES = 2**17
 """Maximum number of tiles or strips. Strips of one row are common, and tiles have at least 16 × 16 pixels."""
 _MAX_VALUES = 2**18
-"""Maximum number of values of any other tag: a palette of 16 bits has three for each colour."""
+"""Maximum number of values in any other tag. A 16-bit palette has three values for each colour."""
 _MAX_TAGS = 4096
 _MAX_SHARED_BYTES = 2**20
-"""Number of bytes by which all tags may exceed the file, since tags can share values."""
+"""Number of bytes by which the total size of all tags may exceed the file, since tags can share values."""
 _MAX_RATIONALS = 4096
 """Maximum number of rational values. Pillow creates a fraction object for each."""
 _TILE_TAGS = frozenset({273, 279, 324, 325})
@@ -248,7 +254,8 @@ _VALUE_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "
 _VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Size of a value in bytes by its type, if not 1."""
 _MAX_PIXELS_OF_TILES = 2**26
-"""Maximum number of pixels of all tiles, or twice the number of the image, which crops tiles at its edges."""
+"""Maximum number of pixels in all tiles together, or twice the number in the image, which crops the
+tiles at its edges."""
 
 
 def _check_tiff(data: bytes) -> None:
@@ -272,9 +279,8 @@ def _check_directory(
 ) -> tuple[dict[int, int], dict[int, int], int]:
     """Check a directory.
 
-    Return the largest value of each tag, the positions of other directories, and the number of tiles.
-
-    If a tag is repeated, the entry that counts depends on the reader.
+    Return the largest value of each tag, the positions of other directories, and the number of tiles. If a tag is
+    repeated, different readers use different entries, so the largest value counts.
     """
     form = struct.Struct(order + ("HHQ8s" if is_big else "HHI4s"))
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
@@ -291,7 +297,7 @@ def _check_directory(
             _require(f"values of tag {tag}", num_values, _MAX_RATIONALS)
         elif kind not in (1, 2, 6, 7):
             _require(f"values of tag {tag}", num_values, _MAX_VALUES)
-        num_bytes += num_values * _VALUE_BYTES.get(kind, 1)  # because readers copy the values of each tag
+        num_bytes += num_values * _VALUE_BYTES.get(kind, 1)  # readers copy the values of each tag
         num_tiles = max(num_tiles, num_values if tag in (324, 325) else 0)
         if kind in _VALUE_FORMATS and num_values:
             number = struct.unpack_from(order + _VALUE_FORMATS[kind], value.ljust(8, b"\0"))[0]
@@ -306,17 +312,17 @@ def _check_directory(
 
 _MAX_J2K_TILES = 1000
 _PIXELS_PER_J2K_TILE = 4096
-"""Above the free number of tiles, each tile needs this many pixels. OpenJPEG allocates 12 kB per tile before
-decoding."""
+"""Minimum number of pixels per tile, if there are more than the free number of tiles. OpenJPEG allocates 12 kB per tile
+before decoding."""
 _MAX_PACKETS = 2**22
 """Maximum number of packets: tiles × layers × resolutions × components × precincts. Large images have 200,000."""
 _MAX_J2K_SEGMENTS = 2**14
-"""Maximum number of header segments; more tiles may have eight each."""
+"""Maximum number of header segments. If there are many tiles, each may have eight segments."""
 _MAX_COLOURS = 100
 """Maximum number of colour descriptions in a JP2 file."""
 _MIN_BLOCK_PIXELS = 256
 _MAX_BLOCKS_OF_LARGE = 2**17
-"""Maximum number of code blocks for which smaller ones are accepted."""
+"""Maximum number of code blocks for which smaller blocks are accepted."""
 
 
 def _check_j2k(data: bytes) -> None:
@@ -338,12 +344,12 @@ def _check_j2k(data: bytes) -> None:
         num_segments += 1
         _require("segments", num_segments, _MAX_J2K_SEGMENTS + 8 * num_tiles)
         marker, size = struct.unpack_from(">HH", data, place)
-        if marker == 0xFF90:  # a tile part, whose header may have other parameters
+        if marker == 0xFF90:  # a tile part, whose header may have different parameters
             num_parts += 1
             _require("parts of tiles", num_parts, _MAX_J2K_TILES + 4 * num_tiles)
             (length,) = struct.unpack_from(">I", data, place + 6)
             end_of_part = place + length if length else len(data)
-        elif marker == 0xFF93:  # data
+        elif marker == 0xFF93:  # the data begin here
             place = max(place + 2, end_of_part)
             continue
         elif marker in (0xFF52, 0xFF53):
@@ -386,7 +392,7 @@ def _check_coding(data: bytes, place: int, marker: int, components: int, tile: i
     if block < _MIN_BLOCK_PIXELS:
         _require("code blocks", pixels // block, _MAX_BLOCKS_OF_LARGE)
     precincts = data[place + 5 : place + 6 + levels] if style & 1 else b""
-    # Each resolution has a quarter of the pixels of the next; the last has those of the tile.
+    # Each resolution has a quarter of the pixels of the next one; the last resolution has all pixels of the tile.
     num = sum(
         max(1, (tile >> 2 * (levels - number)) >> (size & 15) >> (size >> 4)) for number, size in enumerate(precincts)
     ) or (levels + 1)
@@ -397,7 +403,7 @@ def _check_coding(data: bytes, place: int, marker: int, components: int, tile: i
 
 
 def _check_webp(data: bytes) -> None:
-    """Check the size, because libwebp allocates memory for it when a file is opened.
+    """Check the image size, because libwebp allocates memory for it when it opens a file.
 
     The format: https://developers.google.com/speed/webp/docs/riff_container
     """
@@ -422,7 +428,7 @@ _CHECKS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], None]], ...] =
     ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), _check_j2k),
     (tuple(b"P%c" % kind for kind in b"0123456fy"), _check_ppm),
 )
-"""Check function of each format, by the first bytes that Pillow accepts for it."""
+"""Check function for each format, by the first bytes that Pillow accepts for the format."""
 
 
 # --- Colour profiles
@@ -434,8 +440,8 @@ _MULTI_PROCESS = re.compile(rb"[DB]2[BD][0-3]")
 def is_usable_profile(profile: bytes) -> bool:
     """Return whether an ICC profile can be applied in bounded time.
 
-    Profiles with multi-process elements (`D2B0` … `B2D3`) are not: the elements may share their curves, so few
-    bytes cause minutes of work. Almost no image has such a profile.
+    Profiles with multi-process elements (`D2B0` … `B2D3`) are rejected: the elements may share their curves, so a few
+    bytes can cause minutes of work. Almost no image has such a profile.
     """
     if not 132 <= len(profile) <= MAX_PROFILE_BYTES:
         return False

@@ -33,10 +33,10 @@ TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parq
 """Suffixes of image tables, which are read as sources of pairs."""
 
 _ANY_FOLDERS = re.compile(r"(^|/)\*\*(?:/|$)")
-"""`**` as a complete part of a pattern."""
+"""Pattern of `**` as a complete part of a path pattern."""
 
 _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
-"""The start of the name of an image in a shard, see `_name_of_member`."""
+"""Start of the name of an image in a shard; see `_name_of_member`."""
 
 
 class Span(NamedTuple):
@@ -47,7 +47,7 @@ class Span(NamedTuple):
     size: int | None = None
 
     def read(self) -> bytes:
-        """Read the bytes.
+        """Read the bytes of the image.
 
         Raises:
             UserError: If the file does not exist, cannot be read, or is not a regular file, or the image has more than
@@ -64,16 +64,19 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image to be read later. For separate files, only the name is stored: a folder may have hundreds of thousands.
+    """An image to be read later.
+
+    For a separate file, only the name is stored, because a folder may have hundreds of thousands of files.
 
     Attributes:
         name: Name in results; for a separate file, its path.
-        source: Function that returns its bytes, or raises `UserError` if they cannot be read; None for a separate file.
-        part: Location of its bytes in another file; None if no file contains them unchanged.
-        fields: Function that returns the other columns of its row in a table.
-        hides_others: Whether it represents a folder or shard that could not be read and may contain more
+        source: Function that returns the bytes of the image, or raises `UserError` if they cannot be read. None for a
+            separate file.
+        part: Location of the bytes in another file. None if no file contains them unchanged.
+        fields: Function that returns the other columns of the image's row in a table.
+        hides_others: Whether this entry represents a folder or shard that could not be read and may contain more
             images.
-        keywords: Keywords in its icon set.
+        keywords: Keywords of the image in its icon set.
     """
 
     name: str
@@ -85,7 +88,7 @@ class ImageFile:
     keywords: tuple[str, ...] = ()
 
     def read(self) -> bytes:
-        """Read the bytes.
+        """Read the bytes of the image.
 
         Raises:
             UserError: If the image cannot be read, or has more than `MAX_BYTES`.
@@ -93,22 +96,24 @@ class ImageFile:
         return Span(Path(self.name)).read() if self.source is None else self.source()
 
     def read_or_error(self) -> bytes | UserError:
-        """Return the bytes, or the error if they cannot be read."""
+        """Return the bytes of the image, or the error if they cannot be read."""
         try:
             return self.read()
         except UserError as error:
             return error
         except MemoryError:  # the other images may be smaller
-            return UserError(f"{self.name}: not enough memory to read it")
+            return UserError(
+                f"{self.name}: not enough memory to read this image; close other programs or use a smaller image"
+            )
 
     @property
     def path(self) -> Path | None:
-        """Path of a separate file; None for any other image."""
+        """Path of a separate file. None for any other image."""
         return Path(self.name) if self.source is None else None
 
     @property
     def span(self) -> Span | None:
-        """Location of the bytes; None if no file contains them unchanged."""
+        """Location of the bytes in a file. None if no file contains them unchanged."""
         return Span(Path(self.name)) if self.source is None else self.part
 
 
@@ -116,7 +121,7 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
     """Find the images of several arguments, in order and without repetition.
 
     Raises:
-        UserError: If no argument is given, or an argument has no image.
+        UserError: If there are no arguments, or an argument contains no image.
     """
     if not arguments:
         raise UserError("no images given; pass image files, folders, patterns, .tar shards or tables of pairs")
@@ -131,10 +136,10 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
 def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterator[ImageFile]:
     """Find the images of one argument, one by one: a file, folder, pattern, shard, table or icon set.
 
-    Folders are searched with all subfolders, where files without an image suffix are skipped. A file that is the
-    argument itself counts as an image, regardless of its suffix.
+    Folders are searched recursively, and files without an image suffix are skipped. If the argument itself is a file,
+    it counts as an image, regardless of its suffix.
 
-    Links are followed once, see `Walk`.
+    Links are followed once; see `Walk`.
 
     Raises:
         UserError: If the argument is empty, has no image, or is a table or folder that cannot be read.
@@ -167,7 +172,7 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
 def _of_reader(
     reader: SourceReader, images: Sequence[SourceImage], argument: str, left_out: Exclusions
 ) -> Iterator[ImageFile]:
-    """Yield the images of another kind of source, such as the icons of a set."""
+    """Yield the images from another kind of source, such as the icons in a set."""
     for image in images:
         if left_out.has_file(image.inner, image.inner, keep_hidden=True):
             continue
@@ -179,14 +184,15 @@ def _of_reader(
 
 
 def _read_again(reader: SourceReader, argument: str, span: Span) -> bytes:
-    if not span.file.exists():  # the cache was cleared, or this is another machine
+    if not span.file.exists():  # the cache was cleared, or belongs to another machine
         reader.images(argument)
     return span.read()
 
 
 def _is_stream(path: Path) -> bool:
-    """Return whether an argument is a stream such as `/dev/stdin` or `<(curl …)`, for which readers wait, unlike pipes
-    in folders.
+    """Return whether an argument is a stream such as `/dev/stdin` or `<(curl …)`.
+
+    Readers wait for such streams, but not for pipes in folders.
     """
     try:
         return path.is_fifo() or path.is_char_device()
@@ -195,7 +201,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def is_forbidden(path: str) -> bool:
-    """Return whether permissions prevent a check that the path exists."""
+    """Return whether permissions prevent checking that the path exists."""
     try:
         os.lstat(path)
     except PermissionError:
@@ -223,8 +229,9 @@ def _matches(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
 
 
 def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
-    """Yield the paths that match a pattern. For `**`, subfolders are walked, because `glob` would follow links in
-    circles.
+    """Yield the paths that match a pattern.
+
+    For `**`, subfolders are walked, because `glob` would follow links in circles.
     """
     stars = _ANY_FOLDERS.search(pattern)
     if stars is None:
@@ -237,8 +244,9 @@ def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
 
 
 def _in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:
-    """Yield the images below a folder. An unreadable folder is represented by an image that raises an error when it is
-    read.
+    """Yield the images below a folder.
+
+    An unreadable folder is represented by an image that raises the error when read.
     """
     walk = Walk(str(root), left_out)
     for folder, files in walk:
@@ -273,9 +281,10 @@ def member_of_name(name: str, shard: str) -> str:
 
 
 def shard_of_name(name: str) -> str | None:
-    """Return the shard in the name of an image, or None if the image is not a member of a shard.
+    """Return the shard in the name of an image, or None if the image is not in a shard.
 
-    The shard ends at the first `.tar: `. This is wrong for a shard in a folder whose name contains `.tar: `.
+    The name of the shard ends at the first `.tar: `. This is wrong for a shard in a folder whose name contains `.tar:
+    `.
     """
     member = _MEMBER.match(name)
     return member["shard"] if member else None
@@ -293,11 +302,12 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                 if member.isreg() and is_image_name(member.name):
                     count += 1
                     if member.offset_data + member.size > path.stat().st_size:
-                        raise tarfile.ReadError(f"it ends within {member.name}")
+                        raise tarfile.ReadError(f"the file ends within {member.name}")
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(_name_of_member(path, member.name), span.read, span)
             if block_at_end(tar).strip(b"\0"):
-                raise tarfile.ReadError("a header is corrupt or truncated")  # tarfile treats this as the end
+                # tarfile treats this as the end of the archive
+                raise tarfile.ReadError("a header is corrupt or truncated")
     except (tarfile.TarError, OSError) as error:
         read = partial(_refuse, f"{path}: not a complete uncompressed tar file ({error})", error)
         yield ImageFile(f"{path}", read, hides_others=True)
@@ -314,11 +324,14 @@ def _of_table(argument: str) -> Iterator[ImageFile]:
 
 
 class _Table:
-    """A table of images, or a folder of features. Only its name is serialized, so each worker process opens it
-    itself."""
+    """A table of images, or a folder of features.
+
+    Only the name is serialized, so each worker process opens the table itself.
+    """
 
     def __init__(self, argument: str) -> None:
-        from grr_coca.data.sources.feature_pairs import FeaturePairs  # late: most images are separate files
+        # lazy import, because most images are separate files
+        from grr_coca.data.sources.feature_pairs import FeaturePairs
         from grr_coca.data.sources.listed import ListedPairs
         from grr_coca.data.sources.open import open_source
 
@@ -362,13 +375,13 @@ def _suffixes() -> str:
 
 _Decoded = tuple[ImageFile, Image.Image | UserError]
 _TOGETHER = 8
-"""Number of items per thread task. More items reduce overhead, fewer balance the load."""
+"""Number of items per thread task. More items reduce the overhead, fewer items balance the load."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
 def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[_Decoded]]:
-    """Decode images in the background, in batches and in order.
+    """Decode images in the background, and yield them in batches and in order.
 
     Each image is yielded with a square of the model's input size, or with the error if it cannot be decoded.
     """
@@ -384,10 +397,11 @@ def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: in
 def done_ahead(
     items: Iterable[Item], work: Callable[[Sequence[Item]], Iterable[Done]], batch_size: int
 ) -> Iterator[list[Done]]:
-    """Yield results of `work` in batches and in order. Threads compute the next batch while the caller uses the current
-    one.
+    """Yield the results of `work` in batches and in order.
 
-    `work` receives a few items and returns a result for each. At most two batches are taken from `items` ahead of the
+    Threads compute the next batch while the caller uses the current one.
+
+    `work` takes a few items and returns a result for each. At most two batches are taken from `items` ahead of the
     results.
     """
     waiting: deque[list[Future[list[Done]]]] = deque()

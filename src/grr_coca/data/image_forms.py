@@ -1,4 +1,4 @@
-"""Conversion of paths, Pillow images, arrays and tensors to RGB images.
+"""Convert paths, Pillow images, arrays and tensors to RGB images.
 
 Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
 """
@@ -18,13 +18,13 @@ from grr_coca.data.isolated import decode_image
 
 if TYPE_CHECKING or sys.modules.get("torch"):
     from torch import Tensor
-else:  # PyTorch may be imported later, or be missing
+else:  # PyTorch may not be imported yet, or may not be installed
     Tensor = Any
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
-"""One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""
+"""An image: a path, a Pillow image, an array H W or H W C, or a tensor H W or C H W; uint8, or floating point 0 … 1."""
 ImagesInput = ImageInput | Iterable[ImageInput]
-"""One image or many. An array or a tensor with four dimensions counts as many."""
+"""One image or several. An array or tensor with four dimensions counts as several images."""
 
 _CHANNELS = (1, 3, 4)
 
@@ -36,7 +36,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
         image: See `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
             composited over white.
         name: Name in messages for an image without a path.
-        opening: `as_stored` ignores EXIF rotation and transparency of files and Pillow images.
+        opening: How to open the image; `as_stored` ignores EXIF rotation and transparency.
 
     Raises:
         UserError: If a file is missing or corrupt, or an array has a wrong shape, type or range.
@@ -86,9 +86,9 @@ def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
     if not np.issubdtype(image.dtype, np.floating):
-        raise UserError(f"{name}: values must be uint8 of 0 … 255 or floating point of 0 … 1, got {image.dtype}")
+        raise UserError(f"{name}: values must be uint8 in 0 … 255 or floating point in 0 … 1, got {image.dtype}")
     low, high = float(image.min()), float(image.max())
-    if not (low >= 0 and high <= 1):  # also false for NaN
+    if not (low >= 0 and high <= 1):  # the comparison is also false for NaN
         raise UserError(
             f"{name}: floating point values must be within 0 … 1, got {low:g} … {high:g}; do not "
             f"normalize images, the model does"

@@ -1,9 +1,9 @@
-"""Decoding of image files to RGB in this process, with errors that name the file and the cause.
+"""Decode image files to RGB in this process, with errors that name the file and the cause.
 
-Untrusted files are decoded in helper programs, which call `decode_in_process`; see `isolated.py`. SVG files are
-rendered by a plug-in, HEIC files decoded by pillow-heif.
+Untrusted files are decoded in subprocesses, which call `decode_in_process`; see `isolated.py`. A plug-in renders SVG
+files, and pillow-heif decodes HEIC files.
 
-Few files need NumPy, whose import doubles the start time, so a helper program imports it only for these.
+Few files need NumPy, whose import doubles the start time, so a subprocess imports NumPy only for these files.
 
 Shapes: H height, W width.
 """
@@ -33,31 +33,31 @@ MAX_BYTES = 2**28
 """Maximum file size; larger files are rejected before they are read."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Accepted image formats besides SVG, AVIF and HEIC. Pillow reads more, but it runs Ghostscript for some of them."""
+"""Accepted image formats besides SVG, AVIF and HEIC. Pillow reads more formats, but needs Ghostscript for some."""
 
 VECTOR_SIDE = 256
-"""Side in pixels at which drawings such as SVG files are rendered for display, since they have no size in pixels. For
-models, it is the maximum."""
+"""Side, in pixels, at which drawings such as SVG files are rendered for display, since they have no size in pixels. For
+models, it is the maximum side."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 _MAX_BRANDS = 4096
-"""Maximum number of inspected bytes of the brand list."""
+"""Maximum number of bytes of the brand list that are inspected."""
 
 Opening = Literal["upright_on_white", "as_stored"]
-"""How an image is opened: rotated by its EXIF data with transparent parts over white, or with its pixels
-unchanged, as in open_clip."""
+"""How to open an image: rotated by its EXIF data, with transparent parts over white; or with its pixels unchanged, as
+in open_clip."""
 
 _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
-"""Warning filter that ignores Pillow warnings, in the form of `warnings.filters`."""
+"""Filter that ignores Pillow warnings, in the form of `warnings.filters`."""
 
 BROKEN = (
     ArithmeticError,
-    AssertionError,  # without a message, such as for a PNG file without its palette
+    AssertionError,  # the error has no message, for example for a PNG file without its palette
     AttributeError,
     EOFError,
-    Image.DecompressionBombError,  # raised while decoding; no accepted format raises it today
+    Image.DecompressionBombError,  # decoding may raise this, although no accepted format raises it today
     LookupError,
     OSError,
     RuntimeError,
@@ -66,7 +66,7 @@ BROKEN = (
     ValueError,
     struct.error,
 )
-"""Exceptions of Pillow and pillow-heif for corrupt files: a corrupt header may have a value of any type."""
+"""Exceptions that Pillow and pillow-heif raise for corrupt files. A corrupt header may have a value of any type."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,7 +77,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Operation that turns an image upright, by its EXIF orientation."""
+"""Operation that turns an image upright, by EXIF orientation."""
 
 _PNG = b"\x89PNG"
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (_PNG, "PNG"), (b"RIFF", "WEBP"))
@@ -99,24 +99,24 @@ def decode_in_process(
     """Decode the bytes of an image file into an RGB image, in this process.
 
     The formats are JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, SVG, AVIF and HEIC. The suffix of the file does not
-    matter. The first of several frames or pages is used, see `has_more_frames`. EXIF rotation is applied.
+    matter. Only the first of several frames or pages is used; see `has_more_frames`. EXIF rotation is applied.
     Transparent parts are composited over white. Grey with 16 bits or floating-point values is scaled to 8 bits.
 
     Args:
         data: Content of the file.
         name: Name of the file in messages.
         opening: `as_stored` ignores EXIF rotation, transparency and colour profiles.
-        to_srgb: Convert the colours of an embedded ICC profile to sRGB. Used in inference; training uses the pixels as
-            stored.
-        is_scaled: Whether the caller will scale the image down and then call `with_srgb_colours`. Large images are then
-            not converted before, which would take several times as long as decoding.
-        at_least: Sufficient width and height before the image is turned upright. A JPEG is decoded at a half, a
-            quarter or an eighth of its size if the result is not smaller, which saves memory and time; pixels then
-            differ slightly. None: full size.
+        to_srgb: Whether to convert the colours of an embedded ICC profile to sRGB. This is for inference; training uses
+            the stored pixels.
+        is_scaled: Whether the caller will scale the image down and then call `with_srgb_colours`. A large image is then
+            not converted here, which would take several times as long as decoding.
+        at_least: Width and height that suffice, before the image is turned upright. A JPEG is decoded at a half, a
+            quarter or an eighth of its size if the result is at least this large, which saves memory and time but
+            changes pixels slightly. If None, the image is decoded at full size.
         above: Only JPEG files with more pixels are decoded at a fraction.
         max_pixels: Larger images are rejected.
-        renderer: Module that renders a drawing; None: the file is not a drawing.
-        vector_side: Side in pixels at which an SVG file is drawn, see `VectorFormat`.
+        renderer: Module that renders a drawing. None if the file is not a drawing.
+        vector_side: Side in pixels at which an SVG file is drawn; see `VectorFormat`.
 
     Raises:
         BadSample: If the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a
@@ -140,7 +140,7 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
 
     Args:
         name: Name of the file in messages.
-        may_lack_memory: Whether its decoder (WebP, JPEG 2000) also reports lack of memory as a corrupt file.
+        may_lack_memory: Whether the file's decoder (WebP, JPEG 2000) also reports a lack of memory as a corrupt file.
     """
     ignore_warnings_of_pillow()
     try:
@@ -160,9 +160,10 @@ def ignore_warnings_of_pillow() -> None:
     """Ignore Pillow warnings about large images and odd metadata, which do not name the file.
 
     The filter affects only Pillow, and is permanent. `catch_warnings` would not work: images are decoded in several
-    threads, and if two of them use it at the same time, a filter for all warnings may remain.
+    threads, and if two threads used it at the same time, a filter for all warnings might remain.
     """
-    if warnings.filters[:1] != [_OF_PILLOW]:  # the first filter wins, and other code may have added one
+    # the first filter wins, and other code may have added another one before it
+    if warnings.filters[:1] != [_OF_PILLOW]:
         warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
@@ -182,11 +183,11 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
     kind = _container_kind(data)
     if kind == "HEIC":
         try:
-            from pillow_heif import HeifImageFile  # late: it needs an extra
-        except (ImportError, OSError) as error:  # a helper program opens no files
+            from pillow_heif import HeifImageFile  # lazy import, because it needs an extra
+        except (ImportError, OSError) as error:  # a subprocess opens no files
             message = f"{name}: a HEIC file, which needs pillow-heif; pip install pillow-heif"
             raise BadSample(message, Cause.NOT_INSTALLED) from error
-        # libheif already rotates the pixels, and removes the orientation from EXIF.
+        # libheif already rotates the pixels, and removes the orientation from the EXIF data.
         image = HeifImageFile(io.BytesIO(data))
         _require_size(image.width, image.height, name)
         return image
@@ -202,9 +203,8 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
 
 
 def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
-    """Return the format of a file in the container of ISO 14496-12, by the brands in its first box, or None for other
-    files.
-    """
+    """Return the format of a file in an ISO 14496-12 container, by the brands in its first box, or None for other
+    files."""
     if data[4:8] != b"ftyp":
         return None
     end = min(int.from_bytes(data[:4], "big"), _MAX_BRANDS)
@@ -215,19 +215,19 @@ def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
 
 
 FIRST_OF_SEVERAL = "first_of_several"
-"""Key of `Image.info`. Cropping and scaling keep it."""
+"""Key of `Image.info`, which cropping and scaling keep."""
 
 
 def has_more_frames(image: Image.Image) -> bool:
-    """Return whether `decode_image` has read an image from the first of several frames or pages."""
+    """Return whether `decode_image` has read an image from a file with several frames or pages."""
     return FIRST_OF_SEVERAL in image.info
 
 
 def _is_first_of_several(opened: Image.Image) -> bool:
     """Return whether the file is an animation or has several pages.
 
-    A JPEG may contain other images after its own, such as a preview or a gain map for HDR screens (MPO).
-    They do not count as frames.
+    A JPEG file may contain additional images, such as a preview or a gain map for HDR screens (MPO), which do not count
+    as frames.
     """
     if opened.format == "MPO":
         return False
@@ -242,9 +242,9 @@ _PPM = re.compile(rb"P([56])" + 3 * (_BETWEEN + rb"(\d{1,9})") + rb"\s")
 
 
 def _ppm_with_full_range(data: bytes) -> bytes:
-    """Scale the samples of a PPM file to 0 … 255, or grey ones with more bits to 0 … 65,535.
+    """Scale the samples of a PPM file to 0 … 255, or grey samples with more bits to 0 … 65,535.
 
-    Pillow scales each sample in Python, which takes 20 seconds for a photograph with 16 bits.
+    Pillow scales each sample in Python, which takes 20 seconds for a 16-bit photograph.
     """
     found = _PPM.match(data, 0, 2**16)
     if found is None:
@@ -260,7 +260,7 @@ def _ppm_with_full_range(data: bytes) -> bytes:
     samples = np.frombuffer(data, f">u{size}", num_samples, found.end())
     values = np.minimum(np.arange(2 ** (8 * size)) / most, 1) * full
     table = np.rint(values).astype(">u2" if full > 255 else np.uint8)
-    # In parts, because an index takes eight bytes per sample.
+    # Scaled in parts, because an index takes eight bytes per sample.
     parts = (samples[start : start + _STRIP_PIXELS] for start in range(0, num_samples, _STRIP_PIXELS))
     return b"P%d %d %d %d\n" % (kind, width, height, full) + b"".join(table[part].tobytes() for part in parts)
 
@@ -280,7 +280,7 @@ def _too_large(name: str, width: int = 0, height: int = 0, limit: int = MAX_PIXE
 def open_rgb(
     image: Image.Image, opening: Opening = "upright_on_white", *, to_srgb: bool = False, is_scaled: bool = False
 ) -> Image.Image:
-    """Convert an opened Pillow image to RGB, like `decode_image`."""
+    """Convert an opened Pillow image to RGB, as `decode_image` does."""
     if opening == "as_stored":
         return _to_rgb(image, opening)
     image = _upright(image)
@@ -329,7 +329,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _finite_range(image: Image.Image) -> tuple[float, float]:
-    """Return the smallest and the largest finite value of a floating-point image; or zeros if it has none."""
+    """Return the smallest and the largest finite value of a floating-point image, or zeros if no value is finite."""
     import numpy as np
 
     low, high = np.inf, -np.inf
@@ -348,7 +348,7 @@ def _as_numbers(image: Image.Image) -> "np.ndarray":
 
 
 _STRIP_PIXELS = 2**18
-"""Number of pixels converted at a time. Converting a large image at once would need several times its memory."""
+"""Number of pixels converted at a time. Converting a large image in one piece would need several times its memory."""
 
 
 def strips(image: Image.Image) -> Iterator[Image.Image]:
@@ -362,7 +362,7 @@ def strips(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image strip by strip into one of another mode. The conversion is applied to each pixel separately."""
+    """Convert an image, strip by strip, to another mode. The conversion is applied to each pixel separately."""
     if image.width * image.height <= _STRIP_PIXELS:
         converted = convert(image)
         converted.info = {}
@@ -375,7 +375,10 @@ def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], I
 
 
 def _same_pixels(image: Image.Image) -> Image.Image:
-    """Return the image without its file. The pixels are shared: a copy of a large image would double its memory."""
+    """Return the image without its file.
+
+    The pixels are shared, because a copy of a large image would double its memory.
+    """
     image.load()
     return image._new(image.im)
 
@@ -386,15 +389,15 @@ def _upright(image: Image.Image) -> Image.Image:
     Only the orientation is read. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if any tag has the
     wrong type, although that does not affect the pixels.
     """
-    image.load()  # EXIF data may follow the pixels
+    image.load()  # the EXIF data may follow the pixels
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # corrupt EXIF data raise many types, and do not affect the pixels
+    except Exception:  # corrupt EXIF data raise many types of errors, and do not affect the pixels
         turn = None
     if turn is None:
         return image
     upright = image.transpose(turn)
-    # Without EXIF data, which would rotate it again when it is opened again.
+    # The EXIF data are dropped, because they would rotate the image again when it is opened again.
     upright.info = {key: value for key, value in image.info.items() if key in ("transparency", "icc_profile")}
     return upright
 
@@ -402,17 +405,17 @@ def _upright(image: Image.Image) -> Image.Image:
 # --- Colour profiles
 
 _IDENTITY_TOLERANCE = 2
-"""Maximum change of any value of 0 … 255 by a profile that counts as sRGB."""
+"""Maximum change that a profile may make to any value of 0 … 255 to count as sRGB."""
 _GRID = bytes(255 * step // 8 for step in range(9))
 """Values of each channel at which a profile is compared with sRGB."""
 
 
 _PROFILE = "profile_to_convert"
-"""Key of `Image.info`: profile of an image to convert after scaling. Cropping and scaling keep it."""
+"""Key of `Image.info` for the profile of an image that is converted after scaling. Cropping and scaling keep it."""
 
 
 def with_srgb_colours(image: Image.Image) -> Image.Image:
-    """Convert an RGB image to sRGB if `decode_image` has deferred that; other images stay unchanged."""
+    """Convert an RGB image to sRGB if `decode_image` has deferred the conversion; leave other images unchanged."""
     profile = image.info.get(_PROFILE)
     if profile is None:
         return image
@@ -423,13 +426,14 @@ def with_srgb_colours(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert the colours of an ICC profile to sRGB. Profiles that are corrupt, unusable (`is_usable_profile`) or for
-    other channels are ignored.
+    """Convert the colours of an image with an ICC profile to sRGB.
+
+    Profiles that are corrupt, unusable (`is_usable_profile`) or for other channels are ignored.
 
     Returns:
         An image without the profile, so that opening it again does not convert it again.
     """
-    from PIL import ImageCms  # late: few images need it
+    from PIL import ImageCms  # lazy import, because few images need it
 
     has_alpha = image.has_transparency_data
     mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(image.mode, "RGB")
@@ -451,7 +455,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return _by_strips(image, "RGBA" if has_alpha else "RGB", convert)
 
 
-@lru_cache(maxsize=8)  # key and transform contain the profile: at most 64 MB in total
+@lru_cache(maxsize=8)  # each key and transform contains its profile, at most 64 MB in total
 def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
     """Return the conversion of a profile to sRGB, or None if it is already sRGB.
 
@@ -478,7 +482,7 @@ def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Return an image encoded as a file. `kind`, `options`: Arguments of `Image.save`."""
+    """Encode an image as a file. `kind` and `options` are arguments of `Image.save`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

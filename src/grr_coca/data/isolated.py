@@ -1,14 +1,14 @@
-"""Decoding of untrusted image files in helper programs, so that no file can crash, block or exhaust this process.
+"""Decode untrusted image files in subprocesses, so that no file can crash, block or exhaust this process.
 
-Image decoders are native code: a profile of 694 bytes takes minutes, an 88-byte file 760 MB, and an SVG of 190
-bytes aborts its process. `isolated_program.py` is the program. It cannot open files after its imports, and is
-killed when it exceeds a limit.
+Image decoders are native code: a profile of 694 bytes takes minutes, an 88-byte file 760 MB, and an SVG of 190 bytes
+aborts its process. The subprocesses (helpers) run `isolated_program.py`. A helper cannot open files after its imports,
+and is killed when it exceeds a limit.
 
-Helpers are started on demand, at most one per core, and reused. They are plain programs, so they also
-work in a script without a `__main__` guard, in a notebook, and in the workers of a `DataLoader`. Answers of helpers are
-parsed as numbers, JSON and pixels, never as code.
+Helpers are started on demand, at most one per core, and are reused. They are plain programs, so they also work in a
+script without a `__main__` guard, in a notebook, and in the workers of a `DataLoader`. Their answers are parsed as
+numbers, JSON and pixels, never as code.
 
-A switch between processes costs a tenth of decoding a small image, so several small contents share a call.
+A switch between processes takes a tenth of the time of decoding a small image, so several small contents share a call.
 """
 
 import atexit
@@ -39,49 +39,49 @@ if TYPE_CHECKING:
     from grr_coca.data.images import Opening
 
 DECODING = "grr_coca.data.decoding"
-"""Module with the functions of helper programs for image files."""
+"""Module with the functions that helpers call on image files."""
 
 _NEW_GROUP = 0x200
-"""`CREATE_NEW_PROCESS_GROUP` of Windows."""
+"""`CREATE_NEW_PROCESS_GROUP` on Windows."""
 
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # By default, glibc returns the memory of each image to the system, which then clears it for the
-    # next one: a third of the time for a WebP file.
+    # By default, glibc returns the memory of each image to the system, which then clears the memory for the next image:
+    # a third of the time for a WebP file.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
 """Environment variables of helpers."""
 
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
-"""Signals that do not depend on the image. The system sends SIGKILL when it runs out of memory."""
+"""Signals that the image has not caused. The system sends SIGKILL when it runs out of memory."""
 
 _MAX_FACTS = 2**24
 _PIPE_BYTES = 2**20
-"""Size of the pipes, where it can be set: large pipes need fewer process switches for large images."""
+"""Size of the pipes, where it can be set. Larger pipes need fewer process switches for large images."""
 _SMALL = 2**16
-"""Number of bytes of an answer per read: the size of a small image."""
+"""Number of bytes of an answer to read at a time: the size of a small image."""
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 0.1
-"""Seconds that a call waits for a helper before another helper is started, which takes about as long."""
+"""Seconds that a call waits for a free helper before it starts another one, which takes about as long."""
 _MAX_TOGETHER = 16
 """Maximum number of contents per call."""
 _MAX_BYTES_TOGETHER = 2**22
-"""Number of bytes above which no content is added to a call."""
+"""Number of bytes above which no further content is added to a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelperLimits:
-    """Limits of helper programs.
+    """Limits of helpers.
 
     Attributes:
         cpu_seconds: Maximum processor time per content.
         wall_seconds: Maximum time per content. It is generous, because a busy machine may delay the helper.
         memory: Maximum address space in bytes of each helper. Windows and macOS have no such limit.
-        large_memory: Maximum address space of a helper for a content for which `memory` is too small. Only one such
-            content is processed at a time. None: `memory`.
-        count: Maximum number of helpers; None: one per core.
+        large_memory: Maximum address space of a helper for a content that needs more than `memory`. Only one such
+            content is processed at a time. None means `memory`.
+        count: Maximum number of helpers. None means one per core.
     """
 
     cpu_seconds: float = 60.0
@@ -98,13 +98,13 @@ class HelperLimits:
 
 @dataclass(frozen=True)
 class Content:
-    """Untrusted bytes for a helper program.
+    """Untrusted bytes for a helper.
 
     Attributes:
         data: The bytes.
         name: Name of the file in messages.
         needs: Modules that the function imports for these bytes.
-        cpu_seconds: Maximum processor time; None: the limit of `HelperLimits`.
+        cpu_seconds: Maximum processor time. None means the limit of `HelperLimits`.
         arguments: Arguments of the function for this content.
     """
 
@@ -116,11 +116,11 @@ class Content:
 
 
 Answer = tuple[dict[str, Any], memoryview]
-"""Facts, and the bytes of a result. The caller must validate both, because a decoder may have been exploited."""
+"""Facts, and the bytes of a result. The caller must validate both, because an attacker may control the decoder."""
 
 
 _Answered = tuple[int, dict[str, Any], int]
-"""A code of the program, facts, and the size of the result."""
+"""Code of the program, facts, and the size of the result."""
 
 
 class _HelperExit(Exception):  # noqa: N818 (what becomes of it depends)
@@ -134,10 +134,10 @@ class _HelperExit(Exception):  # noqa: N818 (what becomes of it depends)
 
 
 class _Helper:
-    """A running `isolated_program.py`.
+    """Running `isolated_program.py`.
 
     Raises:
-        OSError: If it cannot be started.
+        OSError: If the program cannot be started.
     """
 
     def __init__(self, modules: frozenset[str], limits: HelperLimits) -> None:
@@ -148,8 +148,8 @@ class _Helper:
             "memory": limits.most_memory,
             "wall_seconds": None if _poll else limits.wall_seconds,
         }
-        # In a separate process group, so that Ctrl-C in a terminal does not reach it. Isolated (-I), so that no file of
-        # the current folder is imported. Unbuffered, because a forked process would copy buffers.
+        # In a separate process group, so that Ctrl-C in a terminal does not reach it. Isolated (-I), so that it imports
+        # no file from the current folder. Unbuffered, because a forked process would copy buffers.
         group: Any = {"process_group": 0} if os.name == "posix" else {"creationflags": _NEW_GROUP}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", program.__file__, json.dumps(given)],
@@ -174,7 +174,7 @@ class _Helper:
 
         Raises:
             _HelperExit: If this helper has ended.
-            OSError: If it did not start.
+            OSError: If this helper did not start.
         """
         if not self.is_ready:
             try:
@@ -188,7 +188,7 @@ class _Helper:
 
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
-        with suppress(BrokenPipeError):  # it has ended, which receiving detects
+        with suppress(BrokenPipeError):  # the helper has ended, which receiving detects
             while rest:
                 rest = rest[self._input.write(rest) :]
 
@@ -198,7 +198,7 @@ class _Helper:
             if _poll is not None and not _poll(self._output, seconds):
                 raise _HelperExit(self._killed())
             part = os.read(self._output.fileno(), max(_SMALL, size - len(read)))
-            if not part:  # the program closes it by ending
+            if not part:  # the helper closes it by ending
                 raise _HelperExit(self._process.wait())
             read += part
             if size_of_facts < 0 and len(read) >= size:
@@ -221,7 +221,7 @@ class _Helper:
         self._process.wait()
 
     def leave(self) -> None:
-        """Close the inherited pipes of a helper that belongs to the parent process. To be called after a fork."""
+        """Close the inherited pipes of a helper that belongs to the parent process. Call this after a fork."""
         self._close()
         self._process.returncode = 0  # only the parent may wait for it
 
@@ -231,7 +231,7 @@ class _Helper:
 
 
 def _paths_of(modules: frozenset[str]) -> list[str]:
-    """Return the folders from which these modules, and those that all of them need, are imported."""
+    """Return the folders from which these modules, and the modules that all of them need, are imported."""
     specs = (
         find_spec(name) for name in sorted({"grr_coca", "PIL", "numpy", *(name.partition(".")[0] for name in modules)})
     )
@@ -250,14 +250,14 @@ def _widen(*pipes: int) -> None:
 
 
 def _polled(stream: Any, seconds: float) -> bool:
-    """Return whether a pipe has bytes, or has ended, within the given time."""
+    """Return whether a pipe has bytes, or has ended, within the given number of seconds."""
     waiting = select.poll()
     waiting.register(stream, select.POLLIN)
     return bool(waiting.poll(1000 * seconds))
 
 
 _poll = _polled if hasattr(select, "poll") else None
-"""Function that waits for a pipe. Windows cannot do so with a limit; there, the helper ends itself."""
+"""Function that waits for a pipe. Windows cannot wait with a time limit, so helpers there end themselves."""
 
 
 class Helpers:
@@ -276,7 +276,7 @@ class Helpers:
         self._modules: frozenset[str] = frozenset()
 
     def use(self, limits: HelperLimits) -> HelperLimits:
-        """Use other limits from now on. Return the previous limits."""
+        """Use other limits from now on, and return the previous limits."""
         before, self.limits = self.limits, limits
         self.end()
         return before
@@ -285,11 +285,11 @@ class Helpers:
         """Start a helper that will be needed soon, without waiting for it."""
         self._modules |= frozenset(modules)
         if not self._all:
-            with suppress(OSError):  # it is reported when a helper is needed
+            with suppress(OSError):  # the error is reported when a helper is needed
                 self._release(self._started())
 
     def wait(self, module: str) -> None:
-        """Wait until a helper with an imported module is ready. Errors are reported when it is needed."""
+        """Wait until a helper that has imported a module is ready. Errors are reported when the helper is needed."""
         with suppress(OSError, _HelperExit):
             self._call(module, "", [], {}, self.limits.memory)
 
@@ -299,12 +299,13 @@ class Helpers:
         Args:
             module: Module of the function.
             function: Function name.
-            content: The data and their name.
+            content: The data and the name of their file.
             **arguments: Other arguments, which are pickled.
 
         Raises:
-            BadSample: If the function rejects the bytes, or exceeds a limit (`Cause.TOO_LARGE`), or crashes
-                (`Cause.BROKEN_IMAGE`), or decoding failed for reasons of this machine (`Cause.UNREADABLE`).
+            BadSample: If the function rejects the bytes, exceeds a limit (`Cause.TOO_LARGE`) or crashes
+                (`Cause.BROKEN_IMAGE`), or if decoding fails for a reason specific to this machine
+                (`Cause.UNREADABLE`).
         """
         (answer,) = self.map(module, function, [content], **arguments)
         if isinstance(answer, UserError):
@@ -314,10 +315,10 @@ class Helpers:
     def map(
         self, module: str, function: str, contents: Iterable[Content | UserError], **arguments: Any
     ) -> Iterator[Answer | UserError]:
-        """Call a function on several contents, see `call`. Small contents share a call, which is faster.
+        """Call a function on several contents; see `call`. Small contents share a call, which is faster.
 
-        Contents are consumed lazily: at most `_MAX_TOGETHER` are in memory. Errors are returned in their
-        positions.
+        Contents are consumed lazily: at most `_MAX_TOGETHER` are in memory. Errors are returned in the positions of
+        their contents.
         """
         together: list[Content | UserError] = []
         num_bytes = 0
@@ -342,9 +343,10 @@ class Helpers:
         if len(contents) > 1:
             with suppress(_HelperExit, OSError):
                 return self._call(module, function, contents, arguments, self.limits.memory)
-            # One of them ended the helper, so retry each separately.
+            # One of the contents ended the helper, so each is tried again separately.
             return [answer for one in contents for answer in self._answers(module, function, [one], arguments)]
-        from grr_coca.data.sources.base import BadSample, Cause  # late, as NumPy: a command starts a helper first
+        # lazy import of NumPy, because a command starts a helper first
+        from grr_coca.data.sources.base import BadSample, Cause
 
         name, seconds = contents[0].name, self._seconds(contents[0])
         try:
@@ -370,8 +372,11 @@ class Helpers:
         *,
         is_last: bool = True,
     ) -> list[Answer | UserError]:
-        """Call a function once. `is_last`: If False and its helper ends, call it again in a new helper: the old one
-        may have been late, or out of memory after thousands of calls."""
+        """Call a function once.
+
+        If `is_last` is False and the helper ends, the function is called again in a new helper: the old one may have
+        timed out, or run out of memory after thousands of calls.
+        """
         from grr_coca.data.sources.base import BadSample, Cause
 
         heads = [(one.name, len(one.data), self._seconds(one), one.arguments) for one in contents]
@@ -379,7 +384,7 @@ class Helpers:
         helper = self._taken(frozenset({module, *(name for one in contents for name in one.needs)}))
         try:
             answers, results = helper.call(call, contents)
-        except BaseException as error:  # it has ended, or an interrupt stopped it during a call
+        except BaseException as error:  # the helper has ended, or an interrupt stopped it during a call
             self._end(helper)
             if is_last or not isinstance(error, _HelperExit) or error.is_costly:
                 raise
@@ -406,7 +411,7 @@ class Helpers:
         return min(self.limits.cpu_seconds, content.cpu_seconds or self.limits.cpu_seconds)
 
     def _taken(self, modules: frozenset[str]) -> _Helper:
-        """Take an idle helper that has imported the given modules, or start one if all are busy for long."""
+        """Take an idle helper that has imported the given modules, or start a helper if all are busy for too long."""
         self._modules |= modules
         until = time.monotonic() + _PATIENCE_SECONDS
         with self._changed:
@@ -416,7 +421,7 @@ class Helpers:
                     if modules <= helper.modules and helper.limits is self.limits:
                         return helper
                     self._end(helper)
-                # Helpers are started one at a time, or every waiting call would start one.
+                # Helpers are started one at a time, otherwise every waiting call would start one.
                 is_full = len(self._all) >= (self.limits.count or num_threads())
                 may_start = not is_full and all(helper.is_ready for helper in self._all)
                 patience = until - time.monotonic() if self._all else 0
@@ -442,19 +447,19 @@ class Helpers:
             self._changed.notify()
 
     def end(self) -> None:
-        """End the idle helpers. Busy helpers end when their input closes, at the end of this process."""
+        """End the idle helpers. Busy helpers end when their input closes, when this process ends."""
         while self._idle:
             self._end(self._idle.pop())
 
     def leave(self) -> None:
-        """Drop the helpers in a forked process: they belong to its parent."""
+        """Drop the helpers in a forked process, because they belong to its parent."""
         for helper in self._all:
             helper.leave()
         self.__init__(self.limits)  # type: ignore[misc]  # another thread may have held the lock
 
 
 helpers = Helpers()
-"""The helpers of this process."""
+"""Helpers of this process."""
 
 atexit.register(helpers.end)
 if hasattr(os, "register_at_fork"):
@@ -465,13 +470,13 @@ if hasattr(os, "register_at_fork"):
 
 _PNG = b"\x89PNG"
 _EIGHT_BITS = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
-"""Prefixes of files that are decoded without NumPy, like PNG files with up to 8 bits."""
+"""First bytes of files that are decoded without NumPy, such as PNG files with up to 8 bits."""
 _RASTER_STARTS = (*_EIGHT_BITS, _PNG, b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
-"""Prefixes of files that are not drawings: no plug-in is queried for them."""
+"""First bytes of files that are not drawings, so that no plug-in is queried for them."""
 
 
 def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> Answer:
-    """Call a function on the content of an image file in a helper program, see `Helpers.call`.
+    """Call a function on the content of an image file in a helper; see `Helpers.call`.
 
     Args:
         function: Function of the module, called as `function(data, name, **arguments)`, with `renderer` for a drawing.
@@ -489,7 +494,7 @@ def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING,
 def ask_helpers(
     function: str, files: Iterable[tuple[bytes | UserError, str]], *, module: str = DECODING, **arguments: Any
 ) -> Iterator[Answer | UserError]:
-    """Call a function on the contents of several image files, see `ask_helper` and `Helpers.map`.
+    """Call a function on the contents of several image files; see `ask_helper` and `Helpers.map`.
 
     Args:
         function: Function of the module.
@@ -506,7 +511,7 @@ def _content(data: bytes, name: str) -> Content:
     vector = vector_format(data)
     if vector is not None:
         return Content(data, name, (vector.renderer,), vector.cpu_seconds, {"renderer": vector.renderer})
-    if data[4:8] == b"ftyp":  # AVIF or HEIC
+    if data[4:8] == b"ftyp":  # AVIF or HEIC file
         needs: tuple[str, ...] = ("PIL.AvifImagePlugin", "numpy", "pillow_heif")
     else:
         has_eight_bits = data.startswith(_EIGHT_BITS) or (data.startswith(_PNG) and data[24:25] != b"\x10")
@@ -515,14 +520,14 @@ def _content(data: bytes, name: str) -> Content:
 
 
 def decode_image(data: bytes, name: str, opening: "Opening" = "upright_on_white", **options: Any) -> "Image.Image":
-    """Decode the bytes of an image file into an RGB image, in a helper program.
+    """Decode the bytes of an image file to an RGB image, in a subprocess.
 
     Args:
         data: Content of the file.
         name: Name of the file in messages.
         opening: See `decode_in_process`.
-        **options: Additional arguments of `decode_in_process`, and `side`: scale the image down so that no side is
-            longer.
+        **options: Additional arguments of `decode_in_process`, and `side`, the maximum side length to which the image
+            is scaled down.
 
     Raises:
         BadSample: If the file cannot be decoded, or decoding exceeds a limit.
@@ -531,12 +536,12 @@ def decode_image(data: bytes, name: str, opening: "Opening" = "upright_on_white"
 
 
 def received(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
-    """Return an image sent by a helper program.
+    """Return an image that a helper sent.
 
     Raises:
         ValueError: If the numbers are inconsistent.
     """
-    from PIL import Image  # late, as NumPy: a command starts a helper first
+    from PIL import Image  # lazy import of NumPy, because a command starts a helper first
 
     from grr_coca.data.images import FIRST_OF_SEVERAL
 
@@ -550,7 +555,7 @@ def received(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
 
 
 def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
-    """Return width and height, and the format of an image file. No pixels are decoded, but SVG is drawn.
+    """Return the width, height and format of an image file. No pixels are decoded, but SVG files are drawn.
 
     Raises:
         BadSample: If the file is not an image, or exceeds a limit.
@@ -561,7 +566,7 @@ def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
 
 
 def check_image(data: bytes, name: str) -> None:
-    """Check that an image file can be decoded, in a helper program.
+    """Check that an image file can be decoded, in a subprocess.
 
     Raises:
         BadSample: If the file cannot be decoded, or decoding exceeds a limit.
@@ -570,13 +575,13 @@ def check_image(data: bytes, name: str) -> None:
 
 
 class VectorFormat(Protocol):
-    """A format of drawings, such as SVG, of a package outside the core. Registered in `grr_coca.image_formats`.
+    """Format of drawings, such as SVG, from a package outside the core, registered in `grr_coca.image_formats`.
 
     Attributes:
-        renderer: Module that helper programs import even if its requirements may be missing. Its function
+        renderer: Module that helpers import even if its requirements may be missing. Its function
             `render(data, name, side)` returns a transparent square of `side` pixels, with oblong drawings in the
             middle, or raises `BadSample`.
-        cpu_seconds: Maximum processor time of a drawing.
+        cpu_seconds: Maximum processor time for a drawing.
     """
 
     renderer: str

@@ -1,10 +1,10 @@
-"""The helper program of `isolated.py`: it calls functions on untrusted bytes in a separate process.
+"""Program of the helpers of `isolated.py`: it calls functions on untrusted bytes in a separate process.
 
-An image can abort its decoder, overflow its stack, or take hours, and no check detects all of these beforehand. So
-memory and processor time are limited where the system supports it. Processor time decides, so that the result does not
-depend on how busy the machine is. After its imports, the program cannot open files.
+An image can abort its decoder, overflow its stack, or take hours, and no check detects all of these cases beforehand.
+Therefore, memory and processor time are limited where the system supports it. Processor time decides, so that the
+result does not depend on how busy the machine is. After its imports, the program cannot open files.
 
-It is run as a file, not imported, and isolated (`python -I -S`): the parent passes the paths of modules.
+It is run as a file, not imported, and isolated (`python -I -S`); the parent passes the paths of modules.
 """
 
 import faulthandler
@@ -20,19 +20,20 @@ from io import BufferedIOBase
 from typing import Any
 
 REQUEST = struct.Struct("<II")
-"""Sizes of a call (pickled by the parent), and of all contents together, which follow."""
+"""Size of a call, which the parent pickles, and the total size of the contents that follow."""
 ANSWER = struct.Struct("<II")
-"""Sizes of the answers as JSON (for each content a code, facts and the size of a result), and of all results."""
+"""Size of the answers as JSON (for each content a code, facts and the size of the result), and total size of the
+results."""
 DONE, REJECTED, OUT_OF_MEMORY = range(3)
 
 LATE = 1
-"""Exit code after the wall-time limit, where the parent cannot measure it."""
+"""Exit code at the wall-time limit, on systems where the parent cannot measure it."""
 _LARGE = 32 * 2**20
-"""Minimum size in bytes of a request or an answer after which free memory is returned to the system."""
+"""Minimum size, in bytes, of a request or an answer after which free memory is returned to the system."""
 
 
 def _limit(kind: str, soft: int, hard: int) -> None:
-    """Limit this process if the system supports it: Windows has no limits, and macOS no memory limit."""
+    """Limit this process if the system supports it. Windows has no limits, and macOS has no memory limit."""
     try:
         import resource
 
@@ -42,18 +43,18 @@ def _limit(kind: str, soft: int, hard: int) -> None:
 
 
 def _trimmer() -> Any:
-    """Return the function of the C library that returns free memory to the system, or None."""
+    """Return the C library's function that returns free memory to the system, or None if there is none."""
     try:
         import ctypes
 
         return ctypes.CDLL(None).malloc_trim
-    except (ImportError, OSError, AttributeError, TypeError):  # only glibc has it
+    except (ImportError, OSError, AttributeError, TypeError):  # only glibc has this function
         return None
 
 
 def _run(paths: list[str], modules: list[str], memory: int, wall_seconds: float | None) -> None:
     sys.path.extend(paths)
-    gc.disable()  # imports leave no garbage, and their objects stay
+    gc.disable()  # imports leave no garbage, and their objects are permanent
     for name in modules:
         importlib.import_module(name)
     gc.freeze()
@@ -61,12 +62,12 @@ def _run(paths: list[str], modules: list[str], memory: int, wall_seconds: float 
     trim = _trimmer()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # discard the output of decoders
+    for stream in (0, 1, 2):  # discards the output of decoders
         os.dup2(silent, stream)
     _limit("RLIMIT_AS", memory, memory)
     for kind in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE"):
         _limit(kind, 0, 0)
-    if hasattr(signal, "SIGPROF"):  # the parent may ignore or block the signal, and a program inherits that
+    if hasattr(signal, "SIGPROF"):  # the parent may ignore or block the signal, which programs inherit
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     answers.write(ANSWER.pack(0, 0))
@@ -82,20 +83,20 @@ def answer_all(
     log: int,
     trim: Any = None,
 ) -> None:
-    """Answer requests until they end.
+    """Answer requests until their stream ends.
 
     Args:
         requests: Stream of requests.
         answers: Stream for the answers.
         memory: Maximum address space in bytes of any request.
-        wall_seconds: Maximum time of each content; None: the parent kills this process if it exceeds it.
+        wall_seconds: Maximum time for each content. If None, the parent kills this process when it exceeds its limit.
         log: File that receives the exit reason.
         trim: Function that returns free memory to the system.
     """
     limit = memory
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
         size_of_call, size = REQUEST.unpack(head)
-        module, function, imports, contents, arguments = pickle.loads(requests.read(size_of_call))  # of the parent
+        module, function, imports, contents, arguments = pickle.loads(requests.read(size_of_call))  # sent by the parent
         if imports != limit:
             _limit("RLIMIT_AS", limit := imports, memory)
         answered, results = [], []
@@ -119,10 +120,10 @@ def answer_all(
 
 
 def _begin(seconds: float, wall_seconds: float | None, log: int) -> None:
-    """Limit the time of the following call. The process is ended without Python, whose lock a decoder holds."""
+    """Limit the time of the next call. The limit ends the process without Python, whose lock a decoder may hold."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
-    if wall_seconds is not None:  # it starts a thread
+    if wall_seconds is not None:  # this call starts a thread
         faulthandler.dump_traceback_later(wall_seconds, exit=True, file=log)
 
 
@@ -141,7 +142,7 @@ def _called(
         return DONE, facts, result
     except MemoryError:
         return OUT_OF_MEMORY, {}, b""
-    except BaseException as error:  # a panic of Rust is not an `Exception`
+    except BaseException as error:  # a Rust panic is not an `Exception`
         if getattr(error, "may_lack_memory", False) and not has_most:
             return OUT_OF_MEMORY, {}, b""
         cause = getattr(error, "cause", None)

@@ -1,4 +1,4 @@
-"""Order of the data, which depends only on seed, epoch and number of samples seen."""
+"""Order of the data, which depends only on the seed, the epoch and the number of samples seen."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,21 @@ from grr_coca.common.shapes import Int
 from grr_coca.data.sources.base import locate
 
 PLAIN_SHUFFLE = 65_536
-"""Maximum number of samples for which an epoch is one random permutation."""
+"""Maximum number of samples for which the order of an epoch is a single random permutation."""
 
 BLOCK, _BLOCKS_PER_WINDOW = 128, 256
-"""Samples per block, and blocks per window. Larger sources are shuffled in two steps, so that disks read mostly in
-order: first blocks of `BLOCK` consecutive samples, then the samples within each window of `_BLOCKS_PER_WINDOW` blocks.
+"""Number of samples per block, and of blocks per window. Larger sources are shuffled in two steps, so that disks read
+mostly in order: first the blocks of `BLOCK` consecutive samples, then the samples within each window of
+`_BLOCKS_PER_WINDOW` blocks.
 """
 
 
 PERIOD = 1_000
-"""Number of visits of a mixture over which each source has exactly its fraction."""
+"""Number of visits to a mixture in which each source has exactly its fraction."""
 
 
 class SampleRef(NamedTuple):
-    """One visit of a sample: the epoch, and the index of the sample in its source."""
+    """Visit of a sample: the epoch, and the index of the sample in its source."""
 
     epoch: int
     sample: int
@@ -31,7 +32,7 @@ class SampleRef(NamedTuple):
 
 @runtime_checkable
 class Visits(Protocol):
-    """An endless sequence of visits of samples. The visit at any position can be computed directly."""
+    """Endless sequence of visits of samples. The visit at any position can be computed directly."""
 
     def at(self, position: int) -> SampleRef:
         """Return the visit at a position in the sequence."""
@@ -39,10 +40,10 @@ class Visits(Protocol):
 
 
 class Blocks:
-    """The blocks of the order: consecutive samples that are read at about the same time.
+    """Blocks of the order: consecutive samples that are read at about the same time.
 
     Args:
-        lengths: Number of samples of each source of a mixture, or of a single source.
+        lengths: Number of samples in each source of a mixture, or in a single source.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -56,9 +57,9 @@ class Blocks:
 
 
 class Shuffle:
-    """The visits of one source: endless shuffled epochs.
+    """Visits of a single source: endless shuffled epochs.
 
-    There is no state: the fields for the current epoch and window are only a cache.
+    The order has no state; the fields for the current epoch and window are only a cache.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -87,7 +88,7 @@ class Shuffle:
             self._window_starts = np.zeros(1, dtype=np.int64)
             return
         self._blocks = np.random.default_rng((self.seed, epoch)).permutation(-(-self.num_samples // BLOCK))
-        ends = np.cumsum(np.minimum(BLOCK, self.num_samples - self._blocks * BLOCK))  # one block may be short
+        ends = np.cumsum(np.minimum(BLOCK, self.num_samples - self._blocks * BLOCK))  # one block may be shorter
         self._window_starts = np.concatenate([[0], ends[_BLOCKS_PER_WINDOW - 1 : -1 : _BLOCKS_PER_WINDOW]])
 
     def _enter_window(self, epoch: int, window: int) -> None:
@@ -102,25 +103,29 @@ class Shuffle:
 
 
 def mixture_shares(mix: Mapping[str, float]) -> list[float]:
-    """Return the fractions of all sources, which sum to 1: the main source first, then the sources in `mix`."""
+    """Return the fractions of all sources, which sum to 1.
+
+    The main source comes first, followed by the sources in `mix`.
+    """
     return [1 - sum(mix.values()), *mix.values()]
 
 
 def visits_in_period(shares: Sequence[float]) -> Int[np.ndarray, " S"]:
-    """Return the number of visits to each source in a period. The fractions sum to 1, and the visits to `PERIOD`."""
+    """Return the number of visits to each source in a period. The fractions sum to 1, the visits to `PERIOD`."""
     ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
     return np.diff(ends, prepend=0)
 
 
 class Mixture:
-    """The visits of several sources in fixed fractions. Each source has its own shuffled epochs.
+    """Visits of several sources in fixed fractions. Each source has its own shuffled epochs.
 
-    Samples are numbered across all sources in order. Every `PERIOD` visits contain the sources in their fractions,
-    in random order. So the visit at any position can be computed directly.
+    Samples are numbered across all sources in order. Every `PERIOD` visits contain the sources in their fractions, in
+    random order, so the visit at any position can be computed directly.
 
     Args:
         num_samples: Number of samples of each source.
-        shares: Fraction of each source. They sum to 1, and none rounds to zero visits (see `visits_in_period`).
+        shares: Fraction of each source. The fractions sum to 1, and none rounds to zero visits (see
+            `visits_in_period`).
         seed: Seed of all random choices.
     """
 
@@ -167,28 +172,28 @@ class GlobalBatches:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work of process `rank` of `world_size`."""
+    """Part of the work that process `rank` of `world_size` does."""
 
     rank: int = 0
     world_size: int = 1
 
 
 ALL = Share()
-"""The part of a single process: all work."""
+"""Part of a single process: all work."""
 
 
 class TrainingOrder:
-    """The order of training: endless visits in global batches. A batch may span two epochs; no sample is dropped.
+    """Order of training: endless visits in global batches. A batch may span two epochs; no sample is dropped.
 
     Iterating yields this rank's part of each global batch, from `batches.first` on, in micro-batches. The sequence of
-    global batches depends only on `visits` and `batches`. So a run continues exactly where it stopped, with any number
-    of ranks and workers and any size of micro-batches.
+    global batches depends only on `visits` and `batches`. Therefore, a run continues exactly where it stopped, with any
+    number of ranks and workers and any size of micro-batches.
 
     Args:
         visits: A `Shuffle` of one source, or a `Mixture` of several.
         batches: The global batches, of a size that is divisible by the number of ranks.
         share: Part of each batch to yield.
-        micro_batch_size: Number of samples per micro-batch (the last may be smaller); None: the entire part.
+        micro_batch_size: Number of samples per micro-batch; the last may be smaller. None means the entire part.
     """
 
     def __init__(
@@ -214,10 +219,10 @@ class TrainingOrder:
 
 
 class EvaluationOrder:
-    """The order of evaluation: every sample once, in the order of the source. The last batch may be smaller.
+    """Order of evaluation: every sample once, in the order of the source. The last batch may be smaller.
 
-    Batches go to the ranks in turn, and every rank gets the same number of batches. If the number of batches is not
-    divisible by the number of ranks, the first batches are repeated at the end.
+    Batches are assigned to the ranks in turn, and every rank gets the same number of batches. If the number of batches
+    is not divisible by the number of ranks, the first batches are repeated at the end.
     """
 
     def __init__(self, num_samples: int, batch_size: int, share: Share = ALL) -> None:

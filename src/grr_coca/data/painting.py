@@ -1,4 +1,4 @@
-"""Paint: a drawing on white in many colours, with gloss, an outline and a shadow.
+"""Paint a drawing on white in many colours, with gloss, an outline and a shadow.
 
 Shapes: S image size in pixels.
 """
@@ -12,15 +12,15 @@ from torch.nn.functional import avg_pool2d, max_pool2d, pad
 from grr_coca.data.augmentation import LUMA, Paint
 
 _WHITE, _INK = 0.9, 0.4
-"""Minimum value of white in all channels; minimum darkness of parts of the ink, as a fraction of the maximum."""
+"""Minimum value of white in all channels, and minimum darkness of the ink's parts as a fraction of the maximum."""
 _COLOURED = 0.15
-"""Minimum difference of channels of a drawing that is not grey."""
+"""Minimum difference between channels in a drawing that is not grey."""
 _SOFT = 1 / 32
-"""Radius of the double blur of masks for bevels, outlines and shadows, as a fraction of the side."""
+"""Radius of the double blur of the masks for bevels, outlines and shadows, as a fraction of the side."""
 
 
 def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S"]:
-    """Return a painted drawing on white."""
+    """Paint a drawing, and return it on white."""
     colours, mask = _coloured(image, paint)
     shade, factor = _light(paint, mask)
     colours = torch.lerp(colours, colours.mul(factor).add_(shade).clamp_(0, 1), mask)
@@ -35,11 +35,11 @@ def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S
 
 
 def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
-    """Return the drawing in the colours of a paint, and its coverage of each pixel."""
+    """Return the drawing in the colours of the paint, and its coverage of each pixel."""
     dark = 1 - torch.tensordot(torch.tensor(LUMA), image, 1)
     lowest = image.amin(0)
     whites = _areas(lowest > _WHITE)
-    is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # for each area
+    is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # by the number of the area
     is_inside[torch.cat([whites[0], whites[-1], whites[:, 0], whites[:, -1]])] = False
     is_inside[0] = False
     darkest, chroma = dark.max(), (image.amax(0) - lowest).max()
@@ -59,13 +59,13 @@ def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor
 def _in_colours(
     areas: Int[Tensor, "S S"], numbers: Float[Tensor, " A"], palette: Float[np.ndarray, "C 3"]
 ) -> Float[Tensor, "3 S S"]:
-    """Return areas in the colours selected by their numbers, 0 … 1."""
+    """Return an image of the areas in the palette colours that their numbers, 0 … 1, select."""
     of_area = torch.from_numpy(palette)[(numbers * len(palette)).long()]
     return of_area.T.contiguous()[:, areas]
 
 
 def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S"], Float[Tensor, "S S"]]:
-    """Return the terms of the light that are added to colours, and the factors that are applied before."""
+    """Return the terms of the light to add to the colours, and the factors to apply before."""
     places = (torch.arange(len(mask)) * 2 + 1).div(len(mask)).sub_(1)
     across, down = places[None], places[:, None]
     to_right, to_bottom = paint.light
@@ -81,14 +81,15 @@ def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S
 
 
 def _areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
-    """Return the labels of connected areas, starting at 1, and 0 elsewhere.
+    """Label connected areas from 1 on, and all other pixels with 0.
 
-    Each row is split into runs, and touching runs are joined (https://en.wikipedia.org/wiki/Connected-component_labeling).
+    Each row is split into runs, and touching runs are joined
+    (https://en.wikipedia.org/wiki/Connected-component_labeling).
     """
     inside = is_in.numpy()
     runs = np.cumsum(_starts(inside)).reshape(inside.shape) * inside
     meet = _starts(inside[1:] & inside[:-1])
-    first = list(range(int(runs.max()) + 1))  # first run joined with each
+    first = list(range(int(runs.max()) + 1))  # first run that each run is joined with
     for upper, lower in zip(runs[:-1][meet].tolist(), runs[1:][meet].tolist(), strict=True):
         while first[upper] != upper:
             upper = first[upper]
@@ -107,7 +108,7 @@ def _starts(is_in: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
 
 
 def _grown(areas: Int[Tensor, "S S"]) -> Int[Tensor, "S S"]:
-    """Return areas with the surrounding pixels, which their edges partially cover."""
+    """Grow areas by the surrounding pixels, which the areas' edges partially cover."""
     return max_pool2d(areas[None].float(), 3, 1, 1)[0].long()
 
 

@@ -1,8 +1,8 @@
-"""Preprocessing of images to a model's input pixels, without PyTorch.
+"""Preprocess images to a model's input pixels, without PyTorch.
 
-A drawing may be framed first: its empty border is cropped, and the drawing is made square with a margin. Drawings can
-be surrounded by wide margins, off centre, or in a corner of a screenshot; for a model trained on framed drawings, they
-then all look the same. Photographs, which fill their frame, are unchanged.
+A drawing may be framed first: its empty border is cropped, and the drawing is made square with a margin. Otherwise,
+drawings with wide margins, off centre or in a corner of a screenshot would all look the same to a model trained on
+framed drawings. Photographs, which fill their frame, are unchanged.
 
 Shapes: S image size in pixels.
 """
@@ -33,29 +33,30 @@ if TYPE_CHECKING:
 # --- Framing of drawings
 
 Box = tuple[int, int, int, int]
-"""Left, upper, right, lower."""
+"""Left, upper, right and lower edge."""
 Colour = tuple[int, int, int]
 
 _MAX_SIDE = 4096
 """Maximum side of a square larger than its image."""
 
 STRAY = 10
-"""Reciprocal of the maximum fraction of a side's pixels that differ from the background. Of 98 photographs, 8 have such
-sides, with a dark sky or a wall all around; if every second pixel may differ, 24 have them."""
+"""Reciprocal of the maximum fraction of a side's pixels that may differ from the background. Of 98 photographs, 8 have
+such sides, because a dark sky or a wall surrounds them; if every second pixel could differ, 24 would have such sides.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
     """Parameters of framing drawings.
 
-    An image has a background if nearly all pixels of each of its four sides have one colour: the median of all four.
-    Pixels that differ from it are the drawing. An image without a background or a drawing is unchanged, and so is an
-    image that is already framed: its drawing reaches all four sides, or the image is square and its drawing is large
-    and centred.
+    An image has a background if nearly all pixels on each of its four sides have the same colour, the median of all
+    four sides. The pixels that differ from the background are the drawing. An image without a background or without a
+    drawing is unchanged. So is an image that is already framed, because its drawing reaches all four sides, or because
+    the image is square and its drawing is large and centred.
 
     Attributes:
         margin: Margin on each side, as a fraction of the new square's side.
-        tolerance: Maximum difference per channel of colours that count as equal.
+        tolerance: Maximum difference per channel between colours that count as equal.
         min_share, max_shift: Minimum size and maximum distance from the centre of a drawing that counts as framed, as
             fractions of the image's side.
         max_enlargement: Maximum enlargement of a drawing relative to its size in the centre square, so that a dot
@@ -83,7 +84,7 @@ class Framing:
         """Return the square around the drawing of an RGB image, or None if the image is unchanged."""
         border = _border(image)
         ground = _median(border)
-        table: list[int] = []  # black for the ground
+        table: list[int] = []  # black where the colour is that of the background
         for colour in ground:
             low, high = max(0, colour - self.tolerance), min(255, colour + self.tolerance)
             table += [255] * low + [0] * (high + 1 - low) + [255] * (255 - high)
@@ -102,7 +103,7 @@ class Framing:
         return drawing == (0, 0, *size) or (width == height and is_large_in_the_middle)
 
     def _square(self, drawing: Box, shorter: int) -> Box:
-        """Return the square around a drawing. It may reach beyond the image, whose shorter side is given."""
+        """Return the square around a drawing. The square may extend beyond the image, whose shorter side is given."""
         left, top, right, bottom = drawing
         longest = max(right - left, bottom - top)
         side = max(longest, round(longest / (1 - 2 * self.margin)), math.ceil(shorter / self.max_enlargement))
@@ -112,7 +113,7 @@ class Framing:
 
 
 def _border(image: Image.Image) -> Image.Image:
-    """Return the pixels of the upper, lower, left and right side of an image, in one row."""
+    """Return the pixels on the upper, lower, left and right side of an image, in one row."""
     width, height = image.size
     border = Image.new("RGB", (2 * (width + height), 1))
     for number, top in enumerate((0, height - 1)):
@@ -130,7 +131,7 @@ def _median(border: Image.Image) -> Colour:
 
 
 def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
-    """Return whether few pixels of each side are strays. `strays`: The border, black except for strays."""
+    """Return whether few pixels on each side are strays. `strays` is the border, black except for strays."""
     if strays.getbbox() is None:
         return True
     stray, (width, height) = reduce(ImageChops.lighter, strays.split()), size
@@ -139,7 +140,7 @@ def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
 
 
 def _drawing(image: Image.Image, table: list[int]) -> Box | None:
-    """Return the box around all pixels that a table does not map to black, or None if all are black."""
+    """Return the box around all pixels that a table does not map to black, or None if there are no such pixels."""
     left, top, right, bottom, below = image.width, image.height, 0, 0, 0
     for strip in strips(image):
         box = _changed(strip, table).getbbox()
@@ -150,12 +151,12 @@ def _drawing(image: Image.Image, table: list[int]) -> Box | None:
 
 
 def _changed(image: Image.Image, table: list[int]) -> Image.Image:
-    """Apply `Image.point` without the time for rounding each value of a table."""
+    """Apply `Image.point` without the time that it needs to round each value of a table."""
     return image._new(image.im.point(table, None))
 
 
 class Frame(NamedTuple):
-    """The square around a drawing, in pixels of its image. `ground`: Colour outside the image."""
+    """Square around a drawing, in pixels of its image. `ground` is the colour outside the image."""
 
     box: Box
     ground: Colour
@@ -173,8 +174,8 @@ class Frame(NamedTuple):
         return square
 
     def _cut_small(self, image: Image.Image) -> Image.Image:
-        """Return the square around a drawing that is long and thin: in full size, it would have billions
-        of pixels.
+        """Return the square around a long and thin drawing, scaled down, because at full size it would have billions of
+        pixels.
         """
         left, top, right, bottom = self.box
         scale = _MAX_SIDE / (right - left)
@@ -192,21 +193,22 @@ class Frame(NamedTuple):
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
 _MAX_RESIZED_PIXELS = 10_000_000
-"""Maximum number of pixels of the resized image; above it, only the part inside the crop is resized."""
+"""Maximum number of pixels of the resized image. Above this number, only the part inside the crop is resized."""
 
 _IS_SQUARE = "is_square"
-"""Key of `Image.info` that marks a square. Its value True cannot come from a file."""
+"""Key of `Image.info` that marks a square. The value True cannot come from a file."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Frame the drawing or take the centre square, and resize it. The model then normalizes pixels by mean and standard
-    deviation.
+    """Preprocessing that frames the drawing or takes the centre square, and resizes it.
 
-    It is stored in every checkpoint, because a model needs the preprocessing of its training. `mean`, `std`: Statistics
-    of each channel for pixel values 0 … 1. `order`: open_clip resizes before cropping, which changes pixels at the
-    edges of the square. `opening`: Mode of opening image files. `framing`: Framing of drawings; None uses the centre
-    square of every image.
+    The model then normalizes the pixels by mean and standard deviation.
+
+    The preprocessing is stored in every checkpoint, because a model needs the preprocessing of its training. `mean` and
+    `std` are statistics of each channel for pixel values 0 … 1. `order` is the order of cropping and resizing:
+    open_clip resizes first, which changes pixels at the edges of the square. `opening` is how image files are opened.
+    `framing` is the framing of drawings; None uses the centre square of every image.
     """
 
     image_size: int
@@ -223,7 +225,7 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> "np.ndarray":
         """Return the pixels of an RGB image of any size, as input of an engine: uint8, S S 3."""
-        import numpy as np  # late: helper programs do not need it
+        import numpy as np  # lazy import, because subprocesses do not need it
 
         return np.array(self.square(image))
 
@@ -236,31 +238,31 @@ class Preprocess:
         for_people: bool = False,
         **options: Any,
     ) -> Image.Image:
-        """Decode the bytes of an image file in full size, in a helper program.
+        """Decode the bytes of an image file at full size, in a subprocess.
 
         Args:
             data: Content of the file.
             name: Name of the file in messages.
-            to_srgb: Convert the colours of an embedded profile.
-            for_people: Whether the image is also displayed. An SVG file is then drawn in full size, instead of twice
-                the model's input size, because drawing takes longer than all other steps.
+            to_srgb: Whether to convert the colours of an embedded profile.
+            for_people: Whether the image is also displayed. An SVG file is then drawn at full size. Otherwise, it is
+                drawn at twice the model's input size, because drawing takes longer than all other steps.
             **options: Additional arguments of `decode_in_process`.
 
         Raises:
             BadSample: If the file cannot be decoded.
         """
-        from grr_coca.data.isolated import decode_image  # late: helper programs do not need it
+        from grr_coca.data.isolated import decode_image  # lazy import, because subprocesses do not need it
 
         side = VECTOR_SIDE if for_people else self.vector_side
         return decode_image(data, name, self.opening, to_srgb=to_srgb, vector_side=side, **options)
 
     def decode_square(self, data: bytes, name: str, *, to_srgb: bool = True, **options: Any) -> Image.Image:
-        """Decode the bytes of an image file, in a helper program, and return the model's input square.
+        """Decode the bytes of an image file in a subprocess, and return the model's input square.
 
         Args:
             data: Content of the file.
             name: Name of the file in messages.
-            to_srgb: Convert the colours of an embedded profile.
+            to_srgb: Whether to convert the colours of an embedded profile.
             **options: Additional arguments of `decode_in_process`.
 
         Raises:
@@ -273,11 +275,11 @@ class Preprocess:
     def decode_squares(
         self, files: Iterable[tuple[bytes | UserError, str]], *, to_srgb: bool = True
     ) -> Iterator[Image.Image | UserError]:
-        """Decode several image files, see `decode_square`. Each yields a square or an error.
+        """Decode several image files, and yield a square or an error for each; see `decode_square`.
 
         Args:
-            files: Content, or an error, and name of each file. Files are consumed a few at a time.
-            to_srgb: Convert the colours of embedded profiles.
+            files: Content (or error) and name of each file. Files are consumed a few at a time.
+            to_srgb: Whether to convert the colours of embedded profiles.
         """
         from grr_coca.data.isolated import ask_helpers
 
@@ -302,17 +304,19 @@ class Preprocess:
 
     @property
     def vector_side(self) -> int:
-        """Side in pixels at which drawings are rendered for the model."""
+        """Side, in pixels, at which drawings are rendered for the model."""
         return min(2 * self.image_size, VECTOR_SIDE)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Crop and resize an image to a square of `image_size` pixels with sRGB colours. Squares returned by this
-        method are not changed again.
+        """Crop and resize an image to a square with sides of `image_size` pixels and sRGB colours.
 
-        By default, it crops first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
+        Squares that this method has returned are not changed again.
+
+        By default, the image is cropped first, because otherwise an image of 1 × 10,000 pixels would become 64 ×
+        640,000.
 
         Raises:
-            BadSample: If the image holds features, which only `FeaturePreprocess` takes.
+            BadSample: If the image contains features, which only `FeaturePreprocess` accepts.
         """
         if image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size):
             return image
@@ -327,12 +331,12 @@ class Preprocess:
         return square
 
     def seen(self, image: Image.Image) -> Box:
-        """Return the box of the model's input square, in pixels of the image. It may reach beyond the image."""
+        """Return the box of the model's input square, in pixels of the image. The box may extend beyond the image."""
         frame = None if self.framing is None else self.framing.frame(image)
         return _centre(image.size, min(image.size)) if frame is None else frame.box
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """Return the model's input square of an image, in full size."""
+        """Return the model's input square of an image, at full size."""
         frame = None if self.framing is None else self.framing.frame(image)
         return image.crop(_centre(image.size, min(image.size))) if frame is None else frame.cut(image)
 
@@ -358,9 +362,7 @@ def _resize_then_crop(
     shorter: int | None = None,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Resize the shorter side (None: to `side`), then crop the centre, as torchvision's `Resize` and `CenterCrop`
-    do.
-    """
+    """Resize the shorter side to `side`, then crop the centre, as torchvision's `Resize` and `CenterCrop` do."""
     shorter = side if shorter is None else shorter
     width, height = (int(shorter * length / min(image.size)) for length in image.size)
     square = _centre((width, height), side)
@@ -412,7 +414,7 @@ class EncoderPreprocess(Preprocess):
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePreprocess(EncoderPreprocess):
-    """Preprocessing of a model that takes features of an image encoder as squares of pixels, see `feature_image`.
+    """Preprocessing of a model that takes features of an image encoder as squares of pixels; see `feature_image`.
 
     Attributes:
         encoder: Name of the encoder.
@@ -439,10 +441,10 @@ class FeaturePreprocess(EncoderPreprocess):
         return square
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Return a square with the features in an image, or else the encoder's input square of the image.
+        """Return a square with the features that an image contains, or else the encoder's input square of the image.
 
         Raises:
-            BadSample: If the features are those of another encoder, or images are not taken.
+            BadSample: If the features come from another encoder, or ordinary images are not accepted.
         """
         found = encoder_of_image(image)
         if found is None and self.takes_images:

@@ -1,4 +1,4 @@
-"""Random choices for a training sample and changes of its image: streams, geometry, colour, mixing, patch dropout.
+"""Random choices for a training sample and changes to its image: streams, geometry, colour, mixing, patch dropout.
 
 Shapes: B images, S image size in pixels, N samples of a source, K kept patches.
 """
@@ -24,28 +24,28 @@ from grr_coca.data.tokenizer import caption_id, clean_caption
 # --- Streams of random numbers
 
 MAX_REPLACEMENTS = 100
-"""Maximum number of samples to try instead of a bad one. If all are bad, almost no sample of the source is valid."""
+"""Maximum number of samples to try in place of a bad one. If all are bad, almost no sample of the source is valid."""
 
 
 class Stream(IntEnum):
-    """Numbers of the random streams of a sample: the last part of the seed of each random choice.
+    """Numbers of a sample's random streams: the last part of the seed of each random choice.
 
-    Each choice has its own stream, so choices are independent. The numbers must not change, otherwise runs could not
-    be repeated.
+    Each choice has its own stream, so choices are independent. The numbers must not change, because runs could then no
+    longer be repeated.
     """
 
     REPLACEMENT = 1
-    """First sample to try instead of a bad one. The next ones have the numbers up to `MAX_REPLACEMENTS`."""
+    """First sample to try in place of a bad one. The next ones have the numbers up to `MAX_REPLACEMENTS`."""
     CAPTION = REPLACEMENT + MAX_REPLACEMENTS
-    """The caption, for an image with several."""
+    """Choice of the caption, for an image with several captions."""
     PATCHES = 1000
-    """The patches to keep."""
+    """Choice of the patches to keep."""
     MIX = 1001
-    """The sibling of an image, and how the two are mixed."""
+    """Choice of an image's sibling, and of how the two are mixed."""
     NEIGHBOUR = 1002
-    """The neighbour of an image and its side."""
+    """Choice of an image's neighbour, and of its side."""
     SIBLING = 1003
-    """The sibling shown by the next visit."""
+    """Choice of the sibling that the next visit shows."""
 
 
 def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.random.Generator:
@@ -54,7 +54,7 @@ def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.rando
     Args:
         seed: Seed of the run.
         ref: Visit of the sample.
-        stream: A `Stream`; None for the change of the image.
+        stream: The random stream. None for the change of the image.
     """
     return np.random.default_rng((seed, *ref) if stream is None else (seed, *ref, stream))
 
@@ -62,7 +62,7 @@ def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.rando
 # --- Changes of images
 
 _MAX_REACH, _MARGIN = 0.2, 0.1
-"""Maximum visible part of a neighbour, and the cropped margin before it, as fractions of the side."""
+"""Maximum visible part of a neighbour, and the cropped margin in front of it, as fractions of the side."""
 _SHADOW = 0.08
 """Offset and softness of a shadow in coordinates -1 … 1."""
 _SWAP_CELLS = 4
@@ -75,8 +75,10 @@ def mix_images(
     read_other: Callable[[], UInt8[Tensor, "3 S S"]],
     rng: np.random.Generator,
 ) -> UInt8[Tensor, "3 S S"]:
-    """Mix another image into an image at random, with the probabilities `blend` and `swap`; else return the image. The
-    other one is read only if it is mixed in."""
+    """Mix another image into an image at random, with the probabilities `blend` and `swap`.
+
+    The other image is read only if it is mixed in.
+    """
     draw = rng.uniform()
     if draw < augmentation.blend:
         return torch.lerp(image.float(), read_other().float(), rng.uniform(0, 0.5)).round_().byte()
@@ -90,8 +92,10 @@ def mix_images(
 def with_neighbour(
     image: UInt8[Tensor, "3 S S"], read_other: Callable[[], UInt8[Tensor, "3 S S"]], rng: np.random.Generator
 ) -> UInt8[Tensor, "3 S S"]:
-    """Put a part of another image at a random side of an image, as if the image were cropped from a sheet. Both are
-    drawings on white."""
+    """Put a part of another image at a random side of an image, as if the image were cropped from a sheet.
+
+    Both images are drawings on white.
+    """
     reach = int(rng.integers(1, 1 + round(_MAX_REACH * image.shape[-1])))
     turns = int(rng.integers(4))
     turned = torch.rot90(image, turns, (1, 2)).clone()
@@ -102,7 +106,7 @@ def with_neighbour(
 
 
 def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -> Float[Tensor, "B 3 S S"]:
-    """Apply a change to each image. The result has pixel values 0 … 1. Uncovered corners are white."""
+    """Apply a change to each image, and return pixel values 0 … 1. Uncovered corners are white."""
     pixels = images.float().div_(255)
     for number, change in enumerate(changes):
         if change.paint is not None:
@@ -121,7 +125,7 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
 
 
 def _coarse(image: Float[Tensor, "3 S S"], side: int, quality: int | None) -> Float[Tensor, "3 S S"]:
-    """Return an image scaled down to `side` pixels, stored as a JPEG if a quality is given, and scaled up again."""
+    """Scale an image down to `side` pixels and up again, with JPEG artefacts in between if a quality is given."""
     small = interpolate(image[None], size=(side, side), mode="area") if side < image.shape[-1] else image[None]
     if quality is not None:
         small = _as_jpeg(small[0], quality)[None]
@@ -136,7 +140,7 @@ def _as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S 
 
 
 def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
-    """Return a drawing on white, set into a shape. Its darkness determines how much ink covers the fill."""
+    """Set a drawing on white into a shape. The darkness of the drawing determines how much ink covers the fill."""
     side = image.shape[-1]
     icon = max(1, round(shape.side * shape.icon * side))
     small = interpolate(image[None], size=(icon, icon), mode="bilinear", antialias=True, align_corners=False)[0]
@@ -156,9 +160,9 @@ def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S
 
 
 def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) -> Float[Tensor, "S S"]:
-    """Return the distance of each point from a shape, in coordinates -1 … 1; negative inside it.
+    """Return the distance of each point from a shape, in coordinates -1 … 1. It is negative inside the shape.
 
-    The distance from a rounded box: https://iquilezles.org/articles/distfunctions2d
+    The formula for a rounded box: https://iquilezles.org/articles/distfunctions2d
     """
     radius = shape.roundness * shape.side
     x, y = (places.abs() - (shape.side - radius) for places in (across[None], down[:, None]))
@@ -167,11 +171,11 @@ def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) 
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:
-    """Return the same grid as torch's `affine_grid` for square images, in a third of the time.
+    """Return the same grid as torch's `affine_grid` does for square images, in a third of the time.
 
-    It is the sum of a term for columns and a term for rows.
+    The grid is the sum of a term for columns and a term for rows.
     """
-    centres = (torch.arange(size) * 2 + 1).div(size).sub_(1)[:, None]  # of pixels, -1 … 1
+    centres = (torch.arange(size) * 2 + 1).div(size).sub_(1)[:, None]  # coordinates of the pixels, -1 … 1
     columns, rows, shift = (part[:, None] for part in inverse.unbind(-1))  # B 1 2
     return (centres * columns)[:, None] + (centres * rows + shift)[:, :, None]
 
@@ -180,17 +184,18 @@ def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B
 
 
 class Siblings:
-    """The siblings of each sample: other samples with the same first caption, which show the same concept.
+    """Siblings of each sample: other samples with the same first caption, which show the same concept.
 
-    `apart`: Whether only samples of other sets are siblings. The part of a file name before the first `_` is its set,
-    as in `lucide_trash.svg`. All captions are read once. It needs 24 bytes per sample, and 8 more for sets.
+    If `apart` is true, only samples of other sets are siblings. The set of a file is the part of its name before the
+    first `_`, as in `lucide_trash.svg`. All captions are read once. This needs 24 bytes per sample, and 8 more for
+    sets.
     """
 
     def __init__(self, source: PairSource, *, apart: bool = False) -> None:
         captions = np.fromiter((_caption_id(source, index) for index in range(len(source))), np.int64, len(source))
         sets = (stable_id(_set_of(source.name(index))) for index in range(len(source)))
         self._sets = np.fromiter(sets, np.int64, len(source)) if apart else None
-        # Sorted by caption, samples with the same caption are neighbours.
+        # When samples are sorted by caption, samples with the same caption are adjacent.
         self._order: Int[np.ndarray, " N"] = np.argsort(captions, kind="stable")
         self._captions = captions
         self._sorted = captions[self._order]
@@ -207,14 +212,14 @@ class Siblings:
 
 
 class SiblingVisits:
-    """Visits of which a fraction, evenly spaced, shows a sibling of the visit before, if it has one.
+    """Visits of which an evenly spaced fraction shows a sibling of the previous visit, if there is one.
 
-    The visit at any position can be computed directly, and other visits are unchanged.
+    The visit at any position can be computed directly, and all other visits are unchanged.
 
     Args:
         visits: Visits without siblings.
         siblings: Siblings of the same samples.
-        share: Fraction of visits that shows siblings, at most one half.
+        share: Fraction of visits that show siblings, at most one half.
         seed: Seed of the run.
     """
 
@@ -246,8 +251,8 @@ def _caption_id(source: PairSource, index: int) -> int:
 
 # --- Patch dropout (FLIP, arXiv 2212.00794): training drops a fraction of the patches of each image
 #
-# The choice is made when data are read, and is part of the batch. So a batch that is run twice drops the same
-# patches both times, with any number of workers and ranks, also in a resumed run.
+# The choice is made when data are read, and is part of the batch. A batch that is run twice therefore drops the same
+# patches both times, with any number of workers and ranks, and also in a resumed run.
 
 
 def num_kept(num_patches: int, share: float) -> int:

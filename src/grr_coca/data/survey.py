@@ -1,4 +1,4 @@
-"""Statistics of a source: counts of images, captions, duplicates and bad pairs, and a contact sheet of its images."""
+"""Statistics of a source: numbers of images, captions, duplicates and bad pairs, and a contact sheet of its images."""
 
 import hashlib
 import textwrap
@@ -19,10 +19,10 @@ from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import image_numbers, read_valid_pair
 
 _NUM_EXAMPLES = 5
-"""Number of named bad pairs per cause."""
+"""Number of bad pairs that are named for each cause."""
 
 NUM_CAPTIONS, _NUM_HEADERS = 100_000, 1_000
-"""Number of evenly spaced images whose headers are read by `sample_source`; it reads the captions of `NUM_CAPTIONS`."""
+"""Number of evenly spaced images whose headers `sample_source` reads. Captions are read for `NUM_CAPTIONS` images."""
 
 _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """Lower bounds of the bins of caption lengths, in words."""
@@ -30,14 +30,14 @@ _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 
 @dataclass
 class DatasetStats:
-    """Statistics of a source. `num_read` of its `num_pairs` pairs were read.
+    """Statistics of a source. `num_read` of its `num_pairs` pairs have been read.
 
     Attributes:
-        num_images: Number of distinct images, as several rows of a table may share an image; None if not
-            counted.
-        broken: Number of bad pairs by cause.
-        examples: Messages of the first bad pairs of each cause. All but the first occurrence of a caption or an image
-            are duplicates. Case and spaces of captions do not matter.
+        num_images: Number of distinct images, because several rows of a table may share an image. None if they were
+            not counted.
+        broken: Number of bad pairs, by cause.
+        examples: Messages of the first bad pairs of each cause. All occurrences of a caption or image but the first
+            are duplicates. Case and spaces in captions are ignored.
     """
 
     num_pairs: int
@@ -76,7 +76,7 @@ class DatasetStats:
 
 
 def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetStats:
-    """Compute full statistics: read and decode every pair once.
+    """Compute complete statistics, by reading and decoding every pair once.
 
     Args:
         source: Source of the pairs.
@@ -95,7 +95,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetS
         else:
             survey.add_captions(pair.captions)
             captions.extend(_hash(" ".join(caption.lower().split()).encode()) for caption in pair.captions)
-            if not hashed[numbers[index]]:  # another row of the same image is not a duplicate
+            if not hashed[numbers[index]]:  # another row with the same image is not a duplicate
                 hashed[numbers[index]] = True
                 survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
                 images.append(_hash(pair.image))
@@ -107,7 +107,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetS
 
 
 def sample_source(source: PairSource) -> DatasetStats:
-    """Compute approximate statistics from captions and headers of evenly spaced pairs. No image is decoded."""
+    """Compute approximate statistics from the captions and headers of evenly spaced pairs, without decoding images."""
     survey = _new_survey(source)
     words: set[str] = set()
     for index in _spread(len(source), NUM_CAPTIONS):
@@ -121,7 +121,7 @@ def sample_source(source: PairSource) -> DatasetStats:
         words.update(word for caption in captions for word in caption.lower().split())
     survey.vocabulary = len(words)
     for index in _spread(len(source), _NUM_HEADERS):
-        with suppress(BadSample):  # `check_source` reports it
+        with suppress(BadSample):  # `check_source` reports the error
             pair = source[index]
             survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
     return survey
@@ -164,7 +164,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(source: PairSource) -> Image.Image:
-    """Draw evenly spaced images of a source with their captions. The cell of a bad pair shows the cause."""
+    """Draw evenly spaced images of a source with their captions. For a bad pair, draw the cause."""
     indices = list(_spread(len(source), _COLUMNS * _ROWS))
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], -(-len(indices) // _COLUMNS) * _CELL[1]), "white")
     font = label_font()
@@ -175,9 +175,8 @@ def contact_sheet(source: PairSource) -> Image.Image:
 
 
 def label_font() -> Font:
-    """Return DejaVu Sans, which matplotlib contains and which has most alphabets, or Pillow's font with Latin
-    letters.
-    """
+    """Return DejaVu Sans from matplotlib, which has most alphabets, or else Pillow's font, which has only Latin
+    letters."""
     if find_spec("matplotlib") is None:
         return ImageFont.load_default(_FONT_SIZE)
     import matplotlib

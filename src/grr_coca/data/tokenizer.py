@@ -1,5 +1,7 @@
-"""Texts and tokens: cleaning of texts, and tokenizers, which map captions to token ids and back: a BPE trained on
-captions, CLIP's vocabulary, or any `tokenizer.json`."""
+"""Texts and tokens: cleaning of texts, and tokenizers, which map captions to token ids and back.
+
+A tokenizer is a BPE trained on captions, CLIP's vocabulary, or any `tokenizer.json`.
+"""
 
 import functools
 import html
@@ -19,14 +21,14 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Int
 from grr_coca.data.sources.base import BadSample, Cause, stable_id
 
-# --- Texts: cleaning of captions, queries and prompts, and the words of names
+# --- Texts: cleaning of captions, queries and prompts, and splitting of names into words
 
 
 def clean_caption(caption: str, name: str) -> str:
-    """Clean a caption: single spaces between words.
+    """Clean a caption, so that its words are separated by single spaces.
 
     Raises:
-        BadSample: If the caption is empty, or cannot be written as UTF-8; the message names the pair.
+        BadSample: If the caption is empty, or cannot be encoded as UTF-8. The message names the pair.
     """
     caption = single_spaced(caption, f"{name}: the caption")
     if not caption:
@@ -35,10 +37,10 @@ def clean_caption(caption: str, name: str) -> str:
 
 
 def single_spaced(text: str, what: str) -> str:
-    """Put single spaces between the words of a text. `what`: Name of the text in messages.
+    """Separate the words of a text by single spaces. `what` is the name of the text in messages.
 
     Raises:
-        BadSample: If the text cannot be written as UTF-8.
+        BadSample: If the text cannot be encoded as UTF-8.
     """
     text = " ".join(text.split())
     try:
@@ -49,9 +51,10 @@ def single_spaced(text: str, what: str) -> str:
 
 
 def caption_id(caption: str) -> int:
-    """Return the id of a cleaned caption. Captions that differ only in case, in the form of their accents (`é` is one
-    or two characters) or in the form of their quotes have the same id: a tokenizer may not distinguish them, see
-    `clip_bpe`.
+    """Return the id of a cleaned caption.
+
+    Captions have the same id if they differ only in case, in the form of accents (`é` is one or two characters) or in
+    the form of quotes, because a tokenizer may not distinguish them; see `clip_bpe`.
     """
     return stable_id(unicodedata.normalize("NFC", caption.lower()).translate(_STRAIGHT))
 
@@ -63,7 +66,7 @@ def decode_text(data: bytes, name: str) -> str:
     """Decode the bytes of a text file as UTF-8, without the byte order mark that Windows writes.
 
     Raises:
-        BadSample: If the file is not UTF-8; the message names it.
+        BadSample: If the file is not UTF-8. The message names the file.
     """
     try:
         return data.decode("utf-8-sig")
@@ -72,14 +75,16 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def caption_lines(text: str) -> tuple[str, ...]:
-    """Split the text of a file into captions, one per line that is not empty. With at most one such line, the text is
-    the caption."""
+    """Split the text of a file into captions, one per non-empty line.
+
+    If there is at most one such line, the text is the caption.
+    """
     lines = tuple(line for line in text.split("\n") if line.strip())
     return lines if len(lines) > 1 else (text,)
 
 
 def clean_query(text: str, name: str) -> str:
-    """Clean a text to embed: single spaces between words.
+    """Clean a text to embed, so that its words are separated by single spaces.
 
     Raises:
         UserError: If the text is empty.
@@ -90,32 +95,32 @@ def clean_query(text: str, name: str) -> str:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Clean the start of a caption, which may be empty: single spaces between words, and none at the ends.
+    """Clean the start of a caption, which may be empty: words are separated by single spaces, and the ends have no
+    spaces.
 
-    Training captions are cleaned like this: other spaces would be tokens that the model has never seen.
+    Training captions are cleaned in the same way, so other spaces would be tokens that the model has never seen.
 
     Raises:
-        UserError: If the prompt cannot be written as UTF-8.
+        UserError: If the prompt cannot be encoded as UTF-8.
     """
     return single_spaced(prompt, "the prompt")
 
 
 FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"})
-"""Stop words, which tags and word searches ignore."""
+"""Stop words, which are ignored in tags and word searches."""
 
 
 def singular(word: str) -> str:
-    """Return an English word without the ending of a regular plural.
+    """Remove the ending of a regular plural from an English word.
 
-    Words that look like plurals also lose their ending, so compare both sides.
+    A singular word that looks like a plural also loses its ending, so apply this function to both sides of a
+    comparison.
     """
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def writable(name: str) -> str:
-    """Return a name without characters that cannot be written, such as lone surrogates in JSON. They are replaced by
-    `?`.
-    """
+    """Replace characters of a name that cannot be encoded, such as lone surrogates from JSON, by `?`."""
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -124,7 +129,7 @@ def writable(name: str) -> str:
 
 
 def fix_encoding(text: str) -> str:
-    """Repair a text that was decoded wrongly or escaped, as open_clip does before tokenization.
+    """Repair a text that was decoded in the wrong encoding or escaped, as open_clip does before tokenization.
 
     Mojibake is repaired (`cafÃ©` to `café`), ligatures and full-width letters become plain letters, and HTML entities
     are replaced (`a &amp;amp; b` to `a & b`).
@@ -135,14 +140,15 @@ def fix_encoding(text: str) -> str:
     if not text:
         return text
     if find_spec("ftfy") is None:
-        # Suggests only ftfy: the extra `open-clip` also installs PyTorch, which an exported model does not need.
+        # The hint names only ftfy, because the extra `open-clip` also installs PyTorch, which an exported model does
+        # not need.
         raise UserError("cleaning texts as open_clip does needs ftfy; pip install ftfy")
-    import ftfy  # late: only open_clip models need it
+    import ftfy  # lazy import, because only open_clip models need it
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
-# --- Words of names: `ShoppingCart`, `shopping-cart` and `lucide:shopping-cart` are two words
+# --- Words of names. `ShoppingCart`, `shopping-cart` and `lucide:shopping-cart` all contain the same two words
 
 _RUNS = re.compile(r"[^\W\d_]+|\d+")
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
@@ -162,9 +168,7 @@ def _without_accents(text: str) -> str:
 
 
 def split_name(name: str) -> str:
-    """Return the words of a name, for a full-text index that cannot split `ShoppingCart`; empty if it splits
-    it.
-    """
+    """Return the words of a name such as `ShoppingCart`, which a full-text index cannot split, else an empty text."""
     split = words_of(name)
     return "" if split == [word for word in re.split(r"[\W_]+", name.lower()) if word] else " ".join(split)
 
@@ -184,33 +188,33 @@ _ENDS = (
     ("<|begin_of_text|>", "<|end_of_text|>"),
     ("[CLS]", "[SEP]"),
 )
-"""Begin and end tokens of known vocabularies. The first pair in the tokenizer's vocabulary is used."""
+"""Begin and end tokens of known vocabularies. The first pair that exists in the tokenizer's vocabulary is used."""
 CLS_SLOT = 0
-"""The id at the position of [CLS], and in padding. The lengths, not the ids, determine the real tokens."""
+"""Id at the position of [CLS] and in padding. The real tokens are determined by the lengths, not by the ids."""
 NUM_SPECIAL_TOKENS = 3
-"""Number of tokens of a row in addition to its words: [BOS], [EOS] and [CLS]."""
+"""Number of tokens in a row besides its words: [BOS], [EOS] and [CLS]."""
 
-# CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, runs of anything else.
+# CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, and runs of any other characters.
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """A vocabulary with a begin and an end token. The trained byte-level BPE encodes any text and ignores case."""
+    """Vocabulary with a begin and an end token. The trained byte-level BPE encodes any text, and ignores case."""
 
     def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
         self.cleaning = cleaning
-        backend.encode_special_tokens = True  # "[EOS]" written in a caption is text, not its end
+        backend.encode_special_tokens = True  # "[EOS]" in a caption is text, and does not end the caption
         ends = _find_ends(backend)
         if ends is None:
             known = ", ".join(" and ".join(pair) for pair in _ENDS)
-            raise UserError(f"the tokenizer has no begin and end token ({known})")
+            raise UserError(f"the tokenizer has no begin and end token; expected one of {known}")
         self.bos_id, self.eos_id = ends
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """Number of ids in the vocabulary."""
         return self._backend.get_vocab_size()
 
     @property
@@ -224,21 +228,22 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
-        """Return the row of a caption: `[BOS] caption [EOS]` and the slot of [CLS]. Long captions lose their last
-        words.
+        """Return the row of a caption: `[BOS] caption [EOS]`, and the slot of [CLS].
+
+        Long captions lose their last words.
         """
         return self.row(self.encode(caption), context_length)
 
     def row(self, words: Sequence[int], context_length: int) -> list[int]:
-        """Return the row of an encoded caption, see `encode_row`."""
+        """Return the row of an encoded caption; see `encode_row`."""
         return [self.bos_id, *words[: context_length - NUM_SPECIAL_TOKENS], self.eos_id, CLS_SLOT]
 
     def encode_rows(
         self, captions: Sequence[str], context_length: int
     ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
-        """Return the rows of captions, padded with id 0 to the longest (T tokens), and their lengths.
+        """Return the rows of captions, padded with id 0 to the longest row (T tokens), and the lengths of the rows.
 
-        See `encode_row`.
+        For the content of a row, see `encode_row`.
         """
         rows = [self.encode_row(caption, context_length) for caption in captions]
         lengths = np.array([len(row) for row in rows])
@@ -248,33 +253,33 @@ class Tokenizer:
         return token_ids, lengths
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids before the first end token."""
+        """Decode the ids before the first end token to a text."""
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
         return self._backend.decode([i for i in ids if i != self.bos_id]).strip()
 
     def has_vocabulary_of(self, other: "Tokenizer") -> bool:
-        """Return whether both have the same words and merges with the same ids."""
+        """Return whether both tokenizers have the same words and merges with the same ids."""
         model, others = (json.loads(tokenizer.to_json())["model"] for tokenizer in (self, other))
         return bool(model == others)
 
     def to_json(self) -> str:
-        """Return the content of a `tokenizer.json`, the format of Hugging Face."""
+        """Return the content of a `tokenizer.json`, Hugging Face's format."""
         return self._backend.to_str(pretty=True)
 
     @classmethod
     def from_json(cls, text: str, cleaning: Cleaning = "none") -> "Tokenizer":
-        """Read a `tokenizer.json` from `to_json`, or any other with begin and end tokens.
+        """Read a `tokenizer.json` that `to_json` returned, or any other that has begin and end tokens.
 
         Raises:
-            UserError: If the file cannot be read, or has no such tokens.
+            UserError: If the file cannot be read, or has no begin and end tokens.
         """
         return cls(_read_backend(text), cleaning)
 
     @classmethod
     def from_foreign(cls, text: str) -> "Tokenizer":
-        """Read any `tokenizer.json`. Begin and end tokens are added if missing.
+        """Read any `tokenizer.json`, and add begin and end tokens if they are missing.
 
         Raises:
             UserError: If the file cannot be read, or has no free ids for these tokens.
@@ -285,24 +290,24 @@ class Tokenizer:
             backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (_BOS, _EOS)])
         ids = list(backend.get_vocab().values())
         if len(set(ids)) < len(ids):
-            raise UserError(f"{_BOS} and {_EOS} cannot be added, as its ids have gaps; save it again without gaps")
+            raise UserError(
+                f"{_BOS} and {_EOS} cannot be added, because the ids have gaps; save the tokenizer without gaps"
+            )
         return cls(backend)
 
 
 def _read_backend(text: str) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower class
+    except Exception as error:  # the library raises no more specific class
         raise UserError(f"not a readable tokenizer.json ({error})") from error
-    backend.no_padding()  # `Tokenizer.row` and `pad_rows` do this
+    backend.no_padding()  # `Tokenizer.row` and `pad_rows` do this instead
     backend.no_truncation()
     return backend
 
 
 def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
-    """Return the ids of begin and end token, or None if they do not exist, or if a text with their names has
-    their ids.
-    """
+    """Return the ids of the begin and end tokens, or None if they are missing or ordinary text can produce them."""
     for names in _ENDS:
         bos_id, eos_id = (backend.token_to_id(name) for name in names)
         if bos_id is None or eos_id is None:
@@ -314,8 +319,11 @@ def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
 
 
 def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, str]:
-    """Return the fraction of the letters and digits of captions that a tokenizer cannot represent, and the caption with
-    the largest loss. Case and accents are ignored."""
+    """Return the fraction of letters and digits in captions that a tokenizer cannot represent, and the caption that
+    loses most.
+
+    Case and accents are ignored.
+    """
     lost = total = most = 0
     worst = ""
     for caption in captions:
@@ -355,18 +363,19 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
-    """Return CLIP's tokenizer, with 49,408 ids, from the merges file in this package."""
+    """Return CLIP's tokenizer, which has 49,408 ids, from the merges file in this package."""
     return Tokenizer(_clip_backend(), cleaning)
 
 
 @functools.cache
 def _clip_backend() -> tokenizers.Tokenizer:
-    """Build the common part of CLIP's tokenizers, which takes a tenth of a second."""
-    import gzip  # late: other tokenizers need neither
+    """Build the part that CLIP's tokenizers have in common, which takes a tenth of a second."""
+    import gzip  # lazy imports, because other tokenizers do not need them
     from importlib import resources
 
     packed = resources.files("grr_coca.data").joinpath("clip_vocabulary.txt.gz").read_bytes()
-    lines = gzip.decompress(packed).decode().split("\n")[1 : _CLIP_MERGES + 1]  # the first line is a version
+    # the first line of the file is a version
+    lines = gzip.decompress(packed).decode().split("\n")[1 : _CLIP_MERGES + 1]
     merges = [(first, second) for first, second in (line.split() for line in lines)]
     alphabet = _clip_alphabet()
     words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge) for merge in merges)]
@@ -375,7 +384,7 @@ def _clip_backend() -> tokenizers.Tokenizer:
     backend.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
-            normalizers.Replace(Regex("[‘’]"), "'"),  # CLIP straightens quotes
+            normalizers.Replace(Regex("[‘’]"), "'"),  # CLIP converts typographic quotes to straight ones
             normalizers.Replace(Regex("[“”]"), '"'),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Lowercase(),
@@ -393,9 +402,9 @@ def _clip_backend() -> tokenizers.Tokenizer:
 
 
 def _clip_alphabet() -> list[str]:
-    """Return the letters that represent the 256 bytes in CLIP's vocabulary: printable bytes first, then the others.
+    """Return the letters that represent the 256 bytes in CLIP's vocabulary, printable bytes first.
 
-    A printable byte is its own letter. The others are the letters from code 256 on.
+    A printable byte is its own letter. All other bytes are letters from code 256 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,4 +1,4 @@
-"""Walk folders of images and pairs, with exclusions, following each link once."""
+"""Walk folders of images and pairs, with exclusions, and follow each link once."""
 
 import errno
 import os
@@ -18,41 +18,41 @@ IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg", "avif", "heic", "heif", "hif"}
 )
 _TRASH = frozenset({"$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir", "#snapshot", "lost+found"})
-"""Folders of deleted files, previews and old versions that systems and network drives create, in lower case. Others
-of this kind, such as `.Trash-1000`, are hidden."""
+"""Names, in lower case, of folders with deleted files, previews and old versions that systems and network drives
+create. Other folders of this kind, such as `.Trash-1000`, are hidden."""
 
 _MAX_EXAMPLES = 3
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file or member has the name of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
+    """Return whether a name is that of an image: it is not hidden, and has a suffix in `IMAGE_SUFFIXES`."""
     return has_image_suffix(name) and not is_hidden(name)
 
 
 def has_image_suffix(name: str) -> bool:
-    """Return whether a name ends with one of `IMAGE_SUFFIXES`. It may be hidden."""
+    """Return whether a name ends with one of the `IMAGE_SUFFIXES`, even if the name is hidden."""
     _, dot, suffix = name.rpartition(".")
     return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_raster_name(name: str) -> bool:
-    """Return whether a name has the suffix of a pixel image, not of a drawing."""
+    """Return whether a name has the suffix of a pixel image, as opposed to a drawing."""
     return has_image_suffix(name) and not name.lower().endswith(".svg")
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, such as the `._NAME.jpg` that macOS writes next to NAME.jpg."""
+    """Return whether a name is hidden, such as the `._NAME.jpg` that macOS writes next to NAME.jpg."""
     return basename(name).startswith(".")
 
 
 class Exclusions:
-    """Exclusion rules of a search for images, and counts of the excluded files and folders.
+    """Exclusion rules for a search for images, and counts of the excluded files and folders.
 
-    Hidden files and folders and folders of `_TRASH` are always excluded, unless they are arguments themselves.
+    Hidden files, hidden folders, and folders in `_TRASH` are always excluded, unless they are arguments themselves.
 
     Args:
-        patterns: Patterns as in .gitignore, for files and folders below an argument. For a file given as an argument,
-            they apply only to the name.
+        patterns: Patterns as in .gitignore, for files and folders below an argument. If an argument is itself a file,
+            the patterns apply only to its name.
 
     Raises:
         UserError: If a pattern is invalid.
@@ -63,19 +63,22 @@ class Exclusions:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
         if self.patterns:
-            _ = self._spec  # immediately: errors must be reported before the work starts
+            _ = self._spec  # converted immediately, because errors must be reported before the work starts
 
     @cached_property
     def _spec(self) -> "GitIgnoreSpec":
-        from pathspec import GitIgnoreSpec  # late: few searches need it
+        from pathspec import GitIgnoreSpec  # lazy import, because few searches need it
 
         try:
             return GitIgnoreSpec.from_lines(self.patterns)
         except ValueError as error:
-            raise UserError(f"--exclude: not a pattern as in .gitignore ({error})") from error
+            raise UserError(f"--exclude: invalid pattern ({error}); use the syntax of .gitignore") from error
 
     def has_folder(self, name: str, path: str) -> bool:
-        """Return whether a folder is excluded. `path`: Path from the argument to the folder."""
+        """Return whether a folder is excluded, and count it if so.
+
+        `path` is the path from the argument to the folder.
+        """
         if is_hidden(name):
             return self._note("hidden folders", name)
         if name.lower() in _TRASH:
@@ -83,13 +86,13 @@ class Exclusions:
         return self._matches(f"{path}/") and self._note("excluded folders", name)
 
     def has_file(self, name: str, path: str, *, keep_hidden: bool = False) -> bool:
-        """Return whether an image or shard is excluded. `path`: Path from the argument to the file."""
+        """Return whether an image or shard is excluded. `path` is the path from the argument to the file."""
         if is_hidden(name) and not keep_hidden:
             return self._note("hidden files", name)
         return self._matches(path) and self._note("excluded files", name)
 
     def hides(self, path: str) -> bool:
-        """Return whether a file or one of its parent folders is excluded. The result is not counted."""
+        """Return whether a file or one of its parent folders is excluded, without counting the result."""
         *folders, name = path.replace(os.sep, "/").split("/")
         return (
             is_hidden(name)
@@ -98,9 +101,8 @@ class Exclusions:
         )
 
     def __str__(self) -> str:
-        """Return one line such as `left out: 2 hidden folders (.cache, .git)`; or an empty text if no file was
-        excluded.
-        """
+        """Return one line such as `left out: 2 hidden folders (.cache, .git)`, or an empty text if nothing was
+        excluded."""
         parts = []
         for kind, count in self._counts.items():
             examples = self._examples[kind]
@@ -122,21 +124,21 @@ class Exclusions:
 
 
 class Listing(NamedTuple):
-    """A folder, and the sorted names of its images and shards, including hidden ones."""
+    """Folder, and the sorted names of its images and shards, including hidden ones."""
 
     folder: str
     files: list[str]
 
 
 class Walk:
-    """Iterator over a folder and its subfolders in the order of their names.
+    """Iterator over a folder and its subfolders, in the order of their names.
 
     Links to folders are followed, except to a folder above the link. No folder is entered twice: each is listed under
-    the name without links, or under the first link to it. A link to a file is a file. Memory grows with the number of
-    folders and with the number of files in one folder.
+    its name without links, or under the first link to it. A link to a file counts as a file. Memory grows with the
+    number of folders and with the number of files in one folder.
 
     Attributes:
-        refused: Errors of folders that could not be read completely. The caller may remove them.
+        refused: Errors of folders that could not be read completely. The caller may remove entries.
     """
 
     def __init__(self, root: str, left_out: Exclusions) -> None:
@@ -144,7 +146,7 @@ class Walk:
         self._root = "" if root == "." else root
         self._left_out = left_out
         self._entered: set[tuple[int, int]] = set()
-        self._links: deque[str] = deque()  # to folders; they are entered last
+        self._links: deque[str] = deque()  # links to folders, which are entered last
 
     def __iter__(self) -> Iterator[Listing]:
         yield from self._below(self._root)
@@ -154,7 +156,7 @@ class Walk:
                 yield from self._below(link)
 
     def path(self, folder: str, name: str) -> str:
-        """Return the path from the root to an entry of a folder."""
+        """Return the path from the root to an entry in a folder."""
         return os.path.join(folder, name)[len(os.path.join(self._root, "")) :]  # noqa: PTH118
 
     def _below(self, top: str) -> Iterator[Listing]:
@@ -166,7 +168,7 @@ class Walk:
                 if not _is_new(os.stat(folder or "."), self._entered):  # noqa: PTH116
                     continue
                 self._read(listing, folders)
-            except OSError as error:  # also if a network drive becomes unavailable
+            except OSError as error:  # this also happens if a network drive becomes unavailable
                 error.filename = folder or "."
                 self.refused.append(error)
             listing.files.sort()
@@ -176,7 +178,7 @@ class Walk:
             yield listing
 
     def _read(self, listing: Listing, folders: list[str]) -> None:
-        if not os.access(listing.folder or ".", os.X_OK):  # its file names are readable, but not its files
+        if not os.access(listing.folder or ".", os.X_OK):  # the folder's file names are readable, but its files are not
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with os.scandir(listing.folder or ".") as entries:
             for entry in entries:
@@ -197,10 +199,11 @@ class Walk:
 def walk_visible(
     root: Path, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk like `os.walk` in sorted order, without hidden files and folders (`.ipynb_checkpoints`) and `_TRASH`.
+    """Walk visible files and folders like `os.walk`, in sorted order.
 
-    Links to folders are followed after all other folders, except to a folder above the link. No folder is entered
-    twice. The caller can remove folders from the second list. Removed folders are not entered.
+    Hidden files and folders (such as `.ipynb_checkpoints`) and folders in `_TRASH` are skipped. Links to folders are
+    followed after all other folders, except to a folder above the link. No folder is entered twice. The caller can
+    remove folders from the second list, which are then not entered.
     """
     entered: set[tuple[int, int]] = set()
     tops = deque([str(root)])
@@ -216,7 +219,7 @@ def walk_visible(
 
 
 def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
-    """Record a folder, and return whether it is new."""
+    """Record a folder, and return whether it was not recorded before."""
     identity = (status.st_dev, status.st_ino)
     is_new = identity not in seen or not status.st_ino  # some network drives have no inode numbers
     seen.add(identity)
@@ -224,11 +227,11 @@ def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
 
 
 def _leads_up(link: str) -> bool:
-    """Return whether a link leads to its own folder or one of the parents."""
+    """Return whether a link leads to its own folder or to one of the parent folders."""
     target = os.path.realpath(link)
     return f"{os.path.realpath(os.path.dirname(link) or '.')}{os.sep}".startswith(os.path.join(target, ""))  # noqa: PTH118, PTH120
 
 
 def has_wanted_suffix(name: str) -> bool:
-    """Return whether a name belongs to an image or shard."""
+    """Return whether a name is that of an image or shard."""
     return has_image_suffix(name) or name.lower().endswith(".tar")

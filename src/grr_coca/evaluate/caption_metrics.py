@@ -1,4 +1,4 @@
-"""Caption metrics: CIDEr and CIDEr-D, BLEU-1 … BLEU-4 and ROUGE-L, equal to those of pycocoevalcap.
+"""Caption metrics CIDEr, CIDEr-D, BLEU-1 … BLEU-4 and ROUGE-L, with the same results as pycocoevalcap.
 
 - CIDEr (Vedantam et al., arXiv 1411.5726) is the mean cosine between the tf-idf vectors of a caption and of its
   references, over runs of n = 1 … 4 tokens. CIDEr-D also clips repeated runs, and penalizes a difference in length
@@ -31,7 +31,7 @@ Tokens = Sequence[str]
 
 
 def _count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
-    """Count the occurrences of each run of n tokens, for n = 1 … 4."""
+    """Count how often each run of n tokens occurs, for n = 1 … 4."""
     return [
         Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
         for order in range(1, MAX_ORDER + 1)
@@ -41,14 +41,14 @@ def _count_ngrams(tokens: Sequence[str]) -> list[Counter[Ngram]]:
 # --- BLEU
 
 TINY, SMALL = 1e-15, 1e-9
-"""pycocoevalcap adds these to numerators and denominators, to avoid division by zero."""
+"""Numbers that pycocoevalcap adds to numerators and denominators, to avoid division by zero."""
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """Return BLEU's counts for each caption, N × 10: matched and all n-grams (n = 1 … 4), caption length, reference
-    length.
+    """Return BLEU's counts for each caption, N × 10.
 
-    The score of a corpus depends only on their sums.
+    They are the matched and all n-grams (n = 1 … 4), the caption length, and the reference length. The score of a
+    corpus depends only on the sums of the counts.
     """
     rows = [_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, references, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 2 * MAX_ORDER + 2)
@@ -135,7 +135,7 @@ def _vector(counts: list[Counter[Ngram]], frequency: Counter[Ngram], log_images:
 
 
 def _similarity(mine: _Vector, other: _Vector) -> tuple[float, float]:
-    # pycocoevalcap compares lengths in bigrams: a caption of one token is as long as an empty one.
+    # pycocoevalcap measures lengths in bigrams, so a caption of one token is as long as an empty one.
     penalty = math.exp(-((mine.num_bigrams - other.num_bigrams) ** 2) / (2 * SIGMA**2))
     plain = clipped = 0.0
     for order, my_weights in enumerate(mine.weights):
@@ -152,11 +152,11 @@ def _similarity(mine: _Vector, other: _Vector) -> tuple[float, float]:
 # --- ROUGE-L
 
 BETA = 1.2
-"""Weight of recall relative to precision, as in pycocoevalcap."""
+"""Weight of recall relative to precision in the F-measure, as in pycocoevalcap."""
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """Return ROUGE-L of every caption, N: F-measure of the best precision and the best recall over its references."""
+    """Return ROUGE-L of every caption, N: the F-measure of its best precision and best recall over its references."""
     return np.array([_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
 
 
@@ -188,9 +188,9 @@ def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores of one caption per image: CIDEr, CIDEr-D and ROUGE-L (each N), and the counts for BLEU (N × 10).
+    """Scores of one caption per image: CIDEr, CIDEr-D and ROUGE-L (N each), and the counts for BLEU (N × 10).
 
-    The scores of the corpus are the means of the first three, and BLEU of the summed statistics.
+    The corpus scores are the means of the first three, and BLEU from the summed counts.
     """
 
     cider: np.ndarray
@@ -203,7 +203,7 @@ class CaptionScores:
         return bleu(self.bleu_statistics)
 
     def measures(self) -> dict[str, Measure]:
-        """Return the metrics of the corpus by name, each as a `Measure`, which provides confidence intervals."""
+        """Return the corpus metrics by name, each as a `Measure`, which provides confidence intervals."""
         orders = range(1, MAX_ORDER + 1)
         return {
             "CIDEr": Measure.mean(self.cider),
@@ -213,31 +213,32 @@ class CaptionScores:
         }
 
     def corpus(self) -> dict[str, float]:
-        """Return the scores of the corpus by name. The literature calls CIDEr-D "CIDEr"."""
+        """Return the corpus scores by name. The literature calls CIDEr-D "CIDEr"."""
         return {name: measure.value() for name, measure in self.measures().items()}
 
 
 def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Score one caption per image against the references of the image. All texts are raw.
+    """Score one caption per image against the references of the image. All texts must be raw.
 
     Raises:
-        UserError: If no caption is given, an image has no reference, a text is given in place of a list, or the
-            numbers of captions and of reference lists differ.
+        UserError: If no caption is given, an image has no reference, a text is given in place of a list, or the number
+            of captions differs from the number of reference lists.
     """
     if not hypotheses:
-        raise UserError("no caption to score")
+        raise UserError("no caption to score; pass at least one")
     if isinstance(hypotheses, str):
         raise UserError(f"captions must be a list of texts, got the text '{hypotheses}'")
     if len(hypotheses) != len(references):
         raise UserError(
-            f"{len(hypotheses)} captions, but references for {len(references)} images; pass one list per caption"
+            f"{len(hypotheses)} captions, but references for {len(references)} images; pass one list of "
+            "references per caption"
         )
     single = next((refs for refs in references if isinstance(refs, str)), None)
     if single is not None:
         raise UserError(f"the references of each image must be a list of texts, got the text '{single}'")
     bare = next((index for index, refs in enumerate(references) if not refs), None)
     if bare is not None:
-        raise UserError(f"image {bare} has no reference caption to score against")
+        raise UserError(f"image {bare} has no reference caption; add one, or omit the image")
     tokens = [tokenize(hypothesis) for hypothesis in hypotheses]
     token_references = [[tokenize(reference) for reference in refs] for refs in references]
     words = [_words(row) for row in tokens]
@@ -252,7 +253,7 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _words(tokens: Sequence[str]) -> list[str]:
-    # A token may contain an unbreakable space, as in 1 1/2. In pycocoevalcap, only ROUGE-L counts it as one word.
+    # A token may contain a no-break space, as in 1 1/2. In pycocoevalcap, only ROUGE-L counts such a token as one word.
     return " ".join(tokens).split()
 
 

@@ -1,4 +1,4 @@
-"""Captions of a split, and their scores."""
+"""Caption the images of a split, and score the captions."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ from grr_coca.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class CaptionedSplit:
-    """The images of a split, each once: its name, the model's caption (hypothesis), and its reference captions.
+    """Images of a split, each with its name, the model's caption (hypothesis) and its reference captions.
 
-    Images are named after their first pair.
+    Each image occurs once, and is named after its first pair.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ def caption_split(
         checkpoint: The model.
         source: The split. Pairs of the same image become one image with several references.
         batch_size: Number of images per batch.
-        max_images: Maximum number of images to caption, evenly spread over the split; None: all.
+        max_images: Maximum number of images to caption, evenly spread over the split. None means all images.
 
     Raises:
         UserError: If the split is empty, a pair is invalid, or a number is below 1.
@@ -71,7 +71,7 @@ def caption_split(
 
 
 def _generated(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCaptions:
-    """Caption images, using their stored features if they exist."""
+    """Caption images, and use their stored features if available."""
     stored, engine = [file.features for file in files if file.features is not None], model.engine
     is_stored = isinstance(engine, FrozenEngine) and len(stored) == len(files)
     if isinstance(engine, FrozenEngine) and is_stored and engine.own is None:
@@ -84,7 +84,7 @@ def _generated(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCapt
 
 
 def images_of(source: PairSource) -> list[list[int]]:
-    """Return the indices of the pairs of each image. Images are in the order of their first pair."""
+    """Return the indices of each image's pairs. Images are in the order of their first pair."""
     images: dict[str, list[int]] = {}
     for index in range(len(source)):
         images.setdefault(source.image_name(index), []).append(index)

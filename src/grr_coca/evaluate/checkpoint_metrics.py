@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a source of pairs: losses and retrieval, with confidence intervals over images."""
+"""Evaluate a checkpoint on a source of pairs: losses and retrieval metrics, with confidence intervals over images."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from grr_coca.model.losses import LossWeights, contrastive_loss
 def loss_measures(
     results: PairResults, scaling: Scaling, contrastive_batch_size: int, weights: LossWeights
 ) -> dict[str, Measure]:
-    """Return the losses of a split, each as a `Measure`. Names and values are those of `Evaluation`."""
+    """Return the losses of a split, each as a `Measure`, with the names and values of `Evaluation`."""
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
@@ -46,7 +46,7 @@ def loss_measures(
 def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
     """Return recalls by name, such as `text_to_image/R@1`.
 
-    Only the queries are resampled; the candidates stay the same.
+    For intervals, only the queries are resampled; the candidates stay the same.
     """
     image_of = found.image_of.numpy()
     measures = {}
@@ -60,8 +60,8 @@ def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
 
 
 def _contrastive_per_pair(results: PairResults, scaling: Scaling, batch_size: int) -> tuple[Tensor, Tensor]:
-    # For each pair, its loss, summed over its batches, and the number of its batches. Most pairs are in one batch; the
-    # pairs that fill up the last batch are in two.
+    # For each pair: its loss, summed over the batches that contain it, and the number of these batches. Most pairs are
+    # in one batch; the pairs that fill up the last batch are in two.
     e = results.embeddings
     losses, visits = torch.zeros(len(e.image)), torch.zeros(len(e.image))
     for rows in contrastive_batches(len(e.image), batch_size):
@@ -90,11 +90,10 @@ def _coca(weights: LossWeights, summed: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SplitMeasures:
-    """The metrics of a split, as plain numbers and as `Measure` objects, which provide intervals and paired
-    differences.
+    """Metrics of a split, as plain numbers and as `Measure` objects, which provide intervals and paired differences.
 
     Attributes:
-        num_tokens: Number of predicted tokens of all captions; captions are truncated to the context of the model.
+        num_tokens: Number of predicted tokens in all captions, which are truncated to the model's context length.
     """
 
     evaluation: Evaluation
@@ -105,7 +104,7 @@ class SplitMeasures:
 def evaluate_checkpoint(
     checkpoint: Checkpoint, source: PairSource, batch_size: int, weights: LossWeights
 ) -> Evaluation:
-    """Return losses and retrieval on a split, with the checkpoint's own tokenizer and preprocessing.
+    """Return the losses and retrieval metrics on a split, with the checkpoint's own tokenizer and preprocessing.
 
     Args:
         checkpoint: The model. Its training mode is restored.

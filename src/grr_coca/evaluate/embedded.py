@@ -1,4 +1,4 @@
-"""Embeddings of a split by an `ImageTextModel`, such as an adapted one, without losses and without weights.
+"""Embed a split with an `ImageTextModel`, such as an adapted one, without computing losses.
 
 Shapes: N images, E embedding width.
 """
@@ -43,7 +43,7 @@ def embedded_gallery(model: ImageTextModel, source: PairSource, batch_size: int)
 
 
 def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple[list[str], list[int], list[int]]:
-    """Return all captions of some images, the index of each caption's image, and ids that equal captions share.
+    """Return all captions of some images, the index of each caption's image, and an id that equal captions share.
 
     Args:
         source: The split.
@@ -67,7 +67,7 @@ def _sound(square: Image.Image | UserError) -> Image.Image:
 
 
 def embedded_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], batch_size: int) -> Float[Tensor, "N E"]:
-    """Embed image files, given as content and name.
+    """Embed image files, each given as its content and name.
 
     Raises:
         UserError: If an image cannot be decoded.

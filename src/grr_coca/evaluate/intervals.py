@@ -1,8 +1,7 @@
 """Confidence intervals of measured numbers, by a bootstrap over images (Efron and Tibshirani, 1993).
 
 Images are sampled with replacement, the same number as in the split. All pairs of an image are sampled together.
-Quantities of the entire corpus, such as the document frequencies of CIDEr or the candidates of retrieval, stay the
-same.
+Quantities of the entire corpus, such as the document frequencies of CIDEr or the retrieval candidates, stay the same.
 
 Shapes: N images, S statistics, R resamples.
 """
@@ -16,7 +15,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
-"""A function from statistics summed over images, … × S, to the metric, …"""
+"""Function that computes the metric, …, from statistics summed over images, … × S."""
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -36,7 +35,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a corpus: statistics of each image, N × S, and a function (`aggregate`) from their sum to the
+    """Metric of a corpus, as statistics of each image, N × S, and a function (`aggregate`) from their sum to the
     metric."""
 
     statistics: np.ndarray
@@ -44,12 +43,12 @@ class Measure:
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measure":
-        """Return the measure whose metric is the mean of one score per image, N."""
+        """Create the measure whose metric is the mean of one score per image, N."""
         return cls.ratio(values, np.ones(len(values)))
 
     @classmethod
     def ratio(cls, sums: np.ndarray, counts: np.ndarray) -> "Measure":
-        """Return the measure whose metric is the sum over all images divided by the sum of their counts, such as a loss
+        """Create the measure whose metric is the sum over all images divided by the sum of their counts, such as a loss
         per token.
         """
         statistics = np.stack([sums, counts], axis=1).astype(np.float64)
@@ -71,7 +70,7 @@ class Measure:
         """
         mine, theirs = len(self.statistics), len(other.statistics)
         if mine != theirs:
-            raise UserError(f"a paired comparison needs the same images, got {mine} and {theirs}")
+            raise UserError(f"a paired comparison needs the same images, got {mine} and {theirs} images")
         differences = self._resampled() - other._resampled()
         return _interval(self.value() - other.value(), differences)
 
@@ -81,8 +80,10 @@ class Measure:
 
 
 def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield bootstrap resamples: the count of each image, R × N, in chunks that fit into memory. The same seed
-    yields the same resamples."""
+    """Yield bootstrap resamples as the count of each image, R × N, in chunks that fit into memory.
+
+    The same seed yields the same resamples.
+    """
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // num_images)
     for start in range(0, resamples, step):

@@ -1,4 +1,4 @@
-"""Images with their classes, for classification and probes, from a folder of class folders, pairs or a CSV file."""
+"""Images with their classes, for classification and probes, from class folders, pairs or a CSV file."""
 
 import csv
 import os
@@ -22,11 +22,11 @@ LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target",
 
 
 def _read_label_table(path: Path) -> list[tuple[Path, str]]:
-    """Return the image and the label of each row of a CSV file. Its first row names the columns.
+    """Return the image and the label in each row of a CSV file, whose first row names the columns.
 
     Raises:
-        UserError: If the file cannot be read, a column is missing, or a row has more or fewer cells; the message names
-            it.
+        UserError: If the file cannot be read, a column is missing, or a row has too many or too few cells. The message
+            names the column or row.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -41,16 +41,18 @@ def _read_label_table(path: Path) -> list[tuple[Path, str]]:
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):
             raise UserError(
-                f"{path}, row {number}: {len(row)} columns, where {len(names)} are expected; put a cell with a comma "
-                "in quotes"
+                f"{path}, row {number}: expected {len(names)} columns, found {len(row)}; put a cell that contains a "
+                "comma in quotes"
             )
     return [(path.parent / row[image], " ".join(row[label].split())) for row in rows]
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with their classes. `read(i)` returns the bytes and the name of image i; `targets[i]` is the index of its
-    class in `class_names`."""
+    """Images with their classes.
+
+    `read(i)` returns the bytes and the name of image i; `targets[i]` is the index of its class in `class_names`.
+    """
 
     read: Callable[[int], tuple[bytes, str]]
     targets: tuple[int, ...]
@@ -60,7 +62,7 @@ class LabelledImages:
         return len(self.targets)
 
     def batches(self, checkpoint: Checkpoint, batch_size: int) -> Iterator[Float[Tensor, "B 3 S S"]]:
-        """Yield all images as inputs of the checkpoint's model, in batches, on its device and in its precision."""
+        """Yield all images in batches, as inputs of the checkpoint's model, on its device and in its precision."""
         model = checkpoint.model
         for start in range(0, len(self), batch_size):
             files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
@@ -69,16 +71,17 @@ class LabelledImages:
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
-    """Open a folder with a subfolder for each class, a .csv file whose first row names the columns of paths and
-    labels, or pairs whose captions are labels.
+    """Open labelled images: a folder with one subfolder per class, a .csv file, or pairs whose captions are the labels.
+
+    The first row of a .csv file names the columns of paths and labels.
 
     Args:
         path: Folder, file, shards or pattern.
-        class_names: All classes, in order; None: the classes that occur, sorted.
+        class_names: All classes, in order. None means the classes that occur, sorted.
 
     Raises:
-        UserError: If the path cannot be read, no image is found, the images of a class are in subfolders of its folder,
-            or the label of an image is not one of the classes.
+        UserError: If the path cannot be read, no image is found, a class folder has its images in subfolders, or an
+            image has a label that is not one of the classes.
     """
     root = Path(path)
     if root.suffix.lower() == ".csv":
@@ -100,8 +103,8 @@ def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | N
 
 
 def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a device could be read endlessly
-        raise UserError(f"{path}: not a file")
+    if path.exists() and not path.is_file():  # reading a device might never end
+        raise UserError(f"{path}: not a regular file; pass a folder, a .csv file or pairs")
     return read_file_bytes(path)
 
 
@@ -113,7 +116,7 @@ def _labelled(
     path: str,
 ) -> LabelledImages:
     if not labels:
-        raise UserError(f"{path}: no labelled image found")
+        raise UserError(f"{path}: no labelled image found; expected a subfolder per class, a .csv file or pairs")
     known = check_class_names(sorted(set(labels)) if class_names is None else class_names, path)
     index = {name: number for number, name in enumerate(known)}
     targets = tuple(find_class(label, index, str(name)) for label, name in zip(labels, names, strict=True))
@@ -121,7 +124,7 @@ def _labelled(
 
 
 def _class_folders(root: Path) -> list[Path]:
-    # A folder with images at its top, with captions or with shards has pairs. Otherwise each subfolder is a class.
+    # A folder with images at its top level, captions or shards contains pairs. Otherwise, each subfolder is a class.
     if not root.is_dir() or _images(root) or _holds_pairs(root):
         return []
     visible = [folder for folder in _listed(root) if folder.is_dir() and not is_hidden(folder.name)]
@@ -133,8 +136,9 @@ def _class_folders(root: Path) -> list[Path]:
 
 
 def _holds_pairs(root: Path) -> bool:
-    """Return whether a folder contains image-text pairs: a shard, a text file named like an image, or ROCO's
-    `captions.txt`.
+    """Return whether a folder contains image-text pairs.
+
+    It does if it contains a shard, a text file with the name of an image, or ROCO's `captions.txt`.
     """
     for _, folders, files in walk_visible(root):
         if any(name.lower().endswith(".tar") for name in files):

@@ -10,13 +10,13 @@ import numpy as np
 from grr_coca.common.errors import UserError, require_extra
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
-"""Candidates for the inverse regularization strength."""
+"""Candidate values of the inverse regularization strength."""
 MAX_ITERATIONS = 1000
 HELD_OUT_ONE_IN = 5
 
 
 class LinearProbe(NamedTuple):
-    """Predicted classes of the test images, N, and the best inverse regularization strength in validation."""
+    """Predicted classes of the test images, N, and the inverse regularization strength that was best in validation."""
 
     predicted: np.ndarray
     strength: float
@@ -47,7 +47,7 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
 
 
 def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices for fitting and for validation, a fifth of every class.
+    """Return the indices of images for fitting and of images for validation, a fifth of every class.
 
     Classes with fewer than five images are not split.
 
@@ -62,6 +62,7 @@ def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np
     validation = np.sort(np.concatenate(held_out))
     if not len(validation):
         raise UserError(
-            f"no class has {HELD_OUT_ONE_IN} training images or more, so none can be held out for validation"
+            f"no class has {HELD_OUT_ONE_IN} or more training images, so none can be held out for "
+            "validation; add images"
         )
     return np.setdiff1d(np.arange(len(targets)), validation), validation

@@ -1,9 +1,9 @@
-"""Tokenizer of the caption metrics, equal to Stanford's tokenizer of 2014, which the COCO evaluation uses.
+"""Tokenizer for caption metrics, with the same results as Stanford's tokenizer of 2014, which the COCO evaluation uses.
 
-The rules were derived from its behaviour (see `docs/caption-metrics.md`). At each position in the text, the rule that
-matches the most characters is used, including the characters that must follow its token. If several rules match the
-same number of characters, the first one is used. Case does not matter, except where a rule specifies it. A character
-that no rule matches is dropped.
+The rules were derived from the behaviour of that tokenizer (see `docs/caption-metrics.md`). At each position in the
+text, the rule that matches the most characters is used, including the characters that must follow its token. If several
+rules match the same number of characters, the first one is used. Case is ignored, except where a rule specifies it. A
+character that no rule matches is dropped.
 """
 
 import re
@@ -20,10 +20,10 @@ ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
 
 
 class Rule(NamedTuple):
-    """A rule for one kind of token.
+    """Rule for one kind of token.
 
-    `name` describes the rule. Group 1 of `pattern` is the token. The part of the pattern after the group must
-    follow the token, and stays in the text for the next rule. `rewrite` returns the final form of the token.
+    `name` describes the rule. Group 1 of `pattern` is the token. The part of the pattern after the group must follow
+    the token, and is left in the text for the next rule. `rewrite` returns the final form of the token.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Rule(NamedTuple):
 
 
 def keep(token: str) -> str:
-    """Return the token, unchanged."""
+    """Return the token unchanged."""
     return token
 
 
 def drop(_: str) -> str:
-    """Return an empty text: the token is dropped."""
+    """Return an empty text, so that the token is dropped."""
     return ""
 
 
@@ -52,7 +52,7 @@ def plain(token: str) -> str:
 
 
 def bracketed(token: str) -> str:
-    """Return the token with its round brackets spelled out. Other brackets, as in emoticons, stay."""
+    """Return the token with its round brackets spelled out. Other brackets, as in emoticons, are kept."""
     return token.replace("(", BRACKETS["("]).replace(")", BRACKETS[")"])
 
 
@@ -62,16 +62,16 @@ def _unbroken(token: str) -> str:
 
 
 def mapped(table: dict[str, str]) -> Rewrite:
-    """Return a rewrite that looks a token up in a table. A token that is not in the table stays unchanged."""
+    """Return a rewrite that looks up a token in a table. A token that is not in the table is kept."""
     return lambda token: table.get(token.lower(), token)
 
 
-# --- Words that the tokenizer treats specially. Abbreviations are listed without their dot.
+# --- Words that the tokenizer treats specially. Abbreviations are listed without their dot
 
 MONTHS_AND_DAYS = "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri"
 STATES = "ala ariz calif colo conn ct fla ga ind ky md mich minn mo mont nev okla penn tenn va vt wis wyo"
 CAPITALIZED_STATES = "Az Ark Del Ill La Mass Miss Ore Pa Tex Wash"
-"""Abbreviations only if they are written with this case."""
+"""Words that are abbreviations only in this case."""
 COMPANIES = (
     "inc co cos corp pty pte ptes ltd plc rt bancorp bhd assn univ intl sys bldg blvd rd tel est ext sq etc al seq jr "
     "sr bros esq ph.d ed.d"
@@ -83,14 +83,14 @@ TITLES = (
     "sfc invt elec natl mfg mtg dept vs alex wm jos cie cf treas ph"
 )
 BEFORE_NUMBERS = "ca fig figs prop no nos art pp op"
-"""Abbreviations only if a number follows."""
+"""Words that are abbreviations only if a number follows."""
 SENTENCE_STARTS = "A He In It She The There They This"
-"""Before one of these words, a dot after a single letter ends the sentence. Case matters here."""
+"""Words before which a dot after a single letter ends the sentence. Case matters here."""
 
 TWO_WORDS = "can-not gon-na got-ta lem-me gim-me wan-na 't-is 't-was"
 KEPT_APOSTROPHES = "c'mon e'er li'l s'mores"
 SYMBOLS = "¥ § © ® ° ± ´ ¶ · ¿ × ÷ „ † ‡ • ′ ″ ‚ ‟ № ™"
-"""Symbols that are tokens, besides those in ASCII and in the block of arrows, shapes and pictures."""
+"""Symbols that are tokens, besides those in ASCII and in the block of arrows, shapes and pictographs."""
 
 
 def _any_of(words: str) -> str:
@@ -101,25 +101,25 @@ def _any_of(words: str) -> str:
 # --- The rules
 
 Draft = tuple[str, str, Rewrite]
-"""A rule before its pattern is compiled: name, pattern, rewrite."""
+"""Rule before its pattern is compiled: name, pattern, rewrite."""
 
 LETTER = r"[^\W\d_²³¹¼-¾\u2070-\u209c\u2150-\u2bff]"
-"""A letter. Superscripts, fractions and numbers in circles are excluded, though `\\w` matches them."""
+"""Pattern of a letter. Superscripts, fractions and circled numbers are excluded, although `\\w` matches them."""
 IN_WORD = f"(?:{LETTER}|[\u0300-\u036f\u093e-\u094e\u00ad]|&eacute;)"
-"""A letter, a combining accent or Devanagari vowel sign, or a soft hyphen."""
+"""Pattern of a letter, a combining accent, a Devanagari vowel sign, or a soft hyphen."""
 RUN = rf"{IN_WORD}(?:{IN_WORD}|\d)*"
 WORD = f"{RUN}(?:[.!?]{RUN})*"
-"""Letters and digits, beginning with a letter. Marks between two such runs join them to one word."""
+"""Pattern of letters and digits that begins with a letter. Marks between two such runs join them into one word."""
 
 APOSTROPHE = "(?:['’]|&apos;)"
 AUXILIARY = f"{APOSTROPHE}(?:s|m|d|ll|re|ve)"
 NEGATION = f"n(?:{APOSTROPHE}|[`‘])t"
 BEFORE_MARK = "[,;:]"
-"""If one of these marks follows a dot, the dot belongs to the word before it."""
+"""Marks before which a dot belongs to the preceding word."""
 
 
 def words() -> Iterator[Draft]:
-    """Yield the rules for words, the parts of contractions, and words that keep an apostrophe."""
+    """Yield the rules for words, parts of contractions, and words that keep an apostrophe."""
     yield "programming language", r"(c\+\+|[cf]#)", keep
     for first, second in (pair.split("-") for pair in TWO_WORDS.split()):
         yield f"{first} {second}", f"({first}){second}", keep
@@ -165,7 +165,7 @@ GAP = "[- ]"
 
 
 def addresses() -> Iterator[Draft]:
-    """Yield the rules for tags, web and mail addresses, user names and hashtags."""
+    """Yield the rules for markup tags, web and mail addresses, user names and hashtags."""
     attribute = ' [a-z]+(?:="[^"]*")?'
     yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", _unbroken
     yield "web address", "(https?://[^ ()\n]+[^ .,!?)\n])", keep
@@ -212,19 +212,19 @@ def marks() -> Iterator[Draft]:
 # --- The tokenizer
 
 PUNCTUATION = frozenset(["'", ".", "?", "!", ",", ":", "-", "--"])
-"""Tokens that are not counted. Brackets do count: the evaluation's list has -LRB-, but its tokens are -lrb-."""
+"""Tokens that are not counted. Brackets are counted: the evaluation's list has -LRB-, but its tokens are -lrb-."""
 
 PLAIN = re.compile("([A-Za-z]+),?(?=[ \n])")
-"""A word that can match only the rule for words."""
+"""Pattern of a word that can match only the rule for words."""
 CONTRACTED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 BREAKS = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029\U00010000-\U0010ffff]")
-"""Line breaks, and characters beyond the basic plane such as emoji, which the reference does not support. They become
-spaces."""
+"""Line breaks, and characters beyond the basic plane such as emoji, which the reference tokenizer does not support.
+They become spaces."""
 
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """Return all rules in their order."""
+    """Return all rules, in order."""
     parts = (words(), addresses(), numbers(), abbreviations(), marks(), _compounds())
     return tuple(
         Rule(name, re.compile(pattern, re.IGNORECASE), rewrite) for part in parts for name, pattern, rewrite in part
@@ -252,7 +252,7 @@ def _scan(text: str) -> Iterator[str]:
             if found and len(found[0]) > best:
                 best, taken, token, rewrite = len(found[0]), len(found[1]), found[1], rule.rewrite
         if rewrite is None:
-            at += 1  # a space, or a character that no rule matches
+            at += 1  # the character is a space, or no rule matches it
             continue
         yield rewrite(token)
         at += taken

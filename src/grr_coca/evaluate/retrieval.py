@@ -1,4 +1,4 @@
-"""Retrieval over a split: the rank of the first correct answer of each query, in blocks that fit into memory.
+"""Retrieval over a split: the rank of each query's first correct answer, computed in blocks that fit into memory.
 
 Shapes: I images, C captions, E embedding width; B images of a block; N pairs, or N queries and M candidates; Q queries.
 """
@@ -14,29 +14,31 @@ from torch import Tensor
 def rank_of_first_hit(
     similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], tie: float = 0.0
 ) -> Int[Tensor, " N"]:
-    """Count, for each query, the wrong candidates that rank before the best correct one or tie with it.
+    """Count, for each query, the wrong candidates that rank above the best correct one or tie with it.
 
-    A candidate ties if it is at most `tie` below. A query may have several correct answers: equal captions, or several
-    captions of one image. A tie counts against the correct answer, so a collapsed model, which assigns all candidates
-    the same similarity, scores zero.
+    A candidate ties if its similarity is at most `tie` lower. A query may have several correct answers: equal captions,
+    or several captions of one image. A tie counts against the correct answer, so a collapsed model, which assigns the
+    same similarity to all candidates, scores zero.
     """
     best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
-    # Not `similarity >= best`: that is false for NaN, so the correct answers of a diverged model would rank first.
+    # Not `similarity >= best`, which is false for NaN, so that the correct answers of a diverged model would rank
+    # first.
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)
 
 
 RightAnswers = Literal["own", "equal"]
-"""own: the correct answers are the image's own captions, as in the literature. equal: also captions with the same
-text."""
+"""`own`: the correct answers are the image's own captions, as in the literature. `equal`: captions with the same text
+are also correct."""
 
 SIMILARITIES_AT_ONCE = 2_000_000
 TIE = 1e-6
-"""Similarities that differ by less count as a tie. Rounding depends on the block, so it must not determine a rank."""
+"""Difference of similarities below which candidates tie. Rounding depends on the block, so it must not determine a
+rank."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A split to search: every image once, in the order of its first pair, and every caption."""
+    """A split to search: every image once, in the order of their first pairs, and every caption."""
 
     image: Float[Tensor, "I E"]
     text: Float[Tensor, "C E"]
@@ -45,7 +47,7 @@ class Gallery:
 
 
 class QueryRanks(NamedTuple):
-    """Number of wrong candidates before the first correct one, and number of correct answers, for each query."""
+    """Number of wrong candidates above the first correct one, and number of correct answers, for each query."""
 
     rank: Int[Tensor, " Q"]
     num_right: Int[Tensor, " Q"]
@@ -69,7 +71,7 @@ class QueryRanks(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """Ranks in both directions. `image_of`: the image of each text query."""
+    """Ranks in both directions. `image_of` is the image of each text query."""
 
     text_to_image: QueryRanks
     image_to_text: QueryRanks
@@ -82,14 +84,13 @@ def make_gallery(
     caption_ids: Int[Tensor, " N"],
     image_ids: Int[Tensor, " N"],
 ) -> Gallery:
-    """Build a gallery of pairs. If several pairs have the same image id, the image of the first pair is used."""
+    """Build a gallery from pairs. If several pairs have the same image id, the image of the first pair is used."""
     first, image_of = first_rows(image_ids)
     return Gallery(image[first], text, image_of, caption_ids)
 
 
 def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, " N"]]:
-    """Deduplicate ids: the first row of each distinct id (ascending), and for each row the index of its id in that
-    list."""
+    """Deduplicate ids. Return the first row of each distinct id (ascending), and each row's index in that list."""
     _, inverse = torch.unique(ids, return_inverse=True)
     rows = torch.arange(len(ids))
     first = torch.full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, rows, "amin")
@@ -116,7 +117,7 @@ def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
         image_rank.append(rank_of_first_hit(similarity, relevant, TIE))
         image_right.append(relevant.sum(dim=1))
     text_rank = torch.zeros(num_texts, dtype=torch.long)
-    for block in blocks:  # a second pass, because the best correct image of each text is known only now
+    for block in blocks:  # a second pass, because the best correct image of each text is only known now
         similarity, relevant = _block(gallery, captions, block, right)
         text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
     return Retrieval(

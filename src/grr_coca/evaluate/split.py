@@ -1,7 +1,8 @@
-"""Losses and retrieval of a model on one split: first the results of each pair, then the metrics of the split.
+"""Losses and retrieval metrics of a model on one split: first the results of each pair, then the metrics of the split.
 
-The temperature can be refitted to a validation split. A better temperature lowers the contrastive loss without better
-embeddings; if each model has its own refitted one, the remaining difference is in the embeddings.
+The temperature can be refitted to a validation split. A better temperature lowers the contrastive loss without
+improving the embeddings. If each model gets its own refitted temperature, the remaining difference is due to the
+embeddings.
 
 Shapes: N pairs, E embedding width.
 """
@@ -31,12 +32,12 @@ from grr_coca.model.losses import EmbeddedPairs, LossWeights, coca_loss, contras
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0
-"""Bound that keeps the perplexity of a diverged model finite: the largest double is about e⁷⁰⁹."""
+"""Bound that keeps the perplexity of a diverged model finite. The largest double is about e⁷⁰⁹."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings of a complete split, with the ids of captions and images."""
+    """Embeddings of a complete split, with the ids of captions and images."""
 
     image: Float[Tensor, "N E"]
     text: Float[Tensor, "N E"]
@@ -49,24 +50,23 @@ class Embeddings:
 
 
 class Scaling(NamedTuple):
-    """Scale and bias that convert similarities to logits. Only the sigmoid loss has a bias."""
+    """Scale and bias that convert similarities to logits. Only the sigmoid loss uses a bias."""
 
     logit_scale: Float[Tensor, ""]
     logit_bias: Float[Tensor, ""] | None = None
 
 
 def scaling_of(model: CoCa) -> Scaling:
-    """Return a model's scaling, on the CPU."""
+    """Return the scaling of a model, on the CPU."""
     bias = None if model.logit_bias is None else at_least_fp32(model.logit_bias.detach()).cpu()
     return Scaling(at_least_fp32(model.logit_scale.detach()).cpu(), bias)
 
 
 @dataclass(frozen=True)
 class PairResults:
-    """Embeddings and losses of each pair. `nll` is summed over the tokens of a caption, in nats.
+    """Embeddings and losses of each pair, before aggregation. `nll` is summed over the tokens of a caption, in nats.
 
-    Values are not aggregated yet. `concatenate` joins the results of parts of a split, such as those of several
-    processes.
+    `concatenate` joins the results for parts of a split, such as the parts of several processes.
     """
 
     embeddings: Embeddings
@@ -76,7 +76,7 @@ class PairResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The reported metrics of a split, always under these names.
+    """Metrics of a split under their reported names, which are always the same.
 
     `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs. `perplexity` is the
     exponential of `captioning_loss`, the loss per token. Recalls are fractions of queries, and `chance` is the recall
@@ -96,12 +96,12 @@ class Evaluation:
 
     @property
     def mean_recall(self) -> float:
-        """Mean of all recalls in both directions."""
+        """Mean of all recalls, in both directions."""
         recalls = [*self.text_to_image.values(), *self.image_to_text.values()]
         return sum(recalls) / len(recalls)
 
     def flat(self) -> dict[str, float]:
-        """Return all metrics in one flat mapping, such as `text_to_image/R@1`."""
+        """Return all metrics in a flat mapping with names such as `text_to_image/R@1`."""
         return {
             f"{name}/{key}" if key else name: float(number)
             for name, value in asdict(self).items()
@@ -111,9 +111,9 @@ class Evaluation:
 
 @torch.inference_mode()
 def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
-    """Run a model in eval mode on each batch. The results are on the CPU, one `PairResults` for each batch.
+    """Run a model in eval mode on each batch, and yield one `PairResults` per batch, on the CPU.
 
-    An image that several pairs of a batch share is encoded once.
+    An image that several pairs in a batch share is encoded only once.
     """
     parts = []
     with evaluating(model):
@@ -125,9 +125,10 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             output = model(images, batch.token_ids, batch.lengths, image_of=image_of, features=features)
             lm_head = model.multimodal_decoder.lm_head.weight
             losses = token_losses(output.states, lm_head, batch.next_tokens).cpu()
-            num_tokens = batch.lengths - 2  # of each caption: neither [BOS] nor [CLS] is predicted
+            # number of predicted tokens in each caption, where neither [BOS] nor [CLS] is predicted
+            num_tokens = batch.lengths - 2
             is_token = torch.arange(batch.token_ids.shape[1] - 2) < num_tokens[:, None]
-            nll = torch.zeros(is_token.shape, dtype=torch.double)  # on the CPU: MPS has no doubles
+            nll = torch.zeros(is_token.shape, dtype=torch.double)  # computed on the CPU, because MPS has no doubles
             nll[is_token] = losses.double()
             tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
             parts.append(PairResults(Embeddings(*(tensor.cpu() for tensor in tensors)), nll.sum(dim=1), num_tokens))
@@ -157,12 +158,12 @@ def pair_results(
 
     Args:
         checkpoint: The model. Its training mode is restored.
-        pairs: Pairs with one caption each, from `every_caption`. That reads all captions, so a run calls it only once
-            instead of at each validation.
+        pairs: Pairs with one caption each, from `every_caption`. A run calls that function only once instead of at each
+            validation, because it reads all captions.
         batch_size: Number of pairs per batch.
         ranks: Ranks that share the work.
-        num_workers: Number of processes that read the pairs; 0: this process.
-        warns: Whether to report captions that are longer than the context, as a run does at its first validation.
+        num_workers: Number of processes that read the pairs. If 0, this process reads them.
+        warns: Whether to report captions that are longer than the context. A run does so at its first validation.
     """
     dataset = as_dataset(checkpoint, pairs)
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
@@ -182,7 +183,7 @@ def gallery_of(results: PairResults) -> Gallery:
 
 
 def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
-    """Return the pairs as inputs of the checkpoint's model, without augmentation."""
+    """Convert pairs to inputs of the checkpoint's model, without augmentation."""
     context_length = checkpoint.config.text_decoder.context_length
     return PairDataset(
         source, checkpoint.tokenizer, checkpoint.preprocess, context_length, frozen=frozen_input(checkpoint)
@@ -190,7 +191,7 @@ def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
 
 
 def require_pairs(source: PairSource, batch_size: int) -> None:
-    """Check that a split has enough pairs for one contrastive batch. Each caption of an image is a pair.
+    """Check that a split has enough pairs for one contrastive batch, where each caption of an image counts as a pair.
 
     Raises:
         UserError: If the split has too few pairs.
@@ -201,7 +202,10 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
     count = len(source) if len(source) >= batch_size else len(every_caption(source))
     if count < batch_size:
         if not count:
-            raise UserError(f"the split is empty: a contrastive loss at batch size {batch_size} needs that many pairs")
+            raise UserError(
+                f"the split is empty, but a contrastive loss at batch size {batch_size} needs that many "
+                "pairs; add pairs"
+            )
         where = f"{source.name(0)} and the pairs next to it"
         raise UserError(
             f"{where}: a contrastive loss at batch size {batch_size} needs at least that many pairs, got {count}; "
@@ -238,21 +242,21 @@ def recalls(ranks: QueryRanks) -> dict[str, float]:
 def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> float:
     """Return the mean contrastive loss over batches of exactly `batch_size` pairs, in a fixed random order.
 
-    Every pair counts. If the last batch is too short, it is filled with pairs from the previous batch.
+    Every pair counts. If the last batch is too small, it is filled up with pairs from the previous batch.
     """
     losses = [loss.item() for loss in batch_contrastive_losses(embeddings, scaling, batch_size)]
     return sum(losses) / len(losses)
 
 
 def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Iterator[Float[Tensor, ""]]:
-    """Yield the contrastive loss of each batch, one by one. `split_contrastive_loss` is their mean."""
+    """Yield the contrastive loss of each batch, one at a time. `split_contrastive_loss` is their mean."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
         pairs = embeddings.pairs(rows)
         yield contrastive_loss(pairs, pairs, *scaling)
 
 
 def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B"]]:
-    """Return the batches for the contrastive loss: fixed, random, and of exactly `batch_size` pairs."""
+    """Return fixed random batches of exactly `batch_size` pairs for the contrastive loss."""
     assert num_pairs >= batch_size, f"{num_pairs} pairs do not fill a batch of {batch_size}"
     order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
     starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]
@@ -280,14 +284,14 @@ def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> 
     bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
     _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
     bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
-    if bias is not None and bounded != scale:  # the bias was fitted for another scale
+    if bias is not None and bounded != scale:  # the bias was fitted to another scale
         _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
     dtype = scaling.logit_scale.dtype
     return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
-    """Minimize the contrastive loss over `free`, tensors of `scaling` that are changed in place."""
+    """Minimize the contrastive loss over the tensors `free` of `scaling`, which are changed in place."""
     optimizer = torch.optim.LBFGS(
         free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )

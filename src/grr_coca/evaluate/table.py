@@ -1,6 +1,6 @@
-"""A text table that compares two models split by split: losses with their change, and R@1.
+"""Text table that compares two models split by split: the losses, their change, and R@1.
 
-It needs no plotting library: `grr-coca evaluate --compare` also prints it.
+It needs no plotting library, because `grr-coca evaluate --compare` also prints the table.
 """
 
 import math
@@ -18,24 +18,27 @@ LOSSES = ("contrastive_loss", "perplexity", "coca_loss")
 
 @dataclass(frozen=True)
 class Row:
-    """A row: the metrics of a model and its baseline on a split, or averaged over splits."""
+    """Row of the table: metrics of a model and its baseline on a split, or their averages over splits."""
 
     name: str
     model: dict[str, float]
     baseline: dict[str, float]
 
     def change(self, loss: str) -> float:
-        """Return the relative change from the baseline; below zero, the model is better. NaN if the baseline is 0."""
+        """Return the relative change from the baseline, or NaN if the baseline is 0.
+
+        Below zero, the model is better.
+        """
         return self.model[loss] / self.baseline[loss] - 1 if self.baseline[loss] else math.nan
 
 
 def row(name: str, model: Metrics, baseline: Metrics) -> Row:
-    """Return the row of a split, from metrics by their keys in a ledger."""
+    """Create the row of a split from metrics with the keys of a ledger."""
     return Row(name, _metrics(model), _metrics(baseline))
 
 
 def row_metrics(evaluation: "Evaluation") -> dict[str, float]:
-    """Return the finite metrics of a split, named as in a ledger: `R@1` for `text_to_image/R@1`."""
+    """Return the finite metrics of a split with the names of a ledger: `R@1` for `text_to_image/R@1`."""
     numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
     return {
         name: value for name, value in numbers.items() if not name.startswith("median_rank") and math.isfinite(value)
@@ -43,7 +46,7 @@ def row_metrics(evaluation: "Evaluation") -> dict[str, float]:
 
 
 def average_row(name: str, rows: Sequence[Row]) -> Row:
-    """Return the unweighted mean of each metric over rows."""
+    """Return a row with the unweighted mean of each metric over several rows."""
     model, baseline = (
         {metric: sum(side[metric] for side in sides) / len(rows) for metric in sides[0]}
         for sides in ([row.model for row in rows], [row.baseline for row in rows])
@@ -52,17 +55,17 @@ def average_row(name: str, rows: Sequence[Row]) -> Row:
 
 
 def short_names(names: tuple[str, str]) -> tuple[str, str]:
-    """Return preset names, shortened for the heads of columns."""
+    """Shorten preset names for column headings."""
     return names[0].removesuffix("_coca"), names[1].removesuffix("_coca")
 
 
 def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection[str] = ()) -> str:
-    """Return the table as text: for each loss both models and the change, then R@1 (text to image) with chance.
+    """Return the table as text: each loss of both models and its change, then R@1 (text to image) and chance.
 
     Args:
         rows: The splits.
         names: Names of both models.
-        unlike: Losses that cannot be compared, whose change is not shown.
+        unlike: Losses that cannot be compared, so that their change is not shown.
     """
     titles = ["", "contrastive loss", "perplexity", "CoCa loss", "R@1 text to image"]
     heads = [["split"], *[[*short_names(names), "change"] for _ in LOSSES], [*short_names(names), "chance"]]
@@ -76,7 +79,7 @@ def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection
 
 
 def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
-    # A group of one cell is a name; other groups are numbers.
+    # A group with one cell is a name; all other groups are numbers.
     align = str.rjust if len(cells) > 1 else str.ljust
     return "  ".join(align(cell, width) for cell, width in zip(cells, widths, strict=True))
 

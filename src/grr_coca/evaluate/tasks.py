@@ -1,4 +1,4 @@
-"""The tasks of evaluation. Each function returns metrics with intervals, and the settings that they depend on."""
+"""Tasks of evaluation. Each function returns metrics with intervals, and the settings on which they depend."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from grr_coca.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Report:
-    """The metrics of one task on one split.
+    """Metrics of one task on one split.
 
     Attributes:
-        depends_on: Settings that must be equal for comparisons with other results.
+        depends_on: Settings that must be equal in results that are compared.
         plain: Metrics without an interval.
     """
 
@@ -74,7 +74,7 @@ def measure_retrieval(
 
 
 def measure_captions(captioned: CaptionedSplit) -> Report:
-    """Return CIDEr, CIDEr-D, BLEU and ROUGE-L of captions."""
+    """Return CIDEr, CIDEr-D, BLEU and ROUGE-L for captions."""
     return Report(
         task="captioning",
         depends_on={
@@ -91,7 +91,7 @@ def measure_captions(captioned: CaptionedSplit) -> Report:
 def measure_zeroshot(
     checkpoint: Checkpoint | ImageTextModel, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
-    """Return the zero-shot accuracy: the fraction of images whose nearest class name is correct."""
+    """Return the zero-shot accuracy: the fraction of images whose nearest class is the correct one."""
     if isinstance(checkpoint, Checkpoint):
         classifier = classifier_of(checkpoint, images.class_names, templates)
         embeddings = embed_labelled(checkpoint, images, batch_size)

@@ -1,4 +1,4 @@
-"""Accuracy of zero-shot classification on labelled images. `grr_coca.infer.classifier` classifies.
+"""Measure the accuracy of zero-shot classification on labelled images. `grr_coca.infer.classifier` classifies.
 
 Shapes: N images or texts, E embedding width.
 """
@@ -24,14 +24,14 @@ TEXTS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Classification:
-    """The correct class of every image, and the number of wrong classes that are at least as near to the image."""
+    """Correct class of every image, and the number of wrong classes that are at least as near to the image."""
 
     rank: Int[Tensor, " N"]
     target: Int[Tensor, " N"]
     num_classes: int
 
     def measures(self) -> dict[str, Measure]:
-        """Return the accuracies by name. In `mean_per_class`, every class that occurs has the same weight."""
+        """Return the accuracies by name. In `mean_per_class`, all classes that occur have the same weight."""
         right = (self.rank < 1).double()
         hits = {f"top-{k}": Measure.mean((self.rank < k).double().numpy()) for k in (1, 5) if k < self.num_classes}
         share = F.one_hot(self.target, self.num_classes).double()
@@ -40,10 +40,10 @@ class Classification:
 
 
 def classifier_of(checkpoint: Checkpoint, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-    """Return the classifier of a checkpoint for classes; see `make_classifier`.
+    """Build a zero-shot classifier from a checkpoint and class names; see `make_classifier`.
 
     Raises:
-        UserError: If names are repeated or too few, or a template has no `{}`.
+        UserError: If there are duplicate or too few names, or a template has no `{}`.
     """
     return make_classifier(lambda texts: embed_texts(checkpoint, texts).numpy(), class_names, templates)
 
@@ -53,7 +53,7 @@ def classify_labelled(
 ) -> Classification:
     """Classify embedded images.
 
-    `targets`: the index of the correct class of each image. A tie counts against the correct class.
+    `targets` has the index of each image's correct class. A tie counts against the correct class.
     """
     target, num_classes = torch.tensor(targets), len(classifier.class_names)
     similarity = images @ torch.from_numpy(classifier.embedding).to(images.dtype).T

@@ -1,4 +1,4 @@
-"""Computation of missing features of batches by a frozen encoder, in this process instead of a loader's."""
+"""Compute missing features of batches with a frozen encoder, in this process instead of a loader's worker."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ from grr_coca.model.checkpoint_files import CheckpointFiles
 
 
 def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
-    """Return the frozen encoder in the form for a dataset; None if the model has no features."""
+    """Return the frozen encoder in the form that a dataset takes, or None if the model takes no features."""
     if files.encoder is None:
         return None
     return FrozenInput(files.encoder.preprocess, files.config.image_encoder is not None)
@@ -22,7 +22,7 @@ def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
 
 @lru_cache(maxsize=1)
 def opened(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
-    """Open an encoder by its description. The last encoder is cached for the next validation.
+    """Open an encoder by its description. The most recent encoder is cached for the next validation.
 
     Raises:
         UserError: If the encoder cannot be opened, or has changed.
@@ -31,11 +31,11 @@ def opened(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
 
 
 def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> Iterator[Batch]:
-    """Yield batches with the features of their images. Missing features are computed.
+    """Yield batches with the features of their images, and compute missing features.
 
     Args:
         batches: Batches of a dataset for the model.
-        files: The model, or all of its files but the weights.
+        files: The model, or all of its files except the weights.
 
     Raises:
         UserError: If features are missing, and the encoder cannot be opened.

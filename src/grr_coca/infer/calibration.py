@@ -1,18 +1,18 @@
-"""Calibration of a model: the probability that a caption is correct, and the detection of images unlike the training
-images.
+"""Calibration of a model: the probability that a caption is correct, and the detection of unfamiliar images.
 
-The parameters were fitted for one model by `scripts/fit_confidence.py` and are stored with its weights, in
-`confidence.json`. A model without this file has no confidence and no familiarity.
+The parameters were fitted to one model by `scripts/fit_confidence.py`, and are stored with its weights in
+`confidence.json`. A model without this file has no confidences, and does not detect unfamiliar images.
 
 - *Confidence* is a logistic curve over the log-probability of the caption. It was fitted on images of design families
-  that training never saw.
-- An image is *unfamiliar* if its pixel statistics are far from those of the training images (Mahalanobis distance).
-  The limit was set on drawings held out from training, without photographs.
-- It is also unfamiliar if it looks like a photograph, complete or cut out, for models with `photographs.json`, which
-  `scripts/fit_photographs.py` fitted. An image with a flat interior is then familiar at any distance, because drawings
-  that fill their frame are far from others. A photograph that was cut out has the border of a drawing, so its interior
-  decides: photographs are rough nearly everywhere, their edges run in all directions, and their colours vary
-  separately from their brightness. Glossy drawings are smooth between their edges, and a shade changes all channels.
+  that the model was not trained on.
+- An image is *unfamiliar* if its pixel statistics are far from those of the training images (Mahalanobis distance). The
+  limit was set on drawings held out from training, without photographs.
+- For models with `photographs.json`, which `scripts/fit_photographs.py` writes, an image is also unfamiliar if it looks
+  like a photograph, complete or cut out. An image with a flat interior is then familiar at any distance, because
+  drawings that fill their frame are far from all others. A photograph that was cut out has the border of a drawing, so
+  its
+  interior decides: photographs are rough nearly everywhere, their edges run in all directions, and their colours vary
+  independently of their brightness. Glossy drawings are smooth between their edges, and a shade changes all channels.
 
 Shapes: B images, S image size in pixels, s = S - 2, N classified images, F statistics or interior features.
 """
@@ -33,7 +33,7 @@ from grr_coca.model.checkpoint_files import CONFIDENCE, PHOTOGRAPHS
 
 
 class CaptionConfidence(NamedTuple):
-    """The confidence of a model in its caption of an image; None: unknown.
+    """A model's confidence in its caption of an image. None means unknown.
 
     Attributes:
         confidence: Probability that the caption is exactly right. It is also None for an unfamiliar image, for a
@@ -50,13 +50,13 @@ UNKNOWN = CaptionConfidence()
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Parameters fitted for a model.
+    """Parameters fitted to a model.
 
     Attributes:
         slope, offset: Parameters of the logistic curve over log-probabilities.
-        mean, precision: Mean and inverse covariance of the statistics of training images, F and F F.
+        mean, precision: Mean and inverse covariance of the statistics of the training images, F and F F.
         max_distance: Maximum distance of a familiar image.
-        fitted_on: The images of the fit, described in words.
+        fitted_on: Description of the images of the fit, in words.
         photographs: Parameters of the photograph detector, stored in a separate file.
     """
 
@@ -70,7 +70,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if {len(row) for row in (self.mean, self.precision, *self.precision)} != {NUM_STATISTICS}:
-            raise UserError(f"'mean' and 'precision' do not have the shapes of {NUM_STATISTICS} statistics")
+            raise UserError(f"'mean' and 'precision' must have the shapes of {NUM_STATISTICS} statistics")
 
     def confidence(self, log_probs: Sequence[float]) -> float:
         """Return the probability that a caption is exactly right, from the log-probabilities of its tokens."""
@@ -107,7 +107,7 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 NUM_STATISTICS = 6
 _SAME, _NEAR = 4, 8
-"""Largest colour differences, of 255, that count as equal: between neighbours, and from the background."""
+"""Largest colour differences, of 255, that count as equal: between neighbouring pixels, and from the background."""
 
 
 def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]:
@@ -145,14 +145,14 @@ def _border(planes: UInt8[np.ndarray, "B 3 S S"]) -> UInt8[np.ndarray, "B 3 b"]:
 
 
 def _difference(one: UInt8[np.ndarray, "*x"], other: UInt8[np.ndarray, "*x"]) -> UInt8[np.ndarray, "*x"]:
-    """Return the absolute difference in eight bits, which processors compute twice as fast as in sixteen."""
+    """Return the absolute difference in eight bits, which processors compute twice as fast as in sixteen bits."""
     return np.maximum(one, other) - np.minimum(one, other)
 
 
 def _is_near(
     planes: UInt8[np.ndarray, "B 3 *x"], colours: Float[np.ndarray, "B 3"], most: int
 ) -> Bool[np.ndarray, "B *x"]:
-    """Return whether all channels differ from the colour of the image by at most `most`."""
+    """Return whether all channels differ by at most `most` from the given colour of the image."""
     colours = colours.reshape(*colours.shape, *[1] * (planes.ndim - 2))
     low = np.ceil(np.maximum(colours - most, 0)).astype(np.uint8)
     high = np.floor(np.minimum(colours + most, 255)).astype(np.uint8)
@@ -160,12 +160,12 @@ def _is_near(
 
 
 def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
-    """Return the fraction of each image that is True."""
+    """Return the fraction of each image's flags that are true."""
     return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
 
 
 def _four_bits(planes: UInt8[np.ndarray, "B 3 *x"] | Int[np.ndarray, "B 3 *x"]) -> Int[np.ndarray, "B *x"]:
-    """Return colours of four bits a channel as one number."""
+    """Convert colours to a single number with four bits per channel."""
     red, green, blue = np.moveaxis((planes >> 4).astype(np.int16), 1, 0)
     return (red << 4 | green) << 4 | blue
 
@@ -180,14 +180,14 @@ def _entropies(planes: UInt8[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
     return found
 
 
-# --- Photographs: statistics of the interior, inside a drawing's border
+# --- Photographs: statistics of the interior, which is inside the border of a drawing
 
 _GROUND = 24
-"""Largest difference of a channel, of 255, from the background."""
+"""Maximum difference between a channel, of 255, and the background."""
 _MIN_INSIDE = 48
 """Minimum number of interior pixels for a classification."""
 _FLAT, _MAX_FLAT = 3, 0.9
-"""A pixel is flat if its Laplacian is at most this. With a larger fraction of flat pixels, the interior is flat."""
+"""Maximum Laplacian of a flat pixel. If the fraction of flat pixels is larger, the interior is flat."""
 
 _LAPLACIANS = (3, 8, 20, 40, 80)
 _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
@@ -195,18 +195,18 @@ _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
 _NUM_BOTH = 3
 _COHERENT = (0.5, 0.8, 0.95)
 _EDGE = 16
-"""Smallest mean square of the slope, per pixel, at an edge."""
+"""Minimum mean square of the slope, per pixel, at an edge."""
 NUM_INSIDE = 1 + len(_LAPLACIANS) + sum(len(limits) + _NUM_BOTH + 2 for limits in _STRAYS) + 3 + 3 + 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photographs:
-    """Fitted parameters. An image with a score above 0 looks like a photograph.
+    """Fitted parameters of the photograph detector. An image with a score above 0 looks like a photograph.
 
     Attributes:
         weights: Weights of the interior features, F.
-        offset: Added to the weighted sum.
-        fitted_on: The images of the fit, in words.
+        offset: Offset of the weighted sum.
+        fitted_on: Description of the images of the fit, in words.
     """
 
     weights: tuple[float, ...]
@@ -215,12 +215,13 @@ class Photographs:
 
     def __post_init__(self) -> None:
         if len(self.weights) != NUM_INSIDE:
-            raise UserError(f"'weights' has {len(self.weights)} numbers, not {NUM_INSIDE}")
+            raise UserError(f"'weights' must have {NUM_INSIDE} numbers, got {len(self.weights)}")
 
     def scores(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
         """Return a score of each image's resemblance to a photograph.
 
-        Minus infinity: the interior is flat, as in drawings. NaN: the interior is too small for a score.
+        The score is minus infinity if the interior is flat, as in drawings, and NaN if the interior is too small for a
+        score.
         """
         inside = look_inside(pixels)
         found = np.where(inside.is_flat, -math.inf, math.nan)
@@ -229,7 +230,7 @@ class Photographs:
 
 
 def read_photographs(folder: Path) -> Photographs | None:
-    """Return the parameters of the model in a folder, or None if it has none.
+    """Return the photograph detector of the model in a folder, or None if it has none.
 
     Raises:
         UserError: If the file is corrupt.
@@ -241,7 +242,7 @@ def read_photographs(folder: Path) -> Photographs | None:
 class InteriorStats(NamedTuple):
     """Features of image interiors.
 
-    `is_flat`, `is_judged`: B, never both; `numbers`: N F, features of the judged images.
+    `is_flat` and `is_judged`, both B, are never true together. `numbers`, N F, are the features of the judged images.
     """
 
     is_flat: Bool[np.ndarray, " B"]
@@ -295,26 +296,26 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
 
 
 class _Area:
-    """The interior pixels of N images, P in total."""
+    """Interior pixels of N images, P in total."""
 
     def __init__(self, is_inside: Bool[np.ndarray, "N s s"], counts: Int[np.ndarray, " N"]) -> None:
         self._places, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """Return the values at interior pixels, P, from those of all pixels, N s s."""
+        """Return the values at interior pixels, P, from the values at all pixels, N s s."""
         return values.ravel()[self._places]
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
-        """Return the values of the interior pixels of each image, from those of all pixels, N s s."""
+        """Return the values at the interior pixels of each image, from the values at all pixels, N s s."""
         return np.split(self.of(values), self._starts[1:])
 
     def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
-        """Return the mean of values, P, over the pixels of each image."""
+        """Return the mean of values, P, over the interior pixels of each image."""
         return np.add.reduceat(values, self._starts, dtype=np.float64) / self._counts
 
 
 def _is_inside(planes: UInt8[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"]:
-    """Return whether no pixel in the surrounding 5 × 5 has the background colour.
+    """Return, for each pixel, whether no pixel in the surrounding 5 × 5 square has the background colour.
 
     Pixels beyond the edge of the image do not count as background.
     """
@@ -333,7 +334,7 @@ def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:
 
 
 def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return all pixels except the outermost, and their left, right, upper and lower neighbours."""
+    """Return all pixels except the outermost ones, and their left, right, upper and lower neighbours."""
     inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
     parts = ((inner, inner), (inner, before), (inner, after), (before, inner), (after, inner))
     return tuple(planes[..., rows, columns] for rows, columns in parts)
@@ -377,7 +378,7 @@ def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.n
 
 
 def _of_three_by_three(values: Float[np.ndarray, "N s s"]) -> Float[np.ndarray, "N s s"]:
-    """Return the sums over the three by three pixels around each pixel; 0 beyond the edge."""
+    """Return the sums over the 3 × 3 pixels around each pixel, where pixels beyond the edge count as 0."""
     rows = np.zeros((*values.shape[:2], values.shape[2] + 2), values.dtype)
     inner = rows[:, :, 1:-1]
     inner[:, 1:] = values[:, :-1]

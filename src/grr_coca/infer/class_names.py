@@ -1,4 +1,4 @@
-"""Names of classes, and templates: sentences with a placeholder for the name of a class."""
+"""Class names and templates, which are sentences with a placeholder for the name of a class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from grr_coca.common.files import read_lines
 
 PLACE = "{}"
 NAME_ALONE = (PLACE,)
-"""The template for a model whose captions are class names."""
+"""Template for a model whose captions are class names."""
 TEMPLATES = (
     "{}",
     "a picture of a {}.",
@@ -22,7 +22,7 @@ TEMPLATES = (
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read names of classes, one per line.
+    """Read class names, one per line.
 
     Raises:
         UserError: If the file cannot be read, or `check_class_names` rejects the names.
@@ -31,7 +31,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Check that there are two or more classes with different names.
+    """Check that there are at least two classes, with different names.
 
     Raises:
         UserError: If there are fewer than two names, an empty name, a name that UTF-8 cannot encode, or two names that
@@ -40,19 +40,19 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     if isinstance(names, str):
         raise UserError(f"{where}: expected a list of texts, got the text '{names}'")
     if len(names) < 2:
-        raise UserError(f"{where}: classification needs at least two labels, got {len(names)}")
+        raise UserError(f"{where}: classification needs at least two labels, got {len(names)}; add labels")
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(names, start=1):
         numbers.setdefault(" ".join(name.split()).lower(), []).append(number)
     if "" in numbers:
-        raise UserError(f"{where}: label {numbers[''][0]} is empty")
+        raise UserError(f"{where}: label {numbers[''][0]} is empty; remove it")
     unwritable = next((name for name in names if not _is_utf8(name)), None)
-    if unwritable is not None:  # from a folder name, or a lone surrogate in JSON
+    if unwritable is not None:  # from a folder name, or from a lone surrogate in JSON
         raise UserError(f"{where}: the label {unwritable!a} is not UTF-8 text; rename it")
     repeated = {name: at for name, at in numbers.items() if len(at) > 1}
     if repeated:
         listed = ", ".join(f"'{name}' ({' and '.join(map(str, at))})" for name, at in repeated.items())
-        raise UserError(f"{where}: duplicate labels (ignoring case and spaces): {listed}")
+        raise UserError(f"{where}: duplicate labels, ignoring case and spaces: {listed}; remove or rename them")
     return tuple(names)
 
 
@@ -60,7 +60,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
     """Read templates, one per line.
 
     Raises:
-        UserError: If the file cannot be read, or a template has no placeholder; the message names the line.
+        UserError: If the file cannot be read, or a template has no placeholder. In that case, the message names the
+            line.
     """
     lines = read_lines(path)
     for number, template in lines.items():
@@ -69,7 +70,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Insert every name into every template: all sentences of the first name, then those of the second, and so on.
+    """Insert every name into every template. All sentences of the first name come first, then those of the second, and
+    so on.
 
     Raises:
         UserError: If no template is given, or a template has no placeholder.
@@ -85,7 +87,7 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def filled_length(names: Sequence[str], templates: Sequence[str]) -> int:
-    """Return the total length in characters of the sentences of `fill_templates`, without creating them."""
+    """Return the total number of characters in the sentences of `fill_templates`, without creating the sentences."""
     places = [template.count(PLACE) for template in templates]
     fixed = sum(map(len, templates)) - len(PLACE) * sum(places)
     return len(names) * fixed + sum(map(len, names)) * sum(places)
@@ -103,7 +105,7 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
         UserError: If no class has this name.
     """
     if name not in index:
-        raise UserError(f"{where}: unknown label '{name}' ({len(index)} classes exist); {_hint(name, index)}")
+        raise UserError(f"{where}: unknown label '{name}' ({len(index)} classes are known); {_hint(name, index)}")
     return index[name]
 
 

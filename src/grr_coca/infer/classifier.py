@@ -1,4 +1,4 @@
-"""A zero-shot classifier: an image is assigned the class with the nearest name (arXiv 2103.00020, section 3.1).
+"""Zero-shot classifier: an image is assigned to the class with the nearest name (arXiv 2103.00020, section 3.1).
 
 Shapes: N images, C classes, E embedding width.
 """
@@ -12,12 +12,12 @@ from grr_coca.common.shapes import Float
 from grr_coca.infer.class_names import check_class_names, fill_templates
 
 EmbedTexts = Callable[[list[str]], np.ndarray]
-"""A function from N texts to their embeddings, N E, each of unit length."""
+"""Function from N texts to their embeddings, N E, each of unit length."""
 
 
 @dataclass(frozen=True)
 class ZeroShotClassifier:
-    """Compares images with the names of classes. The model need not have been trained on these classes.
+    """Classifier that compares images with class names. The model need not have been trained on these classes.
 
     Attributes:
         embedding: Unit-length embedding of each class.
@@ -27,14 +27,14 @@ class ZeroShotClassifier:
     embedding: Float[np.ndarray, "C E"]
 
     def probabilities(self, images: Float[np.ndarray, "N E"], scale: float) -> Float[np.ndarray, "N C"]:
-        """Return the softmax over classes of the cosines times `scale`, the model's inverse temperature."""
+        """Return the softmax over classes of the cosines times `scale`, which is the model's inverse temperature."""
         logits = scale * (images @ self.embedding.T)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shares / shares.sum(axis=1, keepdims=True)
 
 
 def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-    """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length again.
+    """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length.
 
     Args:
         embed: Function that embeds sentences.
@@ -42,7 +42,7 @@ def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Se
         templates: Sentences in which `{}` represents the class name.
 
     Raises:
-        UserError: If names are repeated or too few, or a template has no `{}`.
+        UserError: If there are duplicate or too few names, or a template has no `{}`.
     """
     names = check_class_names(class_names, "labels")
     embedded = embed(fill_templates(names, templates))

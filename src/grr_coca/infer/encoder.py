@@ -1,4 +1,4 @@
-"""External image encoders: pixels to tokens. Other packages provide them by scheme, such as `timm:NAME`.
+"""External image encoders, which convert pixels to tokens. Packages provide them by scheme, such as `timm:NAME`.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_LICENCE = "unknown"
 GIVEN = "given"
-"""Scheme of encoders known only by their features."""
+"""Scheme of encoders of which only the features are known."""
 
 
 class ImageTokens(NamedTuple):
-    """Tokens of images, in fp32. `mask`: True for valid tokens."""
+    """Tokens of images, in fp32. `mask` is true for valid tokens."""
 
     tokens: Float[np.ndarray, "B N D"]
     mask: Bool[np.ndarray, "B N"]
 
     def kept(self, keep: Keep) -> "ImageTokens":
-        """Return all tokens, or their mean as the only one."""
+        """Return all tokens, or their mean as a single token."""
         if keep == "tokens":
             return self
         return ImageTokens(self.mean()[:, None], np.ones((len(self.tokens), 1), bool))
@@ -54,7 +54,7 @@ class VisionEncoder(Protocol):
     info: EncoderInfo
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
-        """Encode images.
+        """Encode images as tokens.
 
         Args:
             pixels: Images from `info.preprocess`.
@@ -62,27 +62,27 @@ class VisionEncoder(Protocol):
         ...
 
     def write_graph(self, path: Path) -> None:
-        """Write the encoder as an ONNX graph of uint8 pixels or normalized images, which `onnx:FILE` reads.
+        """Write the encoder as an ONNX graph that takes uint8 pixels or normalized images, for `onnx:FILE`.
 
         Args:
-            path: New file.
+            path: File to create.
 
         Raises:
-            UserError: If it cannot be written as one file, or a package is missing.
+            UserError: If the encoder cannot be written as one file, or a package is missing.
         """
         ...
 
 
 @runtime_checkable
 class EncoderOpener(Protocol):
-    """Function of an entry point of the group `grr_coca.encoders`, whose name is the scheme."""
+    """Function that opens encoders: an entry point of the group `grr_coca.encoders`, whose name is the scheme."""
 
     def __call__(self, rest: str, device: str | None) -> VisionEncoder:
         """Open an encoder.
 
         Args:
             rest: Name after the scheme.
-            device: Device for PyTorch; None: CUDA, else Apple's MPS, else the CPU.
+            device: Device for PyTorch. By default, CUDA if available, else Apple's MPS, else the CPU.
 
         Raises:
             UserError: If the encoder is unknown or cannot be used.
@@ -95,14 +95,14 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
 
     Args:
         name: `timm:NAME`, `hf:NAME`, `onnx:FILE`, or a name with the scheme of another package.
-        device: Device for PyTorch; None: CUDA, else Apple's MPS, else the CPU.
+        device: Device for PyTorch. By default, CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the encoder is unknown or cannot be used, or a package is missing.
     """
     scheme, colon, rest = name.partition(":")
     if scheme == GIVEN:
-        raise UserError(f"{name}: cannot encode images; only its features are known")
+        raise UserError(f"{name}: cannot encode images, because only its features are known; pass features")
     opener: EncoderOpener | None = plugins.named("grr_coca.encoders", scheme) if colon else None
     if opener is None:
         schemes = [
@@ -113,10 +113,10 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
 
 
 def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
-    """Open the encoder of a description.
+    """Open the encoder that a description specifies.
 
     Args:
-        info: Description.
+        info: Description of the encoder.
         device: See `open_encoder`.
 
     Raises:
@@ -126,23 +126,26 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
     if info.preprocess.framing is not None:
         encoder = framed(encoder, info.preprocess.framing)
     if encoder.info.digest != info.digest:
-        raise UserError(f"{info.name}: its weights or preprocessing differ from those of the encoder of these features")
+        raise UserError(
+            f"{info.name}: the weights or preprocessing of this encoder differ from those that computed "
+            "the features; compute them again"
+        )
     return encoder
 
 
 def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEncoder":
-    """Return an encoder known only by its features.
+    """Return an encoder of which only the features are known.
 
     Args:
-        name: `given:NAME`. Encoders with another name are different.
+        name: `given:NAME`. Encoders with different names are different encoders.
         embed_dim: Width of the features.
-        num_tokens: Number of tokens per image; None: it varies.
+        num_tokens: Number of tokens per image. None if it varies.
 
     Raises:
         UserError: If the name is empty.
     """
     if not name.removeprefix(f"{GIVEN}:"):
-        raise UserError(f"{name}: the name of the encoder is missing; use {GIVEN}:NAME")
+        raise UserError(f"{name}: missing name of the encoder; use {GIVEN}:NAME")
     return GivenEncoder(
         EncoderInfo(
             name=name,
@@ -156,12 +159,15 @@ def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEn
 
 
 def opened_or_given(info: EncoderInfo) -> VisionEncoder:
-    """Open the encoder of a description. If that is impossible, it is known only by its features."""
+    """Open the encoder that a description specifies.
+
+    If this fails, return an encoder of which only the features are known.
+    """
     try:
         return open_described(info)
     except UserError as error:
         if not info.name.startswith(f"{GIVEN}:"):
-            log.warning("the model takes only features, not images: %s", error)
+            log.warning("the model takes only features, not images, because its encoder cannot be opened: %s", error)
         return GivenEncoder(info)
 
 
@@ -180,24 +186,24 @@ def feature_preprocess(encoder: VisionEncoder, keep: Keep = "mean") -> FeaturePr
 
 @dataclass
 class GivenEncoder:
-    """An encoder known only by its features. It cannot encode images."""
+    """Encoder of which only the features are known, so that it cannot encode images."""
 
     info: EncoderInfo
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:  # noqa: ARG002
-        """Raise an error, see `VisionEncoder`."""
-        raise UserError(f"{self.info.name}: cannot encode images; only its features are known")
+        """Raise an error, because the encoder is not available."""
+        raise UserError(f"{self.info.name}: cannot encode images, because only its features are known; pass features")
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
-        """Raise an error, see `VisionEncoder`."""
-        raise UserError(f"{self.info.name}: has no graph; only its features are known")
+        """Raise an error, because the encoder is not available."""
+        raise UserError(f"{self.info.name}: cannot be exported, because only its features are known")
 
 
 def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
     """Return an encoder that frames drawings first.
 
     Args:
-        encoder: Encoder.
+        encoder: The encoder.
         framing: Framing of drawings.
     """
     preprocess = replace(encoder.info.preprocess, framing=framing)
@@ -206,7 +212,7 @@ def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
 
 @dataclass
 class _Described:
-    """An encoder with a replaced description."""
+    """Encoder with a replaced description."""
 
     encoder: VisionEncoder
     info: EncoderInfo

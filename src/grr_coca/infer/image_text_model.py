@@ -49,17 +49,17 @@ Done = TypeVar("Done")
 _BATCH_SIZE = 32
 
 _Numbered = Sequence[tuple[int, ImageInput]]
-"""Images with their number in the call, from 1, which identifies images without a path in messages."""
+"""Images with their number in the call, counted from 1, by which messages identify images without a path."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Captions (best first) and the unit-length embedding of an image, from one forward pass.
+    """Captions of an image, best first, and its unit-length embedding, from one forward pass.
 
     Attributes:
         caption_confidences: Confidence of each caption; see `grr_coca.infer.calibration`.
         engine: Name of the engine, `onnx` or `torch`.
-        tags: Words for the image, the most likely first, if they were requested.
+        tags: Words for the image, most likely first, if they were requested.
     """
 
     captions: list[Caption]
@@ -70,12 +70,12 @@ class Description:
 
     @property
     def confidence(self) -> float | None:
-        """Probability that the first caption is exactly right; None if unknown."""
+        """Probability that the first caption is exactly right. None if unknown."""
         return self.caption_confidences[0].confidence if self.caption_confidences else None
 
     @property
     def unfamiliar(self) -> bool | None:
-        """Whether the image is unlike the training images; None if unknown."""
+        """Whether the image is unlike the training images. None if unknown."""
         return self.caption_confidences[0].unfamiliar if self.caption_confidences else None
 
 
@@ -87,24 +87,25 @@ class LabelProbability(NamedTuple):
 
 
 class ImageTextModel:
-    """Captions, embeds, classifies and compares images and texts.
+    """Model that captions, embeds, classifies and compares images and texts.
 
     Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
-    `grr_coca.data.images`. One image or text yields one result, a list yields a list. Results are NumPy arrays.
-    Batches have `batch_size` items, or fewer if memory is insufficient; a small model computes one batch per core.
-    If an image cannot be read, every method raises a `UserError` that names it.
+    `grr_coca.data.images`. One image or text yields one result, and a list yields a list. Embeddings and similarities
+    are NumPy arrays. Batches have `batch_size` items, or fewer if memory is insufficient; a small model computes one
+    batch per core at a time. If an image cannot be read, every method raises a `UserError` that names it.
 
-    `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` contains the model;
-    after changes of its weights, call `refresh`.
+    `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` contains the model; call
+    `refresh` after its weights have changed.
     """
 
     def __init__(self, checkpoint: CheckpointFiles, engine: Engine | None = None, folder: Path | None = None) -> None:
-        """Combine the parts needed to use a model.
+        """Combine the parts that are needed to use a model.
 
         Args:
-            checkpoint: A `grr_coca.model.checkpoint.Checkpoint`, or, for engines other than PyTorch, all but the
-                weights.
-            engine: None: PyTorch computes the model of the checkpoint, and the frozen encoder of its features.
+            checkpoint: A `grr_coca.model.checkpoint.Checkpoint` or, for engines other than PyTorch, its files without
+                the weights.
+            engine: Engine that computes the model. By default, PyTorch computes the model of the checkpoint, together
+                with the frozen encoder if the model takes features.
             folder: Folder from which the model was loaded.
         """
         if engine is None:
@@ -112,7 +113,8 @@ class ImageTextModel:
 
             engine = TorchEngine(cast("Checkpoint", checkpoint).model, checkpoint.preprocess)
             if checkpoint.encoder is not None:
-                from grr_coca.infer.engine.frozen import with_frozen_encoder  # late: few models take features
+                # lazy import, because few models take features
+                from grr_coca.infer.engine.frozen import with_frozen_encoder
 
                 checkpoint, engine = with_frozen_encoder(checkpoint, engine)
         self.engine = engine
@@ -124,7 +126,7 @@ class ImageTextModel:
 
     @property
     def checkpoint(self) -> "Checkpoint":
-        """The model in PyTorch.
+        """Model in PyTorch.
 
         Raises:
             UserError: If another engine computes the model.
@@ -136,10 +138,10 @@ class ImageTextModel:
         return cast("Checkpoint", self._files)
 
     def refresh(self) -> None:
-        """Use the current weights of `checkpoint.model`. Before this call, results mix old and new weights."""
+        """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
-        self.calibration = None  # it was fitted for the old weights
+        self.calibration = None  # the calibration was fitted to the old weights
         self._has_stored_weights = False
         self.__dict__.pop("tagger", None)
 
@@ -150,7 +152,7 @@ class ImageTextModel:
 
     @property
     def config(self) -> CoCaConfig:
-        """The architecture."""
+        """Architecture of the model."""
         return self._files.config
 
     @property
@@ -170,23 +172,26 @@ class ImageTextModel:
 
     @property
     def caution(self) -> str:
-        """Reason why embeddings may be unsuitable for search and zero-shot classification; empty if none is known."""
+        """Reason why embeddings may be unsuitable for search and zero-shot classification. Empty if none is known."""
         return self._files.caution
 
     @property
     def can_decode(self) -> bool:
-        """Whether a decoder can generate captions; False: captions are chosen from known ones."""
+        """Whether a decoder can generate captions. If not, captions are chosen from known ones."""
         return True
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that identifies the model's files. Models with different fingerprints have different embeddings.
+        """Hash that identifies the model's files. Models with different fingerprints have different embeddings.
 
         Raises:
             UserError: If the model was not loaded from a folder.
         """
         if self.folder is None:
-            raise UserError("a model that was not loaded from a folder has no fingerprint; save it and load it")
+            raise UserError(
+                "a model that was not loaded from a folder has no fingerprint; save the model, and load "
+                "it from its folder"
+            )
         return fingerprint(self.folder)
 
     def open_ahead(self) -> None:
@@ -206,14 +211,14 @@ class ImageTextModel:
         on_progress: OnProgress | None = None,
         **changes: object,
     ) -> str | list[str] | list[list[str]]:
-        """Caption images: one string for each image, or a list of strings if `num_captions` is above 1.
+        """Return captions of images: one string per image, or a list of strings if `num_captions` is above 1.
 
         Args:
             images: One or more images.
-            prompt: Text with which every caption begins.
+            prompt: Text that begins every caption.
             options: Decoding options.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the numbers of finished and of all images.
+            on_progress: Called with the number of finished images and of all images.
             **changes: Fields of `GenerationOptions` by name, such as `num_beams=4`.
 
         Raises:
@@ -239,7 +244,7 @@ class ImageTextModel:
         on_progress: OnProgress | None = None,
         **changes: object,
     ) -> Description | list[Description]:
-        """Describe images: captions with tokens and log-probabilities, and the embedding, from one forward pass.
+        """Describe images by captions, with tokens and log-probabilities, and by embeddings, from one forward pass.
 
         The arguments are those of `caption`.
         """
@@ -258,22 +263,22 @@ class ImageTextModel:
         keys: Sequence[object] | None = None,
         num_tags: int = 0,
     ) -> list[Description]:
-        """Describe a list of images. Return a list with one description per image.
+        """Describe a list of images, and return one description per image.
 
         Args:
             images: Any number of images.
-            prompt: Text with which every caption begins.
+            prompt: Text that begins every caption.
             options: Decoding options.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the numbers of finished and of all images.
+            on_progress: Called with the number of finished images and of all images.
             keys: Name of each image, which seeds its random numbers, so that sampled captions do not depend on the
-                other images of the call; None: its number in the call.
+                other images in the call. By default, its number in the call.
             num_tags: Number of words for each image. Captions then come from beam search.
 
         Raises:
             UserError: If this model has no tags, or captions are sampled.
         """
-        if num_tags:  # raise errors and compute embeddings of words before the batches
+        if num_tags:  # raise errors and compute word embeddings before the first batch
             _ = self.tagger, with_beams(options)
 
         def work(batch: _Numbered) -> list[Description]:
@@ -289,7 +294,7 @@ class ImageTextModel:
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> GeneratedCaptions:
-        """Caption preprocessed images, see `grr_coca.infer.generate.generate`."""
+        """Caption preprocessed images; see `grr_coca.infer.generate.generate`."""
         return generate(self.engine, self.tokenizer, pixels, options, prompt, keys)
 
     def stream(
@@ -299,7 +304,7 @@ class ImageTextModel:
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> Generator[list[str], None, GeneratedCaptions]:
-        """Caption images piece by piece, see `grr_coca.infer.generate.stream_captions`."""
+        """Caption images piece by piece; see `grr_coca.infer.generate.stream_captions`."""
         return stream_captions(self.engine, self.tokenizer, pixels, options, prompt, keys)
 
     def describe_pixels(
@@ -314,9 +319,9 @@ class ImageTextModel:
         """Describe one batch of preprocessed images.
 
         Args:
-            pixels: Images in the form for the engine.
-            prompt: Text with which every caption begins.
-            options: Options of decoding.
+            pixels: Images in the form that the engine takes.
+            prompt: Text that begins every caption.
+            options: Decoding options.
             keys: See `describe_many`.
             num_tags: See `describe_many`.
             on_text: Called after each step of decoding with the new text of each caption. Options must be valid for
@@ -332,7 +337,7 @@ class ImageTextModel:
         arguments = (pixels, options, prompt, keys)
         generated = self.generate(*arguments) if on_text is None else _finish(self.stream(*arguments), on_text)
         generated.require_finite()
-        # Copied, so that a stored row, or one sent to another process, does not retain its batch.
+        # Copied, so that a stored row, or a row that is sent to another process, does not keep its batch in memory.
         rows = [row.copy() for row in generated.image_embedding]
         tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
         if num_tags:
@@ -352,13 +357,14 @@ class ImageTextModel:
         batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> tuple[Tag, ...] | list[tuple[Tag, ...]]:
-        """Return the most likely distinct words for images, each with the probability that people would assign it.
+        """Return the most likely distinct words for images, each with the probability that people would assign that
+        word.
 
         Args:
             images: One or more images.
             num_tags: Number of words for each image.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the numbers of finished and of all images.
+            on_progress: Called with the number of finished images and of all images.
 
         Raises:
             UserError: If this model has no tags, or `num_tags` is out of range.
@@ -371,19 +377,21 @@ class ImageTextModel:
 
     @cached_property
     def has_tags(self) -> bool:
-        """Whether words for images were fitted for this model."""
+        """Whether words for images were fitted to this model."""
         return self.folder is not None and (self.folder / TAGS).exists()
 
     @cached_property
     def tagger(self) -> Tagger:
-        """The tagger. If embeddings of its words are not stored with the weights, the model computes them once.
+        """Tagger of the model.
+
+        If the embeddings of its words are not stored with the weights, the model computes them once.
 
         Raises:
-            UserError: If no words were fitted for this model.
+            UserError: If no words were fitted to this model.
         """
         numbers = None if self.folder is None else read_tag_numbers(self.folder)
         if numbers is None:
-            raise UserError("this model has no tags; use icons")
+            raise UserError("this model has no tags; use a model with tags, such as icons")
         assert self.folder is not None
         stored = read_tag_vectors(self.folder, len(numbers.words)) if self._has_stored_weights else None
         return Tagger(numbers, self.embed_texts(list(numbers.words)) if stored is None else stored)
@@ -391,18 +399,19 @@ class ImageTextModel:
     def map_batches(
         self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]
     ) -> None:
-        """Apply a function to each batch with this model, and pass the results on in order.
+        """Apply a function to each batch with this model, and pass on the results in order.
 
         Args:
             batches: Batches, read as needed.
-            work: Function of a batch, called in threads, on several batches at the same time if the model is small.
-            take: Function of a result, called in the calling thread.
+            work: Function that takes a batch. It is called in threads, for several batches at the same time if the
+                model is small.
+            take: Function that takes a result, called in the calling thread.
         """
         self._batches.map(batches, work, take)
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """Fitted parameters of confidence and familiarity; None if this model has none."""
+        """Fitted parameters of confidence and familiarity. None if this model has none."""
         return None if self.folder is None else read_calibration(self.folder)
 
     def caption_confidences(
@@ -411,9 +420,10 @@ class ImageTextModel:
         """Return the confidence of each caption of some images.
 
         Args:
-            pixels: The images, in the form for the engine.
+            pixels: The images, in the form that the engine takes.
             captions: Captions of each image.
-            prompt: Prompt of the captions. With a prompt, the confidence is unknown, as it was fitted without.
+            prompt: Prompt of the captions. With a prompt, the confidence is unknown, because it was fitted without
+                one.
         """
         fitted = self.calibration
         if fitted is None:
@@ -429,7 +439,7 @@ class ImageTextModel:
         ]
 
     def are_unfamiliar(self, images: Sequence[ImageInput], *, batch_size: int = _BATCH_SIZE) -> list[bool | None]:
-        """Return whether each image is unlike the training images; None: unknown."""
+        """Return whether each image is unlike the training images, or None if unknown."""
         fitted = self.calibration
         if fitted is None:
             return [None] * len(images)
@@ -448,7 +458,7 @@ class ImageTextModel:
     def embed_images(
         self, images: ImagesInput, *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[np.ndarray, "*N E"]:
-        """Embed images: vectors of unit length. Shape N E, or E for a single image."""
+        """Embed images as unit-length vectors. The shape is N E, or E for a single image."""
         self.warn_if_unsuitable()
         many, is_single = as_list(images)
         rows = self._run("embedding images", many, batch_size, self._image_rows, on_progress)
@@ -457,7 +467,7 @@ class ImageTextModel:
     def embed_texts(
         self, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[np.ndarray, "*M E"]:
-        """Embed texts: vectors of unit length. Shape M E, or E for a single text.
+        """Embed texts as unit-length vectors. The shape is M E, or E for a single text.
 
         Raises:
             UserError: If a text is empty.
@@ -472,9 +482,9 @@ class ImageTextModel:
     def similarity(
         self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE
     ) -> Float[np.ndarray, "N M"]:
-        """Return the cosine similarity of every image and every text.
+        """Return the cosine similarity between every image and every text.
 
-        The shape is N M, also for a single image or text.
+        The shape is N M, even for a single image or text.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
@@ -489,7 +499,8 @@ class ImageTextModel:
         batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> list[LabelProbability] | list[list[LabelProbability]]:
-        """Classify images with any labels (zero-shot): each label with its probability, the most likely first.
+        """Classify images with any labels (zero-shot), and return all labels with their probabilities, most likely
+        first.
 
         The embedding of a label is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4). The probabilities
         are the softmax of the cosines times the model's inverse temperature.
@@ -499,10 +510,10 @@ class ImageTextModel:
             labels: Two or more different labels.
             templates: Texts in which `{}` represents the label, such as "a drawing of a {}".
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the numbers of finished and of all images.
+            on_progress: Called with the number of finished images and of all images.
 
         Raises:
-            UserError: If labels are repeated or too few, or a template has no `{}`.
+            UserError: If there are duplicate or too few labels, or a template has no `{}`.
         """
         many, is_single = as_list(images)
         classifier = self.classifier(labels, templates)
@@ -513,14 +524,14 @@ class ImageTextModel:
         """Return the zero-shot classifier for the given labels, for repeated calls of `rank_labels`.
 
         Raises:
-            UserError: If labels are repeated or too few, or a template has no `{}`.
+            UserError: If there are duplicate or too few labels, or a template has no `{}`.
         """
         return make_classifier(self.embed_texts, labels, templates)
 
     def rank_labels(
         self, classifier: ZeroShotClassifier, embeddings: Float[np.ndarray, "N E"]
     ) -> list[list[LabelProbability]]:
-        """Return all labels with their probabilities for each embedded image, the most likely first."""
+        """Return all labels with their probabilities, most likely first, for each embedded image."""
         shares = classifier.probabilities(embeddings, self.engine.logit_scale)
         order = np.argsort(-shares, axis=1, kind="stable")
         names = classifier.class_names
@@ -530,11 +541,11 @@ class ImageTextModel:
         ]
 
     def picture_queries(self, vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
-        """Return queries for images similar to the given ones, from their embeddings."""
+        """Return queries for images that are similar to the given ones, from their embeddings."""
         return vectors
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 (an adapted model reads them)
-        """Return the texts without a word from the captions of an adapted model."""
+        """Return the texts that have no word from the captions of an adapted model."""
         return ()
 
     def _run(
@@ -545,8 +556,8 @@ class ImageTextModel:
         work: Callable[[_Numbered], Sequence[Done]],
         on_progress: OnProgress | None,
     ) -> list[Done]:
-        """Apply a function to images, in batches, and return the results."""
-        # Otherwise batches would share an image, and Pillow is not thread-safe.
+        """Apply a function to images in batches, and return the results."""
+        # Otherwise, batches would share an image, and Pillow is not thread-safe.
         is_each_once = len(set(map(id, images))) == len(images)
         numbered = list(enumerate(images, 1))
         return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
@@ -559,11 +570,12 @@ class ImageTextModel:
         return list(self.engine.encode_texts(*rows))
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
-        each = {id(image): (number, image) for number, image in images}  # each once: Pillow is not thread-safe
-        if len(each) == 1 or in_worker():  # starting a thread would take as long as an image
+        # each image once, because Pillow is not thread-safe
+        each = {id(image): (number, image) for number, image in images}
+        if len(each) == 1 or in_worker():  # starting a thread would take as long as decoding an image
             rows = {identity: self._preprocess(image) for identity, image in each.items()}
         else:
-            with thread_pool() as pool:  # decoding and resizing release the interpreter's lock
+            with thread_pool() as pool:  # decoding and resizing release the interpreter lock
                 rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
         return np.stack([rows[id(image)] for _, image in images])
 
@@ -574,7 +586,7 @@ class ImageTextModel:
         return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
 
     def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
-        """Return embeddings as one array.
+        """Stack embeddings in one array.
 
         Raises:
             UserError: If a value is NaN.
@@ -586,12 +598,14 @@ class ImageTextModel:
 
 
 def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Warn if most images are unlike the training images; None: unknown."""
+    """Warn if most images are unlike the training images. None means that this is unknown."""
     count = sum(map(bool, unfamiliar))
     if 2 * count > len(unfamiliar):
         of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"
         log.warning(
-            "%s unlike those that this model was trained on; for photographs, add -c %s", of_images, FOR_PHOTOGRAPHS
+            "%s unlike the images that this model was trained on; for photographs, add -c %s",
+            of_images,
+            FOR_PHOTOGRAPHS,
         )
 
 
@@ -599,7 +613,7 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
     """Return the images as a list, and whether the input was a single image."""
     if isinstance(images, str | Path | Image.Image):
         return [images], True
-    if (num_axes := getattr(images, "ndim", None)) is not None:  # an array or a tensor
+    if (num_axes := getattr(images, "ndim", None)) is not None:  # an array or tensor
         return (list(images), False) if num_axes == 4 else ([images], True)  # type: ignore[list-item]
     return list(images), False
 
@@ -607,7 +621,7 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
 def _finish(
     stream: Generator[list[str], None, GeneratedCaptions], on_text: Callable[[Sequence[str]], None]
 ) -> GeneratedCaptions:
-    """Run a generator of caption pieces, pass them on, and return its result."""
+    """Run a generator of caption pieces, pass on the pieces, and return the generator's result."""
     while True:
         try:
             on_text(next(stream))
@@ -620,7 +634,7 @@ def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> Gen
     """Return a copy of the options with some fields changed.
 
     Raises:
-        UserError: If a field does not exist; the message names the nearest.
+        UserError: If a field does not exist. The message names the most similar field.
     """
     names = [field.name for field in fields(options)]
     for name in changes:

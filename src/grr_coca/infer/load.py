@@ -1,9 +1,9 @@
-"""Loading models by name: the folder, the engine, and `load`.
+"""Load models by name: the folder, the engine, and `load`.
 
-A name is a folder, a bundled or published model, or a model on the Hugging Face hub. ONNX Runtime computes a model with
-graphs on the CPU if it was never slower than PyTorch on a CPU for models of this width (see `docs/deploy.md`), or if
-PyTorch is not installed. A GPU is not used unless requested: a small model yields the same results with and
-without one. PyTorch computes all other models. The rule is fixed; nothing is measured at run time.
+A name is a folder, a bundled or published model, or a model on the Hugging Face hub. ONNX Runtime computes a model that
+has graphs on the CPU if it was never slower than PyTorch on a CPU for models of this width (see `docs/deploy.md`), or
+if PyTorch is not installed. A GPU is not used unless requested: a small model yields the same results with and without
+one. PyTorch computes all other models. The rule is fixed; nothing is measured at run time.
 """
 
 import logging
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelProvider(Protocol):
-    """Models that another package provides by name, registered in `grr_coca.models`."""
+    """Provider of models by name from another package, registered in `grr_coca.models`."""
 
     @property
     def names(self) -> Collection[str]:
@@ -53,7 +53,7 @@ class ModelProvider(Protocol):
 
     @property
     def heading(self) -> str:
-        """Heading of the models in lists."""
+        """Heading of these models in lists."""
         ...
 
     def owns(self, name: str) -> bool:
@@ -61,7 +61,7 @@ class ModelProvider(Protocol):
         ...
 
     def locate(self, name: str) -> Path:
-        """Return the checkpoint folder of a model. It is downloaded at first use.
+        """Return the checkpoint folder of a model, which is downloaded when it is first used.
 
         Raises:
             UserError: If the model cannot be downloaded, or is corrupt.
@@ -69,7 +69,7 @@ class ModelProvider(Protocol):
         ...
 
     def listed(self, engine_of: Callable[[Path], str]) -> Mapping[str, tuple[Mapping[str, object], str]]:
-        """Describe the models by name, each as a JSON object and as lines of text, without downloads.
+        """Describe the models by name, each as a JSON object and as lines of text, without downloading anything.
 
         Args:
             engine_of: Function that returns the name of a folder's engine on this machine.
@@ -83,7 +83,8 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     Args:
         name: Checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
             `owner/name` on the Hugging Face hub.
-        device: Device to run on; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on. By default, ONNX Runtime uses the CPU, and PyTorch uses CUDA if available, else
+            Apple's MPS, else the CPU.
         engine: `onnx`, `torch`, or `auto`; see `grr_coca.infer.load`.
 
     Raises:
@@ -94,7 +95,8 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     folder = locate_checkpoint(name)
     files = read_files(folder)
     if choose_engine(folder, files.config, engine, device) == "onnx":
-        from grr_coca.infer.engine.onnx import OnnxEngine  # late, like PyTorch: one of them is enough
+        # lazy import, as of PyTorch, because only one of them is needed
+        from grr_coca.infer.engine.onnx import OnnxEngine
 
         computing: Engine = OnnxEngine(folder)
     else:
@@ -104,11 +106,11 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         files = checkpoint = with_weights(files, folder, choose_device(device))
         computing = TorchEngine(checkpoint.model, checkpoint.preprocess)
     if files.encoder is not None:
-        from grr_coca.infer.engine.frozen import with_frozen_encoder  # late: few models take features
+        from grr_coca.infer.engine.frozen import with_frozen_encoder  # lazy import, because few models take features
 
         files, computing = with_frozen_encoder(files, computing, folder)
     if is_adapted(folder):
-        from grr_coca.infer.adapted.adapted_model import AdaptedModel  # late: few models are adapted
+        from grr_coca.infer.adapted.adapted_model import AdaptedModel  # lazy import, because few models are adapted
 
         return AdaptedModel(files, computing, folder, load)
     from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
@@ -117,27 +119,27 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
 
 
 _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
-"""`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
+"""Pattern of `owner/name`, or of `owner/name@revision`, where the revision is a branch, a tag or a commit."""
 
 
 def locate_checkpoint(named: str | Path) -> Path:
-    """Return the folder with the files of a checkpoint. No weights are loaded.
+    """Return the folder with the files of a checkpoint, without loading weights.
 
-    A folder with a checkpoint takes precedence over a bundled or published model of the same name, with a warning.
-    They take precedence over models on the Hugging Face hub. A published model is downloaded and imported at first
-    use.
+    A folder with a checkpoint takes precedence, with a warning, over a bundled or published model of the same name.
+    Both take precedence over models on the Hugging Face hub. A published model is downloaded and imported when it is
+    first used.
 
     Args:
         named: Checkpoint or run folder, a folder of ONNX graphs, the name of a bundled or published model, or
             `owner/name` on the Hugging Face hub; the last two also with `@revision`.
 
     Raises:
-        UserError: If the checkpoint does not exist; the message names the missing file, or the nearest name.
+        UserError: If the checkpoint does not exist. The message names the missing file, or the most similar name.
     """
     path, name = Path(named), str(named)
     scheme, colon, _ = name.partition(":")
     if colon and not path.exists() and plugins.named("grr_coca.loaders", scheme) is not None:
-        raise UserError(f"{name}: convert it first: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
+        raise UserError(f"{name}: convert this checkpoint first: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
     bundled = bundled_folder(name)
     provider = _provider_of(name) if bundled is None and path.name == name else None
     if bundled is not None or provider is not None:
@@ -156,22 +158,22 @@ def locate_checkpoint(named: str | Path) -> Path:
 
 
 def require_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool = False) -> None:
-    """Raise an error if a model does not take the kind of input of some arguments: images or features.
+    """Check that a model takes the kind of input that the arguments specify: images or features.
 
     Args:
-        folder: Folder of the model, which is not loaded.
+        folder: Folder of the model. The model is not loaded.
         arguments: Arguments for images or pairs.
         as_pairs: Whether the stored features of a pair are read; False: those that the model takes, in place of an
             image.
 
     Raises:
-        UserError: If an argument has features of another encoder, or images instead of features; the message names
+        UserError: If an argument has features of another encoder, or images instead of features. The message names
             both.
     """
-    from grr_coca.data.feature_image import HEADER  # late: imports NumPy
+    from grr_coca.data.feature_image import HEADER  # lazy import: NumPy
 
     if is_adapted(folder) or any(Path(argument, HEADER).is_file() for argument in arguments):
-        from grr_coca.infer.adapted.beside import require_same_input  # late: most models take images
+        from grr_coca.infer.adapted.beside import require_same_input  # lazy import, because most models take images
 
         require_same_input(folder, arguments, as_pairs=as_pairs)
 
@@ -189,7 +191,7 @@ def _provider_of(name: str) -> ModelProvider | None:
 def _fetch(hub_id: str) -> Path:
     """Download a checkpoint from the hub by its `_HUB_NAME`, and return its local folder.
 
-    Only the files of a model are downloaded: safetensors, JSON and ONNX graphs, which cannot run code.
+    Only model files are downloaded: safetensors, JSON and ONNX graphs, which cannot run code.
 
     Raises:
         UserError: If the repository cannot be downloaded.
@@ -203,8 +205,10 @@ def _fetch(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[*MODEL_FILES, MANIFEST]))
     except HFValidationError as error:
-        raise UserError(f"{hub_id}: not a folder, and not a valid name on the Hugging Face hub") from error
-    except Exception as error:  # without a connection, its type depends on the version of the client
+        raise UserError(
+            f"{hub_id}: not a folder, and not a valid name on the Hugging Face hub; use a folder or OWNER/NAME"
+        ) from error
+    except Exception as error:  # without a connection, the type of the error depends on the client's version
         cause = first_line(error)
         raise UserError(
             f"{hub_id}: not a folder, and cannot be downloaded from the Hugging Face hub ({cause})"
@@ -220,7 +224,7 @@ def _holds_checkpoint(path: Path) -> bool:
 
 
 EngineChoice = Literal["auto", "onnx", "torch"]
-"""An engine, or `auto` to choose one by rule."""
+"""Name of an engine, or `auto` to choose one by a fixed rule."""
 ENGINE_TITLES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 MAX_ONNX_WIDTH = 128
 """Largest transformer width at which ONNX Runtime was never slower than PyTorch on a CPU, at any batch size
@@ -233,10 +237,11 @@ def choose_engine(
     """Return the engine that computes the model in a folder.
 
     Args:
-        folder: Checkpoint, with or without ONNX graphs, or a model in int8.
+        folder: Checkpoint, with or without ONNX graphs, or an int8 model.
         config: Config of the model.
         engine: An `EngineChoice`.
-        device: Device to run on; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        device: Device to run on. By default, ONNX Runtime uses the CPU, and PyTorch uses CUDA if available, else
+            Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the engine does not exist, cannot compute this model, does not run on this device, or PyTorch
@@ -260,21 +265,21 @@ def choose_engine(
 
 
 def choose_device(device: "str | torch.device | None") -> "torch.device":
-    """Return the named PyTorch device. None: CUDA if available, else Apple's MPS, else the CPU.
+    """Return the named PyTorch device. By default, CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the device does not exist.
     """
-    import torch  # late: ONNX Runtime does not need it
+    import torch  # lazy import, because ONNX Runtime does not need it
 
     if device is None:
         return torch.device(best_device())
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()  # fails for "meta", which has no data
+        torch.zeros(1, device=chosen).item()  # this fails for "meta", which has no data
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(
-            f"device '{device}' cannot be used here; the best available one is '{best_device()}'"
+            f"device '{device}' cannot be used here; use '{best_device()}', the best available device"
         ) from error
     return chosen
 
@@ -282,7 +287,7 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
 def best_device() -> str:
     """Return the best PyTorch device.
 
-    PyTorch is imported only if this machine may have a GPU: that takes seconds.
+    PyTorch is imported only if this machine may have a GPU, because importing takes seconds.
     """
     if not (sys.modules.get("torch") or _may_have_gpu()):
         return "cpu"
@@ -294,9 +299,9 @@ def best_device() -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Return whether a driver for a GPU supported by PyTorch may exist.
+    """Return whether this machine may have a driver for a GPU that PyTorch supports.
 
-    CUDA and ROCm drivers are device files on Linux.
+    On Linux, CUDA and ROCm drivers are device files.
     """
     if sys.platform == "linux":
         return any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg", "kfd"))
@@ -305,13 +310,13 @@ def _may_have_gpu() -> bool:
 
 def _onnx(folder: Path) -> "EngineName":
     if find_spec("onnxruntime") is None:
-        raise UserError("onnxruntime is missing, although grr-coca requires it; pip install onnxruntime")
+        raise UserError("the required package onnxruntime is missing; run: pip install onnxruntime")
     if not has_graphs(folder):
-        raise UserError(f"{folder}: has no ONNX graphs; write them: grr-coca export onnx -c {folder} --out FOLDER")
-    # Graphs in int8 refer to their source checkpoint, which may be absent.
+        raise UserError(f"{folder}: no ONNX graphs; write them with: grr-coca export onnx -c {folder} --out FOLDER")
+    # Int8 graphs refer to their source checkpoint, which may be absent.
     if not is_quantized(folder) and read_json(folder / MANIFEST).get("checkpoint") != base_fingerprint(folder):
         raise UserError(
-            f"{folder}: the ONNX graphs belong to another checkpoint; write them again: grr-coca export onnx "
+            f"{folder}: the ONNX graphs belong to another checkpoint; write them again with: grr-coca export onnx "
             f"-c {folder} --out FOLDER"
         )
     return "onnx"

@@ -1,7 +1,7 @@
 """Run work on the machines of a Ray cluster, with Ray Data (the extra `ray`).
 
-Each machine reads the images itself, so paths must be the same on all of them; relative ones start at the caller's
-folder. If a worker dies, another worker repeats its batch; each result is returned once.
+Each machine reads the images itself, so paths must be the same on all machines; relative paths start at the caller's
+folder. If a worker dies, another worker repeats its batch, and each result is returned once.
 """
 
 import logging
@@ -19,7 +19,9 @@ Result = TypeVar("Result")
 Machines = Literal["this", "ray"]
 """Where to run: on this machine, or on a Ray cluster."""
 _MAX_BATCHES = 512
-"""Maximum number of batches submitted to Ray at a time; its lists would otherwise grow with the number of images."""
+"""Maximum number of batches that are submitted to Ray at a time, because its lists would otherwise grow with the number
+of images.
+"""
 
 
 def map_on_ray(
@@ -32,25 +34,26 @@ def map_on_ray(
 
     Args:
         items: Items to process, read as needed.
-        name_of: Function from an item to its name, which begins with a path; relative paths start at this process's
-            folder.
-        make_work: Called once in each worker to load the model; returns the function of a batch.
-        batch_size: Items per batch.
+        name_of: Function that returns the name of an item, which begins with a path. Relative paths start at this
+            process's folder.
+        make_work: Called once in each worker to load the model. It returns the function that processes a batch.
+        batch_size: Number of items per batch.
 
     Raises:
         UserError: If Ray is not installed, the cluster cannot be reached, or the work raised a UserError.
     """
     require_extra("ray", "--on ray")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise it logs each restart of a worker as an error
+    # otherwise, Ray would log each restart of a worker as an error
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
-    import ray.data  # after `ray`: sets the level of its log
+    import ray.data  # after importing `ray`, because this sets the level of its log
 
     was_there = ray.is_initialized()
     if not was_there:
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"--on ray: the cluster cannot be reached ({error}); see RAY_ADDRESS") from error
+            raise UserError(f"--on ray: the cluster cannot be reached ({error}); check RAY_ADDRESS") from error
     # The command line shows its own progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -80,9 +83,9 @@ def _wave(batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Ca
 
 
 def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
-    """Return the number of workers of a cluster, and the resources of each: one GPU if there are GPUs, else one core.
+    """Return the number of workers of a cluster and the resources of each: one GPU if there are GPUs, else one core.
 
-    Workers can only use GPUs that they request.
+    Workers can use only the GPUs that they request.
     """
     if num_gpus := int(resources.get("GPU", 0)):
         return num_gpus, {"num_gpus": 1}
@@ -91,7 +94,7 @@ def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
 
 @dataclass(frozen=True)
 class _Envelope:
-    """A list or an error in a wrapper, so that Ray Data passes it on unchanged.
+    """Wrapper around a list or an error, so that Ray Data passes it on unchanged.
 
     Ray Data would convert a list to a column, and a raised error into its own error with a traceback.
     """
@@ -100,9 +103,9 @@ class _Envelope:
 
 
 class _Worker:
-    """A worker process of the cluster.
+    """Worker process of the cluster.
 
-    `folder`: Base of relative paths. A machine without it can still process absolute paths.
+    `folder` is the base of relative paths. A machine without this folder can still process absolute paths.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class _Worker:
         make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]],
         folder: Path,
     ) -> None:
-        os.environ["OMP_NUM_THREADS"] = "1"  # one worker per core; both engines respect it
+        os.environ["OMP_NUM_THREADS"] = "1"  # each core has one worker; both engines respect this
         self._name_of = name_of
         self._make_work = make_work
         self._work: Callable[[Sequence[Any]], Sequence[Any]] | None = None
@@ -120,12 +123,12 @@ class _Worker:
             os.chdir(folder)
         except OSError as error:
             self._lacks = UserError(
-                f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), but "
-                "relative paths start there; use absolute paths that exist on all machines"
+                f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), where "
+                "relative paths start; use absolute paths that exist on all machines"
             )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the results of one batch, or the UserError that prevents them."""
+        """Return the results of one batch, or the UserError that prevented them."""
         try:
             return {"results": _Envelope(self._results(row["batch"].items))}
         except UserError as error:

@@ -1,8 +1,9 @@
-"""Several words per image with probabilities, from likely captions and the words of training captions.
+"""Assign several words with probabilities to an image, from likely captions and from the words of training captions.
 
-The words and parameters were fitted for one model by `scripts/fit_tags.py`. They are stored next to its weights in
-`tags.json`, and the embeddings of the words in `tags.safetensors`, since computing them takes as long as captioning
-hundreds of drawings. The probability that users would assign a word to an image is a logistic function of `EVIDENCE`.
+The words and parameters were fitted to one model by `scripts/fit_tags.py`. They are stored next to its weights in
+`tags.json`, and the embeddings of the words in `tags.safetensors`, because computing these takes as long as captioning
+hundreds of drawings. The probability that users would assign a word to an image is a logistic function of the features
+in `EVIDENCE`.
 
 Shapes: N words of the vocabulary, K candidates of one image, E embedding width.
 """
@@ -27,16 +28,17 @@ from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_files import TAG_VECTORS, TAGS
 
 EVIDENCE = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
-"""Features of a word for an image: their cosine; the logarithms of the number of training captions equal to the word,
-of the number of those after a first caption, as for tags, and of the probability of beams with it; 1 for a word of a
-beam that is not in the vocabulary, for which the first three are unknown; and 1."""
+"""Features of a word for an image: their cosine; three logarithms, namely of the number of training captions equal to
+the word, of the number of these that follow a first caption, as tags do, and of the probability of the beams that
+contain the word; 1 for a word from a beam that is not in the vocabulary, for which the first three are unknown; and 1.
+"""
 
 _BEAMS = 5
-"""Number of captions from which words are taken."""
+"""Number of captions whose words are candidates."""
 _NEAREST = 60
 """Number of candidates from the vocabulary."""
 _UNLISTED_COSINE = 0.3
-"""Value for an unknown cosine. It has no effect, as `unlisted` has its own weight."""
+"""Value for an unknown cosine. It has no effect, because `unlisted` has its own weight."""
 _MIN_PROBABILITY = 1e-3
 _ROUNDING = 1e-6
 """Much more than the rounding errors of a logit."""
@@ -45,7 +47,7 @@ MAX_TAGS = 20
 
 
 class Tag(NamedTuple):
-    """A word or a short phrase for an image. `probability`: probability that users would assign it to the image."""
+    """A word or short phrase for an image. `probability` is the probability that users would assign it to the image."""
 
     text: str
     probability: float
@@ -53,14 +55,14 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TagModel:
-    """Parameters fitted for a model.
+    """Parameters fitted to a model.
 
     Attributes:
         words: The vocabulary.
-        counts: Number of training captions equal to the word.
-        tag_counts: Number of those after a first caption.
-        weights: Weights of `EVIDENCE`.
-        fitted_on: The images of the fit, described in words.
+        counts: Number of training captions that equal each word.
+        tag_counts: Number of these captions that follow a first caption.
+        weights: Weights of the features in `EVIDENCE`.
+        fitted_on: Description of the images of the fit, in words.
     """
 
     words: tuple[str, ...]
@@ -77,7 +79,7 @@ class TagModel:
 
 
 def read_tag_numbers(folder: Path) -> TagModel | None:
-    """Return the parameters of the model in a folder, or None if it has none.
+    """Return the tag parameters of the model in a folder, or None if it has none.
 
     Raises:
         UserError: If the file is corrupt.
@@ -87,10 +89,10 @@ def read_tag_numbers(folder: Path) -> TagModel | None:
 
 
 def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] | None:
-    """Return the stored embeddings of the words of a model, or None if the folder has none.
+    """Return the stored embeddings of a model's words, or None if the folder has none.
 
     Raises:
-        UserError: If the file is corrupt, or its number of rows differs from the number of words.
+        UserError: If the file is corrupt, or the number of rows differs from the number of words.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -101,14 +103,19 @@ def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] |
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{path}: corrupt, or cannot be read ({error})") from error
+        raise UserError(
+            f"{path}: corrupt, or cannot be read ({error}); install grr-coca again, or copy the model again"
+        ) from error
     if vectors.ndim != 2 or len(vectors) != num_words:
-        raise UserError(f"{path}: its shape is {vectors.shape}, but {TAGS} has {num_words:,} words")
+        raise UserError(
+            f"{path}: the shape is {vectors.shape}, but {TAGS} has {num_words:,} words; copy both files "
+            "from the same model"
+        )
     return vectors.astype(np.float32)
 
 
 def write_tags(folder: Path, numbers: TagModel, vectors: Float[np.ndarray, "N E"]) -> None:
-    """Write the parameters of a model and the embeddings of its words into its folder, the latter in half precision."""
+    """Write the parameters of a model, and in half precision the embeddings of its words, into its folder."""
     from safetensors.numpy import save
 
     (folder / TAGS).write_text(json.dumps(to_dict(numbers)) + "\n", encoding="utf-8")
@@ -116,21 +123,21 @@ def write_tags(folder: Path, numbers: TagModel, vectors: Float[np.ndarray, "N E"
 
 
 def with_beams(options: GenerationOptions) -> GenerationOptions:
-    """Return the options with the number of captions needed for words, from five beams unless a number is set.
+    """Change options so that they return as many captions as tags need, from five beams unless a number is set.
 
     Raises:
         UserError: If captions are sampled.
     """
     if options.temperature is not None:
         raise UserError(
-            "tags and temperature cannot be combined, as tags use the most likely captions; omit one of them"
+            "tags and temperature cannot be combined, because tags use the most likely captions; omit one of them"
         )
     beams = options.num_beams if options.num_beams > 1 else _BEAMS
     return replace(options, num_beams=beams, num_captions=max(options.num_captions, min(beams, _BEAMS)))
 
 
 class Tagger:
-    """Assigns words to images.
+    """Assigner of words to images.
 
     Args:
         numbers: Parameters of the model.
@@ -152,7 +159,7 @@ class Tagger:
 
         Args:
             embeddings: Embeddings of the images.
-            captions: Captions of each image by beam search, see `with_beams`.
+            captions: Captions of each image by beam search; see `with_beams`.
             count: Maximum number of words.
             min_probability: Less likely words are omitted, which takes half the time.
         """
@@ -234,9 +241,9 @@ class Tagger:
         return np.log1p(np.array([self._numbers.counts, self._numbers.tag_counts], np.float64).T)
 
 
-@lru_cache(maxsize=1 << 14)  # the same words recur with each image
+@lru_cache(maxsize=1 << 14)  # cached, because the same words recur in many images
 def in_singular(text: str) -> str:
-    """Normalize a text so that singular and plural are equal: "arrows" and "arrow"."""
+    """Normalize a text so that singular and plural become equal, such as "arrows" and "arrow"."""
     return " ".join(map(singular, text.split()))
 
 
@@ -250,7 +257,7 @@ def _highest(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
 
 
 def _words_of(captions: Sequence[Caption]) -> dict[str, float]:
-    """Return the captions in lower case, and their words, each with the probability of being in a beam."""
+    """Return the captions in lower case, and their words with the probability that each is in a beam."""
     found: dict[str, float] = {}
     for caption in captions:
         text = " ".join(caption.text.lower().split())

@@ -1,7 +1,7 @@
-"""Compute the features of the images of a source, and write them into a folder (`grr_coca.data.features`).
+"""Compute the features of a source's images, and write them to a folder (`grr_coca.data.features`).
 
-Several processes can fill one folder: each takes shards that no other process has. To continue after a process is
-killed, run the same command again.
+Several processes can fill the same folder, where each takes shards that no other process has taken. To continue after a
+process was killed, run the same command again.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,10 +33,10 @@ from grr_coca.infer.encoder import GivenEncoder, VisionEncoder
 
 IMAGES_PER_SHARD = 2_048
 _VARYING_PER_SHARD = 64
-"""Number of images per shard if their numbers of tokens differ: slides have thousands."""
+"""Number of images per shard if the number of tokens differs between images: slides have thousands of tokens."""
 _BATCH = 32
 _LOOKED_FOR, _COMPARED = 64, 4
-"""Number of images whose given features are searched, and of those also encoded for comparison."""
+"""Number of images for which given features are looked up, and of those that are also encoded for comparison."""
 _SAME_COSINE = 0.99
 
 
@@ -47,7 +47,7 @@ class WrittenFeatures:
     Attributes:
         num_written: Number of images encoded by this process.
         num_given: Number of images with given features.
-        num_elsewhere: Number of images in shards of other processes.
+        num_elsewhere: Number of images in shards that other processes have taken.
         bad: Errors for unreadable images.
     """
 
@@ -60,7 +60,7 @@ class WrittenFeatures:
 def feature_header(
     images: ByImage, encoder: VisionEncoder, keep: Keep, precision: FeaturePrecision = "fp16"
 ) -> FeatureHeader:
-    """Describe the features of the images of a source."""
+    """Describe the features of a source's images."""
     return FeatureHeader(
         encoder=encoder.info,
         keep=keep,
@@ -74,10 +74,10 @@ def feature_header(
 
 
 def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEncoder) -> None:
-    """Check on some images that given features are those of an encoder.
+    """Check, for some images, that given features come from an encoder.
 
     Raises:
-        UserError: If they have another width, or other values, or no image has any.
+        UserError: If the features have another width or other values, or no image has features.
     """
     given.require_order_of(len(images))
     preprocess, compared, is_only = encoder.info.preprocess, 0, isinstance(encoder, GivenEncoder)
@@ -93,8 +93,8 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
             continue
         if found.shape[1] != encoder.info.embed_dim:
             raise UserError(
-                f"{given.path}: has features of width {found.shape[1]}; those of {encoder.info.name} have "
-                f"{encoder.info.embed_dim}"
+                f"{given.path}: has features of width {found.shape[1]}, but {encoder.info.name} has "
+                f"{encoder.info.embed_dim}; pass the encoder that computed them"
             )
         if pixels is None:
             return
@@ -102,7 +102,7 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
         cosine = float(mean @ expected / max(float(np.linalg.norm(mean) * np.linalg.norm(expected)), 1e-12))
         if not cosine >= _SAME_COSINE:
             raise UserError(
-                f"{given.path}: the features of {key} are not the tokens of {encoder.info.name}, or their mean "
+                f"{given.path}: the features of {key} are neither the tokens of {encoder.info.name} nor their mean "
                 f"(cosine {cosine:.2f}); compare weights, image size and preprocessing, and omit "
                 "class token and registers"
             )
@@ -110,7 +110,9 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
         if compared == _COMPARED:
             return
     if not compared:
-        raise UserError(f"{given.path}: has no features of these images; name them like the images, without suffix")
+        raise UserError(
+            f"{given.path}: has no features of these images; name features after the images, without suffix"
+        )
 
 
 def write_features(
@@ -127,15 +129,15 @@ def write_features(
 
     Args:
         images: Images of a source.
-        encoder: Encoder.
-        keep: All tokens of each image, or their mean.
-        out: New folder, or a folder partly filled by the same call.
+        encoder: The encoder.
+        keep: Whether to store all tokens of each image, or their mean.
+        out: New folder, or a folder that the same call has partly filled.
         on_image: Called with the number of finished images.
         given: Features computed elsewhere. Images without features are encoded.
-        precision: Half or single precision.
+        precision: Precision of the features, half or single.
 
     Raises:
-        UserError: If the folder has something else, or cannot be written to; or given features are not those of the
+        UserError: If the folder has other content or cannot be written to, or given features do not come from the
             encoder.
     """
     if given is not None:
@@ -204,12 +206,15 @@ def _write_shard(
         rows = np.concatenate([rows, *(varying[place] for place in sorted(varying))])
         ends = np.cumsum([len(varying.get(place, ())) for place in range(len(numbers))], dtype=np.int64)
     if not np.isfinite(rows).all():
-        raise UserError(f"{header.encoder.name}: computes values that half precision cannot represent")
+        raise UserError(
+            f"{header.encoder.name}: this encoder computes values that half precision cannot represent; "
+            "use --precision fp32"
+        )
     write_feature_shard(out, shard, rows, digests, ends)
 
 
 class _Read(NamedTuple):
-    """Digest of the file of an image, and its pixels or given features."""
+    """Digest of an image file, and its pixels or given features."""
 
     digest: bytes
     pixels: UInt8[np.ndarray, "S S 3"] | None
@@ -219,14 +224,15 @@ class _Read(NamedTuple):
 def _kept(
     tokens: Float[np.ndarray, "N D"], header: FeatureHeader, given: GivenFeatures | None
 ) -> Float[np.ndarray, "..."]:
-    """Return the stored part of an image's given features."""
+    """Return the part of an image's given features that is stored."""
     if header.keep == "mean":
         return tokens.mean(axis=0)
     if not header.varies and tokens.shape != header.row_shape:
         assert given is not None
         raise UserError(
-            f"{given.path}: an image has {len(tokens)} tokens, and {header.encoder.name} makes {header.row_shape[0]}; "
-            "keep their mean, with --keep mean"
+            f"{given.path}: an image has {len(tokens)} tokens, but {header.encoder.name} computes "
+            f"{header.row_shape[0]}; "
+            "store their mean with --keep mean"
         )
     return tokens
 
@@ -236,15 +242,17 @@ def _pixels(pair: RawPair, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]
 
 
 def _digest(tokens: Float[np.ndarray, "N D"]) -> bytes:
-    """Return a digest of features, for use instead of an image digest."""
+    """Return a digest of features, which replaces the digest of an image."""
     return file_digest(np.ascontiguousarray(tokens, np.float16).tobytes())
 
 
 def _read_ahead(
     images: ByImage, numbers: range, encoder: VisionEncoder, given: GivenFeatures | None
 ) -> Iterator[list[_Read | str]]:
-    """Yield batches of images, or the errors of those that cannot be read. Threads read the next batch while this one
-    is encoded."""
+    """Yield batches of images, or the errors of images that cannot be read.
+
+    Threads read the next batch while the current one is encoded.
+    """
     preprocess, source = encoder.info.preprocess, images.source
 
     def read(number: int) -> _Read | str:

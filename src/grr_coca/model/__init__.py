@@ -1,1 +1,1 @@
-"""The CoCa model, with one file per box of its figure, its layers, losses, presets, checkpoints and bundled models."""
+"""CoCa model: one file per box of its figure, and its layers, losses, presets, checkpoints and bundled models."""

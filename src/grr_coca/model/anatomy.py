@@ -16,54 +16,58 @@ from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 
 TRAINING_PASSES = 3
-"""Cost of a training step in forward passes: one forward pass, and a backward pass that costs two."""
+"""Cost of a training step, in forward passes: one forward pass, and a backward pass that costs two."""
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return the number of parameters, trainable or not."""
+    """Return the number of parameters, whether trainable or not."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 UNCOUNTED = {flash_attention_of_cpu(): lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
-"""FLOP formulas of operations that torch's counter lacks."""
+"""FLOP formulas for operations that torch's counter does not know."""
 
 
 def num_parameters(config: CoCaConfig) -> int:
-    """Return the number of parameters of the model of a config."""
+    """Return the number of parameters of the model that a config defines."""
     return count_parameters(_on_meta_device(config))
 
 
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """Return the FLOPs of one forward pass over a pair of a batch, including `lm_head`; a training step costs
-    `TRAINING_PASSES` times that.
+    """Return the FLOPs of one forward pass per pair of a batch, including `lm_head`.
+
+    A training step costs `TRAINING_PASSES` times as many.
 
     Args:
-        config: The model.
-        text_length: Number of tokens of the caption, with [BOS], [EOS] and [CLS]; None: the context length.
+        config: Config of the model.
+        text_length: Number of tokens in the caption, with [BOS], [EOS] and [CLS]. By default, the context length.
     """
     length = text_length or config.text_decoder.context_length
-    # Not for a single pair: the row of packed captions is rounded up once per batch.
+    # Not computed for a single pair, because the row of packed captions is rounded up once per batch.
     return flops_of_pairs(config, torch.full((ROUND_TO,), length)) // ROUND_TO
 
 
 def flops_of_pairs(
     config: CoCaConfig, lengths: Int[Tensor, " B"], kept_patches: Int[Tensor, " K"] | None = None
 ) -> int:
-    """Return the FLOPs of one forward pass over a batch of B pairs, including `lm_head`, counted without running it.
+    """Return the FLOPs of one forward pass over a batch of B pairs, including `lm_head`, without running the pass.
 
     Args:
-        config: The model.
-        lengths: Number of tokens of each caption, with [BOS], [EOS] and [CLS].
-        kept_patches: Indices of the patches that are encoded; None: all.
+        config: Config of the model.
+        lengths: Number of tokens in each caption, with [BOS], [EOS] and [CLS].
+        kept_patches: Indices of the patches that are encoded. None means all.
     """
     return _count_flops(config, tuple(lengths.tolist()), None if kept_patches is None else tuple(kept_patches.tolist()))
 
 
 @lru_cache(maxsize=64)
 def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tuple[int, ...] | None) -> int:
-    """Count the FLOPs of a forward pass. The result is cached: a study needs the same batch in each of its runs."""
+    """Count the FLOPs of a forward pass.
+
+    The result is cached, because a study needs the same batch in each of its runs.
+    """
     if config.feature_encoder is not None:
-        raise UserError("FLOPs of a model with features of a frozen encoder are not counted")
+        raise UserError("FLOPs cannot be counted for a model that takes features of a frozen encoder")
     model, side = _on_meta_device(config), config.own_image_encoder.image_size
     batch, longest = len(lengths), max(lengths)
     images = torch.empty(batch, 3, side, side, device="meta")
@@ -76,9 +80,9 @@ def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tup
 
 @lru_cache(maxsize=2)
 def _on_meta_device(config: CoCaConfig) -> CoCa:
-    """Return a model on torch's meta device, which stores no numbers.
+    """Build a model on torch's meta device, which stores no numbers.
 
-    Only packing runs on the CPU, as it reads lengths.
+    Only packing runs on the CPU, because it reads lengths.
     """
     with torch.device("meta"):
         model = build_without_weights(config)

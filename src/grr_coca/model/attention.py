@@ -1,8 +1,8 @@
 """Multi-head attention of a sequence to itself, and to a context: scores, layouts of tokens, positions, layers.
 
-Token-wise layers work on tokens in any order. Only attention needs the sequences separated. Every layout prepares
-tokens for it (`attention_inputs` for self-attention, `pad` for the queries of cross-attention) and restores the result
-back (`unpad`).
+Token-wise layers work on tokens in any order. Only attention needs separate sequences. Every layout prepares tokens for
+attention (`attention_inputs` for self-attention, `pad` for the queries of cross-attention) and restores the original
+form (`unpad`).
 
 | layout | order of tokens | used by |
 |---|---|---|
@@ -10,12 +10,12 @@ back (`unpad`).
 | `PackedLayout` | one row, without padding | text decoders in training |
 | `CachedLayout` | the next tokens of R captions | decoding |
 
-The projections have no biases unless `bias` is True, so that compared models differ only in the parts
-in their names.
+The projections have no biases unless `bias` is True, so that models under comparison differ only in the parts that
+their names state.
 
 Shapes: B sequences (or lines of slots of a cache), R rows of captions, T tokens of the longest sequence (or new ones),
-N tokens in all, S tokens attended to (or filled slots), L queries, D width, C context width, H heads of width
-Dh = D / H, * any dimensions of a token. In `Rotary`: N = 2, queries and keys, and C = Dh / 2 complex channels.
+N tokens in total, S tokens that queries attend to (or filled slots), L queries, D width, C context width, H heads of
+width Dh = D / H, * any dimensions of a token. In `Rotary`: N = 2, queries and keys, and C = Dh / 2 complex channels.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,15 @@ class KeyValues(NamedTuple):
 
 
 Mask = Literal["all", "causal"] | Bool[Tensor, "#B 1 #L S"]
-"""The keys that a query attends to: all, those up to its own position (then L = S), or those where a tensor is True."""
+"""Keys that a query attends to: all keys, the keys up to the query's own position (then L = S), or the keys where a
+tensor is True.
+"""
 
 
 TokenMask = Bool[Tensor, "B S"] | None
-"""The tokens of each context that count, as True; None: all count. Others are padding, to which nothing attends."""
+"""Mask that is True for the tokens of each context that count. All other tokens are padding, to which no query attends.
+None means that all tokens count.
+"""
 
 
 def attending(mask: TokenMask) -> Mask:
@@ -50,7 +54,8 @@ def attending(mask: TokenMask) -> Mask:
 def scaled_attention(
     q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask
 ) -> Float[Tensor, "B H L Dh"]:
-    """Return, for every query, the mean of the values that it attends to, weighted by the softmax of q · k / √Dh."""
+    """Return, for every query, the mean of the values that the query attends to, weighted by the softmax of q · k /
+    √Dh."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _as_products(q, k, v, mask)
     attn_mask = mask if isinstance(mask, Tensor) else None
@@ -63,7 +68,7 @@ def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Compute attention as plain matrix products, with scores in the precision of the queries.
 
     For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
-    kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32 both take the same time.
+    kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32, both take the same time.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if isinstance(mask, Tensor):
@@ -78,15 +83,15 @@ class Cache(Protocol):
     """Keys and values of the earlier tokens of captions in one attention layer."""
 
     def extend(self, new: KeyValues) -> KeyValues:
-        """Append keys and values, and return all of them."""
+        """Append keys and values, and return all keys and values so far."""
 
 
 class KeyValueCache:
     """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
 
-    A caption that is decoded independently has its own line of slots, one slot for each token. The beams of an image
-    share one line: their new tokens take the next slots, side by side, and a mask selects the slots of the past of
-    each beam. When a beam continues another beam, only a row of the mask changes. No key or value moves.
+    A caption that is decoded independently has its own line of slots, one slot per token. The beams of an image share
+    one line: their new tokens take the next slots, side by side, and a mask selects the slots of each beam's past. When
+    a beam continues another beam, only a row of the mask changes, and no key or value moves.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -95,13 +100,15 @@ class KeyValueCache:
         self._buffer: Tensor | None = None
 
     def extend(self, new: KeyValues) -> KeyValues:
-        """Append keys and values to the cache, and return all of them. If there are more rows than lines, the
-        neighbouring rows of a line take its next slots."""
+        """Append keys and values to the cache, and return all keys and values so far.
+
+        If there are more rows than lines, the neighbouring rows of a line take its next slots.
+        """
         keys, values = self.write(torch.stack(new, dim=2))
         return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
     def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
-        """Extend the cache by keys and values in one tensor.
+        """Append keys and values, given as one tensor, and return all so far.
 
         In the result, the head dimension precedes the slot dimension.
         """
@@ -124,14 +131,14 @@ class KeyValueCache:
 
 
 ROUND_TO = 16
-"""The number of tokens of a packed row is a multiple of this."""
+"""Number of which the number of tokens in a packed row is a multiple."""
 
 Positions = slice | Int[Tensor, "*B T"]
-"""Positions of tokens in their sequences: an index into a table with one row per position."""
+"""Positions of tokens in their sequences, as indices into a table with one row per position."""
 
 
 class AttentionInputs(NamedTuple):
-    """Queries, the keys and values that they can attend to, and the attention mask."""
+    """Queries, the keys and values that they may attend to, and the attention mask."""
 
     queries: Float[Tensor, "B T H Dh"]
     key_values: KeyValues
@@ -140,18 +147,18 @@ class AttentionInputs(NamedTuple):
 
 @final
 class PlainLayout(NamedTuple):
-    """Sequences of one length side by side. Every token attends to its whole sequence."""
+    """Layout of sequences of the same length, side by side. Every token attends to its whole sequence."""
 
     positions: Positions
     mask: Mask = "all"
 
     def attention_inputs(self, qk: Float[Tensor, "B T 2 H Dh"], v: Float[Tensor, "B T H Dh"]) -> AttentionInputs:
-        """Separate queries and keys, which are in one tensor. No padding is needed."""
+        """Separate queries and keys, which are in one tensor. Padding is not needed."""
         queries, keys = qk.unbind(2)
         return AttentionInputs(queries, KeyValues(keys, v), self.mask)
 
     def pad(self, q: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "B T *x"]:
-        """Return the queries unchanged: sequences of equal length need no padding."""
+        """Return the queries unchanged, because sequences of equal length need no padding."""
         return q
 
     def unpad(self, mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -160,22 +167,24 @@ class PlainLayout(NamedTuple):
 
 
 PLAIN = PlainLayout(slice(None))
-"""The layout of sequences that fill every position."""
+"""Layout of sequences that fill every position."""
 
 
 class PackedLayout(NamedTuple):
-    """Sequences of different lengths, concatenated into one row without padding. Every token attends to the tokens of
-    its own sequence up to and including itself, unless `mask` specifies otherwise.
+    """Layout of sequences of different lengths, concatenated to one row without padding.
 
-    Token-wise layers run on the row unchanged; only attention pads the sequences again. The row is filled up to a
-    multiple of 16 with copies of its first token. oneDNN prepares each bf16 product for every row count that it has
-    not seen, which took a seventh of the demo's step.
+    Every token attends to the tokens of its sequence up to and including itself, unless `mask` specifies otherwise.
+
+    Token-wise layers process the row as it is; only attention pads the sequences again. The row is filled up to a
+    multiple of 16 with copies of its first token, because oneDNN prepares each bf16 product for every new row count,
+    which took a seventh of the demo's step.
 
     Attributes:
         unpad_index: The index of each packed token among the B · T tokens of the padded form.
-        pad_index: The packed token at each place of the padded form; padding repeats the last token of its sequence.
+        pad_index: The packed token at each position of the padded form; padding repeats the last token of its
+            sequence.
         positions: The position of each packed token in its sequence.
-        num_tokens: The number of packed tokens, without the copies.
+        num_tokens: The number of packed tokens, excluding the copies.
     """
 
     unpad_index: Int[Tensor, " N"]
@@ -186,17 +195,19 @@ class PackedLayout(NamedTuple):
 
     @property
     def last_tokens(self) -> Int[Tensor, " B"]:
-        """The last packed token of each sequence."""
+        """Last packed token of each sequence."""
         return self.pad_index[:, -1]
 
     def attention_inputs(self, qk: Float[Tensor, "1 N 2 H Dh"], v: Float[Tensor, "1 N H Dh"]) -> AttentionInputs:
-        """Pad the sequences. Padding comes after the tokens of its sequence, and attention is causal, so no token
-        attends to padding."""
+        """Pad the sequences, for self-attention.
+
+        Padding comes after the tokens of its sequence, and attention is causal, so no token attends to padding.
+        """
         queries, keys = self.pad(qk).unbind(2)
         return AttentionInputs(queries, KeyValues(keys, self.pad(v)), self.mask)
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
-        """Pad the sequences to the longest."""
+        """Pad the sequences to the length of the longest."""
         return packed[0].index_select(0, self.pad_index.flatten()).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
@@ -205,17 +216,17 @@ class PackedLayout(NamedTuple):
 
 
 def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PackedLayout:
-    """Return the packed layout of sequences of the given lengths, at most `longest`.
+    """Create the packed layout of sequences with the given lengths, which are at most `longest`.
 
     Args:
-        lengths: Sequence lengths, on the CPU or on `device`. On a GPU, counting the tokens then synchronizes.
-        longest: Number of columns of the padded form.
+        lengths: Sequence lengths, on the CPU or on `device`. If they are on a GPU, counting the tokens synchronizes.
+        longest: Number of columns in the padded form.
         device: Device of the tokens.
     """
     num_tokens = int(lengths.sum())
     lengths = lengths.to(device, non_blocking=True)
     first = lengths.cumsum(0) - lengths
-    # The size is known, so this does not synchronize with a GPU, as `nonzero` would.
+    # The size is known, so this does not synchronize with a GPU, unlike `nonzero`.
     sequences = torch.repeat_interleave(lengths, output_size=num_tokens)
     positions = torch.arange(num_tokens, device=device) - first[sequences]
     unpad_index = F.pad(sequences * longest + positions, (0, -num_tokens % ROUND_TO))
@@ -225,25 +236,28 @@ def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device)
 
 
 LayoutOf = Callable[[Int[Tensor, " B"], int, torch.device], PackedLayout]
-"""`pack_lengths`, or another function that lays out sequences of given lengths."""
+"""`pack_lengths`, or another function that creates a layout for sequences with given lengths."""
 
 
 @final
 class CachedLayout(NamedTuple):
-    """The next tokens of sequences whose earlier tokens are in the cache of this layer. `mask`: which slots of the
-    cache each new token attends to, after the new tokens were written into it."""
+    """Layout of the next tokens of sequences whose earlier tokens are in this layer's cache.
+
+    `mask` specifies the slots of the cache that each new token attends to, after the new tokens have been written to
+    it.
+    """
 
     cache: Cache
     positions: Positions
     mask: Mask
 
     def attention_inputs(self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"]) -> AttentionInputs:
-        """Write the new keys and values into the cache. The new queries may attend to everything in it."""
+        """Write the new keys and values to the cache. The new queries may attend to everything in the cache."""
         queries, keys = qk.unbind(2)
         return AttentionInputs(queries, self.cache.extend(KeyValues(keys, v)), self.mask)
 
     def pad(self, q: Shaped[Tensor, "R T *x"]) -> Shaped[Tensor, "R T *x"]:
-        """Return the queries unchanged: every caption has the same number of new tokens."""
+        """Return the queries unchanged, because all captions have the same number of new tokens."""
         return q
 
     def unpad(self, mixed: Float[Tensor, "R T D"]) -> Float[Tensor, "R T D"]:
@@ -255,19 +269,19 @@ Layout = PlainLayout | PackedLayout | CachedLayout
 
 
 LINE_BASE = 10_000.0
-"""RoFormer's base, for text and for patches in raster order."""
+"""Base of RoFormer, for text and for patches in raster order."""
 GRID_BASE = 100.0
-"""Base for the rows and columns of an image. There are a few dozen of them, so wavelengths of thousands have no
-use."""
+"""Base for the rows and columns of an image. There are only a few dozen of them, so wavelengths of thousands would be
+useless."""
 
 
 def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Return the angles of the positions 0 … T-1 of a sequence, in radians."""
+    """Return the angles, in radians, of the positions 0 … T-1 in a sequence."""
     return _angles(torch.arange(num_positions), head_dim // 2, LINE_BASE)
 
 
 def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Return the angles of the patches of a square grid, in raster order and in radians.
+    """Return the angles, in radians, of the patches in a square grid, in raster order.
 
     They are axial: the row rotates the first half of the channels, and the column the second half.
     """
@@ -288,11 +302,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Rotates queries and keys by the angle of their position (RoFormer, arXiv 2104.09864).
+    """Layer that rotates queries and keys by the angle of their position (RoFormer, arXiv 2104.09864).
 
     Neighbouring channels (2c, 2c + 1) form the complex number that is rotated. In eager mode on a CPU, a complex
-    product is three times as fast as the rotate-half form. A compiler cannot fuse complex products with operations
-    around them, so it gets the same products in real numbers.
+    product is three times as fast as the rotate-half form. A compiler cannot fuse complex products with surrounding
+    operations, so it gets the same products in real numbers.
     """
 
     table: Complex64[Tensor, "T C"]
@@ -302,12 +316,12 @@ class Rotary(nn.Module):
         super().__init__()
         table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         self.register_buffer("table", table, persistent=False)
-        # A view of the same memory. For a compiler, a buffer has a fixed size; otherwise it could confuse the channels
-        # with the tokens of a caption if the two numbers are equal.
+        # A view of the same memory. For a compiler, a buffer has a fixed size; otherwise, it could confuse the number
+        # of channels with the number of caption tokens if the two are equal.
         self.register_buffer("cos_sin", torch.view_as_real(table), persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """Rotate queries and keys (N = 2) of every token by the token's position."""
+        """Rotate the query and key (N = 2) of every token by the token's position."""
         if torch.compiler.is_compiling():
             return self._rotated_in_real_numbers(x, positions)
         rotation = self.table[positions]  # T C, or B T C if every row has its own positions
@@ -323,14 +337,14 @@ class Rotary(nn.Module):
         return rotated.flatten(-2).type_as(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: ARG002
-        # `model.to(torch.bfloat16)` moves the table but must not round its angles.
+        # `model.to(torch.bfloat16)` moves the table, but must not round its angles.
         self.table = self.table.to(fn(torch.empty(0, device=self.table.device)).device)
         self.cos_sin = torch.view_as_real(self.table)
         return self
 
 
 class LearnedPosition(nn.Module):
-    """Adds the learned vector of its position to each token."""
+    """Layer that adds the learned vector of its position to each token."""
 
     def __init__(self, num_positions: int, embed_dim: int) -> None:
         super().__init__()
@@ -342,7 +356,7 @@ class LearnedPosition(nn.Module):
 
 
 class NoPosition(nn.Module):
-    """Adds nothing, for models that use RoPE."""
+    """Layer that adds nothing, for models that use RoPE."""
 
     def forward(self, x: Float[Tensor, "B T D"], _: Positions) -> Float[Tensor, "B T D"]:
         """Return x unchanged."""
@@ -352,8 +366,8 @@ class NoPosition(nn.Module):
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself. The layout of the tokens determines which tokens attend to each other.
 
-    `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442); None leaves them unchanged. `rotary`
-    then rotates them by their positions; None means that positions were added to the embeddings.
+    `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442); None leaves them unchanged. `rotary` then
+    rotates them by their positions; None means that positions have already been added to the embeddings.
     """
 
     def __init__(
@@ -385,12 +399,12 @@ class SelfAttention(nn.Module):
     def attend(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """Apply attention to given queries, keys and values, then the output projection."""
+        """Apply attention to the given queries, keys and values, and then the output projection."""
         return self.out_proj(layout.unpad(self.mix(qk, v, layout)))
 
 
 class Mix(nn.Module):
-    """The middle part of self-attention, without weights. It is a module so that it can be replaced by another form."""
+    """Middle part of self-attention, which has no weights. It is a module so that it can be replaced."""
 
     def forward(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
@@ -421,7 +435,7 @@ class CrossAttention(nn.Module):
         return KeyValues(*kv.unbind(2))
 
     def projection(self) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
-        """Return the weight and bias of the linear map from the context to the keys and values of `project`.
+        """Return the weight and bias of the linear map from the context to the keys and values that `project` returns.
 
         O = 2 D.
         """
@@ -434,8 +448,10 @@ class CrossAttention(nn.Module):
         layout: Layout = PLAIN,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Let every token read its whole context, or the tokens of it in `mask`. If there are fewer contexts than
-        sequences, each context is shared by R / B neighbouring sequences."""
+        """Let every token read its whole context, or the tokens of the context that `mask` selects.
+
+        If there are fewer contexts than sequences, each context is shared by R / B neighbouring sequences.
+        """
         q = layout.pad(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))  # R T H Dh
         key_values = context if isinstance(context, KeyValues) else self.project(context)  # B S H Dh
         return self.out_proj(layout.unpad(_mix(AttentionInputs(q, key_values, attending(mask)))))
@@ -444,10 +460,10 @@ class CrossAttention(nn.Module):
 def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:
     """Let queries attend to keys and values, and concatenate the outputs of the heads."""
     q, key_values, mask = inputs
-    # The queries of rows that share keys become one row of queries, so no key is copied. L = R / B * T.
+    # The queries of rows that share keys become one row of queries, so that no key is copied. L = R / B * T.
     queries = q.reshape(key_values.keys.shape[0], -1, *q.shape[2:])  # B L H Dh
     q_, k, v = (projected.transpose(1, 2) for projected in (queries, *key_values))  # B H · Dh
-    if isinstance(mask, Tensor):  # ONNX needs a row for each query
+    if isinstance(mask, Tensor):  # ONNX needs one row per query
         mask = mask.expand(-1, -1, q_.shape[2], -1)
     mixed = scaled_attention(q_, k, v, mask)
     return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)

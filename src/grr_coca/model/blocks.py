@@ -1,11 +1,11 @@
-"""The parts of a transformer around attention: stem, norm, feed-forward, blocks, poolers.
+"""Parts of a transformer around attention: stem, norm, feed-forward, blocks and poolers.
 
-None of them depends on a model.
+These parts do not depend on a model.
 
-A stem turns the pixels of an image into one vector of features for each patch, in raster order. A linear map,
-`patch_embed`, then takes these to the width of the encoder. After `Patchify` that is the patch embedding of ViT, after
-`ConvStem` the 1x1 convolution that ends a convolutional stem. Blocks are pre-norm. Poolers attend to a sequence of any
-length with learned queries; `cascade` and `parallel` are two ways to arrange two of them.
+A stem turns the pixels of an image into one feature vector per patch, in raster order. A linear map, `patch_embed`,
+then maps these vectors to the width of the encoder. After `Patchify`, this map is the patch embedding of ViT; after
+`ConvStem`, it is the 1x1 convolution that ends a convolutional stem. Blocks are pre-norm. Poolers attend to a sequence
+of any length with learned queries; `cascade` and `parallel` are two ways to arrange two poolers.
 
 Shapes: B batch, T tokens, D width. Stem: images of S pixels a side, C input and O output channels, H height, W width, P
 patches of K features. Blocks and poolers: R rows of a decoder, S context tokens of width C, Q queries.
@@ -24,7 +24,7 @@ from grr_coca.model.attention import CrossAttention, KeyValues, Layout, SelfAtte
 
 
 class Patchify(nn.Module):
-    """Cuts images into square patches. The features of a patch are its pixels: K = 3 · patch_size²."""
+    """Stem that cuts images into square patches. The features of a patch are its pixels: K = 3 · patch_size²."""
 
     def __init__(self, patch_size: int) -> None:
         super().__init__()
@@ -38,14 +38,15 @@ class Patchify(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions that halve height and width until one position is left for each patch (arXiv 2106.14881).
+    """Stem of convolutions that halve height and width until each patch has one position (arXiv 2106.14881).
 
-    Each is followed by a norm and ReLU. Patches see some pixels of their neighbours. The number of channels doubles
-    from each convolution to the next, up to the width of the encoder: K = embed_dim.
+    Each convolution is followed by a norm and ReLU. The features of a patch also depend on some pixels of neighbouring
+    patches. The number of channels doubles from each convolution to the next, up to the width of the encoder: K =
+    embed_dim.
 
-    The paper has BatchNorm. Its means are over the images of a batch, so losses and gradients would
-    change with micro-batches and with the number of processes. The norm of the encoder, over the channels of each
-    position, has no such dependence.
+    The paper uses BatchNorm, which averages over the images of a batch, so losses and gradients would change with the
+    micro-batches and the number of processes. The encoder's norm, over the channels of each position, does not depend
+    on them.
     """
 
     def __init__(self, patch_size: int, embed_dim: int, norm: Callable[[int], nn.Module]) -> None:
@@ -61,7 +62,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B P K"]:
         """Return the features of each patch."""
-        # Each norm reads the channels of a position, so they are contiguous from the first convolution on.
+        # Each norm reads the channels of a position, so they are contiguous after the first convolution.
         x = images.contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             x = stage(x)
@@ -69,7 +70,7 @@ class ConvStem(nn.Module):
 
 
 class ConvStage(nn.Module):
-    """A convolution that halves height and width, a norm over the channels of each position, and ReLU."""
+    """Convolution that halves height and width, followed by a norm over the channels of each position, and ReLU."""
 
     def __init__(self, conv: "Convolution", norm: nn.Module) -> None:
         super().__init__()
@@ -82,11 +83,11 @@ class ConvStage(nn.Module):
 
 
 class Convolution(nn.Linear):
-    """A 3x3 convolution of stride 2, padded with zeros.
+    """3x3 convolution with stride 2, padded with zeros.
 
     Its weight is the matrix (O, 9 · C) that multiplies the 3 x 3 x C inputs of each output, in the order channel, row,
-    column. So it is initialised, decayed and updated like all matrices. Muon's author flattens convolutions in the same
-    way (kellerjordan.github.io/posts/muon).
+    column. It is therefore initialised, decayed and updated like all other matrices. Muon's author flattens
+    convolutions in the same way (kellerjordan.github.io/posts/muon).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -109,7 +110,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Normalize each vector of the last dimension. Shape and dtype stay the same."""
+        """Normalize each vector in the last dimension. Shape and dtype stay the same."""
         precise, weight = at_least_fp32(x), at_least_fp32(self.weight)
         return F.rms_norm(precise, weight.shape, weight, self.eps).type_as(x)
 
@@ -142,7 +143,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then feed-forward. Each reads the normalized tokens and adds its result to the tokens."""
+    """Self-attention, then feed-forward. Each reads the normalized tokens, and adds its result to the tokens."""
 
     def __init__(self, attn_norm: nn.Module, attn: SelfAttention, ffn_norm: nn.Module, feed_forward: nn.Module) -> None:
         super().__init__()
@@ -153,11 +154,11 @@ class Block(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """The layers whose results are added to the tokens. The matrix that ends each is initialised smaller."""
+        """Layers whose results are added to the tokens. The last matrix of each is initialised with smaller values."""
         return self.attn, self.feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
-        """Run the block. `layout`: the sequences of tokens, and the tokens that each token attends to."""
+        """Run the block. `layout` defines the sequences of tokens, and the tokens that each token attends to."""
         x = x + self.attn(self.attn_norm(x), layout)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -185,7 +186,7 @@ class CrossBlock(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """See `Block`."""
+        """Return the branches; see `Block`."""
         return self.attn, self.cross_attn, self.feed_forward
 
     def forward(
@@ -195,16 +196,16 @@ class CrossBlock(nn.Module):
         layout: Layout,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Run the block. The context must already be normalized; `mask`: its tokens that count."""
+        """Run the block. The context must already be normalized, and `mask` marks the context tokens that count."""
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
 class AttentionalPooler(nn.Module):
-    """One multi-head attention whose queries are learned (CoCa, arXiv 2205.01917, section 3.2).
+    """Multi-head attention with learned queries (CoCa, arXiv 2205.01917, section 3.2).
 
-    The output is B Q D for every number of queries, including 1.
+    The output has the shape B Q D for any number of queries, including 1.
     """
 
     def __init__(self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module) -> None:
@@ -216,7 +217,7 @@ class AttentionalPooler(nn.Module):
     def forward(
         self, context: Float[Tensor, "B S C"], mask: Bool[Tensor, "B S"] | None = None
     ) -> Float[Tensor, "B Q D"]:
-        """Pool the context into Q normalized tokens. `mask`: its tokens that count; None: all."""
+        """Pool the context into Q normalized tokens. `mask` marks the context tokens that count; None means all."""
         queries = self.attending_queries().expand(context.shape[0], -1, -1)  # B Q D
         return self.norm(self.attn(queries, context, mask=mask))
 
@@ -226,7 +227,7 @@ class AttentionalPooler(nn.Module):
 
 
 class NoPooler(nn.Module):
-    """In place of a pooler: the tokens remain unchanged."""
+    """Placeholder for a pooler that leaves the tokens unchanged."""
 
     def forward(self, context: Float[Tensor, "B S C"], _: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S C"]:
         """Return the context."""
@@ -234,12 +235,17 @@ class NoPooler(nn.Module):
 
 
 Pooler = Callable[[Tensor, TokenMask], Tensor]
-"""A function from the tokens of an image, and those of them that count, to the tokens of each query."""
+"""Function from an image's tokens, and a mask of the tokens that count, to the tokens of each query."""
 
 
 class PoolerOutput(NamedTuple):
-    """Output of both poolers. `tokens`: the image tokens that captions attend to. `contrastive`: the token that becomes
-    the image embedding. `mask`: the image tokens that count; None: all."""
+    """Output of both poolers.
+
+    Attributes:
+        tokens: The image tokens that captions attend to.
+        contrastive: The token that becomes the image embedding.
+        mask: The image tokens that count. None means all.
+    """
 
     tokens: Float[Tensor, "B Q D"]
     contrastive: Float[Tensor, "B 1 D"]
@@ -247,7 +253,7 @@ class PoolerOutput(NamedTuple):
 
 
 Arrange = Callable[[Pooler, Pooler, Tensor, TokenMask], PoolerOutput]
-"""A function that applies a captioning pooler and a contrastive pooler to the patches, or to those in a mask."""
+"""Function that applies a captioning pooler and a contrastive pooler to the patches, or to the patches in a mask."""
 
 
 def cascade(
@@ -274,5 +280,7 @@ def parallel(
 
 
 def _mask_of(tokens: Tensor, patches: Tensor, mask: TokenMask) -> TokenMask:
-    """Return the mask of image tokens: that of the patches without a pooler, and else all, one for each query."""
+    """Return the mask of image tokens: without a pooler, that of the patches, and otherwise None, because each query
+    counts.
+    """
     return mask if tokens is patches else None

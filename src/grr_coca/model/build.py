@@ -1,6 +1,6 @@
-"""Builds a model from its config: chooses its parts and draws its initial weights. Only this module does either.
+"""Build a model from its config: choose its parts, and sample its initial weights. Only this module does this.
 
-| parameters | drawn from |
+| parameters | sampled from |
 |---|---|
 | matrices | N(0, 1 / fan_in) |
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
@@ -11,7 +11,7 @@
 | norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | softmax: CoCa's log(1 / 0.07), no bias; sigmoid: SigLIP's log 10 and -10 |
 
-Random values depend only on the seed and the name of the parameter. So shared parts of two models start equal.
+Random values depend only on the seed and the name of the parameter, so parts that two models share start equal.
 """
 
 import hashlib
@@ -63,14 +63,14 @@ from grr_coca.model.config import (
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:
-    """Build the model of a config. Its random weights depend only on `seed`."""
+    """Build the model that a config defines. Its random weights depend only on `seed`."""
     model = build_without_weights(config)
     init_weights(model, seed)
     return model
 
 
 def build_without_weights(config: CoCaConfig) -> CoCa:
-    """Build the model of a config with uninitialised weights. The caller must write or load all of them."""
+    """Build the model that a config defines, with uninitialised weights, all of which the caller must write or load."""
     with _NoDefaultInit():
         if config.architecture == OWN:
             return _coca(config)
@@ -79,9 +79,9 @@ def build_without_weights(config: CoCaConfig) -> CoCa:
 
 
 class _NoDefaultInit(TorchFunctionMode):
-    """Context in which PyTorch's layers do not draw initial weights.
+    """Context in which PyTorch's layers do not sample initial weights.
 
-    `init_weights` or a checkpoint overwrites all of them, and drawing 400 million numbers takes seconds.
+    `init_weights` or a checkpoint overwrites all of them, and sampling 400 million numbers takes seconds.
     """
 
     def __torch_function__(
@@ -199,7 +199,7 @@ def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) 
 
 
 def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttention:
-    # Queries and keys share one scale, as only the product of their scales matters.
+    # Queries and keys have the same scale, because only the product of their scales matters.
     qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else None
     return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm)
 
@@ -225,7 +225,7 @@ def _feed_forward(t: TransformerConfig) -> nn.Module:
 def _position(t: TransformerConfig, num_positions: int) -> nn.Module:
     """Return the layer that adds positions to the tokens before the first block.
 
-    RoPE adds none: it rotates queries and keys.
+    RoPE does not add positions, but rotates queries and keys.
     """
     match t.position:
         case "learned":
@@ -284,17 +284,17 @@ def init_weights(model: CoCa, seed: int) -> None:
 
 @torch.no_grad()
 def sine_cosine_positions(model: CoCa) -> None:
-    """Initialise the learned positions of patches with the sines and cosines of row and column, in place.
+    """Initialise the learned positions of patches, in place, with the sines and cosines of their rows and columns.
 
     The angles are those of axial RoPE, over the full width (see `grid_angles`).
 
     Raises:
-        UserError: If the model has no learned positions of patches.
+        UserError: If the model has no learned patch positions.
     """
     position = None if model.image_encoder is None else model.image_encoder.position
     if not isinstance(position, LearnedPosition):
         raise UserError(
-            "model: image_positions 'sine_cosine' fills learned positions of patches, which this preset does not have; "
+            "model: image_positions 'sine_cosine' needs learned patch positions, which this preset does not have; "
             "remove image_positions"
         )
     num_positions, dim = position.embedding.shape
@@ -303,7 +303,7 @@ def sine_cosine_positions(model: CoCa) -> None:
 
 
 def _branch_ends(model: CoCa) -> dict[int, int]:
-    """Return, for each matrix that ends a residual branch, the number of branches that add to the same tokens.
+    """Return the number of branches that add to the same tokens, for each matrix that ends a residual branch.
 
     The keys are `id`s of parameters. Both halves of the text decoder add to the same tokens.
     """
@@ -316,7 +316,7 @@ def _branch_ends(model: CoCa) -> dict[int, int]:
 
 
 def _end_of(branch: nn.Module) -> nn.Linear:
-    """Return the matrix that ends a residual branch. It is named `out_proj` or `down_proj`."""
+    """Return the matrix that ends a residual branch, which is named `out_proj` or `down_proj`."""
     ends = [child for name, child in branch.named_children() if name in ("out_proj", "down_proj")]
     assert len(ends) == 1, (
         f"{type(branch).__name__} is a residual branch; name its last matrix out_proj or down_proj, so that it "
@@ -326,8 +326,8 @@ def _end_of(branch: nn.Module) -> nn.Linear:
 
 
 def draw_normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
-    """Draw a parameter from N(0, std²), in place. Its values depend only on `seed`, its name and its shape."""
-    # Drawn on the CPU so that a seed yields the same weights on every device.
+    """Sample a parameter from N(0, std²), in place. The values depend only on `seed`, the name and the shape."""
+    # Sampled on the CPU, so that a seed yields the same weights on every device.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -1,4 +1,4 @@
-"""Save and load checkpoints: folders of safetensors and JSON files.
+"""Save and load checkpoints, which are folders of safetensors and JSON files.
 
 | file | content |
 |---|---|
@@ -42,14 +42,14 @@ from grr_coca.model.config import CoCaConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(CheckpointFiles):
-    """A model in PyTorch with everything needed to use it."""
+    """Model in PyTorch, with everything needed to use it."""
 
     model: CoCa
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-        """Return token ids of texts, on the device of the model, and the length of each row, on the CPU.
+        """Return the token ids of texts, on the model's device, and the length of each row, on the CPU.
 
-        Rows are padded to the longest (T tokens). Texts longer than the model's context are truncated.
+        Rows are padded to the longest one (T tokens). Texts longer than the model's context are truncated.
         """
         context_length = self.config.text_decoder.context_length
         token_ids, lengths = self.tokenizer.encode_rows(texts, context_length)
@@ -58,18 +58,18 @@ class Checkpoint(CheckpointFiles):
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
         """Return the model input for an RGB image of any size, cropped, resized and normalized.
 
-        S: image size in pixels.
+        S is the image size in pixels.
         """
         return to_input(image, self.preprocess)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write a checkpoint to a folder atomically, for example at the end of your own training loop.
+    """Write a checkpoint to a folder atomically, for example at the end of a custom training loop.
 
     A checkpoint in the folder is replaced. For a model from `torch.compile`, the original module is written.
 
     Raises:
-        UserError: If the folder holds anything but a checkpoint, the disk is full or cannot be written to, or the
+        UserError: If the folder contains anything but a checkpoint, the disk is full or cannot be written to, or the
             weights, the tokenizer or the preprocessing do not fit the checkpoint's config.
     """
     folder = Path(folder)
@@ -86,10 +86,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
 
 
 def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
-    """Check that a model matches its config: otherwise its weights could not be loaded, or would define another model.
+    """Check that a model matches its config. Otherwise, its weights could not be loaded, or would define another
+    model.
 
-    The tables of RoPE are compared, too. They are not saved, and no weight reveals the grid of patches for which it was
-    trained: later, only the manifest could reveal a wrong `image_size`.
+    RoPE's tables are also compared. They are not saved, and no weight reveals the grid of patches for which it was
+    trained, so later only the manifest could reveal a wrong `image_size`.
     """
     expected, found = _shapes(build_without_weights(config)), _shapes(model)
     for name in sorted(expected.keys() | found.keys()):
@@ -104,7 +105,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _require_replaceable(folder: Path) -> None:
-    """Check that a folder holds only a checkpoint, as its content will be deleted."""
+    """Check that a folder contains only a checkpoint, because its content will be deleted."""
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{folder}: expected a checkpoint folder, found a file; pass another path")
@@ -120,18 +121,18 @@ def _require_replaceable(folder: Path) -> None:
     strange = next((name for name in found if name not in known), None)
     if strange is not None:
         raise UserError(
-            f"{folder}: holds {strange}, which is not part of a checkpoint and would be deleted; pass a new folder, "
-            "or delete this one first"
+            f"{folder}: contains {strange}, which is not part of a checkpoint and would be deleted; pass a new folder, "
+            "or delete this folder first"
         )
 
 
 def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the files of a checkpoint into an empty folder, such as the one that `atomic_folder` yields.
+    """Write the files of a checkpoint to an empty folder, such as the one that `atomic_folder` yields.
 
     Args:
-        checkpoint: Everything but the weights.
-        weights: Full tensors by name, which differ from those of `checkpoint.model` if it is sharded, or if a running
-            average is saved.
+        checkpoint: The checkpoint, of which everything but the weights is written.
+        weights: Full tensors by name. They differ from the tensors of `checkpoint.model` if it is sharded, or if a
+            running average is saved.
         folder: The folder to write to.
 
     Raises:
@@ -142,7 +143,7 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, with permissions by the umask.
+    """Write a safetensors file, with permissions according to the umask.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -151,7 +152,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     mode = path.stat().st_mode
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-        path.chmod(S_IMODE(mode))  # safetensors replaces it with a file that only the owner can read
+        path.chmod(S_IMODE(mode))  # safetensors replaces the file by one that only the owner can read
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -165,7 +166,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: the file is missing") from error
+        raise UserError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     except SafetensorError as error:
@@ -173,7 +174,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a checkpoint folder, or the checkpoint of a run folder (see `find_model`).
+    """Load a checkpoint from its folder, or from a run folder (see `find_model`).
 
     Args:
         path: The folder.
@@ -187,7 +188,7 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
 
 
 def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load the weights of a checkpoint whose other files are already read.
+    """Load the weights of a checkpoint whose other files have already been read.
 
     The arguments are those of `from_pretrained`.
 
@@ -197,25 +198,28 @@ def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.devic
     _require_enough_bytes(files.config, folder / WEIGHTS)
     try:
         model = build_without_weights(files.config)
-    except (MemoryError, RuntimeError) as error:  # PyTorch raises the second
+    except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError
         cause = str(error).split("\n", 1)[0]
-        raise UserError(f"{folder}: a model of the sizes in config.json does not fit into memory ({cause})") from error
+        raise UserError(
+            f"{folder}: a model with the sizes in config.json does not fit into memory ({cause}); use a "
+            "machine with more memory"
+        ) from error
     _load_weights(model, folder / WEIGHTS)
     return Checkpoint(model=model.to(device).eval(), **vars(files))
 
 
 def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
-    """Check that a weights file is large enough for the model of a config.
+    """Check that a weights file is large enough for the model that a config defines.
 
-    Otherwise, building the model could fill the memory. A missing or corrupt file is reported later, unless it is also
-    too small.
+    Otherwise, building the model could fill the memory. If the file is missing or corrupt, this is reported later,
+    unless it is also too small.
     """
     least = sum(transformer.min_parameters for transformer in config.transformers)
     if path.is_file() and least > path.stat().st_size:
         load_tensors(path)
         raise UserError(
-            f"{path}: the weights do not fit the model of config.json, which has {least:,} parameters or more; the "
-            f"file has {path.stat().st_size:,} bytes"
+            f"{path}: the weights do not match the model in config.json, which has at least {least:,} parameters; "
+            f"the file has only {path.stat().st_size:,} bytes"
         )
 
 
@@ -227,7 +231,7 @@ def _load_weights(model: CoCa, path: Path) -> None:
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{path}: the weights do not fit the model of config.json: {len(wrong)} tensors differ, the first is "
+            f"{path}: the weights do not match the model in config.json: {len(wrong)} tensors differ, such as "
             f"'{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')})"
         )
     model.load_state_dict(weights)

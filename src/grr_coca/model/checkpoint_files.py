@@ -1,10 +1,10 @@
 """Find the files of a checkpoint, and read its config, tokenizer and preprocessing, without PyTorch.
 
-A checkpoint is a folder with `FILES`. It may also hold ONNX graphs, which read the same weights. A model in int8 has
-graphs and its own weights, and is not a checkpoint: only ONNX Runtime can run it. `grr_coca.model.checkpoint` adds
-the weights as a PyTorch model, `grr_coca.infer.engine` as ONNX graphs.
+A checkpoint is a folder with `FILES`. It may also contain ONNX graphs, which read the same weights. An int8 model has
+graphs with separate weights, and is not a checkpoint, because only ONNX Runtime can run it. `grr_coca.model.checkpoint`
+loads the weights as a PyTorch model, `grr_coca.infer.engine` as ONNX graphs.
 
-Bundled models are in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and
+Bundled models are in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs, and
 `card.md` for readers. `scripts/ship.py` writes them.
 """
 
@@ -43,17 +43,17 @@ MATCHING = "match.json"
 TAGS, TAG_VECTORS = "tags.json", "tags.safetensors"
 THESAURUS = "thesaurus.txt"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS, THESAURUS)
-"""Files with parameters fitted to a model, for captions, photographs, hits, matches, tags and related words; see
+"""Files with parameters fitted to a model, for captions, photographs, hits, matches, tags and related words. See
 `grr_coca.infer.calibration`, `grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`
-(the numbers, and the vectors of the words) and `grr_coca_search.query`.
+(parameters, and word vectors) and `grr_coca_search.query`.
 """
 BEST_FILE = "best.json"
-"""Next to the checkpoints of a run with `keep_best`: the step of the best one."""
+"""File, next to the checkpoints of a run with `keep_best`, that names the step of the best one."""
 START_FILE = "start.json"
-"""In the folder of a fine-tuned run: the folder and fingerprint of the checkpoint that it started from."""
+"""File, in the folder of a fine-tuned run, with the folder and fingerprint of its start checkpoint."""
 ADAPTED = "adapted.json"
 ADAPTED_FILES = (ADAPTED, "adapted.safetensors", "features.safetensors")
-"""Files that `grr-coca adapt` adds to those of its base; see `grr_coca.infer.adapted`."""
+"""Files that `grr-coca adapt` adds to the files of its base; see `grr_coca.infer.adapted`."""
 ENCODER_FILES = ("encoder.json", "encoder.safetensors", "encoder.onnx")
 """Files of an additional image encoder next to the base of an adapted model; see `grr_coca.infer.adapted.beside`."""
 START_MODEL = "start"
@@ -61,7 +61,7 @@ START_MODEL_FILES = tuple(f"{START_MODEL}/{name}" for name in (*FILES, *GRAPH_FI
 """Copy of the start model of a fine-tuned base in the folder of an adapted model; see
 `grr_coca.infer.adapted.start_model`."""
 FROZEN_FILES = ("frozen.json", "frozen.onnx")
-"""Files of the frozen encoder of a model that takes its features; see `grr_coca.infer.engine.frozen`."""
+"""Files of the frozen encoder whose features a model takes; see `grr_coca.infer.engine.frozen`."""
 MODEL_FILES = (
     *FILES,
     QUANTIZED_WEIGHTS,
@@ -72,25 +72,25 @@ MODEL_FILES = (
     *START_MODEL_FILES,
     *FROZEN_FILES,
 )
-"""All files that a model may be loaded from. A checkpoint of a run has more files, to continue training."""
+"""All files from which a model may be loaded. A run's checkpoint has additional files, for continuing the training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
-    """Return the folders `step-N` of a run's `checkpoints`, in the order of their steps.
+    """Return the folders `step-N` in a run's `checkpoints`, in the order of their steps.
 
-    A folder of another name, such as a copy `step-000000100-backup`, is not one of the run's checkpoints.
+    A folder with another name, such as a copy `step-000000100-backup`, does not count as a checkpoint of the run.
 
     Raises:
-        UserError: If the folder exists and cannot be listed. That must not be mistaken for a run without checkpoints.
+        UserError: If the folder exists but cannot be listed, which must not be mistaken for a run without checkpoints.
     """
     try:
         names = os.listdir(folder)  # noqa: PTH208 (not `glob`, which hides errors)
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}); make this folder readable") from error
     named = [(_STEP_FOLDER.fullmatch(name), folder / name) for name in names]
     return dict(sorted((int(match[1]), path) for match, path in named if match))
 
@@ -98,11 +98,11 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
 def find_model(path: Path) -> Path:
     """Return the checkpoint to use from a run folder, or the folder itself if it is not a run.
 
-    For a run, that is the best checkpoint if its recipe has `keep_best`, as recorded in a file, else the newest. A
-    folder that is not a run may be a model in int8.
+    For a run, this is the best checkpoint if its recipe has `keep_best`, as recorded in a file, and otherwise the
+    newest. A folder that is not a run may be an int8 model.
 
     Raises:
-        UserError: If no checkpoint exists; the message names the missing part.
+        UserError: If no checkpoint exists. The message names the missing part.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that contains {', '.join(FILES)}")
@@ -111,21 +111,21 @@ def find_model(path: Path) -> Path:
     is_int8 = is_quantized(folder)
     missing = ", ".join(_missing(folder, _QUANTIZED_FILES if is_int8 else FILES))
     if missing and is_int8:
-        raise UserError(f"{folder}: an int8 model without {missing}; export it again: grr-coca export onnx")
+        raise UserError(f"{folder}: an int8 model without {missing}; write it again with: grr-coca export onnx")
     if missing:
-        raise UserError(f"{folder}: not a checkpoint: {missing} missing")
+        raise UserError(f"{folder}: not a checkpoint ({missing} missing); pass the folder of a checkpoint or run")
     return folder
 
 
 def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
-    """Return the best checkpoint of a run with `keep_best`, and the newest of any other.
+    """Return the best checkpoint of a run with `keep_best`, or the newest checkpoint of any other run.
 
     Args:
         run: Folder of the run.
         steps: Checkpoints of the run by step, at least one.
 
     Raises:
-        UserError: If the file that names the best one is corrupt.
+        UserError: If the file that names the best checkpoint is corrupt.
     """
     newest, path = max(steps), run / "checkpoints" / BEST_FILE
     if not path.exists():
@@ -134,13 +134,18 @@ def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
     if best not in steps:
         NOTES.warning("%s: names step %d, which does not exist; using step %d, the newest", path, best, newest)
         return steps[newest]
-    NOTES.info("%s: using step %d, the best on val%s", run, best, "" if best == newest else f"; {newest} is newest")
+    NOTES.info(
+        "%s: using step %d, which is best on val%s",
+        run,
+        best,
+        "" if best == newest else f"; the newest is step {newest}",
+    )
     return steps[best]
 
 
 @dataclass(frozen=True)
 class _Best:
-    """The content of `BEST_FILE`."""
+    """Content of `BEST_FILE`."""
 
     step: int
 
@@ -163,10 +168,10 @@ def start_of_run(run: Path) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Find the checkpoint as `find_model` does, for uses that need the weights in PyTorch.
+    """Find a checkpoint as `find_model` does, for uses that need the weights in PyTorch.
 
     Raises:
-        UserError: If no checkpoint exists, or it is a model in int8.
+        UserError: If no checkpoint exists, or it is an int8 model.
     """
     folder = find_model(path)
     if is_quantized(folder):
@@ -175,30 +180,30 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Return whether a folder holds a model in int8, complete or not."""
+    """Return whether a folder contains an int8 model, complete or not."""
     if (folder / WEIGHTS).is_file():
         return False
     try:
         listed = read_manifest(folder)
-    except UserError:  # it has no manifest, or one of another kind
+    except UserError:  # the folder has no manifest, or one of another kind
         listed = {}
     return QUANTIZED_WEIGHTS in listed or (folder / QUANTIZED_WEIGHTS).is_file()
 
 
 def is_adapted(folder: Path) -> bool:
-    """Return whether a folder holds a model made by `grr-coca adapt`."""
+    """Return whether a folder contains a model that `grr-coca adapt` created."""
     return (folder / ADAPTED).is_file()
 
 
 def require_not_adapted(folder: Path, what: str) -> None:
-    """Check that a model is not an adapted one, for work that needs a model with its own weights.
+    """Check that a model is not an adapted one, for work that needs a model with separate weights.
 
     Args:
         folder: Folder of the model.
-        what: Name of the work, such as "match".
+        what: Name of the work in messages, such as "match".
 
     Raises:
-        UserError: If it is an adapted model; names its base.
+        UserError: If the model is an adapted one. The message names its base.
     """
     if is_adapted(folder):
         base = read_json(folder / ADAPTED).get("base")
@@ -206,7 +211,7 @@ def require_not_adapted(folder: Path, what: str) -> None:
 
 
 def has_graphs(folder: Path) -> bool:
-    """Return whether a checkpoint or a model in int8 holds its ONNX graphs."""
+    """Return whether a checkpoint or an int8 model contains its ONNX graphs."""
     return not _missing(folder, GRAPH_FILES)
 
 
@@ -215,11 +220,11 @@ def _missing(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash that identifies a model: equal for a checkpoint with and without graphs, but different for int8.
+    """Return a hash that identifies a model. It is the same with and without ONNX graphs, but differs for int8.
 
-    The hash of an adapted model covers the adaptation.
+    The hash of an adapted model also covers the adaptation.
 
-    It is computed from the hashes in the manifest, as far as they exist.
+    Where the manifest has hashes of files, the fingerprint is computed from these.
 
     Raises:
         UserError: If a file cannot be read, or the manifest is corrupt.
@@ -229,7 +234,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def base_fingerprint(folder: Path) -> str:
-    """Return the fingerprint of the base of an adapted model, or a model's own fingerprint if it is not adapted.
+    """Return the fingerprint of an adapted model's base, or the fingerprint of a model that is not adapted.
 
     Raises:
         UserError: If a file cannot be read, or the manifest is corrupt.
@@ -249,7 +254,7 @@ def _fingerprint(folder: Path, additional: tuple[str, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-# --- The config of a model in `config.json`
+# --- Config of a model in `config.json`
 
 FIXED_KEYS = {
     ("image_encoder", "transformer", "attention_bias"): "none",
@@ -263,15 +268,15 @@ FIXED_KEYS = {
     ("poolers", "queries"): "free",
     ("poolers", "attention_bias"): "none",
 }
-"""Keys of `config.json` that together encode `CoCaConfig.architecture`, with CoCa's values. Another
-architecture has other values, see `Architecture.keys`."""
+"""Keys of `config.json` that together encode `CoCaConfig.architecture`, with the values of CoCa. Another architecture
+has other values; see `Architecture.keys`."""
 
 
 def saved_config(config: CoCaConfig) -> dict[str, object]:
-    """Return the config of a model in the form of `config.json`."""
+    """Return a model's config in the form of `config.json`."""
     saved = to_dict(config)
     image_encoder = _section(saved, ("image_encoder", "stem"))
-    # Older files do not have these keys, and must keep their hash.
+    # Older files do not have these keys, and their hash must not change.
     if image_encoder.get("stem") == "patchify":
         del image_encoder["stem"]
     if saved["feature_encoder"] is None:
@@ -283,7 +288,7 @@ def saved_config(config: CoCaConfig) -> dict[str, object]:
 
 
 def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
-    """Return the config of a model from the content of `config.json`. `where`: name of the file in messages.
+    """Convert the content of `config.json` to a model's config. `where` is the name of the file in messages.
 
     Raises:
         UserError: If a key is unknown or missing, a value is not allowed, or the values contradict each other.
@@ -300,7 +305,7 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
 
 
 def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> str:
-    """Return the name of the architecture with the given values of `FIXED_KEYS`, which are not all CoCa's own."""
+    """Return the name of the architecture with the given values of `FIXED_KEYS`, which differ from those of CoCa."""
     installed = {**plugins.others("grr_coca.architectures"), **plugins.own("grr_coca.architectures")}
     for name, architecture in installed.items():
         if values == architecture.keys:
@@ -314,8 +319,8 @@ def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> st
         for is_own in (False, True)
     )
     raise UserError(
-        f"{where}: {own} has the value of CoCa's own architecture, but {other} does not; a model has all parts of one "
-        f"architecture; installed are {_quoted([OWN, *installed])}"
+        f"{where}: {own} has the value of the architecture CoCa, but {other} does not; use the values of one "
+        f"architecture: {_quoted([OWN, *installed])}"
     )
 
 
@@ -324,9 +329,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return the mapping that holds the last key of a path; empty if it does not exist, which `from_dict` then
-    reports.
-    """
+    """Return the mapping that contains the last key of a path, or an empty mapping."""
     for name in path[:-1]:
         config = config.get(name, {})
         if not isinstance(config, dict):
@@ -339,11 +342,11 @@ class CheckpointFiles:
     """Everything needed to use a model, except its weights.
 
     Attributes:
-        preprocess: Preprocessing of the model's own image encoder; without one, that of `encoder`.
-        caution: Reason why its embeddings may be unsuitable for search and zero-shot classification; empty if none is
+        preprocess: Preprocessing of the model's own image encoder, or of `encoder` if it has none.
+        caution: Reason why the embeddings may be unsuitable for search and zero-shot classification. Empty if none is
             known.
-        encoder: The frozen encoder of the features that the model takes; None: it takes none. Beside the model's own
-            image encoder, `preprocess` gets the squares of this encoder's preprocessing.
+        encoder: The frozen encoder whose features the model takes. None if it takes no features. If the model also has
+            its own image encoder, `preprocess` gets the squares from this encoder's preprocessing.
     """
 
     config: CoCaConfig
@@ -357,7 +360,7 @@ class CheckpointFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
-    """The content of `config.json`."""
+    """Content of `config.json`."""
 
     preset: str
     step: int
@@ -368,15 +371,16 @@ class _Header:
 
 
 def read_files(folder: Path) -> CheckpointFiles:
-    """Read a checkpoint folder, or a folder of ONNX graphs. Its files are compared with its manifest, if it has one.
+    """Read a checkpoint folder, or a folder of ONNX graphs. If it has a manifest, its files are compared with the
+    manifest.
 
     Raises:
         UserError: If a file is missing or corrupt, or the files do not match.
     """
-    # late, as in `_read_tokenizer`: finding a folder needs neither Pillow nor a tokenizer
+    # lazy import, as in `_read_tokenizer`, because finding a folder needs neither Pillow nor a tokenizer
     from grr_coca.data.preprocess import EncoderPreprocess, Preprocess
 
-    if (folder / MANIFEST).exists():  # a manually assembled checkpoint may have none
+    if (folder / MANIFEST).exists():  # a manually assembled checkpoint may have no manifest
         _verify(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     config = read_config(header.model, f"{folder / 'config.json'}: model")
@@ -395,8 +399,9 @@ def read_files(folder: Path) -> CheckpointFiles:
 
 
 def read_encoder_in_place(folder: Path) -> "EncoderInfo | None":
-    """Read only the description of the frozen encoder that a checkpoint has in place of an image encoder; None if it
-    has none.
+    """Read the description of the frozen encoder that a checkpoint has in place of an image encoder.
+
+    Return None if it has none. No other files are read.
 
     Raises:
         UserError: If `config.json` is missing or corrupt.
@@ -408,7 +413,7 @@ def read_encoder_in_place(folder: Path) -> "EncoderInfo | None":
 
 
 def read_keep(folder: Path) -> str | None:
-    """Read the features that a checkpoint takes, `tokens` or `mean`; None if it takes none.
+    """Return the kind of features that a checkpoint takes, `tokens` or `mean`, or None if it takes none.
 
     Raises:
         UserError: If `config.json` is missing or corrupt.
@@ -419,31 +424,37 @@ def read_keep(folder: Path) -> str | None:
 
 
 def require_fitting(files: CheckpointFiles, folder: Path) -> None:
-    """Check that the tokenizer and the preprocessing match the config. `folder` names them in messages.
+    """Check that tokenizer and preprocessing match the config. `folder` is their folder, for messages.
 
     Raises:
-        UserError: If one of them does not match.
+        UserError: If the tokenizer or the preprocessing does not match.
     """
     known, encoder = files.config.text_decoder.vocab_size, files.encoder
     largest_id, image_size = files.tokenizer.largest_id, files.preprocess.image_size
     if largest_id >= known:
         path = folder / "tokenizer.json"
         raise UserError(
-            f"{path}: contains token id {largest_id:,}, but the vocabulary of the model ends at {known - 1:,}"
+            f"{path}: contains token id {largest_id:,}, but the model's largest id is {known - 1:,}; use "
+            "the model's own tokenizer"
         )
     own, features = files.config.image_encoder, files.config.feature_encoder
     if own is not None and image_size != own.image_size:
         path = folder / "preprocess.json"
         raise UserError(f"{path}: image_size is {image_size}, but the model uses images of {own.image_size} pixels")
     if own is None and encoder is not None and files.preprocess != encoder.preprocess:
-        raise UserError(f"{folder / 'preprocess.json'}: is not the preprocessing of the encoder in config.json")
+        raise UserError(
+            f"{folder / 'preprocess.json'}: not the preprocessing of the encoder in config.json; copy both "
+            "files from the same checkpoint"
+        )
     expected = None if features is None else features.feature_dim
     if (None if encoder is None else encoder.embed_dim) != expected:
-        raise UserError(f"{folder / 'config.json'}: encoder and feature_encoder must be of one width, or both missing")
+        raise UserError(
+            f"{folder / 'config.json'}: encoder and feature_encoder must have the same width, or both be missing"
+        )
 
 
 def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
-    """Write config, tokenizer and preprocessing into a folder.
+    """Write config, tokenizer and preprocessing to a folder.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -464,13 +475,13 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
     (folder / "config.json").write_bytes(json.dumps(header, indent=2).encode())
     (folder / "tokenizer.json").write_bytes(files.tokenizer.to_json().encode())
     preprocess = to_dict(files.preprocess)
-    if files.preprocess.framing is None:  # older files do not have the key, and must keep their hash
+    if files.preprocess.framing is None:  # older files do not have the key, and their hash must not change
         del preprocess["framing"]
     (folder / "preprocess.json").write_bytes(json.dumps(preprocess, indent=2).encode())
 
 
 def _verify(folder: Path) -> None:
-    # A download has only the files of the model, although the manifest may also list those of a run or a card.
+    # A download has only the files of the model, although the manifest may also list files of a run or a card.
     is_download = not any((folder / name).exists() for name in read_manifest(folder).keys() - set(MODEL_FILES))
     try:
         verify_folder(folder, MODEL_FILES if is_download else None)
@@ -505,9 +516,9 @@ def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "icons"
-"""The default model."""
+"""Name of the default model."""
 FOR_PHOTOGRAPHS = "coca-l14-captions"
-"""The published model for captions of photographs."""
+"""Name of the published model for captions of photographs."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name` on the Hugging Face hub."""
@@ -515,7 +526,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured number with its 95 % interval: a bootstrap over the images of the split."""
+    """Measured number with its 95 % interval, from a bootstrap over the images of the split."""
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""CoCa: one model that matches images with texts and captions images (arXiv 2205.01917, figure 2).
+"""CoCa, a model that matches images with texts and captions images (arXiv 2205.01917, figure 2).
 
     images ─ image_encoder ─ captioning_pooler ─┬─ contrastive_pooler ─ image_proj ─ image embedding
                                                 │
@@ -11,10 +11,10 @@ caption, and a multimodal half, which continues from its tokens and attends to t
 batch without their padding.
 
 Shapes: B pairs, I images, P patch tokens in raster order, K patches kept by patch dropout, R registers; T positions of
-the longest caption, N tokens of all captions, M of them that have a next token (all but [EOS] and [CLS]), L: M rounded
+the longest caption, N tokens of all captions, M of them that have a next token (all but [EOS] and [CLS]), L = M rounded
 up, as N is (`grr_coca.model.attention.PackedLayout`); Q captioning tokens of width C, D width, E width of the joint
 embedding, V vocabulary. In `decode_step`: R captions in progress, of which R / B neighbours share an image. In
-`FeatureEncoder`: N tokens of width X. Behind it, P counts them, too.
+`FeatureEncoder`: N tokens of width X, which P also counts after the encoder.
 """
 
 import math
@@ -47,10 +47,10 @@ from grr_coca.model.config import Contrastive
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to patch tokens: stem and patch embedding, positions (unless RoPE adds them), blocks, final norm.
+    """Encoder from pixels to patch tokens: stem and patch embedding, positions (without RoPE), blocks, final norm.
 
-    Registers (arXiv 2309.16588) are learned tokens without a position. They go through the blocks with the patches, and
-    are dropped after the last block.
+    Registers (arXiv 2309.16588) are learned tokens without a position. They pass through the blocks together with the
+    patches, and are dropped after the last block.
     """
 
     def __init__(
@@ -75,10 +75,12 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
-        """Encode images of the configured size. With `kept_patches`, encode only these K patches of each image (FLIP,
-        arXiv 2212.00794)."""
-        # Under autocast the patch embedding is in bf16. Learned positions in fp32 would promote the sum, but RoPE would
-        # not. The cast keeps the residual stream of every model in fp32.
+        """Encode images of the configured size.
+
+        With `kept_patches`, only these K patches of each image are encoded (FLIP, arXiv 2212.00794).
+        """
+        # Under autocast, the patch embedding is in bf16. Learned positions in fp32 would promote the sum, but RoPE
+        # would not. The cast keeps the residual stream of every model in fp32.
         patches = self.patch_embed(self.stem(images)).type_as(images)
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
@@ -88,7 +90,7 @@ class ImageEncoder(nn.Module):
             x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], dim=1)  # B P+R D
         layout = PLAIN
         if kept_patches is not None:
-            # Registers have no position: at index P, the angles of RoPE's table are 0.
+            # Registers have no position, so they get index P, where the angles in RoPE's table are 0.
             num_registers = x.shape[1] - num_patches
             layout = PlainLayout(F.pad(kept_patches, (0, num_registers), value=patches.shape[1]))  # B K+R
         for block in self.blocks:
@@ -97,10 +99,10 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Maps features (tokens of a frozen third-party encoder) to image tokens: standardized channels, a linear map,
-    blocks, final norm. The features already include positions.
+    """Encoder from features (tokens of a frozen third-party encoder) to image tokens.
 
-    `mean`, `deviation`: of each channel over training images (`standardize`).
+    It consists of standardized channels, a linear map, blocks and a final norm. The features already include positions.
+    `mean` and `deviation` are statistics of each channel over training images (`standardize`).
     """
 
     mean: Float[Tensor, " X"]
@@ -116,7 +118,7 @@ class FeatureEncoder(nn.Module):
         self.width = feature_proj.out_features
 
     def forward(self, features: FeatureTokens) -> Float[Tensor, "B N D"]:
-        """Encode the features of images. Padding stays where it is, and no token attends to it."""
+        """Encode the features of images. Padding keeps its place, and no token attends to it."""
         tokens = (features.tokens - self.mean) / self.deviation
         x = self.feature_proj(tokens).type_as(tokens)
         layout = PlainLayout(slice(None), attending(features.mask))
@@ -126,7 +128,7 @@ class FeatureEncoder(nn.Module):
 
 
 PADDING = 0
-"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also the id of a word, "!" before a symbol."""
+"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary, it is also the id of "!" before a symbol."""
 
 
 class PackedText(NamedTuple):
@@ -135,8 +137,8 @@ class PackedText(NamedTuple):
     Attributes:
         token_ids: `[BOS] caption [EOS] [CLS]` of each caption.
         layout: The layout of these N tokens, for the unimodal half.
-        cls: The index of each caption's [CLS] among the N tokens.
-        predicting: The indices of the tokens that have a next token. The multimodal half continues with them.
+        cls: The index of each caption's [CLS] token among the N tokens.
+        predicting: The indices of the tokens that have a next token, with which the multimodal half continues.
         predicting_layout: The layout of these tokens.
     """
 
@@ -154,15 +156,19 @@ class PackedText(NamedTuple):
 
 
 class TextDecoderOutput(NamedTuple):
-    """Output of the unimodal half. `cls`: the normalized output at the [CLS] of each caption. `tokens`: the residual
-    stream of all tokens that have a next token. The multimodal half continues from it."""
+    """Output of the unimodal half.
+
+    Attributes:
+        cls: The normalized output at the [CLS] token of each caption.
+        tokens: The residual stream of all tokens that have a next token, with which the multimodal half continues.
+    """
 
     cls: Float[Tensor, "B D"]
     tokens: Float[Tensor, "1 L D"]
 
 
 class TextDecoder(nn.Module):
-    """The unimodal half: causal blocks over `[BOS] caption [EOS] [CLS]`.
+    """Unimodal half: causal blocks over `[BOS] caption [EOS] [CLS]`.
 
     [CLS] is a learned vector, not a word. It comes last, so it attends to the complete caption.
     """
@@ -189,7 +195,8 @@ class TextDecoder(nn.Module):
     ) -> PackedText:
         """Pack padded captions for `forward`.
 
-        `lengths` include [BOS], [EOS] and [CLS]; if they are on the CPU, this does not synchronize with another device.
+        `lengths` include [BOS], [EOS] and [CLS]. If they are on the CPU, this does not synchronize with another
+        device.
         """
         longest, device = token_ids.shape[1], token_ids.device
         layout, predicting_layout = layout_of(lengths, longest, device), layout_of(lengths - 2, longest - 2, device)
@@ -206,10 +213,10 @@ class TextDecoder(nn.Module):
 
 
 class MultimodalDecoder(nn.Module):
-    """The multimodal half: causal blocks with cross-attention to the image, a final norm, and the head.
+    """Multimodal half: causal blocks with cross-attention to the image, a final norm, and the head.
 
     `forward` stops before the head. The M × V logits would be the largest tensor of a training step, so the loss
-    computes them for some tokens at a time.
+    computes them for only some tokens at a time.
     """
 
     def __init__(self, blocks: nn.ModuleList, norm: nn.Module, lm_head: nn.Linear) -> None:
@@ -225,8 +232,10 @@ class MultimodalDecoder(nn.Module):
         layout: PackedLayout,
         mask: Bool[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        """Return states from which `lm_head` predicts the next tokens, caption after caption. `mask`: the image tokens
-        that count; None: all."""
+        """Return the states from which `lm_head` predicts the next tokens, caption after caption.
+
+        `mask` marks the image tokens that count; None means all.
+        """
         x, context = text_tokens, self.context(image_tokens)
         for block in self.blocks:
             x = block(x, context, layout, mask)
@@ -241,12 +250,17 @@ class MultimodalDecoder(nn.Module):
 
 
 MAX_LOGIT_SCALE = math.log(100.0)
-"""CLIP's bound on the inverse temperature (arXiv 2103.00020). Above it, training becomes unstable."""
+"""Bound on the inverse temperature, as in CLIP (arXiv 2103.00020). Above this bound, training becomes unstable."""
 
 
 class EncodedImage(NamedTuple):
-    """Encoded images. `tokens`: the image tokens that captions attend to. `embedding`: of unit length, compared with
-    texts. `mask`: the image tokens that count; None: all."""
+    """Encoded images.
+
+    Attributes:
+        tokens: The image tokens that captions attend to.
+        embedding: The embedding of unit length, which is compared with texts.
+        mask: The image tokens that count. None means all.
+    """
 
     tokens: Float[Tensor, "B Q D"]
     embedding: Float[Tensor, "B E"]
@@ -254,11 +268,11 @@ class EncodedImage(NamedTuple):
 
 
 class CoCaOutput(NamedTuple):
-    """Output of the model for a batch, as the losses need it.
+    """Output of the model for a batch, in the form that the losses need.
 
     Shapes: B pairs, E joint embedding width, D width, M tokens of all captions that have a next token.
 
-    Embeddings are of unit length. `lm_head` predicts the `next_tokens` of the batch from `states`, in the same order.
+    Embeddings have unit length. `lm_head` predicts the `next_tokens` of the batch from `states`, in the same order.
     """
 
     image_embedding: Float[Tensor, "B E"]
@@ -267,10 +281,10 @@ class CoCaOutput(NamedTuple):
 
 
 class CoCa(nn.Module):
-    """The complete model. Its parts are chosen in `build` and passed in.
+    """Complete model. `build` chooses its parts, and passes them in.
 
-    A model with features of a frozen encoder has a `feature_encoder` instead of the `image_encoder`, or in addition to
-    it. The poolers then read the tokens of both.
+    A model that takes features of a frozen encoder has a `feature_encoder` instead of the `image_encoder`, or in
+    addition to it. In the latter case, the poolers read the tokens of both.
     """
 
     def __init__(
@@ -307,23 +321,23 @@ class CoCa(nn.Module):
 
     @property
     def stacks(self) -> tuple[ImageEncoder | FeatureEncoder | TextDecoder | MultimodalDecoder, ...]:
-        """The parts with `blocks`."""
+        """Parts of the model that have `blocks`."""
         return *self.image_sides, self.text_decoder, self.multimodal_decoder
 
     @property
     def own_image_encoder(self) -> ImageEncoder:
-        """The image encoder of a model whose poolers read only its tokens.
+        """Image encoder of a model whose poolers read only the tokens of this encoder.
 
         Raises:
             UserError: If the model takes features.
         """
         if self.image_encoder is None or self.feature_encoder is not None:
-            raise UserError("this needs a model that reads only patches; this one has features of a frozen encoder")
+            raise UserError("this model takes features of a frozen encoder; use a model that reads only patches")
         return self.image_encoder
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights, and of all inputs."""
+        """Device of the weights and of all inputs."""
         return self.logit_scale.device
 
     def forward(
@@ -335,9 +349,12 @@ class CoCa(nn.Module):
         image_of: Int[Tensor, " B"] | None = None,
         features: FeatureTokens | None = None,
     ) -> CoCaOutput:
-        """Embed images and texts, and compute the states that predict the next tokens. `Batch` describes the inputs.
+        """Embed images and texts, and compute the states from which the next tokens are predicted.
 
-        `image_of`: the index of each text's image, if several texts share one; None: text i belongs to image i.
+        `Batch` describes the inputs.
+
+        `image_of` is the index of each text's image, if several texts share an image. If None, text i belongs to image
+        i.
         """
         image_tokens, image_embedding, mask = self._encode_image(images, kept_patches, features)  # I Q D, I E, I Q
         if image_of is not None:
@@ -359,7 +376,6 @@ class CoCa(nn.Module):
     ) -> EncodedImage:
         """Encode only images. Return the tokens that captions attend to, and embeddings of unit length."""
         # FSDP gathers weights around this method and `forward`, so `forward` must not call it, but the next one.
-        # FSDP gathers weights around this method and `forward`, so `forward` must not call it, but the next one.
         return self._encode_image(images, kept_patches, features)
 
     def _encode_image(
@@ -372,7 +388,7 @@ class CoCa(nn.Module):
     def _read(
         self, images: Tensor | None, kept_patches: Tensor | None, features: FeatureTokens | None
     ) -> tuple[Float[Tensor, "B P D"], TokenMask]:
-        """Return the tokens that the poolers read: those of the images, then those of the features."""
+        """Return the tokens that the poolers read: first the tokens of the images, then those of the features."""
         if self.feature_encoder is None:
             assert self.image_encoder is not None, "the config refuses this"
             return self.image_encoder(images, kept_patches), None
@@ -385,11 +401,11 @@ class CoCa(nn.Module):
         return torch.cat([own, tokens], dim=1), mask
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        """Encode only texts. Return embeddings of unit length."""
+        """Encode only texts, and return embeddings of unit length."""
         return self.embed_text(self.text_decoder.pack(token_ids, lengths))
 
     def embed_text(self, text: PackedText) -> Float[Tensor, "B E"]:
-        """Encode texts that are already packed."""
+        """Embed texts that are already packed."""
         return _unit(self.text_proj(self.text_decoder(text).cls))
 
     def decode_step(
@@ -399,11 +415,12 @@ class CoCa(nn.Module):
         layouts: Sequence[CachedLayout],
         mask: Bool[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Return the states that predict the token after each new token of R captions, one more step in their
+        """Return the states from which the token after each new token of R captions is predicted, and extend the
         caches.
 
-        `contexts`: input of the cross-attention of each multimodal block. `layouts`: layout of each block of both
-        halves, with its cache of the earlier tokens. `mask`: the image tokens that count; None: all.
+        `contexts` are the inputs of the cross-attention in each multimodal block. `layouts` are the layouts of each
+        block of both halves, with its cache of the earlier tokens. `mask` marks the image tokens that count; None means
+        all.
         """
         text, multimodal = self.text_decoder, self.multimodal_decoder
         x = text.position(text.tok_embeddings(token_ids), layouts[0].positions)  # R T D
@@ -416,7 +433,7 @@ class CoCa(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Bound the learned temperature. Call it after each update of the weights."""
+        """Bound the learned temperature. Call this after each update of the weights."""
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
 
@@ -426,9 +443,11 @@ def _unit(x: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode within a `with` block, and allow TF32 on CUDA. Afterwards each module has its mode
-    again, even after an exception."""
-    # A model in use is already in eval mode, and setting all modules would take a third of the time of a query.
+    """Put the model into eval mode within a `with` block, and allow TF32 on CUDA.
+
+    Afterwards, each module returns to its previous mode, even after an exception.
+    """
+    # A model in use is already in eval mode, and setting all modules would take a third of a query's time.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -452,13 +471,13 @@ _before = (False, False)
 
 
 def require_exact_products() -> None:
-    """Compute all fp32 products exactly from now on. By default PyTorch rounds the inputs of convolutions."""
+    """Compute all fp32 products exactly from now on. By default, PyTorch rounds the inputs of convolutions."""
     _set(matmul=False, convolutions=False)
 
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
-    """Let CUDA use TF32 within this context. Other devices do not change.
+    """Let CUDA use TF32 within this context. Other devices are not affected.
 
     The setting belongs to the process, so it lasts until the last thread leaves the context.
     """

@@ -1,4 +1,4 @@
-"""Configuration of a model: nested frozen dataclasses. Each choice of a part is a closed `Literal`.
+"""Configuration of a model: nested frozen dataclasses, in which each choice of a part is a closed `Literal`.
 
 Widths are in channels, image sizes in pixels. A parent never repeats a field of its child.
 """
@@ -19,7 +19,7 @@ QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
 CaptionsFrom = Literal["queries", "patches"]
 OWN = "coca"
-"""The name of CoCa's own architecture."""
+"""Name of CoCa's own architecture."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -30,7 +30,7 @@ def _require(condition: bool, message: str) -> None:
 _MAX_SIZE = 2**24
 _MAX_LAYERS = 1000
 _MAX_PATCHES = 2**18
-"""Larger sizes are rejected, as building such a model would fill the memory before its weights are checked."""
+"""Maximum sizes. Building a larger model would fill the memory before its weights are checked."""
 
 
 def _require_positive(config: object, *names: str) -> None:
@@ -43,13 +43,13 @@ def _require_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """A stack of pre-norm blocks: the three choices of GRR-CoCa, and the widths.
+    """Stack of pre-norm blocks: the three choices of GRR-CoCa, and the widths.
 
     Attributes:
-        norm: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6.
-        qk_norm: Normalization of queries and keys in self-attention. A choice instead of a boolean, because the
+        norm: Kind of norm. `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6.
+        qk_norm: Normalization of queries and keys in self-attention. It is a choice instead of a boolean, because the
             literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245).
-        position: `none` only for features, whose encoder has added positions.
+        position: Kind of positions. `none` is only for features, whose encoder has already added positions.
     """
 
     num_layers: int
@@ -76,23 +76,25 @@ class TransformerConfig:
 
     @property
     def min_parameters(self) -> int:
-        """Lower bound of the parameters of the blocks: those of the attention, and two matrices of the feed-forward."""
+        """Lower bound on the number of parameters in the blocks: those of attention, and two matrices of the
+        feed-forward."""
         return self.num_layers * self.embed_dim * (4 * self.embed_dim + 2 * self.hidden_dim)
 
     @property
     def head_dim(self) -> int:
-        """Channels per attention head."""
+        """Number of channels per attention head."""
         return self.embed_dim // self.num_heads
 
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """A vision transformer, from pixels to patch tokens.
+    """Vision transformer, from pixels to patch tokens.
 
     Attributes:
-        num_registers: Learned tokens that go through the blocks with the patches, and are dropped after the last block.
-        stem: Layers before the linear map to the width of the encoder: images are split into patches, or convolutions
-            halve height and width until one position is left for each patch (arXiv 2106.14881).
+        num_registers: Number of learned tokens that pass through the blocks together with the patches, and are dropped
+            after the last block.
+        stem: Layers before the linear map to the width of the encoder. Either images are split into patches, or
+            convolutions halve height and width until each patch has one position (arXiv 2106.14881).
     """
 
     image_size: int
@@ -141,14 +143,14 @@ class ImageEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureEncoderConfig:
-    """A few blocks over features, the tokens of a frozen third-party image encoder.
+    """Blocks over features, which are the tokens of a frozen third-party image encoder.
 
-    The blocks add no positions, which the features have.
+    The blocks add no positions, because the features already have them.
 
     Attributes:
-        feature_dim: Width of a token of the frozen encoder.
-        keep: The features of an image are all its tokens, or their mean as the only one.
-        num_tokens: Feature tokens of an image; None: their number differs between images.
+        feature_dim: Width of the frozen encoder's tokens.
+        keep: Whether the features of an image are all its tokens, or only their mean.
+        num_tokens: Number of feature tokens per image. None if it differs between images.
     """
 
     feature_dim: int
@@ -171,7 +173,7 @@ def _require_text_position(transformer: TransformerConfig) -> None:
 
 @dataclass(frozen=True)
 class TextDecoderConfig:
-    """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS]."""
+    """Unimodal half of the text decoder. `context_length` includes [BOS], [EOS] and [CLS]."""
 
     vocab_size: int
     context_length: int
@@ -187,9 +189,9 @@ class TextDecoderConfig:
 
 @dataclass(frozen=True)
 class MultimodalDecoderConfig:
-    """The multimodal half of the text decoder. It must have the same width as the unimodal half, whose tokens it reads.
+    """Multimodal half of the text decoder. It must have the same width as the unimodal half, whose tokens it reads.
 
-    RoPE acts in both halves. Learned positions are added in the unimodal half only.
+    RoPE is applied in both halves. Learned positions are added only in the unimodal half.
     """
 
     transformer: TransformerConfig
@@ -200,12 +202,13 @@ class MultimodalDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolersConfig:
-    """The attentional poolers. `num_queries` None: no captioning pooler, captions attend to the patch
-    tokens.
+    """Attentional poolers.
 
-    `arrangement`: in a `cascade`, the contrastive pooler reads the tokens of the captioning pooler. In `parallel`, it
-    reads the patch tokens. `shared`: there is only one pooler; its first query gives the image embedding, and its other
-    queries give the image tokens.
+    If `num_queries` is None, the captioning pooler is missing, and captions attend to the patch tokens.
+
+    `arrangement` is the way in which the poolers are combined. In a `cascade`, the contrastive pooler reads the tokens
+    of the captioning pooler. In `parallel`, it reads the patch tokens. With `shared`, there is only one pooler: its
+    first query yields the image embedding, and its other queries yield the image tokens.
     """
 
     num_queries: int | None
@@ -223,16 +226,16 @@ class PoolersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CoCaConfig:
-    """The complete model. `embed_dim` is the width of the joint embedding space of images and texts.
+    """Complete model. `embed_dim` is the width of the joint embedding space of images and texts.
 
     Attributes:
-        image_encoder: The model's own; None: a feature encoder in its place.
+        image_encoder: The model's own image encoder. None if a feature encoder replaces it.
         feature_encoder: The blocks over features of a frozen encoder, whose tokens follow those of the model's own
-            image encoder; None: the model takes no features.
-        contrastive: The kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP).
-            It belongs to the model, because the sigmoid needs a learned bias and starts from a different temperature.
+            image encoder. None if the model takes no features.
+        contrastive: The kind of contrastive loss: a softmax over the batch (CoCa), or a sigmoid for each pair (SigLIP).
+            It belongs to the model, because the sigmoid needs a learned bias, and starts from a different temperature.
 
-    `architecture`: `coca`, or the name of another `Architecture`, such as `open_clip`.
+    `architecture` is `coca`, or the name of another `Architecture`, such as `open_clip`.
     """
 
     embed_dim: int
@@ -272,20 +275,20 @@ class CoCaConfig:
         """The model's own image encoder.
 
         Raises:
-            UserError: If it has none.
+            UserError: If the model has no image encoder.
         """
         if self.image_encoder is None:
-            raise UserError("this model has no image encoder; it has features of a frozen encoder")
+            raise UserError("this model takes features of a frozen encoder; use a model with its own image encoder")
         return self.image_encoder
 
     @property
     def image_sides(self) -> "tuple[ImageEncoderConfig | FeatureEncoderConfig, ...]":
-        """The encoders whose tokens the poolers read, in the order of these tokens."""
+        """Encoders whose tokens the poolers read, in the order of these tokens."""
         return tuple(encoder for encoder in (self.image_encoder, self.feature_encoder) if encoder is not None)
 
     @property
     def transformers(self) -> tuple[TransformerConfig, ...]:
-        """The blocks of all stacks."""
+        """Blocks of all stacks."""
         return tuple(part.transformer for part in (*self.image_sides, self.text_decoder, self.multimodal_decoder))
 
     @property
@@ -295,7 +298,7 @@ class CoCaConfig:
 
     @property
     def num_image_tokens(self) -> int | None:
-        """Number of tokens that the poolers read; None if it differs between images."""
+        """Number of tokens that the poolers read. None if it differs between images."""
         own = 0 if self.image_encoder is None else self.image_encoder.num_patches
         if self.feature_encoder is None:
             return own
@@ -303,14 +306,14 @@ class CoCaConfig:
 
 
 class Architecture(Protocol):
-    """An architecture of another package, registered in `grr_coca.architectures` by its name.
+    """Architecture from another package, registered in `grr_coca.architectures` by its name.
 
-    Its config is a `CoCaConfig`, and its models are a `CoCa` of other parts, so everything that works with a model
-    works with its models too.
+    Its config is a `CoCaConfig`, and its models are a `CoCa` with other parts, so everything that works with a model
+    also works with its models.
 
     Attributes:
-        keys: The value of each of `grr_coca.model.checkpoint_files.FIXED_KEYS` in `config.json`, by which its
-            checkpoints are recognized.
+        keys: Value of each of `grr_coca.model.checkpoint_files.FIXED_KEYS` in `config.json`, by which checkpoints of
+            the architecture are recognized.
         reserves_padding: Whether the id 0 is reserved for padding.
     """
 
@@ -318,11 +321,15 @@ class Architecture(Protocol):
     reserves_padding: bool
 
     def check(self, config: CoCaConfig) -> None:
-        """Check that the config has only parts of the architecture; else raise a `UserError`."""
+        """Check that a config has only parts of this architecture.
+
+        Raises:
+            UserError: If the config has other parts.
+        """
         ...
 
     def build(self, config: CoCaConfig) -> Any:
-        """Build the `CoCa` of a config, with uninitialised weights."""
+        """Build the `CoCa` that a config defines, with uninitialised weights."""
         ...
 
 
@@ -330,7 +337,7 @@ def find_architecture(name: str) -> Architecture:
     """Return the architecture with the given name.
 
     Raises:
-        UserError: If no installed package has it.
+        UserError: If no installed package provides it.
     """
     found: Architecture | None = plugins.named("grr_coca.architectures", name)
     if found is None:

@@ -1,4 +1,4 @@
-"""Model cards of checkpoints, and their upload to the Hugging Face hub in one commit.
+"""Create model cards of checkpoints, and upload checkpoints to the Hugging Face hub in one commit.
 
 This module does not import torch.
 
@@ -50,7 +50,7 @@ from grr_coca.model.checkpoint_files import (
 README = "README.md"
 _CARD = "card.json"
 Figures = Mapping[str, Mapping[str, Figure]]
-"""Measured numbers by split, then by metric."""
+"""Measured numbers, by split and metric."""
 
 _KNOWN_LICENCES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
@@ -63,12 +63,12 @@ _KNOWN_LICENCES = {
     "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql", "ofl-1.1",
     "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "gemma",
 }  # fmt: skip
-"""Licences by the hub's names. It rejects cards with other licences, unless given under `license_name`."""
+"""Licences by their names on the hub, which rejects cards with other licences, unless these are in `license_name`."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The start model of a fine-tuning run. `step` is 0 if unknown, `card` None if it has none."""
+    """Start model of a fine-tuning run. `step` is 0 if unknown, and `card` is None if the model has no card."""
 
     name: str
     step: int = 0
@@ -79,7 +79,7 @@ def find_start(checkpoint: Path) -> Start | None:
     """Return the model that the run of a checkpoint started from, or that was adapted; None if the checkpoint
     is neither adapted nor of a fine-tuning run.
 
-    A local folder is named without its parents, as the card is public.
+    A local folder is named without its parents, because the card is public.
 
     Raises:
         UserError: If a file is corrupt.
@@ -110,7 +110,7 @@ def find_start(checkpoint: Path) -> Start | None:
 def read_figures(path: Path) -> Figures:
     """Read the metrics that `grr-coca evaluate --json` wrote.
 
-    Splits are named by the shortest distinct ends of their paths.
+    Splits are named by the shortest ends of their paths that distinguish them.
 
     Raises:
         UserError: If the file has other content.
@@ -129,7 +129,7 @@ def read_figures(path: Path) -> Figures:
 def model_card(
     folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
 ) -> str:
-    """Return the model card of a checkpoint: a `README.md` with the metadata that the hub reads.
+    """Create the model card of a checkpoint: a `README.md` with metadata for the hub.
 
     Bytes that are not UTF-8 are escaped.
 
@@ -137,7 +137,7 @@ def model_card(
         folder: The checkpoint.
         name: `owner/name` on the hub.
         data: Training data of the model.
-        licence: Licence of the weights: free text, or one of the hub's names, such as `mit`.
+        licence: Licence of the weights, as free text or as one of the hub's names, such as `mit`.
         figures: Measured metrics.
 
     Raises:
@@ -209,7 +209,7 @@ def _encoder_lines(folder: Path) -> list[str]:
 
 
 def check_hub_id(hub_id: str) -> None:
-    """Check that a name is a valid name of a repository on the hub, OWNER/NAME.
+    """Check that a name is a valid repository name on the hub, OWNER/NAME.
 
     Raises:
         UserError: If the name is invalid.
@@ -219,11 +219,11 @@ def check_hub_id(hub_id: str) -> None:
 
 
 def files_to_push(folder: Path) -> dict[str, bytes | Path]:
-    """Return the files of a checkpoint to upload, by their names on the hub.
+    """Return the files of a checkpoint that are uploaded, by their names on the hub.
 
     For a run folder, these are the files of the checkpoint that `find_model` chooses.
 
-    Recipe, logs and training state are not uploaded. ONNX graphs are, with a manifest of the uploaded files.
+    ONNX graphs and a manifest of the uploaded files are included; recipe, logs and training state are not.
 
     Raises:
         UserError: If no checkpoint exists, or its files differ from its manifest.
@@ -247,8 +247,8 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
         files: The files by their names on the hub.
         card: Content of `README.md`.
         hub_id: `owner/name`.
-        private: Make a new repository private, and reject a public one.
-        update: Allow an existing repository.
+        private: Whether to make a new repository private, and to reject an existing public one.
+        update: Whether the repository may already exist.
 
     Returns:
         The URL of the commit.
@@ -265,7 +265,10 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
     with _hub_errors(hub_id):
         _require_valid(card, hub_id)
         if private and update and api.repo_exists(hub_id) and not api.repo_info(hub_id).private:
-            raise UserError(f"{hub_id}: is public, so nothing was uploaded; make it private there, or omit --private")
+            raise UserError(
+                f"{hub_id}: this repository is public, so nothing was uploaded; make it private on the "
+                "hub, or omit --private"
+            )
         api.create_repo(hub_id, private=private, exist_ok=update)
     with _hub_errors(hub_id, "" if update else "; the repository now exists, and is empty: retry with --update"):
         return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)
@@ -277,7 +280,7 @@ def _bundled_card(folder: Path) -> ModelCard | None:
 
 
 def _count_in_header(path: Path) -> int:
-    """Return the number of parameters in a safetensors file. Only its header is read.
+    """Return the number of parameters in a safetensors file, reading only its header.
 
     Raises:
         UserError: If the file is corrupt.
@@ -334,14 +337,14 @@ def _in_cell(text: str) -> str:
 
 
 def _require_valid(card: str, hub_id: str) -> None:
-    """Let the hub check a card before a repository is created."""
+    """Ask the hub to check a card before a repository is created."""
     from huggingface_hub import ModelCard
 
     try:
         ModelCard(card).validate()
     except ValueError as error:
         raise UserError(
-            f"{hub_id}: nothing was uploaded: the Hugging Face hub rejects the card ({_line(error)})"
+            f"{hub_id}: nothing was uploaded, because the Hugging Face hub rejects the card ({_line(error)})"
         ) from error
 
 
@@ -357,7 +360,7 @@ def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
         raise UserError(f"'{hub_id}' is not a valid name on the Hugging Face hub ({_line(error)})") from error
     except HfHubHTTPError as error:
         raise UserError(_http_message(hub_id, error.response.status_code, error) + hint) from error
-    except Exception as error:  # without a connection, the type of the error depends on the version of the client
+    except Exception as error:  # without a connection, the type of the error depends on the client's version
         raise UserError(f"{hub_id}: not uploaded to the Hugging Face hub ({_line(error)}){hint}") from error
 
 
@@ -374,5 +377,5 @@ def _http_message(hub_id: str, status: int, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Return the message of an error on one line."""
+    """Return an error's message on a single line."""
     return " ".join(str(error).split()) or type(error).__name__

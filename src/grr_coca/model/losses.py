@@ -1,5 +1,4 @@
-"""CoCa's losses (arXiv 2205.01917, section 3), and the losses of a text teacher and of siblings. `batch_loss` combines
-them.
+"""Losses of CoCa (arXiv 2205.01917, section 3), of a text teacher, and of siblings. `batch_loss` combines all of them.
 
 Shapes: B pairs of the global batch, b pairs of this rank, E embedding width, K width of the teacher's embeddings; M
 tokens to predict, m tokens of a chunk of them, D width of the states that predict them, V vocabulary.
@@ -21,15 +20,15 @@ from grr_coca.model.coca import CoCa
 Scalar = TypeVar("Scalar", float, Tensor)
 
 
-# --- Contrastive: which text belongs to which image
+# --- Contrastive loss: which text belongs to which image
 
 
 class EmbeddedPairs(NamedTuple):
     """Embedded image-text pairs. Text i belongs to image i.
 
-    Embeddings are of unit length. Pairs with equal `caption_ids`, `image_ids` or `thing_ids` are not negatives of each
-    other. `teacher`: embeddings of the captions by a text teacher, also of unit length; None: no teacher.
-    `thing_ids` is None without siblings.
+    Embeddings have unit length. Pairs with equal `caption_ids`, `image_ids` or `thing_ids` are not negatives of each
+    other. `teacher` has embeddings of the captions by a text teacher, also of unit length, or is None without a
+    teacher. `thing_ids` is None without siblings.
     """
 
     image: Float[Tensor, "B E"]
@@ -51,19 +50,19 @@ def contrastive_loss(
     logit_bias: Float[Tensor, ""] | None = None,
     first_row: int = 0,
 ) -> Float[Tensor, ""]:
-    """Return the part of b pairs in the mean contrastive loss over a batch of B pairs, in nats.
+    """Return the part that b pairs contribute to the mean contrastive loss over a batch of B pairs, in nats.
 
-    The parts add up to that mean.
+    The parts of all pairs add up to that mean.
 
-    Without a bias this is CLIP's loss: the mean of the cross-entropy of each image over all texts and of each text over
-    all images. With a bias it is SigLIP's (arXiv 2303.15343): for every image and every text, a binary classification
-    of whether they match, summed over texts and averaged over images.
+    Without a bias, this is CLIP's loss: the mean cross-entropy of each image over all texts and of each text over all
+    images. With a bias, it is SigLIP's loss (arXiv 2303.15343): a binary classification of whether an image and a text
+    match, for every image and every text, summed over texts and averaged over images.
 
     Args:
         rows: The pairs whose part is computed.
-        columns: All pairs of the batch. The rows are compared with them.
+        columns: All pairs of the batch, with which the rows are compared.
         logit_scale: Logarithm of the inverse temperature.
-        logit_bias: Bias of the sigmoid loss; None: the softmax loss.
+        logit_bias: Bias of the sigmoid loss. None for the softmax loss.
         first_row: Index of the first row among the columns.
     """
     b, B = len(rows.image), len(columns.image)
@@ -73,7 +72,7 @@ def contrastive_loss(
     if rows.thing_ids is not None and columns.thing_ids is not None:
         same |= rows.thing_ids[:, None] == columns.thing_ids
     others = same & ~itself
-    # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
+    # bf16 would round a similarity of 1 at a temperature of 0.01 by half a nat.
     with torch.autocast(target.device.type, enabled=False):
         by_image = logit_scale.exp() * rows.image @ columns.text.T  # b B
         if logit_bias is not None:
@@ -84,12 +83,14 @@ def contrastive_loss(
     return (nll[0] + nll[1]) / (2 * B)
 
 
-# --- Captioning: the next token, the end token included
+# --- Captioning loss: the next token, including the end token
 
 
 class CaptioningLoss(NamedTuple):
-    """Means over the tokens of the whole batch, in nats. Differentiate `total`, which is `captioning` + z_weight · `z`.
-    The other two are for the log."""
+    """Means over the tokens of the whole batch, in nats.
+
+    Differentiate `total`, which is `captioning` + z_weight · `z`. The other two are only logged.
+    """
 
     total: Float[Tensor, ""]
     captioning: Float[Tensor, ""]
@@ -106,11 +107,12 @@ def captioning_loss(
     """Return the mean cross-entropy of tokens, predicted with the logits `states @ lm_head.T`.
 
     Args:
-        states: The states that predict the tokens.
+        states: The states from which the tokens are predicted.
         lm_head: Weight of the head.
-        labels: Ids of the tokens, end tokens included.
-        num_tokens: Number of tokens to divide the sum by; None: the number of these tokens. With the number of a larger
-            batch, the result is the part of these tokens in its loss: all parts add up to the loss.
+        labels: Ids of the tokens, including end tokens.
+        num_tokens: Number of tokens by which the sum is divided; by default, the number of these tokens. With the
+            number of a larger batch, the result is the part of these tokens in the loss of that batch, and all parts
+            add up to the loss.
         z_weight: Weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
             from drifting (PaLM, arXiv 2204.02311, section 5).
 
@@ -127,7 +129,10 @@ def captioning_loss(
 def token_losses(
     states: Float[Tensor, "M D"], lm_head: Float[Tensor, "V D"], labels: Int[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
-    """Return the cross-entropy of each token, in nats, without a gradient. `captioning_loss` is its mean."""
+    """Return the cross-entropy of each token, in nats, without a gradient.
+
+    `captioning_loss` is the mean of these values.
+    """
     size = _chunk_size(lm_head)
     parts = [
         F.cross_entropy(at_least_fp32(F.linear(x, lm_head)), label, reduction="none")
@@ -136,18 +141,18 @@ def token_losses(
     return torch.cat(parts)
 
 
-# --- CoCa: the weighted sum
+# --- CoCa: weighted sum of the losses
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_con and λ_cap, by default the paper's, and weights of optional additional losses.
+    """Weights λ_con and λ_cap, by default those of the paper, and weights of optional additional losses.
 
     Attributes:
-        z: Weight of the z-loss, see `captioning_loss`. It needs a captioning weight above 0.
-        teacher: Weight of `teacher_loss`; 0: no teacher.
+        z: Weight of the z-loss; see `captioning_loss`. It needs a captioning weight above 0.
+        teacher: Weight of `teacher_loss`. 0 means no teacher.
         teacher_temperature: Divisor of the teacher's and the model's similarities.
-        sibling: Weight of `sibling_loss`; 0: no sibling loss.
+        sibling: Weight of `sibling_loss`. 0 means no sibling loss.
     """
 
     contrastive: float = 1.0
@@ -160,7 +165,7 @@ class LossWeights:
 
     @property
     def z_per_captioning(self) -> float:
-        """The weight of the z-loss relative to that of the captioning loss."""
+        """Weight of the z-loss relative to the weight of the captioning loss."""
         return self.z and self.z / self.captioning
 
 
@@ -170,8 +175,11 @@ def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> 
 
 
 class ComparisonLoss(NamedTuple):
-    """The losses that compare pairs with each other, in nats. Differentiate `total`, which has their weights. The
-    others are for the log. `teacher` and `sibling` are 0 if their weight is 0."""
+    """Losses that compare pairs with each other, in nats.
+
+    Differentiate `total`, which includes their weights. The others are only logged. `teacher` and `sibling` are 0 if
+    their weight is 0.
+    """
 
     total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
@@ -182,13 +190,13 @@ class ComparisonLoss(NamedTuple):
 def comparison_loss(
     model: CoCa, pairs: EmbeddedPairs, weights: LossWeights, ranks: Ranks | None = None
 ) -> ComparisonLoss:
-    """Compare each of these pairs with all pairs of the global batch.
+    """Compute the losses that compare each of the given pairs with all pairs of the global batch.
 
     Args:
         model: Model whose temperature, and bias of the sigmoid loss, are used.
         pairs: Pairs of this rank.
         weights: Weights of the parts.
-        ranks: All ranks, each with the same number of pairs as this one; None: no other pairs.
+        ranks: All ranks, each with the same number of pairs as this rank. None if there are no other pairs.
     """
     everyone = pairs if ranks is None else pairs.gathered(ranks)
     first_row = 0 if ranks is None else ranks.rank * len(pairs.image)
@@ -204,8 +212,11 @@ def comparison_loss(
 
 
 class Losses(NamedTuple):
-    """The losses of one batch, in nats. Differentiate `total`, which is `coca` plus the weighted losses `z`, `teacher`
-    and `sibling`. The others are for the log. `teacher` and `sibling` are 0 if their weight is 0."""
+    """Losses of one batch, in nats.
+
+    Differentiate `total`, which is `coca` plus the weighted losses `z`, `teacher` and `sibling`. The others are only
+    logged. `teacher` and `sibling` are 0 if their weight is 0.
+    """
 
     total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
@@ -224,17 +235,17 @@ def batch_loss(
     num_tokens: int | None = None,
     ranks: Ranks | None = None,
 ) -> Losses:
-    """Return CoCa's loss of one batch. Differentiate its `total`.
+    """Compute the losses of one batch. Differentiate `total` of the result.
 
-    On several ranks, this is the part of this rank's pairs in the losses of the global batch. The parts of all ranks
-    add up to these losses, and the gradients of their parts to the gradients of these losses.
+    On several ranks, the result is the part that this rank's pairs contribute to the losses of the global batch. The
+    parts of all ranks add up to these losses, and so do the gradients.
 
     Args:
         model: The model in training mode.
         batch: Pairs on the model's device.
         weights: Weights of the parts.
-        num_tokens: Tokens to predict in the global batch; None: the tokens of this batch.
-        ranks: All ranks, each with the same number of pairs as this one; None: this batch is the global one.
+        num_tokens: Number of tokens to predict in the global batch. By default, the number in this batch.
+        ranks: All ranks, each with the same number of pairs as this rank. None if this batch is the global batch.
     """
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches, features=batch.features)
     pairs = EmbeddedPairs(
@@ -252,9 +263,9 @@ def batch_loss(
 
 
 def combine_losses(compared: ComparisonLoss, captions: CaptioningLoss, weights: LossWeights) -> Losses:
-    """Return the losses of a batch from its two parts. `captions.total` has the weight of the z-loss only."""
+    """Combine the two parts of a batch's losses. `captions.total` includes only the weight of the z-loss."""
     return Losses(
-        # A part with weight zero stays in the graph, so every parameter always has a gradient.
+        # A part with weight zero stays in the graph, so that every parameter always has a gradient.
         total=compared.total + weights.captioning * captions.total,
         contrastive=compared.contrastive,
         captioning=captions.captioning,
@@ -269,15 +280,17 @@ def combine_losses(compared: ComparisonLoss, captions: CaptioningLoss, weights: 
 
 
 def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float) -> Float[Tensor, ""]:
-    """Return the part of b captions in the mean teacher loss over B captions, in nats. The parts add up to that mean.
+    """Return the part that b captions contribute to the mean teacher loss over B captions, in nats.
 
-    For each caption, the softmax over its similarities to all other captions should equal the teacher's: the loss is
-    the Kullback-Leibler divergence of the model's softmax from the teacher's, 0 if both agree (relational distillation,
-    arXiv 1904.05068; as a softmax, arXiv 2101.04731). The teacher may have any width.
+    The parts of all captions add up to that mean.
+
+    For each caption, the softmax over its similarities to all other captions should equal the teacher's softmax. The
+    loss is the Kullback-Leibler divergence of the model's softmax from the teacher's, which is 0 if both agree
+    (relational distillation, arXiv 1904.05068; as a softmax, arXiv 2101.04731). The teacher may have any width.
 
     Args:
         rows: The pairs whose part is computed.
-        columns: All pairs of the batch. The rows are compared with them, excluding equal captions.
+        columns: All pairs of the batch, with which the rows are compared, except equal captions.
         temperature: Divisor of both kinds of similarities.
     """
     assert rows.teacher is not None, "the batches of a run with a teacher have its embeddings"
@@ -292,27 +305,29 @@ def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float
 def _log_softmax_over_others(
     similarity: Float[Tensor, "b B"], same: Bool[Tensor, "b B"], temperature: float
 ) -> Float[Tensor, "b B"]:
-    # A finite number instead of -inf: a row without others gets a uniform softmax, on both sides of the teacher loss,
-    # and thus a loss of 0.
+    # A finite number instead of -inf, so that a row without other captions gets a uniform softmax on both sides of the
+    # teacher loss, and thus a loss of 0.
     return (similarity / temperature).masked_fill(same, -1e4).log_softmax(1)
 
 
 # --- Siblings: images that show the same concept
 
 SIBLING_TEMPERATURE = 0.1
-"""Divisor of image similarities, as in the paper of this loss."""
+"""Divisor of image similarities, as in the paper on this loss."""
 
 
 def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, ""]:
-    """Return the part of b images in the mean sibling loss over B images, in nats. The parts add up to that mean.
+    """Return the part that b images contribute to the mean sibling loss over B images, in nats.
 
-    For each image, the mean over its siblings of the cross-entropy of the sibling among all other images (supervised
-    contrastive loss, arXiv 2004.11362, equation 2). Siblings are images with equal `thing_ids`. An image without
-    siblings in the batch counts as 0.
+    The parts of all images add up to that mean.
+
+    The loss of an image is the mean, over its siblings, of the cross-entropy of the sibling among all other images
+    (supervised contrastive loss, arXiv 2004.11362, equation 2). Siblings are images with equal `thing_ids`. An image
+    without siblings in the batch has a loss of 0.
 
     Args:
         rows: The pairs whose part is computed.
-        columns: All pairs of the batch. The rows are compared with them, excluding equal images.
+        columns: All pairs of the batch, with which the rows are compared, except equal images.
     """
     assert rows.thing_ids is not None, "the batches of a run with this loss have ids of concepts"
     assert columns.thing_ids is not None
@@ -324,15 +339,17 @@ def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, "
     return nll.sum() / same.shape[1]
 
 
-# --- The output layer and its loss, one chunk of tokens after another
+# --- Output layer and its loss, computed for one chunk of tokens after another
 
 
 MAX_LOGITS = 2**26
 """Maximum number of logits in memory at the same time: 256 MB in fp32. With CLIP's vocabulary, a chunk has 1,358
-tokens: each chunk adds a matrix as large as the output layer to the gradient."""
+tokens. Chunks should not be small, because each chunk adds a matrix as large as the output layer to the gradient."""
 
 _MAX_BLOCK = 2**20
-"""Maximum number of logits of a block. On a CPU, softmax and gradient process blocks of rows, which fit its cache."""
+"""Maximum number of logits in a block. On a CPU, softmax and gradient are computed for blocks of rows that fit into the
+cache.
+"""
 
 
 def _chunk_size(lm_head: Float[Tensor, "V D"]) -> int:
@@ -340,13 +357,13 @@ def _chunk_size(lm_head: Float[Tensor, "V D"]) -> int:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The output layer (a linear map) and the cross-entropy of its logits, in one function.
+    """Output layer (a linear map) and the cross-entropy of its logits, in one function.
 
     The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
 
-    The forward pass processes one chunk of tokens after another. For each, it also computes the gradients, in the
-    memory and precision of the chunk's logits. So the logits of all tokens are never in memory together, and none is
-    computed twice. The result can be differentiated only once.
+    The forward pass processes one chunk of tokens after another. For each chunk, it also computes the gradients, in the
+    memory and precision of the chunk's logits. The logits of all tokens are therefore never in memory together, and no
+    logit is computed twice. The result can be differentiated only once.
 
     PyTorch's own `linear_cross_entropy` (2.13) either computes all logits at once, or takes six times as long on a CPU.
     """
@@ -372,7 +389,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_sum: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Scale the gradients that `forward` has computed, in their memory.
+        """Scale, in place, the gradients that `forward` has computed.
 
         Raises:
             RuntimeError: If second derivatives are requested, which would silently be zero.
@@ -386,7 +403,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _differentiate(
     logits: Float[Tensor, "m V"], labels: Int[Tensor, "m 1"], z_weight: float, *, needs_gradient: bool
 ) -> tuple[Float[Tensor, "m 1"], Float[Tensor, "m 1"]]:
-    """Return nll and log Z of each token. If needed, replace its logits by the gradient of nll + `z_weight` · log² Z.
+    """Return nll and log Z of each token, and if needed replace its logits by the gradient of nll + `z_weight` · log²
+    Z.
 
     Softmax and gradient are computed in fp32 or better, one block of rows after another.
     """
@@ -398,7 +416,7 @@ def _differentiate(
         nll.append(-log_probs.gather(1, label))
         log_z.append(precise.gather(1, label) + nll[-1])
         if needs_gradient:
-            gradient = log_probs.exp_()  # of nll: the probabilities, minus 1 at the label
+            gradient = log_probs.exp_()  # gradient of nll: the probabilities, minus 1 at the label
             if z_weight:
                 gradient *= 1 + 2 * z_weight * log_z[-1]
             gradient.scatter_add_(1, label, torch.full_like(nll[-1], -1.0))

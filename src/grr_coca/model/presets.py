@@ -1,7 +1,8 @@
-"""Models by name. A preset is a function from a size to a full config. An arm copies a preset and changes a part.
+"""Models by name. A preset is a function from a size to a full config. An arm is a copy of a preset with one part
+changed.
 
 GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The arms between them have one or two of
-these parts, which yields all eight combinations. Widths, depths and the kind of RoPE are our choices, see
+these parts, so that all eight combinations exist. Widths, depths and the kind of RoPE are our choices; see
 `docs/design.md`.
 """
 
@@ -23,7 +24,7 @@ from grr_coca.model.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Depths, widths and lengths of a model. The preset determines its parts."""
+    """Depths, widths and lengths of a model, whose parts the preset determines."""
 
     image_size: int
     patch_size: int
@@ -31,7 +32,7 @@ class Size:
     image_dim: int
     image_heads: int
     text_layers: int
-    """Layers of the unimodal half; the multimodal half has the same number."""
+    """Number of layers in the unimodal half. The multimodal half has the same number."""
     text_dim: int
     text_heads: int
     vocab_size: int
@@ -49,7 +50,8 @@ class Size:
         text_layers: int | None = None,
         text_dim: int | None = None,
     ) -> "Size":
-        """Return the size with other depths and widths. Attention heads keep their width, so their number changes.
+        """Return the size with other depths and widths. The width of attention heads stays the same, so their number
+        changes.
 
         Raises:
             UserError: If a width is not a multiple of the width of a head.
@@ -63,7 +65,8 @@ class Size:
             if dim is not None and dim % (default // heads):
                 width = default // heads
                 raise UserError(
-                    f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; the nearest: "
+                    f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; the "
+                    "nearest multiples are "
                     f"{nearest_multiples(dim, width)}"
                 )
             if dim is not None:
@@ -118,8 +121,8 @@ SIZES = {
         num_queries=256,
         embed_dim=768,
     ),
-    # open_clip's coca_ViT-B-32. Each of its multimodal layers has two feed-forwards of 4 x width, one after the
-    # self-attention and one after the cross-attention. Ours has one, so it is twice as wide.
+    # Size of open_clip's coca_ViT-B-32. Each of its multimodal layers has two feed-forwards of 4 x width, one after
+    # self-attention and one after cross-attention. Our layers have one feed-forward, which is therefore twice as wide.
     "b32": Size(
         image_size=224,
         patch_size=32,
@@ -135,7 +138,7 @@ SIZES = {
         embed_dim=512,
         multimodal_mlp_ratio=8,
     ),
-    # open_clip's coca_ViT-L-14.
+    # Size of open_clip's coca_ViT-L-14.
     "l14": Size(
         image_size=224,
         patch_size=14,
@@ -171,17 +174,17 @@ def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> Transfor
 
 
 def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
-    """Return the hidden width at which GEGLU's three matrices have the same number of parameters as an MLP's two.
+    """Return the hidden width at which GEGLU's three matrices have as many parameters as the two of an MLP.
 
-    2/3 of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels. Below a width of
-    512, multiples of 64 would be too coarse, so it is a multiple of 8.
+    It is two thirds of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels. Below
+    a width of 512, multiples of 64 would be too coarse, so it is a multiple of 8.
     """
     multiple = 64 if embed_dim >= 512 else 8
     return max(multiple, round(2 * mlp_ratio * embed_dim / 3 / multiple) * multiple)
 
 
 def coca(size: str | Size) -> CoCaConfig:
-    """Return CoCa's original parts everywhere: LayerNorm, GELU feed-forwards, learned positions."""
+    """Return the config of the original CoCa: LayerNorm, GELU feed-forwards and learned positions everywhere."""
     s = size_of(size)
     image = _original_parts(s.image_layers, s.image_dim, s.image_heads)
     text = _original_parts(s.text_layers, s.text_dim, s.text_heads)
@@ -196,7 +199,7 @@ def coca(size: str | Size) -> CoCaConfig:
 
 
 def baseline_coca(size: str | Size) -> CoCaConfig:
-    """Return baseline CoCa: GRR text decoders and poolers, CoCa's original image encoder."""
+    """Return the config of baseline CoCa: GRR text decoders and poolers, and CoCa's original image encoder."""
     s, config = size_of(size), coca(size)
     text = replace(
         config.text_decoder.transformer,
@@ -215,7 +218,7 @@ def baseline_coca(size: str | Size) -> CoCaConfig:
 
 
 def baseline_geglu(size: str | Size) -> CoCaConfig:
-    """Return baseline CoCa with GEGLU in the image encoder, at matched parameters."""
+    """Return the config of baseline CoCa with GEGLU in the image encoder, at matched parameters."""
     config = baseline_coca(size)
     hidden_dim = geglu_hidden_dim(config.own_image_encoder.transformer.embed_dim)
     return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
@@ -233,40 +236,42 @@ def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:
 
 baseline_rms = _arm(baseline_coca, norm="rms")
 baseline_geglu_4x = _arm(baseline_coca, feed_forward="geglu")
-"""GEGLU with a hidden width of 4 x width: a third more parameters in the image encoder."""
+"""GEGLU with a hidden width of 4 x width, which gives the image encoder a third more parameters."""
 baseline_rope_1d = _arm(baseline_coca, position="rope_1d")
-"""RoPE over the patches' raster order."""
+"""RoPE over the patches in raster order."""
 baseline_rope_2d = _arm(baseline_coca, position="rope_2d")
-"""Axial RoPE over rows and columns."""
+"""Axial RoPE over rows and columns of patches."""
 baseline_rms_geglu = _arm(baseline_geglu, norm="rms")
 baseline_rms_rope_2d = _arm(baseline_coca, norm="rms", position="rope_2d")
 baseline_geglu_rope_2d = _arm(baseline_geglu, position="rope_2d")
 grr_coca = _arm(baseline_geglu, norm="rms", position="rope_2d")
-"""GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE in the image encoder too."""
+"""GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE also in the image encoder."""
 grr_coca_geglu_4x = _arm(baseline_geglu_4x, norm="rms", position="rope_2d")
 grr_coca_rope_1d = _arm(grr_coca, position="rope_1d")
 
 
 def grr_coca_parallel(size: str | Size) -> CoCaConfig:
-    """Return GRR-CoCa whose contrastive pooler reads the patch tokens, in parallel with the captioning pooler."""
+    """Return the config of a GRR-CoCa whose contrastive pooler reads the patch tokens, in parallel with the captioning
+    pooler.
+    """
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, arrangement="parallel"))
 
 
 def grr_coca_plus(size: str | Size) -> CoCaConfig:
-    """Return GRR-CoCa whose captions attend to the patch tokens: the model of our own recipe,
-    `studies/plus/pictograms.yaml`.
+    """Return the config of a GRR-CoCa whose captions attend to the patch tokens, as in `studies/plus/pictograms.yaml`.
 
-    No other part that was tried improved it.
+    No other part that was tried improved this model.
     """
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, num_queries=None))
 
 
 def open_clip_coca(size: str | Size) -> CoCaConfig:
-    """Return open_clip's CoCa, for its checkpoints: `b32` is its `coca_ViT-B-32`, `l14` its `coca_ViT-L-14`.
+    """Return the config of open_clip's CoCa, for its checkpoints: `b32` is `coca_ViT-B-32`, `l14` is `coca_ViT-L-14`.
 
-    See `docs/open-clip.md` for its differences from `coca`. Its context counts no [CLS], so ours is one longer.
+    See `docs/open-clip.md` for the differences from `coca`. open_clip's context does not count [CLS], so ours is one
+    token longer.
     """
     s, config = size_of(size), coca(size)
     image, text = config.own_image_encoder, config.text_decoder
@@ -307,7 +312,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
     """Return the config of a preset by name, in a named or custom size.
 
     Raises:
-        UserError: If the preset or the size does not exist; the message names the nearest name.
+        UserError: If the preset or the size does not exist. The message names the most similar name.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset '{name}'; {suggest_name(name, PRESETS)}")
@@ -315,7 +320,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
 
 
 def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
-    """Return the config with this normalization of queries and keys in all three stacks."""
+    """Return the config with the given normalization of queries and keys in all three stacks."""
     image, text, multimodal = config.own_image_encoder, config.text_decoder, config.multimodal_decoder
     return replace(
         config,
@@ -326,18 +331,19 @@ def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
 
 
 def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str | Size) -> CoCaConfig:
-    """Return the config whose captions attend to the captioning pooler, with the size's number of queries, or
-    to the patch tokens.
+    """Return a config whose captions attend to the captioning pooler or to the patch tokens.
+
+    A captioning pooler has the number of queries that the size specifies.
     """
     num_queries = size_of(size).num_queries if captions_from == "queries" else None
     return replace(config, poolers=replace(config.poolers, num_queries=num_queries))
 
 
 def size_of(size: str | Size) -> Size:
-    """Return the size with a name. A `Size` is returned unchanged.
+    """Return the size with the given name. A `Size` is returned unchanged.
 
     Raises:
-        UserError: If no size has that name; the message names the nearest name.
+        UserError: If no size has that name. The message names the most similar name.
     """
     if isinstance(size, Size):
         return size

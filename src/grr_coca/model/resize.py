@@ -1,8 +1,8 @@
 """Fit a checkpoint to larger or smaller images and to longer captions, for fine-tuning.
 
-Tables of RoPE, which are not weights, are computed for the new grid and the new context. Learned positions of patches
-are interpolated (bicubic, as for ViT, arXiv 2010.11929). Learned positions of tokens are kept, and the new ones are
-copies of the last, so captions that fitted before keep their embeddings and probabilities.
+RoPE's tables, which are not weights, are computed for the new grid and the new context. Learned patch positions are
+interpolated (bicubic, as for ViT, arXiv 2010.11929). Learned token positions are kept, and new positions are copies of
+the last one, so captions that fitted before keep their embeddings and probabilities.
 
 Shapes: P patches, D width, T positions of tokens.
 """
@@ -23,15 +23,15 @@ _PATCHES, _TOKENS = "image_encoder.position.embedding", "text_decoder.position.e
 
 
 def resized(checkpoint: Checkpoint, image_size: int | None = None, context_length: int | None = None) -> Checkpoint:
-    """Return the checkpoint for images of another size and captions of another length.
+    """Convert a checkpoint to images of another size and captions of another length.
 
     Args:
         checkpoint: Checkpoint to start from. It is not changed.
-        image_size: Pixels along a side; None keeps the size.
-        context_length: Maximum number of tokens of a caption; None keeps it.
+        image_size: New size in pixels. None keeps the size.
+        context_length: New maximum number of tokens in a caption. None keeps the number.
 
     Raises:
-        UserError: If the size is not a multiple of the patch size, or the context is shorter than before.
+        UserError: If the size is not a multiple of the patch size, or the new context is shorter than the old one.
     """
     config = checkpoint.config
     image, text = config.own_image_encoder, config.text_decoder
@@ -40,8 +40,9 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
         return checkpoint
     if context_length < text.context_length:
         raise UserError(
-            f"context_length {context_length} is shorter than the checkpoint's, {text.context_length}; "
-            "a context can only be lengthened"
+            f"context_length must be at least {text.context_length}, as in the checkpoint, because a "
+            "context can only be "
+            f"lengthened, got {context_length}"
         )
     config = replace(
         config,
@@ -60,7 +61,7 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
 
 
 def _interpolated(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tensor, "Q D"]:
-    """Return learned positions of the patches of a square grid, interpolated to another grid size."""
+    """Interpolate the learned positions of patches in a square grid to another grid size."""
     old = math.isqrt(len(positions))
     if old == grid_size:
         return positions
@@ -70,8 +71,8 @@ def _interpolated(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tens
 
 
 def _extended(positions: Float[Tensor, "T D"], context_length: int) -> Float[Tensor, "U D"]:
-    """Return learned positions of tokens, for a longer context.
+    """Extend the learned positions of tokens to a longer context.
 
-    The last position stays last, as it belongs to open_clip's [CLS].
+    The last position stays last, because it belongs to open_clip's [CLS].
     """
     return torch.cat([positions, positions[-1:].expand(context_length - len(positions), -1)])

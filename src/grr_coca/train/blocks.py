@@ -1,6 +1,6 @@
 """Gradient checkpointing and compilation of blocks.
 
-The model's code does not depend on either. The names of parameters stay the same.
+The model's code depends on neither, and the names of parameters stay the same.
 """
 
 import shutil
@@ -18,32 +18,34 @@ from grr_coca.model.blocks import ConvStem
 from grr_coca.model.coca import CoCa
 
 RECOMPILE_LIMIT = 32
-"""Maximum number of input kinds per compiled function. All blocks share their code. They are in three stacks, which
+"""Maximum number of input kinds per compiled function. All blocks share their code, and they are in three stacks, which
 run in training and in evaluation, with fewer patches, and with a smaller batch at the end of a split. At torch's own
-limit of 8, the compiler would silently stop compiling."""
+limit of 8, the compiler would silently stop compiling.
+"""
 
 CPP_COMPILERS = ("g++", "clang++", "c++")
 
 
 def checkpoint_blocks(model: CoCa) -> None:
-    """Keep only the inputs of blocks and of a convolutional stem for the backward pass, and recompute everything else
-    there.
+    """Keep only the inputs of blocks and of a convolutional stem for the backward pass, which recomputes everything
+    else.
 
-    Call it before the model is sharded. For compiled blocks, use only `compile_blocks`.
+    Call this before the model is sharded. For compiled blocks, use only `compile_blocks`.
     """
     for block in (*_stem(model), *_blocks(model)):
         block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
 
 
 def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
-    """Compile each block, and a convolutional stem, at its first run. Call it before the model is sharded.
+    """Compile each block, and a convolutional stem, when it first runs. Call this before the model is sharded.
 
-    The lengths of captions change from batch to batch, so blocks of the text decoders are compiled for any shape.
+    Caption lengths change from batch to batch, so the blocks of the text decoders are compiled for any shape.
 
     Args:
         model: Model, changed in place.
         recomputed: Fraction of a block's intermediate results that are recomputed in the backward pass instead of
-            stored. 1: only the inputs are kept. Below 1, the compiler drops the results that are cheapest to recompute.
+            stored. With 1, only the inputs are kept. Below 1, the compiler drops the results that are cheapest to
+            recompute.
 
     Raises:
         UserError: If the model is on a CPU, and no C++ compiler is found.
@@ -74,7 +76,7 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        # Blocks use no random numbers, so no random state must be preserved.
+        # Blocks use no random numbers, so random states need not be preserved.
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return recomputed

@@ -1,4 +1,4 @@
-"""A copy of a run folder in an object store, updated after each checkpoint."""
+"""Copy a run folder to an object store, and update the copy after each checkpoint."""
 
 import logging
 from pathlib import Path
@@ -15,8 +15,8 @@ _CHECKPOINTS = "checkpoints"
 def copy_run(folder: Path, url: str) -> None:
     """Copy new files of a run folder, and remove the checkpoints that the run has removed.
 
-    The manifest of a checkpoint is copied last, so an interrupted copy is not mistaken for a complete one. If the
-    store cannot be reached, this is reported, and the run continues: the next checkpoint updates the copy.
+    The manifest of a checkpoint is copied last, so that an interrupted copy is not mistaken for a complete one. If the
+    store cannot be reached, this is reported, and the run continues; the next checkpoint updates the copy.
     """
     url = url.rstrip("/")
     try:
@@ -34,7 +34,7 @@ def copy_run(folder: Path, url: str) -> None:
             if name.startswith(f"{_CHECKPOINTS}/"):
                 remove_file(f"{url}/{name}")
     except UserError as error:
-        log.warning("%s; the run continues, and is copied again after the next checkpoint", error)
+        log.warning("%s; the run continues, and the copy is updated after the next checkpoint", error)
 
 
 def _is_copied_manifest(name: str, path: Path, url: str, there: dict[str, int]) -> bool:

@@ -1,4 +1,4 @@
-"""Training with features of a frozen encoder: the feature encoder of a new run, and its statistics.
+"""Train with features of a frozen encoder: the feature encoder of a new run, and its statistics.
 
 Shapes: X width of the features.
 """
@@ -27,19 +27,20 @@ from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig, ImageEncoder
 from grr_coca.train.recipe import FeaturesRecipe, Recipe
 
 _STANDARDIZED = 256
-"""Number of images for standardizing features, evenly spread over the training pairs."""
+"""Number of images, evenly spread over the training pairs, from which the features are standardized."""
 _BATCH = 32
 _MIN_DEVIATION = 1e-3
-"""Minimum deviation of a channel, as a fraction of the mean deviation: a channel that is constant in training must not
-dominate other images."""
+"""Minimum standard deviation of a channel, as a fraction of the mean standard deviation. A channel that is constant in
+training must not dominate other images."""
 
 
 def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo, Keep]:
-    """Return the description of the frozen encoder of a recipe, and the part of its features that is used.
+    """Return the description of a recipe's frozen encoder, and the kind of its features that is used.
 
     Args:
         recipe: Recipe with `features`.
-        framing: Framing of drawings in the model. An encoder without stored features gets them framed, too.
+        framing: Framing of drawings in the model. If features are not stored, drawings are also framed for the
+            encoder.
 
     Raises:
         UserError: If the encoder cannot be opened, or a folder has no features.
@@ -55,16 +56,16 @@ def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo
 
 
 def with_feature_encoder(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Return the start of a run that trains with features. A model without a feature encoder gets a new one.
+    """Return the start of a run that trains with features, adding a feature encoder if the model has none.
 
-    If it replaces the image encoder, the other weights of the start are also kept.
+    If the feature encoder replaces the image encoder, all other weights of the start are kept.
 
     Args:
         start: Start of the run.
         recipe: Recipe of the run, with `features`.
 
     Raises:
-        UserError: If the frozen encoder cannot be used, or is not the one of the start.
+        UserError: If the frozen encoder cannot be used, or differs from the frozen encoder of the start.
     """
     features = recipe.features
     assert features is not None
@@ -88,20 +89,20 @@ def _require_same(start: Checkpoint, info: EncoderInfo, keep: Keep, features: Fe
     if own.digest != info.digest or taken.keep != keep:
         raise UserError(
             f"features: {info.name} ({keep}) differs from the frozen encoder of the checkpoint, {own.name} "
-            f"({taken.keep}), in weights, preprocessing or kept tokens; use that one"
+            f"({taken.keep}), in weights, preprocessing or kind of features; use the checkpoint's encoder"
         )
     if (start.config.image_encoder is not None) != features.beside:
         raise UserError(f"features: beside must be {str(not features.beside).lower()}, as in the checkpoint")
 
 
 def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: FeaturesRecipe) -> CoCaConfig:
-    """Return the config of a model with an added feature encoder, with the same parts as its image encoder.
+    """Add a feature encoder, with the same parts as the image encoder, to the config of a model.
 
     Args:
         config: Config without a feature encoder.
         info: Frozen encoder.
-        keep: Features of each image.
-        features: Key of the recipe.
+        keep: Kind of features of each image.
+        features: Recipe key with the settings.
 
     Raises:
         UserError: If the model cannot have a feature encoder.
@@ -118,12 +119,13 @@ def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: 
 
 @torch.no_grad()
 def standardize(start: Checkpoint, pairs: PairSource, ranks: Ranks) -> None:
-    """Set mean and deviation of each channel of the features, from some training images, unless the start has them.
+    """Set the mean and standard deviation of each feature channel from some training images, unless the start has
+    them.
 
     Args:
         start: Start of the run, changed in place.
         pairs: Training pairs.
-        ranks: All ranks; the first rank computes the statistics.
+        ranks: All ranks, of which the first computes the statistics.
 
     Raises:
         UserError: If features cannot be computed.

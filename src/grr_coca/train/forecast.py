@@ -1,4 +1,4 @@
-"""The forecast of a run (`--dry-run`): its time and memory, measured on its first batches."""
+"""Forecast a run (`--dry-run`): measure its time and memory on its first batches."""
 
 import itertools
 import sys
@@ -18,9 +18,9 @@ NUM_TIMED_STEPS = 2
 
 
 def forecast(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
-    """Return a forecast of the time and memory of a run, measured on its first batches.
+    """Forecast the time and memory of a run by measuring its first batches.
 
-    The first one is not timed, and nothing is saved.
+    The first batch is not timed, and nothing is saved.
 
     Raises:
         UserError: If the data or the validation split of the run are invalid.

@@ -1,4 +1,4 @@
-"""Progress, log (JSON lines and TensorBoard), throughput and learning curves of a run."""
+"""Progress of a run, its log (JSON lines and TensorBoard), its throughput and its learning curves."""
 
 import io
 import json
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL = 10
-"""Number of steps per line of the log, which has their means."""
+"""Number of steps per line of the log. A line has the means over these steps."""
 
 SPIKE_MEMORY = 100
 SPIKE_FACTOR = 6.0
-"""A loss is a spike if it is more than `SPIKE_FACTOR` standard deviations above the mean of the `SPIKE_MEMORY` losses
-before it."""
+"""Number of standard deviations above the mean of the previous `SPIKE_MEMORY` losses from which a loss counts as a
+spike."""
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """The state of a run besides weights and optimizer. A stopped run continues from it with identical results.
+    """State of a run besides weights and optimizer. A stopped run continues from this state with identical results.
 
-    It has no random state, as order, augmentation and dropped patches are functions of (seed, epoch, sample).
+    There are no random states, because order, augmentation and dropped patches are functions of (seed, epoch, sample).
 
     Attributes:
         step: Number of finished steps.
-        log_bytes: Size in bytes of the log after these steps.
+        log_bytes: Size of the log after these steps, in bytes.
         skipped: Number of skipped steps.
-        replaced: Number of replaced bad samples by cause.
+        replaced: Number of replaced bad samples, by cause.
         window: Metrics of the steps since the last line of the log.
-        recent: The newest losses.
+        recent: The most recent losses.
         best, best_step: Score and step of the best checkpoint.
     """
 
@@ -63,7 +63,7 @@ class Progress:
     best_step: int | None = None
 
     def add(self, metrics: dict[str, float]) -> str | None:
-        """Count a finished step. Return the problem with it (`not finite` or `spike`), or None."""
+        """Count a finished step, and return the problem with this step (`not finite` or `spike`), or None."""
         self.step += 1
         if not all(map(math.isfinite, metrics.values())):
             self.skipped += 1
@@ -76,8 +76,9 @@ class Progress:
         return "spike" if is_spike else None
 
     def take_window(self) -> dict[str, float]:
-        """Return the means of the metrics since the last line of the log, and the numbers of skipped steps and replaced
-        samples if not 0. The window is empty afterwards.
+        """Return the means of the metrics since the last line of the log, and empty the window.
+
+        The numbers of skipped steps and replaced samples are included if they are not 0.
         """
         rows, self.window = self.window, ()
         means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
@@ -85,7 +86,7 @@ class Progress:
         return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
 
     def beats_best(self, name: str, value: float, step: int) -> bool:
-        """Return whether a validation score is better than all earlier ones. If so, record it as the best."""
+        """Return whether a validation score is better than all earlier scores. If so, record it as the best."""
         if goodness(name, value) <= (-math.inf if self.best is None else goodness(name, self.best)):
             return False
         self.best, self.best_step = value, step
@@ -107,15 +108,15 @@ def goodness(name: str, value: float) -> float:
 LOG_FILE = "metrics.jsonl"
 
 NUM_LOGGED_CAPTIONS = 16
-"""Number of captions that each validation logs, always of the same images."""
+"""Number of captions that each validation logs, always for the same images."""
 
 
 class MetricLog:
-    """Log in `metrics.jsonl` (for programs) and `tensorboard/` (for users) of a run folder. Without a folder, it
-    writes nothing.
+    """Log of a run in `metrics.jsonl` (for programs) and `tensorboard/` (for users) of its folder. Without a folder,
+    nothing is written.
 
-    The lines of `metrics.jsonl` have no times, so a stopped and resumed run writes the same bytes as an
-    uninterrupted run. The throughput goes only to TensorBoard.
+    The lines of `metrics.jsonl` contain no times, so a stopped and resumed run writes the same bytes as an
+    uninterrupted run. The throughput is logged only to TensorBoard.
 
     Every method raises a `DiskError` that names the folder if the disk is full or cannot be written to.
     """
@@ -129,7 +130,7 @@ class MetricLog:
             with self._writing():
                 self._file = (folder / LOG_FILE).open("ab")
                 self._file.truncate(min(progress.log_bytes, self._file.tell()))
-                self._file.seek(0, os.SEEK_END)  # so that `tell` includes the kept lines
+                self._file.seek(0, os.SEEK_END)  # makes `tell` include the kept lines
                 self._board = _open_board(folder, progress.step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -142,14 +143,14 @@ class MetricLog:
         self._append({"step": step, "split": "events", "event": kind, **details})
 
     def show(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Log metrics to TensorBoard only."""
+        """Log metrics only to TensorBoard."""
         for name, value in metrics.items():
             if self._board is not None:
                 with self._writing():
                     self._board.add_scalar(f"{split}/{name}", value, step)
 
     def captions(self, step: int, captioned: CaptionedSplit) -> None:
-        """Log the model's captions of the first few images, next to a reference caption of each."""
+        """Log the model's captions of the first few images, each next to a reference caption."""
         shown = range(min(NUM_LOGGED_CAPTIONS, len(captioned.names)))
         rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
         self._append({"step": step, "split": "captions", "captions": rows})
@@ -194,16 +195,16 @@ class MetricLog:
 
 def _open_board(folder: Path, step: int) -> "SummaryWriter":
     require_extra("train", "the log of a run")
-    from torch.utils.tensorboard import SummaryWriter  # late: only training needs it
+    from torch.utils.tensorboard import SummaryWriter  # lazy import, because only training needs it
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 def device_use(device: torch.device) -> dict[str, float]:
-    """Return the use of a GPU since the last call; empty for other devices, whose log depends only on the run.
+    """Return the use of a GPU since the last call. It is empty for other devices, whose log depends only on the run.
 
-    `memory_gib`: peak memory of tensors, in GiB. `utilization`: fraction of the last second in which the GPU
-    computed; NVIDIA's package `nvidia-ml-py` must be installed.
+    `memory_gib` is the peak memory of tensors, in GiB. `utilization` is the fraction of the last second in which the
+    GPU computed, for which NVIDIA's package `nvidia-ml-py` must be installed.
     """
     if device.type != "cuda":
         return {}
@@ -215,7 +216,7 @@ def device_use(device: torch.device) -> dict[str, float]:
 
 
 class Throughput:
-    """Pairs per second since the last line of the log. Validation and saving are not included."""
+    """Throughput in pairs per second since the last line of the log, excluding validation and saving."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -242,7 +243,7 @@ class Throughput:
 
 
 def read_metrics(folder: Path, split: str) -> list[dict[str, float]]:
-    """Return the lines of one split of a run's log, in order. Events have the split `events`."""
+    """Return the lines of a run's log for one split, in order. Events have the split `events`."""
     lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["split"] == split]
 
@@ -267,14 +268,13 @@ MIN_VALIDATIONS = 2
 
 
 def draw_curves(folder: Path, best_step: int | None) -> None:
-    """Plot the log of a run in `CURVES_FILE` of its folder, from the second validation on, if matplotlib is
-    installed.
+    """Plot the log of a run to `CURVES_FILE` in its folder, from the second validation on, if matplotlib is installed.
 
     If the plot cannot be written, this is reported, and the run continues.
 
     Args:
         folder: The run folder.
-        best_step: Step of the run that is marked as the best; None: no mark.
+        best_step: Step of the run that is marked as the best. If None, no step is marked.
     """
     if find_spec("matplotlib") is None:
         return
@@ -284,11 +284,11 @@ def draw_curves(folder: Path, best_step: int | None) -> None:
     try:
         write_bytes_atomic(folder / CURVES_FILE, _picture(train, val, best_step))
     except OSError as error:
-        log.warning("%s: cannot be written (%s)", folder / CURVES_FILE, error.strerror or error)
+        log.warning("%s: cannot be written (%s); the run continues", folder / CURVES_FILE, error.strerror or error)
 
 
 def _picture(train: Rows, val: Rows, best_step: int | None) -> bytes:
-    from matplotlib.figure import Figure  # late: few runs draw, and the import takes half a second
+    from matplotlib.figure import Figure  # lazy import, because few runs draw and it takes half a second
 
     figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")
     panels = list(figure.subplots(1, 3))
@@ -315,7 +315,7 @@ def _picture(train: Rows, val: Rows, best_step: int | None) -> bytes:
 
 
 def _plot(axes: "Axes", rows: Rows, name: str, label: str, colour: str, *, scale: float = 1, style: str = "-") -> None:
-    """Plot a metric over the steps, if the log has it."""
+    """Plot a metric over the steps, if the log contains it."""
     points = [(row["step"], scale * row[name]) for row in rows if name in row]
     if points:
         steps, values = zip(*points, strict=True)

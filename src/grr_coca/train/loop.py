@@ -1,4 +1,4 @@
-"""The training loop: from a recipe to a checkpoint. Pretraining and fine-tuning differ only in their start model."""
+"""Training loop, from a recipe to a checkpoint. Pretraining and fine-tuning differ only in their start model."""
 
 import logging
 import math
@@ -61,9 +61,9 @@ class ValidationResult:
     """Result of one validation, the same on every rank.
 
     Attributes:
-        scores: Scores by their names in the log.
-        scaling: The temperature, and the bias of a sigmoid loss, used for the losses.
-        captioned: Captions from which the caption scores are computed; None if the recipe requests no captions.
+        scores: Scores, by their names in the log.
+        scaling: The temperature, and the bias of a sigmoid loss, that were used for the losses.
+        captioned: Captions from which the caption scores were computed. None if the recipe requests no captions.
     """
 
     scores: dict[str, float]
@@ -72,7 +72,7 @@ class ValidationResult:
 
 
 class Validation:
-    """Evaluation of a run's model on its validation split, always on the same pairs and images."""
+    """Evaluation of a run's model on its validation split, always with the same pairs and images."""
 
     def __init__(self, recipe: Recipe, val: PairSource, trainer: Trainer) -> None:
         self._recipe = recipe
@@ -82,7 +82,7 @@ class Validation:
         self._is_first_time = True
 
     def run(self, checkpoint: Checkpoint) -> ValidationResult:
-        """Evaluate the trainer's model, with the running average of its weights if there is one.
+        """Evaluate the trainer's model, with the running average of its weights if it has one.
 
         All ranks must call this.
         """
@@ -93,7 +93,8 @@ class Validation:
             )
             self._is_first_time = False
             scaling = self._scaling(results.embeddings)
-            # Rank 0 decides for all ranks: other processors may round differently and choose another best checkpoint.
+            # Rank 0 decides for all ranks, because other processors may round differently and choose another best
+            # checkpoint.
             evaluation = self._ranks.on_first(
                 lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights)
             )
@@ -109,7 +110,7 @@ class Validation:
         return self._ranks.on_first(lambda: refit_scaling(embeddings, learned, self._recipe.evaluation.batch_size))
 
     def _caption(self, checkpoint: Checkpoint) -> tuple[CaptionedSplit | None, dict[str, float]]:
-        """Caption some validation images, always the same ones, and score the captions."""
+        """Caption some validation images, always the same, and score the captions."""
         num_images = self._recipe.evaluation.num_captions
         if not num_images:
             return None, {}
@@ -130,7 +131,7 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_PICTURES = 30.0
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Called on rank 0 after every logged step, with the number of finished steps and the newest metrics."""
+"""Callback on rank 0 after every logged step, with the number of finished steps and the newest metrics."""
 
 
 def train(
@@ -143,17 +144,17 @@ def train(
     origin: Origin | None = None,
     stop: Callable[[Progress], bool] = lambda _: False,
 ) -> Checkpoint:
-    """Train from `start` to the last step of the recipe. Recipe, log and checkpoints are written to `out`.
+    """Train from `start` to the last step of the recipe, and write recipe, log and checkpoints to `out`.
 
     Args:
         recipe: Recipe of the run.
         start: Model to train, changed in place.
         out: The run folder.
-        ranks: This process among those of the run.
+        ranks: This process among the processes of the run.
         on_step: Called to report progress.
         resume_from: Checkpoint of the same run, from which `start` must be loaded; see `resume_point`.
-        origin: Checkpoint from which `start` of a new run was loaded, to be recorded in `out`; None: no record.
-        stop: Called before every step, with the same result on every rank; True ends the run before its last step.
+        origin: Checkpoint from which `start` of a new run was loaded, to be recorded in `out`. None records nothing.
+        stop: Called before every step, and must return the same on every rank. True ends the run before its last step.
 
     Raises:
         UserError: If the ranks cannot share a batch evenly, the data or the disk fails, or the loss
@@ -200,9 +201,7 @@ def train(
 
 
 class RankConsensus(NamedTuple):
-    """Totals over the global batch, and the common action of all ranks after the step: save, or stop because of a
-    signal.
-    """
+    """Totals over the global batch, and what all ranks do after the step: save, or stop because of a signal."""
 
     num_tokens: int
     num_replaced: int
@@ -211,7 +210,7 @@ class RankConsensus(NamedTuple):
 
 
 class Run:
-    """A run in progress on one rank: each step, and the validation, log and checkpoint after it."""
+    """Run in progress on one rank: each step, and the validation, log and checkpoint after the step."""
 
     def __init__(
         self,
@@ -273,7 +272,8 @@ class Run:
     def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> RankConsensus:
         """Exchange the state of all ranks before a step, so that all ranks make the same decisions."""
         minutes = (time.monotonic() - self.saved_at) / 60
-        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: rank 0 decides
+        # rank 0 decides, because clocks differ
+        is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes
         num_replaced = sum(len(batch.replaced) for batch in micro_batches)
         known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
         # On the CPU, so that the exchange does not synchronize with devices.
@@ -288,7 +288,7 @@ class Run:
         self.progress.replaced = dict(self.replacements.counts)
 
     def _count_step(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
-        """Count the step. If it was skipped or its loss was a spike, report that with the keys of its pairs."""
+        """Count the step. If it was skipped, or its loss was a spike, report this with the keys of its pairs."""
         what = self.progress.add(metrics)
         self.throughput.add()
         if what is None:
@@ -299,12 +299,14 @@ class Run:
         self.ranks.on_first(partial(self.metric_log.event, self.progress.step, what, keys=keys, **shown))
         if self.ranks.is_first:
             outcome = "skipped, loss or gradient not finite" if what == "not finite" else "a spike of the loss"
-            log.warning("step %d: %s; metrics.jsonl has the keys of its pairs", self.progress.step, outcome)
+            log.warning(
+                "step %d: %s; metrics.jsonl lists the keys of the pairs in this step", self.progress.step, outcome
+            )
         if self.progress.skipped_in_a_row >= self.recipe.health.max_skipped:
             raise DivergedError(
                 f"training diverged at step {self.progress.step}: loss or gradients were not finite for "
                 f"{self.progress.skipped_in_a_row} steps in a row (health: max_skipped); "
-                "lower optimizer: lr, or lengthen the warm-up"
+                "lower the learning rate (optimizer: lr), or lengthen the warm-up"
             )
 
     def _log_window(self) -> None:
@@ -322,7 +324,7 @@ class Run:
         self.ranks.on_first(report)
 
     def _validate(self) -> bool:
-        """Validate and log. Return whether the model is the best so far by the score that the recipe names."""
+        """Validate and log. Return whether the model is the best so far, by the score that the recipe names."""
         step, validated = self.progress.step, self.validation.run(self.checkpoint)
         if self.recipe.temperature == "refitted" and step == self.recipe.schedule.steps:
             self.trainer.set_scaling(validated.scaling)
@@ -347,7 +349,7 @@ class Run:
         self.throughput.restart()
 
     def _draw(self) -> None:
-        """Draw the learning curves at the last step, and only occasionally before it, as drawing takes time."""
+        """Draw the learning curves at the last step, and only occasionally before it, because drawing takes time."""
         now, best = time.monotonic(), self.progress.best_step
         if self.progress.step == self.recipe.schedule.steps or now - self.drawn_at > _SECONDS_BETWEEN_PICTURES:
             draw_curves(self.store.folder.parent, None if best is None else best - self.start.step)
@@ -357,21 +359,21 @@ class Run:
 def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
     if schedule.warmup_steps > schedule.steps:
         log.warning(
-            "schedule: %d warmup_steps are more than the %d steps, so the learning rate never reaches its peak",
+            "schedule: warmup_steps (%d) exceeds steps (%d), so the learning rate never reaches its peak",
             schedule.warmup_steps,
             schedule.steps,
         )
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
-    """Return the recipe with each `auto` replaced by a precision."""
+    """Replace each `auto` in a recipe by a precision."""
     if resume_from is not None:
         return with_numerics_of(recipe, resume_from)
     return ranks.on_first(lambda: resolve_precision(recipe, start.model, ranks.device)).for_autos_of(recipe)
 
 
 def _checked_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
-    """Return the fingerprint of the data, which must be the same in a resumed run."""
+    """Return the fingerprint of the data, which must be unchanged in a resumed run."""
     now = data_state(recipe, pairs, val)
     if resume_from is not None and (then := read_data_state(resume_from)) is not None:
         require_same_data(then, now, recipe, resume_from)

@@ -1,8 +1,8 @@
 """Exact gradients of a batch that does not fit into memory (`micro_batch_size`).
 
 The captioning loss is a sum over tokens, so the gradients of micro-batches add up. The contrastive loss compares every
-pair with every other, and so do the losses of a text teacher and of siblings. Their graph is cut at the embeddings
-(GradCache, Gao et al., arXiv 2101.06983):
+pair with every other pair, and so do the losses of a text teacher and of siblings. For these losses, the graph is cut
+at the embeddings (GradCache, Gao et al., arXiv 2101.06983):
 
 1. Compute the embeddings of all micro-batches, without a graph.
 2. Compute these losses of the embeddings, and their gradients with respect to the embeddings.
@@ -45,7 +45,7 @@ def accumulate_gradients(
     """Compute the gradients of `batch_loss` over all micro-batches, in the memory of one.
 
     Each micro-batch is run twice, the first time without a graph. The gradients are those of the loss times the number
-    of ranks. Return this rank's part of the losses, detached from the graph. Arguments are those of
+    of ranks. The result is this rank's part of the losses, detached from the graph. The arguments are those of
     `grr_coca.train.step.compute_gradients`.
     """
     ranks = model.ranks
@@ -71,14 +71,14 @@ def accumulate_gradients(
                 captioned, cut = model(run)
             (scale * ranks.size * weights.captioning * captioned.total + cut).backward()
         captions.append(torch.stack(captioned).detach())
-        del captioned, cut  # otherwise the rest of their graph would add to the memory of the next micro-batch
+        del captioned, cut  # otherwise, the rest of their graph would add to the memory of the next micro-batch
     summed = CaptioningLoss(*torch.stack(captions).sum(dim=0))
     return combine_losses(compared._replace(total=compared.total.detach()), summed, weights)
 
 
 @torch.no_grad()
 def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
-    """Return the embeddings of a batch, without a graph. The multimodal decoder does not run."""
+    """Embed a batch without a graph, and without running the multimodal decoder."""
     image = model.encode_image(batch.images, batch.kept_patches, batch.features).embedding
     text = model.encode_text(batch.token_ids, batch.lengths)
     return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher, batch.thing_ids)
@@ -91,7 +91,8 @@ def _captions_and_cut(
     weights: LossWeights,
     model: CoCa,
 ) -> tuple[CaptioningLoss, Float[Tensor, ""]]:
-    """Return the captioning loss of a micro-batch, and the linear function of its embeddings with these factors."""
+    """Return the captioning loss of a micro-batch, and the linear function of its embeddings that has the given
+    factors."""
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches, features=batch.features)
     lm_head = model.multimodal_decoder.lm_head.weight
     captioned = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)

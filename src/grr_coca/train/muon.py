@@ -1,10 +1,11 @@
-"""Muon: momentum whose update of a matrix is orthogonalized (Jordan, kellerjordan.github.io/posts/muon, 2024).
+"""Muon optimizer: momentum whose update of a matrix is orthogonalized (Jordan, kellerjordan.github.io/posts/muon,
+2024).
 
-It equals `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except that the precision of the
-orthogonalization is an argument. PyTorch's is always bf16. A CPU without bf16 instructions multiplies eighteen times as
-slowly in bf16 as in fp32.
+It equals `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except that the precision of the orthogonalization
+is an argument. In PyTorch, it is always bf16. On a CPU without bf16 instructions, products in bf16 take eighteen times
+as long as in fp32.
 
-Shapes: R rows, C columns of a matrix; N matrices of one shape.
+Shapes: R rows and C columns of a matrix; N matrices of the same shape.
 """
 
 import math
@@ -22,16 +23,15 @@ DTYPES: dict[MuonPrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch
 
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic Newton-Schulz iteration. After few iterations, singular values are between 0.7 and
-1.2."""
+"""Coefficients of the quintic Newton-Schulz iteration. After a few steps, singular values are between 0.7 and 1.2."""
 EPS = 1e-7
 RMS_OF_ADAMW = 0.2
-"""The usual root mean square of AdamW's update. Muon's updates are scaled to it (Liu et al., arXiv 2502.16982,
-section 2.2)."""
+"""Usual root mean square of AdamW's updates, to which Muon's updates are scaled (Liu et al., arXiv 2502.16982, section
+2.2)."""
 
 
 class Muon(Optimizer):
-    """Muon for matrices. Each parameter group can set `lr` and `weight_decay`. The decay is decoupled.
+    """Muon optimizer for matrices. Each parameter group can set `lr` and `weight_decay`. Weight decay is decoupled.
 
     A sharded matrix (DTensor) is gathered, orthogonalized completely on every rank, and sharded again, so a step is the
     same on any number of ranks.
@@ -58,7 +58,7 @@ class Muon(Optimizer):
         return loss
 
     def _momentum_update(self, matrix: Tensor) -> Tensor:
-        """Apply Nesterov momentum: move the gradient towards the running mean of all gradients."""
+        """Apply Nesterov momentum, which moves the gradient towards the running mean of all gradients."""
         state, gradient = self.state[matrix], matrix.grad
         assert gradient is not None, "matrices without a gradient are skipped"
         if not state:
@@ -74,15 +74,15 @@ def orthogonalize_all(matrices: Sequence[Float[Tensor, "R C"]], dtype: torch.dty
     if gathered[0].device.type == "cpu":
         done = [orthogonalize(matrix, dtype) for matrix in gathered]  # a batched product takes 1.2 to 1.4 times as long
     else:
-        done = orthogonalize(torch.stack(gathered), dtype)  # one kernel launch for all of them
+        done = orthogonalize(torch.stack(gathered), dtype)  # one kernel launch for all matrices
     return [shard_like(matrix, result) for matrix, result in zip(matrices, done, strict=True)]
 
 
 def orthogonalize(matrix: Float[Tensor, "*N R C"], dtype: torch.dtype) -> Float[Tensor, "*N R C"]:
-    """Return the nearest matrix with all singular values close to 1, by Newton-Schulz iterations in `dtype`."""
+    """Return the nearest matrix whose singular values are all close to 1, by Newton-Schulz iterations in `dtype`."""
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = (matrix.mT if is_tall else matrix).to(dtype)
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)  # no singular value is above 1
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)  # ensures that no singular value is above 1
     for _ in range(ITERATIONS):
         x = newton_schulz_step(x)
     return x.mT if is_tall else x
@@ -91,7 +91,7 @@ def orthogonalize(matrix: Float[Tensor, "*N R C"], dtype: torch.dtype) -> Float[
 def newton_schulz_step(x: Float[Tensor, "*N R C"]) -> Float[Tensor, "*N R C"]:
     """Run a Newton-Schulz iteration, which moves all singular values closer to 1.
 
-    R ≤ C, and no singular value is above 1.
+    The input must have R ≤ C and no singular value above 1.
     """
     a, b, c = COEFFICIENTS
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm

@@ -1,4 +1,4 @@
-"""The precisions of a run. `auto` is resolved once per run, by timing fp32 and bf16 on this machine."""
+"""Precisions of a run. `auto` is resolved once per run, by timing fp32 and bf16 on this machine."""
 
 import timeit
 from collections import Counter
@@ -17,26 +17,26 @@ from grr_coca.train.recipe import MuonPrecision, Precision, Recipe
 
 PROBE_TOKENS = 1024
 MIN_AUTOCAST_GAIN = 1.5
-"""Minimum speed-up of products for autocast to bf16, whose casts and copies offset smaller gains."""
+"""Minimum speed-up of products from which autocast to bf16 pays, because its casts and copies offset smaller gains."""
 TENSOR_CORES = (7, 0)
 """Compute capability of the first CUDA GPUs with fast products in fp16."""
 MIN_MUON_GAIN = 1.1
-"""Minimum speed-up for Muon in bf16, so that noise does not decide between equally fast precisions."""
+"""Minimum speed-up from which Muon uses bf16, so that noise does not decide between equally fast precisions."""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """`precision` of forward and backward passes: `fp32`, `bf16` or `fp16`; and `muon_precision` of Muon's
-    orthogonalization: `fp32` or `bf16`.
+    """Precisions of a run.
 
-    With AdamW `muon_precision` stays `auto`, as there is nothing to resolve.
+    `precision` of the forward and backward passes is `fp32`, `bf16` or `fp16`. `muon_precision` of Muon's
+    orthogonalization is `fp32` or `bf16`; with AdamW, it stays `auto`, because there is nothing to resolve.
     """
 
     precision: Precision
     muon_precision: MuonPrecision
 
     def for_autos_of(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with these precisions instead of `auto`. Explicit precisions are kept."""
+        """Replace each `auto` in a recipe by these precisions. Explicit precisions are kept."""
         optimizer = recipe.optimizer
         if optimizer.muon_precision == "auto":
             recipe = replace(recipe, optimizer=replace(optimizer, muon_precision=self.muon_precision))
@@ -44,7 +44,7 @@ class Numerics:
 
 
 def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
-    """Return the precisions of a recipe. For `auto`, time both precisions, and choose the faster one.
+    """Resolve the precisions of a recipe. For `auto`, time both precisions, and choose the faster one.
 
     Args:
         recipe: Recipe of the run.
@@ -62,8 +62,8 @@ def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Nume
 def faster_for_passes(width: int, device: torch.device) -> Precision:
     """Return the precision with the fastest forward and backward passes.
 
-    A CUDA GPU gains if it supports bf16 products. Older GPUs (V100, T4) emulate them, but have fast products in fp16. A
-    CPU gains from bf16 if a feed-forward product of the model's width gains.
+    A CUDA GPU that supports bf16 products is faster in bf16. Older GPUs (V100, T4) only emulate bf16, but have fast
+    products in fp16. A CPU uses bf16 if a feed-forward product of the model's width is faster in bf16.
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):

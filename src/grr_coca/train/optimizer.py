@@ -1,4 +1,4 @@
-"""The optimizers: trainable parameters, update rules, learning rates, and the running average of the weights."""
+"""Optimizers: trainable parameters, update rules, learning rates, and the running average of the weights."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ from grr_coca.train.parallel import by_kind, whole
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
-    # The poolers are also frozen: if they were trained, the image embeddings would drift.
+    # The poolers are also frozen, because training them would change the image embeddings.
     "image_encoder": ("image_encoder", "feature_encoder", "captioning_pooler", "contrastive_pooler", "image_proj"),
-    # CoCa's frozen-feature protocol (section 4.2.1): the backbone is frozen, the poolers are trained.
+    # CoCa's frozen-feature protocol (section 4.2.1): the backbone is frozen, and the poolers are trained.
     "image_backbone": ("image_encoder",),
     "text_decoder": ("text_decoder", "text_proj"),
     "multimodal_decoder": ("multimodal_decoder",),
@@ -28,16 +28,18 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 
 
 def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str, float] | None = None) -> None:
-    """Freeze the named parts, and parts with learning rate 0.
+    """Freeze the named parts, and parts whose learning rate is 0.
 
     Raises:
-        UserError: If no trainable part remains, the model lacks a part, or a rate matches no parameter or a
-            frozen part.
+        UserError: If no trainable part remains, the model does not have a part, or a learning rate matches no parameter
+            or only a frozen part.
     """
     for part in parts:
         modules = [module for name, module in model.named_children() if name in FROZEN_MODULES[part]]
         if not modules:
-            raise UserError(f"freeze: {part}: this model takes features of a frozen encoder instead; remove it")
+            raise UserError(
+                f"freeze: {part}: this model takes features of a frozen encoder instead; remove this part from freeze"
+            )
         for module in modules:
             module.requires_grad_(False)
     own = learning_rates or {}
@@ -53,11 +55,12 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not learns - {"logit_scale", "logit_bias"}:
         frozen = [*parts, *(beginning for beginning, rate in own.items() if not rate)]
-        raise UserError(f"freeze {', '.join(frozen)}: no trainable part remains")
+        raise UserError(f"freeze {', '.join(frozen)}: no trainable part remains; freeze fewer parts")
 
 
 def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: float) -> dict[str, float]:
-    """Return the peak learning rate of each parameter by name, as given for the longest prefix of the name.
+    """Return the peak learning rate of each parameter by its name. The longest given prefix of the name determines the
+    rate.
 
     Args:
         model: The model.
@@ -65,7 +68,7 @@ def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: f
         default: Rate of all other parameters.
 
     Raises:
-        UserError: If no parameter has a given prefix; the message names the nearest prefix.
+        UserError: If no parameter has a given prefix. The message names the most similar prefix.
     """
     names = [name for name, _ in model.named_parameters()]
     for part in learning_rates:
@@ -79,14 +82,15 @@ def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: f
 
 
 def _begins_with(name: str, part: str) -> bool:
-    """Return whether a parameter belongs to a part of the model: `blocks.1` is a prefix of `blocks.1.norm`, not of
-    `blocks.10`.
+    """Return whether a parameter belongs to a part of the model.
+
+    For example, `blocks.1.norm` belongs to `blocks.1`, but `blocks.10` does not.
     """
     return f"{name}.".startswith(f"{part}.")
 
 
 def _beginnings(names: Sequence[str]) -> set[str]:
-    """Return all prefixes of the parameter names, including the names."""
+    """Return all prefixes of the parameter names, including the names themselves."""
     split = [name.split(".") for name in names]
     return {".".join(words[: end + 1]) for words in split for end in range(len(words))}
 
@@ -96,7 +100,7 @@ class Optimizers:
 
     Attributes:
         optimizers: The torch optimizers, for saving and loading their state. Every parameter group has a `peak_lr` and
-            an `lr_scale`, the factor of layer-wise decay for its learning rate.
+            an `lr_scale`, which is the factor of layer-wise decay for its learning rate.
     """
 
     def __init__(self, model: CoCa, optimizer: OptimizerRecipe, schedule: ScheduleRecipe) -> None:
@@ -107,8 +111,9 @@ class Optimizers:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0, for all parts without a separate rate, before layer-wise
-        decay.
+        """Return the learning rate of a step, counted from 0, before layer-wise decay.
+
+        It applies to all parts without a separate learning rate.
         """
         return self._peak_lr * lr_factor(step, self._schedule)
 
@@ -119,7 +124,7 @@ class Optimizers:
         return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
     def clip(self, norm: Tensor, value: float) -> None:
-        """Clip the gradients to the recipe's norm.
+        """Clip the gradients to the norm in the recipe.
 
         Args:
             norm: Result of `gradient_norm`.
@@ -135,7 +140,7 @@ class Optimizers:
             scale_each(gradients, 1 / divisor)
 
     def update(self, step: int) -> None:
-        """Update the weights by the gradients, and clear the gradients."""
+        """Update the weights with the gradients, and clear the gradients."""
         factor = lr_factor(step, self._schedule)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -162,13 +167,13 @@ def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
 
 
 class ParameterKinds(NamedTuple):
-    """The trainable parameters of a model, grouped by update rule.
+    """Trainable parameters of a model, grouped by update rule.
 
-    Matrices are the weights of linear maps. They have weight decay; the others (embeddings, queries, norms, biases and
-    the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding
-    and the kernels of a convolutional stem, which are kept as matrices, are included: their inputs are neighbouring
-    pixels, which are so similar that AdamW, with a step of about the same size for each weight, would move them all in
-    the same way.
+    Matrices are the weights of linear maps, and have weight decay. All other parameters (embeddings, queries, norms,
+    biases and the temperature) have none. The hidden matrices are all matrices except the head's, and Muon updates
+    them. They include the patch embedding and the kernels of a convolutional stem, which are stored as matrices. Their
+    inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size for each weight,
+    would move all of these weights in the same way.
     """
 
     hidden: list[nn.Parameter]
@@ -177,7 +182,7 @@ class ParameterKinds(NamedTuple):
 
 
 def parameter_kinds(model: CoCa) -> ParameterKinds:
-    """Return the trainable parameters of a model, grouped by kind. Each has exactly one kind."""
+    """Group the trainable parameters of a model by kind. Each parameter has exactly one kind."""
     head = model.multimodal_decoder.lm_head.weight
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -189,11 +194,11 @@ def parameter_kinds(model: CoCa) -> ParameterKinds:
 
 
 def layer_depth(model: CoCa, name: str) -> int:
-    """Return the number of layers from a parameter to the nearest head (lm_head, text_proj, image_proj); 0 for the
-    heads.
+    """Return the number of layers from a parameter to the nearest head (lm_head, text_proj, image_proj), or 0 for a
+    head.
 
     Each stack is counted separately, from its last block down. Embeddings count as one layer below the first block. The
-    poolers are one layer above the image encoder. A final norm counts with the layer after it.
+    poolers are one layer above the image encoder. A final norm belongs to the layer after it.
     """
     part, _, inner = name.partition(".")
     if part in ("captioning_pooler", "contrastive_pooler"):
@@ -218,7 +223,7 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     }
     decayed = [*(kinds.hidden if recipe.name == "adamw" else []), *kinds.other_matrices]
     by_adamw = _groups(decayed, rates, recipe.weight_decay) + _groups(kinds.rest, rates, 0.0)
-    # `fused` makes one pass over weights, gradients and state instead of a dozen.
+    # `fused` makes one pass over weights, gradients and state instead of a dozen passes.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
         assert recipe.muon_precision != "auto", "`resolve_precision` has replaced it"
@@ -228,14 +233,14 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
 
 
 class _Rate(NamedTuple):
-    """The learning rate of a parameter: its peak, and the factor of layer-wise decay."""
+    """Learning rate of a parameter: its peak, and the factor of layer-wise decay."""
 
     peak_lr: float
     lr_scale: float
 
 
 def _groups(parameters: list[nn.Parameter], rates: dict[nn.Parameter, _Rate], weight_decay: float) -> list[dict]:
-    """Return parameter groups for torch's optimizers, one for each learning rate."""
+    """Return parameter groups for torch's optimizers, one per learning rate."""
     by_rate = {rate: [p for p in parameters if rates[p] == rate] for rate in sorted(set(rates.values()))}
     return [
         {"params": kind, **rate._asdict(), "weight_decay": weight_decay}
@@ -248,12 +253,11 @@ NUM_UPDATES = "num_updates"
 
 
 class Ema:
-    """Exponential moving average of a model's trainable parameters, in fp32 at least. It is often better than
-    the weights themselves, especially while the learning rate is high.
+    """Exponential moving average of a model's trainable parameters, in fp32 or better.
 
-    After each step, average ← d · average + (1 - d) · weights. Update n, counted from 0, has
-    d = min(decay, (1 + n) / (10 + n)). As d starts low, the random initial weights soon leave the
-    average. It works on plain parameters and on sharded ones (DTensor).
+    It is often better than the weights themselves, especially while the learning rate is high. After each step, average
+    ← d · average + (1 - d) · weights. Update n, counted from 0, has d = min(decay, (1 + n) / (10 + n)). As d is small
+    at first, the random initial weights soon vanish from the average. Parameters may be sharded (DTensor).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -264,7 +268,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the current weights to the average. Call it once after every step of the optimizer."""
+        """Add the current weights to the average. Call this once after every step of the optimizer."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
         for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
@@ -276,13 +280,15 @@ class Ema:
         self._average[name].copy_(value)
 
     def apply(self) -> None:
-        """Replace the weights of the model by their average, permanently."""
+        """Replace the model's weights by their average, permanently."""
         self._copy(self._average, self._weights)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Replace the weights by their average within the context. Afterwards, even after an exception, the weights are
-        restored bit for bit."""
+        """Replace the weights by their average within the context.
+
+        Afterwards, even after an exception, the weights are restored bit for bit.
+        """
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
         try:
             self.apply()
@@ -298,11 +304,11 @@ class Ema:
         """Continue from a `state_dict` of the same model.
 
         Raises:
-            ValueError: If the state has other parameters; the message names the first.
+            ValueError: If the state has other parameters. The message names the first of them.
         """
         differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
         if differing:
-            raise ValueError(f"the state does not match the model: they differ in the parameter {differing[0]}")
+            raise ValueError(f"the state does not match the model: parameter {differing[0]} is in only one of them")
         self._copy(state, self._average)
         self._num_updates = int(state[NUM_UPDATES])
 

@@ -1,6 +1,6 @@
 """A model on several ranks: a copy on each rank (DDP), or its weights sharded over the ranks (FSDP2).
 
-The file also has functions for tensors that may be sharded (DTensor).
+This module also has functions for tensors that may be sharded (DTensor).
 """
 
 import warnings
@@ -22,15 +22,18 @@ T = TypeVar("T")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor from all ranks, which must all call this. An unsharded tensor is returned unchanged."""
+    """Gather a sharded tensor from all ranks, which must all call this.
+
+    A tensor that is not sharded is returned unchanged.
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
-    """Shard a tensor like an example, on its device. Every rank must have the full tensor.
+    """Shard a tensor like an example, on the example's device. Every rank must have the full tensor.
 
-    It stays unsharded if the example is unsharded or has another shape, like the number of updates in an optimizer's
-    state next to the moments of a sharded parameter.
+    The tensor stays unsharded if the example is not sharded or has another shape. An example is the number of updates
+    in an optimizer's state, next to the moments of a sharded parameter.
     """
     if not isinstance(example, DTensor) or tensor.shape != example.shape:
         return tensor
@@ -40,8 +43,8 @@ def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
 def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Split tensors into sharded and unsharded ones. An empty list is omitted.
 
-    PyTorch's operations on lists of tensors do not accept mixed lists. FSDP2 does not shard scalars, so a sharded
-    model has both.
+    PyTorch's operations on lists of tensors do not accept mixed lists. FSDP2 does not shard scalars, so a sharded model
+    has both kinds.
     """
     tensors = list(tensors)
     kinds = ([t for t in tensors if isinstance(t, DTensor) is is_sharded] for is_sharded in (True, False))
@@ -49,23 +52,23 @@ def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 class TrainedCoCa(nn.Module):
-    """A function of CoCa, such as its loss, as one forward pass. DDP requires that it uses all parameters."""
+    """Function of CoCa, such as its loss, as one forward pass. DDP requires that it uses all parameters."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, function: Callable[[CoCa], T]) -> T:
-        """Call the function with the model."""
+        """Call the function with the model as its argument."""
         return function(self.model)
 
 
 class ParallelModel:
-    """A model in training on all ranks. `raw` is the CoCa itself, whose names are used for saving weights.
+    """Model that is trained on all ranks. `raw` is the CoCa itself, by whose names weights are saved.
 
     Both wrappers (DDP and FSDP) average gradients over the ranks. To get the sum, the caller multiplies the loss by the
     number of ranks before `backward`. Neither wrapper exchanges the gradients of scalars such as the temperature, which
-    FSDP cannot shard: after `backward`, call `average_scalar_gradients`.
+    FSDP cannot shard, so call `average_scalar_gradients` after `backward`.
     """
 
     def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
@@ -79,7 +82,7 @@ class ParallelModel:
             self._forward = _replicate(trained)
 
     def __call__(self, function: Callable[[CoCa], T]) -> T:
-        """Return the result of a function of the model, such as its loss, which must use all parameters."""
+        """Return the result of a function of the model, such as its loss. The function must use all parameters."""
         return self._forward(function)
 
     def average_scalar_gradients(self) -> None:
@@ -89,19 +92,21 @@ class ParallelModel:
                 self.ranks.sum(scalar.grad).div_(self.ranks.size)
 
     def forget_gathered(self) -> None:
-        """Make the next pass gather the weights again. Call it after any change of the weights except by an optimizer.
+        """Make the next pass gather the weights again. Call this after any change of the weights that no optimizer
+        makes.
 
-        FSDP's root stays gathered after a pass without a backward pass, and would use its old weights in the next
-        pass.
+        FSDP's root stays gathered after a forward pass without a backward pass, and would use its old weights in the
+        next pass.
         """
         if isinstance(self.raw, FSDPModule):
             self.raw.reshard()
 
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
-        """Set within a context whether backward passes exchange gradients between the ranks.
+        """Set, within a context, whether backward passes exchange gradients between ranks.
 
-        FSDP always does: otherwise each rank would hold the gradients of the whole model until the last micro-batch.
+        FSDP always exchanges them, because otherwise each rank would store the gradients of the whole model until the
+        last micro-batch.
         """
         if isinstance(self._forward, DistributedDataParallel) and not gradients:
             with self._forward.no_sync():
@@ -111,20 +116,20 @@ class ParallelModel:
 
 
 def scalar_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the temperature, and the bias of the sigmoid loss if it exists."""
+    """Return the temperature and, if there is one, the bias of the sigmoid loss."""
     return [parameter for parameter in model.parameters() if parameter.ndim == 0]
 
 
 def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
-    # DDP manages the parameters that require a gradient when it is constructed, so scalars must not require one at that
-    # time.
+    # When it is constructed, DDP takes over all parameters that require a gradient, so scalars must not require one at
+    # that time.
     scalars = [scalar for scalar in scalar_parameters(trained) if scalar.requires_grad]
     for scalar in scalars:
         scalar.requires_grad_(False)
     with warnings.catch_warnings():
         # torch 2.13 has a new name for `broadcast_buffers`, which torch 2.10 does not have.
         warnings.simplefilter("ignore", FutureWarning)
-        # Every rank builds or loads the same weights and tables, so no broadcast is needed.
+        # Every rank builds or loads the same weights and tables, so nothing needs to be broadcast.
         replicated = DistributedDataParallel(
             trained, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
@@ -134,10 +139,10 @@ def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
 
 
 def _shard(model: CoCa, ranks: Ranks) -> None:
-    """Shard the model in place. Each block is a unit that is gathered when needed.
+    """Shard the model in place. Each block is a unit that is gathered when it is needed.
 
-    The other parts of the model form one unit, the root. It is gathered at the start of the forward pass, and stays so
-    until the end of the backward pass, because the losses read the head's weight between the two.
+    All other parts of the model form one unit, the root. It is gathered at the start of the forward pass, and stays
+    gathered until the end of the backward pass, because the losses read the head's weight between the two.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for stack in model.stacks:

@@ -1,13 +1,13 @@
 """Search for the learning rate and length of fine-tuning, based on scores of validation pairs.
 
-Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) finds the rate: all rates train for a quarter of the
-recipe's steps, the better half for the same number of steps again, and so on. The last trial continues until its score
-no longer improves, which determines the length. Until then, rates are constant after the warm-up. So the best
-checkpoint is also the beginning of the run with the chosen recipe (`ScheduleRecipe.decay_steps`), and no step is
-trained twice.
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) finds the learning rate: all rates train for a quarter of
+the recipe's steps, the better half for the same number of steps again, and so on. The last trial continues until its
+score no longer improves, which determines the length. Until then, learning rates are constant after the warm-up. The
+best checkpoint is therefore also the beginning of the run with the chosen recipe (`ScheduleRecipe.decay_steps`), and no
+step is trained twice.
 
-A trial is a run in `OUT/search`. All decisions follow from the logs of trials, so a stopped search continues
-exactly.
+A trial is a run in `OUT/search`. All decisions follow from the logs of the trials, so a stopped search continues with
+identical results.
 """
 
 import json
@@ -29,7 +29,7 @@ from grr_coca.train.recipe import CheckpointRecipe, Recipe, Score, save_recipe
 from grr_coca.train.run_checkpoints import CheckpointStore, Origin, resume_point, with_numerics_of
 
 FACTORS = (1 / 3, 1.0, 3.0, 9.0)
-"""Candidate learning rates, as factors of the recipe's."""
+"""Candidate learning rates, as factors of the learning rate in the recipe."""
 MAX_LENGTH = 2
 """Maximum number of steps before the decay, as a factor of the recipe's steps."""
 PATIENCE = 3
@@ -38,22 +38,22 @@ DECAY_SHARE = 0.25
 """Number of decay steps, as a fraction of the steps before them."""
 SEARCH_FILE = "search.json"
 TRIALS = "search"
-"""Folder in a run folder for the runs of an unfinished search."""
+"""Folder, within a run folder, for the runs of an unfinished search."""
 _MIN_VALIDATIONS = 4
-"""Minimum number of validations within the recipe's number of steps."""
+"""Minimum number of validations within the number of steps in the recipe."""
 
 OnTrialStep = Callable[[int, str], object]
-"""Called on rank 0 with the number of finished steps of all trials, and the kind of the newest step."""
+"""Callback on rank 0, with the number of finished steps of all trials, and the kind of the newest step."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate learning rate with its results.
+    """Candidate learning rate with its results.
 
     Attributes:
         lr: Learning rate.
         scores: Validation scores by step.
-        diverged: Whether the loss was non-finite for too long.
+        diverged: Whether the loss was not finite for too many steps.
     """
 
     lr: float
@@ -63,7 +63,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The content of `search.json`.
+    """Content of `search.json`.
 
     Attributes:
         score: Name of the validation score.
@@ -71,7 +71,7 @@ class Found:
         lr: Chosen rate.
         steps: Chosen number of steps, including the decay.
         decay_steps: Number of decay steps.
-        improving: Whether the score was still improving at the limit of steps.
+        improving: Whether the score was still improving when the limit of steps was reached.
     """
 
     score: str
@@ -82,7 +82,7 @@ class Found:
     improving: bool
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the chosen values, which keeps the checkpoint with the best score."""
+        """Return a recipe with the chosen values, which also keeps the checkpoint with the best score."""
         schedule = replace(recipe.schedule, steps=self.steps, decay_steps=self.decay_steps)
         checkpoints = replace(recipe.checkpoints, keep_best=_score(recipe))
         return replace(_with_rate(recipe, self.lr), schedule=schedule, checkpoints=checkpoints)
@@ -99,13 +99,13 @@ def most_steps(recipe: Recipe) -> int:
 def search_rate(
     recipe: Recipe, make_start: Callable[[], Checkpoint], out: Path, ranks: Ranks, origin: Origin, on_step: OnTrialStep
 ) -> Recipe:
-    """Find the learning rate and the number of steps, and write the beginning of the run with them.
+    """Find the learning rate and the number of steps, and write the beginning of the run that uses them.
 
     Args:
         recipe: Recipe with the initial rate and number of steps.
         make_start: Function that loads the start checkpoint.
-        out: Run folder. An unfinished search in it is continued.
-        ranks: This process among those of the run.
+        out: Run folder. If it contains an unfinished search, the search continues.
+        ranks: This process among the processes of the run.
         origin: Start checkpoint of the run.
         on_step: Called to report progress.
 
@@ -113,7 +113,7 @@ def search_rate(
         Recipe of the run in `out`, for resuming it.
 
     Raises:
-        UserError: As for `train`, or if the rate is 0, all rates diverged, or `out` holds a run without a search.
+        UserError: As for `train`, or if the rate is 0, all rates diverged, or `out` contains a run without a search.
         Interruption: If a signal stopped the search. It is saved.
     """
     if not recipe.optimizer.lr:
@@ -125,21 +125,23 @@ def search_rate(
 
 
 def read_search(out: Path) -> Found | None:
-    """Read the search of a run; None if it has not finished.
+    """Read the search of a run, or return None if it has not finished.
 
     Raises:
-        UserError: If the file is corrupt, or the folder holds a run without a search.
+        UserError: If the file is corrupt, or the folder contains a run without a search.
     """
     path = out / SEARCH_FILE
     if path.exists():
         return from_dict(Found, read_json(path), str(path))
     if checkpoints_by_step(out / "checkpoints"):
-        raise UserError(f"{out}: has a run without a search; continue it without --search, or pass another --out")
+        raise UserError(
+            f"{out}: contains a run without a search; continue that run without --search, or pass another --out"
+        )
     return None
 
 
 class _Search:
-    """A search in progress on one rank."""
+    """Search in progress on one rank."""
 
     def __init__(
         self,
@@ -158,7 +160,7 @@ class _Search:
         self._trained: dict[float, int] = {}
 
     def run(self) -> Found:
-        """Search to the end."""
+        """Run the search to its end."""
         rates, rung = [factor * self._recipe.optimizer.lr for factor in FACTORS], _first_rung(self._recipe)
         while len(rates) > 1:
             for rate in rates:
@@ -177,7 +179,9 @@ class _Search:
         scores = self._trials[rate].scores
         best = max(map(int, scores), key=lambda step: self._goodness(rate, step), default=0)
         if self._goodness(rate, best) == -math.inf:
-            raise DivergedError("no learning rate of the search has a finite score; lower optimizer: lr")
+            raise DivergedError(
+                "no learning rate in the search has a finite score; lower the learning rate (optimizer: lr)"
+            )
         decay = max(1, round(DECAY_SHARE * best))
         improving = max(map(int, scores)) - best < patience
         return Found(
@@ -194,7 +198,7 @@ class _Search:
         return goodness(self._score, math.nan if trial.diverged else trial.scores.get(str(step), math.nan))
 
     def _train(self, rate: float, stop: Callable[[Progress], bool]) -> None:
-        """Continue a trial until `stop`."""
+        """Continue a trial until `stop` returns True."""
         out = _trial_folder(self._folder, rate)
         recipe = self._ranks.on_first(lambda: self._with_known_numerics(_trial_recipe(self._recipe, rate)))
         point = self._ranks.on_first(lambda: resume_point(out, recipe, self._origin))
@@ -214,7 +218,7 @@ class _Search:
         self._trials[rate] = Trial(rate, {str(int(row["step"])): row[self._score] for row in rows}, diverged)
 
     def _with_known_numerics(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the precisions chosen by the first trial."""
+        """Return a recipe with the precisions that the first trial chose."""
         for factor in FACTORS:
             folder = _trial_folder(self._folder, factor * self._recipe.optimizer.lr) / "checkpoints"
             if (point := CheckpointStore(folder, keep_last=1).newest()) is not None:
@@ -234,7 +238,7 @@ def _interval(recipe: Recipe) -> int:
 
 
 def _first_rung(recipe: Recipe) -> int:
-    """Return the number of steps of the first comparison: about a quarter of the recipe's, in full validation
+    """Return the number of steps before the first comparison: about a quarter of the recipe's, in full validation
     intervals.
     """
     interval = _interval(recipe)
@@ -252,14 +256,14 @@ def _trial_folder(folder: Path, rate: float) -> Path:
 
 
 def _trial_recipe(recipe: Recipe, rate: float) -> Recipe:
-    """Return the recipe of a trial, which never reaches its last step, at which a run does extra work."""
+    """Return the recipe of a trial. The trial never reaches its last step, at which a run does additional work."""
     schedule = replace(recipe.schedule, steps=_limit(recipe) + 1, decay_steps=0)
     checkpoints = CheckpointRecipe(minutes=recipe.checkpoints.minutes, keep_last=1, keep_best=_score(recipe))
     return replace(_with_rate(recipe, rate), schedule=schedule, checkpoints=checkpoints)
 
 
 def _with_rate(recipe: Recipe, rate: float) -> Recipe:
-    """Return a recipe with another learning rate. Rates of parts are changed by the same factor."""
+    """Return a recipe with another learning rate. The learning rates of parts change by the same factor."""
     optimizer = recipe.optimizer
     parts = {part: own * (rate / optimizer.lr) for part, own in optimizer.learning_rates.items()}
     evaluation = replace(recipe.evaluation, interval=_interval(recipe))

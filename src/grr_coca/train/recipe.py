@@ -1,4 +1,4 @@
-"""A recipe: all settings of a run in one editable YAML file. Every run saves it with all defaults.
+"""Recipe: all settings of a run in one editable YAML file. Every run saves its recipe with all defaults.
 
 Paths in a recipe are relative to the recipe's own folder, so the recipe works from any working directory.
 """
@@ -51,15 +51,16 @@ Score = Literal[
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A preset and a size. None keeps the value of preset and size.
+    """Preset and size of a model, and changes to them. None keeps the value that preset and size define.
 
-    Fine-tuning takes the model of its checkpoint, so its recipe has no preset and no size; `image_size` and a longer
-    `context_length` may change there (see `grr_coca.model.resize`).
+    Fine-tuning takes the model of its checkpoint, so its recipe has neither preset nor size, but may set `image_size`
+    and a longer `context_length` (see `grr_coca.model.resize`).
 
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
       the text decoder; attention heads keep their width
-    - `patch_size`: pixels along a side of a patch; half of it gives four times as many patch tokens
-    - `stem`: `patchify` maps the pixels of each patch by one matrix; `convolutional` has convolutions before it (arXiv
+    - `patch_size`: side of a patch in pixels; half the size gives four times as many patch tokens
+    - `stem`: `patchify` maps the pixels of each patch by one matrix; `convolutional` adds convolutions before it
+      (arXiv
       2106.14881), and needs a `patch_size` that is a power of two
     - `num_registers`: learned tokens in addition to the patches; arXiv 2309.16588 uses 4
     - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
@@ -67,11 +68,12 @@ class ModelRecipe:
     - `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss
     - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`, the same number as the size
       has), or to the patch tokens (`patches`), which in CoCa's ablation has almost no cost
-    - `pixel_mean`, `pixel_std`: normalization of pixels, which are in 0 … 1 before it; with a mean of 1, white becomes
+    - `pixel_mean`, `pixel_std`: normalization of pixel values, which are in 0 … 1 before; with a mean of 1, white
+      becomes
       0
-    - `framing`: framing of drawings, see `Framing`; `{}` has its defaults, None: the centre square is used
-    - `image_positions`: initial values of the learned positions of patches. `sine_cosine`: sines and cosines of row and
-      column (see `sine_cosine_positions`). `optimizer: learning_rates` can keep them fixed
+    - `framing`: framing of drawings, see `Framing`; `{}` uses the defaults, and None uses the centre square
+    - `image_positions`: initial values of the learned patch positions. `sine_cosine` uses sines and cosines of row and
+      column (see `sine_cosine_positions`), which `optimizer: learning_rates` can keep fixed
     """
 
     preset: str | None = None
@@ -114,10 +116,10 @@ class ModelRecipe:
         """Return the full config of the model with the given vocabulary size.
 
         Raises:
-            UserError: If preset or size are missing or unknown, or a key does not match them.
+            UserError: If preset or size is missing or unknown, or a key does not match them.
         """
         if self.preset is None or self.size is None:
-            raise UserError(f"key '{'size' if self.preset else 'preset'}' is missing, which a new model needs")
+            raise UserError(f"key '{'size' if self.preset else 'preset'}' is missing; a new model needs both")
         size = size_of(self.size).changed(
             image_layers=self.image_layers,
             image_dim=self.image_dim,
@@ -127,7 +129,7 @@ class ModelRecipe:
         config = get_preset(self.preset, size)
         if self.captions_from == "patches" and config.poolers.arrangement == "shared":
             raise UserError(
-                f"captions_from 'patches' does not fit preset '{self.preset}', whose only pooler serves captions and "
+                f"captions_from 'patches' does not match preset '{self.preset}', whose only pooler serves captions and "
                 "embeddings; remove captions_from"
             )
         if self.captions_from is not None:
@@ -150,8 +152,8 @@ class ModelRecipe:
         return config if self.qk_norm is None else with_qk_norm(config, self.qk_norm)
 
     def preprocess(self, config: CoCaConfig) -> "Preprocess":
-        """Return resizing and normalization of the images."""
-        from grr_coca.data.preprocess import Preprocess  # late: recipes can be read without torch
+        """Return the resizing and normalization of images."""
+        from grr_coca.data.preprocess import Preprocess  # lazy import, because recipes can be read without torch
 
         return Preprocess(
             config.own_image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3, framing=self.framing
@@ -160,11 +162,13 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's tokenizer: its 49,408
-    ids are fixed, so it takes no `vocab_size`.
+    """Tokenizer of a new model.
 
-    `file` is the tokenizer of `path`, any `tokenizer.json` of Hugging Face. Its begin and end tokens are used, or are
-    added if missing.
+    The kind `bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's tokenizer, whose
+    49,408 ids are fixed, so it takes no `vocab_size`.
+
+    `file` is the tokenizer at `path`, which can be any `tokenizer.json` in Hugging Face's format. Its begin and end
+    tokens are used, or are added if they are missing.
     """
 
     kind: Literal["bpe", "clip", "file"] = "bpe"
@@ -183,23 +187,23 @@ class DataRecipe:
     """Locations of the pairs (see `open_source`), and settings for reading them.
 
     Attributes:
-        mix: Additional training pairs: fraction of the samples from each path. Each source has its own epochs;
-            the remaining samples are from `train`.
-        first_caption: Fraction of the visits to an image with several captions that use its first one; the others use
-            any of them.
-        siblings: Fraction of the samples, at most one half, that are a sibling of the sample before: an image of
-            another set with the same first caption, see `Siblings`. A batch then has concepts that were sampled twice;
-            `losses: sibling_weight` makes them similar.
-        val: Validation pairs; None holds out every 20th training image, at most 5,000, with all its pairs; with few
-            images more, up to every fourth, for a batch of validation.
+        mix: Additional training pairs, as the fraction of samples from each path. Each source has its own epochs; the
+            remaining samples come from `train`.
+        first_caption: Fraction of the visits to an image with several captions that use the first caption. All other
+            visits use a random caption.
+        siblings: Fraction of the samples, at most one half, that are a sibling of the previous sample: an image from
+            another set with the same first caption, see `Siblings`. A batch then contains two images of some concepts,
+            which `losses: sibling_weight` makes similar.
+        val: Validation pairs. None holds out every 20th training image, at most 5,000, with all its pairs. If these are
+            too few for a validation batch, more images are held out, up to every fourth.
         test: Splits by name, used only for evaluation.
         batch_size: Number of pairs per optimizer step, over all processes.
-        micro_batch_size: Each process splits its part into micro-batches of this size; the gradients are the same. It
-            needs less memory, but a second forward pass.
-        patch_dropout: Fraction of each image's patches that training omits (FLIP, arXiv 2212.00794), sampled from seed,
-            epoch and sample; evaluation sees all patches.
+        micro_batch_size: Size of the micro-batches into which each process splits its part of a batch. The gradients
+            are the same. This needs less memory, but a second forward pass.
+        patch_dropout: Fraction of each image's patches that training omits (FLIP, arXiv 2212.00794), chosen at random
+            by seed, epoch and sample. Evaluation uses all patches.
 
-    A path that begins with `cache:` is in the user's cache, the location of the corpus `icons`.
+    A path that begins with `cache:` is in the user's cache, where the corpus `icons` is.
     """
 
     train: str
@@ -227,17 +231,19 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """`adamw`, or `muon`: Muon for all matrices except the head's, and AdamW for all other parameters.
+    """Optimizer: `adamw`; or `muon`, which is Muon for all matrices except the head's and AdamW for all other
+    parameters.
 
     Only matrices have weight decay.
 
-    - `clip_norm`: gradients of a larger norm are scaled down to this one. `.inf`: no clipping
-    - `learning_rates`: peak learning rates of parts of the model in place of `lr`, by prefix of the names of
-      their parameters, such as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix
-      counts. A part with a rate of 0 is frozen
-    - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
-      (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
-    - `muon_precision`: precision of Muon's orthogonalization. `auto`: the faster precision on this machine (see
+    - `clip_norm`: maximum norm of the gradients; larger ones are scaled down, and `.inf` means no clipping
+    - `learning_rates`: peak learning rates of parts of the model, in place of `lr`, by prefix of the parameter names,
+      such
+      as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix counts. A part with a rate of
+      0 is frozen
+    - `layer_decay`: factor by which the learning rate is multiplied for each layer between a parameter and the nearest
+      head (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least; 1 means equal rates
+    - `muon_precision`: precision of Muon's orthogonalization; `auto` uses the faster precision on this machine (see
       `grr_coca.train.numerics`)
     """
 
@@ -265,10 +271,11 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """Linear warm-up over `warmup_steps`, then a cosine down to `final_lr_ratio` times the peak at the last step.
+    """Schedule: linear warm-up over `warmup_steps`, then a cosine down to `final_lr_ratio` times the peak at the last
+    step.
 
-    `decay_steps`: the cosine is over this many last steps, and before it the rate is constant, so all lengths of a run
-    have the same beginning (arXiv 2405.18392). None: it begins after the warm-up.
+    If `decay_steps` is given, the cosine spans only this many final steps, and the rate is constant before it, so runs
+    of all lengths have the same beginning (arXiv 2405.18392). If it is None, the cosine begins after the warm-up.
     """
 
     steps: int
@@ -289,11 +296,11 @@ class LossRecipe:
 
     Attributes:
         z_loss_weight: Weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
-            The z-loss is part of the loss that training minimizes, and logged as `z`. In the log and in evaluation,
-            `coca` is the paper's loss, without it.
+            The z-loss is part of the loss that training minimizes, and is logged as `z`. In the log and in evaluation,
+            `coca` is the paper's loss, without the z-loss.
 
-    `sibling_weight`: weight of the sibling loss, which makes the embeddings of images of the same concept similar
-    (see `sibling_loss`). It needs `data: siblings`, and is logged as `sibling`. It is also not part of `coca`.
+    `sibling_weight` is the weight of the sibling loss, which makes the embeddings of images of the same concept similar
+    (see `sibling_loss`). The loss needs `data: siblings`, is logged as `sibling`, and is also not part of `coca`.
     """
 
     contrastive_weight: float = 1.0
@@ -316,8 +323,8 @@ class LossRecipe:
 
     @property
     def weights(self) -> "LossWeights":
-        """The weights in the form of `grr_coca.model.losses`."""
-        from grr_coca.model.losses import LossWeights  # late: recipes can be read without torch
+        """Weights in the form that `grr_coca.model.losses` takes."""
+        from grr_coca.model.losses import LossWeights  # lazy import, because recipes can be read without torch
 
         return LossWeights(
             self.contrastive_weight, self.captioning_weight, self.z_loss_weight, sibling=self.sibling_weight
@@ -329,19 +336,21 @@ _LAST_WITH_WORDS = "f3ecb185"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecipe:
-    """A text teacher: a larger model whose embeddings identify texts with nearly the same meaning.
+    """Text teacher: a larger model whose embeddings identify texts with nearly the same meaning.
 
-    It is needed only in training.
+    The teacher is needed only in training.
 
     Attributes:
-        path: Folder of its embeddings of all training captions. Written by `scripts/text_teacher.py`. A path that
-            begins with `cache:` is in the user's cache.
-        weight: Weight of the teacher loss (see `teacher_loss`), which trains the text embeddings to have the
-            similarities of the teacher's. It is part of the loss that training minimizes, and logged as `teacher`.
-        temperature: Temperature; with lower values, fewer texts count as near.
-        words: Must be set to 0. Up to commit f3ecb185, a step could add words without an image, and without this
-            key it added 128. Such a recipe is rejected instead of silently being trained differently.
-        soft_targets: Must be 0. Up to the same commit, a fraction of the contrastive targets could follow the teacher.
+        path: Folder with the teacher's embeddings of all training captions, which `scripts/text_teacher.py` writes. A
+            path that begins with `cache:` is in the user's cache.
+        weight: Weight of the teacher loss (see `teacher_loss`), which trains the text embeddings to have the same
+            similarities as the teacher's. This loss is part of the loss that training minimizes, and is logged as
+            `teacher`.
+        temperature: Temperature of the similarities. With lower values, fewer texts count as near.
+        words: Must be set to 0. Up to commit f3ecb185, a step could add words without an image, and added 128 if this
+            key was missing. Such a recipe is rejected, because training would silently differ.
+        soft_targets: Must be 0. Up to the same commit, the teacher could determine a fraction of the contrastive
+            targets.
     """
 
     path: str
@@ -357,7 +366,7 @@ class TeacherRecipe:
         _require_finite(weight=self.weight, temperature=self.temperature)
         last = f"or train with commit {_LAST_WITH_WORDS}, the last that had them"
         if self.words is None:
-            raise UserError(f"words is missing, which meant 128 words per step; set words: 0 for none, {last}")
+            raise UserError(f"words is missing, which used to mean 128 words per step; set words: 0 for none, {last}")
         if self.words:
             raise UserError(f"words {self.words}: no longer supported; set words: 0, {last}")
         if self.soft_targets:
@@ -366,16 +375,17 @@ class TeacherRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesRecipe:
-    """Tokens of a frozen third-party image encoder, whose weights do not change, as training input.
+    """Training input from a frozen third-party image encoder, whose weights do not change: its tokens as features.
 
     Attributes:
-        encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, which runs at every step; None: features are stored.
-        caches: Folders written by `grr-coca data features`, one for the pairs of each path in `data`. Without
-            caches and encoder, the paths in `data` are such folders, and no image is read.
-        beside: Whether the model also has its own image encoder, with the tokens of both concatenated. False: features
-            replace it.
-        layers: Number of blocks over the features. Their peak learning rate is that of `optimizer: learning_rates:
-            feature_encoder`, if it is set.
+        encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, an encoder that runs at every step. None if features are
+            stored.
+        caches: Folders that `grr-coca data features` has written, one for the pairs of each path in `data`. Without
+            caches and encoder, the paths in `data` themselves are such folders, and no image is read.
+        beside: Whether the model also has its own image encoder, so that the tokens of both are concatenated. If False,
+            features replace it.
+        layers: Number of blocks over the features. Their peak learning rate is `optimizer: learning_rates:
+            feature_encoder`, if that is set.
     """
 
     encoder: str | None = None
@@ -387,14 +397,14 @@ class FeaturesRecipe:
         if self.encoder is not None and self.caches:
             raise UserError("set either encoder, or caches, the folders of its features")
         if self.beside and self.encoder is None and not self.caches:
-            raise UserError("beside: true needs images and their features; set encoder or caches")
+            raise UserError("beside: true needs both images and features; set encoder or caches")
         _require_at_least(1, layers=self.layers)
 
     def with_absolute_paths(self, absolute: Callable[[str], str]) -> "FeaturesRecipe":
         """Return the settings with absolute paths.
 
         Args:
-            absolute: Function that makes a path absolute.
+            absolute: Function that converts a path to an absolute path.
         """
         encoder = self.encoder
         if encoder is not None:
@@ -409,13 +419,13 @@ class FeaturesRecipe:
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """Validation every `interval` steps.
+    """Validation, which runs every `interval` steps.
 
     Attributes:
-        batch_size: Contrastive losses are computed on batches of exactly this size. They grow with the batch size,
-            so it is always reported with them.
-        num_captions: Number of images, always the same, that each validation captions. The captions are scored
-            (CIDEr and others). Such scores can be compared only on the same images. 0: no captions.
+        batch_size: Exact size of the batches on which contrastive losses are computed. The losses grow with the batch
+            size, so it is always reported with them.
+        num_captions: Number of images, always the same, that each validation captions. The captions are scored (CIDEr
+            and others). Such scores can be compared only on the same images. 0 means no captions.
     """
 
     interval: int = 500
@@ -429,14 +439,16 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True)
 class CheckpointRecipe:
-    """A checkpoint every `interval` steps (None: at every validation), every `minutes` minutes, and at the end.
+    """Checkpoints, which are written every `interval` steps, every `minutes` minutes, and at the end.
 
-    The newest `keep_last` checkpoints are kept, and the best one by `keep_best`, a score on the validation split.
-    `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
+    If `interval` is None, a checkpoint is written at every validation.
+
+    The newest `keep_last` checkpoints are kept, and the best checkpoint by `keep_best`, a score on the validation
+    split. `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
 
     Attributes:
         copy_to: URL of a folder in an object store, such as `s3://bucket/runs/mine`, to which the run folder is copied
-            after each checkpoint; None: no copy.
+            after each checkpoint. None means no copy.
     """
 
     interval: int | None = None
@@ -448,7 +460,7 @@ class CheckpointRecipe:
     def __post_init__(self) -> None:
         if self.copy_to is not None and (not is_url(self.copy_to) or self.copy_to.startswith("http")):
             raise UserError(
-                f"copy_to {self.copy_to}: use the URL of a folder in an object store, such as s3://BUCKET/RUN"
+                f"copy_to must be the URL of a folder in an object store, such as s3://BUCKET/RUN, got {self.copy_to}"
             )
         if self.copy_to is not None:
             require_no_credentials(self.copy_to)
@@ -461,7 +473,8 @@ class FailureLimits:
     """Limits at which a run is aborted.
 
     Attributes:
-        max_skipped: Maximum number of consecutive steps skipped because the loss or a gradient was not finite.
+        max_skipped: Maximum number of consecutive steps that may be skipped because the loss or a gradient is not
+            finite.
         max_bad_share: Maximum fraction of invalid samples.
     """
 
@@ -475,26 +488,29 @@ class FailureLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings of a run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
+    """All settings of a run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint.
 
-    - `teacher`: a text teacher; None: no teacher
-    - `features`: those of a frozen encoder; None: only the model's own image encoder
+    - `teacher`: a text teacher, or None
+    - `features`: features of a frozen encoder; None means that there is only the model's own image encoder
     - `freeze`: parts whose weights do not change
-    - `precision`: precision of the forward and backward passes. `auto`: bf16 if faster on this machine; on a GPU
-      that has no bf16 but fast fp16 (V100, T4) fp16; else fp32. In fp16, the loss is scaled, see `LossScale`
+    - `precision`: precision of the forward and backward passes. `auto` is bf16 if that is faster on this machine; fp16
+      on a
+      GPU that has no bf16 but fast fp16 (V100, T4); else fp32. In fp16, the loss is scaled, see `LossScale`
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
     - `temperature`: `refitted` replaces the temperature after the last step by the best one for the validation pairs
-      (see `refit_scaling`). The learned one fits the training pairs; if there are few of them, it is too sharp for
-      other pairs. All validations report the losses with a refitted one. A checkpoint of an earlier step keeps the
-      learned one
-    - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
+      (see
+      `refit_scaling`). The learned temperature fits the training pairs; if these are few, it is too sharp for other
+      pairs. All validations report losses with a refitted temperature. Checkpoints of earlier steps keep the learned
+      one
+    - `ema`: decay of a running average of the weights (see `Ema`), which is then evaluated and saved; None means no
       average
-    - `compile`: compile the blocks at the first steps. That takes about a minute, and needs a C++ compiler on a
-      CPU; on a GPU Triton, a C compiler and Python's headers
+    - `compile`: whether to compile the blocks during the first steps. This takes about a minute, and needs a C++
+      compiler
+      on a CPU, or Triton, a C compiler and Python's headers on a GPU
     - `gradient_checkpointing`: fraction of the blocks' intermediate results that are recomputed in the backward pass
-      instead of stored. 1: only the inputs of blocks are kept, which takes the least memory and one more forward
-      pass. A value between 0 and 1 needs `compile`: the compiler first drops the results that are cheapest to
-      recompute. 0.75 is a good value
+      instead of stored. With 1, only the inputs of blocks are kept, which takes the least memory and one more forward
+      pass. A value between 0 and 1 needs `compile`, because the compiler first drops the results that are cheapest to
+      recompute; 0.75 is a good value
     """
 
     data: DataRecipe
@@ -525,27 +541,27 @@ class Recipe:
         _require_at_least(0, seed=self.seed)
         if self.losses.sibling_weight and not self.data.siblings:
             raise UserError(
-                f"losses: sibling_weight {self.losses.sibling_weight:g} needs batches with siblings; set data: siblings"
+                "losses: sibling_weight needs batches with siblings; set data: siblings, or sibling_weight: 0"
             )
         if self.checkpoints.keep_best in CAPTION_SCORES and not self.evaluation.num_captions:
             raise UserError(
-                f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, but no captions are made: "
-                "set evaluation: num_captions"
+                f"checkpoints: keep_best {self.checkpoints.keep_best} needs captions; set evaluation: num_captions "
+                "above 0"
             )
 
     @property
     def loss_weights(self) -> "LossWeights":
-        """All settings of the losses for the training step."""
+        """Settings of the losses for the training step."""
         weights, teacher = self.losses.weights, self.teacher
         if teacher is None:
             return weights
         return replace(weights, teacher=teacher.weight, teacher_temperature=teacher.temperature)
 
     def require_even_shares(self, num_processes: int) -> None:
-        """Check that a step can be divided evenly among the given number of processes.
+        """Check that a batch can be divided evenly among the given number of processes.
 
         Raises:
-            UserError: If it cannot be divided evenly.
+            UserError: If the batch cannot be divided evenly.
         """
         count = self.data.batch_size
         if count % num_processes:
@@ -556,7 +572,7 @@ class Recipe:
             )
 
     def _check_features(self) -> None:
-        """Reject keys for the image encoder of a model that has none."""
+        """Reject keys for the image encoder if the model has no image encoder."""
         if self.features is None or self.features.beside:
             return
         model, plain = self.model or ModelRecipe(), ModelRecipe()
@@ -566,7 +582,7 @@ class Recipe:
         unused += ["data: augmentation"] if self.data.augmentation != Augmentation() else []
         if unused:
             raise UserError(
-                f"{unused[0]}: features replace the image encoder; remove it, or set features: beside: true"
+                f"{unused[0]}: features replace the image encoder; remove this key, or set features: beside: true"
             )
 
     def _check_gradient_checkpointing(self) -> None:
@@ -594,7 +610,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with absolute paths. Relative ones are relative to `folder`.
+    """Return the recipe with absolute paths. Relative paths are relative to `folder`.
 
     Raises:
         UserError: If two paths of `mix` are the same.
@@ -603,7 +619,10 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     mix: dict[str, float] = {}
     for source, share in data.mix.items():
         if absolute(source) in mix:
-            raise UserError(f"data: mix: {source} is a duplicate in another spelling; keep one, with the total share")
+            raise UserError(
+                f"data: mix: {source} is a duplicate in another spelling; keep one of them, with the sum "
+                "of their fractions"
+            )
         mix[absolute(source)] = share
     data = replace(
         data,
@@ -621,7 +640,9 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def absolute_data(folder: Path, path: str) -> str:
-    """Return the absolute, normalized path of pairs, a teacher or a tokenizer, or a URL. Resumed runs compare it.
+    """Return the absolute, normalized path of pairs, a teacher or a tokenizer, or a URL.
+
+    Resumed runs compare these paths.
 
     Args:
         folder: Base folder of relative paths.
@@ -637,17 +658,17 @@ def absolute_data(folder: Path, path: str) -> str:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, including defaults."""
-    import yaml  # late: the extra [train] installs it, but this module is also used without it
+    """Write the resolved recipe, which includes all defaults."""
+    import yaml  # lazy import, because the extra [train] installs it, but this module is also used without it
 
     write_bytes_atomic(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
 
-# --- Bounds of numbers. Each number is passed as a keyword argument with its key, which the error names.
+# --- Bounds of numbers. Each number is passed as a keyword argument with the name of its key, which the error names.
 
 
 def _require_at_least(bound: float, **numbers: float | None) -> None:
-    """Reject numbers below the bound, and NaN. None represents a missing key."""
+    """Reject NaN and numbers below the bound. None represents a missing key."""
     for name, number in numbers.items():
         if number is not None and not number >= bound:
             raise UserError(f"{name} must be at least {bound}, got {number}")
@@ -671,13 +692,13 @@ def _require_visits(mix: Mapping[str, float]) -> None:
     """Reject fractions of a mixture that are too small for a single sample from their source.
 
     Args:
-        mix: Fraction of the samples from each additional source, by path. The remaining samples are from `train`.
+        mix: Fraction of the samples from each additional source, by path. The remaining samples come from `train`.
     """
     shares = mixture_shares(mix)
     of_train, *of_others = visits_in_period(shares)
     never, minimum = f"none of {PERIOD:,} samples would be from it", f"more than {1 / PERIOD:g}"
     if not of_train:
-        raise UserError(f"mix: the share left for train, {shares[0]:g}, is too small: {never}; leave {minimum}")
+        raise UserError(f"mix: the fraction left for train, {shares[0]:g}, is too small: {never}; leave {minimum}")
     for (path, share), visits in zip(mix.items(), of_others, strict=True):
         if not visits:
             raise UserError(f"mix: {path} {share:g} is too small: {never}; set {minimum}, or remove it")

@@ -1,6 +1,6 @@
-"""The checkpoints of a run: writing, removal, lookup and reading, so that a stopped run continues exactly.
+"""Write, remove, find and read the checkpoints of a run, so that a stopped run continues with identical results.
 
-A checkpoint is a model (`grr_coca.model.checkpoint`) with a folder `training`, the state of the run:
+A checkpoint is a model (`grr_coca.model.checkpoint`) with a folder `training`, which contains the state of the run:
 
 | file | content |
 |---|---|
@@ -8,11 +8,11 @@ A checkpoint is a model (`grr_coca.model.checkpoint`) with a folder `training`, 
 | `numerics.json` | the precisions chosen at the start of the run, see `Numerics` |
 | `data.json` | number and names of the run's pairs, see `DataState`; older checkpoints have none |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
-| `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
+| `weights.safetensors` | the weights, if `model.safetensors` contains their running average |
 | `ema.safetensors` | the state of that average |
 
-The state does not depend on the number of ranks that wrote it, or on whether they sharded the model: every tensor in it
-is unsharded, under the name of its parameter, so a model must fit into the memory of one machine.
+The state depends neither on the number of ranks that wrote it nor on whether they sharded the model: every tensor in
+the state is unsharded, under the name of its parameter, so a model must fit into the memory of one machine.
 """
 
 import json
@@ -48,9 +48,9 @@ STATE_FOLDER = "training"
 
 @dataclass(frozen=True)
 class Origin:
-    """The start checkpoint of a fine-tuning run: its folder, and the `fingerprint` of its files.
+    """Start checkpoint of a fine-tuning run: its folder, and the `fingerprint` of its files.
 
-    A resumed run takes its weights from its own checkpoints, so only this record reveals a different start.
+    A resumed run takes its weights from the run's checkpoints, so only this record reveals a different start.
     """
 
     checkpoint: str
@@ -67,7 +67,7 @@ def origin_of(checkpoint: Path) -> Origin:
 
 
 def save_origin(origin: Origin, out: Path) -> None:
-    """Write the origin of a run into its folder."""
+    """Write the origin of a run to its folder."""
     write_bytes_atomic(out / START_FILE, json.dumps(to_dict(origin), indent=2).encode())
 
 
@@ -83,8 +83,8 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
     before = from_dict(Origin, read_json(path), str(path))
     if before.fingerprint != origin.fingerprint:
         raise UserError(
-            f"{path}: the run started from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
-            f"to continue that run, pass the same --checkpoint (if that is gone, delete {START_FILE}); "
+            f"{path}: this run started from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
+            f"to continue the run, pass the same --checkpoint (or delete {START_FILE} if it no longer exists); "
             "to start another run, pass another --out"
         )
 
@@ -95,7 +95,7 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
 def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
     """Return unsharded copies of tensors on the CPU of rank 0.
 
-    Other ranks return an empty result, but all ranks must call this.
+    All other ranks return an empty result, but all ranks must call this function.
     """
     copies = {}
     for name, tensor in named:
@@ -106,7 +106,7 @@ def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
-    """Return the state of the optimizers by `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
+    """Return the state of the optimizers, named `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return [
         (f"{names[parameter]}.{key}", value)
@@ -117,7 +117,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> lis
 
 
 def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the unsharded tensors, each sharded like the example of the same name."""
+    """Shard each unsharded tensor like the example with the same name."""
     return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
 
 
@@ -138,18 +138,18 @@ def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-# --- The folder of checkpoints
+# --- Checkpoint folder
 
 
 class CheckpointStore:
-    """The folder `checkpoints` of a run. It contains a folder `step-N` per checkpoint."""
+    """Folder `checkpoints` of a run, which contains one folder `step-N` per checkpoint."""
 
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder = folder
         self._keep_last = keep_last
 
     def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
-        """Write a checkpoint atomically. Then remove obsolete checkpoints.
+        """Write a checkpoint atomically, then remove obsolete checkpoints.
 
         Raises:
             DiskError: If the disk is full or cannot be written to. Earlier checkpoints are kept.
@@ -173,16 +173,16 @@ class CheckpointStore:
             try:
                 verify_folder(folder)
             except UserError as error:
-                log.warning("%s; trying the checkpoint before it", error)
+                log.warning("%s; trying the previous checkpoint", error)
             else:
                 return folder
         return None
 
     def _tidy(self, step: int, best_step: int | None) -> None:
-        """Remove old checkpoints, and those of later steps.
+        """Remove old checkpoints, and checkpoints of later steps.
 
-        A run resumed before a corrupt checkpoint leaves the corrupt one at a later step, where it would count
-        as one of the newest.
+        If a run was resumed from a step before a corrupt checkpoint, the corrupt one would otherwise count as one of
+        the newest.
         """
         folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
@@ -191,7 +191,7 @@ class CheckpointStore:
                 folder.rename(
                     folder.with_name(f".{folder.name}.old")
                 )  # a partly removed checkpoint must not look complete
-        for leftover in self.folder.glob(".*"):  # from this save, or from a killed one
+        for leftover in self.folder.glob(".*"):  # left by this save, or by a killed process
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
@@ -199,7 +199,7 @@ class CheckpointStore:
 
 
 class RunConstants(NamedTuple):
-    """The precisions and the data of a run, fixed at its start. A resumed run must have the same."""
+    """Precisions and data of a run, which are fixed when it starts. A resumed run must have the same."""
 
     numerics: Numerics
     data: DataState
@@ -208,10 +208,10 @@ class RunConstants(NamedTuple):
 def save(
     store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, fixed: RunConstants
 ) -> None:
-    """Write a checkpoint: the model and all state needed to continue training. Every rank must call this.
+    """Write a checkpoint with the model and all state that is needed to continue training. Every rank must call this.
 
     Raises:
-        DiskError: If the disk is full or cannot be written to. It is raised on every rank.
+        DiskError: If the disk is full or cannot be written to. The error is raised on every rank.
     """
     raw, ranks = trainer.model.raw, trainer.model.ranks
     with trainer.averaged():
@@ -236,7 +236,7 @@ def save(
 
 
 def restore(point: Path, trainer: Trainer) -> Progress:
-    """Load the state that `save` wrote into a trainer. Its model must already be loaded from the checkpoint.
+    """Load the state that `save` wrote into a trainer, whose model must already be loaded from the checkpoint.
 
     Raises:
         UserError: If a file is missing or corrupt.
@@ -255,7 +255,7 @@ def restore(point: Path, trainer: Trainer) -> Progress:
 
 
 def read_data_state(point: Path) -> DataState | None:
-    """Return the data of the run that wrote a checkpoint; None in older checkpoints.
+    """Return the data state of the run that wrote a checkpoint, or None for older checkpoints.
 
     Raises:
         UserError: If the file is corrupt.
@@ -277,7 +277,7 @@ FREE_KEYS = (
     "checkpoints.copy_to",
     "health",
 )
-"""Recipe keys that a resumed run may change: they do not change what the model learns."""
+"""Recipe keys that may change in a resumed run, because they do not change what the model learns."""
 
 
 class NoReadableCheckpointError(UserError):
@@ -290,28 +290,29 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     Args:
         out: Run folder.
         recipe: Recipe of the run.
-        origin: Start checkpoint of the run; None: not compared.
+        origin: Start checkpoint of the run. None skips the comparison.
 
     Raises:
         NoReadableCheckpointError: If checkpoints exist, but all of them are corrupt or cannot be read.
-        UserError: If the folder holds a run with another recipe (the message names the first key that differs) or from
-            another `origin`.
+        UserError: If the folder contains a run with another recipe (the message names the first key that differs), or
+            from another `origin`.
     """
     folder = out / "checkpoints"
     point = CheckpointStore(folder, keep_last=1).newest()
     if point is None:
-        # A new run would remove them at its first save, although the disk may be unavailable only for a moment.
+        # A new run would remove them when it first saves, although the disk may be unavailable only for a moment.
         if damaged := checkpoints_by_step(folder):
             raise NoReadableCheckpointError(
-                f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
-                "if the disk was unavailable, run the same command again; to restart this run, delete that folder"
+                f"{folder}: none of the {len(damaged)} checkpoints in this folder can be read (see the warnings); "
+                "if the disk was unavailable, run the same command again; to restart this run, delete the folder"
             )
         return None
     path = out / "recipe.yaml"
     for key, expected, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
-                f"{path}: the run there has {key} {found}, not {expected}; to continue it, pass the same recipe; "
+                f"{path}: the run in this folder has {key} {found}, not {expected}; to continue it, pass "
+                "the same recipe; "
                 "to start another run, pass another --out"
             )
     if origin is not None:
@@ -320,7 +321,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
 
 
 def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
-    """Return the recipe with the precisions of the run that wrote a checkpoint, instead of each `auto`.
+    """Replace each `auto` in a recipe by the precision of the run that wrote a checkpoint.
 
     Raises:
         UserError: If the checkpoint's `numerics.json` is missing or corrupt.

@@ -1,4 +1,4 @@
-"""The start of a run: a new model, the pairs in training order, the fingerprint of the data, and their batches."""
+"""Start of a run: a new model, the pairs in training order, the fingerprint of the data, and the batches."""
 
 import logging
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerR
 
 @dataclass(frozen=True)
 class SourceState:
-    """The pairs of a run from one source: their number and `source_digest`."""
+    """Pairs of a run from one source: their number and `source_digest`."""
 
     pairs: int
     digest: str
@@ -59,10 +59,10 @@ class SourceState:
 
 @dataclass(frozen=True)
 class DataState:
-    """Fingerprint of the data of a run; a resumed run must have the same.
+    """Fingerprint of a run's data, which must be the same in a resumed run.
 
-    Number and names of the pairs determine the order, and the pairs held out for validation. `sources`: by `train`,
-    `mix 1` and so on, `val`; and `teacher`, with the number of its texts, if it exists.
+    The number and names of the pairs determine the order, and which pairs are held out for validation. The keys of
+    `sources` are `train`, `mix 1` and so on, `val`, and `teacher` (with the number of its texts) if there is one.
     """
 
     sources: dict[str, SourceState]
@@ -86,7 +86,7 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
     """Check that the pairs of a resumed run are unchanged since its start.
 
     Raises:
-        UserError: If a source has changed; the message names the first.
+        UserError: If a source has changed. The message names the first one.
     """
     for name, path in _paths(recipe).items():
         found, before = now.sources[name], then.sources.get(name)
@@ -116,22 +116,22 @@ def _paths(recipe: Recipe) -> dict[str, str]:
 log = logging.getLogger(__name__)
 
 HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
-"""If a recipe has no validation split, every `HOLD_OUT_EVERY`-th image is held out for validation with all its pairs,
-at most `MAX_HELD_OUT` images."""
+"""Interval of held-out images, and their maximum number. If a recipe has no validation split, every `HOLD_OUT_EVERY`-th
+image is held out with all its pairs, at most `MAX_HELD_OUT` images."""
 MIN_HOLD_OUT_EVERY = 4
-"""Maximum rate of held-out images: if every `HOLD_OUT_EVERY`-th image yields too few pairs for a validation batch,
-up to every fourth is held out."""
+"""Minimum interval of held-out images. If every `HOLD_OUT_EVERY`-th image yields too few pairs for a validation batch,
+up to every fourth image is held out."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
 """Maximum number of images, evenly spread over the source, on whose captions the tokenizer is trained."""
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
-    """Return a new model and its tokenizer for a pretraining recipe.
+    """Create a new model and its tokenizer for a pretraining recipe.
 
     Args:
         recipe: Pretraining recipe.
-        ranks: This process among those of the run.
+        ranks: This process among the processes of the run.
 
     Raises:
         UserError: If the recipe has no model or no tokenizer, or a tokenizer that does not match the model.
@@ -143,7 +143,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
     other = None if config.architecture == OWN else find_architecture(config.architecture)
     if other is not None and other.reserves_padding and PADDING in (tokenizer.bos_id, tokenizer.eos_id):
         raise UserError(
-            f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
+            f"tokenizer: kind '{recipe.tokenizer.kind}' does not match model: preset '{recipe.model.preset}', which "
             f"uses id {PADDING} for padding; in this tokenizer, id {PADDING} begins or ends texts; set kind to 'clip'"
         )
     model, preset = build(config, recipe.seed), recipe.model.preset
@@ -175,10 +175,11 @@ def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
 
 
 def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Fit a checkpoint to a fine-tuning recipe, which may set other image and caption sizes, and features.
+    """Fit a checkpoint to a fine-tuning recipe, which may set another image size, another context length, and
+    features.
 
     Raises:
-        UserError: If the recipe names another model or a tokenizer, a size that the model cannot have, or features that
+        UserError: If the recipe names another model, a tokenizer, a size that the model cannot have, or features that
             cannot be used.
     """
     start = _fitted_model(start, recipe)
@@ -208,7 +209,7 @@ def _fitted_model(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     if differing:
         key, value, found = differing[0]
         raise UserError(
-            f"the checkpoint holds a '{start.preset}', not the '{requested.preset}' of size '{requested.size}' "
+            f"the checkpoint contains a '{start.preset}', not the '{requested.preset}' of size '{requested.size}' "
             f"that the recipe requests: {key} is {found}, not {value}; remove the key 'model' from the recipe to "
             "use the checkpoint's model"
         )
@@ -222,12 +223,12 @@ def _require_only_sizes(model: ModelRecipe) -> None:
     ):
         raise UserError(
             f"model: {key} {value}: fine-tuning keeps the model of its checkpoint, and can change only image_size and "
-            "context_length; remove that key"
+            "context_length; remove this key"
         )
 
 
 def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
-    """Return the training pairs and the validation pairs. In validation, each caption of an image is a pair.
+    """Return the training pairs and the validation pairs, among which each caption of an image is a separate pair.
 
     Raises:
         UserError: If no training pair remains.
@@ -255,28 +256,34 @@ def _open_source(recipe: Recipe, path: str) -> PairSource:
         first = open_features(recipe.data.train).header
         open_features(path, first.encoder, first.keep)
     elif features_of(source) is not None:
-        raise UserError(f"{path}: has features instead of images; set the key 'features' to {{}}, without an encoder")
+        raise UserError(
+            f"{path}: contains features instead of images; set the key 'features' to {{}}, without an encoder"
+        )
     return source
 
 
 @runtime_checkable
 class CaptionTeacher(Protocol):
-    """Embeddings of the training captions by another model, registered in `grr_coca.objectives` as `teacher`."""
+    """Embeddings of the training captions by another model. Registered in `grr_coca.objectives` as `teacher`."""
 
     @classmethod
     def read(cls, path: str) -> "CaptionTeacher":
-        """Read and check a folder."""
+        """Read and check a teacher's folder."""
         ...
 
     @property
     def digest(self) -> str:
-        """Digest of the content, so that a resumed run recognizes its teacher."""
+        """Digest of the content, by which a resumed run recognizes its teacher."""
         ...
 
     def __len__(self) -> int: ...
 
     def require_captions(self, pairs: PairSource) -> None:
-        """Check that the teacher has embedded the captions of all pairs; else raise a `UserError`."""
+        """Check that the teacher has embedded the captions of all pairs.
+
+        Raises:
+            UserError: If the embedding of a caption is missing.
+        """
         ...
 
     def teach(self, batch: Batch) -> Batch:
@@ -292,10 +299,10 @@ def _read_teacher(recipe: TeacherRecipe) -> CaptionTeacher:
 
 
 def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> CaptionTeacher:
-    """Return a teacher, which must have embedded the captions of the given pairs.
+    """Open a teacher, which must have embedded the captions of the given pairs.
 
     Raises:
-        UserError: If its folder is missing or corrupt, or has other captions.
+        UserError: If the teacher's folder is missing or corrupt, or has other captions.
     """
     teacher = _read_teacher(recipe)
     teacher.require_captions(pairs)
@@ -306,20 +313,20 @@ _NUM_COMPARED_CAPTIONS = 200
 
 
 def warn_of_equal_captions(pairs: PairSource) -> None:
-    """Warn if the captions of all pairs are equal, based on a sample."""
+    """Warn if the captions of all pairs are equal, judging by a sample."""
     found = list(islice(caption_texts(pairs, limit=_NUM_COMPARED_CAPTIONS), _NUM_COMPARED_CAPTIONS))
     if len(found) > 1 and len(set(found)) == 1:
         log.warning(
-            "all captions that were read are equal, so there is nothing to learn; use captions that differ, not '%s'",
+            "all captions that were read are equal ('%s'), so there is nothing to learn; use captions that differ",
             found[0][:100],
         )
 
 
 def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
-    """Return the mask of pairs held out for validation.
+    """Return a mask of the pairs that are held out for validation.
 
-    It is chosen by image, so all captions of an image are on the same side. If possible, it has at least `batch_size`
-    pairs, and a quarter more, as some may be invalid.
+    Pairs are held out by image, so all captions of an image are on the same side. If possible, at least `batch_size`
+    pairs are held out, plus a quarter, because some may be invalid.
     """
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
@@ -330,9 +337,11 @@ def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
 
 
 def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
-    """Return the validation pairs that can be read: an invalid pair would end a long run at its first validation.
+    """Return the validation pairs that can be read, because an invalid pair would end a long run at its first
+    validation.
 
-    Each rank reads a different part of the pairs: with intermittent disk errors, two ranks could disagree about a pair.
+    Each rank reads a different part of the pairs, because with intermittent disk errors, two ranks could disagree about
+    a pair.
 
     Raises:
         UserError: If no pair can be read.
@@ -344,10 +353,13 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
     bad = [fault for _, found in parts for fault in found]
     if bad and not len(sound):
         raise UserError(
-            f"no validation pair can be read, the first error is: {bad[0]}; `grr-coca data check` lists all"
+            f"no validation pair can be read; the first error is: {bad[0]}; run `grr-coca data check` to "
+            "list all errors"
         )
     if bad and ranks.is_first:
-        log.warning("%d of %d validation pairs are invalid and excluded, the first: %s", len(bad), len(val), bad[0])
+        log.warning(
+            "%d of %d validation pairs are invalid and are excluded; the first error is: %s", len(bad), len(val), bad[0]
+        )
     return Subset(val, sound)
 
 
@@ -386,8 +398,9 @@ def training_batches(
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
-    """Return the pairs of one source, or of the recipe's mixture of several, in random order, with
-    their siblings, if it requests them.
+    """Return the visits of one source, or of the recipe's mixture of several sources, in random order.
+
+    They include siblings if the recipe requests them.
     """
     visits = _visits_without_siblings(recipe, pairs)
     if not recipe.data.siblings:
@@ -425,22 +438,22 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     share, caption = lost_letters(tokenizer, caption_texts(source, limit=_NUM_CHECKED_CAPTIONS))
     if share > _MAX_LOST_LETTERS:
         raise UserError(
-            f"{path}: cannot represent {share:.0%} of the letters of the captions, such as in "
-            f"'{caption[:100]}'; use a tokenizer of their language, or kind 'bpe'"
+            f"{path}: cannot represent {share:.0%} of the letters in the captions, such as in "
+            f"'{caption[:100]}'; use a tokenizer for their language, or kind 'bpe'"
         )
     return tokenizer
 
 
 def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
-    """Reject a size for a vocabulary that is fixed. The default is accepted, as every run writes it into its recipe.
+    """Reject a size for a fixed vocabulary. The default is accepted, because every run writes it to its recipe.
 
-    Only a new run needs a tokenizer, so a run with such a recipe can still be resumed and read.
+    Only a new run needs a tokenizer, so an existing run with such a recipe can still be resumed and read.
     """
     if tokenizer.vocab_size != TokenizerRecipe.vocab_size:
         fixed = (
             "whose vocabulary has 49,408 ids" if tokenizer.kind == "clip" else "whose vocabulary is fixed by the file"
         )
         raise UserError(
-            f"tokenizer: vocab_size {tokenizer.vocab_size} does not fit kind '{tokenizer.kind}', {fixed}; "
+            f"tokenizer: vocab_size {tokenizer.vocab_size} does not match kind '{tokenizer.kind}', {fixed}; "
             "remove vocab_size, or set kind to 'bpe'"
         )

@@ -1,4 +1,4 @@
-"""The training step: from a batch to gradients to new weights.
+"""Training step: from a batch to gradients, and from gradients to new weights.
 
 The gradients are exactly those of CoCa's loss over the global batch, on any number of ranks. Each rank runs the model
 on its own pairs, compares them with the pairs of all ranks, and differentiates its part of the loss
@@ -40,12 +40,12 @@ def compute_gradients(
 ) -> Losses:
     """Compute the gradients of the global batch's loss, and return its losses, detached from the graph.
 
-    The parameters' gradients must be cleared before.
+    The gradients of the parameters must be cleared before this.
 
     Args:
         model: The model on all ranks.
         micro_batches: This rank's part of the batch. All ranks have the same numbers of pairs and micro-batches.
-        num_tokens: Tokens to predict in the global batch.
+        num_tokens: Number of tokens to predict in the global batch.
         weights: Weights of the losses.
         precision: Context of the forward passes.
         scale: Factor of all gradients, but not of the losses.
@@ -65,11 +65,11 @@ def compute_gradients(
 
 @dataclass
 class LossScale:
-    """Factor of gradients in fp16, whose values range from 6e-8 to 65,504.
+    """Factor of the gradients in fp16, whose values range from 6e-8 to 65,504.
 
-    A step with gradients that are not finite halves the factor and is skipped. After `GROWTH_INTERVAL` finite steps it
-    is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks act identically, as they have the same
-    norm.
+    A step whose gradients are not finite halves the factor, and is skipped. After `GROWTH_INTERVAL` finite steps, the
+    factor is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks act identically, because they have
+    the same gradient norm.
     """
 
     GROWTH_INTERVAL: ClassVar[int] = 2000
@@ -78,7 +78,7 @@ class LossScale:
     finite_steps: int = 0
 
     def update(self, is_finite: bool) -> None:
-        """Adapt the factor after a step."""
+        """Update the factor after a step."""
         self.finite_steps = self.finite_steps + 1 if is_finite else 0
         if not is_finite:
             self.factor /= 2
@@ -88,7 +88,7 @@ class LossScale:
 
 @dataclass(frozen=True)
 class Trainer:
-    """All inputs of a training step except its batch. `loss_scale`: None in all precisions but fp16."""
+    """All inputs of a training step except its batch. `loss_scale` is None unless the precision is fp16."""
 
     model: ParallelModel
     optimizers: Optimizers
@@ -99,13 +99,14 @@ class Trainer:
     loss_scale: LossScale | None = None
 
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
-        """Run forward pass, backward pass and update. Return the metrics of the step, which are the same on every rank.
+        """Run the forward pass, the backward pass and the update, and return the step's metrics, the same on every
+        rank.
 
         If the loss or a gradient is not finite, weights and optimizer stay unchanged on all ranks.
 
         Args:
             micro_batches: This rank's part of the global batch.
-            num_tokens: Tokens to predict in the global batch.
+            num_tokens: Number of tokens to predict in the global batch.
             step: Number of the step, counted from 0.
         """
         scale = 1.0 if self.loss_scale is None else self.loss_scale.factor
@@ -124,7 +125,7 @@ class Trainer:
             metrics["teacher"] = losses.teacher
         if self.losses.sibling:
             metrics["sibling"] = losses.sibling
-        # The only point of a step that synchronizes with the device.
+        # This is the only point of a step that synchronizes with the device.
         numbers = dict(zip(metrics, torch.stack([value.double() for value in metrics.values()]).tolist(), strict=True))
         is_finite = all(map(math.isfinite, numbers.values()))
         if self.loss_scale is not None:
@@ -150,7 +151,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Replace the weights of the model by their running average, if it exists, within a context.
+        """Replace the model's weights by their running average, if there is one, within a context.
 
         Models are evaluated and saved in this context.
         """
@@ -166,7 +167,7 @@ class Trainer:
 
 
 def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
-    """Return the trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
+    """Create the trainer of a checkpoint's model, which is copied to the ranks or sharded over them."""
     if ranks.device.type == "cpu":
         keep_freed_memory()
     else:
@@ -178,7 +179,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     elif recipe.gradient_checkpointing:
         checkpoint_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
-    # After sharding the model, so that the state of a parameter is sharded like the parameter.
+    # After sharding the model, so that a parameter's state is sharded like the parameter.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
     precision = autocast(recipe.precision, ranks.device)
@@ -187,21 +188,21 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Option numbers from glibc's malloc.h."""
+"""Numbers of options in glibc's malloc.h."""
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep freed memory. Other allocators are unchanged.
+    """Make glibc's allocator keep freed memory. Other allocators are not affected.
 
-    By default it returns each large tensor to the system, and the system zeroes the pages of the next one. At every
-    step that happens to all activations and gradients. `benchmarks/LOG.md` has the measurement.
+    By default, glibc returns each large tensor to the system, which fills the pages of the next one with zeros. At
+    every step, this would happen to all activations and gradients. The measurement is in `benchmarks/LOG.md`.
     """
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # missing in other C libraries
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have this function
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
+        mallopt(M_TRIM_THRESHOLD, -1)  # never return memory
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:

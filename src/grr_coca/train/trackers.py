@@ -1,4 +1,7 @@
-"""Send the log of a run to Weights & Biases or MLflow. It reads `metrics.jsonl`, so training does not depend on it."""
+"""Send the log of a run to Weights & Biases or MLflow.
+
+This reads `metrics.jsonl`, so training does not depend on the services.
+"""
 
 import json
 import re
@@ -25,16 +28,16 @@ _AT_ONCE = 100
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A run in a service. `id` identifies it when more of the log is sent later."""
+    """Run in a service. `id` identifies it when more of the log is sent later."""
 
     id: str
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the metrics of a step. Steps never decrease."""
+        """Send the metrics of a step. Steps must not decrease."""
         ...
 
     def finish(self) -> None:
-        """Send the remaining metrics."""
+        """Send all remaining metrics."""
         ...
 
 
@@ -87,12 +90,12 @@ _TRACKERS: dict[TrackerName, Callable[[str, str, Mapping[str, object], str | Non
 def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = False, seconds: float = 10.0) -> int:
     """Send the new lines of a run's log, and return their number.
 
-    The folder then has `TO.json`, with the id of the run in the service and the last sent step of each split. A resumed
-    run repeats lines; they are not sent again.
+    The folder then contains `TO.json`, with the id of the run in the service, and the last step that was sent for each
+    split. If a resumed run repeats lines, they are not sent again.
 
     Args:
         folder: Run folder.
-        to: Service. Its environment variables define address and credentials.
+        to: The service, whose environment variables define address and credentials.
         project: Name of the project or experiment in the service.
         follow: Whether to wait for more lines until the run has ended.
         seconds: Pause before the log is read again.
@@ -121,7 +124,7 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
             tracker.finish()
     except UserError:
         raise
-    except Exception as error:  # the service's package raises any type
+    except Exception as error:  # the service's package may raise errors of any type
         raise UserError(f"{to}: {first_line(error)}") from error
     return number
 
@@ -131,7 +134,7 @@ def _is_metric(name: str, value: object) -> bool:
 
 
 def _rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines of a log, and with `follow` also lines that are written later, up to the last
+    """Yield the complete lines of a log. With `follow`, also yield lines that are written later, up to the last
     validation.
 
     A resumed run first truncates the file, which is then read from its beginning.

@@ -1,1 +1,1 @@
-"""Rewriting of code from the icons of one set to those of another."""
+"""Rewrite code from the icons of one set to those of another."""

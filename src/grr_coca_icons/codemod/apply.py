@@ -1,7 +1,7 @@
-"""Rewriting of icons in the code of an app: files, remaining uses, and dependencies in package.json.
+"""Rewrite the icons in the code of an app: files, remaining uses, and dependencies in package.json.
 
 A plan is created first, and can be shown as a diff. Each file is then written atomically. Links, `node_modules`,
-generated code, lockfiles and files that git ignores do not change.
+generated code, lockfiles and files that git ignores are not changed.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from grr_coca_icons.match.used_icons import Use, code_files, normalize_name, use
 
 _GENERATED = re.compile(r"@generated|\bauto(?:matically)?[- ]generated\b|\bdo not (?:edit|modify)\b", re.IGNORECASE)
 _HEAD = 500
-"""Number of characters at the start of a file that are searched for a mark of generated code."""
+"""Number of characters at the start of a file that are searched for a sign of generated code."""
 _LOCKS = {
     "pnpm-lock.yaml": "pnpm install",
     "yarn.lock": "yarn install",
@@ -42,7 +42,7 @@ _SECTIONS = frozenset({"dependencies", "devDependencies", "peerDependencies", "o
 
 @dataclass(frozen=True)
 class Left:
-    """A location that needs manual work. `use`: The icon use, or None. `reason`: Why it was not rewritten."""
+    """Location that needs manual work. `use` is the icon use, or None. `reason` is why it was not rewritten."""
 
     file: str
     line: int
@@ -52,7 +52,7 @@ class Left:
 
 @dataclass
 class CodeChanges:
-    """Changes to the code of an app.
+    """Planned changes to the code of an app.
 
     Attributes:
         changes: Changed files, with their bytes before and after.
@@ -75,11 +75,11 @@ class CodeChanges:
                 yield line.rstrip("\r\n")
 
     def write(self, root: Path, *, force: bool = False) -> Path | None:
-        """Write the files. Return the backup, which is only created outside a git repository.
+        """Write the files, and return the backup, which is only created outside a git repository.
 
         Args:
             root: The folder of the code.
-            force: Write even if git has uncommitted changes.
+            force: Whether to write even if git has uncommitted changes.
 
         Raises:
             UserError: If git has uncommitted changes, or a file cannot be written.
@@ -107,7 +107,7 @@ def plan_changes(
     Args:
         root: The folder or file.
         icons: Prefix and name of each icon to replace, with the full name of its equivalent.
-        exclude: Patterns of .gitignore of files to skip.
+        exclude: Patterns, as in .gitignore, of files to skip.
         reason: Function that returns why a remaining use was not replaced, or None if it needs no mention.
 
     Raises:
@@ -143,7 +143,7 @@ def plan_changes(
 
 
 def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
-    """Yield code files and their text. Files that are not UTF-8 are skipped."""
+    """Yield code files and their text, and skip files that are not UTF-8."""
     for path in _not_ignored(root, list(code_files(root, used_icons.SUFFIXES | SUFFIXES, exclude))):
         is_own = not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
         if not is_own or path.name in _LOCKS or path.name == "npm-shrinkwrap.json":
@@ -157,7 +157,7 @@ def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) -> str:
-    """Return the new text of a file. Adds remaining manual work to the plan."""
+    """Return the new text of a file, and add remaining manual work to the plan."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in SUFFIXES:
         return text
@@ -171,7 +171,7 @@ def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) ->
 
 
 def _repository(root: Path) -> Path | None:
-    """Return the git repository of a folder or file, or None without git."""
+    """Return the git repository that contains a folder or file, or None without git."""
     found = _git(root, "rev-parse", "--show-toplevel")
     return Path(found.strip()) if found else None
 
@@ -190,7 +190,7 @@ def _git(root: Path, *arguments: str, given: str = "") -> str | None:
 
 def _not_ignored(root: Path, paths: Sequence[Path]) -> Sequence[Path]:
     given = "\0".join(str(path.absolute()) for path in paths)
-    ignored = _git(root, "check-ignore", "-z", "--stdin", given=given)  # fails if no file is ignored
+    ignored = _git(root, "check-ignore", "-z", "--stdin", given=given)  # git fails if no file is ignored
     left_out = set((ignored or "").split("\0"))
     return [path for path in paths if str(path.absolute()) not in left_out]
 
@@ -207,7 +207,7 @@ def _require_clean(root: Path, paths: Iterable[Path]) -> None:
 
 
 def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
-    """Create a ZIP file with the unchanged files next to the folder, and return its path."""
+    """Create a ZIP file with the unchanged files, next to the folder, and return its path."""
     top = root.resolve() if root.is_dir() else root.resolve().parent
     number = 1
     while (backup := top.parent / f"{top.name}-before-{number}.zip").exists():
@@ -222,7 +222,7 @@ def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
 
 
 def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path, str], plan: CodeChanges) -> None:
-    """Replace icon packages in each package.json of changed files."""
+    """Replace icon packages in each package.json that belongs to changed files."""
     top = _repository(root) or root.resolve().parent
     by_manifest: dict[Path, list[Path]] = defaultdict(list)
     by_place = {path.resolve(): text for path, text in after.items()}
@@ -250,7 +250,7 @@ def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path
 
 
 def _manifest_of(path: Path, top: Path) -> Path | None:
-    """Return the nearest package.json above a file that lists an icon package, or else the nearest one."""
+    """Return the nearest package.json above a file that lists an icon package, or else the nearest one of all."""
     found = []
     for folder in path.resolve().parents:
         if (folder / "package.json").is_file():
@@ -267,7 +267,7 @@ _ICONIFY = "@iconify-json/"
 
 
 def _packages_in(text: str) -> dict[str, str]:
-    """Return the icon packages that a code file needs, and their versions. Iconify packages have any version."""
+    """Return the icon packages that a code file needs, with their versions. Iconify packages have any version."""
     found = {one.name: one.version for one in PACKAGES if re.search(rf"['\"]{re.escape(one.name)}['\"/]", text)}
     prefixes = {use.prefix for use in uses_in(text, "") if _is_written_by_name(use, text)}
     return found | {f"{_ICONIFY}{prefix}": "*" for prefix in prefixes}
@@ -278,9 +278,9 @@ def _is_written_by_name(use: Use, text: str) -> bool:
 
 
 def changed_manifest(text: str, gone: Iterable[str], added: Mapping[str, str]) -> str:
-    """Return the text of a package.json with some packages replaced by others.
+    """Return the text of a package.json in which some packages are replaced.
 
-    Iconify packages are only added as replacements.
+    Iconify packages are added only as replacements.
     """
     there = _dependencies(text)
     removed = [name for name in there if name in set(gone)]
@@ -325,7 +325,7 @@ def _key(pair: SgNode) -> str:
 
 
 def _section(pair: SgNode) -> str:
-    """Return the section of a package.json that a pair is in; or an empty text if it is in none."""
+    """Return the section of a package.json that contains a pair, or an empty text if no section does."""
     outer = pair.parent()
     section = outer.parent() if outer is not None else None
     return _key(section) if section is not None and section.kind() == "pair" else ""

@@ -1,6 +1,6 @@
 """npm packages with icon components: their naming, properties and types.
 
-Names and properties are from the type declarations of the versions in `IconPackage.version`.
+The names and properties come from the type declarations of the versions in `IconPackage.version`.
 """
 
 import re
@@ -13,7 +13,7 @@ Framework = Literal["react", "vue"]
 
 
 class Component(NamedTuple):
-    """An icon component: the module that exports it, its name, and required properties."""
+    """Icon component: the module that exports it, its name, and its required properties."""
 
     module: str
     name: str
@@ -21,27 +21,27 @@ class Component(NamedTuple):
 
 
 Naming = Callable[[str, str, str], Component]
-"""Function from package, prefix of the icon's set and icon name to its component."""
+"""Function that takes a package, the prefix of an icon's set and the icon's name, and returns its component."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IconPackage:
-    """A package of icon components.
+    """Package of icon components.
 
     Attributes:
         name: Name on npm.
         version: Version range to add to a package.json.
         framework: Framework of the components.
-        naming: Naming function of its components.
-        prefixes: Sets whose icons the package has.
-        component_type: Type of a component; empty if the package exports none.
-        properties_type: Type of its properties; empty if the package exports none.
-        stroke: Property that sets the width of strokes; empty if it has no strokes.
+        naming: Function that names its components.
+        prefixes: Prefixes of the sets whose icons the package has.
+        component_type: Type of a component. Empty if the package exports no such type.
+        properties_type: Type of its properties. Empty if the package exports no such type.
+        stroke: Property that sets the width of strokes. Empty if the icons have no strokes.
         has_size: Whether `size` sets both width and height.
         is_size_number: Whether `size` takes numbers instead of text.
-        default_size: Size without any property; empty: the drawing fills its container.
-        own: Additional properties that SVG elements do not have.
-        refused: Properties of SVG elements that its components do not support.
+        default_size: Size without any property. Empty if the drawing fills its container.
+        own: Properties of the components that SVG elements do not have.
+        refused: Properties of SVG elements that the components do not support.
     """
 
     name: str
@@ -64,17 +64,17 @@ class IconPackage:
 
     @property
     def type_prefix(self) -> str:
-        """Prefix of type names where `Icon` is already used."""
+        """Prefix of type names in files that already use `Icon`."""
         return {"lucide": "Lucide", "tabler": "Tabler", "ph": "Phosphor", "ri": "Remix"}.get(self.prefixes[0], "Other")
 
 
 def pascal(name: str) -> str:
-    """Return the component name of an icon: `trash-2` is `Trash2`."""
+    """Convert an icon's name to a component name, such as `trash-2` to `Trash2`."""
     return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
 
 
 def _after_digits(name: str) -> str:
-    """Return a name with a capital after each digit."""
+    """Capitalize the letter after each digit of a name."""
     return re.sub(r"\d[a-z]", lambda part: part[0].upper(), name)
 
 
@@ -84,13 +84,13 @@ def _named(pattern: str) -> Naming:
 
 def _heroicons(package: str, _: str, name: str) -> Component:
     style = next((style for style in ("-20-solid", "-16-solid", "-solid") if name.endswith(style)), "")
-    own = _after_digits(pascal(name.removesuffix(style)))  # Squares2X2
+    own = _after_digits(pascal(name.removesuffix(style)))  # such as Squares2X2
     folder = {"": "24/outline", "-solid": "24/solid"}.get(style) or style[1:].replace("-", "/")
     return Component(f"{package}/{folder}", f"{own}Icon")
 
 
 _WEIGHT = re.compile(r"-(thin|light|bold|fill|duotone)$")
-"""Weights of Phosphor drawings, which are a property of its components."""
+"""Weights of Phosphor's drawings, which are a property of its components."""
 
 
 def _phosphor(pattern: str) -> Naming:
@@ -122,7 +122,7 @@ _OF_REACT_ICONS = {
 
 def _react_icons(package: str, prefix: str, name: str) -> Component:
     module, beginning = _OF_REACT_ICONS[prefix]
-    own = _after_digits(pascal(name))  # Fa500Px
+    own = _after_digits(pascal(name))  # such as Fa500Px
     return Component(f"{package}/{module}", f"{beginning}{own}")
 
 
@@ -187,7 +187,7 @@ _TABLE: tuple[tuple[str, str, Framework, dict[str, Any]], ...] = (
 PACKAGES = tuple(
     IconPackage(name=name, version=version, framework=framework, **more) for name, version, framework, more in _TABLE
 )
-"""Packages between which code can be rewritten. If a set has several, the first is the target."""
+"""Packages between which code can be rewritten. If a set has several packages, the first is the target."""
 
 
 def package_of(module: str) -> IconPackage | None:
@@ -201,7 +201,7 @@ def package_for(prefix: str, framework: Framework) -> IconPackage | None:
 
 
 def usage_lines(prefix: str, name: str) -> list[str]:
-    """Return lines of code that use an icon, other than Iconify's."""
+    """Return lines of code that use an icon, except Iconify's."""
     package = package_for(prefix, "react")
     component = package.component(prefix, name) if package else None
     lines = [f"import {{ {component.name} }} from '{component.module}'"] if component else []

@@ -1,13 +1,14 @@
-"""Rewriting of the icons in one code file. All other characters are unchanged.
+"""Rewrite the icons in one code file. All other characters are unchanged.
 
-Code is parsed by tree-sitter grammars (package ast-grep-py): JavaScript and TypeScript with JSX, Vue
-components, HTML, CSS, JSON and YAML. It rewrites
+Code is parsed by tree-sitter grammars (package ast-grep-py): JavaScript and TypeScript with JSX, Vue components, HTML,
+CSS, JSON and YAML. The following are rewritten:
 
 - imports of components, elements of JSX and Vue templates, and all other uses of an imported component;
 - properties with different names in the two packages (`strokeWidth`, and `stroke` in tabler), and types (`LucideIcon`);
 - names in complete strings (`"lucide:trash-2"`) and in classes (`i-lucide-trash-2`, `icon-[lucide--trash-2]`).
 
-A component whose new name is taken in the file is imported under its old one (`import { HomeIcon as Home }`).
+If a component's new name is already taken in the file, the component is imported under its old name (`import { HomeIcon
+as Home }`).
 """
 
 import re
@@ -39,7 +40,7 @@ class Replacements:
 
     Args:
         icons: Prefix and name of each icon, with the full name of its replacement.
-        partial: Prefixes of sets of which other icons remain in the code, so that their types also remain.
+        partial: Prefixes of sets of which some icons remain in the code, so that their types also remain.
     """
 
     def __init__(self, icons: "dict[tuple[str, str], str]", partial: "frozenset[str]" = frozenset()) -> None:
@@ -48,7 +49,7 @@ class Replacements:
         self.target_prefixes = tuple(dict.fromkeys(other.partition(":")[0] for other in icons.values()))
 
     def of(self, prefix: str, name: str) -> tuple[str, str] | None:
-        """Return prefix and name of the replacement of an icon, or None if it has none."""
+        """Return the prefix and name of an icon's replacement, or None if it has none."""
         other = self._icons.get((prefix, normalize_name(name)))
         if other is None:
             return None
@@ -57,21 +58,21 @@ class Replacements:
 
 
 class Note(NamedTuple):
-    """A note on manual work: the line in the new text, and a description."""
+    """Note on manual work: the line in the new text, and a description."""
 
     line: int
     text: str
 
 
 class Rewritten(NamedTuple):
-    """The text of a file with replaced icons, and remaining manual work."""
+    """Text of a file with replaced icons, and the remaining manual work."""
 
     text: str
     notes: list[Note]
 
 
 class ParseError(ValueError):
-    """Error for a file that is not valid code in its language."""
+    """A file is not valid code in its language."""
 
 
 def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
@@ -90,13 +91,13 @@ def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
 
 @dataclass(kw_only=True)
 class _Import:
-    """An imported name of a replaced icon, or of a type.
+    """Imported name of a replaced icon, or of a type.
 
     Attributes:
         node: Import specifier.
         statement: Import statement.
-        imported, local: Name in the module and in the file.
-        component: New component; None for a type that the new package lacks.
+        imported, local: Name in the module, and name in the file.
+        component: New component. None for a type that the new package does not have.
     """
 
     node: SgNode
@@ -117,7 +118,7 @@ class _Import:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a file with a separate syntax tree, and its start."""
+    """Part of a file that has a separate syntax tree, and its start."""
 
     root: SgNode
     start: int
@@ -125,14 +126,14 @@ class _Part:
     is_script: bool = True
 
     def find_all(self, *kinds: str) -> list[SgNode]:
-        """Return the nodes of some kinds, in order."""
+        """Return all nodes of some kinds, in order."""
         known = _known(self.grammar, kinds)
         return self.root.find_all(any=[{"kind": kind} for kind in known]) if known else []
 
 
 @lru_cache
 def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the node kinds that a grammar has, because searching for others is an error."""
+    """Return those of the node kinds that a grammar has, because searching for unknown kinds is an error."""
     empty = SgRoot("", grammar).root()
 
     def is_known(kind: str) -> bool:
@@ -146,7 +147,7 @@ def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _File:
-    """A file that is being rewritten.
+    """File that is being rewritten.
 
     Attributes:
         edits: New text by the position of the old text.
@@ -246,7 +247,11 @@ class _File:
                 yield from self._named(part, statement, module, source, target)
 
     def _default(self, part: _Part, statement: SgNode, module: str) -> Iterator[_Import]:
-        """`import Trash from "lucide-react/icons/trash"` becomes a named import, that of `~icons/` stays one."""
+        """Rewrite a default import.
+
+        `import Trash from "lucide-react/icons/trash"` becomes a named import; a default import from `~icons/` stays
+        one.
+        """
         clause = next((one for one in statement.children() if one.kind() == "import_clause"), None)
         local = clause.child(0) if clause is not None else None
         if clause is None or local is None or local.kind() != "identifier":
@@ -378,7 +383,7 @@ class _File:
             return
         for attribute, new in changed:
             start, end = attribute.range().start.index, attribute.range().end.index
-            if not new:  # with the space before it
+            if not new:  # including the space before it
                 before = self.text[: part.start + start]
                 start -= len(before) - len(before.rstrip())
             self._edit(part.start + start, part.start + end, new)
@@ -391,7 +396,7 @@ class _File:
     # --- Statements
 
     def _statement(self, part: _Part, imports: list[_Import], bound: set[str]) -> None:
-        """Rewrite one import, and add a new one after it if parts of it remain."""
+        """Rewrite one import. If parts of it remain, add a new import after it."""
         statement = imports[0].statement
         origin = statement.field("source")
         assert origin is not None
@@ -447,7 +452,7 @@ class _File:
             self._edit(at, at, "".join(f"{newline}{indent}{line}" for line in lines))
 
     def _drop(self, part: _Part, dropped: Sequence[SgNode], named: Sequence[SgNode]) -> None:
-        """Remove specifiers with the following comma, or the preceding one for the last."""
+        """Remove specifiers together with the following comma or, for the last one, the preceding comma."""
         starts = {node.range().start.index for node in dropped}
         kept_before: SgNode | None = None
         for node, following in zip(named, [*named[1:], None], strict=True):
@@ -458,7 +463,7 @@ class _File:
             if following is not None:
                 self._edit(part.start + span.start.index, part.start + following.range().start.index, "")
             elif kept_before is not None:
-                # Specifiers dropped directly before it end at its start: one edit for all of them.
+                # Specifiers that are dropped directly before it end at its start, so one edit removes all of them.
                 begin = part.start + kept_before.range().end.index
                 for other in [key for key in self.edits if begin <= key[0] < part.start + span.end.index]:
                     del self.edits[other]
@@ -466,7 +471,7 @@ class _File:
 
 
 def _is_ampersand(error: SgNode) -> bool:
-    """Return whether the node is an `&` in JSX text, which React accepts and the grammar does not."""
+    """Return whether the node is an `&` in JSX text, which React accepts but the grammar does not."""
     return re.fullmatch(r"&[^<>{}]*", error.text()) is not None
 
 
@@ -491,7 +496,7 @@ _CLASS = re.compile(
 
 
 def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]:
-    """Yield the replaced names in a string: start, end and new name."""
+    """Yield the names to replace in a string, each with its start, its end and the new name."""
     whole = _WHOLE.fullmatch(text)
     if whole is not None and (new := icons.of(whole["prefix"], whole["icon"])) is not None:
         yield whole.start("prefix"), whole.end("icon"), ":".join(new)
@@ -508,7 +513,7 @@ def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]
 
 
 def _is_cut(node: SgNode) -> bool:
-    """Return whether a part of a template string has insertions, into which names may continue."""
+    """Return whether a part of a template string is adjacent to an insertion, into which a name may continue."""
     parent = node.parent()
     return parent is not None and parent.kind() == "template_string" and len(parent.named_children()) > 1
 
@@ -539,12 +544,12 @@ _BINDINGS = {
     "for_in_statement": "left",
     "internal_module": "name",
 }
-"""Nodes that bind a name, and the field that holds it."""
+"""Nodes that bind a name, and the field that contains the name."""
 _ALWAYS_BINDINGS = frozenset({"array_pattern", "rest_pattern", "formal_parameters"})
 
 
 def _is_binding(node: SgNode) -> bool:
-    """Return whether the name is rebound after this position."""
+    """Return whether the name is bound again after this position."""
     parent = node.parent()
     if node.kind() == "shorthand_property_identifier_pattern":
         return True
@@ -584,7 +589,7 @@ def _is_exported(node: SgNode) -> bool:
 
 
 def _imported_from(root: SgNode, modules: Collection[str]) -> Iterator[str]:
-    """Yield the names that a script imports from some modules without another name."""
+    """Yield the names that a script imports from some modules without renaming them."""
     for statement in root.find_all(kind="import_statement"):
         origin = statement.field("source")
         if origin is not None and origin.text()[1:-1] in modules:
@@ -599,7 +604,7 @@ def _is_type(one: _Import) -> bool:
 
 
 def _type_of(one: _Import) -> str:
-    """Return the type of components or of their properties if the new package exports none."""
+    """Return a type for components, or for their properties, in case the new package exports none."""
     if one.target.framework == "vue":
         is_component = one.imported == one.source.component_type
         return 'import("vue").FunctionalComponent' if is_component else 'import("vue").SVGAttributes'
@@ -613,8 +618,9 @@ def _has_default(statement: SgNode) -> bool:
 
 
 def _camel(name: str) -> str:
-    """Return a component or property name in JavaScript's spelling: `trash-2` is `Trash2`, `stroke-width`
-    `StrokeWidth`.
+    """Convert a name to the spelling of JavaScript components and properties.
+
+    For example, `trash-2` becomes `Trash2`, and `stroke-width` becomes `StrokeWidth`.
     """
     return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
 
@@ -627,8 +633,14 @@ def _dashed(name: str) -> str:
 
 
 class _Attribute(NamedTuple):
-    """`name`: As in JSX. `written`: As in the code. `value`: With its quotes or braces; empty if missing.
-    `is_bound`: Whether a value in Vue is an expression."""
+    """Attribute of an element.
+
+    Attributes:
+        name: Name, spelled as in JSX.
+        written: Name, spelled as in the code.
+        value: Value with its quotes or braces. Empty if it is missing.
+        is_bound: Whether a value in Vue is an expression.
+    """
 
     node: SgNode
     name: str
@@ -643,7 +655,13 @@ class _Attribute(NamedTuple):
 
 
 class _Element(NamedTuple):
-    """`component`: Imported name of its component. `names`: Its nodes. `is_tag`: Whether it is in a Vue template."""
+    """Element that shows an icon.
+
+    Attributes:
+        component: Imported name of its component.
+        names: Nodes with its name.
+        is_tag: Whether it is in a Vue template.
+    """
 
     component: str
     names: list[SgNode]
@@ -689,7 +707,9 @@ def _tags(page: SgNode) -> Iterator[_Element]:
 
 
 def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
-    """Yield the properties that differ between the packages, and their replacements, which are empty if removed."""
+    """Yield the properties that differ between the packages, with their replacements, which are empty for removed
+    properties.
+    """
     source, target = one.source, one.target
     if source.name == target.name:
         return
@@ -748,7 +768,7 @@ def _added(element: _Element, one: _Import) -> Iterator[str]:
 
 
 def _vue_parts(page: SgNode) -> Iterator[_Part]:
-    """Yield the scripts of a Vue component and the expressions of its template, each with a separate tree."""
+    """Yield the scripts of a Vue component and the expressions in its template, each with a separate tree."""
     for script in page.find_all(kind="script_element"):
         code = script.find(kind="raw_text")
         if code is not None:
@@ -769,5 +789,5 @@ def _vue_parts(page: SgNode) -> Iterator[_Part]:
 
 
 def _expression(code: str, start: int) -> _Part:
-    """Parse an expression in parentheses, so that `{ a }` is an object."""
+    """Parse an expression in parentheses, so that `{ a }` is parsed as an object."""
     return _Part(SgRoot(f"({code})", "typescript").root(), start - 1, "typescript", is_script=False)

@@ -36,16 +36,15 @@ def run(
 ) -> int:
     """Find names and alternative texts that contradict their image.
 
-    This checks names of icons, captions of tables, and labels in HTML, JSX and Markdown: alt, aria-label
-    and title of images, inline SVG and icons of known sets. It reports images that clearly show something else.
-    Content that the model does not know, names with a number, and alt="" are skipped.
-    The exit code is 1 if any contradiction is found.
+    This checks names of icons, captions in tables, and labels in HTML, JSX and Markdown: alt, aria-label and title of
+    images, inline SVG and icons of known sets. Images that clearly show something else are reported. Content that the
+    model does not know, names with a number, and alt="" are skipped. The exit code is 1 if any contradiction is found.
 
     Args:
         sources: folders of icons or of code; icon sets, sprites and fonts, as in match; tables of images and captions;
             files of code.
-        false_alarms: accepted fraction of correct names that are reported, on icon sets like the eight for which it was
-            measured. Higher values find more.
+        false_alarms: accepted fraction of correct names that are reported, on icon sets like the eight on which it was
+            measured. Higher values find more contradictions.
         baseline: file of known findings to exclude.
         update_baseline: write all findings to --baseline instead of reporting them.
         out: also write the findings as SARIF, for code hosts.
@@ -64,7 +63,7 @@ def run(
     require_extra("icons", "checking names", unneeded=("fontTools", "brotli", "rapidfuzz"))
     known = set() if baseline is None or update_baseline else _read_baseline(baseline)
     from grr_coca.infer.load import (
-        load,  # late: imports an engine
+        load,  # lazy import of an engine
         locate_checkpoint,
     )
     from grr_coca_icons.match.label_check import check_labels, require_limit
@@ -137,7 +136,7 @@ def _record(one: "Contradiction") -> dict[str, object]:
 
 
 def _sarif(found: Sequence["Contradiction"]) -> str:
-    """Return findings as SARIF 2.1.0, for code hosts."""
+    """Convert findings to SARIF 2.1.0, for code hosts."""
     results = [
         {
             "ruleId": _RULE,

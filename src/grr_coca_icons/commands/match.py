@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grr_coca_icons.match.picture_set import OpenPictureSet
 
 _MAX_PLACES = 3
-"""Maximum number of code locations per line."""
+"""Maximum number of code locations to list per line."""
 
 
 def run(
@@ -45,8 +45,8 @@ def run(
 ) -> int:
     """Find the equivalent of each image of one library in others, such as each icon of lucide in tabler.
 
-    Prints a line per image: its name, and up to five candidates with the probability that they are the equivalent, or
-    "none" if nothing is likely. The exit code is 1 if --check finds errors.
+    Each output line has the name of an image, and up to five candidates with the probability that they are the
+    equivalent, or "none" if nothing is likely. The exit code is 1 if --check finds errors.
 
     Args:
         sources: first the images to match, then one or more libraries to search: iconify:PREFIX (downloaded once by
@@ -55,9 +55,9 @@ def run(
             libraries to search.
         n: maximum number of candidates per image.
         names: also compare the names of icons.
-        decided: a map that was made or reviewed manually; its entries are kept.
-        check: a table to check (a map, a flat JSON object, or a CSV of two columns): report entries that look
-            wrong, and names that do not exist.
+        decided: a map that was created or reviewed manually; its entries are kept.
+        check: a table to check (a map, a flat JSON object, or a CSV with two columns): report entries that look wrong,
+            and names that do not exist.
         out: also write review.html, a page to choose equivalents; matches.csv; map.json; or icons/index.json, the map
             that `shadcn migrate icons` reads below its REGISTRY_URL.
         apply: rewrite the code of --used-in: imports, components, their properties and types, names and classes, and
@@ -66,7 +66,7 @@ def run(
         force: with --apply, write even if git has uncommitted changes.
         min_probability: with --apply or icons/index.json, minimum probability of an equivalent that is not in
             --decided.
-        json: print JSON lines: icon, and matches with icon, probability and same_name; none if the list is empty.
+        json: print JSON lines: icon, and matches with icon, probability and same_name; an empty list means none.
         exclude: exclude paths that match this .gitignore pattern.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; default:
             the model of the index, or icons.
@@ -92,7 +92,7 @@ def run(
     from grr_coca_icons.match.icon_map import read_map
     from grr_coca_icons.match.matcher import Matcher
     from grr_coca_icons.match.used_icons import find_uses
-    from grr_coca_search.store import is_index  # late: imports NumPy and Pillow
+    from grr_coca_search.store import is_index  # lazy import: NumPy and Pillow
 
     decisions = None if decided is None else read_map(decided)
     table = None if check is None else read_map(check)
@@ -103,7 +103,7 @@ def run(
         with late_bar("embedded") as on_progress:
             return matcher.open(arguments, exclude=exclude, retired=retired, on_progress=on_progress)
 
-    target = opened(to) if any(map(is_index, to)) else None  # first: its model is the one to use
+    target = opened(to) if any(map(is_index, to)) else None  # opened first, because its model is used
     used = None
     if uses is not None:
         if target is None:
@@ -149,7 +149,7 @@ def _report_left_out(failures: Sequence[str]) -> None:
 
 
 def _likely(matches: "Sequence[PictureMatch]", min_probability: float) -> dict[str, str]:
-    """Return the icons with a decided or likely equivalent, and its name."""
+    """Return the icons that have a decided or likely equivalent, and its name."""
     found = ((match.name, match.best) for match in matches)
     return {name: best.name for name, best in found if best and (best.probability or 0) >= min_probability}
 
@@ -167,7 +167,7 @@ def _apply(
     write: bool,
     force: bool,
 ) -> None:
-    from grr_coca_icons.codemod.apply import plan_changes  # late: it needs an extra
+    from grr_coca_icons.codemod.apply import plan_changes  # lazy import, because it needs an extra
     from grr_coca_icons.match.used_icons import Use
 
     by_use: dict[tuple[str, str], PictureMatch] = {}
@@ -203,7 +203,7 @@ def _apply(
     for one in plan.left:
         print_line(escape_control_chars(f"{one.file}:{one.line}: {one.reason}"))
     for (file, equivalent), names in by_file.items():
-        if len(names) > 1:  # such as two states of a button
+        if len(names) > 1:  # for example, two states of a button
             print_line(escape_control_chars(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
     print(
         f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
@@ -267,7 +267,7 @@ def _write(
 ) -> None:
     suffix = out.suffix.lower()
     if suffix == ".html":
-        from grr_coca_icons.match.review import review_page  # late: only this output needs it
+        from grr_coca_icons.match.review import review_page  # lazy import, because only this output needs it
 
         title = f"{_sets(source.set.names)} to {_sets(target.set.names)}"
         content = review_page(matches, source, target, title, uses)
@@ -290,7 +290,7 @@ def _sets(names: Sequence[str]) -> str:
 
 
 def _csv(matches: "Sequence[PictureMatch]") -> str:
-    """Return a row per candidate, and a row with an empty candidate for each image without one."""
+    """Convert matches to one row per candidate, and one row without a candidate for each image that has none."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("icon", "rank", "match", "probability", "same_name"))

@@ -1,4 +1,4 @@
-"""`grr-coca mcp`: icon indexes as tools for agents."""
+"""`grr-coca mcp`: serve icon indexes as tools for agents."""
 
 from typing import Annotated
 
@@ -23,6 +23,6 @@ def run(
     if not indexes:
         raise UserError("no index given; create one first: grr-coca index iconify:lucide --out lucide.index")
     require_extra("mcp", "serving agents")
-    from grr_coca_icons.tools.mcp import serve_stdio  # late: it needs an extra
+    from grr_coca_icons.tools.mcp import serve_stdio  # lazy import, because it needs an extra
 
     serve_stdio(list(indexes), engine)

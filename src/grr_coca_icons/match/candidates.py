@@ -1,8 +1,8 @@
-"""Matching of the images of one library with those of another.
+"""Match the images of one library with those of another.
 
-Candidates of an image are the nearest by the cosines of images and of names. Their features are weighted by the
-parameters of the model (`match_numbers.py`). Drawings of one concept in several styles (`trash`, `trash-filled`) count
-as one candidate: the best of them, or the best with the same fill as the source, by their names.
+The candidates for an image are the nearest images and names, by cosine. Their features are weighted by the parameters
+of the model (`match_numbers.py`). Drawings of one concept in several styles (`trash`, `trash-filled`) count as one
+candidate: the best of these drawings, or the best one whose name indicates the same fill as the source.
 
 Shapes: N images of the source, M of the target, E embedding width, P pairs.
 """
@@ -22,28 +22,28 @@ from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVI
 _DEVIATION = 5.0
 """Divisor of z-scores, so that all features have a similar scale."""
 _NEAREST = {"picture": 40, "name_shown": 30, "shown_name": 20, "names": 20}
-"""Number of candidates per cosine."""
+"""Number of candidates to take by each kind of cosine."""
 _BACKGROUND = 4096
-"""Number of target images used as background for z-scores."""
+"""Number of target images that form the background for z-scores."""
 _FEW = 0.25
 """Fraction of the target images below which only the candidates are compared with the source."""
 _NUMBER = re.compile(r"\d+")
 _PRODUCTS = 2**24
-"""Maximum number of cosines in memory."""
+"""Maximum number of cosines in memory at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """Images of one side of a match.
+    """Images on one side of a match.
 
     Attributes:
         names: Full names, such as `lucide:trash-2`.
-        words: Names of each image as words without style words: its own name first, then its aliases; empty if it
-            has no name.
-        things: Concept of each image: the same text for drawings of one concept in several styles.
+        words: Names of each image as words without style words, its own name first, then its aliases. Empty if the
+            image has no name.
+        things: Concept of each image. Drawings of one concept in several styles have the same text.
         vectors: Embeddings of unit length, N E.
-        name_vectors: Embeddings of the first of `words`, N E, empty if there are no names.
-        is_seen: Whether training saw drawings of its set.
+        name_vectors: Embeddings of the first name in `words`, N E. Empty if there are no names.
+        is_seen: Whether the set's drawings were in training.
         is_filled: Whether the name marks the drawing as filled, N each.
     """
 
@@ -83,13 +83,13 @@ class PictureSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An image of the target.
+    """Candidate image of the target.
 
     Attributes:
         place: Index in the target.
-        probability: Probability that it is the equivalent; None if the model has no match parameters.
+        probability: Probability that the candidate is the equivalent. None if the model has no match parameters.
         score: Score for ranking candidates.
-        same_name: Whether its name is the same without style words.
+        same_name: Whether the names are the same without style words.
     """
 
     name: str
@@ -101,11 +101,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureMatch:
-    """An image of the source and its candidates, best first; none if no candidate is likely.
+    """Image of the source with its candidates, best first. There are none if no candidate is likely.
 
     Attributes:
-        nearest: The candidates even if none is likely.
-        is_decided: Whether a map has determined the match, without comparison.
+        nearest: The nearest candidates, even if none of them is likely.
+        is_decided: Whether a map has determined the match, without a comparison.
     """
 
     name: str
@@ -116,7 +116,7 @@ class PictureMatch:
 
     @property
     def best(self) -> Candidate | None:
-        """First candidate; None if no candidate is likely."""
+        """First candidate. None if no candidate is likely."""
         return self.candidates[0] if self.candidates else None
 
 
@@ -128,15 +128,16 @@ def match_pictures(
     n: int = CANDIDATES,
     places: Sequence[int] | None = None,
 ) -> list[PictureMatch]:
-    """Return the candidates of each image of the source.
+    """Find candidates for each image of the source.
 
     Args:
-        source: All images of the source. Unrequested images also count: a candidate that shows another
-            concept of the source's set is less likely.
+        source: All images of the source. Images that are not requested also matter, because a candidate that shows
+            another concept of the source's set is less likely.
         target: Images to search for candidates.
-        numbers: Parameters of the model, with or without names; None: rank by the cosine of images.
+        numbers: Parameters of the model, with or without names. If None, candidates are ranked by the cosine of
+            images.
         n: Maximum number of candidates per image.
-        places: Indices of the source images to match; None: all.
+        places: Indices of the source images to match. None means all.
 
     Raises:
         UserError: If the target is empty, or `n` is below 1.
@@ -144,7 +145,7 @@ def match_pictures(
     if n < 1:
         raise UserError(f"the number of candidates must be at least 1, got {n}")
     if not len(target):
-        raise UserError("the target has no images")
+        raise UserError("the target has no images; pass another library")
     requested = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
     pairs = Pairs(source, target, BY_PICTURE_ALONE if numbers is None else numbers)
     size = max(1, _PRODUCTS // len(target))
@@ -153,7 +154,7 @@ def match_pictures(
 
 
 class Pairs:
-    """Features of pairs of two image sets, and the resulting matches."""
+    """Features of the pairs between two image sets, and the resulting matches."""
 
     def __init__(self, source: PictureSet, target: PictureSet, numbers: MatchWeights) -> None:
         self._source, self._target, self._numbers = source, target, numbers
@@ -181,7 +182,7 @@ class Pairs:
                     self._by_word.setdefault(word, []).append(place)
 
     def matches(self, rows: np.ndarray, n: int, *, is_fitted: bool) -> Iterator[PictureMatch]:
-        """Yield the matches of some source images, each with at most `n` candidates."""
+        """Yield the matches for some source images, each with at most `n` candidates."""
         columns, evidence, bounds = self.evidence(rows)
         scores = self._numbers.scores(evidence)
         same = evidence[:, EVIDENCE.index("same_name")] > 0
@@ -191,8 +192,10 @@ class Pairs:
             yield self._match(row, columns[part], ranked, same[part], n, is_fitted=is_fitted)
 
     def _right_numbers_first(self, row: int, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return scores in which the candidate with the source's numbers is the best of those whose names differ only
-        by numbers: `heading-2`, and not `heading-3`, for `h-2`. In small drawings, digits look similar.
+        """Adjust scores so that numbers in names decide between candidates whose names differ only by numbers.
+
+        Among these, the candidate with the source's numbers becomes the best: for `h-2`, this is `heading-2` and not
+        `heading-3`. In small drawings, digits look similar.
         """
         own = _NUMBER.findall(self._source.names[row].partition(":")[2])
         if not own:
@@ -219,7 +222,7 @@ class Pairs:
     ) -> PictureMatch:
         target, style = self._target, self._source.is_filled[row]
         best: dict[str, int] = {}
-        alike: dict[str, int] = {}  # best drawing in the style of the source
+        alike: dict[str, int] = {}  # the best drawing in the style of the source
         for number in np.argsort(-scores, kind="stable").tolist():
             thing = target.things[columns[number]]
             if thing not in best and len(best) > max(n, CANDIDATES):
@@ -249,7 +252,9 @@ class Pairs:
         return PictureMatch(name=name, place=row, candidates=candidates if is_likely else (), nearest=candidates)
 
     def _best_things(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the nearest source concept of some target images, its cosine, and that of the second concept."""
+        """Return the nearest source concept of some target images, its cosine, and the cosine of the second nearest
+        concept.
+        """
         vectors = self._target.vectors[columns]
         order = np.argsort(self._thing_of, kind="stable")
         first = np.full(len(vectors), -1)
@@ -274,7 +279,7 @@ class Pairs:
         return first, best, second
 
     def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Return the candidates of some source images, their features, and the start of each image's pairs.
+        """Return the candidates for some source images, their features, and the start of each image's pairs.
 
         The columns of the features, P 10, are in the order of `EVIDENCE`.
         """
@@ -305,7 +310,7 @@ class Pairs:
         return columns, evidence, bounds
 
     def _stands_out(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Return cosines as z-scores above the median of the target, with the deviation of the lower half."""
+        """Convert cosines to z-scores above the median of the target, with the standard deviation of the lower half."""
         background = cosines[:, self._background]
         middle = np.median(background, axis=1)
         below = np.minimum(background - middle[:, None], 0)
@@ -327,11 +332,12 @@ class Pairs:
         return np.minimum(0, cosines - rival)
 
     def _written(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
-        """Compare the spelling and the words of names: the features that need no embedding, by name, each P.
+        """Return the features that compare spelling and words of names, by feature name, each P. They need no
+        embedding.
 
-        If an image has several names, the closest one counts.
+        If an image has several names, the closest name counts.
         """
-        from rapidfuzz import fuzz, process  # late: it needs an extra
+        from rapidfuzz import fuzz, process  # lazy import, because it needs an extra
 
         found = {name: np.zeros(len(rows)) for name in ("same_name", "spelling", "missing_words", "extra_words")}
         pairs: list[tuple[int, str, str]] = []
@@ -352,7 +358,9 @@ class Pairs:
 
 
 class _Names(NamedTuple):
-    """Names of an image: each with its words in alphabetical order; the words of the first name, and of all names."""
+    """Names of an image: each name with its words in alphabetical order, the words of the first name, and the words of
+    all names.
+    """
 
     sorted: tuple[str, ...]
     first: frozenset[str]
@@ -369,7 +377,7 @@ def _names(words: Sequence[str]) -> _Names:
 
 
 def _missing_words(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
-    """Return the fraction of missing words that are in use."""
+    """Return the fraction of words that are missing although they are in use."""
     return len((words - there) & used) / max(1, len(words))
 
 

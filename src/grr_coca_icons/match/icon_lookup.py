@@ -1,6 +1,6 @@
-"""Lookup of icons by the names that users and code use, with suggestions for unknown names.
+"""Look up icons by the names that users and code use, with suggestions for unknown names.
 
-`lucide:trash-2`, `trash-2`, `Trash2`, an alias, and the name of a component (`IconTrash` of tabler) all identify an
+`lucide:trash-2`, `trash-2`, `Trash2`, an alias, and the name of a component (`IconTrash` in tabler) all identify an
 icon.
 """
 
@@ -14,16 +14,16 @@ from grr_coca_icons.match.candidates import PictureSet
 from grr_coca_icons.match.used_icons import normalize_name
 
 Embed = Callable[[str], "np.ndarray | None"]
-"""Function that returns the embedding of a text, E, or None if the model does not know its words."""
+"""Function that returns the embedding of a text, E, or None if the model does not know the text's words."""
 
 
 class IconLookup:
-    """Names of the icons of an image set.
+    """Lookup of the icons of an image set by their names.
 
     Args:
         pictures: The icons.
-        further: Aliases of each icon, without prefix.
-        embed: Function that embeds unknown names; None: suggestions are based only on spelling.
+        further: Aliases of each icon, without the prefix.
+        embed: Function that embeds unknown names. If None, suggestions are based only on spelling.
     """
 
     def __init__(self, pictures: PictureSet, further: Sequence[Sequence[str]] = (), embed: Embed | None = None) -> None:
@@ -33,8 +33,9 @@ class IconLookup:
         self._places = _places(pictures.names, self._further)
 
     def find(self, name: str) -> int | None:
-        """Return the index of an icon, or None if no icon has the name. Without a prefix, the first set that has it
-        is used.
+        """Return the index of an icon, or None if no icon has the name.
+
+        Without a prefix, the first set that has the name is used.
         """
         exact = self.pictures.places.get(name)
         if exact is not None:
@@ -43,10 +44,10 @@ class IconLookup:
         return self._places.get((prefix, normalize_name(own)))
 
     def nearest(self, name: str, n: int = 1) -> list[str]:
-        """Return at most `n` icons that an unknown name may mean, best first.
+        """Return at most `n` icons that an unknown name may refer to, best first.
 
-        A name with one typo or reordered words means the icon of that name. Any other name
-        means the icons whose names and images are closest to its words.
+        A name with one typo or reordered words refers to the icon with the correct name. Any other name refers to the
+        icons whose names and images are closest to its words.
         """
         prefix, _, own = name[:200].rpartition(":")
         searched_prefixes = [prefix] if prefix in self.prefixes else self.prefixes
@@ -60,7 +61,7 @@ class IconLookup:
         return [self.pictures.names[place] for place in found][:n]
 
     def _misspelled(self, searched_prefixes: Sequence[str], own: str) -> list[int]:
-        from rapidfuzz.distance import OSA  # late: it needs an extra
+        from rapidfuzz.distance import OSA  # lazy import, because it needs an extra
 
         short, words = normalize_name(own), sorted(words_of_name(own).split())
         if len(short) < 3:
@@ -79,8 +80,10 @@ class IconLookup:
 
 
 def _places(names: Sequence[str], further: Sequence[Sequence[str]]) -> Mapping[tuple[str, str], int]:
-    """Return the index of each prefix and normalized name. Names have priority over aliases, and these
-    over component names. An empty prefix means the first set.
+    """Return the index for each prefix and normalized name.
+
+    Names have priority over aliases, and aliases over component names. An empty prefix refers to the first set that has
+    the name.
     """
     places: dict[tuple[str, str], int] = {}
 

@@ -1,4 +1,4 @@
-"""Maps from the icons of one set to those of another: manual decisions, and checks of tables.
+"""Maps from the icons of one set to those of another, for manual decisions and for checks of tables.
 
 The format is JSON: `{"format": 1, "icons": {"lucide:x": "tabler:x", "lucide:y": null}}`, where null means that an icon
 has no equivalent. Flat objects and CSV files with two columns are also accepted.
@@ -21,12 +21,12 @@ from grr_coca_icons.match.match_numbers import MatchWeights
 
 FORMAT = 1
 IconMap = dict[str, str | None]
-"""Full names of icons and of their equivalents; None if an icon has none."""
+"""Full names of icons, each with the full name of its equivalent, or None if it has none."""
 
 _WRONG = 0.1
-"""Maximum probability of a doubtful entry."""
+"""Maximum probability of an entry that counts as doubtful."""
 _LIKELY = 0.5
-"""Minimum probability of another icon for a doubtful entry."""
+"""Minimum probability of another icon that makes an entry doubtful."""
 
 
 def read_map(path: Path) -> IconMap:
@@ -61,31 +61,31 @@ def _of_table(text: str, path: Path) -> IconMap:
     rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if not rows or any(len(row) < 2 for row in rows):
-        raise UserError(f"{path}: expected two columns: an icon, and its equivalent")
+        raise UserError(f"{path}: expected two columns, an icon and its equivalent")
     if {cell.lower() for cell in rows[0][:2]} & {"from", "source", "icon", "to", "target"}:
         rows = rows[1:]
     return {escape_control_chars(row[0]): escape_control_chars(row[1]) or None for row in rows}
 
 
 def write_map(icons: Mapping[str, str | None]) -> str:
-    """Return the text of a map, sorted by name."""
+    """Convert a map to text, sorted by name."""
     return json.dumps({"format": FORMAT, "icons": dict(sorted(icons.items()))}, indent=1, ensure_ascii=False) + "\n"
 
 
 _SHADCN = {"lucide": "lucide", "tabler": "tabler", "ph": "phosphor", "ri": "remixicon", "radix-icons": "radix"}
-"""Prefixes of the sets that `shadcn migrate icons` supports, and its names for them."""
+"""Prefixes of the sets that `shadcn migrate icons` supports, with its names for them."""
 SHADCN_PATH = ("icons", "index.json")
-"""Path of its map below its `REGISTRY_URL`."""
+"""Path of shadcn's map below its `REGISTRY_URL`."""
 
 
 def write_shadcn_map(icons: Mapping[str, str]) -> str:
-    """Return the text of a map for `shadcn migrate icons`: React components by supported library.
+    """Convert a map to text for `shadcn migrate icons`: React components by supported library.
 
     Args:
-        icons: Icons and their equivalents. shadcn does not change others in the code.
+        icons: Icons and their equivalents. shadcn does not change any other icons in the code.
 
     Raises:
-        UserError: If it supports none of the sets.
+        UserError: If shadcn supports none of the sets.
     """
     entries: dict[str, dict[str, str]] = {}
     for pair in icons.items():
@@ -105,16 +105,16 @@ def _component(prefix: str, name: str) -> str:
 
 
 def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, where: str) -> dict[int, PictureMatch]:
-    """Return the matches that a map determines, by source index. Entries of other icons are ignored.
+    """Return the matches that a map determines, by source index. Entries for other icons are ignored.
 
     Args:
         decided: The map.
-        source: Icons of the map.
-        target: Equivalents.
-        where: The file of the map, for messages.
+        source: Icons that the map replaces.
+        target: Their equivalents.
+        where: File of the map, for messages.
 
     Raises:
-        UserError: If the map is of other sets, or has an unknown equivalent.
+        UserError: If the map belongs to other sets, or has an unknown equivalent.
     """
     found: dict[int, PictureMatch] = {}
     for name, equivalent in decided.items():
@@ -136,8 +136,9 @@ def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, wh
     if decided and not found:
         first = next(iter(decided.items()))
         raise UserError(
-            f"{where}: a map of other icons: none of its {len(decided):,} is in {', '.join(source.prefixes[:6])} "
-            f"(the first is {first[0]} → {first[1]})"
+            f"{where}: this map is for other icons: none of its {len(decided):,} icons is in "
+            f"{', '.join(source.prefixes[:6])} "
+            f"(the first entry is {first[0]} → {first[1]})"
         )
     return found
 
@@ -147,14 +148,14 @@ def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, wh
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownIcon:
-    """A table entry with an unknown icon.
+    """Table entry with an unknown icon.
 
     Attributes:
-        icon: The entry's icon, as written.
-        equivalent: The equivalent, as written, or None if the table has null.
+        icon: Icon of the entry, as written.
+        equivalent: Equivalent in the entry, as written, or None if it is null.
         name: Full name of the unknown icon.
-        nearest: The most similar name of the set, or None.
-        sets: Prefixes of the sets in which it was looked up.
+        nearest: Most similar name in the set, or None.
+        sets: Prefixes of the sets in which the icon was looked up.
     """
 
     icon: str
@@ -166,12 +167,12 @@ class UnknownIcon:
 
 @dataclass(frozen=True, kw_only=True)
 class DoubtfulEntry:
-    """A table entry for which another equivalent is more likely.
+    """Table entry for which another equivalent is more likely.
 
     Attributes:
-        icon: The entry's icon, as written.
-        equivalent: The equivalent, as written, or None if the table has null.
-        probability: Probability of the entry's equivalent, or None if it has none.
+        icon: Icon of the entry, as written.
+        equivalent: Equivalent in the entry, as written, or None if it is null.
+        probability: Probability of this equivalent, or None if the entry has none.
         likelier: Name of the most likely icon.
         likelier_probability: Probability of that icon.
     """
@@ -188,15 +189,14 @@ def check_map(
 ) -> list[UnknownIcon | DoubtfulEntry]:
     """Find the entries of a table that look wrong, in the order of the table.
 
-    These are unknown names, probably wrong equivalents, and icons listed without an equivalent that have one. Names
-    without a prefix belong to the first set. If the equivalent is unlikely and another icon is likely, the entry is
-    doubtful.
+    Such entries have unknown names, probably wrong equivalents, or no equivalent although one exists. Names without a
+    prefix belong to the first set. If the equivalent is unlikely and another icon is likely, the entry is doubtful.
 
     Args:
         table: Table to check.
-        source: Lookup of its icons.
-        target: Lookup of the equivalents.
-        numbers: Parameters of the model; None: only names are checked.
+        source: Lookup of the table's icons.
+        target: Lookup of their equivalents.
+        numbers: Parameters of the model. If None, only names are checked.
     """
     findings: dict[str, list[UnknownIcon | DoubtfulEntry]] = {icon: [] for icon in table}
     known: dict[int, tuple[str, str | None, int | None]] = {}
@@ -238,7 +238,7 @@ def check_map(
 
 
 def _probability_of(thing: str, match: PictureMatch, target: PictureSet) -> float:
-    """Return the probability of the first candidate with a concept, or 0 if no candidate has it."""
+    """Return the probability of the first candidate that shows a concept, or 0 if no candidate does."""
     found = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
     assert found is not None
     return found

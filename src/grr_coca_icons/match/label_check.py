@@ -1,10 +1,11 @@
-"""Detection of names and labels that contradict their image.
+"""Find names and labels that contradict their image.
 
-A label contradicts an image if their cosine is below a limit, and the model is confident that the image
-shows something else: many correct names have a low cosine, as images cannot show their meaning (`deployment unit`).
-The limits are stored next to the weights (`MatchParameters.label_limits`): at each, a known fraction of correct names
-is wrongly reported. Unfamiliar images and words that were rare in training are not judged. Words that were only tags in
-training, next to an icon's name, do not count: they express the meaning of an icon (`yes` on a tick).
+A label contradicts an image if their cosine is below a limit, and the model is confident that the image shows something
+else. The second condition is needed because many correct names have a low cosine: images cannot show their meaning
+(`deployment unit`). The limits are stored next to the weights (`MatchParameters.label_limits`); at each limit, a known
+fraction of correct names is wrongly reported. Unfamiliar images, and words that were rare in training, are not judged.
+Words that were only tags in training, next to an icon's name, do not count, because they express the meaning of an icon
+(`yes` on a tick).
 """
 
 import hashlib
@@ -24,23 +25,30 @@ from grr_coca_icons.icon_names import words_of_name
 from grr_coca_search.entry import chunks
 
 _MAX_PIECES = 3
-"""Maximum number of tokens of a word: longer words were rare in the training captions."""
+"""Maximum number of tokens in a word. Longer words were rare in the training captions."""
 _MAX_WORDS = 8
-"""Maximum number of words: longer labels are sentences, on which the model was not trained."""
+"""Maximum number of words in a label. Longer labels are sentences, on which the model was not trained."""
 _MIN_CONFIDENCE = 0.2
-"""Minimum probability of an exactly right caption for concluding that an image contradicts its label. Chosen
-by inspection on iconoir, bi, la, carbon and tabler."""
+"""Minimum probability that a caption is exactly right, for concluding that an image contradicts its label. Chosen by
+inspection of iconoir, bi, la, carbon and tabler."""
 _MAX_TAG_SHARE = 0.9
-"""Maximum fraction of tags among the training captions of a word that names a concept. Chosen by inspection of twelve
-findings in eight sets that are fonts of early web pages or parts of operating systems, and five in healthicons."""
+"""Maximum fraction of tags among the training captions that equal a word, for the word to count as the name of a
+concept. Chosen by inspection of twelve findings in eight sets that are fonts of early web pages or parts of operating
+systems, and of five findings in healthicons.
+"""
 _BEAMS = 3
 _BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """An image and its label. `texts`: The label and other names of the image; one match is sufficient.
-    `where`: File or icon name. `line`: Line in the file, or 0."""
+    """Image and its label.
+
+    Attributes:
+        texts: The label and other names of the image, one of which must match.
+        where: File, or name of the icon.
+        line: Line in the file, or 0.
+    """
 
     image: Image.Image
     texts: tuple[str, ...]
@@ -50,11 +58,11 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Contradiction:
-    """A label that contradicts its image.
+    """Label that contradicts its image.
 
     Attributes:
-        cosine: Cosine of both.
-        suggestions: Probable contents of the image, most likely first.
+        cosine: Cosine between the label and the image.
+        suggestions: Probable content of the image, most likely first.
     """
 
     label: str
@@ -65,13 +73,13 @@ class Contradiction:
 
     @property
     def key(self) -> str:
-        """Key that does not depend on line numbers, for a file of known findings."""
+        """Key for a file of known findings, which does not depend on line numbers."""
         return hashlib.sha256(f"{self.where}\0{self.label}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass
 class LabelReport:
-    """Result of a check: contradictions, and numbers of judged and skipped labels."""
+    """Result of a check: contradictions, and the numbers of judged and skipped labels."""
 
     contradictions: list[Contradiction]
     judged: int = 0
@@ -83,8 +91,8 @@ def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: flo
 
     Args:
         pictures: Images with their labels.
-        model: Model that compares them.
-        limit: The cosine below which a label contradicts its picture.
+        model: Model that compares images and labels.
+        limit: Cosine below which a label contradicts its image.
     """
     checked, words = LabelReport([]), _words_of_training(model)
     for batch in chunks(pictures, _BATCH):
@@ -100,7 +108,7 @@ def _check(
         return knows(model, text) and words.name_a_thing({singular(word) for word in words_of_name(text).split()})
 
     known = [(one, texts) for one in batch if (texts := list(filter(may_be_judged, one.texts)))]
-    # A label of one unknown word may be right, so it is not judged.
+    # A label that is one unknown word may be right, so it is not judged.
     known = [(one, texts) for one, texts in known if texts[0] == one.texts[0]]
     unfamiliar = model.are_unfamiliar([one.image for one, _ in known]) if known else []
     known = [pair for pair, is_strange in zip(known, unfamiliar, strict=True) if not is_strange]
@@ -129,18 +137,18 @@ def _check(
 
 
 class _TrainingWords(NamedTuple):
-    """Words in singular: those in many training captions, and the nouns for objects among them."""
+    """Words, in the singular, that occur in many training captions, and the nouns for objects among them."""
 
     common: frozenset[str]
     names: frozenset[str]
 
     def name_a_thing(self, words: set[str]) -> bool:
-        """Return whether all words are known, and one of them names a concept."""
+        """Return whether all words are known, and at least one of them names a concept."""
         return words <= self.common and bool(words & self.names)
 
 
 def _words_of_training(model: ImageTextModel) -> _TrainingWords:
-    """Return the words of the training captions of a model; empty if it lacks the list."""
+    """Return the words in the training captions of a model, or none if it lacks the list."""
     numbers = None if model.folder is None else read_tag_numbers(model.folder)
     if numbers is None:
         return _TrainingWords(frozenset(), frozenset())
@@ -152,7 +160,7 @@ def _words_of_training(model: ImageTextModel) -> _TrainingWords:
 
 
 def knows(model: ImageTextModel, text: str) -> bool:
-    """Return whether a text has few words and the model knows them."""
+    """Return whether a text has few words, all of which the model knows."""
     words = words_of_name(text).split()
     if not 0 < len(words) <= _MAX_WORDS or not any(any(letter.isalpha() for letter in word) for word in words):
         return False
@@ -160,7 +168,7 @@ def knows(model: ImageTextModel, text: str) -> bool:
 
 
 def require_limit(limits: Sequence[tuple[float, float]], share: float) -> float:
-    """Interpolate the limit at which the given fraction of correct names is reported.
+    """Interpolate the cosine limit at which the given fraction of correct names is reported.
 
     Raises:
         UserError: If the fraction is outside the measured range, or the model has no measurements.

@@ -1,4 +1,4 @@
-"""Images with their labels: names of icons, captions of tables, and labels in code."""
+"""Images with their labels: names of icons, captions in tables, and labels in code."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ from grr_coca_icons.sources.iconify import SCHEME, read_package
 def labelled_pictures(
     sources: Sequence[str], exclude: Sequence[str], model: ImageTextModel, failures: list[str]
 ) -> Iterator[Labelled]:
-    """Yield the images of folders, icon sets, tables and code whose labels can be checked.
+    """Yield the images in folders, icon sets, tables and code whose labels can be checked.
 
     Args:
-        sources: Sources as in `grr-coca lint`.
-        exclude: Patterns of .gitignore.
+        sources: Sources, as in `grr-coca lint`.
+        exclude: Patterns of files to skip, as in .gitignore.
         model: Model that determines the image size.
         failures: List to which a line is added for each unreadable image.
 
@@ -41,7 +41,7 @@ def labelled_pictures(
 def _named(
     source: str, exclude: Sequence[str], model: ImageTextModel, failures: list[str], *, may_be_empty: bool
 ) -> Iterator[Labelled]:
-    """Yield icons with their names, and images of tables with their captions."""
+    """Yield icons with their names, and images in tables with their captions."""
     try:
         files = find_images([source], Exclusions(exclude))
     except UserError:
@@ -52,7 +52,7 @@ def _named(
     named = []
     for file in files:
         fields = file.fields()
-        is_caption = may_be_table and "icon" not in fields  # JSON may also be an icon set
+        is_caption = may_be_table and "icon" not in fields  # a JSON file may also be an icon set
         if "icon" in fields:
             names = [str(fields["icon"]).partition(":")[2], *aliases_in(fields)]
         elif is_caption:
@@ -67,7 +67,7 @@ def _named(
     styles = style_words([words_of_name(names[0]).replace(" ", "-") for _, names, _ in named if names], ())
     for file, names, is_caption in named:
         if names and not is_caption and any(word.isdigit() for word in words_of_name(names[0]).split()):
-            continue  # the other words may refer to a series of drawings
+            continue  # all other words may refer to a series of drawings
         texts = names if is_caption else [caption_of(words_of_name(name).replace(" ", "-"), styles) for name in names]
         texts = list(dict.fromkeys(text for text in texts if text))
         if not texts:
@@ -81,7 +81,7 @@ def _named(
 
 
 def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures: list[str]) -> Iterator[Labelled]:
-    """Yield images with labels in code. Icons of unavailable sets are skipped."""
+    """Yield images with labels in code, and skip icons of unavailable sets."""
     sets: dict[str, dict[str, str]] = {}
     for label in labels_in_code(path, exclude):
         try:

@@ -1,7 +1,7 @@
 """Labels of images in HTML, JSX and Markdown.
 
-In code, a label is the `alt`, `aria-label` or `title` of an image, of inline SVG, or of an icon of a known set, or of
-its parent element, such as a button. `alt=""` marks an image that needs no label, and is skipped.
+In code, a label is the `alt`, `aria-label` or `title` of an image, of inline SVG or of an icon from a known set, or of
+the parent element, such as a button. `alt=""` marks an image that needs no label, and is skipped.
 """
 
 import html
@@ -14,14 +14,14 @@ from grr_coca.data.walk import has_image_suffix
 from grr_coca_icons.match.used_icons import Use, code_files, components_in, text_of, uses_in
 
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
-"""Suffixes of files whose labels are read."""
+"""Suffixes of files from which labels are read."""
 _ROOTS = ("", "public", "static", "src", "assets", "app/assets", "docs", "www")
-"""Folders that may be the root of paths of a site."""
+"""Folders that may be the root of a site's paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """A label of an image.
+    """Label of an image in code.
 
     Attributes:
         file, line: Location of the label.
@@ -64,7 +64,7 @@ _AROUND = re.compile(rf"<(?!(?:{_EMPTY})\b)[\w.]+\b({_ATTRIBUTES})(?<!/)>\s*$")
 
 
 def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
-    """Yield the labels of the text of a file.
+    """Yield the labels in the text of a file.
 
     Args:
         text: Text of the file.
@@ -138,7 +138,7 @@ def _whole(svg: str) -> str:
 
 
 def _image(source: str, path: Path, root: Path) -> Path | None:
-    """Return the local file of an image, or None if it does not exist or is remote."""
+    """Return the local file of an image, or None if the image is remote or does not exist."""
     source = html.unescape(source).partition("?")[0].partition("#")[0]
     if re.match(r"[a-zA-Z][\w+.-]*:|//", source) or not has_image_suffix(source):
         return None

@@ -1,15 +1,15 @@
-"""Parameters of matching: weights of the features, and curves that convert a score to a probability.
+"""Parameters for matching: weights of the features, and curves that convert a score to a probability.
 
-`scripts/fit_match.py` fits them for one model, and writes them next to its weights, in `match.json`. A model without
-this file ranks by the cosine of images, without probabilities.
+`scripts/fit_match.py` fits them to one model, and writes them to `match.json` next to its weights. A model without this
+file ranks candidates by the cosine of images, without probabilities.
 
 - The *score* of a pair of images is a weighted sum of `EVIDENCE`. Candidates are sorted by score.
-- The *probability* that a candidate is the equivalent is a logistic curve over its score, and over its lead: the
-  difference from the best other candidate.
-- *None* is reported if the probability that any candidate is the equivalent is below a limit.
+- The *probability* that a candidate is the equivalent is a logistic curve over its score and its lead, which is the
+  difference from the score of the best other candidate.
+- *None* is reported if the probability that any of the candidates is the equivalent is below a limit.
 
-There are two sets of parameters, with and without names, each with two curves: for targets with drawings in training,
-and for other targets.
+There are two sets of parameters, with and without names. Each has two curves: one for targets whose drawings were in
+training, and one for other targets.
 """
 
 import math
@@ -38,27 +38,27 @@ EVIDENCE = (
 """Features of a pair of a source and a candidate:
 
 - `picture`: cosine of the two images
-- `picture_stands_out`: the same as z-score above the median of the target's images
-- `taken`: 0, or how much closer the candidate's image is to another concept of the source's set (negative)
+- `picture_stands_out`: the same cosine, as a z-score above the median of the target's images
+- `taken`: minus how much closer the candidate's image is to another concept of the source's set, or 0
 - `name_shown`: z-score of the candidate's image for the source's name
 - `shown_name`: z-score of the candidate's name for the source's image
 - `names`: cosine of the two names
-- `same_name`: 1 if a name of one without style words equals one of the other
+- `same_name`: 1 if the two have a name in common, without style words
 - `spelling`: similarity of spelling, from 0 to 1
-- `missing_words`: minus the fraction of words of the source's name missing in the candidate's names although the
-  target's names use them: of `wifi-cog`, `wifi` lacks a word
-- `extra_words`: the same for the words of the candidate's name
+- `missing_words`: minus the fraction of words in the source's name that are missing in the candidate's names, although
+  the target's names use them: `wifi` lacks one of the words of `wifi-cog`
+- `extra_words`: the same for the words in the candidate's name
 """
 OF_PICTURES = ("picture", "picture_stands_out", "taken")
 """Features that need no names."""
 
 CANDIDATES = 5
-"""Number of candidates with probabilities."""
+"""Number of candidates that get probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbabilityCurve:
-    """A logistic curve. `least`: Minimum probability that any candidate is correct."""
+    """Logistic curve. `least` is the minimum probability that any of the candidates is correct."""
 
     per_score: float
     per_lead: float
@@ -67,17 +67,17 @@ class ProbabilityCurve:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, vars(self).values())) or not 0 <= self.least <= 1:
-            raise UserError(f"{vars(self)} are not valid parameters of a curve")
+            raise UserError(f"invalid parameters of a curve: {vars(self)}")
 
     def probabilities(self, scores: np.ndarray, leads: np.ndarray) -> np.ndarray:
-        """Return the probability that each candidate is the equivalent."""
+        """Return the probability of each candidate that it is the equivalent."""
         logits = self.per_score * scores + self.per_lead * leads + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchWeights:
-    """Weights of the features by name, and curves for targets with and without drawings in training."""
+    """Weights of the features by name, and curves for targets whose drawings were in training and for other targets."""
 
     weights: dict[str, float]
     seen: ProbabilityCurve
@@ -96,9 +96,11 @@ class MatchWeights:
 class MatchParameters:
     """All match parameters of a model.
 
-    `with_names`, `without_names`: Parameters with and without names. `seen_sets`: Prefixes of the icon sets in
-    training. `label_limits`: Pairs of a fraction of correct names, and the cosine of image and name that this fraction
-    is below (see `label_check`).
+    Attributes:
+        with_names, without_names: Parameters with and without names.
+        seen_sets: Prefixes of the icon sets in training.
+        label_limits: Pairs of a fraction of correct names, and the cosine between image and name below which this
+            fraction is (see `label_check`).
     """
 
     with_names: MatchWeights
@@ -112,7 +114,7 @@ BY_PICTURE_ALONE = MatchWeights(
     seen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
     unseen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
 )
-"""Parameters for models without fitted ones. Its probabilities are meaningless."""
+"""Parameters for models without fitted ones. The resulting probabilities are meaningless."""
 
 
 def match_numbers(folder: Path) -> MatchParameters | None:

@@ -1,6 +1,6 @@
-"""End-to-end matching, shared by the command line, the server and Python.
+"""End-to-end matching, which the command line, the server and Python share.
 
-`Matcher` has a model, opens image sets by user arguments, and matches them.
+`Matcher` has a model, opens image sets from a user's arguments, and matches them.
 """
 
 from collections import defaultdict
@@ -23,8 +23,7 @@ from grr_coca_search.store import Store, is_index, open_store
 
 
 class UsedIcons(NamedTuple):
-    """Icons used by some code: their indices in their sets, the uses of each, and the uses of
-    unknown names."""
+    """Icons that some code uses: their indices in their sets, the uses of each icon, and the uses of unknown names."""
 
     icons: OpenPictureSet
     uses: dict[int, list[Use]]
@@ -32,10 +31,11 @@ class UsedIcons(NamedTuple):
 
 
 class Matcher:
-    """Matches image sets with one model.
+    """Matcher of image sets, with one model.
 
     Args:
-        model: The model, or its name or folder; None: the model of the first index among the arguments, or the default.
+        model: The model, or its name or folder. By default, the model of the first index among the arguments, or else
+            the default model.
         engine: See `grr_coca.load`.
         names: Whether to compare names as well as images.
     """
@@ -46,17 +46,17 @@ class Matcher:
 
     @property
     def model(self) -> IndexModel:
-        """The model."""
+        """Model that embeds images and names."""
         if self._model is None:
             self._model = IndexModel(DEFAULT, engine=self._engine)
         return self._model
 
     @cached_property
     def fitted(self) -> MatchParameters | None:
-        """Match parameters of the model; None if it has none.
+        """Match parameters of the model. None if it has none.
 
         Raises:
-            UserError: If it is an adapted model, whose vectors represent the terms of its domain.
+            UserError: If the model is an adapted one, whose vectors represent the terms of its domain.
         """
         require_not_adapted(self.model.folder, "match")
         return match_numbers(self.model.folder)
@@ -80,10 +80,10 @@ class Matcher:
 
         Args:
             arguments: Icon sets, files and folders, or one index.
-            exclude: Patterns of .gitignore.
-            retired: Whether to also open icons that a set has dropped, which code may use but which should not be
+            exclude: Patterns of files to skip, as in .gitignore.
+            retired: Whether to also open icons that a set has dropped. Code may use them, but they should not be
                 replacements.
-            on_progress: Called with the numbers of embedded and of all images.
+            on_progress: Called with the number of embedded images and of all images.
 
         Raises:
             UserError: If an argument does not exist or has no image, an index is combined with other arguments,
@@ -102,10 +102,10 @@ class Matcher:
             return self.open_store(store)
 
     def open_store(self, store: Store, read: Callable[[Entry], bytes] = read_file) -> OpenPictureSet:
-        """Open an index, whose images are read by `read`.
+        """Open an index, whose images `read` reads.
 
         Raises:
-            UserError: If it belongs to another model, or is empty.
+            UserError: If the index belongs to another model, or is empty.
         """
         if self._model is None:
             self._model = IndexModel(store.header.model, engine=self._engine)
@@ -113,10 +113,10 @@ class Matcher:
         return read_index(store, self.model, self.fitted, read)
 
     def used(self, uses: Sequence[Use], on_progress: OnProgress = lambda *_: None) -> UsedIcons:
-        """Look up the icons of some code in their sets, which are downloaded.
+        """Look up the icons that some code uses in their sets, which are downloaded.
 
         Raises:
-            UserError: If no use is of a known icon, or a set is unavailable.
+            UserError: If the code uses no known icon, or a set is unavailable.
         """
         if not uses:
             raise UserError("the code uses no icon of a known set")
@@ -148,12 +148,12 @@ class Matcher:
             source: All source images.
             target: Images to search for candidates.
             n: Maximum number of candidates per image.
-            places: Indices of the source images to match; None: all.
-            decided: A map whose entries are not compared.
-            where: The file of the map, for messages.
+            places: Indices of the source images to match. None means all.
+            decided: A map whose entries are used without comparison.
+            where: File of the map, for messages.
 
         Raises:
-            UserError: If the map is of other sets.
+            UserError: If the map belongs to other sets.
         """
         requested = list(range(len(source.set))) if places is None else list(places)
         known: dict[int, PictureMatch] = {}
@@ -170,7 +170,7 @@ class Matcher:
 def match_index(
     index: Index, other: Index | str | Path | Sequence[str | Path], *, n: int = CANDIDATES, names: bool = True
 ) -> list[PictureMatch]:
-    """Match the images of an index with those of another library, see `Index.match`."""
+    """Match the images of an index with those of another library; see `Index.match`."""
     matcher = Matcher(index.model, names=names)
     source = matcher.open_store(index.store)
     if isinstance(other, Index):

@@ -1,6 +1,6 @@
-"""Equivalents of each icon of a library in its other icon sets.
+"""Find the equivalents of each icon in the other icon sets of its library.
 
-Each set is matched with the sets in which its icons have similar images: of a hundred sets, most have nothing like a
+An icon is searched for only in the sets that have similar images, because most of a hundred sets have nothing like a
 given icon.
 
 Shapes: N images of all sets, S sets.
@@ -16,13 +16,14 @@ from grr_coca_icons.match.candidates import PictureSet, match_pictures
 from grr_coca_icons.match.match_numbers import MatchParameters
 
 MAX_SETS = 10
-"""Maximum number of other sets that are searched for an icon: those with the most similar images."""
+"""Maximum number of other sets that are searched for an icon. These are the sets with the most similar images."""
 MIN_PROBABILITY = 0.3
-"""Minimum probability of the best candidate of a set to count as equivalent."""
+"""Minimum probability of a set's best candidate for it to count as an equivalent."""
 
 
 class Equivalent(NamedTuple):
-    """The same concept in another set: its index among all images, and the probability that it is the equivalent."""
+    """Icon of the same concept in another set: its index among all images, and the probability that it is the
+    equivalent."""
 
     place: int
     probability: float
@@ -32,8 +33,8 @@ class CrossSetMatcher:
     """Icon sets of a library, for finding equivalents between them.
 
     Args:
-        pictures: Images of all sets. The part of a name before the colon is its set.
-        numbers: Parameters of the model of the embeddings.
+        pictures: Images of all sets. The set of an image is the part of its name before the colon.
+        numbers: Parameters of the model that computed the embeddings.
     """
 
     def __init__(self, pictures: PictureSet, numbers: MatchParameters) -> None:
@@ -55,7 +56,7 @@ class CrossSetMatcher:
     def of_all(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> list[list[Equivalent]]:
         """Return the equivalents of each image.
 
-        `on_progress` is called with the numbers of finished and of all sets.
+        `on_progress` is called with the number of finished sets and of all sets.
         """
         found: dict[int, list[Equivalent]] = {}
         for number, source in enumerate(self._sets):
@@ -64,7 +65,7 @@ class CrossSetMatcher:
         return [found[place] for place in range(len(found))]
 
     def _found(self, number: int, rows: Sequence[int]) -> dict[int, list[Equivalent]]:
-        """Return the equivalents of some images of a set, by their indices."""
+        """Return the equivalents of some images in a set, by their indices."""
         source, places = self._sets[number], self._places[number]
         near = self._near_sets(number, rows)
         found: dict[int, list[Equivalent]] = {int(places[row]): [] for row in rows}
@@ -78,7 +79,7 @@ class CrossSetMatcher:
         return {place: sorted(equivalents, key=lambda one: -one.probability) for place, equivalents in found.items()}
 
     def _near_sets(self, own: int, rows: Sequence[int]) -> np.ndarray:
-        """Return whether each of some images of a set is searched for in each set, N S."""
+        """Return whether each of some images in a set is searched for in each set, N S."""
         vectors = self._sets[own].vectors[list(rows)]
         nearest = np.stack([(vectors @ one.vectors.T).max(axis=1) for one in self._sets], axis=1)
         nearest[:, own] = -np.inf

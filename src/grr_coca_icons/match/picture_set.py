@@ -1,6 +1,6 @@
-"""Reading of the two sides of a match: icon sets and folders, drawn and embedded on demand, or an index.
+"""Read the two sides of a match: icon sets and folders, which are rendered and embedded on demand, or an index.
 
-Embeddings are stored in the user's cache, by a hash of the image bytes: a code base whose icons barely change is
+Embeddings are stored in the user's cache, by a hash of the image bytes, so a code base whose icons barely change is
 matched again in a second.
 """
 
@@ -35,24 +35,24 @@ from grr_coca_search.index import IndexModel
 from grr_coca_search.store import Store
 
 _FILLED = frozenset({"fill", "filled", "solid", "bold"})
-"""Style words of filled drawings."""
+"""Style words that denote filled drawings."""
 _VERSION = 1
-"""Version of the drawings; a change invalidates the cached embeddings."""
+"""Version of the rendered drawings. A change invalidates the cached embeddings."""
 _BATCH = 64
 OnProgress = Callable[[int, int], None]
-"""Called with the numbers of embedded and of all images."""
+"""Callback that gets the number of embedded images and of all images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenPictureSet:
-    """An image set and its metadata.
+    """Image set and its metadata.
 
     Attributes:
         read: Function that returns the bytes of an image.
         fields: Metadata of each image in its set.
         further_names: Additional names of each image, as written.
-        failures: A line for each excluded image.
-        embed: Function that embeds names; None if they are not compared.
+        failures: One line for each excluded image.
+        embed: Function that embeds names. None if names are not compared.
     """
 
     set: PictureSet
@@ -64,13 +64,13 @@ class OpenPictureSet:
 
     @cached_property
     def lookup(self) -> IconLookup:
-        """Names of the icons."""
+        """Lookup of the icons by their names."""
         return IconLookup(self.set, self.further_names, self.embed)
 
 
 @dataclass(kw_only=True)
 class _Picture:
-    """An image to read: its full name, its aliases as written, and the source of its bytes."""
+    """Image to read: its full name, its aliases as written, and the source of its bytes."""
 
     name: str
     aliases: tuple[str, ...]
@@ -89,7 +89,8 @@ def read_sources(
     retired: bool = False,
     on_progress: OnProgress = lambda *_: None,
 ) -> OpenPictureSet:
-    """Read, draw and embed the images of icon sets, files and folders; with `retired`, also dropped icons of sets.
+    """Read, render and embed the images of icon sets, files and folders. With `retired`, icons that sets have dropped
+    are included.
 
     Raises:
         UserError: If an argument does not exist or has no image, or no image can be read.
@@ -110,16 +111,16 @@ def read_sources(
         found = [picture for picture in pictures.values() if picture.vector is not None]
         if not found:
             raise UserError(
-                f"{', '.join(arguments)}: no image can be read; the first error: {(failures or ['none'])[0]}"
+                f"{', '.join(arguments)}: no image can be read; the first error is: {(failures or ['none'])[0]}"
             )
         return _opened(found, kept, numbers, failures)
 
 
 def read_file(entry: Entry) -> bytes:
-    """Return the bytes of an image of an index.
+    """Return the bytes of an image in an index.
 
     Raises:
-        UserError: If its file cannot be read.
+        UserError: If the file of the image cannot be read.
     """
     return entry.span.read()
 
@@ -127,12 +128,12 @@ def read_file(entry: Entry) -> bytes:
 def read_index(
     store: Store, model: IndexModel, numbers: MatchParameters | None, read: Callable[[Entry], bytes] = read_file
 ) -> OpenPictureSet:
-    """Return the images of an index with its embeddings.
+    """Return the images of an index, with the embeddings that the index stores.
 
     Args:
         store: The index.
         model: Model of the index.
-        numbers: Match parameters; None for another model.
+        numbers: Match parameters. None for another model.
         read: Function that reads an image.
 
     Raises:
@@ -141,7 +142,7 @@ def read_index(
     with store.snapshot():
         pictures = [_of_entry(entry, np.asarray(vector, np.float32), read) for entry, vector in store.everything()]
     if not pictures:
-        raise UserError(f"{store.location}: an index without images")
+        raise UserError(f"{store.location}: this index has no images; add some with `grr-coca index`")
     once = {picture.name: picture for picture in reversed(pictures)}
     failures = [f"{store.location}: {len(pictures) - len(once):,} images have duplicate names"]
     with EmbeddingCache(model) as kept:
@@ -156,14 +157,14 @@ def named_pictures(
     numbers: MatchParameters,
     model: IndexModel | None = None,
 ) -> PictureSet:
-    """Return an image set of icons that are already embedded.
+    """Create an image set of icons that are already embedded.
 
     Args:
         names: Full names, such as `lucide:trash-2`.
-        aliases: Additional names of each icon, without prefix.
-        vectors: Icon embeddings of shape N E.
+        aliases: Additional names of each icon, without the prefix.
+        vectors: Embeddings of the icons, N E.
         numbers: Parameters of the model.
-        model: Model that embeds their names; None: only their images are compared.
+        model: Model that embeds the names. If None, only images are compared.
     """
     found = [
         _Picture(name=name, aliases=tuple(further), is_icon=True, fields={}, read=bytes, vector=vector)
@@ -181,7 +182,7 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
     if "icon" in fields:
         name = str(fields["icon"])
     elif path is not None:
-        # A folder is its own set: `icons/arrow/left.svg` is `icons:arrow/left`.
+        # Every folder is a set: `icons/arrow/left.svg` is `icons:arrow/left`.
         root = Path(argument) if Path(argument).is_dir() else path.parent
         inner = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
         name = f"{root.resolve().name or 'icons'}:{inner.with_suffix('').as_posix()}"
@@ -194,12 +195,12 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
 
 
 def aliases_in(fields: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the additional names of an icon in its set's metadata."""
+    """Return the additional names of an icon in the metadata of its set."""
     return tuple(filter(None, str(fields.get("aliases", "")).split(", ")))
 
 
 def name_of(entry: Entry) -> str:
-    """Return the name of an index image in matches: `lucide:trash-2`, for an SVG file `FOLDER:trash-2`, or its
+    """Return the name of an index image in matches: `lucide:trash-2`, `FOLDER:trash-2` for an SVG file, or the image's
     path.
     """
     icon = entry.fields.get("icon")
@@ -257,7 +258,7 @@ def _opened(
 
 
 def _embedded(model: IndexModel, text: str) -> np.ndarray | None:
-    """Return the embedding of a name as words, E, or None if the model does not know them."""
+    """Return the embedding of a name, read as words, E, or None if the model does not know the words."""
     if not knows(model.loaded, text):
         return None
     with EmbeddingCache(model) as kept:
@@ -269,7 +270,7 @@ def _prefix(name: str) -> str:
 
 
 def _words(pictures: Sequence[_Picture]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Return the names of each image as words without style words, and its concept."""
+    """Return the names of each image as words without style words, and the concept of each image."""
     by_set: dict[str, list[int]] = defaultdict(list)
     own = []
     for place, picture in enumerate(pictures):
@@ -296,7 +297,7 @@ _LOGO = re.compile(r"(?:brand|logo)-(?P<first>.+)|(?P<last>.+?)-logo(?:-\w+)?")
 
 
 def _logo_names(name: str, known: Collection[str]) -> list[str]:
-    """Return the brand of a logo: `github` for `brand-github`, unless another icon has this name."""
+    """Return the brand of a logo, such as `github` for `brand-github`, unless another icon has this name."""
     found = _LOGO.fullmatch(name)
     bare = (found["first"] or found["last"]) if found else ""
     return [bare] if bare and bare not in known else []
@@ -312,7 +313,7 @@ def _dashed(name: str) -> str:
 def _embed(
     pictures: dict[str, _Picture], files: dict[str, ImageFile], kept: "EmbeddingCache", on_progress: OnProgress
 ) -> list[str]:
-    """Set the embedding of each image, from the cache or by the model. Return a line for each image without one."""
+    """Set the embedding of each image, from the cache or by the model, and return a line for each image without one."""
     failures: list[str] = []
     digests: dict[str, bytes] = {}
     for name, file in files.items():
@@ -367,11 +368,10 @@ def _is_blank(image: Image.Image) -> bool:
 
 
 class EmbeddingCache:
-    """Embeddings of images and texts by one model, stored in the user's cache. An unusable cache is
-    ignored.
+    """Cache of a model's embeddings of images and texts, in the user's cache folder. An unusable cache is ignored.
 
     Args:
-        model: Model of the embeddings.
+        model: Model that computes the embeddings.
     """
 
     def __init__(self, model: IndexModel) -> None:
@@ -400,7 +400,7 @@ class EmbeddingCache:
             self._database = None
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the embeddings of texts, N E. Empty texts yield zeros."""
+        """Return the embeddings of texts, N E. For empty texts, they are zero."""
         keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
         known = self.read("texts", keys.values())
         missing = [text for text, key in keys.items() if key not in known]
@@ -417,7 +417,7 @@ class EmbeddingCache:
         return rows
 
     def read(self, table: Literal["pictures", "texts"], keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the cached embeddings, by the digest of an image's bytes or by a text."""
+        """Return cached embeddings, by the digest of an image's bytes, or by a text."""
         found: list[tuple[bytes, bytes]] = []
         if self._database is None:
             return {}

@@ -1,6 +1,6 @@
-"""Review page for matches: one HTML file with each image and its candidates, for choosing.
+"""Review page for matches: one HTML file with each image and its candidates, among which users choose.
 
-Uncertain matches are first. A button saves safe and chosen matches as a map, for `grr-coca match --decided`. Drawings
+Uncertain matches come first. A button saves safe and chosen matches as a map, for `grr-coca match --decided`. Drawings
 are shown as images, in which scripts cannot run, and the page loads nothing remote.
 """
 
@@ -20,13 +20,15 @@ from grr_coca_icons.match.picture_set import OpenPictureSet
 from grr_coca_icons.svg import is_svg
 
 _SIDE = 96
-"""Maximum side in pixels of a thumbnail of an image other than SVG."""
+"""Maximum side, in pixels, of the thumbnail of an image that is not SVG."""
 _MAX_SVG = 20_000
-"""Maximum size of an SVG drawing; larger ones are shown as pixels."""
+"""Maximum size of an SVG drawing on the page. Larger drawings are shown as pixels."""
 SURE = 0.5
 """Minimum probability of an equivalent that is accepted without a manual decision."""
 _MAX_SHOWN = 10_000
-"""Maximum number of target icons for which icons other than candidates are searched with their drawings."""
+"""Maximum number of target icons for which the page has the drawings of all icons, so that others than candidates can
+be found.
+"""
 
 
 def review_page(
@@ -36,14 +38,14 @@ def review_page(
     title: str,
     uses: Mapping[int, Sequence[str]] = MappingProxyType({}),
 ) -> str:
-    """Return the page as HTML.
+    """Return the review page as HTML.
 
     Args:
         matches: Icons of the source with their candidates.
         source: Icons to replace.
-        target: Source of the candidates; all its icons can be searched by name.
+        target: Set of the candidates. All its icons can be found by name.
         title: Title of the page.
-        uses: Files and lines that use each source icon, by its index.
+        uses: Files and lines that use each source icon, by the icon's index.
     """
     drawings: dict[str, int] = {}
 
@@ -82,7 +84,7 @@ def review_page(
     ]
     safe = sum(map(_is_safe, matches))
     content = {"rows": rows, "others": others, "images": list(drawings)}
-    # `<` cannot end the script with the data.
+    # `<` cannot end the script that contains the data.
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return Template(resources.files("grr_coca_icons.match").joinpath("review.html").read_text("utf-8")).substitute(
         title=html.escape(title),
@@ -98,7 +100,9 @@ def _is_safe(match: PictureMatch) -> bool:
 
 
 def _order(match: PictureMatch) -> tuple[bool, float, str]:
-    """Sort key: matches without an equivalent and the least probable first, decided matches last."""
+    """Return a sort key by which matches without an equivalent and the least probable come first, and decided matches
+    last.
+    """
     first = match.nearest[0].probability if match.nearest else None
     return match.is_decided, 0.0 if first is None else first, match.name
 

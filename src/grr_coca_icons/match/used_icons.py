@@ -1,7 +1,7 @@
-"""Uses of icons of known sets in code, with file and line.
+"""Find the uses of icons from known sets in code, with file and line.
 
-Code is read as text, line by line, and not parsed: imports of components, classes, ids and names in quotes are enough.
-A name is then looked up in its set: `Trash2` in code is `lucide:trash-2`.
+Code is read as text, line by line, without parsing, because imports of components, classes, ids and names in quotes
+suffice. A name is then looked up in its set: `Trash2` in code is `lucide:trash-2`.
 """
 
 import re
@@ -22,12 +22,18 @@ dart swift ex exs heex eex leex rs elm clj cljs json jsonc yaml yml toml xml
 SUFFIXES = frozenset(_SUFFIXES.split())
 """Suffixes of code files that may show icons."""
 _MAX_BYTES = 2_000_000
-"""Larger files are bundles and data."""
+"""Maximum size of a code file. Larger files are bundles and data."""
 _NO_CODE = frozenset({"node_modules", "vendor", "dist", "build", "target", "__pycache__", "venv", "coverage"})
 
 
 class Use(NamedTuple):
-    """A use of an icon. `prefix`: Set of the icon. `name`: Name as in the code. `file`, `line`: Location."""
+    """Use of an icon in code.
+
+    Attributes:
+        prefix: Set of the icon.
+        name: Name as in the code.
+        file, line: Location of the use.
+    """
 
     prefix: str
     name: str
@@ -41,7 +47,7 @@ class Use(NamedTuple):
 
 
 def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
-    """Return all uses of icons below a folder or in a file, in order.
+    """Find all uses of icons below a folder or in a file, in order.
 
     Raises:
         UserError: If the folder does not exist, or has no known code file.
@@ -51,12 +57,12 @@ def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
         raise UserError(f"--used-in {folder}: no such file or folder")
     files = list(code_files(root, SUFFIXES, exclude))
     if not files:
-        raise UserError(f"--used-in {folder}: no known code file (such as .jsx, .vue, .html, .css, .py)")
+        raise UserError(f"--used-in {folder}: no code file with a known suffix, such as .jsx, .vue, .html, .css or .py")
     return [use for path in files for use in uses_in(text_of(path), str(path))]
 
 
 def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> Iterator[Path]:
-    """Yield the code files below a folder with these suffixes. A file argument is always included."""
+    """Yield the code files below a folder that have one of these suffixes. A file argument is always included."""
     if root.is_file():
         yield root
         return
@@ -75,7 +81,7 @@ def text_of(path: Path) -> str:
     """Return the text of a code file.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If the file cannot be read.
     """
     with read_errors(path):
         return path.read_text(encoding="utf-8", errors="replace")
@@ -94,12 +100,12 @@ def uses_in(text: str, file: str) -> Iterator[Use]:
 
 
 def components_in(text: str, file: str) -> dict[str, Use]:
-    """Return the imported icons of a file, by their local names: `Bin` of `import { Trash2 as Bin }`."""
+    """Return the imported icons of a file by their local names, such as `Bin` in `import { Trash2 as Bin }`."""
     return dict(_imports(text, file))
 
 
 def normalize_name(name: str) -> str:
-    """Normalize a name by removing case and separators: `trash-2` and `Trash2` are both `trash2`."""
+    """Remove case and separators from a name: `trash-2` and `Trash2` both become `trash2`."""
     return re.sub(r"[\W_]+", "", name).lower()
 
 
@@ -112,14 +118,16 @@ _IMPORT = re.compile(
 )
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.{0,500}?\*/", re.DOTALL)
-"""A comment among the names of an import; its length is bounded, so that unterminated comments do not take long."""
+"""Pattern of a comment among the names in an import. Its length is bounded, so that unterminated comments do not take
+long.
+"""
 
 Named = Iterable[tuple[str, str]]
-"""Prefixes of sets and names in them."""
+"""Prefixes of sets, and the names in them."""
 
 
 def _bare(word: str, beginning: str = "", ending: str = "") -> str:
-    """Return a word without a prefix and a suffix, unless nothing else remains."""
+    """Remove a prefix and a suffix from a word, unless nothing would remain."""
     word = word.removeprefix(beginning) or word
     return word.removesuffix(ending) or word
 
@@ -165,11 +173,11 @@ _REACT_ICONS: dict[str, Callable[[str], Named]] = {
     "si": lambda name: [("simple-icons", name)],
     "tb": lambda name: [("tabler", name)],
 }
-"""Sets of react-icons by module name. Their names exclude the first letters, as in `FaTrash`."""
+"""Sets of react-icons by module name. The icons' names exclude the first letters, such as `Fa` in `FaTrash`."""
 
 
 def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = False) -> str:
-    """Return a name with its style word at the end, as in Iconify."""
+    """Move the style word of a name to its end, as in Iconify."""
     for word, style in styles.items():
         if at_end and name.endswith(word) and name != word:
             return f"{name.removesuffix(word)}-{style}".rstrip("-")
@@ -179,7 +187,7 @@ def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = Fa
 
 
 def _plain(prefix: str, beginning: str = "", ending: str = "") -> Callable[[str], Callable[[str], Named]]:
-    """Return a naming of components that equals icon names except for a prefix and a suffix."""
+    """Create a naming function for components whose names equal icon names except for a prefix and a suffix."""
     return lambda _: lambda name: [(prefix, _bare(name, beginning, ending))]
 
 
@@ -235,7 +243,7 @@ def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
 
 
 def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the icons of an import: local names, prefixes of sets, and names in them."""
+    """Yield the icons that an import refers to: local names, prefixes of sets, and names in the sets."""
     if default:
         yield from ((default, *named) for named in default_icons(module))
     icons_of = exported_icons(module)
@@ -247,9 +255,7 @@ def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str,
 
 
 def default_icons(module: str) -> Named:
-    """Return the icon that a module exports as its default, such as `~icons/lucide/trash`; empty if it exports no icon
-    this way.
-    """
+    """Return the icon that a module such as `~icons/lucide/trash` exports as its default; empty if it exports none."""
     virtual = _VIRTUAL.match(module)
     if virtual is not None and virtual[1] in known_prefixes():
         return [(virtual[1], virtual[2])]
@@ -261,11 +267,11 @@ _NO_COMPONENT = re.compile(
     r"\w+Props|[Ii]cons(?:List)?|(?:Lucide|Tabler|Dynamic)?Icon|LucideProvider|Icon(?:Type|Context|Base|Node|Tree)"
     r"|RemixiconComponentType|FontAwesomeIcon|(?:create|use)[A-Z]\w*|SSR"
 )
-"""Exports of icon packages that are types, helpers or all icons."""
+"""Exports of icon packages that are types, helpers, or all icons together."""
 
 
 def exported_icons(module: str) -> Callable[[str], Named] | None:
-    """Return a function from an export of a module to its icon, or None if the module is not known to have icons."""
+    """Return a function from a module's exports to its icons, or None if the module is not known to have icons."""
     for pattern, of_module in _MODULES:
         if pattern.fullmatch(module):
             icon_of = of_module(module)
@@ -291,8 +297,9 @@ def _font_awesome(match: re.Match[str]) -> Named:
 
 
 def class_prefix(written: str) -> str | None:
-    """Return the prefix of the set in a class without its `i-`, such as `lucide-x` and `mdi:home`: the longest of a
-    set.
+    """Return the set's prefix in a class from which `i-` is removed, such as `lucide-x` or `mdi:home`.
+
+    Of the prefixes of known sets, the longest matching one is returned.
     """
     dashed = written.replace(":", "-")
     return max((prefix for prefix in known_prefixes() if dashed.startswith(f"{prefix}-")), key=len, default=None)

@@ -1,7 +1,7 @@
 """Icon fonts (TTF, OTF, WOFF, WOFF2): each named glyph becomes an SVG document.
 
-The name is the ligature used on a page (Material Icons), or else the glyph name. A font without
-either has icons named by their code points, such as `u-e001`.
+The name of an icon is the ligature used on a page (Material Icons), or else the glyph name. If a font has neither,
+icons are named by their code points, such as `u-e001`.
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".ttf", ".otf", ".woff", ".woff2"})
 _MAX_BYTES = 2**25
 _MAX_UNPACKED = 2**27
-"""Maximum size in bytes of a font, both on disk and unpacked."""
+"""Maximum size, in bytes, of a font, both on disk and unpacked."""
 
 _NO_NAME = re.compile(
     r"\.notdef|\.null|nonmarkingreturn|(?:uni|u)[0-9a-fA-F]{4,6}|(?:glyph|gid|cid|g)_?\d+|space|nbspace|CR"
@@ -38,26 +38,26 @@ def read_font(path: Path) -> IconSet:
     """
     require_extra("icons", f"{path}: an icon font")
     _require_small(path)
-    from fontTools.ttLib import TTFont  # late: it needs an extra
+    from fontTools.ttLib import TTFont  # lazy import, because it needs an extra
 
     try:
         with path.open("rb") as file, TTFont(file, lazy=True, fontNumber=0) as font:
             icons = list(_icons(font))
             title, licence, author = (_told(font, number) for number in (4, 13, 9))
-    except Exception as error:  # a corrupt font raises nearly every type
+    except Exception as error:  # a corrupt font may raise nearly any type of error
         raise UserError(f"{path}: corrupt, or not a font ({first_line(error)})") from error
     if not icons:
-        raise UserError(f"{path}: no drawn glyph has a name or a code point")
+        raise UserError(f"{path}: no glyph with a drawing has a name or a code point; use a font of icons")
     return IconSet(prefix=path.stem, icons=icons, title=title, licence=licence[:100], author=author)
 
 
 def _require_small(path: Path) -> None:
-    """Check the size of a font and its declared unpacked size, which is enforced."""
+    """Check the size of a font and its declared unpacked size, which unpacking enforces."""
     with read_errors(path), path.open("rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(24)
     unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
     if size > _MAX_BYTES or unpacked > _MAX_UNPACKED:
-        raise UserError(f"{path}: too large for an icon font: {max(size, unpacked):,} bytes")
+        raise UserError(f"{path}: too large for an icon font: {max(size, unpacked):,} bytes (limit {_MAX_BYTES:,})")
 
 
 def _told(font: "TTFont", number: int) -> str:
@@ -88,12 +88,12 @@ def _icons(font: "TTFont") -> Iterator[Icon]:
         try:
             glyphs[glyph].draw(bounds)
             if bounds.bounds is None:
-                continue  # a space
+                continue  # a glyph without a drawing, such as a space
             left, low, right, high = bounds.bounds
             pen = SVGPathPen(glyphs, ntos=lambda number: f"{number:g}")
             glyphs[glyph].draw(TransformPen(pen, (1, 0, 0, -1, 0, 0)))
             path = pen.getCommands()
-        except Exception as error:  # a corrupt glyph does not affect the others
+        except Exception as error:  # a corrupt glyph does not affect the other glyphs
             yield Icon(first, "", tuple(more), problem=f"corrupt glyph ({first_line(error)})")
             continue
         if len(path) > MAX_SVG:
@@ -105,7 +105,7 @@ def _icons(font: "TTFont") -> Iterator[Icon]:
 
 
 def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> list[str]:
-    """Return the names of a glyph, best first, or one empty name."""
+    """Return the names of a glyph, best first, or a single empty name."""
     code = codes.get(glyph)
     own = [] if _NO_NAME.fullmatch(glyph) or (code is not None and code < 0x2000) else [escape_control_chars(glyph)]
     names = list(dict.fromkeys([*written.get(glyph, ()), *own]))
@@ -115,7 +115,7 @@ def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> 
 
 
 def _ligatures(font: "TTFont", codes: dict[str, int]) -> dict[str, list[str]]:
-    """Return the words that a font replaces by a glyph, by glyph."""
+    """Return, for each glyph, the words that the font replaces by it."""
     if "GSUB" not in font:
         return {}
     letters = {glyph: chr(code) for glyph, code in codes.items() if code < 0x80}

@@ -1,4 +1,4 @@
-"""An icon set: drawings with names, and its metadata. All readers of icon sources return one."""
+"""Icon set: drawings with names, and its metadata. All readers of icon sources return an icon set."""
 
 import re
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from functools import cached_property
 from grr_coca_icons.icon_names import Styles, style_of, style_words
 
 MAX_SVG = 2**20
-"""Maximum size in bytes of the SVG of an icon in a set. The largest of all Iconify sets has 200 kB."""
+"""Maximum size, in bytes, of the SVG of an icon in a set. The largest icon in all Iconify sets has 200 kB."""
 _STROKED = re.compile(r"""\sstroke=["'](?!none)""")
 
 
 @dataclass(frozen=True)
 class Icon:
-    """One icon of a set.
+    """Icon of a set.
 
     Attributes:
         name: Name that is unique in its set, such as `trash-2`.
-        svg: A complete SVG document.
+        svg: Complete SVG document.
         aliases: Additional names of the same drawing.
-        tags: Tags in the set's metadata.
-        problem: Reason why the drawing is missing; empty if it exists.
+        tags: Tags from the metadata of the set.
+        problem: Reason why the drawing is missing. Empty if it exists.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Icon:
 
 @dataclass(frozen=True, kw_only=True)
 class IconSet:
-    """The icons of one source.
+    """Icons of one source.
 
     Attributes:
         prefix: Short name of the set, with which the full names of its icons start (`lucide:trash-2`).
         package: Name, version and checksum of its npm package.
-        retired: Icons that the set has dropped, but code may still use.
+        retired: Icons that the set has dropped, but that code may still use.
     """
 
     prefix: str
@@ -50,7 +50,7 @@ class IconSet:
     retired: Sequence[Icon] = ()
 
     def fields(self, icon: Icon) -> dict[str, str]:
-        """Return the metadata of an icon as table columns, without unknown values."""
+        """Return the metadata of an icon as table columns, omitting unknown values."""
         known = {
             "icon": f"{self.prefix}:{icon.name}",
             "set": self.title or self.prefix,
@@ -68,7 +68,7 @@ class IconSet:
 
 
 def drawn_style(name: str, svg: str, styles: Styles) -> str:
-    """Return the style in a name, or else `outline` for strokes and `regular` for shapes, which may also be
+    """Return the style that a name states, or else `outline` for strokes and `regular` for shapes, which may also be
     outlines.
     """
     return style_of(name, styles) or ("outline" if _STROKED.search(svg) else "regular")

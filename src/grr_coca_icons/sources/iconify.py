@@ -1,7 +1,7 @@
 """Iconify icon sets: a JSON file, a package `@iconify-json/PREFIX`, or `iconify:PREFIX`, which npm downloads once.
 
-The format: https://iconify.design/docs/types/iconify-json.html. A package is an npm archive with `icons.json` and
-`info.json`. Archives are in the user's cache. Nothing in them is executed.
+The format is documented at https://iconify.design/docs/types/iconify-json.html. A package is an npm archive with
+`icons.json` and `info.json`. Archives are stored in the user's cache, and nothing in them is executed.
 """
 
 import io
@@ -23,7 +23,7 @@ from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 from grr_coca_serve.npm import fetch_archive
 
 SCHEME = "iconify:"
-"""`iconify:lucide`, `iconify:lucide@1.2.3`."""
+"""Pattern of an argument such as `iconify:lucide` or `iconify:lucide@1.2.3`."""
 
 _ARGUMENT = re.compile(
     r"iconify:(?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*)(?:@(?P<version>[\w.+-]+))?(?:#(?P<sha256>[0-9a-f]+))?"
@@ -34,22 +34,22 @@ _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
 
 
 class Package(NamedTuple):
-    """An archive of an npm package: its file, its version, and the SHA-256 of its bytes."""
+    """Archive of an npm package: its file, its version, and the SHA-256 of its bytes."""
 
     file: Path
     version: str
     sha256: str
 
     def pin(self, prefix: str) -> str:
-        """Return name, version and checksum, such as `@iconify-json/lucide@1.2.3 sha256-ab…`."""
+        """Return the package's name, version and checksum, such as `@iconify-json/lucide@1.2.3 sha256-ab…`."""
         return f"@iconify-json/{prefix}@{self.version} sha256-{self.sha256}"
 
 
 def prefix_of(argument: str) -> str:
-    """Return the prefix of an argument `iconify:PREFIX`.
+    """Return the prefix in an argument `iconify:PREFIX`.
 
     Raises:
-        UserError: If it does not have this form.
+        UserError: If the argument does not have this form.
     """
     return _parsed(argument)["prefix"]
 
@@ -62,19 +62,18 @@ def _parsed(argument: str) -> re.Match[str]:
 
 
 def pinned(argument: str, pin: str) -> str:
-    """Return the argument `iconify:PREFIX` with the version and checksum of `Package.pin`, unless it names a
-    version.
-    """
+    """Add the version and checksum of `Package.pin` to an argument `iconify:PREFIX`, unless it names a version."""
     found = re.fullmatch(r"@iconify-json/[^@]+@(\S+) sha256-([0-9a-f]{64})", pin)
     return argument if found is None or "@" in argument else f"{argument}@{found[1]}#{found[2]}"
 
 
 def read_package(argument: str) -> IconSet:
-    """Return the set of an argument `iconify:PREFIX`. Its package is downloaded if it is not in the user's cache.
+    """Return the icon set that an argument `iconify:PREFIX` names, and download its package if the user's cache lacks
+    it.
 
     Raises:
-        UserError: If the set does not exist, npm is missing or fails, a downloaded package is corrupt, or differs from
-            the one pinned by the argument.
+        UserError: If the set does not exist, npm is missing or fails, or a downloaded package is corrupt or differs
+            from the version that the argument pins.
     """
     prefix = prefix_of(argument)
     package = find_package(argument)
@@ -82,10 +81,10 @@ def read_package(argument: str) -> IconSet:
 
 
 def find_package(argument: str) -> Package:
-    """Return the package of an argument `iconify:PREFIX`, which is downloaded if it is not in the user's cache.
+    """Return the package that an argument `iconify:PREFIX` names, and download it if the user's cache lacks it.
 
     Raises:
-        UserError: See `read_package`.
+        UserError: As for `read_package`.
     """
     prefix, version, sha256 = _parsed(argument).groups()
     path = _in_cache(prefix, version) or _fetch(prefix, version)
@@ -99,10 +98,10 @@ def find_package(argument: str) -> Package:
 
 
 def read_iconify(path: Path) -> IconSet:
-    """Return the set of a JSON file.
+    """Read the icon set in a JSON file.
 
     Raises:
-        UserError: If it is not an Iconify set; the message states the reason.
+        UserError: If the file is not an Iconify set. The message states the reason.
     """
     return parse_json(read_file_bytes(path), str(path))
 
@@ -113,10 +112,10 @@ def is_icon_json(content: object) -> bool:
 
 
 def read_folder(folder: Path) -> IconSet | None:
-    """Return the set of an unpacked Iconify package, or None for any other folder.
+    """Read the icon set in an unpacked Iconify package, or return None for any other folder.
 
     Raises:
-        UserError: If a file of it is corrupt.
+        UserError: If a file in the package is corrupt.
     """
     if not (folder / "icons.json").is_file() or not (folder / "info.json").is_file():
         return None
@@ -126,10 +125,10 @@ def read_folder(folder: Path) -> IconSet | None:
 
 
 def read_archive(path: Path) -> IconSet:
-    """Return the set of an archive written by `npm pack @iconify-json/PREFIX`.
+    """Read the icon set in an archive that `npm pack @iconify-json/PREFIX` has written.
 
     Raises:
-        UserError: If it is corrupt, or has no set.
+        UserError: If the archive is corrupt, or has no icon set.
     """
     return _of_archive(read_file_bytes(path), str(path), "", "")
 
@@ -138,16 +137,16 @@ def read_archive(path: Path) -> IconSet:
 
 
 def parse_json(content: bytes, name: str, info: bytes | None = None, package: str = "") -> IconSet:
-    """Return the set of the bytes of a JSON file.
+    """Parse the content of a JSON file as an icon set.
 
     Args:
         content: Content of `icons.json`.
         name: File name for messages.
-        info: Content of `info.json`; None if it is part of `content`.
+        info: Content of `info.json`. None if it is part of `content`.
         package: See `IconSet`.
 
     Raises:
-        UserError: If it is not an Iconify set.
+        UserError: If the content is not an Iconify set.
     """
     try:
         about = json.loads(content)
@@ -178,7 +177,7 @@ def _text(value: object, key: str = "") -> str:
 
 
 def _icons(about: Mapping[str, Any]) -> Iterator[tuple[Icon, bool]]:
-    """Yield the icons of a set, and whether they are hidden. An alias that transforms its icon is a separate icon."""
+    """Yield the icons of a set, and whether each is hidden. An alias that transforms its icon is a separate icon."""
     icons, aliases = about["icons"], about.get("aliases")
     aliases = aliases if isinstance(aliases, dict) else {}
     same: dict[str, list[str]] = defaultdict(list)
@@ -202,7 +201,7 @@ _TURNS = ("left", "top", "width", "height", "rotate", "hFlip", "vFlip")
 
 
 def _resolved(name: str, aliases: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the icon of an alias, and its differences. Cyclic aliases have no icon."""
+    """Return the icon that an alias refers to, and the differences between them. Cyclic aliases refer to no icon."""
     changes: dict[str, Any] = {}
     seen: set[str] = set()
     while name in aliases and name not in seen and isinstance(aliases[name], dict):
@@ -220,7 +219,7 @@ def _turned_further(changes: dict[str, Any], key: str, value: object) -> dict[st
         return {**changes, key: (int(changes.get(key, 0)) + value) % 4}
     if key in ("hFlip", "vFlip"):
         return {**changes, key: bool(changes.get(key)) != bool(value)}
-    return {key: value, **changes}  # for nested aliases, the outer one counts
+    return {key: value, **changes}  # for nested aliases, the outer one takes precedence
 
 
 def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[str] | tuple[()]") -> Icon:
@@ -244,7 +243,7 @@ def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[s
 def _turned(
     body: str, icon: Mapping[str, Any], left: float, top: float, width: float, height: float
 ) -> tuple[str, float, float, float, float]:
-    """Return a drawing and its box with the icon's transformations: first flips, then rotation by quarters."""
+    """Apply an icon's transformations to its drawing and box: first flips, then rotation by quarter turns."""
     middle_x, middle_y = left + width / 2, top + height / 2
     quarters = icon.get("rotate", 0)
     quarters = quarters % 4 if isinstance(quarters, int) else 0
@@ -271,7 +270,7 @@ def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet
                 base = member.name.partition("/")[2]
                 if member.isfile() and base in ("icons.json", "info.json"):
                     if member.size > MAX_BYTES:
-                        raise ValueError(f"{base} has {member.size:,} bytes (limit {MAX_BYTES:,})")
+                        raise ValueError(f"{base} is too large: {member.size:,} bytes (limit {MAX_BYTES:,})")
                     opened = tar.extractfile(member)
                     assert opened is not None
                     files[base] = opened.read()
@@ -282,18 +281,18 @@ def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet
     found = parse_json(files["icons.json"], f"{name}: icons.json", files.get("info.json"), package)
     if prefix and found.prefix != prefix:
         raise UserError(
-            f"{name}: has the set '{found.prefix}' instead of '{prefix}'; delete the file to download it again"
+            f"{name}: contains the set '{found.prefix}' instead of '{prefix}'; delete the file to download it again"
         )
     return found
 
 
 def packages_folder() -> Path:
     """Return the folder of downloaded packages in the user's cache."""
-    return user_cache() / "icon-sets" / "packages"  # `icons` is the folder of the corpus
+    return user_cache() / "icon-sets" / "packages"  # the folder `icons` belongs to the corpus
 
 
 def _archive_name(prefix: str, version: str) -> str:
-    """Return the file name of the archive as written by `npm pack`."""
+    """Return the file name that `npm pack` gives an archive."""
     return f"iconify-json-{prefix}-{version}.tgz"
 
 
@@ -302,12 +301,12 @@ def _version_of(path: Path, prefix: str) -> str:
 
 
 def _in_cache(prefix: str, version: str | None) -> Path | None:
-    """Return the archive of a set in the user's cache, of this version or the newest."""
+    """Return the archive of a set in the user's cache, in the given version or else the newest."""
     folder = packages_folder()
     if version is not None:
         path = folder / _archive_name(prefix, version)
         return path if path.is_file() else None
-    # A version begins with a digit, and `iconify-json-fluent-emoji-1.2.3.tgz` does not belong to the set `fluent`.
+    # A version begins with a digit, so `iconify-json-fluent-emoji-1.2.3.tgz` does not belong to the set `fluent`.
     paths = [path for path in folder.glob(f"iconify-json-{prefix}-*.tgz") if _version_of(path, prefix)[:1].isdigit()]
     return max(paths, key=lambda path: _order(_version_of(path, prefix)), default=None)
 
@@ -327,7 +326,7 @@ def _fetch(prefix: str, version: str | None) -> Path:
     file = _archive_name(prefix, version or "VERSION")
     by_hand = f"on a machine with npm, `npm pack {requested}` writes {file}: put it into {folder}{_guess(prefix)}"
     if is_offline():
-        raise UserError(f"iconify:{prefix}: not on this machine, and --offline disables downloads; {by_hand}")
+        raise UserError(f"iconify:{prefix}: not on this machine, and --offline prevents downloads; {by_hand}")
 
     def check(path: Path) -> None:
         _of_archive(path.read_bytes(), f"npm pack {requested}", prefix, "")
@@ -343,7 +342,7 @@ def _fetch(prefix: str, version: str | None) -> Path:
 
 
 def _guess(prefix: str) -> str:
-    """Return a hint for an unknown prefix: the most similar one."""
+    """Return a hint for an unknown prefix, which names the most similar one."""
     known = known_prefixes()
     if prefix in known:
         return ""
@@ -353,5 +352,5 @@ def _guess(prefix: str) -> str:
 
 @lru_cache(maxsize=1)
 def known_prefixes() -> frozenset[str]:
-    """Return the prefixes of the Iconify sets at the time of this version."""
+    """Return the prefixes of all Iconify sets that existed when this version was released."""
     return frozenset(_PREFIXES.read_text(encoding="utf-8").split())

@@ -1,8 +1,8 @@
-"""Opening of icon sources: an Iconify set, a sprite or a font. The SVG documents are packed into one file.
+"""Open icon sources: an Iconify set, a sprite or a font. Their SVG documents are packed into one file.
 
-A pack is in the user's cache: the concatenated SVG documents, then a JSON object with their names, offsets and
-fields. An index refers to each icon as a part of a file, like a member of a shard. The name of a pack is a hash
-of its sources: it never changes, and is rebuilt if missing.
+A pack is in the user's cache. It consists of the concatenated SVG documents, and a JSON object with their names,
+offsets and fields. An index refers to each icon as a part of a file, like a member of a shard. The name of a pack is a
+hash of its sources, so a pack never changes, and is rebuilt if it is missing.
 """
 
 import json
@@ -23,14 +23,14 @@ from grr_coca_icons.sources.icon_set import IconSet
 
 _VERSION = 2
 _END = 8
-"""Size of the last bytes of a pack, which have the offset of its JSON object."""
+"""Number of bytes at the end of a pack that contain the offset of its JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedIcon:
-    """An icon of a pack.
+    """Icon in a pack.
 
-    `offset`, `size`: Location of its SVG. Size 0 means that it has none, for the reason `problem`.
+    `offset` and `size` are the location of its SVG document. Size 0 means that it has none, for the reason `problem`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PackedIcon:
 
 
 class PackedIcons(NamedTuple):
-    """The icons of one argument, and the file with their SVG documents."""
+    """Icons of one argument, and the file with their SVG documents."""
 
     argument: str
     file: Path
@@ -54,7 +54,10 @@ class PackedIcons(NamedTuple):
 
 
 def is_icon_source(argument: str) -> bool:
-    """Return whether the name of an argument may be an icon source. A JSON or SVG file may still be something else."""
+    """Return whether an argument's name may be that of an icon source.
+
+    A JSON or SVG file may still be something else.
+    """
     return argument.startswith(iconify.SCHEME) or Path(argument).suffix.lower() in {
         *icon_fonts.SUFFIXES,
         ".json",
@@ -64,7 +67,7 @@ def is_icon_source(argument: str) -> bool:
 
 
 def read_icons(argument: str) -> IconSet | None:
-    """Return the icons of an argument, or None if it is not an icon source, such as a folder of SVG files.
+    """Read the icons of an argument. Return None if it is not an icon source, as for a folder of SVG files.
 
     Args:
         argument: `iconify:PREFIX`, an Iconify JSON file, an archive or unpacked folder of `@iconify-json/PREFIX`, an
@@ -89,7 +92,7 @@ def read_icons(argument: str) -> IconSet | None:
 
 
 def _looks_like_iconify(path: Path) -> bool:
-    """Return whether a JSON file has the keys of an icon set. Avoids parsing tables of millions of rows."""
+    """Return whether a JSON file has the keys of an icon set. This avoids parsing tables with millions of rows."""
     try:
         with path.open("rb") as file:
             head = file.read(2**20)
@@ -99,10 +102,10 @@ def _looks_like_iconify(path: Path) -> bool:
 
 
 def open_icons(argument: str) -> PackedIcons | None:
-    """Return the packed icons of an argument, or None as `read_icons` does.
+    """Return the packed icons of an argument. Return None if it is not an icon source.
 
     Raises:
-        UserError: See `read_icons`; or the user's cache cannot be written to.
+        UserError: As for `read_icons`, and if the user's cache cannot be written to.
     """
     if not is_icon_source(argument) and not (Path(argument) / "icons.json").is_file():
         return None
@@ -114,10 +117,10 @@ def open_icons(argument: str) -> PackedIcons | None:
 
 
 def retired_icons(argument: str) -> list[ImageFile]:
-    """Return the icons that the set of an argument has dropped; empty if it is not an Iconify set.
+    """Return the icons that an argument's set has dropped. The result is empty if the argument is not an Iconify set.
 
     Raises:
-        UserError: See `read_icons`.
+        UserError: As for `read_icons`.
     """
     found = read_icons(argument) if is_icon_source(argument) or (Path(argument) / "icons.json").is_file() else None
     if found is None:
@@ -176,14 +179,14 @@ def _read(path: Path) -> list[PackedIcon]:
         listed = json.loads(content[start:-_END])
         return [PackedIcon(**{**icon, "words": tuple(icon["words"])}) for icon in listed]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: corrupt; delete it to rebuild it") from error
+        raise UserError(f"{path}: corrupt; delete this file, which is then rebuilt") from error
 
 
 # --- Pairs, for training and evaluation
 
 
 class IconPairs(PairSource):
-    """The icons of one argument as pairs: the drawing, and its name in words. Aliases are additional captions."""
+    """Icons of one argument as pairs of the drawing and its name in words. Aliases are additional captions."""
 
     def __init__(self, packed: PackedIcons) -> None:
         self._packed = packed
@@ -193,7 +196,7 @@ class IconPairs(PairSource):
         return len(self._icons)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield a digest of the icons: drawings, names, aliases, author and licence."""
+        """Yield a digest of the icons, which covers drawings, names, aliases, author and licence."""
         yield digest_header(self)
         yield self._packed.file.parent.name.encode()
 
@@ -215,7 +218,7 @@ class IconPairs(PairSource):
             return file.read(icon.size)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Return the words of the name and of other names."""
+        """Return the words of an icon's name and of its other names."""
         icon = self._icons[index]
         own = words_of_name(icon.name)
         if not own:
@@ -232,23 +235,23 @@ class IconPairs(PairSource):
 
 
 class IconReader:
-    """Icon sets, sprites and fonts for the core: a `grr_coca.data.sources.base.SourceReader`."""
+    """Reader of icon sets, sprites and fonts for the core: a `grr_coca.data.sources.base.SourceReader`."""
 
     def owns(self, argument: str) -> bool:
         """Return whether an argument is `iconify:PREFIX`."""
         return argument.startswith(iconify.SCHEME)
 
     def find_file(self, argument: str) -> Path:
-        """Return the archive of a package, which is downloaded once."""
+        """Return the archive of a package, which is downloaded only once."""
         return iconify.find_package(argument).file
 
     def open(self, argument: str) -> IconPairs | None:
-        """Open the icons of an argument as pairs, or return None as `read_icons` does."""
+        """Open the icons of an argument as pairs. Return None if it is not an icon source."""
         packed = open_icons(argument)
         return None if packed is None else IconPairs(packed)
 
     def images(self, argument: str) -> list[SourceImage] | None:
-        """Return the icons of an argument as images, or None as `open` does."""
+        """Return the icons of an argument as images. Return None if it is not an icon source."""
         packed = open_icons(argument)
         if packed is None:
             return None
@@ -267,7 +270,7 @@ class IconReader:
         ]
 
     def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
-        """Return `iconify:PREFIX` with the version and checksum of the package of an icon with the given fields."""
+        """Add to `iconify:PREFIX` the version and checksum of the package from which an icon with these fields came."""
         return iconify.pinned(argument, str(fields.get("package", "")))
 
     def unversioned(self, argument: str) -> str:

@@ -1,7 +1,7 @@
 """SVG sprites: one file with a `<symbol id>` for each icon.
 
-A sprite is parsed without entities and external resources. Each symbol becomes a document with
-the definitions of the sprite that it refers to.
+A sprite is parsed without entities and external resources. Each symbol becomes a document that includes the definitions
+to which it refers.
 """
 
 import re
@@ -20,13 +20,13 @@ _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]+)")
 _MAX_REFERENCES = 200
 """Maximum number of definitions that a symbol may need."""
 _UNUSUAL_BOX = (0.0, 0.0, 24.0, 24.0)
-"""Default view box of a symbol if symbol and sprite have none."""
+"""Default view box of a symbol, if neither the symbol nor the sprite has one."""
 
 
 def read_sprite(path: Path) -> IconSet | None:
-    """Return the icons of a sprite, in its order, or None if the file is an ordinary drawing.
+    """Return the icons of a sprite, in order, or None if the file is an ordinary drawing.
 
-    An ordinary drawing is visible itself. A sprite defines symbols and displays none of them.
+    An ordinary drawing displays something itself, whereas a sprite defines symbols and displays none of them.
 
     Raises:
         UserError: If the file has symbols, but is invalid XML or declares entities.
@@ -35,7 +35,7 @@ def read_sprite(path: Path) -> IconSet | None:
         return None
     size = path.stat().st_size
     if size > MAX_BYTES:
-        return None  # the image reader rejects it
+        return None  # the image reader will reject the file
     content = read_file_bytes(path)
     if b"symbol" not in content:
         return None
@@ -47,7 +47,7 @@ def read_sprite(path: Path) -> IconSet | None:
     icons: dict[str, Icon] = {}
     for symbol in symbols:
         icon = _icon(escape_control_chars(symbol.get("id", "")), symbol, root, named)
-        icons.setdefault(icon.name, icon)  # the first of duplicate names counts, as in a browser
+        icons.setdefault(icon.name, icon)  # if names are duplicate, the first counts, as in a browser
     return IconSet(prefix=path.stem, icons=list(icons.values()))
 
 
@@ -56,7 +56,7 @@ _SHAPES = frozenset({"path", "rect", "circle", "ellipse", "line", "polyline", "p
 
 
 def _draws(element: Element) -> bool:
-    """Return whether an SVG draws something outside symbols and definitions."""
+    """Return whether an SVG draws something outside of symbols and definitions."""
     waiting = [element]
     while waiting:
         for inner in waiting.pop():
@@ -68,7 +68,7 @@ def _draws(element: Element) -> bool:
 
 
 def _parsed(content: bytes, name: str) -> Element:
-    from defusedxml import DefusedXmlException  # late: few images are in a sprite
+    from defusedxml import DefusedXmlException  # lazy import, because few images are in a sprite
     from defusedxml.ElementTree import fromstring
 
     try:
@@ -88,7 +88,7 @@ def _icon(name: str, symbol: Element, root: Element, named: dict[str, Element]) 
     box = _box(symbol) or _box(root) or _UNUSUAL_BOX
     if not (box[2] > 0 and box[3] > 0):
         return Icon(name, "", problem="its viewBox is empty")
-    # In a browser, the group inherits the presentation of the symbol and its parents.
+    # As in a browser, the group inherits presentation attributes from the symbol and its parents.
     group = Element("g", {key: value for key, value in symbol.attrib.items() if key in _PRESENTED})
     group.extend(symbol)
     try:

@@ -1,1 +1,1 @@
-"""Tools for agents: search, match and checks of names, by the Model Context Protocol."""
+"""Tools for agents, over the Model Context Protocol: search, match, and checks of names."""

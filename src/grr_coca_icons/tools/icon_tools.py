@@ -1,7 +1,7 @@
-"""Tools of agents for icon indexes, independent of the Model Context Protocol.
+"""Tools with which agents use icon indexes, independent of the Model Context Protocol.
 
-Each tool returns text, and some a small contact sheet. Text from files (names, tags, captions) is
-data: its control characters are escaped, and it is in JSON, so it cannot be mistaken for instructions.
+Each tool returns text, and some tools also return a small contact sheet. Text from files (names, tags, captions) is
+data: its control characters are escaped, and it is embedded in JSON, so that it cannot be mistaken for instructions.
 """
 
 import base64
@@ -33,30 +33,31 @@ _MAX_HITS, _SUGGESTIONS = 50, 3
 _MAX_NAMES = 200
 _MAX_QUERY = 500
 _MAX_PICTURE = 5 * 2**20
-"""Maximum size in bytes of an image passed as data."""
+"""Maximum size, in bytes, of an image that is passed as data."""
 _MAX_SIDE = 1024
-"""Side in pixels above which a passed image may be scaled down."""
+"""Side, in pixels, above which a passed image may be scaled down."""
 _CELL, _COLUMNS, _SHOWN = 72, 6, 18
-"""Contact sheet: side of a cell in pixels, cells per row, and maximum number of cells."""
+"""Contact sheet: side of a cell in pixels, number of cells per row, and maximum number of cells."""
 
 
 class ToolAnswer(NamedTuple):
-    """The answer of a tool: JSON text, and a PNG file, which is empty if there is no image."""
+    """Answer of a tool: JSON text, and a PNG file, which is empty if there are no images."""
 
     text: str
     picture: bytes = b""
 
 
 class IconTools:
-    """The tools. All methods may be called from any thread; one works at a time. They use the current state of the
-    indexes, and reopen an index that was replaced.
+    """Tools for icon indexes. All methods may be called from any thread, and only one runs at a time.
+
+    The tools use the current state of the indexes, and reopen an index that was replaced.
 
     Args:
-        indexes: Indexes by their names in the tools. They stay open.
-        reads_files: Whether an image may be passed as a file below the folders of the indexes.
-        read: Function that reads an image of an index.
-        decode: Function that decodes an image from its bytes, its name in messages, and a maximum side, to which it may
-            be scaled down.
+        indexes: Indexes, by their names in the tools. They stay open.
+        reads_files: Whether an image may be passed as a file in the folders of the indexes.
+        read: Function that reads an image from an index.
+        decode: Function that decodes an image. It takes the bytes, the name in messages, and a maximum side to which
+            the image may be scaled down.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class IconTools:
         self._read, self._decode = read, decode
         self._lock = threading.Lock()
         self._sets: dict[str, tuple[str, OpenPictureSet]] = {}
-        self._model = next(iter(indexes.values())).model  # all use the same model
+        self._model = next(iter(indexes.values())).model  # all indexes use the same model
         self._matcher = Matcher(self._model)
 
     def warm_up(self) -> None:
@@ -100,7 +101,7 @@ class IconTools:
     def match_icons(
         self, icons: Sequence[str], index: str | None = None, limit: int = 3, pictures: bool = False
     ) -> ToolAnswer:
-        """Find the equivalents of icons of the indexes in the other indexes or in one of them."""
+        """Find the equivalents of icons in the other indexes, or in one of them."""
         names = _names(icons)
         with self._lock:
             count, each = _count(limit), self._each(index)
@@ -148,7 +149,7 @@ class IconTools:
             )
 
     def get_icon(self, icon: str) -> ToolAnswer:
-        """Return the SVG of an icon, its licence, and lines of code that use it."""
+        """Return an icon's SVG document, its licence, and lines of code that use it."""
         with self._lock:
             own, place = self._find(icon)
             opened = self._set(own)
@@ -172,7 +173,7 @@ class IconTools:
             )
 
     def check_names(self, names: Sequence[str]) -> ToolAnswer:
-        """Return the icon names that exist, and for each other name the nearest existing names."""
+        """Return the icon names that exist and, for each other name, the most similar existing names."""
         checked = _names(names)
         with self._lock:
             return ToolAnswer(_json([self._checked(name) for name in checked]))
@@ -185,7 +186,7 @@ class IconTools:
         near = self._nearest(name)
         return {"name": _plain(name[:200]), "exists": False, **({"nearest": near} if near else {})}
 
-    # --- Indexes and pictures
+    # --- Indexes and images
 
     def _each(self, index: str | None) -> list[str]:
         if index is None:
@@ -198,7 +199,7 @@ class IconTools:
         """Return an index, which is reopened if it was replaced.
 
         Raises:
-            UserError: If it does not exist, or belongs to another model.
+            UserError: If the index does not exist, or belongs to another model.
         """
         index = self._indexes[name]
         if index.store.is_replaced:
@@ -221,7 +222,7 @@ class IconTools:
         return self._sets[name][1]
 
     def _find(self, icon: str) -> tuple[str, int]:
-        """Return the index of an icon, and its position in it."""
+        """Return the index that contains an icon, and the icon's position in it."""
         known = self._known(icon)
         if known is not None:
             return known
@@ -234,7 +235,7 @@ class IconTools:
         return next(((own, place) for own, place in found if place is not None), None)
 
     def _nearest(self, icon: str) -> list[str]:
-        """Return the three most likely icons for a name, from its set or the first index."""
+        """Return the three most likely icons for a name, from its set or from the first index."""
         lookups = [self._set(own).lookup for own in self._indexes]
         named = [one for one in lookups if icon.partition(":")[0] in one.prefixes]
         return [_plain(name) for one in (named or lookups)[:1] for name in one.nearest(icon, _SUGGESTIONS)]
@@ -267,7 +268,7 @@ class IconTools:
         else:
             content = self._file(str(file))
         if len(content) > _MAX_PICTURE:
-            raise UserError(f"the image has {len(content):,} bytes (limit {_MAX_PICTURE:,})")
+            raise UserError(f"the image is too large: {len(content):,} bytes (limit {_MAX_PICTURE:,})")
         return self._decode(content, "the picture", _MAX_SIDE)
 
     def _sheet(self, contents: Sequence[bytes]) -> bytes:
@@ -281,7 +282,7 @@ class IconTools:
             try:
                 image = self._thumbnail(content)
             except (BadSample, ValueError, OSError):
-                continue  # missing since it was indexed, or not shown: its cell stays empty
+                continue  # the image is missing since it was indexed, or may not be shown, so its cell stays empty
             left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
             sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
@@ -289,7 +290,7 @@ class IconTools:
 
     def _thumbnail(self, content: bytes) -> Image.Image:
         side = _CELL - 8
-        if is_svg(content):  # drawn small, because a sheet is part of each answer
+        if is_svg(content):  # small, because a sheet is part of every answer
             drawn = render_svg(content.decode("utf-8-sig"), side)
             return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
         image = self._decode(content, "a picture", side)
@@ -302,7 +303,7 @@ class IconTools:
         path = Path(file).resolve()
         roots = [Path(root).resolve() for name in self._indexes for root in self._index(name).store.roots()]
         if not any(path == root or path.is_relative_to(root) for root in roots if root.exists()):
-            raise UserError("the file is not below a folder of an index; pass the image as data")
+            raise UserError("the file is not in the folder of an index; pass the image as data")
         try:
             return path.read_bytes()
         except OSError as error:
@@ -318,7 +319,7 @@ def _decoded(data: str) -> bytes:
 
 
 def _content(read: Callable[[Any], bytes], which: object) -> bytes:
-    """Return the bytes of an image; empty if its file is missing or may not be shown."""
+    """Return the bytes of an image, or nothing if its file is missing or may not be shown."""
     try:
         return read(which)
     except UserError:
@@ -357,7 +358,7 @@ def _count(limit: int) -> int:
 
 
 def _plain(text: str) -> str:
-    """Return text from a file on one line, without characters that change the text direction."""
+    """Convert a text from a file to one line, without characters that change the text direction."""
     return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", escape_control_chars(text))[:500]
 
 

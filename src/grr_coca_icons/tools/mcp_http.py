@@ -1,6 +1,6 @@
-"""The Model Context Protocol over HTTP, at `/mcp`: each request is stateless, behind the server's guard.
+"""Serve the Model Context Protocol over HTTP at `/mcp`. Each request is stateless, and passes the server's guard.
 
-The SDK is imported and the index opened at the first request, as most servers never receive one.
+The SDK is imported, and the index is opened, at the first request, because most servers never receive one.
 """
 
 import asyncio
@@ -27,8 +27,9 @@ class McpEndpoint:
     """ASGI application that serves the MCP tools.
 
     Args:
-        index: Index that the tools search; None: the server has none. The tools can read the images that it serves.
-        queue: The model's queue, in which each request takes a slot. Tool calls run one at a time.
+        index: Index that the tools search, or None if the server has none. The tools can read the images that the
+            server serves.
+        queue: Queue of the model, in which each request takes a slot. Tool calls run one at a time.
     """
 
     def __init__(self, index: "ServedIndex | None", queue: "ModelQueue") -> None:
@@ -44,10 +45,10 @@ class McpEndpoint:
             RequestError: If the tools are unavailable, the request is invalid, or the queue is full.
         """
         if self._index is None:
-            raise RequestError(404, "/mcp needs an index")
+            raise RequestError(404, "/mcp needs an index; pass one to grr-coca serve")
         if find_spec("mcp") is None:
             raise RequestError(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
-        if scope["method"] != "POST":  # the server sends nothing by itself, and has no sessions to end
+        if scope["method"] != "POST":  # the server sends nothing unprompted, and has no sessions to end
             raise RequestError(405, f"/mcp does not accept {scope['method'][:20]}")
         with self._queue.reserve_slot():
             async with self._starting:
@@ -56,7 +57,7 @@ class McpEndpoint:
             await self._manager.handle_request(scope, receive, _with_short_errors(send))
 
     async def _start(self, served: "ServedIndex") -> "StreamableHTTPSessionManager":
-        # In a thread: importing the SDK takes half a second.
+        # In a thread, because importing the SDK takes half a second.
         try:
             manager, index = await asyncio.to_thread(_made_manager, served)
         except UserError as error:
@@ -80,7 +81,8 @@ class McpEndpoint:
 
 
 def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
-    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
+    # lazy import, because it needs an extra
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
     from grr_coca_icons.tools.icon_tools import IconTools
     from grr_coca_icons.tools.mcp import make_mcp_server
@@ -93,7 +95,7 @@ def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager,
 
 
 def _with_short_errors(send: Send) -> Send:
-    """Wrap `send` to convert long and plain-text errors of the SDK to short JSON errors."""
+    """Wrap `send` to convert long or plain-text errors of the SDK to short JSON errors."""
     held: list[Message] = []
 
     async def send_short(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Conversion of open_clip's CoCa checkpoints to our format and back. `docs/open-clip.md` lists the differences.
+"""Convert open_clip's CoCa checkpoints to our format and back. `docs/open-clip.md` lists the differences.
 
 This module finds the files of a checkpoint, without importing torch.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from grr_coca.common.errors import UserError
 
 SETTINGS = "open_clip_config.json"
-"""File with the architecture and the preprocessing, next to the weights."""
+"""File with the architecture and preprocessing, next to the weights."""
 
 WEIGHTS = (
     "open_clip_model.safetensors",
@@ -16,19 +16,19 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
 )
-"""File names of weights in a folder of the hub, the preferred one first."""
+"""File names of weights in a folder of the hub, in order of preference."""
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_weights(path: Path) -> Path:
-    """Return the weights file at a path: the path itself, or a file of the folder, preferring safetensors.
+    """Return the weights file at a path: the path itself, or a file in this folder, preferably safetensors.
 
     Raises:
-        UserError: If no weights are found, or several files and none has a name in `WEIGHTS`.
+        UserError: If no weights are found, or several files are found but none has a name in `WEIGHTS`.
     """
     if path.is_file():
         if path.suffix not in _SUFFIXES:
-            raise UserError(f"{path}: not a file of weights; pass one of {', '.join(_SUFFIXES)}, or a folder with one")
+            raise UserError(f"{path}: not a weights file; pass one of {', '.join(_SUFFIXES)}, or a folder with one")
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")

@@ -12,7 +12,7 @@ from grr_coca.model.config import CoCaConfig, TransformerConfig
 from grr_coca.model.presets import get_preset
 
 _HEAD_DIM = 64
-"""Channels per head in both published models, except in the pooler."""
+"""Number of channels per head in both published models, except in the pooler."""
 _POOLER_HEADS = 8
 
 _UNSUPPORTED = {
@@ -23,12 +23,12 @@ _UNSUPPORTED = {
     "text.transformer.encoder.": "a text tower of Hugging Face (as in coca_roberta)",
     "visual.layer1.": "a ResNet as image tower",
 }
-"""Prefixes of tensor names that only unsupported models have, and what these models contain."""
+"""Prefixes of tensor names that only unsupported models have, with the parts that these models contain."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Numbers of attention heads, which cannot be inferred from shapes. None: 64 channels per head."""
+    """Numbers of attention heads, which cannot be inferred from shapes. None means 64 channels per head."""
 
     image: int | None = None
     text: int | None = None
@@ -37,10 +37,11 @@ class Heads:
 
 
 def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCaConfig:
-    """Return the config of the model with the given tensors.
+    """Infer the config of a model from its tensors.
 
     Raises:
-        UserError: If the tensors are not open_clip's CoCa, or a variant that our model does not support.
+        UserError: If the tensors are not those of open_clip's CoCa, or belong to a variant that our model does not
+            support.
     """
     _refuse_unsupported(tensors, name)
     shapes = _Shapes(tensors, name)
@@ -48,12 +49,14 @@ def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCa
     num_positions = shapes.of("visual.positional_embedding", 2)[0]
     grid_size = math.isqrt(num_positions - 1)
     if grid_size**2 != num_positions - 1:
-        raise UserError(f"{name}: visual.positional_embedding has {num_positions} rows, not a square plus one")
+        raise UserError(
+            f"{name}: visual.positional_embedding must have a square number plus one of rows, got {num_positions}"
+        )
     num_queries, pooled_dim = shapes.of("visual.attn_pool.query", 2)
     vocab_size, text_dim = shapes.of("text.token_embedding.weight", 2)
     if pooled_dim != text_dim:
         raise UserError(
-            f"{name}: visual.attn_pool.query has width {pooled_dim}, and the text width {text_dim}; they must be equal"
+            f"{name}: visual.attn_pool.query has width {pooled_dim}, but must have the width of the text, {text_dim}"
         )
     config = get_preset("open_clip_coca", "b32")
     image, text, multimodal = config.own_image_encoder, config.text_decoder, config.multimodal_decoder
@@ -86,16 +89,18 @@ class _Shapes:
 
     def of(self, tensor: str, ndim: int) -> tuple[int, ...]:
         if tensor not in self._tensors:
-            raise UserError(f"{self._name}: tensor '{tensor}' is missing: not a CoCa of open_clip with a pooler")
+            raise UserError(
+                f"{self._name}: tensor '{tensor}' is missing, so this is not an open_clip CoCa with a pooler"
+            )
         shape = tuple(self._tensors[tensor].shape)
         if len(shape) != ndim:
-            raise UserError(f"{self._name}: tensor '{tensor}' has the shape {shape}, not {ndim} dimensions")
+            raise UserError(f"{self._name}: tensor '{tensor}' must have {ndim} dimensions, got the shape {shape}")
         if 0 in shape:
             raise UserError(f"{self._name}: tensor '{tensor}' has the shape {shape}, which is empty")
         return shape
 
     def stack(self, parts: TransformerConfig, prefix: str, width: int, num_heads: int | None) -> TransformerConfig:
-        """Return the config of a stack of blocks: `parts` with its depth and widths."""
+        """Return the config of a stack of blocks: `parts` with the stack's depth and widths."""
         pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
         blocks = {int(match[1]) for match in map(pattern.match, self._tensors) if match}
         if blocks != set(range(len(blocks))):
@@ -111,4 +116,4 @@ def _refuse_unsupported(tensors: Mapping[str, Tensor], name: str) -> None:
     for tensor in tensors:
         for prefix, what in _UNSUPPORTED.items():
             if tensor.startswith(prefix):
-                raise UserError(f"{name}: tensor '{tensor}': {what} is not supported")
+                raise UserError(f"{name}: tensor '{tensor}': unsupported: {what}")

@@ -1,7 +1,7 @@
 """Convert tensors between open_clip's CoCa and our own, in both directions.
 
-The import is lossless: tensors that are written back are bit-identical. On export, the bias of our patch
-embedding, which open_clip does not have, is added to the positions; it is 0 in an imported model.
+The import is lossless: tensors that are exported again are bit-identical. On export, the bias of our patch embedding,
+which open_clip does not have, is added to the positions. In an imported model, this bias is 0.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,12 +26,12 @@ class Link(NamedTuple):
 
 
 def links(config: CoCaConfig) -> list[Link]:
-    """Return the links of a model. They contain each of its tensors exactly once."""
+    """Return the links of a model. They include each of its tensors exactly once."""
     return [*_image_encoder(config), *_pooler(config), *_text_decoder(config), *_multimodal_decoder(config)]
 
 
 def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """Convert open_clip's weights, which must be exactly those of `links`, to ours."""
+    """Convert open_clip's weights to ours. They must be exactly the weights in `links`."""
     return {
         name: tensor
         for link in links(config)
@@ -74,7 +74,7 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
     yield from _affine("visual.ln_pre", "image_encoder.pre_norm")
     for i in range(config.own_image_encoder.transformer.num_layers):
         yield from _block(f"visual.transformer.resblocks.{i}", f"image_encoder.blocks.{i}")
-    # open_clip's pooler normalizes its input, which no other part reads: that is our encoder's last norm.
+    # open_clip's pooler normalizes its input, which no other part reads. This is the last norm of our encoder.
     yield from _affine("visual.attn_pool.ln_k", "image_encoder.norm")
 
 
@@ -136,7 +136,7 @@ def _mlp(theirs: str, ours: str) -> Iterator[Link]:
 
 
 def _affine(theirs: str, ours: str) -> Iterator[Link]:
-    """Yield the links of weight and bias of a linear layer or a norm."""
+    """Yield the links of the weight and bias of a linear layer or a norm."""
     yield _same(f"{theirs}.weight", f"{ours}.weight")
     yield _same(f"{theirs}.bias", f"{ours}.bias")
 
@@ -150,7 +150,7 @@ def _transposed(theirs: str, ours: str) -> Link:
 
 
 def _joined(theirs: str, ours: str, kind: str) -> Link:
-    """Return the link of an attention projection that open_clip stores as one tensor (qkv), and we as two (q, kv)."""
+    """Return the link of an attention projection that open_clip stores as one tensor (qkv) and we as two (q, kv)."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return tensor.tensor_split([len(tensor) // 3])
@@ -162,8 +162,8 @@ def _joined(theirs: str, ours: str, kind: str) -> Link:
 
 
 def _apart(theirs: str, ours: str) -> Link:
-    """Return the link of an attention projection that open_clip stores as three tensors (q, k, v), and we as two (q,
-    kv).
+    """Return the link of an attention projection that open_clip stores as three tensors (q, k, v) and we store as two
+    (q, kv).
     """
 
     def join(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from grr_coca_open_clip.checkpoints.settings import NOTHING_SAID, Settings, name
 _PRESET = "open_clip_coca"
 
 _ONE_HEAD = Heads(image=1, text=1, multimodal=1, pooler=1)
-"""Numbers of heads that divide every width, so that widths can be checked before the real numbers are known."""
+"""Numbers of heads that divide every width. With them, widths can be checked before the real numbers are known."""
 
 _COCO_TUNED = (
     "open_clip's CoCa B/32, fine-tuned on COCO for captions, is no longer a zero-shot model: it classifies 0.9 % of "
@@ -34,14 +34,14 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
     """Read an open_clip CoCa checkpoint.
 
     Args:
-        path: Folder in the hub's layout, or a weights file. `open_clip_config.json` next to the weights defines
-            the architecture. Without it, the shapes of the tensors do; heads then have 64 channels, and the pooler 8
-            heads, as in both published models.
+        path: Folder in the hub's layout, or a weights file. `open_clip_config.json` next to the weights defines the
+            architecture. Without this file, it is inferred from the shapes of the tensors; heads then have 64 channels,
+            and the pooler has 8 heads, as in both published models.
         model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
         device: Device of the model.
 
     Raises:
-        UserError: If the checkpoint cannot be read, or our model does not support it; the message names the tensor or
+        UserError: If the checkpoint cannot be read, or our model does not support it. The message names the tensor or
             the key.
     """
     weights_path = find_weights(path)
@@ -55,8 +55,8 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
     tokenizer = clip_bpe(cleaning="ftfy")
     if tokenizer.vocab_size != config.text_decoder.vocab_size:
         raise UserError(
-            f"{weights_path}: text.token_embedding.weight has {config.text_decoder.vocab_size} rows, and CLIP's "
-            f"vocabulary {tokenizer.vocab_size}: another vocabulary is not supported"
+            f"{weights_path}: text.token_embedding.weight has {config.text_decoder.vocab_size} rows, but CLIP's "
+            f"vocabulary has {tokenizer.vocab_size}; other vocabularies are not supported"
         )
     return Checkpoint(
         model=ours.to(device).eval(),
@@ -80,7 +80,7 @@ def _settings(path: Path, model: str | None) -> Settings:
 def _require_same_tensors(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], config: CoCaConfig, path: Path
 ) -> None:
-    """Raise an error unless the tensors of both models correspond one to one."""
+    """Check that the tensors of both models correspond one to one."""
     on_meta = {name: tensor.to("meta") for name, tensor in ours.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in to_theirs(on_meta, config).items()}
     assert len(expected) == sum(len(link.theirs) for link in links(config)), "each tensor once"
@@ -89,31 +89,34 @@ def _require_same_tensors(
             raise UserError(f"{path}: tensor '{name}' is missing")
     for name, tensor in theirs.items():
         if name not in expected:
-            raise UserError(f"{path}: tensor '{name}' is not supported")
+            raise UserError(f"{path}: unsupported tensor '{name}'")
         if tuple(tensor.shape) != expected[name]:
             raise UserError(
-                f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, but {expected[name]} would fit the "
-                "other tensors"
+                f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, but the other tensors imply "
+                f"{expected[name]}"
             )
 
 
 def _is_l14(config: CoCaConfig) -> bool:
-    """Return whether the model is L/14, which still classifies 72.1 % of ImageNet correctly when tuned on COCO."""
+    """Return whether the model is L/14, which classifies 72.1 % of ImageNet correctly even if it was tuned on COCO."""
     return config.own_image_encoder.transformer.num_layers == 24
 
 
 def _is_coco_tuned(weights: Path) -> bool:
-    """Return whether the file or its folder has the name of the published checkpoint; the weights do not reveal it."""
+    """Return whether the file or its folder has the name of the published checkpoint, because the weights do not reveal
+    it.
+    """
     folder = weights.absolute().parent
-    in_cache = folder.parent.name == "snapshots"  # the hub's cache has it as models--OWNER--NAME/snapshots/REVISION
+    # in the hub's cache, the folder is models--OWNER--NAME/snapshots/REVISION
+    in_cache = folder.parent.name == "snapshots"
     named = (weights, folder, folder.parent.parent) if in_cache else (weights, folder)
     return any("coco_finetuned" in path.name.lower() for path in named)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Return tensors in fp32 under open_clip's names.
+    """Return the tensors in fp32, under open_clip's names.
 
-    A `state_dict` within a training checkpoint is found, and prefixes `module.` are removed.
+    If the file is a training checkpoint, its `state_dict` is used. Prefixes `module.` are removed.
 
     Raises:
         UserError: If the file is corrupt, truncated, or contains anything but tensors.
@@ -121,15 +124,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     state = found.get("state_dict", found)
     if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path}: has no tensors")
+        raise UserError(f"{path}: contains no tensors; pass a file of weights")
     strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
         raise UserError(f"{path}: '{strange[0]}' is not a tensor, so these are not the weights of a model")
     sparse = [str(name) for name, value in state.items() if not _is_dense(value)]
     if sparse:
-        raise UserError(
-            f"{path}: '{sparse[0]}' is stored with fewer numbers than its shape has, unlike weights of a model"
-        )
+        raise UserError(f"{path}: '{sparse[0]}' is sparse or expanded, which weights of a model are not")
     named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     if len(named) < len(state):
         raise UserError(f"{path}: duplicate tensors, with and without the prefix 'module.'")
@@ -140,8 +141,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Return whether a tensor is dense, unlike sparse and expanded tensors, of which a few bytes may represent any
-    amount of memory.
+    """Return whether a tensor is dense.
+
+    A few bytes of a sparse or expanded tensor may represent any amount of memory.
     """
     if tensor.layout != torch.strided:
         return False
@@ -157,11 +159,11 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 
 def _read_pickled(path: Path) -> Mapping[str, object]:
     try:
-        # Only tensors and plain containers are created, regardless of the file's requests.
+        # Only tensors and plain containers are created, whatever the file requests.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
-    except pickle.UnpicklingError as error:  # its text advises to run the code of the file
+    except pickle.UnpicklingError as error:  # the text of the error suggests running the file's code
         raise UserError(
-            f"{path}: rejected: it contains more than tensors, or no weights; none of its code was run"
+            f"{path}: rejected, because it contains more than tensors, or no weights; none of its code was run"
         ) from error
     except Exception as error:  # corrupt bytes can raise any exception
         raise UserError(f"{path}: corrupt, or its download was truncated ({first_line(error)})") from error
@@ -171,6 +173,6 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
 
 
 def _can_be_mapped(path: Path) -> bool:
-    """Return whether a file is a zip file, PyTorch's format since 1.6."""
+    """Return whether a file is a ZIP file, which has been PyTorch's format since 1.6."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

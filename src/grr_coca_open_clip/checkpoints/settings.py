@@ -1,6 +1,6 @@
 """Read and write `open_clip_config.json`, and check that our model supports its settings.
 
-Every key must be known here: its value is checked against the tensors, is fixed, or has no effect.
+Every key must be known here. Its value is checked against the tensors, is fixed, or has no effect.
 """
 
 import math
@@ -17,7 +17,7 @@ from grr_coca_open_clip.checkpoints.architecture import Heads
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's mean and standard deviation of pixels (arXiv 2103.00020), open_clip's default."""
+"""CLIP's pixel mean and standard deviation (arXiv 2103.00020), which are open_clip's defaults."""
 
 _B32: dict[str, Any] = {
     "embed_dim": 512,
@@ -48,14 +48,14 @@ _L14: dict[str, Any] = {
     "multimodal_cfg": {**_B32["multimodal_cfg"], "width": 768, "heads": 12},
 }
 _MODELS = {"coca_ViT-B-32": _B32, "coca_ViT-L-14": _L14}
-"""The published models by open_clip's names."""
+"""Published models, by open_clip's names."""
 _UNSUPPORTED_MODELS = {
     "coca_base": "it has no pooler",
     "coca_roberta-ViT-B-32": "its text tower is one of Hugging Face",
 }
 
 _SWITCHES = {"vision_cfg": ("attentional_pool", "pooler"), "text_cfg": ("embed_cls", "class token")}
-"""Required keys, and the part of a CoCa that each defines."""
+"""Required keys, and the part of a CoCa that each of them defines."""
 _SHAPES = {
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "mlp_ratio", "attn_pooler_queries"},
     "text_cfg": {"context_length", "vocab_size", "width", "layers", "mlp_ratio"},
@@ -151,12 +151,12 @@ _WITHOUT_EFFECT = {
         "cast_dtype",
     },
 }
-"""Keys that CoCa ignores, that matter only in training, or that are read elsewhere."""
+"""Keys that CoCa ignores, that only matter in training, or that are read elsewhere."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an open_clip checkpoint. `where`: Name of their file in messages."""
+    """Settings of an open_clip checkpoint. `where` is the name of their file in messages."""
 
     where: str
     model: Mapping[str, Any]
@@ -164,13 +164,13 @@ class Settings:
 
     @property
     def heads(self) -> Heads:
-        """Numbers of heads."""
+        """Return the numbers of attention heads."""
         vision, text, multimodal = (self._part(name) for name in ("vision_cfg", "text_cfg", "multimodal_cfg"))
         image = None if "width" not in vision else int(vision["width"]) // int(vision.get("head_width", 64))
         return Heads(image, text.get("heads"), multimodal.get("heads"), vision.get("attn_pooler_heads", 8))
 
     def check(self, config: CoCaConfig) -> None:
-        """Check the settings against the config that was inferred from the tensors.
+        """Compare the settings with the config that was inferred from the tensors.
 
         Raises:
             UserError: If a key contradicts the tensors.
@@ -185,7 +185,7 @@ class Settings:
                     )
 
     def make_preprocess(self, image_size: int) -> Preprocess:
-        """Return the preprocessing of images.
+        """Create the preprocessing of images from the settings.
 
         Raises:
             UserError: If the preprocessing is not supported.
@@ -193,15 +193,13 @@ class Settings:
         specified = dict(self.preprocess)
         for key, only in (("mode", "RGB"), ("interpolation", "bicubic"), ("resize_mode", "shortest")):
             if specified.get(key, only) != only:
-                raise UserError(
-                    f"{self.where}: preprocess_cfg: {key} '{specified[key]}' is not supported, only '{only}'"
-                )
+                raise UserError(f"{self.where}: preprocess_cfg: {key} must be '{only}', got '{specified[key]}'")
         size = specified.get("size", image_size)
         if size not in (image_size, [image_size, image_size]):
             raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model takes {image_size} pixels")
         mean, std = (self._channels(key, specified.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
         if min(std) <= 0:
-            raise UserError(f"{self.where}: preprocess_cfg: std is {specified['std']!r}; it must be above 0")
+            raise UserError(f"{self.where}: preprocess_cfg: std must be above 0, got {specified['std']!r}")
         return Preprocess(image_size, mean, std, order="resize_then_crop")
 
     def _channels(self, key: str, values: Any) -> tuple[float, float, float]:
@@ -209,10 +207,10 @@ class Settings:
             red, green, blue = map(float, values if isinstance(values, (list, tuple)) else (values,) * 3)
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{self.where}: preprocess_cfg: {key} is {values!r}, neither one number nor three"
+                f"{self.where}: preprocess_cfg: {key} must be one number or three, got {values!r}"
             ) from error
         if not all(map(math.isfinite, (red, green, blue))):
-            raise UserError(f"{self.where}: preprocess_cfg: {key} is {values!r}, which is not finite")
+            raise UserError(f"{self.where}: preprocess_cfg: {key} must be finite, got {values!r}")
         return red, green, blue
 
     def _part(self, name: str) -> Mapping[str, Any]:
@@ -229,9 +227,9 @@ def named_settings(name: str) -> Settings:
         UserError: If the model is unknown or unsupported.
     """
     if name in _UNSUPPORTED_MODELS:
-        raise UserError(f"--model {name}: not supported: {_UNSUPPORTED_MODELS[name]}")
+        raise UserError(f"--model {name}: unsupported: {_UNSUPPORTED_MODELS[name]}")
     if name not in _MODELS:
-        raise UserError(f"--model {name}: not a CoCa of open_clip; {suggest_name(name, _MODELS)}")
+        raise UserError(f"--model {name}: unknown open_clip CoCa; {suggest_name(name, _MODELS)}")
     return Settings(f"--model {name}", _MODELS[name], {})
 
 
@@ -247,13 +245,13 @@ def read_settings(path: Path) -> Settings:
         raise UserError(f"{path}: 'model_cfg' is missing")
     preprocess = content.get("preprocess_cfg") or {}
     if not isinstance(preprocess, dict):
-        raise UserError(f"{path}: preprocess_cfg is {preprocess!r}, not a mapping of keys to values")
+        raise UserError(f"{path}: preprocess_cfg must be a mapping of keys to values, got {preprocess!r}")
     if "multimodal_cfg" not in model:
-        raise UserError(f"{path}: 'multimodal_cfg' is missing: this is a CLIP, not a CoCa")
+        raise UserError(f"{path}: 'multimodal_cfg' is missing, so this is a CLIP, not a CoCa")
     _refuse_unsupported(path, "model_cfg", model)
     for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
         if not isinstance(model.get(part), dict):
-            raise UserError(f"{path}: {part} is {model.get(part)!r}, not a mapping of keys to values")
+            raise UserError(f"{path}: {part} must be a mapping of keys to values, got {model.get(part)!r}")
         _refuse_unsupported(path, part, model[part])
     with_defaults = {part: {**defaults, **model[part]} for part, defaults in _DEFAULTS.items()}
     return Settings(str(path), {**model, **with_defaults}, preprocess)
@@ -267,34 +265,34 @@ def _refuse_unsupported(path: Path, part: str, specified: Mapping[str, Any]) -> 
     shapes = _SHAPES.get(part, set()) | heads
     for key, value in specified.items():
         if key in heads and not (isinstance(value, int) and value > 0):
-            raise UserError(f"{path}: {part}: {key} is {value!r}, not an integer above 0")
+            raise UserError(f"{path}: {part}: {key} must be an integer above 0, got {value!r}")
         if key in fixed and value != fixed[key] and not (value in (None, {}) and not fixed[key]):
-            raise UserError(f"{path}: {part}: {key} {value!r} is not supported, only {fixed[key]!r}")
+            raise UserError(f"{path}: {part}: {key} must be {fixed[key]!r}, got {value!r}")
         if key not in fixed and key not in shapes and key not in _WITHOUT_EFFECT[part]:
-            raise UserError(f"{path}: {part}: {key} is an unknown key")
+            raise UserError(f"{path}: {part}: unknown key {key}")
 
 
 def _agrees(key: str, specified: object, found: Mapping[str, Any]) -> bool:
-    if key == "mlp_ratio" and isinstance(specified, int | float):  # several ratios give the same width
+    if key == "mlp_ratio" and isinstance(specified, int | float):  # several ratios lead to the same width
         hidden_dim = _hidden_dim(found["width"], found[key])
         return hidden_dim <= found["width"] * specified < hidden_dim + 1
     return bool(specified == found[key])
 
 
 def _mlp_ratio(transformer: TransformerConfig) -> float:
-    """Return a ratio from which open_clip computes exactly this width."""
+    """Return a ratio from which open_clip computes exactly the model's width."""
     ratio = transformer.hidden_dim / transformer.embed_dim
     is_right = _hidden_dim(transformer.embed_dim, ratio) == transformer.hidden_dim
     return ratio if is_right else math.nextafter(ratio, math.inf)
 
 
 def _hidden_dim(width: int, mlp_ratio: float) -> int:
-    """Return the hidden width as open_clip computes it."""
+    """Return the hidden width that open_clip computes."""
     return int(width * mlp_ratio)
 
 
 def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
-    """Return the values of the keys in `_SHAPES`, from a config."""
+    """Return the values of the keys in `_SHAPES`, taken from a config."""
     image, text, multimodal = config.own_image_encoder, config.text_decoder, config.multimodal_decoder
     return {
         "model_cfg": {"embed_dim": config.embed_dim},
@@ -322,7 +320,7 @@ def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
 
 
 def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
-    """Return the `model_cfg` of one of our models."""
+    """Create the `model_cfg` for one of our models."""
     specified = _shape_values(config)
     image = config.own_image_encoder.transformer
     return {

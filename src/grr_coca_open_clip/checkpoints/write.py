@@ -42,7 +42,7 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     pre = checkpoint.preprocess
     if pre.order != "resize_then_crop":
         log.warning(
-            "open_clip always resizes images before it crops them; this model was trained with the order %s, so its "
+            "open_clip always resizes images before cropping, but this model was trained with the order %s, so its "
             "embeddings in open_clip differ slightly",
             pre.order,
         )
@@ -69,6 +69,6 @@ def _require_supported(checkpoint: Checkpoint) -> None:
             )
     if not checkpoint.tokenizer.has_vocabulary_of(clip_bpe()):
         raise UserError(
-            "the model's vocabulary is not CLIP's, which open_clip uses; only models imported from open_clip, or "
+            "open_clip uses CLIP's vocabulary, but this model has another one; only models imported from open_clip, or "
             "trained with the tokenizer kind clip, can be exported"
         )

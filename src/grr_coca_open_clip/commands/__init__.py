@@ -1,4 +1,4 @@
-"""Commands for open_clip's checkpoints. An entry point of `grr_coca.commands` names this table."""
+"""Commands for open_clip's checkpoints. An entry point of `grr_coca.commands` names this table of commands."""
 
 from grr_coca.cli import Command
 

@@ -1,4 +1,4 @@
-"""`grr-coca import open_clip` and `export open_clip`: checkpoints from and for open_clip."""
+"""`grr-coca import open_clip` and `export open_clip`: convert checkpoints from and for open_clip."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,10 @@ def import_open_clip(
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     as_stored: Flag = False,
 ) -> None:
-    """Convert an open_clip CoCa checkpoint to one that every command accepts.
+    """Convert an open_clip CoCa checkpoint to a checkpoint that every command accepts.
 
     Args:
-        path: folder in the hub's layout, or a file of weights: .safetensors or .bin. No code in it is run.
+        path: folder in the hub's layout, or a weights file (.safetensors or .bin). No code in it is run.
         out: new folder for the checkpoint.
         model: open_clip's name of the architecture, such as coca_ViT-B-32; if not given, read from
             open_clip_config.json or from the shapes of the weights.
@@ -33,7 +33,7 @@ def import_open_clip(
     require_new_folder(out)
     require_extra("open-clip", "converting a checkpoint of open_clip")
 
-    from grr_coca.model.checkpoint import save_checkpoint  # late: imports torch
+    from grr_coca.model.checkpoint import save_checkpoint  # lazy import: PyTorch
     from grr_coca_open_clip.checkpoints.read import read_open_clip
 
     checkpoint = read_open_clip(path, model)
@@ -60,7 +60,7 @@ def export_open_clip(checkpoint: CheckpointFlag, out: Annotated[Path, tyro.conf.
     require_new_folder(out)
     require_extra("torch", "exporting to open_clip")
 
-    from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
+    from grr_coca.model.checkpoint import from_pretrained  # lazy import: PyTorch
     from grr_coca_open_clip.checkpoints.write import write_open_clip
 
     write_open_clip(from_pretrained(folder), out)

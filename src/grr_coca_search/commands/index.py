@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MIN_SECONDS_BETWEEN_SCANS = 2.0
 _PAUSE_PER_SCAN = 10
-"""Minimum pause while watching, as a multiple of the duration of a scan."""
+"""Minimum pause between scans while watching, as a multiple of the duration of a scan."""
 
 
 def run(
@@ -38,21 +38,22 @@ def run(
 ) -> int:
     """Index images for search, or update an index. Each image is captioned and embedded in one pass.
 
-    Indexed images are read again only if their size or time has changed. After an interruption, the same command
-    continues. Images that cannot be read are listed at the end; the exit code is 1 only if none could be read.
+    Indexed images are read again only if their size or time has changed. After an interruption, run the same command
+    again to continue. Images that cannot be read are listed at the end; the exit code is 1 only if no image could be
+    read.
 
     Args:
         out: folder of the index, or http://HOST:PORT/NAME of a Milvus server.
-        images: image files, folders, patterns, .tar shards, or tables of images; if none are given, those that the
-            index was created from.
+        images: image files, folders, patterns, .tar shards, or tables of images; if none are given, those from which
+            the index was created.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if
             not given, the model of the index, or for a new index the bundled model.
-        forget: remove the images of this argument, or below this folder, from the index. Without images, nothing else
-            is done.
-        exclude: exclude files that match this .gitignore pattern, such as "raw/" or "*.gif". The
-            index remembers its patterns until others are given; "" removes them.
+        forget: remove the images of this argument, or below this folder, from the index. If no images are given,
+            nothing else is done.
+        exclude: exclude files that match this .gitignore pattern, such as "raw/" or "*.gif". The index stores its
+            patterns until other patterns are given; "" removes them.
         watch: keep the index up to date until Ctrl-C.
-        check: only read the entire index and compare it with its checksums.
+        check: only read the entire index, and compare it with its checksums.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
@@ -65,7 +66,7 @@ def run(
         return 0
     if exclude and forget and not images and not watch:
         raise UserError(
-            "--forget without images cannot be combined with --exclude, which would have no effect; also pass images"
+            "--forget without images cannot be combined with --exclude, which would have no effect; pass images, too"
         )
     if on == "ray":
         require_extra("ray", "--on ray")
@@ -80,7 +81,7 @@ def run(
         began = time.monotonic()
         with late_bar("indexed") as on_progress:
             update = index.add(arguments, on_progress, on, exclude or None)
-        from grr_coca.cli.image_work import report_excluded, report_first_frames  # late: imports NumPy and Pillow
+        from grr_coca.cli.image_work import report_excluded, report_first_frames  # lazy import: NumPy and Pillow
 
         report_excluded(update.left_out)
         report_first_frames(update.first_frames)
@@ -99,7 +100,7 @@ def run(
 
 
 def _check(location: str) -> None:
-    from grr_coca_search.store import open_store  # late: imports NumPy and Pillow
+    from grr_coca_search.store import open_store  # lazy import: NumPy and Pillow
 
     with open_store(location) as store:
         found = store.check()
@@ -119,7 +120,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
     store = find_store(out)
     if store is None:
         if not images:
-            raise UserError(f"{out}: no index yet; pass the images to index")
+            raise UserError(f"{out}: no index exists here yet; pass the images to index")
         require_arguments(images)  # before a model is loaded or a file is written
     else:
         store.close()
@@ -128,7 +129,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
 
 
 def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
-    """Return the arguments to scan while watching: a removed file is excluded until it exists again."""
+    """Return the arguments to scan while watching. An argument that was removed is excluded until it exists again."""
     from grr_coca_search.update import absolute_arguments, is_there
 
     roots = index.store.roots()

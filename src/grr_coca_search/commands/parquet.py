@@ -1,4 +1,4 @@
-"""`grr-coca import index` and `export index`: Parquet import and export of an index."""
+"""`grr-coca import index` and `export index`: import an index from Parquet, and export it to Parquet."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,14 @@ def import_index(
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.parquet")],
     out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
 ) -> None:
-    """Make an index from a Parquet file that `export index` wrote. This needs no model and reads no images.
+    """Create an index from a Parquet file that `export index` wrote. This needs no model, and reads no images.
 
     Args:
-        path: .parquet file.
+        path: .parquet file to read.
         out: folder of the new index, or http://HOST:PORT/NAME of a Milvus server.
     """
-    from grr_coca_search.portable import import_parquet  # late, as below: only index commands need it
+    # lazy imports, here and below, because only index commands need them
+    from grr_coca_search.portable import import_parquet
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -1,4 +1,4 @@
-"""`grr-coca search` and `duplicates`: look up images in an index, and print them."""
+"""`grr-coca search` and `duplicates`: find images in an index, and print them."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ _WHERE = (
     f"{', '.join(FIELDS)}, and the columns of tables."
 )
 _MAX_CAPTION = 40
-"""Maximum number of caption characters in the line of a hit."""
+"""Maximum number of characters of a caption in the line of a hit."""
 
 
 def search_index(
@@ -40,29 +40,29 @@ def search_index(
     checkpoint: OptionalCheckpointFlag = None,
     engine: EngineFlag = "auto",
 ) -> None:
-    """Find images of an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
+    """Find images in an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
 
-    The relevance is the estimated probability that a hit matches the query. A message reports if no hit is likely, or
-    if nothing looks like the query. Images that look the same are one hit.
+    The relevance is the estimated probability that a hit matches the query. A message states whether no hit is likely,
+    or no image looks like the query. Images that look the same count as one hit.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
         texts: what the images show; several texts are combined into one query.
         n: maximum number of hits.
-        image: find images that are similar to these.
+        image: find images that are similar to these images.
         without: what the images must not show.
-        weights: weight of each text, as many as there are texts.
+        weights: weights of the texts, one per text.
         where: only images that match this filter. The help lists the fields.
-        min_relevance: only hits with at least this relevance; none if relevance is unavailable.
-        hybrid: also search file names, titles, keywords and captions for the words of the query, and add how well they
-            match to the scores; only for queries without images, and not on Milvus.
+        min_relevance: only hits with at least this relevance; no hits if relevance is unavailable.
+        hybrid: also search file names, titles, keywords and captions for the words of the query, and add to the scores
+            how well they match; only for queries without images, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption, copies and fields.
         null: print only paths, each followed by a null byte, for `xargs -0`.
-        checkpoint: the model, if it was moved since the index was created.
+        checkpoint: the model, if it has been moved since the index was created.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     from grr_coca_search.index import Index
-    from grr_coca_search.query import Query  # late: imports NumPy and Pillow
+    from grr_coca_search.query import Query  # lazy import: NumPy and Pillow
 
     if json and null:
         raise UserError("--json and --null are different formats; pass one of them")
@@ -98,18 +98,19 @@ def list_duplicates(
     min_cosine: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.95,
     json: Flag = False,
 ) -> None:
-    """List the near-duplicate images of an index, and which of them are exact copies.
+    """List the near-duplicate images in an index, and state which of them are exact copies.
 
-    In each group, the largest image is first. Images are similar if both conditions hold; files with equal bytes are
-    exact copies.
+    In each group, the largest image comes first. Images are near-duplicates if both conditions hold; files with equal
+    bytes are exact copies.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
-        max_distance: at most this many of the 64 bits of their perceptual hashes differ; up to 16, and slower above 6.
-        min_cosine: the cosine of their embeddings is at least this.
-        json: print JSON lines, each with the paths of a group, and the exact copies in it with their originals.
+        max_distance: maximum number of the 64 bits of their perceptual hashes that differ; up to 16, and slower above
+            6.
+        min_cosine: minimum cosine of their embeddings.
+        json: print JSON lines, each with the paths of a group, and its exact copies with their originals.
     """
-    from grr_coca_search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
+    from grr_coca_search.duplicates import duplicate_groups  # lazy import: NumPy and Pillow
     from grr_coca_search.store import open_store
 
     with open_store(index) as store:
@@ -169,13 +170,13 @@ def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
 
 
 def _shown_path(name: str) -> str:
-    """Return a path, relative to the current folder if it is inside."""
+    """Return a path, relative to the current folder if it is inside that folder."""
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 (a prefix of a string, which may not be a path)
     return escape_control_chars(name.removeprefix(here))
 
 
 def hit_lines(answer: "SearchResult") -> Iterator[str]:
-    """Yield a line for each hit: rank, relevance, caption, path. The demo prints them, too."""
+    """Yield one line per hit: rank, relevance, caption, path. The demo also prints these lines."""
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
         caption = f"{_cut(escape_control_chars(hit.caption), width):<{width}}"
@@ -183,7 +184,7 @@ def hit_lines(answer: "SearchResult") -> Iterator[str]:
 
 
 def _opening_line(answer: "SearchResult") -> str | None:
-    """Return a message before the hits, or None if none is needed."""
+    """Return the message to print before the hits, or None if none is needed."""
     if not answer.hits:
         return f"no hit among {answer.searched:,} images"
     images = " images" if answer.can_tell else ""

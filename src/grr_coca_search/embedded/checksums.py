@@ -1,7 +1,7 @@
 """Checksums of the vector file, by block of rows, in the table `blocks`.
 
-SQLite detects most corruption of its database, but any bytes are valid vectors. The writer adds the checksums with the
-rows, in one transaction. Rows written by an older version get checksums when a writer next opens the index.
+SQLite detects most corruption of its database, but any bytes are valid vectors. The writer adds the checksums together
+with the rows, in one transaction. Rows that an older version wrote get checksums when a writer next opens the index.
 """
 
 import sqlite3
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS blocks (
 
 
 class RowBlock(NamedTuple):
-    """The checksum of `rows` rows of the file, from the row `first`."""
+    """Checksum of `rows` rows in the file, from row `first`."""
 
     first: int
     rows: int
@@ -32,12 +32,12 @@ class RowBlock(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The row after the last one."""
+        """Row after the last row of the block."""
         return self.first + self.rows
 
 
 def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]:
-    """Return the blocks of a generation's file, in order; empty if only an older version wrote the file."""
+    """Return the blocks of a generation's file, in order; or none if only an older version wrote the file."""
     if not _has_table(database):
         return []
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first"
@@ -45,19 +45,22 @@ def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]
 
 
 def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.ndarray) -> None:
-    """Add the checksums of rows after those in the table. The caller commits."""
+    """Add the checksums of rows that follow those in the table. The caller must commit."""
     write_blocks(database, generation, following_blocks(_last(database, generation), vectors))
 
 
 def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable[RowBlock]) -> None:
-    """Write blocks. The caller commits."""
+    """Write blocks. The caller must commit."""
     database.executemany(
         "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", ((generation, *block) for block in blocks)
     )
 
 
 def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
-    """Yield the blocks of N E rows that follow a block. An incomplete block is yielded first, with some of the rows."""
+    """Yield the blocks of N E rows that follow a block.
+
+    If that block is incomplete, it is yielded first, with some of the rows.
+    """
     place = 0
     while place < len(vectors):
         if last.rows % ROWS_PER_BLOCK == 0:
@@ -69,7 +72,8 @@ def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
 
 
 def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, generation: int) -> None:
-    """Add missing checksums, and remove those of other generations. For a writer outside of transactions.
+    """Add missing checksums, and remove those of other generations. Only a writer may call this, outside of
+    transactions.
 
     Raises:
         CorruptDataError: If the file is shorter than its rows.
@@ -90,7 +94,7 @@ def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, genera
 
 
 def damaged_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
-    """Yield the blocks whose rows differ from what was written.
+    """Yield the blocks whose rows differ from the rows that were written.
 
     Raises:
         CorruptDataError: If the file ends before the last row of the blocks.

@@ -1,8 +1,8 @@
-"""The tables of `index.sqlite`: creating and opening it, entries as rows, and the writer lock.
+"""Tables of `index.sqlite`: creating and opening the database, entries as rows, and the writer lock.
 
 The id of an image is 1 + its row in the vector file. An image that is embedded again gets a new row, and the table
-`gone` keeps the old id with the revision, so that readers of an earlier state notice. `words` is the full-text index of
-file names, captions, and user metadata.
+`gone` records the old id with the revision, so that readers of an earlier state notice the change. `words` is the
+full-text index of file names, captions and user metadata.
 """
 
 import errno
@@ -34,18 +34,18 @@ from grr_coca_search.fields import FieldValue
 FILE = "index.sqlite"
 _LOCK = "writer.lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""Error codes of file systems without locks."""
+"""Error codes of file systems that have no locks."""
 _PARTIAL = f".{FILE}.partial"
-"""Name of the database until it is complete, and prefix of the names of SQLite's files next to it."""
+"""Name of the database until it is complete, and prefix of the files that SQLite creates next to it."""
 _SECONDS_TO_WAIT = 30.0
-"""Maximum time to wait for a commit by another process, which takes milliseconds."""
+"""Maximum time to wait for another process's commit, which takes milliseconds."""
 _SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 
 OF_MODEL = "of model"
-"""Key in the column `fields` for the model's estimates about its caption. No field has a name with a space."""
+"""Key, in the column `fields`, for the model's estimates about its caption. Names of fields never contain a space."""
 
 _APPLICATION_ID = 0x67726369
-"""Marks the file as an index: `grci`."""
+"""Application id that marks the file as an index: `grci`."""
 
 _SCHEMA = """
 CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -131,8 +131,8 @@ FAILURES_OF = """
 SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
 ORDER BY name LIMIT ?
 """
-"""`IMAGES_OF` and `FAILURES_OF` read a page of the names of a root. The last column is the start of the next page. The
-tables have indexes in this order, so no sorting is needed."""
+"""Statements that read a page of the names under a root. The last column is the start of the next page. The tables have
+indexes in this order, so no sorting is needed."""
 
 
 def create_database(folder: Path, header: Header) -> None:
@@ -145,7 +145,7 @@ def create_database(folder: Path, header: Header) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_writer(folder)
         try:
-            if not (folder / FILE).exists():  # otherwise another process has created it in the meantime
+            if not (folder / FILE).exists():  # otherwise, another process has created the database in the meantime
                 _create(folder, header)
         finally:
             lock.release()
@@ -158,7 +158,7 @@ def remove_database(folder: Path) -> None:
         UserError: If a file cannot be removed.
     """
     with database_errors(folder):
-        # The database is removed first: then the index is gone, even if a later step fails.
+        # The database is removed first, so that the index is gone even if a later step fails.
         for pattern in (FILE, f"{FILE}-*", f"{_PARTIAL}*", "vectors*.f16", _LOCK):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -167,7 +167,7 @@ def remove_database(folder: Path) -> None:
 
 
 def holds_nothing_else(folder: Path) -> bool:
-    """Return whether a folder is empty, or contains only leftovers of an interrupted index creation."""
+    """Return whether a folder is empty, or contains only leftovers of an index whose creation was interrupted."""
     return all(path.name == _LOCK or path.name.startswith(_PARTIAL) for path in folder.iterdir())
 
 
@@ -183,7 +183,7 @@ def _create(folder: Path, header: Header) -> None:
         values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
         database.executemany("INSERT INTO header VALUES (?, ?)", values.items())
         database.execute("COMMIT")
-        database.execute("PRAGMA journal_mode = WAL")  # readers next to a writer
+        database.execute("PRAGMA journal_mode = WAL")  # allows readers next to a writer
     finally:
         database.close()
     replace_file(partial, folder / FILE)
@@ -198,7 +198,8 @@ def open_database(folder: Path) -> sqlite3.Connection:
     path = folder / FILE
     if not path.is_file():
         why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
-        out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder  # an index needs an empty or new folder
+        # a new index needs an empty or new folder
+        out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder
         raise UserError(f"{folder}: {why}; create one with grr-coca index IMAGES… --out {out}")
     with database_errors(folder):
         database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
@@ -212,7 +213,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Add the column `look`, which older indexes lack. Only the writer may call this."""
+    """Add the column `look`, which older indexes do not have. Only the writer may call this."""
     if _lacks_look(database):
         database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
     database.execute("DROP VIEW IF EXISTS temp.pictures")
@@ -224,7 +225,10 @@ def _lacks_look(database: sqlite3.Connection) -> bool:
 
 
 def _stand_in(database: sqlite3.Connection) -> None:
-    """Provide the column that older indexes lack through a view. Its name takes precedence over the table's."""
+    """Provide, through a view, the column that older indexes lack.
+
+    The view takes precedence over the table of that name.
+    """
     if _lacks_look(database):
         database.execute("CREATE TEMP VIEW pictures AS SELECT *, NULL AS look FROM main.pictures")
 
@@ -233,13 +237,13 @@ def read_header(database: sqlite3.Connection) -> Header:
     """Return the header of the index.
 
     Raises:
-        CorruptDataError: If it is not a complete header.
+        CorruptDataError: If the header is not complete.
     """
     values = dict(database.execute("SELECT key, value FROM header"))
     try:
         model, fingerprint, width = str(values["model"]), str(values["fingerprint"]), int(values["embed_dim"])
         if not 1 <= width <= MAX_WIDTH:
-            raise ValueError(f"embeddings of {width} numbers")
+            raise ValueError(f"invalid embedding width {width}")
     except DAMAGE as error:
         raise CorruptDataError(f"the index is corrupt: its header is invalid ({error})") from error
     return Header(model, fingerprint, width)
@@ -253,13 +257,13 @@ def database_errors(folder: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         words = str(error)
         if "full" in words or "disk I/O" in words:
-            raise UserError(f"{folder}: cannot be written ({words}); what was committed before is kept") from error
+            raise UserError(f"{folder}: cannot be written ({words}); earlier commits are kept") from error
         if "locked" in words or "busy" in words:
-            raise UserError(f"{folder}: another process holds the index; try again when it is done") from error
+            raise UserError(f"{folder}: another process has locked the index; try again when it is done") from error
         if any(sign in words for sign in _SIGNS_OF_DAMAGE):
             raise UserError(f"{folder / FILE}: corrupt, or not an index ({words}); {how_to_restore(folder)}") from error
         raise UserError(f"{folder / FILE}: {words}") from error
-    except UnicodeDecodeError as error:  # in an SQLite message that quotes a name from the file
+    except UnicodeDecodeError as error:  # an SQLite message may quote a name from the file
         message = f"{folder / FILE}: corrupt, or not an index ({error}); {how_to_restore(folder)}"
         raise CorruptDataError(message) from error
     except OSError as error:
@@ -268,7 +272,7 @@ def database_errors(folder: Path) -> Iterator[None]:
 
 
 def as_bytes(text: str) -> str | bytes:
-    """Convert a text to a statement parameter. A file name that is not UTF-8 becomes bytes."""
+    """Convert a text to a parameter of a statement. A file name that is not UTF-8 becomes bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -277,7 +281,7 @@ def as_bytes(text: str) -> str | bytes:
 
 
 def to_row(entry: Entry) -> tuple[object, ...]:
-    """Convert an entry to the parameters of the statement `ADD`, except for the id."""
+    """Convert an entry to the parameters of the statement `ADD`, without the id."""
     texts = (as_bytes(text) for text in (entry.name, entry.title, entry.root, entry.file))
     return (
         *texts,
@@ -306,15 +310,15 @@ def _fields_column(entry: Entry) -> str | None:
 
 
 def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
-    """Return the values of the columns `photo` and `keywords`: user metadata, and a file name split into its
-    words.
+    """Return the values of the columns `photo` and `keywords`: user metadata, and the words into which a file name is
+    split.
     """
     words = [*(photo.words if photo is not None else ()), split_name(title)]
     return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))
 
 
 def from_row(row: tuple) -> Entry:
-    """Convert a row of the query `READ` to an entry.
+    """Convert a row of the statement `READ` to an entry.
 
     Raises:
         CorruptDataError: If a value does not have the form that `to_row` writes. SQLite accepts any value in any
@@ -327,7 +331,7 @@ def from_row(row: tuple) -> Entry:
 
 
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
-"""Exceptions from reading a stored value of foreign code."""
+"""Exceptions that foreign code raises when it reads a stored value."""
 
 
 def _entry(row: tuple) -> Entry:
@@ -361,15 +365,16 @@ def _entry(row: tuple) -> Entry:
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """Return the fields of a table in the column `fields`; empty if there are none."""
+    """Return the table fields in the column `fields`, which may be none."""
     return {name: value for name, value in json.loads(written).items() if name != OF_MODEL} if written else {}
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:
     """Open a database in a folder without write permission.
 
-    The newest commits of another user's writer are in the files next to the database. If there are no such files,
-    SQLite cannot create them, and opens the database only with `immutable`, which asserts that no process changes it.
+    The newest commits of another user's writer are in files next to the database. If these files are missing, SQLite
+    cannot create them, and opens the database only with `immutable`, which asserts that no process changes the
+    database.
     """
     try:
         return _connected(path, "?mode=ro")
@@ -387,7 +392,7 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
     )
     database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
     try:
-        # Returned commits survive a power failure. This statement already reads the database.
+        # Commits that have returned survive a power failure. This statement already reads the database.
         database.execute("PRAGMA synchronous = FULL")
     except BaseException:
         database.close()
@@ -396,8 +401,9 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
 
 
 def _check(database: sqlite3.Connection, folder: Path) -> None:
-    """Check that a database is an index, with no views and only the expected triggers: foreign ones may recurse
-    forever.
+    """Check that a database is an index, without views and with only the expected triggers.
+
+    Foreign ones might recurse forever.
     """
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -405,7 +411,7 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
         raise UserError(f"{folder / FILE}: an SQLite database, but not an index of grr-coca")
     if version > VERSION:
         raise UserError(
-            f"{folder}: written by a newer grr-coca (format {version}; this one supports {VERSION}); "
+            f"{folder}: written by a newer grr-coca (format {version}; this version supports {VERSION}); "
             "use that version, or rebuild the index"
         )
     written = database.execute("SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('view', 'trigger')")
@@ -420,7 +426,7 @@ def lock_writer(folder: Path) -> ProcessLock:
     """Acquire the writer lock of an index, which only one process can hold.
 
     Raises:
-        UserError: If another process, or this process, holds it already; the message names the process.
+        UserError: If another process, or this process, already holds the lock. The message names the process.
     """
     try:
         return ProcessLock(folder / _LOCK)
@@ -428,15 +434,15 @@ def lock_writer(folder: Path) -> ProcessLock:
         if error.is_ours:
             raise UserError(f"{folder}: this process already writes to this index; close it there first") from error
         raise UserError(
-            f"{folder}: another process ({error.holder}) writes to this index; wait until it is done, or stop it; "
-            "you can search in the meantime"
+            f"{folder}: another process ({error.holder}) is writing to this index; wait until it is done, or stop it; "
+            "searching is possible in the meantime"
         ) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"{folder / _LOCK}: cannot be written (it is a symbolic link)") from error
         if error.errno in _WITHOUT_LOCKS:
             raise UserError(
-                f"{folder}: the file system has no locks ({error.strerror or error}), and without them two writers "
-                "would damage the index; pass --out a folder on another file system"
+                f"{folder}: the file system has no locks ({error.strerror or error}), without which two writers "
+                "could corrupt the index; pass a folder on another file system to --out"
             ) from error
         raise UserError(f"{folder / _LOCK}: cannot be written ({error.strerror or error})") from error

@@ -1,4 +1,4 @@
-"""The store in a folder: a search is one exact matrix product, and many processes can read while one process writes.
+"""Store in a folder. A search is one exact matrix product, and many processes can read while one process writes.
 
 Shapes: N images, E embedding width.
 """
@@ -52,36 +52,34 @@ from grr_coca_search.store import (
 )
 
 _MAX_PARAMETERS = 500
-"""Maximum number of parameters of one statement. Older versions of SQLite take 999."""
+"""Maximum number of parameters in a statement. Older versions of SQLite accept 999."""
 TITLE_WEIGHT, CAPTION_WEIGHT = 5.0, 0.3
 _BM25 = f"bm25({TITLE_WEIGHT}, {CAPTION_WEIGHT}, {TITLE_WEIGHT})"
-"""Weights of a word in the title, the caption and the keywords. The caption adds little to the embedding, as the same
-model created both."""
+"""Weights of a word in the title, the caption and the keywords. The caption adds little to the embedding, because the
+same model computed both."""
 _MAX_LENGTH = 1.1
-"""Maximum length of an embedding, which has unit length. Longer vectors are corrupt."""
+"""Maximum length of an embedding, which should have unit length. Longer vectors are corrupt."""
 _MAX_BLOCKS_NAMED = 3
 ROWS_PER_READ = 2048
 MAX_WORDS = 32
 """Maximum number of words of a text that are looked up. SQLite compares every image that has one of the words with all
-of them, so a pasted page of text would take minutes in a large index and block all other searches."""
+of them, so a pasted page of text would take minutes in a large index, and would block all other searches."""
 
 
 class Snapshot(NamedTuple):
-    """One read transaction: its connection, which no other thread uses during the transaction, and its state of the
-    index.
-    """
+    """Read transaction: its connection, which no other thread uses until it ends, and the state of the index."""
 
     database: sqlite3.Connection
     state: State
 
 
 class EmbeddedStore(Store):
-    """An index in a folder. Each snapshot has its own connection, so threads do not wait for each other.
+    """Index in a folder. Each snapshot has a separate connection, so threads do not wait for each other.
 
     The first `claim`, `commit` or `compact` acquires the writer lock, which is held until the store is closed.
 
     Raises:
-        UserError: If the folder has no index, or one that this version cannot read.
+        UserError: If the folder has no index, or an index that this version cannot read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,13 +101,13 @@ class EmbeddedStore(Store):
 
     @classmethod
     def open(cls, location: str, *, is_optional: bool = False) -> "EmbeddedStore | None":
-        """Open the index of a folder; None if the folder is empty or missing and the index is optional."""
+        """Open the index in a folder. Return None if the index is optional and the folder is empty or missing."""
         folder = Path(location)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: expected an index folder, found a file; pass another path")
         if is_optional and not (folder / FILE).exists():
             if folder.exists() and not holds_nothing_else(folder):
-                raise UserError(f"{folder}: has other files, and is not an index; pass an empty or new folder")
+                raise UserError(f"{folder}: contains other files, not an index; pass an empty or new folder")
             return None
         return cls(folder)
 
@@ -131,11 +129,11 @@ class EmbeddedStore(Store):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether the database file was replaced or removed."""
+        """Whether the database file has been replaced or removed."""
         return _identity(self._folder) != self._identity
 
     def close(self) -> None:
-        """Close the files, and release the writer lock. A snapshot closes its connection at its end."""
+        """Close the files, and release the writer lock. A snapshot closes its connection when it ends."""
         with self._writing, self._lock:
             self._is_closed = True
             for database in self._idle:
@@ -147,7 +145,7 @@ class EmbeddedStore(Store):
 
     @contextmanager
     def begin(self) -> Iterator[Snapshot]:
-        """One read transaction."""
+        """Begin a read transaction."""
         with database_errors(self._folder):
             with self._lock:
                 idle = self._idle.pop() if self._idle else None
@@ -167,13 +165,13 @@ class EmbeddedStore(Store):
                         database.close()
 
     def _begun(self, database: sqlite3.Connection) -> State:
-        """Begin a transaction, and return the state that it sees."""
+        """Begin a transaction, and return the state that the transaction sees."""
         while True:
             database.execute("BEGIN")
             try:
                 return State.read(database, self._folder, self.header.embed_dim, self._state)
             except FileNotFoundError:
-                # The writer has rewritten the vectors in the meantime: begin again with the newer state.
+                # The writer has rewritten the vectors in the meantime, so begin again with the newer state.
                 (revision,) = database.execute("SELECT revision FROM state").fetchone()
                 database.execute("ROLLBACK")
                 if (revision,) == database.execute("SELECT revision FROM state").fetchone():
@@ -213,14 +211,14 @@ class EmbeddedStore(Store):
             scores = products(state.vectors, vector[None])[:, 0]
             allowed = state.live if where is None else _allowed(now, where)
             scores = np.where(allowed, scores, 0)
-            # Embeddings have unit length. NaN and infinity, as `products` reads them, are large numbers.
+            # Embeddings have unit length. `products` reads NaN and infinity as large numbers.
             if len(scores) and not max(scores.max(), -scores.min()) <= _MAX_LENGTH * np.linalg.norm(vector):
                 raise self._damaged(now)
             rows = top_k_rows(np.where(allowed, scores, -np.inf), count)
             return [Match(int(row) + 1, float(scores[row])) for row in rows]
 
     def _damaged(self, now: Snapshot) -> CorruptDataError:
-        """Return the error for corrupt vectors."""
+        """Return the error that reports corrupt vectors."""
         vectors = now.state.vectors
         damaged = list(damaged_blocks(read_blocks(now.database, now.state.row.generation), vectors))
         where = ", ".join(f"rows {block.first + 1:,} to {block.end:,}" for block in damaged[:_MAX_BLOCKS_NAMED])
@@ -228,13 +226,13 @@ class EmbeddedStore(Store):
         return CorruptDataError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images that match the words best, even if they do not contain all of them."""
+        """Return the images that match the words best, even if they do not contain all of the words."""
         words = _words(text)
         if not words:
             return []
         condition, values = _where(where)
         join = "" if where is None else f"JOIN pictures ON pictures.id = words.rowid AND {condition}"
-        # In double quotes, FTS5 does not interpret a word as a keyword of its query language.
+        # Within double quotes, FTS5 does not interpret a word as a keyword of its query language.
         query = " OR ".join(f'"{word}"' for word in words)
         statement = (
             f"SELECT words.rowid, -rank FROM words {join} WHERE words MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
@@ -269,12 +267,12 @@ class EmbeddedStore(Store):
         return names
 
     def revision(self) -> str:
-        """Return the number of commits and of rewrites of the vectors."""
+        """Return the number of commits and of rewrites of the vectors, as the revision."""
         with self.snapshot() as now:
             return f"{now.state.row.generation}.{now.state.row.revision}"
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return the ids of images, by their `Entry.draw`."""
+        """Return the ids of images by their `Entry.draw`."""
         found: dict[int, int] = {}
         with self.snapshot() as now:
             for chunk in chunks(draws, _MAX_PARAMETERS):
@@ -283,14 +281,14 @@ class EmbeddedStore(Store):
         return found
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """Return the ids of all images that match a filter, the newest first."""
+        """Return the ids of all images that match a filter, newest first."""
         condition, values = _where(where)
         with self.snapshot() as now:
             rows = now.database.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name", values)
             return np.fromiter((identity for (identity,) in rows), np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """Return the values of some fields, by field, counted in the database, which is faster than a scan."""
+        """Return the values of some fields, by field. They are counted in the database, which is faster than a scan."""
         return {field: self._summary(field, count, where) for field in fields}
 
     def _summary(self, field: str, count: int, where: Filter | None) -> FieldSummary:
@@ -314,7 +312,7 @@ class EmbeddedStore(Store):
         return FieldSummary("text" if texts else "number", most, number == different, low, high)
 
     def hashes(self) -> np.ndarray:
-        """Return ids, perceptual hashes and digests of all images."""
+        """Return the ids, perceptual hashes and digests of all images."""
         with self.snapshot() as now:
             rows = now.database.execute("SELECT id, phash, digest FROM pictures ORDER BY id")
             try:
@@ -341,7 +339,7 @@ class EmbeddedStore(Store):
             )
 
     def notes(self) -> dict[str, str]:
-        """Return notes on the index, from the header table."""
+        """Return the notes on the index, from the header table."""
         with self.snapshot() as now:
             return dict(now.database.execute("SELECT key, value FROM header"))
 
@@ -374,7 +372,7 @@ class EmbeddedStore(Store):
         yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 
     def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
-        """Yield the rows of an argument.
+        """Yield the rows that belong to an argument.
 
         They are read in pages, because a long snapshot would prevent SQLite's checkpoints.
         """
@@ -388,8 +386,8 @@ class EmbeddedStore(Store):
             last = rows[-1][-1]
 
     def check(self) -> CheckedIndex:
-        """Read all data, and compare it with its checksums."""
-        # SQLite reports the word index as corrupt if this connection read it before another connection wrote to it.
+        """Read all data, and compare the data with the checksums."""
+        # SQLite reports the word index as corrupt if this connection has read it before another connection wrote to it.
         with EmbeddedStore(self._folder) as fresh:
             return fresh._checked()
 
@@ -427,7 +425,7 @@ class EmbeddedStore(Store):
             self._claimed()
 
     def commit(self, changes: Changes) -> None:
-        """Write changes, and wait until they are on the disk."""
+        """Write changes, and wait until they are on disk."""
         with self._writing, database_errors(self._folder):
             self._claimed().commit(changes)
 
@@ -443,7 +441,7 @@ class EmbeddedStore(Store):
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return the identity of the database file, which changes if the file is replaced; None without a file."""
+    """Return the identity of the database file, which changes if the file is replaced, or None without a file."""
     with suppress(OSError):
         status = (folder / FILE).stat()
         return status.st_dev, status.st_ino
@@ -459,7 +457,7 @@ def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
 
 
 def _where(where: Filter | None) -> tuple[str, list[object]]:
-    """Return the condition of a filter, and the values for its question marks."""
+    """Return the SQL condition of a filter, and the values for its question marks."""
     condition, values = ("1", []) if where is None else to_sql(where)
     return condition, [as_bytes(value) if isinstance(value, str) else value for value in values]
 
@@ -469,18 +467,18 @@ def _marks(items: Sequence[object], mark: str = "?") -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Return the first words of a text in lower case, without repetition."""
+    """Return the first words of a text, in lower case and without repetition."""
     return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))[:MAX_WORDS]
 
 
-# --- Filters as SQL. Every value is a parameter of the statement.
+# --- Filters as SQL. Every value is a parameter of the statement
 
 _TEXT = "CAST(? AS TEXT)"
-"""A text as a parameter. The bytes of a file name that is not UTF-8 also become a text."""
+"""Text as a parameter. The bytes of a file name that is not UTF-8 are also converted to text."""
 
 
 def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
-    """Return the condition of a filter, and the values for its question marks."""
+    """Convert a filter to an SQL condition, and the values for its question marks."""
     values: list[FieldValue] = []
     return _condition(tree, values), values
 
@@ -494,7 +492,7 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
     if isinstance(tree, Comparison):
         return _test(tree.field, f"{{}} {tree.operator} {_parameter(tree.value)}", [tree.value], values)
     if isinstance(tree, OneOf):
-        # A single `IN` for each kind, as SQLite limits the depth of `OR` chains.
+        # One `IN` for each kind, because SQLite limits the depth of `OR` chains.
         kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
         tests = [
             _test(tree.field, f"{{}} IN ({', '.join(map(_parameter, kind))})", kind, values) for kind in kinds if kind
@@ -505,7 +503,7 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
 
 
 def _values_of(field: str) -> str:
-    """Return the values of a field of `SEVERAL` as rows. A table column of the same name counts as one value."""
+    """Return the values of a field in `SEVERAL` as rows. A table column with the same name counts as one value."""
     kept = f"pictures.fields, '$.\"{OF_MODEL}\".{field}'"
     if FIELDS[field].source == "file":
         kept = f"pictures.photo, '$.{field}'"
@@ -515,13 +513,14 @@ def _values_of(field: str) -> str:
 
 
 def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
-    """Return the test of a field, which is false (not NULL) for images that lack it or have a value of the other kind.
+    """Return the SQL test of a field. It is false (not NULL) for images without the field, or with a value of the other
+    kind.
 
     Args:
         field: Name of the field.
         test: SQL condition, with `{}` for the field and question marks for `given`.
-        given: Values, of which the last one determines the kind.
-        values: Values of all question marks so far, to which new values are added.
+        given: Values for the question marks, of which the last one determines the kind.
+        values: Values of all question marks so far, to which these values are added.
     """
     kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
     if field in SEVERAL:
@@ -542,8 +541,8 @@ def _parameter(value: FieldValue) -> str:
 def _column(field: str, values: list[FieldValue]) -> str:
     if field in COLUMNS:
         return f"pictures.{COLUMNS[field]}"
-    # The name of a field is also a parameter: no user input becomes part of the statement. SQLite
-    # before 3.45 compares it with the stored JSON, in which letters of other scripts are escaped.
+    # The name of a field is also a parameter, so no user input becomes part of the statement. SQLite before 3.45
+    # compares the name with the stored JSON, in which letters of other scripts are escaped.
     values.append(f"$.{json.dumps(field)}")
     if field not in FIELDS:
         return "json_extract(pictures.fields, ?)"

@@ -1,4 +1,4 @@
-"""The vector file: embeddings in half precision, by row. Committed rows never change.
+"""Vector file: embeddings in half precision, by row. Committed rows never change.
 
 Shapes: N rows, E embedding width, Q queries.
 """
@@ -22,21 +22,21 @@ from grr_coca.common.threads import num_threads
 from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
 
 _CHUNK_BYTES = 2**19
-"""Bytes of a chunk of vectors as float32, small enough for the processor's cache."""
+"""Number of bytes in a chunk of vectors as float32. It is small enough for the processor's cache."""
 _CHUNKS_PER_THREAD = 16
-"""Minimum number of chunks that justifies a thread."""
+"""Minimum number of chunks per thread, below which an additional thread does not pay."""
 _SIGN_AND_FRACTION = np.int32(-0x70000001)  # 0x8fffffff
 _HALF_TO_SINGLE = np.float32(2.0**112)
-"""Ratio of the exponents' biases, 2 ** (127 - 15)."""
+"""Ratio between the exponent biases of single and half precision, 2 ** (127 - 15)."""
 
 
 def vectors_file(folder: Path, generation: int) -> Path:
-    """Return the path of the vector file: `vectors.f16`, then `vectors-1.f16` and so on after each rewrite."""
+    """Return the path of the vector file: `vectors.f16`, and after each rewrite `vectors-1.f16` and so on."""
     return folder / (f"vectors-{generation}.f16" if generation else "vectors.f16")
 
 
 def how_to_restore(folder: Path) -> str:
-    """Return the advice for a corrupt index. Copying into its folder would modify files in use."""
+    """Return advice on restoring a corrupt index. Copying into its folder would modify files that are in use."""
     return (
         f"make the index again, or copy a backup to a new folder beside {folder}, and rename both; never copy into a "
         "folder that is in use"
@@ -44,13 +44,13 @@ def how_to_restore(folder: Path) -> str:
 
 
 class VectorFile:
-    """The first rows of a vector file in half precision, N E, read on demand.
+    """First rows of a vector file in half precision, N E, read on demand.
 
-    The file is not memory-mapped: if it is overwritten or truncated, reading raises an error, but a mapping ends
-    the process (SIGBUS). Reading also takes only 0.85 of the time.
+    The file is not memory-mapped. If it is overwritten or truncated, reading raises an error, whereas a mapping would
+    end the process (SIGBUS). Reading also takes only 0.85 times as long.
 
     Args:
-        path: The file.
+        path: Path of the file.
         rows: Number of rows, N.
         width: Width of a row, E.
 
@@ -72,12 +72,12 @@ class VectorFile:
         return self.shape[0]
 
     def read(self, start: int, stop: int, into: np.ndarray | None = None) -> np.ndarray:
-        """Return the rows from `start` up to but excluding `stop`. Any number of threads may read.
+        """Return the rows from `start` up to, but excluding, `stop`. Any number of threads may read at the same time.
 
         Args:
             start: First row.
             stop: Row after the last row.
-            into: 16-bit array with at least this many rows, to be filled; None: a new array.
+            into: 16-bit array with at least this many rows, which is filled. None creates a new array.
 
         Raises:
             CorruptDataError: If the file ends before `stop`.
@@ -89,16 +89,16 @@ class VectorFile:
             count = _read_into(content[done:], self._file, place + done)
             if count == 0:
                 raise CorruptDataError(
-                    f"{self.path}: corrupt: it ends before row {stop:,}; {how_to_restore(self.path.parent)}"
+                    f"{self.path}: corrupt: the file ends before row {stop:,}; {how_to_restore(self.path.parent)}"
                 )
             done += count
         return rows
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return rows as stored."""
+        """Return the rows with the given numbers, as stored."""
         requested = np.asarray(numbers, np.int64)
         found = np.empty((len(requested), self.shape[1]), np.float16)
-        runs = np.flatnonzero(np.diff(requested, prepend=-2) != 1).tolist()  # where rows are not consecutive
+        runs = np.flatnonzero(np.diff(requested, prepend=-2) != 1).tolist()  # positions where rows are not consecutive
         for begin, end in pairwise([*runs, len(requested)]):
             first = int(requested[begin])
             self.read(first, first + end - begin, found[begin:end])
@@ -106,7 +106,7 @@ class VectorFile:
 
 
 def _read_into(buffer: memoryview, file: int, place: int) -> int:
-    """Fill a buffer with the bytes of a file from an offset. Return their number, 0 at the end of the file."""
+    """Fill a buffer with bytes of a file from an offset on. Return their number, which is 0 at the end of the file."""
     if hasattr(os, "preadv"):
         return os.preadv(file, [buffer], place)
     content = read_at(file, len(buffer), place)  # Windows
@@ -115,12 +115,12 @@ def _read_into(buffer: memoryview, file: int, place: int) -> int:
 
 
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
-    """Write N E vectors after the first `rows` rows, and wait until they are on the disk.
+    """Write N E vectors after the first `rows` rows, and wait until they are on disk.
 
-    Later rows were never committed, and are truncated.
+    Rows after these were never committed, and are removed first.
 
     Raises:
-        OSError: If the disk is full or cannot be written to; the file is then truncated after the first rows.
+        OSError: If the disk is full or cannot be written to. The file is then truncated after the first rows.
         CorruptDataError: If the file is shorter than the first rows.
     """
     start = rows * vectors.shape[1] * 2
@@ -130,7 +130,8 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
         size = os.fstat(descriptor).st_size
         _require_size(path, size, start)
         if size > start:
-            with suppress(OSError):  # Windows does not shorten a file that a reader has mapped; it is overwritten
+            # Windows does not shorten a file that a reader has mapped, so it is overwritten instead
+            with suppress(OSError):
                 os.ftruncate(descriptor, start)
         try:
             os.lseek(descriptor, start, os.SEEK_SET)
@@ -149,12 +150,13 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
 def _require_size(path: Path, size: int, committed: int) -> None:
     if size < committed:
         raise CorruptDataError(
-            f"{path}: corrupt: {size:,} bytes, of {committed:,} that were committed; {how_to_restore(path.parent)}"
+            f"{path}: corrupt: {committed:,} bytes were committed, but the file has only {size:,}; "
+            f"{how_to_restore(path.parent)}"
         )
 
 
 def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
-    """Return dot products of all rows with all queries, as float32: N Q from N E and Q E.
+    """Return the dot products of all rows with all queries, as float32, N Q. The inputs are N E and Q E.
 
     Raises:
         CorruptDataError: If the file ends before the last row.
@@ -171,7 +173,7 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
             stop = min(start + step, first + share, len(vectors))
             np.matmul(_unscaled(vectors.read(start, stop, halves), buffer), scaled, out=scores[start:stop])
 
-    # NumPy releases the interpreter lock. This thread computes one part.
+    # NumPy releases the interpreter lock, so threads compute the parts. This thread computes one of them.
     others = [_helpers(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]
     multiply(0)
     for other in others:
@@ -181,14 +183,15 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
 
 @cache
 def _helpers(count: int) -> ThreadPoolExecutor:
-    """Return a cached thread pool: starting threads for each search took a quarter of its time."""
+    """Return a cached thread pool, because starting threads for each search took a quarter of the search's time."""
     return ThreadPoolExecutor(count, "products")
 
 
 def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
-    """Return half precision as float32, divided by `_HALF_TO_SINGLE`: only the bits are moved.
+    """Convert half precision to float32, divided by `_HALF_TO_SINGLE`, by moving only the bits.
 
-    This takes half the time of NumPy's own conversion, which uses no vector instructions. Embeddings are finite.
+    This takes half as long as NumPy's own conversion, which uses no vector instructions. It is valid because embeddings
+    are finite.
     """
     bits = buffer[: len(vectors)]
     np.left_shift(vectors.view(np.int16), 13, out=bits, dtype=np.int32)
@@ -197,7 +200,7 @@ def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
 
 
 def top_k_rows(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the rows with the `count` highest of N scores, best first. Scores of minus infinity do not count."""
+    """Return the rows with the `count` highest of N scores, best first. Scores of minus infinity are excluded."""
     count = min(count, int(np.isfinite(scores).sum()))
     if count == 0:
         return np.empty(0, np.int64)
@@ -217,12 +220,12 @@ def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
     except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from error
     if len(rows) and not 0 <= rows.min() <= rows.max() < count:
-        raise ValueError("out of range")
+        raise ValueError("the id is out of range")
     return rows
 
 
 class StateRow(NamedTuple):
-    """The row of the table `state`. `rows`: number of rows of the vector file; `live`: number of images."""
+    """Row of the table `state`. `rows` is the number of rows in the vector file, and `live` the number of images."""
 
     revision: int
     generation: int
@@ -238,13 +241,18 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone() or (None,)
     if not all(isinstance(number, int) and number >= 0 for number in row):
-        raise CorruptDataError(f"{folder}: corrupt: its state is {row}; {how_to_restore(folder)}")
+        raise CorruptDataError(f"{folder}: corrupt: invalid state {row}; {how_to_restore(folder)}")
     return StateRow(*row)
 
 
 class State:
-    """A committed state of an index, which many snapshots can share. `vectors`: rows E; `live`: True for rows of
-    images; `row`: its numbers."""
+    """Committed state of an index, which many snapshots can share.
+
+    Attributes:
+        vectors: Rows of the vector file.
+        live: Mask of the rows that belong to images.
+        row: Numbers of the state.
+    """
 
     def __init__(self, row: StateRow, vectors: VectorFile, live: np.ndarray) -> None:
         self.row, self.vectors, self.live = row, vectors, live
@@ -252,9 +260,9 @@ class State:
 
     @classmethod
     def read(cls, database: sqlite3.Connection, folder: Path, width: int, before: "State | None") -> "State":
-        """Return the state visible to the transaction of `database`.
+        """Return the state that the transaction of `database` sees.
 
-        Only changes since `before` are read, so a search in a large index does not read all of it.
+        Only changes since `before` are read, so that a search in a large index does not read the entire index.
 
         Raises:
             FileNotFoundError: If the vector file was rewritten after the transaction began.
@@ -265,7 +273,7 @@ class State:
             return before
         vectors = VectorFile(vectors_file(folder, row.generation), row.rows, width)
         known, since = np.empty(0, bool), -1
-        # The revision decreases only if a user has replaced the database. Then all rows are read again.
+        # The revision decreases only if a user has replaced the database. In that case, all rows are read again.
         if before is not None and row.generation == before.row.generation and row.revision > before.row.revision:
             known = before.live[: row.rows]
             since = before.row.revision if len(known) else -1
@@ -279,7 +287,7 @@ class State:
         return cls(row, vectors, live)
 
     def sample(self, database: sqlite3.Connection) -> LibrarySample:
-        """Return a random sample of the images. See `Entry.draw`."""
+        """Return a random sample of the images; see `Entry.draw`."""
         if self._sample is None:
             drawn = database.execute("SELECT id, caption FROM pictures ORDER BY draw LIMIT ?", (SAMPLE,)).fetchall()
             rows = np.array([identity for identity, _ in drawn], np.int64) - 1

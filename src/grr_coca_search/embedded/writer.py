@@ -1,7 +1,7 @@
-"""The writer of an index in a folder. It writes the vectors first, then commits their rows in SQLite.
+"""Writer of an index in a folder. It first writes the vectors, then commits their rows in SQLite.
 
-After any interruption, the state is that of the last transaction. Vectors without a transaction are
-truncated by the next commit.
+After any interruption, the state is that of the last transaction. The next commit removes vectors that belong to no
+transaction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,14 @@ from grr_coca_search.entry import Entry
 from grr_coca_search.store import Changes, PhotoUpdate
 
 MIN_GONE = 1000
-"""Minimum number of rows of removed images for rewriting the vector file."""
+"""Minimum number of rows of removed images that justifies rewriting the vector file."""
 
 
 class Writer:
-    """Writer of an index. It holds the writer lock until `release`.
+    """Writer of an index, which holds the writer lock until `release`.
 
     Raises:
-        UserError: If another process writes.
+        UserError: If another process is writing.
     """
 
     def __init__(self, folder: Path, width: int) -> None:
@@ -58,7 +58,7 @@ class Writer:
         self._lock.release()
 
     def commit(self, changes: Changes) -> None:
-        """Write changes, and wait until they are on the disk."""
+        """Write changes, and wait until they are on disk."""
         before = read_state(self._database, self._folder)
         added = list({entry.name: (entry, vector) for entry, vector in changes.added}.values())
         if added:
@@ -126,7 +126,7 @@ class Writer:
     def compact(self) -> bool:
         """Rewrite the vector file if more than half of its rows belong to removed images.
 
-        Return whether it was rewritten.
+        Return whether the file was rewritten.
         """
         before = read_state(self._database, self._folder)
         gone = before.rows - before.live
@@ -149,7 +149,7 @@ class Writer:
             raise
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            # In this order every new id is free: it is at most the old one, and all smaller ids have already moved.
+            # In this order, every new id is free: it is at most the old id, and all smaller ids have already moved.
             moves = ((new, int(old)) for new, old in enumerate(ids, 1))
             self._database.executemany("UPDATE pictures SET id = ? WHERE id = ?", moves)
             self._database.execute("INSERT INTO words (words) VALUES ('rebuild')")
@@ -166,7 +166,7 @@ class Writer:
         return True
 
     def _tidy(self) -> None:
-        """Remove the leftovers of a killed writer: files of other generations, and rows that were not committed."""
+        """Remove the leftovers of a killed writer: files of other generations, and uncommitted rows."""
         written = read_state(self._database, self._folder)
         current = vectors_file(self._folder, written.generation)
         for path in self._folder.glob("vectors*.f16"):
@@ -181,6 +181,6 @@ class Writer:
 
 
 def _remove(path: Path) -> None:
-    """Remove a vector file. On Windows, a file that a reader has mapped remains until a later writer removes it."""
+    """Remove a vector file. On Windows, a file that a reader has mapped is removed by a later writer."""
     with suppress(PermissionError):
         path.unlink(missing_ok=True)

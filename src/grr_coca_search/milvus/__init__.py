@@ -1,1 +1,1 @@
-"""An index as two collections of a Milvus server: one of images, one of notes."""
+"""Index as two collections on a Milvus server: one of images, one of notes."""

@@ -1,4 +1,4 @@
-"""The store on a Milvus server. The id of an image is a hash of its name, so writing an image twice leaves one row.
+"""Store on a Milvus server. The id of an image is a hash of its name, so writing an image twice creates only one row.
 
 Shapes: N images, E embedding width.
 """
@@ -35,14 +35,14 @@ _CHUNK_SIZE = 500
 _MAX_HITS = 16_384
 """Maximum number of hits that a server returns per request."""
 _IDS = 2**63
-"""All ids are below this."""
+"""Number that all ids are below."""
 
 
 class MilvusStore(Store):
-    """An index on a Milvus server.
+    """Index on a Milvus server.
 
     Milvus has no full-text index and no transactions over several rows, so an interrupted commit may be incomplete
-    until the next update. Several processes may write; the last write to an image wins.
+    until the next update. Several processes may write. For each image, the last write wins.
     """
 
     def __init__(self, location: str, client: Any, name: str, header: Header) -> None:
@@ -53,7 +53,7 @@ class MilvusStore(Store):
 
     @classmethod
     def open(cls, location: str, *, is_optional: bool = False) -> "MilvusStore | None":
-        """Open the index at a location; None if it does not exist and is optional.
+        """Open the index at a location. Return None if it is optional and does not exist.
 
         Raises:
             UserError: If the server cannot be reached, the index is not found, or was written by a newer version.
@@ -64,18 +64,19 @@ class MilvusStore(Store):
                 _require_ours(location, client, place.name)
                 for name in (place.name, notes_of(place.name)):
                     if client.has_collection(name):
-                        client.load_collection(name)  # Milvus Lite loses this when its process ends
+                        client.load_collection(name)  # Milvus Lite loses the loaded state when its process ends
                 header = noted_header(client, place.name)
             if header is None and is_optional:
                 client.close()
                 return None
             if header is None:
                 raise UserError(
-                    f"{location}: no index of this name; create one with grr-coca index IMAGES… --out {location}"
+                    f"{location}: no index has this name; create one with grr-coca index IMAGES… --out {location}"
                 )
             if header.version > VERSION:
                 raise UserError(
-                    f"{location}: written by a newer grr-coca (format {header.version}; this one supports {VERSION})"
+                    f"{location}: written by a newer grr-coca (format {header.version}; this version "
+                    f"supports {VERSION})"
                 )
         except BaseException:
             client.close()
@@ -93,7 +94,7 @@ class MilvusStore(Store):
         with _server_errors(location):
             _require_ours(location, client, place.name)
             for name in (place.name, notes_of(place.name)):
-                if client.has_collection(name):  # unfinished: a collection without a header has no images
+                if client.has_collection(name):  # unfinished, because a collection without a header has no images
                     client.drop_collection(name)
             _create_images(client, place.name, header.embed_dim)
             Notes.create(client, place.name).write_header(header)
@@ -121,7 +122,8 @@ class MilvusStore(Store):
 
     @contextmanager
     def begin(self) -> Iterator[Reads]:
-        """Yield reads of the state at the beginning or later, as servers have no snapshots."""
+        """Yield a snapshot whose reads see the state at its beginning or a later state, because servers have no
+        snapshots."""
         with _server_errors(self.location):
             yield Reads(self._client)
 
@@ -170,7 +172,7 @@ class MilvusStore(Store):
         with self.snapshot():
             return self._notes.texts()
 
-    # The methods below read single columns, where the default methods would read all.
+    # The methods below read single columns, whereas the default methods would read all columns.
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
         """Return the embeddings of the given ids."""
@@ -179,11 +181,11 @@ class MilvusStore(Store):
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return the ids of images, by their `Entry.draw`, which is the id."""
+        """Return the ids of images by their `Entry.draw`, which is the id."""
         return {row["id"]: row["id"] for row in self._of(draws, ["id"])}
 
     def sample(self) -> LibrarySample:
-        """Return the images with the smallest ids. They are a random sample, because ids are hashes of names."""
+        """Return the images with the smallest ids, which are a random sample because ids are hashes of names."""
         share = min(1.0, 1.3 * SAMPLE / max(1, len(self)))
         with self.snapshot() as reads:
             rows = reads.query(
@@ -202,13 +204,13 @@ class MilvusStore(Store):
             return self._notes.columns(reads)
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """Return the ids of all images that match a filter, the newest first."""
+        """Return the ids of all images that match a filter, newest first."""
         rows = sorted(self._all(["id", "date", "name"], where), key=lambda row: row["name"])
         rows.sort(key=lambda row: row["date"], reverse=True)
         return np.array([row["id"] for row in rows], np.int64)
 
     def hashes(self) -> np.ndarray:
-        """Return ids, perceptual hashes and digests of all images."""
+        """Return the ids, perceptual hashes and digests of all images."""
         rows = self._all(["id", "phash", "digest"])
         return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASHED)
 
@@ -229,8 +231,9 @@ class MilvusStore(Store):
     # --- Writing
 
     def commit(self, changes: Changes) -> None:
-        """Write changes. An image becomes known only in the last step: if a commit is interrupted, the next update
-        redoes it.
+        """Write changes.
+
+        An image becomes known only in the last step, so the next update repeats an interrupted commit.
         """
         added = {entry.name: (entry, vector) for entry, vector in changes.added}
         failed = {failure.name: failure for failure in changes.failed}
@@ -244,7 +247,7 @@ class MilvusStore(Store):
                 self._client.delete(self._name, ids=ids)
             self._notes.add_failures(failed.values())
             self._notes.write(changes.notes)
-            self._notes.renew_revision()  # last, so that a reader of the new revision also sees the change
+            self._notes.renew_revision()  # written last, so that a reader of the new revision also sees the change
             reads.forget()
 
     def _touched_and_noted(self, changes: Changes) -> Iterator[dict[str, Any]]:
@@ -273,7 +276,7 @@ _NAME = re.compile(r"[A-Za-z_]\w{0,200}", re.ASCII)
 
 
 class _ServerPlace(NamedTuple):
-    """The address of a server, or the path of a Milvus Lite file, and the name of the collection."""
+    """Address of a server, or path of a Milvus Lite file, and the name of the collection."""
 
     uri: str
     name: str
@@ -295,10 +298,10 @@ def _parse_location(location: str) -> _ServerPlace:
 
 
 def _require_ours(location: str, client: Any, name: str) -> None:
-    """Raise an error if a collection of this name does not belong to an index.
+    """Check that a collection with this name belongs to an index.
 
     Raises:
-        UserError: If it belongs to another application, and must not be changed.
+        UserError: If the collection belongs to another application, and must not be changed.
     """
     for one, columns in ((name, ALL), (notes_of(name), NOTES)):
         if client.has_collection(one):
@@ -320,7 +323,7 @@ def _create_images(client: Any, name: str, width: int) -> None:
         schema.add_field(column, DataType.JSON)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
     index = client.prepare_index_params()
-    index.add_index("vector", index_type="FLAT", metric_type="IP")  # exact
+    index.add_index("vector", index_type="FLAT", metric_type="IP")  # exact search
     client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
 
 
@@ -347,6 +350,5 @@ def _server_errors(location: str) -> Iterator[None]:
     except (MilvusException, OSError, RuntimeError, TimeoutError) as error:
         words = " ".join(str(getattr(error, "message", error)).split())[:300]
         raise UserError(
-            f"{location}: the Milvus server does not answer, or rejects the request ({words}); "
-            "what was committed before is kept"
+            f"{location}: the Milvus server does not answer, or rejects the request ({words}); earlier commits are kept"
         ) from error

@@ -1,5 +1,8 @@
-"""The notes of an index on a server: header, revision, names of fields from tables, unreadable images, excluded
-patterns, and whether it was imported."""
+"""Notes of an index on a server.
+
+They are the header, the revision, the names of table fields, unreadable images, excluded patterns, and whether the
+index was imported.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,34 +13,34 @@ from grr_coca_search.entry import Failure, Header, Stamp, chunks
 from grr_coca_search.milvus.rows import as_utf8, from_utf8, quoted
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
-"""Columns of the collection of notes."""
+"""Columns of the notes collection."""
 _Kind = Literal["header", "revision", "column", "failure", "exclude", "imported"]
 _TEXTS: tuple[_Kind, ...] = ("exclude", "imported")
 _MAX_MESSAGE_LENGTH = 16_000
-"""Number of characters to which longer messages are truncated."""
+"""Maximum number of characters in a message. Longer messages are truncated."""
 _CHUNK_SIZE = 500
 _MAX_COLUMNS = 16_384
 _NOTHING = [0.0, 0.0]
-"""The vector of every row. Milvus requires one."""
+"""Vector of every row, because Milvus requires one."""
 
 
 def notes_of(name: str) -> str:
-    """Return the name of the collection of notes."""
+    """Return the name of the notes collection."""
     return f"{name}_notes"
 
 
 def noted_header(client: Any, name: str) -> Header | None:
-    """Return the header of the index with the given name, or None if it does not exist or is unfinished."""
+    """Return the header of the index with a given name, or None if the index does not exist or is unfinished."""
     notes = notes_of(name)
     if not client.has_collection(name) or not client.has_collection(notes) or not client.list_indexes(notes):
         return None
-    client.load_collection(notes)  # does nothing if it is loaded already, as it usually is
+    client.load_collection(notes)  # does nothing if the collection is already loaded, as it usually is
     rows = client.query(notes, filter='key == "header:"', output_fields=["value"])
     return Header(**json.loads(rows[0]["value"])) if rows else None
 
 
 class Notes:
-    """The collection of notes: texts by key."""
+    """Notes collection: texts by key."""
 
     def __init__(self, client: Any, name: str) -> None:
         self._client = client
@@ -45,7 +48,7 @@ class Notes:
 
     @classmethod
     def create(cls, client: Any, name: str) -> Self:
-        """Create the collection, without notes."""
+        """Create the notes collection, without notes."""
         from pymilvus import DataType
 
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -64,25 +67,25 @@ class Notes:
         self._write([("header", "", "", json.dumps(vars(header)))])
 
     def revision(self, reads: "Reads") -> str:
-        """Return the last value of `renew_revision`; empty before the first."""
+        """Return the last value of `renew_revision`, or an empty text if there is none yet."""
         rows = reads.query(self._name, filter='key == "revision:"', output_fields=["value"], limit=1)
         return rows[0]["value"] if rows else ""
 
     def renew_revision(self) -> None:
-        """Write a new revision. It is random, because several writers could count to the same number."""
+        """Write a new revision. It is random, because several writers could otherwise count to the same number."""
         self._write([("revision", "", "", uuid4().hex)])
 
     def columns(self, reads: "Reads") -> frozenset[str]:
-        """Return the names of all fields from tables."""
+        """Return the names of all table fields."""
         rows = reads.query(self._name, filter='kind == "column"', output_fields=["value"], limit=_MAX_COLUMNS)
         return frozenset(row["value"] for row in rows)
 
     def add_columns(self, names: Iterable[str]) -> None:
-        """Add names of fields from tables."""
+        """Add names of table fields."""
         self._write([("column", name, "", name) for name in names])
 
     def failures(self, reads: "Reads", names: Sequence[str] | None) -> list[Failure]:
-        """Return images that could not be read, sorted by name: all of them, or those with the given names."""
+        """Return images that could not be read, sorted by name: all, or those with the given names."""
         if names is None:
             rows = list(self._read("failure"))
         else:
@@ -107,7 +110,7 @@ class Notes:
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
     def texts(self) -> dict[str, str]:
-        """Return the values written by `write`."""
+        """Return the values that `write` has written."""
         return {kind: row["value"] for kind in _TEXTS for row in self._read(kind)}
 
     def write(self, texts: Mapping[str, str]) -> None:
@@ -140,11 +143,11 @@ class Notes:
 
 
 class Reads:
-    """The queries and searches of one snapshot, which see at least the state at its beginning.
+    """Queries and searches of one snapshot, which see the state at its beginning or a later state.
 
-    Only the first read waits. A strong read waits for the next tick of the server's clock, a fifth of a second, so that
-    it sees everything written before. Later reads of the same snapshot find that state without waiting: an index is
-    loaded once, so one node answers all reads, and its state never reverts.
+    Only the first read waits: a strong read waits for the next tick of the server's clock, a fifth of a second, so that
+    it sees everything that was written earlier. Later reads of the same snapshot see that state without waiting,
+    because an index is loaded once, so one node answers all reads, and the node's state never reverts.
     """
 
     def __init__(self, client: Any) -> None:
@@ -152,7 +155,7 @@ class Reads:
         self._seen: set[str] = set()
 
     def forget(self) -> None:
-        """Let the next read of each collection wait until it sees the last write."""
+        """Make the next read of each collection wait until it sees the last write."""
         self._seen.clear()
 
     def query(self, name: str, **options: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Encoding of images, texts and filters for Milvus, and decoding: rows, valid UTF-8, and expressions."""
+"""Encode images, texts and filters for Milvus, and decode them: rows, valid UTF-8, and expressions."""
 
 import base64
 import json
@@ -22,18 +22,18 @@ TEXTS = {
     "digest": 64,
     "caption": 8192,
 }
-"""Text columns with their maximum number of characters. Milvus counts bytes, up to four per character."""
+"""Text columns, with their maximum number of characters. Milvus counts bytes, of which a character has up to four."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
 ALL = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
 READ = ["id", "name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
 _NO_OFFSET = -1
 _PHOTO = ""
-"""Key in `kinds` for data from cameras, users and the model, which is not a field name. The column `fields`
-also has the filterable part of these data; `columns` are the fields from a table."""
+"""Key, in `kinds`, for data from cameras, users and the model. It is not the name of a field. The column `fields` also
+contains the filterable part of these data, and `columns` the fields from a table."""
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
-    """Return the row of an image. Its id is a hash of its name, so a collection has only one row per name."""
+    """Convert an image to a row. Its id is a hash of its name, so a collection has only one row per name."""
     texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
     fields = entry.all_fields
     kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
@@ -60,7 +60,7 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Entry:
-    """Return the entry of a row."""
+    """Convert a row to the entry of an image."""
     noted = (record["kinds"] or {}).get(_PHOTO)
     fields = record["fields"] or {}
     return Entry(
@@ -83,20 +83,20 @@ def from_record(record: dict[str, Any]) -> Entry:
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:
-    """Return a vector rounded to half precision, as in the folder store, in float32."""
+    """Round a vector to half precision, as in the folder store, and return it in float32."""
     return np.asarray(vector, np.float16).astype(np.float32)
 
 
 # --- Texts
 
-# Python converts bytes of a file name that are not UTF-8 into lone surrogates, U+DC80 to U+DCFF. Milvus takes valid
-# UTF-8 only, so they are moved to a private plane of Unicode that no file name uses.
+# Python converts bytes of a file name that are not UTF-8 to lone surrogates, U+DC80 to U+DCFF. Milvus accepts only
+# valid UTF-8, so the surrogates are moved to a private plane of Unicode that no file name uses.
 _MOVED = {code: code + 0x100000 for code in range(0xDC80, 0xDD00)}
 _BACK = {moved: code for code, moved in _MOVED.items()}
 
 
 def as_utf8(text: str) -> str:
-    """Convert a text to valid UTF-8. `from_utf8` restores it, if it is a file name or already valid."""
+    """Convert a text to valid UTF-8. If it is a file name or already valid, `from_utf8` restores it."""
     if text.isascii():
         return text
     return text.translate(_MOVED).encode("utf-8", "backslashreplace").decode()
@@ -110,15 +110,15 @@ def from_utf8(text: str) -> str:
 # --- Filters as expressions
 
 _LAST = "\U0010ffff"
-"""The last Unicode character, which occurs in no text."""
+"""Last Unicode character, which occurs in no text."""
 _NEVER, ALWAYS = "id < 0", "id >= 0"
-"""Conditions that no row meets, and that every row meets: ids are not negative."""
+"""Condition that no row meets, and condition that every row meets, because ids are not negative."""
 
 
 def to_expression(tree: Filter) -> str:
-    """Return the expression of a filter.
+    """Convert a filter to an expression.
 
-    All values are written by `json.dumps`, so none can break out of its quotes.
+    `json.dumps` writes all values, so that none can break out of its quotes.
     """
     if isinstance(tree, And | Or):
         word = " and " if isinstance(tree, And) else " or "
@@ -132,14 +132,14 @@ def to_expression(tree: Filter) -> str:
             return f"({COLUMNS[tree.field]} in [{', '.join(map(_literal, tree.values))}])"
         return "(" + " or ".join(_comparison(tree.field, "=", value) for value in tree.values) + ")"
     assert isinstance(tree, Like)
-    # `like` treats `_` as any character, and not all versions can escape it.
+    # `like` treats `_` as any character, which not all versions can escape.
     column = _column(tree.field)
     test = f"{column} >= {quoted(tree.prefix)} and {column} < {quoted(tree.prefix + _LAST)}"
     return f"({test})" if tree.field in COLUMNS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
 
 
 def quoted(text: str) -> str:
-    """Return a text as a double-quoted literal."""
+    """Convert a text to a literal in double quotes."""
     return json.dumps(as_utf8(text), ensure_ascii=False)
 
 
@@ -159,7 +159,7 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
-    """Return the expression that is true if one value of a field is a text. A column of a table counts as one value."""
+    """Return an expression that is true if one value of a field equals a text. A table column counts as one value."""
     if operator != "=":
         raise UserError(f"where: on Milvus, {field} take only = and in; an index in a folder has all comparisons")
     noted, text = f'kinds["{_PHOTO}"]', _literal(value)
@@ -170,7 +170,7 @@ def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _same_kind(field: str, value: FieldValue) -> str:
-    """Return the expression that is true if an image has the field, with the same kind (text or number) as a value."""
+    """Return an expression that is true if an image has the field, with a value of the same kind (text or number)."""
     kind = "text" if isinstance(value, str) else "number"
     return f'kinds[{quoted(field)}] == "{kind}"'
 
@@ -180,7 +180,7 @@ def _literal(value: FieldValue) -> str:
 
 
 def _integer_comparison(field: str, operator: str, value: float) -> str:
-    """Return a comparison of an integer field with a float, written with an integer."""
+    """Convert a comparison between an integer field and a float to a comparison with an integer."""
     below, above = math.floor(value), math.ceil(value)
     if operator in ("=", "!=") and below != above:
         return f"({_NEVER if operator == '=' else ALWAYS})"

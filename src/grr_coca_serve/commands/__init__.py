@@ -1,4 +1,4 @@
-"""Commands of the server and its page. An entry point of `grr_coca.commands` names this table."""
+"""Commands of the server and its page. An entry point of `grr_coca.commands` names this table of commands."""
 
 from grr_coca.cli import Command
 

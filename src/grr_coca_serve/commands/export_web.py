@@ -1,4 +1,4 @@
-"""`grr-coca export web`: a page that searches images in the browser, as static files."""
+"""`grr-coca export web`: write a page that searches images in the browser, as static files."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,16 +27,17 @@ def run(
 ) -> None:
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
-    No data is sent to a server, and the page works offline once it is loaded. Images of the index are included, scaled
-    down; their paths are relative to their common folder. The base of an adapted model captions dropped images. A page
-    runs the third-party image encoder that a model was trained with, up to 30 MB. Without its graph, or if the model
-    was adapted to features in place of images, images can only be searched by text.
+    No data is sent to a server, and the page works offline once it has been loaded. The images of the index are
+    included, scaled down, and their paths are relative to their common folder. If the model is adapted, its base
+    captions dropped images. The page runs the third-party image encoder that a model was trained with, up to 30 MB.
+    Without the encoder's graph, or if the model was adapted to features in place of images, images can be searched only
+    by text.
 
     Args:
         out: new folder for the site.
-        checkpoint: checkpoint or run folder, name of a bundled model, OWNER/NAME on the hub, or a folder that
-            export onnx has written, also in int8; default: the model of the index, or icons.
-        index: index of the images to search; without it, the page only captions images.
+        checkpoint: checkpoint or run folder, name of a bundled model, OWNER/NAME on the hub, or a folder that export
+            onnx has written, even in int8; default: the model of the index, or icons.
+        index: index of the images to search; without an index, the page only captions images.
         title: name of the site; default: name of the index.
         runtime: archive of the npm package onnxruntime-web; default: npm downloads it once.
         pictures: show only pictures in this folder. Required to show images of an index from `import index`.
@@ -46,7 +47,7 @@ def run(
     from grr_coca_search.index import IndexModel
     from grr_coca_search.relevance import curve_of
     from grr_coca_search.store import open_store
-    from grr_coca_serve import site  # late, as below: other commands need none of this
+    from grr_coca_serve import site  # lazy imports, here and below, because other commands need none of these
 
     require_new_folder(out)
     library: site.Library | None = None
@@ -55,7 +56,8 @@ def run(
         folder, model = locate_checkpoint(named), IndexModel(named)
         features = encoder_in_place(folder)
         without_encoder = UserError(
-            f"{named}: a page cannot compute its image encoder, {features.name if features else ''}; pass --index to "
+            f"{named}: a page cannot compute the image encoder {features.name if features else ''} of this "
+            "model; pass --index to "
             "search images by text, or use grr-coca serve"
         )
         if store is None and not takes_pixels(folder):

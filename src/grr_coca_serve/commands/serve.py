@@ -1,4 +1,4 @@
-"""`grr-coca serve`: the HTTP server and its page."""
+"""`grr-coca serve`: run the HTTP server and its page."""
 
 from typing import Annotated
 
@@ -25,20 +25,20 @@ def run(
 ) -> None:
     """Serve captions, embeddings and search over HTTP, with a web page and endpoints for OpenAI clients.
 
-    Ctrl-C or SIGTERM stops the server after answering accepted requests. If GRR_COCA_API_KEY is set, requests
-    must have it, as "Authorization: Bearer KEY".
+    Ctrl-C or SIGTERM stops the server after it has answered accepted requests. If GRR_COCA_API_KEY is set, requests
+    must send this key, as "Authorization: Bearer KEY".
 
     Args:
         index: folder of an index, or http://HOST:PORT/NAME of a Milvus server, to search and browse.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; default:
             the model of the index, or icons.
-        pictures: show only pictures in this folder. Required to show images of an index from `import index`, as it may
-            name any file of this machine.
-        host: address to listen on; 0.0.0.0 admits other machines.
+        pictures: show only pictures in this folder. Required to show images of an index from `import index`, because
+            such an index may name any file on this machine.
+        host: address to listen on; 0.0.0.0 allows other machines to connect.
         port: port to listen on; 0 for any free port.
         open: open the page in a browser.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
-        queue: maximum number of waiting requests; others are rejected (429).
+        queue: maximum number of waiting requests; further requests are rejected (429).
         seconds: maximum time for an answer, after which a request is rejected (504).
         max_megabytes: maximum size of a request.
         max_megapixels: maximum size of an image.
@@ -52,7 +52,7 @@ def run(
         raise UserError(f"--port must be from 0 to 65535, got {port}")
     for folder in pictures:
         if not folder.is_dir():
-            raise UserError(f"--pictures {folder}: no such folder")
+            raise UserError(f"--pictures {folder}: no such folder; pass an existing folder")
     require_extra("serve", "serving")
     from grr_coca_serve.guard import Limits
     from grr_coca_serve.server import RunningServer, ServeOptions

@@ -1,4 +1,4 @@
-"""The endpoints: each file has a `router`, with the models of its requests and answers next to it."""
+"""Endpoints. Each module has a `router`, next to the models of its requests and answers."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,4 +1,4 @@
-"""`POST /caption`: captions of an image, in one response or streamed."""
+"""`POST /caption`: caption an image, in a single response or streamed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,10 +37,12 @@ class CaptionOptions(Strict):
     repetition_penalty: float = 1.0
     no_repeat_ngram: Annotated[int, Field(ge=0, le=64)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    tags: Annotated[int, Field(ge=0, le=MAX_TAGS, description="number of tags for the image, besides captions")] = 0
+    tags: Annotated[
+        int, Field(ge=0, le=MAX_TAGS, description="number of tags for the image, in addition to captions")
+    ] = 0
 
     def generation(self) -> GenerationOptions:
-        """Return the options of decoding.
+        """Return the decoding options.
 
         Raises:
             UserError: If options contradict each other.
@@ -56,16 +58,19 @@ class CaptionText(BaseModel):
 
 
 class TagText(BaseModel):
-    """A tag, and the probability that users would assign it to the image."""
+    """Tag, and the probability that users would assign it to the image."""
 
     tag: str
     probability: float
 
 
 class CaptionAnswer(BaseModel):
-    """Captions, best first. `caption`: The best caption. `confidence`: Probability that it is exactly right.
-    `unfamiliar`: Whether the image is unlike the training images; null if unknown. `tags`: The requested
-    number of tags, most likely first."""
+    """Captions of an image, best first.
+
+    `caption` is the best caption, and `confidence` the probability that it is exactly right. `unfamiliar` states
+    whether the image is unlike the training images, or is null if unknown. `tags` are the requested number of tags,
+    most likely first.
+    """
 
     caption: str
     captions: list[CaptionText]
@@ -97,13 +102,13 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
 
 
 def _known(found: Description) -> dict[str, object]:
-    """Return the confidence and the tags of a caption."""
+    """Return the confidence and the tags of a caption, as far as they are known."""
     tags = [{"tag": tag.text, "probability": tag.probability} for tag in found.tags]
     return {"confidence": found.confidence, "unfamiliar": found.unfamiliar, "tags": tags}
 
 
 async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
-    """Yield the events of a caption: its text so far after each token, and finally the full text or an error."""
+    """Yield the events of a caption: the text so far after each token, and finally the complete text or an error."""
     text = ""
     try:
         async for piece in pieces:

@@ -1,4 +1,4 @@
-"""`POST /classify`: the best matching labels of an image."""
+"""`POST /classify`: find the best matching labels of an image."""
 
 from typing import Annotated, Self
 
@@ -15,7 +15,7 @@ from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 router = APIRouter(route_class=QueuedRoute)
 
 _MAX_FILLED_LENGTH = 1_000_000
-"""Maximum number of characters of all labels in all templates: 1,000 labels in 16 templates of 60 characters."""
+"""Maximum number of characters in all labels in all templates: 1,000 labels in 16 templates of 60 characters."""
 
 
 class LabelOptions(Strict):
@@ -27,22 +27,25 @@ class LabelOptions(Strict):
 
     @model_validator(mode="after")
     def _require_short_sentences(self) -> Self:
-        """Limit the total length, since a template may repeat its placeholder many times."""
+        """Limit the total length, because a template may repeat its placeholder many times."""
         length = filled_length(self.labels, self.templates)
         if length > _MAX_FILLED_LENGTH:
-            raise ValueError(f"the filled templates have {length:,} characters (limit {_MAX_FILLED_LENGTH:,})")
+            raise ValueError(
+                f"the filled templates have {length:,} characters (limit {_MAX_FILLED_LENGTH:,}); send "
+                "fewer labels or templates"
+            )
         return self
 
 
 class LabelShare(BaseModel):
-    """A label and its probability."""
+    """Label and its probability."""
 
     label: str
     probability: float
 
 
 class LabelAnswer(BaseModel):
-    """The most likely labels, best first. The probabilities of all labels sum to 1."""
+    """Most likely labels, best first. The probabilities of all labels sum to 1."""
 
     labels: list[LabelShare]
     model: str

@@ -1,4 +1,4 @@
-"""`POST /embed`: embeddings of texts and images."""
+"""`POST /embed`: embed texts and images."""
 
 from typing import Annotated, Literal
 
@@ -25,10 +25,10 @@ class EmbedInput(Strict):
 
 @router.post("/embed", responses=answers(list[list[float]], 415, 422))
 async def embed(given: EmbedInput, request: Request, service: ThisService, place: Place) -> Response:
-    """Embed texts, and images as data URIs. Returns a list of unit vectors."""
+    """Embed texts, and images as data URIs. The response is a list of unit vectors."""
     inputs = [given.inputs] if isinstance(given.inputs, str) else given.inputs
     decoded = [from_data_uri(one, "inputs") if is_picture(one) else one for one in inputs]
     place.take(sum(isinstance(one, bytes) for one in decoded))
     vectors = await service.embedded(decoded, deadline_of(request))
-    content = await service.in_thread(lambda: json_list(row.tolist() for row in vectors))  # megabytes
+    content = await service.in_thread(lambda: json_list(row.tolist() for row in vectors))  # several megabytes
     return Response(content, media_type="application/json")

@@ -1,4 +1,4 @@
-"""`POST /explain`: heat maps for the words of a caption."""
+"""`POST /explain`: compute heat maps for the words of a caption."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
@@ -12,7 +12,7 @@ router = APIRouter()
 
 
 class ExplainOptions(Strict):
-    """`id`: An image of the index, instead of one in the body."""
+    """Options of an explanation. `id` is an image of the index, in place of an image in the body."""
 
     id: Text | None = None
 
@@ -25,10 +25,10 @@ class WordHeat(BaseModel):
 
 
 class ExplainAnswer(BaseModel):
-    """A caption with a map for each word.
+    """Caption with a map for each word.
 
-    The maps cover `square`, the part of the image that the model sees: left, upper, right, lower, in fractions of its
-    width and height. It may reach beyond the image.
+    The maps cover `square`, the part of the image that the model processes: left, upper, right, lower, in fractions of
+    the image's width and height. It may extend beyond the image.
     """
 
     caption: str

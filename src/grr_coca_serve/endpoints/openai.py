@@ -1,8 +1,8 @@
-"""Endpoints of the OpenAI API: chat completions (captions), embeddings and models.
+"""Endpoints of the OpenAI API: chat completions (as captions), embeddings and models.
 
-A chat completion is the caption of the last image. Instructions are ignored, since the model only captions; a last
-message of the assistant is the start of the caption. Keys that are unsupported and would change the answer are
-rejected; others are ignored, as clients send many of them by default.
+A chat completion is the caption of the last image. Instructions are ignored, because the model only captions. If the
+last message is from the assistant, it is the start of the caption. Unsupported keys that would change the answer are
+rejected; other unsupported keys are ignored, because clients send many of them by default.
 """
 
 import asyncio
@@ -36,24 +36,24 @@ _CHAT: dict[str, Any] = {
     "model": "icons",
     "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": HEART}}]}],
 }
-"""The example of a request."""
+"""Example of a request."""
 
 
 class ImageUrl(BaseModel):
-    """`url`: An image as `data:image/…;base64,…`."""
+    """Image in a message. `url` is the image as `data:image/…;base64,…`."""
 
     url: str
 
 
 class TextPart(BaseModel):
-    """A text, which is ignored."""
+    """Text in a message, which is ignored."""
 
     type: Literal["text"]
     text: Text
 
 
 class ImagePart(BaseModel):
-    """An image."""
+    """Image in a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -63,20 +63,20 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(BaseModel):
-    """A message of the conversation."""
+    """Message in a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=100, fail_fast=True)] | None = None
 
 
 class StreamOptions(BaseModel):
-    """`include_usage`: Whether a last chunk counts the tokens."""
+    """Options of a streamed answer. `include_usage` states whether a last chunk counts the tokens."""
 
     include_usage: bool | None = None
 
 
 class ChatInput(BaseModel):
-    """A request for a caption."""
+    """Request for a caption."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_CHAT]})
 
@@ -113,7 +113,7 @@ class EmbeddingsInput(BaseModel):
 
 
 class ServedModel(BaseModel):
-    """A model of the server."""
+    """Model of the server."""
 
     id: str
     object: Literal["model"]
@@ -122,7 +122,7 @@ class ServedModel(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models of the server."""
+    """Models of the server."""
 
     object: Literal["list"]
     data: list[ServedModel]
@@ -137,7 +137,7 @@ class Usage(BaseModel):
 
 
 class EmbeddingRow(BaseModel):
-    """A vector of unit length: numbers, or base64 of 32-bit floats."""
+    """Vector of unit length: numbers, or base64 of 32-bit floats."""
 
     object: Literal["embedding"]
     index: int
@@ -154,7 +154,7 @@ class EmbeddingsAnswer(BaseModel):
 
 
 class ChatAnswer(BaseModel):
-    """A caption as the message of an assistant."""
+    """Caption, as a message of the assistant."""
 
     id: str
     object: Literal["chat.completion"]
@@ -192,7 +192,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
         )
     width = service.queue.ready().engine.embed_dim
     if given.dimensions not in (None, width):
-        raise RequestError(400, f"dimensions: this model has {width}", param="dimensions")
+        raise RequestError(400, f"dimensions must be {width} for this model", param="dimensions")
     decoded = [from_data_uri(one, "input") if is_picture(one) else one for one in inputs]
     place.take(sum(isinstance(one, bytes) for one in decoded))
     vectors = await service.embedded(decoded, deadline_of(request))
@@ -231,7 +231,7 @@ def _require_model(name: str, service: Service) -> None:
 
 
 def _embeddings_answer(service: Service, vectors: np.ndarray, texts: list[str], encoding: str) -> bytes:
-    """Return JSON of embeddings, which may have megabytes. To be called in a thread."""
+    """Return embeddings as JSON, which may have megabytes. Call this in a thread."""
     rows = json_list(
         {"object": "embedding", "index": number, "embedding": _encoded(row, encoding)}
         for number, row in enumerate(vectors)
@@ -255,19 +255,21 @@ def _require_followed(given: ChatInput) -> None:
     """Reject keys that this model does not support.
 
     Raises:
-        RequestError: If a key is unsupported; the message names it.
+        RequestError: If a key is unsupported. The message names the key.
     """
     if given.response_format is not None and given.response_format.get("type") != "text":
-        raise RequestError(400, "response_format: captions are plain text", param="response_format")
+        raise RequestError(
+            400, "response_format must be text, because captions are plain text", param="response_format"
+        )
     if given.tools and given.tool_choice not in (None, "auto", "none"):
-        raise RequestError(400, "tool_choice: this model does not call tools", param="tool_choice")
+        raise RequestError(400, "tool_choice must be none, because this model does not call tools", param="tool_choice")
 
 
 def _picture_of(messages: list[Message]) -> bytes:
     """Return the last image of the conversation.
 
     Raises:
-        RequestError: If there is none, or it is a URL.
+        RequestError: If the conversation has no image, or the image is a URL.
     """
     for message in reversed(messages):
         for part in reversed(message.content if isinstance(message.content, list) else []):
@@ -282,7 +284,7 @@ def _picture_of(messages: list[Message]) -> bytes:
 
 
 def _prompt_of(messages: list[Message]) -> str:
-    """Return the start of the caption: a last message of the assistant."""
+    """Return the start of the caption, which is the last message if it is from the assistant."""
     last = messages[-1]
     if last.role != "assistant" or last.content is None:
         return ""
@@ -292,7 +294,7 @@ def _prompt_of(messages: list[Message]) -> str:
 
 
 def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptions:
-    """Return options of greedy decoding, or of sampling if the temperature is above 0.
+    """Return the options for greedy decoding, or for sampling if the temperature is above 0.
 
     The number of tokens is capped.
     """
@@ -311,7 +313,7 @@ def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptio
 
 
 class _Answer:
-    """Writes the answer to one request."""
+    """Writer of the answer to one request."""
 
     def __init__(self, given: ChatInput, service: Service, prompt: str) -> None:
         self._given, self._service = given, service
@@ -325,7 +327,7 @@ class _Answer:
         }
 
     def whole(self, found: Description) -> dict[str, Any]:
-        """Return the full answer."""
+        """Return the complete answer."""
         choices = [
             {
                 "index": number,
@@ -346,7 +348,7 @@ class _Answer:
             async for piece in pieces:
                 if isinstance(piece, str):
                     text += piece
-                    # A piece that may be the start of a stop text waits for the next one.
+                    # A piece that may be the start of a stop text is held back until the next piece.
                     whole = self._cut(text)
                     if (not self._stops or len(whole) < len(text)) and (more := self._more(whole, 0, sent)):
                         yield more
@@ -362,7 +364,7 @@ class _Answer:
         yield server_sent("[DONE]")
 
     def _more(self, text: str, number: int, sent: dict[int, str]) -> bytes:
-        """Return a chunk with the unsent part of a text, or an empty chunk if all was sent."""
+        """Return a chunk with the unsent part of a text, or an empty chunk if all of it has been sent."""
         more = text[len(sent.get(number, "")) :]
         sent[number] = text
         return self._chunk({"content": more}, number) if more else b""
@@ -375,7 +377,7 @@ class _Answer:
         return {**self._head, "object": "chat.completion.chunk"}
 
     def _cut(self, text: str) -> str:
-        """Return a text up to the first stop text."""
+        """Return the text before the first stop text."""
         ends = [place for stop in self._stops if (place := text.find(stop, len(self._prompt))) >= 0]
         return text[: min(ends)] if ends else text
 

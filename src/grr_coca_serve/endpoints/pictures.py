@@ -1,4 +1,4 @@
-"""Browsing of the index: lists of images, one image and its file, facets, duplicates."""
+"""Browse the index: lists of images, a single image and its file, facets, and duplicates."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -33,13 +33,13 @@ class PicturesAnswer(BaseModel):
 
 
 class FacetsAnswer(BaseModel):
-    """Fields for filters."""
+    """Fields by which images can be filtered."""
 
     facets: list[Facet]
 
 
 class GroupsAnswer(BaseModel):
-    """Some of `total` groups of duplicate images: the size of each, and its first 60 images."""
+    """Some of `total` groups of duplicate images: the size of each group, and its first 60 images."""
 
     total: int
     sizes: list[int]
@@ -50,7 +50,7 @@ class GroupsAnswer(BaseModel):
 async def pictures(
     service: ThisService, where: Where = None, offset: _Skip = 0, limit: _Count = 100, svg: bool = False
 ) -> Response:
-    """Return the images of the index, newest first. `svg`: Include the cleaned sources of small SVG files."""
+    """Return the images of the index, newest first. `svg` includes the cleaned sources of small SVG files."""
     return json_response(await service.browsing.do(service.require_index().pictures, where, offset, limit, svg))
 
 
@@ -66,8 +66,9 @@ async def facets(
     where: Where = None,
     field: Annotated[list[str] | None, Query(max_length=MAX_LIMIT)] = None,
 ) -> Response:
-    """Return the fields by which images can be filtered, with their values. With a filter, return the texts of the
-    selected images, with the number of images of each.
+    """Return the fields by which images can be filtered, with their values.
+
+    With a filter, return the values of text fields, with the number of matching images for each.
     """
     index = service.require_index()
     if where is None:
@@ -79,7 +80,7 @@ async def facets(
 
 @router.get("/duplicates", responses=answers(GroupsAnswer, 404, 422))
 async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50) -> Response:
-    """Return groups of duplicate images, largest first."""
+    """Return groups of duplicate images, the largest first."""
     index = service.require_index()
 
     def encoded() -> bytes:  # thousands of images, group by group
@@ -115,8 +116,10 @@ async def image(identity: str, service: ThisService, side: Annotated[int, Query(
 async def vector(
     identity: str, service: ThisService, ink: Annotated[str | None, Query(max_length=6)] = None
 ) -> Response:
-    """Return an SVG file of the index without scripts and references. `ink`: Default colour, such as `1b1b1a`.
-    Other files, and files that cannot be cleaned, are returned as pixels.
+    """Return an SVG file of the index without scripts and references.
+
+    `ink` is the default colour, such as `1b1b1a`. Other files, and SVG files that cannot be cleaned, are returned as
+    pixels.
     """
     index = service.require_index()
     entry = await service.in_thread(index.entry, identity)

@@ -1,4 +1,4 @@
-"""`POST /search` and `/similar`: hits in the index."""
+"""`POST /search` and `/similar`: find images in the index."""
 
 from typing import Annotated
 
@@ -28,7 +28,7 @@ router = APIRouter(route_class=QueuedRoute)
 
 
 class SearchInput(Strict):
-    """A query, and the hits to return. `like`, `unlike`: Ids of images of the index."""
+    """Query, and the hits to return. `like` and `unlike` are ids of images in the index."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"texts": ["red fruit"], "where": "width >= 16", "limit": 2}]}
@@ -47,7 +47,7 @@ class SearchInput(Strict):
 
 
 class SimilarOptions(Strict):
-    """The hits to return. `id`: An image of the index, instead of one in the body."""
+    """Hits to return. `id` is an image of the index, in place of an image in the body."""
 
     id: Text | None = None
     where: Where = None
@@ -56,8 +56,11 @@ class SimilarOptions(Strict):
 
 
 class FoundPicture(IndexedPicture):
-    """A hit. `score`: Cosine with the query. `relevance`: Probability that it is correct, or null if unavailable.
-    `copies`: Near-duplicates."""
+    """Hit of a search.
+
+    `score` is the cosine with the query. `relevance` is the probability that the hit is correct, or null if
+    unavailable. `copies` are its near-duplicates.
+    """
 
     score: float
     relevance: float | None
@@ -65,12 +68,13 @@ class FoundPicture(IndexedPicture):
 
 
 class SearchAnswer(BaseModel):
-    """Hits, best first.
+    """Hits of a search, best first.
 
-    `more`: Whether there are more hits. `searched`: Number of images of the index. `verdict`: Whether hits match the
-    query (`likely`), this is uncertain (`unsure`), or none does (`nothing`). `num_likely`: Number of hits up to the
-    last likely one. `can_tell`: Whether relevance is available. `facets`: Values of text fields among the `counted`
-    nearest images, only in the first answer. `unknown`: Texts without a word known to an adapted model.
+    `more` states whether there are more hits, and `searched` is the number of images in the index. `verdict` states
+    whether hits match the query (`likely`), this is uncertain (`unsure`), or no hit does (`nothing`). `num_likely` is
+    the number of hits up to the last likely one. `can_tell` states whether relevance is available. `facets` has the
+    values of text fields among the `counted` nearest images, only in the first answer. `unknown` are texts that have no
+    word that an adapted model knows.
     """
 
     hits: list[FoundPicture]
@@ -108,7 +112,9 @@ async def search(given: SearchInput, request: Request, service: ThisService, pla
     openapi_extra=picture_request(SimilarOptions, {"limit": 2}),
 )
 async def similar(request: Request, service: ThisService, place: Place) -> Response:
-    """Find images of the index similar to an image: the body, or the index image with this `id`."""
+    """Find images in the index that are similar to an image: to the image in the body, or to the image with the given
+    `id`.
+    """
     data, options = await picture_and_options(request, SimilarOptions)
     index, expires = service.require_index(), deadline_of(request)
     place.take()

@@ -1,4 +1,4 @@
-"""The server itself: its capabilities, liveness and readiness, its metrics, and the cookie of its page."""
+"""Endpoints of the server itself: its capabilities, liveness and readiness, its metrics, and the cookie of its page."""
 
 from typing import Annotated, Literal
 
@@ -17,7 +17,7 @@ router = APIRouter()
 
 
 class InfoAnswer(BaseModel):
-    """Description of the server. `pictures`: Null without an index. `revision`: Changes with the index."""
+    """Description of the server. `pictures` is null without an index, and `revision` changes with the index."""
 
     title: str
     pictures: int | None
@@ -29,7 +29,7 @@ class InfoAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """The state of the server. `warnings`: Limitations although it is ready."""
+    """State of the server. `warnings` are limitations that exist although it is ready."""
 
     status: str
     model: str | None = None
@@ -38,7 +38,7 @@ class StatusAnswer(BaseModel):
 
 
 class SessionInput(Strict):
-    """The key of the server."""
+    """Key of the server."""
 
     key: Annotated[str, Field(max_length=MAX_KEY_LENGTH)]
 
@@ -76,9 +76,9 @@ async def health() -> Response:
 
 @router.get("/ready", responses=answers(StatusAnswer))
 async def ready(service: ThisService) -> Response:
-    """Report whether the server can answer: the model is loaded, and the index is readable.
+    """Report whether the server can answer requests: the model is loaded, and the index is readable.
 
-    `warnings`: Its limitations.
+    `warnings` lists limitations.
     """
     service.queue.ready()
     warnings = []
@@ -98,7 +98,7 @@ async def metrics(service: ThisService) -> Response:
 
 @router.post("/session", status_code=204, responses=answers(None, 422, success=204))
 async def session(given: SessionInput, request: Request, service: ThisService) -> Response:
-    """Exchange the key for a cookie, since images of a page send no header."""
+    """Exchange the key for a cookie, because the images of a page are requested without a header."""
     if service.key is None:
         return Response(status_code=204)
     if not service.key.opens(given.key):

@@ -1,4 +1,4 @@
-"""The page that searches an index and captions images: static files for a server or a separate site.
+"""Page that searches an index and captions images: static files for a server or a separate site.
 
 `files/app.js` defines the backend interface of the page. `files/http.js` calls a server; `files/graphs.js` runs the
 ONNX graphs of a model in the browser.
@@ -7,7 +7,7 @@ ONNX graphs of a model in the browser.
 from pathlib import Path
 
 FILES = Path(__file__).with_name("files")
-"""Folder of the files, which are served unchanged."""
+"""Folder of the page's files, which are served unchanged."""
 
 POLICY = "; ".join(
     [
@@ -21,4 +21,4 @@ POLICY = "; ".join(
         "form-action 'self'",
     ]
 )
-"""Content-Security-Policy of the page: everything is loaded from its own host, without inline scripts."""
+"""Content-Security-Policy of the page: everything is loaded from the page's own host, without inline scripts."""

@@ -174,7 +174,7 @@ def test_caption_is_never_written_into_an_image(refused, run, image_files, monke
     (image_files[0].parent / "0.png").symlink_to("1.webp")
     for images in (["0.txt"], ["0.png", image_files[0].with_suffix(".txt")]):
         message = refused("caption", "-c", run.folder, *images, "--sidecar", "txt", "--overwrite")
-        assert "an image that would be overwritten" in message or "would share" in message
+        assert "this image would be overwritten" in message or "would share" in message
     (image_files[0].parent / "0.png").unlink()
     assert snapshot(image_files[0].parent) == before
 
@@ -325,7 +325,7 @@ def test_two_jobs_at_once_do_not_write_into_one_file(grr_coca, run, image_files,
     monkeypatch.setattr(ImageTextModel, "describe_many", meanwhile)
     said = [grr_coca(*command, *image_files), others[1]]
     assert sorted(one.code for one in said) == [0, 2]
-    assert f"{out}: another process writes to it; wait" in said[0].err + said[1].err
+    assert f"{out}: another process is writing to this file; wait" in said[0].err + said[1].err
     with out.open(newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == list(map(str, image_files))
 

@@ -132,7 +132,7 @@ def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp
     folder.mkdir()
     (folder / "a.webp").write_bytes(PAIRS[0].image)
     (folder / "a.txt").write_text("a drawing")
-    assert "pass another folder to --sheet" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
+    assert "pass a path outside it to --sheet" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
     assert grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png").code == 0
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "a.webp"]
 
@@ -306,7 +306,7 @@ def test_does_not_continue_a_conversion_of_an_older_version(grr_coca, refused, t
     grr_coca("data", "convert", table, tmp_path / "out")
     path = tmp_path / "out" / "convert.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_images": 3}))
-    assert "has a conversion of an older" in refused("data", "convert", table, tmp_path / "out")
+    assert "contains a conversion of an older version of" in refused("data", "convert", table, tmp_path / "out")
 
 
 def test_only_large_images_are_downscaled(grr_coca, tmp_path):
@@ -347,7 +347,7 @@ def test_rejects_a_folder_that_is_not_empty(refused, spoiled, tmp_path):
     for name in ("thesis.tex", "thesis.tmp", ".notes.partial"):
         path = out / name
         path.write_text("precious")
-        assert f"is not empty, it has {name}; pass a new folder" in refused("data", "convert", spoiled, out)
+        assert f"not empty (it contains {name}); pass a new folder" in refused("data", "convert", spoiled, out)
         assert [path.name for path in out.iterdir()] == [name]
         path.unlink()
 
@@ -355,7 +355,7 @@ def test_rejects_a_folder_that_is_not_empty(refused, spoiled, tmp_path):
 def test_rejects_the_folder_of_another_conversion(grr_coca, refused, spoiled, tmp_path):
     grr_coca("data", "convert", spoiled, tmp_path / "out")
     message = refused("data", "convert", spoiled, tmp_path / "out", "--image-size", 32)
-    assert "has another conversion" in message
+    assert "contains another conversion" in message
 
 
 @pytest.mark.parametrize("kind", ["table", "folder"])
@@ -368,7 +368,7 @@ def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refus
     for _ in range(2):
         assert grr_coca("data", "convert", source, tmp_path / "out").code == 0
     captions.write_text(text.format("another drawing"))
-    assert "has a conversion of an older" in refused("data", "convert", source, tmp_path / "out")
+    assert "contains a conversion of an older version of" in refused("data", "convert", source, tmp_path / "out")
 
 
 @pytest.mark.ci

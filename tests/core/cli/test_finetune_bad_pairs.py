@@ -58,10 +58,10 @@ def test_some_broken_images_are_replaced_and_counted(finetune, caplog):
     [
         (PAIRS[:1], "no training pair remains; add pairs, or set data: val"),
         (PAIRS[:2], "needs at least that many pairs, got 1; add pairs"),
-        ([replace(pair, image=b"torn") for pair in PAIRS], "no validation pair can be read, the first error is: "),
+        ([replace(pair, image=b"torn") for pair in PAIRS], "no validation pair can be read; the first error is: "),
         (
             [PAIRS[0], *(replace(pair, image=b"torn") for pair in PAIRS[1:20]), PAIRS[20]],
-            "`grr-coca data check` lists the errors",
+            "run `grr-coca data check` to list all errors",
         ),
     ],
     ids=["one image", "two pairs", "broken", "only validation can be read"],

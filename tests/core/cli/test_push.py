@@ -115,7 +115,7 @@ def test_existing_repository_needs_update(hub, push):
     before = len(hub.repositories[f"{OWNER}/taken"])
     said = push(PICTOGRAMS, f"{OWNER}/taken", "--update", "--private")
     assert (said.code, len(hub.repositories[f"{OWNER}/taken"])) == (2, before)
-    assert "me/taken: is public, so nothing was uploaded" in said.err
+    assert "me/taken: this repository is public, so nothing was uploaded" in said.err
     assert len(hub.repositories[f"{OWNER}/taken"]) == 2
 
 
@@ -123,7 +123,9 @@ def test_card_that_the_hub_rejects_makes_no_repository(hub, push, monkeypatch):
     monkeypatch.setattr(hub, "licences", {"apache-2.0"})
     said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
     assert said.code == 2
-    assert said.err.startswith(f"error: {OWNER}/refused: nothing was uploaded: the Hugging Face hub rejects the card")
+    assert said.err.startswith(
+        f"error: {OWNER}/refused: nothing was uploaded, because the Hugging Face hub rejects the card"
+    )
     assert "must be one of ['apache-2.0']" in said.err
     assert said.err.count("\n") == 1
     assert f"{OWNER}/refused" not in hub.repositories

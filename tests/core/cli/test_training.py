@@ -89,7 +89,7 @@ def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, f
     save_checkpoint(replace(from_pretrained(start), step=7), other)
     message = refused(*command, other)
     assert (
-        f"{tmp_path / 'tuned' / 'start.json'}: the run started from {start}, whose files differ from those" in message
+        f"{tmp_path / 'tuned' / 'start.json'}: this run started from {start}, whose files differ from those" in message
     )
     assert f"of {other}; to continue that run, pass the same --checkpoint" in message
     (other / MANIFEST).unlink()

@@ -72,7 +72,7 @@ def json_vocabulary(tokenizer):
 def test_ids_with_gaps_are_an_error_if_tokens_must_be_added():
     content = json.loads(of_words().to_str())
     content["model"]["vocab"] = {word: number + 2 for word, number in content["model"]["vocab"].items()}
-    with pytest.raises(UserError, match=r"\[BOS\] and \[EOS\] cannot be added, as its ids have gaps"):
+    with pytest.raises(UserError, match=r"\[BOS\] and \[EOS\] cannot be added, because the ids have gaps"):
         Tokenizer.from_foreign(json.dumps(content))
 
 
@@ -109,7 +109,7 @@ def test_tokenizer_of_another_language_is_an_error(recipe):
     trainer = trainers.WordPieceTrainer(special_tokens=special, show_progress=False)
     backend.train_from_iterator(CAPTIONS["English"], trainer)
     with pytest.raises(
-        UserError, match=r"my\.json: cannot represent \d+% of the letters of the captions, such as in '"
+        UserError, match=r"my\.json: cannot represent \d+% of the letters in the captions, such as in '"
     ):
         new_checkpoint(recipe(backend), ALONE)
 
@@ -119,7 +119,7 @@ def test_tokenizer_of_another_language_is_an_error(recipe):
     [
         ("{", {}, r"my\.json: not a readable tokenizer\.json"),
         ("{}", {}, r"my\.json: not a readable tokenizer\.json"),
-        (None, {"vocab_size": 500}, "vocab_size 500 does not fit kind 'file', whose vocabulary is fixed by the file"),
+        (None, {"vocab_size": 500}, "vocab_size 500 does not match kind 'file', whose vocabulary is fixed by the file"),
     ],
 )
 def test_files_that_are_not_tokenizers_are_errors(recipe, content, keys, message):

@@ -77,7 +77,7 @@ def test_labels_are_lines_and_empty_lines_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("read", "content", "told"),
     [
-        (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: duplicate labels .*: 'cat' \(1 and 3\)"),
+        (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: duplicate labels, .*: 'cat' \(1 and 3\)"),
         (read_class_names, b"", "no text"),
         (read_class_names, b"cat\n", "at least two labels"),
         (read_class_names, None, "no such file"),
@@ -177,7 +177,9 @@ def test_keeps_class_order_and_classes_without_images(tmp_path):
 
 
 def test_label_that_is_no_class_names_the_nearest(tmp_path):
-    with pytest.raises(UserError, match=r"unknown label 'red heart' \(2 classes exist\); did you mean 'red hearts'"):
+    with pytest.raises(
+        UserError, match=r"unknown label 'red heart' \(2 classes are known\); did you mean 'red hearts'"
+    ):
         open_labelled(str(lay_out(tmp_path)), ("cat", "red hearts"))
 
 
@@ -207,12 +209,12 @@ def test_table_of_paths_and_labels(tmp_path, name, content):
         ("", "the first row must name"),
         (
             "path,label\na.png,cat, black\n",
-            "row 2: 3 columns, .* expected; put a cell with a comma in quotes$",
+            "row 2: expected .* columns, found 3; put a cell that contains a comma in quotes$",
         ),
         ("path,label\n", r"all\.csv: no labelled image found"),
-        ("path,label\ncat/0.webp\n", "row 2: 1 columns, where 2 are expected"),
+        ("path,label\ncat/0.webp\n", "row 2: expected 2 columns, found 1"),
         ("path,label\na.png,cat\nb.png,dog\n", r"a\.png: no such file"),
-        ("path,label\n/dev/zero,cat\n/dev/null,dog\n", "^/dev/zero: not a file$"),
+        ("path,label\n/dev/zero,cat\n/dev/null,dog\n", "^/dev/zero: not a regular file; pass"),
         (None, r"all\.csv: no such file"),
         ("cat/0.webp,K\xe4se\n".encode("latin-1"), r"all\.csv: not a readable CSV file \('utf-8' codec"),
     ],

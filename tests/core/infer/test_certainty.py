@@ -163,7 +163,7 @@ def test_json_has_it_and_a_note_names_the_photograph_model(tmp_path, capsys):
     assert [row["confidence"] is None for row in rows] == [True, True, True, False]
     (line,) = said
     assert line.startswith(
-        "3 of 4 images are unlike those that this model was trained on; for photographs, add -c coca"
+        "3 of 4 images are unlike the images that this model was trained on; for photographs, add -c coca"
     )
 
 

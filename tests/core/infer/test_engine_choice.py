@@ -103,7 +103,7 @@ def test_invalid_combinations_are_named(engine, device, said):
 
 
 def test_open_clip_checkpoint_runs_only_in_torch():
-    with pytest.raises(UserError, match=r"open_clip:a\.bin: engine 'onnx' cannot compute it"):
+    with pytest.raises(UserError, match=r"open_clip:a\.bin: engine 'onnx' cannot compute this checkpoint"):
         grr_coca.load("open_clip:a.bin", engine="onnx")
 
 
@@ -185,7 +185,7 @@ def test_int8_model_runs_only_in_onnx_runtime(folder):
 @pytest.mark.parametrize("name", [QUANTIZED_WEIGHTS, "config.json", "step.onnx"])
 def test_missing_file_of_a_model_in_int8_is_named(folder, name):
     (as_if_quantized(folder) / name).unlink()
-    with pytest.raises(UserError, match=f"an int8 model without {name}; export it again: grr-coca export onnx"):
+    with pytest.raises(UserError, match=f"an int8 model without {name}; write it again with: grr-coca export onnx"):
         grr_coca.load(folder)
 
 

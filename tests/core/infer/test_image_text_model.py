@@ -61,7 +61,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 @pytest.mark.parametrize("device", ["cuda:97", "toaster", "cpu:x", "hpu", "meta"])
 def test_device_that_is_not_here_is_named(run, device):
-    with pytest.raises(UserError, match=f"device '{device}' cannot be used here; the best available one is"):
+    with pytest.raises(UserError, match=f"device '{device}' cannot be used here; use '"):
         grr_coca.load(run.folder, device)
 
 
@@ -243,7 +243,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
 @pytest.mark.parametrize(
     ("labels", "templates", "told"),
     [
-        (["cat", "dog", "Cat "], ("{}",), "duplicate labels .*: 'cat' \\(1 and 3\\)$"),
+        (["cat", "dog", "Cat "], ("{}",), "duplicate labels, .*: 'cat' \\(1 and 3\\)"),
         (["cat"], ("{}",), "at least two labels"),
         (["cat", " "], ("{}",), "label 2 is empty"),
         ("cat,dog", ("{}",), "list of texts"),

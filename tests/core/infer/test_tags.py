@@ -175,7 +175,7 @@ def test_stored_vectors_are_not_used_after_a_change_of_weights():
     ("content", "message"),
     [
         (b"cut", "tags.safetensors: corrupt, or cannot be read"),
-        (save({"vectors": np.zeros((2, 4), np.float16)}), r"its shape is \(2, 4\), but tags.json has 3 words"),
+        (save({"vectors": np.zeros((2, 4), np.float16)}), r"the shape is \(2, 4\), but tags.json has 3 words"),
         (save({"words": np.zeros((3, 4), np.float16)}), "tags.safetensors: corrupt, or cannot be read"),
     ],
 )

@@ -158,7 +158,7 @@ def test_config_of_parts_that_do_not_fit_raises_an_error(tiny_config):
         replace(config.image_encoder, transformer=config.feature_encoder.transformer)
     with pytest.raises(UserError, match="keep 'mean' makes num_tokens 1"):
         replace(config.feature_encoder, keep="mean")
-    with pytest.raises(UserError, match="has no image encoder; it has features"):
+    with pytest.raises(UserError, match="this model takes features of a frozen encoder"):
         _ = replace(config, image_encoder=None).own_image_encoder
 
 

@@ -101,7 +101,7 @@ def test_other_weights_stay(start):
     ("sizes", "message"),
     [
         ({"image_size": 30}, "image_size 30 must be divisible by patch_size 4; the nearest multiples are 28 and 32"),
-        ({"context_length": 8}, "context_length 8 is shorter than the checkpoint's, 40"),
+        ({"context_length": 8}, "context_length must be at least 40, as in the checkpoint"),
     ],
 )
 def test_impossible_sizes_are_errors(start, sizes, message):
@@ -144,16 +144,16 @@ def test_command_takes_the_sizes(grr_coca, run, tmp_path):
     assert from_pretrained(tmp_path / "run").preprocess.image_size == 32
     said = grr_coca("pretrain", tmp_path / "mine.yaml")
     assert said.code == 2
-    assert "mine.yaml: model: key 'preset' is missing, which a new model needs" in said.err
+    assert "mine.yaml: model: key 'preset' is missing; a new model needs both" in said.err
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (ModelRecipe(image_size=30), "model: image_size 30 must be divisible by patch_size 16"),
-        (ModelRecipe(context_length=8), "model: context_length 8 is shorter than the checkpoint's, 24"),
+        (ModelRecipe(context_length=8), "model: context_length must be at least 24, as in the checkpoint"),
         (ModelRecipe(num_registers=4), "model: num_registers 4: fine-tuning keeps the model of its checkpoint"),
-        (ModelRecipe("grr_coca", image_size=32), "model: key 'size' is missing, which a new model needs"),
+        (ModelRecipe("grr_coca", image_size=32), "model: key 'size' is missing; a new model needs both"),
     ],
 )
 def test_recipe_with_impossible_sizes_is_an_error(run, model, message):

@@ -80,7 +80,7 @@ def test_fixed_sines_and_cosines_are_in_the_model_that_comes_out(plain, tmp_path
 
 def test_sines_and_cosines_need_learned_positions(plain, tmp_path):
     recipe = with_key(plain[0], "model.image_positions", "sine_cosine")
-    with pytest.raises(UserError, match="fills learned positions of patches, which this preset does not have"):
+    with pytest.raises(UserError, match="needs learned patch positions, which this preset does not have"):
         new_checkpoint(recipe, ALONE)
     with pytest.raises(UserError, match="fine-tuning keeps the positions of its checkpoint; remove model: image_pos"):
         fitted_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))

@@ -111,7 +111,7 @@ def test_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
     assert [trial.diverged for trial in read_search(tmp_path / "run").trials] == [True, False]
     assert chosen.optimizer.learning_rates == {"logit_scale": 0.02}
     monkeypatch.setattr(searching, "FACTORS", (1e36, 1e37))
-    with pytest.raises(DivergedError, match="lower optimizer: lr"):
+    with pytest.raises(DivergedError, match="lower the learning rate"):
         job.search(tmp_path / "other")
 
 

@@ -151,7 +151,7 @@ def test_file_without_keys_is_an_error_that_names_it(load, text):
     ],
 )
 def test_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
-    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is a duplicate"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: duplicate key '{key}'"):
         load(text)
 
 
@@ -278,15 +278,20 @@ POWER_OF_TWO = "stem 'convolutional' .* needs a patch_size that is a power of tw
 @pytest.mark.parametrize(
     ("preset", "size", "changes", "message"),
     [
-        ("open_clip_coca", "b32", {"captions_from": "patches"}, "'patches' does not fit preset 'open_clip_coca'"),
+        ("open_clip_coca", "b32", {"captions_from": "patches"}, "'patches' does not match preset 'open_clip_coca'"),
         ("open_clip_coca", "b32", {"stem": "convolutional"}, "'open_clip' has stem 'patchify', not 'convolutional'"),
         (
             "grr_coca",
             "tiny",
             {"image_dim": 100},
-            r"image_dim 100 must be a multiple of 32, .* the nearest: \d+ and \d+",
+            r"image_dim 100 must be a multiple of 32, .* the nearest multiples are \d+ and \d+",
         ),
-        ("grr_coca", "tiny", {"text_dim": 130}, r"text_dim 130 must be a multiple of 32, .* the nearest: \d+ and \d+"),
+        (
+            "grr_coca",
+            "tiny",
+            {"text_dim": 130},
+            r"text_dim 130 must be a multiple of 32, .* the nearest multiples are \d+ and \d+",
+        ),
         ("grr_coca", "tiny", {"image_size": 60}, "image_size 60 must be divisible by patch_size 16; .* 48 and 64"),
         ("grr_coca", "base", {"stem": "convolutional"}, f"{POWER_OF_TWO} 18; the nearest: 16 and 32"),
         ("grr_coca", "l14", {"stem": "convolutional"}, f"{POWER_OF_TWO} 14; the nearest: 8 and 16"),

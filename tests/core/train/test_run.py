@@ -181,7 +181,7 @@ def test_model_with_clips_vocabulary_trains(shard, tmp_path):
 
 def test_clips_vocabulary_takes_no_size(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip", vocab_size=4096))
-    with pytest.raises(UserError, match=r"tokenizer: vocab_size 4096 does not fit kind 'clip'.* remove vocab_size"):
+    with pytest.raises(UserError, match=r"tokenizer: vocab_size 4096 does not match kind 'clip'.* remove vocab_size"):
         new_checkpoint(recipe, ALONE)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe, "what a run wrote before is still read"
@@ -190,7 +190,9 @@ def test_clips_vocabulary_takes_no_size(shard, tmp_path):
 def test_padding_id_0_needs_the_clip_vocabulary(shard):
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, model=replace(recipe.model, preset="open_clip_coca"))
-    with pytest.raises(UserError, match=r"kind 'bpe' does not fit model: preset 'open_clip_coca'.* set kind to 'clip'"):
+    with pytest.raises(
+        UserError, match=r"kind 'bpe' does not match model: preset 'open_clip_coca'.* set kind to 'clip'"
+    ):
         new_checkpoint(recipe, ALONE)
     clip = replace(recipe, tokenizer=TokenizerRecipe("clip"))
     assert new_checkpoint(clip, ALONE).config.architecture == "open_clip"
@@ -245,7 +247,7 @@ def test_best_may_be_that_of_any_recall(shard, tmp_path, score):
 
 def test_excessive_learning_rate_stops_with_advice(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=12, optimizer=OptimizerRecipe(lr=1e30))
-    with pytest.raises(UserError, match="lower optimizer: lr"):
+    with pytest.raises(UserError, match="lower the learning rate"):
         pretrain(recipe, tmp_path / "run")
 
 
@@ -288,7 +290,7 @@ def test_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
     with warnings_of("grr_coca.train.loop") as messages:
         pretrain(recipe, tmp_path / "run")
     (message,) = messages
-    assert message.startswith("schedule: 2 warmup_steps are more than the 1 steps")
+    assert message.startswith("schedule: warmup_steps (2) exceeds steps (1)")
 
 
 def test_truncated_captions_are_reported_once(shard, tmp_path):
@@ -311,7 +313,10 @@ def test_bad_validation_pair_is_excluded(shard, tmp_path):
         pretrain(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run", "val")[0]["num_pairs"] == 8
     assert len(messages) == 1
-    assert f"1 of 9 validation pairs are invalid and excluded, the first: {tmp_path / 'val.tar'}: {key}" in messages[0]
+    assert (
+        f"1 of 9 validation pairs are invalid and are excluded; the first error is: {tmp_path / 'val.tar'}: {key}"
+        in messages[0]
+    )
 
 
 def test_validation_split_of_only_bad_pairs_raises(shard, tmp_path):
@@ -319,7 +324,7 @@ def test_validation_split_of_only_bad_pairs_raises(shard, tmp_path):
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
     with pytest.raises(
-        UserError, match=r"no validation pair can be read, the first error is: .*val\.tar: a.*`grr-coca data check`"
+        UserError, match=r"no validation pair can be read; the first error is: .*val\.tar: a.*`grr-coca data check`"
     ):
         pretrain(recipe, tmp_path / "run")
 

@@ -249,7 +249,7 @@ def test_options_of_apply_without_it_are_one_line(grr_coca, sets):
     ("arguments", "message"),
     [
         (["{mine}", "iconify:luicde"], "did you mean 'lucide'"),
-        (["{mine}", "{other}", "--decided", "{foreign}"], "a map of other icons"),
+        (["{mine}", "{other}", "--decided", "{foreign}"], "this map is for other icons"),
         (["{mine}", "{empty}"], "empty drawing"),
     ],
 )

@@ -290,7 +290,7 @@ def test_decided_entries_are_unchanged(sides):
 
 def test_map_of_another_pair_of_sets_is_one_line(sides):
     with pytest.raises(
-        UserError, match=r"map\.json: a map of other icons: none of its 1 is in one .*mdi:home → ph:house"
+        UserError, match=r"map\.json: this map is for other icons: none of its 1 icons is in one .*mdi:home → ph:house"
     ):
         decided_matches({"mdi:home": "ph:house"}, *lookups(sides), "map.json")
     with pytest.raises(UserError, match=r"unknown icon 'two:trahs'; did you mean 'two:trash'"):

@@ -67,7 +67,7 @@ def test_other_languages_are_text_and_no_code_is_an_error(tmp_path):
     assert len(find_uses(tmp_path)) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.cobol").write_text("'mdi:home'")
-    with pytest.raises(UserError, match="no known code file"):
+    with pytest.raises(UserError, match="no code file with a known suffix"):
         find_uses(tmp_path / "other")
     with pytest.raises(UserError, match="no such file or folder"):
         find_uses(tmp_path / "missing")

@@ -237,7 +237,7 @@ def test_corrupt_package_in_the_cache_is_one_line(npm):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"icons.json": b"{}" + b" " * 100}, r"icons\.json has 102 bytes \(limit 100\)"),
+        ({"icons.json": b"{}" + b" " * 100}, r"icons\.json is too large: 102 bytes \(limit 100\)"),
         ({"index.js": b""}, "an npm package without icons.json; expected one of @iconify-json"),
     ],
 )
@@ -256,7 +256,7 @@ def test_package_of_another_set_in_the_cache_is_ignored():
     packages_folder().mkdir(parents=True)
     (packages_folder() / "iconify-json-lucide-1.0.0.tgz").write_bytes(archive(SET))
     with pytest.raises(
-        UserError, match=r"lucide-1\.0\.0\.tgz: has the set 'tiny' instead of 'lucide'; delete the file"
+        UserError, match=r"lucide-1\.0\.0\.tgz: contains the set 'tiny' instead of 'lucide'; delete the file"
     ):
         by_name("iconify:lucide")
 
@@ -273,7 +273,7 @@ def test_missing_npm_error_names_file_and_folder(monkeypatch):
 
 def test_offline_fetches_nothing(npm, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="--offline disables downloads"):
+    with pytest.raises(UserError, match="--offline prevents downloads"):
         by_name("iconify:tiny")
     assert not (npm / "calls").exists()
 
@@ -321,8 +321,8 @@ def test_real_npm_fetches_a_real_set():
         ('{"prefix": "x", "icons": []}', "not an Iconify set"),
         ('{"prefix": "x", "icons": {}}', "without icons"),
         ('{"prefix": "x", "icons": {"a"', "not a readable JSON file"),
-        ('{"icons": {"a": {"body": ""}}}', "an icon set of Iconify"),
-        ("[1, 2]", "an icon set of Iconify"),
+        ('{"icons": {"a": {"body": ""}}}', "an Iconify icon set"),
+        ("[1, 2]", "an Iconify icon set"),
     ],
 )
 def test_json_that_is_no_icon_set_is_one_line(tmp_path, content, message):
@@ -543,7 +543,7 @@ def test_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
 def test_font_without_drawings_raises(tmp_path):
     path = tmp_path / "a.ttf"
     make_font(path, {"trash": 0xE001}, squares={"trash": 0})
-    with pytest.raises(UserError, match=r"a\.ttf: no drawn glyph has a name or a code point"):
+    with pytest.raises(UserError, match=r"a\.ttf: no glyph with a drawing has a name or a code point"):
         by_name(path)
     make_font(path, {"blank": 0xE002, "trash": 0xE001}, squares={"blank": 0})
     assert list(by_name(path)) == ["trash"]
@@ -635,7 +635,7 @@ def test_corrupt_icon_pack_raises_and_is_rebuilt_if_deleted(json_file):
     whole = pack.read_bytes()
     for damaged in (b"", whole[:-1], whole.replace(b'"offset"', b'"offsat"'), whole[:-8] + bytes(8)):
         pack.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"tiny\.icons: corrupt; delete it to rebuild it"):
+        with pytest.raises(UserError, match=r"tiny\.icons: corrupt; delete this file, which is then rebuilt"):
             open_icons(str(json_file))
     pack.unlink()
     assert open_icons(str(json_file)).file.read_bytes() == whole

@@ -120,7 +120,7 @@ def test_icons_are_found_by_image_data_or_index_file(call, folder, tmp_path):
     outside.write_text(svg)
     said, _, is_error = call("search_by_picture", file=str(outside))
     assert is_error
-    assert "not below a folder of an index" in said
+    assert "not in the folder of an index" in said
     said, _, is_error = call("search_by_picture", data="https://example.org/a.png")
     assert is_error
     assert "URLs are not fetched" in said
@@ -226,7 +226,7 @@ def test_images_are_read_only_from_files_of_an_index(indexes, tmp_path, monkeypa
         with pytest.raises(UserError, match="server files cannot be read; pass the image as data"):
             IconTools({"moons": index}, reads_files=False).search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))
         monkeypatch.setattr("grr_coca_icons.tools.icon_tools._MAX_PICTURE", 50)
-        with pytest.raises(UserError, match=rf"the image has {len(svg)} bytes \(limit 50\)"):
+        with pytest.raises(UserError, match=rf"the image is too large: {len(svg)} bytes \(limit 50\)"):
             tools.search_by_picture(data=svg)
 
 

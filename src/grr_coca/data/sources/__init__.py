@@ -1,1 +1,1 @@
-"""Readers of image-text pairs, one for each file format. `open.py` chooses the reader."""
+"""Readers of image-text pairs, one per file format. `open.py` chooses the reader."""

@@ -1,4 +1,4 @@
-"""Common parts of sources: a pair, the protocol of a source, bad pairs and their causes."""
+"""Parts common to all sources: a pair, the protocol of a source, bad pairs and their causes."""
 
 import hashlib
 from array import array
@@ -13,22 +13,24 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.walk import is_raster_name
 
 if TYPE_CHECKING:
-    import numpy as np  # late: helper programs do not need it
+    import numpy as np  # lazy import, because subprocesses do not need it
 
 PACK_SUFFIX = ".icons"
-"""Suffix of a file with all images of a `SourceReader`. Their names end in `: ` and `SourceImage.inner`."""
+"""Suffix of a file that contains all images of a `SourceReader`. The names of the images end in `: ` and
+`SourceImage.inner`.
+"""
 
 MAX_TEXT = 2**20
-"""Maximum number of bytes of a caption in a file or shard, or of all captions of an image."""
+"""Maximum number of bytes of a caption in a file or shard, or of all captions of an image together."""
 
 
 @dataclass(frozen=True)
 class RawPair:
-    """A pair as read: the bytes of an image file, and a caption. `name`: Its location, for messages.
+    """A pair as read from its source: the bytes of an image file, and a caption. `name` is its location, for messages.
 
-    If an image has several captions, `more_captions` has the others. Pairs of the same image have the same
-    `image_name`; if that is empty, `name` is used. `picture`: if the image holds features, the picture to show users,
-    if there is one. `features`: image tokens from a frozen encoder, N × X, if already computed.
+    If an image has several captions, `more_captions` has all but the first. Pairs of the same image have the same
+    `image_name`; if that is empty, `name` is used. If the image contains features, `picture` is the image to show to
+    users, if available. `features` are image tokens from a frozen encoder, N × X, if they are already computed.
     """
 
     key: str
@@ -49,9 +51,9 @@ class RawPair:
 
 @runtime_checkable
 class PairSource(Protocol):
-    """A source of pairs, which can be read in any order. Reading a bad pair raises `BadSample`.
+    """Source of pairs, which can be read in any order. Reading a bad pair raises `BadSample`.
 
-    Subclasses use the first caption by default, and treat each pair as a separate image.
+    By default, subclasses use the first caption, and treat each pair as a separate image.
     """
 
     def __len__(self) -> int:
@@ -63,11 +65,11 @@ class PairSource(Protocol):
         ...
 
     def caption(self, index: int) -> str:
-        """Read the first caption of a pair. The image is not read."""
+        """Read the first caption of a pair, without reading the image."""
         return self.captions(index)[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of a pair. The image is not read."""
+        """Read all captions of a pair, without reading the image."""
         ...
 
     def name(self, index: int) -> str:
@@ -75,11 +77,11 @@ class PairSource(Protocol):
         ...
 
     def image_name(self, index: int) -> str:
-        """Return the name of the image of a pair. Pairs of the same image have the same name. The image is not read."""
+        """Return the name of a pair's image, without reading the image. Pairs of the same image have the same name."""
         return self.name(index)
 
     def place(self, index: int) -> str:
-        """Return the shard, table or folder of a pair. Bad pairs are counted by place."""
+        """Return the shard, table or folder of a pair, by which bad pairs are counted."""
         ...
 
     @property
@@ -88,30 +90,36 @@ class PairSource(Protocol):
         return False
 
     def expect(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002 (only shards have blocks)
-        """Prepare to read the given pairs, in ascending order, at about the same time. One of them is read next."""
+        """Prepare for reading the given pairs, in ascending order, at about the same time. One of them is read next."""
         return None
 
     def fetch(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002
-        """Prefetch the data that `expect` would read from a remote source. Several threads may do so at once."""
+        """Prefetch the data that `expect` would read from a remote source.
+
+        Several threads may call this at the same time.
+        """
         return None
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the input of `source_digest`: everything that determines the pairs and their order. No pairs are read.
+        """Yield the input of `source_digest`: everything that determines the pairs and their order, without reading
+        pairs.
 
         Raises:
-            TypeError: If the source has none, so that no run can be resumed with it.
+            TypeError: If the source cannot provide this input, so that no run can be resumed with it.
         """
-        raise TypeError(f"{type(self).__name__}: a source whose pairs have no digest")
+        raise TypeError(
+            f"{type(self).__name__}: pairs of this source have no digest, so a run on them cannot be resumed"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceImage:
-    """An image of a `SourceReader`: `size` bytes of a file, from `offset`.
+    """Image of a `SourceReader`: `size` bytes of a file, from `offset`.
 
     Attributes:
         name: Unique name in results.
         inner: Name within the source, to which exclusions apply.
-        problem: Reason why the image is missing; empty if it exists.
+        problem: Reason why the image is missing. Empty if the image exists.
     """
 
     name: str
@@ -125,14 +133,14 @@ class SourceImage:
 
 
 class SourceReader(Protocol):
-    """Reads pairs and images of another kind of source, such as icon sets. Registered in `grr_coca.sources`."""
+    """Reader of pairs and images from another kind of source, such as icon sets, registered in `grr_coca.sources`."""
 
     def owns(self, argument: str) -> bool:
-        """Return whether an argument that is not a path names a source of this reader, such as `iconify:lucide`."""
+        """Return whether an argument that is not a path, such as `iconify:lucide`, names a source of this reader."""
         ...
 
     def find_file(self, argument: str) -> Path:
-        """Return the file of an argument that `owns` accepts. It may be fetched.
+        """Return the file of an argument that `owns` accepts. The file may be downloaded first.
 
         Raises:
             UserError: If the source does not exist.
@@ -143,27 +151,28 @@ class SourceReader(Protocol):
         """Open a source of pairs, or return None if the argument is not a source of this reader.
 
         Raises:
-            UserError: If the source is corrupt, or cannot be fetched.
+            UserError: If the source is corrupt, or cannot be downloaded.
         """
         ...
 
     def images(self, argument: str) -> Sequence[SourceImage] | None:
-        """Find the images of an argument, or return None as `open` does."""
+        """Find the images of an argument. Return None if the argument is not a source of this reader."""
         ...
 
     def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
-        """Return an argument with the version of the source from which an image with the given fields is."""
+        """Return an argument that includes the version of the source that contained an image with the given fields."""
         ...
 
     def unversioned(self, argument: str) -> str:
-        """Return an argument without its version, so that it is equal for all versions of a source."""
+        """Return an argument without its version, so that it is the same for all versions of a source."""
         ...
 
 
 def source_readers(argument: str) -> Iterator[SourceReader]:
-    """Yield the readers that may own an argument. Paths of pictures are not offered to readers.
+    """Yield the readers that may own an argument. There are none for the path of an image.
 
-    Readers of other distributions get only `SCHEME:…`, since finding them takes longer than opening a folder.
+    Readers of other distributions only get arguments of the form `SCHEME:…`, since finding these readers takes longer
+    than opening a folder.
     """
     if ":" not in argument and is_raster_name(argument):
         return
@@ -173,14 +182,14 @@ def source_readers(argument: str) -> Iterator[SourceReader]:
 
 
 def reader_that_owns(argument: str) -> SourceReader | None:
-    """Return the reader that owns an argument, see `SourceReader.owns`. For a plain path, none is imported."""
+    """Return the reader that owns an argument; see `SourceReader.owns`. For a plain path, no reader is imported."""
     if ":" not in argument:
         return None
     return next((reader for reader in source_readers(argument) if reader.owns(argument)), None)
 
 
 class Cause(StrEnum):
-    """The reasons why a pair is bad."""
+    """Reason why a pair is bad."""
 
     EMPTY_FILE = "empty file"
     NOT_AN_IMAGE = "not an image"
@@ -199,17 +208,17 @@ class Cause(StrEnum):
 
 
 class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
-    """Error for an unusable pair, or file of a pair. The message names it."""
+    """A pair, or a file of a pair, cannot be used. The message names the pair or file."""
 
     def __init__(self, message: str, cause: Cause = Cause.UNREADABLE) -> None:
-        # `cause` has a default, because torch passes only the message of an error from a worker to its parent.
+        # `cause` has a default, because torch passes only the message of an error from a worker to the parent process.
         super().__init__(message)
         self.cause = cause
-        self.may_lack_memory = False  # its decoder does not distinguish corrupt files from lack of memory
+        self.may_lack_memory = False  # the decoder does not distinguish a corrupt file from a lack of memory
 
 
 def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
-    """Convert the index of a pair in a source of several parts to the index of its part and the index within it.
+    """Convert the index of a pair in a source with several parts to the index of the part and the index in that part.
 
     Args:
         ends: Number of pairs up to the end of each part.
@@ -222,7 +231,7 @@ def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
 
 
 class Strings:
-    """A fixed list of strings in little memory: one block of UTF-8 with offsets instead of an object per string."""
+    """Fixed list of strings that needs little memory: one block of UTF-8 with offsets, not one object per string."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         import numpy as np
@@ -235,7 +244,7 @@ class Strings:
         self._ends = np.array(ends, dtype=np.uint64)
 
     def buffers(self) -> tuple[bytes, memoryview]:
-        """Return all strings as one block, and the end of each string in it."""
+        """Return all strings as one block, and the end of each string in the block."""
         return self._content, self._ends.data
 
     def __len__(self) -> int:
@@ -247,16 +256,16 @@ class Strings:
 
 
 def stable_id(text: str) -> int:
-    """Return a 63-bit id of a text, the same in every process."""
+    """Return a 63-bit id of a text that is the same in every process."""
     content = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 contain lone surrogates
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1
 
 
 def digest_header(source: PairSource) -> bytes:
-    """Return the first of the `digest_parts` of a source: its kind, and its number of pairs."""
+    """Return the first part of the `digest_parts` of a source: its kind, and its number of pairs."""
     return f"{type(source).__name__} {len(source)} ".encode()
 
 
 def digest_file(path: Path) -> bytes:
-    """Return a file's part of a digest: its name and size, without its folder."""
+    """Return the part of a digest that describes a file: its name and size, without its folder."""
     return f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Cache of parts of remote files on the local disk. Each is fetched once, by the first process that needs it."""
+"""Cache parts of remote files on the local disk. Each part is fetched once, by the first process that needs it."""
 
 import hashlib
 import os
@@ -13,50 +13,53 @@ from grr_coca.common.remote import RemoteFile
 
 _SUFFIX = ".block"
 _ROOM = 0.9
-"""Fraction of the limit that is free after removing blocks."""
+"""Fraction of the limit that is free after blocks have been removed."""
 
 _TRIES = 3
 
 
 @dataclass(frozen=True)
 class RemoteBlock:
-    """A part of a remote file, from byte `start` to before `end`."""
+    """Part of a remote file, from byte `start` up to, but excluding, byte `end`."""
 
     file: RemoteFile
     start: int
     end: int
 
     def read(self) -> bytes:
-        """Fetch the part, see `RemoteFile.read`."""
+        """Fetch the part; see `RemoteFile.read`."""
         return self.file.read(self.start, self.end - self.start)
 
 
 class BlockCache:
-    """Blocks in a folder of the user's cache. Above the limit, the least recently used blocks are removed.
+    """Blocks in a folder of the user's cache. If their size exceeds the limit, the least recently used blocks are
+    removed.
 
     Args:
-        limit: Approximate maximum size of all blocks in bytes.
+        limit: Approximate maximum size of all blocks together, in bytes.
     """
 
     def __init__(self, limit: int) -> None:
         self.folder = user_cache() / "blocks"
         self._limit = limit
-        self._written = limit  # so that space is freed before the first block
+        self._written = limit  # frees space before the first block is written
 
     def open(self, block: RemoteBlock) -> int:
-        """Return a descriptor of the file of a block, which is fetched if missing.
+        """Open the file of a block, which is fetched if missing, and return its descriptor.
 
         Raises:
-            UserError: If the block cannot be fetched, see `RemoteFile.read`, or the disk is full.
+            UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full.
         """
         for _ in range(_TRIES):
             path = self.fetch(block)
-            with suppress(FileNotFoundError):  # another process has removed it in the meantime
+            with suppress(FileNotFoundError):  # another process has removed the file in the meantime
                 descriptor = open_to_read(path)
                 with suppress(OSError):
                     os.utime(path)
                 return descriptor
-        raise DiskError(f"{self.folder}: blocks vanish as soon as they are written; do not clear it during a run")
+        raise DiskError(
+            f"{self.folder}: blocks disappear as soon as they are written; do not clear this folder during a run"
+        )
 
     def fetch(self, block: RemoteBlock) -> Path:
         """Fetch a block if it is missing, and return the path of its file."""
@@ -70,7 +73,9 @@ class BlockCache:
                         self._make_room(len(content))
                         write_bytes_atomic(path, content)
         except OSError as error:
-            raise DiskError(f"{self.folder}: a block of {block.file} cannot be written ({error.strerror})") from error
+            raise DiskError(
+                f"{self.folder}: a block of {block.file} cannot be written ({error.strerror}); check the disk"
+            ) from error
         return path
 
     def drop(self, block: RemoteBlock) -> None:
@@ -84,7 +89,7 @@ class BlockCache:
 
     def _make_room(self, size: int) -> None:
         self._written += size
-        if self._written < self._limit * (1 - _ROOM) / 2:  # avoids listing thousands of blocks for each
+        if self._written < self._limit * (1 - _ROOM) / 2:  # avoids listing thousands of blocks for each new block
             return
         self._written = 0
         used, total = [], size
@@ -104,7 +109,7 @@ class BlockCache:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    from filelock import FileLock  # late: its import takes a tenth of a second
+    from filelock import FileLock  # lazy import, because it takes a tenth of a second
 
     lock = FileLock(path)
     with suppress(OSError, NotImplementedError):  # without locks, as on some drives, a block may be fetched twice

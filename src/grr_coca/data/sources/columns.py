@@ -1,4 +1,4 @@
-"""Detection of the image and caption columns of tables."""
+"""Detect the image and caption columns of tables."""
 
 from collections.abc import Sequence
 
@@ -19,16 +19,16 @@ CAPTION_COLUMNS = (
 def find_columns(
     names: Sequence[str], listing: str, needs_captions: bool = True, image: str | None = None
 ) -> tuple[str, str | None]:
-    """Find the column of images and the column of captions of a table, by their names.
+    """Find the image column and the caption column of a table by their names.
 
     Args:
         names: All columns.
         listing: Name of the table in messages.
-        needs_captions: If False, the second result is None.
-        image: Image column, if known; None: a column of paths is searched for.
+        needs_captions: Whether a caption column is needed. If False, the second result is None.
+        image: Image column, if known. If None, a column of paths is searched for.
 
     Raises:
-        UserError: If a column is missing (the message lists the table's columns) or duplicate.
+        UserError: If a column is duplicate or missing. In the latter case, the message lists the table's columns.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
@@ -36,25 +36,27 @@ def find_columns(
     if image is not None and (caption is not None or not needs_captions):
         for name in filter(None, (image, caption)):
             if names.count(name) > 1:
-                raise UserError(f"{listing}: has several columns '{name}'; rename all but one")
+                raise UserError(f"{listing}: several columns are named '{name}'; rename all but one")
         return image, caption
     if image is None and "url" in plain:
-        raise UserError(f"{listing}: has URLs, which are not downloaded; convert it to shards with img2dataset first")
+        raise UserError(
+            f"{listing}: contains URLs, which are not downloaded; first convert the table to shards with img2dataset"
+        )
     what, usual = ("the image's path", IMAGE_COLUMNS) if image is None else ("the caption", CAPTION_COLUMNS)
     found = ", ".join(map(str, names[:20])) or "none"
-    raise UserError(f"{listing}: no column of {what}; found {found}; expected one of {', '.join(usual)}")
+    raise UserError(
+        f"{listing}: no column of {what} (found {found}); name the column {', '.join(usual[:-1])} or {usual[-1]}"
+    )
 
 
 def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
-    """Return the index of the first column with one of the usual names, or None if there is none. Earlier names
-    have priority.
-    """
+    """Return the index of the first column with one of the usual names, in their order of priority, or None."""
     plain = [_plain(name) for name in names]
     return next((plain.index(name) for name in usual if name in plain), None)
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """Convert a cell of a table to captions: a text, or a list of texts. Other values yield no captions."""
+    """Convert a cell of a table to captions. It may be a text or a list of texts; other values yield no captions."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list):

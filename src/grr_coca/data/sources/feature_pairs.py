@@ -1,4 +1,4 @@
-"""A folder of features as a source of pairs: its images contain features, see `grr_coca.data.feature_image`.
+"""Feature folder as a source of pairs: each image contains its features, see `grr_coca.data.feature_image`.
 
 Next to the features, `pairs.jsonl` has a line per image: its key, its captions, the columns of its table, and the
 path of a picture to show, if there is one. All files of the folder are opened when the first image is read.
@@ -27,16 +27,16 @@ from grr_coca.data.walk import has_image_suffix
 PAIRS = "pairs.jsonl"
 _PICTURE = "picture"
 _PICTURE_COLUMNS = (_PICTURE, "thumbnail", "preview")
-"""Columns of tables with the path of a picture to show."""
+"""Table columns that may have the path of an image to show."""
 
 
 def is_feature_folder(folder: Path) -> bool:
-    """Return whether a folder has features."""
+    """Return whether a folder contains features."""
     return (folder / HEADER).is_file()
 
 
 class FeaturePairs(PairSource):
-    """The images of a folder of features with their captions. Each image is one pair.
+    """Images of a feature folder with their captions. Each image is one pair.
 
     Args:
         folder: Folder written by `grr-coca data features`.
@@ -50,7 +50,9 @@ class FeaturePairs(PairSource):
         self.folder, self.has_images = folder, has_images
         self.header: FeatureHeader = read_feature_header(folder)
         if not (folder / PAIRS).is_file():
-            raise UserError(f"{folder}: {PAIRS} is missing; run the same grr-coca data features again, which adds it")
+            raise UserError(
+                f"{folder}: {PAIRS} is missing; run the same `grr-coca data features` command again to add it"
+            )
         self._listed = open_json_lines(folder / PAIRS, needs_images=False)
         if len(self._listed) != self.header.num_images:
             raise UserError(
@@ -60,7 +62,7 @@ class FeaturePairs(PairSource):
 
     @cached_property
     def cache(self) -> FeatureCache:
-        """The features.
+        """Features of the images.
 
         Raises:
             UserError: If a file is missing or corrupt.
@@ -120,28 +122,28 @@ class FeaturePairs(PairSource):
         return self._listed.captions(index)
 
     def name(self, index: int) -> str:
-        """Return the folder and the key of an image."""
+        """Return the folder and the key of an image, as its name."""
         return f"{self.folder}/{self._listed.key(index)}"
 
     def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
-        """Return the folder."""
+        """Return the feature folder."""
         return str(self.folder)
 
     def image_path(self, index: int) -> Path | None:
-        """Return the path of the picture to show for an image, which may not exist; None if there is none."""
+        """Return the path of the image to show in place of an image, or None if unknown. The file may not exist."""
         path = self._listed.fields(index).get(_PICTURE)
         return Path(path) if isinstance(path, str) and path else None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of the table of an image."""
+        """Return the table columns of an image."""
         return {name: value for name, value in self._listed.fields(index).items() if name not in (_PICTURE, "caption")}
 
 
 def features_of(source: PairSource) -> FeatureHeader | None:
-    """Return the description of the features that a source has instead of images; None if it has images.
+    """Return the description of the features that a source has instead of images, or None if it has images.
 
     Raises:
-        UserError: If the source has both, or features of several encoders.
+        UserError: If the source has both features and images, or features of several encoders.
     """
     first, *others = _parts(source)
     found = _header_of(first)
@@ -160,16 +162,16 @@ def _parts(source: PairSource) -> list[PairSource]:
 
 
 def require_same_features(name: str, found: FeatureHeader | None, expected: EncoderInfo | None, what: str) -> None:
-    """Raise an error unless features are those of an encoder, or both are missing.
+    """Check that features come from the expected encoder, or that there are neither features nor an expected encoder.
 
     Args:
         name: Name of the features or images.
-        found: Description of the features; None: images.
-        expected: The required encoder; None: images are required.
-        what: Name of the model or source that requires them.
+        found: Description of the features. None if there are images.
+        expected: The required encoder. None if images are required.
+        what: Name of the model or source that has this requirement.
 
     Raises:
-        UserError: If features and encoder do not match; the message names both.
+        UserError: If features and encoder do not match. The message names both.
     """
     if (None if found is None else found.encoder.digest) == (None if expected is None else expected.digest):
         return
@@ -181,7 +183,7 @@ def require_same_features(name: str, found: FeatureHeader | None, expected: Enco
 
 
 def write_pairs(folder: Path, images: ByImage) -> None:
-    """Write the keys and captions of the images of a source next to their features.
+    """Write the keys and captions of a source's images next to their features.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -196,7 +198,7 @@ def _lines(images: ByImage) -> Iterator[bytes]:
         for index in images[number]:
             try:
                 captions += source.captions(index)
-            except BadSample:  # without a caption, or invalid
+            except BadSample:  # a pair without a caption, or an invalid one
                 continue
         columns = dict(source.fields(first)) if isinstance(source, ListedPairs) else {}
         row = {name: value for name, value in columns.items() if isinstance(value, str | int | float)}
@@ -207,7 +209,7 @@ def _lines(images: ByImage) -> Iterator[bytes]:
 
 
 def _picture(source: PairSource, index: int, columns: Mapping[str, object]) -> str:
-    """Return the path of the picture of an image, if its table or source has one; else an empty string."""
+    """Return the path of an image to show, if the table or source has one, else an empty string."""
     named = next((str(columns[name]) for name in _PICTURE_COLUMNS if columns.get(name)), None)
     folder = source.listing.parent if isinstance(source, ListedPairs) else Path()
     path = Path(source.image_name(index)) if named is None else folder / named
@@ -215,7 +217,7 @@ def _picture(source: PairSource, index: int, columns: Mapping[str, object]) -> s
 
 
 def key_of(source: PairSource, index: int) -> str:
-    """Return the key of a pair. The image of a listing is not read, as it need not exist.
+    """Return the key of a pair. For a listing, the image is not read, because it need not exist.
 
     Raises:
         BadSample: If the pair cannot be read.
@@ -224,14 +226,14 @@ def key_of(source: PairSource, index: int) -> str:
 
 
 def pairs_of_features(path: Path, names: Sequence[str] = ()) -> PairSource:
-    """Open captions of images that need not exist.
+    """Open the captions of images that need not exist.
 
     Args:
         path: A table of names and captions, or a folder with a text file for each image.
         names: Names of the images, if `path` has features and no table.
 
     Raises:
-        UserError: If the path has neither, or cannot be read.
+        UserError: If the path has neither a table nor text files, or cannot be read.
     """
     if path.is_dir() and not names:
         texts = (text for text in path.rglob("*") if text.suffix.lower() == ".txt")

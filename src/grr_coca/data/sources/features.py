@@ -1,7 +1,7 @@
-"""Pairs with features of their images, written by `grr-coca data features`.
+"""Pairs with features of their images, which `grr-coca data features` has written.
 
-Features are read by position: image i of a source is row i of its cache. The SHA-256 of the image's file is compared,
-so that no image has the features of another image.
+Features are read by position: image i of a source is row i of its cache. The SHA-256 of the image file is compared with
+the stored one, so that no image gets the features of another image.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from grr_coca.data.sources.views import View, image_numbers, source_digest
 
 
 class WithFeatures(View):
-    """The pairs of a source, with features of their images.
+    """Pairs of a source, with features of their images.
 
     Args:
         source: All pairs of a source, as `open_source` returns them.
@@ -29,7 +29,10 @@ class WithFeatures(View):
 
     def __init__(self, source: PairSource, cache: FeatureCache) -> None:
         if cache.header.source != source_digest(source):
-            raise UserError(f"{cache.folder}: has features of other images than those of {source.place(0)}")
+            raise UserError(
+                f"{cache.folder}: contains features of other images than those of {source.place(0)}; pass "
+                "their own feature folder"
+            )
         self.source, self.cache = source, cache
         self._numbers = image_numbers(source)
 
@@ -41,7 +44,7 @@ class WithFeatures(View):
 
         Raises:
             BadSample: If the pair cannot be read, or could not be read when the features were computed.
-            UserError: If the image has changed since then.
+            UserError: If the image has changed since the features were computed.
         """
         pair, number = self.source[index], int(self._numbers[index])
         features = self.cache.tokens(number)
@@ -49,13 +52,13 @@ class WithFeatures(View):
             raise BadSample(f"{pair.name}: has no features in {self.cache.folder}")
         if hashlib.sha256(pair.image).digest() != self.cache.digest(number):
             raise UserError(
-                f"{self.cache.folder}: has the features of another image than {pair.name}; compute them again in a new "
-                "folder"
+                f"{self.cache.folder}: contains features of another image than {pair.name}; compute the features again "
+                "in a new folder"
             )
         return replace(pair, features=features)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the parts of the source."""
+        """Yield the digest parts of the source."""
         return self.source.digest_parts()
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
@@ -66,14 +69,14 @@ class WithFeatures(View):
 
 
 def with_features(source: PairSource, folders: Sequence[str]) -> PairSource:
-    """Return the pairs of a source with their features from one of several folders.
+    """Return the pairs of a source, with features from the folder that belongs to the source.
 
     Args:
         source: All pairs of a source.
-        folders: Folders with features of one encoder, each of another source.
+        folders: Feature folders of one encoder, each for another source.
 
     Raises:
-        UserError: If no folder has features of these images, or the features are of another encoder or preprocessing.
+        UserError: If no folder has features of these images, or another encoder or preprocessing was used.
     """
     first = open_features(folders[0])
     caches = [first, *(open_features(folder, first.header.encoder, first.header.keep) for folder in folders[1:])]
@@ -82,29 +85,38 @@ def with_features(source: PairSource, folders: Sequence[str]) -> PairSource:
         if cache.header.source == digest:
             return WithFeatures(source, cache)
     raise UserError(
-        f"{', '.join(folders)}: no features of the images of {source.place(0)}; write them with grr-coca data features"
+        f"{', '.join(folders)}: no features of the images in {source.place(0)}; compute them with "
+        "`grr-coca data features`"
     )
 
 
 def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | None = None) -> FeatureCache:
-    """Open a folder of features, which must be those of a model.
+    """Open a feature folder, and check that its features match a model.
 
     Args:
-        folder: Folder.
-        info: Frozen encoder of the model; None: any.
-        keep: The features that the model takes; None: any.
+        folder: The folder.
+        info: Frozen encoder of the model. None accepts any encoder.
+        keep: Kind of features that the model takes. None accepts any kind.
 
     Raises:
-        UserError: If a file is missing or corrupt, or the features are those of another encoder or preprocessing, or
-            all tokens instead of their mean, or vice versa.
+        UserError: If a file is missing or corrupt, the features come from another encoder or preprocessing, or
+            the folder has all tokens instead of their mean, or vice versa.
     """
     if not is_feature_folder(Path(folder)):
-        raise UserError(f"{folder}: has no features; write them with grr-coca data features, or set features: encoder")
+        raise UserError(
+            f"{folder}: contains no features; compute them with `grr-coca data features`, or set features: encoder"
+        )
     cache = FeatureCache(Path(folder))
     found = cache.header.encoder
     if info is not None and found.digest != info.digest:
         part = "weights" if found.weights != info.weights else "preprocessing"
-        raise UserError(f"{folder}: has features of {found.name}; its {part} must equal that of {info.name}")
+        raise UserError(
+            f"{folder}: contains features of {found.name}, whose {part} differs from that of {info.name}; "
+            "compute them again"
+        )
     if keep not in (None, cache.header.keep):
-        raise UserError(f"{folder}: has the features '{cache.header.keep}', but the model takes '{keep}'")
+        raise UserError(
+            f"{folder}: contains the features '{cache.header.keep}', but the model takes '{keep}'; compute "
+            f"them with --keep {keep}"
+        )
     return cache

@@ -1,4 +1,4 @@
-"""A folder of images, each with captions in a text file of the same name next to it, one per line."""
+"""Folder of images, each with a text file of the same name that has one caption per line."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from grr_coca.data.walk import has_image_suffix, walk_visible
 
 
 class ImageFolder(PairSource):
-    """The pairs `NAME.jpg` and `NAME.txt` of a folder and its subfolders, sorted by path. See `walk_visible`."""
+    """Pairs `NAME.jpg` and `NAME.txt` in a folder and its subfolders, sorted by path; see `walk_visible`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -63,7 +63,7 @@ class ImageFolder(PairSource):
 
 
 def caption_file(image: Path) -> Path | None:
-    """Return the text file with the captions of an image, or None if there is none."""
+    """Return the text file with the captions of an image, or None if it does not exist."""
     return next((path for path in map(image.with_suffix, (".txt", ".TXT")) if path.is_file()), None)
 
 
@@ -97,7 +97,8 @@ def _image_names(root: Path) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    """Raise an error for an unreadable folder, as a run must not silently skip its pairs."""
+    """Raise an error for an unreadable folder, because a run must not silently skip its pairs."""
     raise UserError(
-        f"{error.filename}: cannot be listed ({error.strerror or error}); make it readable, or move it elsewhere"
+        f"{error.filename}: cannot be listed ({error.strerror or error}); make this folder readable, or "
+        "move it elsewhere"
     ) from error

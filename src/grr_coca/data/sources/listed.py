@@ -1,4 +1,4 @@
-"""Pairs of a listing: a table or annotation file with the paths of images and their captions.
+"""Pairs from a listing: a table or annotation file with image paths and captions.
 
 Paths outside the image folder are rejected. Nothing is downloaded or executed.
 """
@@ -18,42 +18,46 @@ from grr_coca.data.sources.folder import read_image_file
 from grr_coca.data.walk import has_image_suffix
 
 _ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
-"""Suffixes that the paths of a listing may lack. ROCO lists ids."""
+"""Suffixes that may be missing from the paths in a listing. ROCO lists only ids."""
 
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
-"""The start of a URL: `https:`, `s3:`, `pipe:` and others. A single letter does not match: it is a Windows drive."""
+"""Start of a URL, such as `https:`, `s3:` or `pipe:`. A single letter does not match, because it is a Windows drive."""
 
 _NUM_PROBES = 50
-"""Number of rows read to find the image folder. The first few images may be missing."""
+"""Number of rows that are read to find the image folder, because the first few images may be missing."""
 
 
 class ListedRow(NamedTuple):
-    """A row of a listing: the path of an image as written, and its captions."""
+    """Row of a listing: the path of an image as written, and its captions."""
 
     path: str
     captions: tuple[str, ...]
 
 
 class ListedRows(Protocol):
-    """The rows of a listing."""
+    """Rows of a listing."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> ListedRow:
-        """Read one row. Raises `BadSample` if it is invalid."""
+        """Read one row.
+
+        Raises:
+            BadSample: If the row is invalid.
+        """
         ...
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row other than path and captions, by name, if the listing has any."""
+        """Return the columns of a row other than path and captions, by name, if the listing has such columns."""
         ...
 
 
 class StoredRows:
-    """Rows of a listing that must be read completely, such as JSON, stored compactly.
+    """Compactly stored rows of a listing, such as JSON, that must be read completely.
 
     Args:
         rows: Path and captions of each row.
-        fields: The other columns of each row; None if the format has no others.
+        fields: The other columns of each row. None if the format has no other columns.
     """
 
     def __init__(self, rows: Iterable[ListedRow], fields: Iterable[Mapping[str, object]] | None = None) -> None:
@@ -73,8 +77,9 @@ class StoredRows:
         return ListedRow(self._paths[index], captions)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row other than path and captions, by name; or the caption if the format has no
-        others.
+        """Return the columns of a row other than path and captions, by name.
+
+        If the format has none, return the caption.
         """
         if self._fields is not None:
             return json.loads(self._fields[index])
@@ -83,24 +88,24 @@ class StoredRows:
 
 
 class ImageFiles(NamedTuple):
-    """The base folder of a listing's relative paths, and the suffix to add to them."""
+    """Base folder of a listing's relative paths, and the suffix to append to them."""
 
     folder: Path
     suffix: str = ""
 
     def name(self, written: str) -> str:
-        """Return the full path as text, normalized: `a/../b.jpg` and `b.jpg` return the same path.
+        """Return the full, normalized path as text: it is the same for `a/../b.jpg` and `b.jpg`.
 
         The file is not opened.
         """
-        # pathlib is several times slower, and a run may need the names of millions of rows.
+        # pathlib would be several times slower, and a run may need the names of millions of rows.
         return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
 
     def path(self, written: str, name: str) -> Path:
         """Return the full path of a file.
 
         Raises:
-            BadSample: If the path leaves the folder, or is a URL.
+            BadSample: If the path leads out of the folder, or is a URL.
         """
         if "\0" in written or (SCHEME.match(written) and not _is_file(Path(self.name(written)))):
             message = (
@@ -116,7 +121,7 @@ class ImageFiles(NamedTuple):
 
 
 class ListedPairs(PairSource):
-    """The pairs of a listing, in its order. Each row is a pair. Rows with the same path belong to one image."""
+    """Pairs of a listing, in its order. Each row is a pair, and rows with the same path belong to one image."""
 
     def __init__(self, listing: Path, rows: ListedRows, images: ImageFiles) -> None:
         self.listing = listing
@@ -127,7 +132,7 @@ class ListedPairs(PairSource):
         return len(self._rows)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield name and size of the listing."""
+        """Yield the name and size of the listing."""
         yield digest_header(self)
         yield digest_file(self.listing)
 
@@ -147,7 +152,7 @@ class ListedPairs(PairSource):
         )
 
     def image(self, index: int) -> bytes:
-        """Read the image of a row, which may have no caption."""
+        """Read the image of a row, even if the row has no caption."""
         row = self._rows[index]
         name = self._name(index, row)
         if not row.path:
@@ -166,7 +171,7 @@ class ListedPairs(PairSource):
             return f"{self.listing}: row {index + 1}"
 
     def image_name(self, index: int) -> str:
-        """Return the path of the image; the name of the pair if the row has no path."""
+        """Return the path of the image, or the name of the pair if the row has no path."""
         try:
             row = self._rows[index]
         except BadSample:
@@ -178,7 +183,7 @@ class ListedPairs(PairSource):
         return str(self.listing)
 
     def key(self, index: int) -> str:
-        """Return the path of an image as in the listing, without an image suffix. The image is not read.
+        """Return the path of an image as written in the listing, without image suffix. The image is not read.
 
         Raises:
             BadSample: If the row is invalid.
@@ -186,7 +191,7 @@ class ListedPairs(PairSource):
         return without_suffix(self._rows[index].path)
 
     def image_path(self, index: int) -> Path | None:
-        """Return the path of the image of a row, which may not exist, or None if the row has no valid path."""
+        """Return the path of a row's image, or None if the row has no valid path. The file may not exist."""
         try:
             row = self._rows[index]
             return self.images.path(row.path, self._name(index, row)) if row.path else None
@@ -194,7 +199,7 @@ class ListedPairs(PairSource):
             return None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row by name, without the column of image paths.
+        """Return the columns of a row, by name, except the column of image paths.
 
         Raises:
             BadSample: If the row is invalid.
@@ -216,7 +221,7 @@ class ListedPairs(PairSource):
 
 
 def first_paths(rows: ListedRows) -> Iterator[str]:
-    """Yield the paths in the first rows, to find the folder of the images.
+    """Yield the paths in the first rows, by which the image folder is found.
 
     Raises:
         BadSample: If no row has a path; the error of the first invalid row is raised.
@@ -245,12 +250,12 @@ def locate_images(
 
     Args:
         listing: Path of the listing, for messages.
-        written: First paths of the listing. The first existing file determines the folder.
+        written: First paths in the listing. The first file that exists determines the folder.
         folders: Folders to search, in this order.
         needs_images: Whether the images must exist.
 
     Raises:
-        UserError: If no file exists; the message names the folders.
+        UserError: If no file exists. The message names the folders.
     """
     first, refused = None, None
     for text in written:
@@ -264,13 +269,13 @@ def locate_images(
                 except BadSample as error:
                     refused = refused or error
     if first is None:
-        raise UserError(f"{listing}: no pairs; none of its first rows has the path of an image")
+        raise UserError(f"{listing}: no pairs; the first rows have no image path, so check the columns")
     if not needs_images:
         return ImageFiles(folders[0])
     if refused is not None:
         raise UserError(str(refused))
     looked = ", ".join(str(folder) for folder in folders)
-    raise UserError(f"{listing}: images not found, such as {first}; searched {looked}")
+    raise UserError(f"{listing}: images such as {first} not found in {looked}; put them there, or correct the paths")
 
 
 def without_suffix(written: str) -> str:
@@ -281,5 +286,5 @@ def without_suffix(written: str) -> str:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # for example, the name is too long
+    except OSError:  # the name is too long, for example
         return False

@@ -1,4 +1,4 @@
-"""Opening of sources of pairs: choice of the reader for a path, and annotations of COCO, Flickr30K, ROCO and others."""
+"""Open sources of pairs: choose the reader for a path, and read annotations of COCO, Flickr30K, ROCO and others."""
 
 import csv
 import json
@@ -41,14 +41,14 @@ _LISTINGS = (
     "radiology/captions.txt",
     "results_20130124.token",
 )
-"""Files that reveal the format of a folder, most specific first. A folder without them has images and text files."""
+"""Files that reveal the format of a folder, most specific first. Without them, it has images and text files."""
 
 _BUILT_IN_CACHE = "icons"
-"""The corpus that `scripts/build_datasets` builds in the user's cache."""
+"""Corpus that `scripts/build_datasets` builds in the user's cache."""
 
 
 def open_source(path: str | Path, needs_captions: bool = True, needs_images: bool = True) -> PairSource:
-    """Open a source of pairs. The path and its content determine the format:
+    """Open a source of pairs. The path and its content determine the format, which is one of:
 
     - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar` or `data/{00000..01242}.tar`, or a
       folder of shards
@@ -65,8 +65,7 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
     - remote tar shards, or Parquet with the bytes of images, after `grr-coca data index`:
       `s3://BUCKET/{00000..01242}.tar`, `https://…`
 
-    Nothing is executed, and only the package of `iconify:PREFIX` is downloaded. Images are read on
-    demand.
+    Nothing is executed, and nothing is downloaded except the package of `iconify:PREFIX`. Images are read on demand.
 
     Args:
         path: A file, a folder or a pattern; `#` separates a split.
@@ -91,7 +90,7 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
 
 
 def require_exists(path: str) -> None:
-    """Check that the path of a source exists, without reading it.
+    """Check that the path of a source exists, without reading the source.
 
     Raises:
         UserError: If the path does not exist.
@@ -103,16 +102,16 @@ def require_exists(path: str) -> None:
 
 
 def remote_shards(pattern: str) -> list[RemoteFile]:
-    """Return the remote tar shards and Parquet tables of a pattern of URLs, in their current state.
+    """Return the remote tar shards and Parquet tables that match a URL pattern, in their current state.
 
     Raises:
-        UserError: If a file is missing or in another format.
+        UserError: If a file is missing, or has another format.
     """
     files = remote.find_remote(pattern)
     other = next((file for file in files if not file.name.lower().endswith((".tar", ".parquet"))), None)
     if other is not None:
         raise UserError(
-            f"{other}: only tar shards and Parquet can be read remotely; download it, or convert it to shards"
+            f"{other}: only tar shards and Parquet can be read remotely; download this file, or convert it to shards"
         )
     return files
 
@@ -132,12 +131,12 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """Return the tar shards of a folder in sorted order, without hidden ones."""
+    """Return the visible tar shards in a folder, sorted."""
     return sorted(path for path in folder.glob("*.[tT][aA][rR]") if not is_hidden(path.name))
 
 
 def _files(path: str) -> tuple[list[Path], str | None]:
-    """Return the files or the folder of a path, and the split after `#`, if there is one."""
+    """Return the files or the folder that a path specifies, and the split after `#`, if given."""
     path = expand_cache_prefix(path)
     if (reader := reader_that_owns(path)) is not None:
         return [reader.find_file(path)], None
@@ -145,8 +144,8 @@ def _files(path: str) -> tuple[list[Path], str | None]:
         return [Path(path)], None
     if SCHEME.match(path):
         raise UserError(
-            f"{path}: not a file or folder; nothing is downloaded or executed, so pass a path on this machine, or the "
-            "URL of tar shards or Parquet"
+            f"{path}: not a file or folder; pass a path on this machine, or the URL of tar shards or Parquet, because "
+            "nothing else is downloaded or executed"
         )
     if "{" in path:
         return [file for name in expand_braces(path) for file in _files(name)[0] or [Path(name)]], None
@@ -203,16 +202,17 @@ def _what_is_there(path: Path) -> str:
     return f"; {path.parent} has {', '.join(siblings[:8])}" if siblings else ""
 
 
-# --- Annotations in one JSON file
+# --- Annotations in a single JSON file
 
 
 def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open a JSON file. Its keys determine the format.
+    """Open a JSON file, whose keys determine the format.
 
     Args:
         path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with the
             path of an image and its caption or captions.
-        split: Split of Karpathy's files, such as `val`, or `train+restval`, which are usually combined for training.
+        split: Split of Karpathy's files, such as `val`; or `train+restval`, two splits that are usually combined for
+            training.
         needs_captions: Whether a list of objects must have captions.
         needs_images: Whether the images must exist.
 
@@ -233,10 +233,11 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs
             fields = ({name: value for name, value in record.items() if name != image} for record in content)
         else:
             raise UserError(
-                f"{path}: expected COCO's captions, Karpathy's splits, a list of objects or an icon set of Iconify"
+                f"{path}: unknown JSON format; expected COCO's captions, Karpathy's splits, a list of "
+                "objects or an Iconify icon set"
             )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: invalid in its format ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: not valid in its format ({type(error).__name__}: {error})") from error
     if split is not None:
         raise UserError(f"{path}: has no splits, so '{split}' cannot be selected; only Karpathy's files have splits")
     stored = StoredRows(rows, fields)
@@ -271,7 +272,7 @@ def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> li
     splits = sorted({str(image["split"]) for image in content["images"]})
     selected = _wanted_splits(path, split, splits)
     return [
-        # The files of Flickr have no `filepath`.
+        # Flickr's files have no `filepath`.
         ListedRow("/".join(filter(None, (image.get("filepath"), image["filename"]))), _sentences(image))
         for image in content["images"]
         if image["split"] in selected
@@ -282,13 +283,13 @@ def _wanted_splits(path: Path, split: str | None, splits: list[str]) -> set[str]
     if split is None:
         if len(splits) == 1:
             return set(splits)
-        # All splits together would train on test images.
-        raise UserError(f"{path}: has the splits {', '.join(splits)}; choose one, such as {path.name}#{splits[0]}")
+        # All splits together would put test images into training.
+        raise UserError(f"{path}: contains the splits {', '.join(splits)}; choose one, such as {path.name}#{splits[0]}")
     for name in split.split("+"):
         if name not in splits:
             raise UserError(
-                f"{path}: has no split '{name}'; {suggest_name(name, splits)}; it has {', '.join(splits)}, and two "
-                f"together are written {'+'.join(splits[:2])}"
+                f"{path}: has no split '{name}'; {suggest_name(name, splits)}; the splits are {', '.join(splits)}, "
+                f"and two of them are joined as {'+'.join(splits[:2])}"
             )
     return set(split.split("+"))
 
@@ -298,7 +299,7 @@ def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _karpathy_folders(path: Path) -> list[Path]:
-    """Return folders that may contain the images of Karpathy's splits, for COCO and Flickr30K.
+    """Return folders that may contain the images of Karpathy's splits of COCO and Flickr30K.
 
     COCO's images are in `train2014/` and `val2014/`, as `filepath` specifies; Flickr's are in `flickr30k-images/`.
     """
@@ -319,9 +320,8 @@ def _object_rows(content: list[Any], image: str, caption: str | None) -> Iterato
 def _open_flickr_tokens(path: Path) -> ListedPairs:
     """Open Flickr30K's `results_20130124.token`.
 
-    A line is `1000092795.jpg#0`, a tab and a caption; each image has five.
-
-    The images are in `flickr30k-images`.
+    A line is `1000092795.jpg#0`, a tab and a caption; each image has five captions. The images are in
+    `flickr30k-images`.
     """
     captions: dict[str, list[str]] = {}
     for number, image, caption in _tabbed_lines(path):
@@ -336,10 +336,12 @@ def _open_flickr_tokens(path: Path) -> ListedPairs:
 
 
 def _open_roco(path: Path) -> ListedPairs:
-    """Open ROCO v1's `captions.txt`. A line is `ROCO_00020`, a tab and a caption; images are in `images/` next to it.
+    """Open ROCO v1's `captions.txt`. A line is an id such as `ROCO_00020`, a tab and a caption.
 
-    The file name is that id. Files from the older download script of the dataset have other names, which are
-    listed in `licences.txt` next to the captions.
+    The images are in `images/` next to this file.
+
+    The name of an image file is its id. The dataset's older download script used other names, which are listed in
+    `licences.txt` next to the captions.
     """
     listed = [(identity, caption) for _, identity, caption in _tabbed_lines(path)]
     names = _file_names(path.parent)
@@ -355,7 +357,7 @@ def _open_roco(path: Path) -> ListedPairs:
 
 
 def _file_names(folder: Path) -> dict[str, str]:
-    """Return the file name of each id, from `licences.txt`. Its first columns are `ROCO_ID,PMC_ID`."""
+    """Return the file name for each id, from `licences.txt`, whose first columns are `ROCO_ID,PMC_ID`."""
     path = folder / "licences.txt"
     if not path.is_file():
         return {}

@@ -1,7 +1,7 @@
 """Parquet tables of captions and images: paths of files, or their bytes, as in Hugging Face datasets.
 
-Paths and captions are kept in memory, in the compact form of Arrow. Bytes are read by row group when they are
-needed, and the most recently used groups are cached.
+Paths and captions are kept in memory, in Arrow's compact form. Bytes are read by row group when needed, and the most
+recently used row groups are cached.
 """
 
 from collections import Counter, OrderedDict
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 _MAX_KEPT = 2**29
-"""Maximum size in bytes of the row groups that a process caches, over all its tables."""
+"""Maximum size, in bytes, of the row groups that a process caches over all its tables."""
 _MAX_GROUP = 2**30
-"""Maximum size in bytes of the images of a row group, which is read completely."""
+"""Maximum size, in bytes, of the images in a row group, because row groups are read completely."""
 _BYTES_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "picture", "photo")
-"""Common names of columns with the bytes of images, the most common first."""
+"""Common names of columns with image bytes, the most common first."""
 
 
 def open_parquet(
@@ -37,8 +37,8 @@ def open_parquet(
 ) -> ListedPairs:
     """Open a Parquet table of images and captions.
 
-    An image column has bytes (or structs of `bytes` and `path`, as in Hugging Face datasets), or paths of files,
-    unless the table `must_embed` images. A caption cell has a text or a list of texts.
+    An image column has bytes (or structs of `bytes` and `path`, as in Hugging Face datasets). Unless the table
+    `must_embed` images, the column may also have paths of files. A caption cell has a text or a list of texts.
 
     Raises:
         UserError: If pyarrow is not installed, the file is corrupt, a column is missing, or a row group is too large.
@@ -52,7 +52,7 @@ def open_parquet(
         inner = column_of_images(str(path), schema)
         if must_embed and inner is None:
             raise UserError(
-                f"{path}: has no column of image bytes; a remote table must contain its images, as image files are "
+                f"{path}: no column of image bytes; a remote table must contain its images, because image files are "
                 "not fetched"
             )
         image, caption = find_columns(schema.names, str(path), needs_captions, inner)
@@ -76,7 +76,7 @@ def open_parquet(
 
 
 def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
-    """Return the column with the bytes of the images, or None if the images are files.
+    """Return the column that contains the image bytes, or None if the images are separate files.
 
     Args:
         name: Name of the table for messages.
@@ -101,12 +101,12 @@ def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
 
 
 def _with_bytes(schema: "pyarrow.Schema") -> dict[str, Any]:
-    """Return the types of the columns with bytes."""
+    """Return the types of the columns that contain bytes."""
     return {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _holds_bytes(kind)}
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Return whether the cells of a column of this type are bytes, or structs with bytes."""
+    """Return whether the cells of a column with this type are bytes, or structs that contain bytes."""
     from pyarrow import types
 
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -115,7 +115,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _holds_text(kind: Any) -> bool:
-    """Return whether the cells of a column of this type are texts or lists of texts."""
+    """Return whether the cells of a column with this type are texts or lists of texts."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -126,8 +126,10 @@ def _holds_text(kind: Any) -> bool:
 
 
 class _ParquetRows:
-    """Rows of a Parquet table, each with a path if the table has paths, and captions. Other columns are read at first
-    use."""
+    """Rows of a Parquet table. Each has captions and, if the table has paths, a path.
+
+    Other columns are read when first used.
+    """
 
     def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str], length: int) -> None:
         self._path = path
@@ -150,9 +152,8 @@ class _ParquetRows:
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row other than images and captions, by name. Cells that Python cannot represent are
-        omitted.
-        """
+        """Return the columns of a row other than images and captions, by name, without cells that Python cannot
+        represent."""
         cells = ((name, _value(column[index])) for name, column in self._columns.items())
         return {name: value for name, value in cells if value is not None}
 
@@ -165,8 +166,9 @@ class _ParquetRows:
 
 
 def _value(cell: Any) -> object:
-    """Return the value of a cell, or None if Python cannot represent it (a date in the year 100,000, or text that is
-    not UTF-8).
+    """Return the value of a cell, or None if Python cannot represent the value.
+
+    Examples are a date in the year 100,000, and text that is not UTF-8.
     """
     import pyarrow
 
@@ -180,7 +182,7 @@ def _value(cell: Any) -> object:
 
 
 class TableOfImages(ListedPairs):
-    """The pairs of a table with the bytes of its images. Each row is an image."""
+    """Pairs of a table that contains the bytes of its images. Each row is an image."""
 
     def __init__(self, path: Path, rows: _ParquetRows, groups: "RowGroups") -> None:
         super().__init__(path, rows, ImageFiles(path.parent))
@@ -194,7 +196,7 @@ class TableOfImages(ListedPairs):
         return RawPair(key, name, image, captions[0], more_captions=captions[1:])
 
     def image(self, index: int) -> bytes:
-        """Read the image of a row, which may have no caption."""
+        """Read the image of a row, even if the row has no caption."""
         return self.groups.read(index, self.name(index))[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -220,9 +222,9 @@ class TableOfImages(ListedPairs):
 
 
 class RowGroups:
-    """The cells of a column of bytes, read by row group.
+    """Cells of a column of bytes, read by row group.
 
-    `column`: Name of the column. `metadata`: Footer of the table.
+    `column` is the name of the column, and `metadata` the footer of the table.
 
     Raises:
         UserError: If a row group is too large.
@@ -245,14 +247,14 @@ class RowGroups:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, index: int, name: str) -> tuple[bytes, str]:
-        """Read the bytes of an image, and its path, which may be empty.
+        """Read the bytes of an image and its path, which may be empty.
 
         Args:
             index: Row of the image.
             name: Name of the image in messages.
 
         Raises:
-            BadSample: If the cell has no bytes or too many, or the table can no longer be read.
+            BadSample: If the cell has no bytes or too many bytes, or the table can no longer be read.
         """
         group = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[group - 1]) if group else 0
@@ -269,7 +271,7 @@ class RowGroups:
             yield _read_group(self._table, group, f"{self._path}: row group {group}")
 
     def footer(self) -> bytes:
-        """Return the end of the file, as a file without rows: its schema and the location of its row groups."""
+        """Return the end of the file as a file without rows. It has the schema and the locations of the row groups."""
         import pyarrow.parquet
 
         written = BytesIO()
@@ -285,13 +287,13 @@ class RowGroups:
 
 
 def content_of(cell: Any, name: str) -> tuple[bytes, str]:
-    """Return the bytes of an image, and its path, which may be empty.
+    """Return the bytes of an image and its path, which may be empty.
 
     Raises:
-        BadSample: If the cell has no bytes, or too many; the message starts with `name`.
+        BadSample: If the cell has no bytes, or too many bytes. The message starts with `name`.
     """
     content, path = cell, ""
-    if hasattr(cell, "keys"):  # a struct
+    if hasattr(cell, "keys"):  # the cell is a struct
         content, written = cell["bytes"], cell["path"].as_py() if "path" in cell.keys() else None  # noqa: SIM118
         path = written if isinstance(written, str) else ""
     size = len(content.as_buffer()) if content.is_valid else 0
@@ -304,14 +306,14 @@ def content_of(cell: Any, name: str) -> tuple[bytes, str]:
 
 
 _Table = tuple[int, Path, str]
-"""Number of a reader, file and column. The number distinguishes old and new files of one path."""
+"""Number of a reader, file and column. It distinguishes a new file from an old file at the same path."""
 _NUMBERS = count()
 _READING = Lock()
-"""Lock for reading a cell, so that no thread drops a row group that another thread uses."""
+"""Lock for reading a cell, so that no thread drops a row group that another thread is using."""
 
 
 class _KeptGroups:
-    """Cache of the most recently read row groups: up to `_MAX_KEPT` bytes over all tables, and at least one group."""
+    """Cache of the most recently read row groups: at most `_MAX_KEPT` bytes over all tables, but at least one group."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple[_Table, int], Any] = OrderedDict()
@@ -350,6 +352,6 @@ def _read_group(table: _Table, group: int, name: str) -> Any:
 
 
 def _size_of(group: Any, column: str) -> int:
-    """Return the uncompressed size in bytes of a column of a row group."""
+    """Return the uncompressed size, in bytes, of a column in a row group."""
     columns = [group.column(number) for number in range(group.num_columns)]
     return sum(one.total_uncompressed_size for one in columns if one.path_in_schema.split(".")[0] == column)

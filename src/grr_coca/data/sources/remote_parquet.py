@@ -1,7 +1,8 @@
-"""Remote Parquet tables with the bytes of images: read once for an index, and then by row group.
+"""Remote Parquet tables with image bytes, which are read once for an index, and then by row group.
 
-`TarShards` treats such a table as a shard: a file with only the images of its rows, each at a multiple of 512
-bytes. A block of this file has the images of a row group, because Parquet is compressed by row group and column.
+`TarShards` treats such a table as a shard: a file that contains only the images of its rows, each starting at a
+multiple of 512 bytes. A block of this file has the images of one row group, because Parquet is compressed by row group
+and column.
 """
 
 import io
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def scan_table(path: Path) -> ShardIndex:
-    """Index a local copy of a table. Bad rows are also indexed, with their cause.
+    """Index a local copy of a table. Bad rows are indexed with their cause.
 
     Raises:
-        UserError: If the file is not a readable Parquet file, has no captions, or has paths of images instead of their
+        UserError: If the file is not a readable Parquet file, has no captions, or has image paths instead of image
             bytes.
     """
     table = open_parquet(path, must_embed=True)
@@ -58,7 +59,7 @@ def scan_table(path: Path) -> ShardIndex:
 
 
 def rows_at_once(footer: bytes | memoryview) -> int:
-    """Return the number of rows of the largest row group."""
+    """Return the number of rows in the largest row group."""
     from pyarrow.parquet import read_metadata
 
     metadata = read_metadata(io.BytesIO(footer))
@@ -66,7 +67,7 @@ def rows_at_once(footer: bytes | memoryview) -> int:
 
 
 class RemoteTable:
-    """The row groups of an indexed remote table."""
+    """Row groups of an indexed remote table."""
 
     def __init__(self, file: RemoteFile, index: ShardIndex) -> None:
         import pyarrow.parquet
@@ -86,12 +87,12 @@ class RemoteTable:
         self._starts = blocks[np.append(0, self._ends)] * tarfile.BLOCKSIZE
 
     def block(self, offset: int) -> "GroupBlock":
-        """Return the row group with the image at an offset."""
+        """Return the row group that contains the image at an offset."""
         group = int(np.searchsorted(self._starts, offset, side="right")) - 1
         return GroupBlock(self.file, int(self._starts[group]), int(self._starts[group + 1]), self, group)
 
     def spans(self, rows: np.ndarray) -> list[tuple[int, int]]:
-        """Return the start and end of each row group that contains any of the given rows."""
+        """Return the start and end of each row group that contains at least one of the given rows."""
         groups = np.unique(np.searchsorted(self._ends, rows, side="right"))
         return [(int(self._starts[group]), int(self._starts[group + 1])) for group in groups]
 
@@ -99,7 +100,7 @@ class RemoteTable:
         """Read the images of a row group in one request.
 
         Raises:
-            UserError: If the table has changed, or arrives corrupt twice.
+            UserError: If the table has changed, or two attempts return corrupt data.
         """
         import pyarrow.parquet
 
@@ -113,23 +114,25 @@ class RemoteTable:
                 return b"".join(_padded(_image_of(cell)[0]) for cell in cells)
             except (pyarrow.ArrowException, OSError):
                 self.file.require_same()
-        raise UserError(f"{self.file}: the bytes differ from the index; run `grr-coca data index` on it again")
+        raise UserError(
+            f"{self.file}: the content differs from the index; run `grr-coca data index` on this file again"
+        )
 
 
 @dataclass(frozen=True)
 class GroupBlock(RemoteBlock):
-    """The images of a row group."""
+    """Images of a row group."""
 
     table: RemoteTable = field(compare=False, repr=False)
     group: int = field(compare=False)
 
     def read(self) -> bytes:
-        """Fetch the images, see `RemoteTable.read`."""
+        """Fetch the images; see `RemoteTable.read`."""
         return self.table.read(self.group)
 
 
 class _Part(io.RawIOBase):
-    """A file of which only one part is available. The rest has no bytes."""
+    """File of which only one part is available. The rest contains no bytes."""
 
     def __init__(self, start: int, part: bytes, size: int) -> None:
         self._start, self._part, self._size, self._at = start, part, size, 0

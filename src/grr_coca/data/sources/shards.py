@@ -1,14 +1,14 @@
-"""Tar shards in the layout of img2dataset: the members `KEY.jpg`, `KEY.txt` and others are next to each other.
+"""Tar shards in the layout of img2dataset. Members with the same key, such as `KEY.jpg` and `KEY.txt`, are adjacent.
 
 `KEY.txt` has one caption per line. `KEY.json` may contain a list `captions`, which takes precedence.
 
-An index has the offset of each part, so a pair needs one or two reads, in any order, and nothing is extracted. The
-index of a large shard is created once from its headers, and saved in a small file next to the shard, or in the user's
-cache if that folder is not writable. The index file is one line of JSON that identifies the state of the shard,
-followed by raw arrays. It contains nothing executable.
+An index contains the offset of each part. Reading a pair therefore takes one or two reads, in any order, and nothing is
+extracted. The index of a large shard is created once from its headers, and saved in a small file next to the shard, or
+in the user's cache if that folder is not writable. The index file starts with one line of JSON that identifies the
+state of the shard, followed by raw arrays. It contains nothing executable.
 
-The index of a shard in an object store is also in the user's cache, see `index_remote`. It holds captions and image
-checksums; the images themselves are read through a `BlockCache`. Such a shard may also be a Parquet table, see
+The index of a shard in an object store is also in the user's cache; see `index_remote`. It contains captions and image
+checksums; the images themselves are read through a `BlockCache`. Such a shard may also be a Parquet table; see
 `remote_parquet`.
 """
 
@@ -49,14 +49,14 @@ from grr_coca.data.tokenizer import caption_lines, decode_text
 _log = logging.getLogger(__name__)
 
 _MAX_OPEN = 256
-"""Maximum number of shards of a source that a process keeps open, each with two file descriptors. A window of the
+"""Maximum number of shards in a source that a process keeps open, each with two file descriptors. A window of the
 training order has the same number of blocks."""
 
 CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
-"""Size in bytes of the cache of remote blocks, or the number of pairs it holds if these need more."""
+"""Size, in bytes, of the cache of remote blocks, and the number of pairs that it holds if these need more bytes."""
 
 _DENSE = 4
-"""Reciprocal of the minimum fraction of requested pairs for which a block is read completely."""
+"""Reciprocal of the minimum fraction of a block's pairs that must be requested for reading the block completely."""
 
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
@@ -70,10 +70,10 @@ _MESSAGES = {
 
 
 class TarShards(PairSource):
-    """The pairs of one or more tar shards, in the order of the files. See the module for the format.
+    """Pairs of one or more tar shards, in the order of the files. The module's docstring describes the format.
 
     Args:
-        paths: Shards on this machine, and remote shards indexed by `index_remote`.
+        paths: Shards on this machine, and remote shards that `index_remote` has indexed.
 
     Raises:
         UserError: If a shard cannot be indexed, or a remote shard is not indexed.
@@ -102,11 +102,11 @@ class TarShards(PairSource):
 
     @property
     def is_remote(self) -> bool:
-        """Return whether a shard is remote."""
+        """Return whether at least one shard is remote."""
         return any(isinstance(path, RemoteFile) for path in self.paths)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield name and size of each shard; for a remote shard, a digest of its content instead of its size."""
+        """Yield the name and size of each local shard, and the name and a content digest of each remote shard."""
         yield digest_header(self)
         for shard, path in enumerate(self.paths):
             if isinstance(path, RemoteFile):
@@ -138,12 +138,12 @@ class TarShards(PairSource):
         return str(self.paths[locate(self._ends, index)[0]])
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Read the part of each shard with the given pairs as one block, when one of them is read."""
+        """Read the part of each shard that contains the given pairs as one block, when one of the pairs is read."""
         for shard, start, end in self._spans(indices):
             self._expected.setdefault(shard, {})[start] = end
             path = self.paths[shard]
             if isinstance(path, Path) and len(self) > PLAIN_SHUFFLE:
-                with contextlib.suppress(OSError):  # reading reports errors of a shard
+                with contextlib.suppress(OSError):  # reading a pair will report errors of the shard
                     self._files[shard].will_need(start, end)
 
     def fetch(self, indices: Sequence[int] | np.ndarray) -> None:
@@ -166,12 +166,12 @@ class TarShards(PairSource):
         return len(index)
 
     def _find_index(self, shard: int, file: RemoteFile) -> int:
-        """Return the number of pairs of a remote shard, reading only the header of its index."""
+        """Return the number of pairs in a remote shard, by reading only the header of its index."""
         place = remote_index(file)
         header = _read_header(place, file)
         if header is None:
             what = "has changed since it was indexed" if place.exists() else "is not indexed yet"
-            raise UserError(f"{file}: {what}; `grr-coca data index` reads all shards of a set once")
+            raise UserError(f"{file}: {what}; run `grr-coca data index` on the shards, which reads them once")
         self._places[shard], self._contents[shard] = place, str(header["content"])
         self._read_at_once = max(self._read_at_once, int(header.get("group", 1)))
         if not header["is_whole"]:
@@ -201,7 +201,7 @@ class TarShards(PairSource):
         if index is not None:
             return index
         if isinstance(path, RemoteFile):
-            raise UserError(f"{place}: corrupt or replaced; run `grr-coca data index` on {path} again")
+            raise UserError(f"{place}: index corrupt or replaced; run `grr-coca data index` on {path} again")
         return _open_index(path)[0]
 
     def _open(self, shard: int) -> LocalFile:
@@ -231,7 +231,7 @@ class TarShards(PairSource):
                 if isinstance(captions, list) and captions and all(isinstance(caption, str) for caption in captions):
                     return tuple(captions)
             except (ValueError, KeyError, TypeError, RecursionError):
-                pass  # use the captions in KEY.txt
+                pass  # the captions in KEY.txt are used instead
         return caption_lines(decode_text(self._read(shard, row, "text"), f"{self._name(shard, row)}.txt"))
 
     def _read(self, shard: int, row: int, part: str) -> bytes:
@@ -255,11 +255,11 @@ class TarShards(PairSource):
         return content
 
     def _read_remote(self, shard: int, row: int, offset: int, size: int) -> bytes:
-        """Read an image from its block. An unexpected image is a separate block.
+        """Read an image from its block. An image that `expect` has not announced is a separate block.
 
         Raises:
-            UserError: If it cannot be fetched, or differs from the indexed one. This is not a `BadSample`, because
-                using another pair instead would change the training data.
+            UserError: If the image cannot be fetched, or differs from the indexed image. This is not a `BadSample`,
+                because replacing the pair would change the training data.
         """
         sums, block = self._indices[shard].image_sums, self._block_of(shard, offset, size)
         assert sums is not None
@@ -271,11 +271,15 @@ class TarShards(PairSource):
             self._cache.drop(block)
             block.file.require_same()
         raise UserError(
-            f"{self._name(shard, row)}: the bytes differ from the index; run `grr-coca data index` on it again"
+            f"{self._name(shard, row)}: the content differs from the index; run `grr-coca data index` on "
+            "this shard again"
         )
 
     def _block_of(self, shard: int, offset: int, size: int) -> RemoteBlock:
-        """Return the block with a part of a remote shard. An unexpected part is a separate block."""
+        """Return the block with a part of a remote shard.
+
+        A part that `expect` has not announced is a separate block.
+        """
         if self._indices[shard].footer:
             return self._block(shard, offset, offset + size)
         for start, end in self._expected.get(shard, {}).items():
@@ -284,15 +288,15 @@ class TarShards(PairSource):
         return self._block(shard, offset, offset + size)
 
     def _block(self, shard: int, start: int, end: int) -> RemoteBlock:
-        """Return the block between two offsets of a remote shard."""
+        """Return the block between two offsets in a remote shard."""
         file = self.paths[shard]
         assert isinstance(file, RemoteFile)
         return self._tables[shard].block(start) if self._indices[shard].footer else RemoteBlock(file, start, end)
 
     def _spans(self, indices: Sequence[int] | np.ndarray) -> list[tuple[int, int, int]]:
-        """Return the byte range of each shard that contains the images of some pairs.
+        """Return, for each shard, the byte range that contains the images of some pairs.
 
-        Sparse pairs or images have no range, so that at most a few times their bytes are read.
+        Sparse pairs or images get no range, so that at most a few times their bytes are read.
         """
         first, last = int(indices[0]), int(indices[-1])
         if len(indices) * _DENSE < last + 1 - first:
@@ -316,28 +320,30 @@ class TarShards(PairSource):
         return spans
 
     def _cache_bytes(self) -> int:
-        """Return the size in bytes of the cache of remote blocks. It holds the windows of the training order that are
-        being read and fetched, which have fewer than `_KEPT_PAIRS` pairs, so that no block is fetched twice in an
-        epoch. In a Parquet table, all row groups that a block of the order touches are read.
+        """Return the size, in bytes, of the cache of remote blocks.
+
+        The cache holds the windows of the training order that are being read and fetched, which have fewer than
+        `_KEPT_PAIRS` pairs, so that no block is fetched twice in an epoch. In a Parquet table, all row groups that
+        overlap with a block of the order are read.
         """
         size = sum(path.size for path in self.paths if isinstance(path, RemoteFile))
         num_kept = _KEPT_PAIRS * (BLOCK + self._read_at_once - 1) // BLOCK
         return max(CACHE_BYTES, int(size * min(1.0, num_kept / max(len(self), 1))))
 
 
-# --- The index of a shard, in a file
+# --- The index file of a shard
 
 _VERSION = 2
 _HEADER_SIZE = 512
 _READ_BYTES = 2**24
-"""Size in bytes of a request while a remote shard is indexed."""
+"""Size, in bytes, of a request while a remote shard is indexed."""
 
 MIN_SHARD_SIZE = 2**24
-"""Minimum size of a shard with a stored index. Smaller shards are indexed at each start in a fraction of a second."""
+"""Minimum size of a shard whose index is stored. Smaller shards are indexed in a fraction of a second at each start."""
 
 
 def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
-    """Return the index of a shard, and the path of its file. The path is None if the index is not stored.
+    """Return the index of a shard, and the path of the index file, or None if the index is not stored.
 
     The index is created if the file is missing, outdated or corrupt.
 
@@ -363,7 +369,7 @@ def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
 
 
 def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> None:
-    """Write the index of `shard` to `place`; `_read_index` reads it."""
+    """Write the index of `shard` to `place`, for `_read_index`."""
     if isinstance(shard, RemoteFile) or place.parent != shard.parent:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys
@@ -379,7 +385,7 @@ def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> Non
 
 
 def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
-    """Return the memory-mapped index in a file, or None if it is missing, corrupt, or of another state of the
+    """Return the memory-mapped index in a file, or None if the file is missing, corrupt, or for another state of the
     shard.
     """
     try:
@@ -392,7 +398,7 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
         is_of_shard = all(header[key] == value for key, value in _state(shard).items())
         if not is_of_shard or digest != _digest(header, content.data):
             return None
-        if hasattr(mmap, "MADV_DONTNEED"):  # otherwise all hashed pages stay in the memory of this process
+        if hasattr(mmap, "MADV_DONTNEED"):  # otherwise, all hashed pages would stay in the memory of this process
             mapping.madvise(mmap.MADV_DONTNEED)
         num_pairs, end = header["pairs"], header["pairs"] * ROW_DTYPE.itemsize
         rows = content[:end].view(ROW_DTYPE)
@@ -411,8 +417,9 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
 
 
 def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
-    """Return the header of the index of a remote shard; or None as `_read_index` does, which detects other
-    corruption.
+    """Return the header of a remote shard's index, or None if it cannot be used.
+
+    `_read_index` detects other corruption.
     """
     try:
         with place.open("rb") as opened:
@@ -425,26 +432,26 @@ def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
 
 def _state(shard: Path | RemoteFile) -> dict[str, object]:
     if isinstance(shard, RemoteFile):
-        etag = hashlib.blake2b(shard.etag.encode(), digest_size=16).hexdigest()  # its length is arbitrary
+        etag = hashlib.blake2b(shard.etag.encode(), digest_size=16).hexdigest()  # a corrupt line may have any length
         return {"version": _VERSION, "size": shard.size, "etag": etag}
     status = shard.stat()
     return {"version": _VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def remote_index(file: RemoteFile) -> Path:
-    """Return the path of the index of a remote shard."""
+    """Return the path of a remote shard's index."""
     name = hashlib.blake2b(file.url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return user_cache() / "shards" / f"{name}.index"
 
 
 def index_remote(file: RemoteFile) -> bool:
-    """Read a remote shard once, and write its index to the user's cache, unless it is already current.
+    """Read a remote shard once, and write its index to the user's cache, unless the cached index is current.
 
     Returns:
         Whether the shard was read.
 
     Raises:
-        UserError: If the shard cannot be read or indexed, or changes during reading, or the disk is full.
+        UserError: If the shard cannot be read or indexed, changes while it is read, or the disk is full.
     """
     place = remote_index(file)
     if _read_index(place, file) is not None:
@@ -467,7 +474,9 @@ def index_remote(file: RemoteFile) -> bool:
                 raise UserError(str(error).replace(str(path), file.url)) from error
         write_index(index, place, file)
     except OSError as error:
-        raise DiskError(f"{place.parent}: the index of {file} cannot be written ({error.strerror})") from error
+        raise DiskError(
+            f"{place.parent}: the index of {file} cannot be written ({error.strerror}); check the disk"
+        ) from error
     return True
 
 

@@ -1,4 +1,4 @@
-"""Tables of lines with a column of image paths and a column of captions: CSV, TSV and JSON lines.
+"""Tables of lines with an image path column and a caption column: CSV, TSV and JSON lines.
 
 Only the offset of each row is kept in memory.
 """
@@ -28,21 +28,21 @@ from grr_coca.data.tokenizer import decode_text
 _CHUNK_BYTES = 2**24
 _MAX_ROW = 2**24
 _MAX_OPEN_TABLES = 64
-"""Maximum number of tables that a process keeps open, over all its sources. A pattern may join thousands."""
+"""Maximum number of tables that a process keeps open over all its sources. A pattern may join thousands of tables."""
 
 _NUMBERS = count()
 _READING = Lock()
-"""Lock for reading a table, so that no thread closes a table that another thread reads."""
+"""Lock for reading a table, so that no thread closes a table that another thread is reading."""
 
 _Quoting = Literal[0, 3]
-"""`csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
+"""`csv.QUOTE_MINIMAL`; or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
 # The default is 131,072 characters. The limit applies to the entire process.
 csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
 
 _DELIMITERS = (",", "\t", ";", "|")
 _RETURN_IN_LINE = re.compile(r"\r(?!\n)")
-"""A carriage return within a line, as in captions from the web. `csv` would end the row there."""
+"""Carriage return within a line, as in captions from the web, where `csv` would end the row."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -50,7 +50,7 @@ Parsed = TypeVar("Parsed")
 
 
 def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open JSON lines: an object per line, with the path of an image and a caption or a list of captions."""
+    """Open JSON lines, each an object with an image path and a caption or a list of captions."""
     starts = _line_starts(path, _mark_size(path))
     first = _LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
     names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
@@ -62,7 +62,10 @@ def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool 
 
 
 def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open CSV or TSV with a line of column names. Without this line, the columns must be paths and captions."""
+    """Open CSV or TSV that starts with a line of column names.
+
+    Without this line, the columns must be paths and captions.
+    """
     with path.open("rb") as file:
         header = file.readline(_MAX_ROW)
     text = decode_text(header.removeprefix(_BYTE_ORDER_MARK), f"{path}: first line").rstrip("\r\n")
@@ -72,7 +75,7 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
         cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
     except csv.Error as error:
         reason = "lines end with only a carriage return; save it with line feeds" if "\r" in text else str(error)
-        raise UserError(f"{path}: its first line cannot be read ({reason})") from error
+        raise UserError(f"{path}: the first line cannot be read ({reason}); expected column names") from error
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
         names, start = ["image", "caption"], _mark_size(path)
     else:
@@ -85,7 +88,7 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
     return ListedPairs(path, rows, _find_table_images(path, rows, needs_images))
 
 
-# --- Rows of a file of lines
+# --- Rows of a line-based file
 
 
 class _LineRows:
@@ -95,7 +98,7 @@ class _LineRows:
         path: Path of the file.
         starts: Offset of each row, and of the end of the last row.
         parse: Function that parses the text of a row. It raises ValueError if the text is invalid.
-        parse_fields: Function that returns the other columns of a row, like `parse`.
+        parse_fields: Function that returns the other columns from the text of a row.
     """
 
     def __init__(
@@ -140,9 +143,9 @@ class _LineRows:
 
 @cache
 def _open_tables() -> HandleCache[tuple[int, Path], int]:
-    """Return the cache of open table files of this process, by number of the reader and path.
+    """Return this process's cache of open table files, by the number of the reader and the path.
 
-    The number distinguishes old and new files, because the file at a path may be replaced.
+    The number distinguishes a new file from an old one, because the file at a path may be replaced.
     """
     return HandleCache(lambda table: open_to_read(table[1]), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8))
 
@@ -164,7 +167,7 @@ def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> byt
 
 
 class _JsonParser:
-    """Parses a row that is a JSON object."""
+    """Parser of rows that are JSON objects."""
 
     def __init__(self, image: str, caption: str | None) -> None:
         self._image, self._caption = image, caption
@@ -184,12 +187,12 @@ class _JsonParser:
 def _object(text: str) -> dict[str, object]:
     record = json.loads(text)
     if not isinstance(record, dict):
-        raise ValueError("not an object")
+        raise ValueError("not a JSON object")
     return record
 
 
 class _DelimitedParser:
-    """Parses a row of cells between delimiters.
+    """Parser of rows that consist of cells between delimiters.
 
     Args:
         names: Names of the columns.
@@ -210,10 +213,10 @@ class _DelimitedParser:
         """Return the path and the caption of the row."""
         cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption or 0):
-            raise ValueError(f"{len(cells)} cells")
+            raise ValueError(f"expected 2 cells, found {len(cells)}")
         if self._caption is not None and any(cells[len(self._names) :]):  # the caption would end at its first comma
             hint = "a tab in a caption" if self._delimiter == "\t" else f"put cells with '{self._delimiter}' in quotes"
-            raise ValueError(f"{len(cells)} cells in {len(self._names)} columns; {hint}")
+            raise ValueError(f"{len(cells)} cells for {len(self._names)} columns; {hint}")
         return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 
     def fields(self, text: str) -> Mapping[str, object]:
@@ -229,7 +232,7 @@ class _DelimitedParser:
 def _line_starts(path: Path, start: int) -> np.ndarray:
     """Return the offsets of the lines from `start` on, and of the end of the file.
 
-    Empty lines belong to the row before.
+    Empty lines belong to the row before them.
     """
     pieces = [np.array([start], dtype=np.int64)]
     with path.open("rb") as file:
@@ -243,7 +246,7 @@ def _line_starts(path: Path, start: int) -> np.ndarray:
         starts = starts if starts[-1] == offset else np.append(starts, offset)
         lengths = np.diff(starts)
         is_row = lengths > len(b"\r\n")
-        for line in np.flatnonzero(~is_row):  # empty, or a name of one letter
+        for line in np.flatnonzero(~is_row):  # an empty name, or a name of one letter
             file.seek(starts[line])
             is_row[line] = bool(file.read(lengths[line]).strip())
     return np.append(starts[:-1][is_row], starts[-1])
@@ -282,12 +285,12 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
 
 
 def _plain(line: bytes) -> str:
-    """Return a line in any encoding as `csv` can split it: only quotes and delimiters matter."""
+    """Convert a line in any encoding to a text that `csv` can split. Only quotes and delimiters matter."""
     return _RETURN_IN_LINE.sub(" ", line.decode("latin-1"))
 
 
 def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> None:
-    """Check that the last quote is closed. Otherwise, all rows after it would be one row."""
+    """Check that the last quote is closed. Otherwise, all following rows would become one row."""
     row = max(len(starts) - 1, 1)
     with path.open("rb") as file:
         file.seek(starts[row - 1])
@@ -296,7 +299,7 @@ def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> 
                 pass
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                raise UserError(f"{path}: row {row}: a quote is not closed") from error
+                raise UserError(f"{path}: row {row}: a quote is not closed; add the closing quote") from error
 
 
 def _has_quotes(path: Path) -> bool:
@@ -312,7 +315,10 @@ def _delimiter(header: str, path: Path) -> str:
 
 
 def _find_table_images(path: Path, rows: _LineRows, needs_images: bool) -> ImageFiles:
-    """Find a table's images: next to it, in `images/`, or as in ROCO v2: `train_images/` for `train_captions.csv`."""
+    """Find a table's images, which are next to the table or in a subfolder.
+
+    The subfolder is `images/` or, as in ROCO v2, `train_images/` for `train_captions.csv`.
+    """
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
     return locate_images(path, first_paths(rows), [*folders, root / "images" / part], needs_images)

@@ -1,4 +1,4 @@
-"""Scanning of tar shards: one pass over the headers finds the offsets and sizes of all images and captions."""
+"""Scan tar shards. One pass over the headers finds the offsets and sizes of all images and captions."""
 
 import json
 import tarfile
@@ -21,8 +21,8 @@ ROW_DTYPE = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
     + [("key_end", "<u4"), ("cause", "u1")]
 )
-"""A pair of a shard. For each part: its first block of 512 bytes, and its size (0 if the part is missing). `key_end`:
-End of its key in the string of all keys. `cause`: 0 for a valid pair, else 1 + the index in `CAUSES`."""
+"""Pair of a shard. Each part has its first block of 512 bytes, and its size (0 if the part is missing). `key_end` is
+the end of the pair's key in the string of all keys. `cause` is 0 for a valid pair, else 1 + the index in `CAUSES`."""
 
 CAUSES = tuple(Cause)
 
@@ -31,11 +31,11 @@ _CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Offsets and sizes of the pairs of a shard. `is_whole`: Whether the file is not truncated.
+    """Offsets and sizes of the pairs in a shard. `is_whole` is false if the file is truncated.
 
-    The index of a remote shard has a checksum of each image in `image_sums` (CRC-32), and in `texts` the content of all
-    used `KEY.json` and `KEY.txt`, so that captions are read without the network. The index of a Parquet table has the
-    `footer` of the table.
+    The index of a remote shard also has a checksum of each image in `image_sums` (CRC-32), and in `texts` the content
+    of every used `KEY.json` and `KEY.txt`, so that captions can be read without the network. The index of a Parquet
+    table also has the `footer` of the table.
     """
 
     rows: np.ndarray
@@ -50,7 +50,7 @@ class ShardIndex:
         return len(self.rows)
 
     def key(self, row: int) -> str:
-        """Return the key of a pair: the common name of its members."""
+        """Return the key of a pair, which is the common part of its members' names."""
         start = int(self.rows[row - 1]["key_end"]) if row else 0
         return bytes(self.keys[start : int(self.rows[row]["key_end"])]).decode("utf-8", "surrogateescape")
 
@@ -67,15 +67,16 @@ class ShardIndex:
 
 
 def kept_texts(rows: np.ndarray) -> np.ndarray:
-    """Return the number of bytes in `ShardIndex.texts` for each pair: JSON and text, or 0 for a bad pair or a pair with
-    too much.
+    """Return the number of bytes of each pair in `ShardIndex.texts`: JSON and text.
+
+    It is 0 for a bad pair, and for a pair with too many bytes.
     """
     sizes = rows["json_size"].astype(np.int64) + rows["text_size"]
     return np.where((rows["cause"] == 0) & (sizes <= 2 * MAX_TEXT), sizes, 0)
 
 
 def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
-    """Return the index with checksums and texts read from the shard."""
+    """Add checksums and texts, read from the shard, to an index."""
     sums, texts = np.zeros(len(index), "<u4"), []
     kept = kept_texts(index.rows)
     for row, entry in enumerate(index.rows):
@@ -91,9 +92,9 @@ def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
 
 
 def scan_shard(path: Path) -> ShardIndex:
-    """Index a shard. Reads its headers and the content of its first `KEY.json`.
+    """Index a shard by its headers and the content of its first `KEY.json`.
 
-    Bad pairs are also in the index, with their cause, such as a missing part or a repeated key.
+    Bad pairs are included with their cause, such as a missing part or a repeated key.
 
     Raises:
         UserError: If the file is not an uncompressed tar file, or has no image.
@@ -116,9 +117,9 @@ def scan_shard(path: Path) -> ShardIndex:
 
 
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """Read the next member, or return None at the end. Unlike `TarFile.next`, it does not keep all members in memory.
+    """Return the next member, or None at the end. Unlike `TarFile.next`, this does not keep all members in memory.
 
-    The file may be several concatenated tar files, as written by `cat a.tar b.tar`.
+    The file may consist of several tar files, concatenated as by `cat a.tar b.tar`.
 
     Raises:
         tarfile.ReadError: If the previous member is truncated.
@@ -140,7 +141,7 @@ def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 def _pass_end_mark(tar: tarfile.TarFile) -> bool:
     """Move to the first block after the zeros that end a tar file.
 
-    Return False if nothing follows or zeros are missing.
+    Return False if nothing follows, or if the zeros are missing.
     """
     file, offset = cast(BinaryIO, tar.fileobj), tar.offset
     file.seek(offset)
@@ -155,9 +156,7 @@ def _pass_end_mark(tar: tarfile.TarFile) -> bool:
 
 
 def block_at_end(tar: tarfile.TarFile) -> bytes:
-    """Return the block after the last member: zeros if the file is complete, other bytes if it is truncated or
-    corrupt.
-    """
+    """Return the block after the last member. It consists of zeros unless the file is truncated or corrupt."""
     file = cast(BinaryIO, tar.fileobj)
     file.seek(tar.offset)
     return file.read(tarfile.BLOCKSIZE)
@@ -188,7 +187,7 @@ class _Entry:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular, visible files of a tar, up to the end or the truncation."""
+    """Yield the regular, visible files of a tar, up to its end or the point where it is truncated."""
     while True:
         try:
             member = next_member(tar)
@@ -214,7 +213,7 @@ def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) ->
 
 
 def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
-    """Return whether the `KEY.json` files have a list `captions`. `grr-coca data convert` writes it; img2dataset does
+    """Return whether `KEY.json` files have a list `captions`, which `grr-coca data convert` writes and img2dataset does
     not.
     """
     span = next((entry.parts["json"] for entry in entries.values() if "json" in entry.parts), None)

@@ -1,4 +1,4 @@
-"""Views of sources (subset, chain, every caption as a pair), and functions over all pairs of a source."""
+"""Views of sources (a subset, a chain, every caption as a pair), and functions that process all pairs of a source."""
 
 import hashlib
 from abc import abstractmethod
@@ -17,11 +17,11 @@ from grr_coca.data.tokenizer import clean_caption
 
 
 class View(PairSource):
-    """A source whose pairs are in other sources. A subclass locates each pair, and overrides methods that differ."""
+    """Source whose pairs come from other sources. A subclass locates each pair, and overrides methods that differ."""
 
     @abstractmethod
     def _locate(self, index: int) -> tuple[PairSource, int]:
-        """Return the source of a pair, and its index there."""
+        """Return the source of a pair, and the index of the pair in that source."""
 
     @property
     def is_remote(self) -> bool:
@@ -30,10 +30,10 @@ class View(PairSource):
 
     @abstractmethod
     def _sources(self) -> Sequence[PairSource]:
-        """Return all sources of its pairs."""
+        """Return all sources of the view's pairs."""
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Prepare to read the given pairs at about the same time."""
+        """Prepare for reading the given pairs at about the same time."""
         for source, inner in self._by_source(indices):
             source.expect(inner)
 
@@ -43,7 +43,7 @@ class View(PairSource):
             source.fetch(inner)
 
     def _by_source(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[PairSource, list[int]]]:
-        """Yield the sources of some pairs, and the indices of these pairs in each."""
+        """Yield the sources of some pairs, each with the indices of its pairs."""
         located = (self._locate(int(index)) for index in indices)
         for _, group in groupby(located, key=lambda found: id(found[0])):
             found = list(group)
@@ -76,7 +76,7 @@ class View(PairSource):
 
 
 class Subset(View):
-    """Some pairs of a source, in the order of `indices`."""
+    """Some of a source's pairs, in the order of `indices`."""
 
     def __init__(self, source: PairSource, indices: Sequence[int] | np.ndarray) -> None:
         self.source = source
@@ -86,7 +86,7 @@ class Subset(View):
         return len(self.indices)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the indices of the pairs, and the parts of the source."""
+        """Yield the indices of the pairs, and the digest parts of the source."""
         yield digest_header(self)
         yield self.indices.data
         yield from self.source.digest_parts()
@@ -109,14 +109,14 @@ class Chain(View):
         return int(self._ends[-1])
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the parts of all sources."""
+        """Yield the digest parts of all sources."""
         yield digest_header(self)
         for source in self.sources:
             yield from source.digest_parts()
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Number of pairs of each source."""
+        """Number of pairs in each source."""
         return tuple(len(source) for source in self.sources)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
@@ -128,10 +128,11 @@ class Chain(View):
 
 
 class EveryCaption(View):
-    """A source in which each caption of an image is a separate pair. The pairs of one image are consecutive.
+    """Source in which each caption of an image is a separate pair. The pairs of an image are consecutive.
 
-    It is for evaluation: all captions count in the losses. The pairs of an image share its image id, so in retrieval
-    each of its captions is a correct answer, and they are not negatives of each other.
+    This is for evaluation, where all captions count in the losses. The pairs of an image share an image id. In
+    retrieval, each caption of an image is therefore a correct answer, and the pairs of an image are not negatives of
+    each other.
     """
 
     def __init__(self, source: PairSource) -> None:
@@ -144,12 +145,12 @@ class EveryCaption(View):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the parts of the source."""
+        """Yield the digest parts of the source."""
         yield digest_header(self)
         yield from self.source.digest_parts()
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair. The image of consecutive pairs is read once."""
+        """Read one pair. For consecutive pairs of an image, the image is read only once."""
         image, caption = locate(self._ends, index)
         if self._last is None or self._last[0] != image:
             self._last = image, self.source[image]
@@ -178,10 +179,10 @@ def every_caption(source: PairSource) -> PairSource:
 
 
 def split_valid_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
-    """Return the indices of the pairs that can be read and decoded, and the errors of the others.
+    """Return the indices of all pairs that can be read and decoded, and the errors of all other pairs.
 
-    Evaluation stops at a bad pair, because scores on a smaller split cannot be compared. Validation during a long run
-    must not stop, so it uses these pairs, and reports the number of excluded pairs.
+    Evaluation stops at a bad pair, because scores on a smaller split would not be comparable. Validation during a long
+    run must not stop, so it uses the valid pairs, and reports the number of excluded pairs.
 
     Args:
         source: Source of the pairs. All captions are read, and each image is read and decoded once.
@@ -215,7 +216,7 @@ def _fault_of_image(source: PairSource, index: int) -> BadSample | None:
 
 
 def read_valid_pair(source: PairSource, index: int) -> RawPair:
-    """Read one pair, and check that its image can be decoded and its captions are not empty.
+    """Read one pair, and check that its image can be decoded, and that its captions are not empty.
 
     Raises:
         BadSample: If the pair is bad.
@@ -228,7 +229,7 @@ def read_valid_pair(source: PairSource, index: int) -> RawPair:
 
 
 def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
-    """Read the captions of a pair, unchanged, and check them. The image is not read.
+    """Read and check the captions of a pair, without changing them or reading the image.
 
     Raises:
         BadSample: If the pair or a caption is bad.
@@ -240,11 +241,11 @@ def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
 
 
 def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]:
-    """Yield all captions of a source, cleaned, to train a tokenizer. Bad pairs are skipped.
+    """Yield all captions of a source, cleaned for training a tokenizer. Bad pairs are skipped.
 
     Args:
         source: Source of the pairs. Images are not read.
-        limit: Maximum number of images, evenly spaced, whose captions are read; None: all.
+        limit: Maximum number of images, evenly spaced, whose captions are read. None means all images.
     """
     count = len(source) if limit is None else min(limit, len(source))
     for number in range(count):
@@ -268,7 +269,7 @@ def num_captions(source: PairSource, index: int) -> int:
 
 
 def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
-    """Return the number of each pair's image. Images are numbered in the order of their first pairs."""
+    """Return the number of each pair's image, where images are numbered in the order of their first pairs."""
     if isinstance(source, TarShards | ImageFolder):
         return np.arange(len(source))  # each pair has its own image; comparing millions of names would take minutes
     ids = np.fromiter((stable_id(source.image_name(index)) for index in range(len(source))), np.int64, len(source))
@@ -277,7 +278,7 @@ def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
 
 
 class ByImage:
-    """The pairs of a source by image. Item `i` has the indices of the pairs of image `i`. All image names are read."""
+    """Pairs of a source, grouped by image. Item `i` has the indices of image `i`'s pairs. All image names are read."""
 
     def __init__(self, source: PairSource) -> None:
         self.source = source
@@ -296,9 +297,9 @@ class ByImage:
 def source_digest(source: PairSource) -> str:
     """Return a digest of the selection and order of the pairs, so that a resumed run recognizes its data.
 
-    It depends on the names and sizes of files, and for an image folder only on names; the path of the folder does
-    not count. No pair is read, so tens of millions take less than a second. Checkpoints contain such digests: if
-    it hashed anything else, older runs would be rejected.
+    The digest depends on the names and sizes of files, but not on the path of their folder; for an image folder, it
+    depends only on the names. No pair is read, so tens of millions of pairs take less than a second. Checkpoints
+    contain such digests, so a different digest would make older runs unusable.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in source.digest_parts():

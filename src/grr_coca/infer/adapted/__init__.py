@@ -1,1 +1,1 @@
-"""Inference with an adapted model: one vector per image and text, computed in closed form on top of a base model."""
+"""Inference with an adapted model: one vector per image and text, computed in closed form from a base model."""

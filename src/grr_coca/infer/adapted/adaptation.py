@@ -1,14 +1,13 @@
-"""Parameters of an adapted model: the mapping from the base's image and text embeddings to vectors, and their
-storage.
+"""Parameters of an adapted model, which map the base's image and text embeddings to vectors, and their storage.
 
-An image's vector has two parts. The first predicts the words of its captions: kernel ridge regression from the base's
-embedding and from descriptors, to the words of captions (TF-IDF) and the base's text embedding. The second is the
-base's embedding itself, less the mean of the domain. A text's vector has its words and its text embedding instead of
-predictions. Their dot product is the similarity; all vectors have length 1.
+An image's vector has two parts. The first part predicts the words of the image's captions: kernel ridge regression maps
+the base's embedding and descriptors to the words of captions (TF-IDF) and the base's text embedding. The second part is
+the base's embedding itself, minus the mean of the domain. A text's vector has the words and embedding of the text
+instead of predictions. The dot product of two vectors is their similarity; all vectors have length 1.
 
 Shapes: B images or texts, E embedding width of the base, D width of a descriptor, F = E + D features, N images of the
-fit, M landmarks (images from which predictions are computed), V words, W = V + E, K width of the first part, L of
-the second, Z = K + L, C distinct captions of the fit.
+fit, M landmarks (images from which predictions are computed), V words, W = V + E, K width of the first part, L of the
+second, Z = K + L, C distinct captions of the fit.
 """
 
 import hashlib
@@ -39,9 +38,9 @@ class Values:
     """Hyperparameters of a fit.
 
     Attributes:
-        width: Factor of the squared distance in the Gaussian kernel, exp(-width · d²).
+        width: Factor of squared distances in the Gaussian kernel, exp(-width · d²).
         penalty: Ridge penalty λ.
-        text_weight: Weight of the base's text embedding relative to the words, as a fraction of squared length.
+        text_weight: Weight of the base's text embedding relative to the words, as a fraction of the squared length.
         plain_share: Weight of the base's own similarity relative to the predicted one.
     """
 
@@ -53,12 +52,12 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """A logistic curve for the probability that a caption is exactly right.
+    """Logistic curve for the probability that a caption is exactly right.
 
     Attributes:
         weights: Weights of the caption's score, of its lead over the next candidate, and of the kernel value of the
-            nearest image of the fit.
-        offset: Logit where all are 0.
+            nearest fitted image.
+        offset: Logit if all of these are 0.
     """
 
     weights: tuple[float, float, float]
@@ -72,13 +71,13 @@ class Confidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """Settings for choosing captions: those with the most correct captions on held-out images.
+    """Settings for choosing captions. They give the most correct captions on held-out images.
 
     Attributes:
         composed: Whether to also join the beginning of one near caption to the end of another, at a shared word.
-        beams: Number of the decoder's beams among the candidates.
+        beams: Number of the decoder's beams to include in the candidates.
         log_prob_weight: Weight of the decoder's summed log-probability.
-        confidence: Curve of the probability that a caption is exactly right; None: unknown.
+        confidence: Curve of the probability that a caption is exactly right. None if unknown.
     """
 
     composed: bool
@@ -89,7 +88,7 @@ class Captioning:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedHeader:
-    """The content of `adapted.json`.
+    """Content of `adapted.json`.
 
     Attributes:
         base: Name of the base model.
@@ -97,14 +96,15 @@ class AdaptedHeader:
         word_rules: Version of `grr_coca.infer.adapted.words`.
         image_rules: Version of `grr_coca.infer.adapted.descriptors`.
         num_images: Number of images of the fit.
-        num_landmarks: Number of images from which predictions are computed; fewer than all with Nyström's method.
-        split: Widths of both parts of a vector, K and L. L is 0 if the base does not see images.
+        num_landmarks: Number of images from which predictions are computed. With the Nyström method, these are fewer
+            than all images.
+        split: Widths of the two parts of a vector, K and L. L is 0 if the base does not process images.
         values: Hyperparameters of the fit.
         captioning: Settings for choosing captions.
         logit_scale: Inverse temperature of similarities.
         words: Vocabulary.
         captions: Distinct captions of the fit.
-        figures: Metrics of the report, by setting and metric name.
+        figures: Metrics in the report, by setting and metric name.
     """
 
     base: str
@@ -124,19 +124,19 @@ class AdaptedHeader:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """The content of `adapted.safetensors`.
+    """Content of `adapted.safetensors`.
 
     Attributes:
         rarities: Inverse document frequencies, V.
         image_mean: Mean of the base's image embeddings, E.
         text_mean: Mean of the base's text embeddings, E.
         plain_map: Principal directions of the base's embeddings, E L.
-        word_map: Map from words and text embedding to the first part, (V + E) K.
+        word_map: Map from words and text embedding to the first part of a vector, (V + E) K.
         word_offset: Offset subtracted after `word_map`, K.
         score_map: Map from words to the space in which predictions are compared when captions are ranked, V K.
         score_offset: Offset subtracted after `score_map`, K.
-        score_gram: Matrix of the squared length of a prediction in the space of words, K K.
-        dual: Map from kernel values to the first part, M K.
+        score_gram: Matrix that gives the squared length of a prediction in the space of words, K K.
+        dual: Map from kernel values to the first part of a vector, M K.
         caption_vectors: Vectors of the distinct captions, C K+L.
     """
 
@@ -159,7 +159,7 @@ class Adaptation:
     Args:
         header: Scalars, words and captions.
         arrays: Matrices.
-        landmarks: Embeddings of the base and descriptors of the landmarks, M F.
+        landmarks: Base embeddings and descriptors of the landmarks, M F.
     """
 
     def __init__(self, header: AdaptedHeader, arrays: Arrays, landmarks: Float[np.ndarray, "M F"]) -> None:
@@ -185,13 +185,13 @@ class Adaptation:
     def features(
         self, embeddings: Float[np.ndarray, "B E"], described: Float[np.ndarray, "B D"]
     ) -> Float[np.ndarray, "B F"]:
-        """Join the base's embeddings and descriptors to features."""
+        """Join base embeddings and descriptors to features."""
         return np.concatenate([unit(embeddings - self.arrays.image_mean), described], axis=1)
 
     def image_vectors(
         self, embeddings: Float[np.ndarray, "B E"], described: Float[np.ndarray, "B D"]
     ) -> tuple[Float[np.ndarray, "B Z"], Float[np.ndarray, " B"]]:
-        """Return the vectors of images, and the kernel value of the nearest landmark of each.
+        """Return the vectors of images, and the kernel value of the landmark nearest to each image.
 
         Args:
             embeddings: Image embeddings of the base.
@@ -203,11 +203,11 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * predicted, self._lengths[1] * plain], axis=1), kernel.max(axis=1)
 
     def plain_vectors(self, embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B L"]:
-        """Return the base's embeddings of images, less the mean of the domain."""
+        """Return the base's image embeddings, minus the mean of the domain."""
         return unit((embeddings - self.arrays.image_mean) @ self.arrays.plain_map)
 
     def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B Z"]:
-        """Return the vectors of texts. If a text has no word of the vocabulary, only its embedding counts.
+        """Return the vectors of texts. If a text has no word in the vocabulary, only its embedding counts.
 
         Args:
             texts: Texts.
@@ -222,14 +222,18 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
-        """Return queries for images similar to the given ones, from the base's embeddings only, if it sees images."""
+        """Return queries for images that are similar to the given ones.
+
+        If the base processes images, the queries use only its embeddings.
+        """
         first = 0 if self.is_without_images else self.header.split[0]
         return unit(np.concatenate([np.zeros_like(vectors[:, :first]), vectors[:, first:]], axis=1))
 
     def word_scores(
         self, vectors: Float[np.ndarray, "B Z"], texts: Sequence[Sequence[str]]
     ) -> list[Float[np.ndarray, " _"]]:
-        """Score texts for each image: approximately the cosine of the predicted words and those of the text."""
+        """Score texts for each image, approximately by the cosine between the predicted words and the words of the
+        text."""
         first = vectors[:, : self.header.split[0]] / self._lengths[0]
         lengths = np.sqrt(np.einsum("bk,kl,bl->b", first, self.arrays.score_gram, first).clip(min=1e-12))
         found = []
@@ -268,13 +272,13 @@ def targets(
     projection: Float[np.ndarray, "W K"],
     text_weight: float,
 ) -> Float[np.ndarray, "B K"]:
-    """Project the targets of texts: [weights of words, √text_weight · text embedding], scaled to length 1.
+    """Project the targets of texts, which are [weights of words, √text_weight · text embedding], scaled to length 1.
 
     Args:
         vocabulary: Known words.
         texts: Texts.
-        centred: The base's text embeddings less their mean, of length 1.
-        projection: Matrix.
+        centred: The base's text embeddings minus their mean, scaled to length 1.
+        projection: Projection matrix.
         text_weight: Weight of the text embedding.
     """
     weighed = vocabulary.weigh(texts)
@@ -291,14 +295,14 @@ def write_adaptation(
     features: Float[np.ndarray, "N F"],
     digests: UInt8[np.ndarray, "N 32"],
 ) -> None:
-    """Write an adaptation into the folder of its base model.
+    """Write an adaptation into a folder that has its base model.
 
     Args:
-        folder: Folder.
+        folder: The folder.
         header: Content of `adapted.json`.
         arrays: Content of `adapted.safetensors`, stored in half precision.
-        features: Embeddings of the base and descriptors of all images, landmarks first.
-        digests: SHA-256 of the file of each image.
+        features: Base embeddings and descriptors of all images, landmarks first.
+        digests: SHA-256 of each image file.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -308,7 +312,7 @@ def write_adaptation(
     from safetensors.numpy import save
 
     halves = {name: np.ascontiguousarray(value, np.float16) for name, value in vars(arrays).items()}
-    halves["rarities"] = np.ascontiguousarray(arrays.rarities, np.float32)  # the page uses the same values
+    halves["rarities"] = np.ascontiguousarray(arrays.rarities, np.float32)  # the exported page uses the same values
     (folder / ARRAYS).write_bytes(save(halves))
     stored = {"features": np.ascontiguousarray(features, np.float16), "digests": np.ascontiguousarray(digests)}
     (folder / FEATURES).write_bytes(save(stored))
@@ -326,8 +330,8 @@ def read_adapted_header(folder: Path) -> AdaptedHeader:
     known = (rules_of_words.RULES, rules_of_images.VERSION)
     if (header.word_rules, header.image_rules) != known:
         raise UserError(
-            f"{path}: rules for words and images have the versions {header.word_rules} and {header.image_rules}, and "
-            f"this program has {known[0]} and {known[1]}; run grr-coca adapt again"
+            f"{path}: rules for words and images have versions {header.word_rules} and {header.image_rules}, but this "
+            f"program supports {known[0]} and {known[1]}; run `grr-coca adapt` again"
         )
     return header
 
@@ -342,18 +346,18 @@ def read_adaptation(folder: Path) -> Adaptation:
     stored = _read(folder / ARRAYS)
     missing = Arrays.__dataclass_fields__.keys() - stored.keys()
     if missing:
-        raise UserError(f"{folder / ARRAYS}: corrupt: '{sorted(missing)[0]}' is missing; run grr-coca adapt again")
+        raise UserError(f"{folder / ARRAYS}: corrupt: '{sorted(missing)[0]}' is missing; run `grr-coca adapt` again")
     arrays = Arrays(**{name: stored[name] for name in Arrays.__dataclass_fields__})
     landmarks = _read(folder / FEATURES, header.num_landmarks).get("features", np.zeros((0, 0)))
     sizes = (len(header.words), len(header.captions), header.num_landmarks, header.num_landmarks, sum(header.split))
     found = (len(arrays.rarities), len(arrays.caption_vectors), len(landmarks), len(arrays.dual))
     if sizes != (*found, arrays.caption_vectors.shape[-1]):
-        raise UserError(f"{folder / ARRAYS}: does not match {ADAPTED}; run grr-coca adapt again")
+        raise UserError(f"{folder / ARRAYS}: does not match {ADAPTED}; run `grr-coca adapt` again")
     return Adaptation(header, arrays, landmarks)
 
 
 def read_features(folder: Path) -> dict[bytes, Float[np.ndarray, " F"]]:
-    """Read the features of all images of the fit, by the SHA-256 of their files.
+    """Read the features of all fitted images, by the SHA-256 of their files.
 
     Raises:
         UserError: If the file is missing or corrupt.
@@ -363,18 +367,18 @@ def read_features(folder: Path) -> dict[bytes, Float[np.ndarray, " F"]]:
 
 
 def _read(path: Path, num_rows: int | None = None) -> dict[str, Any]:
-    """Read all arrays of a file, or the first rows of each."""
+    """Read all arrays in a file, or the first rows of each array."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_slice(name)[: num_rows or None] for name in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: the file is missing; run grr-coca adapt again") from error
+        raise UserError(f"{path}: no such file; run `grr-coca adapt` again") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: corrupt, or cannot be read ({error}); run grr-coca adapt again") from error
+        raise UserError(f"{path}: corrupt, or cannot be read ({error}); run `grr-coca adapt` again") from error
 
 
 def file_digest(content: bytes) -> bytes:
-    """Return the SHA-256 of the file of an image."""
+    """Return the SHA-256 of an image file."""
     return hashlib.sha256(content).digest()

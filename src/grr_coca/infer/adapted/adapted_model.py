@@ -1,4 +1,5 @@
-"""An adapted model with the interface of `ImageTextModel`: the engine of its base, with its own vectors and captions.
+"""Adapted model with the interface of `ImageTextModel`: it has the engine of its base, but separate vectors and
+captions.
 
 Shapes: B images or texts, S image size in pixels, K numbers of a vector.
 """
@@ -40,20 +41,21 @@ if TYPE_CHECKING:
 
 
 class _Context(NamedTuple):
-    """The context of the base, and the kernel value of the nearest image of the fit."""
+    """Context of the base, and the kernel value of the nearest fitted image."""
 
     base: Any
     nearest: Float[np.ndarray, " B"]
 
 
 class AdaptedEngine(WrappedEngine):
-    """The engine of the base, whose image embeddings are replaced by adapted vectors. Embeddings of texts are the
-    base's: `AdaptedModel` converts them to vectors, which also need the words.
+    """Engine of the base in which adapted vectors replace the image embeddings.
+
+    Text embeddings are those of the base: `AdaptedModel` converts them to vectors, which also need the words.
 
     Args:
         base: Engine of the base.
         adaptation: Parameters of the model.
-        descriptor: An image encoder next to the base or in its place; None if there is none.
+        descriptor: Image encoder next to the base or in place of it. None if there is none.
     """
 
     def __init__(self, base: Engine, adaptation: Adaptation, descriptor: EncoderDescriptor | None = None) -> None:
@@ -63,7 +65,7 @@ class AdaptedEngine(WrappedEngine):
         self.logit_scale, self.logit_bias = adaptation.header.logit_scale, None
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """See `Engine`."""
+        """Encode images; see `Engine`."""
         encoded, parts = self.base.encode_images(pixels), []
         if not self.adaptation.is_without_images:
             parts.append(descriptors(pixels))
@@ -76,7 +78,7 @@ class AdaptedEngine(WrappedEngine):
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> Decoder:
-        """See `Engine`."""
+        """Create a decoder; see `Engine`."""
         of_base = EncodedImages(images.embedding, images.context.base)
         return super().decoder(
             of_base, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
@@ -84,13 +86,14 @@ class AdaptedEngine(WrappedEngine):
 
 
 class AdaptedModel(ImageTextModel):
-    """A model adapted to a user's pairs.
+    """Model adapted to a user's pairs.
 
-    Captions are chosen from those of similar images, joined parts of them and beams. With a prompt, a temperature or
-    options other than the numbers of beams and captions, the decoder of the base writes them.
+    Captions are chosen from the captions of similar images, joined parts of these captions, and beams. If there is a
+    prompt, a temperature, or an option other than the numbers of beams and captions, the base's decoder generates the
+    captions instead.
 
     Args:
-        checkpoint: The base's files, or its checkpoint.
+        checkpoint: Files of the base, or its checkpoint.
         engine: Engine of the base.
         folder: Folder of the adapted model.
         load: Function that loads a model: the start model of the base, if it is a feature.
@@ -99,7 +102,7 @@ class AdaptedModel(ImageTextModel):
     def __init__(self, checkpoint: CheckpointFiles, engine: Engine, folder: Path, load: LoadModel) -> None:
         self.adaptation = read_adaptation(folder)
         if engine.embed_dim != len(self.adaptation.arrays.image_mean):
-            raise UserError(f"{folder}: the adaptation does not match the base model; run grr-coca adapt again")
+            raise UserError(f"{folder}: the adaptation does not match the base model; run `grr-coca adapt` again")
         self._base = checkpoint
         descriptor = read_beside(folder, load, is_in_place=self.adaptation.is_without_images)
         if descriptor is not None:
@@ -108,7 +111,7 @@ class AdaptedModel(ImageTextModel):
 
     @property
     def checkpoint(self) -> "Checkpoint":
-        """The base in PyTorch, with its own preprocessing.
+        """Base model in PyTorch, with its own preprocessing.
 
         Raises:
             UserError: If another engine computes the model.
@@ -118,15 +121,15 @@ class AdaptedModel(ImageTextModel):
 
     @property
     def can_decode(self) -> bool:
-        """Whether the decoder of the base can write captions. It cannot read features."""
+        """Whether the base's decoder can generate captions. It cannot read features."""
         return not self.adaptation.is_without_images
 
     def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
-        """Return queries for images similar to the given ones: only the base's embeddings count."""
+        """Return queries for images that are similar to the given ones. They use only the base's embeddings."""
         return self.adaptation.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts without a known word, for which only the base's text embedding counts."""
+        """Return the texts that have no known word, so that only the base's text embedding counts."""
         return tuple(text for text in texts if not self.adaptation.vocabulary.knows(text))
 
     def generate(
@@ -136,7 +139,7 @@ class AdaptedModel(ImageTextModel):
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> GeneratedCaptions:
-        """Caption images, see `ImageTextModel.generate`."""
+        """Caption images; see `ImageTextModel.generate`."""
         if prompt or replace(options, num_beams=1, num_captions=1) != GREEDY:
             self._require_decoder()
             return super().generate(pixels, options, prompt, keys)
@@ -174,7 +177,7 @@ class AdaptedModel(ImageTextModel):
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> Generator[list[str], None, GeneratedCaptions]:
-        """Caption images. The text of a caption is yielded in one piece, unless the decoder generates it."""
+        """Caption images, and yield the text of each caption in one piece, unless the decoder generates it."""
         if prompt or options != GREEDY:
             self._require_decoder()
             return (yield from super().stream(pixels, options, prompt, keys))
@@ -188,14 +191,15 @@ class AdaptedModel(ImageTextModel):
         captions: Sequence[Sequence[Caption]],
         prompt: str = "",  # noqa: ARG002 (captions after a prompt have no confidence)
     ) -> list[tuple[CaptionConfidence, ...]]:
-        """Return the confidence of each caption. The familiarity of images is unknown."""
+        """Return the confidence of each caption. Whether an image is familiar is unknown."""
         return [tuple(CaptionConfidence(caption.confidence, None) for caption in own) for own in captions]
 
     def _require_decoder(self) -> None:
         if not self.can_decode:
             raise UserError(
-                "this model takes features, which its decoder cannot read: its captions are those of its pairs; leave "
-                "out the prompt and other options"
+                "this model takes features, which its decoder cannot read, so its captions are those of "
+                "its pairs; omit "
+                "the prompt and other options"
             )
 
     def _confidence(self, scores: Float[np.ndarray, " _"], nearest: float) -> float | None:

@@ -1,4 +1,4 @@
-"""A third-party image encoder next to the base of an adapted model, or in its place.
+"""Third-party image encoder that an adapted model uses next to its base, or in place of it.
 
 Pixels come from the preprocessing of the encoder. If used next to the base, the base gets the pixels framed and scaled
 to its own size, and the mean token of an image, less the mean of the domain, is an additional descriptor of fixed
@@ -57,13 +57,13 @@ of all descriptors and the base's embedding together: the others have 2.25, and 
 
 
 class EncoderDescriptor:
-    """The mean token of an image as a descriptor.
+    """Descriptor that is the mean token of an image.
 
     Args:
-        encoder: Encoder.
-        mean: Mean of the domain, X; None: unknown.
-        cache: Already computed features.
-        is_in_place: Whether the encoder replaces the base for images, which may then be features.
+        encoder: Image encoder.
+        mean: Mean of the domain, X. None if unknown.
+        cache: Features that have already been computed.
+        is_in_place: Whether the encoder replaces the base for images, in which case pixels may contain features.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class EncoderDescriptor:
     def mean_tokens(
         self, pixels: UInt8[np.ndarray, "B S S 3"], digests: Sequence[bytes] = ()
     ) -> Float[np.ndarray, "B X"]:
-        """Return the mean token of images.
+        """Return the mean token of each image.
 
         Args:
             pixels: Pixels from the preprocessing of the encoder.
-            digests: SHA-256 of the file of each image, to find cached features.
+            digests: SHA-256 of each image file, by which cached features are found.
         """
         found = np.zeros((len(pixels), self.encoder.info.embed_dim), np.float32)
         is_known = np.zeros(len(pixels), bool)
@@ -97,13 +97,14 @@ class EncoderDescriptor:
             known = features_of_pixels(image)
             if known is not None:
                 found[row], is_known[row] = known, True
-        # The preprocessing rejects images that an encoder cannot encode; a starting server sends a black image.
+        # The preprocessing has already rejected images that the encoder cannot encode; a server that starts sends a
+        # black image.
         if not is_known.all() and not isinstance(self.encoder, GivenEncoder):
             found[~is_known] = self.encoder.encode(pixels[~is_known]).mean()
         return found
 
     def scale(self, mean_tokens: Float[np.ndarray, "B X"]) -> Float[np.ndarray, "B X"]:
-        """Return the descriptors of mean tokens."""
+        """Scale mean tokens to descriptors."""
         assert self.mean is not None
         share = _SHARE_OF_START if self.is_start else _SHARE_IN_PLACE if self.is_in_place else _SHARE
         return (np.float32(np.sqrt(share)) * unit(mean_tokens - self.mean)).astype(np.float32)
@@ -115,12 +116,12 @@ class EncoderDescriptor:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing of images, and of features if they may take their place."""
+        """Preprocessing of images, and also of features if they may replace images."""
         return feature_preprocess(self.encoder) if self.is_in_place else self.encoder.info.preprocess
 
 
 class EngineOfSquares(WrappedEngine):
-    """The engine of a base for square images from another preprocessing.
+    """Engine of a base for square images from the preprocessing of another encoder.
 
     Args:
         base: Engine of the base.
@@ -133,19 +134,19 @@ class EngineOfSquares(WrappedEngine):
 
     @property
     def workers(self) -> int:
-        """Number of workers: 1, as the encoder uses all cores for a batch."""
+        """Number of workers: 1, because the encoder uses all cores for one batch."""
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """See `Engine`."""
+        """Encode images; see `Engine`."""
         return self.base.encode_images(np.stack([self.preprocess(Image.fromarray(image)) for image in pixels]))
 
 
 class EngineWithoutImages(WrappedEngine):
-    """The engine of a base that only embeds texts. Image embeddings are zeros."""
+    """Engine of a base that only embeds texts. Image embeddings are zeros."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """See `Engine`."""
+        """Encode images; see `Engine`."""
         return EncodedImages(np.zeros((len(pixels), self.embed_dim), np.float32), None)
 
 
@@ -157,7 +158,7 @@ def parts_beside(
     Args:
         files: Files of the base, or its checkpoint.
         engine: Engine of the base.
-        descriptor: Encoder.
+        descriptor: The encoder as a descriptor.
     """
     if descriptor.is_start:
         return files, engine
@@ -169,8 +170,8 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
     """Open an encoder for an adaptation.
 
     Args:
-        name: Name of an encoder, or a folder with its features (`grr-coca data features`).
-        framing: Framing of drawings in the base. An encoder without features gets them framed, too.
+        name: Name of an encoder, or a folder with its features, as `grr-coca data features` writes it.
+        framing: Framing of drawings in the base. If no features are given, drawings are also framed for the encoder.
 
     Raises:
         UserError: If the encoder cannot be used.
@@ -189,9 +190,9 @@ def open_start(base: Path, load: LoadModel) -> EncoderDescriptor | None:
 
 
 def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
-    """Open the encoder of features for an adaptation to them, without images.
+    """Open the encoder of features for adapting a model to the features, without images.
 
-    An encoder that cannot be opened here is known only by its features.
+    If the encoder cannot be opened here, only its features can be used.
     """
     return EncoderDescriptor(opened_or_given(header.encoder), is_in_place=True)
 
@@ -200,9 +201,9 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
     """Write an encoder into the folder of an adapted model: as a graph, or else by its name. A start model is copied.
 
     Args:
-        descriptor: Encoder.
+        descriptor: The encoder as a descriptor.
         folder: Folder of the model.
-        pictures: Sample pictures for choosing the precision of the graph.
+        pictures: Sample images for choosing the precision of the graph.
 
     Returns:
         A line about the graph, or the reason why there is none; empty if only features are known, or for a start model.
@@ -249,12 +250,12 @@ def read_beside(folder: Path, load: LoadModel, *, is_in_place: bool) -> EncoderD
     else:
         encoder = open_described(info)
     if mean.shape != (encoder.info.embed_dim,):
-        raise UserError(f"{folder / ENCODER_MEAN}: does not match {ENCODER}; run grr-coca adapt again")
+        raise UserError(f"{folder / ENCODER_MEAN}: does not match {ENCODER}; run `grr-coca adapt` again")
     return EncoderDescriptor(encoder, mean, is_in_place=is_in_place)
 
 
 def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool) -> None:
-    """Check the arguments for `grr_coca.infer.load.require_input`."""
+    """Check the arguments of a command; see `grr_coca.infer.load.require_input`."""
     expected = _features_of(folder)
     keep = "mean" if expected is None or is_adapted(folder) else read_keep(folder)
     for argument in arguments:
@@ -274,7 +275,7 @@ def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool
 
 
 def encoder_in_place(folder: Path) -> EncoderInfo | None:
-    """Return the image encoder whose features a model takes, instead of or in addition to images; None if it has none.
+    """Return the image encoder whose features a model takes instead of or in addition to images, or None.
 
     Raises:
         UserError: If a file is corrupt.
@@ -283,19 +284,19 @@ def encoder_in_place(folder: Path) -> EncoderInfo | None:
 
 
 def takes_pixels(folder: Path) -> bool:
-    """Return whether a model encodes images; False: it was adapted to features in their place."""
+    """Return whether a model encodes images. It does not if it was adapted to features."""
     return not is_adapted(folder) or read_adapted_header(folder).split[1] > 0
 
 
 def _features_of(folder: Path) -> EncoderInfo | None:
-    """Return the encoder whose features a model takes in place of images; None if it takes images."""
+    """Return the encoder whose features a model takes in place of images, or None if the model takes images."""
     if not is_adapted(folder):
         return read_encoder_in_place(folder)
     return None if takes_pixels(folder) else read_encoder_info(folder)
 
 
 def read_encoder_info(folder: Path) -> EncoderInfo | None:
-    """Read the description of the encoder of an adapted model; None if it has none.
+    """Read the description of an adapted model's encoder, or return None if the model has no encoder.
 
     Raises:
         UserError: If the file is corrupt.
@@ -317,4 +318,4 @@ def read_encoder_mean(folder: Path) -> Float[np.ndarray, " X"]:
     try:
         return np.asarray(load_file(folder / ENCODER_MEAN)["mean"], np.float32)
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{folder / ENCODER_MEAN}: missing or corrupt ({error}); run grr-coca adapt again") from error
+        raise UserError(f"{folder / ENCODER_MEAN}: missing or corrupt ({error}); run `grr-coca adapt` again") from error

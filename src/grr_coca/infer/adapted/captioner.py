@@ -1,5 +1,4 @@
-"""Captions of an adapted model: a ranking of captions of similar images, of joined parts of them, and of the decoder's
-beams.
+"""Rank the captions for an image: captions of similar images, joined parts of these captions, and the decoder's beams.
 
 Shapes: B images, K captions of an image, T tokens.
 """
@@ -18,7 +17,7 @@ from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.generate.captions import Caption, generate
 
 NUM_NEAR = 10
-"""Numbers of candidates from similar images and of joined candidates."""
+"""Numbers of candidates: captions of similar images, and joined captions."""
 MAX_BEAMS = 5
 _MAX_JOINED = 500
 _PUNCTUATION = ",.;:!?"
@@ -26,13 +25,13 @@ _PUNCTUATION = ",.;:!?"
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates for the caption of one image.
+    """Candidate captions for one image.
 
     Attributes:
-        texts: Distinct captions; near ones first, then joined ones, then beams.
-        kinds: Kind of each: "near", "joined" or "beam".
-        similarities: Similarity of near captions with the image; NaN for others.
-        word_scores: Agreement of the words with the prediction, see `Adaptation.word_scores`.
+        texts: Distinct captions: near ones first, then joined ones, then beams.
+        kinds: Kind of each candidate: "near", "joined" or "beam".
+        similarities: Similarity of each near caption to the image. NaN for other kinds.
+        word_scores: Agreement of the candidate's words with the prediction; see `Adaptation.word_scores`.
     """
 
     texts: list[str]
@@ -54,8 +53,8 @@ def candidates_of(
         adaptation: Parameters of the model.
         vectors: Image vectors.
         captioning: Settings for choosing captions.
-        beams: The decoder's captions of each image.
-        allowed: Indices of the captions of the fit that may be used for each image; None: all.
+        beams: The decoder's captions for each image.
+        allowed: Indices of the fitted captions that may be used for each image. None means all.
     """
     found = []
     similarities = vectors @ adaptation.arrays.caption_vectors.T
@@ -85,7 +84,7 @@ def candidates_of(
 
 
 def shortlist(candidates: Candidates) -> Candidates:
-    """Return the candidates whose words agree most with the prediction, for the decoder to read."""
+    """Select the candidates whose words agree most with the prediction. The decoder scores these."""
     return _chosen(candidates, np.argsort(-candidates.word_scores, kind="stable")[:NUM_NEAR])
 
 
@@ -101,11 +100,11 @@ def _chosen(candidates: Candidates, rows: Int[np.ndarray, " K"]) -> Candidates:
 def join_captions(captions: Sequence[str]) -> list[str]:
     """Join the beginning of one caption to the end of another, at a shared word.
 
-    "latin small letter o with acute" and "greek capital letter eta" yield "latin small letter eta". No word becomes
-    more frequent than in one of the two.
+    For example, "latin small letter o with acute" and "greek capital letter eta" yield "latin small letter eta". No
+    word occurs more often than in either of the two captions.
     """
     split = [caption.split() for caption in captions]
-    # Parts of captions of several sentences make no sense together.
+    # Parts of captions with several sentences make no sense together.
     tokens = [words for words in split if not any(word[-1] in ".!?" for word in words[:-1])]
     places: dict[str, list[tuple[int, int]]] = {}
     for number, words in enumerate(tokens):
@@ -134,12 +133,12 @@ def used(candidates: Candidates, captioning: Captioning) -> Candidates:
 def ranked(
     candidates: Candidates, captioning: Captioning, log_probs: Mapping[str, float]
 ) -> tuple[list[str], Float[np.ndarray, " K"]]:
-    """Rank the candidates of an image. Return the captions, best first, and their scores.
+    """Rank the candidates for an image, and return the captions, best first, with their scores.
 
     Args:
-        candidates: Candidates.
+        candidates: The candidates.
         captioning: Settings for choosing captions.
-        log_probs: The decoder's summed log-probability of each caption of `shortlist`, if it has a weight.
+        log_probs: The decoder's summed log-probability of each caption of `shortlist`, if it is weighted at all.
     """
     own = used(candidates, captioning)
     if captioning.log_prob_weight:
@@ -164,11 +163,11 @@ def with_log_probs(
     """Return captions with their tokens and the decoder's log-probabilities.
 
     Args:
-        engine: The base.
+        engine: Engine of the base.
         tokenizer: Tokenizer of the model.
         images: Encoded images of the engine.
-        texts: Captions of each image, at least one. If a caption is longer than the context, only its first tokens have
-            a log-probability.
+        texts: Captions of each image, at least one per image. If a caption is longer than the context, only its first
+            tokens have a log-probability.
     """
     room = engine.context_length - 2
     ids = [[_tokens(tokenizer, text, room) for text in own] for own in texts]
@@ -194,8 +193,10 @@ def _read(
     tokens: Int[np.ndarray, "B K T"],
     lengths: Sequence[Sequence[int]],
 ) -> Float[np.ndarray, "B K T"]:
-    """Return the log-probability of each token. Equal prefixes of captions of an image are read once, and finished
-    captions are dropped.
+    """Return the log-probability of each token.
+
+    Captions of an image that begin with the same tokens share the computation for these tokens, and finished captions
+    are dropped.
     """
     count, longest = tokens.shape[1:]
     decoder = engine.decoder(images, num_prompt=1, max_tokens=longest, num_captions=count)
@@ -231,7 +232,7 @@ def _read(
 def summed_log_probs(
     engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
 ) -> list[dict[str, float]]:
-    """Return the log-probability of each caption of each image, see `with_log_probs`."""
+    """Return the log-probability of each caption of each image; see `with_log_probs`."""
     found = with_log_probs(engine, tokenizer, images, texts)
     return [{caption.text: sum(caption.log_probs) for caption in own} for own in found]
 
@@ -241,6 +242,7 @@ def _tokens(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
 
 
 def evidence_of(scores: Float[np.ndarray, " K"], nearest: float) -> tuple[float, float, float]:
-    """Return the features of the first candidate: its score, its lead, and the kernel value of the nearest image."""
+    """Return the features of the first candidate: its score, its lead, and the kernel value of the nearest fitted
+    image."""
     lead = float(scores[0] - scores[1]) if len(scores) > 1 else float(scores[0])
     return float(scores[0]), lead, nearest

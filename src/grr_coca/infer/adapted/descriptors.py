@@ -1,7 +1,7 @@
 """Image descriptors without learned parameters: edge orientations, colours, and coarse pixels.
 
-They complement the embedding of a base model for a new domain. They are computed from the model's input pixels,
-in which drawings are already framed.
+The descriptors complement the embedding of a base model in a new domain. They are computed from the model's input
+pixels, in which drawings are already framed.
 
 Shapes: B images, S image size in pixels, C cells per side, D width of a descriptor.
 """
@@ -13,21 +13,21 @@ import numpy as np
 from grr_coca.common.shapes import Float, UInt8
 
 VERSION = 1
-"""Version of these rules. Stored features of another version are not reused."""
+"""Version of these rules. Features stored with another version are not reused."""
 
 _SIDE, _CELLS, _DIRECTIONS = 32, 8, 8
-"""Pixels and cells per side of the grey copy, and number of edge directions (half a turn)."""
+"""Number of pixels and of cells per side of the grey copy, and number of edge directions in half a turn."""
 _COLOUR_BITS = 2
 _PIXELS_SIDE = 10
 _ORIENTATIONS_SHARE, _PIXELS_SHARE = 0.75, 0.5
-"""Squared lengths of these parts; colours have 1. Chosen by five-fold cross-validation on training pairs of three
-domains; results barely change within a factor of two."""
+"""Squared lengths of these parts; that of the colours is 1. They were chosen by five-fold cross-validation on training
+pairs of three domains. Results barely change within a factor of two."""
 
 NUM_DESCRIPTORS = (_CELLS**2 + (_CELLS // 2) ** 2) * _DIRECTIONS + 2 ** (3 * _COLOUR_BITS) + 3 * _PIXELS_SIDE**2
 
 
 def descriptors(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B D"]:
-    """Compute the descriptors of images, in fp32, D = `NUM_DESCRIPTORS`.
+    """Compute the descriptors of images, in fp32, with D = `NUM_DESCRIPTORS`. Their parts are:
 
     - Orientations of gradients in 8 × 8 and in 4 × 4 cells (HOG, Dalal and Triggs 2005), square roots.
     - Histogram of 64 colours, square roots.
@@ -44,7 +44,7 @@ def descriptors(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B D"
 
 
 def unit(rows: Float[np.ndarray, "*B D"]) -> Float[np.ndarray, "*B D"]:
-    """Scale rows to length 1; rows of zeros stay."""
+    """Scale rows to length 1. Rows of zeros stay zero."""
     lengths = np.sqrt(np.square(rows).sum(axis=-1, keepdims=True))
     return rows / np.maximum(lengths, np.float32(1e-9))
 
@@ -54,9 +54,9 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 def _orientations(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B C C 8"]:
-    """Return the lengths of gradients, summed in each cell for each direction.
+    """Return the lengths of gradients, summed for each cell and direction.
 
-    A gradient counts for the two nearest directions, by its angle.
+    A gradient contributes to the two directions nearest to its angle.
     """
     grey = _scaled(pixels, _SIDE).mean(axis=3)
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
@@ -84,14 +84,14 @@ def _colours(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 64"]:
 
 
 def _scaled(pixels: UInt8[np.ndarray, "B S S 3"], side: int) -> Float[np.ndarray, "B s s 3"]:
-    """Return images scaled by area averaging."""
+    """Scale images by area averaging."""
     weights = _areas(pixels.shape[1], side)
     return np.einsum("is,bstc,jt->bijc", weights, pixels.astype(np.float32), weights, optimize=True)
 
 
 @cache
 def _areas(size: int, side: int) -> Float[np.ndarray, "s S"]:
-    """Return the fraction of each of `side` new pixels covered by each pixel of a row of `size`."""
+    """Return, for each of `side` new pixels, how much of it each pixel in a row of `size` pixels covers."""
     ends = np.arange(side + 1) * (size / side)
     pixels = np.arange(size)
     overlap = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)

@@ -1,7 +1,7 @@
 """Words of captions and queries, and their weights (TF-IDF).
 
-A word is a run of letters, marks and numbers, after compatibility composition (NFKC) in lower case. Scripts without
-spaces between words, such as Chinese, are split into characters and pairs of neighbouring characters.
+A word is a run of letters, marks and numbers in lower case, after compatibility composition (NFKC). Text in scripts
+without spaces between words, such as Chinese, is split into characters and pairs of adjacent characters.
 """
 
 import math
@@ -29,7 +29,7 @@ UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
-"""Code points of scripts without spaces between words, as the first and last of each range."""
+"""Code points of scripts without spaces between words, as the first and last code point of each range."""
 _ASCII_WORDS = re.compile(r"[a-z0-9]+")
 
 
@@ -56,15 +56,18 @@ def _characters(run: str) -> list[str]:
 
 
 class WordWeights(NamedTuple):
-    """The known words of M texts, as rows of a sparse matrix: concatenated word ids and weights of all texts, and
-    the end of each text. The weights of a text have length 1."""
+    """Known words of M texts, as rows of a sparse matrix.
+
+    It contains the concatenated word ids and weights of all texts, and the end of each text. The weights of a text have
+    length 1.
+    """
 
     ids: Int[np.ndarray, " N"]
     weights: Float[np.ndarray, " N"]
     ends: Int[np.ndarray, " M"]
 
     def times(self, rows: Float[np.ndarray, "V K"]) -> Float[np.ndarray, "M K"]:
-        """Multiply with a dense matrix. Texts without a known word yield zeros."""
+        """Multiply the matrix by a dense matrix. Texts without a known word yield zeros."""
         found = np.zeros((len(self.ends), rows.shape[1]), np.float32)
         counts = np.diff(self.ends, prepend=0)
         filled = counts > 0
@@ -91,7 +94,7 @@ class WordWeights(NamedTuple):
 
 
 class Vocabulary:
-    """The words of some captions, and their rarity.
+    """Words of some captions, and their rarity.
 
     Args:
         words: Distinct words.
@@ -115,11 +118,11 @@ class Vocabulary:
         return cls(kept, np.array(rarities, np.float32))
 
     def knows(self, text: str) -> bool:
-        """Return whether a text contains a word of the vocabulary."""
+        """Return whether a text contains at least one word of the vocabulary."""
         return any(word in self._ids for word in split_words(text))
 
     def weigh(self, texts: Iterable[str]) -> WordWeights:
-        """Weigh the words of texts: term frequency × rarity, scaled to length 1."""
+        """Weigh the words of texts by term frequency × rarity, scaled to length 1."""
         ids: list[int] = []
         weights: list[float] = []
         ends: list[int] = []

@@ -1,6 +1,6 @@
-"""The interface of an engine: images and texts to embeddings, and the next token of each caption.
+"""Interface of an engine, which embeds images and texts, and predicts the next token of each caption.
 
-Captioning, search and classification use only this interface of a model.
+Captioning, search and classification use a model only through this interface.
 
     engine = OnnxEngine(folder)  # or TorchEngine(model, preprocess)
     images = engine.encode_images(pixels)
@@ -25,17 +25,20 @@ from grr_coca.common.shapes import Float, Int, UInt8
 
 EngineName = Literal["onnx", "torch"]
 SMALL_MODEL = 32_000_000
-"""Size of weights in bytes. A smaller model, such as the bundled ones, computes a batch no faster with two threads (0.9
-to 1.1 times the speed of one), but two batches at the same time gave 1.6 to 1.9 times the speed."""
+"""Size of weights, in bytes, below which a model counts as small. A small model, such as the bundled ones, computes a
+batch no faster with two threads (0.9 to 1.1 times the speed of one), but two batches at the same time gave 1.6 to 1.9
+times the speed.
+"""
 MAX_WORKERS = 8
-"""Maximum number of simultaneous batches. A tenth or more of the work is in Python, in one thread at a time."""
+"""Maximum number of simultaneous batches. At least a tenth of the work is in Python, where only one thread runs at a
+time."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Encoded images. `embedding`: fp32, of unit length.
+    """Encoded images. `embedding` is fp32 and of unit length.
 
-    `context`: input of the captioning decoder, in an engine-specific form.
+    `context` is the input of the captioning decoder, in a form that depends on the engine.
     """
 
     embedding: Float[np.ndarray, "B E"]
@@ -44,15 +47,15 @@ class EncodedImages:
 
 @runtime_checkable
 class Logits(Protocol):
-    """The distribution of the next token of each caption, on the engine's device.
+    """Distribution of the next token of each caption, on the engine's device.
 
-    Log-probabilities are those of the model over the whole vocabulary. If the model computes NaN for a token of a row,
-    all of them are NaN in this row.
+    Log-probabilities are those of the model over the whole vocabulary. If the model computes NaN for a token in a row,
+    the log-probabilities of all tokens in this row are NaN.
     """
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """Return the k highest log-probabilities of each row, in descending order, and their token ids; all if
-        k is more than V.
+        """Return the k highest log-probabilities of each row, in descending order, and their token ids; all of them if
+        k exceeds V.
         """
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
@@ -61,59 +64,68 @@ class Logits(Protocol):
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "Logits":
-        """Return a copy with other log-probabilities for some tokens; -inf rules a token out.
+        """Return a copy with other log-probabilities for some tokens, where -inf rules a token out.
 
-        The other values are not normalized again. Pairs of row and id must be distinct.
+        The remaining values are not normalized again. Pairs of row and id must be distinct.
         """
 
     def repeated(self, count: int) -> "Logits":
-        """Return each row `count` times, side by side."""
+        """Return a copy in which each row is repeated `count` times, side by side."""
 
     def total(self, temperature: float) -> Float[np.ndarray, " R"]:
         """Return the logarithm of the sum of exp(log-probability / temperature) over the vocabulary."""
 
     def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
-        """Return one token for each row, sampled from the softmax of log-probability / temperature: the first token, in
-        the order of ids, at which the cumulative probability exceeds the row's uniform number in [0, 1).
+        """Sample one token for each row from the softmax of log-probability / temperature.
+
+        The result is the first token, in the order of ids, at which the cumulative probability exceeds the row's
+        uniform number in [0, 1).
         """
 
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Captions in progress, with their keys and values.
+    """Decoder of unfinished captions, with their keys and values.
 
-    The first step reads the prompt, in one row for each image. `reorder` then gives each image its captions.
+    The first step reads the prompt, one row per image. `reorder` then gives each image its captions.
     """
 
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> Logits:
-        """Read new tokens: the prompt at the first step, then one token of each caption at every step. Return the
-        logits of the token that follows the last one."""
+        """Read new tokens, and return the logits of the token that follows them.
+
+        The first step reads the prompt, and every later step one token of each caption.
+        """
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """Replace the captions by the given rows. Rows of an image may be repeated, dropped or reordered.
+        """Replace the captions by the given rows. The rows of an image may be repeated, dropped or reordered.
 
-        Every image with rows must have the same number of rows, side by side, and images keep their order. An
-        image without rows is dropped.
+        All images that have rows must have the same number of them, side by side, and images keep their order. An image
+        without rows is dropped.
         """
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model that is ready for use. It is always in eval mode, and can be sent to another process."""
+    """Model that is ready for use. It is always in eval mode, and can be sent to another process."""
 
     name: EngineName
     embed_dim: int
     context_length: int
-    """Maximum number of tokens of a text, with [BOS], [EOS] and [CLS]."""
+    """Maximum number of tokens in a text, including [BOS], [EOS] and [CLS]."""
     vocab_size: int
 
     @property
     def workers(self) -> int:
-        """Number of batches to compute at the same time: one per core if the model is small, as several threads
-        would not compute one batch faster; else 1."""
+        """Number of batches to compute at the same time.
+
+        It is one per core if the model is small, because several threads would not compute a batch faster; otherwise 1.
+        """
 
     def single_threaded(self) -> AbstractContextManager:
-        """Return a context in which new threads compute with one thread each, for threads that each run a batch."""
+        """Return a context in which new threads each compute with a single thread.
+
+        It is for threads that each compute a batch.
+        """
 
     @property
     def logit_scale(self) -> float:
@@ -121,15 +133,15 @@ class Engine(Protocol):
 
     @property
     def logit_bias(self) -> float | None:
-        """Offset of these logits in a model trained with the sigmoid loss; else None."""
+        """Offset of the logits in a model trained with the sigmoid loss, otherwise None."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """Encode RGB images. The engine normalizes their pixels itself."""
+        """Encode RGB images. The engine itself normalizes their pixels."""
 
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """Return embeddings of texts, fp32, of unit length.
+        """Return embeddings of texts, in fp32 and of unit length.
 
         `lengths` includes [BOS], [EOS] and [CLS] of each text.
         """
@@ -141,8 +153,8 @@ class Engine(Protocol):
 
         Args:
             images: Encoded images of this engine.
-            num_prompt: Number of tokens of the prompt.
+            num_prompt: Number of tokens in the prompt.
             max_tokens: Maximum number of tokens after the prompt. The last one need not be read.
-            num_captions: Number of captions of each image.
-            beams: Whether captions of an image will be reordered.
+            num_captions: Number of captions per image.
+            beams: Whether the captions of an image will be reordered.
         """

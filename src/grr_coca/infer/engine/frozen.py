@@ -1,4 +1,4 @@
-"""The engine of a model that takes features: a frozen third-party encoder computes them from pixels.
+"""Engine of a model that takes features, which a frozen third-party encoder computes from pixels.
 
 Shapes: B images, S image size in pixels, F image size of the frozen encoder.
 """
@@ -32,28 +32,29 @@ from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
 
 @runtime_checkable
 class FeatureReader(Protocol):
-    """Additional method of engines of models with features."""
+    """Additional method of engines for models that take features."""
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
     ) -> EncodedImages:
-        """Encode features as `Engine.encode_images` does images.
+        """Encode features in the same way as `Engine.encode_images` encodes images.
 
         Args:
             features: Features that the model was trained with: all tokens, or their mean.
-            pixels: Preprocessing of the model's own image encoder; None: it has none.
+            pixels: Pixels for the model's own image encoder. None if it has no image encoder.
         """
         ...
 
 
 class FrozenEngine(WrappedEngine):
-    """An engine that takes the pixels of a frozen encoder.
+    """Engine that takes the pixels of a frozen encoder.
 
     Args:
         base: Engine of the model, a `FeatureReader`.
         encoder: Frozen encoder.
-        keep: Part of the tokens of an image that are its features.
-        own: Preprocessing of the model's own image encoder, for squares of the frozen one; None: it has none.
+        keep: Whether the features are all tokens of an image, or their mean.
+        own: Preprocessing of the model's own image encoder, applied to the frozen encoder's squares. None if the model
+            has no image encoder.
     """
 
     def __init__(self, base: Engine, encoder: VisionEncoder, keep: Keep, own: Preprocess | None) -> None:
@@ -62,7 +63,7 @@ class FrozenEngine(WrappedEngine):
 
     @property
     def workers(self) -> int:
-        """Number of workers: 1, as the encoder uses all cores for a batch."""
+        """Number of workers: 1, because the encoder uses all cores for one batch."""
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B F F 3"]) -> EncodedImages:
@@ -92,21 +93,21 @@ class FrozenEngine(WrappedEngine):
         return tokens.astype(np.float32)
 
     def with_stored(self, rows: Sequence[Float[np.ndarray, "_ D"]]) -> "FrozenEngine":
-        """Return the engine for images with known features.
+        """Return the engine for images whose features are known.
 
         Args:
-            rows: Features of each image of the next call.
+            rows: Features of each image in the next call.
         """
         return FrozenEngine(self.base, _Stored(self.encoder.info, rows), "tokens", self.own)
 
     def refresh(self) -> None:
-        """See `TorchEngine`."""
+        """Use the current weights; see `TorchEngine`."""
         self.base.refresh()  # type: ignore[attr-defined]
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
     ) -> EncodedImages:
-        """See `FeatureReader`."""
+        """Encode features; see `FeatureReader`."""
         return cast(FeatureReader, self.base).encode_features(features, pixels)
 
 
@@ -118,7 +119,8 @@ def with_frozen_encoder(
     Args:
         files: Files of the model, or its checkpoint.
         base: Engine of the model.
-        folder: Folder of the model, which may contain the encoder as a graph; None: the encoder is opened by its name.
+        folder: Folder of the model, which may contain the encoder as a graph. If None, the encoder is opened by its
+            name.
 
     Raises:
         UserError: If the encoder is missing, or has changed.
@@ -139,7 +141,7 @@ def _rows_of(image: ImageTokens) -> Float[np.ndarray, "N D"]:
 
 
 def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:
-    """Pad the features of images with zeros to one array."""
+    """Pad the features of images with zeros, and stack them in one array."""
     lengths = np.array([len(row) for row in rows])
     tokens = np.zeros((len(rows), lengths.max(), rows[0].shape[1]), np.float32)
     for padded, row in zip(tokens, rows, strict=True):
@@ -149,7 +151,7 @@ def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:
 
 @dataclass
 class _Stored:
-    """An encoder with known tokens for the next images."""
+    """Encoder that returns known tokens for the next images."""
 
     info: EncoderInfo
     rows: Sequence[np.ndarray]
@@ -159,15 +161,15 @@ class _Stored:
         return stack_tokens(self.rows)
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
-        raise UserError(f"{self.info.name}: has no graph; only its features are known")
+        raise UserError(f"{self.info.name}: cannot be exported, because only its features are known")
 
 
 def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = False) -> VisionEncoder:
-    """Open the frozen encoder of a model: the graph in its folder, or else by its name.
+    """Open the frozen encoder of a model, from the graph in its folder or else by its name.
 
     Args:
         info: Description of the encoder.
-        folder: Folder of the model; None: without a graph.
+        folder: Folder of the model. None without a graph.
         or_given: Whether features suffice if the encoder cannot be opened.
 
     Raises:
@@ -178,10 +180,10 @@ def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = Fals
         return opened_or_given(info) if or_given else open_described(info)
     encoder = open_encoder(f"onnx:{path}")
     if encoder.info.digest != info.digest:
-        raise UserError(f"{path}: is not the encoder in config.json; write it again: grr-coca export onnx")
+        raise UserError(f"{path}: not the encoder that config.json specifies; run `grr-coca export onnx` again")
     return encoder
 
 
 def own_pixels(squares: UInt8[np.ndarray, "B F F 3"], own: Preprocess | None) -> UInt8[np.ndarray, "B S S 3"] | None:
-    """Return the pixels of the model's own image encoder, from squares of the frozen one; None if it has none."""
+    """Return the pixels for the model's own image encoder from squares of the frozen one, or None if it has none."""
     return None if own is None else np.stack([own(Image.fromarray(square)) for square in squares])

@@ -1,6 +1,6 @@
-"""The engine that computes with ONNX Runtime, from a folder of graphs, without PyTorch.
+"""Engine that computes with ONNX Runtime, from a folder of graphs, without PyTorch.
 
-`grr-coca export onnx` writes the graphs. Names of inputs and outputs are in `grr_coca.infer.export.graphs`.
+`grr-coca export onnx` writes the graphs. The names of inputs and outputs are in `grr_coca.infer.export.graphs`.
 
 Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; R / B neighbouring rows
 belong to one image), T tokens.
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 _Values = Mapping[str, np.ndarray]
-"""Tensors by input name. ONNX Runtime reads arrays in place, and its results
-stay in its own memory, without copies."""
+"""Tensors by input name. ONNX Runtime reads arrays in place, and keeps results in its own memory, without copies."""
 
 
 class _Graph(NamedTuple):
-    """An open graph, the names of its outputs, and the names of the inputs of `step` for all outputs but the
-    first."""
+    """Open graph, the names of its outputs, and the input of `step` that matches each output but the first."""
 
     session: "InferenceSession"
     outputs: list[str]
@@ -41,21 +39,20 @@ class _Graph(NamedTuple):
 
 
 class OnnxEngine:
-    """An `Engine` of a folder of graphs.
+    """`Engine` that computes with a folder of graphs.
 
-    Each graph is opened at its first use, so that a text query does not load the image encoder. The loader of a model
-    compares the folder with its manifest (`grr_coca.model.checkpoint_files`); this class compares each graph and
+    Each graph is opened when it is first used, so that a text query does not load the image encoder. The loader of a
+    model compares the folder with its manifest (`grr_coca.model.checkpoint_files`); this class compares each graph and
     the size of the weights.
 
     Args:
         folder: Folder with `image.onnx`, `text.onnx`, `step.onnx`, their weights and `manifest.json`.
-        threads: Number of threads per batch; None: one for a small model, which computes several batches at the same
-            time instead, otherwise `num_threads()`.
+        threads: Number of threads per batch. By default, one for a small model, which computes several batches at the
+            same time instead, otherwise `num_threads()`.
 
     Raises:
-        UserError: If the folder has no graphs, or its manifest is corrupt. When a graph is opened: it is not the one
-            exported with the weights next to it, a file is missing or corrupt, or ONNX Runtime is too old for
-            it.
+        UserError: If the folder has no graphs, or its manifest is corrupt. Also when a graph is opened, if it was not
+            exported together with the weights, a file is missing or corrupt, or ONNX Runtime is too old.
     """
 
     name: EngineName = "onnx"
@@ -83,14 +80,17 @@ class OnnxEngine:
             raise UserError(f"{self.folder / MANIFEST}: corrupt ({error}); {_EXPORT}") from error
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """See `Engine`. The context has the keys and values of the cross-attention, computed once here."""
+        """Encode images; see `Engine`.
+
+        The context has the keys and values of the cross-attention, which are computed only once.
+        """
         embedding, context = self.run("image", {"pixels": pixels})
         return EncodedImages(embedding, context)
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
     ) -> EncodedImages:
-        """See `grr_coca.infer.engine.frozen.FeatureReader`."""
+        """Encode features; see `grr_coca.infer.engine.frozen.FeatureReader`."""
         given = {"features": features.tokens, "feature_mask": features.mask, "pixels": pixels}
         inputs = [one.name for one in self.session("image").get_inputs()]
         assert "feature_mask" in inputs or features.mask.all(), "this model has a fixed number of features"
@@ -100,7 +100,7 @@ class OnnxEngine:
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """See `Engine`."""
+        """Encode texts; see `Engine`."""
         embedding, _ = self.run("text", {"token_ids": token_ids, "lengths": lengths})
         return embedding
 
@@ -113,25 +113,25 @@ class OnnxEngine:
         num_captions: int = 1,  # noqa: ARG002
         beams: bool = False,  # noqa: ARG002
     ) -> "OnnxDecoder":
-        """See `Engine`. Caches grow as needed, so sizes need not be known."""
+        """Create a decoder; see `Engine`. Its caches grow as needed, so their sizes need not be known."""
         return OnnxDecoder(self, images.context)
 
     def single_threaded(self) -> AbstractContextManager:
-        """See `Engine`. The number of threads is set when the graphs are opened."""
+        """Return the context; see `Engine`. The number of threads is set when a graph is opened."""
         return nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without open graphs, which other processes reopen."""
+        """Return the state without open graphs, because other processes must reopen them."""
         return {**vars(self), "_graphs": {}}
 
     def run(self, name: GraphName, inputs: _Values) -> tuple[np.ndarray, _Values]:
-        """Run a graph. Return its first output, and the others by the name of the input of `step` that takes them."""
+        """Run a graph. Return its first output, and all others by the name of the input of `step` that takes them."""
         graph = self._graph(name)
         first, *others = graph.session.run(graph.outputs, inputs)
         return first, dict(zip(graph.given_on, others, strict=True))
 
     def session(self, name: GraphName) -> "InferenceSession":
-        """Return the open graph."""
+        """Return the open graph with a given name, and open it if necessary."""
         return self._graph(name).session
 
     def open_ahead(self, *names: GraphName) -> None:
@@ -153,18 +153,19 @@ class OnnxEngine:
         return self._graphs[name]
 
     def _opened(self, name: str) -> "InferenceSession":
-        import onnxruntime  # late: the import takes a tenth of a second
+        import onnxruntime  # lazy import, because it takes a tenth of a second
 
         self._require_listed(name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 4  # errors are raised, so printing them is redundant
-        # A spinning thread would keep its core busy and slow down everything else on it, including this process.
+        options.log_severity_level = 4  # errors are raised, so printing them would be redundant
+        # A spinning thread would keep its core busy, and slow down everything else on that core, including this
+        # process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = self.folder / name
         try:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common base
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             reason = " ".join(str(error).split())
             if "opset" in reason or "IR version" in reason:
                 raise UserError(
@@ -173,9 +174,9 @@ class OnnxEngine:
             raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
 
     def _require_listed(self, name: str) -> None:
-        """Raise an error if a graph, or the size of the weights, differs from the manifest."""
+        """Check that a graph, or the size of the weights, equals its entry in the manifest."""
         if name not in self._files:
-            raise UserError(f"{self.folder}: has no {name} in its {MANIFEST}; {_EXPORT}")
+            raise UserError(f"{self.folder}: {MANIFEST} does not list {name}; {_EXPORT}")
         for other, (size, sha256) in self._files.items():
             if other != name and not other.endswith(".safetensors"):
                 continue
@@ -194,9 +195,11 @@ _OPENING = {name: threading.Lock() for name in GRAPHS}
 
 
 class OnnxDecoder:
-    """A `Decoder` whose keys and values are outputs of the graphs. A step takes those of earlier tokens, and
-    returns them with the new ones appended. The captions of an image share its keys and values of the
-    cross-attention."""
+    """`Decoder` whose keys and values are outputs of the graphs.
+
+    A step takes the keys and values of earlier tokens, and returns them with those of the new tokens appended. The
+    captions of an image share its keys and values of the cross-attention.
+    """
 
     def __init__(self, engine: OnnxEngine, cross: _Values) -> None:
         self.engine = engine
@@ -205,13 +208,13 @@ class OnnxDecoder:
         self.rows_per_image = 1
 
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> ArrayLogits:
-        """See `Decoder`."""
+        """Read new tokens; see `Decoder`."""
         past = self._empty(len(token_ids)) if self.past is None else self.past
         logits, self.past = self.engine.run("step", {"token_ids": token_ids, **self.cross, **past})
         return ArrayLogits(logits[:, -1])
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """See `Decoder`. Rows of the cache are copied, unless their order is unchanged."""
+        """Reorder the captions; see `Decoder`. Rows of the cache are copied, unless their order is unchanged."""
         assert self.past is not None
         images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
         assert (counts == counts[0]).all()
@@ -232,14 +235,14 @@ _MAX_SIZE = 2**24
 
 
 def _size(value: object) -> int:
-    """Return a width, length or number of tokens of a model.
+    """Convert a width, length or number of tokens of a model to an integer, and check it.
 
     Raises:
         ValueError: If the value is not a valid size.
     """
     size = int(value)  # type: ignore[call-overload]
     if not 1 <= size <= _MAX_SIZE:
-        raise ValueError(f"a size of {size}, outside 1 … {_MAX_SIZE}")
+        raise ValueError(f"a size must be from 1 to {_MAX_SIZE}, got {size}")
     return size  # type: ignore[no-any-return]
 
 

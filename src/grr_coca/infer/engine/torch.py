@@ -1,4 +1,4 @@
-"""The engine that computes with PyTorch: any model, on any device.
+"""Engine that computes with PyTorch, for any model on any device.
 
 Shapes: B images or texts, S image size in pixels, E joint embedding width, K captions of an image, R captions (rows;
 R / B neighbouring rows belong to one image), T new tokens, L slots of the caches, Q image tokens of width C, N ids, V
@@ -28,11 +28,11 @@ from grr_coca.model.coca import CoCa, fast_products
 
 
 class TorchEngine:
-    """An `Engine` of a model in PyTorch.
+    """`Engine` of a model in PyTorch.
 
-    It computes with copies of the model's modules in eval mode: the model itself can continue training. The parameters
-    are shared. On a CPU, the copy has fast layers, which hold some weights in another layout. After a change of
-    weights, call `refresh`.
+    The engine computes with copies of the model's modules in eval mode, so the model itself can continue training. The
+    parameters are shared. On a CPU, the copy has fast layers, which store some weights in another layout. Call
+    `refresh` after the weights have changed.
     """
 
     name: EngineName = "torch"
@@ -48,30 +48,30 @@ class TorchEngine:
         self.refresh()
 
     def refresh(self) -> None:
-        """Use the model's current weights. Before this call, results mix old and new weights."""
+        """Use the model's current weights. Until this is called, results mix old and new weights."""
         self._plain = copy_modules(self._original).eval()
         self._fast = fast_copy(self._plain)
 
     @property
     def model(self) -> CoCa:
-        """The copy that computes: the fast one, or under autocast the plain one, as fast layers do not
+        """Copy of the model that computes: the fast one, or under autocast the plain one, because fast layers do not
         support it."""
         return self._plain if torch.is_autocast_enabled("cpu") else self._fast
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
+        """Device of the model."""
         return self._original.device
 
     @property
     def workers(self) -> int:
-        """As in `Engine`, but 1 under autocast, which is specific to each thread in PyTorch."""
+        """Number of workers as in `Engine`, but 1 under autocast, which PyTorch sets separately for each thread."""
         is_split = self._is_small and self.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         return min(torch.get_num_threads(), num_threads(), MAX_WORKERS) if is_split else 1
 
     @contextmanager
     def single_threaded(self) -> Iterator[None]:
-        """See `Engine`. A new PyTorch thread uses the most recently set number of threads."""
+        """Return the context; see `Engine`. A new PyTorch thread uses the most recently set number of threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -81,18 +81,18 @@ class TorchEngine:
 
     @property
     def logit_scale(self) -> float:
-        """See `Engine`."""
+        """Factor that converts cosines to logits; see `Engine`."""
         return self._original.logit_scale.detach().float().exp().item()
 
     @property
     def logit_bias(self) -> float | None:
-        """See `Engine`."""
+        """Offset of the logits; see `Engine`."""
         bias = self._original.logit_bias
         return None if bias is None else bias.detach().float().item()
 
     @torch.inference_mode()
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """See `Engine`. The context has the image tokens."""
+        """Encode images; see `Engine`. The context has the image tokens."""
         with fast_products(self.device):
             image = self.model.encode_image(self._normalized(pixels))
         return EncodedImages(_as_array(image.embedding.float()), image)
@@ -101,11 +101,11 @@ class TorchEngine:
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
     ) -> EncodedImages:
-        """Encode features of a frozen encoder as `encode_images` does images.
+        """Encode features of a frozen encoder in the same way as `encode_images` encodes images.
 
         Args:
             features: Features that the model was trained with: all tokens, or their mean.
-            pixels: Preprocessing of the model's own image encoder; None: it has none.
+            pixels: Pixels for the model's own image encoder. None if it has no image encoder.
         """
         dtype = self._original.logit_scale.dtype
         tokens = torch.from_numpy(features.tokens).to(self.device, dtype)
@@ -119,7 +119,7 @@ class TorchEngine:
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """See `Engine`."""
+        """Encode texts; see `Engine`."""
         ids = torch.from_numpy(token_ids).to(self.device)
         with fast_products(self.device):
             return _as_array(self.model.encode_text(ids, torch.from_numpy(lengths)).float())
@@ -127,7 +127,7 @@ class TorchEngine:
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> "TorchDecoder":
-        """See `Engine`."""
+        """Create a decoder; see `Engine`."""
         return TorchDecoder(
             self.model,
             images.context.tokens,
@@ -139,8 +139,8 @@ class TorchEngine:
         )
 
     def _normalized(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[Tensor, "B 3 S S"]:
-        """Return the input of the model, in its precision and on its device."""
-        # Copied, since PyTorch does not accept read-only or reversed arrays.
+        """Normalize pixels to the input of the model, in its precision and on its device."""
+        # Copied, because PyTorch does not accept read-only or reversed arrays.
         rgb = torch.from_numpy(np.array(pixels, order="C")).to(self.device).permute(0, 3, 1, 2)
         values = torch.empty(rgb.shape, dtype=torch.float32, device=self.device).copy_(rgb).div_(255)
         return normalize(values, self._preprocess).to(self._original.logit_scale.dtype)
@@ -155,18 +155,19 @@ def _as_array(tensor: Tensor) -> np.ndarray:
 Context = Float[Tensor, "B Q C"] | KeyValues
 
 MIN_IMAGES_UNPROJECTED = 4
-"""Minimum number of images for unprojected image tokens. With fewer images, tokens are projected to keys and values
-once, as reading the projection weights at each step would take longer."""
+"""Minimum number of images for keeping image tokens unprojected. With fewer images, tokens are projected to keys and
+values once, because reading the projection weights at each step would take longer."""
 
 
 class TorchDecoder:
-    """A `Decoder`: both halves of the text decoder with their caches. The captions of one image share its keys and
-    values, or its tokens: with few captions or few steps, `AbsorbedCrossAttention` is cheaper than keys and
-    values.
+    """`Decoder` with both halves of the text decoder and their caches.
 
-    Without beams, each caption has its own line of slots in the caches. The beams of an image share one line. Their new
-    tokens take the next slots, side by side, and a mask selects the slots of each beam's past. When a beam
-    continues another beam, only the mask changes, and no key or value moves.
+    The captions of one image share its keys and values, or its tokens: with few captions or few steps,
+    `AbsorbedCrossAttention` is cheaper than keys and values.
+
+    Without beams, each caption has its own line of slots in the caches. With beams, all beams of an image share one
+    line. Their new tokens take the next slots, side by side, and a mask selects the slots of each beam's past. When a
+    beam continues another beam, only the mask changes, and no key or value moves.
     """
 
     @torch.inference_mode()
@@ -196,7 +197,7 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> Logits:
-        """See `Decoder`."""
+        """Read new tokens; see `Decoder`."""
         num_tokens = token_ids.shape[1]
         assert num_tokens == 1 or self.position == 0, "several tokens at once are allowed only at the beginning"
         positions = slice(self.position, self.position + num_tokens)
@@ -212,14 +213,14 @@ class TorchDecoder:
         return ArrayLogits(logits.numpy()) if logits.device.type == "cpu" else DeviceLogits(logits.log_softmax(dim=1))
 
     def _logits(self, token_ids: Int[Tensor, "R T"], positions: slice, mask: Mask) -> Float[Tensor, "R V"]:
-        """Run the new tokens through the model. `mask`: the slots that each token attends to."""
+        """Run the new tokens through the model. `mask` selects the slots that each token attends to."""
         layouts = [CachedLayout(cache, positions, mask) for cache in self.caches]
         states = self.model.decode_step(token_ids, self.contexts, layouts, self.mask)
         return at_least_fp32(self.model.multimodal_decoder.lm_head(states[:, -1]))
 
     @torch.inference_mode()
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """See `Decoder`."""
+        """Reorder the captions; see `Decoder`."""
         images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
         assert (counts == counts[0]).all()
         if self.visible is not None:
@@ -250,8 +251,8 @@ def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_caption
     """
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
     enough = len(image_tokens) >= MIN_IMAGES_UNPROJECTED
-    # With one query at a time, memory reads dominate. All blocks read the same image tokens, which are half
-    # as large as the keys and values of one block.
+    # With one query at a time, memory reads dominate. All blocks read the same image tokens, which are half as large as
+    # the keys and values of a single block.
     if (
         enough
         and isinstance(attn, AbsorbedCrossAttention)
@@ -262,13 +263,13 @@ def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_caption
 
 
 class DeviceLogits:
-    """`Logits` that stay on the device of the model. Only values requested by decoding are copied to arrays."""
+    """`Logits` that stay on the device of the model. Only values that decoding requests are copied to arrays."""
 
     def __init__(self, log_probs: Float[Tensor, "R V"]) -> None:
         self._log_probs = log_probs
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """See `Logits`."""
+        """Return the largest log-probabilities; see `Logits`."""
         if k == 1:
             values, ids = self._log_probs.max(dim=1, keepdim=True)
         else:
@@ -276,26 +277,26 @@ class DeviceLogits:
         return _as_array(values), _as_array(ids)
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
-        """See `Logits`."""
+        """Return the log-probabilities of given tokens; see `Logits`."""
         return _as_array(self._log_probs.gather(1, self._moved(ids)))
 
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "DeviceLogits":
-        """See `Logits`."""
+        """Replace log-probabilities; see `Logits`."""
         places, values = (self._moved(rows), self._moved(ids)), self._moved(log_probs)
         return DeviceLogits(self._log_probs.index_put(places, values.type_as(self._log_probs)))
 
     def repeated(self, count: int) -> "DeviceLogits":
-        """See `Logits`."""
+        """Repeat each row; see `Logits`."""
         return DeviceLogits(self._log_probs.repeat_interleave(count, dim=0))
 
     def total(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """See `Logits`."""
+        """Return the total; see `Logits`."""
         return _as_array((self._log_probs / temperature).logsumexp(dim=1))
 
     def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
-        """See `Logits`."""
+        """Sample one token per row; see `Logits`."""
         probs = (self._log_probs / temperature).softmax(dim=1)
         if probs.device.type == "mps":  # MPS has no fp64
             probs = probs.cpu()

@@ -1,4 +1,4 @@
-"""An engine that delegates to another engine; a base class for engines that change a part of it."""
+"""Engine that delegates to another engine. It is a base class for engines that change a part of the other engine."""
 
 from contextlib import AbstractContextManager
 
@@ -9,10 +9,10 @@ from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineNam
 
 
 class WrappedEngine:
-    """The engine of a base.
+    """Engine that delegates to a base engine.
 
     Args:
-        base: Engine of the base.
+        base: The base engine.
     """
 
     def __init__(self, base: Engine) -> None:
@@ -23,32 +23,32 @@ class WrappedEngine:
 
     @property
     def device(self) -> str:
-        """The device of the base."""
+        """Device of the base engine."""
         return str(getattr(self.base, "device", "cpu"))
 
     @property
     def workers(self) -> int:
-        """See `Engine`."""
+        """Number of workers; see `Engine`."""
         return self.base.workers
 
     def single_threaded(self) -> AbstractContextManager:
-        """See `Engine`."""
+        """Return the context; see `Engine`."""
         return self.base.single_threaded()
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """See `Engine`."""
+        """Encode images; see `Engine`."""
         return self.base.encode_images(pixels)
 
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """See `Engine`."""
+        """Encode texts; see `Engine`."""
         return self.base.encode_texts(token_ids, lengths)
 
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> Decoder:
-        """See `Engine`."""
+        """Create a decoder; see `Engine`."""
         return self.base.decoder(
             images, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
         )

@@ -1,4 +1,4 @@
-"""Expose the attention weights of cross-attention, without a special mode of the model.
+"""Expose the weights of cross-attention, without a special mode of the model.
 
 Shapes: B batch, T queries, S context tokens, D width, C context width, H heads, Dh head width.
 """
@@ -15,7 +15,7 @@ from grr_coca.model.attention import PLAIN, CrossAttention, Layout
 
 
 class AttentionRecord(NamedTuple):
-    """Attention weights of one forward pass (each row sums to 1), and the values averaged with them."""
+    """Attention weights of one forward pass (each row sums to 1), and the values that they average."""
 
     weights: Float[Tensor, "B H T S"]
     values: Float[Tensor, "B S H Dh"]
@@ -23,10 +23,10 @@ class AttentionRecord(NamedTuple):
 
 @contextmanager
 def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, AttentionRecord]]:
-    """Let modules compute explicit attention weights, and yield the weights of each module's last pass.
+    """Make modules compute attention weights explicitly, and yield the weights of each module's last pass.
 
-    Fused attention never forms the weights. Outputs are the same up to rounding, and are computed from the collected
-    weights, so gradients with respect to the weights exist. Only the last pass through each module is kept.
+    Fused attention never computes the weights explicitly. The outputs are the same up to rounding, and depend on the
+    collected weights, so gradients with respect to the weights exist. Only the last pass through each module is kept.
     """
     seen: dict[nn.Module, AttentionRecord] = {}
 
@@ -47,9 +47,9 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 def attention_weights(
     module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], layout: Layout = PLAIN
 ) -> AttentionRecord:
-    """Return attention weights and values of a module for the given inputs.
+    """Return the attention weights and values of a module for the given inputs.
 
-    Padding of packed sequences also has weights.
+    Padding in packed sequences also has weights.
     """
     queries = layout.pad(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh

@@ -2,14 +2,15 @@
 
 Shapes: T caption tokens, P patches, G patches along a side, S image size.
 
-Words attend to image tokens, and image tokens attend to patches. The relevance of a patch to a word is the attention
-to the patch, times the gradient of the word's logit with respect to that attention; negative products count as 0, and
-the others are summed over heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over
-heads). The gradient flows from the word back through the cross-attention of every layer.
+Words attend to image tokens, and image tokens attend to patches. The relevance of a patch to a word is the attention to
+the patch, times the gradient of the word's logit with respect to that attention. Negative products count as 0, and all
+others are summed over heads and queries (Chefer et al., arXiv 2103.15679, equation 5, who take the mean over heads).
+The gradient flows from the word back through the cross-attention of every layer.
 
 Two other maps were tried (`studies/LOG.md`). The product of attention matrices (rollout, Abnar and Zuidema, arXiv
 2005.00928) is nearly the same for all words of a caption, and hiding its most relevant patches lowers a word's
-probability less. The gradient of the log-probability, instead of the logit, fails if the model is sure of the word.
+probability less. Using the gradient of the log-probability instead of the logit fails if the model is sure of the
+word.
 
 Limits: the gradient is of first order. Patch tokens have attended to other patches in the image encoder, so the map is
 about tokens, not about pixels.
@@ -32,19 +33,23 @@ from grr_coca.model.coca import CoCa
 
 
 class WordMap(NamedTuple):
-    """A word and the relevance of each patch to it. Values are not negative, with sum 1 (0 if no patch is relevant)."""
+    """A word, and the relevance of each patch to it.
+
+    Values are not negative, and sum to 1 (or 0 if no patch is relevant).
+    """
 
     word: str
     heat: Float[Tensor, "G G"]
 
 
 def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> list[WordMap]:
-    """Return one map for each word of a caption. A word of several tokens has the mean of their maps.
+    """Return one map for each word of a caption. The map of a word with several tokens is the mean of the tokens'
+    maps.
 
     Args:
         checkpoint: The model.
         pixels: The preprocessed image.
-        token_ids: The caption without its begin token. The end token and all tokens after it are ignored.
+        token_ids: The caption without its begin token. The end token and all following tokens are ignored.
     """
     eos = checkpoint.tokenizer.eos_id
     words = list(token_ids[: list(token_ids).index(eos)] if eos in token_ids else token_ids)
@@ -60,35 +65,36 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
     """Return the relevance of each patch to each token except the first, on the CPU.
 
-    The relevances for a token sum to 1.
+    The relevances of the patches to a token sum to 1.
     """
-    model = copy_modules(model).eval()  # hooks change its attention, which must not affect other threads
+    model = copy_modules(model).eval()  # hooks change the attention of this copy, which must not affect other threads
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
-    # The last token has the role of the end token, which predicts nothing.
+    # The last token takes the role of the end token, which predicts nothing.
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]]))
     readers = _readers_of_patches(model)
     with torch.no_grad():
         patches = model.own_image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
     with torch.enable_grad(), visible_attention(readers) as seen:
-        patches.requires_grad_()  # so that gradients also exist with frozen parameters
+        patches.requires_grad_()  # makes gradients available even if parameters are frozen
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches, None).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)
-        logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T: the logit of each token of the caption
+        logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T: logit of each caption token
     weights = [seen[reader].weights for reader in readers]
     rows = []
     for logit in logits:
         gradients = torch.autograd.grad(logit, weights, retain_graph=True)
         shares = [(w * g).clamp(min=0).sum(dim=(0, 1, 2)) for w, g in zip(weights, gradients, strict=True)]
         rows.append(torch.stack(shares).sum(dim=0))
-    num_patches = (pixels.shape[-1] // model.own_image_encoder.stem.patch_size) ** 2  # a class token may follow them
+    # a class token may follow the patches
+    num_patches = (pixels.shape[-1] // model.own_image_encoder.stem.patch_size) ** 2
     relevance = torch.stack(rows)[:, :num_patches].detach().float().cpu()
     return relevance / relevance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
-    """Return the attention layers that attend to patches: the captioning pooler's, or the decoder's if there is no
+    """Return the attention layers that attend to patches: those of the captioning pooler, or of the decoder without a
     pooler.
     """
     if isinstance(model.captioning_pooler, AttentionalPooler):
@@ -99,8 +105,8 @@ def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
 def group_words(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
     """Return the words of a caption, each with the positions of its tokens.
 
-    A token begins a new word if the decoded text has one more word with it. This works for every vocabulary,
-    independent of how it marks spaces.
+    A token begins a new word if adding it to the decoded text adds a word. This works for every vocabulary, however it
+    marks spaces.
     """
     words: list[list[int]] = []
     for position in range(len(token_ids)):

@@ -1,1 +1,1 @@
-"""Checkpoints as ONNX graphs, which run without PyTorch. `docs/deploy.md` shows how to use them."""
+"""Export checkpoints as ONNX graphs, which run without PyTorch. `docs/deploy.md` shows how to use the graphs."""

@@ -1,5 +1,7 @@
-"""The graph of a third-party image encoder, as small as its tokens allow: int8 for transformers, half precision for
-networks of convolutions, whose depthwise ones collapse in int8. Weights in half precision are computed in fp32.
+"""Write the graph of a third-party image encoder, in the smallest precision that keeps its tokens accurate.
+
+Transformers are written in int8, and convolutional networks in half precision, because depthwise convolutions collapse
+in int8. Weights in half precision are computed in fp32.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 
 MIN_COSINE = 0.99
 NUM_COMPARED = 16
-"""Number of pictures to compare."""
+"""Number of images to compare."""
 _MIN_BYTES = 2**20
-"""Minimum size of a graph to be reduced; smaller graphs stay in fp32."""
+"""Minimum size of a graph whose precision is reduced. Smaller graphs stay in fp32."""
 _MIN_TENSOR_BYTES = 1024
 _MIN_OPSET = 18
 """First version of ONNX's operators with those that `quantize_products` inserts."""
@@ -36,8 +38,8 @@ _MIN_OPSET = 18
 _COPIED = frozenset(
     ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
 )
-"""Licences that permit copying weights into a model folder. Other weights are referenced by name, and must be available
-where the model is used. Weights of unknown licence are user files."""
+"""Licences that permit copying weights into a model folder. Weights with other licences are referenced by name, and
+must be available where the model is used. Weights of unknown licence are a user's own files."""
 
 
 def write_encoder_files(
@@ -48,17 +50,17 @@ def write_encoder_files(
     *,
     smallest: bool = True,
 ) -> str:
-    """Write an encoder into the folder of a model: its description, and its graph if its licence allows a copy.
+    """Write an encoder into the folder of a model: its description and, if its licence allows copying, its graph.
 
     Args:
-        encoder: Encoder.
-        description: New file.
-        graph: New file next to it.
-        pictures: Pictures from the preprocessing of the encoder, for comparing precisions.
-        smallest: Whether the smallest precision is chosen; False: fp32.
+        encoder: Encoder to write.
+        description: File to create for the description.
+        graph: File to create next to it for the graph.
+        pictures: Images from the preprocessing of the encoder, for comparing precisions.
+        smallest: Whether to choose the smallest precision. If False, the graph is in fp32.
 
     Returns:
-        A line about the graph, or the reason why there is none; empty if only features are known.
+        One line that describes the graph, or states why it was not written. Empty if only the features are known.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -92,12 +94,12 @@ def name_without_folders(name: str) -> str:
 
 
 class EncoderGraph(NamedTuple):
-    """A written graph.
+    """Written graph of an encoder.
 
     Attributes:
         precision: Weight precision.
-        cosine: Smallest cosine of its tokens with those in fp32; None if it is in fp32.
-        reason: Reason why it is in fp32; empty if it is not.
+        cosine: Minimum cosine between its tokens and the tokens in fp32. None if the graph is in fp32.
+        reason: Reason why the graph is in fp32. Empty if it is not.
     """
 
     precision: Literal["fp32", "fp16", "int8"]
@@ -108,12 +110,12 @@ class EncoderGraph(NamedTuple):
 def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> EncoderGraph:
     """Write an encoder as an ONNX graph, in reduced precision if its features stay close to those in fp32.
 
-    Return the precision, and why it was chosen.
+    Return the precision, and the reason for choosing it.
 
     Args:
         encoder: Encoder to export.
         path: File to create.
-        pictures: Pictures from the preprocessing of the encoder, for comparing precisions.
+        pictures: Images from the preprocessing of the encoder, for comparing precisions.
 
     Raises:
         UserError: If the graph cannot be written as one file, or a package is missing.
@@ -136,14 +138,16 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
         if not cosine >= MIN_COSINE:
             reason = f"in {precision}, the cosine with its tokens is {cosine:.3f}, below {MIN_COSINE}"
             return EncoderGraph("fp32", None, reason)
-        del small  # otherwise Windows could not delete its file
+        del small  # otherwise, Windows could not delete the file
         shutil.move(folder / "small.onnx", path)
     return EncoderGraph(precision, cosine, "")
 
 
 def least_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
-    """Return the smallest cosine of two encodings of pictures: over all tokens of each, and over its mean token less
-    the mean of the pictures, which distinguishes them.
+    """Return the smallest cosine between two encodings of images.
+
+    It is taken over all tokens of each image, and over its mean token minus the mean of all images, which is what
+    distinguishes the images.
     """
     means = tokens.mean()
     centre = means.mean(axis=0)
@@ -161,7 +165,7 @@ def _cosines(rows: Float[np.ndarray, "B K"], others: Float[np.ndarray, "B K"]) -
 
 def _write_small(path: Path, folder: Path) -> Literal["fp16", "int8"]:
     """Write `small.onnx`, and return its precision."""
-    import onnx_ir as ir  # late, as below: the extra `export`
+    import onnx_ir as ir  # lazy imports, here and below, because they need the extra `export`
 
     from grr_coca.infer.export.quantize import constant_products, quantize_products, quiet
 
@@ -187,7 +191,7 @@ def _num_bytes(value: "ir.Value | None") -> int:
 
 
 def _halve(graph: "ir.Graph") -> None:
-    """Store weights in half precision. ONNX Runtime converts them to fp32 once, when it loads the graph."""
+    """Store weights in half precision. ONNX Runtime converts them to fp32 when it loads the graph."""
     import onnx_ir as ir
 
     for value in list(graph.initializers.values()):

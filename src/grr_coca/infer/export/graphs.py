@@ -1,4 +1,4 @@
-"""The three graphs of a model: images, texts, and one decoding step. All are traced from the model itself.
+"""Three graphs of a model: for images, for texts, and for one decoding step. All are traced from the model itself.
 
 | graph | inputs | outputs |
 |---|---|---|
@@ -7,12 +7,12 @@
 | step | `token_ids` R T, `cross_key.i`, `cross_value.i`, `past_key.j` and `past_value.j` R H P Dh | `logits` R T V, \
 `present_key.j` and `present_value.j` R H P+T Dh |
 
-A model that takes features of a frozen encoder has them instead of `pixels`, or in addition: `features` B N X and, if
-N differs between images, `feature_mask` B N. If captions attend to these tokens, `image_mask` B Q is an output of the
+If a model takes features of a frozen encoder, instead of `pixels` or in addition, they are `features` B N X and, if N
+differs between images, `feature_mask` B N. If captions attend to these tokens, `image_mask` B Q is an output of the
 image graph and an input of a step.
 
-i counts the multimodal layers, j the text layers and then the multimodal ones. R is any multiple of B: neighbouring
-captions of an image share its keys and values. With P = 0, a step reads the prompt.
+i counts the multimodal layers; j counts the text layers, followed by the multimodal layers. R is any multiple of B, and
+neighbouring captions of an image share its keys and values. With P = 0, a step reads the prompt.
 
 Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows), T new tokens, P earlier tokens, H
 heads of width Dh, Q image tokens, V vocabulary; N features of width X.
@@ -39,11 +39,11 @@ from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 
 OPSET = 23
-"""Version of the ONNX operator set, the first with attention, rotary positions and RMSNorm."""
+"""Version of the ONNX operator set. It is the first with attention, rotary positions and RMSNorm."""
 
 
 class _ImageGraph(nn.Module):
-    """Pixels to the image embedding, and to the keys and values that every caption of the image reads."""
+    """Graph from pixels to the image embedding, and to the keys and values that every caption of the image reads."""
 
     def __init__(self, model: CoCa, preprocess: Preprocess) -> None:
         super().__init__()
@@ -66,23 +66,25 @@ class _ImageGraph(nn.Module):
 
 
 class _TextGraph(nn.Module):
-    """Padded texts to their embeddings."""
+    """Graph from padded texts to their embeddings."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        # A text without words has one token that predicts another, and tracing treats every length of 1 as a constant.
+        # A text without words has one token that predicts another token, and tracing treats every length of 1 as a
+        # constant.
         text = self.model.text_decoder.pack(F.pad(token_ids, (0, 1)), lengths, pad_lengths)
         return self.model.embed_text(text)
 
 
 class _StepGraph(nn.Module):
-    """New tokens to the logits of the tokens that follow each of them.
+    """Graph from new tokens to the logits of the token after each of them.
 
-    Captions have the shape B K T, K for each image, instead of rows. With R rows, the number of queries that share an
-    image's keys would be R · T / B in every shape, which makes tracing take three times as long. See `_take_rows`.
+    Captions have the shape B K T, with K captions per image, instead of rows. With R rows, the number of queries that
+    share an image's keys would be R · T / B in every shape, which makes tracing take three times as long. See
+    `_take_rows`.
     """
 
     def __init__(self, model: CoCa) -> None:
@@ -111,11 +113,11 @@ class _StepGraph(nn.Module):
 
 
 Shape = tuple[str | int, ...]
-"""Sizes of a tensor. Variable sizes are letters, as above."""
+"""Sizes of a tensor. Variable sizes are letters, as in the module's docstring."""
 
 
 class _Form(NamedTuple):
-    """Tracing of a graph: its inputs and outputs by name, and the arguments of its module."""
+    """How to trace a graph: its inputs and outputs by name, and the arguments of its module."""
 
     module: nn.Module
     inputs: dict[str, Shape]
@@ -124,18 +126,18 @@ class _Form(NamedTuple):
 
 
 _EXAMPLE = {"B": 2, "K": 3, "R": 6, "T": 5, "P": 4, "N": 7, "Q": 11}
-"""Tensor sizes for tracing. They are all different, so that none can be confused with another."""
+"""Tensor sizes for tracing. They all differ, so that none can be confused with another."""
 _MIN = {"R": 4}
-"""Tracing assumes sizes of 2 or more, and R is B · K. The graph has no such bound."""
+"""Tracing assumes sizes of at least 2, and that R is B · K. The graph has no such bounds."""
 
 
 def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> ir.Model:
-    """Return a graph of a model in fp32, of standard operators, for any number of images, captions and tokens.
+    """Trace a graph of a model in fp32, with standard operators, for any number of images, captions and tokens.
 
     Args:
         model: Model in eval mode, in fp32 and on the CPU.
         config: Config of the model.
-        preprocess: Preprocessing; its pixel mean and deviation become part of the image graph.
+        preprocess: Preprocessing, whose pixel mean and standard deviation become part of the image graph.
         name: Name of the graph.
 
     Raises:
@@ -147,13 +149,13 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     examples = [_example(name, shape) for name, shape in form.inputs.items()]
     varying = [{axis: dims[s] for axis, s in enumerate(shape) if isinstance(s, str)} for shape in form.inputs.values()]
     with torch.no_grad(), quiet():
-        # Given the module itself, `torch.onnx.export` would write a graph for a single batch size if a layer requires
-        # it. This raises an error instead.
+        # If it were given the module itself, `torch.onnx.export` would write a graph for a single batch size when a
+        # layer requires it. This raises an error instead.
         program = torch.export.export(
             form.module,
             form.arguments(examples),
             dynamic_shapes=form.arguments(varying),
-            prefer_deferred_runtime_asserts_over_guards=True,  # R is B · K, which no `Dim` can express
+            prefer_deferred_runtime_asserts_over_guards=True,  # R is B · K, which `Dim` cannot express
         )
         exported = torch.onnx.export(
             program,
@@ -222,23 +224,23 @@ def _image_inputs(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _by_name(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """Return the function that orders inputs by the given names, with None for missing ones."""
+    """Return a function that puts inputs in the order of the given names, with None for missing ones."""
     return lambda given: tuple(map(dict(zip(inputs, given, strict=True)).get, names))
 
 
 def _image_mask(config: CoCaConfig) -> dict[str, Shape]:
-    """Return the mask of the image tokens of captions, if their number differs between images."""
+    """Return the mask of the image tokens that captions attend to, if their number differs between images."""
     varies = config.poolers.num_queries is None and config.num_image_tokens is None
     return {"image_mask": ("B", "Q")} if varies else {}
 
 
 def _cross(config: CoCaConfig) -> dict[str, Shape]:
-    """Return keys and values of the image tokens for each multimodal layer."""
+    """Return the keys and values of the image tokens for each multimodal layer."""
     t, poolers = config.multimodal_decoder.transformer, config.poolers
     num_tokens: int | str
     num_tokens = (config.num_image_tokens or "Q") if poolers.num_queries is None else poolers.num_queries
     if poolers.arrangement == "shared" and isinstance(num_tokens, int):
-        num_tokens -= 1  # the first query gives the embedding
+        num_tokens -= 1  # the first query yields the embedding
     shapes: dict[str, Shape] = {}
     for i in range(t.num_layers):
         shapes |= dict.fromkeys((f"cross_key.{i}", f"cross_value.{i}"), ("B", t.num_heads, num_tokens, t.head_dim))
@@ -246,7 +248,7 @@ def _cross(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _cached(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
-    """Return keys and values of the tokens of the captions for each layer of both halves."""
+    """Return the keys and values of caption tokens for each layer in both halves of the decoder."""
     text, multimodal = config.text_decoder.transformer, config.multimodal_decoder.transformer
     layers = [text] * text.num_layers + [multimodal] * multimodal.num_layers
     return {
@@ -271,18 +273,21 @@ def _example(name: str, shape: Shape) -> Tensor:
 
 
 _MAX_TABLE = 2**16
-"""Maximum size of a table in numbers. The largest have the angles of all patches of an image."""
+"""Maximum number of values in a table. The largest tables contain the angles of all patches of an image."""
 
 
 def _share_tables(model: ir.Model) -> None:
-    """Let the layers of a stack share their position tables and the values looked up in them."""
+    """Make the layers of a stack share their position tables and the values looked up in them."""
     DeduplicateInitializersPass(size_limit=_MAX_TABLE)(model)
     CommonSubexpressionEliminationPass()(model)
 
 
 def _join_reshapes(model: ir.Model) -> None:
-    """Drop reshapes that a later one reverts: layers separate heads, and operators concatenate them. A reshape
-    takes about as long as an operator in a step of a small model."""
+    """Drop reshapes that a later reshape reverts.
+
+    Layers separate heads, which operators concatenate again. In a step of a small model, a reshape takes about as long
+    as an operator.
+    """
     for node in model.graph:
         if node.op_type != "Reshape":
             continue
@@ -297,7 +302,7 @@ def _join_reshapes(model: ir.Model) -> None:
 
 
 def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
-    """Name the variable sizes, and drop the exporter's node metadata, such as source paths."""
+    """Name the variable sizes, and drop the node metadata of the exporter, such as source paths."""
     for value in (*graph.inputs, *graph.outputs):
         value.shape = ir.Shape(shapes[value.name])
     graph.metadata_props.clear()
@@ -312,7 +317,7 @@ def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
 
 
 def _take_rows(graph: ir.Graph) -> None:
-    """Let the step graph take token ids as rows, R T, and group them by image itself."""
+    """Make the step graph take token ids as rows, R T, and group them by image itself."""
     grouped, image = graph.inputs[0], graph.inputs[1]
     rows = ir.Value(name="token_ids", type=grouped.type, shape=ir.Shape(("R", "T")))
     grouped.name = "captions_of_images"

@@ -1,6 +1,6 @@
-"""Layers as ONNX operators: `exportable` puts them into a copy of a model.
+"""Layers as ONNX operators. `exportable` puts them into a copy of a model.
 
-Each is equivalent to the layer that it replaces, up to rounding.
+Each layer is equivalent, up to rounding, to the layer that it replaces.
 
 Shapes: B sequences, R rows of captions, T tokens of the longest sequence, N = B · T, P earlier tokens, D width, H heads
 of width Dh, C = Dh / 2 complex channels.
@@ -22,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def exportable(model: Module) -> Module:
-    """Return a copy of a model with the layers of this file. Parameters are shared."""
+    """Return a copy of a model with the layers of this module. Parameters are shared."""
     return _swapped(model)  # type: ignore[return-value]
 
 
@@ -34,7 +34,7 @@ def _swapped(module: nn.Module) -> nn.Module:
 
 
 class OnnxRotary(nn.Module):
-    """`Rotary` as one operator. ONNX has no complex numbers."""
+    """`Rotary` as a single operator. ONNX has no complex numbers."""
 
     table: Complex64[Tensor, "T C"]
 
@@ -43,17 +43,17 @@ class OnnxRotary(nn.Module):
         self.register_buffer("table", rotary.table, persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """See `Rotary`."""
+        """Apply the layer; see `Rotary`."""
         cos, sin = (part[positions].expand(x.shape[0], -1, -1) for part in (self.table.real, self.table.imag))  # B T C
         rotated = rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=x.shape[2] * x.shape[3])
         return rotated.view_as(x)
 
 
 class OnnxMix(nn.Module):
-    """`Mix` as one operator.
+    """`Mix` as a single operator.
 
-    It takes the heads side by side, and includes appending to the cache. With separate operators, a step of a
-    small model would take a third longer.
+    It takes the heads side by side, and also appends to the cache. With separate operators, a step of a small model
+    would take a third longer.
     """
 
     def __init__(self, _: Mix) -> None:
@@ -62,10 +62,10 @@ class OnnxMix(nn.Module):
     def forward(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "B S D"]:
-        """See `Mix`. A cache must be a `GrowingCache`."""
+        """Apply the layer; see `Mix`. A cache must be a `GrowingCache`."""
         q, k = layout.pad(qk).flatten(2).chunk(2, dim=-1)  # B T D each
         mask = layout.mask if isinstance(layout.mask, Tensor) else None
-        if mask is not None and isinstance(layout, PlainLayout):  # the operator needs a row for each query
+        if mask is not None and isinstance(layout, PlainLayout):  # the operator needs one row per query
             mask = mask.expand(-1, -1, q.shape[1], -1)
         cache = layout.cache if isinstance(layout, CachedLayout) else None
         assert cache is None or isinstance(cache, GrowingCache)
@@ -89,13 +89,13 @@ _ONNX_LAYERS: Mapping[type[nn.Module], Callable[..., nn.Module]] = {Rotary: Onnx
 
 @dataclass
 class GrowingCache:
-    """Keys and values of one attention layer, which a step replaces by longer tensors."""
+    """Keys and values of one attention layer. Each step replaces them by longer tensors."""
 
     keys: Float[Tensor, "R H P Dh"]
     values: Float[Tensor, "R H P Dh"]
 
     def extend(self, new: KeyValues) -> KeyValues:
-        """See `Cache`."""
+        """Append keys and values; see `Cache`."""
         self.keys, self.values = (
             torch.cat([old, added.transpose(1, 2)], dim=2)
             for old, added in zip((self.keys, self.values), new, strict=True)
@@ -104,14 +104,14 @@ class GrowingCache:
 
 
 class PaddedLayout(PackedLayout):
-    """Padded sequences in one row, because in a graph the number of tokens can depend only on shapes."""
+    """Layout of padded sequences in one row. In a graph, the number of tokens can only depend on shapes."""
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
         """Separate the sequences, which are already padded."""
         return packed.flatten(0, 1).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
-        """Join the sequences. The padding stays."""
+        """Join the sequences, with their padding."""
         return padded.flatten(0, 1).unflatten(0, (1, -1))
 
 

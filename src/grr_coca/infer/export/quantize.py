@@ -1,4 +1,4 @@
-"""Products of ONNX graphs in int8."""
+"""Convert matrix products in ONNX graphs to int8."""
 
 import logging
 import warnings
@@ -17,8 +17,7 @@ _SHAPED = frozenset({
 })  # fmt: skip
 """Operators that only move numbers. Their inputs after the first are sizes and indices."""
 _LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
-"""Operators that keep tokens equal in magnitude. Any other operator between two products, such as an activation,
-does not."""
+"""Operators that keep tokens at equal magnitude. Other operators between two products, such as activations, do not."""
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 
 def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Path) -> None:
-    """Write a graph whose products with constant matrices are computed in int8, as `int8.onnx`.
+    """Write `int8.onnx`, a graph that computes products with constant matrices in int8.
 
     Args:
         model: The graph, which is changed.
@@ -57,14 +56,15 @@ def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Pat
             nodes_to_exclude=[str(node.name) for node in in_fp32],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            # Otherwise sums of two products overflow 16 bits on processors that have only AVX2, but not on newer ones.
+            # Otherwise, sums of two products would overflow 16 bits on processors that have AVX2 but no newer
+            # instructions.
             reduce_range=True,
             use_external_data_format=True,
         )
 
 
 def constant_products(graph: ir.Graph) -> list[ir.Node]:
-    """Return the products with constant matrices, in the order of the graph."""
+    """Return the products with constant matrices, in graph order."""
     return [node for node in graph if node.op_type == "MatMul" and _is_constant(node.inputs[1])]
 
 
@@ -75,8 +75,8 @@ def _is_constant(value: ir.Value | None) -> bool:
 def follows_activation(product: ir.Node) -> bool:
     """Return whether the input tokens of a product differ in magnitude.
 
-    They do if anything that is neither linear nor a norm separates it from earlier products: any activation,
-    or an activation times something, as in GEGLU.
+    They do if anything other than a linear operation or a norm separates the product from earlier products: an
+    activation, or an activation multiplied by something, as in GEGLU.
     """
     is_uneven, values, seen = False, [product.inputs[0]], set()
     while values:
@@ -87,7 +87,7 @@ def follows_activation(product: ir.Node) -> bool:
         seen.add(id(node))
         if node.op_type in _NORMS:
             continue
-        if node.op_type.startswith("Reduce"):  # a norm in simpler operators
+        if node.op_type.startswith("Reduce"):  # a norm composed of simpler operators
             return False
         is_scaling = node.op_type in ("Mul", "Div") and any(map(_is_constant, node.inputs))
         is_uneven = is_uneven or not (node.op_type in _LINEAR or is_scaling)
@@ -98,9 +98,8 @@ def follows_activation(product: ir.Node) -> bool:
 def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
     """Divide each token of a product's input by its largest magnitude, and multiply the token's result by it.
 
-    All inputs of a quantized product share one scale. After a norm, all tokens have one magnitude. After GELU and
-    other activations they differ, and a large token would leave few levels for the others, in its own image and in
-    all of the batch.
+    All inputs of a quantized product share one scale. After a norm, all tokens have the same magnitude. After GELU and
+    other activations, magnitudes differ, and a large token would leave few levels for all other tokens of the batch.
     """
     for product in products:
         given, result = product.inputs[0], product.outputs[0]

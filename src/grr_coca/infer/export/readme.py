@@ -1,4 +1,4 @@
-"""The README.md of a graph folder: a description of the files, and a program that uses them. A test runs it."""
+"""README.md of a graph folder: a description of the files, and a program that uses them, which a test runs."""
 
 from importlib import resources
 

@@ -1,6 +1,6 @@
-"""Weights of ONNX graphs in a safetensors file.
+"""Store the weights of ONNX graphs in a safetensors file.
 
-ONNX locates a tensor in it by its offset, so that several graphs, and PyTorch, read one file.
+ONNX locates a tensor in the file by its offset, so that several graphs, and PyTorch, can read the same file.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch import Tensor
 from grr_coca.model.checkpoint import load_tensors, save_tensors
 
 MIN_BYTES = 1024
-"""Minimum size in bytes of a tensor in the file; smaller tensors stay in the graph."""
+"""Minimum size, in bytes, of a tensor in the file. Smaller tensors stay in the graph."""
 
 _DTYPES = {
     "F32": ir.DataType.FLOAT,
@@ -31,7 +31,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """The location of a tensor in the file. `is_transposed`: the graph needs its transpose."""
+    """Location of a tensor in the file. `is_transposed` means that the graph needs the transpose."""
 
     name: str
     offset: int
@@ -42,9 +42,9 @@ class _Place:
 
 
 def refer_to(graphs: Iterable[ir.Model], path: Path) -> None:
-    """Replace the large tensors of graphs by references to equal tensors of a safetensors file.
+    """Replace large tensors in graphs by references to equal tensors in a safetensors file.
 
-    If the file has a tensor in half precision, or its transpose, the graph gets a `Cast` or a `Transpose`, which ONNX
+    If the file has the tensor in half precision or transposed, the graph gets a `Cast` or a `Transpose`, which ONNX
     Runtime computes once, when it loads the graph. Tensors that are not in the file stay in the graph.
     """
     places = _places(path)
@@ -58,7 +58,7 @@ def refer_to(graphs: Iterable[ir.Model], path: Path) -> None:
 
 
 def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
-    """Write the large tensors of graphs into a safetensors file. Shared tensors are written once.
+    """Write the large tensors of graphs to a safetensors file. Tensors that graphs share are written once.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -74,7 +74,7 @@ def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
 
 
 def _places(path: Path) -> dict[bytes, _Place]:
-    """Return the tensors of a safetensors file by content, converted to fp32: unchanged, transposed, and as 3x3
+    """Return the tensors in a safetensors file by their content, converted to fp32: unchanged, transposed, and as 3x3
     kernels.
     """
     tensors = load_tensors(path)
@@ -85,7 +85,7 @@ def _places(path: Path) -> dict[bytes, _Place]:
         forms = [(tensor, False)]
         if tensor.ndim == 2:
             forms.append((tensor.mT, True))
-        if tensor.ndim == 2 and tensor.shape[1] % 9 == 0:  # the exporter reshapes the small ones of a convolution
+        if tensor.ndim == 2 and tensor.shape[1] % 9 == 0:  # the exporter reshapes small convolution kernels
             forms.append((tensor.unflatten(1, (-1, 3, 3)), False))
         for form, is_transposed in forms:
             place = _Place(
@@ -101,7 +101,7 @@ def _places(path: Path) -> dict[bytes, _Place]:
 
 
 def _header(path: Path) -> Mapping[str, tuple[int, dict]]:
-    """Return the header entry of each tensor by name, and the offset of the data."""
+    """Return the header entry of each tensor by its name, and the offset of the data."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -115,7 +115,7 @@ def _content(array: np.ndarray) -> bytes:
 
 
 def _replace(graph: ir.Graph, value: ir.Value, place: _Place, location: str) -> None:
-    """Let the users of an initializer read the tensor at a location in the file."""
+    """Make the users of an initializer read the tensor at a location in the file."""
     stored = graph.initializers.get(place.name)
     if stored is None:
         data = ir.ExternalTensor(

@@ -1,6 +1,6 @@
 """Write a checkpoint as a folder of ONNX graphs, for programs without PyTorch.
 
-The folder of a model in fp32 or fp16 is a checkpoint too: graphs and PyTorch read the same `model.safetensors`.
+In fp32 or fp16, the folder is also a checkpoint, because graphs and PyTorch read the same `model.safetensors`.
 """
 
 import json
@@ -50,14 +50,14 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
 
     Args:
         source: Folder of the checkpoint.
-        out: New folder.
-        precision: `fp32` keeps the weights as the checkpoint stores them. `fp16` rounds them to half precision.
-            `int8` quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions
-            and the patch embedding stay in fp32. With both, a frozen encoder gets a suitable precision.
+        out: Folder to create.
+        precision: `fp32` keeps the weights as the checkpoint stores them. `fp16` rounds them to half precision. `int8`
+            quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions and the
+            patch embedding stay in fp32. With `fp16` and `int8`, a frozen encoder gets a suitable precision.
         pictures: Image files for comparing precisions of the frozen encoder.
 
     Returns:
-        A line about the frozen encoder; empty if there is none.
+        One line that describes the frozen encoder. Empty if there is none.
 
     Raises:
         UserError: If the checkpoint is corrupt, the frozen encoder is missing or has changed, or the disk is full or
@@ -105,7 +105,7 @@ def _write_adaptation(source: Path, folder: Path, precision: Precision) -> None:
 
 
 def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Sequence[bytes], *, smallest: bool) -> str:
-    """Write the frozen encoder next to the graphs. With a graph, its name contains no local folders."""
+    """Write the frozen encoder next to the graphs. If it has a graph, its name contains no local folders."""
     encoder, preprocess = open_frozen(info, source), info.preprocess
     squares = [np.array(preprocess.decode_square(content, "a picture")) for content in pictures]
     side = preprocess.image_size
@@ -120,7 +120,7 @@ def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Seque
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the graphs of a checkpoint into a folder whose `model.safetensors` holds its weights.
+    """Write the graphs of a checkpoint into a folder that has its weights as `model.safetensors`.
 
     The graphs read that file.
 
@@ -151,8 +151,8 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
 def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
     """Return a graph whose products with constant matrices are computed in int8."""
     products = constant_products(model.graph)
-    # The patch embedding is cheap, and reads pixels: their magnitude is constant in an image of one colour and in all
-    # of a photograph. Convolutions before it are not a `MatMul`, and stay in fp32, too.
+    # The patch embedding is cheap, and reads pixels, whose magnitude is constant in an image with a single colour, and
+    # also in all of a photograph. Convolutions before it are not a `MatMul`, and also stay in fp32.
     in_fp32 = products[:1] if name == "image" else []
     quantize_products(model, in_fp32, scratch)
     quantized = ir.external_data.load_to_model(ir.load(scratch / "int8.onnx"))
@@ -161,8 +161,11 @@ def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
 
 
 def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:
-    """Return the manifest entries of a graph folder besides its files: all that a program needs without
-    `config.json`. `source`: the folder of the weights in the graphs, or from which they were quantized."""
+    """Return the manifest entries of a graph folder, except those of its files: everything that a program needs if it
+    does not read `config.json`.
+
+    `source` is the folder of the weights that the graphs contain, or from which the graphs were quantized.
+    """
     config, tokenizer, model = checkpoint.config, checkpoint.tokenizer, checkpoint.model
     return {
         "precision": precision,

@@ -1,1 +1,1 @@
-"""Fast versions of layers for inference on a CPU, and the copy of a model that is built from them."""
+"""Fast versions of layers for inference on a CPU, and a copy of a model that is built from them."""

@@ -1,14 +1,15 @@
-"""Fast replacements for layers, for inference on a CPU. Each is equivalent to its layer, up to rounding.
+"""Fast replacements for layers, for inference on a CPU. Each is equivalent, up to rounding, to the layer that it
+replaces.
 
 - `AbsorbedCrossAttention`: cross-attention of few queries, without projecting the context. q · (W_k c) = (W_k^T q) · c
   and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections apply to the few queries instead of the many tokens
   of the context, as in DeepSeek-V2 with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same
-  to all scores of a query, which does not affect the softmax, and b_v is added once, as weights sum to 1. A scale and
-  shift of the context's channels is folded into the projection that follows it.
+  value to all scores of a query, which does not affect the softmax, and b_v is added once, because the weights sum to
+  1. A scale and shift of the context's channels is folded into the projection that follows it.
 - `FastRMSNorm`: allocates less memory.
 - `FastGEGLU`: activation and product of the two branches are computed within the linear layers before them.
 - `FastSelfAttention`: as few operations as possible for the few tokens of a decoding step. One step of one caption
-  takes a hundred products of a fraction of a millisecond each, so the time between them also matters.
+  takes a hundred products, each in a fraction of a millisecond, so the time between them also matters.
 
 Shapes: R rows of captions, B images, T queries or new tokens of width D, S context tokens of width C, or slots; B lines
 of slots, L = R / B * T; H heads, Dh = D / H.
@@ -35,7 +36,8 @@ from grr_coca.model.blocks import GEGLU, RMSNorm
 
 
 class FastRMSNorm(nn.Module):
-    """`RMSNorm` that allocates one tensor of the input's size instead of four. Each large allocation is a system call.
+    """`RMSNorm` that allocates one tensor of the input's size instead of four, because a large allocation is a system
+    call.
 
     x / sqrt(mean(x²) + eps) = sqrt(D) x / sqrt(|x|² + D eps), and `hypot` computes the last root.
     """
@@ -47,20 +49,20 @@ class FastRMSNorm(nn.Module):
         self.root = torch.tensor((dim * norm.eps) ** 0.5)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """See `RMSNorm`."""
+        """Apply the layer; see `RMSNorm`."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.root)
         return x.div(length).mul_(self.weight)
 
 
 class FastGEGLU(nn.Module):
-    """`GEGLU` whose linear layers also compute the activation and the product, without extra passes over memory."""
+    """`GEGLU` whose linear layers also compute the activation and the product, without more passes over memory."""
 
     def __init__(self, feed_forward: GEGLU) -> None:
         super().__init__()
         self.feed_forward = feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """See `GEGLU`."""
+        """Apply the layer; see `GEGLU`."""
         part = self.feed_forward
         assert isinstance(part.gate_proj, FastLinear)
         assert isinstance(part.up_proj, FastLinear)
@@ -68,7 +70,8 @@ class FastGEGLU(nn.Module):
 
 
 class FastSelfAttention(nn.Module):
-    """`SelfAttention` that rotates queries and keys in place, and writes keys and values into the cache together."""
+    """`SelfAttention` that rotates queries and keys in place, and writes keys and values into the cache in one
+    operation."""
 
     def __init__(self, attn: SelfAttention) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class FastSelfAttention(nn.Module):
         self.turns = None if attn.rotary is None else attn.rotary.table[:, None, None]  # T 1 1 C
 
     def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
-        """See `SelfAttention`."""
+        """Apply the layer; see `SelfAttention`."""
         if not isinstance(layout, CachedLayout):
             return self.attn(x, layout)
         num_rows, num_tokens, _ = x.shape
@@ -95,7 +98,7 @@ class FastSelfAttention(nn.Module):
 
 
 class AbsorbedCrossAttention(nn.Module):
-    """A `CrossAttention` that projects its queries instead of its context where that takes fewer multiplications."""
+    """`CrossAttention` that projects its queries instead of its context where this takes fewer multiplications."""
 
     def __init__(self, attn: CrossAttention) -> None:
         super().__init__()
@@ -106,7 +109,7 @@ class AbsorbedCrossAttention(nn.Module):
         self.value_bias = None if bias is None else bias[len(bias) // 2 :]
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """See `CrossAttention`."""
+        """Project the context; see `CrossAttention`."""
         return self.attn.project(context)
 
     def forward(
@@ -116,7 +119,7 @@ class AbsorbedCrossAttention(nn.Module):
         layout: Layout = PLAIN,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """See `CrossAttention`."""
+        """Apply the layer; see `CrossAttention`."""
         if isinstance(context, KeyValues) or isinstance(layout, PackedLayout):
             return self.attn(x, context, layout, mask)
         if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
@@ -124,7 +127,7 @@ class AbsorbedCrossAttention(nn.Module):
         key_weight, value_weight = self.kv_weight
         q = self.attn.q_proj(x).unflatten(-1, (self.attn.num_heads, -1))  # R T H Dh
         q = q.flatten(0, 1).transpose(0, 1) @ key_weight  # H R·T C
-        # Every head of every query becomes a query of one wide head: H · L queries for each image.
+        # Every head of every query becomes a query of a single wide head: H · L queries per image.
         q = q.transpose(0, 1).reshape(len(context), 1, -1, context.shape[-1])  # B 1 L·H C
         c = context[:, None]
         counting = None if mask is None else mask[:, None, None]
@@ -134,8 +137,11 @@ class AbsorbedCrossAttention(nn.Module):
         return self.attn.out_proj(mixed if self.value_bias is None else mixed.add_(self.value_bias))
 
     def pays(self, num_queries: int, num_tokens: int) -> bool:
-        """Return whether, for the given number of queries per context, absorbing the projection into the query takes
-        fewer multiplications than projecting the context.
+        """Return whether projecting the queries instead of the context takes fewer multiplications.
+
+        Args:
+            num_queries: Number of queries per context.
+            num_tokens: Number of tokens per context.
         """
         _, num_heads, head_dim, context_dim = self.kv_weight.shape
         width = num_heads * head_dim

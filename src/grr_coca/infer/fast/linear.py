@@ -1,10 +1,10 @@
-"""A fast linear layer. It reorders its weight once: one layout for many rows, one for a single row.
+"""Fast linear layer. It reorders its weight once: in one layout for many rows, and in another for a single row.
 
-Decoding multiplies few rows by large matrices. For that, oneDNN on a weight in its own blocked layout is two to three
-times as fast as PyTorch's product on a plain weight. It also applies the operation that follows (GELU, a factor) while
-the result is in registers (`benchmarks/captioning.py`). For a single row, nearly all of the time goes into reading the
-weight, so the kernel that reads fastest is used. It depends on the processor's manufacturer, and was measured
-with weights too large for any cache (benchmarks/LOG.md).
+Decoding multiplies few rows by large matrices. For this, oneDNN with a weight in its own blocked layout is two to three
+times as fast as PyTorch's product with a plain weight. It also applies the next operation (GELU, a factor) while the
+result is in registers (`benchmarks/captioning.py`). For a single row, nearly all of the time is spent reading the
+weight, so the kernel that reads fastest is used. Which one that is depends on the processor's manufacturer, and was
+measured with weights too large for any cache (benchmarks/LOG.md).
 
 Shapes: D input channels, O output channels.
 """
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from grr_coca.common.torch_private import block_weight, blocked_linear, blocked_linear_gelu, blocked_linear_times
 
 PARTS = 8
-"""Number of parts of the weight for a batched product. PyTorch's batch kernel reads plain weights
-twice as fast as any other on AMD's processors, and half as fast as MKL on Intel's."""
+"""Number of parts into which the weight is split for a batched product. PyTorch's batch kernel reads plain weights
+twice as fast as any other kernel on AMD processors, and half as fast as MKL on Intel processors."""
 
 RowProduct = Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B O"]]
 
@@ -30,7 +30,7 @@ RowProduct = Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B O"]]
 def row_product(weight: Float[Tensor, "O D"], intel: bool) -> RowProduct | None:
     """Return a function that multiplies a single row by the weight, which is reordered here once.
 
-    None if no kernel fits the weight.
+    Return None if no kernel fits the weight.
     """
     if intel:
         return _by_vector(weight)
@@ -38,8 +38,8 @@ def row_product(weight: Float[Tensor, "O D"], intel: bool) -> RowProduct | None:
 
 
 def is_intel() -> bool:
-    """Return whether the processor is Intel's and PyTorch has MKL."""
-    # The oldest supported PyTorch has no such function.
+    """Return whether the processor is from Intel and PyTorch has MKL."""
+    # The oldest supported PyTorch does not have this function.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.backends.mkl.is_available() and "Intel" in str(capabilities.get("cpu_name"))
 
@@ -47,7 +47,7 @@ def is_intel() -> bool:
 def _by_vector(weight: Float[Tensor, "O D"]) -> RowProduct:
     """Return a row product that uses BLAS's matrix-vector product.
 
-    That is slow for many short rows, so such a weight is stored by columns.
+    That product is slow for many short rows, so such a weight is stored by columns.
     """
     num_outputs, num_inputs = weight.shape
     if num_outputs > num_inputs:
@@ -59,14 +59,15 @@ def _by_parts(weight: Float[Tensor, "O D"]) -> RowProduct:
     parts = weight.unflatten(0, (PARTS, -1))
 
     def product(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
-        column = x.reshape(1, 1, -1).expand(PARTS, -1, -1).mT  # a transposed row: other layouts are six times as slow
+        # a transposed row, because other layouts are six times as slow
+        column = x.reshape(1, 1, -1).expand(PARTS, -1, -1).mT
         return torch.bmm(parts, column).view(*x.shape[:-1], -1)
 
     return product
 
 
 class FastLinear(nn.Module):
-    """`nn.Linear` for inference. Each layout of the weight is created at first use."""
+    """`nn.Linear` for inference. Each layout of the weight is created when it is first used."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -84,30 +85,30 @@ class FastLinear(nn.Module):
         return blocked_linear_gelu(x, self.blocked_weight, self.bias) if row is None else F.gelu(row)
 
     def times(self, x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
-        """Return the result times a factor, computed together with the product."""
+        """Multiply the result by a factor, computed together with the product."""
         row = self._row(x)
         return blocked_linear_times(x, factor, self.blocked_weight, self.bias) if row is None else row.mul_(factor)
 
     @cached_property
     def blocked_weight(self) -> Tensor:
-        """The weight in the blocked layout of oneDNN's kernels."""
+        """Weight in the blocked layout of oneDNN's kernels."""
         return block_weight(self.weight)
 
     @cached_property
     def row_product(self) -> RowProduct | None:
-        """The function that multiplies a single row by the weight; None if no kernel fits it."""
+        """Function that multiplies a single row by the weight. None if no kernel fits the weight."""
         return row_product(self.weight.detach(), is_intel())
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the reordered weights, which cannot be copied or serialized.
 
-        A copy recreates them.
+        A copy creates them again.
         """
         layouts = ("blocked_weight", "row_product")
         return {name: value for name, value in super().__getstate__().items() if name not in layouts}
 
     def _row(self, x: Tensor) -> Tensor | None:
-        """Return the result if `x` is a single row and a kernel for single rows exists; else None."""
+        """Return the result if `x` is a single row and there is a kernel for single rows, otherwise None."""
         if x.numel() != x.shape[-1] or self.row_product is None:
             return None
         product = self.row_product(x)

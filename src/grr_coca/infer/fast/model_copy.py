@@ -1,4 +1,4 @@
-"""A copy of a model that is built from the fast layers."""
+"""Copy a model with fast layers in place of the original ones."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
@@ -22,8 +22,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class FastLayer(NamedTuple):
-    """Fast replacement for a layer class, and the child classes that it supports. Layers with other children are not
-    replaced."""
+    """Fast replacement for a layer class, and the child classes that it supports.
+
+    Layers with other children are not replaced.
+    """
 
     make: Callable[..., nn.Module]
     children: Mapping[str, frozenset[type[nn.Module]]]
@@ -46,19 +48,18 @@ FAST_LAYERS: dict[type[nn.Module], FastLayer] = {
         },
     ),
 }
-"""The fast replacement of each layer class. Other architectures add their own."""
+"""Fast replacement for each layer class, to which other architectures add."""
 
 
 def fast_copy(model: Module) -> Module:
-    """Return a faster copy of a model, in eval mode. Its results are those of the model in eval mode, up to rounding.
+    """Return a faster copy of a model, in eval mode. Up to rounding, its results are those of the model in eval mode.
 
-    The caller owns the copy. The copy shares the parameters of the model, and also holds some of them in another
-    layout, so it is valid only for the current weights: after a change of weights, create a new copy.
+    The copy belongs to the caller. It shares the model's parameters, and also stores some of them in another layout, so
+    it is valid only for the current weights. Create a new copy after the weights have changed.
 
-
-    For a model from `torch.compile`, the original module is copied. The model itself is returned if nothing can be
-    faster: on devices other than a CPU, in precisions other than fp32, within autocast, and if it is already such a
-    copy.
+    If the model comes from `torch.compile`, its original module is copied. The model itself is returned if nothing can
+    be made faster: on devices other than a CPU, in precisions other than fp32, under autocast, or if the model is
+    already such a copy.
     """
     modules = list(model.modules())
     is_copy = any(isinstance(module, FastLinear) for module in modules)
@@ -83,8 +84,10 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether the module is of exactly this class, in fp32 on the CPU, not sharded, without hooks, and with the
-    class's own forward pass.
+    """Return whether a fast layer can replace the module.
+
+    The module must be of exactly this class, in fp32 on the CPU, not sharded, without hooks, and with the class's own
+    forward pass.
     """
     return (
         type(module) is kind
@@ -95,5 +98,5 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """Return whether the module has no hooks, and its forward pass was not replaced by another function."""
+    """Return whether the module has no hooks, and no other function has replaced its forward pass."""
     return not has_hooks(module) and "forward" not in vars(module)

@@ -30,9 +30,9 @@ class _Pool:
         self.hypotheses = sorted(self.hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.size]
 
     def can_improve(self, summed: float, next_length: int, max_length: int) -> bool:
-        """Return whether a continuation of a caption with this sum of scores can still be among the best.
+        """Return whether a continuation of an unfinished caption can still be among the best.
 
-        Log-probabilities are negative, so no continuation has a greater sum. The bound uses the most
+        Log-probabilities are negative, so no continuation has a greater sum of scores. The bound uses the most
         favourable length.
         """
         if len(self.hypotheses) < self.size:
@@ -45,7 +45,7 @@ class _Pool:
 
 
 class Beams(NamedTuple):
-    """Unfinished captions. `scores`: sums of log-probabilities after the rules; -inf for unused beams."""
+    """Unfinished captions. `scores` are sums of log-probabilities after the rules; unused beams have -inf."""
 
     token_ids: Int[np.ndarray, "B K T"]
     log_probs: Float[np.ndarray, "B K T"]
@@ -53,8 +53,10 @@ class Beams(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Continuations of beams, best first: the continued beam, the token, its log-probability in the model's own
-    distribution, and the new score."""
+    """Continuations of beams, best first.
+
+    Each has the continued beam, the token, its log-probability in the model's own distribution, and the new score.
+    """
 
     parents: Int[np.ndarray, "B C"]
     token_ids: Int[np.ndarray, "B C"]
@@ -62,12 +64,12 @@ class Choice(NamedTuple):
     scores: Float[np.ndarray, "B C"]
 
     def take(self, columns: Int[np.ndarray, "B K"]) -> "Choice":
-        """Select the continuations at the given columns."""
+        """Select the continuations in the given columns."""
         return Choice(*(np.take_along_axis(field, columns, axis=1) for field in self))
 
 
 class BeamSearch:
-    """Beam search for all images of a batch together. The beams of one image do not depend on the other images."""
+    """Beam search for all images of a batch together. The beams of an image do not depend on the other images."""
 
     def __init__(
         self,
@@ -82,8 +84,8 @@ class BeamSearch:
         num_images = len(prompt_ids)
         self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
         self.rows = np.arange(num_images).repeat(self.num_beams)
-        """For each beam, the decoder row with all of its tokens except the last."""
-        # All beams are initially equal, so one suffices.
+        """Decoder row, for each beam, that has read all tokens of the beam except the last one."""
+        # All beams are initially equal, so one of them suffices.
         first = np.arange(self.num_beams) == 0
         self.beams = Beams(
             token_ids=np.zeros((num_images, self.num_beams, 0), dtype=np.int64),
@@ -109,7 +111,7 @@ class BeamSearch:
         return [self._best(pool) for pool in self.pools]
 
     def _advance(self, last: bool) -> None:
-        """Choose the next tokens. Finished captions are added to the pools; at the last step, all captions are."""
+        """Choose the next tokens, and add finished captions to the pools. At the last step, add all captions."""
         choice = self._best_continuations()
         self._collect(choice)
         going_on = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.num_beams]
@@ -120,14 +122,14 @@ class BeamSearch:
     def _best_continuations(self) -> Choice:
         """Return the 2 K best continuations of K beams.
 
-        At most one continuation per beam ends its caption, so at least K do not.
+        At most one continuation per beam ends its caption, so at least K of the continuations do not.
         """
         beams = self.beams
         token_ids = np.concatenate(beams.token_ids)  # R T
         allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
         after_rules, ids = allowed.largest(2 * self.num_beams)  # R C
         own = after_rules if allowed is self.logits else self.logits.of(ids)
-        self.has_nan |= bool(np.isnan(own).any())  # an image with only NaN leaves the batch
+        self.has_nan |= bool(np.isnan(own).any())  # an image that has only NaN leaves the batch
         num_images = len(beams.scores)
         scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C
         parents = np.arange(self.num_beams).repeat(ids.shape[1])[None].repeat(num_images, axis=0)
@@ -135,7 +137,7 @@ class BeamSearch:
         return candidates.take((-candidates.scores).argsort(axis=1, kind="stable")[:, : 2 * self.num_beams])
 
     def _collect(self, choice: Choice) -> None:
-        """Add those of the K best continuations that end their caption to the pools."""
+        """Add to the pools those of the K best continuations that end their caption."""
         ends = (choice.token_ids == self.eos_id) & np.isfinite(choice.scores)
         for image, rank in np.argwhere(ends[:, : self.num_beams]).tolist():
             parent = choice.parents[image, rank]
@@ -144,7 +146,7 @@ class BeamSearch:
             self.pools[self.running[image]].add(ids, log_probs, float(choice.scores[image, rank]))
 
     def _extend(self, choice: Choice) -> None:
-        """Replace each beam by its parent with one more token."""
+        """Replace each beam by the beam that it continues, with one more token."""
         beams, images = self.beams, np.arange(len(choice.parents))[:, None]
         parents = images, choice.parents
         self.beams = Beams(
@@ -155,13 +157,13 @@ class BeamSearch:
         self.rows = self.rows.reshape(-1, self.num_beams)[parents].ravel()
 
     def _collect_unfinished(self) -> None:
-        """Add unfinished captions, which have reached the maximum length, to the pools."""
+        """Add unfinished captions that have reached the maximum length to the pools."""
         for image, beam in np.argwhere(np.isfinite(self.beams.scores)).tolist():
             ids, log_probs, scores = (field[image, beam] for field in self.beams)
             self.pools[self.running[image]].add(ids.tolist(), log_probs.tolist(), float(scores))
 
     def _stop_images(self) -> None:
-        """Remove the images whose pool cannot improve from the batch."""
+        """Remove images from the batch if their pool can no longer improve."""
         length, best = self.beams.token_ids.shape[2], self.beams.scores.max(axis=1).tolist()
         pools = (self.pools[image] for image in self.running)
         going_on = np.array(

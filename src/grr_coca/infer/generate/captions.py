@@ -1,6 +1,7 @@
-"""From images to captions: the public functions, and the loop of greedy decoding and sampling.
+"""Caption images: the public functions, and the loop of greedy decoding and sampling.
 
-The loop appends a token to every caption of the batch, each independently. Beam search has its own file.
+The loop appends a token to every caption of the batch, independently of the other captions. Beam search is in a
+separate module.
 
 Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows; the captions of one image are
 neighbours), T maximum number of new tokens, P prompt tokens.
@@ -28,12 +29,12 @@ log = logging.getLogger(__name__)
 # --- The loop of greedy decoding and sampling
 
 MAX_KEPT = 0.75
-"""Maximum unfinished fraction of a batch at which finished images are removed. Compacting copies
-the keys and values of the remaining images. One or two steps with fewer rows compensate for it."""
+"""Maximum fraction of unfinished images in a batch at which finished images are removed. Compacting the batch copies
+the keys and values of the remaining images, which one or two steps with fewer rows make up for."""
 
 
 class CaptionsInProgress:
-    """The tokens of all captions so far, including captions whose row was removed from the batch."""
+    """Tokens of all captions so far, including captions whose row has been removed from the batch."""
 
     def __init__(self, num_rows: int, max_length: int) -> None:
         self.token_ids = np.zeros((num_rows, max_length), dtype=np.int64)
@@ -42,10 +43,10 @@ class CaptionsInProgress:
         self.running = np.arange(num_rows)
         """Indices of the captions whose rows are in the batch, finished or not."""
         self.ended = np.zeros(num_rows, dtype=bool)
-        """Whether each caption of the batch is finished."""
+        """Whether each caption in the batch is finished."""
 
     def append(self, next_ids: Int[np.ndarray, " R"], log_probs: Float[np.ndarray, " R"], eos_id: int) -> None:
-        """Add a token to every unfinished caption in the batch."""
+        """Append a token to every unfinished caption in the batch."""
         rows = self.running[~self.ended]
         ends = self.lengths[rows]
         self.token_ids[rows, ends] = next_ids[~self.ended]
@@ -73,15 +74,17 @@ def decode_independently(
     eos_id: int,
     uniforms: Float[np.ndarray, "R T"] | None,
 ) -> Iterator[CaptionsInProgress]:
-    """Append tokens to each caption until all are finished. Yield the captions after each step, always the same object.
+    """Append tokens to each caption until all are finished, and yield the captions after each step.
+
+    The yielded object is always the same.
 
     Args:
         decoder: Decoder with empty caches.
-        prompt_ids: Tokens with which the captions of each image begin.
+        prompt_ids: Tokens that begin every caption of an image.
         options: Decoding options.
         max_length: Maximum number of new tokens.
         eos_id: Id of the end token.
-        uniforms: Random numbers in [0, 1) for sampling; None: take the most likely token.
+        uniforms: Random numbers in [0, 1) for sampling. If None, the most likely token is taken.
     """
     num_captions = options.num_captions
     captions = CaptionsInProgress(len(prompt_ids) * num_captions, max_length)
@@ -109,7 +112,7 @@ def decode_independently(
 def _compact(
     decoder: Decoder, captions: CaptionsInProgress, next_ids: Int[np.ndarray, "R 1"], num_captions: int
 ) -> Int[np.ndarray, "_ 1"]:
-    """Remove the images whose captions are all finished, if there are enough of them.
+    """Remove images whose captions are all finished, if there are enough of them.
 
     Return the tokens of the remaining rows.
     """
@@ -125,7 +128,7 @@ def _compact(
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[np.ndarray, "R length"]:
     """Return `num_draws` rows of random numbers in [0, 1) for each key.
 
-    A row depends only on the seed, its key and its number.
+    A row depends only on the seed, on its key and on its number.
     """
     rows = []
     for key in keys:
@@ -139,9 +142,14 @@ def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int
 
 
 class Caption(NamedTuple):
-    """One caption. `text`: prompt and new words. `token_ids`: new tokens, with the end token if
-    present. `log_probs`: log-probability of each new token in the model's own distribution, before options change
-    it. `confidence`: probability that it is exactly right, if chosen by an adapted model."""
+    """A caption of an image.
+
+    Attributes:
+        text: Prompt and new words.
+        token_ids: New tokens, with the end token if present.
+        log_probs: Log-probability of each new token in the model's own distribution, before options change it.
+        confidence: Probability that the caption is exactly right, if an adapted model chose it.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -155,7 +163,7 @@ class Caption(NamedTuple):
 
 
 class GeneratedCaptions(NamedTuple):
-    """Captions (best first) and the unit-length embedding of each image, from one forward pass.
+    """Captions of each image, best first, and its unit-length embedding, from one forward pass.
 
     Sampled captions are ranked by log-probability per token, beams by `GenerationOptions.length_penalty`.
     """
@@ -164,8 +172,9 @@ class GeneratedCaptions(NamedTuple):
     image_embedding: Float[np.ndarray, "B E"]
 
     def require_finite(self) -> None:
-        """Raise an error if a log-probability or an embedding is NaN. Validation during training does not call this, so
-        that the run continues.
+        """Check that no log-probability or embedding is NaN.
+
+        Validation during training does not call this, so that the run continues.
 
         Raises:
             UserError: If a value is NaN.
@@ -189,15 +198,15 @@ def generate(
     Args:
         engine: The model.
         tokenizer: Tokenizer with which the model was trained.
-        pixels: RGB images, cropped and resized to squares of the model's size (`Preprocess`).
+        pixels: RGB images, cropped and resized to squares of the model's size by `Preprocess`.
         options: Decoding options.
-        prompt: Words with which every caption begins.
-        keys: Name of each image, which seeds its random numbers; None: its index in `pixels`. With keys, sampled
+        prompt: Words that begin every caption.
+        keys: Name of each image, which seeds its random numbers. By default, its index in `pixels`. With keys, sampled
             captions do not depend on the division into batches.
 
     Raises:
-        UserError: If the prompt or `max_length` does not fit the context, the rules leave no token, or no
-            image is given.
+        UserError: If the prompt or `max_length` does not fit the context, the rules leave no token, or no image is
+            given.
     """
     captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
@@ -219,14 +228,14 @@ def stream_captions(
 ) -> Generator[list[str], None, GeneratedCaptions]:
     """Caption images as `generate` does, and yield the new text of each caption after each step of decoding.
 
-    The pieces of a caption form its text. The first one begins with the prompt. A piece may be
-    empty: the caption has ended, or a character is still incomplete. The generator's return value is that of
-    `generate`.
+    The pieces of a caption form its text, and the first one begins with the prompt. A piece is empty if the caption has
+    ended, or a character is still incomplete. The generator's return value is that of `generate`.
 
-    Arguments are those of `generate`, with options of greedy decoding or of sampling a single caption for each image.
+    The arguments are those of `generate`. The options must be for greedy decoding, or for sampling a single caption per
+    image.
 
     Raises:
-        UserError: As for `generate`; or if these options cannot be streamed.
+        UserError: As for `generate`, and if captions with these options cannot be streamed.
     """
     if options.num_beams > 1 or options.num_captions > 1:
         raise UserError("beams and several captions per image cannot be streamed; stream one caption without beams")
@@ -243,14 +252,14 @@ def stream_captions(
 def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
     """Return one key per image."""
     if num_images == 0:
-        raise UserError("no image to caption")
+        raise UserError("no image to caption; pass at least one")
     if keys is not None and len(keys) != num_images:
-        raise UserError(f"{len(keys)} keys for {num_images} images; pass one per image")
+        raise UserError(f"{len(keys)} keys for {num_images} images; pass one key per image")
     return range(num_images) if keys is None else keys
 
 
 class _Captioning:
-    """One call of `generate` or `stream_captions`: its options, its prompt, and the engine."""
+    """A call of `generate` or `stream_captions`, with its options, prompt and engine."""
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, options: GenerationOptions, prompt: str, keys: Sequence[object]
@@ -292,7 +301,7 @@ class _Captioning:
         return self.tokenizer.decode([*self.prompt_ids, *token_ids])
 
     def texts_so_far(self, captions: CaptionsInProgress) -> list[str]:
-        """Return the final part of each caption's text, without the bytes of an incomplete character."""
+        """Return the final part of each caption's text so far, without the bytes of an incomplete character."""
         texts = []
         for ids, length in zip(captions.token_ids.tolist(), captions.lengths.tolist(), strict=True):
             is_whole = length == self.max_length or ids[length - 1] == self.tokenizer.eos_id
@@ -309,30 +318,38 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
-    """Return the maximum number of new tokens. The context must also hold [BOS], the prompt, [EOS] and [CLS]."""
+    """Return the maximum number of new tokens.
+
+    The context must also have space for [BOS], the prompt, [EOS] and [CLS].
+    """
     room = context_length - num_prompt_ids - 2
     if room < 1:
         raise UserError(
-            f"the prompt has {num_prompt_ids - 1} tokens; use at most {context_length - 4}, to leave room for a caption"
+            f"the prompt has {num_prompt_ids - 1} tokens; use at most {context_length - 4}, to leave space "
+            "for a caption"
         )
     if options.max_length is not None and options.max_length > room:
         raise UserError(
-            f"max_length {options.max_length} is more than the {room} tokens that the context of {context_length} "
-            f"holds after a prompt of {num_prompt_ids - 1}"
+            f"max_length must be at most {room}, the number of tokens left in the context of {context_length} after a "
+            f"prompt of {num_prompt_ids - 1}, got {options.max_length}"
         )
     if options.min_length > room:
         raise UserError(
-            f"min_length {options.min_length} exceeds the {room} tokens left in the context after the prompt"
+            f"min_length must be at most {room}, the number of tokens left in the context after the "
+            f"prompt, got {options.min_length}"
         )
     return options.max_length or room
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:
-    """Warn if more than half of eight or more images got the same caption, as with untrained weights."""
+    """Warn if more than half of at least eight images got the same caption, as with untrained weights."""
     if len(captions) < 8:
         return
     caption, count = Counter(captions).most_common(1)[0]
     if count > len(captions) / 2:
         log.warning(
-            "%d of %d images got the same caption, '%s': is this the right checkpoint?", count, len(captions), caption
+            "%d of %d images got the same caption, '%s': check that this is the right checkpoint",
+            count,
+            len(captions),
+            caption,
         )

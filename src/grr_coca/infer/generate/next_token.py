@@ -1,6 +1,6 @@
-"""The next token of captions: its distribution as an array, the rules of the options, and sampling.
+"""Choose the next token of captions: its distribution as an array, the rules that options specify, and sampling.
 
-Greedy decoding, sampling and beam search all use these to choose tokens.
+Greedy decoding, sampling and beam search all use this module.
 
 Shapes: R rows of captions, T new tokens so far, N changed log-probabilities or ids, K selected tokens, V
 vocabulary.
@@ -19,45 +19,47 @@ from grr_coca.infer.generate.options import GenerationOptions
 
 
 class ArrayLogits:
-    """`Logits` in an array, without a copy."""
+    """`Logits` in an array, which is not copied."""
 
     def __init__(self, logits: Float[np.ndarray, "R V"], normalizer: Float[np.ndarray, "R 1"] | None = None) -> None:
         self._logits = logits
         self._given_normalizer = normalizer
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """See `Logits`."""
+        """Return the largest log-probabilities; see `Logits`."""
         ids = self._logits.argmax(axis=1)[:, None] if k == 1 else _largest(self._logits, k)
         return self.of(ids), ids
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
-        """See `Logits`."""
+        """Return the log-probabilities of given tokens; see `Logits`."""
         return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
 
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "ArrayLogits":
-        """See `Logits`."""
+        """Replace log-probabilities; see `Logits`."""
         changed = self._logits.copy()
         changed[rows, ids] = log_probs + self._normalizer[rows, 0]
         return ArrayLogits(changed, self._normalizer)
 
     def repeated(self, count: int) -> "ArrayLogits":
-        """See `Logits`."""
+        """Repeat each row; see `Logits`."""
         return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
 
     def total(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """See `Logits`."""
+        """Return the total; see `Logits`."""
         return (_log_sum_exp(self._logits / temperature) - self._normalizer / temperature)[:, 0]
 
     def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
-        """See `Logits`."""
+        """Sample one token per row; see `Logits`."""
         return inverse_cdf(self._logits / temperature, uniforms)
 
     @cached_property
     def _normalizer(self) -> Float[np.ndarray, "R 1"]:
-        """Logarithm of the softmax denominator, which converts logits to log-probabilities. In fp64, as it is
-        nearly as large as the logits."""
+        """Logarithm of the softmax denominator, which converts logits to log-probabilities.
+
+        It is in fp64, because it is nearly as large as the logits.
+        """
         return _log_sum_exp(self._logits) if self._given_normalizer is None else self._given_normalizer
 
 
@@ -70,14 +72,14 @@ def inverse_cdf(logits: Float[np.ndarray, "R V"], uniforms: Float[np.ndarray, " 
 
 def _log_sum_exp(logits: Float[np.ndarray, "R V"]) -> Float[np.ndarray, "R 1"]:
     exponentials, shift = _shifted_exp(logits)
-    with np.errstate(divide="ignore"):  # a row with every token ruled out
+    with np.errstate(divide="ignore"):  # a row in which every token is ruled out
         return np.log(exponentials.sum(axis=1, keepdims=True).astype(np.float64)) + shift
 
 
 def _shifted_exp(logits: Float[np.ndarray, "R V"]) -> tuple[Float[np.ndarray, "R V"], Float[np.ndarray, "R 1"]]:
     """Return exp(logits - shift), which cannot overflow, and the shift of each row."""
     shift = logits.max(axis=1, keepdims=True)
-    shift[np.isneginf(shift)] = 0  # in a row with every token ruled out
+    shift[np.isneginf(shift)] = 0  # for a row in which every token is ruled out
     shifted = logits - shift
     return np.exp(shifted, out=shifted), shift
 
@@ -88,8 +90,8 @@ _BLOCK = 64
 def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
     """Return the indices of the k largest numbers of each row, in descending order.
 
-    Ranking a vocabulary of 50,000 would take longer than a small model, so the row is split into blocks of every n-th
-    number. The k largest numbers are in the k blocks with the largest maxima, or after the last block.
+    Ranking a vocabulary of 50,000 would take longer than running a small model, so the row is split into blocks of
+    every n-th number. The k largest numbers are in the k blocks with the largest maxima, or after the last block.
     """
     num_rows, num_values = values.shape
     num_blocks = num_values // _BLOCK
@@ -105,7 +107,7 @@ def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]
 
 
 def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
-    """Compute `_largest` without blocks."""
+    """Return the same as `_largest`, without splitting rows into blocks."""
     if k < values.shape[1]:
         among = values.argpartition(values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
         order = np.take_along_axis(values, among, axis=1).argsort(axis=1)[:, ::-1]
@@ -134,7 +136,7 @@ NOTHING_LEFT = "the rules leave no token to continue with; lower min_length, or 
 
 
 def require_finite(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
-    """Return embeddings or log-probabilities unchanged.
+    """Check embeddings or log-probabilities, and return them unchanged.
 
     Raises:
         UserError: If a value is NaN.
@@ -153,7 +155,7 @@ class _Change(NamedTuple):
 
 
 def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: GenerationOptions, eos_id: int) -> Logits:
-    """Apply all rules of the options. If no rule applies, return the logits themselves."""
+    """Apply all rules that the options specify. If no rule applies, return the logits themselves."""
     changes = []
     if options.repetition_penalty != 1:
         changes.append(_penalize_repetition(logits, new_ids, options.repetition_penalty))
@@ -169,7 +171,7 @@ def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: Genera
 
 
 def _penalize_repetition(logits: Logits, new_ids: Int[np.ndarray, "R T"], penalty: float) -> _Change:
-    """Multiply the log-probability of each token already in a row by `penalty`, once per token.
+    """Multiply the log-probability of each token that its row already contains by `penalty`, once per token.
 
     CTRL multiplies logits. Adding a constant to all logits changes no probability, but it changes the sign of
     some logits and thus the result, so log-probabilities are used here.
@@ -179,11 +181,11 @@ def _penalize_repetition(logits: Logits, new_ids: Int[np.ndarray, "R T"], penalt
 
 
 def _rule_out_repeated_ngrams(new_ids: Int[np.ndarray, "R T"], n: int) -> _Change:
-    """Rule out every token that would repeat a sequence of n tokens of its row."""
+    """Rule out every token that would repeat a sequence of n tokens in its row."""
     if new_ids.shape[1] < n:
         return _rule_out(np.empty(0, np.int64), np.empty(0, np.int64))
     ngrams = np.lib.stride_tricks.sliding_window_view(new_ids, n, axis=1)  # R, T - n + 1, n
-    last = new_ids[:, new_ids.shape[1] - n + 1 :]  # the n - 1 tokens that a new one would follow
+    last = new_ids[:, new_ids.shape[1] - n + 1 :]  # the n - 1 tokens that a new token would follow
     rows, starts = (ngrams[..., :-1] == last[:, None]).all(axis=-1).nonzero()
     return _rule_out(rows, ngrams[rows, starts, -1])
 
@@ -195,12 +197,12 @@ def _rule_out(rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"]) -> _Chang
 # --- Sampling
 
 SEARCHES = (128, 1024, 2**31)
-"""Numbers of most likely tokens that filters search, in turn, until enough are found: ranking a
-large vocabulary would take longer than the model."""
+"""Numbers of most likely tokens that filters search, one after another, until enough are found. Ranking a large
+vocabulary would take longer than the model."""
 
 
 def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationOptions) -> Int[np.ndarray, " R"]:
-    """Sample one token for each row. `uniforms`: one random number in [0, 1) for each row."""
+    """Sample one token for each row. `uniforms` has one random number in [0, 1) per row."""
     assert options.temperature is not None
     if options.top_k is None and options.top_p is None and options.min_p is None:
         return logits.draw(uniforms, options.temperature)
@@ -218,20 +220,20 @@ def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationO
 def _filtered(
     logits: Float[np.ndarray, "R K"], total: Float[np.ndarray, " R"] | None, options: GenerationOptions
 ) -> Bool[np.ndarray, "R K"]:
-    """Return the tokens that the filters `top_p` and `min_p` exclude. Tokens after an excluded one are also excluded.
+    """Return the tokens that the filters `top_p` and `min_p` exclude, including all tokens after an excluded token.
 
     Args:
         logits: Logits of the most likely tokens, divided by the temperature, in descending order.
-        total: Log-sum-exp over all tokens; None if `logits` has all tokens.
+        total: Log-sum-exp over all tokens. None if `logits` has all tokens.
         options: Options with the filters.
     """
     is_out = np.zeros(logits.shape, dtype=bool)
     if options.top_p is not None:
-        with np.errstate(invalid="ignore"):  # a row with every token ruled out
-            probs = np.exp(logits - logits[:, :1], dtype=np.float64)  # relative to the most likely
+        with np.errstate(invalid="ignore"):  # a row in which every token is ruled out
+            probs = np.exp(logits - logits[:, :1], dtype=np.float64)  # relative to the most likely token
             whole = probs.sum(axis=1) if total is None else np.exp(total - logits[:, 0])
         is_out |= probs.cumsum(axis=1) - probs >= options.top_p * whole[:, None]
     if options.min_p is not None:
         is_out |= logits < logits[:, :1] + math.log(options.min_p)
-    is_out[:, 0] = False  # the most likely token is kept, even if its probability rounds to 0
+    is_out[:, 0] = False  # keeps the most likely token even if its probability rounds to 0
     return is_out

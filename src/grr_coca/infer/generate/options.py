@@ -8,12 +8,12 @@ from grr_coca.common.errors import UserError
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
 _MIN = {"max_length": 1, "min_length": 0, "top_k": 1, "num_beams": 1, "no_repeat_ngram": 0, "num_captions": 1}
 _WITHIN = {"temperature": (1e-6, 1e6), "length_penalty": (-10, 10), "repetition_penalty": (1e-6, 1e6)}
-"""Valid ranges. Beyond them, scores overflow in fp32, or all become equal."""
+"""Valid ranges. Outside them, scores overflow in fp32, or all become equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """Greedy by default; sampling with a `temperature`; beam search with `num_beams`.
+    """Decoding options: greedy by default, sampling with a `temperature`, and beam search with `num_beams`.
 
     The rules (`min_length`, `repetition_penalty`, `no_repeat_ngram`) apply to new tokens, not to the prompt.
 
@@ -22,31 +22,31 @@ class GenerationOptions:
     """
 
     max_length: int | None = None
-    """Maximum number of new tokens, the end token included; None: as many as the context holds."""
+    """Maximum number of new tokens, including the end token. None means as many as the context has space for."""
     min_length: int = 0
     """Minimum number of new tokens before the end token."""
     temperature: float | None = None
-    """Sample from the softmax of logits / temperature; None: no sampling."""
+    """Temperature: tokens are sampled from the softmax of logits / temperature. None means no sampling."""
     top_k: int | None = None
-    """Sample from the k most likely tokens."""
+    """Number of most likely tokens from which to sample."""
     top_p: float | None = None
-    """Sample from the smallest set of tokens whose probabilities sum to at least this (nucleus sampling, arXiv
-    1904.09751)."""
+    """Probability mass for nucleus sampling: sample from the smallest set of tokens whose probabilities sum to at least
+    this value (arXiv 1904.09751)."""
     min_p: float | None = None
-    """Sample from tokens whose probability is at least this fraction of the most likely one's (arXiv 2407.01082)."""
+    """Minimum probability of sampled tokens, relative to the most likely token's probability (arXiv 2407.01082)."""
     num_beams: int = 1
-    """Number of most likely captions that beam search continues at each step; 1: no beam search."""
+    """Number of most likely captions that beam search continues at each step. 1 means no beam search."""
     length_penalty: float = 1.0
-    """Captions are ranked by log-probability / length ** length_penalty. A value above 1 favours long captions."""
+    """Exponent for ranking captions by log-probability / length ** length_penalty. A value above 1 favours long
+    captions."""
     repetition_penalty: float = 1.0
-    """The log-probabilities of tokens that the caption already contains are multiplied by this (CTRL, arXiv
-    1909.05858)."""
+    """Factor of the log-probabilities of tokens that the caption already contains (CTRL, arXiv 1909.05858)."""
     no_repeat_ngram: int = 0
-    """Length of token sequences that must not occur twice; 0: no limit."""
+    """Length of token sequences that must not occur twice. 0 means no limit."""
     num_captions: int = 1
-    """Captions per image: samples, or the best beams."""
+    """Number of captions per image: samples, or the best beams."""
     seed: int = 0
-    """Seed of the random numbers. The same seed samples the same captions."""
+    """Seed of the random numbers. The same seed gives the same captions."""
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -77,20 +77,23 @@ class GenerationOptions:
             if value is not None and not 0 < value <= 1:
                 raise UserError(f"{name} must be above 0 and at most 1, got {value}")
         if self.max_length is not None and self.min_length > self.max_length:
-            raise UserError(f"min_length {self.min_length} is above max_length {self.max_length}")
+            raise UserError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
 
     def _check_conflicts(self) -> None:
         given = [name for name in ("temperature", *_ONLY_SAMPLING) if getattr(self, name) is not None]
         if self.num_beams > 1 and given:
-            raise UserError(f"num_beams {self.num_beams} conflicts with {', '.join(given)}: beams are not sampled")
+            raise UserError(
+                f"num_beams {self.num_beams} cannot be combined with {', '.join(given)}, because beams are "
+                "not sampled; omit one"
+            )
         if self.temperature is None and given:
             raise UserError(f"{', '.join(given)} needs sampling; set temperature, e.g. 1.0")
         if self.num_beams == 1 and self.length_penalty != 1:
-            raise UserError("length_penalty without beams: set num_beams")
+            raise UserError("length_penalty needs beams; set num_beams")
         if self.temperature is None and self.num_captions > self.num_beams:
             raise UserError(
-                f"num_captions {self.num_captions} is more than num_beams {self.num_beams}: "
-                "set num_beams as high, or set temperature to sample them"
+                f"num_captions {self.num_captions} must be at most num_beams {self.num_beams}; "
+                "raise num_beams, or set temperature to sample captions"
             )
 
 

@@ -1,7 +1,7 @@
-"""Caption files: rows in CSV or JSON lines, and text and XMP files next to the images.
+"""Write caption files: rows in CSV or JSON lines, and text and XMP files next to the images.
 
-`grr-coca caption` writes them, and Python programs can, too: each `CaptionOutput` lists the images that already have
-captions (`done`), and writes the captions of one image at a time (`write`).
+`grr-coca caption` writes these files, and Python programs can also do so. Each `CaptionOutput` lists the images that
+already have captions (`done`), and writes the captions of one image at a time (`write`).
 """
 
 import csv
@@ -36,7 +36,7 @@ class CaptionRow(NamedTuple):
 
 
 def caption_rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[CaptionRow]:
-    """Return the rows of the captions of an image, best first."""
+    """Return the rows for the captions of an image, best first."""
     # A model can generate a line end, but a caption must stay on one line.
     return [CaptionRow(image.name, " ".join(c.text.split()), _log_prob_of(c)) for c in captions]
 
@@ -49,9 +49,11 @@ def _log_prob_of(caption: "Caption") -> float | None:
 class CaptionOutput(ABC):
     """Output for the captions of one image at a time. Use it as a context manager, or call `close`.
 
-    `done`, `unusable`: names of images that already have captions, or whose captions cannot be written; `kind`:
-    description of the output, such as "XMP file"; `unwritten`: an error message for each file that could not be
-    written.
+    Attributes:
+        done: Names of images that already have captions.
+        unusable: Names of images whose captions cannot be written.
+        kind: Description of the output, such as "XMP file".
+        unwritten: An error message for each file that could not be written.
     """
 
     kind = ""
@@ -76,11 +78,12 @@ class CaptionOutput(ABC):
 
 
 class CaptionFile(CaptionOutput):
-    """A file of rows (`CaptionRow`): JSON lines or CSV, by its suffix. An interrupted job continues it.
+    """File of rows (`CaptionRow`) in JSON lines or CSV, depending on its suffix. An interrupted job continues the
+    file.
 
-    `done`: images with all their captions in the file. Before the first new row is written, a truncated last
+    `done` lists the images with all their captions in the file. Before the first new row is written, a truncated last
     line and incomplete rows of the given `images` are removed. Rows of other images are kept. Until the file is closed,
-    no other process adds rows.
+    no other process can add rows.
 
     Raises:
             UserError: If the suffix is not a supported format, the file has other content, or it cannot be written to,
@@ -104,19 +107,20 @@ class CaptionFile(CaptionOutput):
         self._incomplete = (counts.keys() - self.done) & {image.name for image in images}
 
     def _locked(self) -> ProcessLock | None:
-        """Return the lock of the file, in a hidden file next to it, or None if the file system has no locks."""
+        """Lock the file by a hidden file next to it. Return None if the file system has no locks."""
         target = resolve_link(self.path)
         try:
             return ProcessLock(target.with_name(f".{target.name}.lock"), removes=True)
         except LockHeldError as error:
             raise UserError(
-                f"{self.path}: another process writes to it; wait until it is done, or use another file"
+                f"{self.path}: another process is writing to this file; wait until that process is done, "
+                "or use another file"
             ) from error
         except OSError:
             return None
 
     def write(self, image: "ImageFile", description: "Description") -> None:
-        """Add the rows of an image, and flush them immediately."""
+        """Append the rows of an image, and flush them immediately."""
         with disk_errors(self.path):
             if self._file is None:
                 self._file = self._begun()
@@ -134,7 +138,7 @@ class CaptionFile(CaptionOutput):
                 self._lock.release()
 
     def _begun(self) -> TextIO:
-        """Return the file, ready for the first new row. Without a new row, the file stays unchanged."""
+        """Return the file, ready for the first new row. If no row is written, the file stays unchanged."""
         if self.path.exists() and (self._incomplete or _is_torn(self.path)):
             write_output(self.path, self._write_complete)
         file = resolve_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
@@ -153,7 +157,7 @@ class CaptionFile(CaptionOutput):
                 file.write(self._line(row).encode("utf-8", "surrogateescape"))
 
     def _read(self) -> Iterator[CaptionRow]:
-        """Yield the rows of the file. A truncated last row is omitted."""
+        """Yield the rows in the file, except a truncated last row."""
         with self.path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             whole = (line for line in file if line.endswith("\n"))
             for number, record in enumerate(self._records(whole), 1):
@@ -169,7 +173,7 @@ class CaptionFile(CaptionOutput):
                 if reader.fieldnames is not None and tuple(reader.fieldnames) != CaptionRow._fields:
                     raise self._not_ours("its first line")
                 yield from reader
-            except csv.Error as error:  # an unclosed quote
+            except csv.Error as error:  # the row has an unclosed quote
                 raise self._not_ours(f"line {reader.line_num}") from error
             return
         for number, line in enumerate(lines, 1):
@@ -197,12 +201,13 @@ def _is_torn(path: Path) -> bool:
 
 def _csv_line(values: Sequence[object]) -> str:
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\r\n").writerow(values)  # both of its characters are quoted within values
+    # both characters of the line end are quoted within values
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)
     return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 class TextFiles(CaptionOutput):
-    """`NAME.txt` next to each image, or an existing `NAME.TXT`, with one caption per line.
+    """Text files `NAME.txt` next to the images, or existing files `NAME.TXT`, with one caption per line.
 
     Read-only folders are skipped.
 
@@ -220,14 +225,14 @@ class TextFiles(CaptionOutput):
     def __init__(
         self, images: "Sequence[ImageFile]", *, overwrite: bool = False, instead: str = "a file of rows"
     ) -> None:
-        from grr_coca.data.sources.folder import caption_file  # late: imports NumPy
+        from grr_coca.data.sources.folder import caption_file  # lazy import: NumPy
 
         super().__init__()
         self._places = places_beside(images, lambda path: caption_file(path) or path.with_suffix(".txt"), instead)
         self.done = {
             name
             for name, text in self._places.items()
-            # Links are never replaced, even without a target: they may lead to the image itself.
+            # Links are never replaced, even without a target, because they may lead to the image itself.
             if text.is_symlink() or (text.exists() and not overwrite)
         }
         closed = in_closed_folders(self._places)
@@ -241,9 +246,9 @@ class TextFiles(CaptionOutput):
 
 
 class XmpFiles(CaptionOutput):
-    """The best caption of each image, or keywords, in an XMP file next to it.
+    """XMP files next to the images, with the best caption or keywords of each image.
 
-    Other content of the file is kept. Files that cannot be changed are left unchanged.
+    Other content of a file is kept. Files that cannot be changed safely stay unchanged.
 
     The arguments and errors are those of `TextFiles`.
     """
@@ -275,7 +280,7 @@ class XmpFiles(CaptionOutput):
         self._write(image, caption_rows(image, description.captions)[0].caption, ())
 
     def add_keywords(self, image: "ImageFile", keywords: Sequence[str]) -> None:
-        """Add keywords to those of an image."""
+        """Add keywords to an image's existing keywords."""
         self._write(image, None, keywords)
 
     def _write(self, image: "ImageFile", caption: str | None, keywords: Sequence[str]) -> None:
@@ -293,19 +298,19 @@ class XmpFiles(CaptionOutput):
 
 
 def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path], instead: str) -> dict[str, Path]:
-    """Return the file to write next to each image, by the name of the image.
+    """Return the file to write next to each image, by image name.
 
-    `instead`: alternative that error messages suggest.
+    `instead` is an alternative that error messages suggest.
 
     Raises:
         UserError: If an image is not a separate file, two images would share a file, or the file is an image.
     """
     places: dict[str, Path] = {}
-    owners: dict[Path, str] = {}  # names of images, by file, with links of its folder resolved
+    owners: dict[Path, str] = {}  # image names by file, where links in the folder are resolved
     for image in images:
         if image.path is None:
             raise UserError(
-                f"{image.name}: part of a shard or table, so no file can be written next to it; use {instead}"
+                f"{image.name}: image in a shard or table, so no file can be written next to it; use {instead}"
             )
         place = places[image.name] = place_of(image.path)
         other = owners.setdefault(place.parent.resolve() / place.name, image.name)
@@ -314,14 +319,14 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
     for image in images:
         path = Path(image.name)
         if path.resolve() in owners or path.parent.resolve() / path.name in owners:
-            raise UserError(f"{image.name}: an image that would be overwritten; use {instead}")
+            raise UserError(f"{image.name}: this image would be overwritten; use {instead}")
     return places
 
 
 def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
     """Return an error message for each image in a read-only folder, by name.
 
-    They are found before the work begins, so that they do not interrupt it for other images.
+    They are found before the work begins, so that they do not interrupt the work on other images.
     """
     folders = {place.parent for place in places.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}

@@ -1,9 +1,9 @@
-"""Write captions and keywords into XMP files next to images, without changing their other content.
+"""Write captions and keywords to XMP files next to images, without changing other content.
 
-An existing file is not parsed and serialized again: the new words are inserted into its bytes, so
-metadata of other programs stays identical, byte for byte. The image itself is never opened for writing.
+An existing file is not parsed and serialized again: the new words are inserted into its bytes, so metadata of other
+programs stays identical, byte for byte. The image itself is never opened for writing.
 
-The format: XMP specification part 1 (ISO 16684-1). Captions are `dc:description`, keywords `dc:subject`.
+The format is XMP specification part 1 (ISO 16684-1). Captions are `dc:description`, keywords `dc:subject`.
 """
 
 import os
@@ -32,14 +32,15 @@ _MAX_LEVELS = 100
 
 
 class XmpError(UserError):
-    """Error for an XMP file that cannot be changed safely, and stays unchanged."""
+    """An XMP file cannot be changed safely, so it stays unchanged."""
 
 
 def sidecar_to_write(image: Path, *, is_alone: bool = True) -> Path:
-    """Return the XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that exists.
+    """Return the XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that file exists.
 
-    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge the latter. `is_alone`: whether no other
-    image has this name with another suffix. Otherwise `NAME.xmp` is not used, as it may belong to the other image.
+    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge only `NAME.xmp`. `is_alone` is true if no
+    other image has this name with another suffix. Otherwise, `NAME.xmp` is not used, because it may belong to the other
+    image.
     """
     own, shared = image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")
     return shared if is_alone and not os.path.lexists(own) and shared.is_file() else own
@@ -49,22 +50,23 @@ def has_caption(sidecar: Path) -> bool:
     """Return whether an XMP file already has a caption.
 
     Raises:
-        XmpError: If the file exists, but is not an XMP file that can be changed.
+        XmpError: If the file exists, but is not an XMP file that can be changed safely.
     """
     return os.path.lexists(sidecar) and _located(_read(sidecar), sidecar).has_description
 
 
 def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = (), *, overwrite: bool = False) -> None:
-    """Write a caption and keywords into an XMP file, which is created if it does not exist.
+    """Write a caption and keywords to an XMP file, which is created if it does not exist.
 
     Args:
         sidecar: The file.
-        caption: Caption; None, or a caption without characters that XML can represent: no caption.
+        caption: The caption. No caption is written if this is None, or has no characters that XML can represent.
         keywords: Keywords to add. Without a caption or keywords, no file is created.
-        overwrite: Whether to replace an existing caption. Its translations are kept.
+        overwrite: Whether to replace an existing caption. Its translations are always kept.
 
     Raises:
-        XmpError: If the file exists and is not an XMP file that can be changed, or is a link. The file stays unchanged.
+        XmpError: If the file exists, and is a link, or is not an XMP file that can be changed safely. The file stays
+            unchanged.
         OSError: If the disk is full or cannot be written to. The file stays unchanged.
     """
     content = _read(sidecar) if os.path.lexists(sidecar) else _NEW.encode()
@@ -75,7 +77,7 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
 
 def _read(sidecar: Path) -> bytes:
     if sidecar.is_symlink() or not sidecar.is_file():  # a link may lead to the image itself
-        raise XmpError(f"{sidecar}: a link or not a file; the file was not changed")
+        raise XmpError(f"{sidecar}: a link, or not a regular file; it was not changed")
     if sidecar.stat().st_size > _MAX_BYTES:
         raise XmpError(
             f"{sidecar}: more than {_MAX_BYTES // 2**20} MB, too large for an XMP file; the file was not changed"
@@ -101,14 +103,14 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
         # The file may use another prefix for RDF names.
         edits.append((found.bag_end, found.bag_end, items.replace("<rdf:li>", f"<rdf:li xmlns:rdf='{_RDF}'>")))
     elif missing and found.has_subject:
-        raise XmpError(f"{sidecar}: its keywords are not a list that can be extended; the file was not changed")
+        raise XmpError(f"{sidecar}: the keywords are not in a list that can be extended; the file was not changed")
     elif missing:
         properties += _property("subject", "Bag", items)
     if properties:
         edits.append(_new_properties(found, properties, sidecar))
     for start, end, text in sorted(edits, reverse=True):
         content = content[:start] + text.encode() + content[end:]
-    after = _located(content, sidecar)  # checks that the written text can be found
+    after = _located(content, sidecar)  # checks that the new text can be found again
     assert caption is None or after.has_description
     assert {*found.keywords, *missing} == set(after.keywords)
     return content
@@ -130,7 +132,7 @@ def _new_properties(found: "_Places", properties: str, sidecar: Path) -> tuple[i
     if found.description_end is not None:
         return found.description_end, found.description_end, properties
     if found.rdf_end is None:
-        raise XmpError(f"{sidecar}: not an XMP file (it has no rdf:RDF to write into); the file was not changed")
+        raise XmpError(f"{sidecar}: not an XMP file (no rdf:RDF element); the file was not changed")
     described = (
         f"<rdf:Description xmlns:rdf='{_RDF}' rdf:about='{escape(found.about)}'>\n{properties}</rdf:Description>\n"
     )
@@ -143,7 +145,7 @@ def _property(name: str, kind: str, items: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text on one line, with only the characters that XML can represent."""
+    """Convert a text to a single line, with only the characters that XML can represent."""
     return " ".join(_NOT_XML.sub(" ", text).split())
 
 
@@ -152,14 +154,14 @@ def _plain(text: str) -> str:
 
 @dataclass(kw_only=True)
 class _Places:
-    """Byte offsets at which an XMP file can be extended. None: missing.
+    """Byte offsets at which an XMP file can be extended. None means that the element is missing.
 
     Attributes:
         rdf_end, description_end: Offsets before the end tags of `rdf:RDF` and of the first `rdf:Description`.
         about: Subject of that description.
         default: Start and end of the caption in the default language.
-        alternatives: Start of its list of languages.
-        bag_end: Offset before the end of the list of keywords.
+        alternatives: Start of the caption's list of languages.
+        bag_end: Offset before the end of the keyword list.
     """
 
     rdf_end: int | None = None
@@ -174,7 +176,7 @@ class _Places:
 
 
 def _located(content: bytes, sidecar: Path) -> _Places:
-    """Find the offsets of an XMP file.
+    """Find the offsets in an XMP file at which it can be extended.
 
     Raises:
         XmpError: If the file is not XML in UTF-8, or has a DOCTYPE.
@@ -212,10 +214,10 @@ class _Reader:
         self._parser.Parse(self._content, True)
 
     def _refuse(self, *_: object) -> None:
-        raise ValueError("it has a DOCTYPE")
+        raise ValueError("DOCTYPE is not allowed")
 
     def _next(self) -> int:
-        """Return the offset of this event, where the content of the last element begins."""
+        """Return the offset of this event, at which the content of the last element begins."""
         place: int = self._parser.CurrentByteIndex
         waiting, self._waits_for_content = self._waits_for_content, None
         if waiting == _ITEM_OF_DESCRIPTION:
@@ -227,7 +229,7 @@ class _Reader:
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
         self._next()
         if len(self._path) == _MAX_LEVELS:
-            raise ValueError(f"more than {_MAX_LEVELS} nested elements")
+            raise ValueError(f"more than {_MAX_LEVELS} levels of elements")
         self._path.append(name)
         self._text.clear()
         self._waits_for_content = self._below()
@@ -248,7 +250,8 @@ class _Reader:
     def _end(self, name: str) -> None:
         is_new = self._waits_for_content is not None
         place, below = self._next(), self._below()
-        is_open = not (is_new and self._content[place - 2 : place] == b"/>")  # not an element such as `<rdf:Bag/>`
+        # not an empty element such as `<rdf:Bag/>`
+        is_open = not (is_new and self._content[place - 2 : place] == b"/>")
         if name == f"{_RDF} RDF" and is_open:
             self.places.rdf_end = place
         elif below == [f"{_RDF} Description"] and is_open and self._num_descriptions == 1:

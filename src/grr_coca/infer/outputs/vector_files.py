@@ -1,4 +1,4 @@
-"""Files of embeddings with their keys, in common formats.
+"""Write embeddings with their keys to files, in common formats.
 
 Shapes: N rows, E embedding width.
 """
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER_BYTES = 100_000_000
-"""Maximum size in bytes of names and metadata in safetensors readers."""
+"""Maximum size, in bytes, of names and metadata that readers of safetensors accept."""
 
 
 class VectorBuffer:
-    """Keys and vectors of images, added batch by batch. The array has one row per possible image: a list of
-    rows would take more than twice the memory."""
+    """Keys and vectors of images, which are added batch by batch.
+
+    The array has one row per possible image, because a list of rows would take more than twice the memory.
+    """
 
     def __init__(self, num_images: int) -> None:
         self.keys: list[str] = []
@@ -41,14 +43,14 @@ class VectorBuffer:
 
     @property
     def vectors(self) -> "np.ndarray":
-        """The embeddings of the added images, N E."""
+        """Embeddings of the images that have been added, N E."""
         import numpy as np
 
         return np.empty((0, 0), np.float32) if self._rows is None else self._rows[: len(self.keys)]
 
 
 def check_format(path: Path) -> None:
-    """Check that `write_vectors` supports a format, before the work begins.
+    """Check that `write_vectors` supports a file's format, before the work begins.
 
     Raises:
         UserError: If the suffix is not a supported format, or a package for the format is missing.
@@ -60,7 +62,7 @@ def check_format(path: Path) -> None:
 
 
 def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:
-    """Check that a file can hold the keys, can be written, and does not replace an input.
+    """Check that a file has space for the keys, can be written, and does not replace an input.
 
     Raises:
         UserError: If a check fails.
@@ -73,7 +75,7 @@ def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) 
 
 def _require_room(path: Path, keys: Sequence[str]) -> None:
     if path.suffix.lower() == ".safetensors" and len(_as_header(keys)) > MAX_HEADER_BYTES // 2:
-        raise UserError(f"{path}: {len(keys):,} keys do not fit into a safetensors file; use .parquet or .npy")
+        raise UserError(f"{path}: too many keys for a safetensors file ({len(keys):,}); use .parquet or .npy")
 
 
 def _keys_file(path: Path) -> Path:
@@ -82,11 +84,11 @@ def _keys_file(path: Path) -> Path:
 
 
 def _as_header(keys: Sequence[str]) -> str:
-    return json.dumps(list(keys))  # ASCII: a file name that is not UTF-8 is escaped
+    return json.dumps(list(keys))  # ASCII, so that a file name that is not UTF-8 is escaped
 
 
 def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
-    """Write N vectors of width E in 32-bit floating point, each with its key.
+    """Write N vectors of width E, each with its key, in 32-bit floating point. The suffix determines the format:
 
     | suffix | vectors | keys |
     |---|---|---|
@@ -102,7 +104,7 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
     if suffix == ".safetensors":
         _write_safetensors(path, keys, vectors)
     elif suffix == ".npy":
-        # Non-UTF-8 bytes of a file name stay unchanged. All line ends in a key are escaped.
+        # Bytes of a file name that are not UTF-8 stay unchanged. All line ends in a key are escaped.
         lines = "".join(escape_control_chars(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
         import numpy as np
 
@@ -125,7 +127,7 @@ def _write_parquet(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> No
     import pyarrow.parquet
 
     def write(file: IO[bytes]) -> Any:
-        # Parquet strings are UTF-8: other bytes of a file name are written as \udc… escapes.
+        # Parquet strings are UTF-8, so other bytes of a file name are written as \udc… escapes.
         names = [key.encode("utf-8", "backslashreplace").decode() for key in keys]
         flat = pyarrow.array(vectors.reshape(-1))
         rows = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])

@@ -127,7 +127,7 @@ def test_coco_captions_find_the_images_where_people_put_them(tmp_path, images):
 
 def test_missing_images_error_names_the_searched_folders(tmp_path):
     path = write(tmp_path / "annotations" / "captions_val2017.json", coco(["1.jpg"], FIVE[:1]))
-    with pytest.raises(UserError, match=r"images not found, such as 1\.jpg; searched .*val2017") as caught:
+    with pytest.raises(UserError, match=r"images such as 1\.jpg not found in .*val2017") as caught:
         open_source(str(path))
     assert str(tmp_path / "images" / "val2017") in str(caught.value)
 
@@ -194,8 +194,8 @@ def test_karpathys_flickr30k_has_no_folders_in_its_paths(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ("", r"has the splits restval, test, train, val; choose one, .*dataset_coco\.json#"),
-        ("#vall", r"no split 'vall'; did you mean 'val'\?; it has restval, test, train, val"),
+        ("", r"contains the splits restval, test, train, val; choose one, .*dataset_coco\.json#"),
+        ("#vall", r"no split 'vall'; did you mean 'val'\?; the splits are restval, test, train, val"),
     ],
 )
 def test_without_a_split_of_karpathys_file_the_splits_are_named(karpathy_coco, asked, told):
@@ -318,7 +318,7 @@ def test_unquoted_delimiter_makes_a_bad_sample(tmp_path, delimiter, hint):
     lay(tmp_path, ["0.jpg", "1.jpg"])
     rows = ["image,caption", "0.jpg,a cat, a dog", "1.jpg,a bird,"]
     path = write(tmp_path / "pairs.csv", "\n".join(rows).replace(",", delimiter))
-    with pytest.raises(BadSample, match=f"row 1: .*3 cells in 2 columns; {hint}") as caught:
+    with pytest.raises(BadSample, match=f"row 1: .*3 cells for 2 columns; {hint}") as caught:
         open_source(str(path))[0]
     assert caught.value.cause is Cause.BAD_RECORD
     assert open_source(str(path))[1].caption == "a bird"
@@ -349,7 +349,7 @@ def test_invalid_and_long_json_lines_are_bad_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_MAX_ROW", 200)
     assert source[0].caption == "a cat"
     for index, (told, cause) in enumerate(
-        [("not an object", Cause.BAD_RECORD), (r"too many bytes: 3\d\d \(limit 200\)", Cause.TOO_LARGE)], start=1
+        [("not a JSON object", Cause.BAD_RECORD), (r"too many bytes: 3\d\d \(limit 200\)", Cause.TOO_LARGE)], start=1
     ):
         with pytest.raises(BadSample, match=rf"pairs\.jsonl: row {index + 1}: .*{told}") as caught:
             source[index]
@@ -427,15 +427,19 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "picture,words\n", "no column of the image's path; found picture, words; expected one of image_path"),
-        ("a.csv", "image,words\n", "no column of the caption; found image, words; expected one of caption"),
-        ("a.tsv", "url\tcaption\nhttp://a/b.jpg\tx\n", "has URLs, which are not downloaded"),
-        ("a.jsonl", '{"picture": 1}\n', "no column of the image's path; found picture"),
-        ("a.jsonl", "no json\n", "no column of the image's path; found none"),
+        (
+            "a.csv",
+            "picture,words\n",
+            "no column of the image's path (found picture, words); name the column image_path",
+        ),
+        ("a.csv", "image,words\n", "no column of the caption (found image, words); name the column caption"),
+        ("a.tsv", "url\tcaption\nhttp://a/b.jpg\tx\n", "contains URLs, which are not downloaded"),
+        ("a.jsonl", '{"picture": 1}\n', "no column of the image's path (found picture"),
+        ("a.jsonl", "no json\n", "no column of the image's path (found none"),
         ("a.csv", "", "no column"),
         ("a.csv", "image,caption\n", "no pairs"),
-        ("a.csv", "image,caption,caption\n", "has several columns 'caption'; rename all but one"),
-        ("a.jsonl", '{"image_id": 7, "caption": "a"}\n', "none of its first rows has the path of an image"),
+        ("a.csv", "image,caption,caption\n", "several columns are named 'caption'; rename all but one"),
+        ("a.jsonl", '{"image_id": 7, "caption": "a"}\n', "the first rows have no image path"),
         (
             "a.csv",
             'image,caption\na.jpg,"never closed\n' + "b.jpg,x\n" * 20_000,
@@ -453,7 +457,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         (
             "a.csv",
             "image,caption\ra.png,a\r",
-            "its first line cannot be read (lines end with only a carriage return; save it",
+            "the first line cannot be read (lines end with only a carriage return; save it",
         ),
         ("a.csv", "path,caption\n../a.jpg,a\n", "the path leaves"),
         ("a.parquet", b"PAR1 and nothing else", "not a readable Parquet file"),
@@ -566,7 +570,7 @@ def test_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_tabl
 @pytest.mark.parametrize("path", ["pipe:touch pwned", "http:example.org/a.tar", "file:///etc/passwd"])
 def test_rejects_an_invalid_path_without_running_it(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="nothing is downloaded or executed"):
+    with pytest.raises(UserError, match="nothing else is downloaded or executed"):
         open_source(path)
     assert list(tmp_path.iterdir()) == []
 
@@ -721,7 +725,7 @@ def test_duplicate_column_raises_or_is_ignored(tmp_path, twice, found):
     table = pyarrow.Table.from_arrays([pyarrow.array([cell]) for cell in cells], names=names)
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     if found is None:
-        with pytest.raises(UserError, match=rf"a\.parquet: has several columns '{twice}'; rename all but one"):
+        with pytest.raises(UserError, match=rf"a\.parquet: several columns are named '{twice}'; rename all but one"):
             open_source(tmp_path / "a.parquet")
     else:
         assert dict(open_source(tmp_path / "a.parquet").fields(0)) == found

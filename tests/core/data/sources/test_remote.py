@@ -184,7 +184,7 @@ def test_digest_is_of_the_content(server, folder, tmp_path):
 def test_each_shard_is_read_once(server, folder, monkeypatch):
     monkeypatch.setattr(shards, "_READ_BYTES", 4096)
     url = f"{server.url}/{PATTERN}"
-    with pytest.raises(UserError, match=r"00\.tar: is not indexed yet; `grr-coca data index`"):
+    with pytest.raises(UserError, match=r"00\.tar: is not indexed yet; run `grr-coca data index`"):
         open_source(url)
     assert [index_remote(file) for file in remote_shards(url)] == [True] * 3
     for path in folder.iterdir():
@@ -255,16 +255,16 @@ def test_server_that_fails_for_a_while_is_survived(source, server, fault, monkey
         ("404", "no such file"),
         ("stall", "no answer in time"),
         ("cut", "ClientPayloadError"),
-        ("short", "bytes came in place of"),
-        ("long", "bytes came in place of"),
-        ("whole", "bytes came in place of"),
+        ("short", "bytes instead of"),
+        ("long", "bytes instead of"),
+        ("whole", "bytes instead of"),
     ],
 )
 def test_server_that_fails_for_good_stops_the_run(source, server, fault, reason, monkeypatch):
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.3)
     server.always = fault
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
-    with pytest.raises(UserError, match=rf"{server.url}/01\.tar: .* after 5 tries \(.*{reason}") as caught:
+    with pytest.raises(UserError, match=rf"{server.url}/01\.tar: .* after 5 attempts \(.*{reason}") as caught:
         dataset[SampleRef(0, 8)]
     assert not isinstance(caught.value, BadSample)
 
@@ -320,7 +320,7 @@ def test_shard_that_changes_under_the_run_stops_it(source, folder):
 
 def test_bytes_that_stay_other_ones_raise(source, server):
     server.always = "other"
-    with pytest.raises(UserError, match=r"00\.tar: \S+: the bytes differ from the index"):
+    with pytest.raises(UserError, match=r"00\.tar: \S+: the content differs from the index"):
         source[0]
 
 

@@ -158,7 +158,7 @@ def test_tables_that_have_no_images_raise(server, folder):
     write(folder / "silent.parquet", image=cells(PAIRS[:1]))
     (folder / "broken.parquet").write_bytes(b"PAR1" * 100)
     for name, message in (
-        ("paths", "has no column of image bytes"),
+        ("paths", "no column of image bytes"),
         ("silent", "no column of the caption"),
         ("broken", "not a readable Parquet file"),
     ):
@@ -223,9 +223,9 @@ def test_server_that_fails_for_a_while_is_survived(tmp_path, fault, monkeypatch)
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("503", r"after 5 tries \(HTTP 503\)"),
-        ("short", "bytes came in place of"),
-        ("other", "the bytes differ from the index"),
+        ("503", r"after 5 attempts \(HTTP 503\)"),
+        ("short", "bytes instead of"),
+        ("other", "the content differs from the index"),
         ("403", "access is denied"),
     ],
 )

@@ -273,7 +273,9 @@ def test_names_of_many_images_are_sorted_in_little_memory(tmp_path, monkeypatch)
 def test_unreadable_folder_raises_with_its_name(tmp_path, lock):
     folder = as_folder(tmp_path / "set", PAIRS[:2])
     unlock = lock(as_folder(folder / "more", PAIRS[2:4]))
-    with pytest.raises(UserError, match=rf"{folder}/more: cannot be listed \(Permission denied\); make it readable"):
+    with pytest.raises(
+        UserError, match=rf"{folder}/more: cannot be listed \(Permission denied\); make this folder readable"
+    ):
         open_source(str(folder))
     unlock()
     assert len(open_source(str(folder))) == 4

@@ -191,9 +191,9 @@ def test_no_image_no_caption(engine, tokenizer, images):
     ("options", "prompt", "keys", "message"),
     [
         ({}, "x " * 60, None, "the prompt has .* tokens; use at most 36"),
-        ({"max_length": CONTEXT}, "", None, "max_length 40 is more than the 37 .* context of 40"),
-        ({"max_length": 37}, "a", None, "max_length 37 is more than .* prompt of [1-9]"),
-        ({"min_length": 38}, "", None, "min_length 38 exceeds the 37 tokens"),
+        ({"max_length": CONTEXT}, "", None, "max_length must be at most 37, .* context of 40"),
+        ({"max_length": 37}, "a", None, "max_length must be at most .* prompt of [1-9]"),
+        ({"min_length": 38}, "", None, "min_length must be at most 37, the number of tokens"),
         ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "3 keys for 6 images"),
     ],
 )

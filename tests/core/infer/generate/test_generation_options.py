@@ -11,7 +11,7 @@ from grr_coca.infer.generate import GenerationOptions
 WRONG = [
     ({"max_length": 0}, "max_length must be at least 1, got 0"),
     ({"min_length": -1}, "min_length must be at least 0, got -1"),
-    ({"min_length": 5, "max_length": 4}, "min_length 5 is above max_length 4"),
+    ({"min_length": 5, "max_length": 4}, "min_length 5 must be at most max_length 4"),
     ({"temperature": 0.0}, "temperature must be from 1e-06 to .*, got 0.0; omit it"),
     ({"temperature": float("nan")}, "temperature must be .*, got nan"),
     ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1, got 0"),
@@ -19,7 +19,7 @@ WRONG = [
     ({"temperature": 1.0, "min_p": 0.0}, "min_p must be above 0 and at most 1, got 0.0"),
     ({"top_p": 0.9, "min_p": 0.1}, "top_p, min_p needs sampling"),
     ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
-    ({"num_beams": 4, "temperature": 1.0, "top_k": 5}, "num_beams 4 conflicts with temperature, top_k"),
+    ({"num_beams": 4, "temperature": 1.0, "top_k": 5}, "num_beams 4 cannot be combined with temperature, top_k"),
     ({"num_beams": 4, "length_penalty": 200.0}, "length_penalty must be from -10 to 10, got 200.0"),
     ({"num_beams": 4, "length_penalty": float("nan")}, "length_penalty must be .*, got nan"),
     ({"temperature": 1e-50}, "temperature must be from 1e-06 to 1e.06, got 1e-50; omit it"),
@@ -27,12 +27,12 @@ WRONG = [
     ({"max_length": 3.5}, "max_length must be a whole number, got 3.5"),
     ({"num_beams": 2.0}, "num_beams must be a whole number, got 2.0"),
     ({"num_beams": None}, "num_beams must be a whole number, got None"),
-    ({"length_penalty": 2.0}, "length_penalty without beams"),
+    ({"length_penalty": 2.0}, "length_penalty needs beams"),
     ({"repetition_penalty": 0.0}, "repetition_penalty must be .*, got 0.0"),
     ({"no_repeat_ngram": -2}, "no_repeat_ngram must be at least 0, got -2"),
     ({"num_captions": 0}, "num_captions must be at least 1, got 0"),
-    ({"num_captions": 2}, "num_captions 2 is more than num_beams 1"),
-    ({"num_captions": 5, "num_beams": 4}, "num_captions 5 is more than num_beams 4"),
+    ({"num_captions": 2}, "num_captions 2 must be at most num_beams 1"),
+    ({"num_captions": 5, "num_beams": 4}, "num_captions 5 must be at most num_beams 4"),
 ]
 
 

@@ -33,7 +33,7 @@ def test_file_of_rows_is_continued(images, tmp_path, suffix):
         rows.write(images[0], said('a "blue"\nsquare'))
     with CaptionFile(path, images) as rows:
         assert rows.done == {images[0].name}
-        with pytest.raises(UserError, match="another process writes to it"):
+        with pytest.raises(UserError, match="another process is writing to this file"):
             CaptionFile(path, images)
         rows.write(images[1], said("a green square"))
     text = path.read_text()

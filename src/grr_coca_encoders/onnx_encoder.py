@@ -190,7 +190,7 @@ class OnnxEncoder:
 
 def _opened(path: Path, tensor: str = "") -> "InferenceSession":
     """Open a graph, with an inner tensor as an additional output if its name is given."""
-    import onnxruntime  # late: the import takes a tenth of a second
+    import onnxruntime  # lazy import: the import takes a tenth of a second
 
     options = onnxruntime.SessionOptions()
     graph: Path | bytes = path
@@ -262,7 +262,7 @@ def candidates(path: Path) -> str:
     named = f"; name an inner tensor: onnx:{path.name}#TENSOR"
     if find_spec("onnx_ir") is None:
         return f"{named}; with the extra 'export', the likely ones are listed here: pip install -e '.[export]'"
-    import onnx_ir as ir  # late: the extra `export`
+    import onnx_ir as ir  # lazy import: part of the extra `export`
     from onnx_ir.passes.common import ShapeInferencePass
 
     model = ir.load(path)

@@ -57,7 +57,7 @@ def write_pixel_graph(graph: Path, form: GraphForm, preprocess: Preprocess, out:
     Raises:
         ValueError: If the weights do not fit into one file.
     """
-    import onnx_ir as ir  # late: the extra `export`
+    import onnx_ir as ir  # lazy import: part of the extra `export`
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = ir.external_data.load_to_model(ir.load(graph))

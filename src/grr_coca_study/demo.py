@@ -1,4 +1,4 @@
-"""A demo: its plan, its longest schedule that fits the time on this machine, and its folder with the results.
+"""Demo: its plan, its longest schedule that fits the available time on this machine, and its folder with the results.
 
 | file | content |
 |---|---|
@@ -6,7 +6,7 @@
 | `rows/`, `digests.json`, `showcase/` | the rows and the thumbnails, as in any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.md`, `report.html` | the results, written when both arms have finished |
-| `figures/`, `exhibits/` | pictures of the report: plots, heat maps, search results |
+| `figures/`, `exhibits/` | pictures for the report: plots, heat maps, search results |
 """
 
 import io
@@ -61,7 +61,7 @@ def load_demo(path: Path) -> DemoPlan:
     if plan.endpoints.split != "test":
         raise UserError(f"{path}: endpoints: split must be 'test', got '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
-        raise UserError(f"{path}: schedules: must be numbers of steps, 1 or more, in ascending order")
+        raise UserError(f"{path}: schedules must be numbers of steps of at least 1, in ascending order")
     if plan.num_hits < 1:
         raise UserError(f"{path}: num_hits must be at least 1, got {plan.num_hits}")
     if not plan.queries:
@@ -94,7 +94,7 @@ def with_precisions(plan: DemoPlan) -> DemoPlan:
 
 
 def arm_pace(plan: DemoPlan, name: str) -> TrainingSpeed:
-    """Return the training speed of an arm in pretraining."""
+    """Return the speed of an arm in pretraining."""
     device = usable_device()
     recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
     return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, raise_if_stopped)
@@ -103,15 +103,15 @@ def arm_pace(plan: DemoPlan, name: str) -> TrainingSpeed:
 # --- Schedules
 
 _OTHER_SECONDS = 30.0
-"""Seconds for the start of the processes, captions, heat maps and report, measured on two cores without AVX-512."""
+"""Number of seconds for starting processes, captions, heat maps and the report, on two cores without AVX-512."""
 _RESERVE = 1.04
-"""Safety factor, as training can be slower than the speed measured over some seconds."""
+"""Safety factor, because training can be slower than the speed that was measured over some seconds."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Pretraining steps, minutes of the complete demo, and the R@1 on the showcase that these steps reached, if
-    measured."""
+    """Number of pretraining steps, duration of the complete demo in minutes, and the R@1 on the showcase that these
+    steps reached, if measured."""
 
     steps: int
     minutes: float
@@ -123,8 +123,8 @@ def timed_schedules(plan: DemoPlan, paces: Sequence[TrainingSpeed], seconds_spen
 
     Args:
         plan: Plan without `auto`.
-        paces: Training speeds of the arms, measured simultaneously; the slower one counts.
-        seconds_spent: Seconds that the demo has taken so far.
+        paces: Training speeds of the arms, measured at the same time. The slower one counts.
+        seconds_spent: Number of seconds that the demo has taken so far.
     """
     step = max(pace.step for pace in paces)
     evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)
@@ -148,7 +148,7 @@ def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
     """Return the longest schedule that ends within `minutes`.
 
     Raises:
-        UserError: If even the shortest schedule takes longer; the message has its duration.
+        UserError: If even the shortest schedule takes longer. The message states its duration.
     """
     fitting = [schedule for schedule in schedules if schedule.minutes <= minutes]
     if not fitting:
@@ -160,13 +160,13 @@ def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
     return fitting[-1]
 
 
-# --- The folder
+# --- Folder of the demo
 
 _OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, FIGURES, EXHIBITS)
 
 
 class DemoPlace(Place):
-    """The folders of a demo. Rows and models are in one folder, runs have readable names, and models are kept."""
+    """Folders of a demo. Rows and models are in the same folder, runs have readable names, and models are kept."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(out=out, runs=out, keeps_models=True)
@@ -177,24 +177,24 @@ class DemoPlace(Place):
 
 
 def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) -> DemoPlan | None:
-    """Return the plan of the demo in a folder, with its steps and precisions, or None if a new demo starts there.
+    """Return the plan of the demo in a folder, with its steps and precisions, or None if a new demo starts in it.
 
     Args:
         out: Folder, which is created if it does not exist.
-        plan: Plan of the command.
-        steps: Requested steps; None: any.
+        plan: Plan that the command specifies.
+        steps: Requested number of steps. None means any number.
         is_fresh: Whether to start a new demo, even if the folder has one.
 
     Raises:
-        UserError: If the folder has other files, or cannot be written to; or a demo of another plan (names the first
-            key that differs) or of other steps.
+        UserError: If the folder has other files or cannot be written to, or if it has a demo with another plan (the
+            message names the first key that differs) or another number of steps.
     """
     path = out / PLAN_FILE
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         found = read_yaml(path, "plan") if path.exists() else None
         has_demo = isinstance(found, dict) and "queries" in found
-        if not has_demo and any(out.iterdir()):  # rows of a study may have taken days
+        if not has_demo and any(out.iterdir()):  # producing the rows of a study may have taken days
             raise UserError(f"{out}: contains files that do not belong to a demo; pass another --out")
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; pass another --out")
@@ -207,18 +207,18 @@ def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) ->
             f"{path}: {key} is {found}, not {expected}; replace the demo with --fresh, or pass another --out"
         )
     if steps not in (None, begun.steps):
-        raise UserError(f"{out}: has a demo with {begun.steps:,} steps, not {steps:,}; start again with --fresh")
+        raise UserError(f"{out}: contains a demo with {begun.steps:,} steps, not {steps:,}; start again with --fresh")
     return begun
 
 
 def begin(plan: DemoPlan, out: Path) -> None:
-    """Start a demo in a folder; an earlier demo is deleted, but no other files.
+    """Start a demo in a folder. An earlier demo is deleted, but no other files are.
 
     Raises:
         UserError: If the folder cannot be written to.
     """
     with _disk_errors(out):
-        # The rows first and the plan last, so that after an interruption the folder still counts as a demo.
+        # The rows are deleted first and the plan last, so that the folder still counts as a demo after an interruption.
         for name in (ROWS_FOLDER, DIGESTS_FILE, *arm_names(plan), *_OUTCOME, PLAN_FILE):
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
         write_plan(plan, out)
@@ -232,17 +232,17 @@ def _disk_errors(out: Path, way_out: str = "pass another --out") -> Iterator[Non
         raise UserError(f"{out}: cannot be written to ({error.strerror}); {way_out}") from error
 
 
-# --- The results
+# --- Results
 
 _NUM_EXPLAINED = 4
 _HEAT_MAP_DPI = 70
 
 
 def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
-    """Write the pictures and the report of a demo with finished runs, and return the table.
+    """Write the pictures and the report of a demo whose runs have finished, and return the table.
 
     Raises:
-        UserError: If an arm diverged, or the disk is full or cannot be written to; the runs are saved.
+        UserError: If an arm diverged, or the disk is full or cannot be written to. The runs are saved.
     """
     ledger, names = read_ledger(out, plan), arm_names(plan)
     if ledger.diverged:
@@ -270,20 +270,20 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
 def write_exhibits(
     arm: str, run: Path, showcase: str, queries: Sequence[str], num_hits: int, folder: Path
 ) -> dict[str, list[dict[str, object]]]:
-    """Write the pictures of a pretrained model as WebP files, and return their descriptions for the report.
+    """Write a pretrained model's pictures as WebP files, and return their descriptions for the report.
 
     Args:
         arm: Name of the arm.
         run: Folder of the run.
-        showcase: Split, in the form for `open_source`.
+        showcase: Split, in the form that `open_source` takes.
         queries: Texts to search for.
         num_hits: Number of images for each query.
-        folder: Folder for the pictures; several models may write to it simultaneously.
+        folder: Folder for the pictures, to which several models may write at the same time.
 
     Returns:
-        `heat_maps`: for some of the captioned images, the caption (`truth`), the `words` of the
-        model's caption, the `heat` of each word on the patches by row, and the name of the `picture`. `searches`: each
-        `query` with its `hits`, best first, each with a `caption` and the name of a `picture`.
+        `heat_maps` has, for some of the captioned images, the caption (`truth`), the `words` of the model's caption,
+        the `heat` of each word on the patches by row, and the name of the `picture`. `searches` has each `query` with
+        its `hits`, best first, each with a `caption` and the name of a `picture`.
 
     Raises:
         OSError: If the folder cannot be written to.
@@ -298,7 +298,7 @@ def write_exhibits(
         maps = caption_maps(model.checkpoint, pixels, described.captions[0].token_ids)
         words, heat = [word_map.word for word_map in maps], [word_map.heat.tolist() for word_map in maps]
         heat_maps.append({"truth": source.caption(index), "words": words, "heat": heat, "picture": name})
-        picture = decode_image(source[index].image, source.name(index))  # in full size, also for SVG files
+        picture = decode_image(source[index].image, source.name(index))  # at full size, also for SVG files
         png = caption_picture(picture, maps, _HEAT_MAP_DPI)
         write_bytes_atomic(folder / name, as_webp(Image.open(io.BytesIO(png)).convert("RGB")))
     searches: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from Markdown: `html_page`."""
+"""Create self-contained HTML pages from Markdown: `html_page`."""
 
 import base64
 import html
@@ -16,13 +16,13 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>#|&])")
 
 
 def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) -> str:
-    """Return a page with embedded pictures.
+    """Convert Markdown to an HTML page with embedded pictures.
 
     Args:
         title: Title of the page.
-        markdown: CommonMark with tables. HTML in it is shown as text.
-        pictures: Pictures by their address in the Markdown: the text of an SVG file, or the bytes of a WebP file. A
-            missing picture is shown by its name.
+        markdown: Text in CommonMark with tables. HTML in the text is shown as text.
+        pictures: Pictures by their address in the Markdown, as the text of an SVG file or the bytes of a WebP file. A
+            missing picture is replaced by its name.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.add_render_rule("image", _image)
@@ -38,19 +38,19 @@ def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) ->
 
 
 def escaped(text: str) -> str:
-    """Escape a text from a user or a model for Markdown, on one line."""
+    """Escape a text from a user or model for Markdown, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def markdown_picture(alt: str, address: str) -> str:
-    """Return a picture in Markdown. `address`: Unquoted address, such as a path."""
+    """Return a picture in Markdown. `address` is the unquoted address, such as a path."""
     return f"![{escaped(alt)}]({quote(address, errors='surrogateescape')})"
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, of_numbers: bool = False) -> str:
-    """Return a table in Markdown with aligned columns; with `of_numbers`, all but the first are right-aligned.
+    """Return a table in Markdown. With `of_numbers`, all columns but the first are right-aligned.
 
-    Unescaped bars in cells are escaped.
+    Bars in cells are escaped.
     """
     lines = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in line] for line in (heads, *rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(heads))]

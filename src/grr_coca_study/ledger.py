@@ -1,4 +1,4 @@
-"""The ledger of a study: the valid rows, and the best points of grids.
+"""Ledger of a study: the valid rows, and the best points of grids.
 
 | file | content |
 |---|---|
@@ -34,13 +34,13 @@ _MIN_LOSS = 1e-30
 
 @dataclass(frozen=True)
 class Digests:
-    """The valid digests of recipes and data. Rows with other digests do not count.
+    """Valid digests of recipes and data. Rows with other digests do not count.
 
     Attributes:
-        recipes: Recipes by arm and stage, for the points that are run with the plan's seeds, in grid order. A
-            stage is missing until the choices on which it depends are made.
-        data: Digests by stage, pretraining first.
-        trials: Recipes by arm and stage, for the points that are run with the tuning seeds.
+        recipes: Digests of recipes by arm and stage, for the points that are run with the plan's seeds, in grid order.
+            A stage is missing until the choices on which it depends have been made.
+        data: Digests of data by stage, pretraining first.
+        trials: Digests of recipes by arm and stage, for the points that are run with the tuning seeds.
     """
 
     recipes: dict[str, dict[str, tuple[str, ...]]]
@@ -77,7 +77,7 @@ def read_digests(folder: Path) -> Digests:
     """
     path = folder / DIGESTS_FILE
     if not path.exists():
-        raise UserError(f"{path}: is missing; `grr-coca study run` writes it again")
+        raise UserError(f"{path}: is missing; run `grr-coca study run` to write it again")
     return from_dict(Digests, read_json(path), str(path))
 
 
@@ -94,10 +94,12 @@ def write_digests(folder: Path, digests: Digests) -> None:
 
 
 def best_point(costs: Iterable[Sequence[float]]) -> int | None:
-    """Return the index of the point with the lowest sum of costs (the first of equals), or None if all diverged.
+    """Return the index of the point with the lowest sum of costs, or None if all points diverged.
+
+    Of equal points, the first is returned.
 
     Args:
-        costs: Cost of each point for each arm and seed, see `cost`.
+        costs: Cost of each point for each arm and seed; see `cost`.
     """
     sums = [sum(of_point) for of_point in zip(*costs, strict=True)]
     return None if math.isinf(min(sums)) else sums.index(min(sums))
@@ -117,15 +119,15 @@ def cost(row: LedgerRow) -> float:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The valid rows of a study, and notes for the user.
+    """Valid rows of a study, and notes for the user.
 
     Attributes:
-        rows: Rows of the plan's seeds, each arm at its best point.
-        tried: Rows of all points of all grids, with the seeds used to choose the best.
-        chosen: Best point of the grid by arm and stage, over the seeds that have all points.
-        missing_runs: Arm, seed and stage of planned runs without a row.
-        notes: Sentence for each row that does not count, and for other facts that readers need.
-        diverged: Runs that would be in `rows`, but have no metrics.
+        rows: Rows of the plan's seeds, with each arm at its best point.
+        tried: Rows of all points of all grids, with the seeds by which the best point is chosen.
+        chosen: Best point of the grid, by arm and stage, over the seeds that have all points.
+        missing_runs: Arm, seed and stage of each planned run without a row.
+        notes: One sentence for each row that does not count, and for other facts that readers need.
+        diverged: Runs that would be in `rows` but have no metrics.
     """
 
     rows: tuple[LedgerRow, ...]
@@ -145,7 +147,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     """
     if not (folder / ROWS_FOLDER).is_dir():
         raise UserError(
-            f"{folder}: is not a study: {ROWS_FOLDER} is missing; pass the folder that `grr-coca study run` writes to"
+            f"{folder}: not a study ({ROWS_FOLDER} is missing); pass the folder that `grr-coca study run` writes to"
         )
     files, digests = RowFolder(folder), read_digests(folder)
     read = files.new_rows()
@@ -187,7 +189,7 @@ _Rows = dict[tuple[str, str, str, int], LedgerRow]
 def _best(
     plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _Rows
 ) -> LedgerRow | None:
-    """Return a row at the best point of an arm, over the seeds that have all points; None if it is not chosen yet."""
+    """Return a row at the best point of an arm, over the seeds that have all points, or None if none is chosen yet."""
     costs: list[list[float]] = []
     last: list[LedgerRow] = []
     for each in tuned_with(plan, arm):
@@ -205,9 +207,9 @@ def _best(
 
 
 def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
-    """Return the valid rows, in the order of the plan.
+    """Return the valid rows, in plan order.
 
-    If a run has two rows, the row with more metrics counts: a row may be a copy from another study.
+    If a run has two rows, the row with more metrics counts. A row may be a copy from another study.
     """
     found: _Rows = {}
     for row in rows:
@@ -233,8 +235,8 @@ def _num_metrics(row: LedgerRow) -> int:
 def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
     """Yield a sentence for each run that is not paired with the first run of its seed and stage.
 
-    Runs are paired if parameters of equal name and shape have the same initial values, and the training pairs the same
-    order. The orders of runs of different length are not compared.
+    Runs are paired if parameters with equal names and shapes have the same initial values, and the training pairs have
+    the same order. The orders of runs with different lengths are not compared.
     """
     firsts: dict[tuple[int, str], LedgerRow] = {}
     for row in runs:

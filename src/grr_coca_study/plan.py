@@ -1,6 +1,6 @@
-"""The plan of a study or a demo: arms with their grids, seeds, recipes and endpoints, from a YAML file.
+"""Plan of a study or a demo, from a YAML file: arms with their grids, seeds, recipes and endpoints.
 
-Reading it needs neither the data, nor torch, nor scipy.
+Reading a plan needs neither the data nor torch nor SciPy.
 """
 
 import os
@@ -17,40 +17,41 @@ from grr_coca.train.recipe import CAPTION_SCORES, MuonPrecision, Precision
 from grr_coca_study.rows import LedgerRow
 
 PLAN_FILE = "plan.yaml"
-"""Name of the plan in a study's folder, where runs write it."""
+"""Name of the plan in a study's folder, to which runs write it."""
 PHASES = ("pretraining", "finetuning")
 RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in (1, 5, 10))
 LOSS_METRICS = ("contrastive_loss", "contrastive_loss_refitted", "captioning_loss", "perplexity", "coca_loss")
 METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
-"""Valid metrics of endpoints, by their keys in ledger rows."""
+"""Valid metrics for endpoints, by their keys in ledger rows."""
 
 SIGNIFICANCE_LEVEL = 0.05
-"""Family-wise error rate of the primary endpoints of a study."""
+"""Family-wise error rate for the primary endpoints of a study."""
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 EARLIER_LEDGER = "runs.jsonl"
-"""File with the rows of a study by earlier code, in the plan's default folder."""
+"""File with the rows of a study that was run by earlier code, in the plan's default folder."""
 
 Settings = Mapping[str, object]
-"""A point of a grid: values by the path of a recipe key, such as `optimizer.lr`."""
+"""Point of a grid: values by the path of a recipe key, such as `optimizer.lr`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """An arm of a study: a model and its training.
+    """Arm of a study: a model and its training.
 
     Attributes:
-        title: Display name in reports; None: named after its parts, or by its name.
-        preset: Preset of the model; None: the arm has the name of its preset.
+        title: Display name in reports. By default, it is derived from the parts of the model, or else the name is
+            used.
+        preset: Preset of the model. None if the name of the arm is the preset.
         overrides: Values for keys of the pretraining recipe, such as `model.qk_norm: rms`.
         grid: Lists of values for keys of the pretraining recipe, such as `optimizer.lr: [0.001, 0.002]`. Each
             combination is a point, which is pretrained separately. The best point has the lowest CoCa loss on
             `val`.
-        finetune_grid: Like `grid`, for keys of all fine-tunings, which start from the model of the best point.
-        recipes: Folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
-            everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author
-            of the plan chooses their steps so that all arms cost the same.
+        finetune_grid: As `grid`, but for keys of all fine-tunings, which start from the model at the best point.
+        recipes: Folder with recipes of the same file names, which replace the plan's recipes for this arm. They may
+            differ in everything but the data, the tokenizer, the loss weights and the evaluation batch size. The author
+            of the plan chooses the number of steps so that all arms cost the same.
     """
 
     name: str
@@ -73,9 +74,10 @@ class Tuning:
 
     Attributes:
         seeds: Seeds of the trials, which are measured on `val`, not on the test splits.
-        steps: Pretraining steps of a trial; an arm with its own recipes takes the same fraction. None: all steps.
-        shared: Whether all arms get the point that is best on average over the arms with a grid, instead of each arm
-            its own. Choices among nearly equal points are random, so arms with separate settings differ in more than
+        steps: Number of pretraining steps in a trial. An arm with separate recipes uses the same fraction of its steps.
+            None means all steps.
+        shared: Whether all arms get the point that is best on average over the arms with a grid, instead of separate
+            points. Choices among nearly equal points are random, so arms with separate settings differ in more than
             their parts.
     """
 
@@ -86,10 +88,10 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:
-    """The metrics that a study compares, specified before it is run as `PHASE/METRIC`.
+    """Metrics that a study compares, specified before the study is run, as `PHASE/METRIC`.
 
     The phase is `pretraining`, or `finetuning` for the mean of all fine-tunings. Holm's correction covers the primary
-    endpoints. `split`: the test split on which they are measured.
+    endpoints. `split` is the test split on which endpoints are measured.
     """
 
     primary: tuple[str, ...]
@@ -98,27 +100,29 @@ class Endpoints:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """All endpoints, the primary ones first."""
+        """All endpoints, primary ones first."""
         return (*self.primary, *self.secondary)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plan of a study: for each seed, each arm is pretrained, and that model is fine-tuned on each further dataset.
+    """Plan of a study. For each seed, each arm is pretrained, and the model is then fine-tuned on each additional
+    dataset.
 
-    All arms get the same data in the same order and, unless they have their own recipes, the same steps.
+    All arms get the same data in the same order and, unless they have separate recipes, the same number of steps.
 
     Attributes:
         arms: Arms, in the order in which they run for each seed.
-        baseline: Arm with which the others are compared.
-        seeds: Seeds; empty if the plan only searches for settings, with the seeds of `tuning`.
-        tuning: Required if an arm has a grid.
+        baseline: Arm with which all others are compared.
+        seeds: Seeds. Empty if the plan only searches for settings, with the seeds of `tuning`.
+        tuning: Seeds for choosing points of grids. Required if an arm has a grid.
         pretrain, finetune: Recipe files, relative to the plan's folder. A stage is named after its file.
-        steps: Pretraining steps instead of the recipe's; an arm with its own recipes takes the same fraction.
+        steps: Number of pretraining steps, in place of the recipe's. An arm with separate recipes uses the same
+            fraction.
         precision, muon_precision: Replacements for `auto` in the recipes. Rows with other precisions do not count.
         showcase: Test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
             of each model, and a third as many for each fine-tuning.
-        without: Words; the showcase is also measured without images that have one of them in a caption.
+        without: Words. The showcase is also measured without the images that have one of these words in a caption.
     """
 
     arms: tuple[Arm, ...]
@@ -138,12 +142,13 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoPlan(Plan):
-    """The plan of a demo: a model, its baseline, and one seed.
+    """Plan of a demo: a model, its baseline, and one seed.
 
     Attributes:
         queries: Texts that the report searches for in the showcase, with `num_hits` images each.
-        schedules: Pretraining steps in ascending order, each with the R@1 that it reached on the showcase, if
-            measured. The demo uses the longest schedule that fits the time. Empty: the steps of the recipe.
+        schedules: Numbers of pretraining steps in ascending order, each with the R@1 that it reached on the showcase,
+            if measured. The demo uses the longest schedule that fits the available time. If empty, the steps of the
+            recipe are used.
     """
 
     queries: tuple[str, ...]
@@ -157,7 +162,7 @@ def stage_names(plan: Plan) -> tuple[str, ...]:
 
 
 def showcase_of(plan: Plan, stage: str) -> tuple[str, int]:
-    """Return the test split whose images a report shows for a stage, and the number of images."""
+    """Return the test split whose images a report shows for a stage, and how many of its images are shown."""
     if stage == stage_names(plan)[0]:
         return plan.showcase, plan.num_captions
     return plan.endpoints.split, plan.num_captions // 3
@@ -167,7 +172,7 @@ def arm_named(plan: Plan, name: str) -> Arm:
     """Return the arm with the given name.
 
     Raises:
-        UserError: If the plan has no such arm; the message names the nearest one.
+        UserError: If the plan has no such arm. The message names the most similar name.
     """
     arms = {arm.name: arm for arm in plan.arms}
     if name not in arms:
@@ -176,9 +181,9 @@ def arm_named(plan: Plan, name: str) -> Arm:
 
 
 def compared_with(plan: Plan, baseline: str | None) -> Plan:
-    """Return the plan with another arm as the baseline. None: the plan itself.
+    """Return the plan with another arm as the baseline. If `baseline` is None, return the plan itself.
 
-    The plan's own baseline is moved to the end of the arms, since a report is about the first arm that is not the
+    The original baseline is moved to the end of the arms, because a report is about the first arm that is not the
     baseline.
 
     Raises:
@@ -191,21 +196,21 @@ def compared_with(plan: Plan, baseline: str | None) -> Plan:
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:
-    """Return the phase and the metric of an endpoint's name."""
+    """Return the phase and the metric in an endpoint's name."""
     phase, _, metric = endpoint.partition("/")
     return phase, metric
 
 
 def scores_captions(plan: Plan) -> bool:
-    """Return whether an endpoint is a caption score, so that the test splits must be captioned."""
+    """Return whether any endpoint is a caption score, so that the test splits must be captioned."""
     return any(split_endpoint(endpoint)[1] in CAPTION_SCORES for endpoint in plan.endpoints.all)
 
 
 def missing_scores(plan: Plan, row: LedgerRow) -> list[str]:
-    """Return the caption scores that the plan's endpoints need but a run lacks.
+    """Return the caption scores that the plan's endpoints need, but that a run does not have.
 
-    A row copied from another study has only the scores required by that study. All other metrics are always
-    measured.
+    A row that was copied from another study has only the scores that the other study requires. All other metrics are
+    always measured.
     """
     if row.kind == "diverged" or row.seed not in plan.seeds:
         return []
@@ -224,7 +229,7 @@ def search_seeds(plan: Plan) -> tuple[int, ...]:
 
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
-    """Return the candidate points for the settings of an arm; without a choice, a single empty point."""
+    """Return the candidate points for the settings of an arm. Without a grid, return a single empty point."""
     source = tuned_with(plan, arm)[0]
     grid = source.grid if stage == stage_names(plan)[0] else source.finetune_grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
@@ -238,7 +243,7 @@ def tuned_with(plan: Plan, arm: Arm) -> list[Arm]:
 
 
 def point_title(settings: Settings) -> str:
-    """Return a readable form of a point: `lr 0.003, weight_decay 0.1`."""
+    """Return a readable form of a point, such as `lr 0.003, weight_decay 0.1`."""
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
 
 
@@ -246,20 +251,20 @@ def point_title(settings: Settings) -> str:
 
 
 def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
-    """Read a plan and make the paths of its recipes absolute. Neither recipes nor data are read.
+    """Read a plan, and make the paths of its recipes absolute. Neither recipes nor data are read.
 
     Args:
         path: YAML file.
-        kind: `Plan`, or a subclass with more keys.
+        kind: `Plan`, or a subclass with additional keys.
 
     Raises:
-        UserError: If the file is missing or not YAML, a key or value is invalid, or the plan was run by earlier code.
+        UserError: If the file is missing or not YAML, a key or value is invalid, or earlier code has run the plan.
     """
     content = read_yaml(path, "plan")
     listed = content.get("arms") if isinstance(content, dict) else None
     if (folder_of_plan(path) / EARLIER_LEDGER).exists():
         raise UserError(
-            f"{path}: this plan was run by earlier code: commit 477a50ee, or ed1405e6 if an arm has the key 'variant'"
+            f"{path}: earlier code has run this plan; use commit 477a50ee, or ed1405e6 if an arm has the key 'variant'"
         )
     if isinstance(content, dict) and isinstance(listed, list):
         content = {**content, "arms": [{"name": arm} if isinstance(arm, str) else arm for arm in listed]}
@@ -287,10 +292,10 @@ def plan_of_folder(folder: Path) -> Plan:
     """
     path = folder / PLAN_FILE
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; pass the one that `grr-coca study run` writes to")
+        raise UserError(f"{folder}: no such folder; pass the folder that `grr-coca study run` writes to")
     if not path.exists():
         raise UserError(
-            f"{folder}: is not a study: {PLAN_FILE} is missing; pass the folder that `grr-coca study run` writes to"
+            f"{folder}: not a study ({PLAN_FILE} is missing); pass the folder that `grr-coca study run` writes to"
         )
     content = read_yaml(path, "plan")
     is_demo = isinstance(content, dict) and "queries" in content

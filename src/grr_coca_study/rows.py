@@ -1,7 +1,7 @@
-"""The rows of a study: one file for each finished stage, `rows/ARM-POINT-SEED-STAGE-DIGEST.json`.
+"""Rows of a study, with one file for each finished stage: `rows/ARM-POINT-SEED-STAGE-DIGEST.json`.
 
-Rows are written atomically, and never overwrite each other. So any number of processes, even on several machines,
-can write to one folder, and rows of machines without a shared folder can be merged by copying.
+Rows are written atomically, and never overwrite each other. Any number of processes, even on several machines, can
+therefore write to the same folder, and the rows of machines without a shared folder can be merged by copying.
 """
 
 import hashlib
@@ -26,7 +26,10 @@ Kind = Literal["run", "diverged"]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Losses after `step` steps: `train`, the mean over the steps since the previous point, and `val`."""
+    """Losses after `step` steps.
+
+    `train` is the mean over the steps since the previous point, and `val` the validation loss.
+    """
 
     step: int
     train: dict[str, float]
@@ -35,7 +38,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class CaptionedExample:
-    """The key of an image of the showcase, its reference captions, and the model's caption."""
+    """Key of an image in the showcase, its reference captions, and the model's caption."""
 
     image: str
     references: tuple[str, ...]
@@ -44,20 +47,20 @@ class CaptionedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """A finished stage: its settings, its machine, and all numbers that a report needs.
+    """Finished stage: its settings, its machine, and all numbers that a report needs.
 
     Attributes:
-        kind: Kind of run; a `diverged` run has no metrics, since its loss became infinite or NaN.
-        stage: Name of the stage, from its recipe file, such as `health`.
-        recipe_digest, data_digest: Digests of all inputs of the run; rows with other digests than the plan's do not
+        kind: Kind of run. A `diverged` run has no metrics, because its loss became infinite or NaN.
+        stage: Name of the stage, which is that of its recipe file, such as `health`.
+        recipe_digest, data_digest: Digests of all inputs of the run. Rows whose digests differ from the plan's do not
             count.
         start_data_digest: Digest of the pretraining data of a fine-tuning.
-        commit: Commit of the code, with a `+` if files were changed since.
+        commit: Commit of the code, followed by `+` if files have been changed since.
         precision: Precision of forward and backward passes, and of Muon's products if it differs.
-        settings: Point of the grid, by recipe key; empty if the arm has no grid for the stage.
+        settings: Point of the grid, by recipe key. Empty if the arm has no grid for the stage.
         seconds: Duration of training and evaluation, over all processes that worked on the run.
         flops_per_pair: FLOPs of one forward pass with a caption of maximum length.
-        training_flops: FLOPs of all steps of the run, see `run_flops`; None if it diverged.
+        training_flops: FLOPs of all steps of the run; see `run_flops`. None if the run diverged.
         initial_weights: For a run that starts from new weights, a hash of each parameter before the first step, by name
             and shape, such as `image_encoder.patch_embed.weight [128, 768]`.
         data_order: Hash of the order of the training pairs. Both hashes show whether two runs are paired.
@@ -65,12 +68,12 @@ class LedgerRow:
         metrics: Metrics by split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
             `contrastive_loss_refitted` (with the best temperature on `val`), `captioning_loss`, `perplexity`,
             `coca_loss`, `R@1`, `R@5` and `R@10` from text to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`;
-            and the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are excluded.
+            and the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are omitted.
         values: Values by test split, from which intervals over images are computed: `contrastive_batches` and
             `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens` of each caption; `rank` of each
             text query, the number of incorrect images before the first correct one; `image`, the index of the image of
             each caption, if an image has several; `cider_d` of each image.
-        captions: Captions of the same few images for every arm and seed, if the stage has the showcase.
+        captions: Captions of a few images, which are the same for every arm and seed, if the stage has the showcase.
     """
 
     kind: Kind = "run"
@@ -106,12 +109,13 @@ def without_nan(numbers: Mapping[str, float]) -> dict[str, float]:
 # --- Files
 
 _MAX_NAME = 180
-"""Maximum bytes of a name before its digest. Most file systems allow 255 in total, and claims and unfinished files
-need some."""
+"""Maximum number of bytes of a name before its digest. Most file systems allow 255 in total, of which claims and
+unfinished files need some."""
 
 
 def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | None, ...]) -> str:
-    """Return the name of a row's file without its suffix. The digests make it unique; the other parts are for readers.
+    """Return the name of a row's file, without its suffix. Digests make the name unique; its other parts are for
+    readers.
 
     Args:
         arm: Name of the arm.
@@ -127,10 +131,10 @@ def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | N
 
 
 class RowFolder:
-    """The rows of a study on disk. Rows are read once, since a file never changes.
+    """Rows of a study on disk. Each row is read only once, because a file never changes.
 
     Attributes:
-        notes: Sentence for each file that is not a row.
+        notes: One sentence for each file that is not a row.
     """
 
     def __init__(self, out: Path) -> None:
@@ -139,7 +143,7 @@ class RowFolder:
         self._read: set[str] = set()
 
     def new_rows(self) -> list[LedgerRow]:
-        """Return the rows that were not read before, in the order of their names."""
+        """Return the rows that have not been read before, in the order of their names."""
         found = []
         for path in sorted(self.path.glob("[!.]*.json")):
             if path.name not in self._read and (row := self._row(path)) is not None:
@@ -148,10 +152,10 @@ class RowFolder:
         return found
 
     def publish(self, name: str, row: LedgerRow) -> LedgerRow:
-        """Write a row, unless it already exists: then the first row is kept.
+        """Write a row, unless it already exists. In that case, the first row is kept.
 
         Returns:
-            The row with this name: the new or the first one.
+            The row with this name, which is the new or the first one.
 
         Raises:
             UserError: If the disk is full or cannot be written to. No partial row remains.
@@ -166,7 +170,7 @@ class RowFolder:
                 os.link(partial, path)  # a rename would replace an existing row
             except (
                 OSError
-            ):  # the row or a part of it from an interrupted copy exists, or the disk does not support links
+            ):  # the row, or a part of it from an interrupted copy, exists, or the disk does not support links
                 if self._row(path) is None:
                     replace_file(partial, path)
             finally:
@@ -174,8 +178,8 @@ class RowFolder:
             sync_folder(self.path)
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be written ({error.strerror or error}); free some space: the run is saved, and the "
-                "same command continues it"
+                f"{path}: cannot be written ({error.strerror or error}); free some space, and run the same command "
+                "again to continue the run, which is saved"
             ) from error
         return self._row(path) or row
 
@@ -190,7 +194,7 @@ class RowFolder:
 
 
 def write_to_study(path: Path, content: bytes) -> None:
-    """Write a file of a study's folder atomically.
+    """Write a file to a study's folder, atomically.
 
     Raises:
         UserError: If the folder cannot be written to.

@@ -1,7 +1,7 @@
-"""The recipe of each stage of a study, and the digests that identify runs.
+"""Recipe of each stage of a study, and the digests that identify runs.
 
-A stage's recipe combines a recipe file with the plan, the arm, the seed and the point of a grid. Its digest is the same
-on every machine, and depends on everything that affects the result.
+The recipe of a stage combines a recipe file with the plan, the arm, the seed and the point of a grid. Its digest is the
+same on every machine, and depends on everything that affects the result.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from grr_coca_study.plan import Arm, Plan, Settings, points_of, stage_names
 
 
 def recipe_path(plan: Plan, arm: Arm, stage: str) -> Path:
-    """Return the recipe file of an arm for a stage."""
+    """Return the recipe file for a stage of an arm."""
     path = dict(zip(stage_names(plan), map(Path, (plan.pretrain, *plan.finetune)), strict=True))[stage]
     return path if arm.recipes is None else Path(arm.recipes) / path.name
 
 
 def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings, is_trial: bool = False) -> Recipe:
-    """Return the training recipe of an arm in a stage.
+    """Return the training recipe for a stage of an arm.
 
     Args:
         plan: Plan of the study.
@@ -37,10 +37,10 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
         stage: Name of a stage of the arm.
         seed: Seed of the run.
         settings: Point of the grid.
-        is_trial: Whether pretraining takes the steps of a trial.
+        is_trial: Whether pretraining uses the number of steps of a trial.
 
     Raises:
-        UserError: If a recipe cannot be read, or a setting's key or value is invalid.
+        UserError: If a recipe cannot be read, or the key or value of a setting is invalid.
     """
     path = recipe_path(plan, arm, stage)
     recipe = _recipe_of_file(path)
@@ -56,7 +56,7 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
 
 
 def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
-    """Return the recipe with other values for some keys; errors begin with `where`.
+    """Return the recipe with other values for some keys. Error messages begin with `where`.
 
     Raises:
         UserError: If a key or value is invalid.
@@ -74,10 +74,10 @@ def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
 
 
 def check_recipes(plan: Plan, path: Path) -> None:
-    """Check all recipes and data of a plan before hours of training.
+    """Check all recipes and data of a plan, before hours of training.
 
     Raises:
-        UserError: If a recipe or a split is missing, or a value is invalid; the message names the file and the key.
+        UserError: If a recipe or a split is missing, or a value is invalid. The message names the file and the key.
     """
     pretraining = stage_names(plan)[0]
     for stage in stage_names(plan):
@@ -112,7 +112,11 @@ def require_precisions(plan: Plan, path: Path) -> None:
 
 
 def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None:
-    """Check that a recipe has all settings for a study, and that its data exist; else raise a UserError."""
+    """Check that a recipe has all settings that a study needs, and that its data exist.
+
+    Raises:
+        UserError: If a setting or data are missing.
+    """
     recipe = load_recipe(file)
     if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:
         raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'")
@@ -126,13 +130,20 @@ def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None
     if plan.endpoints.split not in recipe.data.test:
         raise UserError(f"{file}: data: test: add a split named '{plan.endpoints.split}', which the endpoints need")
     if recipe.data.val is None:
-        raise UserError(f"{file}: data: val is missing; a study refits temperatures and chooses settings on it")
+        raise UserError(
+            f"{file}: data: val is missing; add a validation split, on which a study refits temperatures "
+            "and chooses settings"
+        )
     for split in (recipe.data.train, recipe.data.val, *recipe.data.test.values()):
         require_exists(split)
 
 
 def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
-    """Raise a UserError if points of a grid cannot be compared, or distinguished by the digests of their rows."""
+    """Check that points of a grid can be compared, and distinguished by the digests of their rows.
+
+    Raises:
+        UserError: If points cannot be compared or distinguished.
+    """
     shared = _shared(stage_recipe(plan, arm, stage, 0, {}))
     tried: dict[str, Settings] = {}
     for settings in points_of(plan, arm, stage):
@@ -140,18 +151,22 @@ def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
         same = "must be the same at all points, or their losses cannot be compared"
         _require_equal(shared, recipe, f"{where}: grid", same)
         _check_parts(recipe, stage_recipe(plan, arm, stage_names(plan)[0], 0, {}), where)
-        # Equal points include `1e-3`, which YAML reads as a string, and 0.001; or different values of
+        # Examples of equal points are `1e-3`, which YAML reads as a string, and 0.001; or different values of
         # `data.num_workers`.
         first = tried.setdefault(recipe_digest(recipe, None), settings)
         if first is not settings:
-            raise UserError(f"{where}: grid: {settings} has the same result as {first} in {stage}; remove one")
+            raise UserError(f"{where}: grid: {settings} has the same result as {first} in {stage}; remove one of them")
 
 
 def _check_parts(recipe: Recipe, pretraining: Recipe, where: str) -> None:
-    """Raise a UserError if a recipe names parts that its model, or that of the pretraining, does not have."""
+    """Check that a recipe names only parts that its model, or the model of its pretraining, has.
+
+    Raises:
+        UserError: If a recipe names other parts.
+    """
     if not recipe.optimizer.learning_rates and (recipe.model is None or recipe.model.image_positions == "random"):
         return
-    from grr_coca.train.setup import check_parts  # late: imports torch
+    from grr_coca.train.setup import check_parts  # lazy import: PyTorch
 
     model, tokenizer = recipe.model or pretraining.model, recipe.tokenizer or pretraining.tokenizer
     assert model is not None, "the plan was checked"
@@ -169,7 +184,7 @@ def _require_equal(shared: Mapping[str, object], recipe: Recipe, where: str, mes
 
 
 def _shared(recipe: Recipe) -> dict[str, object]:
-    """Return the values that all recipes of a stage must share, by key."""
+    """Return the values, by key, that all recipes of a stage must share."""
     data = recipe.data
     return {
         "tokenizer": recipe.tokenizer,
@@ -184,7 +199,10 @@ def _shared(recipe: Recipe) -> dict[str, object]:
 
 
 def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
-    """Return the recipe with another number of steps, and the same number of validations; None: the recipe itself."""
+    """Return the recipe with another number of steps, and the same number of validations.
+
+    If `steps` is None, return the recipe itself.
+    """
     if steps is None:
         return recipe
     share = recipe.evaluation.interval / recipe.schedule.steps
@@ -197,7 +215,7 @@ def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
 
 
 def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
-    """Scale a number of steps from the plan's pretraining recipe to the arm's own recipe, if it has one."""
+    """Scale a number of steps from the plan's pretraining recipe to the arm's recipe, if the arm has a separate one."""
     if steps is None or arm.recipes is None:
         return steps
     own = _recipe_of_file(recipe_path(plan, arm, stage_names(plan)[0]))
@@ -206,7 +224,7 @@ def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
 
 @cache
 def _recipe_of_file(path: Path) -> Recipe:
-    """Read a recipe once, so that editing it during a study does not change the study."""
+    """Read a recipe only once, so that editing it during a study does not change the study."""
     return load_recipe(path)
 
 
@@ -221,9 +239,9 @@ def _with_precisions(recipe: Recipe, plan: Plan) -> Recipe:
 # --- Digests
 
 _MAX_HASHED = 64 * 2**20
-"""Maximum size in bytes of fully hashed files. For larger files, their size and both ends are hashed."""
+"""Maximum size, in bytes, of files that are hashed completely. For larger files, the size and both ends are hashed."""
 _HASHED_END = 2**20
-"""Number of bytes hashed at each end of a large file."""
+"""Number of bytes that are hashed at each end of a large file."""
 _MAX_HASHED_FILES = 10_000
 """Maximum number of files in a folder whose contents are hashed. In larger folders, only names and sizes are hashed."""
 
@@ -234,11 +252,11 @@ _FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
 def recipe_digest(recipe: Recipe, start: str | None) -> str:
     """Return the digest of all parts of a recipe that affect training or evaluation, except its seed and its data.
 
-    Keys with their default value are excluded, so that keys added later change no digest.
+    Keys that have their default value are excluded, so that keys that are added later do not change digests.
 
     Args:
         recipe: Recipe without `auto`.
-        start: Digest of the run from which this one starts; None: new weights.
+        start: Digest of the run from which this run starts. None for new weights.
     """
     bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
     content = _changed(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
@@ -257,7 +275,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
 
 
 def data_digest(recipe: Recipe) -> str:
-    """Return the digest of the files of all splits, independent of the location of their folder."""
+    """Return the digest of the files of all splits, which does not depend on the location of their folder."""
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
     tests = {f"test {name}": path for name, path in data.test.items()}
@@ -266,7 +284,7 @@ def data_digest(recipe: Recipe) -> str:
 
 
 def folder_digest(recipe: str, data: Collection[str]) -> str:
-    """Return the digest of a run's recipe and data, from their digests; part of the name of its folder."""
+    """Return the digest of a run's recipe and data, from their digests. It is part of the name of the run's folder."""
     return _digest({"recipe": recipe, "data": sorted(data)})
 
 
@@ -280,7 +298,7 @@ def _described(path: str) -> Iterator[list[str | int]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the data files of a path, sorted: all files of the folder, or the file itself."""
+    """Return the data files of a path, sorted: all files in the folder, or the file itself."""
     if not path.is_dir():
         return [path]
     files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)
@@ -298,7 +316,7 @@ def _content(path: Path) -> str:
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """Return the plain tree of a dataclass, without the fields that have their default value."""
+    """Convert a dataclass to a plain tree, without the fields that have their default value."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

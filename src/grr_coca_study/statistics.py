@@ -1,9 +1,9 @@
-"""The statistics of a study: paired differences over seeds, tests, and power.
+"""Statistics of a study: paired differences over seeds, tests, and power.
 
-Two arms that share a seed share the data, their order and the initial weights of equal parts. So arms are compared seed
-by seed, by the natural log of arm over baseline: a difference that does not depend on the metric's unit.
+Two arms with the same seed share the data, their order, and the initial weights of equal parts. Arms are therefore
+compared seed by seed, by the natural log of arm over baseline, which does not depend on the unit of the metric.
 
-Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies computed in parallel.
+Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies that are computed in parallel.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from grr_coca_study.plan import SIGNIFICANCE_LEVEL
 LEVEL = 0.95
 """Confidence level of all intervals."""
 RESAMPLES = 2000
-"""Number of resamples of a bootstrap over seeds and images."""
+"""Number of resamples in a bootstrap over seeds and images."""
 MARGIN = 2.0
-"""Equivalence margin in per cent."""
+"""Equivalence margin, in per cent."""
 
 Samples = Float[np.ndarray, "*studies S"]
 Numbers = Float[np.ndarray, "*studies"] | float
-"""One number per study; NumPy returns a plain number for a single study."""
+"""One number per study. For a single study, NumPy returns a plain number."""
 
 _POWER = 0.8
 _LARGE_EFFECT = 2.0
-"""A large effect, in standard deviations over seeds."""
+"""Large effect, in standard deviations over seeds."""
 _NUM_QUANTILES = 4000
 
 
@@ -37,7 +37,7 @@ _NUM_QUANTILES = 4000
 
 
 def as_percent(log_ratio: Numbers) -> Numbers:
-    """Return a log ratio as a change in per cent: ln 0.98 yields −2."""
+    """Return a log ratio as a change in per cent. For example, ln 0.98 yields −2."""
     return 100 * np.expm1(log_ratio)
 
 
@@ -45,14 +45,14 @@ def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
     """Return the ends of the 95 % t interval of the mean, and the two-sided p of the t test (Student, Biometrika 6,
     1908).
 
-    They are exact for any number of seeds if the values are normal. All are NaN for a single seed; p is 1 if all values
-    are zero.
+    The results are exact for any number of seeds if the values are normally distributed. For a single seed, all results
+    are NaN. If all values are zero, p is 1.
     """
     num_seeds = values.shape[-1]
     if num_seeds < 2:
         unknown = np.full(values.shape[:-1], np.nan)
         return unknown, unknown, unknown
-    from scipy import stats  # late: not needed for a single seed
+    from scipy import stats  # lazy import, because a single seed does not need it
 
     mean, error = values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(num_seeds)
     width = stats.t.ppf((1 + LEVEL) / 2, num_seeds - 1) * error
@@ -63,7 +63,7 @@ def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """A change in per cent over several seeds. Fields that need two seeds are None for a single one.
+    """Change in per cent over several seeds. Fields that need two seeds are None for a single seed.
 
     Attributes:
         changes: One change per seed.
@@ -85,12 +85,12 @@ class Effect:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Ends of the interval; None for a single seed."""
+        """Ends of the interval. None for a single seed."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 def effect_of(seeds: Sequence[int], log_ratios: Float[np.ndarray, " S"]) -> Effect:
-    """Return the effect from one log ratio per seed, for one or more seeds."""
+    """Return the effect, given one log ratio per seed, for one or more seeds."""
     low, high, p = t_test(log_ratios)
     ends = float(as_percent(low)), float(as_percent(high))
     return Effect(
@@ -120,19 +120,19 @@ def is_equivalent(low: float, high: float) -> bool:
     """Return whether an interval in per cent is within ± `MARGIN`, so that the arms are equivalent.
 
     This is the test of equivalence by two one-sided tests (TOST; Schuirmann, Journal of Pharmacokinetics and
-    Biopharmaceutics 15, 1987). With an interval of 95 %, each of them has a level of 2.5 %.
+    Biopharmaceutics 15, 1987). With a 95 % interval, each of the two tests has a level of 2.5 %.
     """
     return bool(low > -MARGIN and high < MARGIN)
 
 
 def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studies E"]:
-    """Return p values of E endpoints with Holm's correction, which bounds the family-wise error rate.
+    """Return the p values of E endpoints with Holm's correction, which bounds the family-wise error rate.
 
-    Holm, Scandinavian Journal of Statistics 6, 1979: the k-th smallest p is multiplied by E − k + 1, and raised to the
-    value of the previous one if smaller. It also holds for correlated endpoints. An unmeasured endpoint (NaN) still
-    counts as one of the E.
+    The k-th smallest p value is multiplied by E − k + 1, and raised to the previous result if that is larger (Holm,
+    Scandinavian Journal of Statistics 6, 1979). The correction is also valid for correlated endpoints. An endpoint that
+    was not measured (NaN) still counts as one of the E.
     """
-    order = np.argsort(p_values, axis=-1)  # NaN last
+    order = np.argsort(p_values, axis=-1)  # NaN comes last
     ordered = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
     result = np.empty_like(ordered)
     np.put_along_axis(result, order, np.minimum(np.maximum.accumulate(ordered, axis=-1), 1.0), axis=-1)
@@ -146,12 +146,12 @@ def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studi
 def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     """Return the smallest true mean that a study detects with a power of 80 %, in standard deviations over seeds.
 
-    An effect is detected as in the verdicts: by the t test with Holm's correction. The computation assumes that no
-    other endpoint is significant, so that the level is divided by the number of endpoints; otherwise, a smaller effect
-    suffices. Differences are assumed to be normal.
+    As in the verdicts, effects are detected by the t test with Holm's correction. The computation assumes that no other
+    endpoint is significant, so that the level is divided by the number of endpoints; otherwise, a smaller effect
+    suffices. Differences are assumed to be normally distributed.
 
     Args:
-        num_seeds: Number of seeds; a single seed has no t test and no power.
+        num_seeds: Number of seeds. A single seed has no t test and no power.
         num_endpoints: Number of primary endpoints.
     """
     if num_seeds < 2:
@@ -159,8 +159,8 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     from scipy import optimize, stats
 
     critical = stats.t.isf(SIGNIFICANCE_LEVEL / num_endpoints / 2, num_seeds - 1)
-    # t is a normal number over the sample deviation, which is independent of it: the power is a mean over quantiles of
-    # the deviation.
+    # t is a normal number divided by the sample standard deviation, which is independent of it, so the power is a mean
+    # over quantiles of the standard deviation.
     quantiles = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     widths = critical * np.sqrt(stats.chi2.ppf(quantiles, num_seeds - 1) / (num_seeds - 1))
 
@@ -176,7 +176,7 @@ def min_seeds(num_endpoints: int) -> int:
     """Return the minimum number of seeds for calling a difference better or worse.
 
     With this number, a true mean of two standard deviations over seeds is detected with a power of 80 %. The t test
-    requires two seeds. With so few, it detects only enormous effects, and relies on an uncertain deviation: a
-    recall that differs by the same hit in both seeds would have p = 0.
+    requires at least two seeds. With so few seeds, it detects only enormous effects, and relies on an uncertain
+    standard deviation: a recall that differs by the same hit in both seeds would have p = 0.
     """
     return next(seeds for seeds in count(2) if smallest_detectable_effect(seeds, num_endpoints) <= _LARGE_EFFECT)

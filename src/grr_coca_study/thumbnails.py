@@ -1,4 +1,4 @@
-"""Thumbnails for reports: small WebP files, and those of a study's showcase next to its ledger."""
+"""Thumbnails for reports: small WebP files, including those of a study's showcase next to its ledger."""
 
 import io
 from pathlib import Path
@@ -9,17 +9,17 @@ from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import RawPair
 
 _SIDE = 96
-"""Length of the longer side in pixels."""
+"""Length of the longer side, in pixels."""
 _QUALITY = 80
 
 EXHIBITS, LISTING = "exhibits", "exhibits.json"
-"""Folder of a demo's pictures, and the file in it that lists them."""
+"""Folder with the pictures of a demo, and the file in the folder that lists them."""
 SHOWCASE_FOLDER = "showcase"
-"""Folder of the thumbnails of captioned images in a study's folder, as `STAGE/KEY.webp`."""
+"""Folder, in a study's folder, with the thumbnails of captioned images as `STAGE/KEY.webp`."""
 
 
 def thumbnail(pair: RawPair) -> bytes:
-    """Return the thumbnail of a pair's image as WebP.
+    """Return a thumbnail of a pair's image as WebP.
 
     Raises:
         BadSample: If the image cannot be decoded.
@@ -30,7 +30,7 @@ def thumbnail(pair: RawPair) -> bytes:
 
 
 def as_webp(image: Image.Image) -> bytes:
-    """Return an image as WebP."""
+    """Encode an image as WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "webp", quality=_QUALITY)
     return buffer.getvalue()

@@ -280,7 +280,7 @@ def test_keys_that_features_make_useless_raise_an_error(place):
         replace(recipe, data=replace(recipe.data, augmentation=Augmentation(shift=0.1)))
     with pytest.raises(UserError, match="set either encoder, or caches"):
         FeaturesRecipe(encoder="timm:vit", caches=("a",))
-    with pytest.raises(UserError, match="beside: true needs images and their features; set encoder or caches"):
+    with pytest.raises(UserError, match="beside: true needs both images and features"):
         FeaturesRecipe(beside=True)
     with pytest.raises(UserError, match="unknown key 'cache'; did you mean 'caches'"):
         with_key(recipe, "features.cache", "a")

@@ -317,7 +317,10 @@ def test_recipes_of_stages_that_do_not_fit_are_named(write_study, tmp_path):
     with pytest.raises(UserError, match=r"health\.yaml: a fine-tuning keeps the pretrained model; remove the keys"):
         check_recipes(plan, path)
     save_recipe(replace(tuning, data=replace(tuning.data, val=None)), tmp_path / "health.yaml")
-    with pytest.raises(UserError, match=r"health\.yaml: data: val is missing; a study refits temperatures"):
+    with pytest.raises(
+        UserError,
+        match=r"health\.yaml: data: val is missing; add a validation split, on which a study refits temperatures",
+    ):
         check_recipes(plan, path)
 
 
@@ -361,7 +364,7 @@ def test_rejects_a_plan_run_by_earlier_code(tmp_path, capsys):
         for command in (*run, ["status", str(folder)], ["report", str(folder)]):
             assert main(["study", *command]) == 2
             (line,) = capsys.readouterr().err.splitlines()
-            assert "this plan was run by earlier code: commit 477a50ee, or ed1405e6" in line
+            assert "earlier code has run this plan; use commit 477a50ee, or ed1405e6" in line
         assert sorted(folder.rglob("*")) == before
     assert not (tmp_path / "new").exists()
 

@@ -433,7 +433,7 @@ class FeaturePreprocess(EncoderPreprocess):
         """Return a square sent by a helper program, see `Preprocess`."""
         square = super().received(facts, pixels)
         if self.keep == "tokens" and encoder_of_image(square) is not None:
-            from grr_coca.data.stored_tokens import find_tokens  # late: helper programs do not need it
+            from grr_coca.data.stored_tokens import find_tokens  # lazy import: helper programs do not need it
 
             digest = tokens_digest(square.tobytes())
             if digest is None or find_tokens(self.digest, digest) is None:

@@ -113,7 +113,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         from grr_coca.infer.adapted.adapted_model import AdaptedModel  # lazy import, because few models are adapted
 
         return AdaptedModel(files, computing, folder, load)
-    from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
+    from grr_coca.infer.image_text_model import ImageTextModel  # lazy import: it imports NumPy and Pillow
 
     return ImageTextModel(files, computing, folder)
 

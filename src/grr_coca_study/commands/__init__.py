@@ -1,4 +1,4 @@
-"""Commands for studies. An entry point of `grr_coca.commands` names this table."""
+"""Commands for studies. An entry point of `grr_coca.commands` names this table of commands."""
 
 from grr_coca.cli import Command
 

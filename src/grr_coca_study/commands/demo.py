@@ -1,6 +1,6 @@
-"""`grr-coca demo`: the complete comparison in minutes.
+"""`grr-coca demo`: run the complete comparison in minutes.
 
-torch modules are imported late, so errors are reported immediately.
+Modules that import torch are imported late, so that errors are reported immediately.
 """
 
 import math
@@ -38,7 +38,8 @@ def run(
 ) -> int:
     """Pretrain both models, fine-tune them on three domains, measure them, and write a report.
 
-    The speed of this machine determines how long they are pretrained. The same command continues a stopped demo.
+    The speed of this machine determines how long they are pretrained. To continue a stopped demo, run the same command
+    again.
 
     Args:
         plan: YAML file that names arms, recipes and schedules.
@@ -75,11 +76,11 @@ def run(
 
 def _check(plan: Path, minutes: float, steps: int | None) -> None:
     if not minutes > 0:
-        raise UserError(f"--minutes must be more than 0, got {minutes:g}")
+        raise UserError(f"--minutes must be above 0, got {minutes:g}")
     if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, got {steps}")
     if plan == _DEFAULT_PLAN and not plan.exists():
-        raise UserError(f"{plan}: no such plan here; run the demo in a clone of the project, which has its corpora too")
+        raise UserError(f"{plan}: no such plan; run the demo in a clone of the project, which also has the corpora")
     require_extra("train", "training")
     require_extra("report", "the report")
     read_yaml(plan, "plan")  # reports a wrong name before torch is imported
@@ -88,9 +89,9 @@ def _check(plan: Path, minutes: float, steps: int | None) -> None:
 def _decide(
     plan: "DemoPlan", workers: "Workers", minutes: float, steps: int | None, dry_run: bool, began: float
 ) -> "DemoPlan":
-    """Return the plan with the number of steps and the precisions for this machine.
+    """Complete the plan with the number of steps and the precisions for this machine.
 
-    `began`: when the demo was started, by the monotonic clock.
+    `began` is the time at which the demo was started, by the monotonic clock.
     """
     from grr_coca_study.demo import arm_names, arm_pace, choose, timed_schedules, with_precisions
 
@@ -100,7 +101,7 @@ def _decide(
         return replace(plan, steps=steps)
     paces = workers.all(
         [workers.submit(arm_pace, plan, name) for name in arm_names(plan)]
-    )  # simultaneously, as in training
+    )  # both arms at the same time, as in training
     timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
     minutes = minutes if steps is None else math.inf
     schedules = timed_schedules(timed, paces, time.monotonic() - began)
@@ -112,7 +113,7 @@ def _decide(
 
 
 def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -> str:
-    """Return one line per schedule, with its time and expected result. The selected schedule is marked."""
+    """Return one line per schedule, with its time and expected result, in which the selected schedule is marked."""
     lines = []
     for schedule in schedules:
         mark = "→" if schedule is taken else " "
@@ -123,7 +124,7 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
 
 
 def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
-    """Return the next commands. `path`: the plan as given on the command line."""
+    """Return the commands to run next. `path` is the plan as given on the command line."""
     from grr_coca_study.demo import arm_names, demo_recipes
 
     program, recipe = shlex.join(program_args()), shlex.quote(os.path.relpath(plan.pretrain))

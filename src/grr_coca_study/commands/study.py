@@ -1,4 +1,4 @@
-"""`grr-coca study`: run a plan over several seeds, show its status, report its findings."""
+"""`grr-coca study`: run a plan over several seeds, show its status, and report its findings."""
 
 import itertools
 import os
@@ -19,17 +19,18 @@ from grr_coca.common.errors import Interruption, UserError, require_extra
 
 @dataclass(frozen=True, kw_only=True)
 class RunStudy:
-    """Execute the missing runs of a study. The same command continues a stopped study.
+    """Execute the missing runs of a study. To continue a stopped study, run the same command again.
 
     Args:
         plan: YAML file that names arms, seeds, recipes and endpoints; see studies/.
-        out: folder of the study, with its rows, which any number of processes can share; if not given, the folder of a
-            PLAN named plan.yaml, else PLAN without its suffix.
+        out: folder of the study, with its rows, which any number of processes can share; if not given, the folder that
+            contains PLAN if its name is plan.yaml, else PLAN without its suffix.
         runs: folder for the models in training; OUT/runs if not given.
         jobs: number of runs at a time, one core each.
-        only: do only this arm.
+        only: run only this arm.
         keep_models: keep the models in --runs after they have been measured.
-        dry_run: print the work that is left, its core-hours and disk space, and what the plan can find, and end.
+        dry_run: print the remaining work, its core-hours and disk space, and the effects that the plan can detect, and
+            end.
     """
 
     plan: tyro.conf.Positional[Path]
@@ -46,7 +47,7 @@ class Status:
     """Count the finished runs of a study, and list the missing ones.
 
     Args:
-        folder: folder of the study, which has plan.yaml and rows.
+        folder: folder of the study, which contains plan.yaml and rows.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -54,11 +55,11 @@ class Status:
 
 @dataclass(frozen=True)
 class ReportStudy:
-    """Write the results of a study, finished or not: results.json, report.md with figures, and report.html.
+    """Write the results of a study, whether finished or not: results.json, report.md with figures, and report.html.
 
     Args:
-        folder: folder of the study, which has plan.yaml and rows.
-        out: folder for the files; if not given, the study's own, with --over its folder `over-ARM`.
+        folder: folder of the study, which contains plan.yaml and rows.
+        out: folder for the files; if not given, the folder of the study or, with --over, its folder `over-ARM`.
         over: compare with this arm instead of the plan's baseline.
     """
 
@@ -93,7 +94,7 @@ def _run(action: RunStudy) -> int:
     require_extra("train", "training")
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
-    from grr_coca_study.commands.study_run import run_with_progress  # late: imports torch
+    from grr_coca_study.commands.study_run import run_with_progress  # lazy import: PyTorch
     from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, stage_names
     from grr_coca_study.rows import RowFolder
     from grr_coca_study.running.agenda import RemainingWork
@@ -123,7 +124,7 @@ def _run(action: RunStudy) -> int:
                 place,
                 agenda.missing_runs(),
                 action.jobs,
-                lambda: shown.update("pace", min(next(done), num_steps), ""),  # a fast machine takes more steps
+                lambda: shown.update("pace", min(next(done), num_steps), ""),  # a fast machine uses more steps
             )
         print(text)
         return 0
@@ -136,7 +137,11 @@ def _run(action: RunStudy) -> int:
 
 
 def _require_folder(folder: Path, flag: str) -> None:
-    """Check that a folder, which need not exist, can be written to; else raise a UserError."""
+    """Check that a folder can be written to. The folder need not exist.
+
+    Raises:
+        UserError: If the folder cannot be written to.
+    """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "has no permission to write" if there.is_dir() else "is not a folder"
@@ -144,11 +149,11 @@ def _require_folder(folder: Path, flag: str) -> None:
 
 
 def print_status(folder: Path) -> int:
-    """Print the number of rows of each arm and stage, the chosen settings, and the missing runs."""
+    """Print the number of rows for each arm and stage, the chosen settings, and the missing runs."""
     if find_spec("yaml") is None:  # the other packages of the extra are not needed
         require_extra("train", "a study's status")
     from grr_coca_study.ledger import read_ledger
-    from grr_coca_study.plan import (  # late, so that --help is fast
+    from grr_coca_study.plan import (  # lazy import, so that --help is fast
         missing_scores,
         plan_of_folder,
         point_title,
@@ -190,13 +195,16 @@ def print_status(folder: Path) -> int:
 
 
 def _report(folder: Path, out: Path | None, over: str | None) -> int:
-    """Write the report of the study in `folder`, and print its answer. `out`: None for the default location."""
+    """Write the report of the study in `folder`, and print its answer.
+
+    If `out` is None, the default location is used.
+    """
     require_extra("study", "a study's report")
     from grr_coca_study.plan import compared_with, plan_of_folder
 
     out = out or (folder if over is None else folder / f"over-{over}")
     compared_with(plan_of_folder(folder), over)  # a missing study or arm is reported before any file is written
-    from grr_coca_study.report.page import PAGE_FILE, write_study_report  # late: imports matplotlib and scipy
+    from grr_coca_study.report.page import PAGE_FILE, write_study_report  # lazy imports: matplotlib and SciPy
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,10 @@ from grr_coca_study.stages import stage_recipe
 def run_with_progress(
     plan: Plan, place: Place, workers: Workers, arms: Collection[str] | None = None, has_bar_of_each_arm: bool = False
 ) -> None:
-    """Run some arms of a study (None: all) with a progress bar, or one per arm. Each row is a line."""
+    """Run some arms of a study (all if None) with one progress bar, or with one bar per arm.
+
+    Each row is printed as a line.
+    """
     names = {arm.name: arm.name if has_bar_of_each_arm else "study" for arm in plan.arms}
 
     @cache
@@ -44,9 +47,12 @@ def run_with_progress(
 
 
 class _Progress(ProgressCallbacks):
-    """Progress bars for the fraction of all pairs that were trained on.
+    """Progress bars for the fraction of all pairs on which models have been trained.
 
-    `names`: the bar of each arm. `pairs`: number of pairs on which missing runs train, by bar. `totals`: of all runs.
+    Attributes:
+        names: Name of the bar for each arm.
+        pairs: Number of pairs on which missing runs train, by bar.
+        totals: Number of pairs of all runs, by bar.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class _Progress(ProgressCallbacks):
         self._running: dict[str, tuple[str, int]] = {}
 
     def left(self, agenda: RemainingWork) -> None:
-        """Count the work done by this process and others."""
+        """Count the work that this process and others have done."""
         missing = agenda.missing_runs()
         if self._ended is None:
             counts = {kind: sum(n for (k, _, _), n in missing.items() if k == kind) for kind in ("trial", "run")}

@@ -1,1 +1,1 @@
-"""The report of a study, from only its folder: numbers, answer, tables, figures and a page."""
+"""Report of a study, made from only its folder: numbers, answer, tables, figures and a page."""

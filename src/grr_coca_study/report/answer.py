@@ -1,4 +1,4 @@
-"""The answer of a study in words: the question, one headline, and its limitations."""
+"""Answer of a study in words: the question, one headline, and the limitations."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -20,14 +20,15 @@ _ARM_TITLES = {
 
 
 def arm_titles(plan: Plan) -> dict[str, str]:
-    """Return the display names of the arms: the title, else the parts of an arm between the two models, else the
-    name.
+    """Return the display name of each arm.
+
+    It is the title or else, for an arm between the two models, its parts, or else the name.
     """
     return {arm.name: arm.title or _ARM_TITLES.get(arm.name, arm.name) for arm in plan.arms}
 
 
 class Answer(NamedTuple):
-    """The question of a study, its answer in one line, and its limitations in sentences."""
+    """Question of a study, its answer in one line, and its limitations in sentences."""
 
     question: str
     headline: str
@@ -35,7 +36,10 @@ class Answer(NamedTuple):
 
 
 def answer(plan: Plan, results: StudyResults) -> Answer:
-    """Return the answer of a study on its first arm against the baseline. The numbers are in its tables."""
+    """Return the answer of a study about its first arm and the baseline.
+
+    The numbers are in the tables of the report.
+    """
     primary, titles = results.arms[0].primary, arm_titles(plan)
     question = f"Is {titles[results.pair[0]]} better than {titles[results.baseline]}?"
     if not plan.seeds:

@@ -17,7 +17,7 @@ from grr_coca_study.statistics import RESAMPLES, percentiles
 Rows = Mapping[tuple[str, int, str], LedgerRow]
 """Rows by arm, seed and stage."""
 Interval = tuple[float, float]
-"""Interval ends in per cent."""
+"""Ends of the intervals, in per cent."""
 
 # --- Names
 
@@ -29,7 +29,7 @@ _METRICS = {
     **{f"R@{k}": f"R@{k}, text to image" for k in (1, 5, 10)},
     **{f"image_to_text/R@{k}": f"R@{k}, image to text" for k in (1, 5, 10)},
 }
-"""Display names of metrics; other metrics are displayed with their ledger key."""
+"""Display names of metrics. Other metrics are displayed by their ledger key."""
 PHASES = {"pretraining": "after pretraining", "finetuning": "after fine-tuning"}
 
 
@@ -40,12 +40,12 @@ def metric_title(endpoint: str) -> str:
 
 
 def title(endpoint: str) -> str:
-    """Return the display name of an endpoint: `CoCa loss after pretraining`."""
+    """Return the display name of an endpoint, such as `CoCa loss after pretraining`."""
     return f"{metric_title(endpoint)} {PHASES[split_endpoint(endpoint)[0]]}"
 
 
 def lower_is_better(endpoint: str) -> bool:
-    """Return whether lower values are better: True for losses, False for recalls and caption scores."""
+    """Return whether lower values are better: true for losses, false for recalls and caption scores."""
     return split_endpoint(endpoint)[1] in LOSS_METRICS
 
 
@@ -59,8 +59,9 @@ def stages_of(plan: Plan, endpoint: str) -> tuple[str, ...]:
 
 
 def value_of(row: LedgerRow | None, plan: Plan, endpoint: str) -> float | None:
-    """Return the value of an endpoint in a row, or None if it has no logarithm: it is missing, NaN, infinite or not
-    above zero.
+    """Return the value of an endpoint in a row, or None if it has no logarithm.
+
+    It has no logarithm if it is missing, NaN, infinite, or not above zero.
     """
     metrics = row.metrics.get(plan.endpoints.split, {}) if row else {}
     value = metrics.get(split_endpoint(endpoint)[1], 0.0)
@@ -68,10 +69,10 @@ def value_of(row: LedgerRow | None, plan: Plan, endpoint: str) -> float | None:
 
 
 def endpoint_values(rows: Rows, plan: Plan, endpoint: str, arm: str) -> dict[int, float]:
-    """Return the values of an arm's endpoint by seed, in the plan's order; seeds without a value are excluded.
+    """Return the values of an arm's endpoint by seed, in plan order. Seeds without a value are omitted.
 
-    For fine-tuning, a value is the geometric mean over the stages: the log ratio of two such values is the mean of the
-    stages' log ratios.
+    For fine-tuning, a value is the geometric mean over the stages, so that the log ratio of two values is the mean of
+    the stages' log ratios.
     """
     found = {}
     for seed in plan.seeds:
@@ -86,7 +87,7 @@ def endpoint_values(rows: Rows, plan: Plan, endpoint: str, arm: str) -> dict[int
 
 
 class ImageIntervals(NamedTuple):
-    """95 % intervals of a change: over images, and over seeds and images together (None for one seed)."""
+    """95 % intervals of a change: over images, and over seeds and images together (None for a single seed)."""
 
     over_images: Interval | None = None
     over_both: Interval | None = None
@@ -95,26 +96,28 @@ class ImageIntervals(NamedTuple):
 def image_intervals(
     metric: str, split: str, stages: Sequence[tuple[Sequence[LedgerRow], Sequence[LedgerRow]]]
 ) -> ImageIntervals:
-    """Return intervals of a change over images of a test split.
+    """Return the intervals of a change over the images of a test split.
 
-    The interval over images is for the same trained models. It is a paired bootstrap (Efron and Tibshirani, An
+    The interval over images assumes the same trained models. It is a paired bootstrap (Efron and Tibshirani, An
     Introduction to the Bootstrap, 1993, chapter 13): images with all their captions, or batches, are resampled with
-    replacement, the same for both arms and all seeds, and the change is computed again. Captions are not resampled
-    separately, since those of an image are similar, and the interval would be too narrow. For the CoCa loss, batches
-    are resampled with their captions. Stages are resampled independently. Log ratios are averaged over the seeds that
-    have one: a resample may have a recall of zero.
+    replacement, in the same way for both arms and all seeds, and the change is computed again. Captions are not
+    resampled separately, because the captions of an image are similar, so the interval would be too narrow. For the
+    CoCa loss, batches are resampled with their captions. Stages are resampled independently. Log ratios are averaged
+    over the seeds that have one, because a resample may have a recall of zero.
 
-    The interval over seeds and images covers other models and other images. It also resamples the seeds, crossed with
-    the images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007). It counts the noise of single
-    images with single seeds more than once, which makes it wider; percentiles over few seeds make it narrower.
+    The interval over seeds and images also covers other models and other images. For this interval, the seeds are also
+    resampled, crossed with the images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007). It counts
+    the noise of single images with single seeds more than once, which makes it wider; percentiles over few seeds make
+    it narrower.
 
     Args:
         metric: Key of the metric in the rows.
         split: The test split.
-        stages: For each stage, rows of the arm and those of the baseline, in the same order of seeds.
+        stages: For each stage, the rows of the arm and of the baseline, in the same order of seeds.
 
     Returns:
-        No intervals without seeds, without values in the rows, or if some resample has no log ratio for any seed.
+        The intervals, or None if there are no seeds, the rows lack values, or a resample has no log ratio for any
+        seed.
     """
     num_seeds = len(stages[0][0])
     if not num_seeds:
@@ -134,9 +137,9 @@ def image_intervals(
 
 
 def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.ndarray:
-    """Return the log of arm over baseline for each resample and seed, R × S; NaN if undefined.
+    """Return the log of arm over baseline for each resample and seed, R × S. Undefined values are NaN.
 
-    `seed`: Seed of the resampling.
+    `seed` is the seed of the resampling.
     """
     num_images, num_rows, _ = columns.shape
     drawn = draws(num_images, RESAMPLES, seed)
@@ -150,7 +153,7 @@ def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.nda
 def _interval_of_mean(logs: np.ndarray, drawn: np.ndarray) -> Interval | None:
     """Return the interval of the mean log ratio over seeds, R × S, each counted as often as it was sampled.
 
-    None if some resample has no log ratio.
+    Return None if a resample has no log ratio.
     """
     weights = np.where(np.isfinite(logs), drawn, 0)
     if not weights.any(axis=1).all():
@@ -163,14 +166,15 @@ _SINGLE = {
     "contrastive_loss_refitted": "contrastive_batches_refitted",
     "CIDEr-D": "cider_d",
 }
-"""Metrics that are means of one value per image or batch, and the location of these values in a row."""
+"""Metrics that are means of one value per image or batch, and where these values are in a row."""
 
 
 def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
-    """Return the contribution of each image or batch to numerator and denominator of each quotient of a metric, N × 2Q.
+    """Return the contribution of each image or batch to the quotients of a metric, N × 2Q: numerators and
+    denominators.
 
     Raises:
-        KeyError: If the row lacks the values.
+        KeyError: If the row does not have the values.
         ValueError: If the values differ in number, or the CoCa loss of the row has other weights.
     """
     values = row.values[split]
@@ -191,18 +195,18 @@ def _of_images(values: Mapping[str, Any], numerator: Any, denominator: Any) -> n
 
 
 def _of_batches(values: Mapping[str, Any], metrics: Mapping[str, float]) -> np.ndarray:
-    """Return the contrastive loss of each batch, and the nats and tokens of its captions, each weighted as in the CoCa
+    """Return the contrastive loss of each batch, and the nats and tokens of its captions, weighted as in the CoCa
     loss.
 
-    The last batch is padded with captions of the previous one, which do not count again.
+    The last batch is filled up with captions from the previous one, which do not count again.
     """
-    from grr_coca.evaluate.split import contrastive_batches  # late: torch
+    from grr_coca.evaluate.split import contrastive_batches  # lazy import: PyTorch
     from grr_coca.model.losses import LossWeights, coca_loss
 
     weights = LossWeights()
     expected = coca_loss(metrics["contrastive_loss"], metrics["captioning_loss"], weights)
     if not math.isclose(metrics["coca_loss"], expected, rel_tol=1e-6):
-        raise ValueError("the weights of the losses are not the defaults")
+        raise ValueError("the loss weights must be the defaults")
     contrastive, nll = np.array(values["contrastive_batches"]), np.array(values["nll"])
     batch_of = np.empty(len(nll), dtype=int)
     batches = contrastive_batches(len(nll), int(metrics["contrastive_batch_size"]))

@@ -1,4 +1,4 @@
-"""The figures of a study, as SVG text: forest plots and learning curves."""
+"""Figures of a study as SVG text: forest plots and learning curves."""
 
 import io
 import textwrap
@@ -14,14 +14,15 @@ from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import MARGIN, Effect
 
 COLOURS = ("#1b6ca8", "#d1741f")
-"""Colours of model and baseline, which are distinguishable for colour-blind readers and in black-and-white print."""
+"""Colours of model and baseline. Colour-blind readers can distinguish them, and so can readers of black-and-white
+prints."""
 FAINT = "#8a939d"
-"""Background colour of other arms and zero lines."""
+"""Background colour for other arms and zero lines."""
 _WIDTH = 9.0
-"""Width of a page in inches."""
+"""Width of a page, in inches."""
 _ROW_HEIGHT = 0.27
 _MARGIN_HEIGHT = 0.95
-"""Height in inches of a row, and of the other parts of a forest plot."""
+"""Height, in inches, of a row, and of the other parts of a forest plot."""
 _LOSSES = {
     "contrastive_loss": "contrastive loss",
     "captioning_loss": "captioning loss (nats per token)",
@@ -31,7 +32,7 @@ _MARKERS = ("o", "s")
 
 
 class Panel(NamedTuple):
-    """A column of a forest plot: an effect, or None, for each row of the figure."""
+    """Column of a forest plot: an effect, or None, for each row of the figure."""
 
     title: str
     effects: Sequence[Effect | None]
@@ -39,15 +40,15 @@ class Panel(NamedTuple):
 
 
 def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> str:
-    """Plot effects with their intervals, in panels side by side with common rows.
+    """Plot effects and their intervals, in panels side by side that have the same rows.
 
     Args:
         labels: Labels of the rows, from top to bottom.
-        panels: Columns; those without an effect are excluded.
+        panels: Columns. Columns without an effect are omitted.
         change: Description of the effects, such as `change over Baseline CoCa`, for the axis.
 
     Returns:
-        Empty if no panel has an effect.
+        The plot, which is empty if no panel has an effect.
     """
     shown = [panel for panel in panels if any(panel.effects)]
     if not shown:
@@ -67,7 +68,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
         axes.margins(x=0.12)
     all_axes[0].set_yticks(range(len(labels)), labels)
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    # One seed has no interval.
+    # A single seed has no interval.
     has_interval = any(effect.interval for panel in shown for effect in panel.effects if effect is not None)
     description = ", with 95 % interval, in colour where 0 lies outside of it (not corrected for several tests)"
     axis = f"{change} in %{description if has_interval else ''}; band: within ±{MARGIN:g} %"
@@ -76,7 +77,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
 
 
 def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) -> None:
-    """Draw a dot and its interval: blue if better, orange if worse, grey if it includes zero."""
+    """Draw a dot and its interval: blue if better, orange if worse, and grey if the interval includes zero."""
     colour = FAINT
     if effect.interval is not None:
         low, high = effect.interval
@@ -87,11 +88,11 @@ def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) ->
 
 
 def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str:
-    """Plot the validation losses of a stage by step: geometric means over seeds, and their range.
+    """Plot the validation losses of a stage by step, as geometric means over seeds and their range.
 
     Args:
         rows: Rows of one stage, of all arms and seeds.
-        titles: Display names of the first arm and the baseline; other arms are faint background lines.
+        titles: Display names of the first arm and the baseline. Other arms are faint lines in the background.
     """
     others = {row.arm: "other arms" for row in rows if row.arm not in titles}
     figure = new_figure(2.9)
@@ -114,7 +115,7 @@ def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str
 
 
 def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: int, label: str) -> None:
-    """Draw the geometric mean and the range of losses, S × P, at the steps with losses for all seeds."""
+    """Draw the geometric mean and the range of losses, S × P, at the steps at which all seeds have losses."""
     sound = np.isfinite(losses).all(axis=0)
     shown, at = losses[:, sound], np.array(places)[sound]
     axes.fill_between(at, shown.min(axis=0), shown.max(axis=0), color=COLOURS[side], alpha=0.2, linewidth=0)
@@ -123,12 +124,12 @@ def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: in
 
 
 def new_figure(height: float) -> Figure:
-    """Return an empty figure of page width. `height`: Height in inches."""
+    """Create an empty figure of page width. `height` is the height in inches."""
     return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
 def style_axes(axes: Axes, title: str) -> None:
-    """Style a plot: left-aligned title, two spines, faint horizontal grid lines."""
+    """Style a plot: a left-aligned title, two spines, and faint horizontal grid lines."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
@@ -136,7 +137,7 @@ def style_axes(axes: Axes, title: str) -> None:
 
 
 def svg_text(figure: Figure) -> str:
-    """Return a figure as an SVG element. Text is not converted to paths, and equal figures yield equal bytes."""
+    """Convert a figure to an SVG element. Text is not converted to paths, and equal figures yield equal bytes."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grr-coca", "font.family": "sans-serif"}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})

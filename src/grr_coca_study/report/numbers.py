@@ -1,4 +1,4 @@
-"""The results of a study in numbers, computed from its plan and its ledger: `study_results`."""
+"""Results of a study in numbers, computed from its plan and ledger: `study_results`."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,24 +32,24 @@ from grr_coca_study.statistics import (
 )
 
 _NEAR_CHANCE = 0.95
-"""A contrastive loss above this fraction of guessing is uninformative."""
+"""Fraction of the loss of guessing above which a contrastive loss is uninformative."""
 
 Verdict = Literal["better", "worse", "equal within ±2 %", "undecided", "nothing to compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointResult:
-    """An endpoint of one arm against the baseline, over the seeds that both have.
+    """Endpoint of one arm against the baseline, over the seeds that both have.
 
     Attributes:
         arm_value, baseline_value: Geometric mean over seeds.
-        effect: Effect over seeds; None if no seed has both values.
-        over_images: 95 % interval in per cent over images of the test split; None if the ledger lacks the values.
-        over_both: 95 % interval in per cent over seeds and images together; also None for a single seed.
-        p_holm: p of the t test with Holm's correction for all primary endpoints; None for secondary endpoints, and with
-            too few seeds for a verdict.
-        smallest_shown: Smallest detectable effect in per cent (80 % power), with the same number of seeds and the same
-            deviation; None for secondary endpoints and with too few seeds for a verdict.
+        effect: Effect over seeds. None if no seed has both values.
+        over_images: 95 % interval over images of the test split, in per cent. None if the ledger lacks the values.
+        over_both: 95 % interval over seeds and images together, in per cent. Also None for a single seed.
+        p_holm: p of the t test, with Holm's correction for all primary endpoints. None for secondary endpoints, and if
+            there are too few seeds for a verdict.
+        smallest_shown: Smallest detectable effect (80 % power), in per cent, with the same number of seeds and the same
+            standard deviation. None for secondary endpoints, and if there are too few seeds for a verdict.
     """
 
     endpoint: str
@@ -64,17 +64,17 @@ class EndpointResult:
 
     @property
     def num_seeds(self) -> int:
-        """Number of compared seeds."""
+        """Number of seeds that are compared."""
         return len(self.effect.seeds) if self.effect else 0
 
     @property
     def verdict(self) -> Verdict:
         """Verdict on the effect.
 
-        Better or worse: the t test passes Holm's correction. Secondary endpoints, which the correction does not cover,
-        never get these verdicts. Equal: neither, with enough seeds for a verdict, and the interval is within ± 2 %.
-        Nothing
-        to compare: no seed has both values. Undecided: none of these.
+        The verdict is *better* or *worse* if the t test passes Holm's correction. Secondary endpoints, which the
+        correction does not cover, never get these verdicts. It is *equal* if neither applies, there are enough seeds
+        for a verdict, and the interval is within ± 2 %. It is *nothing to compare* if no seed has both values, and
+        otherwise *undecided*.
         """
         if self.effect is None:
             return "nothing to compare"
@@ -87,20 +87,20 @@ class EndpointResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResults:
-    """The endpoints of one arm against the baseline, the primary ones first."""
+    """Endpoints of one arm against the baseline, primary ones first."""
 
     arm: str
     endpoints: tuple[EndpointResult, ...]
 
     @property
     def primary(self) -> list[EndpointResult]:
-        """The primary endpoints."""
+        """Primary endpoints."""
         return [result for result in self.endpoints if result.is_primary]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearChance:
-    """A stage after which the contrastive loss of the first arm or of the baseline is uninformative.
+    """Stage after which the contrastive loss of the first arm or of the baseline is uninformative.
 
     Its geometric mean over seeds is at least 95 % of `chance`, the loss of random guessing. `chance` is the
     logarithm of the number of pairs in a batch.
@@ -113,11 +113,11 @@ class NearChance:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmCost:
-    """Costs of an arm. `flops_per_pair`: FLOPs of one forward pass with a caption of maximum length.
+    """Costs of an arm. `flops_per_pair` are the FLOPs of one forward pass with a caption of maximum length.
 
     Attributes:
         training_flops: FLOPs of all steps, by stage.
-        seconds: Duration of training and evaluation by stage, median over seeds and machines.
+        seconds: Duration of training and evaluation, by stage, as the median over seeds and machines.
     """
 
     arm: str
@@ -130,18 +130,18 @@ class ArmCost:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
-    """All results of a study in numbers; `results.json` has them and `split_rows`.
+    """All results of a study in numbers, which `results.json` contains together with `split_rows`.
 
     Attributes:
         num_rows: Number of finished stages.
-        num_planned_rows: Number of planned stages, except lost ones.
+        num_planned_rows: Number of planned stages, excluding lost ones.
         num_seeds: Number of seeds with all stages of the first arm and of the baseline.
-        num_planned_seeds: Number of seeds in the plan. Effects have their own number of seeds.
+        num_planned_seeds: Number of seeds in the plan. Each effect has a separate number of seeds.
         missing: Unfinished stages, by arm and stage, in words.
         lost: Stages that diverged, or whose pretraining diverged.
         num_lost_seeds: Number of seeds with a lost stage of the first arm or of the baseline.
         near_chance: Stages whose contrastive loss is barely better than guessing.
-        notes: Sentences on rows that do not count, and on missing values.
+        notes: Sentences about rows that do not count, and about missing values.
     """
 
     baseline: str
@@ -164,7 +164,7 @@ class StudyResults:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """Names of the first arm, the subject of a report, and of the baseline."""
+        """Names of the first arm, which is the subject of a report, and of the baseline."""
         return self.arms[0].arm, self.baseline
 
     @property
@@ -174,12 +174,12 @@ class StudyResults:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every planned stage is finished or lost."""
+        """Whether every planned stage has finished or is lost."""
         return self.num_rows == self.num_planned_rows
 
     @property
     def num_awaited_seeds(self) -> int:
-        """Number of seeds not yet finished by the first arm or the baseline."""
+        """Number of seeds that the first arm or the baseline has not finished yet."""
         return self.num_planned_seeds - self.num_seeds - self.num_lost_seeds
 
 
@@ -189,7 +189,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     complete = {key for key, row in rows.items() if key not in ledger.missing_runs and not missing_scores(plan, row)}
     diverged = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
-    # Fine-tunings start from the pretrained model, so they are lost with it.
+    # Fine-tunings start from the pretrained model, so they are lost together with it.
     lost = diverged | {(arm, seed, t) for arm, seed, stage in diverged if stage == stages[0] for t in stages}
     lost -= rows.keys()
     planned = [(arm.name, seed, stage) for arm in plan.arms for stage in stages for seed in plan.seeds]
@@ -222,11 +222,12 @@ def rows_by_run(rows: Iterable[LedgerRow]) -> dict[tuple[str, int, str], LedgerR
 
 
 def split_rows(plan: Plan, ledger: Ledger) -> list[Row]:
-    """Return the first arm and the baseline on each test split of each stage, and averaged over the domains of
-    fine-tuning.
+    """Return the metrics of the first arm and the baseline on each test split of each stage, and their averages.
 
-    Values are means over common seeds: geometric means for losses, so that their ratio is the change in the other
-    tables.
+    Averages are over the domains of fine-tuning.
+
+    Values are means over common seeds. For losses, they are geometric means, so that their ratio is the change in the
+    other tables.
     """
     rows = rows_by_run(ledger.rows)
     pair = (next(arm.name for arm in plan.arms if arm.name != plan.baseline), plan.baseline)
@@ -258,7 +259,7 @@ def _endpoints(plan: Plan, rows: Rows, arm: str) -> tuple[EndpointResult, ...]:
     seeds = {name: [seed for seed in sides[0] if seed in sides[1]] for name, sides in values.items()}
     logs = {name: [np.log([side[s] for s in seeds[name]]) for side in sides] for name, sides in values.items()}
     effects = {name: effect_of(seeds[name], ours - theirs) for name, (ours, theirs) in logs.items() if seeds[name]}
-    # Primary endpoints with enough seeds for a verdict; the others still count in Holm's correction.
+    # Primary endpoints that have enough seeds for a verdict. The others still count in Holm's correction.
     deciding = [
         name for name in plan.endpoints.primary if len(seeds[name]) > 1 and len(seeds[name]) >= min_seeds(num_primary)
     ]
@@ -299,7 +300,7 @@ def _smallest_shown(effect: Effect, num_endpoints: int) -> float | None:
     if effect.deviation is None:
         return None
     deviations = smallest_detectable_effect(len(effect.seeds), num_endpoints)
-    # Expressed as a decrease; the equivalent increase is a larger percentage.
+    # Expressed as a decrease. The equivalent increase is a larger percentage.
     return float(-as_percent(-deviations * effect.deviation / 100))
 
 
@@ -328,7 +329,7 @@ def _cost(plan: Plan, rows: Sequence[LedgerRow]) -> ArmCost:
 
 
 def _in_words(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
-    """Return one line per arm and stage: `grr_coca, health, seeds: 2, 3`."""
+    """Return one line per arm and stage, such as `grr_coca, health, seeds: 2, 3`."""
     seeds: dict[str, list[str]] = {}
     for arm, seed, stage in runs:
         seeds.setdefault(f"{arm}, {stage}, seeds: ", []).append(str(seed))
@@ -336,7 +337,7 @@ def _in_words(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
 
 
 def _without_ratio(plan: Plan, rows: Rows) -> list[str]:
-    """Return notes on finished stages without a value of an endpoint, or without one that has a logarithm."""
+    """Return notes on finished stages in which the value of an endpoint is missing or has no logarithm."""
     notes = []
     for endpoint, arm in ((endpoint, arm.name) for endpoint in plan.endpoints.all for arm in plan.arms):
         values = endpoint_values(rows, plan, endpoint, arm)

@@ -38,12 +38,12 @@ FIGURES = "figures"
 
 
 def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
-    """Report on a study from only its plan and ledger.
+    """Write the report of a study, from only its plan and ledger.
 
     Args:
         folder: Folder of the study.
         out: Existing folder for the files.
-        over: Arm with which the others are compared; None: the plan's baseline.
+        over: Arm with which the others are compared. None means the plan's baseline.
 
     Returns:
         The answer and the table of endpoints, for a terminal.
@@ -99,7 +99,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
 
 
 class _Page:
-    """The report as Markdown, with its pictures by address."""
+    """Report as Markdown, with its pictures by address."""
 
     def __init__(self, out: Path, titles: Mapping[str, str]) -> None:
         self.titles = titles
@@ -117,7 +117,7 @@ class _Page:
             self.add("\n".join(f"- {escaped(line)}" for line in lines))
 
     def add_table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        """Add a table of numbers, without empty columns, such as intervals of a single seed."""
+        """Add a table of numbers, omitting empty columns such as the intervals of a single seed."""
         shown = [number for number, cells in enumerate(zip(*rows, strict=True)) if {*cells} != {"–"}]
         table = markdown_table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows], of_numbers=True)
         self.add(table)
@@ -131,7 +131,7 @@ class _Page:
             self.add(markdown_picture(alt, address))
 
     def thumbnail(self, path: Path, alt: str) -> str:
-        """Return a thumbnail in Markdown, or its name if there is none."""
+        """Return a thumbnail in Markdown, or its name if it does not exist."""
         if not path.is_file():
             return escaped(alt)
         address = Path(os.path.relpath(path, self._out)).as_posix()
@@ -139,7 +139,7 @@ class _Page:
         return markdown_picture(alt, address)
 
     def write(self, question: str) -> None:
-        """Write the report as Markdown with its figures, and in HTML."""
+        """Write the report as Markdown with its figures, and as HTML."""
         text = "\n\n".join(part.strip("\n") for part in self._parts) + "\n"
         (self._out / FIGURES).mkdir(exist_ok=True)
         for address, picture in self._pictures.items():
@@ -153,7 +153,7 @@ class _Page:
 
 
 def _add_endpoints(page: _Page, results: StudyResults) -> str:
-    """Add the endpoints of the first arm against the baseline. Return the table."""
+    """Add the endpoints of the first arm against the baseline, and return the table."""
     endpoints, (arm, baseline) = results.arms[0].endpoints, (page.titles[name] for name in results.pair)
     heads = ["endpoint", arm, baseline, "change, %", "95 % interval", "over images", "over both", "seeds", "p"]
     heads += ["p, corrected", "verdict", "minimum detectable effect, %"]
@@ -184,7 +184,7 @@ def _endpoint_cells(result: EndpointResult) -> list[str]:
 
 
 def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
-    """Add all arms against the baseline on the primary endpoints."""
+    """Add the primary endpoints of all arms against the baseline."""
     arms, over = results.begun_arms, f"change over {page.titles[results.baseline]}"
     page.add(f"## Every arm, {escaped(over)} in %")
     page.add_table(
@@ -242,7 +242,7 @@ def _add_costs(page: _Page, results: StudyResults) -> None:
 def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
     """Add a table of the CoCa loss on `val` at every grid point, by stage and settings, for each arm.
 
-    A mark shows the best points, and whether they are at an end of the grid.
+    Marks show the best points, and whether they are at an end of the grid.
     """
     costs: dict[tuple[str, str], dict[str, list[float]]] = {}
     for tried in ledger.tried:
@@ -260,9 +260,7 @@ def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
 
 
 def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
-    """Return the mark after the loss of the best point, with a note if a value is the smallest or largest of three
-    or more.
-    """
+    """Return the mark of the best point's loss, with a note if a value is the smallest or largest of at least three."""
     best = ledger.chosen.get((arm, stage), {})
     if point != point_title(best):
         return ""
@@ -278,7 +276,7 @@ def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
 
 
 def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tuple[str, str], folder: Path) -> None:
-    """Add captions of the first arm and the baseline side by side, for one stage and the first common seed."""
+    """Add the captions of the first arm and the baseline side by side, for one stage and the first common seed."""
     captions_of = {(row.arm, row.seed): {one.image: one for one in row.captions} for row in rows if row.captions}
     seeds = [seed for seed in plan.seeds if all((arm, seed) in captions_of for arm in pair)]
     if not seeds:
@@ -331,33 +329,33 @@ def _add_exhibits(page: _Page, plan: Plan, pictures: Path) -> None:
 def signed(percent: float) -> str:
     """Return a change in per cent with its sign, such as `−2.4`."""
     rounded = round(percent, 1)
-    return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"  # never −0.0
+    return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"  # avoids −0.0
 
 
 def p_in_words(p: float | None) -> str:
-    """Return a p value with three digits; a dash for None."""
+    """Return a p value with three digits, or a dash for None."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _ends(interval: Interval | None) -> str:
-    """Return the ends of an interval as `−3.5 to −1.2`; a dash for None."""
+    """Return the ends of an interval as `−3.5 to −1.2`, or a dash for None."""
     return "–" if interval is None else " to ".join(map(signed, interval))
 
 
 def _effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
-    """Return an effect as `−1.8 (−2.3 to −1.2)*`; a dash for None."""
+    """Return an effect as `−1.8 (−2.3 to −1.2)*`, or a dash for None."""
     if effect is None:
         return "–"
     return signed(effect.change) + (f" ({_ends(effect.interval)})" if effect.interval else "") + "*" * is_starred
 
 
 def _plain_row(row: Row) -> dict[str, object]:
-    """Return a row for JSON; null for missing measurements."""
+    """Convert a row to JSON, with null for missing measurements."""
     sides = {"model": row.model, "baseline": row.baseline}
     known = {side: {name: None if math.isnan(x) else x for name, x in found.items()} for side, found in sides.items()}
     return {"split": row.name, **known}
 
 
 def _encoded(text: str) -> bytes:
-    """Encode as UTF-8, with escapes for the lone surrogates of file names that are not UTF-8."""
+    """Encode a text as UTF-8, with escapes for the lone surrogates in file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace")

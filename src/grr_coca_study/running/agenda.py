@@ -1,6 +1,6 @@
-"""The agenda of a study: the missing runs, and those that can start now.
+"""Agenda of a study: the missing runs, and the runs that can start now.
 
-It is a function of the plan and of the rows.
+The agenda is a function of the plan and the rows.
 """
 
 import math
@@ -32,25 +32,25 @@ from grr_coca_study.rows import LedgerRow, row_name
 from grr_coca_study.stages import data_digest, folder_digest, recipe_digest, stage_recipe
 
 FINISHED = "finished"
-"""Name of the empty file that marks the folder of a run that was trained and measured."""
+"""Name of an empty file that marks the folder of a run that has been trained and measured."""
 
 FolderOf = Callable[[str, int, str, str], Path]
-"""Function that returns the folder of a run, by arm, seed, stage and digest."""
+"""Function that returns the folder of a run by its arm, seed, stage and digest."""
 
 Want = tuple[str, str, str]
-"""Kind (`run` or `trial`), arm and stage of missing rows."""
+"""Number of missing rows by kind (`run` or `trial`), arm and stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One stage of a study for one arm, point of its grid and seed: all inputs that a process needs to run it.
+    """Stage of a study for an arm, a point of its grid and a seed, with all inputs that a process needs to run it.
 
     Attributes:
         settings: Point of the grid.
-        is_trial: Whether it is measured only on `val`.
+        is_trial: Whether the stage is measured only on `val`.
         recipe: Recipe with all settings.
         folder: Folder of the run.
-        start: Pretraining from which a fine-tuning starts.
+        start: Pretraining task from which a fine-tuning starts.
     """
 
     plan: Plan
@@ -82,13 +82,13 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Name of its row file and of its claim."""
+        """Name of the task's row file and of its claim."""
         digests = (self.recipe_digest, self.data_digest, self.start_data_digest, str(self.scores_captions))
         return row_name(self.arm, point_title(self.settings), self.seed, self.stage, digests)
 
 
 class RemainingWork:
-    """The missing runs of some arms of a study (None: all arms). `add` counts a row."""
+    """Missing runs of some arms of a study (of all arms if None). `add` counts a row."""
 
     def __init__(
         self, plan: Plan, folder_of: FolderOf, rows: Iterable[LedgerRow] = (), arms: Collection[str] | None = None
@@ -101,18 +101,18 @@ class RemainingWork:
         self._seeds = (*self._trial_seeds, *plan.seeds)
         self._data = {stage: data_digest(stage_recipe(plan, plan.arms[0], stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[str, int, str, str], LedgerRow] = {}
-        # Cached, since the process that feeds the workers has no separate core. A task depends only on the plan, a
-        # choice also on the rows.
+        # Cached, because the process that feeds the workers has no separate core. A task depends only on the plan, and
+        # a choice also on the rows.
         self._task = cache(self._new_task)
         self._chosen = cache(self._choose)
         for row in rows:
             self.add(row)
 
     def add(self, row: LedgerRow, *, is_new: bool = False) -> None:
-        """Count a row, unless it has other data or lacks scores, so that its run is repeated.
+        """Count a row, unless it has other data or lacks scores, so that its run must be repeated.
 
-        `is_new`: Whether its run has just ended. Then a NaN score counts as present, as repeating the run does not
-        help.
+        `is_new` states whether the run has just ended. In that case, a NaN score counts as present, because repeating
+        the run would not help.
         """
         is_of_data = row.data_digest == self._data.get(row.stage)
         starts_from_data = row.start_data_digest in (None, self._data[self._stages[0]])
@@ -121,14 +121,14 @@ class RemainingWork:
             self._chosen.cache_clear()
 
     def open_tasks(self) -> list[Task]:
-        """Return the tasks that can start now, in order: those with tuning seeds first, then by seed."""
+        """Return the tasks that can start now: first those with tuning seeds, then by seed."""
         left = [task for seed, arm in product(self._seeds, self._arms) for task in self._left(arm, seed)[0]]
         return [task for task in left if task.start is None or (task.start.folder / FINISHED).exists()]
 
     def missing_runs(self) -> Counter[Want]:
         """Return the number of missing trials and runs, by kind, arm and stage.
 
-        A pretraining with a row also counts, if its model was lost and other runs start from it.
+        A pretraining that has a row also counts if its model was lost and other runs start from it.
         """
         counts: Counter[Want] = Counter()
         for seed, arm in product(self._seeds, self._arms):
@@ -143,13 +143,13 @@ class RemainingWork:
         for seed, arm in product(self._seeds, self._plan.arms):
             first, *later = (self._tasks_of(arm, seed, stage) for stage in self._stages)
             kept = {task.start.folder for tasks in later for task in self._missing(tasks or ()) if task.start}
-            for tasks in (None if None in later else first, *later):  # any pretrained model may still be chosen
+            for tasks in (None if None in later else first, *later):  # any of the pretrained models may still be chosen
                 yield from (task.folder for task in tasks or () if self._row(task) and task.folder not in kept)
 
     # --- Choices
 
     def choices(self) -> dict[tuple[str, str], Settings]:
-        """Return the chosen points for later runs, by arm and stage."""
+        """Return the points that are chosen for later runs, by arm and stage."""
         chosen: dict[tuple[str, str], Settings] = {}
         for arm, stage in self._needed_choices():
             best = self._chosen(arm.name, stage)
@@ -158,27 +158,25 @@ class RemainingWork:
         return chosen
 
     def require_sound_points(self) -> None:
-        """Raise an error if an arm diverged at every candidate point for a later run.
+        """Check that no arm diverged at every candidate point for a later run.
 
         Raises:
-            UserError: If an arm diverged at every point; the message names arm and stage.
+            UserError: If an arm diverged at every point. The message names the arm and the stage.
         """
         for arm, stage in self._needed_choices():
             costs = self._costs(arm, stage)
             if costs is not None and best_point(costs) is None:
                 names = ", ".join(each.name for each in tuned_with(self._plan, arm))
-                raise UserError(f"{names}, {stage}: runs diverged at every point of the grid; use lower rates")
+                raise UserError(f"{names}, {stage}: runs diverged at every point of the grid; use lower learning rates")
 
     def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
-        """Yield the arms and stages with grids whose best points later runs need."""
+        """Yield the arms and stages that have grids whose best points later runs need."""
         for arm, stage in product(self._arms, self._stages):
             if len(points_of(self._plan, arm, stage)) > 1:
                 yield arm, stage
 
     def _choose(self, name: str, stage: str) -> int | None:
-        """Return the index of the best point of a stage, or None if rows are missing or a run diverged at each
-        point.
-        """
+        """Return the index of the best point of a stage, or None if rows are missing or runs diverged at all points."""
         arm = arm_named(self._plan, name)
         if len(points_of(self._plan, arm, stage)) == 1:
             return 0
@@ -186,7 +184,7 @@ class RemainingWork:
         return None if costs is None else best_point(costs)
 
     def _costs(self, arm: Arm, stage: str) -> list[list[float]] | None:
-        """Return the costs of the points of a grid in the form for `best_point`, or None if rows are missing."""
+        """Return the costs of the points of a grid in the form that `best_point` takes, or None if rows are missing."""
         costs = []
         for each, seed in product(tuned_with(self._plan, arm), search_seeds(self._plan)):
             tasks = self._tasks_of(each, seed, stage)
@@ -197,7 +195,7 @@ class RemainingWork:
 
     @property
     def digests(self) -> Digests:
-        """The digests of valid rows, without those that still depend on a choice."""
+        """Return the digests of valid rows, except those that still depend on a choice."""
         recipes, trials = map(self._recipe_digests, (self._plan.seeds, self._trial_seeds))
         return Digests(recipes=recipes, data=self._data, trials=trials)
 
@@ -212,7 +210,7 @@ class RemainingWork:
     # --- Tasks
 
     def _left(self, arm: Arm, seed: int) -> tuple[list[Task], Counter[str]]:
-        """Return the missing tasks of an arm with a seed, and per stage the number of tasks that depend on an open
+        """Return the missing tasks of an arm with a seed, and for each stage the number of tasks that depend on an open
         choice.
         """
         missing: list[Task] = []
@@ -225,13 +223,13 @@ class RemainingWork:
                 missing += self._missing(tasks)
         start = next((task.start for task in missing if task.start is not None), None)
         if start is not None and start not in missing and not (start.folder / FINISHED).exists():
-            missing.append(start)  # its model was lost
+            missing.append(start)  # the model of the task was lost
         return missing, undecided
 
     def _tasks_of(self, arm: Arm, seed: int, stage: str) -> list[Task] | None:
         """Return all tasks of a stage, or None if they depend on an open choice.
 
-        Trials are run at all points of a grid, runs at the best.
+        Trials are run at all points of a grid, and other runs only at the best point.
         """
         is_pretraining = stage == self._stages[0]
         start = None if is_pretraining else self._chosen(arm.name, self._stages[0])
@@ -246,7 +244,7 @@ class RemainingWork:
         return [self._task(arm.name, seed, stage, point, start) for point in points]
 
     def _num_points(self, arm: Arm, seed: int, stage: str) -> int:
-        """Return the number of tasks of a stage."""
+        """Return the number of tasks in a stage."""
         points = len(points_of(self._plan, arm, stage))
         if seed not in self._trial_seeds:
             return 1
@@ -265,13 +263,13 @@ class RemainingWork:
         return self._rows.get((task.arm, task.seed, task.stage, task.recipe_digest))
 
     def _new_task(self, name: str, seed: int, stage: str, point: int, start_point: int | None) -> Task:
-        """Return the task of an arm at a point, given by its index. `start_point`: Point of its pretraining."""
+        """Create the task of an arm at a point, given by its index. `start_point` is the point of its pretraining."""
         plan, arm, is_trial = self._plan, arm_named(self._plan, name), seed in self._trial_seeds
         start = None if start_point is None else self._task(name, seed, self._stages[0], start_point, None)
         settings = points_of(plan, arm, stage)[point]
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial)
         digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
-        # A different recipe or different data get a different folder, so that no stale run is resumed.
+        # A different recipe or different data lead to a different folder, so that no outdated run is resumed.
         data = {self._data[self._stages[0]], self._data[stage]}
         return Task(
             plan=plan,

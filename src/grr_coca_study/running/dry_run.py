@@ -1,5 +1,5 @@
-"""A dry run: the runs, core-hours and disk space that a study still needs on this machine, and the effects that it
-can detect.
+"""Dry run: the runs, core-hours and disk space that a study still needs on this machine, and the effects that it can
+detect.
 """
 
 import shutil
@@ -25,31 +25,30 @@ from grr_coca_study.running.workers import usable_device
 from grr_coca_study.stages import stage_recipe
 
 NUM_MEASURED = 2
-"""Number of stages whose speed is measured."""
+"""Maximum number of stages whose speed is measured."""
 _BYTES_PER_PARAMETER = 12
-"""Checkpoint bytes per parameter: weights, and both moments of AdamW."""
+"""Number of checkpoint bytes per parameter: the weights, and both moments of AdamW."""
 _CHECKPOINTS_PER_JOB = 3
-"""Number of checkpoints: the pretrained model from which fine-tunings start, the run's newest one, and the next one
-while it is written."""
+"""Number of checkpoints: the pretrained model from which fine-tunings start, the newest one of the run, and the next
+one while it is being written."""
 _BYTES_PER_ROW = 20_000
 
 
 def what_is_left(
     plan: Plan, place: Place, wants: Counter[Want], num_jobs: int, before_step: Callable[[], None] = lambda: None
 ) -> str:
-    """Return the table of a dry run. The speed of the baseline is measured, and that of the other arms scaled by their
-    FLOPs.
+    """Return the table of a dry run. The baseline's speed is measured, and scaled by FLOPs for all other arms.
 
-    This process also reads the pairs. Each loader worker would take as much memory.
+    This process also reads the pairs, because each worker of a loader would take as much memory.
 
     Args:
         plan: Plan of the study.
         place: Folders of the study.
-        wants: Number of missing trials and runs.
-        num_jobs: Number of models trained simultaneously.
-        before_step: Called before each step of a measurement.
+        wants: Numbers of missing trials and runs.
+        num_jobs: Number of models that are trained at the same time.
+        before_step: Function that is called before each step of a measurement.
     """
-    torch.set_num_threads(1)  # as in a worker
+    torch.set_num_threads(1)  # as in a worker process
     stages, baseline, device = stage_names(plan), arm_named(plan, plan.baseline), usable_device()
     model = new_checkpoint(stage_recipe(plan, baseline, stages[0], 0, {}), Ranks.here(device))
     hours: dict[str, float] = defaultdict(float)
@@ -58,7 +57,7 @@ def what_is_left(
         known = stage_recipe(plan, baseline, stage, 0, {})
         if (
             len(paces) < NUM_MEASURED
-        ):  # all fine-tunings are about as fast as the first; the speed does not depend on the weights
+        ):  # all fine-tunings are about as fast as the first, and the speed does not depend on the weights
             alone = replace(known, data=replace(known.data, num_workers=0))
             paces[stage] = pace = measure_pace(alone, model, device, before_step)
         lengths = caption_lengths(model, open_source(known.data.val or known.data.train))
@@ -105,7 +104,7 @@ def _seconds(recipe: Recipe, pace: TrainingSpeed, is_run: bool, captions: bool) 
 def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int) -> list[str]:
     first, *others = stage_names(plan)
     has_choice = any(len(points_of(plan, arm, first)) > 1 for arm in plan.arms)
-    # An arm's pretrained models are kept until the best point of its grid is known.
+    # The pretrained models of an arm are kept until the best point of its grid is known.
     kept = max((count for (_, _, stage), count in wants.items() if stage == first and others and has_choice), default=0)
     largest = max(num_parameters(_config(plan, arm)) for arm in plan.arms)
     needed = largest * _BYTES_PER_PARAMETER * (_CHECKPOINTS_PER_JOB * num_jobs + kept)
@@ -120,12 +119,13 @@ def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int
 
 
 def power_in_words(plan: Plan) -> list[str]:
-    """Return a line on the differences that a plan can detect; empty without seeds, or without scipy from the extra
-    `study`.
+    """Return a line about the effects that a plan can detect.
+
+    It is empty without seeds, or without SciPy from the extra `study`.
     """
     if not plan.seeds or find_spec("scipy") is None:
         return []
-    from grr_coca_study.statistics import min_seeds, smallest_detectable_effect  # late: imports scipy
+    from grr_coca_study.statistics import min_seeds, smallest_detectable_effect  # lazy import: SciPy
 
     num_seeds, num_endpoints = len(plan.seeds), len(plan.endpoints.primary)
     counts = f"{num_seeds} seed{'' if num_seeds == 1 else 's'} and {num_endpoints} primary endpoint"

@@ -1,4 +1,4 @@
-"""Measure a trained model for its ledger row: metrics, values per image, and captions of the showcase."""
+"""Measure a trained model for its ledger row: metrics, values per image, and captions for the showcase."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -30,14 +30,14 @@ from grr_coca_study.stages import stage_recipe
 from grr_coca_study.thumbnails import thumbnail, thumbnail_path
 
 _SEED = 0
-"""Seed for sampling examples: the same images for every model, so that a report shows them side by side."""
+"""Seed for sampling examples. They are the same images for every model, so that a report can show them side by side."""
 
 Numbers = dict[str, float]
 Values = dict[str, list]
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:
-    """Return the metrics of the validation split, and its best scaling (temperature).
+    """Return the metrics on the validation split, and the best scaling (temperature) for it.
 
     Each caption counts as a pair.
     """
@@ -49,13 +49,13 @@ def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) 
 def measure_test(
     checkpoint: Checkpoint, test: PairSource, recipe: Recipe, refitted: Scaling, scores_captions: bool
 ) -> tuple[Numbers, Values]:
-    """Return the metrics and values of a test split, as in `LedgerRow`.
+    """Return the metrics and values on a test split, as in `LedgerRow`.
 
     Args:
         checkpoint: Model to measure.
         test: Test split.
         recipe: Recipe with the evaluation batch size and the loss weights.
-        refitted: Best scaling on the validation split.
+        refitted: Best scaling for the validation split.
         scores_captions: Whether to caption all images and score the captions.
     """
     results = _results(checkpoint, every_caption(test), recipe)
@@ -71,7 +71,7 @@ def measure_test(
     }
     if (
         len(found.image_of) > found.text_to_image.num_candidates
-    ):  # the bootstrap resamples images with all their captions
+    ):  # the bootstrap resamples images together with all their captions
         values["image"] = found.image_of.tolist()
     if scores_captions:
         scores = caption_split(checkpoint, test).scores()
@@ -81,7 +81,7 @@ def measure_test(
 
 
 def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[CaptionedExample, ...]:
-    """Return the model's captions of `count` images of a split, the same images for every model."""
+    """Return the model's captions of `count` images of a split, which are the same images for every model."""
     drawn = drawn_examples(source, count)
     if not drawn:
         return ()
@@ -107,7 +107,7 @@ def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
 
 
 def write_showcase(plan: Plan, out: Path) -> None:
-    """Write a thumbnail of each image that the report shows, next to the ledger, unless it exists.
+    """Write a thumbnail of each image that the report shows, next to the ledger, unless the thumbnail already exists.
 
     Raises:
         UserError: If the folder cannot be written to.
@@ -144,5 +144,5 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 
 
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
-    """Round numbers to the digits that intervals need, so that the ledger stays small."""
+    """Round numbers to as many digits as intervals need, so that the ledger stays small."""
     return [round(float(number), digits) for number in numbers]

@@ -1,4 +1,4 @@
-"""Measure the speed of a model on this machine by training and evaluating it for some seconds."""
+"""Measure the speed of a model on this machine, by training and evaluating it for some seconds."""
 
 import statistics
 import time
@@ -17,9 +17,10 @@ from grr_coca.train.setup import training_batches, training_sources
 from grr_coca.train.step import build_trainer, count_tokens
 
 WARM_UP = 8
-"""Number of steps that are not timed: images are read for the first time, and kernels are prepared for new shapes."""
+"""Number of steps that are not timed, because images are read for the first time and kernels are prepared for new
+shapes."""
 SECONDS = 8.0
-"""Duration of the timed steps in seconds."""
+"""Duration of the timed steps, in seconds."""
 MIN_STEPS = 5
 _MAX_STEPS = 100_000
 _EVALUATED_PAIRS = 128
@@ -30,9 +31,9 @@ class TrainingSpeed:
     """Durations of training, reading and evaluation, in seconds.
 
     Attributes:
-        step: Seconds of a training step on images that were read before.
-        reading: Seconds per pair that is read for the first time.
-        evaluation: Seconds per evaluated pair.
+        step: Seconds per training step, on images that have been read before.
+        reading: Additional seconds per pair that is read for the first time.
+        evaluation: Seconds per pair that is evaluated.
     """
 
     step: float
@@ -49,14 +50,14 @@ def measure_pace(
         recipe: Recipe with every `auto` resolved.
         start: Initial model, which is trained in place.
         device: Device of the training.
-        before_step: Called before each step; it may raise an error to end the measurement.
+        before_step: Function that is called before each step. It may raise an error to end the measurement.
     """
     ranks, size = Ranks.here(device), recipe.data.batch_size
     trainer = build_trainer(recipe, start, ranks)
     pairs, _ = training_sources(recipe)
     pairs = Subset(
         pairs, list(range(min(WARM_UP * size, len(pairs))))
-    )  # the timed steps repeat the pairs of the warm-up
+    )  # the timed steps use the pairs of the warm-up again
     endless = replace(recipe, schedule=replace(recipe.schedule, steps=_MAX_STEPS))
     batches = training_batches(endless, start, pairs, ranks)
     readings: list[float] = []

@@ -1,4 +1,4 @@
-"""Provenance that makes rows comparable: the initial weights, the order of the data, the code and the machine."""
+"""Provenance that makes rows comparable: the initial weights, the order of the data, the code, and the machine."""
 
 import hashlib
 import json
@@ -24,13 +24,13 @@ from grr_coca.train.setup import training_sources, training_visits
 _START_FILE = "beginning.json"
 _HASH_DIGITS = 12
 _MAX_HASHED_VISITS = 1_000_000
-"""Maximum number of samples whose order is hashed, which takes seconds."""
+"""Maximum number of samples whose order is hashed. Hashing takes seconds."""
 
 
 def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Return the provenance fields of a run's row.
 
-    The run's folder has the hashes of its start, unless it diverged before it began.
+    The run's folder contains the hashes of its start, unless the run diverged before it began.
     """
     path = folder / _START_FILE
     return {
@@ -42,10 +42,11 @@ def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
-    """Hash the initial weights and the order of the data, and write the hashes to the run's folder, under their keys in
-    the row.
+    """Hash the initial weights and the order of the data, and write the hashes to the run's folder.
 
-    A resumed run reads the hashes from there. The start weights of a fine-tuning are not hashed, since no two arms
+    Their keys are those of the row.
+
+    A resumed run reads the hashes from there. The start weights of a fine-tuning are not hashed, because no two arms
     share them.
 
     Raises:
@@ -73,7 +74,8 @@ def weight_hashes(model: nn.Module) -> dict[str, str]:
 
 
 def order_hash(visits: Visits, num_visits: int) -> str:
-    """Return a hash of the order of the data: epoch and index of the first samples, and the number of all samples."""
+    """Return a hash of the order of the data: the epochs and indices of the first samples, and the number of all
+    samples."""
     hashed = np.array([visits.at(position) for position in range(min(num_visits, _MAX_HASHED_VISITS))], dtype="<i8")
     return _hash(np.append(hashed.ravel(), np.int64(num_visits)).astype("<i8"))
 
@@ -85,15 +87,15 @@ def _hash(content: np.ndarray) -> str:
 # --- Code and machine
 
 _SOURCE = Path(__file__).parents[2]
-"""The folder of all packages: `src` in a clone."""
+"""Folder that contains all packages, which is `src` in a clone."""
 
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """Return the commit of the code, with a `+` if package files were changed since; outside of git, the
+    """Return the commit of the code, followed by `+` if package files have been changed since; outside of git, the
     version.
 
-    A package installed in a user's repository, such as in its `.venv`, counts as outside.
+    A package that is installed in a user's repository, such as in its `.venv`, counts as outside of git.
     """
     commit = _git("ls-files", "--error-unmatch", "grr_coca/__init__.py") and _git("rev-parse", "--short=12", "HEAD")
     if not commit:
@@ -103,9 +105,9 @@ def code_commit() -> str:
 
 @lru_cache(maxsize=1)
 def _machine_name() -> str:
-    """Return processor or GPU, its instruction set, and torch's version.
+    """Return the processor or GPU, its instruction set, and the version of torch.
 
-    It has no host name, so it is anonymous.
+    The result contains no host name, so it is anonymous.
     """
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
@@ -123,7 +125,7 @@ def _precision_name(recipe: Recipe) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Return the output of git in the folder of the packages; empty if git fails or is missing."""
+    """Return the output of git in the folder of the packages, or an empty text if git fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(_SOURCE), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,7 +1,7 @@
-"""Run a study: start the tasks with missing rows, and write their rows.
+"""Run a study: start the tasks whose rows are missing, and write their rows.
 
-Any number of processes can do so in one folder. Each claims a task before starting it, and checks for rows of
-other processes.
+Any number of processes can do this in the same folder. Each process claims a task before starting it, and checks for
+rows of other processes.
 """
 
 import os
@@ -28,19 +28,19 @@ from grr_coca_study.running.stage import run_stage
 from grr_coca_study.running.workers import Workers, tell_progress, usable_device
 
 _WRITTEN = "# Written by grr-coca study run."
-"""First line of a plan that was written by the program."""
+"""First line of a plan that this program has written."""
 _SECONDS_BETWEEN_LOOKS = 2.0
-"""Interval in which an idle process checks for work that others have finished or abandoned."""
+"""Interval at which an idle process checks for work that others have finished or abandoned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The folders of a study: `out` has the rows, `runs` the models in training.
+    """Folders of a study: `out` contains the rows, and `runs` the models that are being trained.
 
-    `keeps_models`: Whether to keep models after their rows are written.
+    `keeps_models` states whether to keep models after their rows have been written.
 
-    Processes that share `out` should also share `runs`: otherwise, a model pretrained by one process is trained again
-    by another for fine-tuning.
+    Processes that share `out` should also share `runs`. Otherwise, a model that one process has pretrained would be
+    trained again by another process for fine-tuning.
     """
 
     out: Path
@@ -48,12 +48,12 @@ class Place:
     keeps_models: bool
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:
-        """Return the folder of a run; a changed recipe or changed data have a different folder."""
+        """Return the folder of a run. A changed recipe, or changed data, lead to a different folder."""
         return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
 
 
 class ProgressCallbacks:
-    """Callbacks on the progress of a study; the base class does nothing."""
+    """Callbacks for the progress of a study. The base class does nothing."""
 
     def left(self, agenda: RemainingWork) -> None:
         """Report the remaining work, at the start of the study and after new rows."""
@@ -62,23 +62,23 @@ class ProgressCallbacks:
         """Report that a task has finished `done` steps."""
 
     def row(self, row: LedgerRow) -> None:
-        """Report that a task of this process has ended with this row."""
+        """Report that a task of this process has ended with the given row."""
 
     def note(self, text: str) -> None:
         """Report a sentence to the user."""
 
 
 class _TakenOverError(Exception):
-    """Another process has taken over a run, since this process did not renew its claim."""
+    """Another process has taken over a run, because this process did not renew its claim."""
 
 
 class Study:
-    """A study in progress, in one of its processes.
+    """Study in progress, in one of its processes.
 
     Args:
         plan: The study.
         place: Folders of the study.
-        arms: Arms to run; None: all.
+        arms: Arms to run. None means all.
 
     Raises:
         UserError: If the folder cannot be written to, or has another study.
@@ -96,22 +96,22 @@ class Study:
         write_showcase(plan, place.out)
         self._claims = RunLocks(self._files.path)
         self._chosen: dict[tuple[str, str], object] = {}
-        self.agenda = RemainingWork(plan, place.folder_of, arms=arms)  # without rows, until it is run
+        self.agenda = RemainingWork(plan, place.folder_of, arms=arms)  # has no rows until the arm is run
         self._running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}
 
     def run(self, workers: Workers, watch: ProgressCallbacks) -> None:
-        """Run tasks until none remains, here or elsewhere. `watch` receives the progress.
+        """Run tasks until no task remains, in this process or others. `watch` receives the progress.
 
         Raises:
-            UserError: If a run failed, the disk is full, an arm diverged at every point of its grid, or runs remain
-                that wait for the tuning of other arms. The rows of finished runs are written.
-            Interruption: If SIGTERM was received; all runs are saved.
+            UserError: If a run fails, the disk is full, an arm diverged at every point of its grid, or the remaining
+                runs wait for the tuning of other arms. The rows of finished runs are written.
+            Interruption: If SIGTERM was received. All runs are saved.
         """
         self._watch = watch
         try:
             self._run_all(workers)
         except BaseException:
-            workers.close()  # all runs are saved before other processes may take them
+            workers.close()  # all runs are saved before other processes may take them over
             raise
         finally:
             self._claims.give_back_all()
@@ -119,8 +119,8 @@ class Study:
         waiting = self.agenda.missing_runs().total()
         if waiting:
             raise UserError(
-                f"{waiting} runs wait for settings that other arms are still tuning; repeat the command when these "
-                "have ended"
+                f"{waiting} runs wait for settings for which other arms are still tuned; repeat the command when "
+                "those have ended"
             )
 
     def _run_all(self, workers: Workers) -> None:
@@ -137,7 +137,9 @@ class Study:
                 self._claims.renew()
             elif self.agenda.open_tasks():
                 if not is_waiting:
-                    self._watch.note("other processes do all that is left; this one waits, in case one of them dies")
+                    self._watch.note(
+                        "other processes are doing all remaining work; this process waits in case one of them dies"
+                    )
                 is_waiting = True
                 time.sleep(max(0.0, next_look - time.monotonic()))
             for future in [future for future in self._running if future.done()]:
@@ -145,7 +147,7 @@ class Study:
                 next_look = 0.0
 
     def _start_some(self, workers: Workers) -> None:
-        """Start tasks that no other process has, one for each idle worker."""
+        """Start tasks that no other process has claimed, one for each idle worker."""
         self._look()
         for task in self.agenda.open_tasks():
             if len(self._running) == workers.count:
@@ -168,13 +170,16 @@ class Study:
         except (_TakenOverError, UserError) as error:
             if not claim.is_held:  # the other process uses the same folder
                 self._claims.give_back(claim)
-                self._watch.note(f"{task.title}: another process goes on with it, since this one gave no sign of life")
+                self._watch.note(
+                    f"{task.title}: another process has taken over this task, because this process did not "
+                    "renew its claim"
+                )
                 return
             if not isinstance(error, DiskError):
                 raise
             raise UserError(
                 f"{task.title}: {error}; free some space, or move the folder {self._place.runs} to another disk "
-                "and pass it as --runs; the same command then continues"
+                "and pass it to --runs; then run the same command again to continue"
             ) from error
         first = self._files.publish(task.name, row)  # if a lost model was trained again, the first row is kept
         self._claims.end(claim)
@@ -185,7 +190,8 @@ class Study:
     def _look(self, has_ended: bool = False) -> None:
         """Count new rows of this process and of others, and start the work that they enable.
 
-        `has_ended`: Whether a run has just ended here. Its row may be old, if its model was lost and trained again.
+        `has_ended` states whether a run has just ended in this process. Its row may be old, if its model was lost and
+        trained again.
         """
         new = self._files.new_rows()
         for row in new:
@@ -209,14 +215,14 @@ def write_plan(plan: Plan, out: Path) -> None:
     """Write the plan next to the rows, where a report reads it.
 
     Raises:
-        UserError: If the folder has a different plan, written by a user.
+        UserError: If the folder has a different plan that a user has written.
     """
     path = out / PLAN_FILE
     if path.exists() and read_plan(path, type(plan)) == plan:
         return
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
         raise UserError(f"{path}: differs from the plan to run; pass another --out")
-    content, folder = to_dict(plan), out.resolve()  # `read_plan` resolves paths from there
+    content, folder = to_dict(plan), out.resolve()  # `read_plan` resolves relative paths from there
     content["pretrain"] = os.path.relpath(plan.pretrain, folder)
     content["finetune"] = [os.path.relpath(recipe, folder) for recipe in plan.finetune]
     for arm in content["arms"]:
@@ -227,7 +233,7 @@ def write_plan(plan: Plan, out: Path) -> None:
 
 
 def _in_worker(task: Task, claim: Claim, seconds_between_looks: float) -> LedgerRow:
-    """Run a task in a worker process. It ends if the task is taken over."""
+    """Run a task in a worker process. The run ends if another process takes over the task."""
     code_commit()  # cached before the run, because a later commit would not be the code of this run
     claim.sign()
     looked = time.monotonic()

@@ -1,4 +1,4 @@
-"""Run one stage of a study: train, measure, and return its row, with its cost in FLOPs and seconds."""
+"""Run a stage of a study: train, measure, and return its row, with its cost in FLOPs and seconds."""
 
 import json
 import logging
@@ -36,21 +36,21 @@ from grr_coca_study.running.provenance import provenance, write_start_hashes
 log = logging.getLogger(__name__)
 
 _MINUTES_BETWEEN_SAVES = 3.0
-"""Maximum minutes of training lost by a kill."""
+"""Maximum number of minutes of training that are lost if the process is killed."""
 _CURVE_METRICS = ("contrastive_loss", "captioning_loss", "coca_loss", "R@1")
 
 OnProgress = Callable[[int], None]
-"""Called with the number of finished steps."""
+"""Callback that gets the number of finished steps."""
 
 
 def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
     """Train a stage, or resume it, and measure it.
 
-    A diverged run has a row without metrics: its training was aborted, or its model has no finite loss on `val`.
+    A diverged run, whose training was aborted or whose model has no finite loss on `val`, gets a row without metrics.
 
     Raises:
         UserError: If the data are invalid, or the disk is full.
-        Interruption: If a signal was received; the run is saved.
+        Interruption: If a signal was received. The run is saved.
     """
     _require_pairs_of_tests(task)
     watch = _Stopwatch(task.folder)
@@ -71,7 +71,11 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
 
 
 def _require_pairs_of_tests(task: Task) -> None:
-    """Raise a UserError if a test split is smaller than an evaluation batch, before hours of training."""
+    """Check, before hours of training, that no test split is smaller than an evaluation batch.
+
+    Raises:
+        UserError: If a test split is smaller.
+    """
     for source in _test_splits(task).values() if not task.is_trial else ():
         require_pairs(source, task.recipe.evaluation.batch_size)
 
@@ -124,7 +128,7 @@ def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkp
 
 
 def _test_splits(task: Task) -> dict[str, PairSource]:
-    """Return the test splits; for pretraining also the showcase without the plan's words."""
+    """Return the test splits and, for pretraining, also the showcase without images that have the plan's words."""
     splits = {name: open_source(path) for name, path in task.recipe.data.test.items()}
     plan = task.plan
     if plan.without and task.start is None and plan.showcase in splits:
@@ -134,7 +138,7 @@ def _test_splits(task: Task) -> dict[str, PairSource]:
 
 
 def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
-    """Return the row of a run before its model is measured."""
+    """Return the row of a run before its model has been measured."""
     return LedgerRow(
         kind=kind,
         arm=task.arm,
@@ -156,7 +160,7 @@ def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
 
 
 def _curve(folder: Path) -> tuple[CurvePoint, ...]:
-    """Return one point per validation, with the mean of the training losses since the previous one."""
+    """Return one point per validation, with the mean of the training losses since the previous validation."""
     points, since = [], 0.0
     # A line without this loss covers only skipped steps.
     train_lines = [row for row in read_metrics(folder, "train") if "contrastive" in row]
@@ -175,17 +179,17 @@ def _short(numbers: Numbers) -> Numbers:
     return {name: round(number, 5) for name, number in without_nan(numbers).items()}
 
 
-# --- Cost, counted so that it is the same on every machine
+# --- Cost, which is counted so that it is the same on every machine
 
 _MAX_CAPTIONS = 10_000
-"""Number of captions of a large split for estimating their lengths."""
+"""Number of captions in a large split from which their lengths are estimated."""
 
 
 def run_flops(recipe: Recipe, trained: Checkpoint, val: PairSource) -> int:
     """Return the FLOPs of all training steps of a run.
 
-    Only patches kept by patch dropout are counted. Captions are as long as those of the validation split. Frozen
-    parts and activation checkpointing have no effect.
+    Only patches that patch dropout keeps are counted. Captions are assumed to be as long as those in the validation
+    split. Frozen parts and activation checkpointing are ignored.
     """
     return recipe.schedule.steps * step_flops(recipe, trained.config, caption_lengths(trained, val))
 
@@ -196,7 +200,8 @@ def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -
     Args:
         recipe: Recipe with the batch size and the fraction of dropped patches.
         config: Config of the model.
-        lengths: Number of tokens of N captions; those of the step have the same distribution.
+        lengths: Number of tokens in each of N captions. The captions of the step have the same distribution of
+            lengths.
     """
     kept = torch.arange(num_kept(config.own_image_encoder.num_patches, recipe.data.patch_dropout))
     per_pair = flops_of_pairs(config, lengths, kept) / len(lengths)
@@ -204,8 +209,9 @@ def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -
 
 
 def caption_lengths(checkpoint: Checkpoint, source: PairSource) -> Int[Tensor, " N"]:
-    """Return the number of tokens of N captions of a split, with [BOS], [EOS] and [CLS]: for all captions, or for
-    evenly spaced ones in a large split.
+    """Return the number of tokens in N captions of a split, including [BOS], [EOS] and [CLS].
+
+    In a large split, only evenly spaced captions are counted.
     """
     context, encode = checkpoint.config.text_decoder.context_length, checkpoint.tokenizer.encode_row
     chosen = range(0, len(source), -(-len(source) // _MAX_CAPTIONS))
@@ -216,11 +222,11 @@ def caption_lengths(checkpoint: Checkpoint, source: PairSource) -> Int[Tensor, "
 
 _SECONDS_FILE = "seconds.json"
 _SECONDS_BETWEEN_NOTES = 60.0
-"""Maximum seconds lost by a kill."""
+"""Maximum number of seconds that are lost if the process is killed."""
 
 
 class _Stopwatch:
-    """Total seconds of a run over all its processes, in a file of the run's folder."""
+    """Total time of a run over all its processes, in a file in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _SECONDS_FILE
@@ -229,17 +235,17 @@ class _Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Total seconds of this and all earlier processes."""
+        """Total number of seconds of this process and all earlier ones."""
         return self._before + time.monotonic() - self._began
 
     def tick(self) -> None:
-        """Write the seconds to the file, if the last write was a minute ago."""
+        """Write the time to the file, if it was last written at least a minute ago."""
         if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
             self.note()
 
     def note(self) -> None:
-        """Write the seconds to the file."""
+        """Write the time to the file."""
         self._noted = time.monotonic()
         if self._path.parent.is_dir():
-            with suppress(OSError):  # the checkpoint reports a full disk
+            with suppress(OSError):  # the checkpoint will report a full disk
                 write_bytes_atomic(self._path, json.dumps({"seconds": self.seconds}).encode())

@@ -1,9 +1,9 @@
 """Worker processes of a study, with one thread each.
 
-With two threads each, two jobs on two cores would slow each other down tenfold.
+With two threads each, two jobs on two cores would slow each other down by a factor of ten.
 
-Each process has a connection to its parent, through which it receives calls and reports progress and results. The end
-of the connection is the signal to save and stop: the parent has closed it, or has died.
+Each process has a connection to its parent, through which it receives calls, and reports progress and results. If the
+parent closes the connection or dies, the process saves and stops.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ _KILLED = (
 
 
 class Workers:
-    """Up to `count` processes, started on demand. Each executes one call at a time."""
+    """Up to `count` worker processes, which are started on demand. Each executes one call at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -40,9 +40,9 @@ class Workers:
         self._waiting: list[tuple[Future, tuple[Any, ...]]] = []
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Start a call in a process, whose result or error `listen` returns.
+        """Start a call in a process. `listen` returns its result or error.
 
-        The error is a UserError if the process was killed.
+        If the process was killed, the error is a UserError.
         """
         future: Future[T] = Future()
         self._waiting.append((future, (function, *arguments)))
@@ -50,9 +50,9 @@ class Workers:
         return future
 
     def listen(self, tell: Callable[[Future, int], object] | None = None) -> None:
-        """Process the messages of the workers, or wait up to half a second for one.
+        """Process the messages of the workers. If there are none, wait up to half a second for one.
 
-        `tell`: Called with a call's future and its reported progress.
+        `tell` is called with the future of a call and the progress that the call has reported.
         """
         busy = {connection: future for connection, future in self._calls.items() if future is not None}
         ready = wait(busy, _POLL_SECONDS)
@@ -92,30 +92,31 @@ class Workers:
         while self._waiting and (idle or len(self._calls) < self.count):
             connection = idle.pop() if idle else self._new_process()
             self._calls[connection], call = self._waiting.pop(0)
-            with suppress(OSError):  # it was killed, which `listen` detects
+            with suppress(OSError):  # the process was killed, which `listen` detects
                 connection.send(call)
 
     def _new_process(self) -> Connection:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, len(self._processes)))
-        # A terminal sends Ctrl-C to all processes, but this one stops the others. A new process inherits this.
+        # A terminal sends Ctrl-C to all processes, but this process stops the others. A new process inherits this
+        # setting.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             process.start()
         finally:
             signal.signal(signal.SIGINT, before)
-        theirs.close()  # otherwise its end would not be detected
+        theirs.close()  # otherwise, the end of the connection would not be detected
         self._processes.append(process)
         return ours
 
 
 @contextmanager
 def worker_processes(count: int) -> Iterator[Workers]:
-    """Run up to `count` worker processes. At the end of the context, they must save and stop, and are awaited.
+    """Provide up to `count` worker processes. At the end of the context, they save and stop, and are awaited.
 
     Raises:
-        Interruption: If SIGTERM was received. Ctrl-C raises a KeyboardInterrupt.
+        Interruption: If SIGTERM was received. Ctrl-C raises a KeyboardInterrupt instead.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     before, workers = signal.signal(signal.SIGTERM, _stop), Workers(count)
@@ -137,7 +138,7 @@ _number = 0
 
 
 def usable_device() -> torch.device:
-    """Return the device of this worker: a GPU in round-robin order, or the CPU."""
+    """Return the device of this worker: a GPU, assigned in turn, or the CPU."""
     return (
         torch.device("cuda", _number % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     )
@@ -146,18 +147,18 @@ def usable_device() -> torch.device:
 def tell_progress(done: int) -> None:
     """Report the progress of a call to the parent.
 
-    After a stop request of the parent, raise SIGTERM: the run then saves and ends.
+    If the parent has requested a stop, raise SIGTERM, so that the run saves and ends.
     """
     assert _parent is not None, "in a worker process"
     if _is_stopped():
         signal.raise_signal(signal.SIGTERM)
     else:
-        with suppress(OSError):  # just stopped, which the next call detects
+        with suppress(OSError):  # the parent has just stopped this process, which the next call detects
             _parent.send(("progress", done))
 
 
 def raise_if_stopped() -> None:
-    """Raise a UserError if the parent has requested a stop of this process."""
+    """Raise a UserError if the parent has requested that this process stop."""
     if _is_stopped():
         raise UserError("stopped")
 
@@ -172,11 +173,13 @@ def _is_stopped() -> bool:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Ignore SIGTERM, which the end of a service sends to all processes at once: the parent stops its workers."""
+    """Ignore SIGTERM, which the end of a service sends to all processes at the same time, because the parent stops its
+    workers.
+    """
 
 
 def _work(parent: Connection, number: int) -> None:
-    """Execute calls until the parent stops this process or dies."""
+    """Execute calls until the parent stops this process, or dies."""
     global _parent, _number
     _parent, _number = parent, number
     if torch.cuda.is_available():

@@ -164,7 +164,7 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         ({"query": ["cat"]}, "did you mean 'queries'?"),
         ({"queries": []}, "queries"),
         ({"num_hits": -1}, "num_hits must be at least 1, got -1"),
-        ({"schedules": {0: None}}, "schedules: must be numbers of steps, 1 or more, in ascending order"),
+        ({"schedules": {0: None}}, "schedules must be numbers of steps of at least 1, in ascending order"),
     ],
     ids=str,
 )
@@ -175,8 +175,8 @@ def test_rejects_a_wrong_plan_before_training(refused, changes, named):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--minutes", "0"], "--minutes must be more than 0, got 0"),
-        (["--minutes", "nan"], "--minutes must be more than 0, got nan"),
+        (["--minutes", "0"], "--minutes must be above 0, got 0"),
+        (["--minutes", "nan"], "--minutes must be above 0, got nan"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--json"], "--dry-run"),
     ],
@@ -233,7 +233,7 @@ def test_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
     assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
     assert "num_hits is 3, not 4; replace the demo with --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
-    assert "has a demo with 4 steps, not 5" in capsys.readouterr().err
+    assert "contains a demo with 4 steps, not 5" in capsys.readouterr().err
     assert open_folder(out, plan, 4, is_fresh=False) == replace(plan, steps=4)
     assert open_folder(out, plan, 5, is_fresh=True) is None
 

@@ -216,13 +216,13 @@ def test_rejects_a_folder_without_a_study(tmp_path, capsys):
     assert main(["study", "report", str(tmp_path)]) == 2
     assert main(["study", "status", str(tmp_path / "nowhere")]) == 2
     said = capsys.readouterr().err
-    assert said.count("nowhere: no such folder; pass the one that `grr-coca study run` writes to") == 3
-    assert f"{tmp_path}: is not a study: plan.yaml is missing" in said
+    assert said.count("nowhere: no such folder; pass the folder that `grr-coca study run` writes to") == 3
+    assert f"{tmp_path}: not a study (plan.yaml is missing)" in said
     assert list(tmp_path.iterdir()) == []
     folder = write_study(tmp_path / "study", plan(ARMS[:2]), [])
     (folder / "digests.json").unlink()
     assert main(["study", "report", str(folder)]) == 2
-    assert "digests.json: is missing; `grr-coca study run` writes it again" in capsys.readouterr().err
+    assert "digests.json: is missing; run `grr-coca study run` to write it again" in capsys.readouterr().err
 
 
 def test_unwritable_report_names_its_path(tmp_path, capsys):

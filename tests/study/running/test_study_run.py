@@ -213,7 +213,7 @@ def test_changed_data_restart_every_run(study, tmp_path):
 
 def test_arms_that_wait_for_the_settings_of_others_say_so(study):
     study.lay_out(**TUNED | {"arms": [TUNED["arms"][0], "grr_coca"], "tuning": TUNED["tuning"] | {"shared": True}})
-    with pytest.raises(UserError, match="2 runs wait for settings that other arms are still tuning"):
+    with pytest.raises(UserError, match="2 runs wait for settings for which other arms are still tuned"):
         study.run("grr_coca")
     study.run("baseline_coca")
     assert len(study.run("grr_coca")) == 2
@@ -237,7 +237,7 @@ def test_jobs_that_run_together_do_each_run_once(study):
             return super().outcome(task, claim)
 
     mine = study.run(workers=Together())
-    assert "other processes do all that is left; this one waits, in case one of them dies" in study.told
+    assert "other processes are doing all remaining work; this process waits in case one of them dies" in study.told
     assert len({*mine, *others.done}) == len(mine) + len(others.done) == 2 * (2 + 2 + 2)
     assert read_digests(study.out).recipes.keys() == {"baseline_coca", "grr_coca"}
     assert [len(rows) for rows in (study.ledger.rows, study.ledger.notes)] == [4, 0]
@@ -285,7 +285,10 @@ def test_run_taken_over_has_one_row(study, ends_with_error):
     study.lay_out(**ONE_RUN)
     study.run(workers=Slept())
     assert [row.commit for row in study.rows] == ["of the other", "abc"]
-    note = "baseline_coca, pictograms, seed 0: another process goes on with it, since this one gave no sign of life"
+    note = (
+        "baseline_coca, pictograms, seed 0: another process has taken over this task, because this "
+        "process did not renew its claim"
+    )
     assert (note in study.told) == ends_with_error
 
 
@@ -349,7 +352,7 @@ def test_arm_that_always_diverges_does_not_stop_others(study):
     study.lay_out(**TUNED)
     for _ in range(2):
         with pytest.raises(
-            UserError, match=r"baseline_coca, pictograms: runs diverged at every point .* use lower rates"
+            UserError, match=r"baseline_coca, pictograms: runs diverged at every point .* use lower learning rates"
         ):
             study.run(workers=Diverging())
         done = [(row.arm, row.seed, row.stage) for row in study.ledger.rows]

@@ -145,7 +145,7 @@ def test_trial_ends_at_a_validation(job, tmp_path):
 
 def test_run_without_a_search_is_not_searched(job, tmp_path):
     train(job.recipe, from_pretrained(job.start), tmp_path / "run", ALONE, silent)
-    with pytest.raises(UserError, match="without a search; continue it without --search"):
+    with pytest.raises(UserError, match="without a search; continue that run without --search"):
         job.search(tmp_path / "run")
 
 

@@ -279,7 +279,12 @@ POWER_OF_TWO = "stem 'convolutional' .* needs a patch_size that is a power of tw
     ("preset", "size", "changes", "message"),
     [
         ("open_clip_coca", "b32", {"captions_from": "patches"}, "'patches' does not match preset 'open_clip_coca'"),
-        ("open_clip_coca", "b32", {"stem": "convolutional"}, "architecture 'open_clip' needs stem 'patchify', got 'convolutional'"),
+        (
+            "open_clip_coca",
+            "b32",
+            {"stem": "convolutional"},
+            "architecture 'open_clip' needs stem 'patchify', got 'convolutional'",
+        ),
         (
             "grr_coca",
             "tiny",

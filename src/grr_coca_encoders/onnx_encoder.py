@@ -60,7 +60,7 @@ class OnnxEncoder:
         self.path, self._tensor = path, tensor
         self.name = f"onnx:{path}#{tensor}" if tensor else f"onnx:{path}"
         if not path.is_file():
-            raise UserError(f"onnx:{path}: no such file; pass the path of an ONNX graph")
+            raise UserError(f"onnx:{path}: no such file")
         self._session: InferenceSession | None = None
         session = self._open()
         given = session.get_inputs()[0]

@@ -426,7 +426,7 @@ class IndexModel:
                 f"`grr-coca index IMAGES --out {location}{named}`"
             )
         raise UserError(
-            f"{location}: this index belongs to the model '{header.model}' ({header.fingerprint[:8]}), not to "
+            f"{location}: this is an index of the model '{header.model}' ({header.fingerprint[:8]}), not of "
             f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings are not comparable; search it with its own "
             "model, or create another index with --out"
         )

@@ -228,7 +228,7 @@ class _Run:
                 continue
             if next(self._store.places(argument), None) is not None:
                 raise UserError(
-                    f"{argument}: does not exist, but the index has its images; restore it, or remove its images with "
+                    f"{argument}: does not exist, but the index has images of it; restore it, or remove them with "
                     f"`{shlex.join(['grr-coca', 'index', '--out', self._store.location, '--forget', argument])}`"
                 )
             require_arguments([argument])

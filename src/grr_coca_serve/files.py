@@ -82,8 +82,8 @@ class PictureFiles:
         if content is None:
             raise RequestError(
                 504,
-                f"the file of this image could not be read within {_SECONDS:g} s; check its drive, which "
-                "may be stalled",
+                f"the file of this image could not be read within {_SECONDS:g} s, because its drive may be stalled; "
+                "try again later",
             )
         return content
 

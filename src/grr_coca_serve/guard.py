@@ -254,7 +254,7 @@ class Guard:
     def _require_bytes(self, size: int, more: int, limit: int) -> None:
         """Check the size of a body of which `more` bytes are not yet in memory."""
         if size > limit:
-            raise RequestError(413, f"the request is too large: more than {limit:,} bytes")
+            raise RequestError(413, f"the request is too large: more than {limit:,} bytes, the limit of a request")
         if self._held + more > self._limits.max_held_bytes:
             raise RequestError(429, "too many large requests at the same time; try again in a moment", retry_after=2)
 

@@ -376,7 +376,7 @@ class _OpenStore:
         if store.header.fingerprint != self._fingerprint:
             store.close()
             raise UserError(
-                f"{self._location}: this index belongs to the model '{store.header.model}', not to the "
+                f"{self._location}: this is an index of the model '{store.header.model}', not of the "
                 "server's model; serve it with its own model"
             )
         return store

@@ -83,7 +83,7 @@ def test_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path):
     assert grr_coca("search", index, "cat").code == 0, "with the checkpoint that it was made with"
     said = grr_coca("search", index, "cat", "-c", folder)
     assert said.code == 2
-    assert f"this index belongs to the model '{folder}/checkpoints/step-000000001'" in said.err
+    assert f"an index of the model '{folder}/checkpoints/step-000000001'" in said.err
     shutil.rmtree(folder / "checkpoints" / "step-000000001")
     said = grr_coca("search", index, "cat")
     assert said.code == 2

@@ -49,7 +49,7 @@ def test_vectors_are_read_and_neither_mapped_nor_kept(tmp_path):
     with path.open("r+b") as cut:
         cut.truncate(BYTES * 2000)
     for reading in (partial(products, file, np.float32(rows[:1])), partial(file.rows, [2000])):
-        with pytest.raises(CorruptDataError, match=r"vectors\.f16: corrupt: the file ends before row .* rename both"):
+        with pytest.raises(CorruptDataError, match=r"vectors\.f16: corrupt: it ends before row .* rename both"):
             reading()
     assert np.array_equal(file.rows([1999]), rows[1999:2000])
 

@@ -39,7 +39,7 @@ def test_existing_index_loads_its_model_lazily(location, loads):
 
 def test_rejects_a_concurrent_index_of_another_model(location, monkeypatch):
     monkeypatch.setattr("grr_coca_search.index.make_store", lambda where, _: make_store(where, HEADER))
-    with pytest.raises(UserError, match=r"this index belongs to the model 'pictograms' \(ffffffff\), not to"):
+    with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), not of"):
         Index.open(location, create=True)
 
 

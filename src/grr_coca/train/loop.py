@@ -306,7 +306,7 @@ class Run:
             raise DivergedError(
                 f"training diverged at step {self.progress.step}: loss or gradients were not finite for "
                 f"{self.progress.skipped_in_a_row} steps in a row (health: max_skipped); "
-                "lower the learning rate (optimizer: lr), or lengthen the warm-up"
+                "lower optimizer: lr in the recipe, or lengthen the warm-up"
             )
 
     def _log_window(self) -> None:

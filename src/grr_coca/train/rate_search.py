@@ -135,7 +135,7 @@ def read_search(out: Path) -> Found | None:
         return from_dict(Found, read_json(path), str(path))
     if checkpoints_by_step(out / "checkpoints"):
         raise UserError(
-            f"{out}: contains a run without a search; continue that run without --search, or pass another --out"
+            f"{out}: contains a run without a search; continue it without --search, or pass another --out"
         )
     return None
 
@@ -180,7 +180,7 @@ class _Search:
         best = max(map(int, scores), key=lambda step: self._goodness(rate, step), default=0)
         if self._goodness(rate, best) == -math.inf:
             raise DivergedError(
-                "no learning rate in the search has a finite score; lower the learning rate (optimizer: lr)"
+                "no learning rate in the search has a finite score; lower optimizer: lr in the recipe"
             )
         decay = max(1, round(DECAY_SHARE * best))
         improving = max(map(int, scores)) - best < patience

@@ -173,7 +173,7 @@ class CheckpointStore:
             try:
                 verify_folder(folder)
             except UserError as error:
-                log.warning("%s; trying the previous checkpoint", error)
+                log.warning("%s; trying the checkpoint before it", error)
             else:
                 return folder
         return None
@@ -303,7 +303,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
         # A new run would remove them when it first saves, although the disk may be unavailable only for a moment.
         if damaged := checkpoints_by_step(folder):
             raise NoReadableCheckpointError(
-                f"{folder}: none of the {len(damaged)} checkpoints in this folder can be read (see the warnings); "
+                f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
                 "if the disk was unavailable, run the same command again; to restart this run, delete the folder"
             )
         return None
@@ -311,8 +311,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     for key, expected, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
-                f"{path}: the run in this folder has {key} {found}, not {expected}; to continue it, pass "
-                "the same recipe; "
+                f"{path}: the run there has {key} {found}, not {expected}; to continue it, pass the same recipe; "
                 "to start another run, pass another --out"
             )
     if origin is not None:

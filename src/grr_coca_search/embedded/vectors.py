@@ -89,7 +89,7 @@ class VectorFile:
             count = _read_into(content[done:], self._file, place + done)
             if count == 0:
                 raise CorruptDataError(
-                    f"{self.path}: corrupt: the file ends before row {stop:,}; {how_to_restore(self.path.parent)}"
+                    f"{self.path}: corrupt: it ends before row {stop:,}; {how_to_restore(self.path.parent)}"
                 )
             done += count
         return rows

@@ -247,7 +247,7 @@ def test_best_may_be_that_of_any_recall(shard, tmp_path, score):
 
 def test_excessive_learning_rate_stops_with_advice(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=12, optimizer=OptimizerRecipe(lr=1e30))
-    with pytest.raises(UserError, match="lower the learning rate"):
+    with pytest.raises(UserError, match="lower optimizer: lr"):
         pretrain(recipe, tmp_path / "run")
 
 

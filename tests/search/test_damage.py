@@ -154,7 +154,7 @@ with store.snapshot():
         try:
             use()
         except UserError as error:
-            told += "corrupt: the file ends before row" in str(error)
+            told += "corrupt: it ends before row" in str(error)
 print(told, flush=True)
 sys.stdin.readline()
 again = open_store(sys.argv[1])

@@ -140,7 +140,7 @@ def test_wider_folder_takes_in_what_a_narrower_one_brought(store, look, photos):
 def test_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
     look("photos")
     photos.rename(photos.with_name("elsewhere"))
-    with pytest.raises(UserError, match="photos: does not exist, but the index has its images"):
+    with pytest.raises(UserError, match="photos: does not exist, but the index has images of it"):
         look("photos")
     photos.mkdir()
     with pytest.raises(UserError, match="no images in this folder"):
@@ -510,7 +510,7 @@ def test_named_images_on_an_unavailable_disk_are_kept(store, look, photos):
         (photos / "deep").rename(photos / "away")
         if mount_point_stays:
             (photos / "deep").mkdir()
-        with pytest.raises(UserError, match=r"3\.png: does not exist, but the index has its images"):
+        with pytest.raises(UserError, match=r"3\.png: does not exist, but the index has images of it"):
             look(*store.roots())
         if mount_point_stays:
             (photos / "deep").rmdir()

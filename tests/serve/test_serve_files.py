@@ -124,7 +124,7 @@ def test_hanging_file_is_not_explained(own, hanging):
     with serving(own / "index") as client:
         answer = client.post("/explain", {"id": ids(client)["1.png"]})
         assert answer.status == 504
-        assert "may be stalled" in answer.reason()
+        assert "drive may be stalled" in answer.reason()
 
 
 @pytest.mark.ci

@@ -313,7 +313,7 @@ def test_deleted_index_is_503_until_it_exists_again(own):
 
 def test_rejects_an_index_of_another_model_at_any_time(own):
     folder, location = own
-    with pytest.raises(UserError, match="this index belongs to the model 'icons'"):
+    with pytest.raises(UserError, match="an index of the model 'icons'"):
         RunningServer(replace(OPTIONS, index=str(location), model="pictograms"), print)
     with serving(location) as client:
         shutil.rmtree(location)

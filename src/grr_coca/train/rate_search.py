@@ -134,9 +134,7 @@ def read_search(out: Path) -> Found | None:
     if path.exists():
         return from_dict(Found, read_json(path), str(path))
     if checkpoints_by_step(out / "checkpoints"):
-        raise UserError(
-            f"{out}: contains a run without a search; continue it without --search, or pass another --out"
-        )
+        raise UserError(f"{out}: contains a run without a search; continue it without --search, or pass another --out")
     return None
 
 
@@ -179,9 +177,7 @@ class _Search:
         scores = self._trials[rate].scores
         best = max(map(int, scores), key=lambda step: self._goodness(rate, step), default=0)
         if self._goodness(rate, best) == -math.inf:
-            raise DivergedError(
-                "no learning rate in the search has a finite score; lower optimizer: lr in the recipe"
-            )
+            raise DivergedError("no learning rate in the search has a finite score; lower optimizer: lr in the recipe")
         decay = max(1, round(DECAY_SHARE * best))
         improving = max(map(int, scores)) - best < patience
         return Found(

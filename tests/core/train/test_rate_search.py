@@ -111,7 +111,7 @@ def test_rate_that_diverges_is_dropped(job, tmp_path, monkeypatch):
     assert [trial.diverged for trial in read_search(tmp_path / "run").trials] == [True, False]
     assert chosen.optimizer.learning_rates == {"logit_scale": 0.02}
     monkeypatch.setattr(searching, "FACTORS", (1e36, 1e37))
-    with pytest.raises(DivergedError, match="lower the learning rate"):
+    with pytest.raises(DivergedError, match="lower optimizer: lr"):
         job.search(tmp_path / "other")
 
 
@@ -145,7 +145,7 @@ def test_trial_ends_at_a_validation(job, tmp_path):
 
 def test_run_without_a_search_is_not_searched(job, tmp_path):
     train(job.recipe, from_pretrained(job.start), tmp_path / "run", ALONE, silent)
-    with pytest.raises(UserError, match="without a search; continue that run without --search"):
+    with pytest.raises(UserError, match="without a search; continue it without --search"):
         job.search(tmp_path / "run")
 
 

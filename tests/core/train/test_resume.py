@@ -285,7 +285,7 @@ def finished(tmp_path_factory):
     ],
 )
 def test_rejects_another_recipe_and_names_the_key(finished, key, value):
-    with pytest.raises(UserError, match=rf"recipe\.yaml: the run in this folder has {key} "):
+    with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has {key} "):
         resume_point(finished.folder, with_key(finished.recipe, key, value))
 
 
@@ -350,7 +350,7 @@ def test_unreadable_checkpoints_do_not_restart_a_run(finished, tmp_path):
     out = shutil.copytree(finished.folder, tmp_path / "run")
     weights = out / "checkpoints" / finished.checkpoint.name / "model.safetensors"
     weights.write_bytes(b"torn")
-    said = rf"{out}/checkpoints: none of the 1 checkpoints in this folder can be read .*to restart this run, delete"
+    said = rf"{out}/checkpoints: none of its checkpoints can be read \(1 found, .*to restart this run, delete"
     with warnings_of("grr_coca.train.run_checkpoints"), pytest.raises(UserError, match=said):
         resume_point(out, finished.recipe)
     shutil.rmtree(out / "checkpoints")

@@ -191,7 +191,7 @@ def test_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
         require_input(folder, [str(place / "fp16")], as_pairs=as_pairs)
         with pytest.raises(UserError, match=r"has the features 'mean', but .+ takes 'tokens'"):
             require_input(folder, [str(place / "mean")], as_pairs=as_pairs)
-    with pytest.raises(UserError, match=r"has features instead of images; set the key 'features' to \{\}"):
+    with pytest.raises(UserError, match=r"contains features instead of images; set the key 'features' to \{\}"):
         training_sources(replace(folder_recipe(place, "fp16"), features=None))
     with pytest.raises(UserError, match=r"contains the features 'mean', but the model takes 'tokens'"):
         training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "mean")))

@@ -152,7 +152,7 @@ def test_download_that_breaks_off_continues_where_it_was(hub, quick, monkeypatch
 
 def test_rejects_files_with_another_checksum(hub, quick):
     hub.damages = True
-    with pytest.raises(UserError, match=r"corrupt: its SHA-256 is .* delete this file") as told:
+    with pytest.raises(UserError, match=r"corrupt: the SHA-256 is .* delete this file") as told:
         locate_checkpoint("coca-b32")
     assert not quick
     assert not is_here("coca-b32")
@@ -199,7 +199,7 @@ def test_older_cache_is_rebuilt_from_the_same_revision(hub, quick, monkeypatch):
 
 def test_offline_raises_before_any_request(hub, quick, capsys, caplog):
     assert main(["caption", str(IMAGE), "-c", "coca-b32", "--offline"]) == 2
-    assert "coca-b32: is not on this machine, and offline 1.01 GB of" in capsys.readouterr().err
+    assert "coca-b32: not on this machine, and --offline prevents downloading 1.01 GB of" in capsys.readouterr().err
     assert hub.fetched == []
     os.environ["HF_HUB_OFFLINE"] = "0"
     with caplog.at_level(logging.INFO):

@@ -183,7 +183,7 @@ def test_truncated_vectors_raise_and_are_not_padded(store, reopened):
     store.close()
     path = folder_of(store) / "vectors.f16"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"vectors\.f16: corrupt: 639 bytes, of 640"):
+    with pytest.raises(UserError, match=r"vectors\.f16: corrupt: 640 bytes were committed, but the file has only 639"):
         len(reopened())
     with pytest.raises(UserError, match="corrupt"):
         reopened().commit(Changes(removed=["a"]))

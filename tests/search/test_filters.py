@@ -49,7 +49,7 @@ def test_filter_is_a_tree(text, tree):
         ("(width = 1", "expected ')' at character 11"),
         ("width = 'a'", "'width' is a number, but 'a' is not"),
         ("folder in ('a', 3)", "'folder' is a text, but 3 is not"),
-        ("folder like 'a%b'", "'like' takes a text with one % at its end"),
+        ("folder like 'a%b'", "'like' needs a text with a single % at its end"),
         ("and = 3", "expected the name of a field"),
         ("width = 99999999999999999999", "out of range"),
         ("width = 9223372036854775808", "out of range"),

@@ -121,7 +121,7 @@ def column_with(column, value):
         (column_with("width", 2.5), "corrupt"),
         (column_with("name", None), "corrupt"),
         (column_with("fields", "[1, 2]"), "corrupt"),
-        *((column_with("embedding", wrong), "not of unit length") for wrong in (np.nan, np.inf, 3.0)),
+        *((column_with("embedding", wrong), "does not have unit length") for wrong in (np.nan, np.inf, 3.0)),
         (lambda table: table.drop(["caption"]), "corrupt"),
     ],
 )

@@ -185,7 +185,7 @@ def read_pairs(
     order = sorted(rows, key=held.__contains__)  # fitted images come first
     num_fit = len(order) - len(held)
     features = np.array([rows[digest] for digest in order], np.float32)
-    if descriptor is not None and descriptor.mean is None and len(features):
+    if descriptor is not None and descriptor.mean is None and num_fit:
         seen = features[:, -descriptor.encoder.info.embed_dim :]
         descriptor.mean = seen[:num_fit].mean(axis=0)
         seen[:] = descriptor.scale(seen)

@@ -178,7 +178,6 @@ def test_rejects_a_wrong_plan_before_training(refused, changes, named):
         (["--minutes", "0"], "--minutes must be above 0, got 0"),
         (["--minutes", "nan"], "--minutes must be above 0, got nan"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
-        (["--json"], "--dry-run"),
     ],
     ids=str,
 )

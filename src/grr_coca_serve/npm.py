@@ -51,7 +51,7 @@ def fetch_archive(
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"downloading {package} needs npm, which is not installed; {by_hand}")
+        raise UserError(f"npm is not installed, so {package} cannot be downloaded; {by_hand}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes the file in pieces

@@ -84,7 +84,7 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
     if before.fingerprint != origin.fingerprint:
         raise UserError(
             f"{path}: this run started from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
-            f"to continue the run, pass the same --checkpoint (or delete {START_FILE} if it no longer exists); "
+            f"to continue that run, pass the same --checkpoint (or delete {START_FILE} if it no longer exists); "
             "to start another run, pass another --out"
         )
 

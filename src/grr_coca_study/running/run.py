@@ -179,7 +179,7 @@ class Study:
                 raise
             raise UserError(
                 f"{task.title}: {error}; free some space, or move the folder {self._place.runs} to another disk "
-                "and pass it to --runs; then run the same command again to continue"
+                "and pass it as --runs; then run the same command again to continue"
             ) from error
         first = self._files.publish(task.name, row)  # if a lost model was trained again, the first row is kept
         self._claims.end(claim)

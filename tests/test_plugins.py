@@ -140,4 +140,4 @@ def test_bare_checkout_requests_installation(monkeypatch, capsys):
         monkeypatch.undo()
         for function in (plugins._entries, plugins.own, plugins.others):
             function.cache_clear()
-    assert "run pip install -e . again" in capsys.readouterr().err
+    assert "only the core is installed; run in the clone: " in capsys.readouterr().err

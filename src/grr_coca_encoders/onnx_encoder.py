@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grr_coca.common.dict_to_dataclass import from_dict
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, install_command
 from grr_coca.common.files import file_sha256, read_errors, read_json
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import num_threads
@@ -167,7 +167,7 @@ class OnnxEncoder:
         except UserError as error:
             raise UserError(
                 f"onnx:{self.path}: the weights are in a separate file; save the graph with its weights inside, or "
-                "install the extra 'export': pip install -e '.[export]'"
+                f"install the extra 'export' with: {install_command('export')}"
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def candidates(path: Path) -> str:
     """Return the end of a message that names inner tensors of a graph, the last first, with the number of features."""
     named = f"; name an inner tensor: onnx:{path.name}#TENSOR"
     if find_spec("onnx_ir") is None:
-        return f"{named}; with the extra 'export', the likely ones are listed here: pip install -e '.[export]'"
+        return f"{named}; to list the likely ones here, run: {install_command('export')}"
     import onnx_ir as ir  # lazy import: part of the extra `export`
     from onnx_ir.passes.common import ShapeInferencePass
 

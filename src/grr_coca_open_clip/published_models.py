@@ -300,7 +300,8 @@ class PublishedModels:
     @property
     def heading(self) -> str:
         """Heading of these models in lists."""
-        return f"for photographs, published by open_clip; {install_command('photos')} lets the first use fetch them:"
+        command = install_command("photos")
+        return f"for photographs, published by open_clip; to let the first use download one, run {command}:"
 
     def owns(self, name: str) -> bool:
         """Return whether a name belongs to a published model, optionally with `@revision`."""

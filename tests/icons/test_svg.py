@@ -127,7 +127,7 @@ def test_no_entity_hides_that_another_file_is_read(tmp_path):
 
 def test_error_without_resvg_names_the_install_command(monkeypatch):
     monkeypatch.setattr(svg_drawing, "resvg_py", None)
-    with pytest.raises(BadSample, match=r"a\.svg: an SVG file, which needs resvg-py; pip install resvg-py$"):
+    with pytest.raises(BadSample, match=r"a\.svg: an SVG file, which needs resvg-py; run: .* -m pip install resvg-py$"):
         svg_drawing.render(SQUARE, "a.svg", 8)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import grr_coca
 from grr_coca.common import plugins
-from grr_coca.common.errors import Interruption, UserError, print_warnings, printable, suggest_name
+from grr_coca.common.errors import Interruption, UserError, pip_install, print_warnings, printable, suggest_name
 from grr_coca.common.threads import multiply_on_one_thread, set_passive_wait_policy
 
 
@@ -195,7 +195,8 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
     commands = all_commands()
     kinds = [name for name in commands if name.startswith(f"{first} ")]
     if not kinds:
-        again = "" if plugins.is_installed() else "; only the core is installed: run pip install -e . again"
+        command = pip_install("-e", ".")
+        again = "" if plugins.is_installed() else f"; only the core is installed; run in the clone: {command}"
         raise UserError(f"unknown command '{first}'; {suggest_name(first, commands)}{again}")
     if rest and rest[0] not in ("-h", "--help"):
         name = f"{first} {rest[0]}"

@@ -45,7 +45,7 @@ def failure_lines(messages: Iterable[str]) -> list[str]:
     """
     lines: dict[str, list[str]] = {}
     for message in messages:
-        reason = message[message.rfind(": ") + 2 :] if "; pip install" in message else message
+        reason = message[message.rfind(": ") + 2 :] if " -m pip install " in message else message
         lines.setdefault(reason, []).append(escape_control_chars(message))
     return [first if not others else f"{first} (and {len(others):,} more)" for first, *others in lines.values()]
 

@@ -2,7 +2,10 @@
 
 import difflib
 import logging
+import os
 import re
+import shlex
+import sys
 from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,7 +177,7 @@ def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) ->
     """
     missing = [name for module, name in PACKAGES[extra].items() if module not in unneeded and find_spec(module) is None]
     if missing:
-        raise UserError(f"{purpose} needs {' and '.join(missing)}; {install_command(extra)}")
+        raise UserError(f"{purpose} needs {', '.join(missing)}; run: {install_command(extra)}")
 
 
 def install_command(extra: Extra) -> str:
@@ -184,8 +187,19 @@ def install_command(extra: Extra) -> str:
     never contains `pip install grr-coca[EXTRA]`, because another project may own that name in pip's index.
     """
     if is_clone():
-        return f'pip install -e "{_ROOT}[{extra}]"'
-    return f"pip install {' '.join(PACKAGES[extra].values())}"
+        return pip_install("-e", f"{_ROOT}[{extra}]")
+    return pip_install(*PACKAGES[extra].values())
+
+
+def pip_install(*arguments: str) -> str:
+    """Return the command that installs packages for the running interpreter with pip, for messages.
+
+    The interpreter is written as `python` if its folder comes first in `PATH`, as in an activated environment, and as
+    its path otherwise.
+    """
+    first = os.environ.get("PATH", "").split(os.pathsep)[0]
+    python = "python" if Path(first) == Path(sys.executable).parent else sys.executable
+    return shlex.join([python, "-m", "pip", "install", *arguments])
 
 
 def is_clone() -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.common.errors import UserError, require_extra
+from grr_coca.common.errors import UserError, pip_install, require_extra
 from grr_coca.common.shapes import Float
 from grr_coca.data.sources.base import locate
 from grr_coca.data.sources.columns import IMAGE_COLUMNS, first_column
@@ -236,4 +236,4 @@ def _hdf5(path: Path) -> Any:
 
 def _require_h5py(path: Path) -> None:
     if find_spec("h5py") is None:
-        raise UserError(f"{path}: reading HDF5 needs h5py: pip install h5py")
+        raise UserError(f"{path}: reading HDF5 needs h5py; run: {pip_install('h5py')}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError, first_line, require_extra, suggest_name
+from grr_coca.common.errors import UserError, first_line, pip_install, require_extra, suggest_name
 from grr_coca.common.files import MANIFEST, read_json
 from grr_coca.common.threads import set_passive_wait_policy
 from grr_coca.model.checkpoint_files import (
@@ -310,7 +310,7 @@ def _may_have_gpu() -> bool:
 
 def _onnx(folder: Path) -> "EngineName":
     if find_spec("onnxruntime") is None:
-        raise UserError("the required package onnxruntime is missing; run: pip install onnxruntime")
+        raise UserError(f"the required package onnxruntime is missing; run: {pip_install('onnxruntime')}")
     if not has_graphs(folder):
         raise UserError(f"{folder}: no ONNX graphs; write them with: grr-coca export onnx -c {folder} --out FOLDER")
     # Int8 graphs refer to their source checkpoint, which may be absent.

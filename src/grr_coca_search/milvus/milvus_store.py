@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from grr_coca.common.errors import UserError, require_extra
+from grr_coca.common.errors import UserError, pip_install, require_extra
 from grr_coca_search.entry import VERSION, Failure, Header, chunks, name_id
 from grr_coca_search.filters import Filter
 from grr_coca_search.milvus.notes import NOTES, Notes, Reads, all_rows, noted_header, notes_of
@@ -331,7 +331,7 @@ def _connected(location: str) -> tuple[_ServerPlace, Any]:
     place = _parse_location(location)
     require_extra("milvus", f"{location}: an index on a Milvus server")
     if location.startswith("milvus:") and find_spec("milvus_lite") is None:
-        raise UserError(f"{location}: Milvus Lite is not installed; pip install 'pymilvus[milvus_lite]'")
+        raise UserError(f"{location}: Milvus Lite is not installed; run: {pip_install('pymilvus[milvus_lite]')}")
     from pymilvus import MilvusClient
 
     with _server_errors(location):

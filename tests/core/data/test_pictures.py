@@ -187,7 +187,9 @@ def test_rejects_a_header_with_too_many_pixels(name):
 
 def test_heic_without_the_extra_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(BadSample, match=r"^a\.heic: a HEIC file, which needs pillow-heif; pip install") as caught:
+    with pytest.raises(
+        BadSample, match=r"^a\.heic: a HEIC file, which needs pillow-heif; run: .* -m pip install pillow-heif$"
+    ) as caught:
         decode_in_process((PICTURES / "libheif.heic").read_bytes(), "a.heic")
     assert caught.value.cause is Cause.NOT_INSTALLED
 

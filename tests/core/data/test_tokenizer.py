@@ -153,7 +153,7 @@ def test_corrupt_tokenizer_file_is_a_user_error(text):
 
 def test_cleaning_as_open_clip_needs_ftfy_and_no_torch(monkeypatch):
     hide_packages(monkeypatch, "ftfy", "torch", "jaxtyping")
-    with pytest.raises(UserError, match=r"cleaning texts as open_clip does needs ftfy; pip install ftfy$"):
+    with pytest.raises(UserError, match=r"cleaning texts as open_clip does needs ftfy; run: .* -m pip install ftfy$"):
         clip_bpe("ftfy").encode("a cat")
 
 

@@ -118,7 +118,7 @@ def test_checkpoint_without_graphs_needs_torch_in_one_line(folder, without_torch
 
 @pytest.mark.parametrize(("engine", "device"), [("torch", None), ("auto", "cuda")])
 def test_missing_torch_error_names_the_install_command(without_torch, engine, device):
-    with pytest.raises(UserError, match=rf"needs torch( and jaxtyping)?; {re.escape(install_command('torch'))}"):
+    with pytest.raises(UserError, match=rf"needs torch(, jaxtyping)?; run: {re.escape(install_command('torch'))}"):
         grr_coca.load("icons", device, engine)
 
 

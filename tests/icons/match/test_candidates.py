@@ -196,7 +196,7 @@ def test_names_are_compared_by_a_package_of_the_extra(random, monkeypatch):
     source = gallery("one", ["a", "b"], random.normal(size=(2, WIDTH)))
     weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
     hide_packages(monkeypatch, "rapidfuzz")
-    with pytest.raises(UserError, match=r"comparing names needs rapidfuzz; pip install"):
+    with pytest.raises(UserError, match=r"comparing names needs rapidfuzz; run: .* -m pip install"):
         match_pictures(source, source, weights)
     assert match_pictures(source, source, BY_PICTURE)
 

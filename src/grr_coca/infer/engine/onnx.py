@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, pip_install
 from grr_coca.common.files import MANIFEST, file_sha256, read_json, read_manifest
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
@@ -169,7 +169,8 @@ class OnnxEngine:
             reason = " ".join(str(error).split())
             if "opset" in reason or "IR version" in reason:
                 raise UserError(
-                    f"{path}: needs a newer ONNX Runtime than {onnxruntime.__version__}; pip install -U onnxruntime"
+                    f"{path}: needs a newer ONNX Runtime than {onnxruntime.__version__}; run: "
+                    f"{pip_install('-U', 'onnxruntime')}"
                 ) from error
             raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
 

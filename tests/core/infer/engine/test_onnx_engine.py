@@ -278,7 +278,7 @@ def test_old_onnx_runtime_error_names_the_upgrade(folder, version, capfd):
         graph.ir_version = 999
     (folder / "text.onnx").write_bytes(graph.SerializeToString())
     relist(folder, "text.onnx")
-    told = f"needs a newer ONNX Runtime than {onnxruntime.__version__}; pip install -U onnxruntime"
+    told = f"needs a newer ONNX Runtime than {onnxruntime.__version__}; run: .* -m pip install -U onnxruntime$"
     with pytest.raises(UserError, match=told):
         OnnxEngine(folder).session("text")
     assert capfd.readouterr() == ("", "")

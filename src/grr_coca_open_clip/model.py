@@ -162,7 +162,7 @@ def shared(
     patches: Float[Tensor, "B P C"],
     mask: Bool[Tensor, "B P"] | None = None,
 ) -> PoolerOutput:
-    """Use the first query of the captioning pooler also as the contrastive pooler."""
+    """Use the captioning pooler also as the contrastive pooler, whose output comes from the first query."""
     tokens = captioning_pooler(patches, mask)
     return PoolerOutput(tokens[:, 1:], contrastive_pooler(tokens[:, :1], None))
 
@@ -232,7 +232,7 @@ class TwoStepCrossBlock(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """Return the branches; see `Block`."""
+        """Branches; see `Block`."""
         return *self.block.branches, self.cross_attn, self.feed_forward
 
     def forward(

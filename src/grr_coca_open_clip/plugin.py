@@ -56,7 +56,7 @@ class OpenClipArchitecture:
                     raise UserError(f"architecture 'open_clip' needs {name} {choice!r}, got {found!r}")
 
     def build(self, config: CoCaConfig) -> Any:
-        """Build the model that a config defines, with uninitialised weights."""
+        """Build the model that a config defines, with uninitialized weights."""
         from grr_coca_open_clip.model import build_open_clip  # lazy import: PyTorch
 
         return build_open_clip(config)

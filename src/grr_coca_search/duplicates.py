@@ -55,7 +55,7 @@ class Group:
 
     @property
     def exact_copies(self) -> dict[str, str]:
-        """Return the images whose bytes equal those of an earlier image, as a mapping from their names to the earlier
+        """Images whose bytes equal those of an earlier image, as a mapping from their names to the earlier
         names.
         """
         firsts: dict[str, str] = {}

@@ -173,7 +173,7 @@ class Entry:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Return the texts that name the image: file name, title, keywords, and such columns of its table."""
+        """Texts that name the image: file name, title, keywords, and such columns of its table."""
         columns = (str(self.fields[name]) for name in ("aliases", "keywords", "tags") if name in self.fields)
         return (self.title, *(self.photo.words if self.photo else ()), *columns)
 

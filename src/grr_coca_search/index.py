@@ -349,7 +349,7 @@ class IndexModel:
 
     @cached_property
     def thesaurus(self) -> Thesaurus:
-        """Words that the model knows for words that it does not know.
+        """Known words to search for in place of words that the model does not know.
 
         Raises:
             UserError: If the file with these words cannot be read.

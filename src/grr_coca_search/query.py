@@ -63,7 +63,7 @@ class Query:
 
     @property
     def words(self) -> str | None:
-        """Return the text for the full-text index, or None if the query has parts that this index does not support."""
+        """Text for the full-text index, or None if the query has parts that this index does not support."""
         has_others = self.images or self.without or self.weights or self.like or self.unlike
         if has_others:
             return None
@@ -72,7 +72,7 @@ class Query:
 
     @property
     def query_terms(self) -> frozenset[str]:
-        """Return the words to search for in the name, title, keywords and caption of a hit, or none if the query has
+        """Words to search for in the name, title, keywords and caption of a hit, or none if the query has
         images.
         """
         return frozenset() if self.images or self.like else query_terms(" ".join(map(split_identifier, self.texts)))
@@ -181,7 +181,7 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def verdict(self) -> Verdict:
-        """Return whether the first hits match the query. The result is `likely` if relevances are not valid.
+        """Whether the first hits match the query. The result is `likely` if relevances are not valid.
 
         It is never `nothing` if one of these hits has the words of the query in its name, title, keywords or caption.
         """

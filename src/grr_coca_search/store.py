@@ -289,7 +289,7 @@ class Store(ABC):
 
     @abstractmethod
     def begin(self) -> AbstractContextManager[Any]:
-        """Return the state that reads within a new snapshot need, such as a connection.
+        """Begin a snapshot, and return the state that its reads need, such as a connection.
 
         `snapshot` and `reading` call this method.
         """

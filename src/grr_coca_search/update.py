@@ -413,7 +413,7 @@ class _Run:
         return failure.name in self._among or file in self._among or _is_below(file, self._among)
 
     def _places(self, root: str) -> Iterator[ImagePlace]:
-        """Yield the locations of those images of a root that are inside the arguments of this update."""
+        """Yield the locations of a root's images that are inside the arguments of this update."""
         is_whole = root in self._among or _is_below(root, self._among)
         for place in self._store.places(root):
             if is_whole or place.name in self._among or _is_below(place.name, self._among):

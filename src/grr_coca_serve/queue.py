@@ -305,7 +305,7 @@ class ModelQueue:
 
 
 class QueuedModel:
-    """Adapter with the interface of a model, for agent tools and others, that computes through the queue.
+    """Adapter with the interface of a model, for example for agent tools, which computes through the queue.
 
     It may be called from any thread except the threads of the event loop and of the model. Other attributes are those
     of the model.

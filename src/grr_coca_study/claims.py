@@ -50,7 +50,7 @@ class Claim:
 
     @property
     def is_held(self) -> bool:
-        """Return whether this claim is current. It is not if another process has taken over or ended the run."""
+        """Whether this claim is current. It is not if another process has taken over or ended the run."""
         return self.path.exists() and not Claim(self.folder, self.name, self.number + 1).path.exists()
 
     def sign(self) -> None:

@@ -128,10 +128,10 @@ def adapt_model(
         name: Name of the pairs in messages.
         base: Name or folder of the base model.
         out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
-        val: Pairs for choosing values and for all measurements; they are not fitted, even if they are among
-            `pairs`. None: the pairs are divided into folds.
+        val: Pairs for choosing values and for all measurements; they are not fitted, even if they are among `pairs`. If
+            None, the pairs are divided into folds.
         is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given, and the embedding of its
-            start model is one more feature, see `grr_coca.infer.adapted.start_model`.
+            start model is an additional feature; see `grr_coca.infer.adapted.start_model`.
         encoder: Name of an additional image encoder, or folder of its features, in place of the start model.
         watch: Called to report progress.
         write_more: Called with the unfinished folder, to add files such as a report.

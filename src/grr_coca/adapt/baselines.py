@@ -98,7 +98,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class _Found:
-    """Images of a split: their vectors in closed form, their features, and the features of the training images."""
+    """Images of a split: their closed-form vectors, their features, and the features of the training images."""
 
     vectors: Float[np.ndarray, "N Z"]
     features: Float[np.ndarray, "N F"]

@@ -23,8 +23,8 @@ MAX_PLAIN = 128
 _MAX_SELECTION = 1_200
 """Maximum number of images for choosing values."""
 _MIN_SELECTION, _MIN_SELECTION_TUNED = 50, 300
-"""Minimum number of images for choosing values, usually and if the base was fine-tuned on the images. Then only the
-validation images can choose: values from 55 to 129 of them were worse than fixed ones."""
+"""Minimum number of images for choosing values: in general, and if the base was fine-tuned on the images. In the second
+case, only validation images can be used, and values chosen on 55 to 129 of them were worse than fixed values."""
 _NEAR_EMBEDDING, _NEAR_DESCRIPTORS = 0.9, 0.97
 """Minimum cosine similarities of near-equal images, which share a fold: between base embeddings, and between
 descriptors."""
@@ -39,8 +39,8 @@ _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
 """Candidate values, tried in order. The middle value is kept unless another one is significantly better."""
 
 _TUNED = Values(width=0.5, penalty=0.1, plain_share=0.5)
-"""Hyperparameters for a base that was fine-tuned on the images, chosen by folds over the training pairs of three
-domains."""
+"""Hyperparameters for a base that was fine-tuned on the images, chosen by cross-validation on the training pairs of
+three domains."""
 
 Step = Callable[[str], object]
 """Callback that gets a short description when a stage begins."""

@@ -18,8 +18,8 @@ _DENSE = 1_200
 """Maximum number of images, or of dimensions, for computing all directions."""
 _WHITENING, _FLOOR = 0.25, 0.1
 """Exponent of the variance that each direction is divided by, and the fraction of the mean variance that is then added.
-Words that occur in nearly all captions thus count for less. Both were chosen by folds over the training pairs of three
-domains.
+Words that occur in nearly all captions thus count for less. Both were chosen by cross-validation on the training pairs
+of three domains.
 """
 
 

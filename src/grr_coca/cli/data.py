@@ -79,7 +79,7 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Compute the features of all images by an external image encoder, or take those that you have.
+    """Compute the features of all images by an external image encoder, or import existing ones.
 
     OUT can then replace PAIRS or images (`adapt OUT`, `index OUT`), or the encoder (`adapt PAIRS --encoder OUT`).
     Running the command again continues an interrupted job. Several processes that run it at the same time share the

@@ -191,7 +191,7 @@ def _work_on(
 
 
 def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
-    """If no image file exists, report this and return the exit code. Otherwise, return None.
+    """Report a search that found no image file, and return the exit code. If a file exists, return None.
 
     Call this before the model is loaded, so that a mistyped name is reported immediately.
     """

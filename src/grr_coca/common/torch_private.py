@@ -64,7 +64,7 @@ def flash_attention_of_cpu() -> object:
 
 
 def allow_recompiles(limit: int) -> None:
-    """Set for how many kinds of input one function may be compiled."""
+    """Limit the number of input kinds for which one function is compiled."""
     import torch._dynamo  # lazy import, because it takes a second
 
     torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)

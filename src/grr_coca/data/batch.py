@@ -39,7 +39,7 @@ def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Floa
 
 
 class FeatureTokens(NamedTuple):
-    """Image tokens from a frozen third-party encoder. Shapes: B images, N tokens, X their width.
+    """Image tokens from a frozen third-party encoder. Shapes: B images, N tokens, X token width.
 
     `mask` marks the valid tokens, at least one per image; all others are padding. None means that all tokens are valid.
     """
@@ -130,7 +130,7 @@ class Replacement(NamedTuple):
     """A bad training sample that was replaced.
 
     Attributes:
-        cause: Why the sample is bad.
+        cause: Reason why the sample is bad.
         name: Name of the pair.
         place: Shard, table or folder of the pair.
         sample: Index of the pair in the source.

@@ -38,7 +38,7 @@ def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -
 
 
 def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """Decode an image without returning it, to check that this is possible."""
+    """Check that an image can be decoded, without returning it."""
     decode_in_process(data, name, renderer=renderer)
     return {}, b""
 

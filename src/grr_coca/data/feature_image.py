@@ -1,8 +1,9 @@
 """Encode image features as an image, so that all code for images also accepts features.
 
 The pixels of a square hold, in raster order: `MAGIC`, the digest of the encoder, the number of features D, the features
-in half precision, and zeros. It cannot be confused with a picture: `MAGIC` has 72 bits. The features are the mean token
-of an image. If all its tokens are stored, the SHA-256 of the image follows, by which a folder of features finds them.
+in half precision, and zeros. Such a square cannot be confused with a picture, because `MAGIC` has 72 bits. The
+features are the mean token of an image. If all its tokens are stored, the SHA-256 of the image follows, by which a
+folder of features finds them.
 """
 
 import io
@@ -40,7 +41,7 @@ def feature_image(features: "np.ndarray", digest: str, image_digest: bytes = b""
     Args:
         features: Features of an image, D.
         digest: Digest of their encoder, 32 hexadecimal digits.
-        image_digest: Digest by which all tokens of the image are found; empty: only the features are known.
+        image_digest: Digest by which all tokens of the image are found. Empty if only the features are known.
     """
     side = feature_side(len(features), has_tokens=bool(image_digest))
     content = _HEAD.pack(MAGIC, bytes.fromhex(digest), len(features)) + features.astype("<f2").tobytes() + image_digest
@@ -76,7 +77,8 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
 
 
 def tokens_digest(content: bytes) -> bytes | None:
-    """Return the digest of the image whose tokens are stored, from a square with its mean token; None: there is none.
+    """Return the digest of the image whose tokens are stored, from a square with the mean token of that image, or None
+    if the square has no such digest.
 
     Args:
         content: Pixels of the square, in raster order.

@@ -288,7 +288,7 @@ class FeatureCache:
         return self._numbers.get(digest)
 
     def find_tokens(self, encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
-        """Return all tokens of an image, see `grr_coca.data.stored_tokens.TokenStore`."""
+        """Return all tokens of an image; see `grr_coca.data.stored_tokens.TokenStore`."""
         if self.header.encoder.digest != encoder or self.header.keep != "tokens":
             return None
         number = self.find(digest)

@@ -40,7 +40,9 @@ _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
 
 
 class Span(NamedTuple):
-    """Location of the bytes of an image: `size` bytes of `file` from `offset`. If `offset` is None, the entire file."""
+    """Location of the bytes of an image: `size` bytes of `file` from `offset`. If `offset` is None, the image is the
+    entire file.
+    """
 
     file: Path
     offset: int | None = None

@@ -294,7 +294,7 @@ class Preprocess:
         """Return a square sent by a helper program.
 
         Raises:
-            BadSample: If it holds features whose tokens are not stored here, see `FeaturePreprocess`.
+            BadSample: If the square contains features whose tokens are not stored here; see `FeaturePreprocess`.
         """
         from grr_coca.data.isolated import received
 

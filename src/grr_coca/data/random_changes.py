@@ -35,7 +35,9 @@ class Stream(IntEnum):
     """
 
     REPLACEMENT = 1
-    """First sample to try in place of a bad one. The next ones have the numbers up to `MAX_REPLACEMENTS`."""
+    """First sample to try in place of a bad one. The streams of the following samples have the numbers up to
+    `MAX_REPLACEMENTS`.
+    """
     CAPTION = REPLACEMENT + MAX_REPLACEMENTS
     """Choice of the caption, for an image with several captions."""
     PATCHES = 1000

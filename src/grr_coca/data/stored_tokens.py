@@ -1,6 +1,7 @@
 """Stored tokens of images, found by the digest of an image in the folders that this process reads.
 
-Only folders whose features this process has read are searched, so a picture from elsewhere cannot name a file.
+Only folders whose features this process has read are searched, so a picture from elsewhere cannot refer to any other
+file.
 """
 
 import threading
@@ -14,10 +15,10 @@ from grr_coca.common.shapes import Float
 
 @runtime_checkable
 class TokenStore(Protocol):
-    """A folder of features, see `grr_coca.data.features.FeatureCache`."""
+    """A folder of features; see `grr_coca.data.features.FeatureCache`."""
 
     def find_tokens(self, encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
-        """Return all tokens of an image; None if this folder does not have them.
+        """Return all tokens of an image, or None if this folder does not have them.
 
         Args:
             encoder: Digest of the encoder.
@@ -37,7 +38,7 @@ def offer_tokens(store: TokenStore) -> None:
 
 
 def find_tokens(encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
-    """Return all tokens of an image from the offered folders, see `TokenStore`; None if none has them."""
+    """Return all tokens of an image from the offered folders (see `TokenStore`), or None if no folder has them."""
     with _OFFERING:
         stores = list(_OFFERED)
     found = (store.find_tokens(encoder, digest) for store in stores)

@@ -270,7 +270,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, cleaning: Cleaning = "none") -> "Tokenizer":
-        """Read a `tokenizer.json` that `to_json` returned, or any other that has begin and end tokens.
+        """Read a `tokenizer.json` that `to_json` returned, or any other such file that has begin and end tokens.
 
         Raises:
             UserError: If the file cannot be read, or has no begin and end tokens.

@@ -1,9 +1,9 @@
 """Caption metrics CIDEr, CIDEr-D, BLEU-1 … BLEU-4 and ROUGE-L, with the same results as pycocoevalcap.
 
 - CIDEr (Vedantam et al., arXiv 1411.5726) is the mean cosine between the tf-idf vectors of a caption and of its
-  references, over runs of n = 1 … 4 tokens. CIDEr-D also clips repeated runs, and penalizes a difference in length
-  (σ = 6). pycocoevalcap, the COCO server and thus the literature call CIDEr-D "CIDEr". As in these programs, both are
-  multiplied by 10, and words are not stemmed.
+  references, over n-grams with n = 1 … 4 tokens. CIDEr-D also clips repeated n-grams, and penalizes a difference in
+  length (σ = 6). pycocoevalcap, the COCO server and thus the literature call CIDEr-D "CIDEr". As in these programs,
+  both are multiplied by 10, and words are not stemmed.
 - BLEU (Papineni et al., 2002) is computed for a corpus, with the closest reference length.
 - ROUGE-L (Lin, 2004) is based on the longest common subsequence of a caption and its references.
 

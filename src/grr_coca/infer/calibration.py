@@ -10,9 +10,9 @@ The parameters were fitted to one model by `scripts/fit_confidence.py`, and are 
 - For models with `photographs.json`, which `scripts/fit_photographs.py` writes, an image is also unfamiliar if it looks
   like a photograph, complete or cut out. An image with a flat interior is then familiar at any distance, because
   drawings that fill their frame are far from all others. A photograph that was cut out has the border of a drawing, so
-  its
-  interior decides: photographs are rough nearly everywhere, their edges run in all directions, and their colours vary
-  independently of their brightness. Glossy drawings are smooth between their edges, and a shade changes all channels.
+  its interior decides: photographs are rough nearly everywhere, their edges run in all directions, and their colours
+  vary independently of their brightness. Glossy drawings are smooth between their edges, and a shade changes all
+  channels.
 
 Shapes: B images, S image size in pixels, s = S - 2, N classified images, F statistics or interior features.
 """
@@ -191,7 +191,7 @@ _FLAT, _MAX_FLAT = 3, 0.9
 
 _LAPLACIANS = (3, 8, 20, 40, 80)
 _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
-"""Limits for brightness, and for red and blue without green."""
+"""Limits, in grey values, for brightness, red minus green, and blue minus green."""
 _NUM_BOTH = 3
 _COHERENT = (0.5, 0.8, 0.95)
 _EDGE = 16

@@ -57,7 +57,7 @@ class ModelProvider(Protocol):
         ...
 
     def owns(self, name: str) -> bool:
-        """Return whether a name is one of its models, with or without `@revision`."""
+        """Return whether a name belongs to a model of this provider, with or without `@revision`."""
         ...
 
     def locate(self, name: str) -> Path:
@@ -163,8 +163,8 @@ def require_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool = Fa
     Args:
         folder: Folder of the model. The model is not loaded.
         arguments: Arguments for images or pairs.
-        as_pairs: Whether the stored features of a pair are read; False: those that the model takes, in place of an
-            image.
+        as_pairs: Whether the arguments are opened as pairs with their stored features. If False, they are opened as
+            images, which features may replace.
 
     Raises:
         UserError: If an argument has features of another encoder, or images instead of features. The message names

@@ -137,7 +137,7 @@ def with_beams(options: GenerationOptions) -> GenerationOptions:
 
 
 class Tagger:
-    """Assigner of words to images.
+    """Tagger, which assigns words to images.
 
     Args:
         numbers: Parameters of the model.

@@ -131,7 +131,7 @@ class KeyValueCache:
 
 
 ROUND_TO = 16
-"""Number of which the number of tokens in a packed row is a multiple."""
+"""Factor by which the number of tokens in a packed row is divisible."""
 
 Positions = slice | Int[Tensor, "*B T"]
 """Positions of tokens in their sequences, as indices into a table with one row per position."""
@@ -236,7 +236,7 @@ def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device)
 
 
 LayoutOf = Callable[[Int[Tensor, " B"], int, torch.device], PackedLayout]
-"""`pack_lengths`, or another function that creates a layout for sequences with given lengths."""
+"""Function that creates a layout for sequences with given lengths."""
 
 
 @final

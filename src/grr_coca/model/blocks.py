@@ -38,7 +38,7 @@ class Patchify(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Stem of convolutions that halve height and width until each patch has one position (arXiv 2106.14881).
+    """Stem of convolutions that halve height and width until each patch is one position (arXiv 2106.14881).
 
     Each convolution is followed by a norm and ReLU. The features of a patch also depend on some pixels of neighbouring
     patches. The number of channels doubles from each convolution to the next, up to the width of the encoder: K =
@@ -86,7 +86,7 @@ class Convolution(nn.Linear):
     """3x3 convolution with stride 2, padded with zeros.
 
     Its weight is the matrix (O, 9 · C) that multiplies the 3 x 3 x C inputs of each output, in the order channel, row,
-    column. It is therefore initialised, decayed and updated like all other matrices. Muon's author flattens
+    column. It is therefore initialized, decayed and updated like all other matrices. Muon's author flattens
     convolutions in the same way (kellerjordan.github.io/posts/muon).
     """
 
@@ -154,7 +154,7 @@ class Block(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """Layers whose results are added to the tokens. The last matrix of each is initialised with smaller values."""
+        """Layers whose results are added to the tokens. The last matrix of each is initialized with smaller values."""
         return self.attn, self.feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
@@ -186,7 +186,7 @@ class CrossBlock(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """Return the branches; see `Block`."""
+        """Branches; see `Block`."""
         return self.attn, self.cross_attn, self.feed_forward
 
     def forward(

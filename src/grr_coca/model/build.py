@@ -5,7 +5,7 @@
 | matrices | N(0, 1 / fan_in) |
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
-| learned queries | N(0, 1): as long as the normalized tokens that they attend to. Short ones would all attend equally |
+| learned queries | N(0, 1), the length of the normalized tokens; short queries would attend to all tokens equally |
 | learned positions, registers, class token | N(0, 0.02²), as in ViT. `sine_cosine_positions` changes those of patches |
 | biases of patches and of convolutions | the same, so that blank patches do not become zero vectors |
 | norms; other biases | weight 1; 0 |
@@ -70,7 +70,7 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
 
 
 def build_without_weights(config: CoCaConfig) -> CoCa:
-    """Build the model that a config defines, with uninitialised weights, all of which the caller must write or load."""
+    """Build the model that a config defines, with uninitialized weights, all of which the caller must write or load."""
     with _NoDefaultInit():
         if config.architecture == OWN:
             return _coca(config)
@@ -257,7 +257,7 @@ INITIAL_LOGIT_BIAS = -10.0
 
 @torch.no_grad()
 def init_weights(model: CoCa, seed: int) -> None:
-    """Initialise all weights of the model, in place."""
+    """Initialize all weights of the model, in place."""
     branches = _branch_ends(model)
     small = ("position.embedding", "registers", "patch_embed.bias", "conv.bias")
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
@@ -278,13 +278,13 @@ def init_weights(model: CoCa, seed: int) -> None:
         elif name.endswith(("norm.weight", "affine.weight")):
             parameter.fill_(1.0)
         else:
-            assert name.endswith("bias"), f"no rule initialises {name}"
+            assert name.endswith("bias"), f"no rule initializes {name}"
             parameter.zero_()
 
 
 @torch.no_grad()
 def sine_cosine_positions(model: CoCa) -> None:
-    """Initialise the learned positions of patches, in place, with the sines and cosines of their rows and columns.
+    """Initialize the learned positions of patches, in place, with the sines and cosines of their rows and columns.
 
     The angles are those of axial RoPE, over the full width (see `grid_angles`).
 
@@ -320,7 +320,7 @@ def _end_of(branch: nn.Module) -> nn.Linear:
     ends = [child for name, child in branch.named_children() if name in ("out_proj", "down_proj")]
     assert len(ends) == 1, (
         f"{type(branch).__name__} is a residual branch; name its last matrix out_proj or down_proj, so that it "
-        "is initialised smaller"
+        "is initialized smaller"
     )
     return cast(nn.Linear, ends[0])
 

@@ -151,7 +151,8 @@ class _Best:
 
 
 def start_of_run(run: Path) -> Path | None:
-    """Return the checkpoint that a fine-tuned run started from; None if it is unknown, or is gone or changed.
+    """Return the checkpoint that a fine-tuned run started from; or None if that checkpoint is unknown, missing or
+    changed.
 
     Raises:
         UserError: If the file that names it is corrupt.

@@ -329,7 +329,7 @@ class Architecture(Protocol):
         ...
 
     def build(self, config: CoCaConfig) -> Any:
-        """Build the `CoCa` that a config defines, with uninitialised weights."""
+        """Build the `CoCa` that a config defines, with uninitialized weights."""
         ...
 
 

@@ -1,5 +1,5 @@
-"""Models by name. A preset is a function from a size to a full config. An arm is a copy of a preset with one part
-changed.
+"""Presets of models, by name. A preset is a function from a size to a full config. An arm is a copy of a preset with
+one part changed.
 
 GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The arms between them have one or two of
 these parts, so that all eight combinations exist. Widths, depths and the kind of RoPE are our choices; see

@@ -59,8 +59,7 @@ class ModelRecipe:
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
       the text decoder; attention heads keep their width
     - `patch_size`: side of a patch in pixels; half the size gives four times as many patch tokens
-    - `stem`: `patchify` maps the pixels of each patch by one matrix; `convolutional` adds convolutions before it
-      (arXiv
+    - `stem`: `patchify` maps the pixels of each patch by one matrix; `convolutional` adds convolutions before it (arXiv
       2106.14881), and needs a `patch_size` that is a power of two
     - `num_registers`: learned tokens in addition to the patches; arXiv 2309.16588 uses 4
     - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
@@ -69,8 +68,7 @@ class ModelRecipe:
     - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`, the same number as the size
       has), or to the patch tokens (`patches`), which in CoCa's ablation has almost no cost
     - `pixel_mean`, `pixel_std`: normalization of pixel values, which are in 0 … 1 before; with a mean of 1, white
-      becomes
-      0
+      becomes 0
     - `framing`: framing of drawings, see `Framing`; `{}` uses the defaults, and None uses the centre square
     - `image_positions`: initial values of the learned patch positions. `sine_cosine` uses sines and cosines of row and
       column (see `sine_cosine_positions`), which `optimizer: learning_rates` can keep fixed
@@ -238,9 +236,8 @@ class OptimizerRecipe:
 
     - `clip_norm`: maximum norm of the gradients; larger ones are scaled down, and `.inf` means no clipping
     - `learning_rates`: peak learning rates of parts of the model, in place of `lr`, by prefix of the parameter names,
-      such
-      as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix counts. A part with a rate of
-      0 is frozen
+      such as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix counts. A part with a
+      rate of 0 is frozen
     - `layer_decay`: factor by which the learning rate is multiplied for each layer between a parameter and the nearest
       head (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least; 1 means equal rates
     - `muon_precision`: precision of Muon's orthogonalization; `auto` uses the faster precision on this machine (see
@@ -494,19 +491,16 @@ class Recipe:
     - `features`: features of a frozen encoder; None means that there is only the model's own image encoder
     - `freeze`: parts whose weights do not change
     - `precision`: precision of the forward and backward passes. `auto` is bf16 if that is faster on this machine; fp16
-      on a
-      GPU that has no bf16 but fast fp16 (V100, T4); else fp32. In fp16, the loss is scaled, see `LossScale`
+      on a GPU that has no bf16 but fast fp16 (V100, T4); else fp32. In fp16, the loss is scaled, see `LossScale`
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
     - `temperature`: `refitted` replaces the temperature after the last step by the best one for the validation pairs
-      (see
-      `refit_scaling`). The learned temperature fits the training pairs; if these are few, it is too sharp for other
-      pairs. All validations report losses with a refitted temperature. Checkpoints of earlier steps keep the learned
-      one
+      (see `refit_scaling`). The learned temperature fits the training pairs; if these are few, it is too sharp for
+      other pairs. All validations report losses with a refitted temperature. Checkpoints of earlier steps keep the
+      learned one
     - `ema`: decay of a running average of the weights (see `Ema`), which is then evaluated and saved; None means no
       average
     - `compile`: whether to compile the blocks during the first steps. This takes about a minute, and needs a C++
-      compiler
-      on a CPU, or Triton, a C compiler and Python's headers on a GPU
+      compiler on a CPU, or Triton, a C compiler and Python's headers on a GPU
     - `gradient_checkpointing`: fraction of the blocks' intermediate results that are recomputed in the backward pass
       instead of stored. With 1, only the inputs of blocks are kept, which takes the least memory and one more forward
       pass. A value between 0 and 1 needs `compile`, because the compiler first drops the results that are cheapest to

@@ -133,7 +133,7 @@ class _Part:
 
 @lru_cache
 def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of the node kinds that a grammar has, because searching for unknown kinds is an error."""
+    """Return the given node kinds that a grammar has, because searching for unknown kinds is an error."""
     empty = SgRoot("", grammar).root()
 
     def is_known(kind: str) -> bool:
@@ -249,8 +249,8 @@ class _File:
     def _default(self, part: _Part, statement: SgNode, module: str) -> Iterator[_Import]:
         """Rewrite a default import.
 
-        `import Trash from "lucide-react/icons/trash"` becomes a named import; a default import from `~icons/` stays
-        one.
+        `import Trash from "lucide-react/icons/trash"` becomes a named import; a default import from `~icons/` remains a
+        default import.
         """
         clause = next((one for one in statement.children() if one.kind() == "import_clause"), None)
         local = clause.child(0) if clause is not None else None

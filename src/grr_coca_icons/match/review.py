@@ -26,8 +26,8 @@ _MAX_SVG = 20_000
 SURE = 0.5
 """Minimum probability of an equivalent that is accepted without a manual decision."""
 _MAX_SHOWN = 10_000
-"""Maximum number of target icons for which the page has the drawings of all icons, so that others than candidates can
-be found.
+"""Maximum number of target icons for which the page has the drawings of all icons, so that users can also find icons
+that are not candidates.
 """
 
 

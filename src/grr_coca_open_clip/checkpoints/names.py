@@ -150,7 +150,9 @@ def _transposed(theirs: str, ours: str) -> Link:
 
 
 def _joined(theirs: str, ours: str, kind: str) -> Link:
-    """Return the link of an attention projection that open_clip stores as one tensor (qkv) and we as two (q, kv)."""
+    """Return the link of an attention projection that open_clip stores as one tensor (qkv) and we store as two (q,
+    kv).
+    """
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return tensor.tensor_split([len(tensor) // 3])

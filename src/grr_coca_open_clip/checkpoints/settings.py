@@ -108,7 +108,7 @@ _FIXED: dict[str, dict[str, Any]] = {
     "multimodal_cfg": {"ls_init_value": None},
     "model_cfg": {"quick_gelu": False, "init_logit_bias": None, "pad_id": 0},
 }
-"""Keys with the only value that our model supports."""
+"""Keys, each with the only value that our model supports."""
 _WITHOUT_EFFECT = {
     "vision_cfg": {
         "patch_dropout",
@@ -164,7 +164,7 @@ class Settings:
 
     @property
     def heads(self) -> Heads:
-        """Return the numbers of attention heads."""
+        """Numbers of attention heads."""
         vision, text, multimodal = (self._part(name) for name in ("vision_cfg", "text_cfg", "multimodal_cfg"))
         image = None if "width" not in vision else int(vision["width"]) // int(vision.get("head_width", 64))
         return Heads(image, text.get("heads"), multimodal.get("heads"), vision.get("attn_pooler_heads", 8))

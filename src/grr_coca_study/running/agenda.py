@@ -195,7 +195,7 @@ class RemainingWork:
 
     @property
     def digests(self) -> Digests:
-        """Return the digests of valid rows, except those that still depend on a choice."""
+        """Digests of valid rows, except those that still depend on a choice."""
         recipes, trials = map(self._recipe_digests, (self._plan.seeds, self._trial_seeds))
         return Digests(recipes=recipes, data=self._data, trials=trials)
 

@@ -86,7 +86,7 @@ class PairSource(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Return whether images are read over a network."""
+        """Whether images are read over a network."""
         return False
 
     def expect(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002 (only shards have blocks)

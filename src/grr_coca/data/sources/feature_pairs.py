@@ -1,8 +1,8 @@
-"""Feature folder as a source of pairs: each image contains its features, see `grr_coca.data.feature_image`.
+"""Feature folder as a source of pairs: each image contains its features; see `grr_coca.data.feature_image`.
 
-Next to the features, `pairs.jsonl` has a line per image: its key, its captions, the columns of its table, and the
-path of a picture to show, if there is one. All files of the folder are opened when the first image is read.
-As a source, `pairs.jsonl` has the images themselves, if they are still where they were encoded.
+Next to the features, `pairs.jsonl` has a line per image: its key, its captions, the columns of its table, and the path
+of a picture to show, if there is one. All files of the folder are opened when the first image is read. Opened as a
+source, `pairs.jsonl` yields the images themselves, if their files have not been moved.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class FeaturePairs(PairSource):
 
     Args:
         folder: Folder written by `grr-coca data features`.
-        has_images: Whether images are the encoded files instead of their features.
+        has_images: Whether each image is the encoded file instead of its features.
 
     Raises:
         UserError: If a file is missing or corrupt.

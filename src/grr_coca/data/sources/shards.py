@@ -102,7 +102,7 @@ class TarShards(PairSource):
 
     @property
     def is_remote(self) -> bool:
-        """Return whether at least one shard is remote."""
+        """Whether at least one shard is remote."""
         return any(isinstance(path, RemoteFile) for path in self.paths)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:

@@ -25,7 +25,7 @@ class View(PairSource):
 
     @property
     def is_remote(self) -> bool:
-        """Return whether images are read over a network."""
+        """Whether images are read over a network."""
         return any(source.is_remote for source in self._sources())
 
     @abstractmethod

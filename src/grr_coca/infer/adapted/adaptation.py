@@ -71,7 +71,8 @@ class Confidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """Settings for choosing captions. They give the most correct captions on held-out images.
+    """Settings for choosing captions. Among all tested settings, these yield the most correct captions on held-out
+    images.
 
     Attributes:
         composed: Whether to also join the beginning of one near caption to the end of another, at a shared word.

@@ -1,9 +1,10 @@
 """Third-party image encoder that an adapted model uses next to its base, or in place of it.
 
-Pixels come from the preprocessing of the encoder. If used next to the base, the base gets the pixels framed and scaled
-to its own size, and the mean token of an image, less the mean of the domain, is an additional descriptor of fixed
-length. If used in place of the base, the pixels may hold features (`grr_coca.data.feature_image`), and the base embeds
-only texts. The start model of a fine-tuned base (`grr_coca.infer.adapted.start_model`) takes the base's own pixels.
+Pixels come from the preprocessing of the encoder. If the encoder is used next to the base, the base gets the same
+pixels, framed and scaled to its own size. The mean token of an image, minus the mean of the domain, is then an
+additional descriptor of fixed length. If the encoder is used in place of the base, the pixels may hold features
+(`grr_coca.data.feature_image`), and the base embeds only texts. The start model of a fine-tuned base
+(`grr_coca.infer.adapted.start_model`) takes the base's own pixels.
 
 Shapes: B images, S image size of the encoder in pixels, X width of the encoder, T tokens.
 """
@@ -52,8 +53,8 @@ from grr_coca.model.checkpoint_files import (
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
 _SHARE, _SHARE_IN_PLACE, _SHARE_OF_START = 2.25, 5.5, 1.0
-"""Squared length of this descriptor next to the base, in its place, and for its start model. In its place, it is that
-of all descriptors and the base's embedding together: the others have 2.25, and the base's embedding has 1."""
+"""Squared lengths of this descriptor: next to the base, in place of the base, and for the start model of the base. In
+place of the base, the descriptor is longer than all other descriptors (2.25) and the base's embedding (1) together."""
 
 
 class EncoderDescriptor:
@@ -111,7 +112,7 @@ class EncoderDescriptor:
 
     @property
     def is_start(self) -> bool:
-        """Whether it is the start model of the base, whose pixels it takes."""
+        """Whether the encoder is the start model of the base, whose pixels it takes."""
         return isinstance(self.encoder, StartEncoder)
 
     @property
@@ -184,7 +185,7 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
 
 
 def open_start(base: Path, load: LoadModel) -> EncoderDescriptor | None:
-    """Return the start model of a fine-tuned base, see `find_start_encoder`."""
+    """Return the start model of a fine-tuned base; see `find_start_encoder`."""
     encoder = find_start_encoder(base, load)
     return None if encoder is None else EncoderDescriptor(encoder)
 

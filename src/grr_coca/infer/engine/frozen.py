@@ -67,7 +67,9 @@ class FrozenEngine(WrappedEngine):
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B F F 3"]) -> EncodedImages:
-        """See `Engine`. Without an own image encoder, pixels may hold features, see `grr_coca.data.feature_image`."""
+        """Encode images; see `Engine`. If the model has no image encoder, pixels may contain features; see
+        `grr_coca.data.feature_image`.
+        """
         stored = [self._stored_features(image) for image in pixels] if self.own is None else []
         if any(row is not None for row in stored):
             rows = [

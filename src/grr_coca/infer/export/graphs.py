@@ -175,7 +175,7 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
 
 
 _MIN_TEXT = 3
-"""[BOS], [EOS] and [CLS]."""
+"""Number of special tokens in a text: [BOS], [EOS] and [CLS]."""
 
 
 def _form(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> _Form:

@@ -45,8 +45,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures: Sequence[bytes] = ()) -> str:
     """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, atomically.
 
-    If the model takes features of a frozen encoder, this is written too, if its licence allows a copy. An adapted model
-    stays one: the graphs are those of its base, and of its start model if it has one.
+    If the model takes features of a frozen encoder, the encoder is also written, provided that its licence allows
+    copying. An adapted model remains adapted; its graphs are those of its base and, if it has one, of its start model.
 
     Args:
         source: Folder of the checkpoint.

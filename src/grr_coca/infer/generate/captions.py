@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_KEPT = 0.75
 """Maximum fraction of unfinished images in a batch at which finished images are removed. Compacting the batch copies
-the keys and values of the remaining images, which one or two steps with fewer rows make up for."""
+the keys and values of the remaining images, a cost that one or two steps with fewer rows recover."""
 
 
 class CaptionsInProgress:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class CaptionRow(NamedTuple):
-    """One caption of an image. `log_prob`: natural logarithm of the probability of the complete caption; None if no
-    decoder computed it."""
+    """One caption of an image. `log_prob` is the natural logarithm of the probability of the complete caption, or None
+    if no decoder computed it."""
 
     image: str
     caption: str

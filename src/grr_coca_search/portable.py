@@ -72,7 +72,8 @@ def import_parquet(path: Path, location: str) -> int:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     if header.version > VERSION:
         raise UserError(
-            f"{path}: written by a newer grr-coca (format {header.version}; this version supports {VERSION})"
+            f"{path}: written by a newer grr-coca (format {header.version}; this version supports {VERSION}); "
+            "update grr-coca"
         )
     if not 1 <= header.embed_dim <= MAX_WIDTH:
         raise UserError(f"{path}: corrupt (embeddings of {header.embed_dim} numbers)")

@@ -506,7 +506,7 @@ def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[s
 
 
 def _name_match_rank(query: Query, entry: Entry) -> int:
-    """Return how well the name of an image matches the query. Higher values are ranked before lower ones.
+    """Return how well the name of an image matches the query. Images with higher values are ranked first.
 
     The value is 3 if the query is the image's set and name, 2 if it is the name, 1 if the name, title or keywords
     contain all words of the query, and otherwise 0.

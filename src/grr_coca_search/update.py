@@ -195,7 +195,7 @@ def is_there(argument: str) -> bool:
 class _Run:
     """A single update.
 
-    `scan_sources` finds images, `describe` adds new and changed ones, and `remove_missing` removes others.
+    `scan_sources` finds images, `describe` adds new and changed images, and `remove_missing` removes missing images.
     """
 
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
@@ -456,7 +456,7 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
 
 
 def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Return those roots of the index that are other versions of sources among the arguments, which replace them."""
+    """Return the roots of the index that are other versions of sources among the arguments, which replace them."""
     sets = set(map(_unversioned, arguments)) - {None}
     return (root for root in roots if _unversioned(root) in sets)
 
@@ -505,7 +505,7 @@ class _NameMultiset:
         self._database.execute("COMMIT")
 
     def missing(self, names: Iterable[str]) -> Iterable[str]:
-        """Yield those of the names that were never added."""
+        """Yield the given names that were never added."""
         for chunk in chunks(names, 500):
             marks = ", ".join("?" * len(chunk))
             ids = [name_id(name) for name in chunk]

@@ -92,8 +92,8 @@ class Service:
         return max(1, self.queue.ready().engine.context_length - self.num_tokens(prompt) - 3)
 
     async def classifier(self, labels: list[str], templates: list[str], expires: float) -> ZeroShotClassifier:
-        """Return the zero-shot classifier for some labels. Recent ones are cached, because the same labels often
-        recur.
+        """Return the zero-shot classifier for some labels. Recent classifiers are cached, because the same labels
+        often recur.
 
         Raises:
             UserError: If there are duplicate labels, or a template has no `{}`.

@@ -84,7 +84,7 @@ def keep_for_backward(share: float) -> None:
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
     """Return a shallow copy of a module with other children and its own hook lists.
 
-    Hooks that are registered later with the original or the copy are not called by the other.
+    A hook that is registered later with one of the two modules is not called by the other module.
     """
     copied = copy.copy(module)
     copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module instead of the copy

@@ -1,8 +1,8 @@
 """Features computed elsewhere, in common file formats.
 
 - `.npy`: images × D or images × N × D numbers, in the order of the images.
-- Parquet: a column of lists of D numbers, or of N such lists, and a column with names or paths of images. Without the
-  latter, rows are in the order of the images.
+- Parquet: a column of lists of D numbers, or of N such lists, and a column with names or paths of images. Without a
+  column of names, rows are in the order of the images.
 - HDF5: a dataset named after each image, D or N × D; or one dataset like a `.npy` file.
 - A folder with one `.npy` or HDF5 file per image, with its name, D or N × D. If a file has several datasets, `features`
   is used.

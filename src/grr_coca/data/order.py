@@ -32,7 +32,7 @@ class SampleRef(NamedTuple):
 
 @runtime_checkable
 class Visits(Protocol):
-    """Endless sequence of visits of samples. The visit at any position can be computed directly."""
+    """Endless sequence of visits to samples. The visit at any position can be computed directly."""
 
     def at(self, position: int) -> SampleRef:
         """Return the visit at a position in the sequence."""

@@ -151,7 +151,9 @@ def _drawing(image: Image.Image, table: list[int]) -> Box | None:
 
 
 def _changed(image: Image.Image, table: list[int]) -> Image.Image:
-    """Apply `Image.point` without the time that it needs to round each value of a table."""
+    """Map the values of an image by a table, as `Image.point` does, but without rounding each value of the table
+    first.
+    """
     return image._new(image.im.point(table, None))
 
 

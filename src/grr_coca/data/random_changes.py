@@ -142,7 +142,9 @@ def _as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S 
 
 
 def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
-    """Set a drawing on white into a shape. The darkness of the drawing determines how much ink covers the fill."""
+    """Place a drawing with a white background into a shape. The darker a pixel of the drawing, the more ink covers
+    the fill.
+    """
     side = image.shape[-1]
     icon = max(1, round(shape.side * shape.icon * side))
     small = interpolate(image[None], size=(icon, icon), mode="bilinear", antialias=True, align_corners=False)[0]

@@ -177,8 +177,8 @@ def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> 
 class ComparisonLoss(NamedTuple):
     """Losses that compare pairs with each other, in nats.
 
-    Differentiate `total`, which includes their weights. The others are only logged. `teacher` and `sibling` are 0 if
-    their weight is 0.
+    Differentiate `total`, which includes their weights. The other fields are only logged. `teacher` and `sibling` are
+    0 if their weight is 0.
     """
 
     total: Float[Tensor, ""]
@@ -214,8 +214,8 @@ def comparison_loss(
 class Losses(NamedTuple):
     """Losses of one batch, in nats.
 
-    Differentiate `total`, which is `coca` plus the weighted losses `z`, `teacher` and `sibling`. The others are only
-    logged. `teacher` and `sibling` are 0 if their weight is 0.
+    Differentiate `total`, which is `coca` plus the weighted losses `z`, `teacher` and `sibling`. The other fields are
+    only logged. `teacher` and `sibling` are 0 if their weight is 0.
     """
 
     total: Float[Tensor, ""]

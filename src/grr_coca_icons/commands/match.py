@@ -1,4 +1,4 @@
-"""`grr-coca match`: find the equivalents of images in another library"""
+"""`grr-coca match`: find the equivalents of images in another library."""
 
 import csv
 import io

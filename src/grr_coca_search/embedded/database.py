@@ -403,7 +403,7 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
 def _check(database: sqlite3.Connection, folder: Path) -> None:
     """Check that a database is an index, without views and with only the expected triggers.
 
-    Foreign ones might recurse forever.
+    Foreign views and triggers might recurse forever.
     """
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()

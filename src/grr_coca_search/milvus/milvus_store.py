@@ -76,7 +76,7 @@ class MilvusStore(Store):
             if header.version > VERSION:
                 raise UserError(
                     f"{location}: written by a newer grr-coca (format {header.version}; this version "
-                    f"supports {VERSION})"
+                    f"supports {VERSION}); update grr-coca"
                 )
         except BaseException:
             client.close()

@@ -28,7 +28,7 @@ def find_columns(
         image: Image column, if known. If None, a column of paths is searched for.
 
     Raises:
-        UserError: If a column is duplicate or missing. In the latter case, the message lists the table's columns.
+        UserError: If a column is duplicate, or is missing (the message then lists the table's columns).
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)

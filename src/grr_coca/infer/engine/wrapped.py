@@ -1,4 +1,4 @@
-"""Engine that delegates to another engine. It is a base class for engines that change a part of the other engine."""
+"""Engine that delegates to another engine, as a base class for engines that change a part of it."""
 
 from contextlib import AbstractContextManager
 

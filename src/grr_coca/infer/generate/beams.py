@@ -137,7 +137,7 @@ class BeamSearch:
         return candidates.take((-candidates.scores).argsort(axis=1, kind="stable")[:, : 2 * self.num_beams])
 
     def _collect(self, choice: Choice) -> None:
-        """Add to the pools those of the K best continuations that end their caption."""
+        """Add the captions that end among the K best continuations to the pools."""
         ends = (choice.token_ids == self.eos_id) & np.isfinite(choice.scores)
         for image, rank in np.argwhere(ends[:, : self.num_beams]).tolist():
             parent = choice.parents[image, rank]

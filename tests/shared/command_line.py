@@ -12,8 +12,8 @@ from grr_coca.cli import main
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 
 
-class Said(NamedTuple):
-    """What a command answered."""
+class CommandResult(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -21,23 +21,23 @@ class Said(NamedTuple):
 
 
 @pytest.fixture
-def grr_coca(capsys) -> Callable[..., Said]:
+def grr_coca(capsys) -> Callable[..., CommandResult]:
     """Run `grr-coca ARGUMENTS`."""
 
-    def run(*arguments: object) -> Said:
+    def run(*arguments: object) -> CommandResult:
         capsys.readouterr()
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as stop:  # wrong flags, and --help
             code = stop.code
-        return Said(code, *capsys.readouterr())
+        return CommandResult(code, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture
 def refused(grr_coca) -> Callable[..., str]:
-    """Run a command that must be refused with one message; returns the message."""
+    """Run a command that must fail with one message, and return the message."""
 
     def run(*arguments: object) -> str:
         said = grr_coca(*arguments)

@@ -17,7 +17,7 @@ from grr_coca.model.config import CoCaConfig
 from grr_coca_open_clip.checkpoints import SETTINGS, find_weights
 from grr_coca_open_clip.checkpoints.architecture import Heads, infer_config
 from grr_coca_open_clip.checkpoints.names import links, to_ours, to_theirs
-from grr_coca_open_clip.checkpoints.settings import NOTHING_SAID, Settings, named_settings, read_settings
+from grr_coca_open_clip.checkpoints.settings import NO_SETTINGS, Settings, named_settings, read_settings
 
 _PRESET = "open_clip_coca"
 
@@ -70,11 +70,11 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
 
 
 def _settings(path: Path, model: str | None) -> Settings:
-    said = read_settings(path) if path.exists() else NOTHING_SAID
+    settings = read_settings(path) if path.exists() else NO_SETTINGS
     if model is None:
-        return said
+        return settings
     named = named_settings(model)
-    return Settings(named.where, named.model, said.preprocess)
+    return Settings(named.where, named.model, settings.preprocess)
 
 
 def _require_same_tensors(

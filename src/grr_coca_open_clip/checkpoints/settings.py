@@ -217,7 +217,7 @@ class Settings:
         return self.model.get(name, {})
 
 
-NOTHING_SAID = Settings("", {}, {})
+NO_SETTINGS = Settings("", {}, {})
 
 
 def named_settings(name: str) -> Settings:

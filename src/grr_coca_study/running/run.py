@@ -238,7 +238,7 @@ def _in_worker(task: Task, claim: Claim, seconds_between_looks: float) -> Ledger
     claim.sign()
     looked = time.monotonic()
 
-    def tell(done: int) -> None:
+    def after_step(done: int) -> None:
         nonlocal looked
         if time.monotonic() - looked > seconds_between_looks:
             looked = time.monotonic()
@@ -246,4 +246,4 @@ def _in_worker(task: Task, claim: Claim, seconds_between_looks: float) -> Ledger
                 raise _TakenOverError
         tell_progress(done)
 
-    return run_stage(task, usable_device(), tell)
+    return run_stage(task, usable_device(), after_step)

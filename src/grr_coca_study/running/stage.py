@@ -55,12 +55,12 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
     _require_pairs_of_tests(task)
     watch = _Stopwatch(task.folder)
 
-    def tell(done: int) -> None:
+    def after_step(done: int) -> None:
         watch.tick()
         on_progress(done)
 
     try:
-        row = _trained_and_measured(task, device, tell)
+        row = _trained_and_measured(task, device, after_step)
     finally:
         watch.note()
     try:

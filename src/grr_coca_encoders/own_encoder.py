@@ -1,4 +1,4 @@
-"""The image encoder of a model of this package, as one for other models."""
+"""Image encoder of a model of this package, as an external encoder for other models."""
 
 from dataclasses import asdict
 
@@ -22,7 +22,7 @@ def load_own(name: str, device: str | None) -> TorchEncoder:
         device: See `TorchEncoder`.
 
     Raises:
-        UserError: If the model does not exist, or has no image encoder or one beside it.
+        UserError: If the model does not exist, has no image encoder, or has an additional one.
     """
     checkpoint = from_pretrained(locate_checkpoint(name))
     preprocess = checkpoint.preprocess

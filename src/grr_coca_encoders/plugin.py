@@ -34,7 +34,7 @@ def open_transformers(rest: str, device: str | None) -> "VisionEncoder":
 def open_own(rest: str, device: str | None) -> "VisionEncoder":
     """Open the image encoder of a model of this package; see `grr_coca.infer.encoder.EncoderOpener`."""
     require_extra("torch", f"coca:{rest}")
-    from grr_coca_encoders.own_encoder import load_own  # late: imports torch
+    from grr_coca_encoders.own_encoder import load_own  # lazy import, because it imports torch
 
     return load_own(rest, device)
 

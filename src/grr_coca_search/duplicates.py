@@ -1,8 +1,8 @@
 """Find near-duplicates: the same image, scaled or compressed again. Different images are never merged.
 
-Three tests find them, the fast ones first: perceptual hashes are nearly equal, small copies in colour
-(`picture_hashes.py`) are nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin
-drawings on white, and the embedding confuses two drawings of one concept, such as the numbers 72 and 73.
+Three tests find them, the fastest first: perceptual hashes are nearly equal, small colour copies
+(`picture_hashes.py`) are nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin drawings
+on white, and the embedding confuses drawings of the same concept, such as the numbers 72 and 73.
 
 Shapes: N images.
 """

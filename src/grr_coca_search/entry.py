@@ -113,17 +113,20 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """The name of the file or member, without folders and suffix."""
+        """Name of the file or member, without folders and suffix."""
         return self._inner.stem
 
     @property
     def folder(self) -> str:
-        """The name of the folder of the image. In a shard without folders, the name of the shard without its suffix."""
+        """Name of the image's folder; in a shard without folders, the name of the shard without its suffix."""
         return self._inner.parent.name or Path(self.file).stem
 
     @property
     def date(self) -> str:
-        """Modification time of the file in UTC, such as `2026-03-01T12:00:00`. As text it sorts by time."""
+        """Modification time of the file in UTC, such as `2026-03-01T12:00:00`.
+
+        Sorting these texts sorts them by time.
+        """
         return datetime.fromtimestamp(self.stamp.mtime_ns // 10**9, UTC).isoformat()[:19]
 
     @property
@@ -194,7 +197,7 @@ class Entry:
 
     @cached_property
     def _inner(self) -> PurePath:
-        """The path within a shard, or the path of the file."""
+        """Path within a shard, or the path of the file."""
         if self.file.endswith(PACK_SUFFIX):
             return PurePath(self.name.rpartition(": ")[2])
         return PurePath(member_of_name(self.name, self.file) if self.offset is not None else self.file or self.name)

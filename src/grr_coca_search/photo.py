@@ -1,4 +1,4 @@
-"""Metadata of an image file, or of the content of an XMP file: date, location, title, keywords.
+"""Metadata of an image file, or in the content of an XMP file: date, location, title, keywords.
 
 Nothing is written. Values that are corrupt or out of range are ignored, because they do not affect the image.
 """
@@ -17,7 +17,7 @@ Found = Mapping[str, Any]
 """EXIF, XMP or IPTC data: values by field name, and `keywords`. None means unknown."""
 
 MAX_METADATA_BYTES = 2**22
-"""Maximum size of metadata. Some programs store whole images there, and a crafted file may declare any size."""
+"""Maximum size of metadata. Some programs store whole images there, and a malicious file may declare any size."""
 _MAX_TEXT = 500
 
 
@@ -80,7 +80,10 @@ def _exif_time(value: object) -> str | None:
 
 
 def _camera(make: object, model: object) -> str | None:
-    """Return maker and model, such as `FUJIFILM X100V`. Many model names already start with the maker."""
+    """Return the maker and model of a camera, such as `FUJIFILM X100V`.
+
+    Many model names already start with the maker.
+    """
     made_by, name = one_line(make), one_line(model)
     if not made_by or not name:
         return name or made_by

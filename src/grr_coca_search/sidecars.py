@@ -1,4 +1,4 @@
-"""Metadata of an image from its file, which a helper program reads, and from the XMP files next to it."""
+"""Metadata of an image from its file, which a subprocess reads, and from the XMP files next to it."""
 
 import os
 from collections.abc import Sequence
@@ -40,18 +40,17 @@ def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
 
 
 def sidecar_paths(file: ImageFile) -> list[str]:
-    """Return the paths of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which takes
+    """Return the paths of the XMP files that may belong to an image: `NAME.xmp`, then `NAME.jpg.xmp`, which takes
     precedence.
 
-    Lightroom and Adobe Bridge write the former; darktable and digiKam write the latter.
+    The image must be a separate file. Lightroom and Adobe Bridge write `NAME.xmp`; darktable and digiKam write
+    `NAME.jpg.xmp`.
     """
     return [] if file.source is not None else [f"{os.path.splitext(file.name)[0]}.xmp", f"{file.name}.xmp"]  # noqa: PTH122
 
 
 def sidecar_state(file: ImageFile) -> int:
-    """Return a number that changes when an XMP file of an image is created, changed or removed, or when `READER`
-    changes.
-    """
+    """Return a number that changes if an image's XMP file is created, changed or removed, or if `READER` changes."""
     found = []
     for place, path in enumerate(sidecar_paths(file)):
         try:

@@ -1,5 +1,5 @@
-"""Kernel ridge regression with predictions for held-out images: exact, or by Nyström's method for many images; and
-logistic curves.
+"""Kernel ridge regression with predictions for held-out images: exact, or by the Nyström method for many images. Also
+logistic regression.
 
 Shapes: N images, F features, M landmarks, R targets, S samples.
 """
@@ -234,9 +234,9 @@ def _join(parents: Int[np.ndarray, " N"], find: Callable[[int], int], one: int, 
 
 
 def logistic_weights(columns: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Float[np.ndarray, " _"]:
-    """Return the weights of the columns of a logistic curve, then its offset, by Newton's method with a small penalty.
+    """Fit the weights of columns and an offset of a logistic curve, by Newton's method with a small penalty.
 
-    The weight of a column that does not vary, as with libraries of one size, is 0.
+    The weight of a column that does not vary is 0, for example if all libraries have the same size.
 
     Args:
         columns: Features of each sample.

@@ -36,7 +36,7 @@ def run(
     folder = locate_checkpoint(checkpoint)
     require_writable(out)
 
-    from grr_coca.infer.explain import caption_maps, caption_picture  # late: imports torch
+    from grr_coca.infer.explain import caption_maps, caption_picture  # lazy import, because it imports torch
 
     model = grr_coca.load(folder, engine="torch")
     preprocess = model.checkpoint.preprocess  # an adapted model may caption the image differently from its base

@@ -195,8 +195,11 @@ class ImageTextModel:
         return fingerprint(self.folder)
 
     def open_ahead(self) -> None:
-        """Open the graphs for captions in other threads, while this one reads images. PyTorch has nothing to open."""
-        from grr_coca.infer.engine.onnx import OnnxEngine  # late: PyTorch does not need it
+        """Open the graphs for captions in other threads, while this thread reads images.
+
+        PyTorch has no graphs to open.
+        """
+        from grr_coca.infer.engine.onnx import OnnxEngine  # lazy import, because PyTorch does not need it
 
         if isinstance(self.engine, OnnxEngine):
             self.engine.open_ahead("image", "step")

@@ -41,7 +41,7 @@ _UNLISTED_COSINE = 0.3
 """Value for an unknown cosine. It has no effect, because `unlisted` has its own weight."""
 _MIN_PROBABILITY = 1e-3
 _ROUNDING = 1e-6
-"""Much more than the rounding errors of a logit."""
+"""Margin that exceeds the rounding errors of a logit."""
 _MIN_LETTERS = 3
 MAX_TAGS = 20
 
@@ -161,7 +161,7 @@ class Tagger:
             embeddings: Embeddings of the images.
             captions: Captions of each image by beam search; see `with_beams`.
             count: Maximum number of words.
-            min_probability: Less likely words are omitted, which takes half the time.
+            min_probability: Minimum probability. Omitting less likely words halves the time.
         """
         candidates = self.candidates(embeddings, captions, min_probability)
         return [self._likeliest(*found, count, min_probability) for found in candidates]
@@ -212,7 +212,7 @@ class Tagger:
         places: Int[np.ndarray, " K"],
         in_beams: Float[np.ndarray, " K"],
     ) -> Float[np.ndarray, "K 6"]:
-        """Return the features of words, by their images and vocabulary indices (-1: not in it)."""
+        """Return the features of words, by their images and their indices in the vocabulary (-1 if missing)."""
         is_known = places >= 0
         evidence = np.ones((len(places), len(EVIDENCE)))
         evidence[:, 0], evidence[:, 1:3] = cosines[images, places], self._prior[places]

@@ -264,7 +264,7 @@ Rows = Sequence[Mapping[str, float]]
 
 
 MIN_VALIDATIONS = 2
-"""Number of validations from which a run is plotted."""
+"""Minimum number of validations for plotting a run."""
 
 
 def draw_curves(folder: Path, best_step: int | None) -> None:

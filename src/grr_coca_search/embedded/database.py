@@ -114,10 +114,12 @@ INSERT INTO added (id, name, title, root, file, "offset", size, mtime_ns, date, 
 VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?,
     CAST(? AS TEXT), ?, ?, ?, ?, ?)
 """
-"""Insert an image: the id, then the values of `to_row`. Texts are bound as bytes, as file names need not be UTF-8.
+"""Statement that inserts an image: its id, then the values of `to_row`. Texts are bound as bytes, because file names
+need not be UTF-8.
 
 The writer inserts images into its own table `added`, and all of them into `pictures` with one statement: SQLite writes
-the full-text index once for each statement, which takes most of the time of adding an image."""
+the full-text index once for each statement, which takes most of the time of adding an image.
+"""
 
 READ = """
 SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields, photo, look

@@ -44,10 +44,10 @@ def run(
     Args:
         plan: YAML file that names arms, recipes and schedules.
         out: folder for runs, table and report.
-        minutes: take the longest schedule of the plan that ends within this time.
-        steps: pretrain for this number of steps, however long that takes.
-        fresh: start again, and replace the demo in --out.
-        dry_run: print the schedule that would be taken, and end.
+        minutes: use the longest schedule of the plan that ends within this time.
+        steps: pretrain for this number of steps, however long this takes.
+        fresh: start again, replacing the demo in --out.
+        dry_run: print the schedule that would be used, and end.
     """
     began = time.monotonic()
     _check(plan, minutes, steps)

@@ -16,7 +16,7 @@ def test_command_in_clone_installs_extra_of_clone():
     assert shlex.split(install_command("serve"))[1:] == ["-m", "pip", "install", "-e", f"{CLONE}[serve]"]
 
 
-def test_command_names_python_only_if_its_folder_comes_first_in_path(monkeypatch):
+def test_python_is_named_only_if_its_folder_is_first_in_path(monkeypatch):
     folder = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", os.pathsep.join([folder, "/usr/bin"]))
     assert pip_install("h5py") == "python -m pip install h5py"

@@ -141,7 +141,7 @@ def test_json_form_gives_the_same_tokenizer_back(tokenizer):
 
 
 def test_rejects_a_tokenizer_without_an_end_token(bpe):
-    with pytest.raises(UserError, match=r"no begin and end token \(\[BOS\] and \[EOS\], "):
+    with pytest.raises(UserError, match=r"no begin and end token; expected one of \[BOS\] and \[EOS\], "):
         Tokenizer.from_json(bpe.to_json().replace("[EOS]", "[END]"))
 
 

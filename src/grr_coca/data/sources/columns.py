@@ -13,7 +13,7 @@ CAPTION_COLUMNS = (
     "caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences", "report",
     "findings", "impression",
 )  # fmt: skip
-"""Common names of image and caption columns, best first. Case, spaces and dashes do not matter."""
+"""Common names of image and caption columns, in order of priority. Case, spaces and dashes are ignored."""
 
 
 def find_columns(

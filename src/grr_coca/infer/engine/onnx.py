@@ -135,7 +135,7 @@ class OnnxEngine:
         return self._graph(name).session
 
     def open_ahead(self, *names: GraphName) -> None:
-        """Open graphs in threads that end by themselves. An error is raised when the graph is used."""
+        """Open graphs in background threads. An error is raised only when the graph is used."""
         for name in names:
             threading.Thread(target=self._tried, args=(name,), name=f"open {name}").start()
 
@@ -192,7 +192,7 @@ class OnnxEngine:
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"
 _OPENING = {name: threading.Lock() for name in GRAPHS}
-"""A lock for each graph, so that only one thread opens it."""
+"""Lock for each graph, so that only one thread opens it."""
 
 
 class OnnxDecoder:

@@ -28,7 +28,7 @@ def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110)
     _title(panels[0], "image")
     for axes, (word, heat) in zip(panels[1:], maps, strict=True):
         _title(axes, word)
-        # One square per patch, without blurring: the map has no information about pixels within a patch.
+        # One square per patch, without blurring, because the map has no information about pixels within a patch.
         axes.imshow(
             heat.numpy(),
             cmap="Reds",

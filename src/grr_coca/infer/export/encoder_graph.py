@@ -32,7 +32,7 @@ _MIN_BYTES = 2**20
 """Minimum size of a graph whose precision is reduced. Smaller graphs stay in fp32."""
 _MIN_TENSOR_BYTES = 1024
 _MIN_OPSET = 18
-"""First version of ONNX's operators with those that `quantize_products` inserts."""
+"""Minimum version of the ONNX operator set that has the operators inserted by `quantize_products`."""
 
 
 _COPIED = frozenset(
@@ -88,7 +88,7 @@ def write_encoder_files(
 
 
 def name_without_folders(name: str) -> str:
-    """Return the name of an encoder with only the last part of local paths."""
+    """Return the name of an encoder in which local paths are shortened to their last part."""
     parts = re.split("([:=@#])", name)
     return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 

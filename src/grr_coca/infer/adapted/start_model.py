@@ -1,7 +1,7 @@
 """Start model of a fine-tuned base, whose image embedding is an additional feature of an adapted model.
 
 In cross-validation on three domains, the features of both models had higher recall than those of the fine-tuned model
-alone (`benchmarks/own_pairs.md`). A copy of the start model is in the folder of the adapted model.
+(`benchmarks/own_pairs.md`). A copy of the start model is in the folder of the adapted model.
 
 Shapes: B images, S image size of the base in pixels.
 """

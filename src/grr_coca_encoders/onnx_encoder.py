@@ -261,7 +261,7 @@ def candidates(path: Path) -> str:
     """Return the end of a message that names inner tensors of a graph, the last first, with the number of features."""
     named = f"; name an inner tensor: onnx:{path.name}#TENSOR"
     if find_spec("onnx_ir") is None:
-        return f"{named}; to list the likely ones here, run: {install_command('export')}"
+        return f"{named}; with the extra 'export', the likely ones are listed here; run: {install_command('export')}"
     import onnx_ir as ir  # lazy import: part of the extra `export`
     from onnx_ir.passes.common import ShapeInferencePass
 

@@ -157,7 +157,7 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(422, f"the body is not valid JSON ({str(error)[:200]})") from error
+        raise RequestError(422, f"the body is not JSON ({str(error)[:200]})") from error
     if not isinstance(content, dict):
         raise RequestError(422, "the body must be a JSON object")
     return content

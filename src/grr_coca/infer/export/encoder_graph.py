@@ -127,7 +127,7 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
     if len(pictures) < 2:
         return EncoderGraph("fp32", None, "there are no pictures to measure a smaller one")
     if find_spec("onnx") is None or find_spec("onnx_ir") is None:
-        return EncoderGraph("fp32", None, f"a smaller one needs onnx; run: {install_command('export')}")
+        return EncoderGraph("fp32", None, f"a smaller one needs the extra 'export'; run: {install_command('export')}")
     with TemporaryDirectory(dir=path.parent) as name:
         folder = Path(name)
         precision = _write_small(path, folder)

@@ -34,8 +34,8 @@ _CLEAR = 0.02
 """Minimum gain in recall that justifies collecting more pairs."""
 _TRAINING = (
     "Fine-tuning, which takes minutes, would gain little: with 1,000 pairs of three domains, it raised R@1 from 37 to "
-    "40 % (by domain, by -1 to +7 points), and R@10 by 0 to 2 points (docs/training.md). To see it for your pairs, hold "
-    "some out for grr-coca compare, and fine-tune on the others: grr-coca finetune."
+    "40 % (by domain, by -1 to +7 points), and R@10 by 0 to 2 points (docs/training.md). To see it for your pairs, "
+    "hold some out for grr-coca compare, and fine-tune on the others: grr-coca finetune."
 )
 _TRAINING_MANY = (
     "With this many pairs, training finds more: with 10,000 icons, fine-tuning for minutes found 31 % among ten and "

@@ -80,4 +80,4 @@ def test_missing_package_error_names_the_install_command(
     places["plan"] = ROOT / "recipes" / "demo.yaml"
     hide_packages(monkeypatch, module)
     message = refused(*(word.format(**places) for word in call.split()))
-    assert f"needs {PACKAGES[extra][module]}; {install_command(extra)}" in message
+    assert f"needs {PACKAGES[extra][module]}; run: {install_command(extra)}" in message

@@ -389,7 +389,7 @@ def test_parquet_tables_are_read_and_a_pattern_joins_them(tmp_path):
 def test_missing_pyarrow_error_names_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=re.escape(f"needs pyarrow; {install_command('parquet')}")):
+    with pytest.raises(UserError, match=re.escape(f"needs pyarrow; run: {install_command('parquet')}")):
         open_source(str(tmp_path / "a.parquet"))
 
 

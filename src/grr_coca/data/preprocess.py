@@ -226,7 +226,7 @@ class Preprocess:
             raise UserError(f"mean and std must be finite and std above 0, got {self.mean} and {self.std}")
 
     def __call__(self, image: Image.Image) -> "np.ndarray":
-        """Return the pixels of an RGB image of any size, as input of an engine: uint8, S S 3."""
+        """Return an RGB image of any size as pixels for an engine: uint8, S S 3."""
         import numpy as np  # lazy import, because subprocesses do not need it
 
         return np.array(self.square(image))

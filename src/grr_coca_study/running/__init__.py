@@ -1,1 +1,1 @@
-"""Run a plan: the agenda of missing runs, the worker processes, and the row of each finished stage."""
+"""Run a plan: find the missing runs, execute them in worker processes, and write a row for each finished stage."""

@@ -67,7 +67,7 @@ class Task:
 
     @property
     def start_data_digest(self) -> str | None:
-        """Digest of the pretraining data of a fine-tuning."""
+        """Digest of the pretraining data of the model that a fine-tuning run starts from, else None."""
         return None if self.start is None else self.start.data_digest
 
     @property

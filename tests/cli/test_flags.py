@@ -45,11 +45,11 @@ def test_version_is_the_packages(grr_coca):
 @pytest.mark.parametrize(
     ("verb", "meant"), [("pretrian", "pretrain"), ("captions", "caption"), ("fine-tune", "finetune")]
 )
-def test_wrong_command_names_the_nearest(refused, verb, meant):
+def test_unknown_command_suggests_the_nearest(refused, verb, meant):
     assert f"unknown command '{verb}'; did you mean '{meant}'?" in refused(verb)
 
 
-def test_command_of_two_words_tells_its_kinds(grr_coca, refused):
+def test_two_word_command_lists_its_kinds(grr_coca, refused):
     for arguments, code in ((["import", "--help"], 0), (["import"], 2)):
         said = grr_coca(*arguments)
         assert said.code == code
@@ -72,7 +72,7 @@ def test_command_of_two_words_tells_its_kinds(grr_coca, refused):
     ],
     ids=" ".join,
 )
-def test_wrong_flags_report_one_line(grr_coca, arguments):
+def test_invalid_flags_report_one_line(grr_coca, arguments):
     said = grr_coca(*arguments)
     assert said.code == 2
     assert "Traceback" not in said.err + said.out

@@ -604,7 +604,7 @@ def _is_type(one: _Import) -> bool:
 
 
 def _type_of(one: _Import) -> str:
-    """Return a type for components, or for their properties, in case the new package exports none."""
+    """Return a type for components or for their properties, for a new package that exports none."""
     if one.target.framework == "vue":
         is_component = one.imported == one.source.component_type
         return 'import("vue").FunctionalComponent' if is_component else 'import("vue").SVGAttributes'

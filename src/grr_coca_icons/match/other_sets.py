@@ -79,7 +79,7 @@ class CrossSetMatcher:
         return {place: sorted(equivalents, key=lambda one: -one.probability) for place, equivalents in found.items()}
 
     def _near_sets(self, own: int, rows: Sequence[int]) -> np.ndarray:
-        """Return whether each of some images in a set is searched for in each set, N S."""
+        """Return a mask of the sets in which to search for each of the given images of a set, N S."""
         vectors = self._sets[own].vectors[list(rows)]
         nearest = np.stack([(vectors @ one.vectors.T).max(axis=1) for one in self._sets], axis=1)
         nearest[:, own] = -np.inf

@@ -267,7 +267,7 @@ class EmbeddedStore(Store):
         return names
 
     def revision(self) -> str:
-        """Return the number of commits and of rewrites of the vectors, as the revision."""
+        """Return the revision: the number of rewrites of the vector file, a dot, and the number of commits."""
         with self.snapshot() as now:
             return f"{now.state.row.generation}.{now.state.row.revision}"
 

@@ -25,7 +25,7 @@ def test_info_shows_parts_parameters_and_flops_of_a_preset(grr_coca, preset):
     assert rows["FLOPs per pair, forward, 48 tokens"] == f"{flops_per_pair(get_preset(preset, 'tiny')):,}"
 
 
-def test_info_of_two_presets_shows_what_they_differ_in(grr_coca):
+def test_info_of_two_presets_shows_their_differences(grr_coca):
     said = grr_coca("info", "grr_coca", "baseline_coca")
     assert said.code == 0, said.err
     for words in ("grr_coca against baseline_coca", "image_encoder", "all parameters", "FLOPs per pair", "rope_2d"):

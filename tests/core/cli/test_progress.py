@@ -27,7 +27,7 @@ def test_no_time_is_forecast_from_the_first_report(clock, capsys):
         assert lines(capsys) == ["train: 14%, about 3 min left"]
 
 
-def test_less_than_90_seconds_are_in_seconds(clock, capsys):
+def test_durations_below_90_seconds_are_in_seconds(clock, capsys):
     with bars({"train": 100}) as shown:
         shown.update("train", 0, "")
         clock[0] += 20

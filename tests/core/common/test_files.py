@@ -169,7 +169,7 @@ def test_manifest_lists_nothing_outside_of_its_folder(folder, name):
     ],
     ids=["name", "size", "depth"],
 )
-def test_manifest_of_what_no_folder_has_is_corrupt(folder, manifest):
+def test_manifest_with_impossible_entries_is_corrupt(folder, manifest):
     (folder / MANIFEST).write_text(manifest)
     with pytest.raises(UserError, match=r"manifest\.json: (missing or )?corrupt"):
         verify_folder(folder)

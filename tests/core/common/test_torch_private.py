@@ -36,7 +36,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_operators_take_what_they_are_given(name):
+def test_operators_accept_their_arguments(name):
     schemas = {str(schema).split("(")[0]: schema for schema in torch._C._jit_get_all_schemas()}
     assert name in schemas, CHANGED.format(name)
     arguments = [(argument.name, str(argument.type)) for argument in schemas[name].arguments]
@@ -63,7 +63,7 @@ def test_tensors_move_a_share_of_the_way():
     torch.testing.assert_close(starts, expected, msg=CHANGED.format("torch._foreach_lerp_"))
 
 
-def test_compilers_settings_are_there():
+def test_compiler_has_the_settings():
     import torch._dynamo
     import torch._functorch.config
 
@@ -98,7 +98,7 @@ def test_copy_has_other_children_and_shares_the_rest():
     assert list(torch_private.children_of(module)) == ["0", "1"]
 
 
-def test_copy_calls_only_hooks_from_before_it_was_made():
+def test_copy_calls_only_hooks_registered_before_copying():
     module, called = nn.Sequential(nn.Linear(2, 2)), []
     module[0].register_forward_hook(lambda *_: called.append("before"))
     copied = torch_private.copy_modules(module)

@@ -74,7 +74,7 @@ def test_file_whose_name_looks_like_a_pattern_is_a_file(tree):
     assert names("[1].png") == ["[1].png"]
 
 
-def test_file_that_is_named_counts_whatever_it_is_called(tree):
+def test_named_file_counts_with_any_suffix(tree):
     assert names("notes.txt", "nowhere.png") == ["notes.txt", "nowhere.png"]
 
 

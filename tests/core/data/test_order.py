@@ -74,7 +74,7 @@ def in_small_blocks(function):
 
 
 @given(num_samples=st.integers(1, 90), seed=st.integers(0, 2**40))
-def test_in_blocks_too_every_epoch_is_a_permutation_of_its_own(num_samples, seed):
+def test_every_epoch_in_blocks_is_a_different_permutation(num_samples, seed):
     @in_small_blocks
     def check():
         shuffle = Shuffle(num_samples, seed)

@@ -143,7 +143,7 @@ def flooded(is_in: np.ndarray) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
-def test_areas_are_what_hangs_together(seed, share):
+def test_areas_are_connected_components(seed, share):
     rng = np.random.default_rng(seed)
     side = rng.integers(1, 30)
     is_in = rng.random((side, side)) < share

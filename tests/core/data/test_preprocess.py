@@ -64,7 +64,7 @@ def test_centre_is_kept():
 
 @pytest.mark.parametrize("size", [(64, 64), (101, 64), (64, 101), (103, 64), (37, 300), (2000, 1501), (5, 3)])
 @pytest.mark.parametrize("image_size", [16, 64])
-def test_square_is_torchvisions_bit_by_bit(size, image_size):
+def test_square_equals_torchvision_bitwise(size, image_size):
     import torchvision.transforms.v2.functional as torchvision  # late: half a second, in each worker
     from torchvision.transforms import InterpolationMode
 

@@ -41,7 +41,7 @@ def dataset_of(source, **options) -> PairDataset:
 # --- Streams
 
 
-def test_draw_is_what_its_seed_always_gave():
+def test_draws_of_a_seed_are_stable():
     ref, numbers = (
         SampleRef(epoch=2, sample=7),
         {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "NEIGHBOUR": 1002, "SIBLING": 1003, "REPLACEMENT": 1},
@@ -118,7 +118,7 @@ def test_every_setting_has_an_effect(image, augmentation):
     assert not torch.equal(augmented(augmentation, image, 2), to_pixels(image))
 
 
-def test_so_many_images_are_cropped_and_all_others_scaled():
+def test_given_fraction_is_cropped_and_the_rest_scaled():
     augmentation = Augmentation(scale=(0.9, 1.0), crop=0.25)
     scales = np.array([1 / augmentation.draw(np.random.default_rng(seed)).inverse[0, 0] for seed in range(400)])
     assert 0.18 < np.mean(scales > 1.05) < 0.32
@@ -260,7 +260,7 @@ def test_cached_and_reread_images_give_equal_samples(monkeypatch):
             assert torch.equal(kept[ref].image, read_again[ref].image)
 
 
-def test_new_changes_leave_the_draws_of_older_ones_as_they_were():
+def test_new_augmentations_do_not_change_the_draws_of_older_ones():
     plain, more = (
         Augmentation(scale=(0.8, 1.2), jitter=0.3),
         Augmentation(scale=(0.8, 1.2), jitter=0.3, coarse=1.0, jpeg=1.0),
@@ -402,7 +402,7 @@ def look(source, sample: int, augmentation: Augmentation = SWAPS, seed: int = 0)
     return dataset_of(source, augmentation=augmentation, seed=seed)[SampleRef(0, sample)].image
 
 
-def test_siblings_have_the_same_caption_and_none_is_its_own(alike):
+def test_siblings_share_a_caption_and_exclude_themselves(alike):
     siblings, rng = Siblings(alike), np.random.default_rng(0)
     assert {siblings.draw(0, rng) for _ in range(30)} == {2, 3}
     assert {siblings.draw(3, rng) for _ in range(30)} == {0, 2}

@@ -88,7 +88,7 @@ def test_vocabulary_too_small_for_the_bytes_is_an_error(vocab_size):
         ("eight o’clock", [7910, 334, 262, 6716]),
     ],
 )  # fmt: skip
-def test_clip_ids_are_those_of_clip(clip, caption, ids):
+def test_clip_ids_equal_those_of_clip(clip, caption, ids):
     assert clip.encode(caption) == ids
 
 

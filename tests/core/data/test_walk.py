@@ -66,7 +66,7 @@ def test_no_note_without_exclusions(library):
         (["# a comment", ""], EVERYTHING),
     ],
 )
-def test_patterns_are_those_of_gitignore(library, patterns, kept):
+def test_patterns_follow_gitignore(library, patterns, kept):
     assert names("photos", left_out=Exclusions(patterns)) == kept
     assert sorted(names("photos/**", left_out=Exclusions(patterns))) == sorted(kept)
 
@@ -81,7 +81,7 @@ def test_file_pattern_matches_only_the_name(library):
     assert names("photos/a.jpg", "photos/raw/b.jpg", left_out=Exclusions(["photos/", "b.*"])) == ["photos/a.jpg"]
 
 
-def test_error_names_what_was_excluded(library):
+def test_error_names_excluded_texts(library):
     for argument in ("photos", "photos/a.jpg", "photos/*.jpg"):
         with pytest.raises(UserError, match=r"no image.*; left out: .*\(a\.jpg"):
             names(argument, left_out=Exclusions(["*.jpg"]))

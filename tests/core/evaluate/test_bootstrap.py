@@ -51,7 +51,7 @@ def test_ratio_is_of_sums_and_not_the_mean_of_ratios():
     assert measure.value() == 2.5
 
 
-def test_pairing_takes_out_what_the_images_have_in_common():
+def test_pairing_cancels_variation_shared_by_images():
     difficulty = RNG.normal(0, 10, size=500)
     better, worse = Measure.mean(difficulty + 1), Measure.mean(difficulty + RNG.normal(0, 0.1, size=500))
     paired = better.difference(worse)

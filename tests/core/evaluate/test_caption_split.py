@@ -65,7 +65,7 @@ def test_all_captions_of_an_image_are_references(checkpoint):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_how_images_are_batched_changes_nothing(checkpoint, source, batch_size):
+def test_batching_of_images_does_not_change_results(checkpoint, source, batch_size):
     assert caption_split(checkpoint, source, batch_size=batch_size) == caption_split(checkpoint, source)
 
 
@@ -75,7 +75,7 @@ def test_subset_is_fixed_and_spread_over_the_split(checkpoint, source):
     assert caption_split(checkpoint, source, max_images=1000) == caption_split(checkpoint, source)
 
 
-def test_mode_of_the_model_is_as_it_was(checkpoint, source):
+def test_mode_of_the_model_is_restored(checkpoint, source):
     checkpoint.model.train()
     caption_split(checkpoint, source, max_images=BATCH_SIZE)
     assert checkpoint.model.training

@@ -54,7 +54,7 @@ class Asked(PairsInMemory):
         return super().captions(index)
 
 
-def test_pairs_of_one_caption_are_taken_as_they_are(checkpoint):
+def test_pairs_with_one_caption_are_unchanged(checkpoint):
     pairs = Asked(real_pairs(10))
     pair_results(checkpoint, pairs, 8)
     assert pairs.asked == 0, "a run validates on the same pairs many times"

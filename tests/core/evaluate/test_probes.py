@@ -46,7 +46,7 @@ def test_rejects_too_few_training_images():
         linear_probe(np.ones((4, 2)), np.array([0, 0, 1, 1]), np.ones((2, 2)))
 
 
-def test_without_scikit_learn_the_way_to_get_it_is_named(monkeypatch):
+def test_missing_scikit_learn_error_names_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=re.escape(install_command("probe"))):
         linear_probe(np.ones((9, 2)), np.arange(9) % 2, np.ones((2, 2)))

@@ -43,7 +43,7 @@ def naive(gallery: Gallery, right: str) -> tuple[list[int], list[int]]:
     st.sampled_from([1, 40, 10**6]),
     st.integers(0, 99),
 )
-def test_blocks_of_any_size_give_what_one_query_at_a_time_gives(pairs, right, at_once, seed):
+def test_blocks_of_any_size_equal_single_queries(pairs, right, at_once, seed):
     image_ids, caption_ids = (torch.tensor(column) for column in zip(*pairs, strict=True))
     by_id = unit(6, seed=seed)
     gallery = make_gallery(by_id[image_ids], unit(len(pairs), seed=seed + 1), caption_ids, image_ids)

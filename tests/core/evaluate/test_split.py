@@ -69,7 +69,7 @@ def random_embeddings(count: int, seed: int = 0) -> Embeddings:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 19])
-def test_how_a_split_is_batched_changes_nothing(checkpoint, shard, batch_size):
+def test_batching_of_a_split_does_not_change_results(checkpoint, shard, batch_size):
     source = open_source(str(shard))
     whole, parts = (evaluated(checkpoint, source, size).flat() for size in (NUM_PAIRS, batch_size))
     assert parts == pytest.approx(whole, rel=1e-5)
@@ -102,7 +102,7 @@ def test_split_smaller_than_a_batch_raises_with_a_fix(checkpoint, shard):
         evaluate_checkpoint(checkpoint, open_source(str(shard)), 64, LossWeights())
 
 
-def test_captions_count_and_not_images_where_pairs_are_needed(checkpoint):
+def test_pairs_are_counted_by_captions_not_images(checkpoint):
     pairs = PairsInMemory([replace(pair, more_captions=("a drawing", "a sign")) for pair in real_pairs(4)])
     result = evaluate_checkpoint(checkpoint, pairs, 12, LossWeights())
     assert (result.num_pairs, result.contrastive_batch_size) == (12, 12)
@@ -139,7 +139,7 @@ def test_image_with_several_captions_is_encoded_once(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_of_the_model_is_as_it_was(checkpoint, shard, training):
+def test_mode_of_the_model_is_restored(checkpoint, shard, training):
     checkpoint.model.train(training)
     evaluated(checkpoint, open_source(str(shard)))
     assert checkpoint.model.training is training
@@ -189,7 +189,7 @@ def test_equal_captions_are_right_answers_of_each_other(checkpoint, tmp_path):
     assert result.contrastive_loss == pytest.approx(0.0, abs=1e-6), "equal captions are no negatives"
 
 
-def test_chance_knows_of_equal_captions(checkpoint, tmp_path):
+def test_chance_level_accounts_for_equal_captions(checkpoint, tmp_path):
     pairs = [with_caption(pair, f"caption {i // 2}") for i, pair in enumerate(real_pairs(10))]
     result = evaluated(checkpoint, open_source(str(write_shard(tmp_path / "a.tar", pairs))))
     assert result.chance["R@1"] == pytest.approx(2 / 10)

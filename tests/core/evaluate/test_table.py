@@ -21,7 +21,7 @@ def test_change_is_a_share_of_the_baseline():
     assert Row("worse", metrics(3, 1, 1), metrics(2, 1, 1)).change("contrastive_loss") == pytest.approx(0.5)
 
 
-def test_over_a_baseline_of_0_there_is_no_change():
+def test_change_from_a_baseline_of_0_is_undefined():
     line = format_table([Row("one image", metrics(0, 3, 6), metrics(0, 4, 8))], ("mine", "theirs")).splitlines()[-1]
     assert line.replace("│", " ").split()[2:5] == ["0.000", "0.000", "–"]
     assert line.count("-25.00%") == 2

@@ -69,7 +69,7 @@ def test_many_texts_are_embedded_as_few(checkpoint, monkeypatch):
 # --- Labels and templates
 
 
-def test_labels_are_lines_and_empty_lines_are_none(tmp_path):
+def test_labels_are_nonempty_lines(tmp_path):
     (tmp_path / "labels.txt").write_text("a cat\n\n  red   heart \n")
     assert read_class_names(tmp_path / "labels.txt") == ("a cat", "red heart")
 
@@ -176,7 +176,7 @@ def test_keeps_class_order_and_classes_without_images(tmp_path):
     assert images.targets == (2, 2, 0, 0)
 
 
-def test_label_that_is_no_class_names_the_nearest(tmp_path):
+def test_unknown_label_names_the_nearest_class(tmp_path):
     with pytest.raises(
         UserError, match=r"unknown label 'red heart' \(2 classes are known\); did you mean 'red hearts'"
     ):
@@ -226,7 +226,7 @@ def test_names_unreadable_tables_and_missing_images(tmp_path, content, told):
         open_labelled(str(tmp_path / "all.csv"), ("cat", "dog")).read(0)
 
 
-def test_spaces_around_the_label_of_a_folder_are_none(tmp_path):
+def test_spaces_around_the_label_of_a_folder_are_removed(tmp_path):
     assert open_labelled(str(lay_out(tmp_path, ("cat", "red__heart_")))).class_names == ("cat", "red heart")
 
 

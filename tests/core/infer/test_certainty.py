@@ -46,7 +46,7 @@ def square(side: int = 8) -> np.ndarray:
     return pixels
 
 
-def test_statistics_are_those_that_can_be_counted_by_hand():
+def test_statistics_equal_manual_counts():
     same, entropy, on_border, everywhere, roughness, spread = statistics(square())[0]
     assert same == pytest.approx(1 - 8 / 56), "of 56 pairs across, two of each of four rows differ"
     assert entropy == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
@@ -65,7 +65,7 @@ def test_statistics_do_not_depend_on_the_batch():
     np.testing.assert_allclose(statistics(batch), alone)
 
 
-def test_distance_and_confidence_are_what_their_formulas_say():
+def test_distance_and_confidence_match_their_formulas():
     fitted = Calibration(
         slope=2.0,
         offset=1.0,

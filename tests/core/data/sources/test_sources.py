@@ -65,7 +65,7 @@ def test_pairs_round_trip_in_any_order_and_in_workers(store):
     assert [again[i] for i in range(len(again))] == forward
 
 
-def test_pairs_name_tells_where_it_lies(store):
+def test_pair_name_contains_its_location(store):
     path = store(PAIRS)
     source = open_source(str(path))
     assert str(path) in source[5].name

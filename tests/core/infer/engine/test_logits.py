@@ -38,7 +38,7 @@ def test_largest_come_in_order_with_their_log_probabilities(make, k):
 
 
 @given(num=st.integers(1, 9000), k=st.integers(1, 70), seed=st.integers(0, 99), levels=st.sampled_from([3, 10**6]))
-def test_largest_of_many_numbers_are_those_of_a_sort(num, k, seed, levels):
+def test_largest_of_many_numbers_equal_those_of_a_sort(num, k, seed, levels):
     logits = np.random.default_rng(seed).integers(0, levels, (2, num)).astype(np.float32)
     _, ids = ArrayLogits(logits).largest(k)
     assert np.array_equal(np.take_along_axis(logits, ids, axis=1), -np.sort(-logits, axis=1)[:, :k])
@@ -46,12 +46,12 @@ def test_largest_of_many_numbers_are_those_of_a_sort(num, k, seed, levels):
 
 
 @everywhere
-def test_log_probabilities_are_those_of_the_softmax(make):
+def test_log_probabilities_equal_the_log_softmax(make):
     assert make(LOGITS).of(ALL) == pytest.approx(LOG_PROBS, abs=1e-5)
 
 
 @everywhere
-def test_replacing_log_probs_keeps_others_and_the_original(make):
+def test_replacing_log_probs_keeps_other_fields_and_the_original(make):
     logits = make(LOGITS)
     changed = logits.replaced(np.array([0, 2]), np.array([5, 6]), np.array([-np.inf, -0.25], dtype=np.float32))
     expected = LOG_PROBS.copy()

@@ -53,7 +53,7 @@ def pixels_of(name: str) -> np.ndarray:
 
 
 @names
-def test_its_numbers_are_those_of_the_model(name):
+def test_numbers_equal_those_of_the_model(name):
     ours, theirs = onnx_engine(name), torch_engine(name)
     assert isinstance(ours, Engine)
     for number in ("embed_dim", "context_length", "vocab_size", "logit_bias"):
@@ -64,7 +64,7 @@ def test_its_numbers_are_those_of_the_model(name):
 
 @names
 @pytest.mark.parametrize("count", [1, 7])
-def test_embeddings_are_those_of_pytorch(name, count):
+def test_embeddings_equal_those_of_pytorch(name, count):
     pixels = pixels_of(name)[:count]
     found, wanted = (engine.encode_images(pixels).embedding for engine in (onnx_engine(name), torch_engine(name)))
     assert found.dtype == np.float32
@@ -85,7 +85,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "prompt"), [*((name, "") for name in bundled_models()), ("icons", "a picture of")])
-def test_captions_are_those_of_pytorch(name, way, prompt):
+def test_captions_equal_those_of_pytorch(name, way, prompt):
     tokenizer, options = checkpoint_of(name).tokenizer, GenerationOptions(**WAYS[way])
     found, wanted = (
         generate(engine, tokenizer, pixels_of(name), options, prompt).captions
@@ -107,7 +107,7 @@ def same_up_to_a_tie(caption: Caption, other: Caption) -> bool:
     return abs(sum(caption.log_probs) - sum(other.log_probs)) < 1e-3
 
 
-def test_stream_is_that_of_pytorch():
+def test_stream_equals_that_of_pytorch():
     tokenizer, pixels = checkpoint_of("icons").tokenizer, pixels_of("icons")
     ours, theirs = (list(stream_captions(engine("icons"), tokenizer, pixels)) for engine in (onnx_engine, torch_engine))
     assert ours == theirs
@@ -126,7 +126,7 @@ def decoders(**options: object) -> tuple[OnnxDecoder, Decoder]:
     return ours, theirs
 
 
-def test_rows_that_move_leave_and_multiply_keep_their_past():
+def test_moved_rows_keep_their_history():
     both = decoders(num_captions=3, beams=True)
     chance = np.random.default_rng(0)
     orders = [np.arange(4).repeat(3), np.array([1, 0, 0, 3, 4, 5, 7, 8, 6, 11, 11, 11]), np.array([2, 0, 1, 9, 9, 10])]
@@ -254,7 +254,7 @@ def relist(folder: Path, name: str) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_folder_that_was_exported_before_still_runs(tmp_path):
+def test_earlier_export_still_runs(tmp_path):
     """Its graph appends to caches by operators beside attention. Inputs, outputs and results are the same."""
     folder = Path(shutil.copytree(bundled_folder("pictograms"), tmp_path / "pictograms"))
     before = Path(__file__).parent / "recorded" / "pictograms-step.onnx.xz"

@@ -31,7 +31,7 @@ def test_weights_are_the_softmax_of_scaled_products_by_hand():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_model_seen_through_gives_what_it_gives_unseen(tiny_config, make_batch, preset):
+def test_explaining_does_not_change_the_output(tiny_config, make_batch, preset):
     poolers = {"num_queries": None} if preset == "grr_coca_plus" else {}
     config = tiny_config(preset, **poolers)
     model, batch = build(config).eval(), make_batch(config)

@@ -82,7 +82,7 @@ def test_every_fast_layer_is_the_function_of_its_layer(layer, fast, inputs):
 @pytest.mark.parametrize("qk_norm", [None, RMSNorm(12)])
 @pytest.mark.parametrize("rotary", [None, Rotary(line_angles(9, 12))])
 @pytest.mark.parametrize("num_rows", [1, 3])
-def test_fused_self_attention_is_that_of_its_layer(qk_norm, rotary, num_rows):
+def test_fused_self_attention_equals_its_layer(qk_norm, rotary, num_rows):
     layer = SelfAttention(24, 2, rotary=rotary, qk_norm=qk_norm)
     fused = fast_copy(nn.Sequential(layer))[0]
     assert type(fused) is FastSelfAttention
@@ -160,7 +160,7 @@ def test_copy_of_a_copy_is_the_copy(model):
     assert fast_copy(copied) is copied
 
 
-def test_model_is_left_as_it_was_and_nothing_holds_it(model):
+def test_model_is_unchanged_and_released(model):
     names = [name for name, _ in model.named_modules()]
     before = copy.deepcopy(model.state_dict())
     fast_copy(model)
@@ -199,7 +199,7 @@ def test_copy_can_be_copied_and_pickled_after_its_use(model):
         assert torch.equal(again.encode_image(images).embedding, expected)
 
 
-def test_compiled_model_is_copied_as_it_was_and_is_unchanged(model):
+def test_copy_of_a_compiled_model_is_not_compiled(model):
     images, names = _x(2, 3, 16, 16), set(model.state_dict())
     expected = fast_copy(model).encode_image(images).embedding
     compiled = torch.compile(model, backend="eager")

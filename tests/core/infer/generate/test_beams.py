@@ -161,6 +161,6 @@ def test_nan_is_distinguished_from_rules_without_a_token():
         BeamSearch(Diverged([0, 1, 2]), prompts([0, 1, 2]), options, 6, EOS).run()
 
 
-def test_rules_that_leave_nothing_are_named():
+def test_rules_that_exclude_all_tokens_are_named():
     with pytest.raises(UserError, match="no_repeat_ngram"):
         search([0], 9, vocab=3, num_beams=2, no_repeat_ngram=1, min_length=9)

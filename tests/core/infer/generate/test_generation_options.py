@@ -37,7 +37,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG)
-def test_wrong_options_are_named_in_one_line(options, message):
+def test_invalid_options_are_named_in_one_line(options, message):
     with pytest.raises(UserError) as raised:
         GenerationOptions(**options)
     assert re.search(message, str(raised.value))

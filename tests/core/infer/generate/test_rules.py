@@ -50,18 +50,18 @@ def test_tokens_that_repeat_an_ngram_are_excluded(new_ids, n, ruled_out):
 
 
 @given(rows=st.lists(st.lists(tokens, min_size=6, max_size=6), min_size=1, max_size=4), n=st.integers(1, 4))
-def test_no_ngram_would_come_twice(rows, n):
+def test_repeated_ngrams_are_excluded(rows, n):
     for row, out in zip(rows, np.isneginf(ruled(_ids(*rows), no_repeat_ngram=n)).tolist(), strict=True):
         had = {tuple(row[i : i + n]) for i in range(len(row) - n + 1)}
         assert out == [(*row[len(row) - n + 1 :], token) in had for token in range(4)]
 
 
-def test_token_that_is_ruled_out_stays_so_whatever_its_penalty():
+def test_excluded_token_stays_excluded_with_any_penalty():
     (log_probs,) = ruled(_ids([1, 2, 1]), repetition_penalty=2.0, no_repeat_ngram=2, min_length=9)
     assert np.exp(log_probs) == pytest.approx([0.0, 0.25**2, 0.0, 0.125])
 
 
-def test_rules_change_nothing_that_they_are_given():
+def test_rules_do_not_modify_their_input():
     array, ids = LOG_PROBS.copy(), _ids([1, 1])
     logits = ArrayLogits(array)
     changed = apply_rules(logits, ids, GenerationOptions(min_length=4, repetition_penalty=1.5, no_repeat_ngram=1), 0)

@@ -43,7 +43,7 @@ def _chi_square(frequencies: np.ndarray, probs: np.ndarray) -> float:
         ({"top_p": 0.84, "min_p": 0.6}, [1, 3]),
     ],
 )
-def test_draws_follow_what_the_filters_leave(options, kept):
+def test_samples_come_from_the_filtered_images(options, kept):
     expected = np.zeros(5)
     expected[kept] = PROBS[kept] / PROBS[kept].sum()
     statistic = _chi_square(_frequencies(GenerationOptions(temperature=1.0, **options)), expected)
@@ -92,7 +92,7 @@ def test_chance_depends_on_seed_key_and_draw_and_on_nothing_else():
     assert len({tuple(row) for row in [*both.tolist(), *uniform_draws(8, ["a", "b"], 2, 9).tolist()]}) == 8
 
 
-def test_random_numbers_are_those_of_every_release():
+def test_random_numbers_equal_those_of_earlier_releases():
     """The captions of a seed must not change with a version of NumPy."""
     (row,) = uniform_draws(3, ["cat.png"], 1, 3)
     assert row.tolist() == [0.48607116755216384, 0.3249542054388267, 0.5330418464889937]
@@ -108,7 +108,7 @@ class _Repeats:
 
 
 @pytest.mark.parametrize("way", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9, "min_p": 0.5}])
-def test_rules_that_leave_nothing_are_named(way):
+def test_rules_that_exclude_all_tokens_are_named(way):
     options = GenerationOptions(min_length=9, no_repeat_ngram=1, **way)
     uniforms = uniform_draws(0, ["x"], 1, 9) if way else None
     with pytest.raises(UserError, match="no_repeat_ngram"):

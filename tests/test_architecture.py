@@ -94,7 +94,7 @@ def test_source_has_these_packages_and_rooms():
     assert core == {*ROOMS, "__init__.py", "__main__.py"}, f"see ROOMS in {Path(__file__).name}"
 
 
-def test_wrong_arrow_would_be_seen():
+def test_check_detects_a_wrong_arrow():
     source = "def f():\n    from grr_coca_serve.site import Library\nimport grr_coca_icons.svg\nimport numpy\n"
     assert sorted(_imported(source)) == ["grr_coca_icons.svg", "grr_coca_serve.site"]
     assert "grr_coca_serve" not in PACKAGES["grr_coca_search"]

@@ -50,7 +50,7 @@ def test_batch_has_the_lengths_of_its_distribution(distribution, mean_words):
     assert sorted(lengths) == sorted(batch_lengths(distribution, 32, seed=1))
 
 
-def test_rule_of_engines_is_that_of_the_table():
+def test_engine_choice_matches_the_table():
     """`engine="auto"` takes ONNX Runtime up to the width at which it was never behind."""
     from grr_coca.infer.load import MAX_ONNX_WIDTH
 

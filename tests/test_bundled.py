@@ -20,11 +20,11 @@ def bundled() -> list[Path]:
     return [path for path in files if path.suffix not in OURS and not path.is_relative_to(WEIGHTS)]
 
 
-def test_file_of_others_is_named_in_the_notice():
+def test_third_party_file_is_named_in_the_notice():
     assert [path.name for path in bundled() if path.relative_to(ROOT).as_posix() not in NOTICE] == []
 
 
-def test_model_states_its_licence_and_that_of_its_data():
+def test_model_states_its_licence_and_its_data_licence():
     cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(WEIGHTS.glob("*/card.json"))]
     assert len(cards) == len([path for path in WEIGHTS.iterdir() if path.is_dir()])
     for card in cards:

@@ -123,7 +123,7 @@ def test_captions_of_pictograms_identify_concepts():
     assert [name for name, values in (captions | concepts).items() if len(values) > 1] == []
 
 
-def test_held_out_concepts_are_nowhere_in_the_fitted_splits():
+def test_held_out_concepts_are_not_in_the_fitted_splits():
     held_out = set(card("pictograms")["held_out_concepts"])
     by_split = defaultdict(list)
     for pair in pairs("pictograms"):
@@ -136,7 +136,7 @@ def test_held_out_concepts_are_nowhere_in_the_fitted_splits():
         assert not leaked, split
 
 
-def test_held_out_style_is_nowhere_in_the_fitted_splits():
+def test_held_out_style_is_not_in_the_fitted_splits():
     held_out = card("pictograms")["held_out_style"]
     styles = defaultdict(set)
     for pair in pairs("pictograms"):
@@ -180,7 +180,7 @@ def test_groups_of_the_split_are_in_one_split_only(corpus, name_of):
     assert straddling(splits_by(corpus, name_of)) == []
 
 
-def test_style_left_out_is_nowhere_but_in_its_own_split(tmp_path):
+def test_held_out_style_is_only_in_its_split(tmp_path):
     spec = importlib.util.spec_from_file_location("leave_out", DATASETS.parent / "studies" / "styles" / "leave_out.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

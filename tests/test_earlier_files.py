@@ -142,7 +142,7 @@ def test_export_makes_the_same_index(earlier):
 
 
 @pytest.mark.parametrize("name", ["run", "baseline_coca", "open_clip", "graphs"])
-def test_models_compute_what_they_did(newest, name):
+def test_models_compute_recorded_results(newest, name):
     wanted = newest.read("expected.json")
     shard = open_source(str(newest.folder / "pairs.tar"))
     images = [Image.open(io.BytesIO(shard[number].image)) for number in range(6)]
@@ -154,7 +154,7 @@ def test_models_compute_what_they_did(newest, name):
     np.testing.assert_allclose(model.embed_texts(wanted["texts"]), expected["texts"], atol=1e-4)
 
 
-def test_digests_of_recipe_and_data_are_those_of_then(newest):
+def test_digests_of_recipe_and_data_equal_recorded_ones(newest):
     recipe, wanted = load_recipe(newest.run / "recipe.yaml"), newest.read("expected.json")
     where_it_was = replace(recipe, teacher=replace(recipe.teacher, path=f"{WRITTEN_IN}/teacher"))
     assert recipe_digest(where_it_was, None) == wanted["recipe_digest"]

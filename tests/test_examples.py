@@ -34,7 +34,7 @@ def example(monkeypatch):
     return functions
 
 
-def test_its_losses_are_those_of_the_trainer(example, tmp_path):
+def test_losses_equal_those_of_the_trainer(example, tmp_path):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(24))
     pairs = open_source(str(shard))
     checkpoint = example["make_model"](pairs)

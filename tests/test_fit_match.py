@@ -8,7 +8,7 @@ from grr_coca.model.checkpoint_files import bundled_folder, bundled_models
 ROOT = Path(__file__).parents[1]
 
 
-def test_card_that_ships_tells_what_was_measured(monkeypatch):
+def test_bundled_card_lists_measurements(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     import fit_match
 

@@ -20,7 +20,7 @@ def test_rejects_an_unknown_model_with_a_suggestion():
             find("icon")
 
 
-def test_figures_of_a_split_are_added_to_those_that_it_has(tmp_path):
+def test_figures_of_a_split_are_added_to_existing_ones(tmp_path):
     folder = tmp_path / "icons"
     shutil.copytree(bundled_folder("icons"), folder)
     card = replace(bundled_models()["icons"], figures={"val": {"a": Figure(1, 1, 1), "b": Figure(2, 2, 2)}})

@@ -62,7 +62,7 @@ def batches(tiny_config, make_batch):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("num_pieces", [1, 2])
-def test_losses_of_training_are_those_of_the_cpu(tiny_config, batches, device, optimizer, num_pieces):
+def test_training_losses_equal_those_of_the_cpu(tiny_config, batches, device, optimizer, num_pieces):
     recipe = OptimizerRecipe(optimizer, lr=1e-3, muon_precision="fp32")
     found, wanted = (
         losses_of(tiny_config(), batches, place, recipe, nullcontext(), num_pieces) for place in (device, "cpu")
@@ -151,7 +151,7 @@ def test_run_is_trained_compiled_and_resumed_by_the_command(tmp_path, device):
 @pytest.mark.parametrize(
     "options", [{}, {"num_beams": 4}, {"temperature": 0.7, "seed": 1}], ids=["greedy", "beams", "sampled"]
 )
-def test_captions_and_embeddings_are_those_of_the_cpu(device, options):
+def test_captions_and_embeddings_equal_those_of_the_cpu(device, options):
     model, reference = (grr_coca.load("icons", place, engine="torch") for place in (device, "cpu"))
     images = list(map(str, DRAWINGS))
     assert model.caption(images, **options) == reference.caption(images, **options)

@@ -16,7 +16,7 @@ ICONS = [
 ]
 
 
-def test_ndcg_is_that_of_the_definition():
+def test_ndcg_matches_its_definition():
     query = Query("a", frozenset({3, 5}))
     best = 1 + 1 / math.log2(3)
     assert ndcg([3, 5, 1], query) == pytest.approx(1)
@@ -36,7 +36,7 @@ def test_queries_are_tags_with_a_table_for_names_without_hints():
     assert hidden == {"savings": ({0, 1}, set()), "money": ({0, 1}, {2})}
 
 
-def test_lexical_search_knows_stems_and_nothing_else():
+def test_lexical_search_matches_only_stems():
     index = LexicalIndex(["paint brush", "painting", "brush", "bell"])
     assert list(index.search("paint")) == [1, 0]
     assert next(iter(index.search("paint brush"))) == 0
@@ -44,7 +44,7 @@ def test_lexical_search_knows_stems_and_nothing_else():
     assert index.search('notification "') == {}
 
 
-def test_fusion_prefers_what_both_find():
+def test_fusion_prefers_hits_of_both_searches():
     """A picture that stands out, and whose name matches; then one of which only the name matches very well."""
     cosines = [0.3, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, -0.1]
     vectors = np.stack([[cosine, np.sqrt(1 - cosine**2)] for cosine in cosines])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = set(" ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)).split())
 
 
-def test_each_step_of_a_workflow_is_a_target_that_is_there():
+def test_each_step_of_a_workflow_is_an_existing_target():
     ran = set()
     for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
         for job in yaml.safe_load(path.read_text())["jobs"].values():

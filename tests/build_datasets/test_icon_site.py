@@ -63,7 +63,7 @@ def test_icons_have_drawing_set_and_permissive_licence(built):
     assert all(title in notice for title in values(rows["fields"]["set"]))
 
 
-def test_each_icon_has_the_embedding_of_its_own_drawing(built):
+def test_each_icon_has_the_embedding_of_its_drawing(built):
     folder, rows = built
     library = json.loads(gzip.decompress((folder / "library" / "library.json.gz").read_bytes()))
     content = gzip.decompress((folder / "library" / library["chunks"][0]["vectors"]).read_bytes())

@@ -70,7 +70,7 @@ def with_icons(folder: Path, prefix: str, change: Callable[[dict], None]) -> Arc
     return archives_in(folder)
 
 
-def test_corpus_is_built_where_icon_sets_were_read_before(tmp_path):
+def test_corpus_is_built_in_the_folder_of_the_icon_sets(tmp_path):
     """Sets that commands read are kept in the same cache."""
     about = {"prefix": "tiny", "icons": {"dot": {"body": "<circle cx='8' cy='8' r='4'/>"}}, "width": 16, "height": 16}
     (tmp_path / "tiny.json").write_text(json.dumps(about))
@@ -132,7 +132,7 @@ def _require_as_drawn(archives: Archives, work: Path) -> None:
     assert kept.picture(3) == draw_icon(icon_svg(about["icons"][kept.names[3]], about)).webp
 
 
-def test_bytes_are_those_that_other_machines_have(corpus):
+def test_bytes_equal_those_of_other_machines(corpus):
     if icons.odd_versions():
         pytest.skip("drawn with other versions")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(corpus.glob("*.tar")))).hexdigest()
@@ -176,7 +176,7 @@ def fake_npm(folder: Path, script: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_npm_installs_what_is_missing(tmp_path, monkeypatch):
+def test_npm_installs_missing_packages(tmp_path, monkeypatch):
     pinned = archives_in(SAMPLE)
     fake_npm(tmp_path, f"cp {SAMPLE / PACKAGES['iconify'].archive} .")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -206,7 +206,7 @@ def test_does_not_replace_other_files_or_folders(tmp_path, monkeypatch):
         icons.build(pytest.fail, empty)
 
 
-def test_corpus_that_is_there_is_not_built_again(tmp_path, corpus, monkeypatch):
+def test_existing_corpus_is_not_rebuilt(tmp_path, corpus, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert icons.build(lambda *_: None, corpus) == corpus
 

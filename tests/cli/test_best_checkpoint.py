@@ -60,7 +60,7 @@ def test_commands_use_the_best_checkpoint_and_name_it(grr_coca, finished, image_
     assert caplog.messages.count(note(finished)) == 1, "one line names it"
 
 
-def test_embeddings_are_those_of_the_best(grr_coca, finished, image_files, tmp_path):
+def test_embeddings_equal_those_of_the_best_checkpoint(grr_coca, finished, image_files, tmp_path):
     outs = {}
     for name, model in {"run": finished.folder, "best": step(finished, 1), "newest": step(finished, 2)}.items():
         assert grr_coca("embed", image_files[0], "-c", model, "--out", tmp_path / f"{name}.npy").code == 0

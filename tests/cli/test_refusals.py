@@ -58,7 +58,7 @@ def state(folder):
 
 
 @pytest.mark.parametrize(("command", "told"), refusals(Path(__file__).with_name("refusals.txt")))
-def test_wrong_use_reports_one_line_and_writes_nothing(refused, there, placed, drawings, command, told):
+def test_invalid_use_reports_one_line_and_writes_nothing(refused, there, placed, drawings, command, told):
     if command.startswith(("pretrain", "finetune")):
         recipe = tiny_recipe(write_shard(there / "data" / "pairs.tar", real_pairs(24)), steps=3)
         save_recipe(recipe, there / "mine.yaml")

@@ -189,7 +189,7 @@ def test_caption_imports_only_what_it_needs(image_files, tmp_path, engine):
     assert [name for name in imported if name.startswith(("grr_coca.train", "grr_coca_study"))] == []
 
 
-def test_garbage_is_searched_for_after_a_start_only(image_files, tmp_path):
+def test_garbage_is_collected_only_after_a_start(image_files, tmp_path):
     code = """if True:
         import atexit, gc
         usual, seen = gc.get_threshold(), []
@@ -208,7 +208,7 @@ def test_garbage_is_searched_for_after_a_start_only(image_files, tmp_path):
     assert done.stdout.splitlines()[1] == "0 True True"
 
 
-def test_progress_sends_no_control_codes_to_what_is_no_terminal(capsys, monkeypatch):
+def test_progress_sends_control_codes_only_to_a_terminal(capsys, monkeypatch):
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)

@@ -51,7 +51,7 @@ def test_tables_are_the_newest():
 
 
 @pytest.mark.usefixtures("_scripts")
-def test_numbers_are_those_that_were_measured():
+def test_numbers_equal_the_measurements():
     from publish import lacking, pieces_of_pages
 
     pieces = pieces_of_pages()
@@ -140,7 +140,7 @@ def test_files_of_a_walk_import_each_other(title):
     assert [file for file in walk if not imports[file] and not any(file in other for other in imports.values())] == []
 
 
-def test_walk_to_the_loss_leaves_out_no_box_of_the_figure():
+def test_walk_to_the_loss_covers_all_boxes_of_the_figure():
     walk = walks()["a pair to its loss and its gradients"]
     way = walk[: walk.index("train/step.py")]
     boxes = {

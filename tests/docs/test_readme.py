@@ -27,7 +27,7 @@ def card(*keys: str) -> Any:
     return value
 
 
-def test_each_measured_number_is_that_of_its_source():
+def test_each_measured_number_equals_its_source():
     thin_lines, emoji = (card("figures", split) for split in ("test_family_tabler", "test_style"))
     shares = [
         thin_lines["exact_captions"]["value"],

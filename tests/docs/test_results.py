@@ -180,7 +180,7 @@ ADAMW, LONG, LASTING = "{adamw[test coca]}", "{long[test coca]}", "{lasting[test
         ("| seeds | CoCa loss, % |\n|---|--:|\n| {adamw:n} | {adamw[test coca]:cell} |", "%", "points"),
     ],
 )
-def test_models_and_optimizers_are_those_of_the_rows(check, known, text, old, new):
+def test_models_and_optimizers_match_the_rows(check, known, text, old, new):
     text = text.replace("CROSS", "muon_baseline_of_adamw_grr[test coca]")
     assert [*check.errors_of_meaning(text, known)] == []
     assert [*check.errors_of_meaning(text.replace(old, new), known)]
@@ -227,7 +227,7 @@ def test_listed_sentences_and_settings_are_on_the_page(check, monkeypatch):
         assert [*check.unsaid()]
 
 
-def test_other_rows_change_what_the_page_must_say(check, changes, known):
+def test_other_rows_require_other_statements_on_the_page(check, changes, known):
     adamw = known["adamw"]
     swapped = changes.Setting(adamw.study, adamw.over, adamw.arms, adamw.study)
     group = changes.Group({**known["family"].settings, "adamw": swapped})

@@ -85,7 +85,7 @@ def test_model_finds_new_slides_by_words(grr_coca, place):
     assert metrics["image_to_text/R@1"]["value"] > 0.5
 
 
-def test_captions_are_those_of_similar_slides(grr_coca, place):
+def test_captions_come_from_similar_slides(grr_coca, place):
     done = grr_coca("caption", place / "new-features", "-c", place / "mine")
     lines = dict(line.split("\t") for line in done.out.splitlines())
     assert len(lines) == NUM_NEW

@@ -59,7 +59,7 @@ def names(place):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_given_features_become_those_of_the_folder(grr_coca, place, names, kind):  # noqa: F811
+def test_given_features_are_stored_in_the_folder(grr_coca, place, names, kind):  # noqa: F811
     given = write_given(place, kind, names, right(place, "tokens"))
     done = features(grr_coca, place, "--given", given)
     assert done.out.startswith(f"0 images encoded to {place / 'features'}; features of {NUM_PAIRS} taken from {given}")

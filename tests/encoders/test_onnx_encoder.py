@@ -47,7 +47,7 @@ def expected(pixels, normalized=True):
     ],
     ids=str,
 )
-def test_tokens_are_those_of_the_graph(tmp_path, form):
+def test_tokens_equal_those_of_the_graph(tmp_path, form):
     encoder = open_encoder(f"onnx:{write_graph(tmp_path, **form)}")
     found = encoder.encode(pictures())
     right = expected(pictures(), form.get("dtype") != BYTES)
@@ -121,7 +121,7 @@ def test_graph_is_copied_without_the_extra(tmp_path, monkeypatch):
         open_encoder(f"onnx:{path}").write_graph(tmp_path / "out" / "written.onnx")
 
 
-def test_half_precision_is_as_good_as_its_input(tmp_path):
+def test_half_precision_error_is_within_input_rounding(tmp_path):
     found = open_encoder(f"onnx:{write_graph(tmp_path, dtype=HALF)}").encode(pictures()).tokens
     np.testing.assert_allclose(found, expected(pictures()), atol=5e-3)
 

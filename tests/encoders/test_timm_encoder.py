@@ -136,7 +136,7 @@ def test_batch_norm_stays_frozen_in_training():
         ("vit_tiny_patch16_224", "unknown image encoder"),
     ],
 )
-def test_wrong_name_raises(name, message):
+def test_unknown_name_raises(name, message):
     with pytest.raises(UserError) as raised:
         open_encoder(name)
     assert message in str(raised.value)

@@ -130,7 +130,7 @@ def test_random_weights_need_only_a_config(tmp_path):
         open_encoder(f"hf:{tmp_path}")
 
 
-def test_licence_is_that_of_the_card(tmp_path):
+def test_licence_equals_that_of_the_card(tmp_path):
     saved(tmp_path, "dinov2")
     assert open_encoder(f"hf:{tmp_path}").info.licence == "unknown"
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
@@ -175,7 +175,7 @@ def test_wrong_preprocessing_raises(tmp_path, changes, message):
     assert "preprocessor_config.json" in str(raised.value)
 
 
-def test_wrong_names_raise(tmp_path):
+def test_unknown_names_raise(tmp_path):
     transformers.BertConfig(**SIZES).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))

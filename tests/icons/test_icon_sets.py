@@ -62,7 +62,7 @@ def test_indexed_icon_has_its_name_and_set_metadata(tmp_path):
         assert index.add(path).unchanged == 2
 
 
-def test_icon_that_left_its_file_leaves_the_index(tmp_path):
+def test_icon_removed_from_its_file_is_removed_from_the_index(tmp_path):
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(tiny("box", "bar")))
     with Index.open(tmp_path / "index", create=True) as index:
@@ -72,7 +72,7 @@ def test_icon_that_left_its_file_leaves_the_index(tmp_path):
         assert (update.new, update.removed, len(index)) == (1, 1, 2)
 
 
-def test_index_stays_with_the_package_that_it_was_made_of(tmp_path):
+def test_index_stays_with_its_package(tmp_path):
     put("1.2.3", "box", "bar")
     with Index.open(tmp_path / "index", create=True) as index:
         index.add("iconify:tiny")

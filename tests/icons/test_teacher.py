@@ -98,7 +98,7 @@ def test_every_caption_that_training_may_draw_counts_each_once():
     assert training_captions(PairsInMemory(pairs)) == ["a cat", "hat", "dog"]
 
 
-def test_captions_of_pairs_that_have_none_do_not_count(tmp_path):
+def test_pairs_without_captions_do_not_count(tmp_path):
     members = shard_members(real_pairs(3))
     del members[f"{real_pairs(3)[1].key}.txt"]
     source = open_source(str(write_tar(tmp_path / "pairs.tar", members)))
@@ -171,7 +171,7 @@ def test_words_of_an_earlier_version_are_not_read(tmp_path):
     assert len(Teacher.read(str(folder))) == 2
 
 
-def test_rejects_a_teacher_of_other_captions_before_training(recipe, tmp_path):
+def test_rejects_a_teacher_with_other_captions_before_training(recipe, tmp_path):
     other = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(30, "health")), steps=4)
     other = replace(other, teacher=recipe.teacher)
     said = rf"{recipe.teacher.path}: teacher: embeddings are missing for \d+ of the \d+ training captions, such as '"
@@ -223,7 +223,7 @@ def test_loss_of_the_teacher_is_logged_and_falls(recipe, tmp_path):
     assert "teacher" not in read_metrics(tmp_path / "run", "val")[0], "it is for training alone"
 
 
-def test_without_a_teacher_nothing_of_it_is_trained_or_logged(recipe, plain, tmp_path):
+def test_no_teacher_loss_is_trained_or_logged_without_a_teacher(recipe, plain, tmp_path):
     without = weights(pretrain(replace(recipe, teacher=None), tmp_path / "run"))
     assert len(differing(plain, without)) > len(without) // 2
     assert "teacher" not in read_metrics(tmp_path / "run", "train")[0]

@@ -163,7 +163,7 @@ def test_folder_that_is_written_stays_until_its_texts_change(taught, monkeypatch
         text_teacher.teach(taught, taught.parent)
 
 
-def test_folder_of_something_else_is_not_replaced(taught):
+def test_folder_with_other_files_is_not_replaced(taught):
     (taught.parent / "teacher").mkdir()
     (taught.parent / "teacher" / "train-00000.tar").touch()
     with pytest.raises(UserError, match=r"teacher: holds something else; name another folder in .*recipe\.yaml under"):

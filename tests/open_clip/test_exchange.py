@@ -36,7 +36,7 @@ def test_stored_pixels_on_request(grr_coca, hub, tmp_path):
     assert '"opening": "as_stored"' in (tmp_path / "ours" / "preprocess.json").read_text()
 
 
-def test_nothing_that_is_there_is_written_over(refused, hub, tmp_path):
+def test_existing_files_are_not_overwritten(refused, hub, tmp_path):
     out = tmp_path / "mine"
     out.mkdir()
     (out / "notes.txt").write_text("mine")

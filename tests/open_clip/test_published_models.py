@@ -139,7 +139,7 @@ def test_prefers_safetensors_and_separates_revisions(hub, quick):
         locate_checkpoint("coca-b32@v9")
 
 
-def test_download_that_breaks_off_continues_where_it_was(hub, quick, monkeypatch):
+def test_interrupted_download_resumes(hub, quick, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))  # tries again at once
     hub.cuts = 1
@@ -170,7 +170,7 @@ def test_checksum_of_the_first_download_is_kept(hub, quick):
         locate_checkpoint("coca-b32")
 
 
-def test_corrupt_copy_tells_the_way_out(hub, quick):
+def test_error_of_a_corrupt_copy_names_the_fix(hub, quick):
     folder = locate_checkpoint("coca-b32")
     config = folder / "config.json"
     config.write_text(config.read_text() + " ")

@@ -77,7 +77,7 @@ def test_closed_index_is_not_reported_as_corrupt(store):
         len(store)
 
 
-def test_folder_that_is_not_there_or_no_index_is_named(tmp_path):
+def test_missing_folder_or_folder_without_an_index_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder; create one with grr-coca index"):
         open_store(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"not an index: it holds no index\.sqlite"):
@@ -190,7 +190,7 @@ def test_truncated_vectors_raise_and_are_not_padded(store, reopened):
     assert path.stat().st_size == 639
 
 
-def test_full_disk_keeps_what_was_committed(tmp_path):
+def test_full_disk_keeps_committed_data(tmp_path):
     with disk_of(2_000_000, tmp_path / "small") as small:
         store = make_store(str(small / "index"), HEADER)
         starts = iter(range(0, 100_000, 500))
@@ -237,7 +237,7 @@ def test_failed_rewrite_on_a_full_disk_frees_its_space(store, monkeypatch):
 # --- Tears
 
 
-def test_torn_tail_is_cut_to_what_was_committed(store, reopened):
+def test_torn_tail_is_truncated_to_committed_data(store, reopened):
     _, vectors = fill(store, 10)
     store.close()
     path = folder_of(store) / "vectors.f16"
@@ -484,7 +484,7 @@ def test_targets_of_links_in_an_index_are_not_changed(store, tmp_path, name):
     assert (tmp_path / "precious").read_text() == "words"
 
 
-def test_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
+def test_non_numeric_state_does_not_select_another_file(store, tmp_path):
     fill(store, 1)
     store.close()
     with closing(sqlite3.connect(folder_of(store) / "index.sqlite", isolation_level=None)) as database:

@@ -73,14 +73,14 @@ def same_hits(ours, theirs):
         assert name == other or name in tied or place == len(ours) - 1, place
 
 
-def test_nearest_are_those_of_numpy(store):
+def test_nearest_equal_those_of_numpy(store):
     entries, vectors = fill(store, 700)
     for query in make_vectors(100, seed=1):
         same_hits(found(store, query, 12), expected(entries, vectors, query, 12))
 
 
 @pytest.mark.parametrize("text", FILTERS)
-def test_filters_mean_what_python_means(filled, text):
+def test_filters_agree_with_python(filled, text):
     store, entries, vectors = filled
     tree, query = parse_filter(text, store.columns()), make_vectors(1, seed=2)[0]
     same_hits(found(store, query, 20, tree), expected(entries, vectors, query, 20, FILTERS[text]))
@@ -100,7 +100,7 @@ def test_prefix_is_a_text_and_no_pattern(store):
             assert sorted(entry.title for entry in found) == sorted(t for t in titles if t.startswith(prefix)), prefix
 
 
-def test_values_of_a_filter_are_values_whatever_they_hold(store):
+def test_values_of_a_filter_are_never_parsed_as_syntax(store):
     odd = ["it's", 'a "quote"', "back\\slash", "%", "'; DROP TABLE pictures; --", "ünï"]
     entries = [make_entry(number, fields={"brand": text}) for number, text in enumerate(odd)]
     store.commit(Changes(added=list(zip(entries, make_vectors(len(odd)), strict=True))))
@@ -129,7 +129,7 @@ def test_entries_come_back_as_they_were(store, reopened):
     assert again.columns() == {"price", "brand"}
 
 
-def test_image_of_a_name_takes_the_place_of_the_one_before(store):
+def test_image_replaces_an_earlier_one_of_the_same_name(store):
     fill(store, 10)
     (vector,) = make_vectors(1, seed=5)
     store.commit(Changes(added=[(make_entry(3, caption="a new one"), vector)]))
@@ -173,7 +173,7 @@ def test_stores_images_and_failures(store):
     assert len(store) == 6
 
 
-def test_members_of_a_shard_lie_in_it_whatever_their_names_hold(store):
+def test_members_of_a_shard_with_unusual_names_stay_inside_it(store):
     shard = "/pictures/old.tar: kept/some.tar"
     one = make_entry(0, name=f"{shard}: x/a.tar: b: c.png", file=shard, offset=512)
     failures = [
@@ -299,7 +299,7 @@ def test_newest_images_come_first_and_equal_dates_by_name(filled, text):
 
 
 @pytest.mark.parametrize("field", ["folder", "width", "date", "price", "brand", "path", "caption", "nothing"])
-def test_summary_of_a_field_is_that_of_python(filled, field):
+def test_summary_of_a_field_equals_that_of_python(filled, field):
     store, entries, _ = filled
     values = [value for entry in entries for value in entry.values_of(field)]
     counts = Counter(values)
@@ -315,7 +315,7 @@ def test_summary_of_a_field_is_that_of_python(filled, field):
 
 @pytest.mark.parametrize("text", ["width > 50", "folder != 'a' and price < 3", "width > 100000"])
 @pytest.mark.parametrize("field", ["folder", "brand", "width", "keywords", "tags"])
-def test_summary_of_a_field_counts_what_a_filter_selects(filled, field, text):
+def test_summary_of_a_field_counts_the_filtered_images(filled, field, text):
     store, _, _ = filled
     where = parse_filter(text, store.columns())
     counts = Counter(value for entry in store.matching(where) for value in entry.values_of(field))

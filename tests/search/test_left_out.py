@@ -75,7 +75,7 @@ def test_images_of_several_frames_are_counted(store, photos):
     assert update(store, photos).first_frames == 0, "it was not read again"
 
 
-def test_commands_say_what_was_excluded_and_what_moves(photos, tmp_path, capsys):
+def test_commands_report_excluded_and_moved_files(photos, tmp_path, capsys):
     animation(photos / "d.gif")
     said = "left out: 1 hidden folder (.hidden), 1 excluded folder (raw)\n"
     frames = "1 file has several frames or pages; only the first was used\n"

@@ -87,7 +87,7 @@ def test_file_name_of_any_bytes_is_sent_as_utf8_and_comes_back(name):
 
 
 @pytest.mark.parametrize("offset", [None, 0, 512])
-def test_row_tells_the_image_and_where_it_lies(offset):
+def test_row_names_the_image_and_its_location(offset):
     name = os.fsdecode(b"/p/\xe9.tar: x/a: b.png")
     entry = make_entry(1, name=name, file=os.fsdecode(b"/p/\xe9.tar"), offset=offset)
     record = to_record(entry, make_vectors(1)[0])
@@ -95,13 +95,13 @@ def test_row_tells_the_image_and_where_it_lies(offset):
 
 
 @needs_server
-def test_there_is_no_full_text_index(store):
+def test_index_without_full_text_search_is_reported(store):
     (entry, *_), _ = fill(store, 3)
     assert store.word_matches(entry.caption, 3) == []
 
 
 @needs_server
-def test_server_that_is_not_there_is_named():
+def test_unreachable_server_is_named():
     with pytest.raises(
         UserError, match=r"http://127\.0\.0\.1:1/index: the Milvus server does not answer, or rejects the request"
     ):
@@ -109,7 +109,7 @@ def test_server_that_is_not_there_is_named():
 
 
 @needs_server
-def test_name_that_is_no_index_is_named(location):
+def test_name_without_an_index_is_named(location):
     with pytest.raises(UserError, match="no index has this name; create one with grr-coca index"):
         open_store(location)
     with pytest.raises(UserError, match="is invalid for a collection"):

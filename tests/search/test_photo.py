@@ -202,7 +202,7 @@ def place(lat: tuple, lat_ref: object, lon: tuple, lon_ref: object) -> bytes:
         (place((0, 0, 0), "N", (0, 0, 0), "E"), (None, None)),
     ],
 )
-def test_place_that_is_nowhere_is_no_place(data, expected):
+def test_invalid_coordinates_are_not_a_place(data, expected):
     photo = read_bytes(data)
     assert values(photo, "lat", "lon") == expected
 

@@ -89,7 +89,7 @@ def with_words(store, text):
         ("date > '2024' and taken < '2024'", ["a"]),
     ],
 )
-def test_filters_know_time_camera_and_place(store, model, photos, text, found):
+def test_filters_support_time_camera_and_place(store, model, photos, text, found):
     update(store, model, photos)
     assert matching(store, text) == found
 
@@ -113,7 +113,7 @@ def test_column_of_a_table_counts_more_and_may_hold_anything(store):
     }
 
 
-def test_fields_are_summarized_as_those_of_tables_are(store, model, photos):
+def test_fields_are_summarized_like_table_columns(store, model, photos):
     update(store, model, photos)
     assert store.summaries(["camera"], 5)["camera"].values == [("Canon EOS R5", 2), ("X100V", 1)]
     assert store.summaries(["lens"], 5)["lens"].values == []
@@ -280,7 +280,7 @@ def test_images_of_shards_have_photos(store, model, photos, tmp_path):
     assert matching(store, "taken > '2024'") == ["b", "c"]
 
 
-def test_moved_image_keeps_what_was_written(store, model, photos, tmp_path):
+def test_moved_image_keeps_its_written_data(store, model, photos, tmp_path):
     update(store, model, photos)
     shutil.move(photos / "c.jpg", photos / "d.jpg")
     assert update(store, model, photos).moved == 1

@@ -17,7 +17,7 @@ from grr_coca_search.portable import import_parquet
 from grr_coca_search.store import Changes, find_store, open_store
 
 
-def test_everything_goes_there_and_back(store, tmp_path):
+def test_all_values_survive_a_round_trip(store, tmp_path):
     fill(store, 30)
     odd = os.fsdecode(b"/pictures/caf\xe9.png")
     store.commit(

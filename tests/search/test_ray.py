@@ -96,7 +96,7 @@ class Killer:
         self.thread.join()
 
 
-def test_worker_requests_a_gpu_where_there_are_any():
+def test_worker_requests_a_gpu_if_one_is_available():
     assert workers_of({"CPU": 16.0, "GPU": 2.0}) == (2, {"num_gpus": 1})
     assert workers_of({"CPU": 16.0}) == (16, {"num_cpus": 1})
     assert workers_of({}) == (1, {"num_cpus": 1})

@@ -104,7 +104,7 @@ def test_few_successful_searches_get_no_match():
     assert min(named["absent_told"], numbered["absent_told"]) >= 0.6, "of what is not there, most is told"
 
 
-def test_page_has_no_ranking_numbers_of_its_own():
+def test_page_does_not_define_ranking_numbers():
     code = "".join(path.read_text(encoding="utf-8") for path in FILES.glob("*.js"))
     assert set(re.findall(r"ranking\.(\w+)", code)) <= set(RANKING)
     assert not re.findall(r"MIN_RELEVANCE|MAX_BITS|WORD_WEIGHT", code)

@@ -20,7 +20,7 @@ def test_text_is_looked_up_whole():
     assert [words.related(text) for text in ("throw", "away", "delete", "asleep", "", "throw away f")] == [()] * 6
 
 
-def test_each_entry_is_found_wherever_it_is():
+def test_each_entry_is_found_at_any_position():
     path = bundled_folder("icons") / THESAURUS
     text = path.read_text(encoding="utf-8")
     for words in (Thesaurus(text), Thesaurus(text.rstrip("\n"))):
@@ -54,7 +54,7 @@ def test_bundled_file_associates_nothing_with_people():
     assert not related & {"muslim", "islam", "jewish", "transgender", "race", "chinese", "woman", "disabled"}
 
 
-def test_phrase_finds_what_its_words_find(tmp_path):
+def test_phrase_finds_the_same_as_its_words(tmp_path):
     """A set of four icons, whose file names say nothing."""
     shapes = {
         "1": '<path d="M6 18V6l4 6 4-6v12"/>',

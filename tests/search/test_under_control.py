@@ -140,7 +140,7 @@ def test_relevance_exists_only_for_bundled_models(preset, size, fitted, tmp_path
     assert (curve_of(tmp_path, config) is not None) is fitted
 
 
-def test_model_has_the_curve_that_lies_beside_its_weights(tmp_path):
+def test_model_reads_the_curve_next_to_its_weights(tmp_path):
     config = get_preset("open_clip_coca", "b32")
     numbers = to_dict(CURVE)
     (tmp_path / RELEVANCE).write_text(json.dumps(numbers))
@@ -157,7 +157,7 @@ def test_model_has_the_curve_that_lies_beside_its_weights(tmp_path):
 @pytest.mark.parametrize(
     ("max_distance", "min_cosine"), [(0, 0.0), (2, 0.9), (MAX_BITS, MIN_COSINE), (9, 0.99), (LIMIT_OF_BITS, 0.9)]
 )
-def test_groups_are_those_of_all_pairs_within_both_limits(store, max_distance, min_cosine):
+def test_groups_connect_all_pairs_within_both_limits(store, max_distance, min_cosine):
     random = np.random.default_rng(max_distance)
     kinds = random.integers(0, 12, 80)
     flips = (1 << random.integers(0, 62, (9, 80))) * (random.random((9, 80)) < 0.5)
@@ -208,7 +208,7 @@ def test_distinguishes_exact_copies_from_similar_images(store, capsys):
     assert record == {"paths": [f"/photos/{number}.png" for number in range(5)], "exact_copies": copies}
 
 
-def test_exact_copies_are_found_whatever_the_limits(store):
+def test_exact_copies_are_found_at_any_limit(store):
     entries = [make_entry(number, digest="a" * 32) for number in range(2)]
     store.commit(Changes(added=list(zip(entries, make_vectors(2), strict=True))))
     assert len(duplicate_groups(store, 0, 1.0)) == 1

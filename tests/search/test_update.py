@@ -92,7 +92,7 @@ def test_moved_image_is_recognized_by_its_bytes(store, look, photos, model):
     assert kept(store)[str(photos / "deep" / "renamed.png")].caption == "a red square"
 
 
-def test_image_moves_once_and_never_onto_one_that_was_there(store, look, photos):
+def test_image_moves_once_and_never_replaces_an_existing_one(store, look, photos):
     copy = (photos / "0.png").read_bytes()
     (photos / "copy.png").write_bytes(copy)
     look("photos")
@@ -129,7 +129,7 @@ def test_subfolder_belongs_to_a_scanned_folder(store, look, photos):
     assert len(store) == 4
 
 
-def test_wider_folder_takes_in_what_a_narrower_one_brought(store, look, photos):
+def test_wider_folder_includes_entries_of_a_narrower_one(store, look, photos):
     paint(photos / "deep" / "4.png", "blue")
     look("photos/deep")
     look("photos")
@@ -319,7 +319,7 @@ def test_shard_replaced_while_reading_is_read_again(store, look, tmp_path):
     assert len(store) == 9
 
 
-def test_images_that_arrive_while_others_are_described_stay(store, photos, model):
+def test_images_added_during_captioning_are_kept(store, photos, model):
     class Arriving(ColourModel):
         def read(self, found, batch_size):
             paint(photos / "late.png", "grey")
@@ -348,7 +348,7 @@ def test_failures_outside_the_sources_are_not_reported(store, look, photos, mode
     assert failure.name == str(photos / "deep" / "bad.png")
 
 
-def test_row_whose_name_no_file_can_have_spoils_no_table(store, look, photos):
+def test_impossible_file_name_in_a_row_keeps_the_table(store, look, photos):
     rows = [{"image": "photos/0.png", "caption": "a"}, {"image": "\ud83d.png", "caption": "b"}]
     (photos.parent / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert look("table.jsonl") == {"new": 1}
@@ -447,7 +447,7 @@ def test_work_before_an_interruption_is_kept(store, photos, model, monkeypatch):
     assert len(store) == 4
 
 
-def test_wider_folder_leaves_what_its_walk_passes_by(store, look, photos, tmp_path):
+def test_wider_folder_keeps_entries_that_its_walk_skips(store, look, photos, tmp_path):
     paint(tmp_path / "far" / "5.png", "blue")
     (photos / "link").symlink_to(tmp_path / "far")
     paint(photos / ".private" / "6.png", "blue")
@@ -538,5 +538,5 @@ def test_number_that_a_database_cannot_hold_is_excluded(cell):
     assert plain_fields({"serial": cell, "price": 3}) == {"price": 3}
 
 
-def test_text_of_very_many_digits_stays_a_text():
+def test_long_digit_string_stays_text():
     assert plain_fields({"serial": "9" * 400}) == {"serial": "9" * 400}

@@ -43,7 +43,7 @@ def test_name_query_is_split_into_words():
     assert not NameQuery.of("cart").matches_name("shopping-cart")
 
 
-def test_plurals_and_small_words_make_no_difference():
+def test_plurals_and_stop_words_do_not_change_hits():
     assert has_words(query_terms("the boxes of a city"), ["box-city"])
     assert has_words(query_terms("cart"), ["ShoppingCarts"])
     assert has_words(query_terms("shoppingcart"), ["ShoppingCart"])

@@ -30,7 +30,7 @@ def images(place):
     return unseen_pairs(place)[0]
 
 
-def test_captions_and_vectors_are_those_of_the_model(served, place, images):
+def test_captions_and_vectors_equal_those_of_the_model(served, place, images):
     model = load(place / "mine")
     answer = served.post("/caption", images[0].read_bytes())
     assert answer.status == 200
@@ -49,7 +49,7 @@ def test_report_names_a_command_that_serves(place, grr_coca, tmp_path):
     assert said.err.startswith(f"error: {tmp_path / 'missing'}")
 
 
-def test_hits_are_those_of_the_library(served, place, images):
+def test_hits_equal_those_of_the_library(served, place, images):
     with Index.open(place / "index") as index:
         for asked in ("greek capital letter", "arrow"):
             found = served.post("/search", {"texts": [asked]}).json()

@@ -40,7 +40,7 @@ def value(made: random.Random, depth: int = 0) -> object:
     return {str(value(made, 9)): value(made, depth + 1) for _ in range(made.randrange(5))}
 
 
-def test_parts_are_counted_as_they_are_written(monkeypatch):
+def test_parts_are_counted_by_their_written_size(monkeypatch):
     for seed in range(200):
         content = value(random.Random(seed))
         limits = dict(zip(("MAX_PARTS", "MAX_DEPTH"), parts_of(content), strict=True))
@@ -88,7 +88,7 @@ def test_rejects_too_much_json_before_parsing(served, body, monkeypatch):
             assert len(answer.body) <= MAX_BYTES
 
 
-def test_content_type_that_is_given_twice_hides_no_json(served, monkeypatch):
+def test_duplicate_content_type_does_not_hide_json(served, monkeypatch):
     monkeypatch.setattr("json.loads", lambda *_: pytest.fail("parsed"))
     body = b"[" * MAX_DEPTH * 2
     for kinds in (("application/json", "image/png"), ("image/png", "application/json")):
@@ -124,7 +124,7 @@ def test_report_of_wrong_elements_ends_at_the_first(served, path, wrong, monkeyp
 
 @pytest.mark.parametrize("path", ["/search", "/embed", "/v1/embeddings", "/caption", "/classify"])
 @pytest.mark.parametrize("key", ["a" * 200_000, "\x01" * 100_000, "é" * 100_000, "\U0001f600" * 9, "["])
-def test_error_is_short_whatever_it_quotes(served, path, key):
+def test_errors_with_long_quotes_are_short(served, path, key):
     for content in ({key: 1}, {"texts": [{key: 1}]}, {"inputs": key, key: key}, {"model": key, "input": "a"}):
         answer = served.post(path, content)
         assert answer.status >= 400

@@ -186,7 +186,7 @@ def test_good_images_are_answered_next_to_four_slow_ones(monkeypatch):
 # --- Threads and memory
 
 
-def test_late_thread_is_replaced_and_leaves_when_it_is_done():
+def test_late_thread_is_replaced_and_ends_when_done():
     release = threading.Event()
     workers = DaemonThreads(2, "test", seconds=0.05)
     held = [workers.put(release.wait, 30) for _ in range(2)]
@@ -299,7 +299,7 @@ def test_command_reports_which_images_are_shown(own, imported):
 
 
 @pytest.mark.ci
-def test_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
+def test_link_out_of_the_folder_is_not_followed(own, tmp_path):
     (tmp_path / "shown").mkdir()
     (tmp_path / "shown" / "a.png").symlink_to(own / "1.png")
     Image.new("RGB", (30, 30), "red").save(tmp_path / "shown" / "b.png")
@@ -310,12 +310,12 @@ def test_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
     assert there == {"a.png": False, "b.png": True}
 
 
-def test_drawing_for_which_there_was_no_time_may_be_sent_again():
+def test_drawing_that_timed_out_can_be_sent_again():
     assert to_request_error(BadSample("a.svg: not drawn", Cause.UNREADABLE)).status == 503
     assert to_request_error(BadSample("a.svg: broken", Cause.BROKEN_IMAGE)).status == 415
 
 
-def test_names_that_are_not_paths_are_not_there(served):
+def test_names_that_are_not_paths_do_not_exist(served):
     entries = [type("Entry", (), {"file": file}) for file in ("\0", "", "a" * 5000, "/proc/self/mem\0.png")]
     there = served.server.service.index.files.files_exist(entries)
     assert set(there.values()) == {False}

@@ -36,7 +36,7 @@ def names(answer) -> list[str]:
     return [Path(one["name"]).stem for one in found.get("hits", found.get("pictures", []))]
 
 
-def test_hits_are_those_of_the_index(served, index):
+def test_hits_equal_those_of_the_index(served, index):
     with grr_coca.Index.open(index) as opened:
         expected = opened.search("red fruit", 3)
     found = served.post("/search", {"texts": ["red fruit"], "limit": 3}).json()
@@ -197,7 +197,7 @@ def test_corrupt_relevance_curve_raises_at_the_start(index, tmp_path):
         RunningServer(replace(OPTIONS, index=str(index), model=str(folder)), print)
 
 
-def test_images_are_searched_by_others_and_without_others(served):
+def test_images_are_searched_by_and_without_other_images(served):
     pictures = {Path(one["name"]).stem: one["id"] for one in served.get("/pictures").json()["pictures"]}
     assert names(served.post("/search", {"like": [pictures["snowman"]]}))[0] == "snowman"
     for answer in (

@@ -76,7 +76,7 @@ def waiting(client: Client, gate: Gate, count: int) -> Iterator[None]:
 # --- The queue
 
 
-def test_queued_routes_are_those_that_use_the_model():
+def test_only_routes_that_use_the_model_are_queued():
     routes = [route for router in all_routers() for route in router.routes]
     assert {route.path for route in routes if isinstance(route, QueuedRoute)} == {
         "/caption",
@@ -137,7 +137,7 @@ def test_full_queue_returns_429_with_retry_after(gate):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["at once", "word by word"])
-def test_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
+def test_client_can_send_the_next_request_after_the_answer(headers):
     """With room for one request, the place is free before the last byte of an answer is sent."""
     with serving(capacity=1) as client, contextlib.closing(HTTPConnection(*client.place, timeout=60)) as connection:
         for _ in range(20):
@@ -159,7 +159,7 @@ def test_full_queue_rejects_model_requests_before_their_body(gate, index):
             assert client.metric(f'grr_coca_requests_total{{route="{path}",status="429"}}') == 1
 
 
-def test_no_more_are_admitted_than_can_be_answered_in_time(gate):
+def test_only_requests_that_can_be_answered_in_time_are_admitted(gate):
     with serving(limits=Limits(seconds=2)) as client, waiting(client, gate, 5):
         answer = client.post("/caption", GUITAR)
         assert answer.status == 429
@@ -179,7 +179,7 @@ def test_timeout_is_504_and_frees_its_work(gate, monkeypatch):
         assert sum(gate.sizes) <= 1 + 4 + 1, "what was given up was not begun"
 
 
-def test_what_is_late_or_waits_while_the_queue_is_closed_is_refused(gate):
+def test_late_requests_are_refused_when_the_queue_closes(gate):
     queue = ModelQueue(object, 4, 1.0, Metrics(), pytest.fail)
     queue.start()
     (late,) = queue.embed_texts(["too late"], expires=0.0)
@@ -239,7 +239,7 @@ async def _begin(send) -> None:
     await send({"type": "http.response.body", "body": b"half", "more_body": True})
 
 
-def test_application_that_does_not_answer_is_given_up():
+def test_unresponsive_application_is_abandoned():
     async def app(scope, receive, send):
         await asyncio.Event().wait()
 
@@ -441,7 +441,7 @@ def test_answer_that_is_never_read_is_not_kept_forever(monkeypatch):
             wait_until(lambda: not client.server._server.server_state.connections, seconds=10)
 
 
-def test_answers_that_are_not_read_are_bounded_together(monkeypatch):
+def test_unread_answers_have_a_common_limit(monkeypatch):
     monkeypatch.setattr("grr_coca_serve.server.MAX_UNREAD_BYTES", 50_000_000)
     with serving() as client, ExitStack() as stack:
         client.server._guard._app.add_route("/large", lambda request: Response(bytes(20_000_000)))
@@ -625,7 +625,7 @@ def test_other_sites_can_link_but_not_frame_the_page(served):
         assert served.get("/", **{**link, "Sec-Fetch-Dest": within}).status == 403
 
 
-def test_no_other_site_can_tell_which_images_are_there(served):
+def test_other_sites_cannot_detect_which_images_exist(served):
     known = served.get("/pictures").json()["pictures"][0]["id"]
     paths = (f"/image/{known}", "/image/0123456789abcdef", "/nothing", "/", "/info", "/health")
     answers = [served.get(path) for path in paths] + [served.post("/caption", b""), served.post("/search", {"a": 1})]

@@ -17,7 +17,7 @@ def listed() -> dict[str, set[str]]:
     return {name: set(labels.split(", ")) - {""} for name, labels in found}
 
 
-def test_metrics_of_the_page_are_those_of_a_server(served):
+def test_metrics_on_the_page_exist_on_a_server(served):
     assert served.post("/caption", (DRAWINGS / "guitar.webp").read_bytes()).status == 200
     shown, families = {}, list(text_string_to_metric_families(served.get("/metrics").body.decode()))
     for family in families:

@@ -171,7 +171,7 @@ def test_beams_are_sent_at_the_end_of_a_stream(served, icons):
     assert answer.events() == [("done", {"text": found.captions[0].text, **known, "tags": []})]
 
 
-def test_words_for_an_image_are_those_of_the_library(served, icons):
+def test_words_for_an_image_equal_those_of_the_library(served, icons):
     words = icons.tag(DRAWINGS / "guitar.webp", 3)
     tags = [{"tag": word, "probability": pytest.approx(probability, rel=1e-3)} for word, probability in words]
     answer = served.post("/caption?tags=3", drawing("guitar")).json()
@@ -252,7 +252,7 @@ def test_invalid_bodies_return_one_sentence(served, body, headers, status, reaso
 # --- Embeddings and labels
 
 
-def test_embeddings_are_those_of_the_library(served, icons):
+def test_embeddings_equal_those_of_the_library(served, icons):
     texts = ["a cat", "two dogs", "a cat"]
     uri = f"data:image/webp;base64,{base64.b64encode(drawing('guitar')).decode()}"
     found = np.array(served.post("/embed", {"inputs": [texts[0], uri, *texts[1:]]}).json())
@@ -282,7 +282,7 @@ def test_too_many_and_too_long_texts_are_named(served, inputs):
     assert "inputs" in answer.reason()
 
 
-def test_labels_are_those_of_the_library(served, icons):
+def test_labels_equal_those_of_the_library(served, icons):
     labels = ["guitar", "boat", "apple"]
     expected = icons.classify(DRAWINGS / "sailboat.webp", labels, templates=["a {}", "{}"])
     query = "labels=guitar&labels=boat&labels=apple&templates=a+%7B%7D&templates=%7B%7D&top=2"
@@ -308,7 +308,7 @@ def test_heat_map_lies_over_the_patches_for_each_word(served, icons):
         assert heat.max() == 1
 
 
-def test_heat_maps_lie_over_what_the_model_sees(served, icons):
+def test_heat_maps_cover_the_part_that_the_model_sees(served, icons):
     """Of an oblong picture, this is a square that reaches beyond it."""
     image = Image.new("RGB", (400, 100), "white")
     image.paste("black", (50, 40, 350, 60))
@@ -420,7 +420,7 @@ def test_server_without_an_index_captions_and_reports_it(icons):
             assert "no index" in answer.reason()
 
 
-def test_answers_are_valid_json_whatever_a_file_is_called(served):
+def test_answers_are_valid_json_for_all_file_names(served):
     # half of a character, as in a file name that is not UTF-8
     answer = served.post("/search", json.dumps({"texts": ["x"], "where": "path = '\udc80'"}).encode(), JSON)
     assert answer.status == 422

@@ -37,7 +37,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_page_reads_what_is_exported(name, tmp_path):
+def test_page_reads_exported_files(name, tmp_path):
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")

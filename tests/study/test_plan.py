@@ -106,7 +106,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
     ],
     ids=str,
 )
-def test_rejects_a_wrong_plan(write_study, changes, named):
+def test_rejects_an_invalid_plan(write_study, changes, named):
     path = write_study(**changes)
     with pytest.raises(UserError) as refused:
         check_recipes(read_plan(path, Plan), path)
@@ -151,7 +151,7 @@ def write_own_recipes(write_study, tmp_path):
     return write
 
 
-def test_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path):
+def test_arm_can_have_separate_recipes(write_own_recipes, tmp_path):
     own = {"optimizer.name": "adamw", "data.augmentation": {"crop": 0.5}, "schedule.steps": 12}
     path = write_own_recipes(
         own, baseline=arm("baseline_coca", grid={"optimizer.lr": [1]}), tuning={"seeds": [9], "steps": 2}
@@ -274,7 +274,7 @@ def recipe(write_study):
         ("precision", "bf16", True),
     ],
 )
-def test_digest_covers_only_what_changes_the_run(recipe, key, value, counts):
+def test_digest_covers_only_settings_that_affect_the_run(recipe, key, value, counts):
     digest = recipe_digest(recipe, None)
     assert (recipe_digest(with_settings(recipe, {key: value}, "test"), None) != digest) == counts
     assert recipe_digest(recipe, "a start") != digest
@@ -324,7 +324,7 @@ def test_recipes_of_stages_that_do_not_fit_are_named(write_study, tmp_path):
         check_recipes(plan, path)
 
 
-def test_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
+def test_data_digest_depends_on_bytes_not_location(recipe, tmp_path):
     before = data_digest(recipe)
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = {name: path.replace("/data/", "/moved/") for name, path in recipe.data.test.items()}
@@ -336,7 +336,7 @@ def test_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
     assert data_digest(there) != before
 
 
-def test_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_path):
+def test_data_digest_of_a_folder_covers_only_data_files(recipe, tmp_path):
     for name in ("a.webp", "deep/b.webp"):
         (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pairs" / name).write_bytes(name.encode())

@@ -29,7 +29,7 @@ def files(tmp_path):
     return RowFolder(tmp_path)
 
 
-def test_row_comes_back_as_it_was_written_and_is_read_once(files):
+def test_row_survives_a_round_trip_and_is_read_once(files):
     other = a_row(captions=(CaptionedExample("not UTF-8 \udce9", ("a cup",), "a cup"),))
     assert files.publish("a", a_row()) == a_row()
     assert files.new_rows() == [a_row()]
@@ -82,7 +82,7 @@ def test_half_a_row_is_named_and_replaced(files):
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}', "[" * 100_000], ids=lambda text: text[:20]
 )
-def test_file_that_is_no_row_is_named(files, text):
+def test_file_that_is_not_a_row_is_named(files, text):
     files.publish("a", a_row())
     (files.path / "note.json").write_text(text)
     assert len(files.new_rows()) == 1

@@ -47,7 +47,7 @@ def test_t_interval_is_students_on_a_worked_example():
     assert t_test(hours)[:2] == pytest.approx((0.700, 2.460), abs=5e-4)
 
 
-def test_t_test_is_that_of_scipy():
+def test_t_test_equals_that_of_scipy():
     from scipy import stats  # late: half a second, in each worker
 
     values = np.random.default_rng(1).normal(0.5, 1.0, size=(20, 7))
@@ -95,7 +95,7 @@ def test_power_for_the_smallest_effect_is_four_in_five(num_seeds, num_endpoints)
     assert np.mean(holm(p_values)[:, 0] <= SIGNIFICANCE_LEVEL) == pytest.approx(0.8, abs=0.02)
 
 
-def test_power_is_that_of_published_tables():
+def test_power_equals_published_tables():
     # Cohen, Statistical Power Analysis, 1988: for half a standard deviation, the t test at 5 % takes 34 pairs.
     assert smallest_detectable_effect(34, 1) < 0.5 < smallest_detectable_effect(33, 1)
     # Of two seeds, the sample deviation is the absolute value of a standard normal number, and t is Cauchy without an

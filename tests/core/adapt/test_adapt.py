@@ -72,7 +72,7 @@ def test_describe_gives_tokens_and_ranks_captions(model, unseen):
     np.testing.assert_allclose(described.embedding, model.embed_images(images[0]), atol=1e-5)
 
 
-def test_log_probs_are_those_of_the_decoder(model, unseen):
+def test_log_probs_equal_those_of_the_decoder(model, unseen):
     base = load("icons", engine="torch")
     images, _ = unseen
     caption = model.describe(images[0]).captions[0]
@@ -243,7 +243,7 @@ def test_rejects_too_many_pairs_before_reading_them(grr_coca, tmp_path):
         (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not support adapted models"),
     ],
 )
-def test_wrong_use_gets_one_line(grr_coca, place, monkeypatch, arguments, message):
+def test_invalid_use_prints_one_line(grr_coca, place, monkeypatch, arguments, message):
     monkeypatch.chdir(place)
     before = {path.name for path in place.iterdir()}
     said = grr_coca(*arguments)
@@ -252,7 +252,7 @@ def test_wrong_use_gets_one_line(grr_coca, place, monkeypatch, arguments, messag
     assert {path.name for path in place.iterdir()} == before
 
 
-def test_push_names_what_is_published(grr_coca, place):
+def test_push_names_published_files(grr_coca, place):
     said = grr_coca("push", place / "mine", "someone/mine", "--licence", "mit", "--dry-run")
     assert said.code == 0, said.err
     assert "captions and the features of the pairs" in said.err

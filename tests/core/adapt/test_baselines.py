@@ -35,7 +35,7 @@ def recall(found, k=10):
 
 
 @pytest.mark.ci
-def test_closed_form_is_about_what_adapt_gives(grr_coca, place, tuned):
+def test_closed_form_is_close_to_adapt(grr_coca, place, tuned):
     data = ["--data", place / "unseen.tar", "--json"]
     said = grr_coca("evaluate", tuned, "--task", "retrieval", *data)
     assert said.code == 0, said.err

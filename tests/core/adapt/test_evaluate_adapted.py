@@ -8,7 +8,7 @@ import pytest
 from grr_coca import load
 
 
-def test_retrieval_is_that_of_its_vectors(grr_coca, place, model, unseen):
+def test_retrieval_equals_that_of_its_vectors(grr_coca, place, model, unseen):
     images, captions = unseen
     said = grr_coca("evaluate", place / "mine", "--data", place / "unseen.tar", "--json")
     assert said.code == 0, said.err
@@ -21,7 +21,7 @@ def test_retrieval_is_that_of_its_vectors(grr_coca, place, model, unseen):
 
 
 @pytest.mark.ci
-def test_captions_are_those_that_the_model_chooses(grr_coca, place, model, unseen, tmp_path):
+def test_captions_equal_the_choices_of_the_model(grr_coca, place, model, unseen, tmp_path):
     out = tmp_path / "captions.jsonl"
     task = ["--task", "captioning", "--out", out]
     said = grr_coca("evaluate", place / "mine", "--data", place / "unseen.tar", *task)

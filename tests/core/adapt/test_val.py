@@ -35,7 +35,7 @@ def measured(place, fresh, tmp_path_factory):
 
 
 @pytest.mark.ci
-def test_report_is_what_evaluate_measures_on_val(grr_coca, fresh, measured):
+def test_report_equals_evaluate_on_val(grr_coca, fresh, measured):
     said = grr_coca("compare", measured, "icons", "--data", fresh, "--json")
     found = json.loads(said.out)[str(fresh)]
     figures = json.loads((measured / "adapted.json").read_text(encoding="utf-8"))["figures"]
@@ -92,7 +92,7 @@ def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp
 
 
 @pytest.mark.ci
-def test_val_without_what_training_saw(grr_coca, place, run, tmp_path):
+def test_validation_excludes_training_images(grr_coca, place, run, tmp_path):
     arguments = ["adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json"]
     said = grr_coca(*arguments, "--val", place / "unseen.tar")
     assert said.code == 0, said.err
@@ -112,7 +112,7 @@ def test_other_pairs_are_divided_into_folds(grr_coca, place, run, tmp_path):
 
 
 @pytest.mark.ci
-def test_run_whose_pairs_are_gone_requests_val(grr_coca, place, run, tmp_path):
+def test_run_with_missing_pairs_requires_val(grr_coca, place, run, tmp_path):
     folder = tmp_path / "run"
     for name, content in snapshot(run).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -190,7 +190,7 @@ def test_without_a_checkpoint_the_bundled_model_is_used(grr_coca, image_files):
 
 
 @pytest.mark.parametrize(("name", "cuts"), [("out.jsonl", (1, 110)), ("out.csv", (0, 25, 60))])
-def test_interrupted_job_continues_where_it_was(grr_coca, run, image_files, tmp_path, name, cuts):
+def test_interrupted_job_resumes(grr_coca, run, image_files, tmp_path, name, cuts):
     whole, path = tmp_path / f"whole-{name}", tmp_path / name
     command = ["caption", "-c", run.folder, *image_files, "--temperature", 1, "--num-captions", 2, "--max-length", 4]
     assert grr_coca(*command, "--out", whole).code == 0
@@ -210,7 +210,7 @@ def _apart(text: str) -> tuple[list[str], list[float]]:
     return pieces[::2], [float(number) for number in pieces[1::2]]
 
 
-def test_only_what_is_missing_is_captioned(grr_coca, run, image_files, tmp_path):
+def test_only_uncaptioned_images_are_captioned(grr_coca, run, image_files, tmp_path):
     out = tmp_path / "out.jsonl"
     grr_coca("caption", "-c", run.folder, *image_files[:2], "--out", out)
     before = out.read_text()
@@ -238,7 +238,7 @@ def test_rows_are_on_the_disk_as_soon_as_their_batch_is_done(grr_coca, run, imag
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
-def test_more_captions_for_some_images_leave_the_rows_of_others(grr_coca, run, image_files, tmp_path, name):
+def test_more_captions_for_some_images_do_not_change_other_rows(grr_coca, run, image_files, tmp_path, name):
     out = tmp_path / name
     command = ["caption", "-c", run.folder, "--out", out, "--max-length", 4]
     grr_coca(*command, *image_files)
@@ -269,7 +269,7 @@ def test_rows_stay_until_there_are_better_ones(grr_coca, run, image_files, tmp_p
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
-def test_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_files, tmp_path, name):
+def test_name_with_a_line_end_keeps_its_captions(grr_coca, run, image_files, tmp_path, name):
     odd = image_files[0].with_name("a\rb.png")
     odd.write_bytes(image_files[0].read_bytes())
     plain = image_files[0].with_name("b.png")
@@ -354,7 +354,7 @@ def test_exit_code_is_1_if_all_fail(grr_coca, run, tmp_path):
     assert f"{tmp_path / 'cat.png'}: no such file" in said.err
 
 
-def test_name_that_is_not_utf8_comes_out_as_it_is(run, image_files, tmp_path, capfdbinary):
+def test_name_that_is_not_utf8_is_output_unchanged(run, image_files, tmp_path, capfdbinary):
     path = Path(os.fsdecode(os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"))
     image_files[0].rename(path)
 

@@ -70,7 +70,7 @@ def test_templates_change_the_answer(grr_coca, run, image_files):
     assert found != json.loads(grr_coca(*options).out)["labels"]
 
 
-def test_there_may_be_more_labels_than_the_name_of_a_file_holds(grr_coca, run, image_files):
+def test_labels_may_exceed_the_length_of_a_file_name(grr_coca, run, image_files):
     labels = [f"label {number}" for number in range(60)]
     said = grr_coca("classify", image_files[0], "-c", run.folder, "--labels", ",".join(labels), "--json", "--top", 60)
     assert said.code == 0, said.err

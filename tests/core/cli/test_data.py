@@ -44,7 +44,7 @@ def spoiled(tmp_path):
 # --- check
 
 
-def test_check_counts_what_is_broken_and_what_is_there_twice(grr_coca, spoiled, tmp_path):
+def test_check_counts_broken_and_duplicate_items(grr_coca, spoiled, tmp_path):
     sheet = tmp_path / "sheet.png"
     said = grr_coca("data", "check", spoiled, "--sheet", sheet, "--json")
     assert (said.code, said.err) == (1, f"contact sheet     {sheet}\n")
@@ -102,7 +102,7 @@ def test_contact_sheet_shows_the_images(grr_coca, tmp_path):
 
 
 @pytest.mark.parametrize(("image", "text"), [(b"<html>", b"a cat"), (PAIRS[0].image, b" \n"), (b"", b"a cat")])
-def test_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text):
+def test_contact_sheet_marks_broken_images(grr_coca, tmp_path, image, text):
     path = write_tar(tmp_path / "a.tar", {"0.webp": image, "0.txt": text})
     grr_coca("data", "check", path, "--sheet", tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:

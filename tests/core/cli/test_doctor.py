@@ -30,7 +30,7 @@ def told(capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def test_it_tells_versions_and_every_extra(capsys):
+def test_doctor_reports_versions_and_every_extra(capsys):
     found = told(capsys)
     assert found["files"] == "intact"
     assert found["packages"]["numpy"] == importlib.metadata.version("numpy")

@@ -118,7 +118,7 @@ def test_write_follows_a_link(grr_coca, run, image_files, tmp_path, there):
     assert np.load(target).shape[0] == 1
 
 
-def test_each_key_has_one_line_whatever_line_ends_it_has(tmp_path):
+def test_each_key_has_one_line_with_any_line_ends(tmp_path):
     write_vectors(tmp_path / "a.npy", ["a\rb.png", "c\u2028d.png", "e\nf.png"], np.zeros((3, 2), np.float32))
     assert read(tmp_path / "a.npy")[0] == [r"a\rb.png", r"c\u2028d.png", r"e\nf.png"]
 

@@ -64,7 +64,7 @@ def test_losses_have_intervals(evaluate, split):
     assert found["median_rank"].keys() == {"text_to_image", "image_to_text"}
 
 
-def test_numbers_that_are_none_are_null_in_json(grr_coca, diverged, split):
+def test_missing_numbers_are_null_in_json(grr_coca, diverged, split):
     said = grr_coca("evaluate", diverged, "--data", split, "--batch-size", 8, "--json")
     found = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))[str(split)]
     assert found["contrastive_loss"] is None
@@ -139,7 +139,7 @@ def test_zeroshot_takes_labels_and_templates_from_files(evaluate, labelled, tmp_
     assert found["plain"] == {"chance": pytest.approx(1 / 6)}
 
 
-def test_without_a_file_the_classes_are_those_that_occur(evaluate, labelled):
+def test_classes_without_a_file_are_those_in_the_data(evaluate, labelled):
     assert evaluate("zeroshot", labelled)["depends_on"]["classes"] == 3
 
 

@@ -41,7 +41,7 @@ def test_few_pairs_hold_out_enough_to_validate_on(finetune):
     assert from_pretrained(out).step == 5
 
 
-def test_one_caption_is_trained_on_with_a_warning(finetune, caplog):
+def test_one_caption_per_image_trains_with_a_warning(finetune, caplog):
     said, _ = finetune([with_caption(pair, "one") for pair in PAIRS])
     assert said.code == 0, said.err
     assert "are equal ('one'), so there is nothing to learn; use captions that differ" in caplog.text

@@ -144,7 +144,7 @@ def test_any_other_error_keeps_its_traceback(process, monkeypatch, outcome, is_b
     assert caught.value is outcome
 
 
-def test_stream_that_the_shell_has_closed_is_nowhere(process, monkeypatch):
+def test_closed_stream_is_replaced_by_the_null_device(process, monkeypatch):
     monkeypatch.setattr(grr_coca.cli, "main", lambda: print("said") or 0)
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(SystemExit):

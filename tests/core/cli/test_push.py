@@ -93,7 +93,7 @@ def test_card_matches_the_manifest(hub, push):
         assert f"\n## {heading}\n" in card
 
 
-def test_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatch):
+def test_dry_run_lists_uploads_and_sends_nothing(grr_coca, monkeypatch):
     monkeypatch.setattr("grr_coca.model.hub.push_files", None)
     said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
     assert said.code == 0
@@ -202,7 +202,7 @@ def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):
     assert "/home" not in said.out
 
 
-def test_folder_of_the_name_of_a_bundled_model_is_what_goes_up(grr_coca, run, tmp_path, monkeypatch):
+def test_folder_named_like_a_bundled_model_is_uploaded(grr_coca, run, tmp_path, monkeypatch):
     shutil.copytree(run.checkpoint, tmp_path / "icons")
     monkeypatch.chdir(tmp_path)
     with warnings_of("grr_coca.infer.load") as warnings:

@@ -123,7 +123,7 @@ def test_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
     assert grr_coca("pretrain", path, "--dry-run").code == 0
 
 
-def test_dry_run_rejects_what_the_run_would_refuse(refused, recipe_file):
+def test_dry_run_rejects_the_same_input_as_a_run(refused, recipe_file):
     few = recipe_file(edit=lambda recipe: replace(recipe, data=replace(recipe.data, val=None)))
     assert "evaluation: batch_size) to 6 or less" in refused("pretrain", few, "--dry-run")
 

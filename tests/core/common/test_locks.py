@@ -61,7 +61,7 @@ def test_killed_process_frees_it_and_its_file_does_no_harm(path, other):
     assert not path.exists()
 
 
-def test_it_is_held_once_in_a_process(path):
+def test_model_is_held_once_in_a_process(path):
     lock = ProcessLock(path)
     with pytest.raises(LockHeldError) as caught:
         ProcessLock(path)

@@ -242,7 +242,7 @@ def test_too_many_bad_samples_stop_and_name_the_shard():
     assert "broken or truncated image: 90, not an image: 11" in message
 
 
-def test_window_forgets_what_is_old():
+def test_window_drops_old_entries():
     rng = np.random.default_rng(0)
     log = ReplacementLog(max_share=1.0, window=500)
     history = []
@@ -276,7 +276,7 @@ def test_workers_leave_signals_to_their_parent(spoiled):
 
 
 @pytest.mark.ci
-def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
+def test_workers_end_if_a_program_does_not_close_its_loader(tmp_path):
     """Python terminates them at its exit and waits for that."""
     shard = write_tar(tmp_path / "00000.tar", shard_members(PAIRS[:20]))
     program = f"""

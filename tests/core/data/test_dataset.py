@@ -132,7 +132,7 @@ def test_captions_that_a_tokenizer_reads_alike_get_equal_ids(one, other):
     assert samples[0].caption_id == samples[1].caption_id
 
 
-def test_images_have_ids_of_their_own(shard):
+def test_images_have_unique_ids(shard):
     dataset = dataset_of(shard)
     assert len({dataset[SampleRef(0, i)].image_id for i in range(len(dataset))}) == len(PAIRS)
 

@@ -138,7 +138,7 @@ def test_answers_of_several_threads_do_not_mix(helpers):
     assert answers == [str(n).encode()[::-1] for n in range(300)]
 
 
-def test_limits_that_are_changed_hold_for_the_next_helper(helpers):
+def test_changed_limits_apply_to_the_next_helper(helpers):
     call(helpers, "reverse", b"", times=1)
     before = helpers.use(HelperLimits(cpu_seconds=0.1, count=1))
     assert helpers._idle == []

@@ -70,7 +70,7 @@ def test_caption_that_is_its_reference_has_full_marks():
     assert corpus["CIDEr-D"] == pytest.approx(10.0)
 
 
-def test_bleu_clips_what_is_repeated():
+def test_bleu_clips_repeated_ngrams():
     statistics = bleu_statistics(
         [["the", "the", "the", "the"]], [[["the", "cat", "is", "on", "the", "mat"], ["there", "is"]]]
     )
@@ -83,7 +83,7 @@ def test_bleu_takes_the_shorter_of_two_equally_close_references():
     assert statistics[0, -1] == 2
 
 
-def test_bleu_of_a_short_caption_is_taken_down_by_its_brevity():
+def test_brevity_penalty_reduces_bleu_of_a_short_caption():
     sums = bleu_statistics([["a", "b"]], [[["a", "b", "c", "d"]]]).sum(axis=0)
     assert bleu(sums)[0] == pytest.approx(math.exp(1 - 4 / 2))
 

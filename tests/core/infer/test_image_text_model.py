@@ -68,13 +68,13 @@ def test_device_that_is_not_here_is_named(run, device):
 # --- Captions
 
 
-def test_captions_are_those_of_the_model(model, files, pixels):
+def test_captions_equal_those_of_the_model(model, files, pixels):
     generated = generate(model.engine, model.tokenizer, pixels)
     assert model.caption(files) == [caption.text for (caption,) in generated.captions]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_batch_size_changes_nothing_not_even_what_is_drawn(model, files, batch_size):
+def test_batch_size_does_not_change_results_or_random_draws(model, files, batch_size):
     for options in ({}, {"temperature": 1.0, "seed": 3, "max_length": 6}):
         assert model.caption(files, batch_size=batch_size, **options) == model.caption(files, **options)
 
@@ -129,7 +129,7 @@ def test_draws_are_seeded_by_key_and_not_by_place(model, files):
         ({"batch_size": 0}, "must be at least 1"),
     ],
 )
-def test_rejects_wrong_options(model, files, options, told):
+def test_rejects_invalid_options(model, files, options, told):
     with pytest.raises(UserError, match=told):
         model.caption(files, **options)
 
@@ -295,7 +295,7 @@ def test_captions_embeddings_and_classes_share_one_copy(run, files, monkeypatch)
     assert any(isinstance(module, FastLinear) for module in made[0].modules())
 
 
-def test_after_a_change_of_weights_refresh_takes_the_new_ones(run, files):
+def test_refresh_reads_changed_weights(run, files):
     model = load(run.folder, "cpu")
     before = model.describe_many(files)
     with torch.no_grad():
@@ -350,7 +350,7 @@ def test_embedding_does_not_take_its_batch_along(model, files):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0}])
-def test_precision_is_the_models_and_not_that_of_new_tensors(run, files, options):
+def test_precision_is_that_of_the_model_not_the_default(run, files, options):
     model = load(run.folder, "cpu")
     expected = model.caption(files, **options)
     torch.set_default_dtype(torch.float64)

@@ -29,13 +29,13 @@ def test_folder_wins_over_a_model_name_with_a_note(run, tmp_path, monkeypatch, c
     assert "this folder is used, not the bundled model of the same name" in caplog.text
 
 
-def test_folder_that_holds_none_does_not(tmp_path, monkeypatch):
+def test_folder_without_any_does_not(tmp_path, monkeypatch):
     (tmp_path / DEFAULT).mkdir()
     monkeypatch.chdir(tmp_path)
     assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
 
 
-def test_name_that_does_not_exist_tells_the_nearest(tmp_path, monkeypatch):
+def test_unknown_name_suggests_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"pictogram: no folder or model has this name; did you mean 'pictograms'\?"):
         grr_coca.load("pictogram")
@@ -118,7 +118,7 @@ def test_hub_name_is_fetched_and_loaded(hub, run):
     ]
 
 
-def test_manifest_on_the_hub_may_list_what_is_not_fetched(hub, run, tmp_path):
+def test_manifest_on_the_hub_may_list_unfetched_files(hub, run, tmp_path):
     """As that of a checkpoint of a run, whose folder was uploaded as it is."""
     for name in (*FILES, MANIFEST):
         shutil.copyfile(run.checkpoint / name, tmp_path / name)

@@ -54,7 +54,7 @@ def test_slope_is_smooth_and_coherent_where_noise_is_neither():
     assert rough[COHERENCE] < 0.7
 
 
-def test_colours_and_shares_are_those_that_can_be_counted():
+def test_colours_and_shares_equal_counts():
     halves = np.zeros((24, 24, 3), np.uint8)
     halves[:, 12:] = [192, 32, 32]
     halves[::2, ::2] += 8  # rough, and no other colour of four bits
@@ -77,7 +77,7 @@ def fitted(**changes: object) -> Photographs:
     return Photographs(**{"weights": (0.0,) * NUM_INSIDE, "offset": -1.0, "fitted_on": "", **changes})
 
 
-def test_score_is_a_weighted_sum_and_what_is_flat_is_drawn():
+def test_score_is_a_weighted_sum_and_flat_images_are_drawings():
     weights = np.linspace(-1, 1, NUM_INSIDE)
     batch = np.stack([square(noise()), square(0), square(255)])
     judged, drawn, empty = fitted(weights=tuple(weights)).scores(batch)

@@ -90,7 +90,7 @@ def test_search_finds_the_requested_image(said, folder):
     assert "guitar.webp" in said["search --image"][1].splitlines()[0]
 
 
-def test_json_and_models_say_what_runs(said):
+def test_json_and_models_name_the_engine(said):
     for command in ("caption --json", "classify"):
         assert {json.loads(line)["engine"] for line in said[command][1].splitlines()} == {"onnx"}
     assert {hit["engine"] for hit in json.loads(said["search"][1])} == {"onnx"}

@@ -45,7 +45,7 @@ def folder(saved, tmp_path):
 # --- The round trip
 
 
-def test_everything_comes_back_as_it_was_saved(saved, tmp_path):
+def test_saved_state_is_restored_exactly(saved, tmp_path):
     first = from_pretrained(saved)
     save_checkpoint(first, tmp_path / "again")
     second = from_pretrained(tmp_path / "again")
@@ -77,7 +77,7 @@ def test_texts_become_rows_on_the_device_of_the_model(saved):
     assert (token_ids.device.type, lengths.device.type) == (elsewhere.model.device.type, "cpu") == ("meta", "cpu")
 
 
-def test_every_weight_is_loaded_though_none_was_drawn_before(saved, filled_with_nan):
+def test_all_weights_are_loaded_without_being_initialized_first(saved, filled_with_nan):
     loaded = from_pretrained(saved)
     built = build_without_weights(loaded.config)
     assert any(parameter.isnan().all() for parameter in built.parameters()), "the memory was filled"
@@ -176,7 +176,7 @@ def test_wrong_tensor_is_named_with_both_shapes(folder, edit, said):
         from_pretrained(folder)
 
 
-def test_config_is_saved_as_in_checkpoints_of_before():
+def test_config_is_saved_as_in_earlier_checkpoints():
     header = json.loads((WEIGHTS / "icons" / "config.json").read_text())
     config = read_config(header["model"], "model")
     assert json.dumps(saved_config(config)) == json.dumps(header["model"])
@@ -222,7 +222,7 @@ def test_open_clip_config_keeps_its_earlier_keys():
     assert read_config(saved, "model") == config
 
 
-def test_config_from_before_these_keys_is_that_of_a_coca():
+def test_config_without_these_keys_is_a_coca_config():
     config = get_preset("grr_coca", "tiny")
     saved = saved_config(config)
     for key in OPEN_CLIP:
@@ -306,7 +306,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
         assert_nothing_was_lost(target, before)
 
 
-def test_folder_that_cannot_be_made_is_an_error_that_names_it(saved, tmp_path):
+def test_folder_that_cannot_be_created_is_named(saved, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file/step-1: the checkpoint cannot be written"):
         save_checkpoint(from_pretrained(saved), tmp_path / "file" / "step-1")
@@ -342,7 +342,7 @@ def refuses_to_replace(checkpoint, target, said):
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "photos/cat.jpg", ".git/config"])
-def test_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
+def test_folder_with_other_files_is_not_replaced(saved, tmp_path, name):
     checkpoint = from_pretrained(saved)
     target = tmp_path / "work"
     (target / name).parent.mkdir(parents=True)
@@ -401,7 +401,7 @@ def test_unpickling_creates_only_tensors():
     assert not re.search(r"pickle\.loads?\b|Unpickler", READS_OTHERS.read_text())
 
 
-def test_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
+def test_compiled_model_is_saved_like_an_uncompiled_one(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     compiled = torch.compile(checkpoint.model, backend="eager")
     object.__setattr__(checkpoint, "model", compiled)  # tests check types, and users need not

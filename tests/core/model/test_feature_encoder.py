@@ -56,7 +56,7 @@ def test_padding_has_no_gradient_and_tokens_have_one(config, make_batch):
     assert torch.equal(is_moved, features.mask)
 
 
-def test_full_mask_is_no_mask(config, make_batch):
+def test_full_mask_equals_no_mask(config, make_batch):
     model, batch = build(config).double(), doubled(make_batch(replaced_side(config)))
     features = doubled_features(random_features((6, 6, 6, 6)))
     assert features.mask is None
@@ -68,7 +68,7 @@ def test_full_mask_is_no_mask(config, make_batch):
 @pytest.mark.parametrize("is_fast", [False, True])
 @pytest.mark.parametrize("count", [1, 3])
 @torch.inference_mode()
-def test_cached_decoding_of_a_padded_batch_is_that_of_each_image(config, is_fast, count):
+def test_cached_decoding_of_a_padded_batch_equals_single_images(config, is_fast, count):
     """Captions of images that share keys, in one batch and singly; with few images and with many."""
     model = build(config).eval()
     model = fast_copy(model) if is_fast else model

@@ -62,7 +62,7 @@ def train(preset: str) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_losses_are_those_on_record(preset):
+def test_losses_equal_recorded_ones(preset):
     recorded = json.loads((GOLDEN / f"{preset}.json").read_text())
     for name, values in train(preset).items():
         assert values == pytest.approx(recorded[name], rel=1e-4), (

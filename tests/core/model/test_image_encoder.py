@@ -11,7 +11,7 @@ from grr_coca.model.losses import batch_loss
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_rope_1d", "baseline_coca"])
-def test_every_kind_of_position_tells_patches_apart(tiny_config, preset):
+def test_every_kind_of_position_distinguishes_patches(tiny_config, preset):
     """Without positions, an image with two patches exchanged would give the same embedding."""
     model = build(tiny_config(preset)).eval()
     image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ def test_registers_that_nothing_attends_to_change_nothing(tiny_config, preset):
         torch.testing.assert_close(with_registers(images), without(images), rtol=1e-4, atol=1e-5)
 
 
-def test_without_registers_there_is_no_parameter_of_them(tiny_config):
+def test_model_without_registers_has_no_register_parameters(tiny_config):
     assert not [name for name in build(tiny_config()).state_dict() if "registers" in name]
 
 
@@ -109,7 +109,7 @@ def test_kept_patches_keep_positions_and_ignore_dropped_ones(tiny_config, preset
 
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("num_registers", [0, 2])
-def test_keeping_all_patches_is_dropping_none(tiny_config, num_registers, stem):
+def test_keeping_all_patches_equals_dropping_none(tiny_config, num_registers, stem):
     encoder, images = _encoder(tiny_config(), num_registers, stem), _images()
     everything = torch.arange(16).expand(2, -1)
     torch.testing.assert_close(encoder(images, everything), encoder(images), rtol=1e-6, atol=1e-6)

@@ -29,7 +29,7 @@ def model() -> CoCa:
     ],
     ids=str,
 )
-def test_no_parameter_keeps_what_was_in_its_memory(tiny_config, preset, poolers):
+def test_every_parameter_is_initialized(tiny_config, preset, poolers):
     model = build(tiny_config(preset, **poolers), seed=4)
     drawn = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_no_parameter_keeps_what_was_in_its_memory(tiny_config, preset, poolers)
         assert torch.equal(parameter, drawn[name]), f"{name} is not what build made of it"
 
 
-def test_torch_draws_no_weights_of_its_own_before(tiny_config, filled_with_nan):
+def test_weights_are_not_initialized_by_torch_first(tiny_config, filled_with_nan):
     before = torch.get_rng_state()
     for preset in (*PRESETS, "grr_coca+stem"):
         model = build(tiny_config(preset))
@@ -151,7 +151,7 @@ def test_sigmoid_starts_with_siglips_temperature_and_bias():
 
 
 @pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+qk_norm", "grr_coca+sigmoid"])
-def test_option_leaves_every_other_weight_as_it_is(preset):
+def test_option_does_not_change_other_weights(preset):
     plain, other = (build(model_config(name, "tiny")).state_dict() for name in ("grr_coca", preset))
     assert len(other) > len(plain)
     changed = {name for name in plain if not torch.equal(plain[name], other[name])}

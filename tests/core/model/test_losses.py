@@ -111,7 +111,7 @@ def test_unrelated_embeddings_have_log_batch_size_loss():
     ],
     ids=["equal captions", "one image with two captions", "both", "nothing but equals"],
 )
-def test_pairs_that_say_the_same_are_no_negatives(caption_ids, image_ids, masked):
+def test_pairs_with_equal_captions_are_not_negatives(caption_ids, image_ids, masked):
     loss = _contrastive(caption_ids, image_ids)
     assert loss == pytest.approx(_contrastive_by_hand(masked), rel=1e-6, abs=1e-7)
     assert loss < _contrastive_by_hand(set()) - 0.1, "counting them as negatives must be seen in the number"
@@ -318,7 +318,7 @@ def test_next_tokens_are_shifted_once_and_end_with_the_end_token():
     assert find_next_tokens(token_ids, lengths).tolist() == [*[11, 12, 13, EOS], *[21, EOS], *[31, 32, EOS]]
 
 
-def test_word_whose_id_is_that_of_padding_is_still_a_target():
+def test_word_with_the_padding_id_is_still_a_target():
     token_ids, lengths = pad_rows([[BOS, CLS_SLOT, 12, CLS_SLOT, EOS, CLS_SLOT], [BOS, CLS_SLOT, EOS, CLS_SLOT]])
     assert find_next_tokens(token_ids, lengths).tolist() == [*[0, 12, 0, EOS], *[0, EOS]]
 

@@ -224,7 +224,7 @@ def test_every_choice_is_used_by_a_preset_or_a_recipe(choices, used):
     assert found == (set(get_args(choices)) or {True, False})
 
 
-def test_wrong_name_is_answered_with_the_nearest():
+def test_unknown_name_suggests_the_nearest_name():
     with pytest.raises(UserError, match="unknown preset 'grr_cocoa'; did you mean 'grr_coca'"):
         get_preset("grr_cocoa", "tiny")
     with pytest.raises(UserError, match=r"unknown preset 'xyz'; valid names: .*baseline_coca"):

@@ -57,7 +57,7 @@ def test_changing_a_token_moves_no_earlier_logits(model, caption, data):
     assert (after.text_embedding - before.text_embedding).abs().max() > 1e-6
 
 
-def test_cls_is_a_learned_vector_whatever_id_holds_its_slot(model):
+def test_cls_is_a_learned_vector_for_any_id_in_its_slot(model):
     token_ids, lengths = _padded([5, 6, 7], 10)
     other = token_ids.clone()
     other[0, int(lengths) - 1] = 33

@@ -28,7 +28,7 @@ def on_gpus(monkeypatch):
     return device
 
 
-def test_each_process_has_a_gpu_of_its_own(on_gpus):
+def test_each_process_has_a_separate_gpu(on_gpus):
     assert on_gpus(8).index == 0
     assert on_gpus(8, LOCAL_RANK="3").index == 3
     assert on_gpus(8, LOCAL_RANK="3", TORCHELASTIC_RUN_ID="mine").index == 3
@@ -45,7 +45,7 @@ def test_rejects_more_processes_than_gpus(on_gpus):
         on_gpus(1, LOCAL_RANK="1", TORCHELASTIC_RUN_ID="mine")
 
 
-def test_signals_are_left_to_others_outside_of_the_main_thread():
+def test_signals_are_not_handled_outside_the_main_thread():
     """Python lets no other thread handle them. A notebook that trains in a thread is not told to stop by one."""
     before = [signal.getsignal(number) for number in SIGNALS]
 

@@ -133,7 +133,7 @@ def test_step_moves_every_parameter_and_clears_the_gradients(tiny_config, make_b
         assert parameter.grad is None
 
 
-def test_gradients_are_clipped_and_their_norm_is_that_before(tiny_config, monkeypatch):
+def test_clipping_returns_the_norm_before_clipping(tiny_config, monkeypatch):
     model = build(tiny_config())
     parameters = list(model.parameters())
     for parameter in parameters:
@@ -275,7 +275,7 @@ def test_positions_registers_and_stem_have_depth_0(tiny_config, preset, parts):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config, name):
+def test_layer_decay_scales_the_update_of_a_layer(tiny_config, name):
     """Two models, equal but for the decay, take one step with equal gradients."""
     recipe = OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01)
     model = build(tiny_config())

@@ -170,7 +170,7 @@ def test_compiles_blocks_with_the_recompute_budget(plain, tmp_path, monkeypatch)
         ("data.augmentation.shift", 0.125, {"augmentation": Augmentation(shift=0.125)}),
     ],
 )
-def test_option_of_the_data_comes_to_those_who_read_them(plain, monkeypatch, key, value, passed):
+def test_data_option_reaches_the_readers(plain, monkeypatch, key, value, passed):
     recipe, seen = with_key(plain[0], key, value), []
 
     def made(*args, **options):

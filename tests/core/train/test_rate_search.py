@@ -46,7 +46,7 @@ class _Job:
         return chosen
 
 
-def test_run_is_that_of_the_chosen_recipe(job, tmp_path):
+def test_run_equals_one_with_the_chosen_recipe(job, tmp_path):
     chosen = job.finish(tmp_path / "searched")
     train(chosen, from_pretrained(job.start), tmp_path / "plain", ALONE, silent)
     first, second = (from_pretrained(locate_checkpoint(tmp_path / name)) for name in ("searched", "plain"))

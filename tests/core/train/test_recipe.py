@@ -69,7 +69,7 @@ def test_saved_recipe_equals_the_loaded_one(tmp_path):
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
-def test_saved_recipe_tells_every_setting_defaults_included(tmp_path, load):
+def test_saved_recipe_contains_every_setting_including_defaults(tmp_path, load):
     save_recipe(load(MINIMAL), tmp_path / "recipe.yaml")
     written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     assert written["optimizer"] == to_dict(OptimizerRecipe())
@@ -86,7 +86,7 @@ def test_data_paths_are_relative_to_the_recipes_folder(load, tmp_path, monkeypat
     assert Path(recipe.data.test["t"]) == tmp_path / "t.tar"
 
 
-def test_path_in_the_cache_lies_where_corpora_are_fetched_to(load, monkeypatch):
+def test_path_in_the_cache_is_in_the_corpus_folder(load, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     recipe = load(changed("data", "train", value="cache:icons/train-*.tar"))
     assert recipe.data.train == "/somewhere/grr-coca/icons/train-*.tar"
@@ -150,7 +150,7 @@ def test_file_without_keys_is_an_error_that_names_it(load, text):
         (MINIMAL + "  'steps': 7\n", 6, "steps"),
     ],
 )
-def test_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
+def test_duplicate_key_is_an_error_with_its_line(load, text, line, key):
     with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: duplicate key '{key}'"):
         load(text)
 
@@ -168,7 +168,7 @@ def test_key_may_take_the_place_of_a_merged_one(load):
 
 
 @pytest.mark.parametrize(("asked", "told"), refusals(Path(__file__).with_name("recipe_refusals.txt")))
-def test_wrong_value_is_an_error_with_file_and_key(load, tmp_path, asked, told):
+def test_invalid_value_is_an_error_with_file_and_key(load, tmp_path, asked, told):
     path, _, value = asked.partition(": ")
     with pytest.raises(UserError, match=f"^{re.escape(f'{tmp_path}/{told}')}$"):
         load(changed(*path.split("."), value=json.loads(value)))
@@ -233,7 +233,7 @@ def test_recipe_switches_the_models_options_on_and_off():
     assert ModelRecipe("grr_coca", "tiny", **off).config(plain.text_decoder.vocab_size) == plain
 
 
-def test_depths_and_widths_may_differ_from_those_of_the_size():
+def test_depths_and_widths_may_differ_from_the_preset():
     plain = ModelRecipe("grr_coca", "tiny").config(300)
     keys = {"image_layers": 6, "image_dim": 192, "text_layers": 3, "text_dim": 96}
     config = ModelRecipe("grr_coca", "tiny", captions_from="queries", **keys).config(300)

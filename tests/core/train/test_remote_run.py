@@ -59,7 +59,7 @@ def log_of(folder):
 
 @pytest.mark.ci
 @pytest.mark.parametrize(("files", "num_workers"), [(SHARDS, 2), (TABLES, 0)])
-def test_run_from_an_object_store_is_that_from_disk(store, tmp_path, files, num_workers):
+def test_run_from_an_object_store_equals_one_from_disk(store, tmp_path, files, num_workers):
     pretrain(recipe_of(store / files), tmp_path / "disk")
     elsewhere = with_key(recipe_of(f"s3://pairs/{files}"), "data.num_workers", num_workers)
     pretrain(elsewhere, tmp_path / "s3")
@@ -121,7 +121,7 @@ def test_run_folder_is_copied_after_each_checkpoint(store, tmp_path):
 
 
 @pytest.mark.ci
-def test_run_continues_where_its_copy_cannot_be_written(store, tmp_path, monkeypatch):
+def test_run_continues_if_its_copy_cannot_be_written(store, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(remote, "_filesystems", {})
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.5)

@@ -176,7 +176,7 @@ def stopped(job, number, step, group=False):
     return launched.wait()[0], launched.text()
 
 
-def test_signals_save_and_leave_with_a_clear_word(make_job, undisturbed):
+def test_signals_save_and_exit_with_a_clear_message(make_job, undisturbed):
     job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
     for step, number in ((2, signal.SIGTERM), (5, signal.SIGINT), (8, signal.SIGUSR1)):
         code, said = stopped(job, number, step)
@@ -334,7 +334,7 @@ def test_resumes_a_checkpoint_without_a_digest_of_pairs(finished, tmp_path):
     assert go_on(run).step == 2
 
 
-def test_how_the_work_is_spread_and_kept_may_change(finished):
+def test_distribution_and_storage_settings_may_change(finished):
     recipe = finished.recipe
     changed = replace(
         recipe,

@@ -157,7 +157,7 @@ def test_loss_weights_count(run, tmp_path):
     [(LossRecipe(0.0, 2.0), "muon"), (LossRecipe(1.0, 0.0), "muon"), (LossRecipe(1.0, 0.0), "adamw")],
     ids=["captions", "contrast", "contrast-adamw"],
 )
-def test_weight_of_zero_trains_on_the_other_loss(shard, tmp_path, name, losses):
+def test_zero_weight_trains_on_the_other_loss(shard, tmp_path, name, losses):
     recipe = tiny_recipe(shard, steps=2, losses=losses, optimizer=OptimizerRecipe(name))
     pretrain(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run", "train")[0]["coca"] > 0
@@ -227,7 +227,7 @@ def test_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("score", ["image_to_text/R@5", "mean_recall"])
-def test_best_may_be_that_of_any_recall(shard, tmp_path, score):
+def test_best_checkpoint_can_be_chosen_by_any_recall(shard, tmp_path, score):
     recipe = tiny_recipe(
         shard,
         steps=5,
@@ -500,7 +500,7 @@ def test_ranks_try_validation_pairs_between_them(monkeypatch):
     assert [sound.name(index) for index in range(len(sound))] == [val.name(index) for index in (0, 2, 3, 4, 6)]
 
 
-def test_use_of_a_gpu_is_logged_and_a_cpu_has_none(monkeypatch):
+def test_gpu_use_is_logged_only_with_a_gpu(monkeypatch):
     assert device_use(CPU) == {}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)

@@ -191,7 +191,7 @@ def test_read_error_counts_as_corruption(make_store, monkeypatch):
     assert "Input/output error" in warned[0]
 
 
-def test_with_all_of_them_corrupt_there_is_none(make_store):
+def test_no_checkpoint_is_found_if_all_are_corrupt(make_store):
     store = make_store()
     for step in steps(store):
         flip(folder_of(store, step) / "config.json", 3)
@@ -245,7 +245,7 @@ HIGHER_IS_BETTER = RECALLS | {"mean_recall", "CIDEr", "CIDEr-D", "BLEU-4", "ROUG
 
 
 @pytest.mark.parametrize("score", get_args(Score))
-def test_better_is_lower_for_losses_and_higher_for_all_others(score):
+def test_lower_is_better_for_losses_and_higher_for_other_metrics(score):
     progress, sign = Progress(), 1 if score in HIGHER_IS_BETTER else -1
     told = [progress.beats_best(score, sign * value, step) for step, value in enumerate([1.0, 2.0, 2.0, 1.5, 3.0])]
     assert told == [True, True, False, False, True]

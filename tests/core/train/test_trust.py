@@ -71,7 +71,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_files_are_all_that_there_are(run):
+def test_all_hostile_files_are_listed(run):
     files = [path for path in run.checkpoint.rglob("*") if path.is_file()]
     assert {path.relative_to(run.checkpoint).as_posix() for path in files} == set(HOSTILE)
 
@@ -124,7 +124,7 @@ def test_rejects_yaml_tags_without_running_them(run, trace, tag):
 
 
 @pytest.mark.parametrize("path", ["pipe:touch '{}'", "pipe:touch '{}' #.tar", "|touch '{}'", "$(touch '{}').tar"])
-def test_path_that_is_a_command_is_a_path_to_nowhere(trace, tmp_path, monkeypatch, path):
+def test_command_instead_of_a_path_is_not_executed(trace, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"(no such|not a) file or folder"):
         open_source(path.format(trace))

@@ -87,7 +87,7 @@ def test_package_is_exchanged_once_nothing_needs_the_old_one(app):
     assert text == MANIFEST.replace('"lucide-react": "^0.4.0"', '"@tabler/icons-react": "^3.52.0"')
 
 
-def test_diff_shows_what_would_change(app):
+def test_diff_shows_changes_before_they_are_made(app):
     lines = list(plan_of(app).diff())
     assert "-import { Trash2, X } from 'lucide-react'" in lines
     assert "+import { IconTrash, IconX } from '@tabler/icons-react'" in lines

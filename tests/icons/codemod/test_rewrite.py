@@ -154,7 +154,7 @@ const a = { Trash2: IconTrash }
         ('size="1em"', 'size="1em"'),
     ],
 )
-def test_size_is_bound_where_components_take_numbers_only(before, after):
+def test_size_is_bound_if_components_accept_only_numbers(before, after):
     script = "<script setup>import { IconTrash } from '@tabler/icons-vue'</script>"
     code = f"{script}<template><IconTrash {before} /></template>"
     assert f"<Trash {after} />" in rewrite(code, "vue", Replacements({("tabler", "trash"): "lucide:trash"})).text
@@ -212,7 +212,7 @@ def test_namespace_imports_become_notes_and_syntax_errors_raise():
         ("bxs:home", "import { BiSolidHome } from 'react-icons/bi'"),
     ],
 )
-def test_names_of_components_are_those_of_their_packages(icon, line):
+def test_component_names_equal_those_of_their_packages(icon, line):
     prefix, _, name = icon.partition(":")
     assert usage_lines(prefix, name)[0] == line
 

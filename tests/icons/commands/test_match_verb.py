@@ -225,7 +225,7 @@ def test_two_icons_of_a_file_that_become_one_are_named(grr_coca, tmp_path, packa
     assert f"{code}: lucide:house and lucide:trash-2 become one icon, tabler:trash\n" in said.out
 
 
-def test_retired_icons_are_replaced_and_replace_none(grr_coca, tmp_path):
+def test_retired_icons_are_replaced_but_never_suggested(grr_coca, tmp_path):
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text(icon_set("old", {"trash": TRASH, "home": HOME, "moon": MOON}, hidden=("trash",)))
     theirs = {"bin": TRASH, "trash": TRASH, "house": HOME, "night": MOON, "like": HEART}
@@ -253,7 +253,7 @@ def test_options_of_apply_without_it_are_one_line(grr_coca, sets):
         (["{mine}", "{empty}"], "empty drawing"),
     ],
 )
-def test_wrong_use_is_one_line(grr_coca, sets, tmp_path, arguments, message):
+def test_invalid_use_is_one_line(grr_coca, sets, tmp_path, arguments, message):
     (tmp_path / "empty.svg").write_text(svg(""))
     (tmp_path / "foreign.json").write_text('{"mdi:home": "ph:house"}')
     places = {"mine": sets[0], "other": sets[1], "empty": tmp_path / "empty.svg", "foreign": tmp_path / "foreign.json"}

@@ -73,7 +73,7 @@ def test_order_of_evidence_does_not_change_matches(random, monkeypatch, has_name
     assert match_pictures(source, target, numbers) == before
 
 
-def test_nearest_image_comes_first_whatever_it_is_called(random):
+def test_nearest_image_comes_first_with_any_name(random):
     pictures = random.normal(size=(40, WIDTH))
     source = gallery("one", [f"a{n}" for n in range(40)], pictures)
     order = random.permutation(40)
@@ -100,7 +100,7 @@ def test_icon_has_the_same_matches_by_itself_as_with_all(random, has_names):
     assert match_pictures(source, target, numbers, places=[]) == []
 
 
-def test_right_number_comes_before_others_of_its_series(random):
+def test_matching_number_ranks_first_in_its_series(random):
     """Pictures of digits look alike: `h-2` is `heading-2`, even if `heading-3` looks more like it."""
     pictures = random.normal(size=(4, WIDTH))
     source = gallery("one", ["h-2", "h", "h-7"], pictures[[0, 0, 0]])
@@ -124,7 +124,7 @@ def test_styles_of_one_thing_are_one_candidate(random):
     assert len(filled.candidates) == len(outline.candidates) == 3
 
 
-def test_evidence_is_what_its_names_say(random):
+def test_evidence_matches_its_names(random):
     source = gallery("one", ["trash", "house", "gone"], random.normal(size=(3, WIDTH)))
     target = gallery("two", ["trash", "home", "trash-can"], random.normal(size=(3, WIDTH)))
     weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
@@ -232,7 +232,7 @@ def sides(random):
     return source, target
 
 
-def test_map_is_read_as_it_was_written(tmp_path):
+def test_map_survives_a_round_trip(tmp_path):
     icons = {"one:bin": "two:trash", "one:a": None}
     path = tmp_path / "map.json"
     path.write_text(write_map(icons))

@@ -69,7 +69,7 @@ def test_suggestions_go_by_typing_errors_then_meaning(lookup, written, nearest):
     assert lookup.nearest(written) == nearest
 
 
-def test_logo_is_also_called_what_it_stands_for():
+def test_logo_is_also_named_by_its_expansion():
     known = {"x", "brand-x", "brand-github", "github-logo"}
     assert _logo_names("brand-github", known) == ["github"]
     assert _logo_names("github-logo-bold", known) == ["github"]

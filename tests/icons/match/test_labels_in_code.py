@@ -154,7 +154,7 @@ def pictures(model, *sources: object) -> tuple[list[tuple[tuple[str, ...], int]]
     return found, failures
 
 
-def test_icons_in_code_are_those_of_their_set_under_any_name(model, lucide, tmp_path):
+def test_icons_in_code_are_found_in_their_set_under_any_name(model, lucide, tmp_path):
     page = tmp_path / "x.jsx"
     page.write_text(
         "import { Trash2, Home, Gone } from 'lucide-react'\n"

@@ -105,7 +105,7 @@ def json_file(tmp_path):
     return path
 
 
-def test_style_is_that_of_the_name_or_of_the_strokes():
+def test_style_comes_from_the_name_or_the_strokes():
     stroked, filled = '<path fill="none" stroke="currentColor"/>', '<path stroke="none"/>'
     names = {"home": stroked, "home-20-solid": filled, "home-filled": filled, "cog": filled, "plus-alt": filled}
     icons = IconSet(prefix="tiny", icons=[Icon(name, f"<svg>{body}</svg>") for name, body in names.items()])
@@ -140,7 +140,7 @@ def test_iconify_file_yields_icons_with_set_metadata(json_file):
     assert not drawn(box.read())[:, 11].any()
 
 
-def test_alias_that_turns_its_icon_is_an_icon_of_its_own(json_file):
+def test_alias_that_rotates_its_icon_is_a_separate_icon(json_file):
     found = by_name(json_file)
     bar, down, pole = (drawn(found[name].read()) for name in ("bar", "bar-down", "pole"))
     assert bar[1].all()
@@ -190,7 +190,7 @@ def test_folder_with_a_file_of_the_same_name_is_no_package(tmp_path):
 
 
 @pytest.mark.parametrize("pack", [True, False], ids=["archive", "folder"])
-def test_package_on_the_disk_is_read_as_it_is(tmp_path, pack):
+def test_package_on_disk_is_read_unchanged(tmp_path, pack):
     bare = {key: value for key, value in SET.items() if key != "info"}
     if pack:
         path = tmp_path / "iconify-json-tiny-1.2.3.tgz"
@@ -302,7 +302,7 @@ def test_unwritable_npm_cache_raises(npm, cache):
         by_name("iconify:tiny")
 
 
-def test_npm_that_hangs_is_given_up(npm, monkeypatch):
+def test_hanging_npm_is_abandoned(npm, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.npm._SECONDS", 0.2)
     with pytest.raises(UserError, match="did not answer within"):
         by_name("iconify:slow")
@@ -325,7 +325,7 @@ def test_real_npm_fetches_a_real_set():
         ("[1, 2]", "an Iconify icon set"),
     ],
 )
-def test_json_that_is_no_icon_set_is_one_line(tmp_path, content, message):
+def test_json_that_is_not_an_icon_set_is_one_line(tmp_path, content, message):
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(UserError) as caught:
@@ -381,7 +381,7 @@ def test_sprite_symbols_are_icons_with_their_references(tmp_path):
         found["flat"].read()
 
 
-def test_symbol_may_refer_to_itself_and_to_what_is_not_there(tmp_path):
+def test_symbol_may_refer_to_itself_and_to_missing_ids(tmp_path):
     path = tmp_path / "sprite.svg"
     parts = f'<g id="own">{SQUARE}</g><use href="#own"/><use href="#gone"/><use href="https://example.org/#a"/>'
     symbol = f'<symbol id="a" viewBox="0 0 12 12">{parts}</symbol>'

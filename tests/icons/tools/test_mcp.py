@@ -191,7 +191,7 @@ def test_text_of_files_is_data_on_one_line(call):
         ("caption_picture", {"data": "<svg"}, "the picture"),
     ],
 )
-def test_wrong_call_is_one_line(call, name, arguments, message):
+def test_invalid_call_is_one_line(call, name, arguments, message):
     said, _, is_error = call(name, **arguments)
     assert is_error
     assert message in said
@@ -301,7 +301,7 @@ def test_rejects_and_closes_indexes_of_two_models(folder, tmp_path, monkeypatch)
 
 
 @pytest.mark.ci
-def test_command_speaks_over_standard_input_and_output(folder):
+def test_command_communicates_over_standard_input_and_output(folder):
     command = StdioServerParameters(
         command=sys.executable,
         args=["-m", "grr_coca", "mcp", str(folder / "one.index")],
@@ -319,7 +319,7 @@ def test_command_speaks_over_standard_input_and_output(folder):
     assert json.loads(found.content[0].text)[0]["icon"] == "one:moon"
 
 
-def test_server_speaks_it_over_http_behind_the_same_key(folder, monkeypatch):
+def test_server_offers_mcp_over_http_with_the_same_key(folder, monkeypatch):
     monkeypatch.setenv("GRR_COCA_API_KEY", "secret")
 
     async def work(address: str):

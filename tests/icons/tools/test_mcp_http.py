@@ -70,7 +70,7 @@ def test_large_body_is_rejected_in_json(own):
     assert "too large" in answer.reason()
 
 
-def test_sessions_that_nobody_closes_leave_nothing(tools):
+def test_unclosed_sessions_leave_no_files(tools):
     def left() -> int:
         gc.collect()
         return sum(type(one) is StreamableHTTPServerTransport for one in gc.get_objects())
@@ -106,7 +106,7 @@ def test_no_tool_is_called_before_the_model_is_loaded(own, monkeypatch):
         assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 
 
-def test_others_are_answered_while_the_tools_are_prepared(own, monkeypatch):
+def test_other_requests_are_answered_while_tools_are_prepared(own, monkeypatch):
     may_go_on, made, real = threading.Event(), threading.Event(), mcp_http._made_manager
 
     def slow(library):
@@ -317,14 +317,14 @@ def test_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch)
         assert not call(client, "search_icons", query="a square")[0]
 
 
-def test_where_the_sdk_is_not_installed_the_extra_is_named(tools, monkeypatch):
+def test_missing_sdk_error_names_the_extra(tools, monkeypatch):
     monkeypatch.setattr(mcp_http, "find_spec", lambda name: None)
     answer = tools.post("/mcp", asked("tools/list"), ACCEPT)
     assert answer.status == 404
     assert "/mcp needs mcp, which is not installed on the server (extra `mcp`)" in answer.reason()
 
 
-def test_images_for_agents_are_bounded_as_those_of_all(tools):
+def test_image_limits_also_apply_to_agents(tools):
     for data in (bomb(60_000, 60_000), bomb(12_000, 12_000)):
         is_error, text, _ = call(tools, "caption_picture", data=base64.b64encode(data).decode())
         assert is_error

@@ -56,7 +56,7 @@ def test_every_form_gives_one_and_the_same_checkpoint(theirs, expected, tmp_path
     assert differing(weights(found), expected) == []
 
 
-def test_safetensors_come_before_what_is_pickled(write):
+def test_safetensors_are_preferred_to_pickled_files(write):
     folder = write()
     (folder / "open_clip_pytorch_model.bin").write_bytes(b"not read")
     assert read_open_clip(folder).preset == "open_clip_coca"
@@ -73,7 +73,7 @@ def test_checkpoint_stores_preprocessing_and_cleaning(theirs, write, tmp_path):
     assert read_open_clip(write("usual")).preprocess.mean[0] == 0.48145466
 
 
-def test_in_python_it_is_read_in_memory(write):
+def test_images_in_python_are_read_in_memory(write):
     model = grr_coca.load(f"open_clip:{write()}", "cpu")
     assert model.embed_texts(["a cat", "caf\u00c3\u00a9"]).shape == (2, 16)
     with pytest.raises(UserError, match="open_clip:nowhere: convert this checkpoint first: grr-coca import open_clip"):
@@ -389,7 +389,7 @@ def test_rejects_another_vocabulary(theirs, write):
         read_open_clip(folder)
 
 
-def test_nothing_is_written_next_to_what_is_read(write):
+def test_no_file_is_written_next_to_input_files(write):
     folder = write()
     before = snapshot(folder)
     read_open_clip(folder)

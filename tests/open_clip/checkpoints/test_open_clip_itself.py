@@ -150,7 +150,7 @@ def tied(both: SimpleNamespace, pixels: Tensor, theirs: list[int], ours: list[in
     return first - second < TIE
 
 
-def test_open_clip_loads_what_is_written_back(both, tmp_path_factory):
+def test_open_clip_loads_exported_checkpoints(both, tmp_path_factory):
     folder = tmp_path_factory.mktemp("back") / "coca"
     write_open_clip(both.ours, folder)
     back = load_file(folder / "open_clip_model.safetensors")

@@ -105,7 +105,7 @@ def test_gradients_of_pixels_and_of_every_tensor_are_open_clips():
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("num_images", [1, 8])
-def test_fast_decoder_writes_what_the_whole_caption_predicts(name, num_images):
+def test_fast_decoder_matches_predictions_from_the_whole_caption(name, num_images):
     model = imported(name)
     images = draw_images(CASES[name])[:num_images]
     longest = CASES[name]["text_cfg"]["context_length"] - 1

@@ -130,7 +130,7 @@ def test_words_find_the_image_that_is_meant(search):
     assert len(hits) == 3
 
 
-def test_image_finds_itself_and_both_together_what_fits_both(search):
+def test_image_finds_itself_and_with_text_matches_of_both(search):
     assert stems(search("--image", DRAWINGS / "sailboat.webp", "-n", 1)) == ["sailboat"]
     assert stems(search("a red apple", "--image", DRAWINGS / "red-apple.webp", "-n", 1)) == ["red-apple"]
 
@@ -153,7 +153,7 @@ def test_list_can_be_passed_piece_by_piece(search):
     assert search("guitar", "snowman", "--weights", 10, "--weights", 1)[0]["caption"] == "guitar"
 
 
-def test_filter_keeps_to_what_it_picks(search):
+def test_filter_applies_to_its_selection(search):
     assert stems(search("guitar", "--where", "width < 50")) == ["guitar-small", "snowman-small"]
     assert search("guitar", "--where", "folder = 'nothing'") == []
 

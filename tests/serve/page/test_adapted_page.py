@@ -35,7 +35,7 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.ci
-def test_words_are_those_of_python(in_node):
+def test_words_equal_those_of_python(in_node):
     texts = [*ODD, *random_texts(400)]
     program = """
         const { wordsOf } = await import("./adapted.js");
@@ -46,7 +46,7 @@ def test_words_are_those_of_python(in_node):
     assert found[2][:8] == ["北", "京", "大", "学", "北京", "京大", "大学", "is"]
 
 
-def test_vectors_are_those_of_python(in_node, place, tmp_path, monkeypatch):
+def test_vectors_equal_those_of_python(in_node, place, tmp_path, monkeypatch):
     model = load(place / "mine")
     (tmp_path / "model").mkdir()
     files = site._write_adapted(place / "mine", tmp_path)
@@ -104,7 +104,7 @@ def test_page_of_a_server_finds_images_by_words(place, tab):
         )
 
 
-def test_exported_page_finds_what_python_finds(place, tab, tmp_path):
+def test_exported_page_finds_the_same_hits_as_python(place, tab, tmp_path):
     with Index.open(place / "index") as index:
         library = read_library(index.store, index.model.curve)
         folder = index.model.folder

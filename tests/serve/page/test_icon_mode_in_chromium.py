@@ -73,7 +73,7 @@ def test_images_keep_the_dialog(host, tab):
     one.page.locator("#detail:modal").wait_for()
 
 
-def test_style_is_that_of_all_icons_and_of_what_is_copied(place, tab):
+def test_style_applies_to_all_icons_and_copies(place, tab):
     one = tab(place, **RIGHTS).ready().ask("lucide:house")
     assert 'stroke-width="2"' in drawn(one)
     controls = one.page.locator("#icon-style")
@@ -112,7 +112,7 @@ def test_icons_come_with_the_answer(icons, tab):
     assert not [path for path in asked if path.startswith(("vector/", "image/"))]
 
 
-def test_filters_are_those_of_icons(icons, tab):
+def test_filters_equal_those_of_icons(icons, tab):
     one = tab(icons).ready()
     one.page.locator("#filters summary").first.wait_for()
     names = one.page.locator("#filters summary").all_inner_texts()

@@ -62,7 +62,7 @@ def test_words_find_images_as_they_are_typed(host, tab):
     assert "151 images" in one.ask("").status
 
 
-def test_images_can_be_searched_with_and_without_another(host, tab):
+def test_search_can_include_or_exclude_another_image(host, tab):
     one = tab(host).ready().ask("face")
     before = one.captions(8)
     one.page.locator("#pictures .tile").nth(1).click()
@@ -94,7 +94,7 @@ def test_going_back_leaves_the_duplicates(host, tab):
     assert "151" in one.settled().status
 
 
-def test_full_cache_of_texts_loses_none_of_a_search(site, tmp_path, tab):
+def test_full_cache_keeps_all_texts_of_a_search(site, tmp_path, tab):
     small = tmp_path / "site"
     shutil.copytree(site, small)
     worker = small / "worker.js"
@@ -213,7 +213,7 @@ def test_keys_go_through_images_in_the_detail_and_help_opens(host, tab):
     one.page.locator("#help").wait_for(state="hidden")
 
 
-def test_tiles_have_three_sizes_which_are_kept(host, tab):
+def test_tile_size_has_three_values_and_is_remembered(host, tab):
     one = tab(host).ready()
 
     def width() -> float:
@@ -229,7 +229,7 @@ def test_tiles_have_three_sizes_which_are_kept(host, tab):
     assert width() == widths[-1]
 
 
-def test_filters_narrow_what_is_found(host, tab):
+def test_filters_narrow_the_hits(host, tab):
     one = tab(host).ready()
     one.page.locator("#filters summary", has_text="Folder").click()
     one.page.get_by_label("people").check()

@@ -91,7 +91,7 @@ console.log(JSON.stringify(found));
 
 
 @pytest.mark.ci
-def test_frames_are_those_of_python(tmp_path, in_node):
+def test_frames_equal_those_of_python(tmp_path, in_node):
     paths = [*write_pictures(tmp_path), *(path for path in sorted(PICTURES.iterdir()) if path.suffix != ".md")]
     images = [decode_image(path.read_bytes(), path.name) for path in paths]
     given = {

@@ -105,7 +105,7 @@ SIZES = [(64, 64), (65, 64), (200, 133), (133, 200), (40, 31), (7, 90), (701, 64
 
 
 @pytest.mark.parametrize("order", ["crop_then_resize", "resize_then_crop"])
-def test_pixels_are_those_of_pillow_to_the_bit(order, modules, tab):
+def test_pixels_equal_those_of_pillow_bitwise(order, modules, tab):
     page = tab(modules).page
     for size in SIZES:
         if order == "resize_then_crop" and size == (1200, 63):
@@ -175,7 +175,7 @@ def test_colour_profiles_are_converted_as_in_python(name, modules, tab):
         assert np.abs(pixels - other(other.decode(content, name))).max() > 10
 
 
-def test_stems_are_those_of_the_full_text_index_of_sqlite(modules, tab):
+def test_stems_equal_those_of_sqlite_full_text_search(modules, tab):
     text = (DATASETS / "pictograms" / "card.md").read_text(encoding="utf-8")
     words = sorted({word for word in text.lower().split() if word.isascii() and word.isalpha()})
     words += [
@@ -252,7 +252,7 @@ def captions_in_browser(address: str, tab, drawings: list[tuple[str, bytes]]) ->
     return [page.evaluate(CAPTION, [base64.b64encode(data).decode(), "image/webp"]) for _, data in drawings]
 
 
-def test_captions_of_fifty_drawings_are_those_of_python(host, model, tab):
+def test_captions_of_fifty_drawings_equal_those_of_python(host, model, tab):
     drawings = fifty_drawings()
     expected = [model.caption(Image.open(io.BytesIO(data)).convert("RGB")) for _, data in drawings]
     assert len(set(expected)) > 40
@@ -260,7 +260,7 @@ def test_captions_of_fifty_drawings_are_those_of_python(host, model, tab):
 
 
 @pytest.mark.slow
-def test_captions_in_8_bits_are_nearly_all_those_of_python(tab, tmp_path):
+def test_nearly_all_int8_captions_equal_those_of_python(tab, tmp_path):
     command = [sys.executable, "-m", "grr_coca", "export", "onnx", "-c", "icons", "--precision", "int8"]
     subprocess.run([*command, "--out", tmp_path / "int8"], check=True)  # the tests' checks of shapes disturb tracing
     with graphs_of(tmp_path / "int8") as graphs:
@@ -277,7 +277,7 @@ def test_captions_in_8_bits_are_nearly_all_those_of_python(tab, tmp_path):
 QUERY = {"texts": [], "without": [], "like": [], "unlike": [], "filters": {}, "offset": 0, "limit": 20}
 
 
-def test_hits_and_relevances_are_those_of_python(host, drawings_index, tab):
+def test_hits_and_relevances_equal_those_of_python(host, drawings_index, tab):
     page = tab(host).ready().page
     page.evaluate("async () => { window.backend = (await import('./app.js')).backend; }")
     with Index.open(drawings_index) as index:
@@ -300,7 +300,7 @@ def test_hits_and_relevances_are_those_of_python(host, drawings_index, tab):
             assert sum(any(name.endswith(one) for one in first) for name in names[:10]) >= 9
 
 
-def test_filters_select_what_they_select_in_python(host, drawings_index, tab):
+def test_filters_select_the_same_as_in_python(host, drawings_index, tab):
     page = tab(host).ready().page
     page.evaluate("async () => { window.backend = (await import('./app.js')).backend; }")
     cases = [

@@ -132,7 +132,7 @@ def test_icon_is_dragged_out_as_a_file_and_as_text(place, tab):
     assert paths(unquote(address.partition(",")[2])) == paths(text)
 
 
-def test_link_leads_to_this_one_image(place, tab):
+def test_link_opens_this_image(place, tab):
     link = copied(icon(tab, place, "lucide:house"), "Link")
     other = tab(link).ready()
     other.page.locator("#detail[open]").wait_for()

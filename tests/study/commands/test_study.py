@@ -76,7 +76,7 @@ def plan(tmp_path):
     ],
     ids=str,
 )
-def test_rejects_wrong_flags(refused, plan, flags, named):
+def test_rejects_invalid_flags(refused, plan, flags, named):
     assert named in refused("study", "run", plan, *flags)
     assert not (plan.parent / ROWS_FOLDER).exists()
 
@@ -98,7 +98,7 @@ def test_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_run)
 
 
 @pytest.mark.ci
-def test_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
+def test_dry_run_reports_runs_hours_and_disk_and_writes_nothing(plan, capsys, monkeypatch):
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, name, value)
     monkeypatch.setattr("grr_coca.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
@@ -120,7 +120,7 @@ def test_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monk
     assert sorted(plan.parent.rglob("*")) == before
 
 
-def test_dry_run_tells_what_a_plan_can_find():
+def test_dry_run_reports_detectable_effects():
     plan = replace(read_plan(STUDIES / "gpu" / "plan.yaml", Plan), seeds=tuple(range(8)))
     assert power_in_words(plan) == [
         "power: with 8 seeds and 1 primary endpoint, a true change of 1.2 standard deviations over seeds is called "
@@ -129,7 +129,7 @@ def test_dry_run_tells_what_a_plan_can_find():
     assert power_in_words(replace(plan, seeds=())) == []
 
 
-def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
+def test_status_counts_tried_points_of_each_grid(plan, capsys):
     read = read_plan(plan, Plan)
     tasks = RemainingWork(read, lambda *names: plan.parent / "runs").open_tasks()
     assert [(task.arm, task.is_trial) for task in tasks] == [("baseline_coca", True)] * 2 + [("grr_coca", True)] * 2
@@ -160,7 +160,7 @@ def test_signal_that_stopped_a_study_gives_its_exit_code(capsys):
 
 
 @pytest.mark.ci
-def test_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):
+def test_study_runs_and_its_status_is_reported(plan, capfd, monkeypatch):
     work_here(monkeypatch)
     plan.write_text(bare())
     hashed = []

@@ -168,7 +168,7 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_rejects_a_wrong_plan_before_training(refused, changes, named):
+def test_rejects_an_invalid_plan_before_training(refused, changes, named):
     assert named in refused(**changes)
 
 
@@ -181,7 +181,7 @@ def test_rejects_a_wrong_plan_before_training(refused, changes, named):
     ],
     ids=str,
 )
-def test_rejects_wrong_flags_immediately(write_plan, capsys, flags, named):
+def test_rejects_invalid_flags_immediately(write_plan, capsys, flags, named):
     assert main(["demo", str(write_plan()), *flags]) == 2
     assert named in capsys.readouterr().err
 
@@ -246,7 +246,7 @@ def test_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkey
     assert words[4].endswith(f"grr-coca search {tmp_path}/demo-index cat")
 
 
-def test_plan_that_comes_with_the_code_is_complete():
+def test_bundled_plan_is_complete():
     plan = load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml")
     assert arm_names(plan) == PRESETS
     recipes = demo_recipes(plan)

@@ -57,7 +57,7 @@ def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
 
 
 @pytest.mark.ci  # it trains and evaluates both models to measure their pace
-def test_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd, monkeypatch):
+def test_dry_run_reports_used_files_and_writes_nothing(write_plan, tmp_path, capfd, monkeypatch):
     work_here(monkeypatch)
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, name, value)

@@ -87,7 +87,7 @@ def test_whoever_looks_early_is_warned(tmp_path, planned):
     assert [caution.partition(":")[0] for caution in found.cautions] == ["Wait for all seeds"] * is_early
 
 
-def test_plan_that_searches_for_settings_has_no_more_to_say(tmp_path):
+def test_plan_that_only_searches_for_settings_is_reported(tmp_path):
     arms = [arm(name, grid={"optimizer.lr": [1, 2]}) for name in PAIR]
     found = said(tmp_path, plan(arms, 0, tuning={"seeds": [9]}), [])
     assert found[1:] == ("This plan searches for settings only", [])

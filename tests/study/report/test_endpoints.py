@@ -75,7 +75,7 @@ def ratio(metric_sum, sides):
         ("contrastive_loss_refitted", "contrastive_batches_refitted"),
     ],
 )
-def test_interval_is_that_of_the_delta_method(stages, num_stages, metric, key):
+def test_interval_equals_that_of_the_delta_method(stages, num_stages, metric, key):
     low, high = over_images(metric, stages[:num_stages])
     centre, variance = 0.0, 0.0
     for sides in stages[:num_stages]:
@@ -125,7 +125,7 @@ def test_seed_without_a_hit_in_a_draw_is_excluded_of_that_draw(stages):
     assert over_images("R@1", [tuple(side[:1] for side in alike[0])]) is None
 
 
-def test_without_values_or_seeds_there_is_no_interval(stages):
+def test_no_interval_without_values_or_seeds(stages):
     assert over_images("perplexity", changed(stages, lambda row: replace(row, values={}))) is None
     assert over_images("perplexity", [([], [])]) is None
     assert over_images("R@5", stages) is None

@@ -116,7 +116,7 @@ def test_detectable_effects_of_primary_endpoints_are_reported(whole, tmp_path):
     assert (few.p_holm, few.smallest_shown) == (None, None)
 
 
-def test_t_test_decides_where_a_seed_disagrees(tmp_path):
+def test_t_test_decides_if_a_seed_disagrees(tmp_path):
     """Seven seeds of eight fall by 3 to 5 %, one rises."""
     from scipy import stats  # late: half a second, in each worker
 

@@ -81,7 +81,7 @@ def test_page_has_every_figure_and_table(reported):
     assert "| better |" in re.sub(" +", " ", line)
 
 
-def test_figure_speaks_of_intervals_only_if_it_has_some():
+def test_figure_mentions_intervals_only_if_it_has_some():
     one, several = (effect_of(range(len(logs)), np.array(logs)) for logs in ([-0.1], [-0.1, -0.12]))
     for effect, told in ((one, False), (several, True)):
         svg = forest_plot(["CoCa loss"], [Panel("all", [effect])], "change over Baseline CoCa")

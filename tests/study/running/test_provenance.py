@@ -70,7 +70,7 @@ def test_pair_begins_alike_and_another_seed_does_not(agenda, seen):
 
 
 @pytest.mark.ci
-def test_run_that_was_resumed_tells_of_its_first_beginning(agenda, seen, monkeypatch):
+def test_resumed_run_records_its_first_start(agenda, seen, monkeypatch):
     task, step = agenda.open_tasks()[0], Trainer.step
 
     def stopped(*arguments):

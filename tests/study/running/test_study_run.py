@@ -211,7 +211,7 @@ def test_changed_data_restart_every_run(study, tmp_path):
     assert study.run("grr_coca") == []
 
 
-def test_arms_that_wait_for_the_settings_of_others_say_so(study):
+def test_status_of_arms_that_wait_for_other_settings_is_shown(study):
     study.lay_out(**TUNED | {"arms": [TUNED["arms"][0], "grr_coca"], "tuning": TUNED["tuning"] | {"shared": True}})
     with pytest.raises(UserError, match="2 runs wait for settings for which other arms are still tuned"):
         study.run("grr_coca")
@@ -219,7 +219,7 @@ def test_arms_that_wait_for_the_settings_of_others_say_so(study):
     assert len(study.run("grr_coca")) == 2
 
 
-def test_jobs_that_run_together_do_each_run_once(study):
+def test_concurrent_jobs_each_run_once(study):
     """Another job begins when this one has claimed its first run, and does all that it can."""
     study.lay_out(**TUNED)
     others = Pretending()

@@ -94,7 +94,7 @@ def test_shards_whose_json_holds_several_captions_give_them_all(tmp_path):
 @pytest.mark.parametrize(
     "damage", [b"{", b"[]", b'{"captions": []}', b'{"captions": [1]}', b'{"captions": "a cat"}', b"[" * 100_000]
 )
-def test_where_the_json_of_a_pair_is_broken_the_txt_counts(tmp_path, damage):
+def test_txt_is_used_if_the_json_of_a_pair_is_broken(tmp_path, damage):
     members = img2dataset_members(several=True) | {"000000002.json": damage}
     assert open_source(str(write_tar(tmp_path / "00000.tar", members)))[2].captions == (ONE[2],)
 
@@ -118,7 +118,7 @@ def coco(names, captions=FIVE):
 
 
 @pytest.mark.parametrize("images", ["train2017", "images/train2017", "annotations/train2017", "images"])
-def test_coco_captions_find_the_images_where_people_put_them(tmp_path, images):
+def test_coco_captions_find_images_in_common_folders(tmp_path, images):
     names = [f"{391895 + i:012d}.jpg" for i in range(NUM)]
     lay(tmp_path / images, names)
     source = open_source(str(write(tmp_path / "annotations" / "captions_train2017.json", coco(names))))
@@ -140,7 +140,7 @@ def test_coco_image_without_annotation_is_a_bad_sample(tmp_path):
     assert caught.value.cause is Cause.NO_CAPTION
 
 
-def test_caption_that_is_null_is_none(tmp_path):
+def test_null_caption_is_read_as_missing(tmp_path):
     lay(tmp_path, ["1.jpg"])
     images = [{"id": 1, "file_name": "1.jpg"}]
     annotations = [{"image_id": 1, "caption": None}, {"image_id": 1, "caption": "a cat"}]
@@ -203,7 +203,7 @@ def test_without_a_split_of_karpathys_file_the_splits_are_named(karpathy_coco, a
         open_source(f"{karpathy_coco}{asked}")
 
 
-def test_split_of_what_has_none_is_an_error(tmp_path):
+def test_split_of_a_source_without_splits_is_an_error(tmp_path):
     lay(tmp_path / "images", ["1.jpg"])
     for path in (
         write(tmp_path / "captions_train2017.json", coco(["1.jpg"], FIVE[:1])),
@@ -478,7 +478,7 @@ def test_unreadable_listing_error_states_the_content(tmp_path, name, text, messa
     assert message in str(caught.value)
 
 
-def test_bytes_that_are_not_text_in_parquet_are_a_bad_sample(tmp_path):
+def test_non_text_bytes_in_parquet_are_a_bad_sample(tmp_path):
     lay(tmp_path, ["0.jpg"])
     captions = pyarrow.array([b"a cat", b"K\xe4se"], pyarrow.binary()).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"path": ["0.jpg"] * 2, "caption": captions}), tmp_path / "a.parquet")

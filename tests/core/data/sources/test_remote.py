@@ -63,12 +63,12 @@ EXPECTED = [(pair.key, pair.image, pair.captions) for pair in PAIRS]
         ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
     ],
 )
-def test_braces_stand_for_names(pattern, names):
+def test_braces_expand_to_names(pattern, names):
     assert expand_braces(pattern) == names
 
 
 @pytest.mark.parametrize("pattern", ["{1..0}.tar", "{a}.tar", "{}.tar", "{0..9999999}.tar", "{00..9}.tar", "{-1..2}"])
-def test_braces_that_stand_for_nothing_are_named(pattern):
+def test_empty_braces_are_named(pattern):
     with pytest.raises(UserError, match="is not a range"):
         expand_braces(pattern)
 
@@ -110,7 +110,7 @@ def test_url_with_a_credential_raises_without_showing_it(url):
 # --- The same pairs
 
 
-def test_pairs_from_a_web_server_are_those_of_the_disk(source, folder, own_cache):
+def test_pairs_from_a_web_server_equal_those_on_disk(source, folder, own_cache):
     assert pairs_of(source) == EXPECTED
     assert source.place(0).startswith("http://127.0.0.1")
     names = [path.name for path in own_cache.rglob("*") if path.is_file()]
@@ -119,7 +119,7 @@ def test_pairs_from_a_web_server_are_those_of_the_disk(source, folder, own_cache
 
 
 @pytest.mark.ci
-def test_pairs_from_s3_are_those_of_the_disk(s3, folder, monkeypatch):
+def test_pairs_from_s3_equal_those_on_disk(s3, folder, monkeypatch):
     for name, value in s3_environment(s3).items():
         monkeypatch.setenv(name, value)
     files = {f"cc/{path.name}": path.read_bytes() for path in folder.glob("*.tar")}
@@ -214,7 +214,7 @@ def test_corrupt_index_raises_and_is_rebuilt(server, own_cache):
     assert pairs_of(indexed(url)) == EXPECTED[:8]
 
 
-def test_file_that_is_no_shard_raises(server, folder):
+def test_file_that_is_not_a_shard_raises(server, folder):
     (folder / "a.tar").write_bytes(b"no tar" * 1000)
     (folder / "table.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=rf"{server.url}/a\.tar: not a readable, uncompressed tar file"):
@@ -260,7 +260,7 @@ def test_server_that_fails_for_a_while_is_survived(source, server, fault, monkey
         ("whole", "bytes instead of"),
     ],
 )
-def test_server_that_fails_for_good_stops_the_run(source, server, fault, reason, monkeypatch):
+def test_permanent_server_failure_stops_the_run(source, server, fault, reason, monkeypatch):
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.3)
     server.always = fault
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
@@ -324,7 +324,7 @@ def test_bytes_that_stay_other_ones_raise(source, server):
         source[0]
 
 
-def test_no_message_shows_where_a_server_redirected_to(source, server, caplog):
+def test_messages_hide_redirect_targets(source, server, caplog):
     server.always = "503"
     with caplog.at_level(logging.DEBUG, "grr_coca"), pytest.raises(UserError) as caught:
         source[0]
@@ -395,7 +395,7 @@ def test_later_blocks_are_fetched_in_time(source, server, monkeypatch):
     assert sorted(shared, key=lambda block: block.start) == [range(0, 8), range(8, 16), range(16, 24)]
 
 
-def test_blocks_are_those_of_each_source_of_a_mixture(monkeypatch):
+def test_blocks_of_a_mixture_equal_those_of_its_sources(monkeypatch):
     blocks_of(monkeypatch, 8)
     blocks = Blocks([10, 20])
     assert [blocks.of(sample) for sample in (0, 9, 10, 17, 18, 29)] == [
@@ -418,7 +418,7 @@ def test_block_that_is_corrupt_on_disk_is_fetched_again(source, server, own_cach
     assert source[0].image == PAIRS[0].image
 
 
-def test_cache_keeps_what_was_used_last(source, server, own_cache):
+def test_cache_keeps_the_most_recently_used(source, server, own_cache):
     file = source.paths[0]
     cache = BlockCache(4000)
     for start in range(0, 5000, 1000):

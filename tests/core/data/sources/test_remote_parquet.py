@@ -66,7 +66,7 @@ EXPECTED = [(pair.key, pair.image, pair.captions) for pair in PAIRS]
 # --- The same pairs
 
 
-def test_pairs_from_a_web_server_are_those_of_the_disk(source, folder):
+def test_pairs_from_a_web_server_equal_those_on_disk(source, folder):
     assert pairs_of(open_source(str(folder / PATTERN))) == EXPECTED
     assert pairs_of(source) == EXPECTED
     assert pairs_of(pickle.loads(pickle.dumps(source)))[::-1] == EXPECTED[::-1]
@@ -75,7 +75,7 @@ def test_pairs_from_a_web_server_are_those_of_the_disk(source, folder):
 
 
 @pytest.mark.ci
-def test_pairs_from_s3_are_those_of_the_disk(folder, monkeypatch):
+def test_pairs_from_s3_equal_those_on_disk(folder, monkeypatch):
     with s3_server() as endpoint:
         for name, value in s3_environment(endpoint).items():
             monkeypatch.setenv(name, value)
@@ -92,7 +92,7 @@ def test_pairs_from_s3_are_those_of_the_disk(folder, monkeypatch):
 
 
 @pytest.mark.ci
-def test_pairs_from_the_hub_are_those_of_the_disk(folder, monkeypatch):
+def test_pairs_from_the_hub_equal_those_on_disk(folder, monkeypatch):
     with fake_hub() as hub:
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.address, "token": False})
         hub.repositories["me/pairs"] = []
@@ -229,7 +229,7 @@ def test_server_that_fails_for_a_while_is_survived(tmp_path, fault, monkeypatch)
         ("403", "access is denied"),
     ],
 )
-def test_server_that_fails_for_good_stops_the_run(source, server, fault, reason):
+def test_permanent_server_failure_stops_the_run(source, server, fault, reason):
     server.always = fault
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
     with pytest.raises(UserError, match=rf"^{server.url}/train-00001-of-00002\.parquet: .*{reason}") as caught:

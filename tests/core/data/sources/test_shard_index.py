@@ -167,7 +167,7 @@ def test_index_of_a_read_only_folder_is_cached(shard, scans, tmp_path, monkeypat
     assert len(list((tmp_path / ".cache" / "grr-coca").iterdir())) == 1
 
 
-def test_where_nothing_is_writable_the_index_stays_in_memory(shard, monkeypatch):
+def test_index_stays_in_memory_if_no_folder_is_writable(shard, monkeypatch):
     def refusing(path, content):
         raise OSError(28, "No space left on device")
 

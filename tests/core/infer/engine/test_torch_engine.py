@@ -69,7 +69,7 @@ def test_images_and_texts_have_the_embeddings_of_the_model(model, count):
     assert found.embedding.shape[1] == engine.embed_dim
 
 
-def test_numbers_of_an_engine_are_those_of_the_model(tiny_config):
+def test_numbers_of_an_engine_equal_those_of_the_model(tiny_config):
     config = tiny_config()
     for contrastive in ("softmax", "sigmoid"):
         model = build(replace(config, contrastive=contrastive))
@@ -127,7 +127,7 @@ def _assert_equal(cached: Logits, uncached: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("max_tokens", "pack"), [(FEW, True), (MANY, True), (MANY, False)])
-def test_cached_logits_are_those_of_the_whole_caption(model, image_tokens, max_tokens, pack, monkeypatch):
+def test_cached_logits_equal_those_of_the_whole_caption(model, image_tokens, max_tokens, pack, monkeypatch):
     monkeypatch.setattr("grr_coca.infer.engine.torch.KeyValueCache", lambda _: KeyValueCache(20))
     used = fast_copy(model) if pack else model
     decoder = _decoder(used, image_tokens, max_tokens=max_tokens, num_captions=2)
@@ -148,7 +148,7 @@ def test_logits_of_a_bf16_model_are_given_in_fp32(model, image_tokens):
 
 
 @pytest.mark.parametrize("max_tokens", [FEW, MANY])
-def test_rows_that_leave_and_multiply_keep_their_past(model, image_tokens, max_tokens):
+def test_reordered_rows_keep_their_history(model, image_tokens, max_tokens):
     decoder = _decoder(fast_copy(model), image_tokens, num_prompt=4, max_tokens=4, num_captions=max_tokens)
     prompt = _ids(NUM_IMAGES, 4)
     decoder.step(prompt)

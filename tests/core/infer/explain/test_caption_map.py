@@ -23,7 +23,7 @@ def colour_word(finder, place, colour):
 
 
 @pytest.mark.ci
-def test_colour_is_looked_for_where_it_is(finder):
+def test_colour_is_searched_for_in_its_region(finder):
     colours = list(COLOURS)
     shown = [(place, colours[(place + shift) % len(colours)]) for place in range(SIDE**2) for shift in range(2)]
     found = [int(colour_word(finder, place, colour).argmax()) == place for place, colour in shown]

@@ -27,7 +27,7 @@ def centre_of(mask):
     return rows.mean() / mask.shape[0], columns.mean() / mask.shape[1]
 
 
-def test_hot_patch_is_red_where_it_lies():
+def test_hot_patch_is_drawn_red_at_its_position():
     places = {}
     for row in (0, 1):
         for column in (0, 1):

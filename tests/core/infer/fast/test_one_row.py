@@ -36,7 +36,7 @@ def test_row_may_have_any_strides():
 
 
 @pytest.mark.parametrize(("name", "expected"), [("Intel Xeon", True), ("AMD EPYC", False), (None, False)])
-def test_whose_processor_it_is(name, expected, monkeypatch):
+def test_processor_is_identified(name, expected, monkeypatch):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {}, raising=False)
     assert is_intel() is expected

@@ -84,7 +84,7 @@ def test_greedy_is_the_loop_that_anybody_would_write(engine, model, tokenizer, i
 
 
 @ways
-def test_log_probs_are_those_of_the_model_reading_the_caption(engine, model, tokenizer, images, way):
+def test_log_probs_equal_those_of_the_teacher_forced_caption(engine, model, tokenizer, images, way):
     prompt = "a photo"
     before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     encoded = model.encode_image(_as_input(images[:2]))
@@ -103,14 +103,14 @@ def test_prompt_that_is_not_utf8_raises(engine, tokenizer, images):
         generate(engine, tokenizer, images, prompt="caf\udce9")
 
 
-def test_key_that_is_no_utf8_has_draws_of_its_own():
+def test_key_that_is_not_utf8_has_separate_draws():
     """Keys are names of files."""
     draws = uniform_draws(0, ["caf\udce9.png", "caf\udce8.png", "caf.png"], 1, 2)
     assert len({tuple(row) for row in draws.tolist()}) == 3
 
 
 @ways
-def test_batch_gives_what_single_calls_give(engine, tokenizer, images, way):
+def test_batch_equals_single_calls(engine, tokenizer, images, way):
     options = GenerationOptions(max_length=12, **way)
     together = _ids(generate(engine, tokenizer, images, options))
     alone = [generate(engine, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(3)]
@@ -290,7 +290,7 @@ def test_character_of_several_tokens_comes_whole(engine, monkeypatch):
     assert "�" not in "".join(pieces)
 
 
-def test_bytes_that_are_not_character_come_at_the_end(engine, monkeypatch):
+def test_invalid_bytes_sort_last(engine, monkeypatch):
     tokenizer = train_bpe(["a photo"] * 3, 270)
     euro = tokenizer.encode("€")
     says(monkeypatch, [*tokenizer.encode("a"), *euro[:-1], tokenizer.eos_id])

@@ -263,7 +263,7 @@ needs_exiv2 = pytest.mark.skipif(shutil.which("exiv2") is None, reason="exiv2 is
 @pytest.mark.ci
 @needs_exiftool
 @pytest.mark.parametrize("name", [None, *EXISTING])
-def test_exiftool_reads_what_was_written(tmp_path, name):
+def test_exiftool_reads_written_metadata(tmp_path, name):
     path = tmp_path / "a.xmp"
     if name is not None:
         path.write_bytes(EXISTING[name])
@@ -283,7 +283,7 @@ def test_exiftool_reads_what_was_written(tmp_path, name):
 @pytest.mark.parametrize(
     "name", [None, *(name for name in EXISTING if name != "another prefix")]
 )  # it reads `rdf:` only
-def test_exiv2_reads_what_was_written(tmp_path, name):
+def test_exiv2_reads_written_metadata(tmp_path, name):
     path = tmp_path / "a.xmp"
     if name is not None:
         path.write_bytes(EXISTING[name])

@@ -92,8 +92,8 @@ class OnnxEncoder:
         _, num_tokens, embed_dim = self.encode(self._black()).tokens.shape
         if embed_dim < _MIN_WIDTH:
             raise UserError(
-                f"{self.name}: has {embed_dim} numbers per {'image' if num_tokens == 1 else 'place'}, and features "
-                f"have more{candidates(path)}"
+                f"{self.name}: its output has width {embed_dim} per {'image' if num_tokens == 1 else 'position'}, too "
+                f"small for features{candidates(path)}"
             )
         self.info = EncoderInfo(
             name=self.name,

@@ -361,7 +361,7 @@ class IndexModel:
         return self.thesaurus.related(text)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts, M E.
+        """Return the embeddings of texts, M E.
 
         Raises:
             UserError: If a text is empty.
@@ -369,7 +369,7 @@ class IndexModel:
         return self.loaded.embed_texts(list(texts))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embed captions, M E. An empty caption yields zeros."""
+        """Return the embeddings of captions, M E. An empty caption yields zeros."""
         vectors = np.zeros((len(captions), self.loaded.engine.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
@@ -395,7 +395,7 @@ class IndexModel:
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
-        """Embed images, M E.
+        """Return the embeddings of images, M E.
 
         Raises:
             UserError: If an image cannot be read.

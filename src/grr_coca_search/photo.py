@@ -110,7 +110,7 @@ def _place(lat: float | None, lon: float | None) -> dict[str, float]:
 # --- XMP
 
 
-def found_in_xmp(content: bytes) -> Found:
+def read_xmp(content: bytes) -> Found:
     """Return the metadata in the content of an XMP file."""
     carrier = Image.new("1", (1, 1))
     carrier.info["xmp"] = content.removeprefix(b"\xef\xbb\xbf")

@@ -9,7 +9,7 @@ from grr_coca.common.files import open_regular
 from grr_coca.data.image_files import ImageFile
 from grr_coca_search.entry import Photo
 from grr_coca_search.fields import PHOTO_FIELDS, READER
-from grr_coca_search.photo import MAX_METADATA_BYTES, Found, found_in_xmp, one_line
+from grr_coca_search.photo import MAX_METADATA_BYTES, Found, read_xmp, one_line
 
 FACTS = "grr_coca_search.picture_facts"
 """Module with which helper programs extract facts from pictures."""
@@ -68,7 +68,7 @@ def _in_sidecar(sidecar: str) -> Found:
         with open_regular(Path(sidecar)) as file:
             if os.fstat(file.fileno()).st_size > MAX_METADATA_BYTES:
                 return {}
-            return found_in_xmp(file.read())
+            return read_xmp(file.read())
     except (OSError, ValueError):
         return {}
 

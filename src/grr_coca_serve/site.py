@@ -415,9 +415,9 @@ def read_page_encoder(graphs: Path) -> CheckpointFiles | None:
     name, size = files.encoder.name, path.stat().st_size
     if size > MAX_ENCODER_BYTES:
         is_small = read_json(graphs / FROZEN_FILES[0]).get("precision") != "fp32"
-        smaller = "use a smaller encoder" if is_small else "pass the folder of grr-coca export onnx --precision int8"
+        smaller = "use a smaller encoder" if is_small else "pass a folder from grr-coca export onnx --precision int8"
         raise UserError(
-            f"{name}: the graph of this image encoder has {size / 1e6:.1f} MB, but a page loads at most "
+            f"{name}: the size of this image encoder's graph is {size / 1e6:.1f} MB, but a page loads at most "
             f"{MAX_ENCODER_BYTES / 1e6:.0f} MB; {smaller}, or use grr-coca serve"
         )
     if files.encoder.preprocess.interpolation == "nearest":

@@ -60,7 +60,7 @@ def test_tokens_equal_those_of_the_graph(tmp_path, form):
 @pytest.mark.parametrize("location", ["", "encoder.onnx.data"])
 def test_features_of_a_classifier_are_an_inner_tensor(tmp_path, monkeypatch, location):
     path = write_graph(tmp_path, kind="classifier", location=location)
-    text = r"has 2 numbers per image, and features have more; name an inner tensor: onnx:encoder.onnx#TENSOR"
+    text = r"its output has width 2 per image, too small for features; name an inner tensor: onnx:encoder.onnx#TENSOR"
     with pytest.raises(UserError, match=rf"{text}, such as mean \(5\)$"):
         open_encoder(f"onnx:{path}")
     with pytest.raises(UserError, match=r"encoder.onnx#other: the graph has no such tensor; name an inner tensor"):

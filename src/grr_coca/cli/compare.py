@@ -139,7 +139,8 @@ def _as_json(
         second: Metrics of the second model.
         names: Names of the models.
         beside: Metrics of the baselines.
-        why_incomparable: Reason why means over tokens cannot be compared, so that they get no difference.
+        why_incomparable: Reason why means over tokens cannot be compared; their differences are then omitted. None if
+            they can be compared.
     """
     incomparable = () if why_incomparable is None else _TOKEN_MEANS
     return json_of(

@@ -138,7 +138,7 @@ def in_worker() -> bool:
 
 
 @runtime_checkable
-class Computing(Protocol):
+class BatchEngine(Protocol):
     """The part of an engine that `Batches` needs; see `grr_coca.infer.engine.base.Engine`."""
 
     @property
@@ -162,7 +162,7 @@ class Batches:
         engine: Engine that does the work. If None, one batch is computed at a time.
     """
 
-    def __init__(self, engine: Computing | None = None) -> None:
+    def __init__(self, engine: BatchEngine | None = None) -> None:
         self._engine = engine
         self._limits: dict[str, int] = {}
 

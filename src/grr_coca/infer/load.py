@@ -89,7 +89,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
 
     Raises:
         UserError: If the model does not exist, a file is missing or corrupt, the device does not exist, or the engine
-            cannot compute this model here.
+            cannot run this model on this machine.
     """
     set_passive_wait_policy()
     folder = locate_checkpoint(name)

@@ -168,7 +168,7 @@ class TextDecoderOutput(NamedTuple):
 
 
 class TextDecoder(nn.Module):
-    """Unimodal half: causal blocks over `[BOS] caption [EOS] [CLS]`.
+    """Unimodal half of CoCa's decoder: causal blocks over `[BOS] caption [EOS] [CLS]`.
 
     [CLS] is a learned vector, not a word. It comes last, so it attends to the complete caption.
     """

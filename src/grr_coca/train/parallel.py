@@ -52,7 +52,10 @@ def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 class TrainedCoCa(nn.Module):
-    """Function of CoCa, such as its loss, as one forward pass. DDP requires that it uses all parameters."""
+    """Wrapper of a CoCa whose forward pass calls a function of the model, such as its loss.
+
+    DDP requires that the function uses all parameters.
+    """
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()

@@ -148,7 +148,7 @@ class _TrainingWords(NamedTuple):
 
 
 def _words_of_training(model: ImageTextModel) -> _TrainingWords:
-    """Return the words in the training captions of a model, or none if it lacks the list."""
+    """Return the words in the training captions of a model. Both sets are empty if the model does not list them."""
     numbers = None if model.folder is None else read_tag_numbers(model.folder)
     if numbers is None:
         return _TrainingWords(frozenset(), frozenset())

@@ -163,7 +163,7 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:  # the text of the error suggests running the file's code
         raise UserError(
-            f"{path}: rejected, because it contains more than tensors, or no weights; none of its code was run"
+            f"{path}: rejected, because it contains objects other than tensors, or no weights; none of its code was run"
         ) from error
     except Exception as error:  # corrupt bytes can raise any exception
         raise UserError(f"{path}: corrupt, or its download was truncated ({first_line(error)})") from error

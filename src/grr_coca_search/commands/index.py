@@ -107,7 +107,7 @@ def _check(location: str) -> None:
     print(f"{location}: {found.images:,} images, all as they were written")
     if found.without_checksum:
         print(
-            f"{found.without_checksum:,} embeddings have no checksum, as an older version wrote them; "
+            f"{found.without_checksum:,} embeddings have no checksum, because an older version wrote them; "
             f"grr-coca index --out {location} adds them"
         )
 

@@ -48,7 +48,7 @@ class Notes:
 
     @classmethod
     def create(cls, client: Any, name: str) -> Self:
-        """Create the notes collection, without notes."""
+        """Create an empty collection of notes."""
         from pymilvus import DataType
 
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)

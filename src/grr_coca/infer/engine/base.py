@@ -122,9 +122,9 @@ class Engine(Protocol):
         """
 
     def single_threaded(self) -> AbstractContextManager:
-        """Return a context in which new threads each compute with a single thread.
+        """Return a context manager. A thread that is started inside it computes without further threads.
 
-        It is for threads that each compute a batch.
+        Use it around threads that each compute a batch.
         """
 
     @property

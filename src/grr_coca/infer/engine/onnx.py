@@ -175,7 +175,7 @@ class OnnxEngine:
             raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
 
     def _require_listed(self, name: str) -> None:
-        """Check that a graph, or the size of the weights, equals its entry in the manifest."""
+        """Check that a graph has the size and hash, and each weights file the size, that the manifest lists."""
         if name not in self._files:
             raise UserError(f"{self.folder}: {MANIFEST} does not list {name}; {_EXPORT}")
         for other, (size, sha256) in self._files.items():

@@ -98,8 +98,9 @@ def follows_activation(product: ir.Node) -> bool:
 def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
     """Divide each token of a product's input by its largest magnitude, and multiply the token's result by it.
 
-    All inputs of a quantized product share one scale. After a norm, all tokens have the same magnitude. After GELU and
-    other activations, magnitudes differ, and a large token would leave few levels for all other tokens of the batch.
+    All tokens of a quantized product's input share one scale. After a norm, all tokens have the same magnitude. After
+    GELU and other activations, magnitudes differ, and a large token would leave few levels for all other tokens of
+    the batch.
     """
     for product in products:
         given, result = product.inputs[0], product.outputs[0]

@@ -9,7 +9,7 @@ from grr_coca.common.files import open_regular
 from grr_coca.data.image_files import ImageFile
 from grr_coca_search.entry import Photo
 from grr_coca_search.fields import PHOTO_FIELDS, READER
-from grr_coca_search.photo import MAX_METADATA_BYTES, Found, read_xmp, one_line
+from grr_coca_search.photo import MAX_METADATA_BYTES, Found, one_line, read_xmp
 
 FACTS = "grr_coca_search.picture_facts"
 """Module with which helper programs extract facts from pictures."""

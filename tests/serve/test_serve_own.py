@@ -231,7 +231,7 @@ def test_invalid_image_returns_one_sentence(served, path, content, status, reaso
     [
         (b"{", JSON, 422, "not JSON"),
         (b"[" * 100_000, JSON, 422, "nested too deeply"),
-        (b"[1]", JSON, 422, "not a JSON object"),
+        (b"[1]", JSON, 422, "must be a JSON object"),
         (b'{"image": 7}', JSON, 422, "image: must be a text"),
         (b'{"image": "https://example.com/a.png"}', JSON, 400, "never fetched"),
         (b'{"image": "file:///etc/passwd"}', JSON, 400, "never fetched"),

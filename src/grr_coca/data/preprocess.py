@@ -452,7 +452,8 @@ class FeaturePreprocess(EncoderPreprocess):
         if found is None and self.takes_images:
             return super().square(image)
         if found is None:
-            raise BadSample(f"an image; this model takes features of {self.encoder}", Cause.NOT_AN_IMAGE)
+            message = f"an image; this model takes features of {self.encoder}, which cannot be opened here"
+            raise BadSample(message, Cause.NOT_AN_IMAGE)
         if found != self.digest:
             raise BadSample(f"features of another image encoder than {self.encoder}", Cause.NOT_AN_IMAGE)
         return image if image.width == self.image_size else enlarged(image, self.image_size)

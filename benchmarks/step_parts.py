@@ -36,7 +36,8 @@ class Products(TorchDispatchMode):
         if count is not None:
             key = func, tuple(_form(one) for one in args)
             self.calls[key] += 1
-            self.flops[key] = count(*args, **(kwargs or {}), out_val=out)
+            shapes = [one.shape if isinstance(one, Tensor) else one for one in args]  # all that `CPU_ATTENTION` takes
+            self.flops[key] = count(*shapes, **(kwargs or {}), out_val=out)
         return out
 
 

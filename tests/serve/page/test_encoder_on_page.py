@@ -79,7 +79,7 @@ def test_large_encoder_raises(monkeypatch, tmp_path):
     write_featured_model(tmp_path / "graphs", open_encoder(f"onnx:{graph}"))
     record, exported = (tmp_path / "graphs" / name for name in FROZEN_FILES)
     exported.write_bytes(bytes(31_000_000))
-    for precision, advice in (("fp32", "pass the folder of .* --precision int8"), ("int8", "use a smaller encoder")):
+    for precision, advice in (("fp32", "pass a folder from .* --precision int8"), ("int8", "use a smaller encoder")):
         record.write_text(json.dumps({"precision": precision}))
-        with pytest.raises(UserError, match=rf"encoder\.onnx: the graph .* has 31\.0 MB, .* at most 30 MB; .*{advice}"):
+        with pytest.raises(UserError, match=rf"encoder\.onnx: .* is 31\.0 MB, .* at most 30 MB; .*{advice}"):
             site.read_page_encoder(tmp_path / "graphs")

@@ -1,4 +1,4 @@
-"""Adapt a model to a user's pairs, and write the folder of the adapted model.
+"""Adapt a model to a user's pairs, and write the folder of the adapted model. For example:
 
 adapt_model(open_source("my-pairs"), "my-pairs", "icons", Path("mine"))
 """
@@ -77,16 +77,17 @@ class Adapted:
         arrays: Content of `adapted.safetensors`.
         captions: Captions of held-out images.
         header: Content of `adapted.json`.
-        relevance: Content of `relevance.json`: the parameters of the probability that a hit is correct. None if
-            unknown.
-        num_reused: Number of images whose features were reused.
-        seconds: Total time.
-        source: The pairs, followed by the held-out pairs.
+        relevance: Content of `relevance.json`: the parameters that estimate the probability that a search result is
+            correct. None if they were not fitted.
+        num_reused: Number of images whose features were reused from an earlier adaptation.
+        seconds: Total time in seconds.
+        source: The pairs, followed by the held-out pairs if they were given.
         model: The base model.
         is_tuned: Whether the base was fine-tuned on these pairs.
-        encoder: Additional image encoder next to the base; None without one.
-        start: Name of the start model whose embedding is a feature; None without one.
-        graph: Line about the encoder graph in the folder.
+        encoder: Image encoder that was used in addition to the base, or None.
+        start: Name of the start model whose embedding was used as an additional feature, or None.
+        graph: Line about the encoder graph in the folder, or the reason why the graph is missing. Empty if the encoder
+            needs no graph.
     """
 
     images: ImageSet
@@ -107,7 +108,7 @@ class Adapted:
 
 
 Watch = Callable[[str, int, int], object]
-"""Callback for progress. It takes the name of a stage, the number of its finished steps, and their total number."""
+"""Callback for progress. It takes the name of a stage, the number of finished steps, and the total number of steps."""
 
 
 def adapt_model(
@@ -127,12 +128,13 @@ def adapt_model(
         pairs: The pairs.
         name: Name of the pairs in messages.
         base: Name or folder of the base model.
-        out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
-        val: Pairs for choosing values and for all measurements; they are not fitted, even if they are among `pairs`. If
-            None, the pairs are divided into folds.
+        out: New folder, or the folder of an earlier adaptation of the same base, whose stored features are reused.
+        val: Pairs for choosing hyperparameters and for all measurements. They are held out from the fit, even if they
+            are also among `pairs`. If None, the pairs are divided into folds.
         is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given, and the embedding of its
             start model is an additional feature; see `grr_coca.infer.adapted.start_model`.
-        encoder: Name of an additional image encoder, or folder of its features, in place of the start model.
+        encoder: Name of an additional image encoder, or the folder of its stored features. If given, it is used in
+            place of the start model.
         watch: Called to report progress.
         write_more: Called with the unfinished folder, to add files such as a report.
 
@@ -190,7 +192,7 @@ def adapt_model(
     for mode, cider in captions.cider.items():
         figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
     relevance = fit_search(images, fitted, measured, draft, captions, model)
-    num_texts = int(images.fitted_captions.places.max()) + 1  # the held-out images follow the fitted ones
+    num_texts = int(images.fitted_captions.places.max()) + 1  # captions of fitted images come first
     header = replace(
         draft.header,
         captioning=captions.captioning,
@@ -220,8 +222,10 @@ def adapt_model(
 
 
 def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> Adaptation:
-    """Return the adaptation that a fit defines. It captions an image like the nearest fitted image, without a
-    confidence.
+    """Return the adaptation that results from a fit.
+
+    Its captioning settings are preliminary: it chooses among the captions of fitted images, without the decoder and
+    without a confidence.
 
     Args:
         images: Images of the fit.
@@ -258,7 +262,7 @@ def estimate_cost(num_images: int) -> tuple[float, float]:
 def _some_pictures(adapted: Adapted) -> UInt8[np.ndarray, "B S S 3"]:
     """Return sample images in the form that the encoder takes.
 
-    For features, return the images that are shown for them.
+    If the pairs contain features in place of images, return the images that are displayed for the features.
     """
     places = adapted.images.places[:: -(-len(adapted.images) // NUM_COMPARED)]
     squares, preprocess = [], adapted.model.preprocess
@@ -274,7 +278,7 @@ def _some_pictures(adapted: Adapted) -> UInt8[np.ndarray, "B S S 3"]:
 
 
 def require_replaceable(out: Path) -> None:
-    """Check that a folder is new, or an adapted model to replace.
+    """Check that a folder is new, is empty, or contains only an adapted model, which can be replaced.
 
     Raises:
         UserError: If the folder has other content.
@@ -296,9 +300,10 @@ def require_replaceable(out: Path) -> None:
 
 
 def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | None) -> Mapping[bytes, np.ndarray]:
-    """Return the stored features of an earlier adaptation of the same base with the same encoder, or none if unusable.
+    """Return the features that an earlier adaptation of the same base with the same encoder stored, by file digest.
 
-    The descriptor also gets the domain mean of that adaptation.
+    If the stored features cannot be used, the result is empty. Otherwise, the domain mean of that adaptation is
+    assigned to the descriptor.
     """
     if not is_adapted(out):
         return {}
@@ -323,7 +328,7 @@ def _write(
     descriptor: EncoderDescriptor | None,
     write_more: Callable[[Path, Adapted], object],
 ) -> str:
-    """Write the folder, and return a line about the encoder graph, which is empty without a graph."""
+    """Write the folder, and return the value of `Adapted.graph`."""
     facts, line = {}, ""
     if (base / MANIFEST).is_file():
         facts = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}

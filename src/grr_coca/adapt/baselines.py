@@ -1,4 +1,4 @@
-"""Baselines for a trained model, computed from its training pairs: the closed form, and the nearest image.
+"""Baselines for a trained model, computed from its training pairs: a closed-form fit, and the nearest training image.
 
 Shapes: N images of a split, F features.
 """
@@ -26,7 +26,7 @@ _BATCH = 64
 
 
 class Baselines:
-    """Baselines fitted in closed form to training pairs, without training.
+    """Baselines that are computed from training pairs in closed form, without training.
 
     Args:
         training: The pairs.
@@ -46,7 +46,7 @@ class Baselines:
         self._features = fitted.features
 
     def galleries(self, split: PairSource) -> dict[str, Gallery]:
-        """Embed a split with each baseline. The nearest image is represented by the words in its captions."""
+        """Embed a split with each baseline. The nearest training image is represented by the words in its captions."""
         found = self._read(split)
         texts, owners, ids = split_captions(split, images_of(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
@@ -59,8 +59,10 @@ class Baselines:
         }
 
     def captions(self, split: PairSource) -> dict[str, CaptionedSplit]:
-        """Caption a split with each baseline: with the nearest training caption, and with the caption of the nearest
-        image.
+        """Caption a split with each baseline.
+
+        The closed form chooses the most similar training caption. The other baseline chooses the first caption of the
+        nearest training image.
         """
         found, images = self._read(split), images_of(split)
         texts, owners, _ = split_captions(split, images)
@@ -98,7 +100,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class _Found:
-    """Images of a split: their closed-form vectors, their features, and the features of the training images."""
+    """Closed-form vectors and features of the images of a split, and features of the training images."""
 
     vectors: Float[np.ndarray, "N Z"]
     features: Float[np.ndarray, "N F"]
@@ -106,7 +108,7 @@ class _Found:
 
     @cached_property
     def nearest(self) -> Int[np.ndarray, " N"]:
-        """The nearest training image for each image."""
+        """Index of the nearest training image, for each image of the split."""
         return (2 * self.features @ self.learned.T - np.square(self.learned).sum(axis=1)).argmax(axis=1)
 
 

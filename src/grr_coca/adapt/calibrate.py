@@ -1,4 +1,4 @@
-"""Select captions and compute confidences for an adapted model, fitted on images held out from the regression.
+"""Fit the captioning settings and the confidences of an adapted model, on images held out from the regression.
 
 Shapes: N images, B images of a batch, K width of a vector, S samples, F features.
 """
@@ -31,9 +31,9 @@ from grr_coca.infer.image_text_model import ImageTextModel
 
 MAX_DECODED = 300
 _MAX_COMPARED = 96
-"""Number of images whose captions are compared in every mode. The decoder scores all candidates for them."""
+"""Maximum number of images for comparing the captioning modes. The decoder scores their shortlisted candidates."""
 _MAX_SCALED = 250
-"""Number of images per fold for fitting the inverse temperature."""
+"""Maximum number of images per fold for fitting the inverse temperature."""
 _BATCH = 32
 _LOG_PROB_WEIGHT = 0.05
 _MIN_LIBRARY = 20
@@ -53,8 +53,9 @@ class CaptionFigures:
     Attributes:
         captioning: Settings for choosing captions.
         cider: CIDEr of the captions, by mode: "decoder alone", "nearest image", "adapted".
-        exact: Fraction of captions that are exactly right, by mode.
-        samples: Images with their captions and confidences, for the report.
+        exact: Fraction of captions that equal a reference caption except for case, by mode.
+        samples: Index, caption and confidence of each image, for the report. The confidence is None if it could not be
+            fitted.
     """
 
     captioning: Captioning
@@ -76,7 +77,7 @@ def fit_captions(
     Args:
         images: Images of the fit.
         fitted: Model fitted to the images.
-        measured: Vectors of held-out images.
+        measured: Measurements of the fit, which include the vectors of held-out images.
         adaptation: The fit as an adaptation of the base model.
         source: The pairs.
         model: The base model.
@@ -91,14 +92,15 @@ def fit_captions(
     references = [_references(images, image) for image in chosen.tolist()]
 
     def read_by_decoder(pixels: np.ndarray, found: Sequence[Candidates]) -> list[dict[str, float]]:
-        """Return the summed log-probabilities of the captions that agree most, with and without joined captions."""
+        """Return the summed log-probabilities of each image's shortlisted captions.
+
+        One shortlist includes joined captions, and another does not; the captions of both are scored.
+        """
         texts = [list(dict.fromkeys([*shortlist(own).texts, *shortlist(used(own, _MODES[1])).texts])) for own in found]
         return summed_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), texts)
 
     def collect(rows: slice, captioning: Captioning) -> tuple[list[Candidates], list[dict[str, float]], list[str]]:
-        """Return the candidates for the captions of some images, their log-probabilities, and the decoder's own
-        captions.
-        """
+        """Return caption candidates for some images, their log-probabilities, and the decoder's own captions."""
         candidates: list[Candidates] = []
         log_probs: list[dict[str, float]] = []
         alone: list[str] = []
@@ -154,14 +156,14 @@ def fit_captions(
 
 @dataclass(frozen=True)
 class _Nearest:
-    """The nearest fitted image for each held-out image, as its kernel value and caption."""
+    """Kernel value and first caption of each sample's nearest image in the other folds."""
 
     values: Float[np.ndarray, " S"]
     captions: list[str]
 
 
 def _allowed(images: ImageSet, fitted: Fitted, chosen: Int[np.ndarray, " S"]) -> list[Int[np.ndarray, " _"]]:
-    """Return, for each image, the captions of images outside its fold."""
+    """Return, for each chosen image, the indices of the captions that images of other folds have."""
     captions, folds = images.captions, fitted.folds.any_caption
     by_fold = [np.unique(captions.places[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
     return [by_fold[folds[image]] for image in chosen.tolist()]
@@ -231,17 +233,20 @@ def fit_search(
     captions: CaptionFigures,
     model: ImageTextModel,
 ) -> dict[str, float] | None:
-    """Fit the probability that a hit is correct, if the search package is installed and there are enough images.
+    """Fit the probability that a search result is correct.
 
-    Each fold of the captioned images serves as a library, and so do all captioned images together.
+    Each fold of the captioned images serves as a library to search, and so do all captioned images together.
 
     Args:
         images: Images of the fit.
         fitted: Model fitted to the images.
-        measured: Vectors of held-out images.
+        measured: Measurements of the fit, which include the vectors of held-out images.
         adaptation: The fit as an adaptation of the base model.
         captions: Captions of held-out images.
         model: The base model.
+
+    Returns:
+        Parameters of the probability, or None if the search package is not installed or there are too few images.
     """
     fit_relevance = plugins.named("grr_coca.functions", "fit_relevance")
     chosen = np.array([image for image, _, _ in captions.samples], np.int64)
@@ -286,8 +291,10 @@ def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, 
 
 
 def fit_scale(images: ImageSet, fitted: Fitted, measured: Measured, adaptation: Adaptation) -> float:
-    """Fit the inverse temperature of similarities, by the likelihood of the right caption among the captions of its
-    fold."""
+    """Fit the inverse temperature of similarities.
+
+    The result maximizes the likelihood of each image's own captions among all captions of its fold.
+    """
     captions, folds = images.captions, fitted.folds.any_caption
     similarities, rights = [], []
     for rows in rows_of(folds):

@@ -1,7 +1,7 @@
-"""Adapt a model: choose hyperparameters by cross-validation, fit all images, and measure on held-out images.
+"""Adapt a model: choose hyperparameters by cross-validation, fit all images, and measure the fit on held-out images.
 
-Shapes: N images, P pairs, F features, R directions of targets, K width of the first part, L of the second, Z = K + L, Q
-queries.
+Shapes: N images, P pairs, F features, R directions of targets, K width of the first part of a vector, L width of its
+second part, Z = K + L, Q queries.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from grr_coca.infer.adapted.words import Vocabulary
 
 NUM_FOLDS = 5
 MAX_PLAIN = 128
-"""Maximum width L of the second part."""
+"""Maximum width L of the second part of a vector, which comes from the base embedding."""
 _MAX_SELECTION = 1_200
-"""Maximum number of images for choosing values."""
+"""Maximum number of images for choosing hyperparameters."""
 _MIN_SELECTION = 50
-"""Minimum number of images for choosing values: fewer would choose by chance."""
+"""Minimum number of images for choosing hyperparameters. With fewer images, chance would decide."""
 _NEAR_EMBEDDING, _NEAR_DESCRIPTORS = 0.9, 0.97
-"""Minimum cosine similarities of near-equal images, which share a fold: between base embeddings, and between
-descriptors."""
+"""Minimum cosine similarities of near-equal images, which share a fold. The first number applies to base embeddings,
+and the second to descriptors."""
 _MIN_QUERIES = 20
 """Minimum number of queries. Metrics of fewer queries are meaningless, and are omitted."""
 _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
@@ -35,7 +35,8 @@ _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("text_weight", (0.05, 0.2, 0.6)),
     ("plain_share", (0.3, 0.6, 1.0)),
 )
-"""Candidate values, tried in order. The middle value is kept unless another one is significantly better."""
+"""Candidate values of each hyperparameter, which are tried in this order. The default is kept unless a candidate is
+significantly better."""
 
 _TUNED = Values(width=0.5, penalty=0.1, plain_share=0.5)
 """Hyperparameters for a base that was fine-tuned on the images, chosen by cross-validation on the training pairs of
@@ -50,9 +51,9 @@ class HeldOutFold:
     """A fold that serves as a gallery to search. Its images are held out from the fit.
 
     Attributes:
-        rows: Indices of the images in the set.
-        owners: Index in the gallery of the image that belongs to each query.
-        texts: Index in the set of each query's caption.
+        rows: Indices of the fold's images in the image set.
+        owners: For each query, the index of its image in the gallery.
+        texts: For each query, the index of its caption in the image set.
         is_known: Whether each query's caption is also a caption of a fitted image.
         words: Whether each word of the vocabulary occurs in captions of fitted images.
     """
@@ -68,7 +69,7 @@ class HeldOutFold:
 class Folds:
     """Two divisions of the images into folds.
 
-    Held-out images, if given, form the only fold; all other images have fold -1.
+    If held-out images are given, they form the only fold, and all other images have fold -1.
 
     Attributes:
         any_caption: Division in which near-equal images share a fold.
@@ -82,12 +83,12 @@ class Folds:
 
 @dataclass(frozen=True)
 class AnswerRanks:
-    """Rank of the first correct answer to each query, and the recall of a random order.
+    """Rank of the first correct answer to each query, and the expected recall of a random ranking.
 
     Attributes:
         ranks: Number of wrong answers ranked before or tied with the first correct one, by direction.
-        chance: Expected recall of a random order, by direction and k.
-        groups: Image of each query, for intervals over images.
+        chance: Expected recall of a random ranking for each query and each k of `RECALLS`, by direction.
+        groups: Index of each query's image, for confidence intervals that resample images.
     """
 
     ranks: dict[str, Int[np.ndarray, " Q"]]
@@ -102,14 +103,14 @@ class Fitted:
     Attributes:
         values: Hyperparameters of the fit.
         arrays: Matrices of the adaptation.
-        order: Images of the fit, landmarks first.
+        order: Indices of the fitted images, landmarks first.
         num_landmarks: Number of landmarks.
         folds: Division of the images into folds.
         space: Target space.
         ridge: Regression on the targets.
-        basis: Directions of the space that are kept in vectors.
+        basis: Basis of the part of the target space that vectors represent.
         features: Features of all images, N F.
-        plain: Base embeddings of all images, minus their mean, N E.
+        plain: Base embeddings of all images, minus the mean over the fitted images and scaled to length 1, N E.
     """
 
     values: Values
@@ -134,11 +135,11 @@ class Measured:
     """Measurements of a fit on held-out images.
 
     Attributes:
-        held_out: Vector of each image, predicted by the fit without its fold of `Folds.any_caption`, N K+L.
+        held_out: Vector of each image, as predicted by a fit without the image's fold of `Folds.any_caption`, N K+L.
         figures: Answer ranks by kind of captions ("known", "new") and method.
         share_known: Fraction of pairs whose caption also belongs to another image.
-        curve: Text-to-image recall and its standard error, by fraction of the pairs.
-        curve_k: The k of this recall@k.
+        curve: Text-to-image recall and its standard error, by the fraction of pairs that are fitted.
+        curve_k: Number of results k for which the recall@k of `curve` is measured.
     """
 
     held_out: Float[np.ndarray, "N Z"]
@@ -153,7 +154,7 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 def without_copies(images: ImageSet) -> ImageSet:
-    """Return the images, leaving out each held-out image that is near-equal to a fitted one."""
+    """Return the images without the held-out images that are near-equal to a fitted image."""
     near = _near_groups(images)
     is_copy = np.isin(near, near[: images.num_fit])
     is_copy[: images.num_fit] = False
@@ -161,12 +162,12 @@ def without_copies(images: ImageSet) -> ImageSet:
 
 
 def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitted:
-    """Adapt to images with captions.
+    """Choose hyperparameters, and fit the regression to images with captions.
 
     Args:
         images: Images with captions.
         step: Called when a part of the work begins.
-        is_tuned: Whether the base was fine-tuned on the images. This changes the default values.
+        is_tuned: Whether the base was fine-tuned on the images. This changes the default hyperparameters.
     """
     embeddings, described = images.embeddings, images.described
     image_mean = embeddings[: images.num_fit].mean(axis=0)
@@ -183,7 +184,7 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     if not images.is_seen_by_base:
         default = replace(default, plain_share=0.0)
     chosen_by = features
-    if is_tuned and images.is_seen_by_base:  # as measured in benchmarks/own_pairs.md: without the start model
+    if is_tuned and images.is_seen_by_base:  # without the start model; see benchmarks/own_pairs.md
         chosen_by = features[:, : plain.shape[1] + NUM_DESCRIPTORS]
     values = _choose(images, chosen_by, plain, vocabulary, near, default)
     step("fitting all images")
@@ -256,7 +257,7 @@ def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
 def _unseen(
     ridge: Ridge, space: TargetSpace, features: Float[np.ndarray, "N F"], width: float, folds: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N R"]:
-    """Predict the images of each fold by a fit on the other folds. Images without a fold get zeros."""
+    """Predict the targets of each fold's images by a fit on all other images. Images without a fold get zeros."""
     num_fit = len(space.rows)
     if num_fit == len(features):
         return ridge.held_out(space.rows, folds)
@@ -357,7 +358,7 @@ def _similarities(
     share: float,
     basis: Float[np.ndarray, "R K"] | None = None,
 ) -> Float[np.ndarray, "n Q"]:
-    """Return the similarities between the images of a gallery and its queries, by a fit without these images."""
+    """Return the similarities between the images of a gallery and its queries, as predicted without these images."""
     texts, places = np.unique(gallery.texts, return_inverse=True)
     query_vectors = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
     found = predicted[gallery.rows] * space.whitening
@@ -371,12 +372,14 @@ def _similarities(
 def ranks_of(
     similar: Float[np.ndarray, "n Q"], gallery: HeldOutFold, chosen: Bool[np.ndarray, " Q"]
 ) -> dict[str, Int[np.ndarray, " _"]]:
-    """Return the number of wrong answers before the first correct one. Equal captions are correct; ties count as wrong.
+    """Return the number of wrong answers ranked before or tied with the first correct one, by direction.
+
+    If several images have the same caption, each of them is a correct answer to it.
 
     Args:
         similar: Similarities of images and queries.
         gallery: Images and queries.
-        chosen: Mask of the queries to count. An image counts if one of its captions is such a query.
+        chosen: Mask of the queries to count. From image to text, the images of these queries are counted.
     """
     is_right = _right(gallery)
     from_text = _ranks(similar.T[chosen], is_right.T[chosen])
@@ -398,7 +401,7 @@ def _ranks(similar: Float[np.ndarray, "q c"], is_right: Bool[np.ndarray, "q c"])
 
 
 def _chances(is_right: Bool[np.ndarray, "q c"]) -> Float[np.ndarray, "q 2"]:
-    """Return the recall of a random order, for each k of `RECALLS`."""
+    """Return the expected recall of a random ranking, for each k of `RECALLS`."""
     count, wrong = is_right.shape[1], (~is_right).sum(axis=1).astype(np.float64)
     columns = []
     for k in RECALLS:
@@ -420,10 +423,11 @@ def _choose(
     near: Int[np.ndarray, " N"],
     values: Values,
 ) -> Values:
-    """Choose values on at most `_MAX_SELECTION` images, by folds or on the held-out images. With fewer than
-    `_MIN_SELECTION`, the defaults are kept.
+    """Choose hyperparameters on the held-out images if given, otherwise by cross-validation.
 
-    A candidate replaces the default only if the mean reciprocal rank rises by more than its standard error.
+    At most `_MAX_SELECTION` fitted images and as many held-out images are used. If fewer than `_MIN_SELECTION` images
+    can be tested, the defaults are kept. A candidate replaces the present value only if it raises the mean reciprocal
+    rank by more than the standard error of the difference.
     """
     if (len(images) - images.num_fit or len(images)) < _MIN_SELECTION:
         return values
@@ -474,7 +478,10 @@ class _Trial:
         self._ridges: dict[tuple[float, float], Ridge] = {}
 
     def scores(self, values: Values) -> Float[np.ndarray, " Q"]:
-        """Return the reciprocal rank of each query, weighted by the fractions of known and of new captions."""
+        """Return the reciprocal rank of each query.
+
+        Queries with known captions and queries with new captions are weighted by their fractions of all pairs.
+        """
         if values.text_weight not in self._spaces:
             space = TargetSpace(self.images.fitted_captions, self.vocabulary, values.text_weight)
             self._spaces[values.text_weight] = space
@@ -574,22 +581,23 @@ def _learning_curve(
     unseen: Float[np.ndarray, "N R"],
     k: int,
 ) -> dict[float, tuple[float, float]]:
-    """Return the text-to-image recall with a quarter, a half and all of the other images, and its standard error.
+    """Return the text-to-image recall and its standard error, by the fraction of the other images that are fitted.
 
-    All fractions are measured on the same galleries. For large sets, one fold of a subset of the images is used.
+    The fractions are a quarter, a half and all of the images outside a gallery. All fractions are measured on the same
+    galleries. For large sets, only the first fold is a gallery, and at most `MAX_EXACT` other images are fitted.
 
     Args:
         images: Images of the fit.
         fitted: Model fitted to the images.
         division: Fold of each image.
-        unseen: Predictions for the images of each fold, by a fit of all other folds.
-        k: Number of results.
+        unseen: Predictions for the images of each fold, by a fit on all other folds.
+        k: Number of results among which a correct answer counts as found.
     """
     space, features, values = fitted.space, fitted.features, fitted.values
     random = np.random.default_rng(0)
     order = random.permutation(len(images))
     hits: dict[float, list[np.ndarray]] = {}
-    budget = 2_500  # maximum number of fitted images, because the time grows with its cube
+    budget = 2_500  # maximum number of images for measuring all folds; the time grows with its cube
     for number, gallery in enumerate(galleries(images, space, division)):
         if number and len(images) > budget:
             break

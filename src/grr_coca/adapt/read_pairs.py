@@ -31,13 +31,14 @@ class ImageSet:
     """Images and captions, as features of the base model and of descriptors.
 
     Attributes:
-        features: Base embeddings next to descriptors, N E+D. The descriptors of an additional image encoder come
-            last. If that encoder replaces the base, its descriptors are the only ones, and the embeddings are zeros.
+        features: Base embedding of each image, followed by its descriptors, N E+D. The descriptors from an additional
+            image encoder come last. If that encoder replaces the base, these are the only descriptors, and the
+            embeddings are zeros.
         digests: SHA-256 of each image file, N 32.
         captions: Captions of the images; captions of fitted images come first.
         places: Index of each image's first pair in its source.
-        bad: Errors for pairs that cannot be used.
-        num_fit: Number of fitted images, which come first. The others are held out for measurements.
+        bad: Error messages for pairs that cannot be used.
+        num_fit: Number of fitted images, which come first. The remaining images are held out for measurements.
     """
 
     features: Float[np.ndarray, "N F"]
@@ -71,7 +72,7 @@ class ImageSet:
         return self.captions.subset(np.arange(self.num_fit))
 
     def subset(self, rows: Int[np.ndarray, " n"]) -> "ImageSet":
-        """Return a subset of the images, in ascending order. All caption texts are kept."""
+        """Return the images at some ascending indices. All caption texts are kept, including unused ones."""
         return replace(
             self,
             features=self.features[rows],
@@ -98,7 +99,7 @@ def require_size(source: PairSource, path: str, advice: str = "") -> None:
     Args:
         source: The pairs.
         path: Name of the pairs in messages.
-        advice: Advice for too many pairs, after the message.
+        advice: Advice to append to the message if there are too many pairs.
 
     Raises:
         UserError: If there are too many or too few pairs.
@@ -118,17 +119,17 @@ def read_pairs(
     held_from: int | None = None,
     descriptor: EncoderDescriptor | None = None,
 ) -> ImageSet:
-    """Read all pairs, and skip pairs that cannot be used. Equal files become one image, with all their captions.
+    """Read all pairs, and skip pairs that cannot be used. Equal image files become one image with all their captions.
 
     Args:
         source: The pairs.
         path: Name of the pairs in messages.
         model: The base model.
         stored: Features of images that were read earlier, by file digest.
-        on_progress: Called with the numbers of finished and of all images.
+        on_progress: Called with the number of images read so far and the total number of images.
         held_from: Index of the first pair whose image is held out from the fit. If None, all images are fitted.
-        descriptor: An additional image encoder for the pixels that the model takes. If its domain mean is unknown, it
-            is computed.
+        descriptor: An additional image encoder, which takes the same pixels as the model. If its domain mean is
+            unknown, the mean is computed from the fitted images.
 
     Raises:
         UserError: If too few pairs can be used, or all captions or all images are equal.
@@ -205,7 +206,7 @@ def read_pairs(
 
 
 def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
-    """Return the pixels of a pair's image in the form that the model gets."""
+    """Return the pixels of a pair's image in the form that the model takes."""
     pair = source[place]
     return np.array(model.preprocess.decode_square(pair.image, pair.name))
 
@@ -217,7 +218,7 @@ def _read(
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     first_held: int,
 ) -> "_Read | str":
-    """Read the pairs that belong to one image, or return the error if no pair can be used."""
+    """Read the pairs that belong to one image. If they cannot be used, return the error message."""
     try:
         pair = source[pairs[0]]
         texts = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]

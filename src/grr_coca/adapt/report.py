@@ -1,4 +1,4 @@
-"""Report on an adapted model, as text and as a page with images: its accuracy, and advice for the next step.
+"""Report the accuracy of an adapted model, with advice for the next step, as text and as a page with images.
 
 All metrics are measured on held-out images.
 """
@@ -42,8 +42,8 @@ _TRAINING_MANY = (
     "adapt 29 %; with 238,391, training for hours found 76 % (docs/training.md): grr-coca finetune, or pretrain."
 )
 _MANY = 10_000
-"""Number of images above which training was measured to be better. Nothing has been measured between 3,000 and 10,000
-images."""
+"""Number of images from which training was measured to be better than adapting. Nothing has been measured between 3,000
+and 10,000 images."""
 _CLASSES = 5
 """Minimum number of images per distinct caption for treating captions as classes."""
 
@@ -152,7 +152,10 @@ def _gallery(adapted: Adapted) -> int:
 
 
 def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
-    """Return the recalls of each method, with 95 % intervals over images from the same resamples."""
+    """Return the recalls of each method, with 95 % confidence intervals over images.
+
+    The intervals of all methods are computed from the same resamples of the images.
+    """
     first = next(iter(methods.values()))
     own = [method for method in _METHODS if method in methods]
     found: dict[str, list[str]] = {method: [] for method in ("chance", *own)}
@@ -194,7 +197,7 @@ def _curve(adapted: Adapted) -> str:
 
 
 def growth(adapted: Adapted) -> tuple[float, float]:
-    """Return the growth in recall from half of the pairs to all pairs, and the standard error of the recall at half."""
+    """Return the gain in recall from half of the pairs to all pairs, and the standard error of the recall with half."""
     half, whole = adapted.measured.curve[0.5], adapted.measured.curve[1.0]
     return whole[0] - half[0], half[1]
 
@@ -254,7 +257,7 @@ def _spread(adapted: Adapted, count: int) -> list[int]:
 
 
 def _worst(adapted: Adapted) -> list[int]:
-    """Return the samples whose captions are farthest from the right ones, by their text vectors."""
+    """Return the indices of the samples whose captions are least similar to the right captions, by text vectors."""
     vectors = adapted.fitted.arrays.caption_vectors
     place = {text: number for number, text in enumerate(adapted.images.captions.texts)}
     scores = []
@@ -278,7 +281,11 @@ def _gallery_of(adapted: Adapted, chosen: list[int]) -> Iterator[str]:
 
 
 def _picture(adapted: Adapted, image: int) -> str:
-    """Return an image as HTML. For features, return the image that is shown for them, or else their key."""
+    """Return an image as HTML.
+
+    If the pair has features in place of an image, return the image that is displayed for the features, or the pair's
+    key if it has no such image.
+    """
     place = adapted.images.places[image]
     if adapted.images.is_seen_by_base:
         picture = Image.fromarray(read_pixels(adapted.source, place, adapted.model))

@@ -1,5 +1,6 @@
-"""Kernel ridge regression with predictions for held-out images: exact, or by the Nyström method for many images. Also
-logistic regression.
+"""Kernel ridge regression with predictions for held-out images, and logistic regression.
+
+The kernel ridge regression is exact, or uses the Nyström method for many images.
 
 Shapes: N images, F features, M landmarks, R targets, S samples.
 """
@@ -13,39 +14,39 @@ from grr_coca.common.shapes import Bool, Float, Int
 from grr_coca.infer.adapted.adaptation import gaussian
 
 MAX_EXACT = 6_000
-"""Maximum number of images for inverting the kernel matrix. Time grows with the cube of this number, memory with its
-square.
+"""Maximum number of images for inverting the kernel matrix. The time grows with the cube of this number, and the memory
+with its square.
 """
 NUM_LANDMARKS = 3_000
 _BLOCK = 4_096
 _SMALLEST = 1e-6
-"""Minimum eigenvalue of the landmark kernel, as a fraction of the largest one. Directions with smaller ones are
-dropped."""
+"""Minimum eigenvalue of the landmarks' kernel matrix, as a fraction of the largest eigenvalue. Directions with smaller
+eigenvalues are dropped."""
 
 
 @runtime_checkable
 class Ridge(Protocol):
-    """Fit of a regression to all images.
+    """Kernel ridge regression that is fitted to all images.
 
     Attributes:
-        landmarks: Images from which predictions are computed.
+        landmarks: Indices of the images from whose kernel values predictions are computed.
     """
 
     landmarks: Int[np.ndarray, " M"]
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
-        """Return the factors by which a prediction multiplies the kernel values of the landmarks."""
+        """Return the coefficients that a prediction multiplies by the kernel values of the landmarks."""
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
-        """Predict the images of each fold as a fit on all other folds would, without fitting again."""
+        """Predict the targets of each fold's images as a fit on all other folds would, without fitting again."""
 
 
 def fit(features: Float[np.ndarray, "N F"], width: float, penalty: float, max_exact: int = MAX_EXACT) -> Ridge:
-    """Fit all images: exactly if there are at most `max_exact`, else by the Nyström method.
+    """Fit all images: exactly if there are at most `max_exact`, otherwise by the Nyström method.
 
     Args:
         features: Features of images.
-        width: Factor of squared distances in the Gaussian kernel.
+        width: Factor that multiplies squared distances in the Gaussian kernel.
         penalty: Ridge penalty, above 0.
         max_exact: Maximum number of images for an exact fit.
     """
@@ -56,7 +57,7 @@ def fit(features: Float[np.ndarray, "N F"], width: float, penalty: float, max_ex
 
 
 class ExactRidge:
-    """Exact ridge regression, by the inverse Cholesky factor of the kernel matrix with the penalty on its diagonal."""
+    """Exact ridge regression, which inverts the Cholesky factor of the kernel matrix with the penalty added."""
 
     def __init__(self, features: Float[np.ndarray, "N F"], width: float, penalty: float) -> None:
         self.landmarks = np.arange(len(features))
@@ -66,7 +67,7 @@ class ExactRidge:
         self._solved: tuple[np.ndarray, np.ndarray] | None = None
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "N R"]:
-        """Return the factors; see `Ridge`. The solution is cached for the next call with the same array."""
+        """Return the coefficients; see `Ridge`. They are cached for the next call with the same array."""
         if self._solved is None or self._solved[0] is not targets:
             self._solved = targets, self._root.T @ (self._root @ targets)
         return self._solved[1]
@@ -74,8 +75,9 @@ class ExactRidge:
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
         """Predict held-out images; see `Ridge`.
 
-        The residual of a fold in a fit without its images solves a linear system: its matrix is the fold's block of the
-        inverse kernel matrix, its right side the fold's dual variables in the full fit (Cook 1977 for single rows).
+        In a fit without the images of a fold, the residuals of these images solve a linear system. The matrix of the
+        system is the fold's block of the inverse kernel matrix, and its right-hand side contains the fold's dual
+        variables in the full fit (Cook 1977, for single rows).
         """
         dual = self.dual(targets)
         predicted = np.array(targets, np.float32)
@@ -91,8 +93,8 @@ _SMALL = 128
 def _inverse_root(matrix: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
     """Return the inverse of the lower Cholesky factor of a positive definite matrix.
 
-    The Gram matrix of the result is the inverse of the matrix. Recursion by halves does nearly all work in matrix
-    products, which is five times as fast as `np.linalg.inv`.
+    The Gram matrix of the result is the inverse of the given matrix. The recursion halves the matrix and does nearly
+    all work in matrix products, which is five times as fast as `np.linalg.inv`.
     """
     if len(matrix) <= _SMALL:
         return np.linalg.inv(np.linalg.cholesky(matrix))
@@ -110,9 +112,9 @@ class NystroemRidge:
 
     Args:
         features: Features of images.
-        width: Factor of squared distances in the Gaussian kernel.
+        width: Factor that multiplies squared distances in the Gaussian kernel.
         penalty: Ridge penalty.
-        landmarks: Images whose kernel functions form the basis.
+        landmarks: Indices of the images whose kernel functions form the basis.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class NystroemRidge:
         self._gram = self._product(self._rows)
 
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
-        """Return the factors; see `Ridge`."""
+        """Return the coefficients; see `Ridge`."""
         return self._root @ self._solve(self._gram, self._rows.T @ targets)
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
@@ -159,7 +161,7 @@ class NystroemRidge:
 
 
 def rows_of(folds: Int[np.ndarray, " N"]) -> list[Int[np.ndarray, " _"]]:
-    """Return the rows of each fold."""
+    """Return the row indices of each fold."""
     return [np.flatnonzero(folds == fold) for fold in range(int(folds.max(initial=-1)) + 1)]
 
 
@@ -168,7 +170,7 @@ def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N
 
     Args:
         groups: Group of each image.
-        count: Number of folds; fewer if there are fewer groups.
+        count: Maximum number of folds. If there are fewer groups, each group becomes a fold.
     """
     names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(names))
@@ -182,7 +184,11 @@ def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N
 
 
 def join_groups(*groupings: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """Join several groupings: images that share a group in any grouping, directly or through a chain, share a group."""
+    """Join several groupings into one.
+
+    Images that share a group in any of the groupings, directly or through a chain of images, share a group in the
+    result.
+    """
     parents = np.arange(len(groupings[0]))
     find = _finder(parents)
     for grouping in groupings:
@@ -198,10 +204,10 @@ def near_equal(
     """Group near-equal images, which must share a fold.
 
     Args:
-        rows: Unit vectors that find candidate pairs.
-        others: Unit vectors that decide about each candidate pair.
+        rows: Unit vectors by which candidate pairs are found.
+        others: Unit vectors by which candidate pairs are accepted.
         least: Minimum dot product of `rows` for a candidate pair.
-        other_least: Minimum dot product of `others` for near-equal images.
+        other_least: Minimum dot product of `others` for accepting a candidate pair.
     """
     parents = np.arange(len(rows))
     find = _finder(parents)
@@ -234,9 +240,10 @@ def _join(parents: Int[np.ndarray, " N"], find: Callable[[int], int], one: int, 
 
 
 def logistic_weights(columns: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Float[np.ndarray, " _"]:
-    """Fit the weights of columns and an offset of a logistic curve, by Newton's method with a small penalty.
+    """Fit a logistic curve by Newton's method with a small penalty. Return the weight of each column, then the offset.
 
-    The weight of a column that does not vary is 0, for example if all libraries have the same size.
+    A column that does not vary gets weight 0. An example is the size of the library if all libraries have the same
+    size.
 
     Args:
         columns: Features of each sample.

@@ -1,6 +1,6 @@
-"""Targets that images are fitted to: the words and the base embeddings of their captions, in reduced dimensions.
+"""Regression targets of images: the words and the base embeddings of their captions, in reduced dimensions.
 
-Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K numbers of the first part.
+Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K columns.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from grr_coca.infer.adapted.words import Vocabulary, WordWeights
 MAX_WORDS = 20_000
 MAX_DIRECTIONS = 768
 _DENSE = 1_200
-"""Maximum number of images, or of dimensions, for computing all directions."""
+"""All principal directions are computed exactly if the number of images or of dimensions is at most this number."""
 _WHITENING, _FLOOR = 0.25, 0.1
-"""Exponent of the variance that each direction is divided by, and the fraction of the mean variance that is then added.
-Words that occur in nearly all captions thus count for less. Both were chosen by cross-validation on the training pairs
-of three domains.
+"""Settings for scaling the directions. `_FLOOR` times the mean variance is added to the variance of each direction,
+and the direction is divided by this sum to the power of `_WHITENING`. Words that occur in nearly all captions thus
+count for less. Both numbers were chosen by cross-validation on the training pairs of three domains.
 """
 
 
@@ -30,7 +30,7 @@ class Captions:
     Attributes:
         texts: Distinct captions, C.
         embeddings: Base embeddings of the distinct captions, C E.
-        owners: Image of each pair, ascending.
+        owners: Image of each pair, as an index, in ascending order.
         places: Caption of each pair, as a row of `texts`.
     """
 
@@ -46,7 +46,7 @@ class Captions:
 
     @cached_property
     def _shares(self) -> WordWeights:
-        """Weight of each caption in the mean of its image, as a sparse matrix with one row per image."""
+        """Weight of each caption in the mean over its image's captions, as a sparse matrix with one row per image."""
         counts = np.bincount(self.owners)
         return WordWeights(self.places, (1 / counts)[self.owners].astype(np.float32), np.cumsum(counts))
 
@@ -55,7 +55,7 @@ class Captions:
         return self._shares.times(rows)
 
     def sum_of_captions(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "C K"]:
-        """Return the product with the transpose of the matrix that `mean_of_images` applies."""
+        """Return the product of rows with the transpose of the matrix that `mean_of_images` applies."""
         return self._shares.transposed(len(self.texts)).times(rows)
 
     def subset(self, images: Int[np.ndarray, " n"]) -> "Captions":
@@ -67,7 +67,7 @@ class Captions:
 
 
 class TargetSpace:
-    """Target space, with its principal directions.
+    """Space of the regression targets, with its principal directions.
 
     Attributes:
         captions: Captions of the images.
@@ -76,7 +76,7 @@ class TargetSpace:
         directions: Principal directions of the targets, V+E R.
         mean: Mean target of the images, along the directions, R.
         rows: Targets of the images along the directions, minus the mean, N R.
-        whitening: Factor of each direction, R.
+        whitening: Factor that scales each direction, R.
 
     Args:
         captions: Captions of the images.
@@ -97,7 +97,7 @@ class TargetSpace:
         self.whitening = ((variances + _FLOOR * variances.mean()) ** -_WHITENING).astype(np.float32)
 
     def project(self, directions: Float[np.ndarray, "W K"]) -> Float[np.ndarray, "C K"]:
-        """Project the targets of all distinct captions."""
+        """Project the targets of all distinct captions onto directions."""
         words, embedding = directions[: len(self.vocabulary)], directions[len(self.vocabulary) :]
         found = self._weighed.times(words) + np.float32(np.sqrt(self.text_weight)) * (self._centred @ embedding)
         return found * self._factors
@@ -120,7 +120,7 @@ class TargetSpace:
         return known
 
     def plain(self, texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M E"]:
-        """Return the base's text embeddings of some captions, minus their mean."""
+        """Return the base's text embeddings of some captions, minus `text_mean` and scaled to length 1."""
         return self._centred[texts]
 
     def _principal(self) -> tuple[Float[np.ndarray, "W R"], Float[np.ndarray, " R"]]:
@@ -144,7 +144,7 @@ class TargetSpace:
         return np.ascontiguousarray(basis @ inner), variances
 
     def transposed(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "W K"]:
-        """Return the product of the transposed image targets with some rows."""
+        """Return the product of rows with the transpose of the matrix of image targets."""
         weighted = self.captions.sum_of_captions(rows) * self._factors
         words = self._weighed.transposed(len(self.vocabulary)).times(weighted)
         return np.concatenate([words, np.float32(np.sqrt(self.text_weight)) * (self._centred.T @ weighted)])
@@ -158,7 +158,10 @@ class TargetSpace:
 
 
 def _orthonormal(rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N k"]:
-    """Return an orthonormal basis of the columns, by their Gram matrix. With many rows, this is much faster than QR."""
+    """Return an orthonormal basis of the columns, computed from their Gram matrix.
+
+    With many rows, this is much faster than a QR decomposition.
+    """
     squares, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
     kept = squares > 1e-7 * squares[-1]
     return rows @ (vectors[:, kept] / np.sqrt(squares[kept])).astype(np.float32)
@@ -167,7 +170,7 @@ def _orthonormal(rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N k"]:
 def _principal_of(
     rows: Float[np.ndarray, "N K"], is_centred: bool = False
 ) -> tuple[Float[np.ndarray, "K R"], Float[np.ndarray, " R"]]:
-    """Return the principal directions of rows and their variances, by the smaller of the two Gram matrices."""
+    """Return the principal directions of rows and their variances, from the smaller of the two Gram matrices."""
     rows = rows.astype(np.float64)
     rows = rows if is_centred else rows - rows.mean(axis=0)
     is_wide = rows.shape[1] > len(rows)
@@ -178,7 +181,10 @@ def _principal_of(
 
 
 def _factors(weighed: WordWeights, text_weight: float) -> Float[np.ndarray, "M 1"]:
-    """Return the factors that scale the target of each text to length 1. Words count only if the text has any."""
+    """Return the factors that scale the target of each text to length 1.
+
+    The part for words has length 1 before scaling, or length 0 if the text contains no word of the vocabulary.
+    """
     has_words = np.diff(weighed.ends, prepend=0) > 0
     return (1 / np.sqrt(np.maximum(has_words + text_weight, 1e-9))).astype(np.float32)[:, None]
 
@@ -192,7 +198,7 @@ def _rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
 
 
 def _without(weighed: WordWeights, is_known: Bool[np.ndarray, " V"]) -> WordWeights:
-    """Drop words, and rescale the remaining words of each text to length 1."""
+    """Drop unknown words, and rescale the weights of each text's remaining words to length 1."""
     counts = np.diff(weighed.ends, prepend=0)
     texts = np.repeat(np.arange(len(counts)), counts)
     kept = is_known[weighed.ids]

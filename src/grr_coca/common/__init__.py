@@ -1,1 +1,1 @@
-"""Helpers for all packages: errors, files, dataclasses from dicts, extras, threads, ranks, shapes of arrays."""
+"""Helpers for all packages, such as errors, files, optional packages, threads, ranks, and dataclasses from dicts."""

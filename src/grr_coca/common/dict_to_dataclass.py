@@ -1,4 +1,4 @@
-"""Convert dicts and YAML files to nested frozen dataclasses, and back, with every key checked.
+"""Convert dicts and YAML files to nested frozen dataclasses and back, and check every key.
 
 A silently ignored key can invalidate an expensive experiment. Therefore, unknown, missing and duplicate keys and values
 of the wrong type raise errors that name the key with its full path.
@@ -62,7 +62,7 @@ def _nearest_key(key: str, cls: type) -> str:
 
 
 def _places(name: str, hint: Any) -> Iterator[str]:
-    """Yield the paths of all keys in a section."""
+    """Yield the paths of all keys in a section and in its subsections."""
     for part in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(part):
             for inner, (inner_hint, _) in _fields(typing.cast(type, part)).items():
@@ -74,7 +74,7 @@ def _places(name: str, hint: Any) -> Iterator[str]:
 def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
     """Return the type of each field, and whether the field is required.
 
-    Cached because resolving type hints is slow.
+    The result is cached because resolving type hints is slow.
     """
     hints, missing = typing.get_type_hints(cls), dataclasses.MISSING
     return {
@@ -84,20 +84,21 @@ def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Convert a dataclass to nested dicts, with lists for tuples, ready for YAML or JSON."""
+    """Convert a dataclass to nested dicts that can be written as YAML or JSON. Tuples become lists."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
-    """Return the differences between two dataclasses of one type, each as the path of its key, the first and the second
-    value.
+    """Return the differences between two instances of the same dataclass.
+
+    Each difference consists of the path of a key, the first value and the second value.
     """
     a, b = map(flat, (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Return the values of a dataclass by the path of their keys, such as `optimizer.lr`."""
+    """Return the values of a dataclass and its nested dataclasses in one dict, by key paths such as `optimizer.lr`."""
     return dict(_flatten(to_dict(config), ""))
 
 
@@ -200,7 +201,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
 def _shown(value: object) -> str:
     """Return a short form of a value for messages.
 
-    With aliases, a few lines of YAML can represent billions of values.
+    The full form can be too long: with aliases, a few lines of YAML can represent billions of values.
     """
     return _SHORT.repr(value)
 

@@ -14,7 +14,8 @@ from typing import Literal
 NOTES = logging.getLogger("grr_coca.notes")
 """Logger for notes to users about choices and delays, such as downloads. The command line prints these notes."""
 _MAX_COMPARED = 200
-"""Maximum length of an unknown name that is compared with others, as untrusted input can be megabytes long."""
+"""Maximum number of characters of an unknown name that are compared with other names. Untrusted input can be megabytes
+long."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters, line ends, and marks that change the direction of the text after them."""
 
@@ -31,15 +32,15 @@ class DivergedError(UserError):
 
 
 class CorruptDataError(UserError):
-    """The content of a file differs from what was written. The message explains how to restore it."""
+    """The content of a file differs from what was written. The message explains how to restore the file."""
 
 
 class DiskError(UserError):
-    """A disk is full or cannot be written to. The message names the path; callers append how to recover."""
+    """A disk is full or cannot be written to. The message names the path; callers append advice on how to recover."""
 
 
 class Interruption(Exception):  # noqa: N818 (not an error)
-    """A signal stopped a run, whose state is saved. `number` is the number of the signal."""
+    """A signal stopped a run, and the state of the run is saved. `number` is the number of the signal."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(number, message)  # other processes rebuild the exception from these arguments
@@ -71,7 +72,7 @@ def escape_control_chars(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or the name of the error's type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -81,7 +82,7 @@ def printable(text: str) -> str:
 
 
 def print_warnings() -> None:
-    """Print logged warnings and errors, and `NOTES`, on standard error.
+    """Print logged warnings and errors, and the messages of `NOTES`, on standard error.
 
     An existing logging configuration is not changed.
     """
@@ -161,7 +162,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
         "pillow_heif": "pillow-heif",
     },
 }
-"""Packages of each extra: import name → name to install."""
+"""Packages of each extra, as a map from the import name of a package to the name by which it is installed."""
 
 
 def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) -> None:
@@ -183,8 +184,8 @@ def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) ->
 def install_command(extra: Extra) -> str:
     """Return the command that installs the packages of an extra, for messages.
 
-    In a clone, the command installs the clone with the extra; elsewhere, it installs the packages of the extra. It
-    never contains `pip install grr-coca[EXTRA]`, because another project may own that name in pip's index.
+    In a clone, the command installs the clone with the extra; elsewhere, it installs the packages of the extra. The
+    command is never `pip install grr-coca[EXTRA]`, because another project may own that name in pip's index.
     """
     if is_clone():
         return pip_install("-e", f"{_ROOT}[{extra}]")
@@ -194,8 +195,8 @@ def install_command(extra: Extra) -> str:
 def pip_install(*arguments: str) -> str:
     """Return the command that installs packages for the running interpreter with pip, for messages.
 
-    The interpreter is written as `python` if its folder comes first in `PATH`, as in an activated environment, and as
-    its path otherwise.
+    If the folder of the interpreter comes first in `PATH`, which is the case in an activated environment, the
+    interpreter is written as `python`. Otherwise, its full path is written.
     """
     first = os.environ.get("PATH", "").split(os.pathsep)[0]
     python = "python" if Path(first) == Path(sys.executable).parent else sys.executable

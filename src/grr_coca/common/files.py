@@ -46,12 +46,12 @@ def models_cache() -> Path:
 
 
 def expand_cache_prefix(path: str) -> str:
-    """Replace the prefix `cache:` by the user's cache folder; other paths are unchanged."""
+    """Replace the prefix `cache:` with the user's cache folder. Other paths are unchanged."""
     return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
 
 
 def require_path(path: str) -> None:
-    """Check that a path is not empty, as an unset shell variable would be. The system would interpret it as `.`.
+    """Check that a path is not empty. An unset shell variable yields an empty path, which would be interpreted as `.`.
 
     Raises:
         UserError: If the path is empty.
@@ -65,7 +65,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
     Raises:
         OSError: If the file does not exist, cannot be read, or is not a regular file.
-        ValueError: If the path is invalid, for example has a null byte.
+        ValueError: If the path is invalid, for example because it contains a null byte.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
     try:
@@ -90,7 +90,10 @@ def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Raise a `UserError` that names the file if it does not exist, or cannot be opened or read."""
+    """Convert errors that occur in the context, for example because a file does not exist, to a `UserError`.
+
+    The message names the file.
+    """
     try:
         yield
     except UserError:
@@ -119,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that contains one JSON object.
 
     Raises:
-        UserError: If the file is missing, or has other content.
+        UserError: If the file does not exist, cannot be read, or contains anything else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -133,7 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> dict[int, str]:
-    """Return the non-empty lines of a UTF-8 file, by line number (from 1). Consecutive spaces become one space.
+    """Return the non-empty lines of a UTF-8 file, by line number (from 1). Each run of whitespace becomes one space.
 
     Raises:
         UserError: If the file cannot be read, is not UTF-8, or has no text.
@@ -156,9 +159,9 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
-    A replaced file keeps its permissions. A symbolic link is itself replaced, because in an untrusted folder its target
-    could be anywhere; for a path that the user passed, pass `resolve_link(path)`. If several processes write the same
-    file, the last version is kept.
+    A replaced file keeps its permissions. If `path` is a symbolic link, the link is replaced and its target is not
+    changed, because in an untrusted folder the target could be anywhere. To follow a link that the user passed, pass
+    `resolve_link(path)`. If several processes write the same file, the last version is kept.
 
     Raises:
         OSError: If the disk is full, or the folder is not writable. No partial file remains.
@@ -184,7 +187,7 @@ def replace_file(source: Path, target: Path) -> None:
     """Rename a file, and replace the target if it exists.
 
     Raises:
-        OSError: If the folder is not writable, or another process on Windows keeps one of the files open.
+        OSError: If the folder is not writable, or, on Windows, if another process keeps one of the files open.
     """
     _tried_again(lambda: source.replace(target))
 
@@ -205,7 +208,7 @@ def open_to_read(path: Path) -> int:
 
 
 class LocalFile:
-    """File on this machine, open until `close`.
+    """File on this machine, which is open until `close` is called.
 
     Raises:
         OSError: If the file does not exist or cannot be read.
@@ -259,7 +262,7 @@ def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> It
     exception, `folder` stays unchanged.
 
     Raises:
-        UserError: If the path has no name, such as `.`, so it cannot be replaced.
+        UserError: If the path has no name, such as `.`, and thus cannot be replaced.
         OSError: If the disk is full or cannot be written to. No temporary files remain.
     """
     require_own_name(folder)
@@ -284,7 +287,7 @@ def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) 
 
     Args:
         folder: Folder to change.
-        facts: New first entries of the manifest. If None, they stay unchanged.
+        facts: Entries with which the manifest starts. If None, the present entries are kept.
 
     Raises:
         UserError: If the folder has no manifest, or the manifest is corrupt.
@@ -300,7 +303,7 @@ def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) 
 
 
 def require_own_name(folder: Path) -> None:
-    """Check that a path ends in the name of a new folder, which `.` does not have.
+    """Check that a path ends in a folder name. A path such as `.` does not.
 
     Raises:
         UserError: If the path has no name.
@@ -310,7 +313,11 @@ def require_own_name(folder: Path) -> None:
 
 
 def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
-    """Compare the files in a folder with its manifest: all listed files, or only the given files.
+    """Compare the files in a folder with its manifest.
+
+    Args:
+        folder: The folder.
+        only: Names of the files to compare. If None, all files in the manifest are compared.
 
     Raises:
         UserError: If the manifest or a file is missing, or a file differs, even by a single bit.
@@ -395,7 +402,7 @@ def sync_folder(path: Path) -> None:
 # --- Open files
 
 _OPEN_FILES = 8192
-"""Open-file limit to request. Many systems allow 256 or 1,024 open files by default, and more on request."""
+"""Limit of open files to request. Many systems allow 256 or 1,024 open files by default, and more on request."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -404,7 +411,7 @@ T = TypeVar("T")
 class HandleCache(Generic[K, T]):
     """Cache that opens items by key, and keeps the `size` most recently used items. Dropped items are closed.
 
-    A copy in another process starts empty, because open files and memory maps are not valid there.
+    A copy that is sent to another process starts empty, because open files and memory maps are not valid there.
     """
 
     def __init__(self, open_: Callable[[K], T], close: Callable[[T], None] | None, size: int) -> None:
@@ -440,10 +447,10 @@ class HandleCache(Generic[K, T]):
 
 
 def allow_open_files() -> int:
-    """Raise the open-file limit of this process to `_OPEN_FILES`, or as far as the system allows.
+    """Raise this process's limit of open files to `_OPEN_FILES`, or as far as the system allows.
 
     Returns:
-        The new limit. On Windows, the default is sufficient.
+        The new limit. On Windows, nothing is changed, because the default is sufficient.
     """
     try:
         from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit

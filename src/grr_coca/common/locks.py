@@ -1,4 +1,7 @@
-"""Lock between processes, on a separate file. `filelock` provides the system's locks: `flock`, or Windows locks."""
+"""Lock between processes, which uses a separate lock file.
+
+`filelock` provides the system's locks: `flock` or Windows locks.
+"""
 
 import errno
 import os
@@ -14,9 +17,9 @@ _SECONDS_OF_A_GLANCE = 0.2
 
 
 class LockHeldError(Exception):
-    """A lock is held by another process, or already by this process.
+    """A lock is held by another process, or is already held by this process.
 
-    `holder` is the process number, or `?` if unknown.
+    `holder` is the number of the process that holds it, or `?` if unknown.
     """
 
     def __init__(self, holder: str) -> None:
@@ -30,9 +33,9 @@ class LockHeldError(Exception):
 
 
 class ProcessLock:
-    """Lock that one process can hold. The lock file, which is created if missing, contains the process number.
+    """Lock that one process at a time can hold. The lock file is created if missing, and contains the process number.
 
-    The lock is held until `release`, until the object is deleted, or until the process ends for any reason.
+    The lock is held until `release` is called, until the object is deleted, or until the process ends for any reason.
 
     Args:
         path: Path of the lock file, which must not have other content.
@@ -50,7 +53,7 @@ class ProcessLock:
                 raise LockHeldError(_holder(path))
             time.sleep(_SECONDS_OF_A_GLANCE / 10)
         os.ftruncate(descriptor, 0)
-        # A Windows lock on the first byte also prevents reading it.
+        # A Windows lock on the first byte also prevents others from reading this byte.
         os.lseek(descriptor, 1, os.SEEK_SET)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._release = weakref.finalize(self, _unlock, descriptor, os.getpid(), path if removes else None)
@@ -63,7 +66,7 @@ class ProcessLock:
 
 def _locked(path: Path) -> int | None:
     """Return the descriptor of the locked file, or None if another process holds the lock."""
-    from filelock import lock_descriptor  # lazy import, because it takes a tenth of a second, and help needs no lock
+    from filelock import lock_descriptor  # lazy import, because it takes a tenth of a second, and --help needs no lock
 
     if path.is_symlink():  # not every system has `O_NOFOLLOW`
         raise OSError(errno.ELOOP, "a symbolic link", str(path))
@@ -79,7 +82,7 @@ def _locked(path: Path) -> int | None:
 
 
 def _is_still_there(path: Path, descriptor: int) -> bool:
-    """Return whether the file is still the locked one. A former holder may have removed it in the meantime."""
+    """Return whether the path still leads to the locked file. A former holder may have removed that file."""
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
     return False
@@ -95,7 +98,7 @@ def _holder(path: Path) -> str:
 
 
 def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
-    """Release a lock. Closing the file is not enough, because a process forked in the meantime also has it open."""
+    """Release a lock. Closing the file is not enough, because a forked process may also have the file open."""
     from filelock import unlock_descriptor
 
     is_ours = os.getpid() == owner

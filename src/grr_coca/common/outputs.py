@@ -11,7 +11,7 @@ from grr_coca.common.files import resolve_link, write_atomic
 
 
 def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], indent: int | None = None) -> str:
-    """Convert a record, or a list of records, to JSON; to a single line if `indent` is not given.
+    """Convert a record or a list of records to JSON. If `indent` is None, the result is a single line.
 
     Characters that UTF-8 cannot encode are escaped.
     """
@@ -19,14 +19,14 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], inden
     try:
         text.encode()
     except UnicodeEncodeError:
-        # The file name is not UTF-8; Python's `os.fsencode` restores its bytes.
+        # The text contains a file name that is not UTF-8. Python's `os.fsencode` restores the bytes of such a name.
         return json.dumps(record, indent=indent)
     return text
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Convert an `OSError` while writing `path` to a `UserError`."""
+    """Convert an `OSError` that occurs while `path` is written to a `UserError`."""
     try:
         yield
     except FileExistsError as error:  # creating a folder failed
@@ -48,7 +48,7 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Check that a file can be written, before the work begins, and create its folder.
+    """Check that a file can be written, and create its folder. Call this before the work begins.
 
     Raises:
         UserError: If the path is not a file, or its folder cannot be created or written to.
@@ -63,7 +63,7 @@ def require_writable(path: Path) -> None:
 
 
 def _require_replaceable(path: Path) -> None:
-    """Check that a path does not exist or is a regular file, because files must not replace devices.
+    """Check that a path does not exist or is a regular file, because an output must not replace a device.
 
     Raises:
         UserError: If the path exists and is not a regular file.
@@ -80,7 +80,7 @@ def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
     """Check that an output does not replace an input.
 
     Raises:
-        UserError: If the output is one of the inputs, under any name.
+        UserError: If the output is the same file as an input, even if the names differ.
     """
     if any(_is_same(path, given) for given in inputs):
         raise UserError(f"{path}: is an input and would be overwritten; pass another path")

@@ -1,7 +1,7 @@
-"""The processes of a run (ranks): communication between them, their launch by `torchrun`, and signals to stop.
+"""The processes of a run (ranks): communication between them, their launch by `torchrun`, and signals that stop them.
 
-A run with one process has one rank, whose exchanges return their input. A signal does not end a run immediately,
-because the run saves its state first.
+A run with one process has one rank, and its exchanges return their input. A signal does not end a run immediately,
+because the run first saves its state.
 """
 
 import os
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, which is number `rank` of `size`. Its tensors are on `device`.
+    """This process, which has number `rank` among `size` processes. Its tensors are on `device`.
 
     Attributes:
         patient: Process group with a long timeout, in which ranks wait for rank 0. If None, the default group is used.
@@ -58,7 +58,7 @@ class Ranks:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Concatenate the rows of all ranks, b … to B …, in the order of ranks.
+        """Concatenate the rows of all ranks in the order of ranks: b rows of each rank become B rows.
 
         Every rank must have the same number of rows. The operation is differentiable: the gradient of each row is the
         sum of its gradients on all ranks, which must all run the backward pass.
@@ -77,8 +77,8 @@ class Ranks:
         """Call a function on rank 0, and return its result on all ranks.
 
         Raises:
-            UserError: On all other ranks, if the function raised any error, so that no rank waits forever. Rank 0
-                raises the original error.
+            UserError: On all ranks except rank 0, if the function raised any error, so that no rank waits forever.
+                Rank 0 raises the original error.
         """
         outcome: list = [None, None]
         failure: Exception | None = None
@@ -97,9 +97,9 @@ class Ranks:
 
 
 class _Gather(torch.autograd.Function):
-    """Autograd function of `Ranks.gather`, b … to B ….
+    """Autograd function of `Ranks.gather`: b rows to B rows.
 
-    The backward pass sums gradients over the ranks, and keeps the rank's own rows.
+    The backward pass sums the gradients over all ranks, and keeps the rows of this rank.
     """
 
     @staticmethod
@@ -118,15 +118,17 @@ class _Gather(torch.autograd.Function):
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""Signals from schedulers and users that end a run, interrupt it, or warn of SLURM's time limit. Windows
-has no SIGUSR1."""
+"""Signals by which schedulers and users end a run, interrupt it, or warn of SLURM's time limit. Windows has no
+SIGUSR1."""
 
 
 class StopSignals:
-    """Context in which the first signal of a kind requests the run to stop, and the second takes effect immediately.
+    """Context that handles the signals in `SIGNALS`.
 
-    Under torchrun, only the third signal takes effect: schedulers send SIGTERM and SIGUSR1 to all processes, and
-    torchrun then also forwards the signals that it receives.
+    The first signal of each kind requests that the run stop, and the second takes effect immediately.
+
+    Under torchrun, only the third SIGTERM or SIGUSR1 takes effect immediately, because a process can receive the same
+    signal twice: schedulers send these signals to all processes, and torchrun forwards those that it receives.
     """
 
     def __init__(self) -> None:
@@ -136,7 +138,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                # the parent process may have set the signal to be ignored
+                # keep ignoring a signal that the parent process has set to be ignored
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._count)
         return self
@@ -168,7 +170,10 @@ validation split."""
 
 @contextmanager
 def launched() -> Iterator[Ranks]:
-    """Yield the ranks of this launch, joined in a process group. Without `torchrun`, this process is the only one."""
+    """Yield the rank of this process, and join all ranks in a process group for the duration of the context.
+
+    Without `torchrun`, this process is the only rank.
+    """
     device = device_of_process()
     if "RANK" not in os.environ:
         yield Ranks.here(device)
@@ -178,12 +183,12 @@ def launched() -> Iterator[Ranks]:
     _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         ranks = Ranks.here(device, dist.new_group(timeout=RANK_0_TIMEOUT))
-        ranks.on_first(lambda: None)  # connects the group now, with the timeout of the other exchanges
+        ranks.on_first(lambda: None)  # this connects the group now, with the timeout of the other exchanges
         yield ranks
-    except Interruption:  # raised on all ranks, after the same step
+    except Interruption:  # this error is raised on all ranks, after the same step
         _leave()
         raise
-    _leave()  # not after other errors, because another rank may never get here
+    _leave()  # not after other errors, because another rank may never reach this point
 
 
 def device_of_process() -> torch.device:
@@ -201,9 +206,9 @@ def device_of_process() -> torch.device:
 
 
 def _leave() -> None:
-    # gloo's threads may still need Python's interpreter lock, to free the tensors of the last exchange. A thread that
-    # destroys the group would hold that lock and wait for gloo's threads, a deadlock. While this thread sleeps, gloo's
-    # threads can get the lock.
+    # gloo's threads may still need Python's interpreter lock, to free the tensors of the last exchange. If this thread
+    # destroyed the group now, it would hold that lock while it waits for gloo's threads, which is a deadlock. While
+    # this thread sleeps, gloo's threads can get the lock.
     time.sleep(0.2)
     dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
-"""Find, read in parts, and write files in object stores and on web servers, despite intermittent network errors.
+"""Find, read and write files in object stores and on web servers, despite intermittent network errors.
 
-Based on `fsspec`. Credentials, endpoints and other options come from the usual sources of its packages: the
+This module uses `fsspec`. Credentials, endpoints and other options come from the usual sources of its packages: the
 environment, the configuration files of the cloud's own tools, and fsspec's configuration. A URL that contains a
 credential is rejected, so that no credential gets into recipes, logs or file names.
 """
@@ -24,19 +24,21 @@ from grr_coca.common.errors import UserError, require_extra
 _log = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
-"""Seconds between attempts. Together they bridge a network failure of a minute."""
+"""Seconds between attempts. In total, they bridge a network failure of a minute."""
 
 _WARN_FROM = 3
-"""Number of the first failure of a request that is reported. Earlier failures are common and short."""
+"""Number of the failed attempt from which on the failures of a request are reported. Earlier failures are common and
+short."""
 
 SECONDS_TO_ANSWER, _SLOWEST = 30.0, 2**17
-"""Time limit of a request in seconds, and the number of bytes for which it grows by one second."""
+"""Time limit of a request in seconds, and the number of bytes per additional second."""
 
 _AT_ONCE = 32
-"""Number of files whose state is requested at the same time."""
+"""Maximum number of files whose states are requested at the same time."""
 
 _LISTED = 16
-"""Minimum number of files in a folder for listing it, a thousand files per request, if the server supports listing."""
+"""Minimum number of wanted files in a folder for listing the folder instead of requesting each file. A listing returns
+about a thousand files per request, but not every server supports it."""
 
 _MAX_NAMES = 10**6
 
@@ -51,10 +53,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """File at a URL, in the state in which it was found.
+    """File at a URL, with the size and etag that it had when it was found.
 
     Attributes:
-        etag: Value that changes with the content: the server's etag, or else the length and date.
+        etag: Value that changes with the content: the server's etag, or the length and date if the etag is missing.
     """
 
     url: str
@@ -70,7 +72,7 @@ class RemoteFile:
         return self.url.rpartition("/")[2]
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part of the file in one request, with repeated attempts.
+        """Read a part of the file in one request, which is repeated if it fails.
 
         Raises:
             UserError: If all attempts fail, or access is denied; the message names the URL.
@@ -94,7 +96,7 @@ def require_no_credentials(url: str) -> str:
     """Check that no part of a URL can be a credential, and return the URL.
 
     Raises:
-        UserError: If the URL has a user or a query, which the message omits.
+        UserError: If the URL contains a user or a query. The message does not contain this part of the URL.
     """
     plain, _, query = url.partition("?")
     scheme, _, rest = plain.partition("://")
@@ -110,8 +112,9 @@ def require_no_credentials(url: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that a pattern represents: `{00000..01242}` counts with a fixed number of digits, `{a,b}` lists
-    values.
+    """Return the names that a pattern represents.
+
+    `{00000..01242}` counts with a fixed number of digits, and `{a,b}` lists values.
 
     Raises:
         UserError: If braces have other content, or there are more than a million names.
@@ -146,7 +149,7 @@ def remote_file(url: str) -> RemoteFile:
     """Return the state of one file.
 
     Raises:
-        UserError: If the file does not exist, access is denied, or its server does not answer.
+        UserError: If the file does not exist, access is denied, or the server does not answer.
     """
     filesystem, path = _open(url)
 
@@ -160,7 +163,7 @@ def remote_file(url: str) -> RemoteFile:
 def find_remote(pattern: str) -> list[RemoteFile]:
     """Return the files that match a URL pattern, in order.
 
-    Patterns are ranges such as `{00000..01242}`, and `*` in stores that can list files.
+    A pattern can contain braces (see `expand_braces`) and, in stores that can list files, `*`.
 
     Raises:
         UserError: If a file is missing (the message names it), no file matches, or the server does not answer.
@@ -189,7 +192,7 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _listed(urls: Sequence[str]) -> dict[str, RemoteFile]:
-    """Return the files that occur in listings of their folders."""
+    """List the folders that contain many of the URLs, and return the files at these URLs."""
     folders: dict[str, int] = {}
     for url in urls:
         folder = url.rpartition("/")[0]
@@ -230,7 +233,7 @@ def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
 def read_range(url: str, offset: int, size: int) -> bytes:
     """Read a part of a file; see `RemoteFile.read`."""
     filesystem, path = _open(url)
-    # Otherwise, the hub's file system reads five megabytes ahead for a request that never comes.
+    # By default, the file system of the Hugging Face hub would read five megabytes ahead, which nothing would use.
     exactly = {"cache_type": "none"} if filesystem.protocol == "hf" else {}
 
     def read(timeout: Mapping[str, float]) -> bytes:
@@ -243,7 +246,7 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 
 
 def write_file(path: Path, url: str) -> None:
-    """Copy a file to a URL, with repeated attempts.
+    """Copy a file to a URL, and try again if this fails.
 
     Raises:
         UserError: If all attempts fail, or access is denied.
@@ -283,11 +286,11 @@ class _WrongLengthError(Exception):
 def _tried(
     url: str, call: Callable[[Mapping[str, float]], T], num_bytes: int = 0, *, missing_at_once: bool = False
 ) -> T:
-    """Return the result of a call, and repeat the call after each of the `PAUSES` while it fails.
+    """Return the result of a call. While the call fails, repeat it after each of the `PAUSES`.
 
     Args:
         url: URL for messages.
-        call: Function that takes the time limit as fsspec arguments.
+        call: Function that takes the time limit as keyword arguments for fsspec.
         num_bytes: Number of bytes sent or received.
         missing_at_once: Whether to stop immediately if the file does not exist.
     """
@@ -303,7 +306,7 @@ def _tried(
                 raise UserError(message) from None
             if missing_at_once and _is_missing(error):
                 raise UserError(f"{url}: no such file") from None
-            # The error may contain the signed URL of a redirect.
+            # The message of the error may contain the signed URL of a redirect, so only its kind is reported.
             reason = _reason(error)
             if pause is None:
                 raise UserError(
@@ -332,7 +335,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the kind of an error, without its message, which may contain a signed URL."""
+    """Return a short description of an error's kind. The message of the error may contain a signed URL."""
     if isinstance(error, _WrongLengthError):
         return str(error)
     if (status := _status(error)) is not None:
@@ -351,14 +354,14 @@ def _reason(error: BaseException) -> str:
 _filesystems: dict[tuple[int, str], Any] = {}
 _opening = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    # Another thread may hold the lock at a fork.
+    # At the time of a fork, another thread may hold the lock, which would then never be released in the child.
     os.register_at_fork(after_in_child=lambda: globals().update(_opening=threading.Lock()))
 
 
 def _open(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the path in the file system.
 
-    Each process opens its own file systems, because they do not survive a fork.
+    Each process opens its own file systems, because a file system does not work after a fork.
 
     Raises:
         UserError: If a package for the scheme is not installed, or the scheme is unknown.

@@ -1,8 +1,8 @@
-"""Types and shapes of arrays in annotations, such as `Float[np.ndarray, "B E"]`, for code that runs without PyTorch.
+"""Annotations with the types and shapes of arrays, such as `Float[np.ndarray, "B E"]`, for code without PyTorch.
 
 For type checkers, the types are those of jaxtyping. At runtime, they are those of jaxtyping only if jaxtyping has
-already been imported, as in the tests, which check every shape. Otherwise, an annotation is only the type of the array,
-so inference does not need jaxtyping.
+already been imported, as in the tests, which check every shape. Otherwise, an annotation is just the type of the array,
+such as `np.ndarray`, so inference does not need jaxtyping.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Threads: their number, wait policy and interruption by Ctrl-C, and the execution of work in batches."""
+"""Threads: their number, their wait policy, their interruption by Ctrl-C, and the execution of work in batches."""
 
 import logging
 import os
@@ -24,13 +24,14 @@ Batch = TypeVar("Batch")
 Done = TypeVar("Done")
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Environment variables that set how OpenMP threads wait."""
+"""Environment variables that determine how OpenMP threads wait."""
 
 
 def num_threads() -> int:
-    """Return `OMP_NUM_THREADS`, which PyTorch also follows, or else the number of cores available to this process.
+    """Return the number of threads to use.
 
-    The available cores are limited by the process's affinity and by its container.
+    If `OMP_NUM_THREADS` is set, the result is its value, as in PyTorch. Otherwise, it is the number of cores available
+    to this process. The affinity of the process and its container may limit this number.
     """
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if setting.isdecimal() and int(setting) > 0:
@@ -41,7 +42,10 @@ def num_threads() -> int:
 
 
 def _container_limit(groups: Path) -> float | None:
-    """Return a container's core limit (`docker run --cpus`) from control groups v1 or v2, or None if unlimited."""
+    """Return the limit of cores of a container (`docker run --cpus`), or None if the number of cores is not limited.
+
+    The limit is read from control groups v1 or v2.
+    """
     try:
         if (groups / "cpu.max").exists():
             quota, period = (groups / "cpu.max").read_text().split()
@@ -55,8 +59,8 @@ def _container_limit(groups: Path) -> float | None:
 def was_interrupted(error: BaseException) -> bool:
     """Return whether Ctrl-C caused an error.
 
-    Inside a lock of `threading`, an interrupt becomes a `RuntimeError` ("release unlocked lock"), or leaves the lock
-    closed forever.
+    An interrupt inside a lock of `threading` becomes a `RuntimeError` ("release unlocked lock"), or the lock is never
+    released.
     """
     return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
 
@@ -67,13 +71,13 @@ def thread_pool(
 ) -> Iterator["ThreadPoolExecutor"]:
     """Provide a pool of threads within a context.
 
-    At the end of the context, pending work is dropped, and running work is awaited. After Ctrl-C, running work is not
-    awaited, because it may take seconds, or wait for a lock that the interrupt has left closed.
+    At the end of the context, pending tasks are dropped, and running tasks are awaited. After Ctrl-C, running tasks are
+    not awaited, because they may take seconds, or wait for a lock that was never released because of the interrupt.
 
     Args:
-        count: Number of threads. None uses the default of `ThreadPoolExecutor`.
+        count: Number of threads. If None, the default of `ThreadPoolExecutor` is used.
         name: Prefix of the names of the threads.
-        begin: Called in each thread before its first work.
+        begin: Called in each thread before the thread's first task.
     """
     from concurrent.futures import ThreadPoolExecutor  # lazy import, because most commands do not need it
 
@@ -91,8 +95,8 @@ def thread_pool(
 def set_passive_wait_policy() -> None:
     """Make PyTorch's threads sleep while they wait for each other. Call this before PyTorch is imported.
 
-    By default, waiting threads keep their cores busy. Next to another program, captioning 200 drawings then took four
-    times as much processor time, and four times as long. Values that the user has set are kept.
+    By default, waiting threads keep their cores busy. Captioning 200 drawings while another program was running then
+    took four times as much processor time, and four times as long. Values that the user has set are kept.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -101,9 +105,10 @@ def set_passive_wait_policy() -> None:
 def multiply_on_one_thread() -> None:
     """Make NumPy compute matrix products only on the calling thread. Call this before NumPy is imported.
 
-    A search has its own threads, which would otherwise wait for the threads of OpenBLAS. Next to other programs,
-    adapting to 4,000 pairs took four times as long on two threads as on one. Only the command line calls this: in
-    another program, it would slow down that program's own products. Values that the user has set are kept.
+    A search has its own threads, which would otherwise wait for the threads of OpenBLAS. While other programs were
+    running, adapting to 4,000 pairs took four times as long with two threads as with one. Only the command line calls
+    this function, because it would slow down other matrix products of a program that imports this package. Values that
+    the user has set are kept.
     """
     if "numpy" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -112,7 +117,7 @@ def multiply_on_one_thread() -> None:
 # --- Batches of work
 
 OnProgress = Callable[[int, int], None]
-"""Callback that gets the number of finished items and of all items after each batch."""
+"""Callback that is called after each batch with the number of finished items and the total number of items."""
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -122,15 +127,15 @@ _OUT_OF_MEMORY = (
     "failed to allocate memory",
     "bad_alloc",
 )
-"""Parts of the messages of memory allocators: PyTorch's for GPUs and CPUs, and ONNX Runtime's. They have no common
-exception."""
+"""Phrases that identify out-of-memory errors by their messages. The memory allocators of PyTorch for GPUs, of PyTorch
+for CPUs, and of ONNX Runtime raise different exceptions."""
 
 
 _THREAD = threading.local()
 
 
 def in_worker() -> bool:
-    """Return whether this thread is one of several that each compute a batch.
+    """Return whether this thread is one of several threads that each compute a batch.
 
     Such a thread should start no further threads.
     """
@@ -146,7 +151,7 @@ class BatchEngine(Protocol):
         """Number of batches to compute at the same time."""
 
     def single_threaded(self) -> AbstractContextManager:
-        """Return a context in which new threads each compute with a single thread."""
+        """Return a context in which each new thread computes without further threads."""
 
 
 class Batches:
@@ -155,8 +160,8 @@ class Batches:
     If a batch does not fit into memory, a warning is logged, and the batch size is halved. The reduced size is kept for
     later calls with the same kind of work.
 
-    For a small model, batches are computed concurrently, each by one thread (`Engine.workers`). Items, results and
-    their order are the same as without concurrency.
+    For a small model, several batches are computed at the same time, each by one thread (`Engine.workers`). The results
+    and their order are the same as if one batch were computed at a time.
 
     Args:
         engine: Engine that does the work. If None, one batch is computed at a time.
@@ -174,14 +179,14 @@ class Batches:
         *,
         in_threads: bool = True,
     ) -> None:
-        """Apply a function to each batch, and pass on the results in order.
+        """Apply a function to each batch, and pass the results to `take` in order.
 
         Args:
             batches: Batches, which the calling thread reads as needed. The number of batches read ahead of the results
                 is at most one more than the number of workers.
-            work: Function that takes a batch, called in threads. If it raises an error, earlier results are passed on,
-                and later results are dropped.
-            take: Function that takes a result, called in the calling thread.
+            work: Function that takes a batch. It is called in threads. If it raises an error, the results of earlier
+                batches are passed to `take`, and later results are dropped.
+            take: Function that takes a result. It is called in the calling thread.
             in_threads: Whether to use threads. If False, only the calling thread is used.
         """
         if self._engine is None or self._engine.workers == 1 or not in_threads or in_worker():
@@ -213,7 +218,7 @@ class Batches:
         *,
         in_threads: bool = True,
     ) -> list[Result]:
-        """Return the results of all items, in order.
+        """Process all items in batches, and return their results in order.
 
         Args:
             kind: Name of the work in messages, such as "captioning".
@@ -251,7 +256,7 @@ class Batches:
     def _in_parts(
         self, kind: str, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """Return the results of a batch, and divide the batch as far as the memory requires."""
+        """Return the results of a batch. If memory is insufficient, divide the batch into smaller parts."""
         results: list[Result] = []
         while len(results) < len(batch):
             part = batch[len(results) : len(results) + self._limits.get(kind, len(batch))]
@@ -264,7 +269,7 @@ class Batches:
         return results
 
     def _halve(self, kind: str, size: int) -> None:
-        # The exception of the failed attempt has been freed here, together with the tensors of its frames.
+        # At this point, the exception of the failed attempt has been freed, together with the tensors in its frames.
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -279,7 +284,7 @@ def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence
     """Return the results of the work, or None if the work did not fit into memory."""
     try:
         return work(batch)
-    except UserError:  # the message may quote an image decoder or a path
+    except UserError:  # the message may contain one of the phrases, for example in a path
         raise
     except MemoryError:
         return None

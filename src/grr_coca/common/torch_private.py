@@ -1,7 +1,7 @@
 """All uses of private PyTorch interfaces.
 
-`tests/core/common/test_torch_private.py` checks names, signatures and results. If a PyTorch release changes one of
-them, that test fails.
+`tests/core/common/test_torch_private.py` checks the names, signatures and results of these interfaces, and fails if a
+PyTorch release changes any of them.
 
 Shapes: D input channels, O output channels.
 """
@@ -21,12 +21,12 @@ LINEAR_KERNELS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 def has_blocked_linear() -> bool:
-    """Return whether this version of PyTorch has `block_weight` and the products with its result."""
+    """Return whether this version of PyTorch supports `block_weight` and the functions that use a blocked weight."""
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in LINEAR_KERNELS)
 
 
 def block_weight(weight: Float[Tensor, "O D"]) -> Tensor:
-    """Return the weight of a linear layer in the blocked layout of oneDNN's kernels, for the functions below."""
+    """Return a linear layer's weight in the blocked layout of oneDNN's kernels, which `blocked_linear` requires."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
 
@@ -36,20 +36,22 @@ def blocked_linear(x: Float[Tensor, "*B D"], blocked: Tensor, bias: Tensor | Non
 
 
 def blocked_linear_gelu(x: Float[Tensor, "*B D"], blocked: Tensor, bias: Tensor | None) -> Float[Tensor, "*B O"]:
-    """Return the GELU of `x W^T + b`, computed while the result is in registers."""
+    """Return the GELU of `x W^T + b`. The GELU is computed while the product is in registers."""
     return torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "gelu", [], "none")
 
 
 def blocked_linear_times(
     x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"], blocked: Tensor, bias: Tensor | None
 ) -> Float[Tensor, "*B O"]:
-    """Return `(x W^T + b) * factor`, computed while the result is in registers."""
+    """Return `(x W^T + b) * factor`. The factor is applied while the product is in registers."""
     return torch.ops.mkldnn._linear_pointwise.binary(x, factor, blocked, bias, "mul")
 
 
 def lerp_each(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
-    """Interpolate each tensor in `starts` towards the matching tensor in `ends`, in place, in as few kernels as
-    possible."""
+    """Interpolate each tensor in `starts` toward the matching tensor in `ends`, in place.
+
+    As few kernels as possible are launched.
+    """
     torch._foreach_lerp_(starts, ends, weight)
 
 
@@ -59,22 +61,22 @@ def scale_each(tensors: list[Tensor], factor: float) -> None:
 
 
 def flash_attention_of_cpu() -> object:
-    """Return the operator that computes attention on a CPU. It is needed for counting operations."""
+    """Return the operator that computes attention on a CPU. This is needed for counting operations."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def allow_recompiles(limit: int) -> None:
-    """Limit the number of input kinds for which one function is compiled."""
+    """Allow a function to be compiled for at least this number of different kinds of inputs."""
     import torch._dynamo  # lazy import, because it takes a second
 
     torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
 
 
 def keep_for_backward(share: float) -> None:
-    """Make compiled functions keep the given fraction of their tensors for the backward pass, and recompute the others.
+    """Make compiled functions keep a fraction of their tensors for the backward pass, and recompute the other tensors.
 
-    The setting is permanent, because the compiler reads it when it compiles. The public interface, a context around the
-    forward pass, exists only in PyTorch 2.13 and later.
+    The setting stays in effect, because the compiler reads it only when it compiles. The public interface is a context
+    manager around the forward pass, which exists only in PyTorch 2.13 and later.
     """
     import torch._functorch.config  # lazy import, because it takes a second
 
@@ -84,7 +86,7 @@ def keep_for_backward(share: float) -> None:
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
     """Return a shallow copy of a module with other children and its own hook lists.
 
-    A hook that is registered later with one of the two modules is not called by the other module.
+    If a hook is later registered with one of the two modules, the other module does not call it.
     """
     copied = copy.copy(module)
     copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module instead of the copy
@@ -106,7 +108,7 @@ def copy_modules(module: Module) -> Module:
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Return all children by name, including those that are None."""
+    """Return all children of a module by name, including children that are None."""
     return module._modules
 
 

@@ -1,1 +1,1 @@
-"""Data, from files to batches: sources of pairs, images, tokenizer, augmentation, order, loader and batches."""
+"""Turn files into batches: read pairs, decode images, tokenize captions, augment images, and load batches."""

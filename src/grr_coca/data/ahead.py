@@ -1,4 +1,4 @@
-"""Prefetch remote images during training. The order of the samples determines which blocks come next."""
+"""Prefetch remote images during training. The training order of the samples determines which blocks come next."""
 
 import os
 import threading
@@ -12,17 +12,17 @@ from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, Blocks, SampleRef, Trainin
 from grr_coca.data.sources.base import PairSource
 
 AHEAD = PLAIN_SHUFFLE // 2
-"""Number of samples by which prefetching is ahead of training: one window of the order."""
+"""Number of samples by which prefetching is ahead of training: one window of the training order."""
 
 _RECENT = 1024
-"""Number of recent blocks that are not requested again. It exceeds two windows."""
+"""Number of recent blocks that are not requested again. It is larger than the number of blocks in two windows."""
 
 _THREADS = 4
 """Number of blocks that a process fetches at the same time."""
 
 
 class RefsWithAhead(list[SampleRef]):
-    """A micro-batch, and the blocks that its worker prefetches."""
+    """The samples of a micro-batch, and the blocks that the worker of this micro-batch prefetches."""
 
     ahead: Sequence[range] = ()
 
@@ -34,8 +34,9 @@ class AheadOrder:
 
     Args:
         order: Order of the samples.
-        visits: Visits without siblings, in a separate object, because each object caches only one window.
-        blocks: Blocks of the visits.
+        visits: The same visits as those of `order`, without siblings. They must be a separate object, because each
+            object caches only one window.
+        blocks: Blocks of samples that are prefetched together.
     """
 
     def __init__(self, order: TrainingOrder, visits: Visits, blocks: Blocks) -> None:

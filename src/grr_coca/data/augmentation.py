@@ -1,6 +1,6 @@
-"""Augmentation: which random changes of training images are allowed, and the sampling of a change.
+"""Augmentation of training images: which random changes are allowed, and how a change is sampled.
 
-`grr_coca.data.random_changes` applies the change; `grr_coca.data.painting` applies paint.
+`grr_coca.data.random_changes` applies a change, and `grr_coca.data.painting` applies its paint.
 """
 
 import math
@@ -18,11 +18,11 @@ _CROP_SCALE = (1.1, 1.5)
 """Range of zoom factors of a cropped image."""
 
 _IDENTITY, _GREY = np.eye(3), np.tile(LUMA, (3, 1))
-"""Colour matrices: the first keeps all colour, the second removes it."""
+"""Colour matrices: the first keeps all colours, and the second converts them to grey."""
 
 
 _MIN_SIDE, _MAX_SIDE = 16, 48
-"""Range of the sides, in pixels, to which coarse images are scaled down."""
+"""Range of the side, in pixels, to which coarse images are scaled down."""
 
 _MIN_CONTRAST = 0.35
 """Minimum difference between ink and background, in grey values."""
@@ -31,7 +31,8 @@ _QUALITY = (30, 80)
 """Range of the JPEG quality."""
 
 _SHAPE_SIDE, _ICON_SIDE = (0.84, 1.0), (0.5, 0.7)
-"""Ranges of the side of a shape as a fraction of the image, and of the icon as a fraction of the shape."""
+"""Ranges of the side of a shape, as a fraction of the image's side, and of the side of the icon, as a fraction of the
+shape's side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Shape:
     Attributes:
         side: Side of the shape, as a fraction of the image's side.
         icon: Side of the drawing in the shape, as a fraction of the shape's side.
-        roundness: Roundness of the corners: 0 is a square, 1 a disc.
+        roundness: Roundness of the corners: 0 yields a square, and 1 yields a disc.
         fill, ground: Colours of the shape and of the area around it.
         ink: Colour of the drawing. None keeps the colours of the drawing.
         shadow: Darkness of the shadow below the shape, 0 … 1.
@@ -58,7 +59,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Paint:
-    """Parameters of painting a drawing.
+    """Parameters for painting a drawing.
 
     Attributes:
         palette: Colours, 0 … 1. None keeps the colours of the drawing. Drawings that are not grey always keep their
@@ -66,11 +67,11 @@ class Paint:
         num_inks: Number of palette colours for the ink.
         fills: Fraction of the inner white areas that also get a colour.
         numbers: Values in 0 … 1 that select the colour of each part of the ink and of each area.
-        light: Direction of the light, to the right and down.
-        gradient, bevel, highlight, shadow: Strengths; 0 turns an effect off.
+        light: Direction of the light, as a vector to the right and down.
+        gradient, bevel, highlight, shadow: Strengths of the effects; 0 turns an effect off.
         glance: Position x, y and radius of the highlight, in coordinates -1 … 1.
         fall: Offset of the shadow, down and to the right, as fractions of the side.
-        outline: Colour of a line around the drawing; None for no line.
+        outline: Colour of a line around the drawing. If None, no line is drawn.
     """
 
     palette: Float[np.ndarray, "C 3"] | None
@@ -91,14 +92,14 @@ class Paint:
 class Change:
     """A random change of one image.
 
-    Before its colours change, the image is, in this order, painted with `paint`, set into `shape`, scaled down to
-    `side` pixels, and stored in that size as a JPEG of `quality`. None skips a step.
+    Before the colours of the image change, the image is, in this order, painted with `paint`, placed in `shape`, scaled
+    down to `side` pixels, and stored in that size as a JPEG of `quality`. A step is skipped if its attribute is None.
 
     Attributes:
         inverse: Map from a pixel of the changed image to its position in the original, in coordinates -1 … 1
             (`affine_grid`).
-        colour: Matrix that multiplies colours.
-        offset: Offset added to colours afterwards.
+        colour: Matrix by which colours are multiplied.
+        offset: Offset that is then added to colours.
     """
 
     inverse: Float[np.ndarray, "2 3"]
@@ -116,7 +117,7 @@ class Augmentation:
 
     Attributes:
         scale: Range of zoom factors.
-        crop: Fraction of images that are instead enlarged 1.1 to 1.5 times, which crops their edges.
+        crop: Fraction of images that are enlarged 1.1 to 1.5 times, which crops their edges, instead of by `scale`.
         shift: Largest shift, as a fraction of the side.
         rotate: Largest angle, in degrees.
         jitter: Largest relative change of brightness, contrast and saturation.
@@ -126,15 +127,15 @@ class Augmentation:
         recolour: Fraction of images drawn in two random colours; light on dark and dark on light are equally frequent.
         tint: Fraction of images whose white becomes a random light colour.
         coarse: Fraction of images scaled down to a random size, at least 16 pixels, and up again.
-        shape: Fraction of images set into a disc or a square in random colours, like a button.
-        paint: Fraction of images that are painted: their parts and inner white areas get random colours, the image a
-            gradient, a bevel, a highlight, an outline or a shadow.
+        shape: Fraction of images that are placed in a disc or a square of random colours, like the icon of a button.
+        paint: Fraction of images that are painted. Their parts and inner white areas get random colours, and the images
+            can get a gradient, a bevel, a highlight, an outline and a shadow.
         jpeg: Fraction of images with JPEG artefacts of random quality.
         neighbour: Fraction of images with a part of another image at one side.
 
-    The last seven changes are for models of drawings on white, as users' drawings are on any background, in any size,
-    and in screenshots. `blend`, `swap` and `neighbour` are applied before all other changes. The first two need
-    another image with the same caption, so the caption stays correct although the image mixes two styles.
+    The last seven changes are for models that are trained on drawings with a white background, because users' drawings
+    have any background and size, and occur in screenshots. `blend`, `swap` and `neighbour` are applied before all other
+    changes. `blend` and `swap` mix two images with the same caption, so the caption of the mixed image is correct.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -237,7 +238,7 @@ def _random_shape(rng: np.random.Generator) -> Shape:
 
 
 def _random_paint(rng: np.random.Generator) -> Paint:
-    """Return random paint parameters. Most have colours; each gloss effect occurs in some of them."""
+    """Return random paint parameters. Most of them include colours, and some include each of the other effects."""
     angle = rng.uniform(0, 2 * math.pi)
     return Paint(
         palette=_colours(rng, 6) if rng.uniform() < 0.8 else None,

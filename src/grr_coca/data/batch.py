@@ -1,6 +1,6 @@
-"""Input and output of a training step: the batch that the model reads, and the output for the losses.
+"""Input of a training step: a batch of image-text pairs, and its copy to a device while the device computes.
 
-While a device computes, the next batch is copied to the device. Single images use the same tensors.
+Single images are converted to the same tensors.
 
 Shapes: B images or pairs, S image size in pixels.
 """
@@ -28,9 +28,7 @@ def to_input(image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 S S
 
 
 def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Float[Tensor, "*B 3 S S"]:
-    """Normalize pixel values 0 … 1: subtract the mean of each channel, and divide by the standard deviation of the
-    channel.
-    """
+    """Normalize pixel values 0 … 1 by the mean and the standard deviation of each channel."""
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
         for values in (preprocess.mean, preprocess.std)
@@ -68,14 +66,14 @@ class Batch:
 
     Shapes: B pairs, T text positions, M tokens to predict.
 
-    A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding contain id 0. Only
-    `lengths`, which include the [CLS] slot, specify the real tokens. `next_tokens` are the tokens to predict, caption
-    after caption, in the order of the model's states: all but [BOS] and [CLS]. Pairs with equal `caption_ids` or equal
-    `image_ids` are never negatives of each other. `replaced` lists the bad samples that were replaced. `cut_captions`
-    is the number of captions truncated to the context length.
+    A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, followed by padding. The [CLS] slot and the padding contain id
+    0. Therefore, only `lengths`, which include the [CLS] slot, show where the padding begins. `next_tokens` are the
+    tokens to predict, which are all tokens except [BOS] and [CLS], caption after caption in the order of the model's
+    states. Pairs with equal `caption_ids` or equal `image_ids` are never negatives of each other. `replaced` lists the
+    bad samples that were replaced. `cut_captions` is the number of captions truncated to the context length.
 
     `lengths` stay on the CPU, because the shapes of the text decoder depend on them, and reading them from a GPU would
-    wait for all of its queued work.
+    wait until the GPU has finished all queued work.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -91,10 +89,10 @@ class Batch:
     kept_patches: Int[Tensor, "B K"] | None = None
     """Indices of the K patches of each image that patch dropout keeps. None means that all patches are kept."""
     teacher: Float[Tensor, "B _"] | None = None
-    """Embeddings of the captions by a text teacher, of unit length and any width. None without a teacher."""
+    """Embeddings of the captions by a text teacher, of unit length and any width. None if no teacher is used."""
     thing_ids: Int[Tensor, " B"] | None = None
-    """Ids of the first captions. Pairs with equal ids show the same concept, so they are also never negatives of each
-    other. None without siblings."""
+    """Id of the first caption of each image. Pairs with equal ids show the same concept, so they are also never
+    negatives of each other. None if siblings are not used."""
     features: FeatureTokens | None = None
     """Features from a frozen encoder. None if the model has no frozen encoder, or the features are not yet computed."""
     encoder_pixels: UInt8[Tensor, "B S S 3"] | None = None
@@ -132,7 +130,7 @@ class Replacement(NamedTuple):
     Attributes:
         cause: Reason why the sample is bad.
         name: Name of the pair.
-        place: Shard, table or folder of the pair.
+        place: Shard, table or folder that contains the pair.
         sample: Index of the pair in the source.
     """
 
@@ -155,12 +153,12 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Ten
 def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[Sequence[Batch]]:
     """Yield the micro-batches of each step.
 
-    If a step has one micro-batch, it is on the device, and copying the next has begun.
+    If a step has one micro-batch, the micro-batch is already on the device, and copying the next step has begun.
 
-    Several micro-batches stay on the CPU until each is needed, because a step is split to keep only one of them in
-    device memory.
+    If a step has several micro-batches, they stay on the CPU until each is needed, because the purpose of splitting a
+    step is to keep only one micro-batch in device memory.
 
-    An error of `steps` is raised after all steps before it.
+    If `steps` raises an error, the steps before the error are yielded first.
     """
     if device.type == "cpu":
         yield from steps
@@ -184,7 +182,7 @@ def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iter
 class _Copies:
     """Copies of batches to a device.
 
-    On CUDA, they use a separate stream, and overlap with computation if the memory is pinned.
+    On CUDA, the copies use a separate stream, and overlap with computation if the memory is pinned.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,13 +1,13 @@
 """Convert any source to tar shards in the layout of img2dataset.
 
-Each image becomes three files: `KEY.jpg` (or `.png`, `.webp` …), which is the unchanged file; `KEY.txt` with its first
-caption; and `KEY.json` with its key and caption in the source. If an image in a shard has several captions, each
-`KEY.json` of that shard also has a list `captions` with all captions of its image, which `TarShards` reads. Rows of a
-table with the same image become one pair with all their captions, because separate pairs could end up in both training
-and validation.
+Each image becomes three files: `KEY.jpg` (or `.png`, `.webp` …), which is the unchanged image file; `KEY.txt` with the
+first caption; and `KEY.json` with the key and the caption in the source. If any image in a shard has several captions,
+each `KEY.json` of that shard also has a list `captions` with all captions of its image, which `TarShards` reads. Rows
+of a table with the same image become one pair with all their captions, because separate pairs could end up in both
+training and validation.
 
-A shard contains the valid images of a fixed range. It is renamed only when it is complete, so an interrupted conversion
-continues where it stopped.
+A shard contains the valid images from a fixed range of the source. It gets its final name only when it is complete, so
+an interrupted conversion continues where it stopped.
 """
 
 import io
@@ -32,17 +32,20 @@ from grr_coca.data.sources.views import ByImage, num_captions, read_valid_pair, 
 
 _CONVERSION_NAME = "convert.json"
 _UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")
-"""Temporary name of a shard or JSON file until it is complete (`write_bytes_atomic`)."""
+"""Pattern of the temporary names of unfinished shards and JSON files; see `write_bytes_atomic`."""
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
 _JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Settings of a conversion, saved in its folder. A conversion continues only with the same settings.
+    """Settings of a conversion, which are saved in the folder of the conversion.
+
+    An interrupted conversion can be continued only with the same settings.
 
     Attributes:
-        source_bytes, source_changed_ns: Size and last change of the source, see `source_state`. None if unknown.
+        source_bytes, source_changed_ns: Size and time of the last change of the source; see `source_state`. None if
+            unknown.
     """
 
     source: str
@@ -59,7 +62,10 @@ _OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
 
 
 def source_state(source: PairSource) -> tuple[int, int]:
-    """Return the total size and last change of the caption files: shards, a listing, or one text file per image."""
+    """Return the total size in bytes of the caption files, and the time of their last change in nanoseconds.
+
+    The caption files are shards, a listing, or one text file per image.
+    """
     size = changed = 0
     for path in _caption_files(source):
         status = path.stat()
@@ -68,7 +74,7 @@ def source_state(source: PairSource) -> tuple[int, int]:
 
 
 def _caption_files(source: PairSource) -> Iterator[Path]:
-    is_file: dict[str, bool] = {}  # index of the pair, because a folder may have millions of pairs
+    is_file: dict[str, bool] = {}  # by place; a place that is not a file is a folder with one text file per image
     for index in range(len(source)):
         place = source.place(index)
         if place not in is_file:
@@ -85,12 +91,12 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
     Args:
         images: The images, each with its pairs. Bad images are omitted.
         conversion: Settings of the conversion.
-        out: An empty or new folder, or the folder of the same, interrupted conversion.
+        out: A new or empty folder, or the folder of an interrupted conversion with the same settings.
         on_image: Called with the number of finished images.
 
     Returns:
-        Under `written`, the number of written images. Under each cause, the number of omitted images, plus the number
-        of bad captions of images that have other captions.
+        Counts by name: under `written`, the number of written images; under each cause of an error, the number of
+        images omitted for this cause, plus the number of bad captions omitted from images that also have valid ones.
 
     Raises:
         UserError: If the folder has other files, or cannot be written to.
@@ -132,7 +138,7 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
 
 
 def _read_stats(out: Path, shard: int) -> Counter[str] | None:
-    """Return the counts of a shard, or None if the shard is not complete."""
+    """Return the counts of a shard (see `convert`), or None if the shard is not complete."""
     try:
         return Counter(json.loads((out / f"{shard:05d}_stats.json").read_bytes()))
     except (FileNotFoundError, ValueError):
@@ -162,7 +168,7 @@ def _write_shard(
             temporary.replace(out / f"{shard:05d}.tar")
     finally:
         temporary.unlink(missing_ok=True)
-    # Written after the shard, because this file marks the shard as complete.
+    # This file is written after the shard, because it marks the shard as complete.
     write_bytes_atomic(out / f"{shard:05d}_stats.json", json.dumps(counts, indent=2).encode())
     return counts
 
@@ -170,10 +176,10 @@ def _write_shard(
 def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
     """Read an image and the captions of all its pairs.
 
-    Bad captions are counted and skipped, provided that valid ones remain.
+    Bad captions are counted and skipped if at least one valid caption remains.
 
     Raises:
-        BadSample: If the image is bad, or all its captions are bad.
+        BadSample: If the image is bad, or all of its captions are bad.
     """
     source, (first, *others) = images.source, images[number]
     if not others:
@@ -211,7 +217,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
     """Return the bytes and suffix of the image to write.
 
-    They are the unchanged file, or a JPEG whose shorter side is scaled down to `image_size`.
+    The bytes are those of the unchanged file, or of a JPEG whose shorter side is scaled down to `image_size`.
     """
     size, kind = image_header(pair.image, pair.name)
     if image_size is None or min(size) <= image_size:

@@ -1,9 +1,9 @@
 """Turn pairs into samples, and samples into a batch: decoding, augmentation, tokenization, padding and labels.
 
-Worker processes of a loader prepare batches ahead. A log counts the bad samples that are replaced during training.
+Worker processes of a loader prepare batches in advance. A log counts the bad samples that are replaced during training.
 
-Shapes: B samples, T positions, S image size in pixels, F image size of a frozen encoder, whose features are N tokens of
-width X; K kept patches.
+Shapes: B samples, T positions, S image size in pixels, F image size of a frozen encoder, N tokens of width X that this
+encoder returns, K kept patches.
 """
 
 import logging
@@ -48,10 +48,12 @@ from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer, caption_id, c
 _log = logging.getLogger(__name__)
 
 _MAX_KEPT_PIXELS = 2**26
-"""Maximum total number of pixels for caching the decoded training images: 192 MiB per worker."""
+"""Maximum total number of pixels for which all decoded training images are cached. They take up to 192 MiB per worker.
+"""
 
 _RECENT_BLOCKS = 512
-"""Number of blocks in two windows of the order. They are announced to the source before they are read."""
+"""Number of most recent blocks that are not announced to the source again. This is the number of blocks in two windows
+of the order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,8 @@ class Sample:
     """A pair prepared for a batch. `token_ids` is a row from `Tokenizer.encode_row`.
 
     If `change` is given, it has not been applied yet, and `image` has values 0 … 255. A model without its own image
-    encoder needs no pixels, so S = 0. `features` come from a frozen encoder, which computes missing features from
-    `encoder_pixels`.
+    encoder needs no pixels, so S = 0. `features` come from a frozen encoder. If they are missing, the encoder computes
+    them from `encoder_pixels`.
     """
 
     key: str
@@ -78,7 +80,7 @@ class Sample:
 
 
 class _Pixels(NamedTuple):
-    """Pixels of an image: for the model's image encoder, and for a frozen encoder whose features are missing."""
+    """Pixels of an image: for the model's own image encoder, and for a frozen encoder if its features are missing."""
 
     own: UInt8[Tensor, "3 S S"]
     frozen: UInt8[Tensor, "F F 3"] | None = None
@@ -95,22 +97,25 @@ _NO_PIXELS = _Pixels(torch.zeros(3, 0, 0, dtype=torch.uint8))
 
 
 class FrozenInput(NamedTuple):
-    """Preprocessing of a frozen encoder, and whether the model also has its own image encoder, which uses the same
-    square."""
+    """Preprocessing of a frozen encoder, and whether the model also has its own image encoder (`is_beside`).
+
+    Both encoders use the same square.
+    """
 
     preprocess: Preprocess
     is_beside: bool
 
 
 class PairDataset(Dataset[Sample]):
-    """Samples of a source: its pairs, decoded, augmented and tokenized.
+    """Samples of a source: its pairs after decoding, augmentation and tokenization.
 
     With an augmentation, the dataset is for training. The selected caption of an image, the change of the image, and
-    the replacement for a bad sample are functions of seed, epoch and sample. Therefore, a sample depends neither on the
-    order of reading nor on the number of workers.
+    the replacement for a bad sample depend only on the seed, the epoch and the index of the sample. They depend neither
+    on the order in which samples are read nor on the number of workers.
 
-    `blocks` are the blocks of the order in which the source is read; by default, the blocks of `Shuffle` and
-    `EvaluationOrder`. `frozen` is the frozen encoder of a model that takes features, or None.
+    `blocks` are the blocks of the order in which the source is read. The default is the blocks of `Shuffle` and
+    `EvaluationOrder`. `frozen` describes the frozen encoder of a model that takes features. For other models, it is
+    None.
 
     Without an augmentation, the dataset is for evaluation. It yields the first caption and the unchanged image, and a
     bad sample is an error, because scores on a smaller split would not be comparable.
@@ -163,7 +168,10 @@ class PairDataset(Dataset[Sample]):
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
-        """Read the samples of a batch, and change their images together. PyTorch's data loader calls this method."""
+        """Read the samples of a batch, and apply the changes to all images together.
+
+        PyTorch's data loader calls this method.
+        """
         if isinstance(refs, RefsWithAhead):
             fetch_later(self.source, refs.ahead)
         decoded = self._decode([ref.sample for ref in refs], are_expected=True)
@@ -177,12 +185,12 @@ class PairDataset(Dataset[Sample]):
     def _decode(self, samples: Sequence[int], *, are_expected: bool = False) -> "dict[int, _Decoded | UserError]":
         """Read pairs, and decode their images together in a subprocess.
 
-        Workers of a loader do not decode images in their own process: they could not be prevented from opening files,
-        and an image that crashes the decoder would end the run. `are_expected` specifies whether other samples of
-        the same blocks will be read soon.
+        Workers of a loader do not decode images in their own process, because they could not be prevented from opening
+        files, and because an image that crashes the decoder would end the run. `are_expected` specifies whether other
+        samples of the same blocks will be read soon.
         """
         decoded: dict[int, _Decoded | UserError] = {}
-        waiting: deque[list[tuple[int, RawPair]]] = deque()  # samples by image, in the order of decoding
+        waiting: deque[list[tuple[int, RawPair]]] = deque()  # the samples of each image to decode, in order
 
         def contents() -> Iterator[tuple[bytes | UserError, str]]:
             for sample in dict.fromkeys(samples):
@@ -226,7 +234,7 @@ class PairDataset(Dataset[Sample]):
         return max(self.preprocess.image_size, 0 if self.frozen is None else self.frozen.preprocess.image_size) ** 2
 
     def _pixels_of(self, square: Image.Image, pair: RawPair) -> _Pixels:
-        """Return the pixels of a square. If there is a frozen encoder, the square is the encoder's."""
+        """Return the pixels of a square. If a frozen encoder is used, the square is the input of that encoder."""
         own = to_bytes(square, self.preprocess) if self._has_pixels else _NO_PIXELS.own
         if self.frozen is None or pair.features is not None:
             return _Pixels(own)
@@ -362,16 +370,16 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def find_next_tokens(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, " M"]:
-    """Return the tokens that a batch of captions predicts, caption after caption. No other code shifts tokens.
+    """Return the tokens that the model must predict for a batch of captions, caption after caption.
 
-    A row `[BOS] w₁ … wₙ [EOS] [CLS]` predicts `w₁ … wₙ [EOS]`.
+    For a row `[BOS] w₁ … wₙ [EOS] [CLS]`, these are `w₁ … wₙ [EOS]`. No other code shifts tokens.
     """
     shifted = token_ids[:, 1:-1]
     return shifted[torch.arange(shifted.shape[1]) < lengths[:, None] - 2]
 
 
 _PREFETCHED_BATCHES = 4
-"""Number of batches that each worker prefetches. It is large enough to bridge a slow read."""
+"""Number of batches that each worker prefetches. These batches suffice to bridge a slow read."""
 
 _MAX_SOCKET_PATH = 103
 """Maximum number of bytes in the path of a socket on macOS. Linux allows four bytes more."""
@@ -393,9 +401,9 @@ class _Loader(DataLoader[Batch]):
                     self._warn_of_cut_captions(batch)
                 yield batch
         except UserError as error:
-            # Without the traceback, nothing references the workers, so they end now. Torch's frames reference their own
-            # error, so the traceback would otherwise live until the next garbage collection, which waits five seconds
-            # for each worker.
+            # Without the traceback, nothing references the workers, so they end now. The frames of PyTorch reference
+            # the error that they raise. The traceback would therefore exist until the next garbage collection, which
+            # would wait five seconds for each worker.
             raise UserError(_RAISED.split(str(error).rstrip())[-1]) from error.with_traceback(None)
 
     def _warn_of_cut_captions(self, batch: Batch) -> None:
@@ -437,7 +445,8 @@ def make_loader(
 
 
 def _require_room_for_sockets() -> None:
-    # Batches are sent through a socket in that folder. If its path is too long, training would wait forever.
+    # Batches are sent through a socket in the folder for temporary files. If the path of the socket were too long,
+    # training would wait forever.
     longest = f"{util.get_temp_dir()}/listener-12345678"
     if os.name == "posix" and len(os.fsencode(longest)) > _MAX_SOCKET_PATH:
         raise UserError(
@@ -447,7 +456,7 @@ def _require_room_for_sockets() -> None:
 
 
 def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)
-    # Signals reach the whole process group. If workers ended, a run that is saving would lose their batches.
+    # Signals reach all processes of a group. If they ended the workers, a run that is saving would lose their batches.
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -468,9 +477,9 @@ class ReplacementLog:
 
     Args:
         max_share: Maximum fraction of bad samples.
-        window: Number of most recent samples over which the fraction is computed. Corruption in the middle of a long
-            run is thus noticed, while one bad batch at the start does not stop the run.
-        counts: The counts so far, for a resumed run.
+        window: Number of most recent samples for which the fraction is computed. Corrupt data in the middle of a long
+            run are thus noticed, while one bad batch at the start does not stop the run.
+        counts: For a resumed run, the number of replaced samples so far, by cause.
     """
 
     def __init__(self, max_share: float, window: int = 10_000, counts: Mapping[str, int] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Functions that subprocesses call on the content of image files; see `isolated.py`. Each returns facts and bytes.
+"""Functions that subprocesses call on the content of image files; see `isolated.py`. Each returns a dict and bytes.
 
 This module imports all decoders, because a subprocess cannot open files after its imports.
 """
@@ -29,7 +29,7 @@ Answer = tuple[dict[str, Any], bytes]
 
 
 def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -> Answer:
-    """Return the pixels of an image, H W 3. `side` is the maximum side length."""
+    """Return the pixels of an image, H W 3. If `side` is given, the image is scaled down to this maximum side."""
     image = decode_in_process(data, name, is_scaled=side is not None, **options)
     if side is not None:
         image.thumbnail((side, side))
@@ -38,7 +38,7 @@ def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -
 
 
 def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """Check that an image can be decoded, without returning it."""
+    """Check that an image can be decoded. The result is empty."""
     decode_in_process(data, name, renderer=renderer)
     return {}, b""
 
@@ -52,7 +52,7 @@ def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) ->
 
 
 def square_of(image: Image.Image, name: str, preprocess: Preprocess) -> Image.Image:
-    """Return the model's input square, with errors that name the image."""
+    """Return the model's input square. The message of an error names the image."""
     try:
         return preprocess.square(image)
     except BadSample as error:

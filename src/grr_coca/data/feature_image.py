@@ -1,9 +1,10 @@
 """Encode image features as an image, so that all code for images also accepts features.
 
-The pixels of a square hold, in raster order: `MAGIC`, the digest of the encoder, the number of features D, the features
-in half precision, and zeros. Such a square cannot be confused with a picture, because `MAGIC` has 72 bits. The
-features are the mean token of an image. If all its tokens are stored, the SHA-256 of the image follows, by which a
-folder of features finds them.
+The image is a square whose pixels contain, in raster order: `MAGIC`, the digest of the encoder, the number of features
+D, the features in half precision, and zeros. Such a square cannot be confused with an ordinary image, because `MAGIC`
+has 72 bits. The features are the mean token of the original image. If a folder of features contains all tokens of the
+original image, the SHA-256 of that image, by which the folder finds its tokens, comes between the features and the
+zeros.
 """
 
 import io
@@ -30,7 +31,7 @@ def feature_side(num_features: int, *, has_tokens: bool = False) -> int:
 
     Args:
         num_features: Number of features, D.
-        has_tokens: Whether the digest of an image with stored tokens follows.
+        has_tokens: Whether the features are followed by the digest of an image whose tokens are stored.
     """
     return math.ceil(math.sqrt((_HEAD.size + 2 * num_features + _DIGEST_BYTES * has_tokens) / _PIXEL))
 
@@ -40,8 +41,8 @@ def feature_image(features: "np.ndarray", digest: str, image_digest: bytes = b""
 
     Args:
         features: Features of an image, D.
-        digest: Digest of their encoder, 32 hexadecimal digits.
-        image_digest: Digest by which all tokens of the image are found. Empty if only the features are known.
+        digest: Digest of the encoder that computed the features, 32 hexadecimal digits.
+        image_digest: SHA-256 by which all tokens of the image are found. Empty if the tokens are not stored.
     """
     side = feature_side(len(features), has_tokens=bool(image_digest))
     content = _HEAD.pack(MAGIC, bytes.fromhex(digest), len(features)) + features.astype("<f2").tobytes() + image_digest
@@ -66,7 +67,7 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
     """Return a square of another size with the same features.
 
     Raises:
-        ValueError: If the square is too small.
+        ValueError: If the features do not fit into a square of this size.
     """
     content = image.tobytes()
     used = _HEAD.size + 2 * _HEAD.unpack_from(content)[2] + _DIGEST_BYTES * (tokens_digest(content) is not None)
@@ -77,8 +78,7 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
 
 
 def tokens_digest(content: bytes) -> bytes | None:
-    """Return the digest of the image whose tokens are stored, from a square with the mean token of that image, or None
-    if the square has no such digest.
+    """Return the digest by which all tokens of an image are found, or None if the square contains no such digest.
 
     Args:
         content: Pixels of the square, in raster order.
@@ -89,10 +89,10 @@ def tokens_digest(content: bytes) -> bytes | None:
 
 
 def features_of_pixels(pixels: "np.ndarray") -> "np.ndarray | None":
-    """Return the features that a square of pixels contains, in fp32, D; or None for an ordinary image.
+    """Return the features that a square of pixels contains, D in fp32, or None for an ordinary image.
 
     Args:
-        pixels: S S 3.
+        pixels: Pixels of the square, S S 3.
     """
     import numpy as np
 

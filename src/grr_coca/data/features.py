@@ -1,10 +1,11 @@
 """Folder of features from an external image encoder, so that the encoder runs only once per image.
 
-The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, where N = `i // images_per_shard`.
-Next to this file, `NNNNN.digests.npy` has the SHA-256 of each image file, so that features can be found even if an
-image has moved; the digest is zero if an image could not be read. The digests are written last, so a shard with digests
-is complete. `features.json` describes all shards. If images have different numbers of tokens, `NNNNN.npy` contains the
-concatenated tokens, and `NNNNN.ends.npy` the end of each image.
+The features of image i of a source are row `i % images_per_shard` of the file `NNNNN.npy`, where the five digits NNNNN
+are the shard number `i // images_per_shard`. `NNNNN.digests.npy` contains the SHA-256 of each image file, so that
+features can be found even if an image has moved. The digest is zero if an image could not be read. The digests are
+written last, so a shard that has digests is complete. `features.json` describes all shards. If images have different
+numbers of tokens, `NNNNN.npy` contains the concatenated tokens of all images, and `NNNNN.ends.npy` contains the
+position at which the tokens of each image end.
 
 Shapes: M images of a shard, N tokens, D width.
 """
@@ -37,13 +38,14 @@ class EncoderInfo:
     """Description of an image encoder.
 
     Attributes:
-        name: Name for `grr_coca.infer.encoder.open_encoder`.
+        name: Name by which `grr_coca.infer.encoder.open_encoder` opens the encoder.
         weights: SHA-256 of the encoder's weights, in hexadecimal digits.
-        licence: Licence of the weights, as an identifier of the Hugging Face hub; `unknown` if not stated.
+        licence: Licence of the weights, as an identifier of the Hugging Face hub, or `unknown`.
         preprocess: Preprocessing of the encoder.
         embed_dim: Width of the tokens, D.
-        num_tokens: Number of tokens per image, N. None if it varies.
-        precision: Weight precision of the graph next to this description. Features are always computed in fp32.
+        num_tokens: Number of tokens per image, N. None if the number varies.
+        precision: Precision of the weights in the exported graph that this description accompanies. Features are always
+            computed in fp32.
     """
 
     name: str
@@ -58,7 +60,8 @@ class EncoderInfo:
     def digest(self) -> str:
         """Hash of everything that affects the tokens.
 
-        Equal encoders have equal digests, whatever their name and precision.
+        Encoders with the same weights and preprocessing have the same digest, even if their names, licences or
+        precisions differ.
         """
         content = {**to_dict(self), "name": "", "licence": ""}
         del content["precision"]
@@ -71,12 +74,12 @@ class FeatureHeader:
 
     Attributes:
         encoder: The encoder that computed the features.
-        keep: Stored part: `tokens`, all tokens of an image, or `mean`, the mean of its tokens.
+        keep: What is stored for each image: all of its tokens (`tokens`), or their mean (`mean`).
         source: Digest of the pairs; see `source_digest`.
         num_images: Number of images in the source.
         images_per_shard: Number of images per shard; the last shard may have fewer.
         precision: Precision of the features: half or single.
-        version: Format version, see `FORMAT`.
+        version: Format version; see `FORMAT`.
     """
 
     encoder: EncoderInfo
@@ -105,7 +108,7 @@ class FeatureHeader:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of a row, which has the features of an image, or one of its tokens."""
+        """Shape of a row, which contains the features of an image or, if `varies`, a single token."""
         width, num_tokens = self.encoder.embed_dim, self.encoder.num_tokens
         return (width,) if self.keep == "mean" or num_tokens is None else (num_tokens, width)
 
@@ -126,7 +129,7 @@ class FeatureHeader:
 
 
 def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
-    """Create the feature folder, or check that an unfinished one has the same settings.
+    """Create the feature folder, or check that the existing folder has the same settings.
 
     Raises:
         UserError: If the folder contains other features or unrelated files.
@@ -168,9 +171,9 @@ def write_feature_shard(
     Args:
         folder: Folder of the features.
         shard: Number of the shard.
-        rows: Features of each image, in the precision of the folder.
-        digests: SHA-256 of each image file; zero if the file could not be read.
-        ends: End of each image's tokens among the rows. If None, each image has one row.
+        rows: Features of the images, in the precision of the folder.
+        digests: SHA-256 of each image file. Zero if the file could not be read.
+        ends: For each image, the index of the row after its last token. If None, each image has one row.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -199,7 +202,7 @@ def _digests(shard: int) -> str:
 
 
 class _Shard(NamedTuple):
-    """Files of a shard. `ends` has the end of each image's tokens among the rows; None if each image has one row."""
+    """Content of a shard's files; see `write_feature_shard`."""
 
     rows: Float[np.ndarray, "_ ..."]
     digests: UInt8[np.ndarray, "M 32"]
@@ -244,7 +247,7 @@ class FeatureCache:
         return shard.rows[shard.ends[row - 1] if row else 0 : shard.ends[row]]
 
     def digest(self, image: int) -> bytes:
-        """Return the SHA-256 of an image's file, by the index of the image; zero if the file could not be read.
+        """Return the SHA-256 of an image's file, by the index of the image. It is zero if the file could not be read.
 
         Raises:
             UserError: If the file is corrupt.
@@ -269,15 +272,15 @@ class FeatureCache:
         return {"folder": self.folder, "header": self.header, "_shards": {}}
 
     def tokens(self, image: int) -> Float[np.ndarray, "N D"] | None:
-        """Return the features of an image by its index, or None if it has none.
+        """Return the tokens of an image by its index in the source, or None if the image could not be read.
 
-        The mean is returned as a single token.
+        If only the mean is stored, it is returned as a single token.
         """
         row = self[image]
         return row if row is None else np.atleast_2d(row)
 
     def mean(self, image: int) -> Float[np.ndarray, " D"] | None:
-        """Return the mean token of an image by its index, in fp32, or None if it could not be read."""
+        """Return the mean token of an image in fp32, by the image's index, or None if the image could not be read."""
         row = self[image]
         if row is None:
             return None

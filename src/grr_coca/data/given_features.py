@@ -1,13 +1,14 @@
-"""Features computed elsewhere, in common file formats.
+"""Read features that were computed elsewhere, in common file formats.
 
-- `.npy`: images × D or images × N × D numbers, in the order of the images.
-- Parquet: a column of lists of D numbers, or of N such lists, and a column with names or paths of images. Without a
-  column of names, rows are in the order of the images.
-- HDF5: a dataset named after each image, D or N × D; or one dataset like a `.npy` file.
-- A folder with one `.npy` or HDF5 file per image, with its name, D or N × D. If a file has several datasets, `features`
-  is used.
+- `.npy`: an array of M × D or M × N × D numbers, in the order of the images.
+- Parquet: a column whose values are lists of D numbers, or lists of N such lists, and a column with the names or paths
+  of images. If no column contains names, rows are in the order of the images.
+- HDF5: for each image, a dataset of D or N × D numbers with the name of the image; or a single dataset with the same
+  content as a `.npy` file.
+- Folder: for each image, a `.npy` or HDF5 file of D or N × D numbers with the name of the image. If an HDF5 file has
+  several datasets, the dataset `features` is used.
 
-N may differ between images. Arrays of Python objects are rejected.
+N can differ between images. Arrays of Python objects are rejected.
 
 Shapes: M images, N tokens, D width.
 """
@@ -31,7 +32,8 @@ _HDF5 = (".h5", ".hdf5")
 _NAME_COLUMNS = ("key", "id", "name", *IMAGE_COLUMNS)
 _KEPT_GROUPS = 4
 _PARSING = threading.Lock()
-"""Lock for NumPy, which parses headers with `ast`. This sometimes fails in threads of Python 3.11 (SystemError)."""
+"""Lock for opening `.npy` files. NumPy parses their headers with `ast`, which sometimes raises a SystemError in threads
+of Python 3.11."""
 _Read = Callable[[int], object]
 
 
@@ -45,7 +47,7 @@ class GivenFeatures:
         names: Image name of each row. If None, rows are in the order of the images.
 
     Attributes:
-        names: Name of each row without suffix, or its number if rows have no names.
+        names: Name of each row without suffix, or the number of the row if rows have no names.
     """
 
     def __init__(self, path: Path, read: _Read, count: int, names: Iterable[str] | None = None) -> None:
@@ -55,7 +57,7 @@ class GivenFeatures:
         self._rows = None if names is None else _by_name(names)
 
     def require_order_of(self, num_images: int) -> None:
-        """Check that rows without names match the number of images.
+        """Check that the number of rows equals the number of images if rows have no names.
 
         Raises:
             UserError: If the numbers differ.
@@ -67,11 +69,11 @@ class GivenFeatures:
             )
 
     def find(self, number: int, key: str) -> Float[np.ndarray, "N D"] | None:
-        """Return the features of an image, or None if it has none.
+        """Return the features of an image, or None if no row has the image's name.
 
         Args:
             number: Index of the image in its source.
-            key: Name without suffix.
+            key: Name of the image without suffix.
 
         Raises:
             UserError: If the features are not N × D numbers, or cannot be read.
@@ -86,7 +88,7 @@ class GivenFeatures:
         """Return the features of the first row.
 
         Raises:
-            UserError: As for `find`.
+            UserError: In the same cases as in `find`.
         """
         return self._tokens(0, self.names[0])
 
@@ -123,7 +125,7 @@ def open_given_features(path: Path) -> GivenFeatures:
 
 
 def _by_name(names: Iterable[str]) -> Mapping[str, int]:
-    """Return the row of each name without suffix, and also of the last part of each name if that part is unique."""
+    """Return the row index of each name without suffix, and of the last part of each name if that part is unique."""
     rows, last = {}, dict[str, int | None]()
     for row, name in enumerate(names):
         rows[name] = row

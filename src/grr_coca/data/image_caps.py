@@ -1,12 +1,13 @@
-"""Limits on the parts of image files, checked on the raw bytes before decoding.
+"""Limits on the parts of image files, which are checked on the raw bytes before decoding.
 
-The number of pixels limits neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have 65,000
-tiles, a JPEG can have 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check walks once over
-the structure of a file, takes time linear in the number of its parts, and never allocates memory based on sizes that
-the file declares.
+A limit on the number of pixels limits neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have
+65,000 tiles, a JPEG file can have 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check
+walks through the structure of a file once, takes time linear in the number of its parts, and never allocates memory
+based on sizes that the file declares.
 
-The limits are far above the values in files that programs write, and grow with the image where large images need it.
-Below the limits, decoding takes at most a few times as long as for an ordinary file of the same size.
+The limits are far above the values in files that ordinary programs write. Some limits grow with the size of the image,
+because large images need more parts. Decoding a file within the limits takes at most a few times as long as decoding an
+ordinary file of the same size.
 """
 
 import re
@@ -26,7 +27,7 @@ _SAVE_AGAIN = "save the image again with another program"
 
 
 class _LimitError(Exception):
-    """A part of a file exceeds its limit; the message names the part and the fix."""
+    """A part of a file exceeds its limit. The message names the part, and how to fix the file."""
 
 
 def require_within_caps(data: bytes, name: str) -> None:
@@ -63,10 +64,11 @@ def _require_size(width: int, height: int) -> None:
 # --- JPEG
 
 _MAX_SCANS = 1000
-"""Maximum number of scans. Progressive files have about ten; with one scan per bit of each coefficient, several
-hundred."""
+"""Maximum number of scans. Progressive files usually have about ten scans, or several hundred if each bit of each
+coefficient has a separate scan."""
 _MAX_SCANNED_PIXELS = 10**10
-"""Maximum product of scans and pixels. A scan without data takes 0.07 ns per pixel, 0.8 s in total."""
+"""Maximum product of the number of scans and the number of pixels. A scan without data takes 0.07 ns per pixel, so such
+scans take at most 0.8 s in total."""
 _MAX_SEGMENTS = 10_000
 """Maximum number of segments before the first scan. Profiles and thermal images are split into hundreds of segments."""
 _MAX_FILL = 2**16
@@ -74,7 +76,7 @@ _MAX_FILL = 2**16
 _MAX_TABLES = 2**16
 """Maximum size of tables and frame headers, which Pillow parses in Python. Ordinary files have less than 2 kB."""
 _MAX_EXIF_SEGMENTS = 16
-"""Maximum number of EXIF segments. For each segment, Pillow joins and copies all of them."""
+"""Maximum number of EXIF segments. For each segment, Pillow joins and copies all EXIF segments so far."""
 _MAX_RESOURCES = 10_000
 """Maximum number of Photoshop resources."""
 
@@ -83,15 +85,13 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _WITHOUT_LENGTH = frozenset({0xC8, _SOI, _EOI, *range(0xF0, 0xFE)})
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
-"""Pattern of a marker, except restart markers. It has no `+` for fill bytes, because the search would take quadratic
-time in long runs.
+"""Pattern of a marker, except restart markers. It does not match repeated fill bytes with `+`, because the search would
+then take quadratic time in long runs of them.
 """
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the marker of each segment, the position of the segment's length, and the number of bytes skipped before
-    the marker.
-    """
+    """Yield, for each segment, its marker, the position of its length, and the number of bytes skipped before it."""
     while (found := _MARKER.search(data, start)) is not None:
         marker, place = found[1][0], found.end()
         yield marker, place, place - 2 - start
@@ -116,7 +116,7 @@ def _check_jpeg(data: bytes) -> None:
             _require("segments of EXIF", num_exif, _MAX_EXIF_SEGMENTS)
         if marker == _SOS:
             _require("resources of Photoshop", data.count(b"8BIM", 0, place), _MAX_RESOURCES)
-            # A sequential file with all components in one scan is decoded in one pass.
+            # A sequential file whose first scan contains all components is decoded in one pass.
             if frame in _PROGRESSIVE or data[place + 2 : place + 3] != bytes([components]):
                 _check_scans(data, place, pixels)
             return
@@ -124,7 +124,7 @@ def _check_jpeg(data: bytes) -> None:
 
 def _check_scans(data: bytes, start: int, pixels: int) -> None:
     limit = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels))
-    # This is an upper bound, because the bytes may also occur in segments and after the image.
+    # This count is an upper bound, because the bytes may also occur in segments and after the image.
     if data.count(b"\xff\xda", start) >= limit:
         num_scans = 1
         for marker, _, _ in _segments(data, start):
@@ -138,8 +138,8 @@ def _check_scans(data: bytes, start: int, pixels: int) -> None:
 
 _MAX_CHUNKS = 10_000
 _BYTES_PER_CHUNK = 512
-"""Minimum size of a chunk, in bytes, if there are more than the free number of chunks. libpng writes chunks of 8 kB;
-some programs write one chunk per row."""
+"""A file may have `_MAX_CHUNKS` chunks, plus one chunk for each piece of this many bytes. libpng writes chunks of 8 kB,
+and some programs write one chunk per row."""
 _MAX_COMPRESSED_TEXTS = 256
 """Maximum number of compressed texts, each of which expands to up to 1 MB."""
 _MAX_EXIF_BYTES = 2**20
@@ -170,14 +170,13 @@ def _check_png(data: bytes) -> None:
 
 _MAX_BLOCKS = 10_000
 _BYTES_PER_BLOCK = 64
-"""Minimum size of a block, in bytes, if there are more than the free number of blocks. Programs fill blocks up to 255
-bytes.
+"""A file may have `_MAX_BLOCKS` blocks, plus one block for each piece of this many bytes. Programs fill blocks with up
+to 255 bytes.
 """
 
 
 def _check_gif(data: bytes) -> None:
-    """Walk through the file up to the second frame, as Pillow does: one step per block, and one per byte between
-    blocks."""
+    """Walk through the file up to the second frame, as Pillow does. Each block or byte between blocks is one step."""
     limit = _MAX_BLOCKS + len(data) // _BYTES_PER_BLOCK
     flags, end = data[10] if len(data) > 10 else 0, len(data)
     place, num_blocks, num_frames = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0, 0
@@ -203,7 +202,7 @@ def _check_gif(data: bytes) -> None:
 
 _MAX_RUN_BYTES = 2**22
 _MAX_RUN_PIXELS = 10_000_000
-"""Limits on run-length encoding, which Pillow decodes in Python: 0.1 µs per pixel and 0.3 µs per byte."""
+"""Limits on run-length encoding, which Pillow decodes in Python. This takes 0.1 µs per pixel and 0.3 µs per byte."""
 
 
 def _check_bmp(data: bytes) -> None:
@@ -219,7 +218,7 @@ def _check_bmp(data: bytes) -> None:
 _MAX_HEAD = 2**16
 """Maximum size of the header including comments, which Pillow reads byte by byte."""
 _MAX_PLAIN_BYTES = 2**23
-"""Maximum size of numbers written as text, which Pillow converts in Python: 0.2 µs per byte."""
+"""Maximum size of numbers that are written as text. Pillow converts them in Python, which takes 0.2 µs per byte."""
 _MAX_COMMENTS = 1000
 """Maximum number of comments among the numbers. For each comment, Pillow copies a megabyte."""
 _COMMENT = re.compile(rb"#[^\r\n]*(?:[\r\n]|$)")
@@ -237,25 +236,27 @@ def _check_ppm(data: bytes) -> None:
 # --- TIFF
 
 _MIN_TILE_PIXELS = 2**22
-"""Number of pixels up to which tiles may be larger than their image."""
+"""Number of pixels that a tile can always have, even if its image is smaller."""
 _MAX_TILES = 2**17
 """Maximum number of tiles or strips. Strips of one row are common, and tiles have at least 16 × 16 pixels."""
 _MAX_VALUES = 2**18
-"""Maximum number of values in any other tag. A 16-bit palette has three values for each colour."""
+"""Maximum number of values in a tag, except for tiles, rational numbers and bytes. A 16-bit palette has three values
+for each colour."""
 _MAX_TAGS = 4096
 _MAX_SHARED_BYTES = 2**20
-"""Number of bytes by which the total size of all tags may exceed the file, since tags can share values."""
+"""Number of bytes by which the total size of all tags may exceed the file. Tags can share values, so the total can be
+larger than the file."""
 _MAX_RATIONALS = 4096
-"""Maximum number of rational values. Pillow creates a fraction object for each."""
+"""Maximum number of rational values. Pillow creates a fraction object for each of them."""
 _TILE_TAGS = frozenset({273, 279, 324, 325})
 _DIRECTORIES = frozenset({34665, 34853, 40965})
 """Tags of the EXIF, GPS and interoperability directories, which Pillow also reads."""
 _VALUE_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Size of a value in bytes by its type, if not 1."""
+"""Size of a value in bytes, by its type. Values of other types have one byte."""
 _MAX_PIXELS_OF_TILES = 2**26
-"""Maximum number of pixels in all tiles together, or twice the number in the image, which crops the
-tiles at its edges."""
+"""Maximum total number of pixels in all tiles. Large images can have twice as many pixels in tiles as in the image,
+because tiles are cropped at the image's edges."""
 
 
 def _check_tiff(data: bytes) -> None:
@@ -279,8 +280,8 @@ def _check_directory(
 ) -> tuple[dict[int, int], dict[int, int], int]:
     """Check a directory.
 
-    Return the largest value of each tag, the positions of other directories, and the number of tiles. If a tag is
-    repeated, different readers use different entries, so the largest value counts.
+    Return the value of each tag, the positions of other directories, and the number of tiles. If a tag is repeated, its
+    largest value is returned, because readers differ in the entry that they use.
     """
     form = struct.Struct(order + ("HHQ8s" if is_big else "HHI4s"))
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
@@ -312,17 +313,17 @@ def _check_directory(
 
 _MAX_J2K_TILES = 1000
 _PIXELS_PER_J2K_TILE = 4096
-"""Minimum number of pixels per tile, if there are more than the free number of tiles. OpenJPEG allocates 12 kB per tile
-before decoding."""
+"""An image may have `_MAX_J2K_TILES` tiles, plus one tile for each area of this many pixels. OpenJPEG allocates 12 kB
+per tile before decoding."""
 _MAX_PACKETS = 2**22
 """Maximum number of packets: tiles × layers × resolutions × components × precincts. Large images have 200,000."""
 _MAX_J2K_SEGMENTS = 2**14
-"""Maximum number of header segments. If there are many tiles, each may have eight segments."""
+"""Maximum number of header segments, in addition to eight segments per tile."""
 _MAX_COLOURS = 100
 """Maximum number of colour descriptions in a JP2 file."""
 _MIN_BLOCK_PIXELS = 256
 _MAX_BLOCKS_OF_LARGE = 2**17
-"""Maximum number of code blocks for which smaller blocks are accepted."""
+"""Maximum number of code blocks if they have fewer than `_MIN_BLOCK_PIXELS` pixels."""
 
 
 def _check_j2k(data: bytes) -> None:
@@ -360,7 +361,7 @@ def _check_j2k(data: bytes) -> None:
 
 
 def _codestream(data: bytes) -> int:
-    """Return the start of the codestream of a JP2 file, or -1 if its first 1,000 boxes have none."""
+    """Return the position at which the codestream of a JP2 file starts, or -1 if the file has no codestream."""
     place = 0
     for _ in range(1000):
         if place + 8 > len(data):
@@ -403,9 +404,9 @@ def _check_coding(data: bytes, place: int, marker: int, components: int, tile: i
 
 
 def _check_webp(data: bytes) -> None:
-    """Check the image size, because libwebp allocates memory for it when it opens a file.
+    """Check the image size, because libwebp allocates memory for the entire image when it opens a file.
 
-    The format: https://developers.google.com/speed/webp/docs/riff_container
+    The format is described at https://developers.google.com/speed/webp/docs/riff_container.
     """
     kind = data[8:16]
     if kind == b"WEBPVP8X" and len(data) >= 30:
@@ -428,7 +429,7 @@ _CHECKS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], None]], ...] =
     ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), _check_j2k),
     (tuple(b"P%c" % kind for kind in b"0123456fy"), _check_ppm),
 )
-"""Check function for each format, by the first bytes that Pillow accepts for the format."""
+"""First bytes that Pillow accepts for each format, and the check function of the format."""
 
 
 # --- Colour profiles
@@ -440,8 +441,8 @@ _MULTI_PROCESS = re.compile(rb"[DB]2[BD][0-3]")
 def is_usable_profile(profile: bytes) -> bool:
     """Return whether an ICC profile can be applied in bounded time.
 
-    Profiles with multi-process elements (`D2B0` … `B2D3`) are rejected: the elements may share their curves, so a few
-    bytes can cause minutes of work. Almost no image has such a profile.
+    Profiles with multi-process elements (`D2B0` … `B2D3`) are rejected, because these elements may share their curves,
+    so a few bytes can cause minutes of work. Almost no image has such a profile.
     """
     if not 132 <= len(profile) <= MAX_PROFILE_BYTES:
         return False

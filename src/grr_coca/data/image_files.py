@@ -33,15 +33,16 @@ TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parq
 """Suffixes of image tables, which are read as sources of pairs."""
 
 _ANY_FOLDERS = re.compile(r"(^|/)\*\*(?:/|$)")
-"""Pattern of `**` as a complete part of a path pattern."""
+"""Regular expression that finds `**` as a complete part of a path pattern."""
 
 _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
-"""Start of the name of an image in a shard; see `_name_of_member`."""
+"""Pattern of the start of an image's name if the image is in a shard; see `_name_of_member`."""
 
 
 class Span(NamedTuple):
-    """Location of the bytes of an image: `size` bytes of `file` from `offset`. If `offset` is None, the image is the
-    entire file.
+    """Location of the bytes of an image: `size` bytes of `file`, starting at `offset`.
+
+    If `offset` is None, the image is the entire file.
     """
 
     file: Path
@@ -52,8 +53,8 @@ class Span(NamedTuple):
         """Read the bytes of the image.
 
         Raises:
-            UserError: If the file does not exist, cannot be read, or is not a regular file, or the image has more than
-                `MAX_BYTES`.
+            UserError: If the file does not exist, cannot be read or is not a regular file, or if the image has more
+                than `MAX_BYTES` bytes.
         """
         _require_bytes(self.size or 0, str(self.file))
         with read_errors(self.file), open_regular(self.file) as file:
@@ -71,10 +72,10 @@ class ImageFile:
     For a separate file, only the name is stored, because a folder may have hundreds of thousands of files.
 
     Attributes:
-        name: Name in results; for a separate file, its path.
+        name: Name of the image in results. For a separate file, this is the path.
         source: Function that returns the bytes of the image, or raises `UserError` if they cannot be read. None for a
             separate file.
-        part: Location of the bytes in another file. None if no file contains them unchanged.
+        part: Location of the bytes in a larger file. None if no file contains the bytes unchanged.
         fields: Function that returns the other columns of the image's row in a table.
         hides_others: Whether this entry represents a folder or shard that could not be read and may contain more
             images.
@@ -93,7 +94,7 @@ class ImageFile:
         """Read the bytes of the image.
 
         Raises:
-            UserError: If the image cannot be read, or has more than `MAX_BYTES`.
+            UserError: If the image cannot be read, or has more than `MAX_BYTES` bytes.
         """
         return Span(Path(self.name)).read() if self.source is None else self.source()
 
@@ -136,12 +137,12 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
 
 
 def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterator[ImageFile]:
-    """Find the images of one argument, one by one: a file, folder, pattern, shard, table or icon set.
+    """Yield the images of one argument, which is a file, folder, pattern, shard, table or icon set.
 
     Folders are searched recursively, and files without an image suffix are skipped. If the argument itself is a file,
     it counts as an image, regardless of its suffix.
 
-    Links are followed once; see `Walk`.
+    Links to folders are followed, but each folder is searched only once; see `Walk`.
 
     Raises:
         UserError: If the argument is empty, has no image, or is a table or folder that cannot be read.
@@ -174,7 +175,7 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
 def _of_reader(
     reader: SourceReader, images: Sequence[SourceImage], argument: str, left_out: Exclusions
 ) -> Iterator[ImageFile]:
-    """Yield the images from another kind of source, such as the icons in a set."""
+    """Yield the images that a reader of another kind of source has found, such as the icons of an icon set."""
     for image in images:
         if left_out.has_file(image.inner, image.inner, keep_hidden=True):
             continue
@@ -194,7 +195,7 @@ def _read_again(reader: SourceReader, argument: str, span: Span) -> bytes:
 def _is_stream(path: Path) -> bool:
     """Return whether an argument is a stream such as `/dev/stdin` or `<(curl …)`.
 
-    Readers wait for such streams, but not for pipes in folders.
+    Such streams are read, even if their content is not available yet. Pipes in folders are not read.
     """
     try:
         return path.is_fifo() or path.is_char_device()
@@ -203,7 +204,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def is_forbidden(path: str) -> bool:
-    """Return whether permissions prevent checking that the path exists."""
+    """Return whether permissions make it impossible to check that a path exists."""
     try:
         os.lstat(path)
     except PermissionError:
@@ -233,7 +234,7 @@ def _matches(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
 def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
     """Yield the paths that match a pattern.
 
-    For `**`, subfolders are walked, because `glob` would follow links in circles.
+    For `**`, the subfolders are walked, because `glob` would follow links in circles.
     """
     stars = _ANY_FOLDERS.search(pattern)
     if stars is None:
@@ -248,7 +249,7 @@ def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
 def _in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:
     """Yield the images below a folder.
 
-    An unreadable folder is represented by an image that raises the error when read.
+    An unreadable folder is represented by an image that raises the error when the image is read.
     """
     walk = Walk(str(root), left_out)
     for folder, files in walk:
@@ -273,7 +274,7 @@ def _open(path: str) -> Iterator[ImageFile]:
 
 
 def _name_of_member(shard: Path | str, member: str) -> str:
-    """Return the name of an image in a shard. `member_of_name` is the inverse."""
+    """Return the name of an image in a shard. `member_of_name` is the inverse function."""
     return f"{shard}: {member}"
 
 
@@ -283,10 +284,10 @@ def member_of_name(name: str, shard: str) -> str:
 
 
 def shard_of_name(name: str) -> str | None:
-    """Return the shard in the name of an image, or None if the image is not in a shard.
+    """Return the shard that the name of an image contains, or None if the image is not in a shard.
 
-    The name of the shard ends at the first `.tar: `. This is wrong for a shard in a folder whose name contains `.tar:
-    `.
+    The path of the shard is assumed to end at the first `.tar: `. This is wrong if the name of a folder in the path
+    contains `.tar: `.
     """
     member = _MEMBER.match(name)
     return member["shard"] if member else None
@@ -295,7 +296,7 @@ def shard_of_name(name: str) -> str | None:
 def _of_tar(path: Path) -> Iterator[ImageFile]:
     """Yield the images of a shard, with or without captions.
 
-    If the shard is corrupt, the last image raises an error when read.
+    If the shard is corrupt, the last yielded image raises an error when it is read.
     """
     count = 0
     try:
@@ -308,7 +309,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     span = Span(path, member.offset_data, member.size)
                     yield ImageFile(_name_of_member(path, member.name), span.read, span)
             if block_at_end(tar).strip(b"\0"):
-                # tarfile treats this as the end of the archive
+                # tarfile treats an invalid header as the end of the archive
                 raise tarfile.ReadError("a header is corrupt or truncated")
     except (tarfile.TarError, OSError) as error:
         read = partial(_refuse, f"{path}: not a complete uncompressed tar file ({error})", error)
@@ -328,7 +329,7 @@ def _of_table(argument: str) -> Iterator[ImageFile]:
 class _Table:
     """A table of images, or a folder of features.
 
-    Only the name is serialized, so each worker process opens the table itself.
+    Only the argument is serialized, so each worker process opens the table again.
     """
 
     def __init__(self, argument: str) -> None:
@@ -377,7 +378,7 @@ def _suffixes() -> str:
 
 _Decoded = tuple[ImageFile, Image.Image | UserError]
 _TOGETHER = 8
-"""Number of items per thread task. More items reduce the overhead, fewer items balance the load."""
+"""Number of items per thread task. More items per task reduce the overhead, and fewer items balance the load better."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -401,10 +402,10 @@ def done_ahead(
 ) -> Iterator[list[Done]]:
     """Yield the results of `work` in batches and in order.
 
-    Threads compute the next batch while the caller uses the current one.
+    Threads compute the next batch while the caller uses the current batch.
 
-    `work` takes a few items and returns a result for each. At most two batches are taken from `items` ahead of the
-    results.
+    `work` takes a few items and returns a result for each item. At most two batches are taken from `items` before their
+    results are yielded.
     """
     waiting: deque[list[Future[list[Done]]]] = deque()
     source = iter(items)

@@ -1,6 +1,6 @@
 """Convert paths, Pillow images, arrays and tensors to RGB images.
 
-Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
+Shapes: H height, W width, C channels (1 for grey, 3 for RGB, 4 for RGB and alpha).
 """
 
 import sys
@@ -22,9 +22,10 @@ else:  # PyTorch may not be imported yet, or may not be installed
     Tensor = Any
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
-"""An image: a path, a Pillow image, an array H W or H W C, or a tensor H W or C H W; uint8, or floating point 0 … 1."""
+"""An image: a path, a Pillow image, an array H W or H W C, or a tensor H W or C H W. The values of arrays and tensors
+are uint8, or floating-point numbers in 0 … 1."""
 ImagesInput = ImageInput | Iterable[ImageInput]
-"""One image or several. An array or tensor with four dimensions counts as several images."""
+"""One or several images. An array or tensor with four dimensions contains several images."""
 
 _CHANNELS = (1, 3, 4)
 
@@ -62,7 +63,7 @@ def _is_tensor(image: object) -> TypeGuard[Tensor]:
 def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
     try:
         return open_rgb(image, opening, to_srgb=True, is_scaled=True)
-    except BROKEN as error:  # an image opened lazily, whose file is truncated or closed
+    except BROKEN as error:  # Pillow opened the image lazily, and its file is truncated or closed
         raise UserError(f"{name}: corrupt, truncated or closed image ({error})") from error
 
 

@@ -3,7 +3,7 @@
 Untrusted files are decoded in subprocesses, which call `decode_in_process`; see `isolated.py`. A plug-in renders SVG
 files, and pillow-heif decodes HEIC files.
 
-Few files need NumPy, whose import doubles the start time, so a subprocess imports NumPy only for these files.
+Importing NumPy doubles the start time of a subprocess. Few files need NumPy, so it is imported only for these files.
 
 Shapes: H height, W width.
 """
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from PIL import ImageCms
 
 MAX_BYTES = 2**28
-"""Maximum file size; larger files are rejected before they are read."""
+"""Maximum file size in bytes. Larger files are rejected before they are read."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Accepted image formats besides SVG, AVIF and HEIC. Pillow reads more formats, but needs Ghostscript for some."""
 
 VECTOR_SIDE = 256
-"""Side, in pixels, at which drawings such as SVG files are rendered for display, since they have no size in pixels. For
-models, it is the maximum side."""
+"""Side, in pixels, at which drawings such as SVG files are rendered for display, because they have no size in pixels.
+For models, this is the maximum side at which drawings are rendered."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 _MAX_BRANDS = 4096
-"""Maximum number of bytes of the brand list that are inspected."""
+"""Maximum number of bytes of the file's first box in which brands are searched."""
 
 Opening = Literal["upright_on_white", "as_stored"]
-"""How to open an image: rotated by its EXIF data, with transparent parts over white; or with its pixels unchanged, as
-in open_clip."""
+"""How to open an image: rotated by its EXIF data and with transparent parts over white (`upright_on_white`), or with
+unchanged pixels as in open_clip (`as_stored`)."""
 
 _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 """Filter that ignores Pillow warnings, in the form of `warnings.filters`."""
@@ -67,7 +67,8 @@ BROKEN = (
     ValueError,
     struct.error,
 )
-"""Exceptions that Pillow and pillow-heif raise for corrupt files. A corrupt header may have a value of any type."""
+"""Exceptions that Pillow and pillow-heif raise for corrupt files. The values in a corrupt header can have any type,
+so the exceptions are of many types."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,7 +79,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Operation that turns an image upright, by EXIF orientation."""
+"""Operations that turn an image upright, by EXIF orientation."""
 
 _PNG = b"\x89PNG"
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (_PNG, "PNG"), (b"RIFF", "WEBP"))
@@ -101,7 +102,7 @@ def decode_in_process(
 
     The formats are JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, SVG, AVIF and HEIC. The suffix of the file does not
     matter. Only the first of several frames or pages is used; see `has_more_frames`. EXIF rotation is applied.
-    Transparent parts are composited over white. Grey with 16 bits or floating-point values is scaled to 8 bits.
+    Transparent parts are composited over white. Grey values with 16 bits or in floating point are scaled to 8 bits.
 
     Args:
         data: Content of the file.
@@ -109,19 +110,19 @@ def decode_in_process(
         opening: `as_stored` ignores EXIF rotation, transparency and colour profiles.
         to_srgb: Whether to convert the colours of an embedded ICC profile to sRGB. This is for inference; training uses
             the stored pixels.
-        is_scaled: Whether the caller will scale the image down and then call `with_srgb_colours`. A large image is then
-            not converted here, which would take several times as long as decoding.
-        at_least: Width and height that suffice, before the image is turned upright. A JPEG is decoded at a half, a
-            quarter or an eighth of its size if the result is at least this large, which saves memory and time but
-            changes pixels slightly. If None, the image is decoded at full size.
-        above: Only JPEG files with more pixels are decoded at a fraction.
-        max_pixels: Larger images are rejected.
+        is_scaled: Whether the caller will scale the image down and then call `with_srgb_colours`. The colours are then
+            not converted here, because converting a large image would take several times as long as decoding it.
+        at_least: Sufficient width and height of the result, before the image is turned upright. A JPEG file is decoded
+            at a half, a quarter or an eighth of its size if the result is at least this large. This saves memory and
+            time, but changes pixels slightly. If None, the image is decoded at full size.
+        above: Number of pixels up to which JPEG files are always decoded at full size.
+        max_pixels: Maximum number of pixels. Larger images are rejected.
         renderer: Module that renders a drawing. None if the file is not a drawing.
         vector_side: Side in pixels at which an SVG file is drawn; see `VectorFormat`.
 
     Raises:
-        BadSample: If the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a
-            package that is not installed.
+        BadSample: If the file is not an image, is truncated, or has more than `max_pixels` pixels, or if its format
+            needs a package that is not installed.
     """
     with decoding_errors(name, may_lack_memory=data.startswith((b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"))):
         opened = open_header(data, name, vector_side, renderer)
@@ -158,21 +159,21 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
 
 
 def ignore_warnings_of_pillow() -> None:
-    """Ignore Pillow warnings about large images and odd metadata, which do not name the file.
+    """Ignore Pillow warnings about large images and odd metadata, because these warnings do not name the file.
 
-    The filter affects only Pillow, and is permanent. `catch_warnings` would not work: images are decoded in several
-    threads, and if two threads used it at the same time, a filter for all warnings might remain.
+    The filter affects only warnings of Pillow, and is permanent. `catch_warnings` would not work, because images are
+    decoded in several threads. If two threads used it at the same time, a filter for all warnings might remain.
     """
-    # the first filter wins, and other code may have added another one before it
+    # the first filter takes precedence, and other code may have inserted another filter before this one
     if warnings.filters[:1] != [_OF_PILLOW]:
         warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
 def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer: str | None = None) -> Image.Image:
-    """Open an image and read its header, in this process. No pixels are decoded, but SVG is drawn.
+    """Open an image and read its header, in this process. No pixels are decoded, but SVG files are drawn.
 
     Raises:
-        BadSample: If the image has more than `MAX_PIXELS`, or a part of the file exceeds its limit.
+        BadSample: If the image has more than `MAX_PIXELS` pixels, or a part of the file exceeds its limit.
         One of `BROKEN`: If the file is corrupt.
     """
     if not data:
@@ -185,7 +186,7 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
     if kind == "HEIC":
         try:
             from pillow_heif import HeifImageFile  # lazy import, because it needs an extra
-        except (ImportError, OSError) as error:  # a subprocess opens no files
+        except (ImportError, OSError) as error:  # a subprocess cannot open files
             message = f"{name}: a HEIC file, which needs pillow-heif; run: {pip_install('pillow-heif')}"
             raise BadSample(message, Cause.NOT_INSTALLED) from error
         # libheif already rotates the pixels, and removes the orientation from the EXIF data.
@@ -204,8 +205,10 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
 
 
 def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
-    """Return the format of a file in an ISO 14496-12 container, by the brands in its first box, or None for other
-    files."""
+    """Return the format of a file in an ISO 14496-12 container, according to the brands in its first box.
+
+    The result is None for all other files.
+    """
     if data[4:8] != b"ftyp":
         return None
     end = min(int.from_bytes(data[:4], "big"), _MAX_BRANDS)
@@ -216,11 +219,12 @@ def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
 
 
 FIRST_OF_SEVERAL = "first_of_several"
-"""Key of `Image.info`, which cropping and scaling keep."""
+"""Key of `Image.info` that marks an image from a file with several frames or pages. It is kept when the image is
+cropped or scaled."""
 
 
 def has_more_frames(image: Image.Image) -> bool:
-    """Return whether `decode_image` has read an image from a file with several frames or pages."""
+    """Return whether `decode_image` has read the image from a file with several frames or pages."""
     return FIRST_OF_SEVERAL in image.info
 
 
@@ -243,9 +247,9 @@ _PPM = re.compile(rb"P([56])" + 3 * (_BETWEEN + rb"(\d{1,9})") + rb"\s")
 
 
 def _ppm_with_full_range(data: bytes) -> bytes:
-    """Scale the samples of a PPM file to 0 … 255, or grey samples with more bits to 0 … 65,535.
+    """Scale the samples of a PPM file to 0 … 255, or grey samples of more than 8 bits to 0 … 65,535.
 
-    Pillow scales each sample in Python, which takes 20 seconds for a 16-bit photograph.
+    Pillow would scale each sample in Python, which would take 20 seconds for a 16-bit photograph.
     """
     found = _PPM.match(data, 0, 2**16)
     if found is None:
@@ -261,7 +265,7 @@ def _ppm_with_full_range(data: bytes) -> bytes:
     samples = np.frombuffer(data, f">u{size}", num_samples, found.end())
     values = np.minimum(np.arange(2 ** (8 * size)) / most, 1) * full
     table = np.rint(values).astype(">u2" if full > 255 else np.uint8)
-    # Scaled in parts, because an index takes eight bytes per sample.
+    # The samples are scaled in parts, because indexing the table takes eight bytes of memory per sample.
     parts = (samples[start : start + _STRIP_PIXELS] for start in range(0, num_samples, _STRIP_PIXELS))
     return b"P%d %d %d %d\n" % (kind, width, height, full) + b"".join(table[part].tobytes() for part in parts)
 
@@ -281,7 +285,7 @@ def _too_large(name: str, width: int = 0, height: int = 0, limit: int = MAX_PIXE
 def open_rgb(
     image: Image.Image, opening: Opening = "upright_on_white", *, to_srgb: bool = False, is_scaled: bool = False
 ) -> Image.Image:
-    """Convert an opened Pillow image to RGB, as `decode_image` does."""
+    """Convert an opened Pillow image to RGB in the same way as `decode_image`."""
     if opening == "as_stored":
         return _to_rgb(image, opening)
     image = _upright(image)
@@ -312,7 +316,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     import numpy as np
 
-    # Floating-point images have no fixed range, so the smallest value becomes black and the largest white.
+    # Floating-point images have no fixed range, so the smallest value becomes black, and the largest becomes white.
     low, high = _finite_range(image) if image.mode == "F" else (0.0, 0.0)
     transparent = image.info.get("transparency")  # the grey value that is transparent in a PNG
 
@@ -363,7 +367,7 @@ def strips(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image, strip by strip, to another mode. The conversion is applied to each pixel separately."""
+    """Convert an image to another mode, strip by strip. The conversion must treat each pixel separately."""
     if image.width * image.height <= _STRIP_PIXELS:
         converted = convert(image)
         converted.info = {}
@@ -376,7 +380,7 @@ def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], I
 
 
 def _same_pixels(image: Image.Image) -> Image.Image:
-    """Return the image without its file.
+    """Return the image without a reference to its file.
 
     The pixels are shared, because a copy of a large image would double its memory.
     """
@@ -385,10 +389,10 @@ def _same_pixels(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the image, rotated by its EXIF orientation.
+    """Return the image after rotation by its EXIF orientation.
 
-    Only the orientation is read. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if any tag has the
-    wrong type, although that does not affect the pixels.
+    Only the orientation is read from the EXIF data. Pillow's `exif_transpose` also rewrites these data, and fails if
+    any tag has the wrong type, although such a tag does not affect the pixels.
     """
     image.load()  # the EXIF data may follow the pixels
     try:
@@ -406,13 +410,14 @@ def _upright(image: Image.Image) -> Image.Image:
 # --- Colour profiles
 
 _IDENTITY_TOLERANCE = 2
-"""Maximum change that a profile may make to any value of 0 … 255 to count as sRGB."""
+"""Maximum difference from sRGB, in values of 0 … 255, at which a profile counts as sRGB."""
 _GRID = bytes(255 * step // 8 for step in range(9))
-"""Values of each channel at which a profile is compared with sRGB."""
+"""Channel values at which a profile is compared with sRGB."""
 
 
 _PROFILE = "profile_to_convert"
-"""Key of `Image.info` for the profile of an image that is converted after scaling. Cropping and scaling keep it."""
+"""Key of `Image.info` for the colour profile of an image whose colours are converted after scaling. It is kept when the
+image is cropped or scaled."""
 
 
 def with_srgb_colours(image: Image.Image) -> Image.Image:
@@ -432,7 +437,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     Profiles that are corrupt, unusable (`is_usable_profile`) or for other channels are ignored.
 
     Returns:
-        An image without the profile, so that opening it again does not convert it again.
+        An image without the profile, so that its colours are not converted again when it is opened again.
     """
     from PIL import ImageCms  # lazy import, because few images need it
 
@@ -458,10 +463,10 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=8)  # each key and transform contains its profile, at most 64 MB in total
 def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
-    """Return the conversion of a profile to sRGB, or None if it is already sRGB.
+    """Return the transform from a profile's colours to sRGB, or None if the profile is that of sRGB.
 
     Raises:
-        PyCMSError: If the profile is corrupt, or is not of this mode.
+        PyCMSError: If the profile is corrupt, or is not for this mode.
     """
     from PIL import ImageCms
 

@@ -1,14 +1,16 @@
 """Decode untrusted image files in subprocesses, so that no file can crash, block or exhaust this process.
 
-Image decoders are native code: a profile of 694 bytes takes minutes, an 88-byte file 760 MB, and an SVG of 190 bytes
-aborts its process. The subprocesses (helpers) run `isolated_program.py`. A helper cannot open files after its imports,
-and is killed when it exceeds a limit.
+Image decoders are native code, and some files make them fail. For example, decoding can take minutes because of a
+colour profile of 694 bytes, or 760 MB of memory for an 88-byte file, and an SVG file of 190 bytes can abort the
+process. Therefore, images are decoded in subprocesses (helpers), which run `isolated_program.py`. A helper cannot open
+files after its imports, and is killed when it exceeds a limit.
 
 Helpers are started on demand, at most one per core, and are reused. They are plain programs, so they also work in a
 script without a `__main__` guard, in a notebook, and in the workers of a `DataLoader`. Their answers are parsed as
 numbers, JSON and pixels, never as code.
 
-A switch between processes takes a tenth of the time of decoding a small image, so several small contents share a call.
+A switch between processes takes a tenth of the time that decoding a small image takes. Therefore, several small files
+are sent to a helper in one call.
 """
 
 import atexit
@@ -47,28 +49,29 @@ _NEW_GROUP = 0x200
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # By default, glibc returns the memory of each image to the system, which then clears the memory for the next image:
-    # a third of the time for a WebP file.
+    # By default, glibc returns the memory of each image to the system, which then clears the memory for the next image.
+    # For a WebP file, this takes a third of the time.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
 """Environment variables of helpers."""
 
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
-"""Signals that the image has not caused. The system sends SIGKILL when it runs out of memory."""
+"""Signals that an image does not cause. The system sends SIGKILL when it runs out of memory."""
 
 _MAX_FACTS = 2**24
 _PIPE_BYTES = 2**20
-"""Size of the pipes, where it can be set. Larger pipes need fewer process switches for large images."""
+"""Size of the pipes in bytes, on systems where it can be set. With larger pipes, large images need fewer switches
+between processes."""
 _SMALL = 2**16
-"""Number of bytes of an answer to read at a time: the size of a small image."""
+"""Minimum number of bytes to request per read, which is about the size of a small image."""
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 0.1
-"""Seconds that a call waits for a free helper before it starts another one, which takes about as long."""
+"""Seconds that a call waits for an idle helper before it starts another one. Starting a helper takes about as long."""
 _MAX_TOGETHER = 16
-"""Maximum number of contents per call."""
+"""Maximum number of `Content` objects per call."""
 _MAX_BYTES_TOGETHER = 2**22
-"""Number of bytes above which no further content is added to a call."""
+"""Number of bytes above which no further `Content` is added to a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +79,12 @@ class HelperLimits:
     """Limits of helpers.
 
     Attributes:
-        cpu_seconds: Maximum processor time per content.
-        wall_seconds: Maximum time per content. It is generous, because a busy machine may delay the helper.
+        cpu_seconds: Maximum processor time per `Content`.
+        wall_seconds: Maximum elapsed time per `Content`. It is generous, because a busy machine may delay the helper.
         memory: Maximum address space in bytes of each helper. Windows and macOS have no such limit.
-        large_memory: Maximum address space of a helper for a content that needs more than `memory`. Only one such
-            content is processed at a time. None means `memory`.
-        count: Maximum number of helpers. None means one per core.
+        large_memory: Maximum address space of a helper for a `Content` that needs more than `memory`. Only one of them
+            is processed at a time. None means `memory`.
+        count: Maximum number of helpers. None means one helper per core.
     """
 
     cpu_seconds: float = 60.0
@@ -116,14 +119,14 @@ class Content:
 
 
 Answer = tuple[dict[str, Any], memoryview]
-"""Facts, and the bytes of a result. The caller must validate both, because an attacker may control the decoder."""
+"""Facts about a result, and its bytes. The caller must validate both, because an attacker may control the decoder."""
 
 
 _Answered = tuple[int, dict[str, Any], int]
-"""Code of the program, facts, and the size of the result."""
+"""Result code of `isolated_program`, facts about the result, and the number of its bytes."""
 
 
-class _HelperExit(Exception):  # noqa: N818 (what becomes of it depends)
+class _HelperExit(Exception):  # noqa: N818 (not always an error)
     """A helper ended during a call. A negative exit code is the number of the signal that ended it."""
 
     def __init__(self, code: int) -> None:
@@ -134,7 +137,7 @@ class _HelperExit(Exception):  # noqa: N818 (what becomes of it depends)
 
 
 class _Helper:
-    """Running `isolated_program.py`.
+    """Running process of `isolated_program.py`.
 
     Raises:
         OSError: If the program cannot be started.
@@ -148,8 +151,9 @@ class _Helper:
             "memory": limits.most_memory,
             "wall_seconds": None if _poll else limits.wall_seconds,
         }
-        # In a separate process group, so that Ctrl-C in a terminal does not reach it. Isolated (-I), so that it imports
-        # no file from the current folder. Unbuffered, because a forked process would copy buffers.
+        # The program runs in a separate process group, so that Ctrl-C in a terminal does not reach it. It is isolated
+        # (-I), so that it does not import files from the current folder. The pipes are unbuffered, because a forked
+        # process would copy the buffers.
         group: Any = {"process_group": 0} if os.name == "posix" else {"creationflags": _NEW_GROUP}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", program.__file__, json.dumps(given)],
@@ -188,7 +192,7 @@ class _Helper:
 
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
-        with suppress(BrokenPipeError):  # the helper has ended, which receiving detects
+        with suppress(BrokenPipeError):  # the helper has ended, which `_receive` detects
             while rest:
                 rest = rest[self._input.write(rest) :]
 
@@ -198,7 +202,7 @@ class _Helper:
             if _poll is not None and not _poll(self._output, seconds):
                 raise _HelperExit(self._killed())
             part = os.read(self._output.fileno(), max(_SMALL, size - len(read)))
-            if not part:  # the helper closes it by ending
+            if not part:  # the pipe is closed, because the helper has ended
                 raise _HelperExit(self._process.wait())
             read += part
             if size_of_facts < 0 and len(read) >= size:
@@ -223,7 +227,7 @@ class _Helper:
     def leave(self) -> None:
         """Close the inherited pipes of a helper that belongs to the parent process. Call this after a fork."""
         self._close()
-        self._process.returncode = 0  # only the parent may wait for it
+        self._process.returncode = 0  # only the parent may wait for the process
 
     def _close(self) -> None:
         self._input.close()
@@ -231,7 +235,7 @@ class _Helper:
 
 
 def _paths_of(modules: frozenset[str]) -> list[str]:
-    """Return the folders from which these modules, and the modules that all of them need, are imported."""
+    """Return the folders from which these modules and the modules that every helper needs are imported."""
     specs = (
         find_spec(name) for name in sorted({"grr_coca", "PIL", "numpy", *(name.partition(".")[0] for name in modules)})
     )
@@ -257,7 +261,7 @@ def _polled(stream: Any, seconds: float) -> bool:
 
 
 _poll = _polled if hasattr(select, "poll") else None
-"""Function that waits for a pipe. Windows cannot wait with a time limit, so helpers there end themselves."""
+"""Function that waits for a pipe with a time limit. Windows has no such function, so helpers end themselves there."""
 
 
 class Helpers:
@@ -282,7 +286,7 @@ class Helpers:
         return before
 
     def start(self, *modules: str) -> None:
-        """Start a helper that will be needed soon, without waiting for it."""
+        """Start a helper that will be needed soon, without waiting until it is ready."""
         self._modules |= frozenset(modules)
         if not self._all:
             with suppress(OSError):  # the error is reported when a helper is needed
@@ -294,12 +298,12 @@ class Helpers:
             self._call(module, "", [], {}, self.limits.memory)
 
     def call(self, module: str, function: str, content: Content, **arguments: Any) -> Answer:
-        """Call `function(data, name, **arguments)` of a module, which returns facts and bytes.
+        """Call `function(data, name, **arguments)` of a module, and return its result: facts and bytes.
 
         Args:
             module: Module of the function.
-            function: Function name.
-            content: The data and the name of their file.
+            function: Name of the function.
+            content: The bytes, and the name of their file.
             **arguments: Other arguments, which are pickled.
 
         Raises:
@@ -315,10 +319,10 @@ class Helpers:
     def map(
         self, module: str, function: str, contents: Iterable[Content | UserError], **arguments: Any
     ) -> Iterator[Answer | UserError]:
-        """Call a function on several contents; see `call`. Small contents share a call, which is faster.
+        """Call a function on several `Content` objects; see `call`. Small ones are sent together, which is faster.
 
-        Contents are consumed lazily: at most `_MAX_TOGETHER` are in memory. Errors are returned in the positions of
-        their contents.
+        `contents` is consumed lazily: at most `_MAX_TOGETHER` of its items are in memory. An error is returned in the
+        position of the item that caused it.
         """
         together: list[Content | UserError] = []
         num_bytes = 0
@@ -343,9 +347,9 @@ class Helpers:
         if len(contents) > 1:
             with suppress(_HelperExit, OSError):
                 return self._call(module, function, contents, arguments, self.limits.memory)
-            # One of the contents ended the helper, so each is tried again separately.
+            # One of the contents ended the helper, so the call is repeated for each content separately.
             return [answer for one in contents for answer in self._answers(module, function, [one], arguments)]
-        # lazy import of NumPy, because a command starts a helper first
+        # lazy import of NumPy, so that a command can start a helper before this import
         from grr_coca.data.sources.base import BadSample, Cause
 
         name, seconds = contents[0].name, self._seconds(contents[0])
@@ -372,10 +376,10 @@ class Helpers:
         *,
         is_last: bool = True,
     ) -> list[Answer | UserError]:
-        """Call a function once.
+        """Call a function on contents in one helper.
 
-        If `is_last` is False and the helper ends, the function is called again in a new helper: the old one may have
-        timed out, or run out of memory after thousands of calls.
+        If `is_last` is False and the helper ends, the call is repeated in a new helper, because the old helper may have
+        timed out, or may have run out of memory after thousands of calls.
         """
         from grr_coca.data.sources.base import BadSample, Cause
 
@@ -411,7 +415,7 @@ class Helpers:
         return min(self.limits.cpu_seconds, content.cpu_seconds or self.limits.cpu_seconds)
 
     def _taken(self, modules: frozenset[str]) -> _Helper:
-        """Take an idle helper that has imported the given modules, or start a helper if all are busy for too long."""
+        """Take an idle helper that has imported the given modules, or start one if all helpers stay busy for long."""
         self._modules |= modules
         until = time.monotonic() + _PATIENCE_SECONDS
         with self._changed:
@@ -421,7 +425,7 @@ class Helpers:
                     if modules <= helper.modules and helper.limits is self.limits:
                         return helper
                     self._end(helper)
-                # Helpers are started one at a time, otherwise every waiting call would start one.
+                # Helpers are started one at a time, because otherwise every waiting call would start a helper.
                 is_full = len(self._all) >= (self.limits.count or num_threads())
                 may_start = not is_full and all(helper.is_ready for helper in self._all)
                 patience = until - time.monotonic() if self._all else 0
@@ -447,7 +451,7 @@ class Helpers:
             self._changed.notify()
 
     def end(self) -> None:
-        """End the idle helpers. Busy helpers end when their input closes, when this process ends."""
+        """End the idle helpers. Busy helpers end when this process ends, because their input is then closed."""
         while self._idle:
             self._end(self._idle.pop())
 
@@ -470,9 +474,9 @@ if hasattr(os, "register_at_fork"):
 
 _PNG = b"\x89PNG"
 _EIGHT_BITS = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
-"""First bytes of files that are decoded without NumPy, such as PNG files with up to 8 bits."""
+"""First bytes of files that are decoded without NumPy. PNG files with up to 8 bits are also decoded without NumPy."""
 _RASTER_STARTS = (*_EIGHT_BITS, _PNG, b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
-"""First bytes of files that are not drawings, so that no plug-in is queried for them."""
+"""First bytes of files that are not drawings. Plug-ins are not queried for these files."""
 
 
 def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> Answer:
@@ -541,7 +545,7 @@ def received(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
     Raises:
         ValueError: If the numbers are inconsistent.
     """
-    from PIL import Image  # lazy import of NumPy, because a command starts a helper first
+    from PIL import Image  # lazy import, so that a command can start a helper before it imports other modules
 
     from grr_coca.data.images import FIRST_OF_SEVERAL
 
@@ -575,12 +579,12 @@ def check_image(data: bytes, name: str) -> None:
 
 
 class VectorFormat(Protocol):
-    """Format of drawings, such as SVG, from a package outside the core, registered in `grr_coca.image_formats`.
+    """Format of drawings, such as SVG. A package outside the core registers it in `grr_coca.image_formats`.
 
     Attributes:
-        renderer: Module that helpers import even if its requirements may be missing. Its function
-            `render(data, name, side)` returns a transparent square of `side` pixels, with oblong drawings in the
-            middle, or raises `BadSample`.
+        renderer: Name of a module that helpers import. Importing it must succeed even if its requirements are missing.
+            Its function `render(data, name, side)` returns a transparent square of `side` pixels, with oblong drawings
+            in the middle, or raises `BadSample`.
         cpu_seconds: Maximum processor time for a drawing.
     """
 

@@ -1,10 +1,12 @@
-"""Program of the helpers of `isolated.py`: it calls functions on untrusted bytes in a separate process.
+"""Program that the helpers of `isolated.py` run. It calls functions on untrusted bytes in a separate process.
 
-An image can abort its decoder, overflow its stack, or take hours, and no check detects all of these cases beforehand.
-Therefore, memory and processor time are limited where the system supports it. Processor time decides, so that the
-result does not depend on how busy the machine is. After its imports, the program cannot open files.
+An image can abort its decoder, overflow the decoder's stack, or take hours, and no check detects all of these cases
+beforehand. Therefore, memory and processor time are limited where the system supports it. Processor time is limited
+rather than elapsed time, so that the result does not depend on how busy the machine is. After its imports, the program
+cannot open files.
 
-It is run as a file, not imported, and isolated (`python -I -S`); the parent passes the paths of modules.
+The program is run as a file in isolated mode (`python -I -S`), not imported as a module. The parent passes the folders
+from which the program imports modules.
 """
 
 import faulthandler
@@ -22,12 +24,12 @@ from typing import Any
 REQUEST = struct.Struct("<II")
 """Size of a call, which the parent pickles, and the total size of the contents that follow."""
 ANSWER = struct.Struct("<II")
-"""Size of the answers as JSON (for each content a code, facts and the size of the result), and total size of the
-results."""
+"""Size of the answers as JSON, and total size of the results that follow. The answer for each content consists of a
+code, facts about the result, and the size of the result."""
 DONE, REJECTED, OUT_OF_MEMORY = range(3)
 
 LATE = 1
-"""Exit code at the wall-time limit, on systems where the parent cannot measure it."""
+"""Exit code when the limit of elapsed time is exceeded, on systems where the parent cannot wait with a time limit."""
 _LARGE = 32 * 2**20
 """Minimum size, in bytes, of a request or an answer after which free memory is returned to the system."""
 
@@ -43,7 +45,7 @@ def _limit(kind: str, soft: int, hard: int) -> None:
 
 
 def _trimmer() -> Any:
-    """Return the C library's function that returns free memory to the system, or None if there is none."""
+    """Return the C library's function that returns free memory to the system, or None if the library has none."""
     try:
         import ctypes
 
@@ -62,12 +64,12 @@ def _run(paths: list[str], modules: list[str], memory: int, wall_seconds: float 
     trim = _trimmer()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # discards the output of decoders
+    for stream in (0, 1, 2):  # discard the output of decoders
         os.dup2(silent, stream)
     _limit("RLIMIT_AS", memory, memory)
     for kind in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE"):
         _limit(kind, 0, 0)
-    if hasattr(signal, "SIGPROF"):  # the parent may ignore or block the signal, which programs inherit
+    if hasattr(signal, "SIGPROF"):  # a program inherits ignored and blocked signals from its parent
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     answers.write(ANSWER.pack(0, 0))
@@ -88,10 +90,11 @@ def answer_all(
     Args:
         requests: Stream of requests.
         answers: Stream for the answers.
-        memory: Maximum address space in bytes of any request.
-        wall_seconds: Maximum time for each content. If None, the parent kills this process when it exceeds its limit.
-        log: File that receives the exit reason.
-        trim: Function that returns free memory to the system.
+        memory: Maximum address space in bytes that a request can allow.
+        wall_seconds: Maximum elapsed time for each content. If None, the parent kills this process when the time limit
+            is exceeded.
+        log: Descriptor of the file to which the traceback is written when the time limit is exceeded.
+        trim: Function that returns free memory to the system, or None.
     """
     limit = memory
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
@@ -120,10 +123,12 @@ def answer_all(
 
 
 def _begin(seconds: float, wall_seconds: float | None, log: int) -> None:
-    """Limit the time of the next call. The limit ends the process without Python, whose lock a decoder may hold."""
+    """Limit the time of the next call. The process is ended without running Python code, because a decoder may hold
+    Python's interpreter lock.
+    """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
-    if wall_seconds is not None:  # this call starts a thread
+    if wall_seconds is not None:  # called only if needed, because it starts a thread
         faulthandler.dump_traceback_later(wall_seconds, exit=True, file=log)
 
 

@@ -1,4 +1,4 @@
-"""Order of the data, which depends only on the seed, the epoch and the number of samples seen."""
+"""Order in which samples are read. It depends only on the seed, the epoch and the number of samples seen."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ PLAIN_SHUFFLE = 65_536
 """Maximum number of samples for which the order of an epoch is a single random permutation."""
 
 BLOCK, _BLOCKS_PER_WINDOW = 128, 256
-"""Number of samples per block, and of blocks per window. Larger sources are shuffled in two steps, so that disks read
-mostly in order: first the blocks of `BLOCK` consecutive samples, then the samples within each window of
-`_BLOCKS_PER_WINDOW` blocks.
+"""Number of samples per block, and number of blocks per window. Sources larger than `PLAIN_SHUFFLE` are shuffled in two
+steps, so that disks read mostly in order. First, the blocks of `BLOCK` consecutive samples are shuffled, and then the
+samples within each window of `_BLOCKS_PER_WINDOW` blocks.
 """
 
 
 PERIOD = 1_000
-"""Number of visits to a mixture in which each source has exactly its fraction."""
+"""Number of consecutive visits of a mixture within which each source gets exactly its fraction of the visits."""
 
 
 class SampleRef(NamedTuple):
-    """Visit of a sample: the epoch, and the index of the sample in its source."""
+    """Visit to a sample: the epoch, and the index of the sample in its source."""
 
     epoch: int
     sample: int
@@ -40,10 +40,10 @@ class Visits(Protocol):
 
 
 class Blocks:
-    """Blocks of the order: consecutive samples that are read at about the same time.
+    """Blocks of consecutive samples that are read at about the same time.
 
     Args:
-        lengths: Number of samples in each source of a mixture, or in a single source.
+        lengths: Number of samples in each source of a mixture, or a list with the number of samples in a single source.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -57,9 +57,9 @@ class Blocks:
 
 
 class Shuffle:
-    """Visits of a single source: endless shuffled epochs.
+    """Endless visits to the samples of a single source, which are shuffled in each epoch.
 
-    The order has no state; the fields for the current epoch and window are only a cache.
+    The visits do not depend on any state. The fields for the current epoch and window are just a cache.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -111,16 +111,16 @@ def mixture_shares(mix: Mapping[str, float]) -> list[float]:
 
 
 def visits_in_period(shares: Sequence[float]) -> Int[np.ndarray, " S"]:
-    """Return the number of visits to each source in a period. The fractions sum to 1, the visits to `PERIOD`."""
+    """Return the number of visits to each source in a period. The fractions sum to 1, and the visits to `PERIOD`."""
     ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
     return np.diff(ends, prepend=0)
 
 
 class Mixture:
-    """Visits of several sources in fixed fractions. Each source has its own shuffled epochs.
+    """Visits to the samples of several sources, in fixed fractions. Each source has separate shuffled epochs.
 
-    Samples are numbered across all sources in order. Every `PERIOD` visits contain the sources in their fractions, in
-    random order, so the visit at any position can be computed directly.
+    Samples are numbered consecutively across all sources. Each period of `PERIOD` visits contains every source with its
+    fraction, in random order. Therefore, the visit at any position can be computed directly.
 
     Args:
         num_samples: Number of samples of each source.
@@ -162,7 +162,8 @@ class GlobalBatches:
 
     Attributes:
         size: Number of samples per batch.
-        count: Number of batches of the entire run, including those before `first`.
+        count: Number of batches of the entire run, including the batches before `first`.
+        first: Index of the first batch to yield, which is above 0 in a resumed run.
     """
 
     size: int
@@ -179,21 +180,23 @@ class Share:
 
 
 ALL = Share()
-"""Part of a single process: all work."""
+"""The share of a single process, which does all work."""
 
 
 class TrainingOrder:
-    """Order of training: endless visits in global batches. A batch may span two epochs; no sample is dropped.
+    """Order of training: visits to samples, divided into global batches.
 
-    Iterating yields this rank's part of each global batch, from `batches.first` on, in micro-batches. The sequence of
-    global batches depends only on `visits` and `batches`. Therefore, a run continues exactly where it stopped, with any
-    number of ranks and workers and any size of micro-batches.
+    A batch can span two epochs, and no sample is dropped. Iterating yields this rank's part of each global batch, from
+    `batches.first` on, in micro-batches. The sequence of global batches depends only on `visits` and `batches`.
+    Therefore, a run can continue exactly where it stopped, even if the number of ranks, the number of workers or the
+    size of micro-batches has changed.
 
     Args:
-        visits: A `Shuffle` of one source, or a `Mixture` of several.
-        batches: The global batches, of a size that is divisible by the number of ranks.
+        visits: A `Shuffle` of one source, or a `Mixture` of several sources.
+        batches: The global batches. Their size must be divisible by the number of ranks.
         share: Part of each batch to yield.
-        micro_batch_size: Number of samples per micro-batch; the last may be smaller. None means the entire part.
+        micro_batch_size: Number of samples per micro-batch; the last micro-batch of a batch may be smaller. If None,
+            the entire part is one micro-batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Paint a drawing on white in many colours, with gloss, an outline and a shadow.
+"""Paint drawings that have a white background: in many colours, and with gloss, an outline and a shadow.
 
 Shapes: S image size in pixels.
 """
@@ -12,15 +12,16 @@ from torch.nn.functional import avg_pool2d, max_pool2d, pad
 from grr_coca.data.augmentation import LUMA, Paint
 
 _WHITE, _INK = 0.9, 0.4
-"""Minimum value of white in all channels, and minimum darkness of the ink's parts as a fraction of the maximum."""
+"""Minimum value of all channels of a white pixel, and minimum darkness of an ink pixel as a fraction of the maximum
+darkness."""
 _COLOURED = 0.15
-"""Minimum difference between channels in a drawing that is not grey."""
+"""Minimum difference between the channels of a pixel that makes a drawing count as coloured, not grey."""
 _SOFT = 1 / 32
 """Radius of the double blur of the masks for bevels, outlines and shadows, as a fraction of the side."""
 
 
 def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S"]:
-    """Paint a drawing, and return it on white."""
+    """Return a painted drawing on a white background."""
     colours, mask = _coloured(image, paint)
     shade, factor = _light(paint, mask)
     colours = torch.lerp(colours, colours.mul(factor).add_(shade).clamp_(0, 1), mask)
@@ -35,17 +36,17 @@ def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S
 
 
 def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
-    """Return the drawing in the colours of the paint, and its coverage of each pixel."""
+    """Return the drawing in the colours of the paint, and the coverage of each pixel by the drawing."""
     dark = 1 - torch.tensordot(torch.tensor(LUMA), image, 1)
     lowest = image.amin(0)
     whites = _areas(lowest > _WHITE)
-    is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # by the number of the area
+    is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # the index is the number of the area
     is_inside[torch.cat([whites[0], whites[-1], whites[:, 0], whites[:, -1]])] = False
     is_inside[0] = False
     darkest, chroma = dark.max(), (image.amax(0) - lowest).max()
     if paint.palette is None or chroma > _COLOURED or darkest < 1 - _WHITE:
         return image, torch.where(whites > 0, is_inside[whites].float(), (1 - lowest).mul_(4).clamp_(0, 1))
-    # The ink covers white outside, and colours in the areas that it encloses.
+    # Outside, the ink covers white. In the areas that the ink encloses, it covers their colours.
     numbers = torch.from_numpy(np.resize(paint.numbers, len(is_inside)))
     areas = _grown(whites * (is_inside & (numbers < paint.fills))[whites])
     below = torch.where(areas > 0, _in_colours(areas, numbers, paint.palette), torch.ones(()))
@@ -59,13 +60,13 @@ def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor
 def _in_colours(
     areas: Int[Tensor, "S S"], numbers: Float[Tensor, " A"], palette: Float[np.ndarray, "C 3"]
 ) -> Float[Tensor, "3 S S"]:
-    """Return an image of the areas in the palette colours that their numbers, 0 … 1, select."""
+    """Return an image in which each area has the palette colour that the number of the area, 0 … 1, selects."""
     of_area = torch.from_numpy(palette)[(numbers * len(palette)).long()]
     return of_area.T.contiguous()[:, areas]
 
 
 def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S"], Float[Tensor, "S S"]]:
-    """Return the terms of the light to add to the colours, and the factors to apply before."""
+    """Return the effects of the light: the terms to add to the colours, and the factors to apply before adding."""
     places = (torch.arange(len(mask)) * 2 + 1).div(len(mask)).sub_(1)
     across, down = places[None], places[:, None]
     to_right, to_bottom = paint.light
@@ -81,15 +82,15 @@ def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S
 
 
 def _areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
-    """Label connected areas from 1 on, and all other pixels with 0.
+    """Label each connected area with a number from 1 on, and all other pixels with 0.
 
-    Each row is split into runs, and touching runs are joined
+    Each row is split into runs, and runs that touch each other are joined
     (https://en.wikipedia.org/wiki/Connected-component_labeling).
     """
     inside = is_in.numpy()
     runs = np.cumsum(_starts(inside)).reshape(inside.shape) * inside
     meet = _starts(inside[1:] & inside[:-1])
-    first = list(range(int(runs.max()) + 1))  # first run that each run is joined with
+    first = list(range(int(runs.max()) + 1))  # the first run with which each run is joined
     for upper, lower in zip(runs[:-1][meet].tolist(), runs[1:][meet].tolist(), strict=True):
         while first[upper] != upper:
             upper = first[upper]
@@ -108,7 +109,7 @@ def _starts(is_in: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
 
 
 def _grown(areas: Int[Tensor, "S S"]) -> Int[Tensor, "S S"]:
-    """Grow areas by the surrounding pixels, which the areas' edges partially cover."""
+    """Grow areas by the pixels around them, which the edges of the areas partially cover."""
     return max_pool2d(areas[None].float(), 3, 1, 1)[0].long()
 
 

@@ -1,8 +1,8 @@
 """Preprocess images to a model's input pixels, without PyTorch.
 
-A drawing may be framed first: its empty border is cropped, and the drawing is made square with a margin. Otherwise,
-drawings with wide margins, off centre or in a corner of a screenshot would all look the same to a model trained on
-framed drawings. Photographs, which fill their frame, are unchanged.
+A drawing can be framed first: its empty border is cropped, and the drawing is placed in a square with a margin.
+Otherwise, all drawings that have wide margins, are off centre or are in a corner of a screenshot would look the same to
+a model that was trained on framed drawings. Photographs are unchanged, because they fill the image.
 
 Shapes: S image size in pixels.
 """
@@ -33,34 +33,35 @@ if TYPE_CHECKING:
 # --- Framing of drawings
 
 Box = tuple[int, int, int, int]
-"""Left, upper, right and lower edge."""
+"""Left, upper, right and lower edge of a rectangle in pixels."""
 Colour = tuple[int, int, int]
 
 _MAX_SIDE = 4096
-"""Maximum side of a square larger than its image."""
+"""Maximum side in pixels of a square that is larger than the shorter side of its image."""
 
 STRAY = 10
-"""Reciprocal of the maximum fraction of a side's pixels that may differ from the background. Of 98 photographs, 8 have
-such sides, because a dark sky or a wall surrounds them; if every second pixel could differ, 24 would have such sides.
+"""Reciprocal of the maximum fraction of a side's pixels that may differ from the background. Of 98 photographs, 8 are
+treated as having a background, because a dark sky or a wall reaches all sides. If every second pixel could differ,
+there would be 24 such photographs.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """Parameters of framing drawings.
+    """Parameters for framing drawings.
 
     An image has a background if nearly all pixels on each of its four sides have the same colour, the median of all
     four sides. The pixels that differ from the background are the drawing. An image without a background or without a
-    drawing is unchanged. So is an image that is already framed, because its drawing reaches all four sides, or because
-    the image is square and its drawing is large and centred.
+    drawing is unchanged. An image that is already framed is also unchanged. This is the case if the drawing reaches all
+    four sides, or if the image is square and the drawing is large and centred.
 
     Attributes:
         margin: Margin on each side, as a fraction of the new square's side.
         tolerance: Maximum difference per channel between colours that count as equal.
         min_share, max_shift: Minimum size and maximum distance from the centre of a drawing that counts as framed, as
             fractions of the image's side.
-        max_enlargement: Maximum enlargement of a drawing relative to its size in the centre square, so that a dot
-            does not become a disc.
+        max_enlargement: Maximum factor by which a drawing is enlarged, relative to its size in the image's centre
+            square. The limit prevents a dot from becoming a large disc.
     """
 
     margin: float = 0.08
@@ -131,7 +132,7 @@ def _median(border: Image.Image) -> Colour:
 
 
 def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
-    """Return whether few pixels on each side are strays. `strays` is the border, black except for strays."""
+    """Return whether few pixels on each side differ from the background. In `strays`, only these are not black."""
     if strays.getbbox() is None:
         return True
     stray, (width, height) = reduce(ImageChops.lighter, strays.split()), size
@@ -151,9 +152,7 @@ def _drawing(image: Image.Image, table: list[int]) -> Box | None:
 
 
 def _changed(image: Image.Image, table: list[int]) -> Image.Image:
-    """Map the values of an image by a table, as `Image.point` does, but without rounding each value of the table
-    first.
-    """
+    """Map the values of an image by a table. `Image.point` does the same, but first rounds each value of the table."""
     return image._new(image.im.point(table, None))
 
 
@@ -164,7 +163,10 @@ class Frame(NamedTuple):
     ground: Colour
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """Return the square, cropped from the image. Squares larger than `_MAX_SIDE` are scaled down to it."""
+        """Crop the square from the image.
+
+        A square that is larger than both `_MAX_SIDE` and the image's shorter side is scaled down.
+        """
         left, top, right, bottom = self.box
         if right - left > max(_MAX_SIDE, min(image.size)):
             return self._cut_small(image)
@@ -176,8 +178,9 @@ class Frame(NamedTuple):
         return square
 
     def _cut_small(self, image: Image.Image) -> Image.Image:
-        """Return the square around a long and thin drawing, scaled down, because at full size it would have billions of
-        pixels.
+        """Return the square around a long and thin drawing, scaled down.
+
+        At full size, the square could have billions of pixels.
         """
         left, top, right, bottom = self.box
         scale = _MAX_SIDE / (right - left)
@@ -195,22 +198,23 @@ class Frame(NamedTuple):
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
 _MAX_RESIZED_PIXELS = 10_000_000
-"""Maximum number of pixels of the resized image. Above this number, only the part inside the crop is resized."""
+"""Maximum number of pixels of a resized image. If it would be larger, only the part inside the crop is resized."""
 
 _IS_SQUARE = "is_square"
-"""Key of `Image.info` that marks a square. The value True cannot come from a file."""
+"""Key of `Image.info` that marks a model's input square with the value True, which cannot come from a file."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Preprocessing that frames the drawing or takes the centre square, and resizes it.
+    """Preprocessing that takes the centre square of an image, or the square around a framed drawing, and resizes it.
 
     The model then normalizes the pixels by mean and standard deviation.
 
-    The preprocessing is stored in every checkpoint, because a model needs the preprocessing of its training. `mean` and
-    `std` are statistics of each channel for pixel values 0 … 1. `order` is the order of cropping and resizing:
-    open_clip resizes first, which changes pixels at the edges of the square. `opening` is how image files are opened.
-    `framing` is the framing of drawings; None uses the centre square of every image.
+    The preprocessing is stored in every checkpoint, because a model needs the preprocessing with which it was trained.
+    `mean` and `std` are statistics of each channel for pixel values 0 … 1. `order` is the order of cropping and
+    resizing: open_clip resizes first, which changes pixels at the edges of the square. `opening` specifies how image
+    files are opened. `framing` specifies how drawings are framed. If it is None, the centre square of every image is
+    used.
     """
 
     image_size: int
@@ -226,7 +230,7 @@ class Preprocess:
             raise UserError(f"mean and std must be finite and std above 0, got {self.mean} and {self.std}")
 
     def __call__(self, image: Image.Image) -> "np.ndarray":
-        """Return an RGB image of any size as pixels for an engine: uint8, S S 3."""
+        """Return the input pixels of an engine for an RGB image of any size: uint8, S S 3."""
         import numpy as np  # lazy import, because subprocesses do not need it
 
         return np.array(self.square(image))
@@ -296,7 +300,8 @@ class Preprocess:
         """Return a square sent by a helper program.
 
         Raises:
-            BadSample: If the square contains features whose tokens are not stored here; see `FeaturePreprocess`.
+            BadSample: If the model takes tokens, and the square contains features whose tokens are not stored; see
+                `FeaturePreprocess`.
         """
         from grr_coca.data.isolated import received
 
@@ -314,8 +319,8 @@ class Preprocess:
 
         Squares that this method has returned are not changed again.
 
-        By default, the image is cropped first, because otherwise an image of 1 × 10,000 pixels would become 64 ×
-        640,000.
+        By default, the image is cropped before it is resized, because otherwise an image of 1 × 10,000 pixels would
+        first become 64 × 640,000 pixels if `image_size` is 64.
 
         Raises:
             BadSample: If the image contains features, which only `FeaturePreprocess` accepts.
@@ -333,7 +338,7 @@ class Preprocess:
         return square
 
     def seen(self, image: Image.Image) -> Box:
-        """Return the box of the model's input square, in pixels of the image. The box may extend beyond the image."""
+        """Return the box of the image that the model sees, in pixels. The box may extend beyond the image."""
         frame = None if self.framing is None else self.framing.frame(image)
         return _centre(image.size, min(image.size)) if frame is None else frame.box
 
@@ -364,7 +369,11 @@ def _resize_then_crop(
     shorter: int | None = None,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Resize the shorter side to `side`, then crop the centre, as torchvision's `Resize` and `CenterCrop` do."""
+    """Resize an image and crop its centre square, like torchvision's `Resize` and `CenterCrop`.
+
+    The shorter side of the image is resized to `shorter` pixels (default: `side`), and the square has sides of `side`
+    pixels.
+    """
     shorter = side if shorter is None else shorter
     width, height = (int(shorter * length / min(image.size)) for length in image.size)
     square = _centre((width, height), side)
@@ -384,12 +393,13 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPreprocess(Preprocess):
-    """Preprocessing of an external image encoder. With the order "resize_then_crop", it equals that of timm and
-    transformers. Framing replaces the crop: a framed drawing is not cropped.
+    """Preprocessing of an external image encoder.
+
+    With the order "resize_then_crop", it is the same as in timm and transformers. A framed drawing is not cropped.
 
     Attributes:
-        fit: Method of making an image square: `crop` resizes its shorter side to `image_size / crop`, and takes the
-            centre; `squash` resizes both sides.
+        fit: Method of making an image square: `crop` resizes the shorter side to `image_size / crop` and takes the
+            centre, and `squash` resizes both sides to `image_size`.
         crop: Fraction of the shorter side that is used, above 0 and at most 1.
         interpolation: Method of resizing.
     """
@@ -421,9 +431,9 @@ class FeaturePreprocess(EncoderPreprocess):
     Attributes:
         encoder: Name of the encoder.
         digest: Digest of the encoder.
-        takes_images: Whether images are also accepted, because the encoder is available.
-        keep: Features that the model takes: the mean token in the square, or all tokens, which must be stored in a
-            folder that this process reads.
+        takes_images: Whether ordinary images are also accepted, because the encoder is available.
+        keep: Features that the model takes: the mean token, which the square contains, or all tokens, which must be
+            stored in a folder that this process reads.
     """
 
     encoder: str
@@ -432,7 +442,7 @@ class FeaturePreprocess(EncoderPreprocess):
     keep: Literal["tokens", "mean"]
 
     def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
-        """Return a square sent by a helper program, see `Preprocess`."""
+        """Return a square sent by a helper program; see `Preprocess`."""
         square = super().received(facts, pixels)
         if self.keep == "tokens" and encoder_of_image(square) is not None:
             from grr_coca.data.stored_tokens import find_tokens  # lazy import: helper programs do not need it
@@ -443,7 +453,7 @@ class FeaturePreprocess(EncoderPreprocess):
         return square
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Return a square with the features that an image contains, or else the encoder's input square of the image.
+        """Return a square with the features that an image contains, or the encoder's input square of an ordinary image.
 
         Raises:
             BadSample: If the features come from another encoder, or ordinary images are not accepted.

@@ -1,4 +1,7 @@
-"""Random choices for a training sample and changes to its image: streams, geometry, colour, mixing, patch dropout.
+"""Random choices for training samples, and random changes of their images.
+
+This module contains the streams of random numbers, changes of geometry and colour, the mixing of images, siblings, and
+patch dropout.
 
 Shapes: B images, S image size in pixels, N samples of a source, K kept patches.
 """
@@ -24,28 +27,29 @@ from grr_coca.data.tokenizer import caption_id, clean_caption
 # --- Streams of random numbers
 
 MAX_REPLACEMENTS = 100
-"""Maximum number of samples to try in place of a bad one. If all are bad, almost no sample of the source is valid."""
+"""Maximum number of samples to try in place of a bad sample. If all of them are bad, almost no sample of the source is
+valid."""
 
 
 class Stream(IntEnum):
-    """Numbers of a sample's random streams: the last part of the seed of each random choice.
+    """Numbers of a sample's random streams. The number of a stream is the last part of its seed.
 
-    Each choice has its own stream, so choices are independent. The numbers must not change, because runs could then no
-    longer be repeated.
+    Each random choice has its own stream, so the choices are independent. The numbers must not change, because runs
+    could then no longer be reproduced.
     """
 
     REPLACEMENT = 1
-    """First sample to try in place of a bad one. The streams of the following samples have the numbers up to
-    `MAX_REPLACEMENTS`.
+    """Choice of the first sample to try in place of a bad sample. The streams for the following samples have the
+    numbers up to `MAX_REPLACEMENTS`.
     """
     CAPTION = REPLACEMENT + MAX_REPLACEMENTS
     """Choice of the caption, for an image with several captions."""
     PATCHES = 1000
     """Choice of the patches to keep."""
     MIX = 1001
-    """Choice of an image's sibling, and of how the two are mixed."""
+    """Choice of an image's sibling, and of how the two images are mixed."""
     NEIGHBOUR = 1002
-    """Choice of an image's neighbour, and of its side."""
+    """Choice of an image's neighbour, and of the side at which the neighbour is put."""
     SIBLING = 1003
     """Choice of the sibling that the next visit shows."""
 
@@ -55,8 +59,8 @@ def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.rando
 
     Args:
         seed: Seed of the run.
-        ref: Visit of the sample.
-        stream: The random stream. None for the change of the image.
+        ref: Visit to the sample.
+        stream: Number of the random stream. None means the stream of the image's change.
     """
     return np.random.default_rng((seed, *ref) if stream is None else (seed, *ref, stream))
 
@@ -64,7 +68,7 @@ def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.rando
 # --- Changes of images
 
 _MAX_REACH, _MARGIN = 0.2, 0.1
-"""Maximum visible part of a neighbour, and the cropped margin in front of it, as fractions of the side."""
+"""Maximum visible part of a neighbour, and the margin of the neighbour that is cropped, as fractions of the side."""
 _SHADOW = 0.08
 """Offset and softness of a shadow in coordinates -1 … 1."""
 _SWAP_CELLS = 4
@@ -77,7 +81,7 @@ def mix_images(
     read_other: Callable[[], UInt8[Tensor, "3 S S"]],
     rng: np.random.Generator,
 ) -> UInt8[Tensor, "3 S S"]:
-    """Mix another image into an image at random, with the probabilities `blend` and `swap`.
+    """Mix another image into an image with the probabilities `blend` and `swap`.
 
     The other image is read only if it is mixed in.
     """
@@ -94,9 +98,9 @@ def mix_images(
 def with_neighbour(
     image: UInt8[Tensor, "3 S S"], read_other: Callable[[], UInt8[Tensor, "3 S S"]], rng: np.random.Generator
 ) -> UInt8[Tensor, "3 S S"]:
-    """Put a part of another image at a random side of an image, as if the image were cropped from a sheet.
+    """Put a part of another image at a random side of an image, as if the image were cropped from a sheet of drawings.
 
-    Both images are drawings on white.
+    Both images must be drawings on a white background.
     """
     reach = int(rng.integers(1, 1 + round(_MAX_REACH * image.shape[-1])))
     turns = int(rng.integers(4))
@@ -119,7 +123,7 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
             pixels[number] = _coarse(pixels[number], change.side or pixels.shape[-1], change.quality)
     inverse = torch.from_numpy(np.stack([change.inverse for change in changes]))
     if not inverse.eq(torch.eye(2, 3)).all():
-        # Padding has the value 0, so pixels are shifted until white is 0.
+        # Padding has the value 0, so pixels are shifted such that white is 0.
         pixels = grid_sample(pixels.sub_(1), _affine_grid(inverse, pixels.shape[-1]), align_corners=False).add_(1)
     colour = torch.from_numpy(np.stack([change.colour for change in changes]))
     offset = torch.from_numpy(np.stack([change.offset for change in changes]))[:, :, None]
@@ -142,8 +146,9 @@ def _as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S 
 
 
 def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
-    """Place a drawing with a white background into a shape. The darker a pixel of the drawing, the more ink covers
-    the fill.
+    """Place a drawing with a white background in a shape.
+
+    The darker a pixel of the drawing is, the more of the shape's fill is covered by ink.
     """
     side = image.shape[-1]
     icon = max(1, round(shape.side * shape.icon * side))
@@ -166,7 +171,7 @@ def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S
 def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) -> Float[Tensor, "S S"]:
     """Return the distance of each point from a shape, in coordinates -1 … 1. It is negative inside the shape.
 
-    The formula for a rounded box: https://iquilezles.org/articles/distfunctions2d
+    The formula for a rounded box is from https://iquilezles.org/articles/distfunctions2d.
     """
     radius = shape.roundness * shape.side
     x, y = (places.abs() - (shape.side - radius) for places in (across[None], down[:, None]))
@@ -175,7 +180,7 @@ def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) 
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:
-    """Return the same grid as torch's `affine_grid` does for square images, in a third of the time.
+    """Return the grid that PyTorch's `affine_grid` returns for square images, in a third of the time.
 
     The grid is the sum of a term for columns and a term for rows.
     """
@@ -190,9 +195,9 @@ def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B
 class Siblings:
     """Siblings of each sample: other samples with the same first caption, which show the same concept.
 
-    If `apart` is true, only samples of other sets are siblings. The set of a file is the part of its name before the
-    first `_`, as in `lucide_trash.svg`. All captions are read once. This needs 24 bytes per sample, and 8 more for
-    sets.
+    If `apart` is true, siblings must belong to different sets. The set of a file is the part of its name before the
+    first `_`, such as `lucide` in `lucide_trash.svg`. All captions are read once. Siblings take 24 bytes of memory per
+    sample, or 32 bytes if `apart` is true.
     """
 
     def __init__(self, source: PairSource, *, apart: bool = False) -> None:
@@ -205,7 +210,7 @@ class Siblings:
         self._sorted = captions[self._order]
 
     def draw(self, sample: int, rng: np.random.Generator) -> int | None:
-        """Return a random sibling of a sample, or None if it has none."""
+        """Return a random sibling of a sample, or None if the sample has no siblings."""
         caption = self._captions[sample]
         if caption < 0:
             return None
@@ -216,9 +221,10 @@ class Siblings:
 
 
 class SiblingVisits:
-    """Visits of which an evenly spaced fraction shows a sibling of the previous visit, if there is one.
+    """Sequence of visits, of which an evenly spaced fraction shows siblings of the samples visited just before.
 
-    The visit at any position can be computed directly, and all other visits are unchanged.
+    If the previous sample has no sibling, the visit is unchanged. All visits outside the fraction are also unchanged.
+    The visit at any position can be computed directly.
 
     Args:
         visits: Visits without siblings.
@@ -255,12 +261,12 @@ def _caption_id(source: PairSource, index: int) -> int:
 
 # --- Patch dropout (FLIP, arXiv 2212.00794): training drops a fraction of the patches of each image
 #
-# The choice is made when data are read, and is part of the batch. A batch that is run twice therefore drops the same
-# patches both times, with any number of workers and ranks, and also in a resumed run.
+# The patches are chosen when data are read, and the choice is part of the batch. If a batch is run twice, the same
+# patches are therefore dropped both times, with any number of workers and ranks, and also in a resumed run.
 
 
 def num_kept(num_patches: int, share: float) -> int:
-    """Return the number of patches to keep if the fraction `share` is dropped, at least one."""
+    """Return the number of patches to keep if the fraction `share` is dropped. At least one patch is kept."""
     return max(1, num_patches - round(share * num_patches))
 
 

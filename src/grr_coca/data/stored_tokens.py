@@ -1,7 +1,7 @@
-"""Stored tokens of images, found by the digest of an image in the folders that this process reads.
+"""Find the stored tokens of an image by the digest of the image.
 
-Only folders whose features this process has read are searched, so a picture from elsewhere cannot refer to any other
-file.
+Only folders whose features this process has read are searched. Therefore, an image from an untrusted source cannot
+refer to any other file.
 """
 
 import threading
@@ -15,7 +15,7 @@ from grr_coca.common.shapes import Float
 
 @runtime_checkable
 class TokenStore(Protocol):
-    """A folder of features; see `grr_coca.data.features.FeatureCache`."""
+    """Folder with the tokens of images; see `grr_coca.data.features.FeatureCache`."""
 
     def find_tokens(self, encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
         """Return all tokens of an image, or None if this folder does not have them.
@@ -32,7 +32,7 @@ _OFFERING = threading.Lock()
 
 
 def offer_tokens(store: TokenStore) -> None:
-    """Let `find_tokens` search a folder, as long as it is in use."""
+    """Let `find_tokens` search a folder of features as long as the folder is in use."""
     with _OFFERING:
         _OFFERED.add(store)
 

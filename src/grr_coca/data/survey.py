@@ -19,10 +19,10 @@ from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import image_numbers, read_valid_pair
 
 _NUM_EXAMPLES = 5
-"""Number of bad pairs that are named for each cause."""
+"""Maximum number of bad pairs that are named for each cause."""
 
 NUM_CAPTIONS, _NUM_HEADERS = 100_000, 1_000
-"""Number of evenly spaced images whose headers `sample_source` reads. Captions are read for `NUM_CAPTIONS` images."""
+"""Maximum numbers of evenly spaced pairs whose captions and whose image headers `sample_source` reads."""
 
 _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """Lower bounds of the bins of caption lengths, in words."""
@@ -32,12 +32,14 @@ _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 class DatasetStats:
     """Statistics of a source. `num_read` of its `num_pairs` pairs have been read.
 
+    All occurrences of a caption or image except the first one count as duplicates. Differences in case and spaces
+    between captions are ignored.
+
     Attributes:
-        num_images: Number of distinct images, because several rows of a table may share an image. None if they were
-            not counted.
+        num_images: Number of distinct images. It can be lower than `num_pairs`, because several rows of a table may
+            share an image. None if the images were not counted.
         broken: Number of bad pairs, by cause.
-        examples: Messages of the first bad pairs of each cause. All occurrences of a caption or image but the first
-            are duplicates. Case and spaces in captions are ignored.
+        examples: Error messages of the first bad pairs, by cause.
     """
 
     num_pairs: int
@@ -68,7 +70,7 @@ class DatasetStats:
         self.caption_words.update(len(caption.split()) for caption in captions)
 
     def word_histogram(self) -> dict[str, int]:
-        """Return the number of captions in each bin of lengths, such as `3-4` words."""
+        """Return the number of captions in each bin of lengths in words, such as `3-4`."""
         counts: Counter[int] = Counter()
         for words, number in self.caption_words.items():
             counts[int(np.searchsorted(_WORD_BOUNDS, words, side="right"))] += number
@@ -76,7 +78,7 @@ class DatasetStats:
 
 
 def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetStats:
-    """Compute complete statistics, by reading and decoding every pair once.
+    """Compute complete statistics. Every pair is read and decoded once.
 
     Args:
         source: Source of the pairs.
@@ -107,7 +109,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetS
 
 
 def sample_source(source: PairSource) -> DatasetStats:
-    """Compute approximate statistics from the captions and headers of evenly spaced pairs, without decoding images."""
+    """Compute approximate statistics from captions and image headers of evenly spaced pairs. No image is decoded."""
     survey = _new_survey(source)
     words: set[str] = set()
     for index in _spread(len(source), NUM_CAPTIONS):
@@ -175,8 +177,10 @@ def contact_sheet(source: PairSource) -> Image.Image:
 
 
 def label_font() -> Font:
-    """Return DejaVu Sans from matplotlib, which has most alphabets, or else Pillow's font, which has only Latin
-    letters."""
+    """Return matplotlib's DejaVu Sans, which supports most alphabets.
+
+    If matplotlib is not installed, return Pillow's font, which has only Latin letters.
+    """
     if find_spec("matplotlib") is None:
         return ImageFont.load_default(_FONT_SIZE)
     import matplotlib

@@ -1,6 +1,6 @@
-"""Texts and tokens: cleaning of texts, and tokenizers, which map captions to token ids and back.
+"""Clean texts, and convert captions to token ids and back.
 
-A tokenizer is a BPE trained on captions, CLIP's vocabulary, or any `tokenizer.json`.
+A tokenizer is a BPE tokenizer that was trained on captions, CLIP's tokenizer, or a tokenizer from any `tokenizer.json`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from grr_coca.data.sources.base import BadSample, Cause, stable_id
 
 
 def clean_caption(caption: str, name: str) -> str:
-    """Clean a caption, so that its words are separated by single spaces.
+    """Clean a caption: separate its words by single spaces, and remove other spaces.
 
     Raises:
         BadSample: If the caption is empty, or cannot be encoded as UTF-8. The message names the pair.
@@ -45,7 +45,7 @@ def single_spaced(text: str, what: str) -> str:
     text = " ".join(text.split())
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON with a lone surrogate, or a command line in another encoding
+    except UnicodeEncodeError as error:  # for example, JSON can contain lone surrogates
         raise BadSample(f"{what} is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
     return text
 
@@ -53,8 +53,8 @@ def single_spaced(text: str, what: str) -> str:
 def caption_id(caption: str) -> int:
     """Return the id of a cleaned caption.
 
-    Captions have the same id if they differ only in case, in the form of accents (`é` is one or two characters) or in
-    the form of quotes, because a tokenizer may not distinguish them; see `clip_bpe`.
+    Captions have the same id if they differ only in case, in the encoding of accents (`é` can be one or two characters)
+    or in the form of quotes, because some tokenizers do not distinguish such captions; see `clip_bpe`.
     """
     return stable_id(unicodedata.normalize("NFC", caption.lower()).translate(_STRAIGHT))
 
@@ -77,14 +77,14 @@ def decode_text(data: bytes, name: str) -> str:
 def caption_lines(text: str) -> tuple[str, ...]:
     """Split the text of a file into captions, one per non-empty line.
 
-    If there is at most one such line, the text is the caption.
+    If at most one line is not empty, the entire text is the only caption.
     """
     lines = tuple(line for line in text.split("\n") if line.strip())
     return lines if len(lines) > 1 else (text,)
 
 
 def clean_query(text: str, name: str) -> str:
-    """Clean a text to embed, so that its words are separated by single spaces.
+    """Clean a text that will be embedded: separate its words by single spaces, and remove other spaces.
 
     Raises:
         UserError: If the text is empty.
@@ -95,10 +95,9 @@ def clean_query(text: str, name: str) -> str:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Clean the start of a caption, which may be empty: words are separated by single spaces, and the ends have no
-    spaces.
+    """Clean the start of a caption, which may be empty: separate its words by single spaces, and remove other spaces.
 
-    Training captions are cleaned in the same way, so other spaces would be tokens that the model has never seen.
+    Training captions are cleaned in the same way, so other spaces would become tokens that the model has never seen.
 
     Raises:
         UserError: If the prompt cannot be encoded as UTF-8.
@@ -113,14 +112,14 @@ FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or
 def singular(word: str) -> str:
     """Remove the ending of a regular plural from an English word.
 
-    A singular word that looks like a plural also loses its ending, so apply this function to both sides of a
-    comparison.
+    A singular word that looks like a plural also loses its ending. Therefore, when two words are compared, apply this
+    function to both of them.
     """
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def writable(name: str) -> str:
-    """Replace characters of a name that cannot be encoded, such as lone surrogates from JSON, by `?`."""
+    """Replace characters of a name that cannot be encoded, such as lone surrogates from JSON, with `?`."""
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -157,7 +156,7 @@ _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without accents.
 
-    Names are split where case, letters and digits change.
+    Names are split where the case changes, and between letters and digits.
     """
     bare = text if text.isascii() else _without_accents(text)
     return [part.lower() for run in _RUNS.findall(bare) for part in _CAMEL.findall(run)]
@@ -168,7 +167,10 @@ def _without_accents(text: str) -> str:
 
 
 def split_name(name: str) -> str:
-    """Return the words of a name such as `ShoppingCart`, which a full-text index cannot split, else an empty text."""
+    """Return the words of a name, or an empty text if a full-text index can split the name without help.
+
+    An index cannot split a name such as `ShoppingCart`.
+    """
     split = words_of(name)
     return "" if split == [word for word in re.split(r"[\W_]+", name.lower()) if word] else " ".join(split)
 
@@ -176,7 +178,7 @@ def split_name(name: str) -> str:
 # --- Tokens
 
 Cleaning = Literal["none", "ftfy"]
-"""Cleaning of texts before tokenization: none, or as in open_clip (see `fix_encoding`)."""
+"""Cleaning of texts before tokenization: no cleaning, or the same as in open_clip (see `fix_encoding`)."""
 
 _BOS, _EOS = "[BOS]", "[EOS]"
 _CLIP_BOS, _CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
@@ -190,17 +192,18 @@ _ENDS = (
 )
 """Begin and end tokens of known vocabularies. The first pair that exists in the tokenizer's vocabulary is used."""
 CLS_SLOT = 0
-"""Id at the position of [CLS] and in padding. The real tokens are determined by the lengths, not by the ids."""
+"""Id at the position of [CLS] and in padding. The end of the real tokens is determined by the length of the row, not by
+this id."""
 NUM_SPECIAL_TOKENS = 3
-"""Number of tokens in a row besides its words: [BOS], [EOS] and [CLS]."""
+"""Number of positions in a row in addition to the caption's tokens: [BOS], [EOS] and [CLS]."""
 
-# CLIP's word pattern (arXiv 2103.00020): contractions, letters, single digits, and runs of any other characters.
+# CLIP's word pattern (arXiv 2103.00020): contractions, runs of letters, single digits, and runs of other characters.
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """Vocabulary with a begin and an end token. The trained byte-level BPE encodes any text, and ignores case."""
+    """Tokenizer with a begin and an end token. A byte-level BPE from `train_bpe` encodes any text, and ignores case."""
 
     def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
@@ -223,14 +226,14 @@ class Tokenizer:
         return max(self._backend.get_vocab().values())
 
     def encode(self, caption: str) -> list[int]:
-        """Return the ids of a caption, without begin and end token."""
+        """Return the ids of a caption's tokens, without begin and end tokens."""
         text = fix_encoding(caption) if self.cleaning == "ftfy" else caption
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_row(self, caption: str, context_length: int) -> list[int]:
-        """Return the row of a caption: `[BOS] caption [EOS]`, and the slot of [CLS].
+        """Return the row of a caption: `[BOS] caption [EOS]`, followed by the slot of [CLS].
 
-        Long captions lose their last words.
+        A long caption is truncated so that the row has at most `context_length` positions.
         """
         return self.row(self.encode(caption), context_length)
 
@@ -241,9 +244,9 @@ class Tokenizer:
     def encode_rows(
         self, captions: Sequence[str], context_length: int
     ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
-        """Return the rows of captions, padded with id 0 to the longest row (T tokens), and the lengths of the rows.
+        """Return the rows of captions, padded with id 0 to the longest row (T positions), and the lengths of the rows.
 
-        For the content of a row, see `encode_row`.
+        `encode_row` describes the content of a row.
         """
         rows = [self.encode_row(caption, context_length) for caption in captions]
         lengths = np.array([len(row) for row in rows])
@@ -253,7 +256,7 @@ class Tokenizer:
         return token_ids, lengths
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode the ids before the first end token to a text."""
+        """Convert the ids before the first end token to a text."""
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
@@ -282,7 +285,7 @@ class Tokenizer:
         """Read any `tokenizer.json`, and add begin and end tokens if they are missing.
 
         Raises:
-            UserError: If the file cannot be read, or has no free ids for these tokens.
+            UserError: If the file cannot be read, or if the tokens cannot be added because the ids have gaps.
         """
         backend = _read_backend(text)
         backend.encode_special_tokens = True
@@ -319,10 +322,9 @@ def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
 
 
 def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, str]:
-    """Return the fraction of letters and digits in captions that a tokenizer cannot represent, and the caption that
-    loses most.
+    """Return the fraction of the letters and digits in captions that a tokenizer cannot represent.
 
-    Case and accents are ignored.
+    Also return the caption that loses the most letters and digits. Case and accents are ignored.
     """
     lost = total = most = 0
     worst = ""
@@ -369,7 +371,7 @@ def clip_bpe(cleaning: Cleaning = "none") -> Tokenizer:
 
 @functools.cache
 def _clip_backend() -> tokenizers.Tokenizer:
-    """Build the part that CLIP's tokenizers have in common, which takes a tenth of a second."""
+    """Build CLIP's tokenizer without cleaning. This takes a tenth of a second, so the result is cached."""
     import gzip  # lazy imports, because other tokenizers do not need them
     from importlib import resources
 
@@ -404,7 +406,7 @@ def _clip_backend() -> tokenizers.Tokenizer:
 def _clip_alphabet() -> list[str]:
     """Return the letters that represent the 256 bytes in CLIP's vocabulary, printable bytes first.
 
-    A printable byte is its own letter. All other bytes are letters from code 256 on.
+    A printable byte is represented by its own character, and all other bytes by the characters from code 256 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

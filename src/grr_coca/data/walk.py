@@ -1,4 +1,4 @@
-"""Walk folders of images and pairs, with exclusions, and follow each link once."""
+"""Walk through folders of images and pairs. Some files and folders are excluded, and no folder is entered twice."""
 
 import errno
 import os
@@ -46,13 +46,13 @@ def is_hidden(name: str) -> bool:
 
 
 class Exclusions:
-    """Exclusion rules for a search for images, and counts of the excluded files and folders.
+    """Rules that exclude files and folders from a search for images, and counts of the excluded files and folders.
 
     Hidden files, hidden folders, and folders in `_TRASH` are always excluded, unless they are arguments themselves.
 
     Args:
-        patterns: Patterns as in .gitignore, for files and folders below an argument. If an argument is itself a file,
-            the patterns apply only to its name.
+        patterns: Patterns in the syntax of .gitignore, for files and folders below an argument. If an argument is
+            itself a file, the patterns apply only to the name of the file.
 
     Raises:
         UserError: If a pattern is invalid.
@@ -63,7 +63,7 @@ class Exclusions:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
         if self.patterns:
-            _ = self._spec  # converted immediately, because errors must be reported before the work starts
+            _ = self._spec  # convert the patterns now, because errors must be reported before the work starts
 
     @cached_property
     def _spec(self) -> "GitIgnoreSpec":
@@ -75,7 +75,7 @@ class Exclusions:
             raise UserError(f"--exclude: invalid pattern ({error}); use the syntax of .gitignore") from error
 
     def has_folder(self, name: str, path: str) -> bool:
-        """Return whether a folder is excluded, and count it if so.
+        """Return whether a folder is excluded. An excluded folder is counted.
 
         `path` is the path from the argument to the folder.
         """
@@ -86,13 +86,16 @@ class Exclusions:
         return self._matches(f"{path}/") and self._note("excluded folders", name)
 
     def has_file(self, name: str, path: str, *, keep_hidden: bool = False) -> bool:
-        """Return whether an image or shard is excluded. `path` is the path from the argument to the file."""
+        """Return whether an image or shard is excluded. An excluded file is counted.
+
+        `path` is the path from the argument to the file.
+        """
         if is_hidden(name) and not keep_hidden:
             return self._note("hidden files", name)
         return self._matches(path) and self._note("excluded files", name)
 
     def hides(self, path: str) -> bool:
-        """Return whether a file or one of its parent folders is excluded, without counting the result."""
+        """Return whether a file or one of its parent folders is excluded, without counting it."""
         *folders, name = path.replace(os.sep, "/").split("/")
         return (
             is_hidden(name)
@@ -124,7 +127,7 @@ class Exclusions:
 
 
 class Listing(NamedTuple):
-    """Folder, and the sorted names of its images and shards, including hidden ones."""
+    """A folder, and the sorted names of the images and shards in it, including hidden files."""
 
     folder: str
     files: list[str]
@@ -133,12 +136,12 @@ class Listing(NamedTuple):
 class Walk:
     """Iterator over a folder and its subfolders, in the order of their names.
 
-    Links to folders are followed, except to a folder above the link. No folder is entered twice: each is listed under
-    its name without links, or under the first link to it. A link to a file counts as a file. Memory grows with the
-    number of folders and with the number of files in one folder.
+    Links to folders are followed, except links to a folder above the link. No folder is entered twice: each is listed
+    under its path without links or, if it has no such path below the root, under the first link to it. A link to a file
+    counts as a file. Memory grows with the number of folders and with the number of files in a single folder.
 
     Attributes:
-        refused: Errors of folders that could not be read completely. The caller may remove entries.
+        refused: Errors for folders that could not be read completely. The caller may remove entries from this list.
     """
 
     def __init__(self, root: str, left_out: Exclusions) -> None:
@@ -202,8 +205,8 @@ def walk_visible(
     """Walk visible files and folders like `os.walk`, in sorted order.
 
     Hidden files and folders (such as `.ipynb_checkpoints`) and folders in `_TRASH` are skipped. Links to folders are
-    followed after all other folders, except to a folder above the link. No folder is entered twice. The caller can
-    remove folders from the second list, which are then not entered.
+    followed after all other folders, except links to a folder above the link. No folder is entered twice. If the caller
+    removes folders from the yielded list of folders, these are not entered.
     """
     entered: set[tuple[int, int]] = set()
     tops = deque([str(root)])

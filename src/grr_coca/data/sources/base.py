@@ -1,4 +1,4 @@
-"""Parts common to all sources: a pair, the protocol of a source, bad pairs and their causes."""
+"""Definitions that all sources share: a pair, the protocol of a source, and the error for bad pairs with its causes."""
 
 import hashlib
 from array import array
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
     import numpy as np  # lazy import, because subprocesses do not need it
 
 PACK_SUFFIX = ".icons"
-"""Suffix of a file that contains all images of a `SourceReader`. The names of the images end in `: ` and
-`SourceImage.inner`.
+"""Suffix of a file that contains all images of a source for which a `SourceReader` is used. The name of each image ends
+in `: ` and `SourceImage.inner`.
 """
 
 MAX_TEXT = 2**20
-"""Maximum number of bytes of a caption in a file or shard, or of all captions of an image together."""
+"""Maximum number of bytes of the captions of an image, in a text file or in a shard."""
 
 
 @dataclass(frozen=True)
 class RawPair:
-    """A pair as read from its source: the bytes of an image file, and a caption. `name` is its location, for messages.
+    """A pair as read from its source: the bytes of an image file, and a caption.
 
-    If an image has several captions, `more_captions` has all but the first. Pairs of the same image have the same
-    `image_name`; if that is empty, `name` is used. If the image contains features, `picture` is the image to show to
-    users, if available. `features` are image tokens from a frozen encoder, N × X, if they are already computed.
+    `name` is the location of the pair, for messages. If the image has several captions, `more_captions` contains all
+    captions except the first. Pairs of the same image have the same `image_name`; if it is empty, `name` is used
+    instead. If the image contains features, `picture` is the image to display to users, if available. `features` are
+    image tokens from a frozen encoder, N × X, if they have already been computed.
     """
 
     key: str
@@ -53,7 +54,7 @@ class RawPair:
 class PairSource(Protocol):
     """Source of pairs, which can be read in any order. Reading a bad pair raises `BadSample`.
 
-    By default, subclasses use the first caption, and treat each pair as a separate image.
+    By default, a subclass treats each pair as a separate image.
     """
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ class PairSource(Protocol):
         return self.name(index)
 
     def place(self, index: int) -> str:
-        """Return the shard, table or folder of a pair, by which bad pairs are counted."""
+        """Return the shard, table or folder that contains a pair. Bad pairs are counted by this place."""
         ...
 
     @property
@@ -90,7 +91,10 @@ class PairSource(Protocol):
         return False
 
     def expect(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002 (only shards have blocks)
-        """Prepare for reading the given pairs, in ascending order, at about the same time. One of them is read next."""
+        """Prepare for reading the given pairs at about the same time. One of them is read next.
+
+        `indices` are in ascending order.
+        """
         return None
 
     def fetch(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002
@@ -101,11 +105,12 @@ class PairSource(Protocol):
         return None
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the input of `source_digest`: everything that determines the pairs and their order, without reading
-        pairs.
+        """Yield the input of `source_digest`: everything that determines the pairs and their order.
+
+        Pairs are not read.
 
         Raises:
-            TypeError: If the source cannot provide this input, so that no run can be resumed with it.
+            TypeError: If the source cannot provide this input. A run with such a source cannot be resumed.
         """
         raise TypeError(
             f"{type(self).__name__}: pairs of this source have no digest, so a run on them cannot be resumed"
@@ -114,11 +119,11 @@ class PairSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceImage:
-    """Image of a `SourceReader`: `size` bytes of a file, from `offset`.
+    """Image that a `SourceReader` has found: `size` bytes of a file, starting at `offset`.
 
     Attributes:
-        name: Unique name in results.
-        inner: Name within the source, to which exclusions apply.
+        name: Unique name of the image in results.
+        inner: Name of the image within its source. Exclusions apply to this name.
         problem: Reason why the image is missing. Empty if the image exists.
     """
 
@@ -133,14 +138,17 @@ class SourceImage:
 
 
 class SourceReader(Protocol):
-    """Reader of pairs and images from another kind of source, such as icon sets, registered in `grr_coca.sources`."""
+    """Reader of pairs and images from another kind of source, such as icon sets.
+
+    Readers are registered as entry points of the group `grr_coca.sources`.
+    """
 
     def owns(self, argument: str) -> bool:
         """Return whether an argument that is not a path, such as `iconify:lucide`, names a source of this reader."""
         ...
 
     def find_file(self, argument: str) -> Path:
-        """Return the file of an argument that `owns` accepts. The file may be downloaded first.
+        """Return the file of an argument that `owns` accepts. If necessary, the file is downloaded first.
 
         Raises:
             UserError: If the source does not exist.
@@ -160,19 +168,19 @@ class SourceReader(Protocol):
         ...
 
     def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
-        """Return an argument that includes the version of the source that contained an image with the given fields."""
+        """Return the argument with the version of the source. `fields` are those of an image from that version."""
         ...
 
     def unversioned(self, argument: str) -> str:
-        """Return an argument without its version, so that it is the same for all versions of a source."""
+        """Return an argument without its version. The result is the same for all versions of a source."""
         ...
 
 
 def source_readers(argument: str) -> Iterator[SourceReader]:
-    """Yield the readers that may own an argument. There are none for the path of an image.
+    """Yield the readers that may be able to read an argument. No reader is yielded for the path of an image.
 
-    Readers of other distributions only get arguments of the form `SCHEME:…`, since finding these readers takes longer
-    than opening a folder.
+    Readers from other distributions are yielded only for arguments of the form `SCHEME:…`, because finding these
+    readers takes longer than opening a folder.
     """
     if ":" not in argument and is_raster_name(argument):
         return
@@ -182,7 +190,7 @@ def source_readers(argument: str) -> Iterator[SourceReader]:
 
 
 def reader_that_owns(argument: str) -> SourceReader | None:
-    """Return the reader that owns an argument; see `SourceReader.owns`. For a plain path, no reader is imported."""
+    """Return the reader that owns an argument, or None; see `SourceReader.owns`. No reader is imported for a path."""
     if ":" not in argument:
         return None
     return next((reader for reader in source_readers(argument) if reader.owns(argument)), None)
@@ -207,21 +215,21 @@ class Cause(StrEnum):
     NOT_INSTALLED = "needs a package that is not installed"
 
 
-class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
+class BadSample(UserError):  # noqa: N818 (the name describes the sample)
     """A pair, or a file of a pair, cannot be used. The message names the pair or file."""
 
     def __init__(self, message: str, cause: Cause = Cause.UNREADABLE) -> None:
-        # `cause` has a default, because torch passes only the message of an error from a worker to the parent process.
+        # `cause` has a default, because PyTorch passes only the message of a worker's error to the parent process.
         super().__init__(message)
         self.cause = cause
-        self.may_lack_memory = False  # the decoder does not distinguish a corrupt file from a lack of memory
+        self.may_lack_memory = False  # True if the decoder cannot distinguish a corrupt file from a lack of memory
 
 
 def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
     """Convert the index of a pair in a source with several parts to the index of the part and the index in that part.
 
     Args:
-        ends: Number of pairs up to the end of each part.
+        ends: For each part, the total number of pairs up to its end.
         index: Index of the pair in the source.
     """
     if not len(ends) or not 0 <= index < ends[-1]:
@@ -231,7 +239,7 @@ def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
 
 
 class Strings:
-    """Fixed list of strings that needs little memory: one block of UTF-8 with offsets, not one object per string."""
+    """Fixed list of strings that takes little memory, because it is stored as a block of UTF-8 with offsets."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         import numpy as np
@@ -256,7 +264,7 @@ class Strings:
 
 
 def stable_id(text: str) -> int:
-    """Return a 63-bit id of a text that is the same in every process."""
+    """Return a 63-bit id of a text. The id is the same in every process."""
     content = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 contain lone surrogates
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1
 

@@ -13,7 +13,7 @@ from grr_coca.common.remote import RemoteFile
 
 _SUFFIX = ".block"
 _ROOM = 0.9
-"""Fraction of the limit that is free after blocks have been removed."""
+"""Fraction of the limit down to which blocks are removed when the limit is exceeded."""
 
 _TRIES = 3
 
@@ -32,11 +32,12 @@ class RemoteBlock:
 
 
 class BlockCache:
-    """Blocks in a folder of the user's cache. If their size exceeds the limit, the least recently used blocks are
-    removed.
+    """Blocks in a folder of the user's cache.
+
+    If the total size of the blocks exceeds the limit, the least recently used blocks are removed.
 
     Args:
-        limit: Approximate maximum size of all blocks together, in bytes.
+        limit: Approximate maximum total size of all blocks, in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -45,14 +46,14 @@ class BlockCache:
         self._written = limit  # frees space before the first block is written
 
     def open(self, block: RemoteBlock) -> int:
-        """Open the file of a block, which is fetched if missing, and return its descriptor.
+        """Open the file of a block, and return its descriptor. The block is fetched if it is not in the cache.
 
         Raises:
             UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full.
         """
         for _ in range(_TRIES):
             path = self.fetch(block)
-            with suppress(FileNotFoundError):  # another process has removed the file in the meantime
+            with suppress(FileNotFoundError):  # another process may have removed the file
                 descriptor = open_to_read(path)
                 with suppress(OSError):
                     os.utime(path)
@@ -89,7 +90,7 @@ class BlockCache:
 
     def _make_room(self, size: int) -> None:
         self._written += size
-        if self._written < self._limit * (1 - _ROOM) / 2:  # avoids listing thousands of blocks for each new block
+        if self._written < self._limit * (1 - _ROOM) / 2:  # do not list thousands of blocks for each new block
             return
         self._written = 0
         used, total = [], size
@@ -112,7 +113,7 @@ def _locked(path: Path) -> Iterator[None]:
     from filelock import FileLock  # lazy import, because it takes a tenth of a second
 
     lock = FileLock(path)
-    with suppress(OSError, NotImplementedError):  # without locks, as on some drives, a block may be fetched twice
+    with suppress(OSError, NotImplementedError):  # some drives have no locks, so a block may be fetched twice
         lock.acquire()
     try:
         yield

@@ -25,10 +25,11 @@ def find_columns(
         names: All columns.
         listing: Name of the table in messages.
         needs_captions: Whether a caption column is needed. If False, the second result is None.
-        image: Image column, if known. If None, a column of paths is searched for.
+        image: Name of the image column, if known. If None, a column of image paths is searched for.
 
     Raises:
-        UserError: If a column is duplicate, or is missing (the message then lists the table's columns).
+        UserError: If several columns have the same name, or a column is missing. In the latter case, the message lists
+            the table's columns.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
@@ -50,13 +51,19 @@ def find_columns(
 
 
 def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
-    """Return the index of the first column with one of the usual names, in their order of priority, or None."""
+    """Return the index of a column with one of the usual names, or None if no column has such a name.
+
+    If several columns have such names, the name that comes first in `usual` takes precedence.
+    """
     plain = [_plain(name) for name in names]
     return next((plain.index(name) for name in usual if name in plain), None)
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """Convert a cell of a table to captions. It may be a text or a list of texts; other values yield no captions."""
+    """Convert a cell of a table to captions. The cell may contain a text or a list of texts.
+
+    Other values yield no captions.
+    """
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list):

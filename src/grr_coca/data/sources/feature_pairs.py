@@ -1,8 +1,9 @@
-"""Feature folder as a source of pairs: each image contains its features; see `grr_coca.data.feature_image`.
+"""Feature folder as a source of pairs. The image of each pair contains features; see `grr_coca.data.feature_image`.
 
-Next to the features, `pairs.jsonl` has a line per image: its key, its captions, the columns of its table, and the path
-of a picture to show, if there is one. All files of the folder are opened when the first image is read. Opened as a
-source, `pairs.jsonl` yields the images themselves, if their files have not been moved.
+In the folder, `pairs.jsonl` has a line per image with the key, the captions, the columns of the original table and, if
+available, the path of an image to display. All files of the folder are opened when the first image is read. If
+`pairs.jsonl` itself is opened as a source, it yields the original images, provided that their files have not been
+moved.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from grr_coca.data.walk import has_image_suffix
 PAIRS = "pairs.jsonl"
 _PICTURE = "picture"
 _PICTURE_COLUMNS = (_PICTURE, "thumbnail", "preview")
-"""Table columns that may have the path of an image to show."""
+"""Columns of a table that may contain the path of an image to display."""
 
 
 def is_feature_folder(folder: Path) -> bool:
@@ -40,7 +41,7 @@ class FeaturePairs(PairSource):
 
     Args:
         folder: Folder written by `grr-coca data features`.
-        has_images: Whether each image is the encoded file instead of its features.
+        has_images: Whether pairs contain the original image files. If False, they contain images made of features.
 
     Raises:
         UserError: If a file is missing or corrupt.
@@ -73,14 +74,14 @@ class FeaturePairs(PairSource):
         return len(self._listed)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the encoder, and the digest of the encoded source."""
+        """Yield what identifies the encoder, the original source, the kind of images, and the file of pairs."""
         yield digest_header(self)
         yield f"{self.header.encoder.digest} {self.header.keep} {self.header.source} ".encode()
         yield b"images " if self.has_images else b""
         yield digest_file(self.folder / PAIRS)
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair with its features. Its image contains their mean, or is the encoded file."""
+        """Read one pair with the features of its image. `RawPair.image` is the result of `image`."""
         caption, *others = self.captions(index)
         return RawPair(
             self._listed.key(index),
@@ -93,10 +94,10 @@ class FeaturePairs(PairSource):
         )
 
     def image(self, index: int) -> bytes:
-        """Return the mean token of an image as a PNG file, or the encoded file.
+        """Return the mean token of an image as a PNG file or, if `has_images`, the original image file.
 
         Raises:
-            BadSample: If the image has no features, or the file is missing or has changed.
+            BadSample: If the image has no features, or the original file is missing or has changed.
         """
         mean = self.cache.mean(index)
         if mean is None:
@@ -122,7 +123,7 @@ class FeaturePairs(PairSource):
         return self._listed.captions(index)
 
     def name(self, index: int) -> str:
-        """Return the folder and the key of an image, as its name."""
+        """Return the name of an image, which consists of the folder and the key."""
         return f"{self.folder}/{self._listed.key(index)}"
 
     def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
@@ -130,12 +131,12 @@ class FeaturePairs(PairSource):
         return str(self.folder)
 
     def image_path(self, index: int) -> Path | None:
-        """Return the path of the image to show in place of an image, or None if unknown. The file may not exist."""
+        """Return the path of the image to display for a pair, or None if it is unknown. The file need not exist."""
         path = self._listed.fields(index).get(_PICTURE)
         return Path(path) if isinstance(path, str) and path else None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the table columns of an image."""
+        """Return the columns of the original table for an image, by name."""
         return {name: value for name, value in self._listed.fields(index).items() if name not in (_PICTURE, "caption")}
 
 
@@ -162,11 +163,11 @@ def _parts(source: PairSource) -> list[PairSource]:
 
 
 def require_same_features(name: str, found: FeatureHeader | None, expected: EncoderInfo | None, what: str) -> None:
-    """Check that features come from the expected encoder, or that there are neither features nor an expected encoder.
+    """Check that features come from the expected encoder or, if no encoder is expected, that images were found.
 
     Args:
         name: Name of the features or images.
-        found: Description of the features. None if there are images.
+        found: Description of the features. None if images were found.
         expected: The required encoder. None if images are required.
         what: Name of the model or source that has this requirement.
 
@@ -198,7 +199,7 @@ def _lines(images: ByImage) -> Iterator[bytes]:
         for index in images[number]:
             try:
                 captions += source.captions(index)
-            except BadSample:  # a pair without a caption, or an invalid one
+            except BadSample:  # the pair has no caption, or an invalid caption
                 continue
         columns = dict(source.fields(first)) if isinstance(source, ListedPairs) else {}
         row = {name: value for name, value in columns.items() if isinstance(value, str | int | float)}
@@ -209,7 +210,7 @@ def _lines(images: ByImage) -> Iterator[bytes]:
 
 
 def _picture(source: PairSource, index: int, columns: Mapping[str, object]) -> str:
-    """Return the path of an image to show, if the table or source has one, else an empty string."""
+    """Return the path of an image to display, or an empty string if neither the table nor the source has one."""
     named = next((str(columns[name]) for name in _PICTURE_COLUMNS if columns.get(name)), None)
     folder = source.listing.parent if isinstance(source, ListedPairs) else Path()
     path = Path(source.image_name(index)) if named is None else folder / named
@@ -217,7 +218,7 @@ def _picture(source: PairSource, index: int, columns: Mapping[str, object]) -> s
 
 
 def key_of(source: PairSource, index: int) -> str:
-    """Return the key of a pair. For a listing, the image is not read, because it need not exist.
+    """Return the key of a pair. For a listing, the image is not read, so it need not exist.
 
     Raises:
         BadSample: If the pair cannot be read.
@@ -226,14 +227,14 @@ def key_of(source: PairSource, index: int) -> str:
 
 
 def pairs_of_features(path: Path, names: Sequence[str] = ()) -> PairSource:
-    """Open the captions of images that need not exist.
+    """Open pairs of image names and captions. The images need not exist.
 
     Args:
-        path: A table of names and captions, or a folder with a text file for each image.
-        names: Names of the images, if `path` has features and no table.
+        path: File of features, or folder with a text file of captions for each image.
+        names: Names of the images. If empty, the names of the text files are used.
 
     Raises:
-        UserError: If the path has neither a table nor text files, or cannot be read.
+        UserError: If neither names nor text files are found, or a text file cannot be read.
     """
     if path.is_dir() and not names:
         texts = (text for text in path.rglob("*") if text.suffix.lower() == ".txt")

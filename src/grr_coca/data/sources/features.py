@@ -1,7 +1,7 @@
-"""Pairs with features of their images, which `grr-coca data features` has written.
+"""Pairs with the features of their images, which `grr-coca data features` has written.
 
-Features are read by position: image i of a source is row i of its cache. The SHA-256 of the image file is compared with
-the stored one, so that no image gets the features of another image.
+Features are found by position: the features of image i of a source are row i of the feature folder. The SHA-256 of the
+image file is compared with the stored digest, so that no image gets the features of another image.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ class WithFeatures(View):
 
     Args:
         source: All pairs of a source, as `open_source` returns them.
-        cache: Features of its images.
+        cache: Features of the source's images.
 
     Raises:
-        UserError: If the cache belongs to other images.
+        UserError: If the features belong to other images.
     """
 
     def __init__(self, source: PairSource, cache: FeatureCache) -> None:
@@ -43,7 +43,7 @@ class WithFeatures(View):
         """Read one pair.
 
         Raises:
-            BadSample: If the pair cannot be read, or could not be read when the features were computed.
+            BadSample: If the pair cannot be read, or if its image could not be read when the features were computed.
             UserError: If the image has changed since the features were computed.
         """
         pair, number = self.source[index], int(self._numbers[index])
@@ -73,10 +73,10 @@ def with_features(source: PairSource, folders: Sequence[str]) -> PairSource:
 
     Args:
         source: All pairs of a source.
-        folders: Feature folders of one encoder, each for another source.
+        folders: Feature folders of the same encoder, each for a different source.
 
     Raises:
-        UserError: If no folder has features of these images, or another encoder or preprocessing was used.
+        UserError: If no folder has features of these images, or the folders have different encoders or preprocessing.
     """
     first = open_features(folders[0])
     caches = [first, *(open_features(folder, first.header.encoder, first.header.keep) for folder in folders[1:])]
@@ -95,12 +95,12 @@ def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | Non
 
     Args:
         folder: The folder.
-        info: Frozen encoder of the model. None accepts any encoder.
-        keep: Kind of features that the model takes. None accepts any kind.
+        info: Frozen encoder of the model. If None, any encoder is accepted.
+        keep: Kind of features that the model takes. If None, any kind is accepted.
 
     Raises:
-        UserError: If a file is missing or corrupt, the features come from another encoder or preprocessing, or
-            the folder has all tokens instead of their mean, or vice versa.
+        UserError: If a file is missing or corrupt, if the features come from another encoder or preprocessing, or if
+            the folder contains all tokens instead of their mean, or vice versa.
     """
     if not is_feature_folder(Path(folder)):
         raise UserError(

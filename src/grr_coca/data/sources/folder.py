@@ -1,4 +1,4 @@
-"""Folder of images, each with a text file of the same name that has one caption per line."""
+"""Folder of images. The captions of an image are in a text file of the same name, one per line."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Pairs from a listing: a table or annotation file with image paths and captions.
+"""Pairs from a listing, which is a table or annotation file with image paths and captions.
 
 Paths outside the image folder are rejected. Nothing is downloaded or executed.
 """
@@ -18,17 +18,19 @@ from grr_coca.data.sources.folder import read_image_file
 from grr_coca.data.walk import has_image_suffix
 
 _ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
-"""Suffixes that may be missing from the paths in a listing. ROCO lists only ids."""
+"""Suffixes that may be missing from the paths in a listing. For example, ROCO lists only ids."""
 
 SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
-"""Start of a URL, such as `https:`, `s3:` or `pipe:`. A single letter does not match, because it is a Windows drive."""
+"""Pattern of the start of a URL, such as `https:`, `s3:` or `pipe:`. A single letter before the colon does not match,
+because it is a Windows drive."""
 
 _NUM_PROBES = 50
-"""Number of rows that are read to find the image folder, because the first few images may be missing."""
+"""Maximum number of rows whose paths are used to find the image folder. The images of the first few rows may be
+missing."""
 
 
 class ListedRow(NamedTuple):
-    """Row of a listing: the path of an image as written, and its captions."""
+    """Row of a listing: the path of an image as written in the listing, and the captions of the image."""
 
     path: str
     captions: tuple[str, ...]
@@ -48,12 +50,12 @@ class ListedRows(Protocol):
         ...
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row other than path and captions, by name, if the listing has such columns."""
+        """Return the columns of a row except the image path, by name."""
         ...
 
 
 class StoredRows:
-    """Compactly stored rows of a listing, such as JSON, that must be read completely.
+    """Compactly stored rows of a listing in a format that must be read completely, such as JSON.
 
     Args:
         rows: Path and captions of each row.
@@ -77,9 +79,9 @@ class StoredRows:
         return ListedRow(self._paths[index], captions)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row other than path and captions, by name.
+        """Return the columns of a row except the path, by name.
 
-        If the format has none, return the caption.
+        If the format has no columns, the first caption is returned as the column `text`.
         """
         if self._fields is not None:
             return json.loads(self._fields[index])
@@ -88,17 +90,17 @@ class StoredRows:
 
 
 class ImageFiles(NamedTuple):
-    """Base folder of a listing's relative paths, and the suffix to append to them."""
+    """Base folder of the relative paths in a listing, and the suffix to append to these paths."""
 
     folder: Path
     suffix: str = ""
 
     def name(self, written: str) -> str:
-        """Return the full, normalized path as text: it is the same for `a/../b.jpg` and `b.jpg`.
+        """Return the full, normalized path of a file as text. It is the same for `a/../b.jpg` and `b.jpg`.
 
         The file is not opened.
         """
-        # pathlib would be several times slower, and a run may need the names of millions of rows.
+        # pathlib would take several times as long, and a run may need the names of millions of rows.
         return os.path.normpath(os.path.join(self.folder, written + self.suffix))  # noqa: PTH118
 
     def path(self, written: str, name: str) -> Path:
@@ -121,7 +123,7 @@ class ImageFiles(NamedTuple):
 
 
 class ListedPairs(PairSource):
-    """Pairs of a listing, in its order. Each row is a pair, and rows with the same path belong to one image."""
+    """Pairs of a listing, in the order of its rows. Each row is a pair. Rows with the same path share an image."""
 
     def __init__(self, listing: Path, rows: ListedRows, images: ImageFiles) -> None:
         self.listing = listing
@@ -183,7 +185,7 @@ class ListedPairs(PairSource):
         return str(self.listing)
 
     def key(self, index: int) -> str:
-        """Return the path of an image as written in the listing, without image suffix. The image is not read.
+        """Return the path of an image as written in the listing, without an image suffix. The image is not read.
 
         Raises:
             BadSample: If the row is invalid.
@@ -221,10 +223,10 @@ class ListedPairs(PairSource):
 
 
 def first_paths(rows: ListedRows) -> Iterator[str]:
-    """Yield the paths in the first rows, by which the image folder is found.
+    """Yield the paths in the first rows. `locate_images` uses them to find the image folder.
 
     Raises:
-        BadSample: If no row has a path; the error of the first invalid row is raised.
+        BadSample: If none of these rows has a path, and a row is invalid. The error of the first invalid row is raised.
     """
     broken, found = None, False
     for index in range(min(len(rows), _NUM_PROBES)):
@@ -250,12 +252,12 @@ def locate_images(
 
     Args:
         listing: Path of the listing, for messages.
-        written: First paths in the listing. The first file that exists determines the folder.
+        written: First paths in the listing. The first of these files that exists determines the folder.
         folders: Folders to search, in this order.
         needs_images: Whether the images must exist.
 
     Raises:
-        UserError: If no file exists. The message names the folders.
+        UserError: If none of the files exists. The message names the folders.
     """
     first, refused = None, None
     for text in written:

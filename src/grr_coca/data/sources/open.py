@@ -41,34 +41,38 @@ _LISTINGS = (
     "radiology/captions.txt",
     "results_20130124.token",
 )
-"""Files that reveal the format of a folder, most specific first. Without them, it has images and text files."""
+"""Files by which the format of a folder is recognized, in order of priority. A folder without any of them contains
+images and text files."""
 
 _BUILT_IN_CACHE = "icons"
-"""Corpus that `scripts/build_datasets` builds in the user's cache."""
+"""Name of the corpus that `scripts/build_datasets` builds in the user's cache."""
 
 
 def open_source(path: str | Path, needs_captions: bool = True, needs_images: bool = True) -> PairSource:
-    """Open a source of pairs. The path and its content determine the format, which is one of:
+    """Open a source of pairs.
 
-    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar` or `data/{00000..01242}.tar`, or a
+    The path and the content determine the format, which is one of the following:
+
+    - tar shards in the layout of img2dataset: a file, a pattern such as `data/*.tar` or `data/{00000..01242}.tar`, or a
       folder of shards
-    - COCO's `captions_train2017.json`, Karpathy's `dataset_coco.json#val` and `dataset_flickr30k.json#test`
-      (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
-    - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
+    - COCO: `captions_train2017.json`
+    - Karpathy's splits: `dataset_coco.json#val` or `dataset_flickr30k.json#test`; `#train+restval` joins two splits
+    - Flickr30K: `results_20130124.token`
+    - ROCO: the folder with `captions.txt` and `images/` of version 1, or `train_captions.csv` of version 2
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
-    - Parquet with the bytes of images, as in Hugging Face datasets
+    - a Parquet table with the bytes of images, as in Hugging Face datasets
     - a folder of images next to `.txt` files
-    - image features written by `grr-coca data features`; with `pairs.jsonl` in their folder, their images
-    - icons with their names: `iconify:PREFIX`, an Iconify JSON file, an SVG sprite, an icon font
-    - `cache:icons/train-*.tar`: a corpus built in the user's cache
+    - a folder of image features written by `grr-coca data features`; its file `pairs.jsonl` opens the original images
+    - icons with their names: `iconify:PREFIX`, an Iconify JSON file, an SVG sprite, or an icon font
+    - a corpus built in the user's cache: `cache:icons/train-*.tar`
 
-    - remote tar shards, or Parquet with the bytes of images, after `grr-coca data index`:
+    - remote tar shards, or remote Parquet tables with the bytes of images, after `grr-coca data index`:
       `s3://BUCKET/{00000..01242}.tar`, `https://…`
 
     Nothing is executed, and nothing is downloaded except the package of `iconify:PREFIX`. Images are read on demand.
 
     Args:
-        path: A file, a folder or a pattern; `#` separates a split.
+        path: A file, a folder or a pattern. A split can be appended after `#`.
         needs_captions: Whether a table must have a caption column.
         needs_images: Whether the images of a table must exist.
 
@@ -102,7 +106,7 @@ def require_exists(path: str) -> None:
 
 
 def remote_shards(pattern: str) -> list[RemoteFile]:
-    """Return the remote tar shards and Parquet tables that match a URL pattern, in their current state.
+    """Find the remote tar shards and Parquet tables that match a URL pattern, and return their current state.
 
     Raises:
         UserError: If a file is missing, or has another format.
@@ -206,18 +210,18 @@ def _what_is_there(path: Path) -> str:
 
 
 def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open a JSON file, whose keys determine the format.
+    """Open a JSON file. Its keys determine the format.
 
     Args:
         path: `captions_train2017.json`, `dataset_coco.json`, `dataset_flickr30k.json`, or a list of objects with the
             path of an image and its caption or captions.
-        split: Split of Karpathy's files, such as `val`; or `train+restval`, two splits that are usually combined for
-            training.
+        split: Split of Karpathy's files, such as `val`, or several joined splits, such as `train+restval`, which are
+            usually combined for training.
         needs_captions: Whether a list of objects must have captions.
         needs_images: Whether the images must exist.
 
     Raises:
-        UserError: If the file is in none of these formats, has no such split, or its images do not exist.
+        UserError: If the file is in none of these formats, if it has no such split, or if its images do not exist.
     """
     content = _read(path)
     fields: Iterator[dict[str, Any]] | None = None
@@ -301,7 +305,8 @@ def _sentences(image: dict[str, Any]) -> tuple[str, ...]:
 def _karpathy_folders(path: Path) -> list[Path]:
     """Return folders that may contain the images of Karpathy's splits of COCO and Flickr30K.
 
-    COCO's images are in `train2014/` and `val2014/`, as `filepath` specifies; Flickr's are in `flickr30k-images/`.
+    COCO's images are in `train2014/` and `val2014/`, which `filepath` specifies. The images of Flickr30K are in
+    `flickr30k-images/`.
     """
     inner = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco", "mscoco")
     return [base / name for base in (path.parent, path.parent.parent) for name in inner]
@@ -320,8 +325,8 @@ def _object_rows(content: list[Any], image: str, caption: str | None) -> Iterato
 def _open_flickr_tokens(path: Path) -> ListedPairs:
     """Open Flickr30K's `results_20130124.token`.
 
-    A line is `1000092795.jpg#0`, a tab and a caption; each image has five captions. The images are in
-    `flickr30k-images`.
+    Each line consists of a name such as `1000092795.jpg#0`, a tab and a caption. Each image has five captions. The
+    images are in `flickr30k-images`.
     """
     captions: dict[str, list[str]] = {}
     for number, image, caption in _tabbed_lines(path):
@@ -336,11 +341,12 @@ def _open_flickr_tokens(path: Path) -> ListedPairs:
 
 
 def _open_roco(path: Path) -> ListedPairs:
-    """Open ROCO v1's `captions.txt`. A line is an id such as `ROCO_00020`, a tab and a caption.
+    """Open the `captions.txt` of ROCO v1.
 
-    The images are in `images/` next to this file.
+    Each line consists of an id such as `ROCO_00020`, a tab and a caption. The images are in `images/` next to this
+    file.
 
-    The name of an image file is its id. The dataset's older download script used other names, which are listed in
+    The file name of an image is the id. The dataset's older download script used other names, which are listed in
     `licences.txt` next to the captions.
     """
     listed = [(identity, caption) for _, identity, caption in _tabbed_lines(path)]
@@ -357,7 +363,7 @@ def _open_roco(path: Path) -> ListedPairs:
 
 
 def _file_names(folder: Path) -> dict[str, str]:
-    """Return the file name for each id, from `licences.txt`, whose first columns are `ROCO_ID,PMC_ID`."""
+    """Return the file name for each id. Ids and names are the first columns of `licences.txt`: `ROCO_ID,PMC_ID`."""
     path = folder / "licences.txt"
     if not path.is_file():
         return {}

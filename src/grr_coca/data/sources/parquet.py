@@ -1,7 +1,8 @@
-"""Parquet tables of captions and images: paths of files, or their bytes, as in Hugging Face datasets.
+"""Parquet tables of captions and images. The tables contain paths of image files or, as in Hugging Face datasets, the
+bytes of images.
 
-Paths and captions are kept in memory, in Arrow's compact form. Bytes are read by row group when needed, and the most
-recently used row groups are cached.
+Paths and captions are kept in memory, in Arrow's compact form. Bytes of images are read by row group when needed, and
+the most recently used row groups are cached.
 """
 
 from collections import Counter, OrderedDict
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     import pyarrow
 
 _MAX_KEPT = 2**29
-"""Maximum size, in bytes, of the row groups that a process caches over all its tables."""
+"""Maximum total size, in bytes, of the row groups that a process caches for all its tables."""
 _MAX_GROUP = 2**30
-"""Maximum size, in bytes, of the images in a row group, because row groups are read completely."""
+"""Maximum size, in bytes, of the images in a row group. Row groups are read completely, so they must fit into memory.
+"""
 _BYTES_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "picture", "photo")
-"""Common names of columns with image bytes, the most common first."""
+"""Common names of columns with image bytes, in order of priority."""
 
 
 def open_parquet(
@@ -37,8 +39,9 @@ def open_parquet(
 ) -> ListedPairs:
     """Open a Parquet table of images and captions.
 
-    An image column has bytes (or structs of `bytes` and `path`, as in Hugging Face datasets). Unless the table
-    `must_embed` images, the column may also have paths of files. A caption cell has a text or a list of texts.
+    The cells of the image column contain bytes, or structs of `bytes` and `path` as in Hugging Face datasets. If
+    `must_embed` is False, they may also contain paths of image files. A caption cell contains a text or a list of
+    texts.
 
     Raises:
         UserError: If pyarrow is not installed, the file is corrupt, a column is missing, or a row group is too large.
@@ -126,9 +129,9 @@ def _holds_text(kind: Any) -> bool:
 
 
 class _ParquetRows:
-    """Rows of a Parquet table. Each has captions and, if the table has paths, a path.
+    """Rows of a Parquet table. Each row has captions and, if the table contains paths, a path.
 
-    Other columns are read when first used.
+    The other columns are read when they are first used.
     """
 
     def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str], length: int) -> None:
@@ -152,8 +155,10 @@ class _ParquetRows:
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row other than images and captions, by name, without cells that Python cannot
-        represent."""
+        """Return the columns of a row except the image and columns of bytes, by name.
+
+        Cells that Python cannot represent are omitted.
+        """
         cells = ((name, _value(column[index])) for name, column in self._columns.items())
         return {name: value for name, value in cells if value is not None}
 
@@ -168,7 +173,7 @@ class _ParquetRows:
 def _value(cell: Any) -> object:
     """Return the value of a cell, or None if Python cannot represent the value.
 
-    Examples are a date in the year 100,000, and text that is not UTF-8.
+    Python cannot represent, for example, a date in the year 100,000 or a text that is not UTF-8.
     """
     import pyarrow
 
@@ -222,9 +227,9 @@ class TableOfImages(ListedPairs):
 
 
 class RowGroups:
-    """Cells of a column of bytes, read by row group.
+    """Cells of a column of bytes, which are read by row group.
 
-    `column` is the name of the column, and `metadata` the footer of the table.
+    `column` is the name of the column, and `metadata` is the footer of the table.
 
     Raises:
         UserError: If a row group is too large.
@@ -250,7 +255,7 @@ class RowGroups:
         """Read the bytes of an image and its path, which may be empty.
 
         Args:
-            index: Row of the image.
+            index: Index of the image's row.
             name: Name of the image in messages.
 
         Raises:
@@ -271,7 +276,10 @@ class RowGroups:
             yield _read_group(self._table, group, f"{self._path}: row group {group}")
 
     def footer(self) -> bytes:
-        """Return the end of the file as a file without rows. It has the schema and the locations of the row groups."""
+        """Return the footer of the table as a Parquet file without rows.
+
+        The footer contains the schema and the locations of the row groups.
+        """
         import pyarrow.parquet
 
         written = BytesIO()
@@ -283,7 +291,7 @@ class RowGroups:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._table = next(_NUMBERS), self._path, self._column  # the other process assigns its own number
+        self._table = next(_NUMBERS), self._path, self._column  # the receiving process assigns a new number
 
 
 def content_of(cell: Any, name: str) -> tuple[bytes, str]:
@@ -306,14 +314,15 @@ def content_of(cell: Any, name: str) -> tuple[bytes, str]:
 
 
 _Table = tuple[int, Path, str]
-"""Number of a reader, file and column. It distinguishes a new file from an old file at the same path."""
+"""Number of a reader, path of its file, and name of its column. The number distinguishes a new file from an old file at
+the same path."""
 _NUMBERS = count()
 _READING = Lock()
 """Lock for reading a cell, so that no thread drops a row group that another thread is using."""
 
 
 class _KeptGroups:
-    """Cache of the most recently read row groups: at most `_MAX_KEPT` bytes over all tables, but at least one group."""
+    """Cache of the most recently used row groups of all tables: at most `_MAX_KEPT` bytes, but at least one group."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple[_Table, int], Any] = OrderedDict()

@@ -1,8 +1,8 @@
-"""Remote Parquet tables with image bytes, which are read once for an index, and then by row group.
+"""Remote Parquet tables with image bytes. A table is read once to create an index, and then by row group.
 
-`TarShards` treats such a table as a shard: a file that contains only the images of its rows, each starting at a
-multiple of 512 bytes. A block of this file has the images of one row group, because Parquet is compressed by row group
-and column.
+`TarShards` treats such a table as a shard, that is, as a file that contains only the images of the table, each of which
+starts at a multiple of 512 bytes. A block of this file contains the images of one row group, because Parquet compresses
+each column of a row group separately.
 """
 
 import io
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def scan_table(path: Path) -> ShardIndex:
-    """Index a local copy of a table. Bad rows are indexed with their cause.
+    """Index a local copy of a table. Bad rows are indexed with the cause of their error.
 
     Raises:
         UserError: If the file is not a readable Parquet file, has no captions, or has image paths instead of image
@@ -100,7 +100,7 @@ class RemoteTable:
         """Read the images of a row group in one request.
 
         Raises:
-            UserError: If the table has changed, or two attempts return corrupt data.
+            UserError: If the table has changed, or if two attempts return corrupt data.
         """
         import pyarrow.parquet
 
@@ -132,7 +132,7 @@ class GroupBlock(RemoteBlock):
 
 
 class _Part(io.RawIOBase):
-    """File of which only one part is available. The rest contains no bytes."""
+    """File of which only one part is available. Reading elsewhere returns no bytes."""
 
     def __init__(self, start: int, part: bytes, size: int) -> None:
         self._start, self._part, self._size, self._at = start, part, size, 0
@@ -159,7 +159,7 @@ class _Part(io.RawIOBase):
 
 
 def _image_of(cell: "pyarrow.Scalar[Any]") -> "tuple[bytes, str, Any]":
-    """Return the bytes of an image, its path, and its error. A bad image has no bytes."""
+    """Return the bytes of an image, its path, and the cause of its error or None. A bad image has no bytes."""
     try:
         return *content_of(cell, ""), None
     except BadSample as error:

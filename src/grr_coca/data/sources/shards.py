@@ -2,14 +2,14 @@
 
 `KEY.txt` has one caption per line. `KEY.json` may contain a list `captions`, which takes precedence.
 
-An index contains the offset of each part. Reading a pair therefore takes one or two reads, in any order, and nothing is
-extracted. The index of a large shard is created once from its headers, and saved in a small file next to the shard, or
-in the user's cache if that folder is not writable. The index file starts with one line of JSON that identifies the
-state of the shard, followed by raw arrays. It contains nothing executable.
+An index contains the offset of each part. Therefore, pairs can be read in any order, each with one or two reads, and
+nothing is extracted. The index of a large shard is created once from its headers, and saved in a small file next to the
+shard, or in the user's cache if the shard's folder is not writable. The index file starts with one line of JSON that
+identifies the state of the shard, followed by raw arrays. It contains nothing executable.
 
-The index of a shard in an object store is also in the user's cache; see `index_remote`. It contains captions and image
-checksums; the images themselves are read through a `BlockCache`. Such a shard may also be a Parquet table; see
-`remote_parquet`.
+The index of a shard in an object store is always in the user's cache; see `index_remote`. It contains captions and
+checksums of images, and the images themselves are read through a `BlockCache`. Such a shard can also be a Parquet
+table; see `remote_parquet`.
 """
 
 import contextlib
@@ -49,14 +49,16 @@ from grr_coca.data.tokenizer import caption_lines, decode_text
 _log = logging.getLogger(__name__)
 
 _MAX_OPEN = 256
-"""Maximum number of shards in a source that a process keeps open, each with two file descriptors. A window of the
-training order has the same number of blocks."""
+"""Maximum number of shards of a source that a process keeps open, each with two file descriptors. It equals the number
+of blocks in a window of the training order."""
 
 CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
-"""Size, in bytes, of the cache of remote blocks, and the number of pairs that it holds if these need more bytes."""
+"""Minimum size, in bytes, of the cache of remote blocks, and the number of pairs for which the cache is enlarged if
+they need more bytes."""
 
 _DENSE = 4
-"""Reciprocal of the minimum fraction of a block's pairs that must be requested for reading the block completely."""
+"""Reciprocal of a fraction. A range of a shard is read as one block only if at least this fraction of its pairs, and of
+its bytes, is needed."""
 
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
@@ -88,7 +90,7 @@ class TarShards(PairSource):
         self._read_at_once = 1
         counts = [self._index_shard(shard) for shard in range(len(self.paths))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
-        # At most a quarter of the limit, because a run has several sources.
+        # These files take at most a quarter of the limit, because a run has several sources.
         num_open = min(_MAX_OPEN, allow_open_files() // 8)
         self._cache = BlockCache(self._cache_bytes())
         self._indices = HandleCache(self._load_index, None, num_open)
@@ -138,7 +140,10 @@ class TarShards(PairSource):
         return str(self.paths[locate(self._ends, index)[0]])
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Read the part of each shard that contains the given pairs as one block, when one of the pairs is read."""
+        """Announce that the given pairs will be read at about the same time.
+
+        When one of the pairs is read, the part of its shard that contains these pairs is read as one block.
+        """
         for shard, start, end in self._spans(indices):
             self._expected.setdefault(shard, {})[start] = end
             path = self.paths[shard]
@@ -166,7 +171,7 @@ class TarShards(PairSource):
         return len(index)
 
     def _find_index(self, shard: int, file: RemoteFile) -> int:
-        """Return the number of pairs in a remote shard, by reading only the header of its index."""
+        """Return the number of pairs in a remote shard. Only the header of the shard's index is read."""
         place = remote_index(file)
         header = _read_header(place, file)
         if header is None:
@@ -255,11 +260,11 @@ class TarShards(PairSource):
         return content
 
     def _read_remote(self, shard: int, row: int, offset: int, size: int) -> bytes:
-        """Read an image from its block. An image that `expect` has not announced is a separate block.
+        """Read an image from its block. If `expect` has not announced the image, it is a separate block.
 
         Raises:
-            UserError: If the image cannot be fetched, or differs from the indexed image. This is not a `BadSample`,
-                because replacing the pair would change the training data.
+            UserError: If the image cannot be fetched, or differs from the indexed image. This error is not a
+                `BadSample`, because a replacement of the pair would change the training data.
         """
         sums, block = self._indices[shard].image_sums, self._block_of(shard, offset, size)
         assert sums is not None
@@ -276,9 +281,9 @@ class TarShards(PairSource):
         )
 
     def _block_of(self, shard: int, offset: int, size: int) -> RemoteBlock:
-        """Return the block with a part of a remote shard.
+        """Return the block that contains the given bytes of a remote shard.
 
-        A part that `expect` has not announced is a separate block.
+        If `expect` has not announced them, they are a separate block.
         """
         if self._indices[shard].footer:
             return self._block(shard, offset, offset + size)
@@ -294,9 +299,9 @@ class TarShards(PairSource):
         return self._tables[shard].block(start) if self._indices[shard].footer else RemoteBlock(file, start, end)
 
     def _spans(self, indices: Sequence[int] | np.ndarray) -> list[tuple[int, int, int]]:
-        """Return, for each shard, the byte range that contains the images of some pairs.
+        """Return the shard, start and end of each byte range that contains the images of some pairs.
 
-        Sparse pairs or images get no range, so that at most a few times their bytes are read.
+        If the pairs or their images are sparse, no range is returned, so that not much more than their bytes is read.
         """
         first, last = int(indices[0]), int(indices[-1])
         if len(indices) * _DENSE < last + 1 - first:
@@ -322,9 +327,9 @@ class TarShards(PairSource):
     def _cache_bytes(self) -> int:
         """Return the size, in bytes, of the cache of remote blocks.
 
-        The cache holds the windows of the training order that are being read and fetched, which have fewer than
-        `_KEPT_PAIRS` pairs, so that no block is fetched twice in an epoch. In a Parquet table, all row groups that
-        overlap with a block of the order are read.
+        The cache holds the windows of the training order that are being read and fetched, so that no block is fetched
+        twice in an epoch. These windows have fewer than `_KEPT_PAIRS` pairs. In a Parquet table, all row groups that
+        overlap with a block of the training order are read.
         """
         size = sum(path.size for path in self.paths if isinstance(path, RemoteFile))
         num_kept = _KEPT_PAIRS * (BLOCK + self._read_at_once - 1) // BLOCK
@@ -336,14 +341,15 @@ class TarShards(PairSource):
 _VERSION = 2
 _HEADER_SIZE = 512
 _READ_BYTES = 2**24
-"""Size, in bytes, of a request while a remote shard is indexed."""
+"""Maximum number of bytes per request while a remote shard is indexed."""
 
 MIN_SHARD_SIZE = 2**24
-"""Minimum size of a shard whose index is stored. Smaller shards are indexed in a fraction of a second at each start."""
+"""Minimum size, in bytes, of a shard whose index is stored. Smaller shards are indexed again whenever they are opened,
+which takes a fraction of a second."""
 
 
 def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
-    """Return the index of a shard, and the path of the index file, or None if the index is not stored.
+    """Return the index of a shard, and the path of the index file. The path is None if the index is not stored.
 
     The index is created if the file is missing, outdated or corrupt.
 
@@ -369,7 +375,7 @@ def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
 
 
 def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> None:
-    """Write the index of `shard` to `place`, for `_read_index`."""
+    """Write the index of `shard` to the file `place`, from which `_read_index` reads it."""
     if isinstance(shard, RemoteFile) or place.parent != shard.parent:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys
@@ -385,8 +391,9 @@ def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> Non
 
 
 def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
-    """Return the memory-mapped index in a file, or None if the file is missing, corrupt, or for another state of the
-    shard.
+    """Return the memory-mapped index in a file, or None if the index cannot be used.
+
+    An index cannot be used if the file is missing or corrupt, or if the shard has changed since it was indexed.
     """
     try:
         with place.open("rb") as file:
@@ -398,7 +405,7 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
         is_of_shard = all(header[key] == value for key, value in _state(shard).items())
         if not is_of_shard or digest != _digest(header, content.data):
             return None
-        if hasattr(mmap, "MADV_DONTNEED"):  # otherwise, all hashed pages would stay in the memory of this process
+        if hasattr(mmap, "MADV_DONTNEED"):  # drop the pages that were read for the digest from memory
             mapping.madvise(mmap.MADV_DONTNEED)
         num_pairs, end = header["pairs"], header["pairs"] * ROW_DTYPE.itemsize
         rows = content[:end].view(ROW_DTYPE)
@@ -417,9 +424,9 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
 
 
 def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
-    """Return the header of a remote shard's index, or None if it cannot be used.
+    """Return the header of a remote shard's index, or None if the header cannot be used.
 
-    `_read_index` detects other corruption.
+    Only the header is checked. `_read_index` checks the entire file.
     """
     try:
         with place.open("rb") as opened:
@@ -432,7 +439,7 @@ def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
 
 def _state(shard: Path | RemoteFile) -> dict[str, object]:
     if isinstance(shard, RemoteFile):
-        etag = hashlib.blake2b(shard.etag.encode(), digest_size=16).hexdigest()  # a corrupt line may have any length
+        etag = hashlib.blake2b(shard.etag.encode(), digest_size=16).hexdigest()  # an etag can have any length
         return {"version": _VERSION, "size": shard.size, "etag": etag}
     status = shard.stat()
     return {"version": _VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
@@ -445,13 +452,15 @@ def remote_index(file: RemoteFile) -> Path:
 
 
 def index_remote(file: RemoteFile) -> bool:
-    """Read a remote shard once, and write its index to the user's cache, unless the cached index is current.
+    """Create the index of a remote shard in the user's cache, unless a current index is already there.
+
+    The shard is read once.
 
     Returns:
         Whether the shard was read.
 
     Raises:
-        UserError: If the shard cannot be read or indexed, changes while it is read, or the disk is full.
+        UserError: If the shard cannot be read or indexed, if it changes while it is read, or if the disk is full.
     """
     place = remote_index(file)
     if _read_index(place, file) is not None:

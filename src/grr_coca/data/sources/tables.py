@@ -1,6 +1,6 @@
-"""Tables of lines with an image path column and a caption column: CSV, TSV and JSON lines.
+"""Line-based tables with a column of image paths and a column of captions: CSV, TSV and JSON lines.
 
-Only the offset of each row is kept in memory.
+Of each row, only the offset is kept in memory.
 """
 
 import csv
@@ -28,21 +28,21 @@ from grr_coca.data.tokenizer import decode_text
 _CHUNK_BYTES = 2**24
 _MAX_ROW = 2**24
 _MAX_OPEN_TABLES = 64
-"""Maximum number of tables that a process keeps open over all its sources. A pattern may join thousands of tables."""
+"""Maximum number of tables that a process keeps open for all its sources. A pattern can join thousands of tables."""
 
 _NUMBERS = count()
 _READING = Lock()
 """Lock for reading a table, so that no thread closes a table that another thread is reading."""
 
 _Quoting = Literal[0, 3]
-"""`csv.QUOTE_MINIMAL`; or `csv.QUOTE_NONE` if quotes are ordinary characters."""
+"""Quoting mode of the CSV reader: `csv.QUOTE_MINIMAL`, or `csv.QUOTE_NONE` if quotes are ordinary characters."""
 
-# The default is 131,072 characters. The limit applies to the entire process.
+# The default limit of the `csv` module is 131,072 characters per cell. The limit applies to the entire process.
 csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
 
 _DELIMITERS = (",", "\t", ";", "|")
 _RETURN_IN_LINE = re.compile(r"\r(?!\n)")
-"""Carriage return within a line, as in captions from the web, where `csv` would end the row."""
+"""Pattern of a carriage return within a line, at which `csv` would end the row. Captions from the web contain it."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -50,7 +50,7 @@ Parsed = TypeVar("Parsed")
 
 
 def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open JSON lines, each an object with an image path and a caption or a list of captions."""
+    """Open a file of JSON lines. Each line is an object with an image path and a caption or a list of captions."""
     starts = _line_starts(path, _mark_size(path))
     first = _LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
     names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
@@ -62,9 +62,9 @@ def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool 
 
 
 def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open CSV or TSV that starts with a line of column names.
+    """Open a CSV or TSV file that starts with a line of column names.
 
-    Without this line, the columns must be paths and captions.
+    If this line is missing, the file must have two columns: paths and captions.
     """
     with path.open("rb") as file:
         header = file.readline(_MAX_ROW)
@@ -92,13 +92,13 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
 
 
 class _LineRows:
-    """Rows of a file, each read at its offset on demand.
+    """Rows of a file. Each row is read on demand, at its offset.
 
     Args:
         path: Path of the file.
-        starts: Offset of each row, and of the end of the last row.
+        starts: Offset of each row, followed by the end of the last row.
         parse: Function that parses the text of a row. It raises ValueError if the text is invalid.
-        parse_fields: Function that returns the other columns from the text of a row.
+        parse_fields: Function that returns all columns except the path, from the text of a row.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class _LineRows:
         return self._parsed(index, self._parse)
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of a row other than path and captions, by name."""
+        """Return the columns of a row except the path, by name."""
         return self._parsed(index, self._parse_fields)
 
     def _parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
@@ -137,7 +137,7 @@ class _LineRows:
             raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Not `_table`: the other process assigns its own number.
+        # `_table` is not sent to the other process, because that process assigns a new number.
         return _LineRows, (self._path, self._starts, self._parse, self._parse_fields)
 
 
@@ -145,7 +145,7 @@ class _LineRows:
 def _open_tables() -> HandleCache[tuple[int, Path], int]:
     """Return this process's cache of open table files, by the number of the reader and the path.
 
-    The number distinguishes a new file from an old one, because the file at a path may be replaced.
+    The file at a path may be replaced. The number distinguishes the new file from the old one.
     """
     return HandleCache(lambda table: open_to_read(table[1]), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8))
 
@@ -196,7 +196,7 @@ class _DelimitedParser:
 
     Args:
         names: Names of the columns.
-        columns: Indices of the image and caption columns; the second is None if there are no captions.
+        columns: Indices of the image and caption columns. The second index is None if the table has no captions.
         delimiter: Character between cells.
         quoting: Quoting mode of the CSV reader.
     """
@@ -214,13 +214,13 @@ class _DelimitedParser:
         cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption or 0):
             raise ValueError(f"expected 2 cells, found {len(cells)}")
-        if self._caption is not None and any(cells[len(self._names) :]):  # the caption would end at its first comma
+        if self._caption is not None and any(cells[len(self._names) :]):  # the caption contains delimiters
             hint = "a tab in a caption" if self._delimiter == "\t" else f"put cells with '{self._delimiter}' in quotes"
             raise ValueError(f"{len(cells)} cells for {len(self._names)} columns; {hint}")
         return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 
     def fields(self, text: str) -> Mapping[str, object]:
-        """Return all cells of the row by column, except the path."""
+        """Return all cells of the row except the path, by column name."""
         named = zip(self._names, self._cells(text), strict=False)
         return {name: cell for column, (name, cell) in enumerate(named) if column != self._image}
 
@@ -246,14 +246,14 @@ def _line_starts(path: Path, start: int) -> np.ndarray:
         starts = starts if starts[-1] == offset else np.append(starts, offset)
         lengths = np.diff(starts)
         is_row = lengths > len(b"\r\n")
-        for line in np.flatnonzero(~is_row):  # an empty name, or a name of one letter
+        for line in np.flatnonzero(~is_row):  # a short line is empty, or has one or two characters
             file.seek(starts[line])
             is_row[line] = bool(file.read(lengths[line]).strip())
     return np.append(starts[:-1][is_row], starts[-1])
 
 
 def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
-    """Return the offsets of the rows of a CSV file. A quoted cell may contain line ends.
+    """Return the offsets of the rows of a CSV file, and of its end. A quoted cell may contain line ends.
 
     Raises:
         UserError: If a quote is not closed, or a cell is too long.
@@ -285,7 +285,7 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
 
 
 def _plain(line: bytes) -> str:
-    """Convert a line in any encoding to a text that `csv` can split. Only quotes and delimiters matter."""
+    """Convert a line in any encoding to a text that `csv` can split. Only quotes and delimiters are preserved."""
     return _RETURN_IN_LINE.sub(" ", line.decode("latin-1"))
 
 
@@ -308,16 +308,16 @@ def _has_quotes(path: Path) -> bool:
 
 
 def _delimiter(header: str, path: Path) -> str:
-    """Return a tab if the suffix is `.tsv`, else the delimiter that occurs most often in the first line."""
+    """Return a tab if the suffix is `.tsv`, otherwise the delimiter that occurs most often in the first line."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     return max(_DELIMITERS, key=header.count)
 
 
 def _find_table_images(path: Path, rows: _LineRows, needs_images: bool) -> ImageFiles:
-    """Find a table's images, which are next to the table or in a subfolder.
+    """Find the images of a table. They are next to the table or in a subfolder.
 
-    The subfolder is `images/` or, as in ROCO v2, `train_images/` for `train_captions.csv`.
+    The subfolder is `images/` or, for a table such as `train_captions.csv` of ROCO v2, `train_images/`.
     """
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]

@@ -1,4 +1,4 @@
-"""Scan tar shards. One pass over the headers finds the offsets and sizes of all images and captions."""
+"""Scan tar shards. The offsets and sizes of all images and captions are found in one pass over the headers."""
 
 import json
 import tarfile
@@ -21,8 +21,9 @@ ROW_DTYPE = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
     + [("key_end", "<u4"), ("cause", "u1")]
 )
-"""Pair of a shard. Each part has its first block of 512 bytes, and its size (0 if the part is missing). `key_end` is
-the end of the pair's key in the string of all keys. `cause` is 0 for a valid pair, else 1 + the index in `CAUSES`."""
+"""Data type of a pair in an index. For each part, it has the number of the first block of 512 bytes, and the size in
+bytes (0 if the part is missing). `key_end` is the end of the pair's key in the string of all keys. `cause` is 0 for a
+valid pair; for a bad pair, it is 1 plus the index in `CAUSES`."""
 
 CAUSES = tuple(Cause)
 
@@ -33,9 +34,9 @@ _CHUNK_BYTES = 2**20
 class ShardIndex:
     """Offsets and sizes of the pairs in a shard. `is_whole` is false if the file is truncated.
 
-    The index of a remote shard also has a checksum of each image in `image_sums` (CRC-32), and in `texts` the content
-    of every used `KEY.json` and `KEY.txt`, so that captions can be read without the network. The index of a Parquet
-    table also has the `footer` of the table.
+    The index of a remote shard also contains the CRC-32 checksum of each image (`image_sums`), and the content of every
+    `KEY.json` and `KEY.txt` that is used (`texts`), so that captions can be read without the network. The index of a
+    Parquet table also contains the `footer` of the table.
     """
 
     rows: np.ndarray
@@ -50,7 +51,7 @@ class ShardIndex:
         return len(self.rows)
 
     def key(self, row: int) -> str:
-        """Return the key of a pair, which is the common part of its members' names."""
+        """Return the key of a pair, which is the part of the name that all members of the pair have in common."""
         start = int(self.rows[row - 1]["key_end"]) if row else 0
         return bytes(self.keys[start : int(self.rows[row]["key_end"])]).decode("utf-8", "surrogateescape")
 
@@ -67,16 +68,16 @@ class ShardIndex:
 
 
 def kept_texts(rows: np.ndarray) -> np.ndarray:
-    """Return the number of bytes of each pair in `ShardIndex.texts`: JSON and text.
+    """Return the number of bytes that each pair has in `ShardIndex.texts`, for JSON and text together.
 
-    It is 0 for a bad pair, and for a pair with too many bytes.
+    This number is 0 for a bad pair, and for a pair with too many bytes of JSON and text.
     """
     sizes = rows["json_size"].astype(np.int64) + rows["text_size"]
     return np.where((rows["cause"] == 0) & (sizes <= 2 * MAX_TEXT), sizes, 0)
 
 
 def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
-    """Add checksums and texts, read from the shard, to an index."""
+    """Return an index with the checksums and texts, which are read from the shard."""
     sums, texts = np.zeros(len(index), "<u4"), []
     kept = kept_texts(index.rows)
     for row, entry in enumerate(index.rows):
@@ -92,9 +93,9 @@ def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
 
 
 def scan_shard(path: Path) -> ShardIndex:
-    """Index a shard by its headers and the content of its first `KEY.json`.
+    """Create the index of a shard from its headers and the content of its first `KEY.json`.
 
-    Bad pairs are included with their cause, such as a missing part or a repeated key.
+    Bad pairs are included with the cause of their error, such as a missing part or a repeated key.
 
     Raises:
         UserError: If the file is not an uncompressed tar file, or has no image.
@@ -119,12 +120,12 @@ def scan_shard(path: Path) -> ShardIndex:
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     """Return the next member, or None at the end. Unlike `TarFile.next`, this does not keep all members in memory.
 
-    The file may consist of several tar files, concatenated as by `cat a.tar b.tar`.
+    The file may consist of several concatenated tar files, such as the output of `cat a.tar b.tar`.
 
     Raises:
         tarfile.ReadError: If the previous member is truncated.
-        tarfile.HeaderError: If the header is invalid. Extensions of tar allow negative sizes, which would repeat the
-            same members forever, and sparse files, whose bytes are not an image.
+        tarfile.HeaderError: If the header is invalid. This includes negative sizes, with which the same members would
+            be repeated forever, and sparse files, whose bytes are not an image. Extensions of tar allow both.
     """
     try:
         member = tar.next()
@@ -139,9 +140,9 @@ def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _pass_end_mark(tar: tarfile.TarFile) -> bool:
-    """Move to the first block after the zeros that end a tar file.
+    """Move to the first block after the zeros that end a tar file, and return True.
 
-    Return False if nothing follows, or if the zeros are missing.
+    Return False if nothing follows the zeros, or if the zeros are missing.
     """
     file, offset = cast(BinaryIO, tar.fileobj), tar.offset
     file.seek(offset)
@@ -187,7 +188,7 @@ class _Entry:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular, visible files of a tar, up to its end or the point where it is truncated."""
+    """Yield the regular, visible files in a tar file, up to its end or to the point at which it is truncated."""
     while True:
         try:
             member = next_member(tar)
@@ -213,8 +214,9 @@ def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) ->
 
 
 def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
-    """Return whether `KEY.json` files have a list `captions`, which `grr-coca data convert` writes and img2dataset does
-    not.
+    """Return whether `KEY.json` files contain a list `captions`.
+
+    `grr-coca data convert` writes such a list, but img2dataset does not.
     """
     span = next((entry.parts["json"] for entry in entries.values() if "json" in entry.parts), None)
     if span is None:

@@ -1,4 +1,4 @@
-"""Views of sources (a subset, a chain, every caption as a pair), and functions that process all pairs of a source."""
+"""Views of sources, such as a subset or a chain, and functions that process all pairs of a source."""
 
 import hashlib
 from abc import abstractmethod
@@ -17,7 +17,10 @@ from grr_coca.data.tokenizer import clean_caption
 
 
 class View(PairSource):
-    """Source whose pairs come from other sources. A subclass locates each pair, and overrides methods that differ."""
+    """Source whose pairs come from other sources.
+
+    A subclass must locate each pair, and overrides the methods for which this is not sufficient.
+    """
 
     @abstractmethod
     def _locate(self, index: int) -> tuple[PairSource, int]:
@@ -43,7 +46,7 @@ class View(PairSource):
             source.fetch(inner)
 
     def _by_source(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[PairSource, list[int]]]:
-        """Yield the sources of some pairs, each with the indices of its pairs."""
+        """Yield the sources of some pairs, each with the sorted indices of these pairs in that source."""
         located = (self._locate(int(index)) for index in indices)
         for _, group in groupby(located, key=lambda found: id(found[0])):
             found = list(group)
@@ -130,9 +133,9 @@ class Chain(View):
 class EveryCaption(View):
     """Source in which each caption of an image is a separate pair. The pairs of an image are consecutive.
 
-    This is for evaluation, where all captions count in the losses. The pairs of an image share an image id. In
-    retrieval, each caption of an image is therefore a correct answer, and the pairs of an image are not negatives of
-    each other.
+    This view is for evaluation, in which all captions contribute to the losses. The pairs of an image share an image
+    id. In retrieval, each caption of an image is therefore a correct answer, and the pairs of an image are not
+    negatives of each other.
     """
 
     def __init__(self, source: PairSource) -> None:
@@ -150,7 +153,7 @@ class EveryCaption(View):
         yield from self.source.digest_parts()
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair. For consecutive pairs of an image, the image is read only once."""
+        """Read one pair. If several pairs of an image are read in succession, the image is read only once."""
         image, caption = locate(self._ends, index)
         if self._last is None or self._last[0] != image:
             self._last = image, self.source[image]
@@ -172,7 +175,7 @@ class EveryCaption(View):
 def every_caption(source: PairSource) -> PairSource:
     """Return the source with each caption as a separate pair, or the source itself if no image has several captions.
 
-    This reads all captions.
+    All captions are read.
     """
     view = EveryCaption(source)
     return source if len(view) == len(source) else view
@@ -216,7 +219,7 @@ def _fault_of_image(source: PairSource, index: int) -> BadSample | None:
 
 
 def read_valid_pair(source: PairSource, index: int) -> RawPair:
-    """Read one pair, and check that its image can be decoded, and that its captions are not empty.
+    """Read one pair, and check that its image can be decoded and that its captions are valid texts.
 
     Raises:
         BadSample: If the pair is bad.
@@ -245,7 +248,7 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
 
     Args:
         source: Source of the pairs. Images are not read.
-        limit: Maximum number of images, evenly spaced, whose captions are read. None means all images.
+        limit: Maximum number of pairs whose captions are read. These pairs are evenly spaced. None means all pairs.
     """
     count = len(source) if limit is None else min(limit, len(source))
     for number in range(count):
@@ -258,9 +261,9 @@ def caption_texts(source: PairSource, limit: int | None = None) -> Iterator[str]
 
 
 def num_captions(source: PairSource, index: int) -> int:
-    """Return the number of captions of a pair, or 1 if they cannot be read.
+    """Return the number of captions of a pair, or 1 if the captions cannot be read.
 
-    Errors are raised when the pair is read.
+    In the latter case, the error is raised when the pair is read.
     """
     try:
         return len(source.captions(index))
@@ -269,16 +272,16 @@ def num_captions(source: PairSource, index: int) -> int:
 
 
 def image_numbers(source: PairSource) -> Int[np.ndarray, " N"]:
-    """Return the number of each pair's image, where images are numbered in the order of their first pairs."""
+    """Return the number of each pair's image. Images are numbered in the order of their first pairs."""
     if isinstance(source, TarShards | ImageFolder):
-        return np.arange(len(source))  # each pair has its own image; comparing millions of names would take minutes
+        return np.arange(len(source))  # each pair has a separate image; comparing millions of names would take minutes
     ids = np.fromiter((stable_id(source.image_name(index)) for index in range(len(source))), np.int64, len(source))
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     return first.argsort().argsort()[inverse]
 
 
 class ByImage:
-    """Pairs of a source, grouped by image. Item `i` has the indices of image `i`'s pairs. All image names are read."""
+    """Pairs of a source, grouped by image. Item `i` is the list of the indices of all pairs of image `i`."""
 
     def __init__(self, source: PairSource) -> None:
         self.source = source
@@ -297,9 +300,9 @@ class ByImage:
 def source_digest(source: PairSource) -> str:
     """Return a digest of the selection and order of the pairs, so that a resumed run recognizes its data.
 
-    The digest depends on the names and sizes of files, but not on the path of their folder; for an image folder, it
-    depends only on the names. No pair is read, so tens of millions of pairs take less than a second. Checkpoints
-    contain such digests, so a different digest would make older runs unusable.
+    The digest depends on the names and sizes of files, but not on the path of their folder. For an image folder, it
+    depends only on the names. No pair is read, so computing the digest of tens of millions of pairs takes less than a
+    second. Checkpoints contain such digests, so a change of this function would make older runs unusable.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in source.digest_parts():

@@ -47,8 +47,8 @@ TINY, SMALL = 1e-15, 1e-9
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
     """Return BLEU's counts for each caption, N × 10.
 
-    They are the matched and all n-grams (n = 1 … 4), the caption length, and the reference length. The score of a
-    corpus depends only on the sums of the counts.
+    The counts are the numbers of matched n-grams and of all n-grams (n = 1 … 4 each), the length of the caption, and
+    the length of the reference. The score of a corpus depends only on the sums of the counts.
     """
     rows = [_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, references, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 2 * MAX_ORDER + 2)
@@ -57,7 +57,7 @@ def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[
 def bleu(sums: np.ndarray) -> np.ndarray:
     """Return BLEU-1 … BLEU-4 from the counts of one caption, or from their sums over a corpus.
 
-    Shape: … × 10 to … × 4.
+    Counts with the shape … × 10 yield scores with the shape … × 4.
     """
     matches, guesses = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
     length, reference = sums[..., -2:-1], sums[..., -1:]
@@ -135,7 +135,7 @@ def _vector(counts: list[Counter[Ngram]], frequency: Counter[Ngram], log_images:
 
 
 def _similarity(mine: _Vector, other: _Vector) -> tuple[float, float]:
-    # pycocoevalcap measures lengths in bigrams, so a caption of one token is as long as an empty one.
+    # pycocoevalcap measures lengths in bigrams, so a caption of one token is as long as an empty caption.
     penalty = math.exp(-((mine.num_bigrams - other.num_bigrams) ** 2) / (2 * SIGMA**2))
     plain = clipped = 0.0
     for order, my_weights in enumerate(mine.weights):
@@ -156,7 +156,8 @@ BETA = 1.2
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """Return ROUGE-L of every caption, N: the F-measure of its best precision and best recall over its references."""
+    """Return ROUGE-L of N captions: the F-measure of each caption's best precision and best recall over its
+    references."""
     return np.array([_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
 
 
@@ -190,7 +191,7 @@ def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
 class CaptionScores:
     """Scores of one caption per image: CIDEr, CIDEr-D and ROUGE-L (N each), and the counts for BLEU (N × 10).
 
-    The corpus scores are the means of the first three, and BLEU from the summed counts.
+    For a corpus, the first three scores are averaged, and BLEU is computed from the summed counts.
     """
 
     cider: np.ndarray
@@ -218,7 +219,7 @@ class CaptionScores:
 
 
 def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Score one caption per image against the references of the image. All texts must be raw.
+    """Score one caption per image against the references of the image. All texts must be raw text, not tokens.
 
     Raises:
         UserError: If no caption is given, an image has no reference, a text is given in place of a list, or the number

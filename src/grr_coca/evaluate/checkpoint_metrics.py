@@ -46,7 +46,7 @@ def loss_measures(
 def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
     """Return recalls by name, such as `text_to_image/R@1`.
 
-    For intervals, only the queries are resampled; the candidates stay the same.
+    To compute intervals, only the queries are resampled; the candidates stay the same.
     """
     image_of = found.image_of.numpy()
     measures = {}
@@ -109,7 +109,7 @@ def evaluate_checkpoint(
     Args:
         checkpoint: The model. Its training mode is restored.
         source: The split.
-        batch_size: Pairs per contrastive batch. The contrastive loss depends on it.
+        batch_size: Number of pairs per contrastive batch. The contrastive loss depends on this number.
         weights: Weights of the parts of `coca_loss`.
 
     Raises:
@@ -123,7 +123,7 @@ def evaluate_checkpoint(
 def measure_checkpoint(
     checkpoint: Checkpoint, source: PairSource, batch_size: int, weights: LossWeights
 ) -> SplitMeasures:
-    """Evaluate like `evaluate_checkpoint`, and also return each metric as a `Measure`, for intervals."""
+    """Evaluate as `evaluate_checkpoint` does, and also return each metric as a `Measure`, which provides intervals."""
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, every_caption(source), batch_size)
     settings = (scaling_of(checkpoint.model), batch_size, weights)

@@ -1,4 +1,4 @@
-"""Embed a split with an `ImageTextModel`, such as an adapted one, without computing losses.
+"""Embed a split with an `ImageTextModel`, such as an adapted model, without computing losses.
 
 Shapes: N images, E embedding width.
 """
@@ -21,7 +21,7 @@ from grr_coca.infer.image_text_model import ImageTextModel
 
 
 def embedded_gallery(model: ImageTextModel, source: PairSource, batch_size: int) -> Gallery:
-    """Embed a split as a gallery to search, with each image and each of its captions.
+    """Embed each image and each caption of a split, and return them as a gallery for retrieval.
 
     Args:
         model: The model.
@@ -43,7 +43,7 @@ def embedded_gallery(model: ImageTextModel, source: PairSource, batch_size: int)
 
 
 def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple[list[str], list[int], list[int]]:
-    """Return all captions of some images, the index of each caption's image, and an id that equal captions share.
+    """Return all captions of the given images, the index of each caption's image, and ids that equal captions share.
 
     Args:
         source: The split.

@@ -1,6 +1,6 @@
 """Confidence intervals of measured numbers, by a bootstrap over images (Efron and Tibshirani, 1993).
 
-Images are sampled with replacement, the same number as in the split. All pairs of an image are sampled together.
+Each resample draws as many images as the split has, with replacement. All pairs of an image are sampled together.
 Quantities of the entire corpus, such as the document frequencies of CIDEr or the retrieval candidates, stay the same.
 
 Shapes: N images, S statistics, R resamples.
@@ -15,7 +15,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
-"""Function that computes the metric, …, from statistics summed over images, … × S."""
+"""Function that computes metrics, with the shape …, from statistics summed over images, with the shape … × S."""
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -23,7 +23,7 @@ DRAWS_AT_ONCE = 4_000_000
 
 
 class Interval(NamedTuple):
-    """A metric and its percentile interval."""
+    """A metric and its 95 % percentile interval."""
 
     value: float
     low: float
@@ -35,21 +35,22 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """Metric of a corpus, as statistics of each image, N × S, and a function (`aggregate`) from their sum to the
-    metric."""
+    """Metric of a corpus, represented by statistics of each image, N × S, and a function (`aggregate`) that computes
+    the metric from their sums."""
 
     statistics: np.ndarray
     aggregate: Aggregate
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measure":
-        """Create the measure whose metric is the mean of one score per image, N."""
+        """Create a measure of the mean of N scores, one per image."""
         return cls.ratio(values, np.ones(len(values)))
 
     @classmethod
     def ratio(cls, sums: np.ndarray, counts: np.ndarray) -> "Measure":
-        """Create the measure whose metric is the sum over all images divided by the sum of their counts, such as a loss
-        per token.
+        """Create a measure of the ratio of two totals over all images: that of `sums` to that of `counts`.
+
+        An example is a loss per token.
         """
         statistics = np.stack([sums, counts], axis=1).astype(np.float64)
         return cls(statistics, _quotient)
@@ -63,7 +64,7 @@ class Measure:
         return _interval(self.value(), self._resampled(resamples, seed))
 
     def difference(self, other: "Measure") -> Interval:
-        """Return this metric minus another model's on the same images, with the 95 % interval of the paired difference.
+        """Return this metric minus that of another model on the same images, with the paired 95 % interval.
 
         Raises:
             UserError: If the numbers of images differ.
@@ -80,9 +81,9 @@ class Measure:
 
 
 def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield bootstrap resamples as the count of each image, R × N, in chunks that fit into memory.
+    """Yield bootstrap resamples, R × N, in chunks that fit into memory.
 
-    The same seed yields the same resamples.
+    Each value is the number of times that an image was drawn. The same seed yields the same resamples.
     """
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // num_images)

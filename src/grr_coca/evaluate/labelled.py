@@ -1,4 +1,4 @@
-"""Images with their classes, for classification and probes, from class folders, pairs or a CSV file."""
+"""Images with their classes, read from class folders, pairs or a CSV file, for classification and probes."""
 
 import csv
 import os
@@ -77,7 +77,7 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
 
     Args:
         path: Folder, file, shards or pattern.
-        class_names: All classes, in order. None means the classes that occur, sorted.
+        class_names: All classes, in order. If None, the classes are the sorted labels that occur.
 
     Raises:
         UserError: If the path cannot be read, no image is found, a class folder has its images in subfolders, or an
@@ -103,7 +103,7 @@ def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | N
 
 
 def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # reading a device might never end
+    if path.exists() and not path.is_file():  # reading a device file might never end
         raise UserError(f"{path}: not a regular file; pass a folder, a .csv file or pairs")
     return read_file_bytes(path)
 
@@ -124,7 +124,8 @@ def _labelled(
 
 
 def _class_folders(root: Path) -> list[Path]:
-    # A folder with images at its top level, captions or shards contains pairs. Otherwise, each subfolder is a class.
+    # If a folder has images at its top level, captions or shards, it contains pairs. Otherwise, each subfolder is a
+    # class.
     if not root.is_dir() or _images(root) or _holds_pairs(root):
         return []
     visible = [folder for folder in _listed(root) if folder.is_dir() and not is_hidden(folder.name)]
@@ -138,7 +139,7 @@ def _class_folders(root: Path) -> list[Path]:
 def _holds_pairs(root: Path) -> bool:
     """Return whether a folder contains image-text pairs.
 
-    It does if it contains a shard, a text file with the name of an image, or ROCO's `captions.txt`.
+    This is true if the folder contains a shard, a text file named like an image, or ROCO's `captions.txt`.
     """
     for _, folders, files in walk_visible(root):
         if any(name.lower().endswith(".tar") for name in files):

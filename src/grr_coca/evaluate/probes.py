@@ -47,9 +47,9 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
 
 
 def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of images for fitting and of images for validation, a fifth of every class.
+    """Return the indices of the images for fitting and of those for validation, which are a fifth of every class.
 
-    Classes with fewer than five images are not split.
+    All images of a class with fewer than five images are used for fitting.
 
     Raises:
         UserError: If no class has five images, so that no image remains for validation.

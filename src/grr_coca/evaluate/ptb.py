@@ -1,9 +1,9 @@
 """Tokenizer for caption metrics, with the same results as Stanford's tokenizer of 2014, which the COCO evaluation uses.
 
 The rules were derived from the behaviour of that tokenizer (see `docs/caption-metrics.md`). At each position in the
-text, the rule that matches the most characters is used, including the characters that must follow its token. If several
-rules match the same number of characters, the first one is used. Case is ignored, except where a rule specifies it. A
-character that no rule matches is dropped.
+text, the rule that matches the most characters is used; characters that must follow the rule's token also count. If
+several rules match the same number of characters, the first of them is used. Case is ignored, except where a rule
+specifies it. A character that no rule matches is dropped.
 """
 
 import re
@@ -52,12 +52,12 @@ def plain(token: str) -> str:
 
 
 def bracketed(token: str) -> str:
-    """Return the token with its round brackets spelled out. Other brackets, as in emoticons, are kept."""
+    """Return the token with its round brackets replaced by their names. Other brackets, as in emoticons, are kept."""
     return token.replace("(", BRACKETS["("]).replace(")", BRACKETS[")"])
 
 
 def _unbroken(token: str) -> str:
-    """Return the token with no-break spaces instead of spaces, and with its round brackets spelled out."""
+    """Return the token with no-break spaces instead of spaces, and with its round brackets replaced by their names."""
     return bracketed(token).replace(" ", "\u00a0")
 
 
@@ -71,7 +71,7 @@ def mapped(table: dict[str, str]) -> Rewrite:
 MONTHS_AND_DAYS = "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri"
 STATES = "ala ariz calif colo conn ct fla ga ind ky md mich minn mo mont nev okla penn tenn va vt wis wyo"
 CAPITALIZED_STATES = "Az Ark Del Ill La Mass Miss Ore Pa Tex Wash"
-"""Words that are abbreviations only in this case."""
+"""Words that are abbreviations only if they begin with a capital letter."""
 COMPANIES = (
     "inc co cos corp pty pte ptes ltd plc rt bancorp bhd assn univ intl sys bldg blvd rd tel est ext sq etc al seq jr "
     "sr bros esq ph.d ed.d"
@@ -90,7 +90,7 @@ SENTENCE_STARTS = "A He In It She The There They This"
 TWO_WORDS = "can-not gon-na got-ta lem-me gim-me wan-na 't-is 't-was"
 KEPT_APOSTROPHES = "c'mon e'er li'l s'mores"
 SYMBOLS = "¥ § © ® ° ± ´ ¶ · ¿ × ÷ „ † ‡ • ′ ″ ‚ ‟ № ™"
-"""Symbols that are tokens, besides those in ASCII and in the block of arrows, shapes and pictographs."""
+"""Symbols that are tokens, in addition to those in ASCII and in the block of arrows, shapes and pictographs."""
 
 
 def _any_of(words: str) -> str:
@@ -109,7 +109,8 @@ IN_WORD = f"(?:{LETTER}|[\u0300-\u036f\u093e-\u094e\u00ad]|&eacute;)"
 """Pattern of a letter, a combining accent, a Devanagari vowel sign, or a soft hyphen."""
 RUN = rf"{IN_WORD}(?:{IN_WORD}|\d)*"
 WORD = f"{RUN}(?:[.!?]{RUN})*"
-"""Pattern of letters and digits that begins with a letter. Marks between two such runs join them into one word."""
+"""Pattern of runs of letters and digits that begin with a letter. A dot, exclamation mark or question mark between two
+runs joins them into one word."""
 
 APOSTROPHE = "(?:['’]|&apos;)"
 AUXILIARY = f"{APOSTROPHE}(?:s|m|d|ll|re|ve)"
@@ -212,19 +213,19 @@ def marks() -> Iterator[Draft]:
 # --- The tokenizer
 
 PUNCTUATION = frozenset(["'", ".", "?", "!", ",", ":", "-", "--"])
-"""Tokens that are not counted. Brackets are counted: the evaluation's list has -LRB-, but its tokens are -lrb-."""
+"""Tokens that are dropped. Brackets are not dropped: the evaluation's list has -LRB-, but its tokens are -lrb-."""
 
 PLAIN = re.compile("([A-Za-z]+),?(?=[ \n])")
 """Pattern of a word that can match only the rule for words."""
 CONTRACTED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 BREAKS = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029\U00010000-\U0010ffff]")
 """Line breaks, and characters beyond the basic plane such as emoji, which the reference tokenizer does not support.
-They become spaces."""
+They are replaced by spaces."""
 
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """Return all rules, in order."""
+    """Return all rules, in the order in which they are tried."""
     parts = (words(), addresses(), numbers(), abbreviations(), marks(), _compounds())
     return tuple(
         Rule(name, re.compile(pattern, re.IGNORECASE), rewrite) for part in parts for name, pattern, rewrite in part

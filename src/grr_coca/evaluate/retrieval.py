@@ -1,6 +1,6 @@
 """Retrieval over a split: the rank of each query's first correct answer, computed in blocks that fit into memory.
 
-Shapes: I images, C captions, E embedding width; B images of a block; N pairs, or N queries and M candidates; Q queries.
+Shapes: I images, C captions, E embedding width; B images in a block; N pairs, or N queries and M candidates; Q queries.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,14 @@ from torch import Tensor
 def rank_of_first_hit(
     similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], tie: float = 0.0
 ) -> Int[Tensor, " N"]:
-    """Count, for each query, the wrong candidates that rank above the best correct one or tie with it.
+    """Count, for each query, the wrong candidates that rank above the best correct candidate or tie with it.
 
-    A candidate ties if its similarity is at most `tie` lower. A query may have several correct answers: equal captions,
-    or several captions of one image. A tie counts against the correct answer, so a collapsed model, which assigns the
-    same similarity to all candidates, scores zero.
+    A candidate ties if its similarity is lower by at most `tie`. A query may have several correct answers: equal
+    captions, or several captions of one image. A tie counts against the correct answer, so a collapsed model, which
+    assigns the same similarity to all candidates, scores zero.
     """
     best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
-    # Not `similarity >= best`, which is false for NaN, so that the correct answers of a diverged model would rank
-    # first.
+    # `similarity >= best` would be false for NaN, so the correct answers of a diverged model would rank first.
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)
 
 
@@ -32,13 +31,13 @@ are also correct."""
 
 SIMILARITIES_AT_ONCE = 2_000_000
 TIE = 1e-6
-"""Difference of similarities below which candidates tie. Rounding depends on the block, so it must not determine a
-rank."""
+"""Difference of similarities below which candidates tie. Rounding errors depend on the block, so they must not
+determine a rank."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A split to search: every image once, in the order of their first pairs, and every caption."""
+    """A split prepared for retrieval: every image once, in the order of the images' first pairs, and every caption."""
 
     image: Float[Tensor, "I E"]
     text: Float[Tensor, "C E"]
@@ -47,7 +46,7 @@ class Gallery:
 
 
 class QueryRanks(NamedTuple):
-    """Number of wrong candidates above the first correct one, and number of correct answers, for each query."""
+    """For each query, the number of wrong candidates above the first correct one, and the number of correct answers."""
 
     rank: Int[Tensor, " Q"]
     num_right: Int[Tensor, " Q"]
@@ -58,7 +57,7 @@ class QueryRanks(NamedTuple):
         return (self.rank < k).double().mean().item()
 
     def chance(self, k: int) -> float:
-        """Return the expected recall at k of a random order."""
+        """Return the recall at k that is expected if the candidates are in random order."""
         wrong = self.num_candidates - self.num_right.double()
         missed = torch.ones_like(wrong)
         for drawn in range(min(k, self.num_candidates)):
@@ -71,7 +70,7 @@ class QueryRanks(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """Ranks in both directions. `image_of` is the image of each text query."""
+    """Ranks in both directions. `image_of` contains the index of each text query's image."""
 
     text_to_image: QueryRanks
     image_to_text: QueryRanks
@@ -90,7 +89,8 @@ def make_gallery(
 
 
 def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, " N"]]:
-    """Deduplicate ids. Return the first row of each distinct id (ascending), and each row's index in that list."""
+    """Deduplicate ids. Return the first row of each distinct id, in ascending order, and for each row the index of its
+    id in that list."""
     _, inverse = torch.unique(ids, return_inverse=True)
     rows = torch.arange(len(ids))
     first = torch.full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, rows, "amin")
@@ -117,7 +117,7 @@ def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
         image_rank.append(rank_of_first_hit(similarity, relevant, TIE))
         image_right.append(relevant.sum(dim=1))
     text_rank = torch.zeros(num_texts, dtype=torch.long)
-    for block in blocks:  # a second pass, because the best correct image of each text is only known now
+    for block in blocks:  # a second pass, because the best correct image of each text is known only now
         similarity, relevant = _block(gallery, captions, block, right)
         text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
     return Retrieval(

@@ -37,7 +37,7 @@ MAX_LOG_PERPLEXITY = 700.0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of a complete split, with the ids of captions and images."""
+    """Embeddings of a complete split, with the ids of its captions and images."""
 
     image: Float[Tensor, "N E"]
     text: Float[Tensor, "N E"]
@@ -45,7 +45,7 @@ class Embeddings:
     image_ids: Int[Tensor, " N"]
 
     def pairs(self, rows: Int[Tensor, " B"]) -> EmbeddedPairs:
-        """Return some of the pairs, for the contrastive loss."""
+        """Return the pairs in the given rows, for the contrastive loss."""
         return EmbeddedPairs(self.image[rows], self.text[rows], self.caption_ids[rows], self.image_ids[rows])
 
 
@@ -76,11 +76,12 @@ class PairResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics of a split under their reported names, which are always the same.
+    """Metrics of a split, with the names that all reports use.
 
     `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs. `perplexity` is the
     exponential of `captioning_loss`, the loss per token. Recalls are fractions of queries, and `chance` is the recall
-    of a random order of images. Captions with the same text are correct answers for each other's images.
+    that is expected if images are in random order. Captions with the same text are correct answers for each other's
+    images.
     """
 
     num_pairs: int
@@ -111,7 +112,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
-    """Run a model in eval mode on each batch, and yield one `PairResults` per batch, on the CPU.
+    """Run a model in eval mode on each batch, and return one `PairResults` per batch, on the CPU.
 
     An image that several pairs in a batch share is encoded only once.
     """
@@ -158,12 +159,13 @@ def pair_results(
 
     Args:
         checkpoint: The model. Its training mode is restored.
-        pairs: Pairs with one caption each, from `every_caption`. A run calls that function only once instead of at each
-            validation, because it reads all captions.
+        pairs: Pairs with one caption each, from `every_caption`. A training run calls this function only once instead
+            of at each validation, because the function reads all captions.
         batch_size: Number of pairs per batch.
-        ranks: Ranks that share the work.
+        ranks: Ranks that share the work. None if this process does all of it.
         num_workers: Number of processes that read the pairs. If 0, this process reads them.
-        warns: Whether to report captions that are longer than the context. A run does so at its first validation.
+        warns: Whether to report captions that are longer than the context. A training run does this only at its first
+            validation.
     """
     dataset = as_dataset(checkpoint, pairs)
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
@@ -177,7 +179,7 @@ def pair_results(
 
 
 def gallery_of(results: PairResults) -> Gallery:
-    """Return a split as a gallery to search, with each image once."""
+    """Convert the results of a split to a gallery for retrieval, with each image once."""
     e = results.embeddings
     return make_gallery(e.image, e.text, e.caption_ids, e.image_ids)
 
@@ -198,7 +200,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
     """
     if batch_size < 1:
         raise UserError(f"evaluation batch size must be at least 1, got {batch_size}")
-    # If there are enough images, their captions need not be read.
+    # If there are enough images, it is not necessary to read their captions.
     count = len(source) if len(source) >= batch_size else len(every_caption(source))
     if count < batch_size:
         if not count:
@@ -242,14 +244,15 @@ def recalls(ranks: QueryRanks) -> dict[str, float]:
 def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> float:
     """Return the mean contrastive loss over batches of exactly `batch_size` pairs, in a fixed random order.
 
-    Every pair counts. If the last batch is too small, it is filled up with pairs from the previous batch.
+    Every pair is included. If the last batch is too small, it is filled up with pairs from the previous batch.
     """
     losses = [loss.item() for loss in batch_contrastive_losses(embeddings, scaling, batch_size)]
     return sum(losses) / len(losses)
 
 
 def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Iterator[Float[Tensor, ""]]:
-    """Yield the contrastive loss of each batch, one at a time. `split_contrastive_loss` is their mean."""
+    """Yield the contrastive loss of each batch, one at a time. `split_contrastive_loss` returns the mean of these
+    losses."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
         pairs = embeddings.pairs(rows)
         yield contrastive_loss(pairs, pairs, *scaling)
@@ -271,13 +274,13 @@ MAX_ITERATIONS = 100
 def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
     """Return the scale, and with a sigmoid loss the bias, that minimize the contrastive loss on a split.
 
-    The loss is convex in the inverse temperature and in the bias, so it has one minimum. The temperature has the same
-    bound as in training.
+    The loss is convex in the inverse temperature and in the bias, so it has a single minimum. The temperature has the
+    same bound as in training.
 
     Args:
         embeddings: Embeddings of a validation split.
         scaling: The model's own scaling, at which the search begins.
-        batch_size: Pairs per contrastive batch.
+        batch_size: Number of pairs per contrastive batch.
     """
     in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
     scale = scaling.logit_scale.double().clone()

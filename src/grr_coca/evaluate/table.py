@@ -1,6 +1,6 @@
 """Text table that compares two models split by split: the losses, their change, and R@1.
 
-It needs no plotting library, because `grr-coca evaluate --compare` also prints the table.
+This module uses no plotting library, because `grr-coca evaluate --compare` also prints the table.
 """
 
 import math
@@ -27,18 +27,18 @@ class Row:
     def change(self, loss: str) -> float:
         """Return the relative change from the baseline, or NaN if the baseline is 0.
 
-        Below zero, the model is better.
+        If the change is negative, the model is better than the baseline.
         """
         return self.model[loss] / self.baseline[loss] - 1 if self.baseline[loss] else math.nan
 
 
 def row(name: str, model: Metrics, baseline: Metrics) -> Row:
-    """Create the row of a split from metrics with the keys of a ledger."""
+    """Create the row of a split from metrics that are named as in a ledger."""
     return Row(name, _metrics(model), _metrics(baseline))
 
 
 def row_metrics(evaluation: "Evaluation") -> dict[str, float]:
-    """Return the finite metrics of a split with the names of a ledger: `R@1` for `text_to_image/R@1`."""
+    """Return the finite metrics of a split, named as in a ledger: `R@1` instead of `text_to_image/R@1`."""
     numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
     return {
         name: value for name, value in numbers.items() if not name.startswith("median_rank") and math.isfinite(value)
@@ -63,9 +63,9 @@ def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection
     """Return the table as text: each loss of both models and its change, then R@1 (text to image) and chance.
 
     Args:
-        rows: The splits.
+        rows: Rows of the table.
         names: Names of both models.
-        unlike: Losses that cannot be compared, so that their change is not shown.
+        unlike: Losses that cannot be compared. Their change is not shown.
     """
     titles = ["", "contrastive loss", "perplexity", "CoCa loss", "R@1 text to image"]
     heads = [["split"], *[[*short_names(names), "change"] for _ in LOSSES], [*short_names(names), "chance"]]
@@ -85,7 +85,7 @@ def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _metrics(metrics: Metrics) -> dict[str, float]:
-    # A ledger has no NaN or infinite losses.
+    # A ledger does not contain losses that are NaN or infinite.
     losses = {name: metrics.get(name, math.nan) for name in LOSSES}
     return {**losses, "R@1": metrics.get("R@1", math.nan), "chance": metrics.get("chance/R@1", math.nan)}
 

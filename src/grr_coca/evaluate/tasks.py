@@ -1,4 +1,5 @@
-"""Tasks of evaluation. Each function returns metrics with intervals, and the settings on which they depend."""
+"""Evaluation tasks. The function for each task returns metrics with intervals, and the settings on which they
+depend."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Report:
     """Metrics of one task on one split.
 
     Attributes:
-        depends_on: Settings that must be equal in results that are compared.
+        depends_on: Settings that must be equal for results to be comparable.
         plain: Metrics without an interval.
     """
 
@@ -37,7 +38,7 @@ class Report:
 
 
 def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int) -> Gallery:
-    """Embed a split as a gallery to search.
+    """Embed a split, and return it as a gallery for retrieval.
 
     Raises:
         UserError: If the split is empty, or a pair is invalid.
@@ -91,7 +92,7 @@ def measure_captions(captioned: CaptionedSplit) -> Report:
 def measure_zeroshot(
     checkpoint: Checkpoint | ImageTextModel, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
-    """Return the zero-shot accuracy: the fraction of images whose nearest class is the correct one."""
+    """Return the zero-shot accuracy: the fraction of images whose nearest class is correct."""
     if isinstance(checkpoint, Checkpoint):
         classifier = classifier_of(checkpoint, images.class_names, templates)
         embeddings = embed_labelled(checkpoint, images, batch_size)

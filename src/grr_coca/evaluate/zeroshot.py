@@ -1,4 +1,5 @@
-"""Measure the accuracy of zero-shot classification on labelled images. `grr_coca.infer.classifier` classifies.
+"""Measure the accuracy of zero-shot classification on labelled images. The classifier is in
+`grr_coca.infer.classifier`.
 
 Shapes: N images or texts, E embedding width.
 """
@@ -24,7 +25,8 @@ TEXTS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Classification:
-    """Correct class of every image, and the number of wrong classes that are at least as near to the image."""
+    """Correct class of every image, and the number of wrong classes that are at least as near to the image as the
+    correct class."""
 
     rank: Int[Tensor, " N"]
     target: Int[Tensor, " N"]
@@ -53,7 +55,7 @@ def classify_labelled(
 ) -> Classification:
     """Classify embedded images.
 
-    `targets` has the index of each image's correct class. A tie counts against the correct class.
+    `targets` contains the index of each image's correct class. A tie counts against the correct class.
     """
     target, num_classes = torch.tensor(targets), len(classifier.class_names)
     similarity = images @ torch.from_numpy(classifier.embedding).to(images.dtype).T

@@ -11,7 +11,7 @@ __all__ = ["Description", "ImageInput", "ImageTextModel", "ImagesInput", "LabelP
 
 
 def __getattr__(name: str) -> object:
-    """Import a name in `__all__` when it is first used, because all of them need NumPy and Pillow."""
+    """Import a name of `__all__` only when it is first used, because these names need NumPy and Pillow."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "grr_coca.data.image_forms" if name in ("ImageInput", "ImagesInput") else f"{__name__}.image_text_model"

@@ -1,4 +1,5 @@
-"""Compute missing features of batches with a frozen encoder, in this process instead of a loader's worker."""
+"""Compute the missing features of batches with a frozen encoder, in this process instead of in a worker of the
+loader."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from grr_coca.model.checkpoint_files import CheckpointFiles
 
 
 def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
-    """Return the frozen encoder in the form that a dataset takes, or None if the model takes no features."""
+    """Return what a dataset must know about the frozen encoder, or None if the model takes no features."""
     if files.encoder is None:
         return None
     return FrozenInput(files.encoder.preprocess, files.config.image_encoder is not None)
@@ -22,19 +23,19 @@ def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
 
 @lru_cache(maxsize=1)
 def opened(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
-    """Open an encoder by its description. The most recent encoder is cached for the next validation.
+    """Open the encoder with this description. The most recently opened encoder stays cached for the next validation.
 
     Raises:
-        UserError: If the encoder cannot be opened, or has changed.
+        UserError: If the encoder cannot be opened, or differs from its description.
     """
     return open_described(info, device)
 
 
 def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> Iterator[Batch]:
-    """Yield batches with the features of their images, and compute missing features.
+    """Yield batches with the features of their images, computing those that are missing.
 
     Args:
-        batches: Batches of a dataset for the model.
+        batches: Batches from a dataset that was opened for the model.
         files: The model, or all of its files except the weights.
 
     Raises:

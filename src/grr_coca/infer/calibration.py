@@ -1,18 +1,19 @@
 """Calibration of a model: the probability that a caption is correct, and the detection of unfamiliar images.
 
-The parameters were fitted to one model by `scripts/fit_confidence.py`, and are stored with its weights in
-`confidence.json`. A model without this file has no confidences, and does not detect unfamiliar images.
+The
+parameters were fitted to one model by `scripts/fit_confidence.py`, and are stored with the weights of this model in
+`confidence.json`. A model without this file reports no confidences and does not detect unfamiliar images.
 
-- *Confidence* is a logistic curve over the log-probability of the caption. It was fitted on images of design families
+- *Confidence* is a logistic function of the log-probability of the caption. It was fitted on images of design families
   that the model was not trained on.
 - An image is *unfamiliar* if its pixel statistics are far from those of the training images (Mahalanobis distance). The
-  limit was set on drawings held out from training, without photographs.
+  limit was determined with drawings held out from training; no photographs were used.
 - For models with `photographs.json`, which `scripts/fit_photographs.py` writes, an image is also unfamiliar if it looks
-  like a photograph, complete or cut out. An image with a flat interior is then familiar at any distance, because
-  drawings that fill their frame are far from all others. A photograph that was cut out has the border of a drawing, so
-  its interior decides: photographs are rough nearly everywhere, their edges run in all directions, and their colours
-  vary independently of their brightness. Glossy drawings are smooth between their edges, and a shade changes all
-  channels.
+  like a photograph, complete or cut out. In these models, an image with a flat interior is familiar at any
+  distance, because drawings that fill their frame are far from all other drawings. A cut-out photograph has a border
+  like that of a drawing, so only the interior can reveal it: photographs are rough nearly everywhere, their edges run
+  in all directions, and their colours vary independently of their brightness. Even glossy drawings are smooth between
+  their edges, and shading changes all of their channels together.
 
 Shapes: B images, S image size in pixels, s = S - 2, N classified images, F statistics or interior features.
 """
@@ -33,11 +34,11 @@ from grr_coca.model.checkpoint_files import CONFIDENCE, PHOTOGRAPHS
 
 
 class CaptionConfidence(NamedTuple):
-    """A model's confidence in its caption of an image. None means unknown.
+    """A model's confidence in its caption of an image. A value is None if it is unknown.
 
     Attributes:
-        confidence: Probability that the caption is exactly right. It is also None for an unfamiliar image, for a
-            caption after a prompt, and for a caption truncated by `max_length`.
+        confidence: Probability that the caption is exactly right. This is also None if the image is unfamiliar, if the
+            caption continues a prompt, or if `max_length` truncated the caption.
         unfamiliar: Whether the image is unlike the training images.
     """
 
@@ -53,10 +54,10 @@ class Calibration:
     """Parameters fitted to a model.
 
     Attributes:
-        slope, offset: Parameters of the logistic curve over log-probabilities.
-        mean, precision: Mean and inverse covariance of the statistics of the training images, F and F F.
-        max_distance: Maximum distance of a familiar image.
-        fitted_on: Description of the images of the fit, in words.
+        slope, offset: Parameters of the logistic function of the log-probability.
+        mean, precision: Mean and inverse covariance of the statistics of the training images, with shapes F and F F.
+        max_distance: Maximum squared Mahalanobis distance of a familiar image.
+        fitted_on: Description in words of the images that the parameters were fitted to.
         photographs: Parameters of the photograph detector, stored in a separate file.
     """
 
@@ -92,7 +93,7 @@ class Calibration:
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """Return the calibration of the model in a folder, or None if it has none.
+    """Return the calibration of the model in a folder, or None if the model has no calibration.
 
     Raises:
         UserError: If a file is corrupt.
@@ -107,18 +108,19 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 NUM_STATISTICS = 6
 _SAME, _NEAR = 4, 8
-"""Largest colour differences, of 255, that count as equal: between neighbouring pixels, and from the background."""
+"""Largest differences, on a scale of 0 to 255, at which colours count as equal: `_SAME` between neighbouring pixels,
+and `_NEAR` from the background."""
 
 
 def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]:
     """Return six numbers per image that distinguish drawings from photographs.
 
-    1. The fraction of neighbouring pixels of the same colour.
+    1. The fraction of pairs of neighbouring pixels that have the same colour.
     2. The entropy of the colours.
     3. The fraction of the border that has the background's colour, which is the median of the border.
     4. The fraction of the image that has the background's colour.
-    5. The logarithm of the mean difference between neighbours.
-    6. The standard deviation of the border.
+    5. The logarithm of the mean difference between neighbouring pixels.
+    6. The standard deviation of the border's colours.
     """
     planes = _planes(pixels)
     across = _difference(planes[..., 1:], planes[..., :-1]).max(axis=1)
@@ -145,14 +147,16 @@ def _border(planes: UInt8[np.ndarray, "B 3 S S"]) -> UInt8[np.ndarray, "B 3 b"]:
 
 
 def _difference(one: UInt8[np.ndarray, "*x"], other: UInt8[np.ndarray, "*x"]) -> UInt8[np.ndarray, "*x"]:
-    """Return the absolute difference in eight bits, which processors compute twice as fast as in sixteen bits."""
+    """Return the absolute difference, computed with eight-bit integers; sixteen-bit integers would take twice as
+    long."""
     return np.maximum(one, other) - np.minimum(one, other)
 
 
 def _is_near(
     planes: UInt8[np.ndarray, "B 3 *x"], colours: Float[np.ndarray, "B 3"], most: int
 ) -> Bool[np.ndarray, "B *x"]:
-    """Return whether all channels differ by at most `most` from the given colour of the image."""
+    """Return for each pixel whether all of its channels differ by at most `most` from the colour given for its
+    image."""
     colours = colours.reshape(*colours.shape, *[1] * (planes.ndim - 2))
     low = np.ceil(np.maximum(colours - most, 0)).astype(np.uint8)
     high = np.floor(np.minimum(colours + most, 255)).astype(np.uint8)
@@ -165,7 +169,7 @@ def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
 
 
 def _four_bits(planes: UInt8[np.ndarray, "B 3 *x"] | Int[np.ndarray, "B 3 *x"]) -> Int[np.ndarray, "B *x"]:
-    """Convert colours to a single number with four bits per channel."""
+    """Convert each colour to a single number with four bits per channel."""
     red, green, blue = np.moveaxis((planes >> 4).astype(np.int16), 1, 0)
     return (red << 4 | green) << 4 | blue
 
@@ -180,22 +184,24 @@ def _entropies(planes: UInt8[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
     return found
 
 
-# --- Photographs: statistics of the interior, which is inside the border of a drawing
+# --- Photographs: statistics of the interior of an image, without its background
 
 _GROUND = 24
-"""Maximum difference between a channel, of 255, and the background."""
+"""Maximum difference of a background pixel from the background colour in each channel, on a scale of 0 to 255."""
 _MIN_INSIDE = 48
-"""Minimum number of interior pixels for a classification."""
+"""Minimum number of interior pixels that is needed to classify an image."""
 _FLAT, _MAX_FLAT = 3, 0.9
-"""Maximum Laplacian of a flat pixel. If the fraction of flat pixels is larger, the interior is flat."""
+"""`_FLAT` is the maximum Laplacian of a flat pixel. If the fraction of flat pixels exceeds `_MAX_FLAT`, the interior is
+flat."""
 
 _LAPLACIANS = (3, 8, 20, 40, 80)
 _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
-"""Limits, in grey values, for brightness, red minus green, and blue minus green."""
+"""Limits of the features in item 2 of `look_inside`, in grey values, for brightness, red minus green, and blue minus
+green."""
 _NUM_BOTH = 3
 _COHERENT = (0.5, 0.8, 0.95)
 _EDGE = 16
-"""Minimum mean square of the slope, per pixel, at an edge."""
+"""Minimum mean squared slope at an edge, per pixel."""
 NUM_INSIDE = 1 + len(_LAPLACIANS) + sum(len(limits) + _NUM_BOTH + 2 for limits in _STRAYS) + 3 + 3 + 10
 
 
@@ -204,9 +210,9 @@ class Photographs:
     """Fitted parameters of the photograph detector. An image with a score above 0 looks like a photograph.
 
     Attributes:
-        weights: Weights of the interior features, F.
+        weights: Weights of the F interior features.
         offset: Offset of the weighted sum.
-        fitted_on: Description of the images of the fit, in words.
+        fitted_on: Description in words of the images that the parameters were fitted to.
     """
 
     weights: tuple[float, ...]
@@ -230,7 +236,7 @@ class Photographs:
 
 
 def read_photographs(folder: Path) -> Photographs | None:
-    """Return the photograph detector of the model in a folder, or None if it has none.
+    """Return the photograph detector of the model in a folder, or None if the model has no such detector.
 
     Raises:
         UserError: If the file is corrupt.
@@ -242,7 +248,7 @@ def read_photographs(folder: Path) -> Photographs | None:
 class InteriorStats(NamedTuple):
     """Features of image interiors.
 
-    `is_flat` and `is_judged`, both B, are never true together. `numbers`, N F, are the features of the judged images.
+    An image is never both flat and judged. `numbers` contains the features of the judged images.
     """
 
     is_flat: Bool[np.ndarray, " B"]
@@ -253,17 +259,22 @@ class InteriorStats(NamedTuple):
 def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     """Return the interior features of each image.
 
-    The interior consists of the pixels more than two pixels away from the background, which has the median colour of
-    the border. Images with a tiny or a flat interior are not judged.
+    The interior consists of all pixels that are more than two pixels away from the background, whose colour is the
+    median colour of the border. Images with a tiny or a flat interior are not judged. The features are:
 
-    1. Laplacians, the maximum over channels: mean logarithm, and fractions up to `_LAPLACIANS`.
-    2. For brightness and two differences of channels: the amount by which a pixel is above or below both neighbours in
-       a row, and in a column (0 on slopes and straight edges). Fractions up to `_STRAYS` of the larger and of the
-       smaller of the two, their sum by that of the slopes, and their mean logarithm.
-    3. Coherence of the structure tensor over three by three pixels: overall, as mean logarithm, in the mean of pixels,
-       and fractions of pixels at edges above `_COHERENT`.
-    4. Colours with four bits per channel: entropy, fractions of the first and of the first four, number.
-    5. Mean saturation, fraction of high saturation, spread of brightness, fractions of white, black and the interior.
+    1. From the absolute Laplacian of each pixel, the maximum over channels: the mean logarithm, and the fractions of
+       pixels with values up to each limit in `_LAPLACIANS`.
+    2. From brightness and two differences of channels: the amount by which a pixel is above or below both of its
+       neighbours in the row, and the same amount for the column (each is 0 on slopes and straight edges). The features
+       are the fractions of pixels at which the larger and the smaller of the two amounts are up to the limits in
+       `_STRAYS`, the mean sum of the two amounts divided by the mean slope, and the mean logarithm of this sum.
+    3. From the structure tensor over three by three pixels: its coherence computed from means over the interior, from
+       mean logarithms, and as a mean over pixels, and the fractions of pixels that are at edges and have a coherence
+       above each limit in `_COHERENT`.
+    4. From the colours with four bits per channel: their entropy, the fraction of the most frequent colour, that of
+       the four most frequent colours, and the number of colours, relative to the square root of the number of pixels.
+    5. The mean saturation, the fraction of highly saturated pixels, the standard deviation of brightness, the fractions
+       of white and of black pixels, and the fraction of the image that is interior.
     """
     planes = _planes(pixels)
     is_inside = _is_inside(planes)
@@ -296,21 +307,22 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
 
 
 class _Area:
-    """Interior pixels of N images, P in total."""
+    """The interior pixels of N images, of which there are P in total."""
 
     def __init__(self, is_inside: Bool[np.ndarray, "N s s"], counts: Int[np.ndarray, " N"]) -> None:
         self._places, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """Return the values at interior pixels, P, from the values at all pixels, N s s."""
+        """Select the values of the P interior pixels from the values of all pixels, N s s."""
         return values.ravel()[self._places]
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
-        """Return the values at the interior pixels of each image, from the values at all pixels, N s s."""
+        """Select the values of the interior pixels from the values of all pixels, N s s, and return one array per
+        image."""
         return np.split(self.of(values), self._starts[1:])
 
     def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
-        """Return the mean of values, P, over the interior pixels of each image."""
+        """Return the mean over the interior pixels of each image, from the values of the P interior pixels."""
         return np.add.reduceat(values, self._starts, dtype=np.float64) / self._counts
 
 
@@ -334,7 +346,7 @@ def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:
 
 
 def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return all pixels except the outermost ones, and their left, right, upper and lower neighbours."""
+    """Return all pixels except the outermost ones, and the left, right, upper and lower neighbour of each."""
     inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
     parts = ((inner, inner), (inner, before), (inner, after), (before, inner), (after, inner))
     return tuple(planes[..., rows, columns] for rows, columns in parts)

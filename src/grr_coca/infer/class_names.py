@@ -8,7 +8,7 @@ from grr_coca.common.files import read_lines
 
 PLACE = "{}"
 NAME_ALONE = (PLACE,)
-"""Template for a model whose captions are class names."""
+"""Templates for a model whose captions are class names. They consist of only the bare name."""
 TEMPLATES = (
     "{}",
     "a picture of a {}.",
@@ -18,7 +18,8 @@ TEMPLATES = (
     "a small image of the {}.",
     "one {} in the middle.",
 )
-"""Templates for classes. The embedding of a class is the mean over its sentences (arXiv 2103.00020, section 3.1.4)."""
+"""Templates for class names. The embedding of a class is the mean embedding of its sentences (arXiv 2103.00020, section
+3.1.4)."""
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -31,7 +32,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Check that there are at least two classes, with different names.
+    """Check that there are at least two class names and that all of them differ.
 
     Raises:
         UserError: If there are fewer than two names, an empty name, a name that UTF-8 cannot encode, or two names that
@@ -60,8 +61,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
     """Read templates, one per line.
 
     Raises:
-        UserError: If the file cannot be read, or a template has no placeholder. In that case, the message names the
-            line.
+        UserError: If the file cannot be read, or if a template has no placeholder. In the second case, the message
+            gives the line number.
     """
     lines = read_lines(path)
     for number, template in lines.items():
@@ -87,7 +88,7 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def filled_length(names: Sequence[str], templates: Sequence[str]) -> int:
-    """Return the total number of characters in the sentences of `fill_templates`, without creating the sentences."""
+    """Return the total length, in characters, of the sentences that `fill_templates` returns, without creating them."""
     places = [template.count(PLACE) for template in templates]
     fixed = sum(map(len, templates)) - len(PLACE) * sum(places)
     return len(names) * fixed + sum(map(len, names)) * sum(places)
@@ -99,7 +100,7 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
     Args:
         name: Name of a class.
         index: Index of each class, by name.
-        where: Name of the image in messages.
+        where: Name by which the error message identifies the image.
 
     Raises:
         UserError: If no class has this name.

@@ -1,4 +1,5 @@
-"""Zero-shot classifier: an image is assigned to the class with the nearest name (arXiv 2103.00020, section 3.1).
+"""Zero-shot classifier, which assigns an image to the class whose name is nearest in the joint embedding (arXiv
+2103.00020, section 3.1).
 
 Shapes: N images, C classes, E embedding width.
 """
@@ -12,12 +13,12 @@ from grr_coca.common.shapes import Float
 from grr_coca.infer.class_names import check_class_names, fill_templates
 
 EmbedTexts = Callable[[list[str]], np.ndarray]
-"""Function from N texts to their embeddings, N E, each of unit length."""
+"""Function that takes N texts and returns their unit-length embeddings as an array of shape N E."""
 
 
 @dataclass(frozen=True)
 class ZeroShotClassifier:
-    """Classifier that compares images with class names. The model need not have been trained on these classes.
+    """Classifier that compares images with class names. The model does not need to be trained on these classes.
 
     Attributes:
         embedding: Unit-length embedding of each class.
@@ -27,19 +28,19 @@ class ZeroShotClassifier:
     embedding: Float[np.ndarray, "C E"]
 
     def probabilities(self, images: Float[np.ndarray, "N E"], scale: float) -> Float[np.ndarray, "N C"]:
-        """Return the softmax over classes of the cosines times `scale`, which is the model's inverse temperature."""
+        """Return the softmax over classes of `scale` × cosine, where `scale` is the model's inverse temperature."""
         logits = scale * (images @ self.embedding.T)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shares / shares.sum(axis=1, keepdims=True)
 
 
 def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-    """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length.
+    """Build a classifier. The embedding of a class is the mean over all templates, scaled to unit length.
 
     Args:
         embed: Function that embeds sentences.
         class_names: Two or more different names.
-        templates: Sentences in which `{}` represents the class name.
+        templates: Sentences in which `{}` stands for the class name.
 
     Raises:
         UserError: If there are duplicate or too few names, or a template has no `{}`.

@@ -1,4 +1,4 @@
-"""External image encoders, which convert pixels to tokens. Packages provide them by scheme, such as `timm:NAME`.
+"""External image encoders, which convert pixels to tokens. Packages register encoders under a scheme, such as `timm`.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_LICENCE = "unknown"
 GIVEN = "given"
-"""Scheme of encoders of which only the features are known."""
+"""Scheme of encoders that are known only by their features."""
 
 
 class ImageTokens(NamedTuple):
-    """Tokens of images, in fp32. `mask` is true for valid tokens."""
+    """Tokens of images, in fp32. `mask` is True for valid tokens, and False for padding."""
 
     tokens: Float[np.ndarray, "B N D"]
     mask: Bool[np.ndarray, "B N"]
@@ -57,12 +57,13 @@ class VisionEncoder(Protocol):
         """Encode images as tokens.
 
         Args:
-            pixels: Images from `info.preprocess`.
+            pixels: Images that `info.preprocess` has preprocessed.
         """
         ...
 
     def write_graph(self, path: Path) -> None:
-        """Write the encoder as an ONNX graph that takes uint8 pixels or normalized images, for `onnx:FILE`.
+        """Write the encoder as an ONNX graph that takes uint8 pixels or normalized images. The name `onnx:FILE`
+        opens this graph.
 
         Args:
             path: File to create.
@@ -75,13 +76,13 @@ class VisionEncoder(Protocol):
 
 @runtime_checkable
 class EncoderOpener(Protocol):
-    """Function that opens encoders: an entry point of the group `grr_coca.encoders`, whose name is the scheme."""
+    """Function that opens encoders. It is an entry point in the group `grr_coca.encoders`, named after its scheme."""
 
     def __call__(self, rest: str, device: str | None) -> VisionEncoder:
         """Open an encoder.
 
         Args:
-            rest: Name after the scheme.
+            rest: Rest of the encoder's name, after the scheme and the colon.
             device: Device for PyTorch. By default, CUDA if available, else Apple's MPS, else the CPU.
 
         Raises:
@@ -113,14 +114,14 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
 
 
 def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
-    """Open the encoder that a description specifies.
+    """Open the encoder that a description specifies, and check that it has not changed.
 
     Args:
         info: Description of the encoder.
         device: See `open_encoder`.
 
     Raises:
-        UserError: If the encoder cannot be opened, or has changed.
+        UserError: If the encoder cannot be opened, or differs from its description.
     """
     encoder = open_encoder(info.name, device)
     if info.preprocess.framing is not None:
@@ -134,12 +135,12 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
 
 
 def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEncoder":
-    """Return an encoder of which only the features are known.
+    """Return an encoder that is known only by its features.
 
     Args:
-        name: `given:NAME`. Encoders with different names are different encoders.
+        name: `given:NAME`. Encoders with different names count as different encoders.
         embed_dim: Width of the features.
-        num_tokens: Number of tokens per image. None if it varies.
+        num_tokens: Number of tokens per image, or None if this number varies.
 
     Raises:
         UserError: If the name is empty.
@@ -161,7 +162,7 @@ def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEn
 def opened_or_given(info: EncoderInfo) -> VisionEncoder:
     """Open the encoder that a description specifies.
 
-    If this fails, return an encoder of which only the features are known.
+    If this fails, return an encoder that is known only by its features.
     """
     try:
         return open_described(info)
@@ -172,11 +173,12 @@ def opened_or_given(info: EncoderInfo) -> VisionEncoder:
 
 
 def feature_preprocess(encoder: VisionEncoder, keep: Keep = "mean") -> FeaturePreprocess:
-    """Return the preprocessing of a model that takes features as pixels, and images if the encoder is available.
+    """Return the preprocessing for a model that takes features stored as pixels, and also images if the encoder is
+    available.
 
     Args:
         encoder: Encoder of the features.
-        keep: Features that the model takes.
+        keep: Whether the model takes all tokens of an image, or their mean.
     """
     info, takes_images = encoder.info, not isinstance(encoder, GivenEncoder)
     side = feature_side(info.embed_dim, has_tokens=keep == "tokens")
@@ -186,7 +188,7 @@ def feature_preprocess(encoder: VisionEncoder, keep: Keep = "mean") -> FeaturePr
 
 @dataclass
 class GivenEncoder:
-    """Encoder of which only the features are known, so that it cannot encode images."""
+    """Encoder that is known only by its features, and therefore cannot encode images."""
 
     info: EncoderInfo
 
@@ -200,11 +202,11 @@ class GivenEncoder:
 
 
 def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
-    """Return an encoder that frames drawings first.
+    """Return a copy of an encoder whose preprocessing also frames drawings.
 
     Args:
-        encoder: The encoder.
-        framing: Framing of drawings.
+        encoder: Encoder whose preprocessing is changed.
+        framing: Settings for framing drawings.
     """
     preprocess = replace(encoder.info.preprocess, framing=framing)
     return _Described(encoder, replace(encoder.info, preprocess=preprocess))
@@ -212,7 +214,7 @@ def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
 
 @dataclass
 class _Described:
-    """Encoder with a replaced description."""
+    """Encoder whose description has been replaced."""
 
     encoder: VisionEncoder
     info: EncoderInfo

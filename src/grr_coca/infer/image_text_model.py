@@ -1,6 +1,6 @@
 """One object for all uses of a trained model: captions, embeddings, similarities and labels.
 
-Shapes: N images, M texts, E joint embedding width, S image size, B images of a batch.
+Shapes: N images, M texts, E joint embedding width, S image size in pixels, B images in a batch.
 """
 
 import logging
@@ -49,17 +49,17 @@ Done = TypeVar("Done")
 _BATCH_SIZE = 32
 
 _Numbered = Sequence[tuple[int, ImageInput]]
-"""Images with their number in the call, counted from 1, by which messages identify images without a path."""
+"""Images and their numbers in the call, counted from 1. Messages identify an image without a path by its number."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Captions of an image, best first, and its unit-length embedding, from one forward pass.
+    """Captions of an image, best first, and the unit-length embedding of the image, both from one forward pass.
 
     Attributes:
         caption_confidences: Confidence of each caption; see `grr_coca.infer.calibration`.
         engine: Name of the engine, `onnx` or `torch`.
-        tags: Words for the image, most likely first, if they were requested.
+        tags: Words for the image, most likely first. Empty if no words were requested.
     """
 
     captions: list[Caption]
@@ -91,21 +91,22 @@ class ImageTextModel:
 
     Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
     `grr_coca.data.images`. One image or text yields one result, and a list yields a list. Embeddings and similarities
-    are NumPy arrays. Batches have `batch_size` items, or fewer if memory is insufficient; a small model computes one
-    batch per core at a time. If an image cannot be read, every method raises a `UserError` that names it.
+    are NumPy arrays. A batch has `batch_size` items, or fewer if memory is insufficient; a small model processes
+    several batches at the same time, one per core. If an image cannot be read, every method raises a `UserError` that
+    names the image.
 
-    `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` contains the model; call
-    `refresh` after its weights have changed.
+    `engine` runs the model, and `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` contains the model; call
+    `refresh` after changing the weights.
     """
 
     def __init__(self, checkpoint: CheckpointFiles, engine: Engine | None = None, folder: Path | None = None) -> None:
-        """Combine the parts that are needed to use a model.
+        """Create a usable model from its parts.
 
         Args:
             checkpoint: A `grr_coca.model.checkpoint.Checkpoint` or, for engines other than PyTorch, its files without
                 the weights.
-            engine: Engine that computes the model. By default, PyTorch computes the model of the checkpoint, together
-                with the frozen encoder if the model takes features.
+            engine: Engine that runs the model. By default, PyTorch runs the checkpoint's model, preceded by the frozen
+                encoder if the model takes features.
             folder: Folder from which the model was loaded.
         """
         if engine is None:
@@ -126,10 +127,10 @@ class ImageTextModel:
 
     @property
     def checkpoint(self) -> "Checkpoint":
-        """Model in PyTorch.
+        """Checkpoint that contains the PyTorch model.
 
         Raises:
-            UserError: If another engine computes the model.
+            UserError: If the model runs in another engine.
         """
         if self.engine.name != "torch":
             raise UserError(
@@ -138,7 +139,8 @@ class ImageTextModel:
         return cast("Checkpoint", self._files)
 
     def refresh(self) -> None:
-        """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
+        """Use the current weights of `checkpoint.model`. Until this method is called, results mix old and new
+        weights."""
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
         self.calibration = None  # the calibration was fitted to the old weights
@@ -177,12 +179,12 @@ class ImageTextModel:
 
     @property
     def can_decode(self) -> bool:
-        """Whether a decoder can generate captions. If not, captions are chosen from known ones."""
+        """Whether a decoder can generate captions. If False, captions are chosen from known captions."""
         return True
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash that identifies the model's files. Models with different fingerprints have different embeddings.
+        """Hash that identifies the model's files. Models with different fingerprints compute different embeddings.
 
         Raises:
             UserError: If the model was not loaded from a folder.
@@ -195,9 +197,9 @@ class ImageTextModel:
         return fingerprint(self.folder)
 
     def open_ahead(self) -> None:
-        """Open the graphs for captions in other threads, while this thread reads images.
+        """Open the graphs for captioning in background threads, while this thread reads images.
 
-        PyTorch has no graphs to open.
+        With PyTorch, which has no graphs, this does nothing.
         """
         from grr_coca.infer.engine.onnx import OnnxEngine  # lazy import, because PyTorch does not need it
 
@@ -221,8 +223,8 @@ class ImageTextModel:
             prompt: Text that begins every caption.
             options: Decoding options.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of finished images and of all images.
-            **changes: Fields of `GenerationOptions` by name, such as `num_beams=4`.
+            on_progress: Called with the number of finished images and the total number of images.
+            **changes: Decoding options to change, as fields of `GenerationOptions`, such as `num_beams=4`.
 
         Raises:
             UserError: If an option does not exist, or options contradict each other.
@@ -247,7 +249,7 @@ class ImageTextModel:
         on_progress: OnProgress | None = None,
         **changes: object,
     ) -> Description | list[Description]:
-        """Describe images by captions, with tokens and log-probabilities, and by embeddings, from one forward pass.
+        """Describe images by captions, with tokens and log-probabilities, and by embeddings, in a single forward pass.
 
         The arguments are those of `caption`.
         """
@@ -273,13 +275,13 @@ class ImageTextModel:
             prompt: Text that begins every caption.
             options: Decoding options.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of finished images and of all images.
-            keys: Name of each image, which seeds its random numbers, so that sampled captions do not depend on the
-                other images in the call. By default, its number in the call.
-            num_tags: Number of words for each image. Captions then come from beam search.
+            on_progress: Called with the number of finished images and the total number of images.
+            keys: Key of each image, which seeds the random numbers for this image, so that sampled captions do not
+                depend on the other images in the call. By default, the key is the number of the image in the call.
+            num_tags: Number of words for each image. If this is not 0, captions come from beam search.
 
         Raises:
-            UserError: If this model has no tags, or captions are sampled.
+            UserError: If words are requested, but this model has no tags, or captions are sampled.
         """
         if num_tags:  # raise errors and compute word embeddings before the first batch
             _ = self.tagger, with_beams(options)
@@ -307,7 +309,8 @@ class ImageTextModel:
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> Generator[list[str], None, GeneratedCaptions]:
-        """Caption images piece by piece; see `grr_coca.infer.generate.stream_captions`."""
+        """Caption preprocessed images, and yield their captions in pieces; see
+        `grr_coca.infer.generate.stream_captions`."""
         return stream_captions(self.engine, self.tokenizer, pixels, options, prompt, keys)
 
     def describe_pixels(
@@ -327,20 +330,21 @@ class ImageTextModel:
             options: Decoding options.
             keys: See `describe_many`.
             num_tags: See `describe_many`.
-            on_text: Called after each step of decoding with the new text of each caption. Options must be valid for
-                `stream_captions`.
+            on_text: Called after each decoding step with the new text of each caption. If this function is given, the
+                options must be valid for `stream_captions`.
 
         Returns:
             One description per image.
 
         Raises:
-            UserError: If this model has no tags, captions are sampled, or a number is NaN.
+            UserError: If words are requested, but this model has no tags, or captions are sampled, or if a computed
+                value is NaN.
         """
         num_captions, options = options.num_captions, with_beams(options) if num_tags else options
         arguments = (pixels, options, prompt, keys)
         generated = self.generate(*arguments) if on_text is None else _finish(self.stream(*arguments), on_text)
         generated.require_finite()
-        # Copied, so that a stored row, or a row that is sent to another process, does not keep its batch in memory.
+        # Each row is copied, so that a caller who stores one row does not keep the whole batch in memory.
         rows = [row.copy() for row in generated.image_embedding]
         tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
         if num_tags:
@@ -367,7 +371,7 @@ class ImageTextModel:
             images: One or more images.
             num_tags: Number of words for each image.
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of finished images and of all images.
+            on_progress: Called with the number of finished images and the total number of images.
 
         Raises:
             UserError: If this model has no tags, or `num_tags` is out of range.
@@ -380,17 +384,17 @@ class ImageTextModel:
 
     @cached_property
     def has_tags(self) -> bool:
-        """Whether words for images were fitted to this model."""
+        """Whether this model has a vocabulary of tags that was fitted to it."""
         return self.folder is not None and (self.folder / TAGS).exists()
 
     @cached_property
     def tagger(self) -> Tagger:
         """Tagger of the model.
 
-        If the embeddings of its words are not stored with the weights, the model computes them once.
+        If the embeddings of the tagger's words are not stored with the weights, the model computes them once.
 
         Raises:
-            UserError: If no words were fitted to this model.
+            UserError: If no tags were fitted to this model.
         """
         numbers = None if self.folder is None else read_tag_numbers(self.folder)
         if numbers is None:
@@ -402,31 +406,32 @@ class ImageTextModel:
     def map_batches(
         self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]
     ) -> None:
-        """Apply a function to each batch with this model, and pass on the results in order.
+        """Apply a function that uses this model to each batch, and pass on the results in order.
 
         Args:
-            batches: Batches, read as needed.
-            work: Function that takes a batch. It is called in threads, for several batches at the same time if the
-                model is small.
-            take: Function that takes a result, called in the calling thread.
+            batches: Batches, which are read as they are needed.
+            work: Function that processes a batch. It is called in other threads, for several batches at the same time
+                if the model is small.
+            take: Function that receives each result. It is called in the calling thread.
         """
         self._batches.map(batches, work, take)
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """Fitted parameters of confidence and familiarity. None if this model has none."""
+        """Fitted parameters for confidence and for detecting unfamiliar images. None if this model has no such
+        parameters."""
         return None if self.folder is None else read_calibration(self.folder)
 
     def caption_confidences(
         self, pixels: UInt8[np.ndarray, "B S S 3"], captions: Sequence[Sequence[Caption]], prompt: str = ""
     ) -> list[tuple[CaptionConfidence, ...]]:
-        """Return the confidence of each caption of some images.
+        """Return the confidence of each caption of each image.
 
         Args:
             pixels: The images, in the form that the engine takes.
             captions: Captions of each image.
-            prompt: Prompt of the captions. With a prompt, the confidence is unknown, because it was fitted without
-                one.
+            prompt: Prompt with which the captions begin. With a prompt, the confidence is unknown, because the
+                calibration was fitted to captions without a prompt.
         """
         fitted = self.calibration
         if fitted is None:
@@ -453,7 +458,7 @@ class ImageTextModel:
         return list(self._run("inspecting images", images, batch_size, work, None))
 
     def warn_if_unsuitable(self) -> None:
-        """Warn once if the checkpoint marks its embeddings as unsuitable for search and labels."""
+        """Warn once if the checkpoint marks its embeddings as unsuitable for search and zero-shot classification."""
         if self.caution and not self._has_warned:
             self._has_warned = True
             log.warning("%s", self.caution)
@@ -505,15 +510,15 @@ class ImageTextModel:
         """Classify images with any labels (zero-shot), and return all labels with their probabilities, most likely
         first.
 
-        The embedding of a label is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4). The probabilities
-        are the softmax of the cosines times the model's inverse temperature.
+        The embedding of a label is the mean over all templates (CLIP, arXiv 2103.00020, section 3.1.4). The
+        probabilities are the softmax of the cosines, multiplied by the model's inverse temperature.
 
         Args:
             images: One or more images.
             labels: Two or more different labels.
-            templates: Texts in which `{}` represents the label, such as "a drawing of a {}".
+            templates: Texts in which `{}` stands for the label, such as "a drawing of a {}".
             batch_size: Maximum number of images per batch.
-            on_progress: Called with the number of finished images and of all images.
+            on_progress: Called with the number of finished images and the total number of images.
 
         Raises:
             UserError: If there are duplicate or too few labels, or a template has no `{}`.
@@ -544,11 +549,12 @@ class ImageTextModel:
         ]
 
     def picture_queries(self, vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
-        """Return queries for images that are similar to the given ones, from their embeddings."""
+        """Convert the embeddings of images to queries that find similar images."""
         return vectors
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 (an adapted model reads them)
-        """Return the texts that have no word from the captions of an adapted model."""
+        """Return the texts that share no word with the captions that a model was adapted to. For other models: no
+        texts."""
         return ()
 
     def _run(
@@ -560,7 +566,8 @@ class ImageTextModel:
         on_progress: OnProgress | None,
     ) -> list[Done]:
         """Apply a function to images in batches, and return the results."""
-        # Otherwise, batches would share an image, and Pillow is not thread-safe.
+        # If an image occurs twice, threads are not used: Pillow is not thread-safe, and two batches could share the
+        # image.
         is_each_once = len(set(map(id, images))) == len(images)
         numbered = list(enumerate(images, 1))
         return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
@@ -573,7 +580,7 @@ class ImageTextModel:
         return list(self.engine.encode_texts(*rows))
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
-        # each image once, because Pillow is not thread-safe
+        # each image object is processed only once, because Pillow is not thread-safe
         each = {id(image): (number, image) for number, image in images}
         if len(each) == 1 or in_worker():  # starting a thread would take as long as decoding an image
             rows = {identity: self._preprocess(image) for identity, image in each.items()}
@@ -601,7 +608,7 @@ class ImageTextModel:
 
 
 def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Warn if most images are unlike the training images. None means that this is unknown."""
+    """Warn if most images are unlike the training images. None stands for an image for which this is unknown."""
     count = sum(map(bool, unfamiliar))
     if 2 * count > len(unfamiliar):
         of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"
@@ -624,7 +631,7 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
 def _finish(
     stream: Generator[list[str], None, GeneratedCaptions], on_text: Callable[[Sequence[str]], None]
 ) -> GeneratedCaptions:
-    """Run a generator of caption pieces, pass on the pieces, and return the generator's result."""
+    """Run a generator of caption pieces to its end, pass the pieces to `on_text`, and return the generator's result."""
     while True:
         try:
             on_text(next(stream))

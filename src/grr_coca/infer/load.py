@@ -1,9 +1,10 @@
-"""Load models by name: the folder, the engine, and `load`.
+"""Load models by name: find the folder of a model, choose an engine, and load the model.
 
-A name is a folder, a bundled or published model, or a model on the Hugging Face hub. ONNX Runtime computes a model that
-has graphs on the CPU if it was never slower than PyTorch on a CPU for models of this width (see `docs/deploy.md`), or
-if PyTorch is not installed. A GPU is not used unless requested: a small model yields the same results with and without
-one. PyTorch computes all other models. The rule is fixed; nothing is measured at run time.
+A name is a folder, a bundled or published model, or a model on the Hugging Face hub. A model with ONNX
+graphs runs in ONNX Runtime, on the CPU, if ONNX Runtime was never slower than PyTorch on a CPU for models of this width
+(see `docs/deploy.md`), or if PyTorch is not installed. Such a model does not use a GPU unless a GPU is requested, so
+that it yields the same results on machines with and without a GPU. All other models run in PyTorch. The rule is fixed;
+nothing is measured at run time.
 """
 
 import logging
@@ -44,24 +45,24 @@ log = logging.getLogger(__name__)
 
 
 class ModelProvider(Protocol):
-    """Provider of models by name from another package, registered in `grr_coca.models`."""
+    """Provider of named models from another package, registered in the entry-point group `grr_coca.models`."""
 
     @property
     def names(self) -> Collection[str]:
-        """Names of the models, for messages."""
+        """Names of the models, to be listed in messages."""
         ...
 
     @property
     def heading(self) -> str:
-        """Heading of these models in lists."""
+        """Heading under which these models are listed."""
         ...
 
     def owns(self, name: str) -> bool:
-        """Return whether a name belongs to a model of this provider, with or without `@revision`."""
+        """Return whether a name, with or without `@revision`, belongs to a model of this provider."""
         ...
 
     def locate(self, name: str) -> Path:
-        """Return the checkpoint folder of a model, which is downloaded when it is first used.
+        """Return the checkpoint folder of a model, and download the model when it is first used.
 
         Raises:
             UserError: If the model cannot be downloaded, or is corrupt.
@@ -69,10 +70,12 @@ class ModelProvider(Protocol):
         ...
 
     def listed(self, engine_of: Callable[[Path], str]) -> Mapping[str, tuple[Mapping[str, object], str]]:
-        """Describe the models by name, each as a JSON object and as lines of text, without downloading anything.
+        """Map the name of each model to its description, as a JSON object and as lines of text, without downloading
+        anything.
 
         Args:
-            engine_of: Function that returns the name of a folder's engine on this machine.
+            engine_of: Function that returns the name of the engine that would run the model in a folder on this
+                machine.
         """
         ...
 
@@ -81,7 +84,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     """Load a model for use.
 
     Args:
-        name: Checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
+        name: A checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
             `owner/name` on the Hugging Face hub.
         device: Device to run on. By default, ONNX Runtime uses the CPU, and PyTorch uses CUDA if available, else
             Apple's MPS, else the CPU.
@@ -95,7 +98,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     folder = locate_checkpoint(name)
     files = read_files(folder)
     if choose_engine(folder, files.config, engine, device) == "onnx":
-        # lazy import, as of PyTorch, because only one of them is needed
+        # lazy import, like that of PyTorch below, because only one of the two is needed
         from grr_coca.infer.engine.onnx import OnnxEngine
 
         computing: Engine = OnnxEngine(folder)
@@ -130,8 +133,9 @@ def locate_checkpoint(named: str | Path) -> Path:
     first used.
 
     Args:
-        named: Checkpoint or run folder, a folder of ONNX graphs, the name of a bundled or published model, or
-            `owner/name` on the Hugging Face hub; the last two also with `@revision`.
+        named: A checkpoint or run folder, a folder of ONNX graphs, the name of a bundled or published model, or
+            `owner/name` on the Hugging Face hub. `@revision` may follow the name of a published model or of a model on
+            the hub.
 
     Raises:
         UserError: If the checkpoint does not exist. The message names the missing file, or the most similar name.
@@ -164,13 +168,13 @@ def require_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool = Fa
         folder: Folder of the model. The model is not loaded.
         arguments: Arguments for images or pairs.
         as_pairs: Whether the arguments are opened as pairs with their stored features. If False, they are opened as
-            images, which features may replace.
+            images, in place of which features may be given.
 
     Raises:
-        UserError: If an argument has features of another encoder, or images instead of features. The message names
-            both.
+        UserError: If an argument has features of another encoder, or images instead of features. The message names what
+            was found and what the model takes.
     """
-    from grr_coca.data.feature_image import HEADER  # lazy import: NumPy
+    from grr_coca.data.feature_image import HEADER  # lazy import, because it needs NumPy
 
     if is_adapted(folder) or any(Path(argument, HEADER).is_file() for argument in arguments):
         from grr_coca.infer.adapted.beside import require_same_input  # lazy import, because most models take images
@@ -189,7 +193,7 @@ def _provider_of(name: str) -> ModelProvider | None:
 
 
 def _fetch(hub_id: str) -> Path:
-    """Download a checkpoint from the hub by its `_HUB_NAME`, and return its local folder.
+    """Download a checkpoint from the hub by a name that matches `_HUB_NAME`, and return its local folder.
 
     Only model files are downloaded: safetensors, JSON and ONNX graphs, which cannot run code.
 
@@ -208,7 +212,7 @@ def _fetch(hub_id: str) -> Path:
         raise UserError(
             f"{hub_id}: not a folder, and not a valid name on the Hugging Face hub; use a folder or OWNER/NAME"
         ) from error
-    except Exception as error:  # without a connection, the type of the error depends on the client's version
+    except Exception as error:  # without a connection, the type of the error depends on the version of huggingface_hub
         cause = first_line(error)
         raise UserError(
             f"{hub_id}: not a folder, and cannot be downloaded from the Hugging Face hub ({cause})"
@@ -234,7 +238,7 @@ MAX_ONNX_WIDTH = 128
 def choose_engine(
     folder: Path, config: CoCaConfig, engine: str = "auto", device: "str | torch.device | None" = None
 ) -> "EngineName":
-    """Return the engine that computes the model in a folder.
+    """Choose the engine that runs the model in a folder, and return its name.
 
     Args:
         folder: Checkpoint, with or without ONNX graphs, or an int8 model.
@@ -244,8 +248,8 @@ def choose_engine(
             Apple's MPS, else the CPU.
 
     Raises:
-        UserError: If the engine does not exist, cannot compute this model, does not run on this device, or PyTorch
-            is needed and not installed.
+        UserError: If the engine does not exist, cannot run this model, or does not support this device, or if PyTorch
+            is needed but not installed.
     """
     if engine not in get_args(EngineChoice):
         raise UserError(f"unknown engine '{engine}'; {suggest_name(engine, get_args(EngineChoice))}")
@@ -265,7 +269,7 @@ def choose_engine(
 
 
 def choose_device(device: "str | torch.device | None") -> "torch.device":
-    """Return the named PyTorch device. By default, CUDA if available, else Apple's MPS, else the CPU.
+    """Return the PyTorch device with this name. The default is CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: If the device does not exist.
@@ -285,9 +289,9 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
 
 
 def best_device() -> str:
-    """Return the best PyTorch device.
+    """Return the name of the best available PyTorch device.
 
-    PyTorch is imported only if this machine may have a GPU, because importing takes seconds.
+    PyTorch is imported only if this machine may have a GPU, because the import takes seconds.
     """
     if not (sys.modules.get("torch") or _may_have_gpu()):
         return "cpu"
@@ -301,7 +305,7 @@ def best_device() -> str:
 def _may_have_gpu() -> bool:
     """Return whether this machine may have a driver for a GPU that PyTorch supports.
 
-    On Linux, CUDA and ROCm drivers are device files.
+    On Linux, the drivers of CUDA and ROCm are recognized by their device files.
     """
     if sys.platform == "linux":
         return any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg", "kfd"))

@@ -1,7 +1,7 @@
 """Run work on the machines of a Ray cluster, with Ray Data (the extra `ray`).
 
-Each machine reads the images itself, so paths must be the same on all machines; relative paths start at the caller's
-folder. If a worker dies, another worker repeats its batch, and each result is returned once.
+Each machine reads the images itself, so paths must be the same on all machines. Relative paths are resolved against the
+caller's working directory. If a worker dies, another worker repeats its batch; each result is returned exactly once.
 """
 
 import logging
@@ -17,10 +17,10 @@ from grr_coca.common.errors import UserError, require_extra
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Machines = Literal["this", "ray"]
-"""Where to run: on this machine, or on a Ray cluster."""
+"""Machines on which to run: this machine, or a Ray cluster."""
 _MAX_BATCHES = 512
-"""Maximum number of batches that are submitted to Ray at a time, because its lists would otherwise grow with the number
-of images.
+"""Maximum number of batches that are submitted to Ray at a time. Without this limit, Ray's lists would grow with the
+number of images.
 """
 
 
@@ -33,9 +33,9 @@ def map_on_ray(
     """Run work on all machines of a cluster, and yield the results batch by batch, in order.
 
     Args:
-        items: Items to process, read as needed.
-        name_of: Function that returns the name of an item, which begins with a path. Relative paths start at this
-            process's folder.
+        items: Items to process, which are read as they are needed.
+        name_of: Function that returns the name of an item. The name begins with a path; a relative path is resolved
+            against the working directory of this process.
         make_work: Called once in each worker to load the model. It returns the function that processes a batch.
         batch_size: Number of items per batch.
 
@@ -46,7 +46,7 @@ def map_on_ray(
     # otherwise, Ray would log each restart of a worker as an error
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
-    import ray.data  # after importing `ray`, because this sets the level of its log
+    import ray.data  # after `import ray`, which sets the level of Ray's log
 
     was_there = ray.is_initialized()
     if not was_there:
@@ -83,7 +83,7 @@ def _wave(batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Ca
 
 
 def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
-    """Return the number of workers of a cluster and the resources of each: one GPU if there are GPUs, else one core.
+    """Return how many workers a cluster can run, and what each worker requests: a GPU if there are GPUs, else one core.
 
     Workers can use only the GPUs that they request.
     """
@@ -94,7 +94,7 @@ def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
 
 @dataclass(frozen=True)
 class _Envelope:
-    """Wrapper around a list or an error, so that Ray Data passes it on unchanged.
+    """Wrapper around a list or an error, which makes Ray Data pass the content on unchanged.
 
     Ray Data would convert a list to a column, and a raised error into its own error with a traceback.
     """
@@ -105,7 +105,7 @@ class _Envelope:
 class _Worker:
     """Worker process of the cluster.
 
-    `folder` is the base of relative paths. A machine without this folder can still process absolute paths.
+    Relative paths are resolved against `folder`. A machine without this folder can still process absolute paths.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Assign several words with probabilities to an image, from likely captions and from the words of training captions.
 
-The words and parameters were fitted to one model by `scripts/fit_tags.py`. They are stored next to its weights in
-`tags.json`, and the embeddings of the words in `tags.safetensors`, because computing these takes as long as captioning
-hundreds of drawings. The probability that users would assign a word to an image is a logistic function of the features
-in `EVIDENCE`.
+The words and parameters were fitted to one model by `scripts/fit_tags.py`. They are stored next to the model's weights
+in `tags.json`. The embeddings of the words are stored in `tags.safetensors`, because computing them would take as long
+as captioning hundreds of drawings. The probability that users would assign a word to an image is a logistic function of
+the features in `EVIDENCE`.
 
 Shapes: N words of the vocabulary, K candidates of one image, E embedding width.
 """
@@ -28,17 +28,22 @@ from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_files import TAG_VECTORS, TAGS
 
 EVIDENCE = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
-"""Features of a word for an image: their cosine; three logarithms, namely of the number of training captions equal to
-the word, of the number of these that follow a first caption, as tags do, and of the probability of the beams that
-contain the word; 1 for a word from a beam that is not in the vocabulary, for which the first three are unknown; and 1.
+"""Features of a word for an image:
+
+- `cosine`: cosine of the word's and the image's embeddings.
+- `captions`: logarithm of the number of training captions that are equal to the word.
+- `tags`: logarithm of the number of those captions that follow the first caption of their image, as tags do.
+- `beams`: logarithm of the probability of the beams that contain the word.
+- `unlisted`: 1 for a word that is in a beam but not in the vocabulary, whose first three features are unknown; else 0.
+- `constant`: 1.
 """
 
 _BEAMS = 5
-"""Number of captions whose words are candidates."""
+"""Number of captions of each image whose words are candidates."""
 _NEAREST = 60
-"""Number of candidates from the vocabulary."""
+"""Maximum number of candidates from the vocabulary for each image."""
 _UNLISTED_COSINE = 0.3
-"""Value for an unknown cosine. It has no effect, because `unlisted` has its own weight."""
+"""Value for an unknown cosine. The choice does not matter, because the fitted weight of `unlisted` offsets it."""
 _MIN_PROBABILITY = 1e-3
 _ROUNDING = 1e-6
 """Margin that exceeds the rounding errors of a logit."""
@@ -59,10 +64,10 @@ class TagModel:
 
     Attributes:
         words: The vocabulary.
-        counts: Number of training captions that equal each word.
-        tag_counts: Number of these captions that follow a first caption.
+        counts: For each word, the number of training captions that are equal to the word.
+        tag_counts: For each word, the number of those captions that follow the first caption of their image.
         weights: Weights of the features in `EVIDENCE`.
-        fitted_on: Description of the images of the fit, in words.
+        fitted_on: Description in words of the images that the parameters were fitted to.
     """
 
     words: tuple[str, ...]
@@ -79,7 +84,7 @@ class TagModel:
 
 
 def read_tag_numbers(folder: Path) -> TagModel | None:
-    """Return the tag parameters of the model in a folder, or None if it has none.
+    """Return the tag parameters of the model in a folder, or None if the model has no tags.
 
     Raises:
         UserError: If the file is corrupt.
@@ -89,7 +94,7 @@ def read_tag_numbers(folder: Path) -> TagModel | None:
 
 
 def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] | None:
-    """Return the stored embeddings of a model's words, or None if the folder has none.
+    """Return the stored embeddings of a model's words, or None if no embeddings are stored in the folder.
 
     Raises:
         UserError: If the file is corrupt, or the number of rows differs from the number of words.
@@ -115,7 +120,7 @@ def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] |
 
 
 def write_tags(folder: Path, numbers: TagModel, vectors: Float[np.ndarray, "N E"]) -> None:
-    """Write the parameters of a model, and in half precision the embeddings of its words, into its folder."""
+    """Write the tag parameters of a model, and the embeddings of its words in half precision, to the model's folder."""
     from safetensors.numpy import save
 
     (folder / TAGS).write_text(json.dumps(to_dict(numbers)) + "\n", encoding="utf-8")
@@ -123,7 +128,7 @@ def write_tags(folder: Path, numbers: TagModel, vectors: Float[np.ndarray, "N E"
 
 
 def with_beams(options: GenerationOptions) -> GenerationOptions:
-    """Change options so that they return as many captions as tags need, from five beams unless a number is set.
+    """Return options that generate as many captions as tags need, with five beams unless another number is set.
 
     Raises:
         UserError: If captions are sampled.
@@ -137,11 +142,11 @@ def with_beams(options: GenerationOptions) -> GenerationOptions:
 
 
 class Tagger:
-    """Tagger, which assigns words to images.
+    """Tagger that assigns words to images.
 
     Args:
-        numbers: Parameters of the model.
-        vectors: The model's embeddings of the vocabulary, N E.
+        numbers: Tag parameters of the model.
+        vectors: The model's embeddings of the words in the vocabulary, N E.
     """
 
     def __init__(self, numbers: TagModel, vectors: Float[np.ndarray, "N E"]) -> None:
@@ -159,9 +164,9 @@ class Tagger:
 
         Args:
             embeddings: Embeddings of the images.
-            captions: Captions of each image by beam search; see `with_beams`.
+            captions: Captions of each image from beam search; see `with_beams`.
             count: Maximum number of words.
-            min_probability: Minimum probability. Omitting less likely words halves the time.
+            min_probability: Minimum probability of a returned word. Omitting unlikely words halves the time.
         """
         candidates = self.candidates(embeddings, captions, min_probability)
         return [self._likeliest(*found, count, min_probability) for found in candidates]
@@ -185,9 +190,9 @@ class Tagger:
     ) -> Iterator[tuple[list[str], Float[np.ndarray, "K 6"]]]:
         """Yield the candidate words of each image, and the features of each word.
 
-        Less likely words of the vocabulary are omitted unless they are in a beam.
+        Words of the vocabulary that are less likely than `min_probability` are omitted unless they are in a beam.
         """
-        cosines = embeddings @ self._vectors.T  # for the entire batch: one pass over the vocabulary's vectors
+        cosines = embeddings @ self._vectors.T  # for the entire batch in one pass over the vectors of the vocabulary
         likely = cosines * self._weights[0] + self._likely_before
         min_likely = self._likely_at(min_probability)
         words: list[list[str]] = []
@@ -212,7 +217,8 @@ class Tagger:
         places: Int[np.ndarray, " K"],
         in_beams: Float[np.ndarray, " K"],
     ) -> Float[np.ndarray, "K 6"]:
-        """Return the features of words, by their images and their indices in the vocabulary (-1 if missing)."""
+        """Return the features of words, given the image of each word and its index in the vocabulary (-1 if not
+        included)."""
         is_known = places >= 0
         evidence = np.ones((len(places), len(EVIDENCE)))
         evidence[:, 0], evidence[:, 1:3] = cosines[images, places], self._prior[places]
@@ -222,7 +228,10 @@ class Tagger:
         return evidence
 
     def _likely_at(self, probability: float) -> float:
-        """Return the part of the logit that differs between words in no beam, at a probability, rounded down."""
+        """Return the minimum, rounded down, that the cosine and the counts of a word must contribute to its logit.
+
+        With this minimum, a word that is in no beam has the given probability.
+        """
         if probability <= 0:
             return -math.inf
         logit = math.log(probability / (1 - probability))
@@ -248,7 +257,8 @@ def in_singular(text: str) -> str:
 
 
 def _highest(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
-    """Return the indices, in order, of the `_NEAREST` highest values that are at least `at_least`."""
+    """Return the indices of the `_NEAREST` highest values, without values below `at_least`, in ascending order of the
+    index."""
     places = np.flatnonzero(likely >= at_least)
     if len(places) > _NEAREST:
         places = np.sort(np.argpartition(-likely, _NEAREST - 1)[:_NEAREST])
@@ -257,7 +267,8 @@ def _highest(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
 
 
 def _words_of(captions: Sequence[Caption]) -> dict[str, float]:
-    """Return the captions in lower case, and their words with the probability that each is in a beam."""
+    """Return the captions in lower case and their words, each with the total probability of the beams that contain
+    it."""
     found: dict[str, float] = {}
     for caption in captions:
         text = " ".join(caption.text.lower().split())

@@ -1,7 +1,7 @@
 """Compute the features of a source's images, and write them to a folder (`grr_coca.data.features`).
 
-Several processes can fill the same folder, where each takes shards that no other process has taken. To continue after a
-process was killed, run the same command again.
+Several processes can fill the same folder: each process takes shards that no other process has taken. To continue after
+a process was killed, run the same command again.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,10 +33,12 @@ from grr_coca.infer.encoder import GivenEncoder, VisionEncoder
 
 IMAGES_PER_SHARD = 2_048
 _VARYING_PER_SHARD = 64
-"""Number of images per shard if the number of tokens differs between images: slides have thousands of tokens."""
+"""Number of images per shard if the number of tokens differs between images. Slides can have thousands of tokens
+each."""
 _BATCH = 32
 _LOOKED_FOR, _COMPARED = 64, 4
-"""Number of images for which given features are looked up, and of those that are also encoded for comparison."""
+"""Number of images for which given features are looked up, and maximum number of these images that are also encoded, to
+compare the features."""
 _SAME_COSINE = 0.99
 
 
@@ -48,7 +50,7 @@ class WrittenFeatures:
         num_written: Number of images encoded by this process.
         num_given: Number of images with given features.
         num_elsewhere: Number of images in shards that other processes have taken.
-        bad: Errors for unreadable images.
+        bad: Error messages about unreadable images.
     """
 
     num_written: int = 0
@@ -60,7 +62,7 @@ class WrittenFeatures:
 def feature_header(
     images: ByImage, encoder: VisionEncoder, keep: Keep, precision: FeaturePrecision = "fp16"
 ) -> FeatureHeader:
-    """Describe the features of a source's images."""
+    """Return the header that describes the features of a source's images."""
     return FeatureHeader(
         encoder=encoder.info,
         keep=keep,
@@ -74,7 +76,7 @@ def feature_header(
 
 
 def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEncoder) -> None:
-    """Check, for some images, that given features come from an encoder.
+    """Check, for a sample of the images, that the given features come from the encoder.
 
     Raises:
         UserError: If the features have another width or other values, or no image has features.
@@ -131,9 +133,9 @@ def write_features(
         images: Images of a source.
         encoder: The encoder.
         keep: Whether to store all tokens of each image, or their mean.
-        out: New folder, or a folder that the same call has partly filled.
+        out: New folder, or a folder that an earlier, identical call has partly filled.
         on_image: Called with the number of finished images.
-        given: Features computed elsewhere. Images without features are encoded.
+        given: Features that were computed elsewhere. Images without such features are encoded.
         precision: Precision of the features, half or single.
 
     Raises:
@@ -214,7 +216,7 @@ def _write_shard(
 
 
 class _Read(NamedTuple):
-    """Digest of an image file, and its pixels or given features."""
+    """Digest of an image file, and the pixels or the given features of the image."""
 
     digest: bytes
     pixels: UInt8[np.ndarray, "S S 3"] | None
@@ -242,14 +244,14 @@ def _pixels(pair: RawPair, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]
 
 
 def _digest(tokens: Float[np.ndarray, "N D"]) -> bytes:
-    """Return a digest of features, which replaces the digest of an image."""
+    """Return a digest of features, which replaces the digest of an image file if only features are available."""
     return file_digest(np.ascontiguousarray(tokens, np.float16).tobytes())
 
 
 def _read_ahead(
     images: ByImage, numbers: range, encoder: VisionEncoder, given: GivenFeatures | None
 ) -> Iterator[list[_Read | str]]:
-    """Yield batches of images, or the errors of images that cannot be read.
+    """Yield batches of images. In a batch, an error message replaces each image that cannot be read.
 
     Threads read the next batch while the current one is encoded.
     """

@@ -1,1 +1,1 @@
-"""CoCa model: one file per box of its figure, and its layers, losses, presets, checkpoints and bundled models."""
+"""The CoCa model with its layers, losses, presets and checkpoints, and the bundled models."""

@@ -1,4 +1,4 @@
-"""Counts of a model's parameters and FLOPs."""
+"""Count the parameters and the FLOPs of a model."""
 
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 
 TRAINING_PASSES = 3
-"""Cost of a training step, in forward passes: one forward pass, and a backward pass that costs two."""
+"""Cost of a training step, in units of a forward pass: 1 for the forward pass, and 2 for the backward pass."""
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -34,7 +34,7 @@ def num_parameters(config: CoCaConfig) -> int:
 
 
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """Return the FLOPs of one forward pass per pair of a batch, including `lm_head`.
+    """Return the FLOPs of a forward pass, per pair of the batch, including `lm_head`.
 
     A training step costs `TRAINING_PASSES` times as many.
 
@@ -43,7 +43,7 @@ def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
         text_length: Number of tokens in the caption, with [BOS], [EOS] and [CLS]. By default, the context length.
     """
     length = text_length or config.text_decoder.context_length
-    # Not computed for a single pair, because the row of packed captions is rounded up once per batch.
+    # The FLOPs of a batch are counted, because the row of packed captions is rounded up once per batch, not per pair.
     return flops_of_pairs(config, torch.full((ROUND_TO,), length)) // ROUND_TO
 
 
@@ -55,7 +55,7 @@ def flops_of_pairs(
     Args:
         config: Config of the model.
         lengths: Number of tokens in each caption, with [BOS], [EOS] and [CLS].
-        kept_patches: Indices of the patches that are encoded. None means all.
+        kept_patches: Indices of the patches that are encoded. If None, all patches are encoded.
     """
     return _count_flops(config, tuple(lengths.tolist()), None if kept_patches is None else tuple(kept_patches.tolist()))
 
@@ -82,7 +82,7 @@ def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tup
 def _on_meta_device(config: CoCaConfig) -> CoCa:
     """Build a model on torch's meta device, which stores no numbers.
 
-    Only packing runs on the CPU, because it reads lengths.
+    Only the packing of captions runs on the CPU, because it reads their lengths.
     """
     with torch.device("meta"):
         model = build_without_weights(config)

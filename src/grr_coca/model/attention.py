@@ -4,18 +4,19 @@ Token-wise layers work on tokens in any order. Only attention needs separate seq
 attention (`attention_inputs` for self-attention, `pad` for the queries of cross-attention) and restores the original
 form (`unpad`).
 
-| layout | order of tokens | used by |
+| layout | arrangement of tokens | used by |
 |---|---|---|
-| `PlainLayout` | B sequences of one length | image encoder, poolers |
+| `PlainLayout` | B sequences of the same length | image encoder, poolers |
 | `PackedLayout` | one row, without padding | text decoders in training |
 | `CachedLayout` | the next tokens of R captions | decoding |
 
-The projections have no biases unless `bias` is True, so that models under comparison differ only in the parts that
-their names state.
+The projections have no biases unless `bias` is True, so that compared models differ only in the parts that their names
+mention.
 
-Shapes: B sequences (or lines of slots of a cache), R rows of captions, T tokens of the longest sequence (or new ones),
-N tokens in total, S tokens that queries attend to (or filled slots), L queries, D width, C context width, H heads of
-width Dh = D / H, * any dimensions of a token. In `Rotary`: N = 2, queries and keys, and C = Dh / 2 complex channels.
+Shapes: B sequences (or lines of slots in a cache), R rows of captions, T tokens of the longest sequence (or new
+tokens), N tokens in total, S tokens that queries attend to (or filled slots), L queries, D width, C context width, H
+heads of width Dh = D / H, * any dimensions of a token. In `Rotary`: N = 2, queries and keys, and C = Dh / 2 complex
+channels.
 """
 
 from collections.abc import Callable
@@ -41,13 +42,12 @@ tensor is True.
 
 
 TokenMask = Bool[Tensor, "B S"] | None
-"""Mask that is True for the tokens of each context that count. All other tokens are padding, to which no query attends.
-None means that all tokens count.
+"""Mask of the tokens of each context. It is False for padding, to which no query attends. None if no token is padding.
 """
 
 
 def attending(mask: TokenMask) -> Mask:
-    """Return the keys that every query attends to."""
+    """Convert a mask of context tokens to a mask of the keys that every query attends to."""
     return "all" if mask is None else mask[:, None, None]
 
 
@@ -87,7 +87,7 @@ class Cache(Protocol):
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
+    """Keys and values of one attention layer, in a buffer of fixed size, with the shape 2 B H num_slots Dh.
 
     A caption that is decoded independently has its own line of slots, one slot per token. The beams of an image share
     one line: their new tokens take the next slots, side by side, and a mask selects the slots of each beam's past. When
@@ -102,13 +102,13 @@ class KeyValueCache:
     def extend(self, new: KeyValues) -> KeyValues:
         """Append keys and values to the cache, and return all keys and values so far.
 
-        If there are more rows than lines, the neighbouring rows of a line take its next slots.
+        If there are more rows than lines, the adjacent rows of a line take the next slots of that line.
         """
         keys, values = self.write(torch.stack(new, dim=2))
         return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
     def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
-        """Append keys and values, given as one tensor, and return all so far.
+        """Append keys and values, given as one tensor, and return all keys and values so far.
 
         In the result, the head dimension precedes the slot dimension.
         """
@@ -123,7 +123,7 @@ class KeyValueCache:
         return keys, values
 
     def select(self, lines: Int[Tensor, " B"]) -> None:
-        """Keep the given lines of the cache, in the given order. A line may occur several times."""
+        """Keep the given lines of the cache, in the given order. A line can be given several times."""
         if self._buffer is not None:
             old = self._buffer
             self._buffer = old.new_empty(2, lines.shape[0], *old.shape[2:])
@@ -131,7 +131,7 @@ class KeyValueCache:
 
 
 ROUND_TO = 16
-"""Factor by which the number of tokens in a packed row is divisible."""
+"""Divisor of the number of tokens in a packed row, which is rounded up to a multiple of this number."""
 
 Positions = slice | Int[Tensor, "*B T"]
 """Positions of tokens in their sequences, as indices into a table with one row per position."""
@@ -147,7 +147,7 @@ class AttentionInputs(NamedTuple):
 
 @final
 class PlainLayout(NamedTuple):
-    """Layout of sequences of the same length, side by side. Every token attends to its whole sequence."""
+    """Layout of a batch of sequences of the same length. Every token attends to its whole sequence."""
 
     positions: Positions
     mask: Mask = "all"
@@ -167,22 +167,22 @@ class PlainLayout(NamedTuple):
 
 
 PLAIN = PlainLayout(slice(None))
-"""Layout of sequences that fill every position."""
+"""Layout of sequences that have a token at every position."""
 
 
 class PackedLayout(NamedTuple):
-    """Layout of sequences of different lengths, concatenated to one row without padding.
+    """Layout of sequences of different lengths, concatenated into one row without padding.
 
     Every token attends to the tokens of its sequence up to and including itself, unless `mask` specifies otherwise.
 
     Token-wise layers process the row as it is; only attention pads the sequences again. The row is filled up to a
-    multiple of 16 with copies of its first token, because oneDNN prepares each bf16 product for every new row count,
-    which took a seventh of the demo's step.
+    multiple of 16 with copies of its first token, because oneDNN prepares each bf16 product again for every new number
+    of rows, which took a seventh of each training step of the demo.
 
     Attributes:
         unpad_index: The index of each packed token among the B · T tokens of the padded form.
-        pad_index: The packed token at each position of the padded form; padding repeats the last token of its
-            sequence.
+        pad_index: The index of the packed token at each position of the padded form. Padding repeats the last token of
+            its sequence.
         positions: The position of each packed token in its sequence.
         num_tokens: The number of packed tokens, excluding the copies.
     """
@@ -207,7 +207,7 @@ class PackedLayout(NamedTuple):
         return AttentionInputs(queries, KeyValues(keys, self.pad(v)), self.mask)
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
-        """Pad the sequences to the length of the longest."""
+        """Pad the sequences to the length of the longest sequence."""
         return packed[0].index_select(0, self.pad_index.flatten()).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
@@ -219,14 +219,15 @@ def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device)
     """Create the packed layout of sequences with the given lengths, which are at most `longest`.
 
     Args:
-        lengths: Sequence lengths, on the CPU or on `device`. If they are on a GPU, counting the tokens synchronizes.
+        lengths: Sequence lengths, on the CPU or on `device`. If they are on a GPU, counting the tokens
+            waits for the GPU.
         longest: Number of columns in the padded form.
         device: Device of the tokens.
     """
     num_tokens = int(lengths.sum())
     lengths = lengths.to(device, non_blocking=True)
     first = lengths.cumsum(0) - lengths
-    # The size is known, so this does not synchronize with a GPU, unlike `nonzero`.
+    # The size of the result is given, so unlike `nonzero`, this does not wait for a GPU.
     sequences = torch.repeat_interleave(lengths, output_size=num_tokens)
     positions = torch.arange(num_tokens, device=device) - first[sequences]
     unpad_index = F.pad(sequences * longest + positions, (0, -num_tokens % ROUND_TO))
@@ -243,8 +244,8 @@ LayoutOf = Callable[[Int[Tensor, " B"], int, torch.device], PackedLayout]
 class CachedLayout(NamedTuple):
     """Layout of the next tokens of sequences whose earlier tokens are in this layer's cache.
 
-    `mask` specifies the slots of the cache that each new token attends to, after the new tokens have been written to
-    it.
+    `mask` specifies the slots of the cache that each new token attends to. The cache then already contains the new
+    tokens.
     """
 
     cache: Cache
@@ -252,7 +253,7 @@ class CachedLayout(NamedTuple):
     mask: Mask
 
     def attention_inputs(self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"]) -> AttentionInputs:
-        """Write the new keys and values to the cache. The new queries may attend to everything in the cache."""
+        """Write the new keys and values to the cache. The new queries can attend to everything in the cache."""
         queries, keys = qk.unbind(2)
         return AttentionInputs(queries, self.cache.extend(KeyValues(keys, v)), self.mask)
 
@@ -269,10 +270,10 @@ Layout = PlainLayout | PackedLayout | CachedLayout
 
 
 LINE_BASE = 10_000.0
-"""Base of RoFormer, for text and for patches in raster order."""
+"""Base of the rotation frequencies in RoFormer, used for text and for patches in raster order."""
 GRID_BASE = 100.0
-"""Base for the rows and columns of an image. There are only a few dozen of them, so wavelengths of thousands would be
-useless."""
+"""Base for the rows and columns of patches. An image has only a few dozen rows and columns, so wavelengths of thousands
+of positions would be useless."""
 
 
 def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
@@ -283,7 +284,8 @@ def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
 def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
     """Return the angles, in radians, of the patches in a square grid, in raster order.
 
-    They are axial: the row rotates the first half of the channels, and the column the second half.
+    The angles are axial: in the first half of the channels, they depend on the row, and in the second half, on the
+    column.
     """
     steps = torch.arange(grid_size)
     rows, columns = steps.repeat_interleave(grid_size), steps.repeat(grid_size)
@@ -302,11 +304,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Layer that rotates queries and keys by the angle of their position (RoFormer, arXiv 2104.09864).
+    """Layer that rotates queries and keys by the angles of their positions (RoFormer, arXiv 2104.09864).
 
-    Neighbouring channels (2c, 2c + 1) form the complex number that is rotated. In eager mode on a CPU, a complex
-    product is three times as fast as the rotate-half form. A compiler cannot fuse complex products with surrounding
-    operations, so it gets the same products in real numbers.
+    Each pair of adjacent channels (2c, 2c + 1) forms a complex number, which is rotated. In eager mode on a CPU, a
+    complex product is three times as fast as the rotate-half form. A compiler cannot fuse complex products with
+    surrounding operations, so compiled models compute the same products with real numbers.
     """
 
     table: Complex64[Tensor, "T C"]
@@ -316,8 +318,9 @@ class Rotary(nn.Module):
         super().__init__()
         table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         self.register_buffer("table", table, persistent=False)
-        # A view of the same memory. For a compiler, a buffer has a fixed size; otherwise, it could confuse the number
-        # of channels with the number of caption tokens if the two are equal.
+        # This is a view of the same memory. It is a buffer, because a compiler treats the size of a buffer as fixed.
+        # Otherwise, the compiler could confuse the number of channels with the number of caption tokens if the two are
+        # equal.
         self.register_buffer("cos_sin", torch.view_as_real(table), persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
@@ -344,7 +347,7 @@ class Rotary(nn.Module):
 
 
 class LearnedPosition(nn.Module):
-    """Layer that adds the learned vector of its position to each token."""
+    """Layer that adds a learned vector to each token, according to the token's position."""
 
     def __init__(self, num_positions: int, embed_dim: int) -> None:
         super().__init__()
@@ -367,7 +370,7 @@ class SelfAttention(nn.Module):
     """Attention of a sequence to itself. The layout of the tokens determines which tokens attend to each other.
 
     `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442); None leaves them unchanged. `rotary` then
-    rotates them by their positions; None means that positions have already been added to the embeddings.
+    rotates them according to their positions; None means that positions have already been added to the embeddings.
     """
 
     def __init__(
@@ -404,7 +407,7 @@ class SelfAttention(nn.Module):
 
 
 class Mix(nn.Module):
-    """Middle part of self-attention, which has no weights. It is a module so that it can be replaced."""
+    """Part of self-attention between the projections. It has no weights, and is a module so that it can be replaced."""
 
     def forward(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
@@ -450,7 +453,7 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "R T D"]:
         """Let every token read its whole context, or the tokens of the context that `mask` selects.
 
-        If there are fewer contexts than sequences, each context is shared by R / B neighbouring sequences.
+        If there are fewer contexts than sequences, each context is shared by R / B adjacent sequences.
         """
         q = layout.pad(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))  # R T H Dh
         key_values = context if isinstance(context, KeyValues) else self.project(context)  # B S H Dh

@@ -1,14 +1,14 @@
-"""Parts of a transformer around attention: stem, norm, feed-forward, blocks and poolers.
+"""Parts of a transformer except attention: stems, norm, feed-forward layers, blocks and poolers.
 
-These parts do not depend on a model.
+These parts can be used in any model.
 
 A stem turns the pixels of an image into one feature vector per patch, in raster order. A linear map, `patch_embed`,
 then maps these vectors to the width of the encoder. After `Patchify`, this map is the patch embedding of ViT; after
 `ConvStem`, it is the 1x1 convolution that ends a convolutional stem. Blocks are pre-norm. Poolers attend to a sequence
 of any length with learned queries; `cascade` and `parallel` are two ways to arrange two poolers.
 
-Shapes: B batch, T tokens, D width. Stem: images of S pixels a side, C input and O output channels, H height, W width, P
-patches of K features. Blocks and poolers: R rows of a decoder, S context tokens of width C, Q queries.
+Shapes: B batch, T tokens, D width. Stem: images of S pixels per side, C input and O output channels, H height, W width,
+P patches of K features. Blocks and poolers: R rows of a decoder, S context tokens of width C, Q queries.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Patchify(nn.Module):
         self.num_features = 3 * patch_size**2
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P K"]:
-        """Return the pixels of each patch: channel, row, column."""
+        """Return the pixels of each patch, in the order channel, row, column."""
         rows = images.unflatten(3, (-1, self.patch_size)).unflatten(2, (-1, self.patch_size))  # B 3 Gh p Gw p
         return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -44,9 +44,9 @@ class ConvStem(nn.Module):
     patches. The number of channels doubles from each convolution to the next, up to the width of the encoder: K =
     embed_dim.
 
-    The paper uses BatchNorm, which averages over the images of a batch, so losses and gradients would change with the
-    micro-batches and the number of processes. The encoder's norm, over the channels of each position, does not depend
-    on them.
+    The paper uses BatchNorm, which averages over the images of a batch, so losses and gradients would depend on the
+    sizes of micro-batches and the number of processes. The encoder's norm is used instead: it averages over the
+    channels of each position.
     """
 
     def __init__(self, patch_size: int, embed_dim: int, norm: Callable[[int], nn.Module]) -> None:
@@ -62,7 +62,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B P K"]:
         """Return the features of each patch."""
-        # Each norm reads the channels of a position, so they are contiguous after the first convolution.
+        # Each norm reads all channels of a position, so this layout makes them contiguous.
         x = images.contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             x = stage(x)
@@ -86,7 +86,7 @@ class Convolution(nn.Linear):
     """3x3 convolution with stride 2, padded with zeros.
 
     Its weight is the matrix (O, 9 · C) that multiplies the 3 x 3 x C inputs of each output, in the order channel, row,
-    column. It is therefore initialized, decayed and updated like all other matrices. Muon's author flattens
+    column. The weight is therefore initialized, decayed and updated like all other matrices. Muon's author flattens
     convolutions in the same way (kellerjordan.github.io/posts/muon).
     """
 
@@ -110,7 +110,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Normalize each vector in the last dimension. Shape and dtype stay the same."""
+        """Normalize each vector along the last dimension. Shape and dtype stay the same."""
         precise, weight = at_least_fp32(x), at_least_fp32(self.weight)
         return F.rms_norm(precise, weight.shape, weight, self.eps).type_as(x)
 
@@ -125,7 +125,7 @@ class GEGLU(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Apply the feed-forward to every token separately."""
+        """Apply the feed-forward layer to every token separately."""
         return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -138,12 +138,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Apply the feed-forward to every token separately."""
+        """Apply the feed-forward layer to every token separately."""
         return self.down_proj(F.gelu(self.up_proj(x)))
 
 
 class Block(nn.Module):
-    """Self-attention, then feed-forward. Each reads the normalized tokens, and adds its result to the tokens."""
+    """Block of self-attention and a feed-forward layer. Each part reads normalized tokens, and adds its result to the
+    tokens."""
 
     def __init__(self, attn_norm: nn.Module, attn: SelfAttention, ffn_norm: nn.Module, feed_forward: nn.Module) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ class Block(nn.Module):
 
     @property
     def branches(self) -> tuple[nn.Module, ...]:
-        """Layers whose results are added to the tokens. The last matrix of each is initialized with smaller values."""
+        """Layers whose results are added to the tokens. The last matrix of each layer gets smaller initial values."""
         return self.attn, self.feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
@@ -164,7 +165,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Self-attention, cross-attention to a context, then feed-forward."""
+    """Block of self-attention, cross-attention to a context, and a feed-forward layer."""
 
     def __init__(
         self,
@@ -196,7 +197,8 @@ class CrossBlock(nn.Module):
         layout: Layout,
         mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Run the block. The context must already be normalized, and `mask` marks the context tokens that count."""
+        """Run the block. The context must already be normalized. `mask` is True for context tokens that are not
+        padding."""
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout, mask)
         return x + self.feed_forward(self.ffn_norm(x))
@@ -217,7 +219,7 @@ class AttentionalPooler(nn.Module):
     def forward(
         self, context: Float[Tensor, "B S C"], mask: Bool[Tensor, "B S"] | None = None
     ) -> Float[Tensor, "B Q D"]:
-        """Pool the context into Q normalized tokens. `mask` marks the context tokens that count; None means all."""
+        """Pool the context into Q normalized tokens. `mask` is True for context tokens that are not padding."""
         queries = self.attending_queries().expand(context.shape[0], -1, -1)  # B Q D
         return self.norm(self.attn(queries, context, mask=mask))
 
@@ -227,7 +229,7 @@ class AttentionalPooler(nn.Module):
 
 
 class NoPooler(nn.Module):
-    """Placeholder for a pooler that leaves the tokens unchanged."""
+    """Placeholder in models without a pooler. It leaves the tokens unchanged."""
 
     def forward(self, context: Float[Tensor, "B S C"], _: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S C"]:
         """Return the context."""
@@ -235,7 +237,7 @@ class NoPooler(nn.Module):
 
 
 Pooler = Callable[[Tensor, TokenMask], Tensor]
-"""Function from an image's tokens, and a mask of the tokens that count, to the tokens of each query."""
+"""Function that converts an image's tokens, with a mask of the tokens that are not padding, to one token per query."""
 
 
 class PoolerOutput(NamedTuple):
@@ -244,7 +246,7 @@ class PoolerOutput(NamedTuple):
     Attributes:
         tokens: The image tokens that captions attend to.
         contrastive: The token that becomes the image embedding.
-        mask: The image tokens that count. None means all.
+        mask: Mask of the image tokens that are not padding. None if no token is padding.
     """
 
     tokens: Float[Tensor, "B Q D"]
@@ -253,7 +255,7 @@ class PoolerOutput(NamedTuple):
 
 
 Arrange = Callable[[Pooler, Pooler, Tensor, TokenMask], PoolerOutput]
-"""Function that applies a captioning pooler and a contrastive pooler to the patches, or to the patches in a mask."""
+"""Function that applies a captioning and a contrastive pooler to all patches, or to those that a mask selects."""
 
 
 def cascade(
@@ -280,7 +282,8 @@ def parallel(
 
 
 def _mask_of(tokens: Tensor, patches: Tensor, mask: TokenMask) -> TokenMask:
-    """Return the mask of image tokens: without a pooler, that of the patches, and otherwise None, because each query
-    counts.
+    """Return the mask of the image tokens.
+
+    Without a pooler, it is the mask of the patches. With a pooler, it is None, because no query's token is padding.
     """
     return mask if tokens is patches else None

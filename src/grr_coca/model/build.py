@@ -1,17 +1,18 @@
-"""Build a model from its config: choose its parts, and sample its initial weights. Only this module does this.
+"""Build a model from its config: choose its parts, and sample its initial weights. No other module does this.
 
 | parameters | sampled from |
 |---|---|
 | matrices | N(0, 1 / fan_in) |
-| matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
+| matrices that end a residual branch (`out_proj`, `down_proj`) | N(0, 1 / fan_in) / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
-| learned queries | N(0, 1), the length of the normalized tokens; short queries would attend to all tokens equally |
-| learned positions, registers, class token | N(0, 0.02²), as in ViT. `sine_cosine_positions` changes those of patches |
-| biases of patches and of convolutions | the same, so that blank patches do not become zero vectors |
-| norms; other biases | weight 1; 0 |
+| learned queries | N(0, 1), as long as normalized tokens; shorter queries would attend to all tokens equally |
+| learned positions, registers, class token | N(0, 0.02²), as in ViT; for patches, see `sine_cosine_positions` |
+| biases of the patch embedding and of convolutions | N(0, 0.02²), so that blank patches do not become zero vectors |
+| weights of norms; other biases | 1; 0 |
 | `logit_scale`, `logit_bias` | softmax: CoCa's log(1 / 0.07), no bias; sigmoid: SigLIP's log 10 and -10 |
 
-Random values depend only on the seed and the name of the parameter, so parts that two models share start equal.
+Random values depend only on the seed and the name of the parameter, so parts that two models have in common start with
+equal weights.
 """
 
 import hashlib
@@ -81,7 +82,7 @@ def build_without_weights(config: CoCaConfig) -> CoCa:
 class _NoDefaultInit(TorchFunctionMode):
     """Context in which PyTorch's layers do not sample initial weights.
 
-    `init_weights` or a checkpoint overwrites all of them, and sampling 400 million numbers takes seconds.
+    `init_weights` or a checkpoint overwrites all weights anyway, and sampling 400 million numbers takes seconds.
     """
 
     def __torch_function__(
@@ -199,7 +200,7 @@ def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) 
 
 
 def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttention:
-    # Queries and keys have the same scale, because only the product of their scales matters.
+    # Queries and keys share the weight of one norm, because only the product of their scales matters.
     qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else None
     return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm)
 
@@ -303,9 +304,9 @@ def sine_cosine_positions(model: CoCa) -> None:
 
 
 def _branch_ends(model: CoCa) -> dict[int, int]:
-    """Return the number of branches that add to the same tokens, for each matrix that ends a residual branch.
+    """For each matrix that ends a residual branch, return the number of branches that add to the same tokens.
 
-    The keys are `id`s of parameters. Both halves of the text decoder add to the same tokens.
+    The keys are the `id`s of the matrices. Both halves of the text decoder add to the same tokens.
     """
     text = [*model.text_decoder.blocks, *model.multimodal_decoder.blocks]
     found: dict[int, int] = {}
@@ -327,7 +328,7 @@ def _end_of(branch: nn.Module) -> nn.Linear:
 
 def draw_normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
     """Sample a parameter from N(0, std²), in place. The values depend only on `seed`, the name and the shape."""
-    # Sampled on the CPU, so that a seed yields the same weights on every device.
+    # The values are sampled on the CPU, so that a seed yields the same weights on every device.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -49,7 +49,8 @@ class Checkpoint(CheckpointFiles):
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
         """Return the token ids of texts, on the model's device, and the length of each row, on the CPU.
 
-        Rows are padded to the longest one (T tokens). Texts longer than the model's context are truncated.
+        Rows are padded to the length of the longest row (T tokens). Texts longer than the model's context are
+        truncated.
         """
         context_length = self.config.text_decoder.context_length
         token_ids, lengths = self.tokenizer.encode_rows(texts, context_length)
@@ -66,7 +67,8 @@ class Checkpoint(CheckpointFiles):
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write a checkpoint to a folder atomically, for example at the end of a custom training loop.
 
-    A checkpoint in the folder is replaced. For a model from `torch.compile`, the original module is written.
+    A checkpoint that is already in the folder is replaced. If the model comes from `torch.compile`, the original module
+    is written.
 
     Raises:
         UserError: If the folder contains anything but a checkpoint, the disk is full or cannot be written to, or the
@@ -86,11 +88,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
 
 
 def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
-    """Check that a model matches its config. Otherwise, its weights could not be loaded, or would define another
+    """Check that a model matches its config. If it did not, its weights could not be loaded, or would define another
     model.
 
-    RoPE's tables are also compared. They are not saved, and no weight reveals the grid of patches for which it was
-    trained, so later only the manifest could reveal a wrong `image_size`.
+    RoPE's tables are also compared. They are not saved, and no weight reveals the grid of patches for which the model
+    was trained, so later only the manifest could reveal a wrong `image_size`.
     """
     expected, found = _shapes(build_without_weights(config)), _shapes(model)
     for name in sorted(expected.keys() | found.keys()):
@@ -100,12 +102,12 @@ def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all parameters and buffers, saved or not."""
+    """Return the shapes of all parameters and buffers, whether they are saved or not."""
     return {name: tuple(tensor.shape) for name, tensor in (*model.state_dict().items(), *model.named_buffers())}
 
 
 def _require_replaceable(folder: Path) -> None:
-    """Check that a folder contains only a checkpoint, because its content will be deleted."""
+    """Check that a folder contains only a checkpoint, because saving deletes the previous content of the folder."""
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{folder}: expected a checkpoint folder, found a file; pass another path")
@@ -130,10 +132,10 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
     """Write the files of a checkpoint to an empty folder, such as the one that `atomic_folder` yields.
 
     Args:
-        checkpoint: The checkpoint, of which everything but the weights is written.
-        weights: Full tensors by name. They differ from the tensors of `checkpoint.model` if it is sharded, or if a
-            running average is saved.
-        folder: The folder to write to.
+        checkpoint: The checkpoint. Its own weights are not written.
+        weights: Full tensors to write, by name. They differ from the tensors of `checkpoint.model` if the model is
+            sharded, or if a running average is saved.
+        folder: Folder to write to.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -190,7 +192,10 @@ def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Che
 def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Load the weights of a checkpoint whose other files have already been read.
 
-    The arguments are those of `from_pretrained`.
+    Args:
+        files: All files of the checkpoint except the weights.
+        folder: Folder of the checkpoint.
+        device: Device of the model.
 
     Raises:
         UserError: If the weights are missing or corrupt, do not fit the config, or do not fit into memory.
@@ -211,8 +216,8 @@ def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.devic
 def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
     """Check that a weights file is large enough for the model that a config defines.
 
-    Otherwise, building the model could fill the memory. If the file is missing or corrupt, this is reported later,
-    unless it is also too small.
+    Without this check, building a model that is far too large could fill the memory. A missing or corrupt file is
+    reported later, unless the file is also too small.
     """
     least = sum(transformer.min_parameters for transformer in config.transformers)
     if path.is_file() and least > path.stat().st_size:

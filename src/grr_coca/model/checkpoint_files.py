@@ -2,7 +2,7 @@
 
 A checkpoint is a folder with `FILES`. It may also contain ONNX graphs, which read the same weights. An int8 model has
 graphs with separate weights, and is not a checkpoint, because only ONNX Runtime can run it. `grr_coca.model.checkpoint`
-loads the weights as a PyTorch model, `grr_coca.infer.engine` as ONNX graphs.
+loads the weights as a PyTorch model, and `grr_coca.infer.engine` opens the ONNX graphs.
 
 Bundled models are in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs, and
 `card.md` for readers. `scripts/ship.py` writes them.
@@ -43,14 +43,14 @@ MATCHING = "match.json"
 TAGS, TAG_VECTORS = "tags.json", "tags.safetensors"
 THESAURUS = "thesaurus.txt"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS, THESAURUS)
-"""Files with parameters fitted to a model, for captions, photographs, hits, matches, tags and related words. See
-`grr_coca.infer.calibration`, `grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`
-(parameters, and word vectors) and `grr_coca_search.query`.
+"""Files with parameters that were fitted to a model, for caption confidence, photographs, search hits, matches, tags
+(parameters and word vectors) and related words. See `grr_coca.infer.calibration`, `grr_coca_search.relevance`,
+`grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags` and `grr_coca_search.query`.
 """
 BEST_FILE = "best.json"
-"""File, next to the checkpoints of a run with `keep_best`, that names the step of the best one."""
+"""File that names the step of the best checkpoint. It is next to the checkpoints of a run with `keep_best`."""
 START_FILE = "start.json"
-"""File, in the folder of a fine-tuned run, with the folder and fingerprint of its start checkpoint."""
+"""File in the folder of a fine-tuned run. It contains the folder and the fingerprint of the run's start checkpoint."""
 ADAPTED = "adapted.json"
 ADAPTED_FILES = (ADAPTED, "adapted.safetensors", "features.safetensors")
 """Files that `grr-coca adapt` adds to the files of its base; see `grr_coca.infer.adapted`."""
@@ -58,7 +58,7 @@ ENCODER_FILES = ("encoder.json", "encoder.safetensors", "encoder.onnx")
 """Files of an additional image encoder next to the base of an adapted model; see `grr_coca.infer.adapted.beside`."""
 START_MODEL = "start"
 START_MODEL_FILES = tuple(f"{START_MODEL}/{name}" for name in (*FILES, *GRAPH_FILES, MANIFEST))
-"""Copy of the start model of a fine-tuned base in the folder of an adapted model; see
+"""Files of the copy of a fine-tuned base's start model in the folder of an adapted model; see
 `grr_coca.infer.adapted.start_model`."""
 FROZEN_FILES = ("frozen.json", "frozen.onnx")
 """Files of the frozen encoder whose features a model takes; see `grr_coca.infer.engine.frozen`."""
@@ -72,7 +72,8 @@ MODEL_FILES = (
     *START_MODEL_FILES,
     *FROZEN_FILES,
 )
-"""All files from which a model may be loaded. A run's checkpoint has additional files, for continuing the training."""
+"""All files that may be read when a model is loaded. A run's checkpoint has additional files, for continuing the
+training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")
 
@@ -98,8 +99,8 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
 def find_model(path: Path) -> Path:
     """Return the checkpoint to use from a run folder, or the folder itself if it is not a run.
 
-    For a run, this is the best checkpoint if its recipe has `keep_best`, as recorded in a file, and otherwise the
-    newest. A folder that is not a run may be an int8 model.
+    For a run whose recipe has `keep_best`, this is the best checkpoint, as recorded in `BEST_FILE`. For any other run,
+    it is the newest checkpoint. A folder that is not a run may be an int8 model.
 
     Raises:
         UserError: If no checkpoint exists. The message names the missing part.
@@ -151,11 +152,11 @@ class _Best:
 
 
 def start_of_run(run: Path) -> Path | None:
-    """Return the checkpoint that a fine-tuned run started from; or None if that checkpoint is unknown, missing or
+    """Return the checkpoint that a fine-tuned run started from, or None if that checkpoint is unknown, missing or
     changed.
 
     Raises:
-        UserError: If the file that names it is corrupt.
+        UserError: If the file that names the checkpoint is corrupt.
     """
     path = run / START_FILE
     if not path.is_file():
@@ -181,12 +182,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Return whether a folder contains an int8 model, complete or not."""
+    """Return whether a folder contains an int8 model, whether complete or not."""
     if (folder / WEIGHTS).is_file():
         return False
     try:
         listed = read_manifest(folder)
-    except UserError:  # the folder has no manifest, or one of another kind
+    except UserError:  # the folder has no manifest, or a manifest of another kind
         listed = {}
     return QUANTIZED_WEIGHTS in listed or (folder / QUANTIZED_WEIGHTS).is_file()
 
@@ -197,14 +198,14 @@ def is_adapted(folder: Path) -> bool:
 
 
 def require_not_adapted(folder: Path, what: str) -> None:
-    """Check that a model is not an adapted one, for work that needs a model with separate weights.
+    """Check that a model is not adapted, before work that needs a model with its own weights.
 
     Args:
         folder: Folder of the model.
         what: Name of the work in messages, such as "match".
 
     Raises:
-        UserError: If the model is an adapted one. The message names its base.
+        UserError: If the model is adapted. The message names its base.
     """
     if is_adapted(folder):
         base = read_json(folder / ADAPTED).get("base")
@@ -225,7 +226,7 @@ def fingerprint(folder: Path) -> str:
 
     The hash of an adapted model also covers the adaptation.
 
-    Where the manifest has hashes of files, the fingerprint is computed from these.
+    If the manifest lists the hash of a file, the fingerprint is computed from this hash instead of the file.
 
     Raises:
         UserError: If a file cannot be read, or the manifest is corrupt.
@@ -343,11 +344,12 @@ class CheckpointFiles:
     """Everything needed to use a model, except its weights.
 
     Attributes:
-        preprocess: Preprocessing of the model's own image encoder, or of `encoder` if it has none.
+        preprocess: Preprocessing of the model's own image encoder, or of `encoder` if the model has no image encoder.
         caution: Reason why the embeddings may be unsuitable for search and zero-shot classification. Empty if none is
             known.
-        encoder: The frozen encoder whose features the model takes. None if it takes no features. If the model also has
-            its own image encoder, `preprocess` gets the squares from this encoder's preprocessing.
+        encoder: The frozen encoder whose features the model takes. None if the model takes no features. If the model
+            also has its own image encoder, `preprocess` is applied to the square images that the frozen encoder's
+            preprocessing yields.
     """
 
     config: CoCaConfig
@@ -372,8 +374,8 @@ class _Header:
 
 
 def read_files(folder: Path) -> CheckpointFiles:
-    """Read a checkpoint folder, or a folder of ONNX graphs. If it has a manifest, its files are compared with the
-    manifest.
+    """Read a checkpoint folder, or a folder of ONNX graphs. If the folder has a manifest, all files are compared with
+    the manifest.
 
     Raises:
         UserError: If a file is missing or corrupt, or the files do not match.
@@ -402,7 +404,7 @@ def read_files(folder: Path) -> CheckpointFiles:
 def read_encoder_in_place(folder: Path) -> "EncoderInfo | None":
     """Read the description of the frozen encoder that a checkpoint has in place of an image encoder.
 
-    Return None if it has none. No other files are read.
+    Return None if the checkpoint has no such encoder. No other files are read.
 
     Raises:
         UserError: If `config.json` is missing or corrupt.
@@ -414,7 +416,7 @@ def read_encoder_in_place(folder: Path) -> "EncoderInfo | None":
 
 
 def read_keep(folder: Path) -> str | None:
-    """Return the kind of features that a checkpoint takes, `tokens` or `mean`, or None if it takes none.
+    """Return the kind of features that a checkpoint takes, `tokens` or `mean`, or None if it takes no features.
 
     Raises:
         UserError: If `config.json` is missing or corrupt.
@@ -425,7 +427,7 @@ def read_keep(folder: Path) -> str | None:
 
 
 def require_fitting(files: CheckpointFiles, folder: Path) -> None:
-    """Check that tokenizer and preprocessing match the config. `folder` is their folder, for messages.
+    """Check that the tokenizer and the preprocessing match the config. Messages name the files in `folder`.
 
     Raises:
         UserError: If the tokenizer or the preprocessing does not match.
@@ -455,7 +457,7 @@ def require_fitting(files: CheckpointFiles, folder: Path) -> None:
 
 
 def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
-    """Write config, tokenizer and preprocessing to a folder.
+    """Write the config, the tokenizer and the preprocessing to a folder.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -522,12 +524,12 @@ FOR_PHOTOGRAPHS = "coca-l14-captions"
 """Name of the published model for captions of photographs."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
-"""`owner/name` on the Hugging Face hub."""
+"""Pattern of a model's name on the Hugging Face hub, `owner/name`."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Measured number with its 95 % interval, from a bootstrap over the images of the split."""
+    """Measured value with its 95 % confidence interval, from a bootstrap over the images of the split."""
 
     value: float
     low: float

@@ -7,14 +7,14 @@
                     └──────────────────── multimodal_decoder ─ states ─ lm_head ─── next tokens
 
 The image encoder is a vision transformer (arXiv 2010.11929). The text decoder has a unimodal half, which reads only the
-caption, and a multimodal half, which continues from its tokens and attends to the image. Both run on the captions of a
-batch without their padding.
+caption, and a multimodal half, which continues from the tokens of the unimodal half and attends to the image.
+Both halves process the captions of a batch without padding.
 
 Shapes: B pairs, I images, P patch tokens in raster order, K patches kept by patch dropout, R registers; T positions of
-the longest caption, N tokens of all captions, M of them that have a next token (all but [EOS] and [CLS]), L = M rounded
-up, as N is (`grr_coca.model.attention.PackedLayout`); Q captioning tokens of width C, D width, E width of the joint
-embedding, V vocabulary. In `decode_step`: R captions in progress, of which R / B neighbours share an image. In
-`FeatureEncoder`: N tokens of width X, which P also counts after the encoder.
+the longest caption, N tokens of all captions, M tokens that have a next token (all except [EOS] and [CLS]), L = M
+rounded up in the same way as N (`grr_coca.model.attention.PackedLayout`); Q captioning tokens of width C, D width, E
+width of the joint embedding, V size of the vocabulary. In `decode_step`: R captions in progress; each image has R / B
+adjacent captions. In `FeatureEncoder`: N tokens of width X, which are included in P after the encoder.
 """
 
 import math
@@ -47,7 +47,7 @@ from grr_coca.model.config import Contrastive
 
 
 class ImageEncoder(nn.Module):
-    """Encoder from pixels to patch tokens: stem and patch embedding, positions (without RoPE), blocks, final norm.
+    """Encoder that converts pixels to patch tokens: stem, patch embedding, positions (unless RoPE), blocks, final norm.
 
     Registers (arXiv 2309.16588) are learned tokens without a position. They pass through the blocks together with the
     patches, and are dropped after the last block.
@@ -79,8 +79,8 @@ class ImageEncoder(nn.Module):
 
         With `kept_patches`, only these K patches of each image are encoded (FLIP, arXiv 2212.00794).
         """
-        # Under autocast, the patch embedding is in bf16. Learned positions in fp32 would promote the sum, but RoPE
-        # would not. The cast keeps the residual stream of every model in fp32.
+        # Under autocast, the patch embedding is in bf16. Adding learned positions in fp32 would convert it to fp32, but
+        # RoPE adds nothing. With this cast, the residual stream of every model is in fp32.
         patches = self.patch_embed(self.stem(images)).type_as(images)
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
@@ -99,9 +99,10 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Encoder from features (tokens of a frozen third-party encoder) to image tokens.
+    """Encoder that converts features (tokens of a frozen third-party encoder) to image tokens.
 
-    It consists of standardized channels, a linear map, blocks and a final norm. The features already include positions.
+    It standardizes the channels, and applies a linear map, blocks and a final norm. The features already include
+    positions.
     `mean` and `deviation` are statistics of each channel over training images (`standardize`).
     """
 
@@ -128,7 +129,7 @@ class FeatureEncoder(nn.Module):
 
 
 PADDING = 0
-"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary, it is also the id of "!" before a symbol."""
+"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary, 0 is also the id of a "!" within a word."""
 
 
 class PackedText(NamedTuple):
@@ -138,8 +139,8 @@ class PackedText(NamedTuple):
         token_ids: `[BOS] caption [EOS] [CLS]` of each caption.
         layout: The layout of these N tokens, for the unimodal half.
         cls: The index of each caption's [CLS] token among the N tokens.
-        predicting: The indices of the tokens that have a next token, with which the multimodal half continues.
-        predicting_layout: The layout of these tokens.
+        predicting: The indices of the tokens that have a next token. The multimodal half continues from these tokens.
+        predicting_layout: The layout of the tokens in `predicting`.
     """
 
     token_ids: Int[Tensor, "1 N"]
@@ -160,7 +161,7 @@ class TextDecoderOutput(NamedTuple):
 
     Attributes:
         cls: The normalized output at the [CLS] token of each caption.
-        tokens: The residual stream of all tokens that have a next token, with which the multimodal half continues.
+        tokens: The residual stream of all tokens that have a next token. The multimodal half continues from it.
     """
 
     cls: Float[Tensor, "B D"]
@@ -195,8 +196,7 @@ class TextDecoder(nn.Module):
     ) -> PackedText:
         """Pack padded captions for `forward`.
 
-        `lengths` include [BOS], [EOS] and [CLS]. If they are on the CPU, this does not synchronize with another
-        device.
+        `lengths` include [BOS], [EOS] and [CLS]. If they are on the CPU, packing does not wait for another device.
         """
         longest, device = token_ids.shape[1], token_ids.device
         layout, predicting_layout = layout_of(lengths, longest, device), layout_of(lengths - 2, longest - 2, device)
@@ -213,7 +213,7 @@ class TextDecoder(nn.Module):
 
 
 class MultimodalDecoder(nn.Module):
-    """Multimodal half: causal blocks with cross-attention to the image, a final norm, and the head.
+    """Multimodal half of CoCa's decoder: causal blocks with cross-attention to the image, a final norm, and the head.
 
     `forward` stops before the head. The M × V logits would be the largest tensor of a training step, so the loss
     computes them for only some tokens at a time.
@@ -234,7 +234,7 @@ class MultimodalDecoder(nn.Module):
     ) -> Float[Tensor, "M D"]:
         """Return the states from which `lm_head` predicts the next tokens, caption after caption.
 
-        `mask` marks the image tokens that count; None means all.
+        `mask` is False for image tokens that are padding. If it is None, no token is padding.
         """
         x, context = text_tokens, self.context(image_tokens)
         for block in self.blocks:
@@ -250,7 +250,8 @@ class MultimodalDecoder(nn.Module):
 
 
 MAX_LOGIT_SCALE = math.log(100.0)
-"""Bound on the inverse temperature, as in CLIP (arXiv 2103.00020). Above this bound, training becomes unstable."""
+"""Upper bound on the logarithm of the inverse temperature, as in CLIP (arXiv 2103.00020). Above this bound, training
+becomes unstable."""
 
 
 class EncodedImage(NamedTuple):
@@ -258,8 +259,8 @@ class EncodedImage(NamedTuple):
 
     Attributes:
         tokens: The image tokens that captions attend to.
-        embedding: The embedding of unit length, which is compared with texts.
-        mask: The image tokens that count. None means all.
+        embedding: The embedding of unit length, which is compared with those of texts.
+        mask: Mask of the image tokens that are not padding. None if no token is padding.
     """
 
     tokens: Float[Tensor, "B Q D"]
@@ -281,10 +282,10 @@ class CoCaOutput(NamedTuple):
 
 
 class CoCa(nn.Module):
-    """Complete model. `build` chooses its parts, and passes them in.
+    """Complete model. `grr_coca.model.build` chooses the parts of the model.
 
     A model that takes features of a frozen encoder has a `feature_encoder` instead of the `image_encoder`, or in
-    addition to it. In the latter case, the poolers read the tokens of both.
+    addition to it. In the latter case, the poolers read the tokens of both encoders.
     """
 
     def __init__(
@@ -375,7 +376,7 @@ class CoCa(nn.Module):
         features: FeatureTokens | None = None,
     ) -> EncodedImage:
         """Encode only images. Return the tokens that captions attend to, and embeddings of unit length."""
-        # FSDP gathers weights around this method and `forward`, so `forward` must not call it, but the next one.
+        # FSDP gathers weights around this method and around `forward`, so `forward` must call `_encode_image` instead.
         return self._encode_image(images, kept_patches, features)
 
     def _encode_image(
@@ -415,12 +416,11 @@ class CoCa(nn.Module):
         layouts: Sequence[CachedLayout],
         mask: Bool[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Return the states from which the token after each new token of R captions is predicted, and extend the
-        caches.
+        """Return the states that predict the token after each new token of R captions, and extend the caches.
 
-        `contexts` are the inputs of the cross-attention in each multimodal block. `layouts` are the layouts of each
-        block of both halves, with its cache of the earlier tokens. `mask` marks the image tokens that count; None means
-        all.
+        `contexts` are the inputs of the cross-attention in each multimodal block. `layouts` contains one layout for
+        each block of both halves, with the block's cache of earlier tokens. `mask` is False for image tokens that are
+        padding. If it is None, no token is padding.
         """
         text, multimodal = self.text_decoder, self.multimodal_decoder
         x = text.position(text.tok_embeddings(token_ids), layouts[0].positions)  # R T D
@@ -433,7 +433,7 @@ class CoCa(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Bound the learned temperature. Call this after each update of the weights."""
+        """Keep the learned temperature within its bounds. Call this method after each update of the weights."""
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
 
@@ -447,7 +447,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Afterwards, each module returns to its previous mode, even after an exception.
     """
-    # A model in use is already in eval mode, and setting all modules would take a third of a query's time.
+    # A model in use is already in eval mode, and setting the mode of all modules would take a third of a query's time.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -459,11 +459,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-# --- Products in fp32 on CUDA: exact in training, and with inputs rounded to TF32 in evaluation and use
+# --- Products in fp32 on CUDA: exact in training, and with inputs rounded to TF32 in evaluation and inference
 #
-# TF32 keeps 10 of the 23 bits of a fraction, and sums in fp32; an H100 multiplies 7 times as fast in it. That rounding,
-# imitated on a CPU for all products of `icons` and `pictograms`, changed embeddings by 2e-4 at most, the losses of a
-# validation split by 6e-5, and no recall. In training it would accumulate, and bf16 is as fast there.
+# TF32 keeps 10 of the 23 fraction bits of each factor, and sums are computed in fp32. An H100 multiplies 7 times as
+# fast in TF32. When this rounding was simulated on a CPU for all products of `icons` and `pictograms`, embeddings
+# changed by at most 2e-4, the losses of a validation split by 6e-5, and recall not at all. In training, the rounding
+# errors would accumulate, and bf16 is as fast there.
 
 _lock = threading.Lock()
 _depth = 0
@@ -471,7 +472,7 @@ _before = (False, False)
 
 
 def require_exact_products() -> None:
-    """Compute all fp32 products exactly from now on. By default, PyTorch rounds the inputs of convolutions."""
+    """Compute all fp32 products exactly from now on. By default, PyTorch rounds the inputs of convolutions to TF32."""
     _set(matmul=False, convolutions=False)
 
 
@@ -479,7 +480,7 @@ def require_exact_products() -> None:
 def fast_products(device: torch.device) -> Iterator[None]:
     """Let CUDA use TF32 within this context. Other devices are not affected.
 
-    The setting belongs to the process, so it lasts until the last thread leaves the context.
+    The setting applies to the whole process, so it lasts until the last thread leaves the context.
     """
     global _depth, _before
     if device.type != "cuda":

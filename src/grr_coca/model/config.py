@@ -1,6 +1,6 @@
-"""Configuration of a model: nested frozen dataclasses, in which each choice of a part is a closed `Literal`.
+"""Configuration of a model: nested frozen dataclasses, in which the kinds of each part are the values of a `Literal`.
 
-Widths are in channels, image sizes in pixels. A parent never repeats a field of its child.
+Widths are in channels, and image sizes in pixels. A config never repeats a field of a config that it contains.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def _require_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Stack of pre-norm blocks: the three choices of GRR-CoCa, and the widths.
+    """Stack of pre-norm blocks: its sizes, and the three parts that GRR-CoCa changes (norm, feed-forward, positions).
 
     Attributes:
         norm: Kind of norm. `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6.
@@ -76,8 +76,8 @@ class TransformerConfig:
 
     @property
     def min_parameters(self) -> int:
-        """Lower bound on the number of parameters in the blocks: those of attention, and two matrices of the
-        feed-forward."""
+        """Lower bound on the number of parameters in the blocks, from the matrices of attention and two matrices of
+        each feed-forward layer."""
         return self.num_layers * self.embed_dim * (4 * self.embed_dim + 2 * self.hidden_dim)
 
     @property
@@ -88,7 +88,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """Vision transformer, from pixels to patch tokens.
+    """Vision transformer, which converts pixels to patch tokens.
 
     Attributes:
         num_registers: Number of learned tokens that pass through the blocks together with the patches, and are dropped
@@ -150,7 +150,7 @@ class FeatureEncoderConfig:
     Attributes:
         feature_dim: Width of the frozen encoder's tokens.
         keep: Whether the features of an image are all its tokens, or only their mean.
-        num_tokens: Number of feature tokens per image. None if it differs between images.
+        num_tokens: Number of feature tokens per image. None if this number differs between images.
     """
 
     feature_dim: int
@@ -189,7 +189,7 @@ class TextDecoderConfig:
 
 @dataclass(frozen=True)
 class MultimodalDecoderConfig:
-    """Multimodal half of the text decoder. It must have the same width as the unimodal half, whose tokens it reads.
+    """Multimodal half of the text decoder. It reads the tokens of the unimodal half, so both must have the same width.
 
     RoPE is applied in both halves. Learned positions are added only in the unimodal half.
     """
@@ -204,11 +204,11 @@ class MultimodalDecoderConfig:
 class PoolersConfig:
     """Attentional poolers.
 
-    If `num_queries` is None, the captioning pooler is missing, and captions attend to the patch tokens.
+    If `num_queries` is None, the model has no captioning pooler, and captions attend to the patch tokens.
 
     `arrangement` is the way in which the poolers are combined. In a `cascade`, the contrastive pooler reads the tokens
-    of the captioning pooler. In `parallel`, it reads the patch tokens. With `shared`, there is only one pooler: its
-    first query yields the image embedding, and its other queries yield the image tokens.
+    of the captioning pooler. With `parallel`, the contrastive pooler reads the patch tokens. With `shared`, there is
+    only one pooler: its first query yields the image embedding, and its other queries yield the image tokens.
     """
 
     num_queries: int | None
@@ -230,10 +230,11 @@ class CoCaConfig:
 
     Attributes:
         image_encoder: The model's own image encoder. None if a feature encoder replaces it.
-        feature_encoder: The blocks over features of a frozen encoder, whose tokens follow those of the model's own
+        feature_encoder: The blocks over features of a frozen encoder. Their tokens follow those of the model's own
             image encoder. None if the model takes no features.
         contrastive: The kind of contrastive loss: a softmax over the batch (CoCa), or a sigmoid for each pair (SigLIP).
-            It belongs to the model, because the sigmoid needs a learned bias, and starts from a different temperature.
+            This choice is part of the model, because the sigmoid loss needs a learned bias and a different initial
+            temperature.
 
     `architecture` is `coca`, or the name of another `Architecture`, such as `open_clip`.
     """
@@ -288,7 +289,7 @@ class CoCaConfig:
 
     @property
     def transformers(self) -> tuple[TransformerConfig, ...]:
-        """Blocks of all stacks."""
+        """Configs of the blocks in all stacks."""
         return tuple(part.transformer for part in (*self.image_sides, self.text_decoder, self.multimodal_decoder))
 
     @property
@@ -298,7 +299,7 @@ class CoCaConfig:
 
     @property
     def num_image_tokens(self) -> int | None:
-        """Number of tokens that the poolers read. None if it differs between images."""
+        """Number of tokens that the poolers read. None if this number differs between images."""
         own = 0 if self.image_encoder is None else self.image_encoder.num_patches
         if self.feature_encoder is None:
             return own
@@ -306,15 +307,15 @@ class CoCaConfig:
 
 
 class Architecture(Protocol):
-    """Architecture from another package, registered in `grr_coca.architectures` by its name.
+    """Architecture from another package, registered under its name in the entry-point group `grr_coca.architectures`.
 
-    Its config is a `CoCaConfig`, and its models are a `CoCa` with other parts, so everything that works with a model
-    also works with its models.
+    Its config is a `CoCaConfig`, and each of its models is a `CoCa` with other parts, so everything that works with a
+    CoCa model also works with a model of this architecture.
 
     Attributes:
-        keys: Value of each of `grr_coca.model.checkpoint_files.FIXED_KEYS` in `config.json`, by which checkpoints of
-            the architecture are recognized.
-        reserves_padding: Whether the id 0 is reserved for padding.
+        keys: Values that `grr_coca.model.checkpoint_files.FIXED_KEYS` have in the `config.json` of this architecture.
+            Its checkpoints are recognized by these values.
+        reserves_padding: Whether the token id 0 is reserved for padding.
     """
 
     keys: Mapping[tuple[str, ...], str]
@@ -337,7 +338,7 @@ def find_architecture(name: str) -> Architecture:
     """Return the architecture with the given name.
 
     Raises:
-        UserError: If no installed package provides it.
+        UserError: If no installed package provides the architecture.
     """
     found: Architecture | None = plugins.named("grr_coca.architectures", name)
     if found is None:

@@ -1,4 +1,4 @@
-"""Create model cards of checkpoints, and upload checkpoints to the Hugging Face hub in one commit.
+"""Create model cards for checkpoints, and upload checkpoints to the Hugging Face hub in one commit.
 
 This module does not import torch.
 
@@ -8,7 +8,7 @@ A card is generated from the files of a checkpoint:
 |---|---|
 | architecture, step, warning | `config.json` |
 | number of parameters | the header of `model.safetensors` |
-| start of a fine-tuned run, its data and licence | the run's `start.json`, and the card of the model that it names |
+| start model of a fine-tuned run, its data and licence | the run's `start.json`, and the card of the start model |
 | data, licence, figures | `card.json` (`grr_coca.model.checkpoint_files.ModelCard`) if it exists, else the caller |
 """
 
@@ -63,7 +63,8 @@ _KNOWN_LICENCES = {
     "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql", "ofl-1.1",
     "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "gemma",
 }  # fmt: skip
-"""Licences by their names on the hub, which rejects cards with other licences, unless these are in `license_name`."""
+"""Names of licences on the hub. The hub rejects a card with any other licence, unless the licence is in
+`license_name`."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,9 @@ class Start:
 
 
 def find_start(checkpoint: Path) -> Start | None:
-    """Return the model that the run of a checkpoint started from, or that was adapted; None if the checkpoint
-    is neither adapted nor of a fine-tuning run.
+    """Return the model from which a checkpoint was fine-tuned or adapted, or None if neither is the case.
 
-    A local folder is named without its parents, because the card is public.
+    Only the last part of a local path is used as a name, because the card is public.
 
     Raises:
         UserError: If a file is corrupt.
@@ -110,7 +110,7 @@ def find_start(checkpoint: Path) -> Start | None:
 def read_figures(path: Path) -> Figures:
     """Read the metrics that `grr-coca evaluate --json` wrote.
 
-    Splits are named by the shortest ends of their paths that distinguish them.
+    Each split is named by the shortest end of its path that distinguishes it from the other splits.
 
     Raises:
         UserError: If the file has other content.
@@ -360,7 +360,7 @@ def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
         raise UserError(f"'{hub_id}' is not a valid name on the Hugging Face hub ({_line(error)})") from error
     except HfHubHTTPError as error:
         raise UserError(_http_message(hub_id, error.response.status_code, error) + hint) from error
-    except Exception as error:  # without a connection, the type of the error depends on the client's version
+    except Exception as error:  # without a connection, the type of the error depends on the version of huggingface_hub
         raise UserError(f"{hub_id}: not uploaded to the Hugging Face hub ({_line(error)}){hint}") from error
 
 

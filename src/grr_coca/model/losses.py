@@ -1,7 +1,7 @@
 """Losses of CoCa (arXiv 2205.01917, section 3), of a text teacher, and of siblings. `batch_loss` combines all of them.
 
 Shapes: B pairs of the global batch, b pairs of this rank, E embedding width, K width of the teacher's embeddings; M
-tokens to predict, m tokens of a chunk of them, D width of the states that predict them, V vocabulary.
+tokens to predict, m tokens in a chunk, D width of the states that predict tokens, V size of the vocabulary.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -27,8 +27,8 @@ class EmbeddedPairs(NamedTuple):
     """Embedded image-text pairs. Text i belongs to image i.
 
     Embeddings have unit length. Pairs with equal `caption_ids`, `image_ids` or `thing_ids` are not negatives of each
-    other. `teacher` has embeddings of the captions by a text teacher, also of unit length, or is None without a
-    teacher. `thing_ids` is None without siblings.
+    other. `teacher` contains a text teacher's embeddings of the captions, also of unit length, or is None if no
+    teacher is used. `thing_ids` is None if the sibling loss is not used.
     """
 
     image: Float[Tensor, "B E"]
@@ -39,7 +39,7 @@ class EmbeddedPairs(NamedTuple):
     thing_ids: Int[Tensor, " B"] | None = None
 
     def gathered(self, ranks: Ranks) -> "EmbeddedPairs":
-        """Return the pairs of all ranks, in their order. Gradients flow back to the rank of each pair."""
+        """Return the pairs of all ranks, in the order of the ranks. Gradients flow back to the rank of each pair."""
         return EmbeddedPairs(*(None if column is None else ranks.gather(column) for column in self))  # type: ignore[arg-type]
 
 
@@ -72,7 +72,7 @@ def contrastive_loss(
     if rows.thing_ids is not None and columns.thing_ids is not None:
         same |= rows.thing_ids[:, None] == columns.thing_ids
     others = same & ~itself
-    # bf16 would round a similarity of 1 at a temperature of 0.01 by half a nat.
+    # In bf16, the logit for a similarity of 1 at a temperature of 0.01 would be rounded by half a nat.
     with torch.autocast(target.device.type, enabled=False):
         by_image = logit_scale.exp() * rows.image @ columns.text.T  # b B
         if logit_bias is not None:
@@ -89,7 +89,7 @@ def contrastive_loss(
 class CaptioningLoss(NamedTuple):
     """Means over the tokens of the whole batch, in nats.
 
-    Differentiate `total`, which is `captioning` + z_weight · `z`. The other two are only logged.
+    Differentiate `total`, which is `captioning` + z_weight · `z`. The other two values are only logged.
     """
 
     total: Float[Tensor, ""]
@@ -110,11 +110,11 @@ def captioning_loss(
         states: The states from which the tokens are predicted.
         lm_head: Weight of the head.
         labels: Ids of the tokens, including end tokens.
-        num_tokens: Number of tokens by which the sum is divided; by default, the number of these tokens. With the
-            number of a larger batch, the result is the part of these tokens in the loss of that batch, and all parts
-            add up to the loss.
-        z_weight: Weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
-            from drifting (PaLM, arXiv 2204.02311, section 5).
+        num_tokens: Number of tokens by which the sum is divided. By default, the number of labels. With the number of
+            tokens in a larger batch, the result is the part that these tokens contribute to the loss of that batch; all
+            such parts add up to the loss.
+        z_weight: Weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. The z-loss keeps
+            logits from drifting (PaLM, arXiv 2204.02311, section 5).
 
     Raises:
         ValueError: If the numbers of states and labels differ.
@@ -146,12 +146,12 @@ def token_losses(
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights λ_con and λ_cap, by default those of the paper, and weights of optional additional losses.
+    """Weights λ_con and λ_cap, which are those of the paper by default, and weights of optional additional losses.
 
     Attributes:
-        z: Weight of the z-loss; see `captioning_loss`. It needs a captioning weight above 0.
+        z: Weight of the z-loss; see `captioning_loss`. A z-loss requires a captioning weight above 0.
         teacher: Weight of `teacher_loss`. 0 means no teacher.
-        teacher_temperature: Divisor of the teacher's and the model's similarities.
+        teacher_temperature: Divisor of the similarities, both the teacher's and the model's, in `teacher_loss`.
         sibling: Weight of `sibling_loss`. 0 means no sibling loss.
     """
 
@@ -177,8 +177,8 @@ def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> 
 class ComparisonLoss(NamedTuple):
     """Losses that compare pairs with each other, in nats.
 
-    Differentiate `total`, which includes their weights. The other fields are only logged. `teacher` and `sibling` are
-    0 if their weight is 0.
+    Differentiate `total`, which is the weighted sum of the losses. The other fields are only logged. `teacher` and
+    `sibling` are 0 if their weight is 0.
     """
 
     total: Float[Tensor, ""]
@@ -193,7 +193,7 @@ def comparison_loss(
     """Compute the losses that compare each of the given pairs with all pairs of the global batch.
 
     Args:
-        model: Model whose temperature, and bias of the sigmoid loss, are used.
+        model: Model that provides the temperature and, for the sigmoid loss, the bias.
         pairs: Pairs of this rank.
         weights: Weights of the parts.
         ranks: All ranks, each with the same number of pairs as this rank. None if there are no other pairs.
@@ -263,7 +263,8 @@ def batch_loss(
 
 
 def combine_losses(compared: ComparisonLoss, captions: CaptioningLoss, weights: LossWeights) -> Losses:
-    """Combine the two parts of a batch's losses. `captions.total` includes only the weight of the z-loss."""
+    """Combine the two parts of a batch's losses. `captions.total` includes the z-loss, but not the captioning
+    weight."""
     return Losses(
         # A part with weight zero stays in the graph, so that every parameter always has a gradient.
         total=compared.total + weights.captioning * captions.total,
@@ -286,7 +287,8 @@ def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float
 
     For each caption, the softmax over its similarities to all other captions should equal the teacher's softmax. The
     loss is the Kullback-Leibler divergence of the model's softmax from the teacher's, which is 0 if both agree
-    (relational distillation, arXiv 1904.05068; as a softmax, arXiv 2101.04731). The teacher may have any width.
+    (relational distillation, arXiv 1904.05068; as a softmax, arXiv 2101.04731). The teacher's embeddings can have any
+    width.
 
     Args:
         rows: The pairs whose part is computed.
@@ -305,15 +307,15 @@ def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float
 def _log_softmax_over_others(
     similarity: Float[Tensor, "b B"], same: Bool[Tensor, "b B"], temperature: float
 ) -> Float[Tensor, "b B"]:
-    # A finite number instead of -inf, so that a row without other captions gets a uniform softmax on both sides of the
-    # teacher loss, and thus a loss of 0.
+    # Similarities to equal items become a finite number instead of -inf, so that a row without other items has a
+    # uniform softmax. In the teacher loss, both sides are then uniform, and the loss of the row is 0.
     return (similarity / temperature).masked_fill(same, -1e4).log_softmax(1)
 
 
 # --- Siblings: images that show the same concept
 
 SIBLING_TEMPERATURE = 0.1
-"""Divisor of image similarities, as in the paper on this loss."""
+"""Divisor of image similarities, as in the paper that introduced this loss."""
 
 
 def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, ""]:
@@ -359,7 +361,7 @@ def _chunk_size(lm_head: Float[Tensor, "V D"]) -> int:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Output layer (a linear map) and the cross-entropy of its logits, in one function.
 
-    The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
+    The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first sum has a gradient.
 
     The forward pass processes one chunk of tokens after another. For each chunk, it also computes the gradients, in the
     memory and precision of the chunk's logits. The logits of all tokens are therefore never in memory together, and no
@@ -403,8 +405,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _differentiate(
     logits: Float[Tensor, "m V"], labels: Int[Tensor, "m 1"], z_weight: float, *, needs_gradient: bool
 ) -> tuple[Float[Tensor, "m 1"], Float[Tensor, "m 1"]]:
-    """Return nll and log Z of each token, and if needed replace its logits by the gradient of nll + `z_weight` · log²
-    Z.
+    """Return nll and log Z of each token. If needed, replace the logits of each token by the gradient of nll +
+    `z_weight` · log² Z.
 
     Softmax and gradient are computed in fp32 or better, one block of rows after another.
     """

@@ -1,5 +1,5 @@
-"""Presets of models, by name. A preset is a function from a size to a full config. An arm is a copy of a preset with
-one part changed.
+"""Presets of models, by name. A preset is a function that takes a size and returns a full config. An arm is a variant
+of a preset with one part changed.
 
 GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The arms between them have one or two of
 these parts, so that all eight combinations exist. Widths, depths and the kind of RoPE are our choices; see
@@ -24,7 +24,7 @@ from grr_coca.model.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Depths, widths and lengths of a model, whose parts the preset determines."""
+    """Depths, widths and lengths of a model. Its parts are determined by the preset."""
 
     image_size: int
     patch_size: int
@@ -76,7 +76,7 @@ class Size:
 
 
 SIZES = {
-    # Minutes on a CPU core.
+    # Training takes minutes on a CPU core.
     "tiny": Size(
         image_size=64,
         patch_size=16,
@@ -91,7 +91,7 @@ SIZES = {
         num_queries=16,
         embed_dim=128,
     ),
-    # Hours on one GPU.
+    # Training takes hours on one GPU.
     "small": Size(
         image_size=224,
         patch_size=16,
@@ -174,10 +174,10 @@ def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> Transfor
 
 
 def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
-    """Return the hidden width at which GEGLU's three matrices have as many parameters as the two of an MLP.
+    """Return the hidden width at which GEGLU's three matrices have as many parameters as the two matrices of an MLP.
 
-    It is two thirds of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels. Below
-    a width of 512, multiples of 64 would be too coarse, so it is a multiple of 8.
+    This width is two thirds of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64
+    channels. Below a width of 512, multiples of 64 would be too coarse, so the result is rounded to a multiple of 8.
     """
     multiple = 64 if embed_dim >= 512 else 8
     return max(multiple, round(2 * mlp_ratio * embed_dim / 3 / multiple) * multiple)
@@ -199,7 +199,7 @@ def coca(size: str | Size) -> CoCaConfig:
 
 
 def baseline_coca(size: str | Size) -> CoCaConfig:
-    """Return the config of baseline CoCa: GRR text decoders and poolers, and CoCa's original image encoder."""
+    """Return the config of baseline CoCa: text decoder and poolers of GRR-CoCa, with CoCa's original image encoder."""
     s, config = size_of(size), coca(size)
     text = replace(
         config.text_decoder.transformer,
@@ -218,7 +218,7 @@ def baseline_coca(size: str | Size) -> CoCaConfig:
 
 
 def baseline_geglu(size: str | Size) -> CoCaConfig:
-    """Return the config of baseline CoCa with GEGLU in the image encoder, at matched parameters."""
+    """Return the config of baseline CoCa with GEGLU in the image encoder, with nearly the same number of parameters."""
     config = baseline_coca(size)
     hidden_dim = geglu_hidden_dim(config.own_image_encoder.transformer.embed_dim)
     return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
@@ -245,7 +245,7 @@ baseline_rms_geglu = _arm(baseline_geglu, norm="rms")
 baseline_rms_rope_2d = _arm(baseline_coca, norm="rms", position="rope_2d")
 baseline_geglu_rope_2d = _arm(baseline_geglu, position="rope_2d")
 grr_coca = _arm(baseline_geglu, norm="rms", position="rope_2d")
-"""GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE also in the image encoder."""
+"""GRR-CoCa: the image encoder also has RMSNorm, axial RoPE, and GEGLU with nearly the same number of parameters."""
 grr_coca_geglu_4x = _arm(baseline_geglu_4x, norm="rms", position="rope_2d")
 grr_coca_rope_1d = _arm(grr_coca, position="rope_1d")
 
@@ -261,7 +261,7 @@ def grr_coca_parallel(size: str | Size) -> CoCaConfig:
 def grr_coca_plus(size: str | Size) -> CoCaConfig:
     """Return the config of a GRR-CoCa whose captions attend to the patch tokens, as in `studies/plus/pictograms.yaml`.
 
-    No other part that was tried improved this model.
+    No other change that was tried improved this model.
     """
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, num_queries=None))

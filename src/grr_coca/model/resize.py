@@ -2,7 +2,7 @@
 
 RoPE's tables, which are not weights, are computed for the new grid and the new context. Learned patch positions are
 interpolated (bicubic, as for ViT, arXiv 2010.11929). Learned token positions are kept, and new positions are copies of
-the last one, so captions that fitted before keep their embeddings and probabilities.
+the last position, so captions that fitted before keep their embeddings and probabilities.
 
 Shapes: P patches, D width, T positions of tokens.
 """
@@ -27,11 +27,11 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
 
     Args:
         checkpoint: Checkpoint to start from. It is not changed.
-        image_size: New size in pixels. None keeps the size.
-        context_length: New maximum number of tokens in a caption. None keeps the number.
+        image_size: New image size in pixels. None keeps the present size.
+        context_length: New maximum number of tokens in a caption. None keeps the present maximum.
 
     Raises:
-        UserError: If the size is not a multiple of the patch size, or the new context is shorter than the old one.
+        UserError: If the size is not a multiple of the patch size, or the new context is shorter than the old context.
     """
     config = checkpoint.config
     image, text = config.own_image_encoder, config.text_decoder

@@ -1,13 +1,14 @@
-"""Parameters of an adapted model, which map the base's image and text embeddings to vectors, and their storage.
+"""Parameters of an adapted model, and their storage. The parameters map the base model's embeddings to vectors.
 
 An image's vector has two parts. The first part predicts the words of the image's captions: kernel ridge regression maps
-the base's embedding and descriptors to the words of captions (TF-IDF) and the base's text embedding. The second part is
-the base's embedding itself, minus the mean of the domain. A text's vector has the words and embedding of the text
-instead of predictions. The dot product of two vectors is their similarity; all vectors have length 1.
+the base's embedding and the descriptors of the image to the words of its captions (TF-IDF) and their text embeddings.
+The second part is the base's image embedding, minus the mean of the domain. In a text's vector, the actual words and
+embedding of the text take the place of the predictions. All vectors have length 1, and the dot product of two vectors
+is their similarity.
 
-Shapes: B images or texts, E embedding width of the base, D width of a descriptor, F = E + D features, N images of the
-fit, M landmarks (images from which predictions are computed), V words, W = V + E, K width of the first part, L of the
-second, Z = K + L, C distinct captions of the fit.
+Shapes: B images or texts, E embedding width of the base, D width of a descriptor, F = E + D features, N fitted
+images, M landmarks (images from which predictions are computed), V words, W = V + E, K width of a vector's first part,
+L width of its second part, Z = K + L, C distinct captions of the fitted images.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from grr_coca.model.checkpoint_files import ADAPTED, ADAPTED_FILES
 
 _, ARRAYS, FEATURES = ADAPTED_FILES
 MAX_NUMBERS = 512
-"""Width of a vector, K + L."""
+"""Maximum width of a vector, K + L."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class Values:
     Attributes:
         width: Factor of squared distances in the Gaussian kernel, exp(-width · d²).
         penalty: Ridge penalty λ.
-        text_weight: Weight of the base's text embedding relative to the words, as a fraction of the squared length.
-        plain_share: Weight of the base's own similarity relative to the predicted one.
+        text_weight: Weight of the base's text embedding relative to the words, as a ratio of squared lengths.
+        plain_share: Weight of the base's own similarity relative to the predicted similarity.
     """
 
     width: float = 0.4
@@ -52,12 +53,12 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """Logistic curve for the probability that a caption is exactly right.
+    """Parameters of a logistic function that yields the probability that a caption is exactly right.
 
     Attributes:
         weights: Weights of the caption's score, of its lead over the next candidate, and of the kernel value of the
             nearest fitted image.
-        offset: Logit if all of these are 0.
+        offset: Logit if all three of these features are 0.
     """
 
     weights: tuple[float, float, float]
@@ -71,14 +72,15 @@ class Confidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """Settings for choosing captions. Among all tested settings, these yield the most correct captions on held-out
+    """Settings for choosing captions: of all tested settings, those that yield the most correct captions on held-out
     images.
 
     Attributes:
-        composed: Whether to also join the beginning of one near caption to the end of another, at a shared word.
-        beams: Number of the decoder's beams to include in the candidates.
-        log_prob_weight: Weight of the decoder's summed log-probability.
-        confidence: Curve of the probability that a caption is exactly right. None if unknown.
+        composed: Whether the candidates also include captions that join the beginning of one near caption to the end of
+            another near caption at a shared word.
+        beams: Number of captions from the decoder's beam search to include in the candidates.
+        log_prob_weight: Weight of a caption's summed log-probability from the decoder.
+        confidence: Parameters for the probability that a caption is exactly right. None if unknown.
     """
 
     composed: bool
@@ -94,18 +96,18 @@ class AdaptedHeader:
     Attributes:
         base: Name of the base model.
         base_fingerprint: Fingerprint of the base model.
-        word_rules: Version of `grr_coca.infer.adapted.words`.
-        image_rules: Version of `grr_coca.infer.adapted.descriptors`.
-        num_images: Number of images of the fit.
-        num_landmarks: Number of images from which predictions are computed. With the Nyström method, these are fewer
-            than all images.
+        word_rules: Version of the rules in `grr_coca.infer.adapted.words`.
+        image_rules: Version of the rules in `grr_coca.infer.adapted.descriptors`.
+        num_images: Number of fitted images.
+        num_landmarks: Number of images from which predictions are computed. With the Nyström method, this is less than
+            `num_images`.
         split: Widths of the two parts of a vector, K and L. L is 0 if the base does not process images.
         values: Hyperparameters of the fit.
         captioning: Settings for choosing captions.
         logit_scale: Inverse temperature of similarities.
         words: Vocabulary.
-        captions: Distinct captions of the fit.
-        figures: Metrics in the report, by setting and metric name.
+        captions: Distinct captions of the fitted images.
+        figures: Metrics from the report, by the names of the setting and of the metric.
     """
 
     base: str
@@ -132,11 +134,11 @@ class Arrays:
         image_mean: Mean of the base's image embeddings, E.
         text_mean: Mean of the base's text embeddings, E.
         plain_map: Principal directions of the base's embeddings, E L.
-        word_map: Map from words and text embedding to the first part of a vector, (V + E) K.
+        word_map: Map from the words and the embedding of a text to the first part of its vector, (V + E) K.
         word_offset: Offset subtracted after `word_map`, K.
         score_map: Map from words to the space in which predictions are compared when captions are ranked, V K.
         score_offset: Offset subtracted after `score_map`, K.
-        score_gram: Matrix that gives the squared length of a prediction in the space of words, K K.
+        score_gram: Matrix that yields the squared length of a prediction, measured in the space of words, K K.
         dual: Map from kernel values to the first part of a vector, M K.
         caption_vectors: Vectors of the distinct captions, C K+L.
     """
@@ -180,13 +182,13 @@ class Adaptation:
 
     @property
     def is_without_images(self) -> bool:
-        """Whether an image encoder replaces the base for images."""
+        """Whether another encoder embeds images in place of the base."""
         return self.header.split[1] == 0
 
     def features(
         self, embeddings: Float[np.ndarray, "B E"], described: Float[np.ndarray, "B D"]
     ) -> Float[np.ndarray, "B F"]:
-        """Join base embeddings and descriptors to features."""
+        """Join base embeddings and descriptors into features."""
         return np.concatenate([unit(embeddings - self.arrays.image_mean), described], axis=1)
 
     def image_vectors(
@@ -196,7 +198,7 @@ class Adaptation:
 
         Args:
             embeddings: Image embeddings of the base.
-            described: Results of `descriptors`.
+            described: Descriptors of the images.
         """
         features = self.features(embeddings, described)
         kernel = gaussian(features, self._landmarks, self.header.values.width, squares=self._squares)
@@ -204,14 +206,15 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * predicted, self._lengths[1] * plain], axis=1), kernel.max(axis=1)
 
     def plain_vectors(self, embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B L"]:
-        """Return the base's image embeddings, minus the mean of the domain."""
+        """Return the second parts of image vectors: the base's image embeddings, minus the mean of the domain."""
         return unit((embeddings - self.arrays.image_mean) @ self.arrays.plain_map)
 
     def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B Z"]:
-        """Return the vectors of texts. If a text has no word in the vocabulary, only its embedding counts.
+        """Return the vectors of texts. If a text has no word in the vocabulary, its vector depends only on its
+        embedding.
 
         Args:
-            texts: Texts.
+            texts: Texts to convert.
             embeddings: Text embeddings of the base.
         """
         centred = unit(embeddings - self.arrays.text_mean)
@@ -223,9 +226,9 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
-        """Return queries for images that are similar to the given ones.
+        """Convert the vectors of images to queries that find similar images.
 
-        If the base processes images, the queries use only its embeddings.
+        If the base processes images, the queries use only the base's embeddings.
         """
         first = 0 if self.is_without_images else self.header.split[0]
         return unit(np.concatenate([np.zeros_like(vectors[:, :first]), vectors[:, first:]], axis=1))
@@ -233,8 +236,8 @@ class Adaptation:
     def word_scores(
         self, vectors: Float[np.ndarray, "B Z"], texts: Sequence[Sequence[str]]
     ) -> list[Float[np.ndarray, " _"]]:
-        """Score texts for each image, approximately by the cosine between the predicted words and the words of the
-        text."""
+        """Score the given texts for each image. A score approximates the cosine between the predicted words and the
+        words of a text."""
         first = vectors[:, : self.header.split[0]] / self._lengths[0]
         lengths = np.sqrt(np.einsum("bk,kl,bl->b", first, self.arrays.score_gram, first).clip(min=1e-12))
         found = []
@@ -250,13 +253,13 @@ def gaussian(
     width: float,
     squares: Float[np.ndarray, " M"] | None = None,
 ) -> Float[np.ndarray, "B M"]:
-    """Compute the Gaussian kernel exp(-width · d²) of all pairs of rows.
+    """Compute the Gaussian kernel exp(-width · d²) for all pairs of a row of `first` and a row of `second`.
 
     Args:
-        first: Rows.
-        second: Rows.
-        width: Factor of squared distances.
-        squares: Squared lengths of `second`, if they are known.
+        first: First rows of the pairs.
+        second: Second rows of the pairs.
+        width: Factor of the squared distance d².
+        squares: Squared lengths of the rows of `second`, if they are known.
     """
     squares = np.square(second).sum(axis=1) if squares is None else squares
     kernel = first @ second.T
@@ -273,7 +276,7 @@ def targets(
     projection: Float[np.ndarray, "W K"],
     text_weight: float,
 ) -> Float[np.ndarray, "B K"]:
-    """Project the targets of texts, which are [weights of words, √text_weight · text embedding], scaled to length 1.
+    """Project the target vectors of texts: [weights of words, √text_weight · text embedding], scaled to length 1.
 
     Args:
         vocabulary: Known words.
@@ -296,10 +299,10 @@ def write_adaptation(
     features: Float[np.ndarray, "N F"],
     digests: UInt8[np.ndarray, "N 32"],
 ) -> None:
-    """Write an adaptation into a folder that has its base model.
+    """Write an adaptation to a folder that already contains its base model.
 
     Args:
-        folder: The folder.
+        folder: Folder of the model.
         header: Content of `adapted.json`.
         arrays: Content of `adapted.safetensors`, stored in half precision.
         features: Base embeddings and descriptors of all images, landmarks first.
@@ -313,7 +316,8 @@ def write_adaptation(
     from safetensors.numpy import save
 
     halves = {name: np.ascontiguousarray(value, np.float16) for name, value in vars(arrays).items()}
-    halves["rarities"] = np.ascontiguousarray(arrays.rarities, np.float32)  # the exported page uses the same values
+    # in fp32, because the exported web page uses the same values
+    halves["rarities"] = np.ascontiguousarray(arrays.rarities, np.float32)
     (folder / ARRAYS).write_bytes(save(halves))
     stored = {"features": np.ascontiguousarray(features, np.float16), "digests": np.ascontiguousarray(digests)}
     (folder / FEATURES).write_bytes(save(stored))
@@ -324,7 +328,7 @@ def read_adapted_header(folder: Path) -> AdaptedHeader:
     """Read `adapted.json` of an adapted model.
 
     Raises:
-        UserError: If the file is corrupt, or was written with rules unknown to this version.
+        UserError: If the file is corrupt, or was written with rules that this version does not know.
     """
     path = folder / ADAPTED
     header = from_dict(AdaptedHeader, read_json(path), str(path))
@@ -358,7 +362,7 @@ def read_adaptation(folder: Path) -> Adaptation:
 
 
 def read_features(folder: Path) -> dict[bytes, Float[np.ndarray, " F"]]:
-    """Read the features of all fitted images, by the SHA-256 of their files.
+    """Read the features of all fitted images, and return them by the SHA-256 of each image file.
 
     Raises:
         UserError: If the file is missing or corrupt.

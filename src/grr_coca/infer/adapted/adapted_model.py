@@ -1,7 +1,7 @@
-"""Adapted model with the interface of `ImageTextModel`: it has the engine of its base, but separate vectors and
+"""Adapted model with the interface of `ImageTextModel`. It uses the engine of its base, but its own vectors and
 captions.
 
-Shapes: B images or texts, S image size in pixels, K numbers of a vector.
+Shapes: B images or texts, S image size in pixels, K width of a vector.
 """
 
 from collections.abc import Generator, Sequence
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class _Context(NamedTuple):
-    """Context of the base, and the kernel value of the nearest fitted image."""
+    """Context from the base's engine, and for each image the kernel value of the nearest fitted image."""
 
     base: Any
     nearest: Float[np.ndarray, " B"]
@@ -50,12 +50,14 @@ class _Context(NamedTuple):
 class AdaptedEngine(WrappedEngine):
     """Engine of the base in which adapted vectors replace the image embeddings.
 
-    Text embeddings are those of the base: `AdaptedModel` converts them to vectors, which also need the words.
+    Text embeddings are those of the base. `AdaptedModel` converts them to vectors, because this also requires the words
+    of the texts.
 
     Args:
         base: Engine of the base.
         adaptation: Parameters of the model.
-        descriptor: Image encoder next to the base or in place of it. None if there is none.
+        descriptor: Image encoder that is used next to the base or in place of it. None if the model has no such
+            encoder.
     """
 
     def __init__(self, base: Engine, adaptation: Adaptation, descriptor: EncoderDescriptor | None = None) -> None:
@@ -88,15 +90,16 @@ class AdaptedEngine(WrappedEngine):
 class AdaptedModel(ImageTextModel):
     """Model adapted to a user's pairs.
 
-    Captions are chosen from the captions of similar images, joined parts of these captions, and beams. If there is a
-    prompt, a temperature, or an option other than the numbers of beams and captions, the base's decoder generates the
+    Captions are chosen from the captions of similar images, joined parts of these captions, and beams. If a prompt is
+    given, or if any option except the numbers of beams and captions is changed, the base's decoder generates the
     captions instead.
 
     Args:
         checkpoint: Files of the base, or its checkpoint.
         engine: Engine of the base.
         folder: Folder of the adapted model.
-        load: Function that loads a model: the start model of the base, if it is a feature.
+        load: Function that loads a model. It loads the start model of the base, if features of the start model are
+            used.
     """
 
     def __init__(self, checkpoint: CheckpointFiles, engine: Engine, folder: Path, load: LoadModel) -> None:
@@ -114,22 +117,24 @@ class AdaptedModel(ImageTextModel):
         """Base model in PyTorch, with its own preprocessing.
 
         Raises:
-            UserError: If another engine computes the model.
+            UserError: If the model runs in another engine.
         """
         assert super().checkpoint
         return cast("Checkpoint", self._base)
 
     @property
     def can_decode(self) -> bool:
-        """Whether the base's decoder can generate captions. It cannot read features."""
+        """Whether the base's decoder can generate captions. False if the model takes features, which the decoder cannot
+        read."""
         return not self.adaptation.is_without_images
 
     def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
-        """Return queries for images that are similar to the given ones. They use only the base's embeddings."""
+        """Convert the vectors of images to queries that find similar images; see `Adaptation.picture_queries`."""
         return self.adaptation.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts that have no known word, so that only the base's text embedding counts."""
+        """Return the texts without any known word. The vector of such a text depends only on the base's text
+        embedding."""
         return tuple(text for text in texts if not self.adaptation.vocabulary.knows(text))
 
     def generate(
@@ -177,7 +182,8 @@ class AdaptedModel(ImageTextModel):
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> Generator[list[str], None, GeneratedCaptions]:
-        """Caption images, and yield the text of each caption in one piece, unless the decoder generates it."""
+        """Caption images, and yield the text of each caption in one piece, unless the base's decoder generates the
+        captions."""
         if prompt or options != GREEDY:
             self._require_decoder()
             return (yield from super().stream(pixels, options, prompt, keys))
@@ -191,7 +197,7 @@ class AdaptedModel(ImageTextModel):
         captions: Sequence[Sequence[Caption]],
         prompt: str = "",  # noqa: ARG002 (captions after a prompt have no confidence)
     ) -> list[tuple[CaptionConfidence, ...]]:
-        """Return the confidence of each caption. Whether an image is familiar is unknown."""
+        """Return the confidence of each caption. Adapted models do not detect unfamiliar images."""
         return [tuple(CaptionConfidence(caption.confidence, None) for caption in own) for own in captions]
 
     def _require_decoder(self) -> None:

@@ -1,7 +1,7 @@
 """Third-party image encoder that an adapted model uses next to its base, or in place of it.
 
 Pixels come from the preprocessing of the encoder. If the encoder is used next to the base, the base gets the same
-pixels, framed and scaled to its own size. The mean token of an image, minus the mean of the domain, is then an
+pixels, framed and scaled to its own image size. The mean token of an image, minus the mean of the domain, is then an
 additional descriptor of fixed length. If the encoder is used in place of the base, the pixels may hold features
 (`grr_coca.data.feature_image`), and the base embeds only texts. The start model of a fine-tuned base
 (`grr_coca.infer.adapted.start_model`) takes the base's own pixels.
@@ -53,13 +53,14 @@ from grr_coca.model.checkpoint_files import (
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
 _SHARE, _SHARE_OF_BASE = 2.25, 1.0
-"""Squared length of this descriptor next to the base, where it is that of all other descriptors together, and in place
-of the base or for its start model, where it is that of the base's embedding. In place, 0.25 to 1 are equally good over
-three of the folds of `benchmarks/encoders.py`; at 5.5, recall at 1 is 4 points lower."""
+"""Squared length of the encoder's descriptor. `_SHARE` applies next to the base: it is the squared length of all other
+descriptors together. `_SHARE_OF_BASE` applies in place of the base and for its start model: it is the squared length of
+the base's embedding. In place of the base, values from 0.25 to 1 are equally good over three of the folds of
+`benchmarks/encoders.py`; at 5.5, recall at 1 is 4 points lower."""
 
 
 class EncoderDescriptor:
-    """Descriptor that is the mean token of an image.
+    """Descriptor of an image: the mean of its tokens from an image encoder.
 
     Args:
         encoder: Image encoder.
@@ -85,7 +86,7 @@ class EncoderDescriptor:
 
         Args:
             pixels: Pixels from the preprocessing of the encoder.
-            digests: SHA-256 of each image file, by which cached features are found.
+            digests: SHA-256 of each image file, with which cached features are looked up.
         """
         found = np.zeros((len(pixels), self.encoder.info.embed_dim), np.float32)
         is_known = np.zeros(len(pixels), bool)
@@ -99,31 +100,31 @@ class EncoderDescriptor:
             known = features_of_pixels(image)
             if known is not None:
                 found[row], is_known[row] = known, True
-        # The preprocessing has already rejected images that the encoder cannot encode; a server that starts sends a
-        # black image.
+        # If the encoder is known only by its features, nothing is encoded: the preprocessing has already rejected all
+        # images except the black one that a server sends when it starts.
         if not is_known.all() and not isinstance(self.encoder, GivenEncoder):
             found[~is_known] = self.encoder.encode(pixels[~is_known]).mean()
         return found
 
     def scale(self, mean_tokens: Float[np.ndarray, "B X"]) -> Float[np.ndarray, "B X"]:
-        """Scale mean tokens to descriptors."""
+        """Convert mean tokens to descriptors, by subtracting the mean of the domain and scaling the result."""
         assert self.mean is not None
         share = _SHARE_OF_BASE if self.is_start or self.is_in_place else _SHARE
         return (np.float32(np.sqrt(share)) * unit(mean_tokens - self.mean)).astype(np.float32)
 
     @property
     def is_start(self) -> bool:
-        """Whether the encoder is the start model of the base, whose pixels it takes."""
+        """Whether the encoder is the start model of the base, which takes the same pixels as the base."""
         return isinstance(self.encoder, StartEncoder)
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing of images, and also of features if they may replace images."""
+        """Preprocessing of images, and also of features if features can be given in place of images."""
         return feature_preprocess(self.encoder) if self.is_in_place else self.encoder.info.preprocess
 
 
 class EngineOfSquares(WrappedEngine):
-    """Engine of a base for square images from the preprocessing of another encoder.
+    """Engine of a base model that takes the square images from another encoder's preprocessing.
 
     Args:
         base: Engine of the base.
@@ -145,7 +146,7 @@ class EngineOfSquares(WrappedEngine):
 
 
 class EngineWithoutImages(WrappedEngine):
-    """Engine of a base that only embeds texts. Image embeddings are zeros."""
+    """Engine of a base model that embeds only texts. Image embeddings are zeros."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """Encode images; see `Engine`."""
@@ -155,7 +156,7 @@ class EngineWithoutImages(WrappedEngine):
 def parts_beside(
     files: CheckpointFiles, engine: Engine, descriptor: EncoderDescriptor
 ) -> tuple[CheckpointFiles, Engine]:
-    """Return the files and the engine of a base model that takes the pixels of an encoder.
+    """Return the files and the engine of a base model, changed to take the pixels of an encoder.
 
     Args:
         files: Files of the base, or its checkpoint.
@@ -172,8 +173,9 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
     """Open an encoder for an adaptation.
 
     Args:
-        name: Name of an encoder, or a folder with its features, as `grr-coca data features` writes it.
-        framing: Framing of drawings in the base. If no features are given, drawings are also framed for the encoder.
+        name: Name of an encoder, or a folder with its features, as written by `grr-coca data features`.
+        framing: Settings with which the base frames drawings. Unless `name` is a folder of features, drawings are
+            framed in the same way for the encoder.
 
     Raises:
         UserError: If the encoder cannot be used.
@@ -192,7 +194,7 @@ def open_start(base: Path, load: LoadModel) -> EncoderDescriptor | None:
 
 
 def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
-    """Open the encoder of features for adapting a model to the features, without images.
+    """Open the encoder of features, in order to adapt a model to the features instead of images.
 
     If the encoder cannot be opened here, only its features can be used.
     """
@@ -200,7 +202,9 @@ def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
 
 
 def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> str:
-    """Write an encoder into the folder of an adapted model: as a graph, or else by its name. A start model is copied.
+    """Write an encoder to the folder of an adapted model.
+
+    If possible, the encoder is written as a graph; otherwise, only its name is written. A start model is copied.
 
     Args:
         descriptor: The encoder as a descriptor.
@@ -208,7 +212,8 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
         pictures: Sample images for choosing the precision of the graph.
 
     Returns:
-        A line about the graph, or the reason why there is none; empty if only features are known, or for a start model.
+        One line that describes the graph, or states why it was not written. Empty for a start model, and for an encoder
+        that is known only by its features.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -227,7 +232,7 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
 
 
 def read_beside(folder: Path, load: LoadModel, *, is_in_place: bool) -> EncoderDescriptor | None:
-    """Read the encoder of an adapted model; None if it has none.
+    """Read the encoder of an adapted model, or return None if the model has no such encoder.
 
     Args:
         folder: Folder of the model.
@@ -268,7 +273,7 @@ def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool
                 f"{Path(argument, PAIRS)} if they are where it lists them"
             )
         if found is not None and expected is not None and found.keep != keep:
-            # From all tokens of an encoder that runs here, commands for images compute the mean.
+            # Commands for images compute the mean from all tokens, if the tokens come from an encoder that runs here.
             is_computable = keep == "mean" and not as_pairs and found.encoder.digest == expected.digest
             if found.encoder.weights == expected.weights and not is_computable:
                 raise UserError(f"{argument}: has the features '{found.keep}', but {folder} takes '{keep}'")
@@ -277,7 +282,7 @@ def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool
 
 
 def encoder_in_place(folder: Path) -> EncoderInfo | None:
-    """Return the image encoder whose features a model takes instead of or in addition to images, or None.
+    """Return the image encoder whose features a model takes, or None if the model takes only images.
 
     Raises:
         UserError: If a file is corrupt.
@@ -286,7 +291,7 @@ def encoder_in_place(folder: Path) -> EncoderInfo | None:
 
 
 def takes_pixels(folder: Path) -> bool:
-    """Return whether a model encodes images. It does not if it was adapted to features."""
+    """Return whether a model encodes images. A model that was adapted to features does not."""
     return not is_adapted(folder) or read_adapted_header(folder).split[1] > 0
 
 

@@ -1,4 +1,4 @@
-"""Rank the captions for an image: captions of similar images, joined parts of these captions, and the decoder's beams.
+"""Rank candidate captions for an image: captions of similar images, joined parts of these captions, and decoder beams.
 
 Shapes: B images, K captions of an image, T tokens.
 """
@@ -17,7 +17,8 @@ from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.generate.captions import Caption, generate
 
 NUM_NEAR = 10
-"""Numbers of candidates: captions of similar images, and joined captions."""
+"""Maximum number of captions of similar images among the candidates, of joined captions, and of captions in the
+shortlist."""
 MAX_BEAMS = 5
 _MAX_JOINED = 500
 _PUNCTUATION = ",.;:!?"
@@ -28,7 +29,7 @@ class Candidates:
     """Candidate captions for one image.
 
     Attributes:
-        texts: Distinct captions: near ones first, then joined ones, then beams.
+        texts: Distinct captions: first those of similar images ("near"), then joined captions, then beams.
         kinds: Kind of each candidate: "near", "joined" or "beam".
         similarities: Similarity of each near caption to the image. NaN for other kinds.
         word_scores: Agreement of the candidate's words with the prediction; see `Adaptation.word_scores`.
@@ -47,14 +48,14 @@ def candidates_of(
     beams: Sequence[Sequence[str]],
     allowed: Sequence[Int[np.ndarray, " _"]] | None = None,
 ) -> list[Candidates]:
-    """Collect candidates for the captions of images.
+    """Collect the candidate captions of each image.
 
     Args:
         adaptation: Parameters of the model.
         vectors: Image vectors.
         captioning: Settings for choosing captions.
         beams: The decoder's captions for each image.
-        allowed: Indices of the fitted captions that may be used for each image. None means all.
+        allowed: Indices of the fitted captions that can be used for each image. If None, all captions can be used.
     """
     found = []
     similarities = vectors @ adaptation.arrays.caption_vectors.T
@@ -84,7 +85,7 @@ def candidates_of(
 
 
 def shortlist(candidates: Candidates) -> Candidates:
-    """Select the candidates whose words agree most with the prediction. The decoder scores these."""
+    """Select the candidates whose words agree most with the prediction. Only these are then scored by the decoder."""
     return _chosen(candidates, np.argsort(-candidates.word_scores, kind="stable")[:NUM_NEAR])
 
 
@@ -100,11 +101,11 @@ def _chosen(candidates: Candidates, rows: Int[np.ndarray, " K"]) -> Candidates:
 def join_captions(captions: Sequence[str]) -> list[str]:
     """Join the beginning of one caption to the end of another, at a shared word.
 
-    For example, "latin small letter o with acute" and "greek capital letter eta" yield "latin small letter eta". No
-    word occurs more often than in either of the two captions.
+    For example, "latin small letter o with acute" and "greek capital letter eta" yield "latin small letter eta". In a
+    joined caption, each word occurs at most as often as in the original caption that contains it more often.
     """
     split = [caption.split() for caption in captions]
-    # Parts of captions with several sentences make no sense together.
+    # Captions with several sentences are omitted, because their joined parts make no sense.
     tokens = [words for words in split if not any(word[-1] in ".!?" for word in words[:-1])]
     places: dict[str, list[tuple[int, int]]] = {}
     for number, words in enumerate(tokens):
@@ -138,7 +139,8 @@ def ranked(
     Args:
         candidates: The candidates.
         captioning: Settings for choosing captions.
-        log_probs: The decoder's summed log-probability of each caption of `shortlist`, if it is weighted at all.
+        log_probs: The decoder's summed log-probability of each caption that `shortlist` selects. Not used if the weight
+            of log-probabilities is 0.
     """
     own = used(candidates, captioning)
     if captioning.log_prob_weight:
@@ -151,7 +153,7 @@ def ranked(
 
 
 def beams_of(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: int) -> list[list[str]]:
-    """Return the captions of beam search for each image, best first."""
+    """Return the captions from beam search for each image, best first."""
     options = GenerationOptions(num_beams=count, num_captions=count)
     found = generate(engine, tokenizer, pixels, options)
     return [[caption.text for caption in own if caption.text] for own in found.captions]
@@ -165,7 +167,7 @@ def with_log_probs(
     Args:
         engine: Engine of the base.
         tokenizer: Tokenizer of the model.
-        images: Encoded images of the engine.
+        images: Images that this engine has encoded.
         texts: Captions of each image, at least one per image. If a caption is longer than the context, only its first
             tokens have a log-probability.
     """
@@ -204,14 +206,16 @@ def _read(
     going = list(range(len(tokens)))
     """Images with unfinished captions."""
     row_of = np.zeros(tokens.shape[:2], np.int64)
-    """For each caption, the row of its image with its tokens so far; 0 if it is finished."""
+    """For each caption, the decoder row, counted within the image, that has read the caption's tokens so far. The row
+    is 0 for finished captions."""
     given = np.full((len(tokens), 1), bos_id, np.int64)
     for place in range(longest):
         width = len(given) // len(going)
         values = decoder.step(given).of(tokens[going, :, place].repeat(width, axis=0)).reshape(-1, width, count)
         found[going, :, place] = np.take_along_axis(values, row_of[going][:, None], axis=1)[:, 0]
         begun: dict[int, dict[tuple[int, int], int]] = {}
-        """By image: row and new token of each distinct prefix of unfinished captions, and its next row."""
+        """For each image, a mapping with one item for each distinct prefix of unfinished captions: from the current row
+        and the new token of this prefix to its next row."""
         before, row_of = row_of, np.zeros_like(row_of)
         for number, image in enumerate(going):
             for caption, length in enumerate(lengths[image]):
@@ -242,7 +246,7 @@ def _tokens(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
 
 
 def evidence_of(scores: Float[np.ndarray, " K"], nearest: float) -> tuple[float, float, float]:
-    """Return the features of the first candidate: its score, its lead, and the kernel value of the nearest fitted
-    image."""
+    """Return the features of the first candidate: its score, its lead over the second candidate, and the kernel value
+    of the nearest fitted image."""
     lead = float(scores[0] - scores[1]) if len(scores) > 1 else float(scores[0])
     return float(scores[0]), lead, nearest

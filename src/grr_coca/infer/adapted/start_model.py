@@ -1,7 +1,7 @@
-"""Start model of a fine-tuned base, whose image embedding is an additional feature of an adapted model.
+"""Start model, from which a base was fine-tuned. Its image embedding is an additional feature of an adapted model.
 
-In cross-validation on three domains, the features of both models had higher recall than those of the fine-tuned model
-(`benchmarks/own_pairs.md`). A copy of the start model is in the folder of the adapted model.
+In cross-validation on three domains, the features of both models together gave higher recall than those of only the
+fine-tuned model (`benchmarks/own_pairs.md`). The folder of the adapted model contains a copy of the start model.
 
 Shapes: B images, S image size of the base in pixels.
 """
@@ -35,15 +35,16 @@ from grr_coca.model.checkpoint_files import (
 from grr_coca.model.hub import find_start
 
 LoadModel = Callable[[Path], ImageTextModel]
-"""Type of `grr_coca.infer.load.load`, which is passed as an argument because its module imports adapted models."""
+"""Type of `grr_coca.infer.load.load`, which is passed as an argument, because the module of `load` imports adapted
+models."""
 
 
 class StartEncoder:
     """A `grr_coca.infer.encoder.VisionEncoder` whose only token is the image embedding of a start model.
 
     Args:
-        folder: Folder of the start model. The model is loaded with the first image, because a search by text does not
-            need it.
+        folder: Folder of the start model. The model is loaded when the first image is encoded, because a search by text
+            does not need the model.
         info: Description of the encoder, with the preprocessing of the base.
         load: Function that loads the start model.
     """
@@ -68,7 +69,7 @@ class StartEncoder:
         raise UserError(f"{self.info.name}: a model, which is copied as a folder")
 
     def copy_to(self, folder: Path) -> None:
-        """Copy the start model, with graphs if it has them.
+        """Copy the files of the start model, including its graphs, if any.
 
         Raises:
             OSError: If the disk is full or cannot be written to.
@@ -83,13 +84,14 @@ class StartEncoder:
 
 
 def find_start_encoder(base: Path, load: LoadModel) -> StartEncoder | None:
-    """Return the start model of a fine-tuned checkpoint in its run folder, as an encoder.
+    """Return the start model of a fine-tuned checkpoint, as an encoder.
 
-    None if it is unknown, gone or changed, if it or the base takes features, or if its weights have 32 MB or more,
-    because every image would then need a second large model.
+    Return None if the start model is unknown, missing or changed, if the start model or the base takes features,
+    if the start model is adapted, or if its weights have 32 MB or more, because every image would then need a second
+    large model.
 
     Args:
-        base: Checkpoint of a run.
+        base: Fine-tuned checkpoint in its run folder.
         load: Function that loads a model.
     """
     run = base.parent.parent

@@ -34,7 +34,7 @@ _ASCII_WORDS = re.compile(r"[a-z0-9]+")
 
 
 def split_words(text: str) -> list[str]:
-    """Split a text into its words, in order."""
+    """Split a text into words, in the order of the text."""
     text = unicodedata.normalize("NFKC", text).lower()
     if text.isascii():
         return _ASCII_WORDS.findall(text)
@@ -56,10 +56,10 @@ def _characters(run: str) -> list[str]:
 
 
 class WordWeights(NamedTuple):
-    """Known words of M texts, as rows of a sparse matrix.
+    """The known words of M texts and their weights, as the rows of a sparse matrix.
 
-    It contains the concatenated word ids and weights of all texts, and the end of each text. The weights of a text have
-    length 1.
+    The arrays contain the concatenated word ids and weights of all texts, and the position at which each text ends.
+    The weights of a text form a vector of length 1.
     """
 
     ids: Int[np.ndarray, " N"]
@@ -94,7 +94,7 @@ class WordWeights(NamedTuple):
 
 
 class Vocabulary:
-    """Words of some captions, and their rarity.
+    """Words that occur in a set of captions, and the rarity of each word.
 
     Args:
         words: Distinct words.
@@ -111,7 +111,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, captions: Sequence[str], limit: int) -> "Vocabulary":
-        """Collect the most frequent words of captions, at most `limit`."""
+        """Collect the words of captions. If there are more than `limit` words, only the most frequent are kept."""
         counts = Counter(word for caption in captions for word in set(split_words(caption)))
         kept = sorted(sorted(counts, key=lambda word: (-counts[word], word))[:limit])
         rarities = [math.log((1 + len(captions)) / (1 + counts[word])) + 1 for word in kept]

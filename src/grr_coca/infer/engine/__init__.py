@@ -1,4 +1,4 @@
-"""Engines that compute a model, in ONNX Runtime or PyTorch, behind one small interface.
+"""Engines that run a model, in ONNX Runtime or PyTorch, behind one small interface.
 
 Only `engine.torch` imports PyTorch.
 """

@@ -11,8 +11,8 @@ Captioning, search and classification use a model only through this interface.
 All results are NumPy arrays. Large results stay on the engine's device: `EncodedImages.context`, the keys
 and values of a decoder, and on a GPU the logits.
 
-Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; those of an image are
-neighbours), T tokens, N ids, K selected ids, V vocabulary.
+Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; the rows of an
+image are adjacent), T tokens, N ids, K selected ids, V size of the vocabulary.
 """
 
 from contextlib import AbstractContextManager
@@ -25,9 +25,9 @@ from grr_coca.common.shapes import Float, Int, UInt8
 
 EngineName = Literal["onnx", "torch"]
 SMALL_MODEL = 32_000_000
-"""Size of weights, in bytes, below which a model counts as small. A small model, such as the bundled ones, computes a
-batch no faster with two threads (0.9 to 1.1 times the speed of one), but two batches at the same time gave 1.6 to 1.9
-times the speed.
+"""Total size of the weights, in bytes, below which a model counts as small. Small models, such as the bundled ones,
+process a batch no faster with two threads than with one (0.9 to 1.1 times the speed), but processing two batches at the
+same time was 1.6 to 1.9 times as fast.
 """
 MAX_WORKERS = 8
 """Maximum number of simultaneous batches. At least a tenth of the work is in Python, where only one thread runs at a
@@ -54,8 +54,9 @@ class Logits(Protocol):
     """
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """Return the k highest log-probabilities of each row, in descending order, and their token ids; all of them if
-        k exceeds V.
+        """Return the k highest log-probabilities of each row, in descending order, and their token ids.
+
+        If k exceeds the size of the vocabulary, return all log-probabilities.
         """
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
@@ -64,13 +65,13 @@ class Logits(Protocol):
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "Logits":
-        """Return a copy with other log-probabilities for some tokens, where -inf rules a token out.
+        """Return a copy in which some tokens have the given log-probabilities. A value of -inf rules a token out.
 
         The remaining values are not normalized again. Pairs of row and id must be distinct.
         """
 
     def repeated(self, count: int) -> "Logits":
-        """Return a copy in which each row is repeated `count` times, side by side."""
+        """Return a copy in which each row is repeated `count` times in succession."""
 
     def total(self, temperature: float) -> Float[np.ndarray, " R"]:
         """Return the logarithm of the sum of exp(log-probability / temperature) over the vocabulary."""
@@ -87,20 +88,20 @@ class Logits(Protocol):
 class Decoder(Protocol):
     """Decoder of unfinished captions, with their keys and values.
 
-    The first step reads the prompt, one row per image. `reorder` then gives each image its captions.
+    The first step reads the prompt, with one row per image. `reorder` then creates one row per caption of each image.
     """
 
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> Logits:
         """Read new tokens, and return the logits of the token that follows them.
 
-        The first step reads the prompt, and every later step one token of each caption.
+        The first step reads the prompt, and every later step reads one token of each caption.
         """
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """Replace the captions by the given rows. The rows of an image may be repeated, dropped or reordered.
+        """Replace the rows by those with the given indices. The rows of an image can be repeated, dropped or reordered.
 
-        All images that have rows must have the same number of them, side by side, and images keep their order. An image
-        without rows is dropped.
+        All images that still have rows must have the same number of rows, which must be adjacent, and the images must
+        keep their order. An image without rows is dropped.
         """
 
 
@@ -116,15 +117,16 @@ class Engine(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of batches to compute at the same time.
+        """Number of batches to process at the same time.
 
-        It is one per core if the model is small, because several threads would not compute a batch faster; otherwise 1.
+        For a small model, this is one per core, because several threads would not process a batch faster. For other
+        models, it is 1.
         """
 
     def single_threaded(self) -> AbstractContextManager:
-        """Return a context manager. A thread that is started inside it computes without further threads.
+        """Return a context manager inside which newly started threads compute without further threads.
 
-        Use it around threads that each compute a batch.
+        Within this context, start the threads that each process a batch.
         """
 
     @property
@@ -133,7 +135,7 @@ class Engine(Protocol):
 
     @property
     def logit_bias(self) -> float | None:
-        """Offset of the logits in a model trained with the sigmoid loss, otherwise None."""
+        """Offset of the logits in a model that was trained with the sigmoid loss. None for other models."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """Encode RGB images. The engine itself normalizes their pixels."""
@@ -152,9 +154,10 @@ class Engine(Protocol):
         """Return a decoder with empty caches.
 
         Args:
-            images: Encoded images of this engine.
+            images: Images that this engine has encoded.
             num_prompt: Number of tokens in the prompt.
-            max_tokens: Maximum number of tokens after the prompt. The last one need not be read.
+            max_tokens: Maximum number of tokens after the prompt. The last of these tokens
+                does not need to be read.
             num_captions: Number of captions per image.
             beams: Whether the captions of an image will be reordered.
         """

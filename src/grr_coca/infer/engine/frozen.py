@@ -32,7 +32,7 @@ from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
 
 @runtime_checkable
 class FeatureReader(Protocol):
-    """Additional method of engines for models that take features."""
+    """Interface of engines for models that take features. It has one method in addition to those of `Engine`."""
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
@@ -41,20 +41,20 @@ class FeatureReader(Protocol):
 
         Args:
             features: Features that the model was trained with: all tokens, or their mean.
-            pixels: Pixels for the model's own image encoder. None if it has no image encoder.
+            pixels: Pixels for the model's own image encoder. None if the model has no image encoder.
         """
         ...
 
 
 class FrozenEngine(WrappedEngine):
-    """Engine that takes the pixels of a frozen encoder.
+    """Engine that takes pixels in the form that a frozen encoder takes.
 
     Args:
-        base: Engine of the model, a `FeatureReader`.
+        base: Engine of the model, which must also be a `FeatureReader`.
         encoder: Frozen encoder.
         keep: Whether the features are all tokens of an image, or their mean.
-        own: Preprocessing of the model's own image encoder, applied to the frozen encoder's squares. None if the model
-            has no image encoder.
+        own: Preprocessing of the model's own image encoder, applied to the frozen encoder's square images. None if the
+            model has no image encoder.
     """
 
     def __init__(self, base: Engine, encoder: VisionEncoder, keep: Keep, own: Preprocess | None) -> None:
@@ -80,7 +80,7 @@ class FrozenEngine(WrappedEngine):
         return self.encode_features(self.encoder.encode(pixels).kept(self.keep), own_pixels(pixels, self.own))
 
     def _stored_features(self, image: UInt8[np.ndarray, "F F 3"]) -> Float[np.ndarray, "N D"] | None:
-        """Return the features that a square of pixels holds or names; None if it is a picture.
+        """Return the features that a square of pixels contains or refers to, or None if it is an ordinary image.
 
         Raises:
             UserError: If the tokens are not stored in a folder that this process reads.
@@ -95,10 +95,10 @@ class FrozenEngine(WrappedEngine):
         return tokens.astype(np.float32)
 
     def with_stored(self, rows: Sequence[Float[np.ndarray, "_ D"]]) -> "FrozenEngine":
-        """Return the engine for images whose features are known.
+        """Return a copy of this engine that uses known features instead of encoding images.
 
         Args:
-            rows: Features of each image in the next call.
+            rows: Features of each image in the next call of `encode_images`.
         """
         return FrozenEngine(self.base, _Stored(self.encoder.info, rows), "tokens", self.own)
 
@@ -116,7 +116,7 @@ class FrozenEngine(WrappedEngine):
 def with_frozen_encoder(
     files: CheckpointFiles, base: Engine, folder: Path | None = None
 ) -> tuple[CheckpointFiles, FrozenEngine]:
-    """Return the files and the engine of a model that takes features, for the pixels of its frozen encoder.
+    """Return the files and the engine of a model that takes features, changed to take the pixels of its frozen encoder.
 
     Args:
         files: Files of the model, or its checkpoint.
@@ -153,7 +153,7 @@ def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:
 
 @dataclass
 class _Stored:
-    """Encoder that returns known tokens for the next images."""
+    """Encoder that returns known tokens for the images of the next call."""
 
     info: EncoderInfo
     rows: Sequence[np.ndarray]
@@ -171,8 +171,8 @@ def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = Fals
 
     Args:
         info: Description of the encoder.
-        folder: Folder of the model. None without a graph.
-        or_given: Whether features suffice if the encoder cannot be opened.
+        folder: Folder of the model, or None if the encoder must be opened by its name.
+        or_given: Whether to return an encoder that is known only by its features if the encoder cannot be opened.
 
     Raises:
         UserError: If the encoder is missing, or has changed.
@@ -187,5 +187,7 @@ def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = Fals
 
 
 def own_pixels(squares: UInt8[np.ndarray, "B F F 3"], own: Preprocess | None) -> UInt8[np.ndarray, "B S S 3"] | None:
-    """Return the pixels for the model's own image encoder from squares of the frozen one, or None if it has none."""
+    """Convert the frozen encoder's square images to pixels for the model's own image encoder.
+
+    Return None if the model has no image encoder."""
     return None if own is None else np.stack([own(Image.fromarray(square)) for square in squares])

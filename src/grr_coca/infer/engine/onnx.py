@@ -1,4 +1,4 @@
-"""Engine that computes with ONNX Runtime, from a folder of graphs, without PyTorch.
+"""Engine that runs a folder of graphs in ONNX Runtime, without PyTorch.
 
 `grr-coca export onnx` writes the graphs. The names of inputs and outputs are in `grr_coca.infer.export.graphs`.
 
@@ -31,7 +31,8 @@ _Values = Mapping[str, np.ndarray]
 
 
 class _Graph(NamedTuple):
-    """Open graph, the names of its outputs, and the input of `step` that matches each output but the first."""
+    """Open graph, the names of its outputs, and the name of the `step` input that takes each output except the
+    first."""
 
     session: "InferenceSession"
     outputs: list[str]
@@ -39,20 +40,21 @@ class _Graph(NamedTuple):
 
 
 class OnnxEngine:
-    """`Engine` that computes with a folder of graphs.
+    """`Engine` that runs the graphs in a folder.
 
     Each graph is opened when it is first used, so that a text query does not load the image encoder. The loader of a
-    model compares the folder with its manifest (`grr_coca.model.checkpoint_files`); this class compares each graph and
-    the size of the weights.
+    model compares the folder with its manifest (`grr_coca.model.checkpoint_files`); this class itself checks each graph
+    and the size of the weights.
 
     Args:
         folder: Folder with `image.onnx`, `text.onnx`, `step.onnx`, their weights and `manifest.json`.
-        threads: Number of threads per batch. By default, one for a small model, which computes several batches at the
-            same time instead, otherwise `num_threads()`.
+        threads: Number of threads per batch. The default is 1 for a small model, which processes several batches at the
+            same time instead, and `num_threads()` for other models.
 
     Raises:
-        UserError: If the folder has no graphs, or its manifest is corrupt. Also when a graph is opened, if it was not
-            exported together with the weights, a file is missing or corrupt, or ONNX Runtime is too old.
+        UserError: If the folder has no graphs, or its manifest is corrupt. The error is also raised when a graph is
+            opened, if the graph was not exported together with the weights, if a file is missing or corrupt, or if ONNX
+            Runtime is too old.
     """
 
     name: EngineName = "onnx"
@@ -82,7 +84,7 @@ class OnnxEngine:
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """Encode images; see `Engine`.
 
-        The context has the keys and values of the cross-attention, which are computed only once.
+        The context contains the keys and values of the cross-attention, which are thus computed only once per image.
         """
         embedding, context = self.run("image", {"pixels": pixels})
         return EncodedImages(embedding, context)
@@ -113,11 +115,12 @@ class OnnxEngine:
         num_captions: int = 1,  # noqa: ARG002
         beams: bool = False,  # noqa: ARG002
     ) -> "OnnxDecoder":
-        """Create a decoder; see `Engine`. Its caches grow as needed, so their sizes need not be known."""
+        """Create a decoder; see `Engine`. The caches grow as needed, so their sizes are not needed here."""
         return OnnxDecoder(self, images.context)
 
     def single_threaded(self) -> AbstractContextManager:
-        """Return the context; see `Engine`. The number of threads is set when a graph is opened."""
+        """Return a context manager without effect; see `Engine`. The number of threads is set when a graph is
+        opened."""
         return nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,13 +128,14 @@ class OnnxEngine:
         return {**vars(self), "_graphs": {}}
 
     def run(self, name: GraphName, inputs: _Values) -> tuple[np.ndarray, _Values]:
-        """Run a graph. Return its first output, and all others by the name of the input of `step` that takes them."""
+        """Run a graph, and return its first output, and the other outputs by the names of the `step` inputs that take
+        them."""
         graph = self._graph(name)
         first, *others = graph.session.run(graph.outputs, inputs)
         return first, dict(zip(graph.given_on, others, strict=True))
 
     def session(self, name: GraphName) -> "InferenceSession":
-        """Return the open graph with a given name, and open it if necessary."""
+        """Return the session of the graph with this name, opening the graph if necessary."""
         return self._graph(name).session
 
     def open_ahead(self, *names: GraphName) -> None:
@@ -175,7 +179,7 @@ class OnnxEngine:
             raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
 
     def _require_listed(self, name: str) -> None:
-        """Check that a graph has the size and hash, and each weights file the size, that the manifest lists."""
+        """Check the size and the hash of a graph, and the size of each weights file, against the manifest."""
         if name not in self._files:
             raise UserError(f"{self.folder}: {MANIFEST} does not list {name}; {_EXPORT}")
         for other, (size, sha256) in self._files.items():
@@ -199,7 +203,7 @@ class OnnxDecoder:
     """`Decoder` whose keys and values are outputs of the graphs.
 
     A step takes the keys and values of earlier tokens, and returns them with those of the new tokens appended. The
-    captions of an image share its keys and values of the cross-attention.
+    captions of an image share the cross-attention keys and values of the image.
     """
 
     def __init__(self, engine: OnnxEngine, cross: _Values) -> None:
@@ -224,7 +228,7 @@ class OnnxDecoder:
         self.rows_per_image = int(counts[0])
 
     def _empty(self, num_rows: int) -> _Values:
-        """Return empty keys and values."""
+        """Return keys and values for zero earlier tokens."""
         return {
             given.name: np.zeros((num_rows, given.shape[1], 0, given.shape[3]), dtype=np.float32)
             for given in self.engine.session("step").get_inputs()

@@ -1,4 +1,4 @@
-"""Engine that computes with PyTorch, for any model on any device.
+"""Engine that runs any model in PyTorch, on any device.
 
 Shapes: B images or texts, S image size in pixels, E joint embedding width, K captions of an image, R captions (rows;
 R / B neighbouring rows belong to one image), T new tokens, L slots of the caches, Q image tokens of width C, N ids, V
@@ -30,8 +30,8 @@ from grr_coca.model.coca import CoCa, fast_products
 class TorchEngine:
     """`Engine` of a model in PyTorch.
 
-    The engine computes with copies of the model's modules in eval mode, so the model itself can continue training. The
-    parameters are shared. On a CPU, the copy has fast layers, which store some weights in another layout. Call
+    The engine uses a copy of the model in eval mode, so the model itself can continue training. The copy shares the
+    parameters of the model. On a CPU, the copy has fast layers, which store some weights in another layout. Call
     `refresh` after the weights have changed.
     """
 
@@ -48,14 +48,14 @@ class TorchEngine:
         self.refresh()
 
     def refresh(self) -> None:
-        """Use the model's current weights. Until this is called, results mix old and new weights."""
+        """Use the model's current weights. Until this method is called, results mix old and new weights."""
         self._plain = copy_modules(self._original).eval()
         self._fast = fast_copy(self._plain)
 
     @property
     def model(self) -> CoCa:
-        """Copy of the model that computes: the fast one, or under autocast the plain one, because fast layers do not
-        support it."""
+        """Copy of the model to compute with: normally the fast copy, but under autocast the plain copy, because fast
+        layers do not support autocast."""
         return self._plain if torch.is_autocast_enabled("cpu") else self._fast
 
     @property
@@ -71,7 +71,7 @@ class TorchEngine:
 
     @contextmanager
     def single_threaded(self) -> Iterator[None]:
-        """Return the context; see `Engine`. A new PyTorch thread uses the most recently set number of threads."""
+        """Set the context; see `Engine`. A new PyTorch thread uses the most recently set number of threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -92,7 +92,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """Encode images; see `Engine`. The context has the image tokens."""
+        """Encode images; see `Engine`. The context contains the image tokens."""
         with fast_products(self.device):
             image = self.model.encode_image(self._normalized(pixels))
         return EncodedImages(_as_array(image.embedding.float()), image)
@@ -105,7 +105,7 @@ class TorchEngine:
 
         Args:
             features: Features that the model was trained with: all tokens, or their mean.
-            pixels: Pixels for the model's own image encoder. None if it has no image encoder.
+            pixels: Pixels for the model's own image encoder. None if the model has no image encoder.
         """
         dtype = self._original.logit_scale.dtype
         tokens = torch.from_numpy(features.tokens).to(self.device, dtype)
@@ -140,7 +140,7 @@ class TorchEngine:
 
     def _normalized(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[Tensor, "B 3 S S"]:
         """Normalize pixels to the input of the model, in its precision and on its device."""
-        # Copied, because PyTorch does not accept read-only or reversed arrays.
+        # The array is copied, because PyTorch does not accept read-only or reversed arrays.
         rgb = torch.from_numpy(np.array(pixels, order="C")).to(self.device).permute(0, 3, 1, 2)
         values = torch.empty(rgb.shape, dtype=torch.float32, device=self.device).copy_(rgb).div_(255)
         return normalize(values, self._preprocess).to(self._original.logit_scale.dtype)
@@ -155,15 +155,15 @@ def _as_array(tensor: Tensor) -> np.ndarray:
 Context = Float[Tensor, "B Q C"] | KeyValues
 
 MIN_IMAGES_UNPROJECTED = 4
-"""Minimum number of images for keeping image tokens unprojected. With fewer images, tokens are projected to keys and
-values once, because reading the projection weights at each step would take longer."""
+"""Minimum number of images with which image tokens are kept unprojected. With fewer images, the tokens are projected to
+keys and values once, because reading the projection weights at each step would take longer."""
 
 
 class TorchDecoder:
     """`Decoder` with both halves of the text decoder and their caches.
 
-    The captions of one image share its keys and values, or its tokens: with few captions or few steps,
-    `AbsorbedCrossAttention` is cheaper than keys and values.
+    The captions of one image share the keys and values of the image, or only its tokens: with few captions or few
+    steps, `AbsorbedCrossAttention`, which reads the tokens, is cheaper than computing keys and values.
 
     Without beams, each caption has its own line of slots in the caches. With beams, all beams of an image share one
     line. Their new tokens take the next slots, side by side, and a mask selects the slots of each beam's past. When a
@@ -251,8 +251,8 @@ def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_caption
     """
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
     enough = len(image_tokens) >= MIN_IMAGES_UNPROJECTED
-    # With one query at a time, memory reads dominate. All blocks read the same image tokens, which are half as large as
-    # the keys and values of a single block.
+    # With one query at a time, reading memory takes most of the time. All blocks read the same image tokens, which are
+    # half as large as the keys and values of a single block.
     if (
         enough
         and isinstance(attn, AbsorbedCrossAttention)
@@ -263,7 +263,8 @@ def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_caption
 
 
 class DeviceLogits:
-    """`Logits` that stay on the device of the model. Only values that decoding requests are copied to arrays."""
+    """`Logits` that stay on the device of the model. Only the values that are needed for decoding are copied to
+    arrays."""
 
     def __init__(self, log_probs: Float[Tensor, "R V"]) -> None:
         self._log_probs = log_probs

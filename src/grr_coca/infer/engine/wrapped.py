@@ -1,4 +1,4 @@
-"""Engine that delegates to another engine, as a base class for engines that change a part of it."""
+"""Engine that delegates to another engine, as a base class for engines that change only some of its methods."""
 
 from contextlib import AbstractContextManager
 
@@ -32,7 +32,7 @@ class WrappedEngine:
         return self.base.workers
 
     def single_threaded(self) -> AbstractContextManager:
-        """Return the context; see `Engine`."""
+        """Return the context manager; see `Engine`."""
         return self.base.single_threaded()
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:

@@ -1,4 +1,4 @@
-"""Expose the weights of cross-attention, without a special mode of the model.
+"""Record the attention weights of cross-attention layers, without needing a special mode in the model.
 
 Shapes: B batch, T queries, S context tokens, D width, C context width, H heads, Dh head width.
 """
@@ -15,7 +15,8 @@ from grr_coca.model.attention import PLAIN, CrossAttention, Layout
 
 
 class AttentionRecord(NamedTuple):
-    """Attention weights of one forward pass (each row sums to 1), and the values that they average."""
+    """Attention weights of one forward pass (each row sums to 1), and the values that are averaged with these
+    weights."""
 
     weights: Float[Tensor, "B H T S"]
     values: Float[Tensor, "B S H Dh"]
@@ -25,8 +26,8 @@ class AttentionRecord(NamedTuple):
 def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, AttentionRecord]]:
     """Make modules compute attention weights explicitly, and yield the weights of each module's last pass.
 
-    Fused attention never computes the weights explicitly. The outputs are the same up to rounding, and depend on the
-    collected weights, so gradients with respect to the weights exist. Only the last pass through each module is kept.
+    Normally, modules use fused attention, which never computes the weights explicitly. Here, the outputs are the same
+    up to rounding, but they are computed from the recorded weights, so gradients with respect to the weights exist.
     """
     seen: dict[nn.Module, AttentionRecord] = {}
 
@@ -49,7 +50,7 @@ def attention_weights(
 ) -> AttentionRecord:
     """Return the attention weights and values of a module for the given inputs.
 
-    Padding in packed sequences also has weights.
+    The padding of packed sequences also has rows of weights.
     """
     queries = layout.pad(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh

@@ -1,10 +1,11 @@
 """Heat maps of a caption: the patches to which a model attends for each word.
 
-Shapes: T caption tokens, P patches, G patches along a side, S image size.
+Shapes: T caption tokens, P patches, G patches along a side, S image size in pixels.
 
 Words attend to image tokens, and image tokens attend to patches. The relevance of a patch to a word is the attention to
-the patch, times the gradient of the word's logit with respect to that attention. Negative products count as 0, and all
-others are summed over heads and queries (Chefer et al., arXiv 2103.15679, equation 5, who take the mean over heads).
+the patch, times the gradient of the word's logit with respect to that attention. Negative products count as 0, and
+the products are summed over heads and queries. (Chefer et al., arXiv 2103.15679, equation 5, instead take the mean over
+heads.)
 The gradient flows from the word back through the cross-attention of every layer.
 
 Two other maps were tried (`studies/LOG.md`). The product of attention matrices (rollout, Abnar and Zuidema, arXiv
@@ -12,8 +13,8 @@ Two other maps were tried (`studies/LOG.md`). The product of attention matrices 
 probability less. Using the gradient of the log-probability instead of the logit fails if the model is sure of the
 word.
 
-Limits: the gradient is of first order. Patch tokens have attended to other patches in the image encoder, so the map is
-about tokens, not about pixels.
+Limits: the gradient is only a first-order approximation. In the image encoder, each patch token has already attended to
+other patches, so the map describes tokens rather than pixels.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     """
     model = copy_modules(model).eval()  # hooks change the attention of this copy, which must not affect other threads
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
-    # The last token takes the role of the end token, which predicts nothing.
+    # The last caption token takes the place of the end token, from which nothing is predicted.
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]]))
     readers = _readers_of_patches(model)
     with torch.no_grad():
@@ -94,8 +95,8 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
 
 
 def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
-    """Return the attention layers that attend to patches: those of the captioning pooler, or of the decoder without a
-    pooler.
+    """Return the attention layers that attend to patches: the layer of the captioning pooler or, if the model has no
+    such pooler, the cross-attention layers of the decoder.
     """
     if isinstance(model.captioning_pooler, AttentionalPooler):
         return [model.captioning_pooler.attn]
@@ -105,8 +106,8 @@ def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
 def group_words(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
     """Return the words of a caption, each with the positions of its tokens.
 
-    A token begins a new word if adding it to the decoded text adds a word. This works for every vocabulary, however it
-    marks spaces.
+    A token begins a new word if adding it to the decoded text adds a word. This works for every vocabulary, no
+    matter how it marks spaces.
     """
     words: list[list[int]] = []
     for position in range(len(token_ids)):

@@ -1,4 +1,4 @@
-"""Draw heat maps over images, as PNG. Only this module needs matplotlib, which it imports when first used."""
+"""Draw heat maps over images, as PNG. Only this module needs matplotlib, which is imported when it is first used."""
 
 import io
 import warnings
@@ -23,7 +23,7 @@ _OPACITY = 0.6
 
 
 def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110) -> bytes:
-    """Draw a model's input image and one map per word, from white to red (the maximum), as PNG."""
+    """Draw a model's input image and one heat map per word, from white to red (the maximum), and return a PNG."""
     figure, panels = _panels(image, 1 + len(maps), dpi)
     _title(panels[0], "image")
     for axes, (word, heat) in zip(panels[1:], maps, strict=True):
@@ -42,7 +42,7 @@ def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110)
 
 
 def _panels(image: Image.Image, count: int, dpi: int) -> tuple["Figure", "list[Axes]"]:
-    """Return axes that show the image, in colour on the first and in grey on the others."""
+    """Return axes that show the image, in colour on the first axes and in grey on the others."""
     from matplotlib.figure import Figure
 
     columns = min(count, _MAX_COLUMNS)
@@ -65,6 +65,6 @@ def _title(axes: "Axes", text: str) -> None:
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # if the font lacks a script, it draws boxes
+        warnings.filterwarnings("ignore", message="Glyph")  # characters that the font lacks are drawn as boxes
         figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,7 +1,7 @@
 """Write the graph of a third-party image encoder, in the smallest precision that keeps its tokens accurate.
 
-Transformers are written in int8, and convolutional networks in half precision, because depthwise convolutions collapse
-in int8. Weights in half precision are computed in fp32.
+Transformers are written in int8, and convolutional networks in half precision, because depthwise convolutions lose
+their accuracy in int8. Weights that are stored in half precision are converted to fp32 for computation.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MIN_COSINE = 0.99
 NUM_COMPARED = 16
-"""Number of images to compare."""
+"""Number of images for which the tokens in both precisions are compared."""
 _MIN_BYTES = 2**20
 """Minimum size of a graph whose precision is reduced. Smaller graphs stay in fp32."""
 _MIN_TENSOR_BYTES = 1024
@@ -38,8 +38,8 @@ _MIN_OPSET = 18
 _COPIED = frozenset(
     ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
 )
-"""Licences that permit copying weights into a model folder. Weights with other licences are referenced by name, and
-must be available where the model is used. Weights of unknown licence are a user's own files."""
+"""Licences that permit copying an encoder's weights into a model folder. Weights with other licences are referenced by
+name, and must be available where the model is used. Weights with an unknown licence are a user's own files."""
 
 
 def write_encoder_files(
@@ -55,12 +55,13 @@ def write_encoder_files(
     Args:
         encoder: Encoder to write.
         description: File to create for the description.
-        graph: File to create next to it for the graph.
+        graph: File to create for the graph, in the same folder.
         pictures: Images from the preprocessing of the encoder, for comparing precisions.
-        smallest: Whether to choose the smallest precision. If False, the graph is in fp32.
+        smallest: Whether to choose the smallest precision that is accurate enough. If False, the graph is in fp32.
 
     Returns:
-        One line that describes the graph, or states why it was not written. Empty if only the features are known.
+        One line that describes the graph, or states why it was not written. Empty if the encoder is known only by its
+        features.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -98,8 +99,8 @@ class EncoderGraph(NamedTuple):
 
     Attributes:
         precision: Weight precision.
-        cosine: Minimum cosine between its tokens and the tokens in fp32. None if the graph is in fp32.
-        reason: Reason why the graph is in fp32. Empty if it is not.
+        cosine: Minimum cosine between the graph's tokens and those computed in fp32. None if the graph is in fp32.
+        reason: Reason why the graph is in fp32. Empty for other precisions.
     """
 
     precision: Literal["fp32", "fp16", "int8"]
@@ -110,7 +111,7 @@ class EncoderGraph(NamedTuple):
 def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> EncoderGraph:
     """Write an encoder as an ONNX graph, in reduced precision if its features stay close to those in fp32.
 
-    Return the precision, and the reason for choosing it.
+    The result states the precision and the reason for choosing it.
 
     Args:
         encoder: Encoder to export.
@@ -146,8 +147,8 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
 def least_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
     """Return the smallest cosine between two encodings of images.
 
-    It is taken over all tokens of each image, and over its mean token minus the mean of all images, which is what
-    distinguishes the images.
+    Two cosines are computed for each image: one for all of its tokens together, and one for its mean token minus the
+    mean over all images. This difference is what distinguishes the images.
     """
     means = tokens.mean()
     centre = means.mean(axis=0)

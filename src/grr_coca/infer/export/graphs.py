@@ -7,15 +7,16 @@
 | step | `token_ids` R T, `cross_key.i`, `cross_value.i`, `past_key.j` and `past_value.j` R H P Dh | `logits` R T V, \
 `present_key.j` and `present_value.j` R H P+T Dh |
 
-If a model takes features of a frozen encoder, instead of `pixels` or in addition, they are `features` B N X and, if N
-differs between images, `feature_mask` B N. If captions attend to these tokens, `image_mask` B Q is an output of the
-image graph and an input of a step.
+If a model takes features of a frozen encoder, instead of `pixels` or in addition to them, the image graph has the input
+`features` B N X and, if N differs between images, the input `feature_mask` B N. If captions attend to tokens whose
+number differs, `image_mask` B Q is an output of the image graph and an input of the step graph.
 
-i counts the multimodal layers; j counts the text layers, followed by the multimodal layers. R is any multiple of B, and
-neighbouring captions of an image share its keys and values. With P = 0, a step reads the prompt.
+i counts the multimodal layers; j counts the text layers, followed by the multimodal layers. R is any multiple of B; the
+captions of an image are adjacent rows, which share the keys and values of the image. With P = 0, a step reads the
+prompt.
 
 Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows), T new tokens, P earlier tokens, H
-heads of width Dh, Q image tokens, V vocabulary; N features of width X.
+heads of width Dh, Q image tokens, V size of the vocabulary, N features of width X.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +40,12 @@ from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 
 OPSET = 23
-"""Version of the ONNX operator set. It is the first with attention, rotary positions and RMSNorm."""
+"""Version of the ONNX operator set: the first with operators for attention, rotary positions and RMSNorm."""
 
 
 class _ImageGraph(nn.Module):
-    """Graph from pixels to the image embedding, and to the keys and values that every caption of the image reads."""
+    """Image graph. Its results are the image embedding, and the keys and values that every caption of the image
+    reads."""
 
     def __init__(self, model: CoCa, preprocess: Preprocess) -> None:
         super().__init__()
@@ -66,24 +68,24 @@ class _ImageGraph(nn.Module):
 
 
 class _TextGraph(nn.Module):
-    """Graph from padded texts to their embeddings."""
+    """Text graph, which converts padded texts to their embeddings."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        # A text without words has one token that predicts another token, and tracing treats every length of 1 as a
-        # constant.
+        # The texts are padded by one token, because a text without words has only one token that predicts another, and
+        # tracing treats every length of 1 as a constant.
         text = self.model.text_decoder.pack(F.pad(token_ids, (0, 1)), lengths, pad_lengths)
         return self.model.embed_text(text)
 
 
 class _StepGraph(nn.Module):
-    """Graph from new tokens to the logits of the token after each of them.
+    """Step graph, which converts new tokens to the logits of the token after each new token.
 
-    Captions have the shape B K T, with K captions per image, instead of rows. With R rows, the number of queries that
-    share an image's keys would be R · T / B in every shape, which makes tracing take three times as long. See
+    Captions have the shape B K T, with K captions per image, instead of R T. With R rows, the number of queries that
+    share an image's keys would be R · T / B in every shape, and tracing would take three times as long. See
     `_take_rows`.
     """
 
@@ -117,7 +119,7 @@ Shape = tuple[str | int, ...]
 
 
 class _Form(NamedTuple):
-    """How to trace a graph: its inputs and outputs by name, and the arguments of its module."""
+    """Specification for tracing a graph: its inputs and outputs by name, and the arguments of its module."""
 
     module: nn.Module
     inputs: dict[str, Shape]
@@ -126,9 +128,10 @@ class _Form(NamedTuple):
 
 
 _EXAMPLE = {"B": 2, "K": 3, "R": 6, "T": 5, "P": 4, "N": 7, "Q": 11}
-"""Tensor sizes for tracing. They all differ, so that none can be confused with another."""
+"""Tensor sizes for tracing. All sizes differ, so that they cannot be confused with each other."""
 _MIN = {"R": 4}
-"""Tracing assumes sizes of at least 2, and that R is B · K. The graph has no such bounds."""
+"""Minimum sizes for tracing, which assumes that other sizes are at least 2, and that R is B · K. The graph has no such
+bounds."""
 
 
 def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> ir.Model:
@@ -149,8 +152,8 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     examples = [_example(name, shape) for name, shape in form.inputs.items()]
     varying = [{axis: dims[s] for axis, s in enumerate(shape) if isinstance(s, str)} for shape in form.inputs.values()]
     with torch.no_grad(), quiet():
-        # If it were given the module itself, `torch.onnx.export` would write a graph for a single batch size when a
-        # layer requires it. This raises an error instead.
+        # If a layer required a fixed batch size, `torch.onnx.export` would write a graph for that size when called with
+        # the module itself. `torch.export.export` raises an error instead.
         program = torch.export.export(
             form.module,
             form.arguments(examples),
@@ -224,18 +227,19 @@ def _image_inputs(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _by_name(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """Return a function that puts inputs in the order of the given names, with None for missing ones."""
+    """Return a function that puts inputs in the order of the given names, with None for missing inputs."""
     return lambda given: tuple(map(dict(zip(inputs, given, strict=True)).get, names))
 
 
 def _image_mask(config: CoCaConfig) -> dict[str, Shape]:
-    """Return the mask of the image tokens that captions attend to, if their number differs between images."""
+    """Return the shape of the mask of the image tokens that captions attend to, if their number differs between
+    images."""
     varies = config.poolers.num_queries is None and config.num_image_tokens is None
     return {"image_mask": ("B", "Q")} if varies else {}
 
 
 def _cross(config: CoCaConfig) -> dict[str, Shape]:
-    """Return the keys and values of the image tokens for each multimodal layer."""
+    """Return the shapes of the keys and values of the image tokens, for each multimodal layer."""
     t, poolers = config.multimodal_decoder.transformer, config.poolers
     num_tokens: int | str
     num_tokens = (config.num_image_tokens or "Q") if poolers.num_queries is None else poolers.num_queries
@@ -248,7 +252,7 @@ def _cross(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _cached(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
-    """Return the keys and values of caption tokens for each layer in both halves of the decoder."""
+    """Return the shapes of the keys and values of caption tokens, for each layer in both halves of the decoder."""
     text, multimodal = config.text_decoder.transformer, config.multimodal_decoder.transformer
     layers = [text] * text.num_layers + [multimodal] * multimodal.num_layers
     return {
@@ -285,8 +289,8 @@ def _share_tables(model: ir.Model) -> None:
 def _join_reshapes(model: ir.Model) -> None:
     """Drop reshapes that a later reshape reverts.
 
-    Layers separate heads, which operators concatenate again. In a step of a small model, a reshape takes about as long
-    as an operator.
+    Layers separate the attention heads, and operators concatenate them again. In a step of a small model, a reshape
+    takes about as long as an operator.
     """
     for node in model.graph:
         if node.op_type != "Reshape":
@@ -317,7 +321,7 @@ def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
 
 
 def _take_rows(graph: ir.Graph) -> None:
-    """Make the step graph take token ids as rows, R T, and group them by image itself."""
+    """Make the step graph take token ids as rows, R T, and group these rows by image within the graph."""
     grouped, image = graph.inputs[0], graph.inputs[1]
     rows = ir.Value(name="token_ids", type=grouped.type, shape=ir.Shape(("R", "T")))
     grouped.name = "captions_of_images"

@@ -1,4 +1,4 @@
-"""Layers as ONNX operators. `exportable` puts them into a copy of a model.
+"""Layers that are exported as ONNX operators. `exportable` puts them into a copy of a model.
 
 Each layer is equivalent, up to rounding, to the layer that it replaces.
 
@@ -22,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def exportable(model: Module) -> Module:
-    """Return a copy of a model with the layers of this module. Parameters are shared."""
+    """Return a copy of a model in which layers of this module replace the original layers. Parameters are shared."""
     return _swapped(model)  # type: ignore[return-value]
 
 
@@ -34,7 +34,7 @@ def _swapped(module: nn.Module) -> nn.Module:
 
 
 class OnnxRotary(nn.Module):
-    """`Rotary` as a single operator. ONNX has no complex numbers."""
+    """`Rotary` as a single operator, because ONNX does not support complex numbers."""
 
     table: Complex64[Tensor, "T C"]
 
@@ -52,7 +52,7 @@ class OnnxRotary(nn.Module):
 class OnnxMix(nn.Module):
     """`Mix` as a single operator.
 
-    It takes the heads side by side, and also appends to the cache. With separate operators, a step of a small model
+    The operator takes concatenated heads, and also extends the cache. With separate operators, a step of a small model
     would take a third longer.
     """
 
@@ -104,7 +104,8 @@ class GrowingCache:
 
 
 class PaddedLayout(PackedLayout):
-    """Layout of padded sequences in one row. In a graph, the number of tokens can only depend on shapes."""
+    """Layout of sequences in one row that keep their padding, because in a graph, the number of tokens can depend only
+    on shapes."""
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
         """Separate the sequences, which are already padded."""
@@ -116,7 +117,8 @@ class PaddedLayout(PackedLayout):
 
 
 def pad_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PaddedLayout:
-    """Return the layout of sequences of the given lengths, padded to `longest`, all on one device."""
+    """Return the layout of sequences with the given lengths, padded to `longest` tokens, with its tensors on
+    `device`."""
     steps = torch.arange(longest, device=device)
     last = lengths[:, None] - 1
     unpad_index = torch.arange(lengths.shape[0] * longest, device=device)

@@ -15,9 +15,10 @@ _SHAPED = frozenset({
     "Reshape", "Transpose", "Cast", "Identity", "Slice", "Gather", "Unsqueeze", "Squeeze", "Split", "Expand",
     "Flatten",
 })  # fmt: skip
-"""Operators that only move numbers. Their inputs after the first are sizes and indices."""
+"""Operators that do not change numbers. All of their inputs except the first are sizes, indices or types."""
 _LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
-"""Operators that keep tokens at equal magnitude. Other operators between two products, such as activations, do not."""
+"""Operators that preserve the equal magnitude of tokens. Other operators between two products, such as activations, do
+not."""
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def _is_constant(value: ir.Value | None) -> bool:
 def follows_activation(product: ir.Node) -> bool:
     """Return whether the input tokens of a product differ in magnitude.
 
-    They do if anything other than a linear operation or a norm separates the product from earlier products: an
+    This is the case if anything other than a linear operation or a norm separates the product from earlier products: an
     activation, or an activation multiplied by something, as in GEGLU.
     """
     is_uneven, values, seen = False, [product.inputs[0]], set()
@@ -96,7 +97,7 @@ def follows_activation(product: ir.Node) -> bool:
 
 
 def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
-    """Divide each token of a product's input by its largest magnitude, and multiply the token's result by it.
+    """Divide each token of a product's input by its largest magnitude, and multiply the result by the same number.
 
     All tokens of a quantized product's input share one scale. After a norm, all tokens have the same magnitude. After
     GELU and other activations, magnitudes differ, and a large token would leave few levels for all other tokens of

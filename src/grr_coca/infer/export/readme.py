@@ -1,4 +1,5 @@
-"""README.md of a graph folder: a description of the files, and a program that uses them, which a test runs."""
+"""README.md of a graph folder. It describes the files, and contains a program that uses them. A test runs this
+program."""
 
 from importlib import resources
 

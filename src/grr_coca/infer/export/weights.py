@@ -1,6 +1,6 @@
 """Store the weights of ONNX graphs in a safetensors file.
 
-ONNX locates a tensor in the file by its offset, so that several graphs, and PyTorch, can read the same file.
+ONNX locates a tensor in the file by its offset, so several graphs and PyTorch can read the same file.
 """
 
 import hashlib
@@ -74,8 +74,9 @@ def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
 
 
 def _places(path: Path) -> dict[bytes, _Place]:
-    """Return the tensors in a safetensors file by their content, converted to fp32: unchanged, transposed, and as 3x3
-    kernels.
+    """Map the contents of tensors, in fp32, to their locations in a safetensors file.
+
+    Each tensor is found by its content as stored, transposed, or reshaped to 3 × 3 kernels.
     """
     tensors = load_tensors(path)
     places: dict[bytes, _Place] = {}
@@ -101,7 +102,8 @@ def _places(path: Path) -> dict[bytes, _Place]:
 
 
 def _header(path: Path) -> Mapping[str, tuple[int, dict]]:
-    """Return the header entry of each tensor by its name, and the offset of the data."""
+    """Return, for the name of each tensor, the offset at which the data of all tensors begins, and the tensor's header
+    entry."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -115,7 +117,7 @@ def _content(array: np.ndarray) -> bytes:
 
 
 def _replace(graph: ir.Graph, value: ir.Value, place: _Place, location: str) -> None:
-    """Make the users of an initializer read the tensor at a location in the file."""
+    """Make the nodes that use an initializer read the equal tensor in the file instead."""
     stored = graph.initializers.get(place.name)
     if stored is None:
         data = ir.ExternalTensor(

@@ -46,18 +46,19 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
     """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, atomically.
 
     If the model takes features of a frozen encoder, the encoder is also written, provided that its licence allows
-    copying. An adapted model remains adapted; its graphs are those of its base and, if it has one, of its start model.
+    copying. An adapted model remains adapted; the graphs of its base and of its start model, if any, are written.
 
     Args:
         source: Folder of the checkpoint.
         out: Folder to create.
         precision: `fp32` keeps the weights as the checkpoint stores them. `fp16` rounds them to half precision. `int8`
             quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions and the
-            patch embedding stay in fp32. With `fp16` and `int8`, a frozen encoder gets a suitable precision.
+            patch embedding stay in fp32. With `fp16` and `int8`, a frozen encoder is written in the smallest precision
+            that is accurate enough.
         pictures: Image files for comparing precisions of the frozen encoder.
 
     Returns:
-        One line that describes the frozen encoder. Empty if there is none.
+        One line that describes the frozen encoder. Empty if the model has no such encoder.
 
     Raises:
         UserError: If the checkpoint is corrupt, the frozen encoder is missing or has changed, or the disk is full or
@@ -105,7 +106,8 @@ def _write_adaptation(source: Path, folder: Path, precision: Precision) -> None:
 
 
 def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Sequence[bytes], *, smallest: bool) -> str:
-    """Write the frozen encoder next to the graphs. If it has a graph, its name contains no local folders."""
+    """Write the frozen encoder next to the graphs. If a graph of the encoder is written, local folders are removed from
+    the encoder's name."""
     encoder, preprocess = open_frozen(info, source), info.preprocess
     squares = [np.array(preprocess.decode_square(content, "a picture")) for content in pictures]
     side = preprocess.image_size
@@ -151,8 +153,9 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
 def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
     """Return a graph whose products with constant matrices are computed in int8."""
     products = constant_products(model.graph)
-    # The patch embedding is cheap, and reads pixels, whose magnitude is constant in an image with a single colour, and
-    # also in all of a photograph. Convolutions before it are not a `MatMul`, and also stay in fp32.
+    # The patch embedding stays in fp32: it is cheap, and it reads pixels, whose magnitude is constant in an image with
+    # a single colour, and also throughout a photograph. Convolutions before it are not a `MatMul`, and thus also stay
+    # in fp32.
     in_fp32 = products[:1] if name == "image" else []
     quantize_products(model, in_fp32, scratch)
     quantized = ir.external_data.load_to_model(ir.load(scratch / "int8.onnx"))
@@ -161,10 +164,10 @@ def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
 
 
 def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:
-    """Return the manifest entries of a graph folder, except those of its files: everything that a program needs if it
-    does not read `config.json`.
+    """Return the manifest entries of a graph folder, except the list of its files.
 
-    `source` is the folder of the weights that the graphs contain, or from which the graphs were quantized.
+    The entries contain everything that a program needs if it does not read `config.json`. `source` is the folder of
+    the weights that the graphs contain, or from which the graphs were quantized.
     """
     config, tokenizer, model = checkpoint.config, checkpoint.tokenizer, checkpoint.model
     return {

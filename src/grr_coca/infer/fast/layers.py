@@ -5,14 +5,14 @@ replaces.
   and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections apply to the few queries instead of the many tokens
   of the context, as in DeepSeek-V2 with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same
   value to all scores of a query, which does not affect the softmax, and b_v is added once, because the weights sum to
-  1. A scale and shift of the context's channels is folded into the projection that follows it.
+  1. If the context's channels are scaled and shifted, this is folded into the projection that follows.
 - `FastRMSNorm`: allocates less memory.
 - `FastGEGLU`: activation and product of the two branches are computed within the linear layers before them.
-- `FastSelfAttention`: as few operations as possible for the few tokens of a decoding step. One step of one caption
-  takes a hundred products, each in a fraction of a millisecond, so the time between them also matters.
+- `FastSelfAttention`: uses as few operations as possible for the few tokens of a decoding step. One step of one caption
+  takes a hundred matrix products, each in a fraction of a millisecond, so the time between products also matters.
 
-Shapes: R rows of captions, B images, T queries or new tokens of width D, S context tokens of width C, or slots; B lines
-of slots, L = R / B * T; H heads, Dh = D / H.
+Shapes: R rows of captions, B images, T queries or new tokens of width D, S context tokens of width C, or cache
+slots; B lines of slots, L = R / B * T; H heads, Dh = D / H.
 """
 
 import torch
@@ -36,8 +36,8 @@ from grr_coca.model.blocks import GEGLU, RMSNorm
 
 
 class FastRMSNorm(nn.Module):
-    """`RMSNorm` that allocates one tensor of the input's size instead of four, because a large allocation is a system
-    call.
+    """`RMSNorm` that allocates one tensor of the input's size instead of four, because a large allocation requires a
+    system call.
 
     x / sqrt(mean(x²) + eps) = sqrt(D) x / sqrt(|x|² + D eps), and `hypot` computes the last root.
     """
@@ -55,7 +55,8 @@ class FastRMSNorm(nn.Module):
 
 
 class FastGEGLU(nn.Module):
-    """`GEGLU` whose linear layers also compute the activation and the product, without more passes over memory."""
+    """`GEGLU` whose linear layers also compute the activation and the product, without additional passes over
+    memory."""
 
     def __init__(self, feed_forward: GEGLU) -> None:
         super().__init__()

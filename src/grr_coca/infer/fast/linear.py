@@ -1,10 +1,10 @@
-"""Fast linear layer. It reorders its weight once: in one layout for many rows, and in another for a single row.
+"""Fast linear layer. It reorders its weight once for each of two layouts: one for many rows, and one for a single row.
 
-Decoding multiplies few rows by large matrices. For this, oneDNN with a weight in its own blocked layout is two to three
-times as fast as PyTorch's product with a plain weight. It also applies the next operation (GELU, a factor) while the
-result is in registers (`benchmarks/captioning.py`). For a single row, nearly all of the time is spent reading the
-weight, so the kernel that reads fastest is used. Which one that is depends on the processor's manufacturer, and was
-measured with weights too large for any cache (benchmarks/LOG.md).
+Decoding multiplies few rows by large matrices. For such products, oneDNN with a weight in oneDNN's blocked layout is
+two to three times as fast as PyTorch with a plain weight. oneDNN also applies the next operation (GELU, or
+multiplication by a factor) while the result is in registers (`benchmarks/captioning.py`). For a single row, nearly all
+of the time is spent reading the weight, so the kernel that reads fastest is used. The fastest kernel depends on the
+processor's manufacturer, and was determined with weights too large for any cache (benchmarks/LOG.md).
 
 Shapes: D input channels, O output channels.
 """
@@ -47,7 +47,7 @@ def is_intel() -> bool:
 def _by_vector(weight: Float[Tensor, "O D"]) -> RowProduct:
     """Return a row product that uses BLAS's matrix-vector product.
 
-    That product is slow for many short rows, so such a weight is stored by columns.
+    That product is slow for a weight with many short rows, so such a weight is stored by columns.
     """
     num_outputs, num_inputs = weight.shape
     if num_outputs > num_inputs:
@@ -80,12 +80,12 @@ class FastLinear(nn.Module):
         return blocked_linear(x, self.blocked_weight, self.bias) if row is None else row
 
     def gelu(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
-        """Return the GELU of the result, computed together with the product."""
+        """Return the GELU of the layer's result, computed together with the product."""
         row = self._row(x)
         return blocked_linear_gelu(x, self.blocked_weight, self.bias) if row is None else F.gelu(row)
 
     def times(self, x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
-        """Multiply the result by a factor, computed together with the product."""
+        """Return the layer's result times a factor, computed together with the product."""
         row = self._row(x)
         return blocked_linear_times(x, factor, self.blocked_weight, self.bias) if row is None else row.mul_(factor)
 

@@ -1,4 +1,4 @@
-"""Copy a model with fast layers in place of the original ones."""
+"""Copy a model, with fast layers in place of the original layers."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
@@ -48,7 +48,7 @@ FAST_LAYERS: dict[type[nn.Module], FastLayer] = {
         },
     ),
 }
-"""Fast replacement for each layer class, to which other architectures add."""
+"""Fast replacement for each layer class. Other architectures add their own layer classes."""
 
 
 def fast_copy(model: Module) -> Module:

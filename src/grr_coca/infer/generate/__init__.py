@@ -20,7 +20,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a name in `__all__` when it is first used, because all names except the options need NumPy."""
+    """Import a name of `__all__` only when it is first used, because all names except the options need NumPy."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.captions"), name)

@@ -16,7 +16,7 @@ from grr_coca.infer.generate.options import GenerationOptions
 
 
 class _Pool:
-    """The best finished captions of an image, at most `size`, by summed score / length ** length_penalty."""
+    """The finished captions of an image, at most the `size` best by summed score / length ** length_penalty."""
 
     def __init__(self, size: int, length_penalty: float) -> None:
         self.size = size
@@ -24,7 +24,7 @@ class _Pool:
         self.hypotheses: list[Hypothesis] = []
 
     def add(self, token_ids: Sequence[int], log_probs: Sequence[float], summed: float) -> None:
-        """Add a finished caption. If there are too many, drop the worst."""
+        """Add a finished caption. If the pool then has more than `size` captions, drop the worst."""
         score = self._normalized(summed, len(token_ids))
         self.hypotheses.append(Hypothesis(tuple(token_ids), tuple(log_probs), score))
         self.hypotheses = sorted(self.hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.size]
@@ -32,8 +32,8 @@ class _Pool:
     def can_improve(self, summed: float, next_length: int, max_length: int) -> bool:
         """Return whether a continuation of an unfinished caption can still be among the best.
 
-        Log-probabilities are negative, so no continuation has a greater sum of scores. The bound uses the most
-        favourable length.
+        Log-probabilities are negative, so no continuation has a greater sum of scores. The bound assumes the
+        most favourable length.
         """
         if len(self.hypotheses) < self.size:
             return summed > -float("inf")
@@ -55,7 +55,8 @@ class Beams(NamedTuple):
 class Choice(NamedTuple):
     """Continuations of beams, best first.
 
-    Each has the continued beam, the token, its log-probability in the model's own distribution, and the new score.
+    The fields are the beam that is continued, the new token, the log-probability of the token in the model's own
+    distribution, and the new score.
     """
 
     parents: Int[np.ndarray, "B C"]
@@ -84,7 +85,7 @@ class BeamSearch:
         num_images = len(prompt_ids)
         self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
         self.rows = np.arange(num_images).repeat(self.num_beams)
-        """Decoder row, for each beam, that has read all tokens of the beam except the last one."""
+        """For each beam, the decoder row that has read all tokens of the beam except the last token."""
         # All beams are initially equal, so one of them suffices.
         first = np.arange(self.num_beams) == 0
         self.beams = Beams(
@@ -122,14 +123,14 @@ class BeamSearch:
     def _best_continuations(self) -> Choice:
         """Return the 2 K best continuations of K beams.
 
-        At most one continuation per beam ends its caption, so at least K of the continuations do not.
+        Each beam has at most one continuation that ends its caption, so at least K continuations do not end a caption.
         """
         beams = self.beams
         token_ids = np.concatenate(beams.token_ids)  # R T
         allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
         after_rules, ids = allowed.largest(2 * self.num_beams)  # R C
         own = after_rules if allowed is self.logits else self.logits.of(ids)
-        self.has_nan |= bool(np.isnan(own).any())  # an image that has only NaN leaves the batch
+        self.has_nan |= bool(np.isnan(own).any())  # checked here, because an image with only NaN leaves the batch
         num_images = len(beams.scores)
         scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C
         parents = np.arange(self.num_beams).repeat(ids.shape[1])[None].repeat(num_images, axis=0)
@@ -137,7 +138,7 @@ class BeamSearch:
         return candidates.take((-candidates.scores).argsort(axis=1, kind="stable")[:, : 2 * self.num_beams])
 
     def _collect(self, choice: Choice) -> None:
-        """Add the captions that end among the K best continuations to the pools."""
+        """Add to the pools the captions that are ended by one of the K best continuations."""
         ends = (choice.token_ids == self.eos_id) & np.isfinite(choice.scores)
         for image, rank in np.argwhere(ends[:, : self.num_beams]).tolist():
             parent = choice.parents[image, rank]
@@ -146,7 +147,7 @@ class BeamSearch:
             self.pools[self.running[image]].add(ids, log_probs, float(choice.scores[image, rank]))
 
     def _extend(self, choice: Choice) -> None:
-        """Replace each beam by the beam that it continues, with one more token."""
+        """Replace the beams by the chosen continuations, which have one more token."""
         beams, images = self.beams, np.arange(len(choice.parents))[:, None]
         parents = images, choice.parents
         self.beams = Beams(

@@ -1,10 +1,10 @@
 """Caption images: the public functions, and the loop of greedy decoding and sampling.
 
-The loop appends a token to every caption of the batch, independently of the other captions. Beam search is in a
-separate module.
+In each step, the loop appends a token to every caption of the batch, independently of the other captions. Beam search
+is in a separate module.
 
 Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows; the captions of one image are
-neighbours), T maximum number of new tokens, P prompt tokens.
+adjacent), T maximum number of new tokens, P prompt tokens.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_KEPT = 0.75
 """Maximum fraction of unfinished images in a batch at which finished images are removed. Compacting the batch copies
-the keys and values of the remaining images, a cost that one or two steps with fewer rows recover."""
+the keys and values of the remaining images, which takes about as long as one or two steps with fewer rows save."""
 
 
 class CaptionsInProgress:
@@ -41,7 +41,7 @@ class CaptionsInProgress:
         self.log_probs = np.zeros((num_rows, max_length), dtype=np.float32)
         self.lengths = np.zeros(num_rows, dtype=np.int64)
         self.running = np.arange(num_rows)
-        """Indices of the captions whose rows are in the batch, finished or not."""
+        """Indices of the captions whose rows are still in the batch, whether finished or not."""
         self.ended = np.zeros(num_rows, dtype=bool)
         """Whether each caption in the batch is finished."""
 
@@ -76,7 +76,7 @@ def decode_independently(
 ) -> Iterator[CaptionsInProgress]:
     """Append tokens to each caption until all are finished, and yield the captions after each step.
 
-    The yielded object is always the same.
+    The same object is yielded after every step.
 
     Args:
         decoder: Decoder with empty caches.
@@ -112,7 +112,7 @@ def decode_independently(
 def _compact(
     decoder: Decoder, captions: CaptionsInProgress, next_ids: Int[np.ndarray, "R 1"], num_captions: int
 ) -> Int[np.ndarray, "_ 1"]:
-    """Remove images whose captions are all finished, if there are enough of them.
+    """Remove the images whose captions are all finished, if there are enough such images.
 
     Return the tokens of the remaining rows.
     """
@@ -128,7 +128,7 @@ def _compact(
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[np.ndarray, "R length"]:
     """Return `num_draws` rows of random numbers in [0, 1) for each key.
 
-    A row depends only on the seed, on its key and on its number.
+    A row depends only on the seed, on its key, and on its number among the rows for this key.
     """
     rows = []
     for key in keys:
@@ -145,7 +145,7 @@ class Caption(NamedTuple):
     """A caption of an image.
 
     Attributes:
-        text: Prompt and new words.
+        text: The prompt, followed by the new words.
         token_ids: New tokens, with the end token if present.
         log_probs: Log-probability of each new token in the model's own distribution, before options change it.
         confidence: Probability that the caption is exactly right, if an adapted model chose it.
@@ -158,12 +158,12 @@ class Caption(NamedTuple):
 
     @property
     def log_prob(self) -> float | None:
-        """Log-probability of the caption; None if no decoder computed it."""
+        """Log-probability of the caption, or None if no decoder computed it."""
         return sum(self.log_probs) if self.log_probs else None
 
 
 class GeneratedCaptions(NamedTuple):
-    """Captions of each image, best first, and its unit-length embedding, from one forward pass.
+    """Captions of each image, best first, and the unit-length embedding of the image, both from one forward pass.
 
     Sampled captions are ranked by log-probability per token, beams by `GenerationOptions.length_penalty`.
     """
@@ -174,7 +174,7 @@ class GeneratedCaptions(NamedTuple):
     def require_finite(self) -> None:
         """Check that no log-probability or embedding is NaN.
 
-        Validation during training does not call this, so that the run continues.
+        Validation during training does not call this method, so that the run continues.
 
         Raises:
             UserError: If a value is NaN.
@@ -196,13 +196,14 @@ def generate(
     """Caption images.
 
     Args:
-        engine: The model.
+        engine: Engine that runs the model.
         tokenizer: Tokenizer with which the model was trained.
         pixels: RGB images, cropped and resized to squares of the model's size by `Preprocess`.
         options: Decoding options.
         prompt: Words that begin every caption.
-        keys: Name of each image, which seeds its random numbers. By default, its index in `pixels`. With keys, sampled
-            captions do not depend on the division into batches.
+        keys: Key of each image, which seeds the random numbers for this image. By default, the key is the index of the
+            image in `pixels`. With explicit keys, sampled captions do not depend on how images are divided into
+            batches.
 
     Raises:
         UserError: If the prompt or `max_length` does not fit the context, the rules leave no token, or no image is
@@ -228,8 +229,9 @@ def stream_captions(
 ) -> Generator[list[str], None, GeneratedCaptions]:
     """Caption images as `generate` does, and yield the new text of each caption after each step of decoding.
 
-    The pieces of a caption form its text, and the first one begins with the prompt. A piece is empty if the caption has
-    ended, or a character is still incomplete. The generator's return value is that of `generate`.
+    The pieces of a caption together form its text, and the first piece begins with the prompt. A piece is empty if the
+    caption has already ended, or if a character is still incomplete. The generator's return value is that of
+    `generate`.
 
     The arguments are those of `generate`. The options must be for greedy decoding, or for sampling a single caption per
     image.
@@ -259,7 +261,7 @@ def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
 
 
 class _Captioning:
-    """A call of `generate` or `stream_captions`, with its options, prompt and engine."""
+    """One call of `generate` or `stream_captions`, with the options, prompt and engine of the call."""
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, options: GenerationOptions, prompt: str, keys: Sequence[object]
@@ -290,18 +292,19 @@ class _Captioning:
         return decode_independently(decoder, self._prompts(), options, max_length, self.tokenizer.eos_id, uniforms)
 
     def generated(self, images: EncodedImages, found: list[list[Hypothesis]]) -> GeneratedCaptions:
-        """Return the result, with the texts of the captions."""
+        """Convert hypotheses to the result of the call, which also contains the texts of the captions."""
         captions = [
             [Caption(self.text(ids), ids, log_probs) for ids, log_probs, _ in hypotheses] for hypotheses in found
         ]
         return GeneratedCaptions(captions, images.embedding)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Return the text of new tokens, after the prompt."""
+        """Return the text of the prompt and the new tokens."""
         return self.tokenizer.decode([*self.prompt_ids, *token_ids])
 
     def texts_so_far(self, captions: CaptionsInProgress) -> list[str]:
-        """Return the final part of each caption's text so far, without the bytes of an incomplete character."""
+        """Return the part of each caption's text that can no longer change, without the bytes of an incomplete
+        character."""
         texts = []
         for ids, length in zip(captions.token_ids.tolist(), captions.lengths.tolist(), strict=True):
             is_whole = length == self.max_length or ids[length - 1] == self.tokenizer.eos_id
@@ -314,7 +317,7 @@ class _Captioning:
 
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""Replacement for bytes that are not a complete character."""
+"""Character with which decoding replaces bytes that do not form a complete character."""
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
@@ -342,7 +345,7 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:
-    """Warn if more than half of at least eight images got the same caption, as with untrained weights."""
+    """Warn if more than half of at least eight images got the same caption, as happens with untrained weights."""
     if len(captions) < 8:
         return
     caption, count = Counter(captions).most_common(1)[0]

@@ -1,9 +1,9 @@
-"""Choose the next token of captions: its distribution as an array, the rules that options specify, and sampling.
+"""Choose the next token of each caption, with its distribution as an array, the rules in the options, and sampling.
 
 Greedy decoding, sampling and beam search all use this module.
 
-Shapes: R rows of captions, T new tokens so far, N changed log-probabilities or ids, K selected tokens, V
-vocabulary.
+Shapes: R rows of captions, T new tokens so far, N changed log-probabilities or ids, K selected tokens, V size of
+the vocabulary.
 """
 
 import math
@@ -58,7 +58,7 @@ class ArrayLogits:
     def _normalizer(self) -> Float[np.ndarray, "R 1"]:
         """Logarithm of the softmax denominator, which converts logits to log-probabilities.
 
-        It is in fp64, because it is nearly as large as the logits.
+        It is computed in fp64, because it is nearly as large as the logits from which it is subtracted.
         """
         return _log_sum_exp(self._logits) if self._given_normalizer is None else self._given_normalizer
 
@@ -90,8 +90,9 @@ _BLOCK = 64
 def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
     """Return the indices of the k largest numbers of each row, in descending order.
 
-    Ranking a vocabulary of 50,000 would take longer than running a small model, so the row is split into blocks of
-    every n-th number. The k largest numbers are in the k blocks with the largest maxima, or after the last block.
+    Ranking a vocabulary of 50,000 would take longer than running a small model, so each row is split into n
+    blocks, each of which contains every n-th number. The k largest numbers are in the k blocks with the largest maxima,
+    or among the numbers that are left after the last block.
     """
     num_rows, num_values = values.shape
     num_blocks = num_values // _BLOCK
@@ -107,7 +108,7 @@ def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]
 
 
 def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
-    """Return the same as `_largest`, without splitting rows into blocks."""
+    """Return the same result as `_largest`, without splitting rows into blocks."""
     if k < values.shape[1]:
         among = values.argpartition(values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
         order = np.take_along_axis(values, among, axis=1).argsort(axis=1)[:, ::-1]
@@ -116,10 +117,10 @@ def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
 
 
 class Hypothesis(NamedTuple):
-    """A caption as token ids, the result of decoding.
+    """A caption in the form of token ids, as returned by decoding.
 
     Attributes:
-        token_ids: The new tokens, with the end token if there is one.
+        token_ids: The new tokens, including the end token, if any.
         log_probs: The model's own log-probability of each token.
         score: Score for ranking captions.
     """
@@ -147,7 +148,8 @@ def require_finite(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
 
 
 class _Change(NamedTuple):
-    """Log-probabilities that a rule replaces, by row and token id. An id may occur twice in a row."""
+    """Log-probabilities that a rule sets, with their rows and token ids. The same row and id can occur more than
+    once."""
 
     rows: Int[np.ndarray, " N"]
     ids: Int[np.ndarray, " N"]
@@ -155,7 +157,7 @@ class _Change(NamedTuple):
 
 
 def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: GenerationOptions, eos_id: int) -> Logits:
-    """Apply all rules that the options specify. If no rule applies, return the logits themselves."""
+    """Apply all rules that the options specify. If no rule applies, return the given logits."""
     changes = []
     if options.repetition_penalty != 1:
         changes.append(_penalize_repetition(logits, new_ids, options.repetition_penalty))
@@ -171,7 +173,7 @@ def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: Genera
 
 
 def _penalize_repetition(logits: Logits, new_ids: Int[np.ndarray, "R T"], penalty: float) -> _Change:
-    """Multiply the log-probability of each token that its row already contains by `penalty`, once per token.
+    """Multiply by `penalty` the log-probability of each token that its row already contains, once per token.
 
     CTRL multiplies logits. Adding a constant to all logits changes no probability, but it changes the sign of
     some logits and thus the result, so log-probabilities are used here.
@@ -197,8 +199,8 @@ def _rule_out(rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"]) -> _Chang
 # --- Sampling
 
 SEARCHES = (128, 1024, 2**31)
-"""Numbers of most likely tokens that filters search, one after another, until enough are found. Ranking a large
-vocabulary would take longer than the model."""
+"""Numbers of most likely tokens among which the filters search. They are tried in this order until enough tokens are
+found, because ranking an entire large vocabulary would take longer than running the model."""
 
 
 def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationOptions) -> Int[np.ndarray, " R"]:
@@ -224,7 +226,7 @@ def _filtered(
 
     Args:
         logits: Logits of the most likely tokens, divided by the temperature, in descending order.
-        total: Log-sum-exp over all tokens. None if `logits` has all tokens.
+        total: Log-sum-exp over all tokens. None if `logits` contains all tokens.
         options: Options with the filters.
     """
     is_out = np.zeros(logits.shape, dtype=bool)

@@ -1,4 +1,4 @@
-"""Decoding options. All lengths count new tokens, not the prompt."""
+"""Decoding options. All lengths are numbers of new tokens and do not include the prompt."""
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -8,7 +8,7 @@ from grr_coca.common.errors import UserError
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
 _MIN = {"max_length": 1, "min_length": 0, "top_k": 1, "num_beams": 1, "no_repeat_ngram": 0, "num_captions": 1}
 _WITHIN = {"temperature": (1e-6, 1e6), "length_penalty": (-10, 10), "repetition_penalty": (1e-6, 1e6)}
-"""Valid ranges. Outside them, scores overflow in fp32, or all become equal."""
+"""Ranges of valid values. Outside these ranges, scores overflow in fp32, or all become equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class GenerationOptions:
     """
 
     max_length: int | None = None
-    """Maximum number of new tokens, including the end token. None means as many as the context has space for."""
+    """Maximum number of new tokens, including the end token. None means as many tokens as fit into the context."""
     min_length: int = 0
     """Minimum number of new tokens before the end token."""
     temperature: float | None = None
@@ -40,11 +40,11 @@ class GenerationOptions:
     """Exponent for ranking captions by log-probability / length ** length_penalty. A value above 1 favours long
     captions."""
     repetition_penalty: float = 1.0
-    """Factor of the log-probabilities of tokens that the caption already contains (CTRL, arXiv 1909.05858)."""
+    """Factor for the log-probabilities of tokens that the caption already contains (CTRL, arXiv 1909.05858)."""
     no_repeat_ngram: int = 0
     """Length of token sequences that must not occur twice. 0 means no limit."""
     num_captions: int = 1
-    """Number of captions per image: samples, or the best beams."""
+    """Number of captions per image: either independent samples, or the best captions from beam search."""
     seed: int = 0
     """Seed of the random numbers. The same seed gives the same captions."""
 

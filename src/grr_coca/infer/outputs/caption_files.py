@@ -78,12 +78,12 @@ class CaptionOutput(ABC):
 
 
 class CaptionFile(CaptionOutput):
-    """File of rows (`CaptionRow`) in JSON lines or CSV, depending on its suffix. An interrupted job continues the
-    file.
+    """File of rows (`CaptionRow`) in JSON lines or CSV, depending on its suffix. A job that was
+    interrupted can continue its file.
 
-    `done` lists the images with all their captions in the file. Before the first new row is written, a truncated last
-    line and incomplete rows of the given `images` are removed. Rows of other images are kept. Until the file is closed,
-    no other process can add rows.
+    `done` contains the images for which all captions are in the file. Before the first new row is written, a truncated
+    last line and incomplete rows of the given `images` are removed. Rows of other images are kept. Until the file is
+    closed, no other process can add rows.
 
     Raises:
             UserError: If the suffix is not a supported format, the file has other content, or it cannot be written to,
@@ -107,7 +107,7 @@ class CaptionFile(CaptionOutput):
         self._incomplete = (counts.keys() - self.done) & {image.name for image in images}
 
     def _locked(self) -> ProcessLock | None:
-        """Lock the file by a hidden file next to it. Return None if the file system has no locks."""
+        """Lock the file with a hidden lock file next to it. Return None if the file system does not support locks."""
         target = resolve_link(self.path)
         try:
             return ProcessLock(target.with_name(f".{target.name}.lock"), removes=True)
@@ -138,7 +138,7 @@ class CaptionFile(CaptionOutput):
                 self._lock.release()
 
     def _begun(self) -> TextIO:
-        """Return the file, ready for the first new row. If no row is written, the file stays unchanged."""
+        """Open the file and prepare it for the first new row. Until then, the file stays unchanged."""
         if self.path.exists() and (self._incomplete or _is_torn(self.path)):
             write_output(self.path, self._write_complete)
         file = resolve_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
@@ -201,7 +201,7 @@ def _is_torn(path: Path) -> bool:
 
 def _csv_line(values: Sequence[object]) -> str:
     buffer = io.StringIO(newline="")
-    # both characters of the line end are quoted within values
+    # with this line end, values that contain either of its two characters are quoted
     csv.writer(buffer, lineterminator="\r\n").writerow(values)
     return buffer.getvalue().removesuffix("\r\n") + "\n"
 
@@ -225,14 +225,14 @@ class TextFiles(CaptionOutput):
     def __init__(
         self, images: "Sequence[ImageFile]", *, overwrite: bool = False, instead: str = "a file of rows"
     ) -> None:
-        from grr_coca.data.sources.folder import caption_file  # lazy import: NumPy
+        from grr_coca.data.sources.folder import caption_file  # lazy import, because it needs NumPy
 
         super().__init__()
         self._places = places_beside(images, lambda path: caption_file(path) or path.with_suffix(".txt"), instead)
         self.done = {
             name
             for name, text in self._places.items()
-            # Links are never replaced, even without a target, because they may lead to the image itself.
+            # Links are never replaced, even if they have no target, because they may lead to the image itself.
             if text.is_symlink() or (text.exists() and not overwrite)
         }
         closed = in_closed_folders(self._places)
@@ -298,7 +298,7 @@ class XmpFiles(CaptionOutput):
 
 
 def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path], instead: str) -> dict[str, Path]:
-    """Return the file to write next to each image, by image name.
+    """Map the name of each image to the file to write next to it.
 
     `instead` is an alternative that error messages suggest.
 
@@ -306,7 +306,7 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
         UserError: If an image is not a separate file, two images would share a file, or the file is an image.
     """
     places: dict[str, Path] = {}
-    owners: dict[Path, str] = {}  # image names by file, where links in the folder are resolved
+    owners: dict[Path, str] = {}  # image names by file, with all links in the folder's path resolved
     for image in images:
         if image.path is None:
             raise UserError(
@@ -324,9 +324,9 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
 
 
 def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
-    """Return an error message for each image in a read-only folder, by name.
+    """Return an error message, by image name, for each image whose file would be in a read-only folder.
 
-    They are found before the work begins, so that they do not interrupt the work on other images.
+    These folders are found before the work begins, so that they do not interrupt the work on other images.
     """
     folders = {place.parent for place in places.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}

@@ -1,9 +1,10 @@
 """Write captions and keywords to XMP files next to images, without changing other content.
 
-An existing file is not parsed and serialized again: the new words are inserted into its bytes, so metadata of other
-programs stays identical, byte for byte. The image itself is never opened for writing.
+An existing file is not parsed and serialized again: the new words are inserted into its bytes, so metadata from
+other programs stays identical, byte for byte. The image itself is never opened for writing.
 
-The format is XMP specification part 1 (ISO 16684-1). Captions are `dc:description`, keywords `dc:subject`.
+The format is XMP, part 1 of the specification (ISO 16684-1). Captions are stored in `dc:description`, and keywords in
+`dc:subject`.
 """
 
 import os
@@ -38,9 +39,9 @@ class XmpError(UserError):
 def sidecar_to_write(image: Path, *, is_alone: bool = True) -> Path:
     """Return the XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that file exists.
 
-    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge only `NAME.xmp`. `is_alone` is true if no
-    other image has this name with another suffix. Otherwise, `NAME.xmp` is not used, because it may belong to the other
-    image.
+    digiKam, darktable and PhotoPrism read both files; Lightroom and Adobe Bridge read only `NAME.xmp`. `is_alone` is
+    true if no other image has the same name with a different suffix. If it is false, `NAME.xmp` is not used, because
+    this file may belong to another image.
     """
     own, shared = image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")
     return shared if is_alone and not os.path.lexists(own) and shared.is_file() else own
@@ -62,10 +63,10 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
         sidecar: The file.
         caption: The caption. No caption is written if this is None, or has no characters that XML can represent.
         keywords: Keywords to add. Without a caption or keywords, no file is created.
-        overwrite: Whether to replace an existing caption. Its translations are always kept.
+        overwrite: Whether to replace an existing caption. Translations of the caption are always kept.
 
     Raises:
-        XmpError: If the file exists, and is a link, or is not an XMP file that can be changed safely. The file stays
+        XmpError: If the file is a link, or exists but is not an XMP file that can be changed safely. The file stays
             unchanged.
         OSError: If the disk is full or cannot be written to. The file stays unchanged.
     """
@@ -158,10 +159,10 @@ class _Places:
 
     Attributes:
         rdf_end, description_end: Offsets before the end tags of `rdf:RDF` and of the first `rdf:Description`.
-        about: Subject of that description.
+        about: Subject of the first `rdf:Description`.
         default: Start and end of the caption in the default language.
-        alternatives: Start of the caption's list of languages.
-        bag_end: Offset before the end of the keyword list.
+        alternatives: Start of the list that contains the caption in each language.
+        bag_end: Offset before the end tag of the keyword list.
     """
 
     rdf_end: int | None = None
@@ -217,7 +218,7 @@ class _Reader:
         raise ValueError("DOCTYPE is not allowed")
 
     def _next(self) -> int:
-        """Return the offset of this event, at which the content of the last element begins."""
+        """Return the offset of the current event. If an element has just begun, its content begins at this offset."""
         place: int = self._parser.CurrentByteIndex
         waiting, self._waits_for_content = self._waits_for_content, None
         if waiting == _ITEM_OF_DESCRIPTION:

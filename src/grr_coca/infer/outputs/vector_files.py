@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER_BYTES = 100_000_000
-"""Maximum size, in bytes, of names and metadata that readers of safetensors accept."""
+"""Maximum total size, in bytes, of the names and metadata in a file that readers of safetensors accept."""
 
 
 class VectorBuffer:
     """Keys and vectors of images, which are added batch by batch.
 
-    The array has one row per possible image, because a list of rows would take more than twice the memory.
+    The array is allocated for all images at once, because a list of rows would take more than twice the memory.
     """
 
     def __init__(self, num_images: int) -> None:
@@ -33,7 +33,7 @@ class VectorBuffer:
         self._rows: np.ndarray | None = None
 
     def add(self, files: "list[ImageFile]", embeddings: "list[np.ndarray]") -> None:
-        """Add the embeddings of some images."""
+        """Add the embeddings of a batch of images."""
         import numpy as np
 
         if self._rows is None:
@@ -62,7 +62,7 @@ def check_format(path: Path) -> None:
 
 
 def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:
-    """Check that a file has space for the keys, can be written, and does not replace an input.
+    """Check that a file can contain all keys, can be written, and does not replace an input.
 
     Raises:
         UserError: If a check fails.

@@ -13,7 +13,7 @@ __all__ = ["Hit", "Index", "SearchResult"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a name in `__all__` when it is first used."""
+    """Import a name that `__all__` lists when the name is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -31,7 +31,7 @@ _MAX_TAGS, _MIN_PROBABILITY = 5, 0.2
 
 
 class FoundImage(NamedTuple):
-    """Image that was found through the argument `root`. For `stamp`, see `stamp_of`."""
+    """Image file that was found through the argument `root`. `stamp` is its size and time; see `stamp_of`."""
 
     file: ImageFile
     root: str
@@ -40,9 +40,9 @@ class FoundImage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """Decoded image: digest of its bytes, size, perceptual hash, metadata, and the model input `square`.
+    """Decoded image, with the digest of its bytes, its size, hashes and metadata, and the model's input `square`.
 
-    If another machine has decoded and described the image, `described` is the result, and `square` is None.
+    If another machine has already described the image, `described` is its description, and `square` is None.
     """
 
     found: FoundImage
@@ -64,18 +64,20 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
     """Read and decode images.
 
     The stamp of a separate file is read again, because the file may have changed since it was found. A member of a
-    shard keeps the stamp of the shard that was opened, because another shard in its place would have other offsets.
+    shard keeps the stamp from the time when the shard was opened: if another file has replaced the shard since then,
+    the member's offset may have become invalid.
 
-    System failures (permissions, a disk, a missing package, a busy machine) have no stamp, so the next update tries
-    again.
+    If the system is the reason why an image cannot be read (permissions, a disk error, a missing package, a busy
+    machine), the failure has no stamp, so that the next update tries to read the image again.
     """
-    # images for which no result has arrived: digest and number of bytes
+    # images whose results have not arrived yet, each with the digest and the number of its bytes
     read: deque[tuple[FoundImage, str, int]] = deque()
 
     def contents() -> Iterator[tuple[bytes | UserError, str]]:
         for one in found:
             part = one.file.part
-            # The stamp is read first, so that a file that is still being written counts as changed.
+            # The stamp is read before the content, so that the next update treats a file that is still being written
+            # as changed.
             stamp = stamp_of(one.file) if part is None or part.offset is None else one.stamp
             content = one.file.read_or_error()
             size, digest = (0, "") if isinstance(content, UserError) else (len(content), digest_of(content))
@@ -107,7 +109,7 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
 
 
 def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
-    """Yield image metadata and duplicate hashes, or None for files that cannot be read now."""
+    """Yield new metadata and new hashes of each image, or None if its file cannot be read now."""
     contents = ((one.file.read_or_error(), one.file.name) for one in found)
     for one, answer in zip(found, ask_helpers("described", contents, module=FACTS), strict=True):
         if isinstance(answer, UserError):
@@ -119,10 +121,10 @@ def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
 
 
 def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
-    """Create the entry of a decoded image.
+    """Create the index entry of a decoded image from its description.
 
     Raises:
-        UserError: If two columns of the image's table get the same name.
+        UserError: If two columns of the table that lists the image get the same field name.
     """
     file, root, stamp = decoded.found
     span = file.span
@@ -147,7 +149,7 @@ def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
 
 
 def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[ImageDescription]:
-    """Return the caption, embedding and tags of each square, from one forward pass."""
+    """Return the caption, embedding and tags of each square image, computed in one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
     return [
         ImageDescription(" ".join(one.captions[0].text.split()), one.embedding, one.caption_confidences[0], tags)
@@ -156,10 +158,13 @@ def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) ->
 
 
 def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> list[tuple[str, ...]]:
-    """Return likely words for each image, if the model has tags and the image is not unfamiliar.
+    """Return the likely tags of each image.
 
-    The words come from a single caption, whereas `caption --tags` uses five. Beam search would make indexing several
-    times slower for little gain (nDCG@5 of 0.45 instead of 0.42).
+    An unfamiliar image gets no tags. If the model does not have tags, no image gets any.
+
+    The tags are based on a single caption per image, whereas the command `caption --tags` uses five. Generating five
+    captions by beam search would make indexing several times slower for little gain (an nDCG@5 of 0.45 instead of
+    0.42).
     """
     familiar = [one for one in described if not one.unfamiliar]
     if not model.has_tags or not familiar:
@@ -170,7 +175,7 @@ def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> lis
 
 
 class RayDescriber:
-    """`Describer` that reads and describes images on a Ray cluster. Only the calling process writes the index.
+    """`Describer` that reads and describes images on a Ray cluster. Only the calling process writes to the index.
 
     Args:
         folder: Folder of the checkpoint, which every machine must be able to read.
@@ -188,7 +193,7 @@ class RayDescriber:
         )
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """Yield the results that the workers have already computed."""
+        """Pass the descriptions that the workers have already computed to `take`."""
         for batch in batches:
             take(batch, [one.described for one in batch if one.described is not None])
 

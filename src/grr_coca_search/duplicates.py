@@ -1,8 +1,9 @@
-"""Find near-duplicates: the same image, scaled or compressed again. Different images are never merged.
+"""Find near-duplicates: copies of the same image that were scaled or compressed again. Different images are not merged.
 
-Three tests find them, the fastest first: perceptual hashes are nearly equal, small colour copies
-(`picture_hashes.py`) are nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin drawings
-on white, and the embedding confuses drawings of the same concept, such as the numbers 72 and 73.
+Two images are near-duplicates if three comparisons agree: their perceptual hashes are nearly equal (this is tested
+first, because it is the fastest test), their small color copies (`picture_hashes.py`) are nearly equal in every pixel,
+and their embeddings are nearly equal. A hash cannot distinguish some thin drawings on white, and an embedding cannot
+distinguish some drawings of the same concept, such as the numbers 72 and 73.
 
 Shapes: N images.
 """
@@ -19,44 +20,49 @@ from grr_coca_search.picture_hashes import LOOK_SIDE
 from grr_coca_search.store import Store
 
 MAX_BITS = 6
-"""Maximum number of hash bits, of 64, in which near-duplicates may differ."""
+"""Maximum number of the 64 hash bits in which near-duplicates may differ."""
 MIN_COSINE = 0.95
-"""Minimum cosine between embeddings of near-duplicates."""
+"""Minimum cosine similarity between the embeddings of near-duplicates."""
 MAX_LEVELS = 2
-"""Maximum difference, in 16 levels, between near-duplicates in any channel of any pixel of their small copies. 300
-copies differed by at most 1, and the two most similar of 1,000 Tabler icons by 3."""
+"""Maximum difference between the small copies of near-duplicates in any channel of any pixel, on a scale of 16 levels.
+In a measurement, 300 copies differed from their originals by at most 1 level, and the two most similar of 1,000
+different Tabler icons differed by 3 levels."""
 LIMIT_OF_BITS = 16
-"""Upper limit on the number of differing bits. Hashes of unrelated images differ in 32 bits on average, and rarely in
-fewer than 18."""
+"""Largest value that a caller may choose instead of `MAX_BITS`. Hashes of unrelated images differ in 32 bits on
+average, and rarely in fewer than 18."""
 EQUAL_BANDS = 3
 BANDS = MAX_BITS + EQUAL_BANDS
-"""Number of bands into which a hash is split. If two hashes differ in at most `MAX_BITS` bits, at least `EQUAL_BANDS`
-of their bands are equal. If more bits may differ, the number of bands is correspondingly larger."""
+"""Number of bands (runs of adjacent bits) into which a hash is split. If two hashes differ in at most `MAX_BITS` bits,
+at least `EQUAL_BANDS` of their bands are equal. If more bits may differ, the number of bands is correspondingly
+larger."""
 MAX_BUCKET = 2000
-"""Maximum number of images with equal bands that are all compared with each other. If there are more, as for blank
-images, each is compared with only this many."""
+"""Maximum number of images with equal bands among which all pairs are compared. If more images have equal bands, as is
+the case for blank images, each image is compared with only this many others."""
 
 
 _CHUNK = 256
-"""Number of hashes that are compared with all others at a time, and of embedding pairs that are compared at a time."""
+"""Number of hashes that are compared with all others at a time, and maximum number of embedding pairs that are compared
+at a time."""
 _PAIRS = 2**14
 """Maximum number of pairs whose embeddings are in memory at the same time."""
 _RAW_PAIRS = 2**18
-"""Number of pairs of positions with equal bands whose hashes are compared at a time. Few of them pass."""
+"""Approximate number of pairs of images with equal bands whose hashes are compared at a time. Few pairs pass this
+comparison."""
 _MAX_LOOKS = 2**15
-"""Maximum number of small copies in memory. Each has 768 bytes."""
+"""Number of small copies in memory above which all of them are discarded. Each copy has 768 bytes."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Near-duplicate images, the one with the most pixels first."""
+    """Group of near-duplicate images. The image with the most pixels comes first."""
 
     entries: list[Entry]
 
     @property
     def exact_copies(self) -> dict[str, str]:
-        """Images whose bytes equal those of an earlier image, as a mapping from their names to the earlier
-        names.
+        """Images whose bytes are equal to those of an earlier image in the group.
+
+        The mapping is from the name of each such image to the name of the earlier image.
         """
         firsts: dict[str, str] = {}
         for entry in self.entries:
@@ -71,11 +77,12 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
 
     Args:
         store: Store with the images.
-        max_distance: Maximum number of hash bits, of 64, in which two images may differ. Larger values take longer.
-        min_cosine: Minimum cosine of their embeddings.
+        max_distance: Maximum number of the 64 hash bits in which two near-duplicates may differ. Larger values take
+            longer.
+        min_cosine: Minimum cosine similarity between the embeddings of two near-duplicates.
 
     Raises:
-        UserError: If a number is out of range.
+        UserError: If `max_distance` or `min_cosine` is out of range.
     """
     if not 0 <= max_distance <= LIMIT_OF_BITS:
         raise UserError(f"max_distance must be from 0 to {LIMIT_OF_BITS} bits, got {max_distance}")
@@ -85,7 +92,8 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         hashed = store.hashes()
         ids = hashed["id"]
 
-        looks: dict[int, np.ndarray] = {}  # an image with one near embedding often has several
+        # Small copies are cached, because an image that is similar to one other image is often similar to several.
+        looks: dict[int, np.ndarray] = {}
 
         def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
             if len(looks) > _MAX_LOOKS:
@@ -105,10 +113,13 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
 
 
 def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
-    """Return the near-duplicates among N images in memory, as positions. `vectors` are their embeddings, N E."""
+    """Return groups of near-duplicates among N images in memory, as lists of positions.
+
+    `vectors` are the embeddings of the images, N E.
+    """
     looks = looks_of(entries)
     hashes = np.array([entry.phash for entry in entries], np.int64)
-    # Drawings without a file have no digest, and all count as different.
+    # A drawing that is not from a file has no digest. It gets a unique text instead, so that it equals no other image.
     digests = np.array([entry.digest or f" {place}" for place, entry in enumerate(entries)])
     groups = _grouped(
         hashes,
@@ -129,20 +140,23 @@ def _grouped(
     max_distance: int,
     min_cosine: float,
 ) -> list[np.ndarray]:
-    """Return groups of positions, the largest first.
+    """Return groups of near-duplicates as arrays of positions, the largest group first.
 
     Args:
         hashes: Perceptual hashes, N.
-        parents: For each position, a position in the same group from the start, N.
-        same: Function that returns, for pairs of positions, whether their small copies are nearly equal.
-        vectors: Embeddings by position.
-        max_distance, min_cosine: As for `duplicate_groups`.
+        parents: Initial groups as a union-find forest: for each position, a position in the same group, N. The array
+            is modified.
+        same: Function that gets two arrays of positions, and returns for each pair of positions whether the small
+            copies of the two images are nearly equal.
+        vectors: Function that returns the embeddings of the images at the given positions.
+        max_distance, min_cosine: See `duplicate_groups`.
     """
     for batch in _alike(hashes, parents, max_distance):
         for start in range(0, len(batch), _PAIRS):
             pairs = batch[start : start + _PAIRS]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
-            # Icons of a set have similar hashes, so an image may be in many pairs. Each image is read once, in order.
+            # Icons of a set have similar hashes, so an image may be in many pairs. Each embedding is read only once,
+            # and embeddings are read in the order of their positions.
             places, rows = np.unique(pairs, return_inverse=True)
             embedded, rows = vectors(places), rows.reshape(pairs.shape)
             cosines = np.concatenate(
@@ -151,14 +165,15 @@ def _grouped(
                     for some in np.array_split(rows, len(rows) // _CHUNK + 1)
                 ]
             )
-            one, other = pairs[cosines >= min_cosine].T  # few images remain, and their small copies are slow to read
+            # Small copies are slow to read, so they are compared only for the few pairs that remain.
+            one, other = pairs[cosines >= min_cosine].T
             is_same = same(one, other)
             for place, copy in zip(one[is_same].tolist(), other[is_same].tolist(), strict=True):
                 _join(parents, place, copy)
     roots = _roots(parents, np.arange(len(hashes)))
     order = np.argsort(roots, kind="stable")
     _, starts, sizes = np.unique(roots[order], return_index=True, return_counts=True)
-    several = sizes > 1  # a list for each of millions of single images would take gigabytes
+    several = sizes > 1  # as groups, millions of single images would take gigabytes
     bounds = zip(starts[several].tolist(), sizes[several].tolist(), strict=True)
     return sorted((order[start : start + size] for start, size in bounds), key=len, reverse=True)
 
@@ -166,7 +181,7 @@ def _grouped(
 def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
     """Group N hits by near-duplicates.
 
-    A group is a list of positions, and groups are in the order of their best hits.
+    Each group is a list of positions, of which the first is the best hit. Groups are sorted by their best hits.
 
     Args:
         vectors: Embeddings of the hits, best first, N E.
@@ -181,10 +196,10 @@ def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]
         return bool(same_look(looks[one], looks[other])) and vectors[other] @ vectors[one] >= MIN_COSINE
 
     groups: list[list[int]] = []
-    group_of: dict[int, int] = {}  # the group that each group's best hit belongs to
+    group_of: dict[int, int] = {}  # number of each group, by the position of the group's best hit
     for start in range(0, len(hashes), _CHUNK):
         chunk = np.arange(start, min(start + _CHUNK, len(hashes)))
-        # Only the best hits of groups are compared, because thousands of hits may be near-duplicates.
+        # A hit is compared only with the best hit of each group, because thousands of hits may be near-duplicates.
         earlier = np.concatenate([np.array(list(group_of), np.int64), chunk])
         near = _differing_bits(hashes[chunk, None], hashes[None, earlier]) <= MAX_BITS
         for place, row in zip(chunk.tolist(), near, strict=True):
@@ -204,7 +219,7 @@ _LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3 // 2
 
 
 def looks_of(entries: Sequence[Entry]) -> np.ndarray:
-    """Return the small copies of N images as levels, N 768. An image whose copy is unknown has -1."""
+    """Return the small copies of N images as levels, N 768. If the copy of an image is unknown, all levels are -1."""
     looks = np.full((len(entries), _LOOK_BYTES * 2), -1, np.int8)
     for row, entry in zip(looks, entries, strict=True):
         if len(entry.look) == _LOOK_BYTES:
@@ -214,7 +229,7 @@ def looks_of(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether small copies are nearly equal in every pixel. An unknown copy equals no other copy."""
+    """Return whether small copies are nearly equal in every pixel. An unknown copy is not equal to any copy."""
     differences = np.abs(first - second).max(axis=-1)
     return (differences <= MAX_LEVELS) & (first[..., 0] >= 0) & (second[..., 0] >= 0)
 
@@ -223,25 +238,26 @@ def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _first_of_equal(digests: np.ndarray) -> np.ndarray:
-    """Return, for each of N digests, the index of the first equal digest, N."""
+    """Return, for each of N digests, the index of the first digest that is equal to it, N."""
     _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
     return firsts[kinds]
 
 
 def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[np.ndarray]:
     """Yield pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions
-    P 2.
+    of shape P 2.
 
-    Only one position of each initial group is compared. If hashes are sorted by some of their bands, hashes in which
-    these bands are equal are neighbours, and only neighbours are compared. For N random hashes, this makes a few times
-    N comparisons, as long as N is not much larger than 2²¹.
+    Of each initial group, only one image is compared. The hashes are sorted by each combination of `EQUAL_BANDS` bands
+    in turn. Hashes in which these bands are equal are then adjacent, and only such hashes are compared. For N random
+    hashes, this takes a few times N comparisons, as long as N is not much larger than 2²¹.
     """
     places = np.unique(parents)
-    places = places[np.argsort(hashes[places], kind="stable")]  # equal keys are sorted by hash
+    # After the stable sorts below, images with equal keys are still sorted by hash.
+    places = places[np.argsort(hashes[places], kind="stable")]
     hashes = hashes[places]
     count = max(BANDS, max_bits + EQUAL_BANDS)
     bands = _bands(hashes, count)
-    crowded = np.zeros(len(places), bool)  # images that were not compared with all images of equal bands
+    crowded = np.zeros(len(places), bool)  # images that were not compared with all images that have equal bands
     for chosen in combinations(range(count), EQUAL_BANDS):
         keys = np.zeros(len(places), np.uint32)
         for band in chosen:
@@ -254,7 +270,8 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
             a, b = a[is_near], b[is_near]
             pairs = np.stack([order[a], order[b]], axis=1)
             may_be_new = crowded[order[a]] & ~is_crowd[a]
-            for band in set(range(chosen[-1])).difference(chosen):  # otherwise, this band has already yielded the pair
+            # If another band is also equal, an earlier combination with that band has already yielded the pair.
+            for band in set(range(chosen[-1])).difference(chosen):
                 kept = may_be_new | (bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]])
                 pairs, may_be_new = pairs[kept], may_be_new[kept]
             pairs = places[pairs]
@@ -265,7 +282,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
 
 
 def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
-    """Split N 64-bit hashes into disjoint bands of at most eight bits, and return N numbers for each band."""
+    """Split N 64-bit hashes into disjoint bands of at most eight bits. Return an array of N numbers for each band."""
     ends = [64 * band // count for band in range(count + 1)]
     bits = hashes.view(np.uint64)
     return [
@@ -275,16 +292,16 @@ def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _are_in_crowds(keys: np.ndarray) -> np.ndarray:
-    """Return which of N sorted keys occur more than `MAX_BUCKET` times, N."""
+    """Return for each of N sorted keys whether it occurs more than `MAX_BUCKET` times, N."""
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(starts, append=len(keys))
     return np.repeat(sizes > MAX_BUCKET, sizes)
 
 
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of positions with equal keys in a sorted array, many at a time.
+    """Yield pairs of positions with equal keys in a sorted array, as two arrays that contain many pairs at a time.
 
-    Adjacent positions come first, then positions at a distance of two, and so on.
+    Pairs of adjacent positions come first, then pairs at a distance of two, and so on.
     """
     first = np.arange(len(keys))
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
@@ -327,6 +344,9 @@ _BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 def _differing_bits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the number of bits in which hashes differ, for int64 arrays whose shapes broadcast."""
+    """Return the number of bits in which the hashes in two int64 arrays differ.
+
+    The arrays are broadcast against each other.
+    """
     different = np.ascontiguousarray(np.bitwise_xor(first, second))
     return _BITS_OF_BYTE[different.view(np.uint8).reshape(*different.shape, 8)].sum(axis=-1, dtype=np.int64)

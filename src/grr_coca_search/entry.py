@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Header:
-    """Header of an index, which names its model.
+    """Header of an index, which identifies its model.
 
     Attributes:
         model: Name or folder of the model.
@@ -40,7 +40,7 @@ class Header:
 class Stamp(NamedTuple):
     """Size of an image in bytes, and modification time of its file.
 
-    An image with the same stamp counts as unchanged.
+    An image whose stamp is the same as at the last update counts as unchanged.
     """
 
     size: int
@@ -49,7 +49,7 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """Metadata that a camera or user wrote into an image file; see `grr_coca_search.sidecars.photo_of`.
+    """Metadata that a camera or user added to an image; see `grr_coca_search.sidecars.photo_of`.
 
     Attributes:
         fields: Known values of `PHOTO_FIELDS`.
@@ -63,17 +63,17 @@ class Photo:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Title and keywords, which are user metadata."""
+        """Title and keywords, which are the metadata from users."""
         return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values in a form that JSON supports."""
+        """Return the metadata as a dictionary that can be written as JSON."""
         known = {PHOTO_FIELDS[name]: value for name, value in self.fields.items()}
         return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore the values that `to_dict` returned. Additional values from newer versions are ignored."""
+        """Restore metadata from the dictionary that `to_dict` returned. Unknown keys of newer versions are ignored."""
         known = {name: values[key] for name, key in PHOTO_FIELDS.items() if key in values}
         return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
 
@@ -85,13 +85,14 @@ class Entry:
     Attributes:
         name: Absolute path, or location in a shard or table.
         root: Argument through which the image was found.
-        file, offset: Location of the bytes. `offset` is None if they are the entire file.
+        file, offset: File that contains the bytes of the image, and their position in it. `offset` is None if the
+            bytes are the entire file.
         digest: Digest of the bytes.
         phash: Perceptual hash; see `perceptual_hash`.
         look: Pixel signature; see `compute_pixel_signature`. Empty if unknown.
-        fields: Columns of the image's table.
-        photo: Metadata. None if not read yet.
-        certainty: Confidence of the caption.
+        fields: Values of the image's columns, if it was found through a table.
+        photo: Metadata from cameras and users. None if it has not been read yet.
+        certainty: The model's confidence in the caption.
         tags: Words that the model assigns to the image.
     """
 
@@ -113,37 +114,38 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """Name of the file or member, without folders and suffix."""
+        """Name of the image file or shard member, without its folders and suffix."""
         return self._inner.stem
 
     @property
     def folder(self) -> str:
-        """Name of the image's folder; in a shard without folders, the name of the shard without its suffix."""
+        """Name of the image's folder. In a shard without folders, this is the name of the shard without its suffix."""
         return self._inner.parent.name or Path(self.file).stem
 
     @property
     def date(self) -> str:
         """Modification time of the file in UTC, such as `2026-03-01T12:00:00`.
 
-        Sorting these texts sorts them by time.
+        If these texts are sorted, they are in chronological order.
         """
         return datetime.fromtimestamp(self.stamp.mtime_ns // 10**9, UTC).isoformat()[:19]
 
     @property
     def draw(self) -> int:
-        """Hash of the name. The images with the smallest hashes are a random sample."""
+        """Hash of the name. The images with the smallest hashes form a random sample."""
         return name_id(self.name)
 
     @property
     def span(self) -> Span:
-        """Location of the bytes."""
+        """Location of the image's bytes in a file."""
         return Span(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """Fields from the model, the file and the columns of its table, of which later sources take precedence.
+        """Fields of the image from the model, the image file and its table. The table takes precedence over the file,
+        and the file over the model.
 
-        Several values of a field form one text, separated by commas.
+        If a field has several values, they are joined to one text, separated by commas.
         """
         found = certainty_fields(self.certainty)
         if self.photo is not None:
@@ -152,19 +154,20 @@ class Entry:
 
     @property
     def shown_fields(self) -> "dict[str, FieldValue | list[str]]":
-        """Fields as in `all_fields`, but with lists for several values, for the page."""
+        """Fields as in `all_fields`, for display on the page: a field that may have several values is a list."""
         return {**self.all_fields, **{name: list(values) for name, values in self._lists.items()}}
 
     @property
     def _lists(self) -> "dict[str, tuple[str, ...]]":
-        """Multi-valued fields of the image, except those that a column of its table replaces."""
+        """Multi-valued fields of the image, except those that are replaced by a column of the image's table."""
         lists = {"keywords": () if self.photo is None else self.photo.keywords, "tags": self.tags}
         return {name: values for name, values in lists.items() if values and name not in self.fields}
 
     def values_of(self, field: str) -> "tuple[FieldValue, ...]":
-        """Return the values of a field: one of `OWN_FIELDS`, or of `all_fields`.
+        """Return the values of a field, which may be in `OWN_FIELDS` or in `all_fields`.
 
-        The result is empty if the image does not have the field, and has several values for fields in `SEVERAL`.
+        The result is empty if the image does not have the field. It has more than one value only for fields in
+        `SEVERAL`.
         """
         if field in SEVERAL and field not in self.fields:
             return self._lists.get(field, ())
@@ -176,7 +179,9 @@ class Entry:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """Texts that name the image: file name, title, keywords, and such columns of its table."""
+        """Texts that name the image: its file name, title and keywords, and the aliases, keywords and tags in its table
+        row.
+        """
         columns = (str(self.fields[name]) for name in ("aliases", "keywords", "tags") if name in self.fields)
         return (self.title, *(self.photo.words if self.photo else ()), *columns)
 
@@ -187,7 +192,7 @@ class Entry:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Prefixes by which a query may name the image, as in `lucide:home`: its folder, or the prefix in its name."""
+        """Prefixes that a query such as `lucide:home` may use for the image: its folder, and the prefix in its name."""
         return (self.folder.lower(), self.title.rpartition(":")[0].lower())
 
     @property
@@ -197,14 +202,14 @@ class Entry:
 
     @cached_property
     def _inner(self) -> PurePath:
-        """Path within a shard, or the path of the file."""
+        """Path of the image within its shard, or the path of its file if it is not in a shard."""
         if self.file.endswith(PACK_SUFFIX):
             return PurePath(self.name.rpartition(": ")[2])
         return PurePath(member_of_name(self.name, self.file) if self.offset is not None else self.file or self.name)
 
 
 class ImagePlace(NamedTuple):
-    """Name of an image, and the file that contains it, which is a shard or the image file itself."""
+    """Name of an image, and path of the file that contains the image: a shard, or the image file itself."""
 
     name: str
     file: str
@@ -221,7 +226,10 @@ class ImagePlace(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Image that could not be read. `stamp` is None if the file no longer exists, or the next update must try again."""
+    """Image that could not be read.
+
+    `stamp` is None if the file no longer exists, or if the next update must try again to read the image.
+    """
 
     name: str
     root: str
@@ -233,14 +241,14 @@ _MAX_NANOSECONDS = 2**63 - 1
 
 
 def stamp_of(file: ImageFile) -> Stamp | None:
-    """Return the stamp of an image, or None if its file does not exist, or no file contains its bytes."""
+    """Return the stamp of an image. Return None if its file does not exist, or if its bytes are not from a file."""
     part = file.part
     try:
-        status = os.stat(file.name if part is None else part.file)  # noqa: PTH116 (a third of the time of pathlib)
+        status = os.stat(file.name if part is None else part.file)  # noqa: PTH116 (takes a third of pathlib's time)
     except (OSError, ValueError):
         return None
     size = part.size if part is not None and part.size is not None else status.st_size
-    # A time after the year 2262 has more bits than a database column.
+    # A time after the year 2262 does not fit into a 64-bit column of the database.
     return Stamp(size, max(-_MAX_NANOSECONDS, min(status.st_mtime_ns, _MAX_NANOSECONDS)))
 
 
@@ -273,7 +281,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def certainty_fields(certainty: CaptionConfidence) -> dict[str, FieldValue]:
-    """Convert the confidence of a caption to fields, without unknown values."""
+    """Convert the confidence of a caption to fields. Unknown values are omitted."""
     found: dict[str, FieldValue] = {}
     if certainty.confidence is not None:
         found["confidence"] = round(certainty.confidence, 4)
@@ -283,7 +291,7 @@ def certainty_fields(certainty: CaptionConfidence) -> dict[str, FieldValue]:
 
 
 def certainty_of(fields: Mapping[str, FieldValue]) -> CaptionConfidence:
-    """Restore the confidence that `certainty_fields` converted."""
+    """Restore the confidence of a caption from the fields that `certainty_fields` returned."""
     confidence, unfamiliar = fields.get("confidence"), fields.get("unfamiliar")
     return CaptionConfidence(
         None if confidence is None else float(confidence), None if unfamiliar is None else unfamiliar == "yes"
@@ -300,12 +308,12 @@ _RESERVED = frozenset({"id", "name", "root", "file", "offset", "mtime_ns", "dige
 
 
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
-    """Convert the columns of a table to fields whose values are texts and numbers.
+    """Convert the cells of a table row to fields whose values are texts or numbers.
 
-    Numeric texts become numbers, so that they can be compared. A list becomes a text with commas. Empty cells and
-    values of other types are excluded. Names are converted to lower case, and every character except digits and the
-    letters a to z becomes `_`. A name without any of these letters, such as `цена`, keeps its letters. A name that is
-    invalid in filters, or that already has a meaning, gets the prefix `table_`.
+    Numeric texts become numbers, so that they can be compared. A list becomes a text in which its items are separated
+    by commas. Empty cells and values of other types are excluded. Names are converted to lower case, and every
+    character except digits and the letters a to z becomes `_`. A name without any of these letters, such as `цена`,
+    keeps its own letters. A name that is invalid in filters, or that already has a meaning, gets the prefix `table_`.
 
     Raises:
         UserError: If two columns get the same name.
@@ -328,7 +336,7 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
 def _field_name(column: str) -> str:
     written = column.strip().lower()
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in written)
-    # a name in another script; if each letter became `_`, all such names would be equal
+    # The name is in another script. If its letters became `_`, all such names of the same length would be equal.
     if not any(c.isalpha() for c in name):
         name = "".join(c if c.isalnum() else "_" for c in written) or "column"
     return f"table_{name}" if name[0].isdigit() or name in {*OWN_FIELDS, *FILTER_WORDS, *_RESERVED} else name
@@ -345,9 +353,9 @@ def _plain_value(cell: object) -> FieldValue | None:
 
 
 def _number(text: str) -> FieldValue:
-    """Return the number that a text represents, if formatting the number yields the same text.
+    """Return the number that a text represents, or the text itself if formatting the number yields another text.
 
-    Therefore, `007` and `1e5` stay texts.
+    Therefore, `007` and `1e5` remain texts.
     """
     for kind in (int, float):
         try:

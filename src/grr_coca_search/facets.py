@@ -8,11 +8,11 @@ from grr_coca_search.filters import Filter
 from grr_coca_search.store import FieldSummary, Store, summaries_of
 
 _MAX_VALUES = 100
-"""Maximum number of values that are listed for a field, most frequent first."""
+"""Maximum number of values that are listed for a field. The most frequent values are listed."""
 
 Facet = dict[str, object]
-"""Facet of a field: its name `field`, and its `kind`. A `text` has `values` (value and number of images); a `number` or
-`date` has `min` and `max`.
+"""Facet of a field. `field` is the name of the field, and `kind` is `text`, `number` or `date`. A facet of kind `text`
+also has `values`, a list of pairs of a value and its number of images. Facets of the other kinds have `min` and `max`.
 """
 
 
@@ -31,14 +31,14 @@ def facets(store: Store) -> list[Facet]:
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
-    """Return the facets of some images, for the given fields."""
+    """Return the facets of the given images for the given fields."""
     return _facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
 
 
 def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
-    """Return the values of the given fields, with the number of images that match a filter.
+    """Return the values of the given fields among the images that match a filter, each with its number of images.
 
-    Only text fields are included, even if all values differ.
+    Numbers and dates are omitted. Text fields are included even if all of their values differ.
 
     Raises:
         UserError: If the index cannot be read.
@@ -47,11 +47,12 @@ def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
 
 
 def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
-    """Return the values of the given fields, with the number of groups that have each value.
+    """Return the values of the given fields, each with the number of groups that have the value.
 
-    Only text fields are included, even if all values differ.
+    Numbers and dates are omitted. Text fields are included even if all of their values differ.
 
-    A group counts if one of its near-duplicates has the value, because a filter would also select it.
+    A group has a value if at least one of its near-duplicates has it, because a filter for this value would also select
+    that group.
     """
     return _counts(summaries_of(groups, fields, _MAX_VALUES))
 
@@ -76,7 +77,7 @@ def _facets(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
 def _facet(field: str, found: FieldSummary) -> Facet | None:
     """Return the facet of a field.
 
-    Return None if no image has the field, or if it is a text that differs between all images, such as a title.
+    Return None if no image has the field, or if its values are texts that all differ, such as titles.
     """
     if found.low is None:
         return None

@@ -1,8 +1,9 @@
-"""Table of the fields by which images of a library can be filtered, and that are shown besides their captions.
+"""Table of the fields by which the images of a library can be filtered, and which are displayed with their captions.
 
-`photo.py` reads the fields of a file, and the fields of the model are stored with its caption; no other module names
-them. Table columns are also fields: they differ between libraries, and take precedence over fields of the same name in
-this table. The help of `search` lists the fields, so this module imports nothing that takes time.
+`photo.py` reads the fields whose source is the image file. The fields whose source is the model are stored together
+with its caption. Other modules refer to the fields through this table. The columns of users' tables are also fields:
+they differ between libraries, and take precedence over fields of the same name in this module. The help of `search`
+lists the fields, so this module must not import anything that takes long to load.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -14,16 +15,17 @@ FieldValue = str | int | float
 
 @dataclass(frozen=True)
 class Field:
-    """Field of images.
+    """Field that images may have.
 
     Attributes:
-        source: Where the value comes from: `index` (known for every image, in a column), `file` (read from the file),
-            or `model` (estimated by the model).
-        is_several: Whether an image has several values; a filter is true if it is true for one of them.
-        is_date: Whether the texts are times, such as `2026-03-01T12:00:00`.
-        is_facet: Whether pages offer the field as a filter.
+        source: Where the value comes from: `index` (known for every image, and stored in its own column), `file` (read
+            from the image file), or `model` (estimated by the model).
+        is_several: Whether an image can have several values. A filter is then true if it is true for at least one of
+            them.
+        is_date: Whether the values are times, written as texts such as `2026-03-01T12:00:00`.
+        is_facet: Whether web pages offer the field as a filter.
         is_private: Whether exported sites, which may be public, exclude the field.
-        stored_as: Name in stores, if it is different.
+        stored_as: Name of the field in stores, if it differs from `name`.
     """
 
     name: str
@@ -71,7 +73,7 @@ FIELDS = {
 
 
 def names_of(source: Literal["index", "file", "model"]) -> tuple[str, ...]:
-    """Return the names of the fields from one source."""
+    """Return the names of the fields whose values come from the given source."""
     return tuple(name for name, field in FIELDS.items() if field.source == source)
 
 
@@ -80,9 +82,10 @@ SEVERAL = tuple(name for name, field in FIELDS.items() if field.is_several)
 OWN_FIELDS = frozenset(names_of("index"))
 """Fields that every image has."""
 COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}
-"""Fields that have a column in each store, by column name. An `Entry` also has root and digest."""
+"""Fields that have their own column in every store, with the names of these columns. `root` and `digest` are attributes
+of `Entry`, and are not in `FIELDS`."""
 PHOTO_FIELDS = {name: FIELDS[name].key for name in names_of("file") if name not in SEVERAL}
-"""Single-valued fields that are read from a file, with their names in stores."""
+"""Single-valued fields that are read from image files, with their names in stores."""
 READER = 1
-"""Version of the metadata that is read besides the model's output. After a change, index updates read the metadata,
-hashes and small copies of all images again."""
+"""Version of the data that an update reads from image files in addition to the model's output: metadata, hashes and
+small copies. If the version has changed, the next update reads these data again for all images."""

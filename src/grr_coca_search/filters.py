@@ -1,4 +1,4 @@
-"""Filter language. Texts such as `folder = 'logos' and width > 64` are parsed to trees, which the stores translate.
+"""Filter language. Texts such as `folder = 'logos' and width > 64` are parsed into trees, which the stores translate.
 
 filter     = term ("or" term)*
 term       = factor ("and" factor)*
@@ -7,7 +7,7 @@ test       = ("=" | "!=" | "<" | "<=" | ">" | ">=") value
            | ["not"] "in" "(" value ("," value)* ")" | ["not"] "like" text
 value      = number | text between single or double quotes, in which two quotes stand for one
 
-A comparison is false for an image that does not have the field, or has a value of the other kind (text or number).
+A comparison is false for an image that does not have the field, or whose value has the other kind (text or number).
 """
 
 import re
@@ -49,7 +49,7 @@ class Like:
 
 @dataclass(frozen=True)
 class Not:
-    """Negation, which is true if a filter is false."""
+    """Negation, which is true if the inner filter is false."""
 
     inner: "Filter"
 
@@ -72,15 +72,15 @@ Filter = Comparison | OneOf | Like | Not | And | Or
 
 
 def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
-    """Parse the text of a filter to a tree.
+    """Parse the text of a filter into a tree.
 
     Args:
         text: The filter, as users write it.
-        columns: Fields of this index from tables, in addition to `FIELDS`.
+        columns: Names of the fields that come from users' tables. They are valid in addition to `FIELDS`.
 
     Raises:
-        UserError: If the filter is invalid or too long, or names a field that no image has. The message names the
-            position of the error, or the most similar field.
+        UserError: If the filter is invalid or too long, or names an unknown field. The message names the position of
+            the error, or the most similar field.
     """
     tree = _Parser(text).parse()
     tests = list(_tests(tree))
@@ -100,7 +100,7 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
 
 
 def _tests(tree: Filter) -> Iterator[Comparison | OneOf | Like]:
-    """Yield the tests of single fields."""
+    """Yield all tests in a filter. Each of them tests a single field."""
     if isinstance(tree, And | Or):
         for part in tree.parts:
             yield from _tests(part)
@@ -133,7 +133,8 @@ _MAX_TESTS = 900
 """Maximum number of tests in a filter. SQLite accepts trees up to a depth of 1000, and each `and` and `or` adds one
 level."""
 _MAX_INTEGER_LENGTH = len(str(-(2**63)))
-"""Maximum number of characters in an integer. Longer ones are out of range, and `int` rejects thousands of digits."""
+"""Maximum number of characters in an integer. Longer integers are out of range, and `int` rejects a text of thousands
+of digits."""
 
 
 class _Token(NamedTuple):

@@ -45,8 +45,8 @@ _MAX_HITS = 10_000
 class Index:
     """Library of images with captions and embeddings, which can be searched by words and by images.
 
-    Any number of processes can read an index, and one process can write to it. The first change acquires the writer
-    lock, which is held until the index is closed. Use an index as a context manager, or call `close`.
+    Any number of processes can read an index at the same time, but only one can write to it. The first change acquires
+    the writer lock, which is held until the index is closed. Use an index as a context manager, or call `close`.
     """
 
     def __init__(self, store: Store, model: "IndexModel") -> None:
@@ -71,11 +71,11 @@ class Index:
                 created the index, or the default model for a new index.
             create: Whether to create the index if it does not exist.
             batch_size: Number of images in one forward pass.
-            engine: Engine; see `grr_coca.load`.
+            engine: Engine that runs the model; see `grr_coca.load`.
 
         Raises:
-            UserError: If the index is not found, another model or a newer version created it, or `batch_size` is below
-                1.
+            UserError: If the index is not found, if another model or a newer version created the index, or if
+                `batch_size` is below 1.
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
@@ -121,15 +121,15 @@ class Index:
     ) -> UpdateResult:
         """Add images, and update images that were added earlier.
 
-        Known images whose size and time are unchanged are not read again. If a folder, shard, table or pattern was
-        added earlier, its images that no longer exist are removed.
+        Images in the index whose size and modification time are unchanged are not read again. If a folder, shard, table
+        or pattern was added earlier, those of its images that no longer exist are removed from the index.
 
         Args:
             images: Files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
-            on_progress: Called with the number of finished images, of all images, and of failed images.
+            on_progress: Called with the numbers of finished images, of all images, and of failed images.
             on: Where to describe images: `this` machine, or the machines of a `ray` cluster.
-            exclude: One or more patterns of files to exclude, as in .gitignore. The index stores the patterns. None
-                uses the stored patterns.
+            exclude: One or more patterns of files to exclude, as in .gitignore. The index stores the patterns. If this
+                is None, the stored patterns are used.
 
         Raises:
             UserError: If an argument does not exist or has no image, a pattern is invalid, another process is writing,
@@ -148,7 +148,7 @@ class Index:
         return self.add(self.store.roots(), on_progress, on)
 
     def delete(self, names: str | Path | Iterable[str | Path] = (), *, where: str | None = None) -> int:
-        """Remove images from the index, without removing their files, and return their number.
+        """Remove images from the index, and return their number. Their files are not removed.
 
         Args:
             names: Paths, or names as in `Hit.path`.
@@ -170,8 +170,8 @@ class Index:
     def forget(self, arguments: str | Path | Iterable[str | Path]) -> int:
         """Remove all images that were added through the given arguments or are inside them, and return their number.
 
-        The arguments need not exist any longer. Images that still exist return when a folder above them is added
-        again.
+        The arguments need not exist any longer. Images whose files still exist are added again when a folder that
+        contains them is added.
 
         Args:
             arguments: Folders, files, shards, tables or patterns.
@@ -204,11 +204,12 @@ class Index:
             without: Descriptions that hits should not match.
             weights: Weight of each text.
             where: Filter such as `folder = 'logos' and width > 64`; see `grr_coca_search.filters`.
-            hybrid: Whether, for a query with only texts, images with these names are ranked first, and the scores of
-                all others also reflect how well the words match. An index on Milvus has no full-text index.
+            hybrid: Whether a query that has only texts also searches the full-text index. In that case, images whose
+                names match the texts are ranked first, and the order of all other hits also reflects how well their
+                words match. An index on Milvus does not have a full-text index.
             fold: Whether to merge near-duplicates into one hit.
-            min_relevance: Minimum relevance of hits, from 0 to 1. If relevances are not valid (`can_tell` of the result
-                is False), no hit remains.
+            min_relevance: Minimum relevance of hits, from 0 to 1. If it is above 0 and relevances are not valid
+                (`can_tell` of the result is False), the result has no hits.
 
         Raises:
             UserError: If the query is empty, a number is out of range, the filter is invalid, or an image cannot be
@@ -223,10 +224,11 @@ class Index:
         return search_store(query, self.store, self.model, options)
 
     def match(self, other: "Index | str | Path | Sequence[str | Path]", *, n: int = 5, names: bool = True) -> list[Any]:
-        """Find the equivalent of each image in another library, for example of each icon of a set in another set.
+        """Find the counterparts of each image in another library, for example those of each icon of a set in another
+        set.
 
         Args:
-            other: Index of the same model, or icon sets, files and folders as in `grr-coca match`.
+            other: Index that the same model created, or icon sets, files and folders as in `grr-coca match`.
             n: Maximum number of candidates per image.
             names: Whether to also compare names, if both libraries have icons.
 
@@ -246,7 +248,7 @@ class Index:
         """Return groups of near-duplicate images, the largest group first; see `duplicate_groups`.
 
         Raises:
-            UserError: If a number is out of range.
+            UserError: If `max_distance` or `min_cosine` is out of range.
         """
         return duplicate_groups(self.store, max_distance, min_cosine)
 
@@ -282,8 +284,9 @@ class IndexModel:
 
     def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
         self.folder = locate_checkpoint(name)
-        # A name that other processes can also find: the name of a bundled model, or an absolute path. For a run, it is
-        # the path of the best or newest checkpoint, because later checkpoints have other embeddings.
+        # A name by which other processes can also find the model: the name of a bundled model, or an absolute path. For
+        # the folder of a training run, it is the path of the best or newest checkpoint, because later checkpoints
+        # compute other embeddings.
         is_name = bundled_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size
@@ -323,16 +326,16 @@ class IndexModel:
 
     @cached_property
     def curve(self) -> RelevanceCurve | None:
-        """Relevance curve of the model, or None if it has none.
+        """Relevance curve of the model. None if the model does not have a curve.
 
         Raises:
-            UserError: If the file with its parameters is corrupt.
+            UserError: If the file with the curve's parameters is corrupt.
         """
         return curve_of(self.folder, self.loaded.config)
 
     def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images in the background."""
-        helpers.start(FACTS)  # while the model is loaded
+        helpers.start(FACTS)  # they start while the model is being loaded
         self.loaded.open_ahead()
         preprocess = self.loaded.preprocess
         return done_ahead(found, partial(decode_found, preprocess=preprocess), batch_size)
@@ -377,15 +380,16 @@ class IndexModel:
         return vectors
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Embed captions like `embed_captions`, with the last result cached, because successive queries have the same
-        sample.
+        """Embed captions as `embed_captions` does, and cache the last result.
+
+        Successive queries usually have the same sample.
         """
         if captions != self._sampled[0]:
             self._sampled = (captions, self.embed_captions(captions))
         return self._sampled[1]
 
     def describe_images(self, images: Sequence[Image.Image | Path | str]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption and embedding of each image.
+        """Return the caption of each image, and the vector with which to search for similar images.
 
         Raises:
             UserError: If an image cannot be read.
@@ -395,7 +399,7 @@ class IndexModel:
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
-        """Return the embeddings of images, M E.
+        """Return the vectors with which to search for images that are similar to the given images, M E.
 
         Raises:
             UserError: If an image cannot be read.
@@ -403,11 +407,11 @@ class IndexModel:
         return self.picture_queries(self.loaded.embed_images(list(images)))
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images that are similar to given images, from their embeddings, M E."""
+        """Convert the embeddings of images to the vectors with which to search for similar images, M E."""
         return self.loaded.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts that have no word that an adapted model knows."""
+        """Return the texts in which an adapted model does not know any word. For other models, return no texts."""
         return self.loaded.unknown_texts(texts)
 
     def require(self, header: Header, location: str) -> None:

@@ -1,6 +1,6 @@
-"""Metadata of an image file, or in the content of an XMP file: date, location, title, keywords.
+"""Read metadata from an image file or from the content of an XMP file: date, location, title and keywords.
 
-Nothing is written. Values that are corrupt or out of range are ignored, because they do not affect the image.
+Files are never written. Values that are corrupt or out of range are ignored, because they do not affect the image.
 """
 
 import re
@@ -14,10 +14,11 @@ from PIL.ImageFile import ImageFile as OpenedFile
 from grr_coca.data.images import ignore_warnings_of_pillow, open_header
 
 Found = Mapping[str, Any]
-"""EXIF, XMP or IPTC data: values by field name, and `keywords`. None means unknown."""
+"""EXIF, XMP or IPTC data: the values of fields by name, and `keywords`. A value is None if it is unknown."""
 
 MAX_METADATA_BYTES = 2**22
-"""Maximum size of metadata. Some programs store whole images there, and a malicious file may declare any size."""
+"""Maximum size of metadata. Some programs store entire images in metadata, and a malicious file may declare any size.
+"""
 _MAX_TEXT = 500
 
 
@@ -25,9 +26,10 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
 
 
 def found_in(data: bytes, name: str) -> list[Found]:
-    """Return the metadata in an image file, in three forms. Subprocesses call this function.
+    """Return the EXIF, XMP and IPTC metadata in an image file, in this order. Subprocesses call this function.
 
-    Data from cameras take precedence over data from programs.
+    The list is empty if the file has another format, or is corrupt. Its order is the order of precedence: data from
+    cameras take precedence over data from programs.
     """
     is_webp_with_metadata = data[8:16] == b"WEBPVP8X"
     if not data.startswith(_STARTS) and not is_webp_with_metadata and data[4:8] != b"ftyp":
@@ -44,7 +46,7 @@ def found_in(data: bytes, name: str) -> list[Found]:
 
 
 def _exif(image: Image.Image) -> Found:
-    # Each part is read separately, so that a corrupt part does not hide the others.
+    # Each part is read separately, so that the other parts are read even if one is corrupt.
     main = _tags(image, None)
     more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
     tag, where = ExifTags.Base, ExifTags.GPS
@@ -71,7 +73,7 @@ def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
 def _exif_time(value: object) -> str | None:
     """Parse an EXIF time such as `2026:03:01 12:00:00`.
 
-    The result is None for zeros or spaces, which cameras without a clock write.
+    The result is None if the value consists of zeros or spaces, which cameras without a clock write.
     """
     try:
         return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
@@ -82,7 +84,7 @@ def _exif_time(value: object) -> str | None:
 def _camera(make: object, model: object) -> str | None:
     """Return the maker and model of a camera, such as `FUJIFILM X100V`.
 
-    Many model names already start with the maker.
+    If the name of the model already starts with the maker, as many do, the maker is not repeated.
     """
     made_by, name = one_line(make), one_line(model)
     if not made_by or not name:
@@ -103,7 +105,10 @@ def _degrees(parts: object, reference: object, limit: float) -> float | None:
 
 
 def _place(lat: float | None, lon: float | None) -> dict[str, float]:
-    """Return both coordinates, or none if they are zero, because cameras without a position write zeros."""
+    """Return both coordinates as fields.
+
+    The result is empty if a coordinate is unknown, or if both are zero, which cameras without a position write.
+    """
     return {} if lat is None or lon is None or lat == lon == 0 else {"lat": lat, "lon": lon}
 
 
@@ -134,7 +139,7 @@ def _xmp(image: Image.Image) -> Found:
 
 
 def _properties(image: Image.Image) -> dict[str, Any]:
-    """Return the properties of all descriptions, by their names without namespaces."""
+    """Return the properties of all `Description` elements, by their names without namespaces."""
     try:
         found = image.getxmp()
     except Exception:  # the data are not XML, have entities, or are nested too deeply
@@ -153,7 +158,10 @@ _XMP_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?|$)")
 
 
 def _xmp_time(value: object) -> str | None:
-    """Parse an XMP time such as `2026-03-01T12:00:00+01:00`, without fractions and time zone, or a day without time."""
+    """Parse an XMP time such as `2026-03-01T12:00:00+01:00`, or a date without a time.
+
+    Fractions of seconds and the time zone are ignored.
+    """
     match = _XMP_TIME.match(value) if isinstance(value, str) else None
     if match is None:
         return None
@@ -174,9 +182,9 @@ def _xmp_degrees(value: object, limit: float) -> float | None:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Yield the texts of a property, which has one text, a list (`Bag`, `Seq`), or texts in several languages (`Alt`).
+    """Yield the texts of a property: a single text, a list (`Bag`, `Seq`), or one text in several languages (`Alt`).
 
-    The text in the default language comes first.
+    Of several languages, the default language comes first.
     """
     if isinstance(value, str):
         yield value
@@ -223,7 +231,7 @@ def _decoded(value: bytes | None, characters: object) -> str:
 
 
 def one_line(value: object) -> str | None:
-    """Return a text on one line, without padding zeros and spaces, or None if it is empty."""
+    """Return a text as a single line without null characters and surplus spaces, or None if it is empty."""
     if not isinstance(value, str):
         return None
     return " ".join(value.replace("\0", " ").split())[:_MAX_TEXT].strip() or None

@@ -1,4 +1,4 @@
-"""Extract the size, duplicate hashes and metadata of images for an index, in subprocesses."""
+"""Extract the data that an index needs from an image file: size, hashes and metadata. Subprocesses run this module."""
 
 from contextlib import suppress
 from datetime import datetime
@@ -9,13 +9,16 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca_search.photo import found_in
 from grr_coca_search.picture_hashes import compute_pixel_signature, perceptual_hash
 
-datetime.strptime("2026", "%Y")  # triggers its imports, because no file can be opened later
+datetime.strptime("2026", "%Y")  # makes `strptime` import its modules now, because files cannot be opened later
 with suppress(ImportError):  # without this package, Pillow does not read XMP
     import defusedxml.ElementTree  # noqa: F401
 
 
 def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, renderer: str | None = None) -> Answer:
-    """Return the size, hashes and metadata of an image, and the model's input square, S S 3."""
+    """Return the size, hashes and metadata of an image, and the pixels of the model's input square, S S 3, as bytes.
+
+    If `preprocess` is None, the bytes are empty.
+    """
     if preprocess is None:
         image = decode_in_process(data, name, renderer=renderer)
     else:

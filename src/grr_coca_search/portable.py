@@ -1,7 +1,7 @@
 """Export an index to a Parquet file, and create an index from such a file. This needs no model.
 
-Each row is an image: the values of its `Entry`, its embedding in half precision, its fields as JSON, and the metadata
-from cameras and users. The header and the unreadable images are in the file's metadata.
+Each row describes an image: the values of its `Entry`, its embedding in half precision, its fields as JSON, and the
+metadata from cameras and users. The header and the list of unreadable images are in the metadata of the Parquet file.
 """
 
 import json
@@ -22,11 +22,12 @@ from grr_coca_search.store import Changes, Store, find_store, make_store, remove
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
 _MAX_ROUNDING = 0.01
-"""Maximum deviation from 1 of the length of an embedding in half precision."""
+"""Maximum difference between 1 and the length of an embedding in half precision."""
 _TEXTS = ("name", "root", "file", "digest", "caption")
 _NUMBERS = ("size", "mtime_ns", "phash", "width", "height", "offset")
 _OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline", "keywords")]
-"""Fields that have a separate column, for other programs. The column `photo` also contains all of them."""
+"""Fields from image files that also have a separate column, for other programs. The column `photo` contains all fields.
+"""
 
 
 def export_parquet(store: Store, file: IO[bytes]) -> int:
@@ -117,7 +118,10 @@ def _schema(store: Store) -> Any:
 
 
 def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
-    """Return the columns of a file except the embeddings, each with its name, type and value."""
+    """Return all columns of a file except the embeddings.
+
+    Each column has a name, a type, and a function that returns its value for an entry.
+    """
     import pyarrow
 
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
@@ -125,7 +129,7 @@ def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
         *((name, text, lambda entry, name=name: _written(getattr(entry, name))) for name in _TEXTS),
         *((name, pyarrow.int64(), attrgetter(f"stamp.{name}" if name in Stamp._fields else name)) for name in _NUMBERS),
         ("fields", text, lambda entry: json.dumps(dict(entry.fields))),
-        # Complete, for importing, and as columns for other programs.
+        # The column `photo` has the complete metadata, for importing. The columns after it are for other programs.
         ("photo", text, lambda entry: entry.photo and json.dumps(entry.photo.to_dict())),
         *(
             (
@@ -170,7 +174,7 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
             fields=fields,
             photo=None if row["photo"] is None else Photo.from_dict(json.loads(row["photo"])),
             certainty=CaptionConfidence(*(row[name] for name in CaptionConfidence._fields)),
-            tags=tuple(row.get("tags") or ()),  # files of an older version do not have this column and `look`
+            tags=tuple(row.get("tags") or ()),  # files from older versions do not have `tags` and `look`
             look=row.get("look") or b"",
             **numbers,
         )
@@ -182,7 +186,10 @@ def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Fai
 
 
 def _written(text: str) -> str:
-    """Convert a text to UTF-8, which Parquet requires. File names that are not UTF-8 are escaped, after a null byte."""
+    """Convert a text to valid UTF-8, which Parquet requires.
+
+    A file name that is not UTF-8 is escaped as JSON, and marked by a null character in front.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:

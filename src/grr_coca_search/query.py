@@ -1,10 +1,10 @@
 """Search: rank the images of a store for a query, group near-duplicates, and compute the relevance of each hit.
 
-Relevance compares the query with the captions of the hits and of a sample of the library. These captions are embedded
-here, in milliseconds, and those of the sample only once per index state. Storing vectors of all captions would double
-the size of the index.
+Relevance compares the query with the captions of the hits and with the captions of a sample of the library. Captions
+are embedded during the search, which takes milliseconds; those of the sample are embedded only once per index state. If
+the index stored the embeddings of all captions instead, it would be twice as large.
 
-Shapes: N images of the sample, E embedding width.
+Shapes: M texts or images, N images of the sample, E embedding width.
 """
 
 import math
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 class Query:
     """Texts and images to search for, and texts to exclude.
 
-    `weights` has one weight per text, or is empty, so that each text has weight 1. An image has weight 1. `like` and
-    `unlike` are images of the index to search for and to exclude, by their `Entry.draw`.
+    `weights` has one weight per text. If it is empty, each text has weight 1. Each image has weight 1. `like` and
+    `unlike` identify images of the index to search for and to exclude, by their `Entry.draw`.
 
     Raises:
-        UserError: If the query is empty, a text is empty, or the number of weights differs from the number of
-            texts.
+        UserError: If the query is empty, a text is empty, the number of weights differs from the number of texts, or a
+            weight is not above 0.
     """
 
     texts: tuple[str, ...] = ()
@@ -63,27 +63,28 @@ class Query:
 
     @property
     def words(self) -> str | None:
-        """Text for the full-text index, or None if the query has parts that this index does not support."""
+        """Text to search for in the full-text index.
+
+        None if the query has anything other than texts to search for, or if these texts have weights.
+        """
         has_others = self.images or self.without or self.weights or self.like or self.unlike
         if has_others:
             return None
-        spelled = [text for text in self.texts if split_identifier(text) != text]  # names that are written as one word
+        spelled = [text for text in self.texts if split_identifier(text) != text]  # identifiers as the user wrote them
         return " ".join([*map(split_identifier, self.texts), *spelled])
 
     @property
     def query_terms(self) -> frozenset[str]:
-        """Words to search for in the name, title, keywords and caption of a hit, or none if the query has
-        images.
-        """
+        """Words to search for in the name, title, keywords and caption of a hit. Empty if the query has images."""
         return frozenset() if self.images or self.like else query_terms(" ".join(map(split_identifier, self.texts)))
 
 
 FilesExist = Callable[[Iterable[Entry]], Mapping[str, bool]]
-"""Function that returns whether the files of images exist, by `Entry.file`."""
+"""Function that returns whether the files of images exist, as a mapping from `Entry.file`."""
 
 
 def files_exist(entries: Iterable[Entry]) -> dict[str, bool]:
-    """Return whether each file exists."""
+    """Return whether the files of images exist, as a mapping from `Entry.file`."""
     return {entry.file: entry.is_there for entry in entries}
 
 
@@ -97,7 +98,8 @@ class SearchOptions:
         hybrid: Whether to also use the full-text index, if the query has only texts.
         fold: Whether to merge near-duplicates into one hit.
         min_relevance: Minimum relevance of hits. If relevances are not valid, all hits are excluded.
-        files_exist: Function that checks whether files exist. The files may be on a stalled drive.
+        files_exist: Function that checks whether files exist. A server passes a function that does not wait long for
+            stalled drives.
     """
 
     n: int
@@ -113,12 +115,12 @@ class Hit:
     """Hit of a search.
 
     Attributes:
-        path: Name in the index.
-        score: Cosine between its embedding and the query.
-        relevance: Probability that the hit matches the query.
-        has_words: Whether its name, title, keywords or caption contain the words of the query.
-        copies: Names of its near-duplicates.
-        is_there: Whether its file still exists.
+        path: Name of the image in the index.
+        score: Cosine similarity between the image's embedding and the query.
+        relevance: Probability that the image matches the query.
+        has_words: Whether the image's name, title, keywords or caption contain the words of the query.
+        copies: Names of the image's near-duplicates.
+        is_there: Whether the image's file still exists.
     """
 
     path: str
@@ -132,12 +134,13 @@ class Hit:
 
 
 Verdict = Literal["likely", "unsure", "nothing"]
-"""Whether hits match the query: some hits do, this is uncertain, or no hit does."""
+"""Verdict on the first hits: some of them match the query (`likely`), this is uncertain (`unsure`), or none of them
+does (`nothing`)."""
 
 
 _MIN_SPARE = 8
-"""Minimum number of images that are ranked in addition to the hits (or a quarter of the hits, if larger), because some
-may be near-duplicates."""
+"""Minimum number of images that are ranked in addition to the requested hits, because some of the ranked images may be
+near-duplicates. If a quarter of the number of hits is larger, that many additional images are ranked."""
 NUM_LESS_LIKELY = 5
 """Number of consecutive less likely hits after which all remaining hits count as less likely."""
 NUM_DECISIVE_HITS = 10
@@ -151,10 +154,10 @@ class SearchResult(Sequence[Hit]):
     Attributes:
         vector: Embedding of the query.
         searched: Number of images in the index.
-        can_tell: Whether relevances are valid: the images differ enough, and relevances were fitted to similar models
-            (`is_fitted`).
+        can_tell: Whether relevances are valid. They are if the images differ enough, and if the relevance curve was
+            fitted to this model or similar models (`is_fitted`).
         nothing_below: Threshold of the verdict `nothing`; see `RelevanceCurve`.
-        unknown: Texts of the query that have no word that an adapted model knows.
+        unknown: Texts of the query in which an adapted model does not know any word.
     """
 
     hits: tuple[Hit, ...]
@@ -175,15 +178,18 @@ class SearchResult(Sequence[Hit]):
         return "too few different images to estimate relevance"
 
     def at_least(self, min_relevance: float) -> "SearchResult":
-        """Return the result without hits of lower relevance. If relevances are not valid, no hit remains."""
+        """Return the result without hits whose relevance is below `min_relevance`.
+
+        If relevances are not valid, no hit remains.
+        """
         kept = tuple(hit for hit in self.hits if hit.relevance >= min_relevance) if self.can_tell else ()
         return replace(self, hits=kept)
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the first hits match the query. The result is `likely` if relevances are not valid.
+        """Verdict on whether the first hits match the query. It is `likely` if relevances are not valid.
 
-        It is never `nothing` if one of these hits has the words of the query in its name, title, keywords or caption.
+        It is never `nothing` if the name, title, keywords or caption of one of these hits contain the query's words.
         """
         decisive = self.hits[:NUM_DECISIVE_HITS]
         best = max((hit.relevance for hit in decisive), default=0.0)
@@ -193,10 +199,10 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def num_likely(self) -> int:
-        """Number of hits up to the last likely one before several consecutive less likely hits.
+        """Number of hits up to the last likely hit before `NUM_LESS_LIKELY` consecutive less likely hits.
 
-        Order and relevance differ a little, because the order also depends on words. If relevances are not valid, or no
-        hit is likely, all hits are counted.
+        Likely and less likely hits may alternate, because the order of hits does not depend only on relevance. If
+        relevances are not valid, or no hit is likely, all hits are counted.
         """
         last = 0
         for place, hit in enumerate(self.hits, 1):
@@ -208,9 +214,9 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def opening(self) -> str:
-        """Message to show before the hits, without a capital letter and without the number of images.
+        """Beginning of the heading of the hits, which continues with the number of searched images.
 
-        It may be empty.
+        It starts with a lower-case letter. It is empty if no remark is necessary.
         """
         if self.unknown:
             return f"the model was adapted to captions without the words of '{self.unknown[0]}'; the nearest"
@@ -240,16 +246,16 @@ class SearchResult(Sequence[Hit]):
 
 
 class QueryModel(Protocol):
-    """Interface of an index's model for searches. `grr_coca_search.index.IndexModel` documents the methods."""
+    """Interface through which searches use a model. `grr_coca_search.index.IndexModel` documents the methods."""
 
     @property
     def curve(self) -> RelevanceCurve | None:
-        """Relevance curve of the model, or None if it has none."""
+        """Relevance curve of the model. None if the model does not have a curve."""
 
     def related_words(self, text: str) -> tuple[str, ...]:
         """Return words to search for in place of a text that the model does not know, closest first.
 
-        Empty if it knows the text.
+        The result is empty if the model knows the text.
         """
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -262,30 +268,30 @@ class QueryModel(Protocol):
         """Embed the captions of a sample, M E."""
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption of each image, and a query for similar images."""
+        """Return the caption of each image, and the vector with which to search for similar images."""
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Return queries for images that are similar to given images, M E."""
+        """Return the vectors with which to search for images that are similar to the given images, M E."""
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images that are similar to images of the index, from their embeddings, M E."""
+        """Convert the embeddings of images to the vectors with which to search for similar images, M E."""
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts that have no word that an adapted model knows."""
+        """Return the texts in which an adapted model does not know any word. For other models, return no texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Images that match a query, best first. `hits_of` compares some of them with the words of the query.
+    """Images that were ranked for a query, best first. `hits_of` converts all or some of them to hits.
 
     Attributes:
-        groups: Each image, followed by its near-duplicates.
-        scores: Cosines between the images and the query, N.
+        groups: For each ranked image, a list of the image and its near-duplicates.
+        scores: Cosine similarities between the ranked images and the query.
         best: Embedding of the first image.
         vector: Embedding of the query.
-        asked: Embeddings of the texts of the query, or else of the captions of its images.
+        asked: Embeddings of the texts of the query or, if it has no texts, of the captions of its images.
         words: Words of the query; see `Query.query_terms`.
-        sample, others: Embeddings of images and captions of the library.
+        sample, others: Embeddings of sampled images of the library, and of sampled captions.
         searched: Number of images in the index.
         unknown: Unknown texts; see `SearchResult`.
     """
@@ -317,7 +323,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     """Rank the images of a store.
 
     Raises:
-        UserError: As for `search_store`.
+        UserError: For the same reasons as `search_store`.
     """
     tree = None if options.where is None else parse_filter(options.where, store.columns())
     texts = [*map(split_identifier, query.texts), *map(split_identifier, query.without)]
@@ -351,7 +357,11 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
 def hits_of(
     ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None, files_exist: FilesExist = files_exist
 ) -> SearchResult:
-    """Return the hits of a ranking with their relevances: all, or those from `first` up to, but excluding, `last`."""
+    """Return the hits of a ranking with their relevances.
+
+    By default, all hits are returned. `first` and `last` select those from position `first` up to, but excluding,
+    position `last`.
+    """
     groups, scores = ranking.groups[first:last], ranking.scores[first:last]
     curve = model.curve
     is_fitted = curve is not None
@@ -406,7 +416,7 @@ class _QueryImages(NamedTuple):
 
 
 def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
-    """Embed the images to search for, and return their captions if the query has no text."""
+    """Embed the images of a query. If the query has no texts, also return the captions of these images."""
     if not query.images:
         return _QueryImages([], [])
     if query.texts:
@@ -416,7 +426,7 @@ def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
 
 
 def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _QueryImages:
-    """Return the captions and embeddings of images, by their `Entry.draw`.
+    """Return the captions and query vectors of images of the index, which are identified by their `Entry.draw`.
 
     Raises:
         UserError: If an image is not in the index.
@@ -465,7 +475,7 @@ class _Search:
                 places = [_existing_first(group, entries, there) for group in places]
                 best = vectors[[group[0] for group in places]]
                 return [[entries[place] for place in group] for group in places], best
-            count *= 2  # many near-duplicates leave too few groups for `n` hits
+            count *= 2  # because of many near-duplicates, there were too few groups for `n` hits
 
     def _ranked(self, count: int) -> list[int]:
         query, store, vector = self.query, self.store, self.vector
@@ -508,8 +518,8 @@ def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[s
 def _name_match_rank(query: Query, entry: Entry) -> int:
     """Return how well the name of an image matches the query. Images with higher values are ranked first.
 
-    The value is 3 if the query is the image's set and name, 2 if it is the name, 1 if the name, title or keywords
-    contain all words of the query, and otherwise 0.
+    The value is 3 if the query consists of the image's set and name, 2 if it is only the image's name, 1 if the name,
+    title and keywords together contain all words of the query, and otherwise 0.
     """
     name = NameQuery.of(query.texts[0])
     if len(query.texts) == 1 and name.matches_name(entry.title):
@@ -518,34 +528,34 @@ def _name_match_rank(query: Query, entry: Entry) -> int:
 
 
 WORD_WEIGHT = 0.25
-"""Weight of BM25 relative to an image's z-score, chosen on `val` (`benchmarks/search.md`)."""
+"""Weight of BM25 relative to an image's z-score. It was chosen on the split `val` (`benchmarks/search.md`)."""
 MIN_IMAGES = 1000
-"""Minimum number of images that BM25 assumes. BM25 is a logarithm of rarity, and in a small library, every word is
-frequent.
+"""Minimum size of the library that is assumed for BM25 scores. These scores grow with the logarithm of a word's rarity,
+and in a small library, no word is rare.
 """
 FUSED_AT_ONCE = 100
-"""Number of images in each ranking whose scores are added at a time, because the first hits must not depend on the
-number of hits."""
+"""Number of images of each ranking (by embeddings and by words) that are merged at a time. The rankings are merged in
+parts of a fixed size, because the first hits must not depend on the number of requested hits."""
 SCORES_OF_WORDS = 10
-"""Factor by which the number of scored word matches exceeds the number of hits. Otherwise, some images with a common
-word would have no score.
+"""Factor by which the number of images with word scores exceeds the number of hits. Otherwise, some images that contain
+a common word would not get a word score.
 """
 
 
 WORDS_ALSO = 3
-"""Number of related words in the full-text query for a text that the model does not know."""
+"""Number of related words that are added to the full-text query for each text that the model does not know."""
 
 
 # --- The vector of a query
 
 MIN_DEVIATION = 1e-3
-"""Minimum standard deviation by which a part is divided."""
+"""Minimum standard deviation by which the embedding of a part of the query is divided."""
 WITHOUT_WEIGHT = 0.5
-"""Weight that is subtracted for a text after `--without`. Other parts have weight 1 by default."""
+"""Weight with which a text after `--without` is subtracted. Other parts of a query have weight 1 by default."""
 
 
 def _embed_meanings(texts: Sequence[str], related: Sequence[tuple[str, ...]], model: QueryModel) -> np.ndarray:
-    """Embed texts, M E. For a text with related words, the result is the mean embedding of these words."""
+    """Embed texts, M E. A text that has related words gets the normalized mean of the embeddings of these words."""
     groups = [words or (text,) for text, words in zip(texts, related, strict=True)]
     different = list(dict.fromkeys(word for words in groups for word in words))
     vectors = dict(zip(different, model.embed_texts(different), strict=True))
@@ -559,9 +569,10 @@ def _query_vector(
 ) -> np.ndarray:
     """Return the unit vector whose nearest images match a query: the weighted sum of the embeddings of its parts.
 
-    Cosines with images are much larger for an image than for a text, because images are closer to images. Each part is
-    therefore divided by the standard deviation of its dot products with a sample of the library, so that it measures
-    how far an image stands out. The result is a single vector, whose nearest images any store can find.
+    Images of the library have much larger cosine similarities with an image than with a text. The embedding of each
+    part is therefore divided by the standard deviation of its dot products with a sample of the library. It then
+    measures how far an image stands out from the others. Because the result is a single vector, any store can find its
+    nearest images.
 
     Args:
         query: The query.
@@ -571,7 +582,7 @@ def _query_vector(
         sample: Embeddings of sampled library images, N E.
 
     Raises:
-        UserError: If the parts cancel out, because the query excludes everything that it requests.
+        UserError: If the parts cancel each other out, because the query excludes everything that it requests.
     """
     weights = [*(query.weights or (1.0,) * len(query.texts)), *(-WITHOUT_WEIGHT,) * len(query.without)]
     parts = [*zip(weights, texts, strict=True)]
@@ -596,7 +607,8 @@ _IDENTIFIER = re.compile(r"(?:([^\s:]+):)?([^\s:]+)")
 class NameQuery(NamedTuple):
     """Query that may be the name of an image.
 
-    `prefix` is the set before a colon, or empty. `words` are the words of the name.
+    `prefix` is the name of the icon set before a colon, if the query has one, and otherwise empty. `words` are the
+    words of the image's name.
     """
 
     prefix: str
@@ -610,7 +622,7 @@ class NameQuery(NamedTuple):
         return cls(prefix.lower(), tuple(words_of(name)))
 
     def matches_name(self, name: str) -> bool:
-        """Return whether a name matches in any spelling, ignoring a set before a colon in `name`."""
+        """Return whether the name of an image matches, in any spelling. A set before a colon in `name` is ignored."""
         return bool(self.words) and tuple(words_of(name.rpartition(":")[2])) == self.words
 
 
@@ -631,7 +643,10 @@ def query_terms(query: str) -> frozenset[str]:
 
 
 def has_words(asked: frozenset[str], texts: Iterable[str]) -> bool:
-    """Return whether texts contain all words of the query (at least one), in the singular or plural."""
+    """Return whether texts together contain all words of the query, in the singular or plural.
+
+    The result is False if the query has no words.
+    """
     found = {_singular(word) for text in texts for word in (*words_of(text), *text.lower().split())}
     return bool(asked) and asked <= found
 
@@ -654,9 +669,10 @@ def _singular(word: str) -> str:
 class Thesaurus:
     """Words that a model knows for words and phrases that it does not know, such as `delete` for "throw away".
 
-    Icon names, on which a model was trained, describe objects and few actions. A sentence encoder has found the related
-    words in advance (`scripts/fit_thesaurus.py`). They are in a text file next to the weights, in sorted lines of an
-    entry and its words, closest first, separated by tabs.
+    A model that was trained on icon names knows many objects but few actions, because most icon names describe objects.
+    The related words were found in advance with a sentence encoder (`scripts/fit_thesaurus.py`). They are stored in a
+    text file next to the weights. Each line has an unknown word or phrase and its related words, closest first,
+    separated by tabs. The lines are sorted.
 
     Args:
         lines: Content of the file.
@@ -667,7 +683,7 @@ class Thesaurus:
 
     @classmethod
     def of_model(cls, folder: Path) -> "Thesaurus":
-        """Read the related words of the model in a folder. The result is empty if the folder has none.
+        """Read the related words of the model in a folder. The thesaurus is empty if the folder does not have the file.
 
         Raises:
             UserError: If the file cannot be read.
@@ -683,7 +699,7 @@ class Thesaurus:
     def related(self, text: str) -> tuple[str, ...]:
         """Return known words that are close to a text, closest first.
 
-        The result is empty if the model knows the text, or the file does not contain it.
+        The result is empty if the model knows the text, or if the file does not contain the text.
         """
         entry = " ".join(text.lower().split())
         low, high = 0, len(self._lines)

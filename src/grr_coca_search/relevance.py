@@ -1,12 +1,13 @@
 """Relevance: the probability that a hit matches the query.
 
-It has four features. The first is the z-score of the image: its score, in standard deviations above the median of a
-sample of the library. The second is the similarity between the image's own caption and the query, compared with the
-captions of other images. The third is the size of the sample, because among many images, more have high scores by
-chance. The fourth is the cosine itself, because some image always stands out, even if none matches the query. A
-logistic curve converts the features to a probability. Its parameters belong to the model, and were fitted to queries
-with known answers (`search_relevance.py --fit` in `benchmarks/`, which also measures the accuracy). In a library of few
-images, or of images of one concept, no image can stand out, and the probabilities are meaningless (`can_tell`).
+It is computed from four features of a hit. The first is the z-score of the image: its score, in standard deviations
+above the median score of a sample of the library. The second is the similarity between the image's own caption and the
+query, relative to that of other captions. The third is the size of the sample, because in a larger library, more images
+have high scores by chance. The fourth is the cosine similarity between the image and the query, because some image
+always stands out, even if none matches the query. A logistic curve converts the features to a probability. Its
+parameters differ between models, and were fitted to queries with known answers (`search_relevance.py --fit` in
+`benchmarks/`, which also measures the accuracy). If a library has few images, or only images of one concept, no image
+can stand out, and the probabilities are meaningless (`can_tell`).
 
 User metadata counts more than these features: an image whose name, title or keywords contain the words of the query is
 likely a match (`WRITTEN`).
@@ -28,31 +29,34 @@ from grr_coca.model.config import OWN, CoCaConfig
 from grr_coca_search.duplicates import MIN_COSINE
 
 PRIOR_IMAGES = 5
-"""Weight of the standard deviation for random directions, in numbers of images, relative to the measured standard
-deviation.
+"""Weight of the standard deviation for random directions when it is combined with the measured standard deviation,
+expressed as a number of images.
 """
 MIN_RELEVANCE = 0.1
-"""Relevance below which hits count as less likely. If no hit reaches it, the search is unsure of all hits."""
+"""Relevance below which hits count as less likely. If no hit reaches this value, the search is unsure of all hits."""
 WRITTEN = 0.9
 """Minimum relevance of a hit whose name, title or keywords contain the words of the query."""
 MIN_DIFFERENT = 5
 """Minimum number of different images for valid relevances. In a smaller library, no image can stand out."""
 MAX_IMAGE_COSINE = 0.75
-"""Maximum median cosine between the sample and the best hit. Above it, the library counts as images of one concept.
-With `icons`, it is usually 0.1, and 0.83 for rotated copies of one image."""
+"""Maximum median cosine similarity between the sampled images and the best hit. If the median is larger, all images of
+the library are assumed to show one concept. With the model `icons`, the median is usually 0.1; for rotated copies of
+one image, it is 0.83."""
 MAX_CAPTION_COSINE = 0.9
-"""Maximum median cosine between captions and the query. Above it, the captions count as captions of one concept."""
+"""Maximum median cosine similarity between the sampled captions and the query. If the median is larger, all captions
+are assumed to describe one concept."""
 _MAX_LOGIT = 500.0
 """Bound on the logits, which keeps the exponential finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceCurve:
-    """Parameters of the logistic curve: a weight for each column of `evidence`, and the logit if all of these are 0.
+    """Parameters of the logistic curve: a weight for each column of `evidence`, and the logit of a hit whose features
+    are all 0 (`offset`).
 
     Attributes:
-        nothing_below: Relevance that at least one of the first hits must reach; otherwise, no image matches the query.
-            It is chosen so that few queries with a correct hit get this verdict.
+        nothing_below: Relevance that at least one of the first hits must reach; otherwise, the verdict is that no image
+            matches the query. The value is chosen so that few queries with a correct hit get this verdict.
         captioned: Fraction of correct hits among hits whose caption contains the words of the query. It is the minimum
             relevance of such hits.
     """
@@ -86,13 +90,15 @@ _COMMON = RelevanceCurve(
     nothing_below=0.0161,
     captioned=0.82,
 )
-"""Curve that was fitted to both bundled models together, for models of the same architectures without a curve."""
+"""Curve that was fitted to both bundled models together. It is used for all models of the same architectures that do
+not have their own curve."""
 
 
 def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
     """Return the curve of the model in a folder, or None if no curve was fitted to similar models.
 
-    Models imported from open_clip have different cosines, and were not measured on a library with known answers.
+    The cosine similarities of models imported from open_clip have other distributions, and these models were not
+    measured on a library with known answers.
 
     Raises:
         UserError: If the file with the parameters is corrupt.
@@ -106,11 +112,11 @@ def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
 def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np.ndarray) -> bool:
     """Return whether relevances are valid.
 
-    They are if the library has enough images that differ from each other and from the best hit.
+    Relevances are valid if the library has enough images that differ from each other and from the best hit.
 
     Args:
         best: Embedding of the best hit, E.
-        sample, asked, others: As for `evidence`.
+        sample, asked, others: See `evidence`.
     """
     if _median(sample @ best) > MAX_IMAGE_COSINE or _usual_cosine(asked, others) > MAX_CAPTION_COSINE:
         return False
@@ -133,20 +139,21 @@ def evidence(
 ) -> np.ndarray:
     """Return the features of each hit, H 4.
 
-    They are its z-score in the library, the similarity between its caption and the query, the logarithm of the number
-    of images in the sample, and the cosine between the hit and the query.
+    The features are the z-score of the hit in the library, the similarity between the hit's caption and the query, the
+    logarithm of the number of images in the sample, and the cosine similarity between the hit and the query.
 
     Args:
         vector: Embedding of the query, E.
         scores: Dot products of the hits with the query, H.
         sample: Embeddings of some library images, S E.
-        asked: Unit-length embeddings of the texts in the query. Only the closest text counts.
+        asked: Unit-length embeddings of the texts in the query. For each caption, only the closest text counts.
         captions: Embeddings of the captions of the hits, H E.
         others: Embeddings of the captions of some library images.
     """
     stands_out = z_scores(vector, scores, sample)
     usual = min(_usual_cosine(asked, others), MAX_CAPTION_COSINE)
-    # 0: as close as the captions of other images; 1: the same words.
+    # The agreement is 0 if a caption is as close to the query as the captions of other images usually are, and 1 if
+    # it has the same words as the query.
     agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
     log_images = np.full(len(scores), np.log(max(1, len(sample))))
     return np.stack([stands_out, agreement, log_images, scores], axis=1)
@@ -156,25 +163,26 @@ def z_scores(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.n
     """Return the z-scores of images: their scores, in standard deviations above the median of the sample.
 
     Args:
-        vector, sample: As for `evidence`.
-        scores: Dot products of some images with the query.
+        vector, sample: See `evidence`.
+        scores: Dot products of the images with the query.
     """
     background = sample @ vector
     middle = _median(background)
-    # Only the lower half counts, because in a small library, correct answers may be a large part of the upper half.
+    # Only scores below the median count, because in a small library, many of the scores above it may belong to correct
+    # answers.
     lower = background[background <= middle] - middle
-    # The standard deviation of a few images is uncertain, so it is shrunk towards that of random directions, 1 /
-    # sqrt(E).
+    # The standard deviation of a few scores is uncertain, so it is shrunk toward the standard deviation for random
+    # directions, 1 / sqrt(E).
     variance = (np.square(lower).sum() + PRIOR_IMAGES / len(vector)) / (len(lower) + PRIOR_IMAGES)
     return (scores - middle) / float(np.sqrt(variance))
 
 
 def _usual_cosine(asked: np.ndarray, others: np.ndarray) -> float:
-    """Return the median cosine between the captions of other images and the query."""
+    """Return the median cosine similarity between the captions of other images and the query."""
     return _median(others @ asked.T)
 
 
 def _median(values: np.ndarray) -> float:
-    """Return the median without `numpy.median`, whose import takes a tenth of a first search's time."""
+    """Return the median. `numpy.median` is not used, because its import takes a tenth of the time of a first search."""
     middle = np.sort(values, axis=None)[(values.size - 1) // 2 : values.size // 2 + 1]
     return float(middle.mean())

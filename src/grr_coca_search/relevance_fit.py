@@ -1,4 +1,6 @@
-"""Fit the relevance curve of an adapted model to queries with known answers, on images that its fit excluded.
+"""Fit the relevance curve of an adapted model to queries with known answers.
+
+The vector of each image is from an adaptation that did not use this image.
 
 Shapes: N images, Q queries, H hits of a query, E embedding width.
 """
@@ -11,7 +13,8 @@ from grr_coca.adapt.ridge import logistic_weights
 from grr_coca_search.relevance import RelevanceCurve, evidence
 
 _HITS, _SAMPLE = 20, 300
-"""Number of hits per query to which the curve is fitted, and number of library images with which they are compared."""
+"""Number of hits per query to which the curve is fitted, and number of library images with which the hits are compared.
+"""
 _FALSE_DENIALS = 0.05
 """Maximum fraction of queries with a correct image that may get the verdict `nothing`."""
 
@@ -22,13 +25,14 @@ def fit_relevance(
     libraries: Sequence[np.ndarray],
     queries: Sequence[tuple[int, np.ndarray, np.ndarray]],
 ) -> dict[str, float] | None:
-    """Fit the curve, and return it as the content of `relevance.json`.
+    """Fit the relevance curve, and return its parameters, which are the content of `relevance.json`.
 
     Args:
-        images: Vectors of images, each by a fit that excluded the image, N E.
-        captions: Vectors of the model's captions of the images, N E.
+        images: Vectors of the images, each from an adaptation that did not use the image, N E.
+        captions: Vectors of the captions that the model generated for the images, N E.
         libraries: Indices of the images in each library.
-        queries: The library of each query, its vector E, and the correct images in the library.
+        queries: For each query, the index of its library, its vector, E, and a mask of the correct images in the
+            library.
 
     Returns:
         The parameters, or None if there are too few correct or incorrect hits.

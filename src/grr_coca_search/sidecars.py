@@ -1,4 +1,4 @@
-"""Metadata of an image from its file, which a subprocess reads, and from the XMP files next to it."""
+"""Combine the metadata in an image file, which a subprocess reads, with the metadata in the XMP files next to it."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from grr_coca_search.fields import PHOTO_FIELDS, READER
 from grr_coca_search.photo import MAX_METADATA_BYTES, Found, one_line, read_xmp
 
 FACTS = "grr_coca_search.picture_facts"
-"""Module with which helper programs extract facts from pictures."""
+"""Module that helper processes import to extract facts from images."""
 
 _MAX_KEYWORDS = 200
 
@@ -22,11 +22,13 @@ def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
 
     Args:
         file: The image.
-        inside: Metadata that a helper program found in the file.
+        inside: Metadata that a helper process found in the image file.
     """
-    sidecars = sidecar_state(file)  # before they are read, so that a file that changes in the meantime is read again
+    # The state is recorded before the XMP files are read, so that a file that changes in between is read again later.
+    sidecars = sidecar_state(file)
     beside = [] if sidecars == READER else list(map(_in_sidecar, sidecar_paths(file)))
-    ranked = [*reversed(beside), *inside]  # the first source with a field counts, and keywords of all sources are kept
+    # The value of a field is from the first source that has the field. The keywords of all sources are kept.
+    ranked = [*reversed(beside), *inside]
     known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in PHOTO_FIELDS}
     keywords = [word for one in (*inside, *beside) for word in one.get("keywords", ())]
     return Photo(
@@ -43,8 +45,8 @@ def sidecar_paths(file: ImageFile) -> list[str]:
     """Return the paths of the XMP files that may belong to an image: `NAME.xmp`, then `NAME.jpg.xmp`, which takes
     precedence.
 
-    The image must be a separate file. Lightroom and Adobe Bridge write `NAME.xmp`; darktable and digiKam write
-    `NAME.jpg.xmp`.
+    The list is empty if the image is not a separate file. Lightroom and Adobe Bridge write `NAME.xmp`; darktable and
+    digiKam write `NAME.jpg.xmp`.
     """
     return [] if file.source is not None else [f"{os.path.splitext(file.name)[0]}.xmp", f"{file.name}.xmp"]  # noqa: PTH122
 

@@ -1,11 +1,9 @@
-"""Interface of stores, which contain an index in a folder or on a server.
+"""Interface of stores. A store contains an index, either in a folder or on a server.
 
-A store implements a few operations, from which all others follow.
-
-These are `__len__` (count), `get`, `scan`, `nearest`, `word_matches`, `commit` (write), `revision`, `snapshot` (by
-`begin`), `claim` and `compact`. A server needs neither `claim` nor `compact`, and may lack a full-text index. A store
-also has `failures` and some `notes`. All other methods follow from these operations, but may read more than necessary,
-so a store overrides them where it is faster.
+A store implements the following operations: `__len__`, `get`, `scan`, `nearest`, `word_matches`, `commit`, `revision`,
+`begin` (for `snapshot`), `claim`, `compact`, `failures` and `notes`. A store on a server needs neither `claim` nor
+`compact`, and may do without a full-text index (`word_matches`). All other methods are implemented through these
+operations. They may read more data than necessary, so a store overrides those that it can make faster.
 
 Shapes: N images, E embedding width.
 """
@@ -31,18 +29,18 @@ from grr_coca_search.fields import FieldValue, Kind
 from grr_coca_search.filters import Comparison, Filter, OneOf
 
 SAMPLE = 4096
-"""Number of images in the sample of a library, with which relevances compare a hit."""
+"""Maximum number of images in the sample of a library, with which hits are compared to compute their relevances."""
 SAMPLE_CAPTIONS = 64
-"""Number of captions in the sample of a library."""
+"""Maximum number of captions in the sample of a library."""
 
 
 class ImageState(NamedTuple):
     """State of an image when it was indexed, by which changes are detected.
 
     Attributes:
-        digest: Digest of its bytes. Empty if it could not be read.
-        fields: Columns of its table.
-        sidecars: State of the sidecars of its `Photo`. None if not read yet.
+        digest: Digest of the image's bytes. Empty if the image could not be read.
+        fields: Values of the image's columns, if it was found through a table.
+        sidecars: See `Photo.sidecars`. None if the metadata has not been read yet.
     """
 
     stamp: Stamp
@@ -72,7 +70,8 @@ class StoredImage(NamedTuple):
 
 
 HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
-"""Columns of `Store.hashes`, by which near-duplicates are found. `phash` has 64 bits, as a signed number."""
+"""Data type of the rows of `Store.hashes`, by which near-duplicates are found. `phash` has 64 bits, and is stored as a
+signed number."""
 
 
 class LibrarySample(NamedTuple):
@@ -100,7 +99,10 @@ class FieldSummary(NamedTuple):
 
     @classmethod
     def of(cls, counts: Counter[FieldValue], count: int) -> "FieldSummary":
-        """Summarize values, given with their numbers of images. For `count`, see `Store.summaries`."""
+        """Summarize the values of a field from the number of images that have each value.
+
+        For `count`, see `Store.summaries`.
+        """
         # As in SQL, numbers come before texts.
         ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
         most = sorted(ordered, key=lambda value: -counts[value])[:count]
@@ -114,7 +116,7 @@ class FieldSummary(NamedTuple):
 
 
 def summaries_of(groups: Iterable[Sequence[Entry]], fields: Iterable[str], count: int) -> dict[str, FieldSummary]:
-    """Summarize the values of some fields, by field. A value is counted once in each group of images.
+    """Summarize the values of some fields, by field. A value is counted at most once in each group of images.
 
     For `count`, see `Store.summaries`.
     """
@@ -126,14 +128,17 @@ def summaries_of(groups: Iterable[Sequence[Entry]], fields: Iterable[str], count
 
 
 class CheckedIndex(NamedTuple):
-    """Number of images in a checked index, and of embeddings without a checksum because an older version wrote them."""
+    """Number of images in a checked index, and number of its embeddings that do not have a checksum.
+
+    The latter were written by an older version.
+    """
 
     images: int
     without_checksum: int
 
 
 class ImageDescription(NamedTuple):
-    """Caption and embedding of an image, the model's estimates about the caption, and its words for the image."""
+    """Caption and embedding of an image, the model's confidence in the caption, and the model's tags for the image."""
 
     caption: str
     embedding: np.ndarray
@@ -150,7 +155,7 @@ class StampUpdate(NamedTuple):
 
 
 class PhotoUpdate(NamedTuple):
-    """New metadata and duplicate hashes of an image in the index."""
+    """New metadata of an image in the index, and its new hash and small copy for finding near-duplicates."""
 
     name: str
     photo: Photo
@@ -183,7 +188,7 @@ class Changes:
 
 
 _AT_ONCE = 500
-"""Number of ids or digests per read."""
+"""Maximum number of digests per read."""
 
 
 class Store(ABC):
@@ -223,7 +228,7 @@ class Store(ABC):
     @classmethod
     @abstractmethod
     def remove(cls, location: str) -> None:
-        """Remove an index, whether finished or not. No other process may be using it.
+        """Remove an index, even if its creation was interrupted. No other process may be using the index.
 
         Raises:
             UserError: If the index cannot be removed.
@@ -231,7 +236,7 @@ class Store(ABC):
 
     @classmethod
     def is_there(cls, location: str) -> bool:  # noqa: ARG003
-        """Return whether a location can only be that of an index."""
+        """Return whether a location is that of an index. The base class assumes this of every location."""
         return True
 
     @property
@@ -262,9 +267,9 @@ class Store(ABC):
 
     @contextmanager
     def snapshot(self) -> Iterator[Any]:
-        """Make all reads of this thread see the newest state that was committed when the context began.
+        """Return a context in which all reads of this thread see the newest state that was committed at its beginning.
 
-        A snapshot within another snapshot is part of the outer one. The value of the context is the result of `begin`.
+        A snapshot within another snapshot is part of the outer one. The context manager yields the result of `begin`.
         """
         now = getattr(self._thread, "snapshot", None)
         if now is not None:
@@ -279,9 +284,9 @@ class Store(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
-        """Yield the snapshot of this thread, or else a new one for this read only.
+        """Yield the current snapshot of this thread. If the thread has none, yield a new one that only this read uses.
 
-        This is for iterators, whose end is unknown.
+        Iterators use this method, because it is unknown when they will end.
         """
         now = getattr(self._thread, "snapshot", None)
         with nullcontext(now) if now is not None else self.begin() as given:
@@ -327,15 +332,15 @@ class Store(ABC):
 
     @abstractmethod
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """Return the images that could not be read at the last attempt, sorted by name: all, or those with the given
-        names.
+        """Return the images that could not be read at the last attempt, sorted by name: all of them, or those with the
+        given names.
         """
 
     @abstractmethod
     def notes(self) -> Mapping[str, str]:
-        """Return the notes on the index by key: `exclude`, `imported`."""
+        """Return the notes on the index by key. The keys `exclude` and `imported` may be missing."""
 
-    def claim(self) -> None:  # noqa: B027 (a server takes turns itself)
+    def claim(self) -> None:  # noqa: B027 (a server coordinates writers itself)
         """Acquire the writer lock until the store is closed.
 
         Raises:
@@ -346,7 +351,7 @@ class Store(ABC):
     def commit(self, changes: Changes) -> None:
         """Write changes. When this returns, all changes are on disk.
 
-        If it raises an error, no change is on disk; on a server, some changes may be.
+        If this raises an error, no change has been written; on a server, some of the changes may have been written.
 
         Raises:
             UserError: If another process is writing, the disk is full, or the server does not answer. Earlier commits
@@ -357,36 +362,36 @@ class Store(ABC):
         """Free the space of removed images, if there are enough of them, and return whether space was freed.
 
         Raises:
-            UserError: As for `commit`.
+            UserError: For the same reasons as `commit`.
         """
         return False
 
-    # --- Methods that follow from these operations
+    # --- Methods that are implemented through these operations
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """Return the entries of the given ids, in the same order."""
+        """Return the entries of the images with the given ids, in the same order."""
         found = {row.id: row.entry for row in self.get(ids)}
         self._require_all(ids, found)
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of the given ids, in the same order, as float32, N E."""
+        """Return the embeddings of the images with the given ids, in the same order, as float32, N E."""
         found = {row.id: row.vector for row in self.get(ids, vectors=True)}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def _require_all(self, ids: Sequence[int], found: Mapping[int, object]) -> None:
-        """Check that all ids were found. The error is caused by a `KeyError`."""
+        """Check that all ids were found. Otherwise, raise a `UserError` whose cause is a `KeyError`."""
         if missing := set(ids).difference(found):
             raise UserError(
                 f"{self.location}: {len(missing)} images were removed in the meantime{self._other_reason}"
             ) from KeyError(min(missing))
 
     _other_reason = "; search again"
-    """Reason, other than removal, for which an image id may be missing, and how to fix this."""
+    """End of the error message: another possible reason why an image id is missing, if any, and how to fix this."""
 
     def sample(self) -> LibrarySample:
-        """Return a random sample of the images, which is the same for the same state."""
+        """Return a random sample of the images. While the index does not change, neither does the sample."""
         drawn = heapq.nsmallest(SAMPLE, self.scan(vectors=True), key=lambda row: row.entry.draw)
         vectors = np.array([row.vector for row in drawn], np.float32).reshape(len(drawn), self.header.embed_dim)
         return LibrarySample(vectors, tuple(row.entry.caption for row in drawn[:SAMPLE_CAPTIONS]))
@@ -406,21 +411,21 @@ class Store(ABC):
             yield row.entry, row.vector
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return the ids of images in this snapshot, by their `Entry.draw`.
+        """Return a mapping from the `Entry.draw` of images to their ids in this snapshot.
 
         Images that are not in the index are omitted.
         """
         return {row.entry.draw: row.id for row in self.get(draws)}
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """Return the ids of all images that match a filter, newest date first, and by name within a date."""
+        """Return the ids of all images that match a filter, newest first. Images of one date are sorted by name."""
         found = sorted(((row.entry.date, row.entry.name, row.id) for row in self.scan(where)), key=lambda row: row[1])
         return np.array([row[2] for row in sorted(found, key=lambda row: row[0], reverse=True)], np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """Return the values of some fields over all images that match a filter, by field.
+        """Summarize the values of some fields over all images that match a filter, by field.
 
-        `count` is the number of the most frequent values to return.
+        `count` is the maximum number of values to return for a field. The most frequent values are returned.
         """
         return summaries_of(([row.entry] for row in self.scan(where)), fields, count)
 
@@ -460,14 +465,14 @@ class Store(ABC):
         yield from (ImagePlace.of_name(one.name) for one in self.failures() if one.root == root)
 
     def excluded(self) -> tuple[str, ...]:
-        """Return the patterns that updates exclude."""
+        """Return the patterns of files that updates exclude."""
         return tuple(json.loads(self.notes().get("exclude", "[]")))
 
     def exclude(self, patterns: Sequence[str]) -> None:
-        """Store the patterns that updates exclude, in place of earlier patterns.
+        """Store the patterns of files that updates exclude. They replace all earlier patterns.
 
         Raises:
-            UserError: As for `commit`.
+            UserError: For the same reasons as `commit`.
         """
         self.commit(Changes(notes={"exclude": json.dumps(list(patterns))}))
 
@@ -480,9 +485,10 @@ class Store(ABC):
 
 
 def _kind_of(location: str) -> type[Store]:
-    """Return the store class for a location, by the entry point of `grr_coca.stores` named after its scheme.
+    """Return the store class for a location.
 
-    A location without a known scheme is a folder.
+    It is the entry point in the group `grr_coca.stores` that has the same name as the location's scheme. A location
+    without a known scheme is a folder.
     """
     scheme, colon, _ = location.partition(":")
     kind: type[Store] | None = plugins.named("grr_coca.stores", scheme) if colon else None
@@ -490,7 +496,7 @@ def _kind_of(location: str) -> type[Store]:
 
 
 def is_index(location: str) -> bool:
-    """Return whether a location is that of an index, not of an icon set or a folder of images."""
+    """Return whether a location is that of an index, rather than that of an icon set or of a folder of images."""
     return _kind_of(location).is_there(location)
 
 
@@ -524,7 +530,7 @@ def make_store(location: str, header: Header) -> Store:
 
 
 def remove_store(location: str) -> None:
-    """Remove an index, whether finished or not. No other process may be using it.
+    """Remove an index, even if its creation was interrupted. No other process may be using the index.
 
     Raises:
         UserError: If the index cannot be removed, or the server cannot be reached.

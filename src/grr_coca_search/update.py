@@ -1,12 +1,13 @@
-"""Update an index from files, folders, patterns, shards and tables, or remove their images.
+"""Update an index from files, folders, patterns, shards and tables, or remove their images from the index.
 
 An update has four steps. First, it finds all images, and compares their names, sizes and times with the index. Second,
 it updates the metadata of images whose XMP file has changed, or which an older version indexed. Third, it reads new and
 changed images: images whose bytes the index already has under another name keep their caption and embedding, and the
 model describes all others. Work is committed every few seconds, so an interruption loses only the work since the last
 commit. Finally, it removes images that an argument found earlier, but no longer finds. Images that another argument
-found are removed only if their file no longer exists, because a walk skips hidden and excluded files, second links, and
-files without an image suffix. Images in a folder or shard that could not be read are kept.
+found are removed only if their file no longer exists, because a walk through folders skips hidden and excluded files,
+further links to the same file, and files without an image suffix. Images in a folder or shard that could not be read
+are kept.
 """
 
 import os
@@ -37,13 +38,13 @@ SECONDS_BETWEEN_COMMITS = 5.0
 _MAX_UNCOMMITTED = 2000
 _NOTED_AT_ONCE = 256
 _State = Literal["current", "unnoted", "outdated"]
-"""Whether an index entry is up to date, only lacks metadata, or must be rebuilt."""
+"""State of an index entry: up to date (`current`), up to date except for its metadata (`unnoted`), or `outdated`."""
 OnProgress = Callable[[int, int, int], None]
-"""Callback that gets the number of finished images, of all images to process, and of failed images."""
+"""Callback that gets the numbers of finished images, of all images to process, and of failed images."""
 
 
 class Describer(Protocol):
-    """Interface that captions and embeds images. An object is created when the first image needs it."""
+    """Interface of objects that caption and embed images. Such an object is created only when an image needs it."""
 
     def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images in batches. An image that cannot be read becomes a `Failure`."""
@@ -63,11 +64,11 @@ class UpdateResult:
 
     Attributes:
         noted: Images of which only the metadata was updated.
-        first_frames: Images that were read from the first of several frames or pages.
+        first_frames: Images with several frames or pages, of which only the first was read.
         unfamiliar: Whether each described image is unlike the training images.
         failures: Images that cannot be read, including earlier failures.
-        left_out: Files excluded by the search for images.
-        scan_seconds: Duration of that search.
+        left_out: Files that were excluded while the update looked for images.
+        scan_seconds: Duration of looking for images, in seconds.
     """
 
     found: int = 0
@@ -98,10 +99,11 @@ def update_store(
         store: The store to change.
         arguments: Files, folders, patterns, shards or tables; see `grr_coca.data.image_files`. Images that were found
             through other arguments are not changed.
-        make_describer: Loads the model. It is called only if an image must be described.
+        make_describer: Function that loads the model. It is called only if an image must be described.
         batch_size: Number of images in one forward pass.
-        on_progress: Called after each batch.
-        exclude: Patterns to exclude, which are stored. None uses the stored patterns.
+        on_progress: Called after each batch; see `OnProgress`.
+        exclude: Patterns of files to exclude, which are then stored in the index. If this is None, the stored patterns
+            are used.
 
     Raises:
         UserError: If an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
@@ -133,7 +135,9 @@ def update_store(
 
 
 def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
-    """Remove all images that were found through some arguments or are located below them. The files need not exist.
+    """Remove all images that were found through the given arguments or are located inside them.
+
+    The files need not exist.
 
     Returns:
         The number of removed images.
@@ -156,7 +160,7 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
 
 
 def absolute_arguments(arguments: Sequence[str]) -> list[str]:
-    """Make arguments absolute, as an index stores them, so that they are valid from any folder.
+    """Make arguments absolute, so that they are valid from any working folder. An index stores them in this form.
 
     Raises:
         UserError: If an argument is empty.
@@ -181,7 +185,7 @@ def require_arguments(arguments: Sequence[str]) -> None:
 def is_there(argument: str) -> bool:
     """Return whether an argument is a pattern, a source such as `iconify:lucide`, or an existing file or folder.
 
-    Files and folders that permissions hide count as existing.
+    Files and folders that cannot be accessed because of their permissions count as existing.
     """
     return (
         reader_that_owns(argument) is not None
@@ -220,7 +224,7 @@ class _Run:
     def require_exists(self) -> None:
         """Check that all arguments still exist.
 
-        If a disk is not mounted, its images must not be removed.
+        An argument may be missing because its disk is not mounted. Its images must then not be removed from the index.
         """
         self._walked = [argument for argument in self._arguments if not self._is_gone_image(argument)]
         for argument in self._walked:
@@ -258,12 +262,12 @@ class _Run:
         return todo
 
     def _in_state(self, wanted: _State) -> Iterator[FoundImage]:
-        # a separate object, because all exclusions have already been counted
+        # a new object, because `update.left_out` has already counted all excluded files
         left_out = Exclusions(self.update.left_out.patterns)
         return (found for found, state in self._once_each(left_out) if state == wanted)
 
     def _once_each(self, left_out: Exclusions) -> Iterator[tuple[FoundImage, _State]]:
-        """Yield every image that was found exactly once, with the state of its index entry."""
+        """Yield each found image, with the state of its index entry. No image is yielded twice."""
         met = _NameMultiset()
         for chunk in chunks(self._found(left_out), _LOOKUP_SIZE):
             once = {found.file.name: found for found in chunk}
@@ -283,15 +287,18 @@ class _Run:
                     if str(file.part.file) != shard:
                         shard, opened = str(file.part.file), stamp
                         self._shards.add(shard)
-                    # The offsets belong to the shard that was opened. If another shard replaces it, all data read from
-                    # it count as outdated.
+                    # The offsets belong to the shard that was opened. If another file replaces this shard, all images
+                    # that are read from the new file count as outdated.
                     stamp = None if opened is None else Stamp(file.part.size or 0, opened.mtime_ns)
                 if file.hides_others:
                     self._unreadable.add(file.name)
                 yield FoundImage(file, argument, stamp)
 
     def _pinned(self, argument: str) -> str:
-        """Add to `iconify:PREFIX` the version and checksum of the package whose icons are in the index."""
+        """Add the version and checksum of the package whose icons are in the index to an argument `iconify:PREFIX`.
+
+        Other arguments are returned unchanged.
+        """
         reader = reader_that_owns(argument)
         if reader is None:
             return argument
@@ -347,7 +354,7 @@ class _Run:
         self.update.found += len(arrived)
 
     def _add_known(self, decoded: Sequence[DecodedImage]) -> list[DecodedImage]:
-        """Add images whose bytes are already indexed, and return all other images."""
+        """Add the images whose bytes are already in the index, and return all other images."""
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
         twins = self._store.find_by_digest(list({one.digest for one in decoded}))
@@ -404,8 +411,9 @@ class _Run:
                     yield name
 
     def includes(self, failure: Failure) -> bool:
-        """Return whether an argument of this update contains an unreadable image, even if another argument found the
-        image.
+        """Return whether an argument of this update contains an unreadable image.
+
+        The image may have been found through another argument.
         """
         if failure.root in self._among:
             return True
@@ -425,7 +433,7 @@ class _Run:
 
     def _is_left(self, place: ImagePlace) -> bool:
         """Return whether the file of an image still exists, although this update did not find the image."""
-        if os.path.lexists(place.name):  # also for an image that is not a member, but has a name like one
+        if os.path.lexists(place.name):  # also true for a separate file whose name looks like that of a shard member
             return True
         return place.file not in self._shards and os.path.lexists(place.file)
 
@@ -446,8 +454,8 @@ def _is_edited(found: FoundImage, known: ImageState) -> bool:
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Yield roots of the index that may share images with the arguments: folders above an argument, and roots inside
-    one."""
+    """Yield the roots of the index that may share images with the arguments: folders that contain an argument, and
+    roots that are inside an argument."""
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
@@ -456,7 +464,10 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
 
 
 def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Return the roots of the index that are other versions of sources among the arguments, which replace them."""
+    """Return the roots of the index that are other versions of sources among the arguments.
+
+    The arguments replace these roots.
+    """
     sets = set(map(_unversioned, arguments)) - {None}
     return (root for root in roots if _unversioned(root) in sets)
 
@@ -492,7 +503,7 @@ class _NameMultiset:
     """
 
     def __init__(self) -> None:
-        # A database without a name is in memory until it is large, and then in a temporary file.
+        # SQLite keeps a database without a name in memory until it is large, and then moves it to a temporary file.
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("CREATE TABLE seen (id INTEGER PRIMARY KEY, times INTEGER NOT NULL)")

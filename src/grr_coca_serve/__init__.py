@@ -1,1 +1,1 @@
-"""HTTP server with captions, embeddings and search for programs, and a web page; and a static site with search."""
+"""HTTP server for captions, embeddings and search, with a web page, and static sites that search in the browser."""

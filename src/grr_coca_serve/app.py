@@ -20,7 +20,7 @@ from grr_coca_serve.responses import refused
 from grr_coca_serve.service import QueuedRoute, Service
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
-"""Paths of the page, which need no key."""
+"""Paths of the page's files, which clients can request without a key."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -39,13 +39,13 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
     Args:
         service: Shared state of the endpoints.
         is_local: Whether only this machine can reach the server.
-        plugins: Names of entry points `grr_coca.endpoints` in other distributions, which add routes only if listed
-            here.
+        plugins: Names of entry points in the group `grr_coca.endpoints` of other distributions. Such an entry point
+            adds routes only if it is listed here.
 
     Raises:
         UserError: If a plug-in does not exist.
     """
-    # FastAPI's own /docs and /redoc load remote scripts.
+    # FastAPI's own /docs and /redoc are disabled, because they load scripts from other hosts.
     app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     routes = [route for router in all_routers() for route in router.routes]
@@ -70,7 +70,7 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
 
 
 def _additional(names: Sequence[str]) -> list[Endpoints]:
-    """Return the additional endpoints of this distribution, and the listed endpoints of other distributions."""
+    """Return the additional endpoints of this distribution, and those of other distributions that `names` lists."""
     found = list(own("grr_coca.endpoints").values())
     for name in names:
         known = others("grr_coca.endpoints")

@@ -1,7 +1,7 @@
-"""Limits on the JSON of requests, checked before it is parsed.
+"""Limits on the JSON in requests, which are checked before the JSON is parsed.
 
 A body of a few megabytes can contain a million values. Pydantic would validate each value and report each error, which
-takes minutes and gigabytes.
+would take minutes and gigabytes of memory.
 """
 
 import json
@@ -10,8 +10,8 @@ import re
 from grr_coca_serve.refusal import RequestError
 
 MAX_PARTS = 50_000
-"""Maximum number of texts, commas, brackets, and quotation marks within texts, in a body. A conversation of 1,000
-messages with images has 20,000."""
+"""Maximum number of parts of the JSON in a body. Parts are texts, commas, brackets, and quotation marks within texts. A
+conversation of 1,000 messages with images has 20,000 parts."""
 MAX_DEPTH = 50
 """Maximum nesting depth of lists and objects."""
 
@@ -22,8 +22,8 @@ def require_bounded(body: bytes) -> None:
     """Check the number of parts and the nesting depth of JSON, but not whether it is valid.
 
     Raises:
-        RequestError: With status 413 if there are too many parts, and with status 422 if it is nested too deeply or not
-            encoded in UTF-8.
+        RequestError: With status 413 if the JSON has too many parts, and with status 422 if it is nested too deeply or
+            is not encoded in UTF-8.
     """
     if not json.detect_encoding(body).startswith("utf-8"):
         raise RequestError(422, "the body must be encoded in UTF-8")
@@ -48,8 +48,10 @@ def require_bounded(body: bytes) -> None:
 
 
 def _end_of_text(body: bytes, start: int, max_quotes: int) -> tuple[int, int]:
-    """Return the end of a text, and the number of quotation marks in the text, of which at most `max_quotes` are
-    counted."""
+    """Return the position after a text, and the number of quotation marks within the text.
+
+    Counting stops when the text has more than `max_quotes` quotation marks.
+    """
     for count in range(max_quotes + 1):
         end = body.find(b'"', start)
         if end < 0:

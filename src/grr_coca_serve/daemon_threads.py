@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _MAX_REPLACED = 8
-"""Maximum number of threads that replace stalled ones. Each needs memory for a stack."""
+"""Maximum number of threads that replace stalled threads. Each thread needs memory for its stack."""
 
 
 class DaemonThreads:
@@ -32,11 +32,15 @@ class DaemonThreads:
         self._count, self._name, self._seconds = count, name, seconds
         self._waiting = SimpleQueue[tuple[Future, Callable[[], Any]] | None]()
         self._lock = threading.Lock()
-        self._began: dict[threading.Thread, float] = {}  # infinite while a thread waits for work
+        # time when each thread began its current work, which is infinite while the thread waits for work
+        self._began: dict[threading.Thread, float] = {}
         self._start_missing()
 
     def put(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Queue some work. The work is skipped if its future is cancelled before it starts."""
+        """Queue some work, and return its future.
+
+        If the future is canceled before the work starts, the work is skipped.
+        """
         future: Future[Result] = Future()
         self._waiting.put((future, partial(work, *arguments)))
         self._start_missing()
@@ -61,7 +65,7 @@ class DaemonThreads:
         return self._count + min(self._count_late(), _MAX_REPLACED)
 
     def close(self) -> None:
-        """End each thread after its current work, without waiting for this."""
+        """Make the threads end after the work that is already queued. This method does not wait for them."""
         for _ in range(self._count + _MAX_REPLACED):
             self._waiting.put(None)
 
@@ -83,7 +87,7 @@ class DaemonThreads:
                 except BaseException as error:
                     future.set_exception(error)
                     del error
-            del job, future, work  # otherwise, they would keep references until the next piece of work
+            del job, future, work  # otherwise, the work and its result would stay in memory until the next work
             with self._lock:
                 self._began[this] = math.inf
                 if len(self._began) > self._num_wanted:  # another thread has replaced this one

@@ -1,4 +1,4 @@
-"""Heat maps of captions for the page. They need PyTorch and a separate model, which is loaded when first used."""
+"""Heat maps of captions for the page. They need PyTorch and another copy of the model, loaded when it is first used."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
 
 _MAX_WAITING = 8
-"""Maximum number of images that wait for maps. An image takes tens of milliseconds."""
+"""Maximum number of images that wait for heat maps. Each image takes tens of milliseconds."""
 _DIGITS = 4
 
 
 class Explainer:
-    """Explainer of images, which processes them one by one in a separate thread.
+    """Explainer that computes the heat maps of one image at a time, in a separate thread.
 
     Args:
-        load: Function that loads the model with PyTorch. It is called in the thread.
+        load: Function that loads the model with PyTorch. It is called in that thread.
         reader: Decoder of images.
     """
 
@@ -46,13 +46,13 @@ class Explainer:
         """Check that PyTorch is installed.
 
         Raises:
-            RequestError: If PyTorch is missing. The message names the extra.
+            RequestError: If PyTorch is not installed. The message names the extra that installs it.
         """
         if not self.is_installed:
             raise RequestError(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
 
     async def explain(self, data: bytes) -> dict[str, Any]:
-        """Return the caption of an image, and a map for each of its words.
+        """Return the caption of an image, and a heat map for each word of the caption.
 
         Raises:
             RequestError: If PyTorch is not installed, or too many images are waiting.
@@ -94,6 +94,6 @@ def _in_shares(box: "Box", size: tuple[int, int]) -> list[float]:
 
 
 def _scaled(heat: np.ndarray) -> list[list[float]]:
-    """Scale a map to a maximum of 1, and return its rows."""
+    """Scale a heat map so that its maximum is 1, and return its rows."""
     largest = max(float(heat.max()), 1e-30)
     return (heat.astype(np.float64) / largest).round(_DIGITS).tolist()

@@ -1,4 +1,4 @@
-"""Image files of an index: whether they exist, their bytes, and thumbnails.
+"""Access to the image files of an index: whether they exist, their bytes, and their thumbnails.
 
 An index may name files on a stalled drive, or files that have been replaced. Files are read in separate threads, so
 that no request waits long for them.
@@ -35,22 +35,22 @@ _SECONDS = 10.0
 """Number of seconds that a request waits for a file before it gets a placeholder."""
 _SECONDS_UNTIL_LATE = 30.0
 _SECONDS_TO_LOOK = 2.0
-"""Number of seconds that a search waits for the checks of whether files exist."""
+"""Number of seconds that a search waits while the existence of files is checked."""
 _SECONDS_WITHOUT_LOOK = 30.0
-"""Number of seconds for which all files count as existing after a check has taken too long."""
+"""Number of seconds during which all files count as existing, after such a check has taken too long."""
 _MAX_THUMBNAIL_BYTES = 64 * 2**20
 _MAX_DRAWING_BYTES = 8192
-"""Maximum size of SVG files in an answer. Larger files would delay the answer."""
+"""Maximum size of an SVG file that an answer includes. Larger files would delay the answer."""
 _MAX_DRAWINGS_BYTES = 16 * 2**20
 _LARGE_BYTES = 16 * 2**20
-"""Minimum size of files that are read one at a time for thumbnails, because several would exhaust the memory."""
+"""Size above which files are read one at a time for thumbnails, because several such files would exhaust the memory."""
 
 
 class PictureFiles:
     """Image files of one index.
 
     Args:
-        folders: Folders whose images may be shown. None means all images.
+        folders: Folders whose images may be shown. If this is None, all images may be shown.
     """
 
     def __init__(self, folders: Sequence[Path] | None) -> None:
@@ -190,7 +190,7 @@ class PictureFiles:
             key = (entry.name, entry.stamp)
             known = self._drawings.get(key)
             if known is None:
-                with suppress(UserError, RequestError, OSError, ValueError):  # the name contains a null byte
+                with suppress(UserError, RequestError, OSError, ValueError):  # ValueError: a null byte in the name
                     size = entry.span.size if entry.offset is not None else os.stat(entry.file).st_size  # noqa: PTH116
                     if size is not None and size <= _MAX_DRAWING_BYTES:
                         known = (clean_svg(self._read(entry)) or b"").decode()
@@ -209,6 +209,6 @@ class PictureFiles:
             finally:
                 if is_large:
                     self._one_large.release()
-        except (UserError, RequestError, OSError, ValueError):  # the name contains a null byte
+        except (UserError, RequestError, OSError, ValueError):  # ValueError: a null byte in the name
             return None
         return encoded(image, "WEBP", quality=80, method=2)

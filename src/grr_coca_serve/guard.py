@@ -1,8 +1,8 @@
 """ASGI middleware for all requests: authentication, limits on bytes and time, and shutdown.
 
-The guard reads the entire body, bounded in bytes, time and parts of JSON, before the application gets the request.
-Nothing too large is therefore parsed, written to disk or decoded, and a client that disconnects afterwards ends its
-request immediately.
+The guard reads the entire body before the application gets the request. It limits the size of the body, the time for
+sending it, and the number of parts of its JSON. Therefore, nothing too large is parsed, written to disk or decoded. If
+the client disconnects after sending the body, its request ends immediately.
 """
 
 import asyncio
@@ -30,31 +30,32 @@ MAX_KEY_LENGTH = 1000
 SESSION = "grr_coca_session"
 """Name of the page's cookie."""
 DEADLINE = "deadline"
-"""Key in a request's state for the deadline of the start of the response, by the monotonic clock."""
+"""Key, in the state of a request, of the time by which the response must start, by the monotonic clock."""
 
 _PUBLIC = frozenset({"/health", "/ready", "/session"})
-"""Paths that need no key, in addition to the files of the page."""
+"""Paths that clients can request without a key, in addition to the files of the page."""
 _MAX_PUBLIC_BYTES = 4096
-"""Maximum size of a body that is sent without a key. The largest is the key itself, for `/session`."""
+"""Maximum size of the body of a request that does not need a key. The largest such body contains the key itself, which
+the page sends to `/session`."""
 _ALWAYS = [(b"cross-origin-resource-policy", b"same-origin")]
-"""Headers of every response. Without the first one, any web page could show an image of the index, or test whether it
-exists."""
+"""Headers of every response. Without the first one, any web page could show an image of the index, or test whether the
+image exists."""
 SECONDS_TO_SEND = 300.0
 """Number of seconds after which a response that the client does not read is truncated."""
 _GONE = 499
-"""Status of a request whose client has disconnected, which is used only in metrics."""
+"""Status of requests whose client has disconnected. It is used only in metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Resource limits per request.
+    """Resource limits for requests.
 
     Attributes:
         max_bytes: Maximum size of a body.
         max_pixels: Maximum size of an image.
         seconds: Maximum time from the end of the body to the start of the response.
         body_seconds: Maximum time to send the body.
-        max_held_bytes: Maximum size of all bodies in memory.
+        max_held_bytes: Maximum total size of all bodies in memory.
     """
 
     max_bytes: int = 20 * 2**20
@@ -67,7 +68,7 @@ class Limits:
 class Key:
     """Key that requests must send, as `Authorization: Bearer KEY` or in the page's cookie.
 
-    The cookie contains only a hash of the key, which is the same for replicas with the same key.
+    The cookie contains only a hash of the key. All replicas of a server that have the same key accept the same cookie.
 
     Raises:
         UserError: If the key is empty, or cannot be sent in a request.
@@ -87,7 +88,7 @@ class Key:
         self.session = hmac.new(written, b"grr-coca session", hashlib.sha256).hexdigest()
 
     def opens(self, given: str | bytes) -> bool:
-        """Return whether a key is valid, ignoring surrounding spaces. Comparing a wrong key takes constant time."""
+        """Return whether a key is valid. Surrounding spaces are ignored. The comparison takes constant time."""
         content = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
         return hmac.compare_digest(_digest(content.strip()), self._digest)
 
@@ -97,8 +98,8 @@ class Key:
         if scheme.lower() == b"bearer":
             # Some clients write headers in UTF-8, others in Latin-1.
             return self.opens(given) | self.opens(given.decode("latin-1"))
-        # Browsers send the cookies of all servers on a host. `http.cookies` stops at the first one that it cannot
-        # parse.
+        # Browsers send the cookies of all servers on a host, and `http.cookies` would stop at the first cookie that it
+        # cannot parse.
         cookie = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(SESSION, "")
         return hmac.compare_digest(cookie.encode(), self.session.encode())
 
@@ -128,11 +129,11 @@ class Guard:
         app: The application.
         limits: Limits per request.
         metrics: Metrics that count the requests.
-        key: Required key. None means no authentication.
-        page: Paths of the page's files, which need no key.
+        key: Required key. If this is None, requests are not authenticated.
+        page: Paths of the page's files, which clients can request without a key.
         of_model: Paths whose requests use the queue of the model.
-        require_room: Function that raises a `RequestError` if the queue is full. It is called before the body is read,
-            which takes a third of the time of a later rejection, and so delays accepted requests less.
+        require_room: Function that raises a `RequestError` if the queue is full. It is called before the body is read.
+            Such an early rejection takes a third of the time of a later one, and so delays accepted requests less.
         is_local: Whether only this machine can reach the server.
     """
 
@@ -156,7 +157,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle every request."""
+        """Handle a request, and count it in the metrics."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -224,7 +225,7 @@ class Guard:
     async def _read(self, scope: Scope, exchange: _Exchange) -> bytes | None:
         """Return the entire body, or None if the client disconnected before the end.
 
-        `_hold` counts its bytes.
+        The bytes in memory are counted with `_hold`.
         """
         body = bytearray()
         try:
@@ -252,7 +253,7 @@ class Guard:
             raise
 
     def _require_bytes(self, size: int, more: int, limit: int) -> None:
-        """Check the size of a body of which `more` bytes are not yet in memory."""
+        """Check that a body is not too large, and that its next `more` bytes can be held in memory."""
         if size > limit:
             raise RequestError(413, f"the request is too large: more than {limit:,} bytes, the limit of a request")
         if self._held + more > self._limits.max_held_bytes:
@@ -263,7 +264,10 @@ class Guard:
         self._metrics.bytes_held.set(self._held)
 
     def _route(self, scope: Scope) -> str:
-        """Return the path of the endpoint without its parameters, because labels of a metric must be bounded."""
+        """Return the path of the endpoint, without the values of its parameters.
+
+        It is used as a label of metrics, and the number of different labels must be limited.
+        """
         if scope["path"] in self._of_model:
             return scope["path"]
         return getattr(scope.get("route"), "path", None) or "other"
@@ -341,7 +345,7 @@ async def _cancelled(task: asyncio.Future) -> None:
 
 
 def _is_json(scope: Scope) -> bool:
-    """Return whether the application may read the body as JSON. A header may occur twice."""
+    """Return whether the application may read the body as JSON. The header may occur more than once."""
     return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
 
 
@@ -350,7 +354,7 @@ def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
 
     Links to the page are allowed. Behind a proxy, the origin is compared with the `Host` header that the proxy sends.
     """
-    # Browsers send this header to HTTPS servers and to this machine. Pages cannot change it.
+    # Browsers send this header to HTTPS servers and to servers on the same machine. Pages cannot change it.
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         is_link = method in ("GET", "HEAD") and headers.get(b"sec-fetch-dest") == b"document"

@@ -30,7 +30,7 @@ class LruCache(Generic[Key, Value]):
             return self._values[key][0]
 
     def made(self, key: Key, make: Callable[[], Value], weigh: Callable[[Value], int] = lambda _: 1) -> Value:
-        """Return the value of a key. If it is missing, create and store it."""
+        """Return the value of a key. If the value is not stored, create and store it."""
         value = self.get(key)
         if value is None:
             value = make()

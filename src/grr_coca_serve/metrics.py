@@ -32,7 +32,7 @@ class Metrics:
         self.bytes_held = Gauge("grr_coca_body_bytes", "Bytes of bodies in memory", registry=self.registry)
 
     def show(self, name: str, description: str, value: Callable[[], float]) -> None:
-        """Add a metric that is evaluated when it is exported."""
+        """Add a metric whose value is computed whenever the metrics are exported."""
         Gauge(name, description, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:

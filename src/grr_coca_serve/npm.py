@@ -1,4 +1,4 @@
-"""Archives of npm packages, which the local npm downloads. Package scripts are never run."""
+"""Archives of npm packages, which the installed npm downloads. Scripts of the packages are never run."""
 
 import os
 import shutil
@@ -41,10 +41,11 @@ def fetch_archive(
     Args:
         package: NAME or NAME@VERSION.
         folder: Target folder, which is created if missing.
-        by_hand: Manual alternative, for messages.
-        check: Function that validates the archive before it is stored, because a truncated archive would fail in each
-            later run.
-        reason: Function that converts the output of npm to a message. By default, the output is quoted.
+        by_hand: Description of the manual alternative, for error messages.
+        check: Function that validates the archive before it is stored. If a truncated archive were stored, every later
+            run would fail.
+        reason: Function that converts the output of npm to an error message. If it returns None, the message quotes the
+            first line of the output.
 
     Raises:
         UserError: If npm is not installed, fails or times out, or the folder cannot be written to.
@@ -55,7 +56,7 @@ def fetch_archive(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes the file in pieces
-            # npm runs no package scripts when packing; the flag ensures this.
+            # npm does not run package scripts when it packs a package; the flag ensures this.
             command = [npm, "pack", "--ignore-scripts", "--loglevel", "error", package]
             process = subprocess.run(
                 command, cwd=arriving, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False

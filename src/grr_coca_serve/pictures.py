@@ -1,4 +1,4 @@
-"""Images in requests: the body, a part of a form, or a data URI in JSON.
+"""Images in requests. An image may be the body, a part of a form, or a data URI in JSON.
 
 Shapes: S image size in pixels.
 """
@@ -31,8 +31,9 @@ Options = TypeVar("Options", bound=BaseModel)
 
 _NAME = "the picture"
 _DECODE_THREADS, _DRAW_THREADS = 6, 2
-"""Maximum number of images, and of drawings, that are decoded at the same time, each in a subprocess. Slow drawings are
-easy to create, so they wait for each other and do not delay images."""
+"""Maximum number of raster images, and of drawings (vector images), that are decoded at the same time, each in a
+subprocess. It is easy to create a drawing that is slow to decode, so drawings wait only for each other, and do not
+delay raster images."""
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -46,7 +47,7 @@ def from_data_uri(text: str, param: str) -> bytes:
     """Return the bytes of an image in a data URI. URLs are never fetched.
 
     Raises:
-        RequestError: If the text is not a data URI of an image. `param` is the key that the error names.
+        RequestError: If the text is not a data URI of an image. The error names `param` as the invalid key.
     """
     if _REMOTE.match(text):
         message = "URLs are never fetched; send the image itself, as data:image/png;base64,…"
@@ -64,10 +65,10 @@ def from_data_uri(text: str, param: str) -> bytes:
 
 
 async def picture_and_options(request: Request, model: type[Options]) -> tuple[bytes, Options]:
-    """Return the image in a request (empty if missing), and the options.
+    """Return the bytes of the image in a request, which are empty if it has no image, and the options.
 
-    The body is the image itself, with options in the query; a form with a part `image`; or JSON with a data URI as
-    `image`. Options are next to the image or in the query.
+    The body is the image itself, a form with a part `image`, or JSON whose key `image` has a data URI. The options are
+    in the query, or next to the image in the form or the JSON.
 
     Raises:
         RequestError: If a key is unknown, or a value is invalid.
@@ -109,7 +110,7 @@ class _FormInMemory(MultiPartParser):
 
 
 def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
-    """Convert options to a model.
+    """Convert options to an instance of a Pydantic model.
 
     Raises:
         RequestError: If a key is unknown, or a value is invalid. The message names the key.
@@ -122,7 +123,9 @@ def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
 
 def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestError:
     """Convert a Pydantic validation error to an error response."""
-    first = max(error.errors(), key=lambda one: len(one["loc"]))  # if several types are possible, the best match
+    # If a value may have several types, Pydantic reports errors for each type. The deepest error is for the type that
+    # matches best.
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
     place = ".".join(str(part) for part in first["loc"] if not _is_name_of_type(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
@@ -131,7 +134,7 @@ def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestErro
 
 
 def _is_name_of_type(part: str | int) -> bool:
-    """Return whether Pydantic has inserted a part of a path: the body, or one of several types."""
+    """Return whether Pydantic inserted a part into the path of an error: `body`, or one of several possible types."""
     return isinstance(part, str) and (part == "body" or "[" in part or "-" in part or part[:1].isupper())
 
 
@@ -143,7 +146,7 @@ def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _add(given: dict[str, Any], name: str, value: str, model: type[BaseModel]) -> None:
-    """Add a value from a query or form. A key with a list may be repeated."""
+    """Add a value from a query or form. A key whose value is a list may be repeated."""
     field = model.model_fields.get(name)
     if field is not None and "list" in str(field.annotation):
         given.setdefault(name, []).append(value)
@@ -166,16 +169,16 @@ def _json(body: bytes) -> dict[str, Any]:
 # --- Decoding
 
 _MAX_WHOLE_PIXELS = 25_000_000
-"""Number of pixels above which JPEG files are decoded at a fraction of their size, at least four times the model's
-input side.
+"""Number of pixels above which JPEG files are decoded at a fraction of their size. Their sides are then still at least
+four times as long as those of the model's input.
 """
 _SPARE = 4
 _CPU_SECONDS = 2.0
-"""Maximum processor time per image. Four images that use all of it still leave threads for other images."""
+"""Maximum processor time per image. Even while four images use all of this time, threads remain for other images."""
 _MEMORY = 2**29
-"""Address space of a subprocess, which needs about 0.2 GB before it decodes anything."""
+"""Maximum address space of a subprocess, in bytes. A subprocess needs about 0.2 GB before it decodes anything."""
 _BYTES_PER_PIXEL = 20
-"""Additional memory per pixel of the largest image, for one subprocess at a time."""
+"""Additional bytes of memory, per pixel of the largest permitted image, that one subprocess at a time may use."""
 
 
 def limits_of_helpers(limits: "Limits") -> HelperLimits:
@@ -190,7 +193,7 @@ def limits_of_helpers(limits: "Limits") -> HelperLimits:
 
 
 class PictureReader:
-    """Decoder of images in requests. It uses subprocesses, for which threads wait.
+    """Decoder of images in requests. Subprocesses decode the images, and threads wait for their results.
 
     Args:
         max_pixels: Maximum number of pixels. Larger images are rejected before any pixel is decoded.
@@ -207,7 +210,7 @@ class PictureReader:
         self._drawing.close()
 
     async def square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
-        """Decode an image to the pixels that the model takes.
+        """Decode an image to the pixels that the model takes as its input.
 
         Raises:
             RequestError, UserError: If the data are not an image, or exceed a limit.

@@ -41,19 +41,19 @@ Pixels = UInt8[np.ndarray, "S S 3"]
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _NEARLY = 1.1
-"""Maximum time per image, relative to the best batch size, at which a smaller batch is preferred, because its images
-wait less.
+"""Factor by which the time per image may exceed that of the best batch size. The smallest such batch size is chosen,
+because its images wait less.
 """
 _MAX_BATCH_SECONDS = 2.0
 """Maximum duration of a batch, in seconds."""
 _MAX_MEASURING_SECONDS, _MAX_STARTING_SECONDS = 5.0, 10.0
-"""Numbers of seconds of processor time and of wall time after which no larger batch is tried, because other programs
-may be busy.
+"""Number of seconds of processor time, and number of seconds of wall time, after which no larger batch is tried. Both
+times are limited, because other programs may keep the processor busy.
 """
 _REPEATS, _SECONDS_OF_REPEATS = 3, 0.3
-"""Number of measurements per batch size, and the number of seconds after which measuring stops."""
+"""Maximum number of measurements per batch size, and number of seconds after which no further measurement is made."""
 _SHARE_OF_NEWEST = 0.1
-"""Weight of the newest batch in the running mean of the time per item."""
+"""Weight of the newest batch of captions in the running mean of the time per image."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ class ModelQueue:
     """Model that many requests use concurrently.
 
     The methods `caption`, `embed_images` and `embed_texts` can be called from any thread. They immediately return a
-    future for each image or text. A future that is cancelled before its batch starts costs nothing.
+    future for each image or text. If a future is canceled before its batch starts, the work is not done.
 
     Args:
-        load: Function that loads the model. It is called in the thread.
+        load: Function that loads the model. It is called in the model's thread.
         capacity: Maximum number of waiting and active requests.
         seconds: Maximum waiting time of a request. Fewer than `capacity` requests are accepted if more could not be
             answered in this time.
         metrics: Metrics that count the batches.
-        on_failure: Function that is called in the thread if the model cannot be loaded.
+        on_failure: Function that is called in the model's thread if the model cannot be loaded.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ModelQueue:
 
     @contextmanager
     def reserve_slot(self, weight: int = 1) -> Iterator[None]:
-        """Reserve a queue slot for a request with some images. Call this only from the event loop.
+        """Reserve space in the queue for a request with `weight` images. Call this only from the event loop.
 
         Raises:
             RequestError: If the model is not ready, or the queue is full.
@@ -185,8 +185,9 @@ class ModelQueue:
         on_text: Callable[[str], None] | None = None,
         num_tags: int = 0,
     ) -> "Future[Description]":
-        """Caption, embed and tag an image. Beams, and several captions per image, are not streamed, but returned at the
-        end.
+        """Caption, embed and tag an image.
+
+        Captions from beam search, and several captions per image, are not streamed, but all returned at the end.
 
         Raises:
             UserError: If tags are requested for sampled captions.
@@ -291,7 +292,7 @@ class ModelQueue:
         assert self.model is not None
         kind = batch[0].kind
         pixels = np.stack([job.item for job in batch])
-        keys = [0] * len(batch)  # the same image and seed yield the same caption in any batch
+        keys = [0] * len(batch)  # equal keys, so that the same image and seed yield the same caption in any batch
 
         def on_text(pieces: Sequence[str]) -> None:
             for job, piece in zip(batch, pieces, strict=True):
@@ -305,14 +306,14 @@ class ModelQueue:
 
 
 class QueuedModel:
-    """Adapter with the interface of a model, for example for agent tools, which computes through the queue.
+    """Adapter that has the interface of a model, but computes through the queue. Agent tools, for example, use it.
 
-    It may be called from any thread except the threads of the event loop and of the model. Other attributes are those
-    of the model.
+    It may be called from any thread except the threads of the event loop and of the model. Attributes that it does not
+    define are those of the model.
 
     Args:
         queue: Queue whose model is ready.
-        seconds: Maximum time to wait for a few results.
+        seconds: Maximum time to wait for the results of a batch.
     """
 
     def __init__(self, queue: ModelQueue, seconds: float) -> None:
@@ -357,7 +358,10 @@ class QueuedModel:
         return [preprocess(to_rgb(image, "the picture", preprocess.opening)) for image in images]
 
     def _in_turn(self, start: "Callable[[Sequence[Any], float], list[Future[Any]]]", items: Sequence[Any]) -> list[Any]:
-        """Return the results of jobs. Only one batch waits at a time, so that the jobs of requests can interleave."""
+        """Start jobs for the items, and return their results.
+
+        Only one batch of these jobs is in the queue at a time, so that jobs of other requests can run in between.
+        """
         results: list[Any] = []
         size = self._queue.max_batch
         try:
@@ -382,12 +386,13 @@ def _fail(job: _Job, error: BaseException) -> None:
 
 
 def _best_batch(model: ImageTextModel) -> tuple[int, float]:
-    """Measure and return the smallest batch size with nearly the best throughput, and its seconds per image."""
+    """Measure batch sizes. Return the smallest size with nearly the best throughput, and its seconds per image."""
     side = model.preprocess.image_size
     random = np.random.default_rng(0)
     options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
-    # Other programs on a CPU must not affect the comparison, so the processor time of this thread counts. Other threads
-    # compute as long as this one. But a client waits for all images of a batch.
+    # On a CPU, other programs must not affect the comparison, so the processor time of this thread is compared. The
+    # engine's other threads compute for the same time. The duration of a batch is also limited, because a client waits
+    # for all images of a batch.
     clock = time.thread_time if model.device == "cpu" else time.perf_counter
     measured: dict[int, tuple[float, float]] = {}
     began, started = clock(), time.perf_counter()
@@ -407,7 +412,7 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
 
 
 def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[float, float]:
-    """Return the minimum duration of some work, by `clock` and by the wall clock."""
+    """Measure some work several times. Return its minimum duration by `clock`, and by the wall clock."""
     times: list[tuple[float, float]] = []
     while len(times) < _REPEATS and sum(own for own, _ in times) < _SECONDS_OF_REPEATS:
         began, started = clock(), time.perf_counter()
@@ -421,7 +426,7 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[fl
 
 
 async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
-    """Wait for several jobs. If the request is cancelled, jobs that have not started are also cancelled."""
+    """Return the results of several jobs. If the request is canceled, jobs that have not started are also canceled."""
     try:
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
     except BaseException:
@@ -434,7 +439,7 @@ async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIt
     """Yield the pieces of a caption as they are generated, followed by the result.
 
     Args:
-        start: Function that takes `on_text` and starts the job.
+        start: Function that takes `on_text`, starts the job, and returns its future.
     """
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[str | None] = asyncio.Queue()
@@ -449,9 +454,9 @@ async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIt
 
 
 async def begun(items: AsyncIterator[Item]) -> AsyncIterator[Item]:
-    """Wait for the first item, then yield all items.
+    """Wait for the first item, and then return an iterator of all items.
 
-    An error before the first item can thus still set a status code.
+    An error before the first item is thus raised before the response starts, and can still determine its status.
     """
     first = await anext(items)
 

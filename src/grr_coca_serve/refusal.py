@@ -21,11 +21,12 @@ _KINDS = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-"""Error types of the OpenAI API, by status. Other statuses below 500 are invalid requests."""
+"""Error types of the OpenAI API, by status. All other statuses below 500 have the type `invalid_request_error`."""
 
 
 MAX_BYTES = 2048
-"""Maximum size, in bytes, of the JSON of an error. A message may quote the request, which may have megabytes."""
+"""Maximum size, in bytes, of the JSON of an error. Without a limit, a message that quotes a request might have many
+megabytes."""
 
 
 class RequestError(Exception):
@@ -47,7 +48,7 @@ class RequestError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers `Retry-After`, and how to authenticate."""
+        """Headers of the response: when to try again, and how to authenticate."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else {})
 
@@ -68,11 +69,11 @@ def _cut(text: str, max_bytes: int) -> str:
 
 
 def to_request_error(error: Exception) -> RequestError:
-    """Convert an exception to an error response. Internal errors are only logged."""
+    """Convert an exception to an error response. Details of internal errors are only logged, and not sent."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, BadSample):
-        if error.cause is Cause.UNREADABLE:  # the server had no time for a drawing
+        if error.cause is Cause.UNREADABLE:  # the server did not have enough time for a drawing
             return RequestError(503, str(error), retry_after=5)
         return RequestError(413 if error.cause is Cause.TOO_LARGE else 415, str(error))
     if isinstance(error, UserError):
@@ -94,6 +95,6 @@ def json_list(rows: Iterable[object]) -> bytes:
 
 
 def server_sent(content: object, event: str | None = None) -> bytes:
-    """Return one server-sent event whose data are JSON or an unchanged text."""
+    """Return a server-sent event. Its data are `content`, unchanged if it is a text, and otherwise as JSON."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + (content.encode() if isinstance(content, str) else json_bytes(content)) + b"\n\n"

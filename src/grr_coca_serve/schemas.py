@@ -1,7 +1,7 @@
 """Schemas of requests and answers that several endpoints share, and the OpenAPI document.
 
-The document has examples, which the tests send. Answers are plain dictionaries, which tests validate against their
-models.
+The document contains examples of requests, which tests send to a server. Answers are plain dictionaries, which tests
+validate against the schemas.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ HEART = (
 """Image of a red heart, for examples."""
 MAX_TEXTS = 2048
 SOME = Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)
-"""Maximum length of a list of texts or images. Like all lists here, such a list is rejected at its first invalid
-element, because Pydantic would otherwise report each invalid element."""
+"""Limits on the length of a list of texts or images. Like all lists in requests, such a list is rejected at its first
+invalid element, because Pydantic would otherwise report every invalid element."""
 MAX_LIMIT = 200
 """Maximum number of hits or images per request."""
 
@@ -37,7 +37,7 @@ def _require_short(text: str) -> str:
 Text = Annotated[str, Field(max_length=_MAX_LENGTH)]
 Words = Annotated[str, Field(min_length=1, max_length=_MAX_LENGTH)]
 WordsOrPicture = Annotated[str, Field(min_length=1), AfterValidator(_require_short)]
-"""Text, or an image as a data URI, which is limited only by the size of the request."""
+"""Text, or an image as a data URI. Only the size of the request limits the length of a data URI."""
 Where = Annotated[Text | None, Field(description="a filter, such as `folder = 'logos' and width > 64`")]
 Offset = Annotated[int, Field(ge=0, le=MAX_RANKED, description="number of hits to skip")]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="number of hits to return")]
@@ -62,7 +62,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Error in place of an answer."""
+    """Answer to a request that failed."""
 
     error: ErrorDetail
 
@@ -70,8 +70,9 @@ class ErrorAnswer(BaseModel):
 class IndexedPicture(BaseModel):
     """Image of the index.
 
-    `id` is valid while the index has the image. `date` is in UTC, and `size` in bytes. `is_vector` states whether the
-    image is an SVG file, which is available at `/vector/ID`. `svg` is its source, if requested and small.
+    `id` is valid as long as the index contains the image. `date` is in UTC, and `size` in bytes. `is_vector` states
+    whether the image is an SVG file, which is available at `/vector/ID`. `svg` is the source of this file, if the
+    source was requested and is small.
     """
 
     id: str
@@ -89,7 +90,7 @@ class IndexedPicture(BaseModel):
 
 
 class Facet(BaseModel):
-    """Field to filter images by: a text with its most frequent values, or a number or date with its bounds."""
+    """Field by which images can be filtered. A text has its most frequent values; a number or date has its bounds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -121,7 +122,7 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def answers(model: Any, *statuses: int, streams: bool = False, success: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Return the responses of an endpoint for OpenAPI: the model of its answer, and its errors."""
+    """Return the responses of an endpoint for OpenAPI: the schema of its answer, and its errors."""
     refused: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in (*_ALWAYS, *statuses)
     }
@@ -134,7 +135,7 @@ def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> di
 
     Args:
         model: Model of the options.
-        example: Example of options, next to the image of a heart.
+        example: Example of options, to which the image of a heart is added.
     """
     schema = model.model_json_schema()
     options, required = schema["properties"], schema.get("required", [])

@@ -1,6 +1,7 @@
-"""Index of the server, which is searched page by page, browsed, and reopened if it is replaced.
+"""Index of the server. It is searched page by page, browsed, and reopened if another index has replaced it.
 
-All methods run in threads. A growing index shows its new images immediately, because every read sees the newest state.
+All methods run in threads. New images of a growing index are found immediately, because every read sees the newest
+state.
 """
 
 import math
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
 MAX_RANKED = 1000
 """Maximum number of hits of a query, which the page requests in parts."""
 _FIRST_RANKED = 100
-"""Number of hits that are ranked for the first page, because a user who is typing requests no more."""
+"""Number of hits that are ranked for the first page of hits. While users are typing, they do not request more hits."""
 _MAX_ORDER_BYTES = 2**27
-"""Maximum size, in bytes, of the cached lists of filtered images. At 8 bytes per image, this is the order of 16 million
-images.
+"""Maximum total size, in bytes, of the cached lists of the ids of filtered images. At 8 bytes per id, these lists can
+contain 16 million ids.
 """
 _MAX_OF_GROUP = 60
-"""Maximum number of images that are listed for a group of duplicates, because a million images may be blank."""
+"""Maximum number of images that are listed for a group of duplicates. For example, an index may have a million blank
+images, which form one group."""
 _SECONDS_OF_FACETS = 10.0
 """Minimum number of seconds between two counts of facets while an index grows."""
 
@@ -71,7 +73,10 @@ def _unknown() -> RequestError:
 
 
 def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
-    """Convert an image of the index to JSON. `there` and `drawings` are results of the methods of `PictureFiles`."""
+    """Convert an image of the index to a dictionary for JSON.
+
+    `there` and `drawings` are the results of `PictureFiles.files_exist` and `PictureFiles.drawings`.
+    """
     svg = drawings.get(entry.name)
     return {
         "id": picture_id(entry.name),
@@ -97,7 +102,7 @@ class ServedIndex:
         model: Model of the server. An index of another model is rejected.
         queue: Queue of the model.
         files: Image files of the index.
-        curve: Relevance curve, or None if the model has none.
+        curve: Relevance curve of the model. None if the model does not have a curve.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class ServedIndex:
 
     @contextmanager
     def use(self) -> Iterator[Store]:
-        """Open the store in a consistent state.
+        """Yield the store within a snapshot, so that all reads see the same state.
 
         Raises:
             RequestError: If the index was deleted or cannot be read.
@@ -142,11 +147,11 @@ class ServedIndex:
             yield store
 
     def revision(self, store: Store) -> str:
-        """Return a text that changes with the index. `store` is the store that `use` returned."""
+        """Return a text that changes with the index. `store` is the store that `use` yielded."""
         return self._open.revision(store)
 
     def opened_for_tools(self) -> Index:
-        """Open the index again, with the server's model behind the queue.
+        """Open the index again, for agent tools. Its model is the server's model, used through the queue.
 
         Raises:
             UserError: If the index does not exist, or belongs to another model.
@@ -172,7 +177,9 @@ class ServedIndex:
     def search(
         self, query: Query, *, where: str | None, offset: int, limit: int, expires: float, svg: bool = False
     ) -> dict[str, Any]:
-        """Return some hits of a query, best first. `svg` includes the sources of small SVG files.
+        """Return up to `limit` hits of a query from position `offset` on, best first.
+
+        If `svg` is true, the hits include the sources of small SVG files.
 
         Raises:
             UserError: If the filter or the query is invalid.
@@ -181,7 +188,7 @@ class ServedIndex:
         model = _QueryModel(self._queue, self._curve, self._model.thesaurus, self._captions, expires)
         with self._open.use() as store:
             revision = self._open.revision(store)
-            # Images of the query are not part of the key, because they are arrays, and are requested only once.
+            # A query with images is not cached, because its images are arrays, and its hits are requested only once.
             count = _FIRST_RANKED if offset + limit < _FIRST_RANKED else MAX_RANKED
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
@@ -218,9 +225,9 @@ class ServedIndex:
     # --- Browsing
 
     def pictures(self, where: str | None, offset: int, limit: int, svg: bool = False) -> dict[str, Any]:
-        """Return some images of the index, newest first. `svg` includes the sources of small SVG files.
+        """Return up to `limit` images of the index from position `offset` on, newest first.
 
-        Only one thread may call this.
+        If `svg` is true, they include the sources of small SVG files. Only one thread may call this method.
 
         Raises:
             UserError: If the filter is invalid.
@@ -250,7 +257,7 @@ class ServedIndex:
             return store.entries([ids[draw]])[0]
 
     def picture(self, identity: str) -> dict[str, Any]:
-        """Return an image by its id, for JSON.
+        """Return an image by its id, as a dictionary for JSON.
 
         Raises:
             RequestError: If the index does not have the image.
@@ -259,7 +266,10 @@ class ServedIndex:
         return picture(entry, self.files.files_exist([entry]))
 
     def facets(self) -> list[Facet]:
-        """Return the fields by which images can be filtered, with their values. Only one thread may call this."""
+        """Return the fields by which images can be filtered, with their values.
+
+        Only one thread may call this method.
+        """
         with self._open.use() as current:
             revision = self._open.revision(current)
             known, counted, found = self._facets
@@ -272,11 +282,11 @@ class ServedIndex:
     def counts(self, where: str, fields: Sequence[str]) -> list[Facet]:
         """Return the values of text fields, each with the number of images that match a filter.
 
-        Only one thread may call this.
+        Only one thread may call this method.
 
         Args:
             where: The filter.
-            fields: Fields to count. If empty, all fields by which images can be filtered.
+            fields: Fields whose values are counted. If this is empty, all fields by which images can be filtered.
 
         Raises:
             UserError: If the filter is invalid, or images cannot be filtered by a field.
@@ -291,9 +301,9 @@ class ServedIndex:
             return self._counted.made(key, lambda: counts(store, fields or known, tree))
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
-        """Return some groups of duplicate images, the largest first, as their sizes and the first images of each.
+        """Return the sizes and the first images of some groups of duplicate images, the largest group first.
 
-        Only one thread may call this.
+        Only one thread may call this method.
         """
         with self._open.use() as store:
             every = self._groups.made(
@@ -338,10 +348,11 @@ class _OpenStore:
 
     @contextmanager
     def use(self) -> Iterator[Store]:
-        """Open the store.
+        """Yield the store, which is opened first if necessary.
 
         Raises:
-            RequestError: If the index was deleted or cannot be read. Errors in the query itself stay a `UserError`.
+            RequestError: If the index was deleted or cannot be read. An error in the query itself remains a
+                `UserError`.
         """
         try:
             yield self._current()
@@ -350,7 +361,7 @@ class _OpenStore:
         except UserError as error:
             if error.__cause__ is None and not isinstance(error, CorruptDataError):
                 raise
-            self.close()  # the index is reopened, because it may have been repaired
+            self.close()  # the next request reopens the index, which may have been repaired by then
             raise RequestError(503, f"the index cannot be read: {error}", retry_after=5) from error
 
     def _current(self) -> Store:
@@ -390,7 +401,10 @@ class _OpenStore:
 
 
 class _QueryModel:
-    """Model for searches, behind the queue. Embeddings of captions are cached, because hits recur."""
+    """Model for searches, used through the queue.
+
+    Embeddings of captions are cached, because the same images are often hits of several queries.
+    """
 
     def __init__(
         self,
@@ -428,21 +442,27 @@ class _QueryModel:
         return self.embed_captions(captions)
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption of each image, which is given as pixels, and a query for similar images."""
+        """Return the caption of each image, and the vector with which to search for similar images.
+
+        The images are given as pixels.
+        """
         described = self._results([self._model.caption(image, self._expires) for image in images])
         queries = self.picture_queries(np.stack([one.embedding for one in described]))
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Return queries for images that are similar to some images, which are given as pixels, M E."""
+        """Return the vectors with which to search for images that are similar to the given images, M E.
+
+        The images are given as pixels.
+        """
         return self.picture_queries(np.stack(self._results(self._model.embed_images(images, self._expires))))
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Return queries for images that are similar to images of the index, from their embeddings, M E."""
+        """Convert the embeddings of images to the vectors with which to search for similar images, M E."""
         return self._model.ready().picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return the texts that have no word that an adapted model knows."""
+        """Return the texts in which an adapted model does not know any word. For other models, return no texts."""
         return self._model.ready().unknown_texts(texts)
 
     def _results(self, futures: "Sequence[Future[Any]]") -> list[Any]:

@@ -50,14 +50,14 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 _SECONDS_TO_STOP = 60.0
-"""Number of seconds that shutdown waits for accepted requests."""
+"""Maximum number of seconds for which a shutdown waits until accepted requests are answered."""
 _SECONDS_TO_WAIT = 15.0
 """Maximum number of seconds for receiving the headers of a request, or the rest of a rejected body."""
 _MAX_CONNECTIONS = 4096
 MAX_UNREAD_BYTES = 256 * 2**20
 """Maximum total size of the answers that clients have not read yet."""
 _SHARE_OF_FILES = 0.6
-"""Fraction of the open-file limit for connections. The system counts files and connections together."""
+"""Fraction of the limit on open files that connections may use. The system counts connections as open files."""
 _INDEX_THREADS = 4
 
 
@@ -68,7 +68,8 @@ class ServeOptions:
     Attributes:
         index: Location of an index, or None.
         pictures: Folders whose images are shown. If empty, all images are shown, or none if the index was imported.
-        model: Name or folder of the model. None means the model of the index, or else the default model.
+        model: Name or folder of the model. If this is None, the model of the index is used, or the default model if the
+            server has no index.
         capacity: Maximum number of waiting requests.
         opens: Whether to open the page in a browser.
         plugins: Plug-ins; see `make_app`.
@@ -99,8 +100,8 @@ def listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         hint = "; another server may use it: pass another --port" if "use" in str(reason) else ""
         raise UserError(f"{host}:{port}: cannot listen ({reason}){hint}") from error
-    # An answer is written in two parts, and the system would delay the second part until the client has confirmed the
-    # first one: 40 ms on a persistent connection. Connections inherit this setting.
+    # An answer is written in two parts. Without this setting, the system would delay the second part until the client
+    # has confirmed the first one, which takes 40 ms on a persistent connection. Connections inherit the setting.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
@@ -108,7 +109,7 @@ def listen(host: str, port: int) -> socket.socket:
 def _max_connections() -> int:
     """Return the maximum number of connections that the open-file limit allows.
 
-    The limit is first raised as far as possible.
+    If the limit is too low, it is first raised as far as possible.
     """
     if resource is None:
         return _MAX_CONNECTIONS
@@ -230,7 +231,7 @@ class RunningServer:
         self._server.handle_exit(signal.SIGTERM, None)
 
     def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C. Accepted requests are answered first.
+        """Serve requests until SIGTERM or Ctrl-C. Requests that have been accepted are still answered.
 
         Raises:
             UserError: If the model cannot be loaded.
@@ -272,7 +273,7 @@ class RunningServer:
 
 
 def _loaded(folder: Path, engine: str) -> ImageTextModel:
-    """Load the model, and start a decoder for the first image."""
+    """Load the model, and wait until a decoder for the first image is ready."""
     model = grr_coca.load(folder, engine=engine)
     helpers.wait(DECODING)
     return model
@@ -288,7 +289,10 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Also stop at SIGHUP, which a closed terminal sends. If `nohup` ignores this signal, it stays ignored."""
+        """Also stop the server at SIGHUP, which a closed terminal sends.
+
+        If the signal is already ignored, because the server was started with `nohup`, it remains ignored.
+        """
         hangup = getattr(signal, "SIGHUP", None)
         is_main = threading.current_thread() is threading.main_thread()
         is_ours = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
@@ -309,8 +313,9 @@ class _Server(uvicorn.Server):
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error of the event loop.
 
-        If the system refuses connections, the loop reports up to 2,048 errors per second, of which one line per minute
-        is logged. The loop also tries again after the listening socket has been closed, which is not an error.
+        If the system cannot open more connections, the loop reports up to 2,048 errors per second. Only one of them per
+        minute is logged. The loop also reports its attempts to accept connections after the listening socket has been
+        closed, which are not errors, and are not logged.
         """
         error = context.get("exception")
         if self.should_exit and "_start_serving" in context["message"]:
@@ -329,7 +334,7 @@ class _Server(uvicorn.Server):
         self._stopping_since = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether the server should exit. Called ten times per second."""
+        """Return whether the server should exit. This method is called ten times per second."""
         if self._guard.is_draining:
             is_late = time.monotonic() - self._stopping_since > _SECONDS_TO_STOP
             self.should_exit = self.should_exit or is_late or self._guard.in_flight == 0
@@ -342,7 +347,10 @@ class _Server(uvicorn.Server):
         cutting.cancel()
 
     async def _cut_connections(self) -> None:
-        """Close all connections after a second signal. From Python 3.12 on, shutdown would wait for them."""
+        """Close all connections after a second signal.
+
+        From Python 3.12 on, the shutdown would otherwise wait for them.
+        """
         while not self.force_exit:
             await asyncio.sleep(0.1)
         for connection in list(self.server_state.connections):
@@ -352,8 +360,8 @@ class _Server(uvicorn.Server):
 class _Protocol(H11Protocol):
     """HTTP protocol of uvicorn, with time limits for headers and unread bodies, and with errors in JSON.
 
-    If there are too many connections, the one that has been idle for the longest time is closed, so that idle
-    connections cannot lock out other clients. Unread responses are limited in the same way, by their size.
+    If the number of connections is too large, the connection that has been idle for the longest time is closed, so that
+    idle connections cannot lock out other clients. The total size of unread responses is limited in the same way.
     """
 
     max_connections = _MAX_CONNECTIONS
@@ -400,13 +408,16 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Start a time limit, because the client does not read its answer. `close` would wait for the client."""
+        """Start a time limit, because the client does not read its answer.
+
+        When the time is over, the connection is aborted, because `close` would wait for the client.
+        """
         super().pause_writing()
         self._sending = self.loop.call_later(SECONDS_TO_SEND, self.transport.abort)
         self._make_room()
 
     def _make_room(self) -> None:
-        """Close the connections with the oldest unread answers, if these are too large in total."""
+        """If the total size of unread answers is too large, close the connections with the oldest ones."""
         unread = [one for one in self.connections if isinstance(one, _Protocol) and one._sending is not None]
         unread.sort(key=lambda one: one._sending.when() if one._sending is not None else 0.0)
         excess = sum(one.transport.get_write_buffer_size() for one in unread) - MAX_UNREAD_BYTES
@@ -443,7 +454,10 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
     def _wait_for(self, what: Literal["headers", "end of a refused body"] | None) -> None:
-        """Close the connection if the expected data do not arrive in time."""
+        """Start to wait for data, and close the connection if they do not arrive in time.
+
+        If `what` is None, stop waiting.
+        """
         if self._timer is not None:
             self._timer.cancel()
         self._waits_for = what

@@ -42,8 +42,8 @@ class Service:
         index: Served index, or None.
         title: Name of the index.
         threads: Threads for searches and short reads of the index.
-        browsing, counting, grouping: Threads for lists, facets and duplicates, which read an entire index and may take
-            minutes.
+        browsing, counting, grouping: Threads that compute lists of images, facets and duplicates. This work reads the
+            entire index, and may take minutes.
     """
 
     model_name: str
@@ -76,7 +76,7 @@ class Service:
         return await self.threads.do(partial(work, *arguments, **named))
 
     async def square(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
-        """Decode an image to the pixels that the model takes.
+        """Decode an image to the pixels that the model takes as its input.
 
         Raises:
             RequestError: If the data are not an image, or the image is too large.
@@ -88,7 +88,10 @@ class Service:
         return len(self.queue.ready().tokenizer.encode(text)) if text else 0
 
     def room_after(self, prompt: str) -> int:
-        """Return the maximum number of tokens after a prompt. The context also contains [BOS], [EOS] and [CLS]."""
+        """Return the maximum number of tokens that a caption may have after a prompt.
+
+        The context also contains [BOS], [EOS] and [CLS].
+        """
         return max(1, self.queue.ready().engine.context_length - self.num_tokens(prompt) - 3)
 
     async def classifier(self, labels: list[str], templates: list[str], expires: float) -> ZeroShotClassifier:
@@ -101,7 +104,7 @@ class Service:
         key = (tuple(labels), tuple(templates))
         known = self.classifiers.get(key)
         if known is None:
-            # Through the queue, text by text, because thousands of labels share the model with other requests.
+            # Each text is a separate job in the queue, so that thousands of labels do not block other requests.
             texts = fill_templates(check_class_names(labels, "labels"), templates)
             embedded = np.stack(await results_of(self.queue.embed_texts(texts, expires)))
             known = make_classifier(lambda _: embedded, labels, templates)
@@ -142,15 +145,15 @@ ThisService = Annotated[Service, Depends(_service_of)]
 class QueueSlot:
     """Slot of a request in the model's queue, from the call of `take` until the response is complete.
 
-    A request takes the slot after validation. While the queue is full, the guard rejects such requests before it reads
-    their bodies.
+    An endpoint takes the slot after it has validated the request. While the queue is full, the guard rejects such
+    requests before it reads their bodies.
     """
 
     def __init__(self, queue: ModelQueue, held: ExitStack) -> None:
         self._queue, self._held = queue, held
 
     def take(self, weight: int = 1) -> None:
-        """Take a slot for some images.
+        """Take the slot. `weight` is the number of images in the request.
 
         Raises:
             RequestError: If the queue is full.
@@ -159,9 +162,9 @@ class QueueSlot:
 
 
 class QueuedRoute(APIRoute):
-    """Route of an endpoint that takes a `Place`: `APIRouter(route_class=QueuedRoute)`.
+    """Route of an endpoint that has a parameter of type `Place`. `APIRouter(route_class=QueuedRoute)` creates it.
 
-    While the model's queue is full, the guard rejects its requests before it reads their bodies.
+    While the model's queue is full, the guard rejects requests to this route before it reads their bodies.
     """
 
 

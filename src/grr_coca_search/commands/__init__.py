@@ -1,4 +1,4 @@
-"""Commands for indexes. An entry point of `grr_coca.commands` names this table of commands."""
+"""Commands for indexes. An entry point in the group `grr_coca.commands` refers to this table of commands."""
 
 from grr_coca.cli import Command
 

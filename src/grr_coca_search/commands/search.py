@@ -22,7 +22,7 @@ _WHERE = (
     f"{', '.join(FIELDS)}, and the columns of tables."
 )
 _MAX_CAPTION = 40
-"""Maximum number of characters of a caption in the line of a hit."""
+"""Maximum number of characters of a caption in the line that is printed for a hit."""
 
 
 def search_index(

@@ -1,7 +1,8 @@
-"""Checksums of the vector file, by block of rows, in the table `blocks`.
+"""Checksums of the vector file, one per block of rows, in the table `blocks`.
 
-SQLite detects most corruption of its database, but any bytes are valid vectors. The writer adds the checksums together
-with the rows, in one transaction. Rows that an older version wrote get checksums when a writer next opens the index.
+SQLite detects most corruption of its database. Corruption of the vector file would otherwise not be noticed, because
+any bytes are valid vectors. The writer adds rows and their checksums in the same transaction. Rows that an older
+version wrote get checksums when a writer next opens the index.
 """
 
 import sqlite3
@@ -24,7 +25,7 @@ CREATE TABLE IF NOT EXISTS blocks (
 
 
 class RowBlock(NamedTuple):
-    """Checksum of `rows` rows in the file, from row `first`."""
+    """Block of `rows` consecutive rows in the vector file, starting with row `first`, and their checksum."""
 
     first: int
     rows: int
@@ -32,12 +33,15 @@ class RowBlock(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Row after the last row of the block."""
+        """Number of the first row after the block."""
         return self.first + self.rows
 
 
 def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]:
-    """Return the blocks of a generation's file, in order; or none if only an older version wrote the file."""
+    """Return the blocks of the vector file of a generation, in order.
+
+    The list is empty if only an older version has written the file.
+    """
     if not _has_table(database):
         return []
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first"
@@ -45,21 +49,22 @@ def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]
 
 
 def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.ndarray) -> None:
-    """Add the checksums of rows that follow those in the table. The caller must commit."""
+    """Add the checksums of rows that follow the last block in the table. The caller must commit the transaction."""
     write_blocks(database, generation, following_blocks(_last(database, generation), vectors))
 
 
 def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable[RowBlock]) -> None:
-    """Write blocks. The caller must commit."""
+    """Write blocks to the table. The caller must commit the transaction."""
     database.executemany(
         "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", ((generation, *block) for block in blocks)
     )
 
 
 def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
-    """Yield the blocks of N E rows that follow a block.
+    """Yield the blocks of new rows, N E, that follow an existing block.
 
-    If that block is incomplete, it is yielded first, with some of the rows.
+    If the existing block is incomplete, the first of the new rows are added to it, and it is yielded first, with its
+    new checksum.
     """
     place = 0
     while place < len(vectors):
@@ -72,11 +77,12 @@ def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
 
 
 def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, generation: int) -> None:
-    """Add missing checksums, and remove those of other generations. Only a writer may call this, outside of
-    transactions.
+    """Add missing checksums, and remove those of other generations.
+
+    Only a writer may call this function, and only outside of transactions.
 
     Raises:
-        CorruptDataError: If the file is shorter than its rows.
+        CorruptDataError: If the file ends before its last row.
     """
     if _has_table(database) and _last(database, generation).end == len(file):
         return
@@ -94,7 +100,7 @@ def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, genera
 
 
 def damaged_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
-    """Yield the blocks whose rows differ from the rows that were written.
+    """Yield the blocks whose rows in the file differ from the rows that were written.
 
     Raises:
         CorruptDataError: If the file ends before the last row of the blocks.

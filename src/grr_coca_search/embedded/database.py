@@ -1,8 +1,8 @@
-"""Tables of `index.sqlite`: creating and opening the database, entries as rows, and the writer lock.
+"""Database `index.sqlite`: create and open it, convert entries to rows and back, and acquire the writer lock.
 
-The id of an image is 1 + its row in the vector file. An image that is embedded again gets a new row, and the table
-`gone` records the old id with the revision, so that readers of an earlier state notice the change. `words` is the
-full-text index of file names, captions and user metadata.
+The id of an image is 1 plus the number of its row in the vector file. An image that is embedded again gets a new row,
+and the table `gone` records its old id together with the revision of the change, so that readers of an earlier state
+notice the change. `words` is the full-text index of file names, captions and user metadata.
 """
 
 import errno
@@ -34,15 +34,16 @@ from grr_coca_search.fields import FieldValue
 FILE = "index.sqlite"
 _LOCK = "writer.lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""Error codes of file systems that have no locks."""
+"""Error codes of file systems that do not support locks."""
 _PARTIAL = f".{FILE}.partial"
 """Name of the database until it is complete, and prefix of the files that SQLite creates next to it."""
 _SECONDS_TO_WAIT = 30.0
-"""Maximum time to wait for another process's commit, which takes milliseconds."""
+"""Maximum time to wait for a commit of another process. A commit normally takes milliseconds."""
 _SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
 
 OF_MODEL = "of model"
-"""Key, in the column `fields`, for the model's estimates about its caption. Names of fields never contain a space."""
+"""Key of the model's estimates (confidence and tags) in the column `fields`. It cannot be the name of a field, because
+names of fields do not contain spaces."""
 
 _APPLICATION_ID = 0x67726369
 """Application id that marks the file as an index: `grci`."""
@@ -114,11 +115,11 @@ INSERT INTO added (id, name, title, root, file, "offset", size, mtime_ns, date, 
 VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?,
     CAST(? AS TEXT), ?, ?, ?, ?, ?)
 """
-"""Statement that inserts an image: its id, then the values of `to_row`. Texts are bound as bytes, because file names
-need not be UTF-8.
+"""Statement that inserts an image. Its parameters are the id and the values of `to_row`. The texts are cast, because a
+file name that is not UTF-8 is passed as bytes.
 
-The writer inserts images into its own table `added`, and all of them into `pictures` with one statement: SQLite writes
-the full-text index once for each statement, which takes most of the time of adding an image.
+The writer first inserts images into its temporary table `added`, and then copies all of them to `pictures` with one
+statement. SQLite writes the full-text index once per statement, which takes most of the time of adding images.
 """
 
 READ = """
@@ -133,8 +134,9 @@ FAILURES_OF = """
 SELECT name, CAST(name AS BLOB) FROM failures WHERE root = CAST(? AS TEXT) AND name > CAST(? AS TEXT)
 ORDER BY name LIMIT ?
 """
-"""Statements that read a page of the names under a root. The last column is the start of the next page. The tables have
-indexes in this order, so no sorting is needed."""
+"""Statements that read a page of the images or failures that were found through an argument (`root`). The last column
+of the last row is the start of the next page. The tables have indexes in this order, so SQLite need not sort the rows.
+"""
 
 
 def create_database(folder: Path, header: Header) -> None:
@@ -185,7 +187,7 @@ def _create(folder: Path, header: Header) -> None:
         values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
         database.executemany("INSERT INTO header VALUES (?, ?)", values.items())
         database.execute("COMMIT")
-        database.execute("PRAGMA journal_mode = WAL")  # allows readers next to a writer
+        database.execute("PRAGMA journal_mode = WAL")  # allows reading while another process writes
     finally:
         database.close()
     replace_file(partial, folder / FILE)
@@ -200,7 +202,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
     path = folder / FILE
     if not path.is_file():
         why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
-        # a new index needs an empty or new folder
+        # a new index can only be created in an empty or new folder
         out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder
         raise UserError(f"{folder}: {why}; create one with grr-coca index IMAGES… --out {out}")
     with database_errors(folder):
@@ -215,7 +217,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Add the column `look`, which older indexes do not have. Only the writer may call this."""
+    """Add the column `look`, which older indexes do not have. Only the writer may call this function."""
     if _lacks_look(database):
         database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
     database.execute("DROP VIEW IF EXISTS temp.pictures")
@@ -227,9 +229,9 @@ def _lacks_look(database: sqlite3.Connection) -> bool:
 
 
 def _stand_in(database: sqlite3.Connection) -> None:
-    """Provide, through a view, the column that older indexes lack.
+    """Provide the column `look`, which older indexes do not have, through a temporary view.
 
-    The view takes precedence over the table of that name.
+    The view takes precedence over the table of the same name.
     """
     if _lacks_look(database):
         database.execute("CREATE TEMP VIEW pictures AS SELECT *, NULL AS look FROM main.pictures")
@@ -239,7 +241,7 @@ def read_header(database: sqlite3.Connection) -> Header:
     """Return the header of the index.
 
     Raises:
-        CorruptDataError: If the header is not complete.
+        CorruptDataError: If the header is incomplete or invalid.
     """
     values = dict(database.execute("SELECT key, value FROM header"))
     try:
@@ -265,7 +267,7 @@ def database_errors(folder: Path) -> Iterator[None]:
         if any(sign in words for sign in _SIGNS_OF_DAMAGE):
             raise UserError(f"{folder / FILE}: corrupt, or not an index ({words}); {how_to_restore(folder)}") from error
         raise UserError(f"{folder / FILE}: {words}") from error
-    except UnicodeDecodeError as error:  # an SQLite message may quote a name from the file
+    except UnicodeDecodeError as error:  # an SQLite message may quote a name from the database
         message = f"{folder / FILE}: corrupt, or not an index ({error}); {how_to_restore(folder)}"
         raise CorruptDataError(message) from error
     except OSError as error:
@@ -274,7 +276,7 @@ def database_errors(folder: Path) -> Iterator[None]:
 
 
 def as_bytes(text: str) -> str | bytes:
-    """Convert a text to a parameter of a statement. A file name that is not UTF-8 becomes bytes."""
+    """Convert a text to a parameter of an SQL statement. A file name that is not UTF-8 becomes bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -283,7 +285,7 @@ def as_bytes(text: str) -> str | bytes:
 
 
 def to_row(entry: Entry) -> tuple[object, ...]:
-    """Convert an entry to the parameters of the statement `ADD`, without the id."""
+    """Convert an entry to the parameters of the statement `ADD`, except the id."""
     texts = (as_bytes(text) for text in (entry.name, entry.title, entry.root, entry.file))
     return (
         *texts,
@@ -312,8 +314,9 @@ def _fields_column(entry: Entry) -> str | None:
 
 
 def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
-    """Return the values of the columns `photo` and `keywords`: user metadata, and the words into which a file name is
-    split.
+    """Return the values of the columns `photo` and `keywords`.
+
+    `photo` is the metadata as JSON, and `keywords` contains user metadata and the words of the file name.
     """
     words = [*(photo.words if photo is not None else ()), split_name(title)]
     return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))
@@ -323,8 +326,8 @@ def from_row(row: tuple) -> Entry:
     """Convert a row of the statement `READ` to an entry.
 
     Raises:
-        CorruptDataError: If a value does not have the form that `to_row` writes. SQLite accepts any value in any
-            column.
+        CorruptDataError: If a value does not have the form that `to_row` writes. This is possible because SQLite
+            accepts any value in any column.
     """
     try:
         return _entry(row)
@@ -333,7 +336,7 @@ def from_row(row: tuple) -> Entry:
 
 
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
-"""Exceptions that foreign code raises when it reads a stored value."""
+"""Exceptions that library code raises when it parses a corrupt value of the database."""
 
 
 def _entry(row: tuple) -> Entry:
@@ -367,16 +370,16 @@ def _entry(row: tuple) -> Entry:
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """Return the table fields in the column `fields`, which may be none."""
+    """Return the fields from a user's table that the column `fields` contains. The result may be empty."""
     return {name: value for name, value in json.loads(written).items() if name != OF_MODEL} if written else {}
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:
     """Open a database in a folder without write permission.
 
-    The newest commits of another user's writer are in files next to the database. If these files are missing, SQLite
-    cannot create them, and opens the database only with `immutable`, which asserts that no process changes the
-    database.
+    If a process of another user has opened the database for writing, the newest commits are in files next to it. If
+    these files are missing, SQLite would have to create them, which it cannot do here. It can then open the database
+    only with the option `immutable`, by which the caller asserts that no process changes the database.
     """
     try:
         return _connected(path, "?mode=ro")
@@ -394,7 +397,7 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
     )
     database.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
     try:
-        # Commits that have returned survive a power failure. This statement already reads the database.
+        # With this setting, completed commits survive a power failure. The statement already reads the database.
         database.execute("PRAGMA synchronous = FULL")
     except BaseException:
         database.close()
@@ -403,9 +406,9 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
 
 
 def _check(database: sqlite3.Connection, folder: Path) -> None:
-    """Check that a database is an index, without views and with only the expected triggers.
+    """Check that a database is an index, and that it has no views and no unexpected triggers.
 
-    Foreign views and triggers might recurse forever.
+    Unexpected views and triggers might recurse forever.
     """
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()

@@ -1,4 +1,4 @@
-"""Store in a folder. A search is one exact matrix product, and many processes can read while one process writes.
+"""Store in a folder. A search computes one exact matrix product. Many processes can read while one process writes.
 
 Shapes: N images, E embedding width.
 """
@@ -52,22 +52,24 @@ from grr_coca_search.store import (
 )
 
 _MAX_PARAMETERS = 500
-"""Maximum number of parameters in a statement. Older versions of SQLite accept 999."""
+"""Maximum number of parameters in a statement. Older versions of SQLite accept at most 999."""
 TITLE_WEIGHT, CAPTION_WEIGHT = 5.0, 0.3
 _BM25 = f"bm25({TITLE_WEIGHT}, {CAPTION_WEIGHT}, {TITLE_WEIGHT})"
-"""Weights of a word in the title, the caption and the keywords. The caption adds little to the embedding, because the
-same model computed both."""
+"""SQL expression for BM25. Its arguments are the weights of a word in the title, the caption and the keywords. The
+weight of the caption is low, because the caption adds little information to the embedding, which the same model
+computed."""
 _MAX_LENGTH = 1.1
-"""Maximum length of an embedding, which should have unit length. Longer vectors are corrupt."""
+"""Maximum length of an embedding. Embeddings have unit length, apart from rounding, so longer vectors are corrupt."""
 _MAX_BLOCKS_NAMED = 3
 ROWS_PER_READ = 2048
 MAX_WORDS = 32
-"""Maximum number of words of a text that are looked up. SQLite compares every image that has one of the words with all
-of them, so a pasted page of text would take minutes in a large index, and would block all other searches."""
+"""Maximum number of words of a text that are looked up. SQLite compares every image that contains at least one of the
+words with all of the words. In a large index, a search for a pasted page of text would therefore take minutes, and
+would block all other searches."""
 
 
 class Snapshot(NamedTuple):
-    """Read transaction: its connection, which no other thread uses until it ends, and the state of the index."""
+    """Read transaction: a connection that no other thread uses until the transaction ends, and the index's state."""
 
     database: sqlite3.Connection
     state: State
@@ -133,7 +135,10 @@ class EmbeddedStore(Store):
         return _identity(self._folder) != self._identity
 
     def close(self) -> None:
-        """Close the files, and release the writer lock. A snapshot closes its connection when it ends."""
+        """Close the files, and release the writer lock.
+
+        The connection of a snapshot that is still in use is closed when the snapshot ends.
+        """
         with self._writing, self._lock:
             self._is_closed = True
             for database in self._idle:
@@ -205,13 +210,14 @@ class EmbeddedStore(Store):
                 yield from (StoredImage(row[0], from_row(row), vector) for row, vector in zip(rows, kept, strict=False))
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images with the largest dot products."""
+        """Return the images whose embeddings have the largest dot products with a vector."""
         with self.snapshot() as now:
             state = now.state
             scores = products(state.vectors, vector[None])[:, 0]
             allowed = state.live if where is None else _allowed(now, where)
             scores = np.where(allowed, scores, 0)
-            # Embeddings have unit length. `products` reads NaN and infinity as large numbers.
+            # Embeddings have unit length, so a larger score is a sign of corruption. `products` converts NaN and
+            # infinity to large numbers.
             if len(scores) and not max(scores.max(), -scores.min()) <= _MAX_LENGTH * np.linalg.norm(vector):
                 raise self._damaged(now)
             rows = top_k_rows(np.where(allowed, scores, -np.inf), count)
@@ -226,7 +232,7 @@ class EmbeddedStore(Store):
         return CorruptDataError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images that match the words best, even if they do not contain all of the words."""
+        """Return the images that best match the words of a text, even if they do not contain all of the words."""
         words = _words(text)
         if not words:
             return []
@@ -249,7 +255,7 @@ class EmbeddedStore(Store):
         )
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of the given ids."""
+        """Return the embeddings of the images with the given ids."""
         with self.snapshot() as now:
             return now.state.vectors.rows(np.asarray(ids, np.int64) - 1).astype(np.float32)
 
@@ -272,7 +278,7 @@ class EmbeddedStore(Store):
             return f"{now.state.row.generation}.{now.state.row.revision}"
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return the ids of images by their `Entry.draw`."""
+        """Return a mapping from the `Entry.draw` of images to their ids."""
         found: dict[int, int] = {}
         with self.snapshot() as now:
             for chunk in chunks(draws, _MAX_PARAMETERS):
@@ -288,7 +294,7 @@ class EmbeddedStore(Store):
             return np.fromiter((identity for (identity,) in rows), np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """Return the values of some fields, by field. They are counted in the database, which is faster than a scan."""
+        """Summarize the values of some fields, by field. SQLite counts the values, which is faster than a scan."""
         return {field: self._summary(field, count, where) for field in fields}
 
     def _summary(self, field: str, count: int, where: Filter | None) -> FieldSummary:
@@ -372,9 +378,9 @@ class EmbeddedStore(Store):
         yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 
     def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
-        """Yield the rows that belong to an argument.
+        """Yield the rows that a statement returns for an argument.
 
-        They are read in pages, because a long snapshot would prevent SQLite's checkpoints.
+        Each page of rows is read in a separate snapshot, because a long snapshot would prevent SQLite's checkpoints.
         """
         last = first
         while True:
@@ -387,7 +393,8 @@ class EmbeddedStore(Store):
 
     def check(self) -> CheckedIndex:
         """Read all data, and compare the data with the checksums."""
-        # SQLite reports the word index as corrupt if this connection has read it before another connection wrote to it.
+        # A new connection is used, because SQLite reports the full-text index as corrupt if the same connection has
+        # read it before another connection wrote to it.
         with EmbeddedStore(self._folder) as fresh:
             return fresh._checked()
 
@@ -441,7 +448,10 @@ class EmbeddedStore(Store):
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return the identity of the database file, which changes if the file is replaced, or None without a file."""
+    """Return the device and inode of the database file, which change if the file is replaced.
+
+    Return None if the file does not exist.
+    """
     with suppress(OSError):
         status = (folder / FILE).stat()
         return status.st_dev, status.st_ino
@@ -457,7 +467,7 @@ def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
 
 
 def _where(where: Filter | None) -> tuple[str, list[object]]:
-    """Return the SQL condition of a filter, and the values for its question marks."""
+    """Return the SQL condition of a filter, and the values of its placeholders."""
     condition, values = ("1", []) if where is None else to_sql(where)
     return condition, [as_bytes(value) if isinstance(value, str) else value for value in values]
 
@@ -467,18 +477,19 @@ def _marks(items: Sequence[object], mark: str = "?") -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Return the first words of a text, in lower case and without repetition."""
+    """Return the first `MAX_WORDS` different words of a text, in lower case."""
     return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))[:MAX_WORDS]
 
 
 # --- Filters as SQL. Every value is a parameter of the statement
 
 _TEXT = "CAST(? AS TEXT)"
-"""Text as a parameter. The bytes of a file name that is not UTF-8 are also converted to text."""
+"""Placeholder for a text. If the value is bytes, because it is a file name that is not UTF-8, SQLite converts it to
+text."""
 
 
 def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
-    """Convert a filter to an SQL condition, and the values for its question marks."""
+    """Convert a filter to an SQL condition, and the values of its placeholders."""
     values: list[FieldValue] = []
     return _condition(tree, values), values
 
@@ -492,7 +503,7 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
     if isinstance(tree, Comparison):
         return _test(tree.field, f"{{}} {tree.operator} {_parameter(tree.value)}", [tree.value], values)
     if isinstance(tree, OneOf):
-        # One `IN` for each kind, because SQLite limits the depth of `OR` chains.
+        # One `IN` for texts and one for numbers, because SQLite limits the depth of `OR` chains.
         kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
         tests = [
             _test(tree.field, f"{{}} IN ({', '.join(map(_parameter, kind))})", kind, values) for kind in kinds if kind
@@ -503,7 +514,10 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
 
 
 def _values_of(field: str) -> str:
-    """Return the values of a field in `SEVERAL` as rows. A table column with the same name counts as one value."""
+    """Return an SQL expression whose rows are the values of a field in `SEVERAL`.
+
+    If a user's table has a column of the same name, its cell is the only value.
+    """
     kept = f"pictures.fields, '$.\"{OF_MODEL}\".{field}'"
     if FIELDS[field].source == "file":
         kept = f"pictures.photo, '$.{field}'"
@@ -513,14 +527,16 @@ def _values_of(field: str) -> str:
 
 
 def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
-    """Return the SQL test of a field. It is false (not NULL) for images without the field, or with a value of the other
-    kind.
+    """Return an SQL condition that tests a field.
+
+    The condition is false, not NULL, for images that do not have the field, or whose value has the other kind (text or
+    number).
 
     Args:
         field: Name of the field.
-        test: SQL condition, with `{}` for the field and question marks for `given`.
-        given: Values for the question marks, of which the last one determines the kind.
-        values: Values of all question marks so far, to which these values are added.
+        test: SQL condition, with `{}` in place of the field, and a placeholder for each value in `given`.
+        given: Values of the placeholders in `test`. The type of the last value determines the kind.
+        values: Values of all earlier placeholders of the statement. The values of this test are appended.
     """
     kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
     if field in SEVERAL:
@@ -541,8 +557,8 @@ def _parameter(value: FieldValue) -> str:
 def _column(field: str, values: list[FieldValue]) -> str:
     if field in COLUMNS:
         return f"pictures.{COLUMNS[field]}"
-    # The name of a field is also a parameter, so no user input becomes part of the statement. SQLite before 3.45
-    # compares the name with the stored JSON, in which letters of other scripts are escaped.
+    # The name of a field is also a parameter, so that no user input becomes part of the statement. It is escaped as in
+    # the stored JSON (`\u0446` for a letter of another script), because SQLite before 3.45 compares the escaped texts.
     values.append(f"$.{json.dumps(field)}")
     if field not in FIELDS:
         return "json_extract(pictures.fields, ?)"

@@ -1,4 +1,4 @@
-"""Vector file: embeddings in half precision, by row. Committed rows never change.
+"""Vector file: one embedding per row, in half precision. Committed rows never change.
 
 Shapes: N rows, E embedding width, Q queries.
 """
@@ -22,21 +22,22 @@ from grr_coca.common.threads import num_threads
 from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
 
 _CHUNK_BYTES = 2**19
-"""Number of bytes in a chunk of vectors as float32. It is small enough for the processor's cache."""
+"""Size of a chunk of vectors after their conversion to float32, in bytes. Such a chunk fits into the processor's cache.
+"""
 _CHUNKS_PER_THREAD = 16
-"""Minimum number of chunks per thread, below which an additional thread does not pay."""
+"""Minimum number of chunks per thread. With fewer chunks, an additional thread would not save time."""
 _SIGN_AND_FRACTION = np.int32(-0x70000001)  # 0x8fffffff
 _HALF_TO_SINGLE = np.float32(2.0**112)
-"""Ratio between the exponent biases of single and half precision, 2 ** (127 - 15)."""
+"""Power of two whose exponent is the difference between the exponent biases of single and half precision, 127 - 15."""
 
 
 def vectors_file(folder: Path, generation: int) -> Path:
-    """Return the path of the vector file: `vectors.f16`, and after each rewrite `vectors-1.f16` and so on."""
+    """Return the path of a generation's vector file: `vectors.f16`, then `vectors-1.f16` after a rewrite, and so on."""
     return folder / (f"vectors-{generation}.f16" if generation else "vectors.f16")
 
 
 def how_to_restore(folder: Path) -> str:
-    """Return advice on restoring a corrupt index. Copying into its folder would modify files that are in use."""
+    """Return advice on restoring a corrupt index. A copy into its folder would modify files that may be in use."""
     return (
         f"make the index again, or copy a backup to a new folder beside {folder}, and rename both; never copy into a "
         "folder that is in use"
@@ -46,8 +47,8 @@ def how_to_restore(folder: Path) -> str:
 class VectorFile:
     """First rows of a vector file in half precision, N E, read on demand.
 
-    The file is not memory-mapped. If it is overwritten or truncated, reading raises an error, whereas a mapping would
-    end the process (SIGBUS). Reading also takes only 0.85 times as long.
+    The file is read, not memory-mapped. If it is overwritten or truncated, reading raises an error, whereas access to a
+    memory map would kill the process (SIGBUS). Reading also takes only 0.85 times as long.
 
     Args:
         path: Path of the file.
@@ -77,7 +78,8 @@ class VectorFile:
         Args:
             start: First row.
             stop: Row after the last row.
-            into: 16-bit array with at least this many rows, which is filled. None creates a new array.
+            into: 16-bit array that has at least this many rows, and into which they are read. If it is None, a new
+                array is created.
 
         Raises:
             CorruptDataError: If the file ends before `stop`.
@@ -95,10 +97,11 @@ class VectorFile:
         return rows
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the rows with the given numbers, as stored."""
+        """Return the rows with the given numbers, in half precision."""
         requested = np.asarray(numbers, np.int64)
         found = np.empty((len(requested), self.shape[1]), np.float16)
-        runs = np.flatnonzero(np.diff(requested, prepend=-2) != 1).tolist()  # positions where rows are not consecutive
+        # positions at which a run of consecutive rows begins
+        runs = np.flatnonzero(np.diff(requested, prepend=-2) != 1).tolist()
         for begin, end in pairwise([*runs, len(requested)]):
             first = int(requested[begin])
             self.read(first, first + end - begin, found[begin:end])
@@ -106,7 +109,7 @@ class VectorFile:
 
 
 def _read_into(buffer: memoryview, file: int, place: int) -> int:
-    """Fill a buffer with bytes of a file from an offset on. Return their number, which is 0 at the end of the file."""
+    """Read bytes of a file, from an offset on, into a buffer. Return their number, which is 0 at the file's end."""
     if hasattr(os, "preadv"):
         return os.preadv(file, [buffer], place)
     content = read_at(file, len(buffer), place)  # Windows
@@ -115,13 +118,13 @@ def _read_into(buffer: memoryview, file: int, place: int) -> int:
 
 
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
-    """Write N E vectors after the first `rows` rows, and wait until they are on disk.
+    """Write vectors, N E, after the first `rows` rows of a file, and wait until they are on disk.
 
-    Rows after these were never committed, and are removed first.
+    If the file already has more than `rows` rows, the additional ones were never committed, and are removed first.
 
     Raises:
-        OSError: If the disk is full or cannot be written to. The file is then truncated after the first rows.
-        CorruptDataError: If the file is shorter than the first rows.
+        OSError: If the disk is full or cannot be written to. The file is then truncated after the first `rows` rows.
+        CorruptDataError: If the file has fewer than `rows` rows.
     """
     start = rows * vectors.shape[1] * 2
     content = np.ascontiguousarray(vectors, np.float16).tobytes()
@@ -130,7 +133,7 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
         size = os.fstat(descriptor).st_size
         _require_size(path, size, start)
         if size > start:
-            # Windows does not shorten a file that a reader has mapped, so it is overwritten instead
+            # Windows cannot shorten a file that a reader has mapped. The additional rows are then overwritten instead.
             with suppress(OSError):
                 os.ftruncate(descriptor, start)
         try:
@@ -156,7 +159,7 @@ def _require_size(path: Path, size: int, committed: int) -> None:
 
 
 def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
-    """Return the dot products of all rows with all queries, as float32, N Q. The inputs are N E and Q E.
+    """Return the dot products of all rows, N E, with all queries, Q E, as float32, N Q.
 
     Raises:
         CorruptDataError: If the file ends before the last row.
@@ -173,7 +176,8 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
             stop = min(start + step, first + share, len(vectors))
             np.matmul(_unscaled(vectors.read(start, stop, halves), buffer), scaled, out=scores[start:stop])
 
-    # NumPy releases the interpreter lock, so threads compute the parts. This thread computes one of them.
+    # NumPy releases the interpreter lock, so threads compute parts of the product in parallel. This thread computes the
+    # first part.
     others = [_helpers(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]
     multiply(0)
     for other in others:
@@ -183,15 +187,18 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
 
 @cache
 def _helpers(count: int) -> ThreadPoolExecutor:
-    """Return a cached thread pool, because starting threads for each search took a quarter of the search's time."""
+    """Return a thread pool.
+
+    It is cached, because starting threads for each search took a quarter of the search's time.
+    """
     return ThreadPoolExecutor(count, "products")
 
 
 def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
-    """Convert half precision to float32, divided by `_HALF_TO_SINGLE`, by moving only the bits.
+    """Convert half-precision numbers to float32 by shifting their bits. The results are divided by `_HALF_TO_SINGLE`.
 
-    This takes half as long as NumPy's own conversion, which uses no vector instructions. It is valid because embeddings
-    are finite.
+    This takes half as long as NumPy's own conversion, which does not use vector instructions. It is valid only for
+    finite numbers, which all components of embeddings are.
     """
     bits = buffer[: len(vectors)]
     np.left_shift(vectors.view(np.int16), 13, out=bits, dtype=np.int32)
@@ -200,7 +207,10 @@ def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
 
 
 def top_k_rows(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the rows with the `count` highest of N scores, best first. Scores of minus infinity are excluded."""
+    """Return the numbers of the rows with the `count` highest of N scores, best first.
+
+    Rows with a score of minus infinity are excluded.
+    """
     count = min(count, int(np.isfinite(scores).sum()))
     if count == 0:
         return np.empty(0, np.int64)
@@ -210,10 +220,10 @@ def top_k_rows(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
-    """Return the rows of ids.
+    """Return the numbers of the rows to which ids belong.
 
     Raises:
-        ValueError: If an id is not of the first `count` rows.
+        ValueError: If an id does not belong to one of the first `count` rows.
     """
     try:
         rows = np.array(ids, np.int64) - 1
@@ -237,7 +247,8 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """Read the table `state`.
 
     Raises:
-        CorruptDataError: If a value is not a number. SQLite accepts any text in a numeric column.
+        CorruptDataError: If a value is not a number. This is possible because SQLite accepts any text in a numeric
+            column.
     """
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone() or (None,)
     if not all(isinstance(number, int) and number >= 0 for number in row):
@@ -251,7 +262,7 @@ class State:
     Attributes:
         vectors: Rows of the vector file.
         live: Mask of the rows that belong to images.
-        row: Numbers of the state.
+        row: Row of the table `state`.
     """
 
     def __init__(self, row: StateRow, vectors: VectorFile, live: np.ndarray) -> None:
@@ -260,13 +271,14 @@ class State:
 
     @classmethod
     def read(cls, database: sqlite3.Connection, folder: Path, width: int, before: "State | None") -> "State":
-        """Return the state that the transaction of `database` sees.
+        """Return the state that the current transaction of `database` sees.
 
-        Only changes since `before` are read, so that a search in a large index does not read the entire index.
+        Only changes since the state `before` are read, so that a search in a large index does not read the entire
+        index.
 
         Raises:
             FileNotFoundError: If the vector file was rewritten after the transaction began.
-            CorruptDataError: If that file or its row numbers are corrupt.
+            CorruptDataError: If the vector file or the ids of removed images are corrupt.
         """
         row = read_state(database, folder)
         if before is not None and row.revision == before.row.revision:

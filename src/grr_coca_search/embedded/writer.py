@@ -1,7 +1,7 @@
 """Writer of an index in a folder. It first writes the vectors, then commits their rows in SQLite.
 
-After any interruption, the state is that of the last transaction. The next commit removes vectors that belong to no
-transaction.
+After any interruption, the index is in the state of the last committed transaction. The next commit removes vectors
+whose transaction was not committed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,11 @@ from grr_coca_search.entry import Entry
 from grr_coca_search.store import Changes, PhotoUpdate
 
 MIN_GONE = 1000
-"""Minimum number of rows of removed images that justifies rewriting the vector file."""
+"""Minimum number of rows of removed images for which the vector file is rewritten."""
 
 
 class Writer:
-    """Writer of an index, which holds the writer lock until `release`.
+    """Writer of an index. It holds the writer lock until `release` is called.
 
     Raises:
         UserError: If another process is writing.
@@ -145,11 +145,12 @@ class Writer:
                 append_rows(new, start, rows)
                 blocks += following_blocks(RowBlock(start, 0, 0), rows)
         except OSError:
-            new.unlink(missing_ok=True)  # otherwise, a full disk would stay full
+            new.unlink(missing_ok=True)  # frees the space again if the disk is full
             raise
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            # In this order, every new id is free: it is at most the old id, and all smaller ids have already moved.
+            # Ids are changed in ascending order. Every new id is then unused: it is not larger than the old id, and all
+            # images with smaller ids have already got their new ids.
             moves = ((new, int(old)) for new, old in enumerate(ids, 1))
             self._database.executemany("UPDATE pictures SET id = ? WHERE id = ?", moves)
             self._database.execute("INSERT INTO words (words) VALUES ('rebuild')")
@@ -181,6 +182,6 @@ class Writer:
 
 
 def _remove(path: Path) -> None:
-    """Remove a vector file. On Windows, a file that a reader has mapped is removed by a later writer."""
+    """Remove a vector file. On Windows, a file that is in use cannot be removed yet; a later writer removes it."""
     with suppress(PermissionError):
         path.unlink(missing_ok=True)

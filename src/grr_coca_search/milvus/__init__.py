@@ -1,1 +1,1 @@
-"""Index as two collections on a Milvus server: one of images, one of notes."""
+"""Index on a Milvus server, stored as two collections: one of images, and one of notes."""

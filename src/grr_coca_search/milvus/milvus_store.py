@@ -35,14 +35,14 @@ _CHUNK_SIZE = 500
 _MAX_HITS = 16_384
 """Maximum number of hits that a server returns per request."""
 _IDS = 2**63
-"""Number that all ids are below."""
+"""Exclusive upper bound of ids."""
 
 
 class MilvusStore(Store):
     """Index on a Milvus server.
 
     Milvus has no full-text index and no transactions over several rows, so an interrupted commit may be incomplete
-    until the next update. Several processes may write. For each image, the last write wins.
+    until the next update. Several processes may write at the same time. For each image, the last write wins.
     """
 
     def __init__(self, location: str, client: Any, name: str, header: Header) -> None:
@@ -56,7 +56,7 @@ class MilvusStore(Store):
         """Open the index at a location. Return None if it is optional and does not exist.
 
         Raises:
-            UserError: If the server cannot be reached, the index is not found, or was written by a newer version.
+            UserError: If the server cannot be reached, or if the index is not found or was written by a newer version.
         """
         place, client = _connected(location)
         try:
@@ -64,7 +64,7 @@ class MilvusStore(Store):
                 _require_ours(location, client, place.name)
                 for name in (place.name, notes_of(place.name)):
                     if client.has_collection(name):
-                        client.load_collection(name)  # Milvus Lite loses the loaded state when its process ends
+                        client.load_collection(name)  # Milvus Lite unloads collections when its process ends
                 header = noted_header(client, place.name)
             if header is None and is_optional:
                 client.close()
@@ -94,7 +94,7 @@ class MilvusStore(Store):
         with _server_errors(location):
             _require_ours(location, client, place.name)
             for name in (place.name, notes_of(place.name)):
-                if client.has_collection(name):  # unfinished, because a collection without a header has no images
+                if client.has_collection(name):  # unfinished: images are added only after the header
                     client.drop_collection(name)
             _create_images(client, place.name, header.embed_dim)
             Notes.create(client, place.name).write_header(header)
@@ -102,7 +102,7 @@ class MilvusStore(Store):
 
     @classmethod
     def remove(cls, location: str) -> None:
-        """Remove an index, finished or not.
+        """Remove an index, even if its creation was interrupted.
 
         Raises:
             UserError: If the server cannot be reached, or a collection does not belong to an index.
@@ -122,8 +122,10 @@ class MilvusStore(Store):
 
     @contextmanager
     def begin(self) -> Iterator[Reads]:
-        """Yield a snapshot whose reads see the state at its beginning or a later state, because servers have no
-        snapshots."""
+        """Yield a snapshot whose reads see the state at its beginning or a later state.
+
+        Milvus servers do not provide snapshots of a fixed state.
+        """
         with _server_errors(self.location):
             yield Reads(self._client)
 
@@ -144,7 +146,7 @@ class MilvusStore(Store):
         return map(_row, self._all([*READ, "vector"] if vectors else READ, where))
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images with the largest dot products, at most 16,384."""
+        """Return the images whose embeddings have the largest dot products with a vector, at most 16,384 images."""
         with self.snapshot() as reads:
             (hits,) = reads.search(
                 self._name,
@@ -158,7 +160,7 @@ class MilvusStore(Store):
             return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
 
     def revision(self) -> str:
-        """Return a random text, which each commit replaces."""
+        """Return a random text that each commit replaces with a new one."""
         with self.snapshot() as reads:
             return self._notes.revision(reads)
 
@@ -168,20 +170,20 @@ class MilvusStore(Store):
             return self._notes.failures(reads, names)
 
     def notes(self) -> dict[str, str]:
-        """Return notes on the index."""
+        """Return the notes on the index."""
         with self.snapshot():
             return self._notes.texts()
 
-    # The methods below read single columns, whereas the default methods would read all columns.
+    # The methods below read only the columns that they need, whereas the inherited methods would read all columns.
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of the given ids."""
+        """Return the embeddings of the images with the given ids."""
         found = {row["id"]: row["vector"] for row in self._of(ids, ["id", "vector"])}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return the ids of images by their `Entry.draw`, which is the id."""
+        """Return a mapping from the `Entry.draw` of images to their ids, which are the same numbers."""
         return {row["id"]: row["id"] for row in self._of(draws, ["id"])}
 
     def sample(self) -> LibrarySample:
@@ -233,7 +235,8 @@ class MilvusStore(Store):
     def commit(self, changes: Changes) -> None:
         """Write changes.
 
-        An image becomes known only in the last step, so the next update repeats an interrupted commit.
+        An image is known to the index only after the last step that concerns it, so if a commit is interrupted, the
+        next update repeats it.
         """
         added = {entry.name: (entry, vector) for entry, vector in changes.added}
         failed = {failure.name: failure for failure in changes.failed}
@@ -301,7 +304,7 @@ def _require_ours(location: str, client: Any, name: str) -> None:
     """Check that a collection with this name belongs to an index.
 
     Raises:
-        UserError: If the collection belongs to another application, and must not be changed.
+        UserError: If the collection belongs to another application, so that it must not be changed.
     """
     for one, columns in ((name, ALL), (notes_of(name), NOTES)):
         if client.has_collection(one):

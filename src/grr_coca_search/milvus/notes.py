@@ -21,7 +21,7 @@ _MAX_MESSAGE_LENGTH = 16_000
 _CHUNK_SIZE = 500
 _MAX_COLUMNS = 16_384
 _NOTHING = [0.0, 0.0]
-"""Vector of every row, because Milvus requires one."""
+"""Vector that every row gets, because Milvus requires a vector in each row."""
 
 
 def notes_of(name: str) -> str:
@@ -40,7 +40,7 @@ def noted_header(client: Any, name: str) -> Header | None:
 
 
 class Notes:
-    """Notes collection: texts by key."""
+    """Collection of notes. Each note is a text with a key."""
 
     def __init__(self, client: Any, name: str) -> None:
         self._client = client
@@ -67,12 +67,12 @@ class Notes:
         self._write([("header", "", "", json.dumps(vars(header)))])
 
     def revision(self, reads: "Reads") -> str:
-        """Return the last value of `renew_revision`, or an empty text if there is none yet."""
+        """Return the revision that `renew_revision` wrote last, or an empty text if it has not been called yet."""
         rows = reads.query(self._name, filter='key == "revision:"', output_fields=["value"], limit=1)
         return rows[0]["value"] if rows else ""
 
     def renew_revision(self) -> None:
-        """Write a new revision. It is random, because several writers could otherwise count to the same number."""
+        """Write a new revision. It is random, because two writers that increment a number could write the same one."""
         self._write([("revision", "", "", uuid4().hex)])
 
     def columns(self, reads: "Reads") -> frozenset[str]:
@@ -85,7 +85,7 @@ class Notes:
         self._write([("column", name, "", name) for name in names])
 
     def failures(self, reads: "Reads", names: Sequence[str] | None) -> list[Failure]:
-        """Return images that could not be read, sorted by name: all, or those with the given names."""
+        """Return the images that could not be read, sorted by name: all of them, or those with the given names."""
         if names is None:
             rows = list(self._read("failure"))
         else:
@@ -110,11 +110,11 @@ class Notes:
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
     def texts(self) -> dict[str, str]:
-        """Return the values that `write` has written."""
+        """Return the notes that `write` has written, by key."""
         return {kind: row["value"] for kind in _TEXTS for row in self._read(kind)}
 
     def write(self, texts: Mapping[str, str]) -> None:
-        """Write notes on the entire index."""
+        """Write notes that concern the entire index."""
         self._write([(kind, "", "", texts[kind]) for kind in _TEXTS if kind in texts])
 
     def _of(self, reads: "Reads", names: Sequence[str]) -> list[dict[str, Any]]:
@@ -145,9 +145,10 @@ class Notes:
 class Reads:
     """Queries and searches of one snapshot, which see the state at its beginning or a later state.
 
-    Only the first read waits: a strong read waits for the next tick of the server's clock, a fifth of a second, so that
-    it sees everything that was written earlier. Later reads of the same snapshot see that state without waiting,
-    because an index is loaded once, so one node answers all reads, and the node's state never reverts.
+    Only the first read of a collection is strongly consistent. Such a read waits up to a fifth of a second, until the
+    next tick of the server's clock, so that it sees everything that was written earlier. Later reads in the same
+    snapshot see at least the same state without waiting: because an index is loaded only once, a single node answers
+    all reads, and the state of this node never reverts to an earlier one.
     """
 
     def __init__(self, client: Any) -> None:
@@ -155,7 +156,7 @@ class Reads:
         self._seen: set[str] = set()
 
     def forget(self) -> None:
-        """Make the next read of each collection wait until it sees the last write."""
+        """Make the next read of each collection wait, so that it sees all earlier writes."""
         self._seen.clear()
 
     def query(self, name: str, **options: Any) -> list[dict[str, Any]]:

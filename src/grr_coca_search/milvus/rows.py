@@ -1,4 +1,4 @@
-"""Encode images, texts and filters for Milvus, and decode them: rows, valid UTF-8, and expressions."""
+"""Convert images to rows, texts to valid UTF-8, and filters to expressions of Milvus. Convert rows and texts back."""
 
 import base64
 import json
@@ -22,14 +22,17 @@ TEXTS = {
     "digest": 64,
     "caption": 8192,
 }
-"""Text columns, with their maximum number of characters. Milvus counts bytes, of which a character has up to four."""
+"""Text columns, with their maximum numbers of characters. Milvus limits the number of bytes; a character has up to four
+bytes."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
 ALL = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
 READ = ["id", "name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
 _NO_OFFSET = -1
 _PHOTO = ""
-"""Key, in `kinds`, for data from cameras, users and the model. It is not the name of a field. The column `fields` also
-contains the filterable part of these data, and `columns` the fields from a table."""
+"""Key, in the column `kinds`, of data from cameras, users and the model. It cannot be the name of a field. The part of
+these data that can be filtered is also in the column `fields`. The list `columns` in these data names the fields that
+come from users' tables.
+"""
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def from_record(record: dict[str, Any]) -> Entry:
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:
-    """Round a vector to half precision, as in the folder store, and return it in float32."""
+    """Round a vector to half precision, as the store in a folder does, and return the result as float32."""
     return np.asarray(vector, np.float16).astype(np.float32)
 
 
@@ -96,7 +99,7 @@ _BACK = {moved: code for code, moved in _MOVED.items()}
 
 
 def as_utf8(text: str) -> str:
-    """Convert a text to valid UTF-8. If it is a file name or already valid, `from_utf8` restores it."""
+    """Convert a text to valid UTF-8. `from_utf8` restores the text if it is a file name or was already valid."""
     if text.isascii():
         return text
     return text.translate(_MOVED).encode("utf-8", "backslashreplace").decode()
@@ -110,15 +113,15 @@ def from_utf8(text: str) -> str:
 # --- Filters as expressions
 
 _LAST = "\U0010ffff"
-"""Last Unicode character, which occurs in no text."""
+"""Last code point of Unicode, which does not occur in texts."""
 _NEVER, ALWAYS = "id < 0", "id >= 0"
-"""Condition that no row meets, and condition that every row meets, because ids are not negative."""
+"""Condition that no row meets, and condition that every row meets. Ids are never negative."""
 
 
 def to_expression(tree: Filter) -> str:
-    """Convert a filter to an expression.
+    """Convert a filter to a Milvus expression.
 
-    `json.dumps` writes all values, so that none can break out of its quotes.
+    `json.dumps` quotes all texts, so that a text cannot break out of its quotes.
     """
     if isinstance(tree, And | Or):
         word = " and " if isinstance(tree, And) else " or "
@@ -132,7 +135,7 @@ def to_expression(tree: Filter) -> str:
             return f"({COLUMNS[tree.field]} in [{', '.join(map(_literal, tree.values))}])"
         return "(" + " or ".join(_comparison(tree.field, "=", value) for value in tree.values) + ")"
     assert isinstance(tree, Like)
-    # `like` treats `_` as any character, which not all versions can escape.
+    # Milvus's `like` is not used, because `_` would match any character, and not all versions can escape it.
     column = _column(tree.field)
     test = f"{column} >= {quoted(tree.prefix)} and {column} < {quoted(tree.prefix + _LAST)}"
     return f"({test})" if tree.field in COLUMNS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
@@ -159,7 +162,10 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
-    """Return an expression that is true if one value of a field equals a text. A table column counts as one value."""
+    """Return an expression that is true if at least one value of a field in `SEVERAL` equals a text.
+
+    If a user's table has a column of the same name, its cell is the only value.
+    """
     if operator != "=":
         raise UserError(f"where: on Milvus, {field} take only = and in; an index in a folder has all comparisons")
     noted, text = f'kinds["{_PHOTO}"]', _literal(value)
@@ -170,7 +176,9 @@ def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _same_kind(field: str, value: FieldValue) -> str:
-    """Return an expression that is true if an image has the field, with a value of the same kind (text or number)."""
+    """Return an expression that is true if an image has a field whose value is of the same kind as `value` (text or
+    number).
+    """
     kind = "text" if isinstance(value, str) else "number"
     return f'kinds[{quoted(field)}] == "{kind}"'
 

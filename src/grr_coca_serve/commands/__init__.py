@@ -1,4 +1,4 @@
-"""Commands of the server and its page. An entry point of `grr_coca.commands` names this table of commands."""
+"""Commands of the server and its page. An entry point in the group `grr_coca.commands` refers to this table."""
 
 from grr_coca.cli import Command
 

@@ -1,4 +1,4 @@
-"""Endpoints. Each module has a `router`, next to the models of its requests and answers."""
+"""Endpoints of the server. Each module defines a `router`, and the schemas of its requests and answers."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -22,7 +22,7 @@ router = APIRouter(route_class=QueuedRoute)
 
 
 class CaptionOptions(Strict):
-    """Decoding options: `GenerationOptions` with limits per request, and the start of the caption."""
+    """Decoding options: those of `GenerationOptions`, with limits, and the start of the caption (`prompt`)."""
 
     prompt: Annotated[str, Field(max_length=500)] = ""
     num_captions: Annotated[int, Field(ge=1, le=8)] = 1
@@ -51,7 +51,7 @@ class CaptionOptions(Strict):
 
 
 class CaptionText(BaseModel):
-    """A caption, and the sum of the log-probabilities of its tokens; null if no decoder computed them."""
+    """A caption, and the sum of the log-probabilities of its tokens, which is null if no decoder computed them."""
 
     text: str
     log_prob: float | None
@@ -68,8 +68,8 @@ class CaptionAnswer(BaseModel):
     """Captions of an image, best first.
 
     `caption` is the best caption, and `confidence` the probability that it is exactly right. `unfamiliar` states
-    whether the image is unlike the training images, or is null if unknown. `tags` are the requested number of tags,
-    most likely first.
+    whether the image is unlike the training images, or is null if this is unknown. `tags` has the requested number of
+    tags, most likely first.
     """
 
     caption: str

@@ -15,7 +15,8 @@ from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 router = APIRouter(route_class=QueuedRoute)
 
 _MAX_FILLED_LENGTH = 1_000_000
-"""Maximum number of characters in all labels in all templates: 1,000 labels in 16 templates of 60 characters."""
+"""Maximum number of characters in total after all labels have been filled into all templates. This is enough for 1,000
+labels in 16 templates of 60 characters."""
 
 
 class LabelOptions(Strict):

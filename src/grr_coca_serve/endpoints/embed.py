@@ -30,5 +30,5 @@ async def embed(given: EmbedInput, request: Request, service: ThisService, place
     decoded = [from_data_uri(one, "inputs") if is_picture(one) else one for one in inputs]
     place.take(sum(isinstance(one, bytes) for one in decoded))
     vectors = await service.embedded(decoded, deadline_of(request))
-    content = await service.in_thread(lambda: json_list(row.tolist() for row in vectors))  # several megabytes
+    content = await service.in_thread(lambda: json_list(row.tolist() for row in vectors))  # may be several megabytes
     return Response(content, media_type="application/json")

@@ -12,7 +12,7 @@ router = APIRouter()
 
 
 class ExplainOptions(Strict):
-    """Options of an explanation. `id` is an image of the index, in place of an image in the body."""
+    """Options of an explanation. `id` identifies an image of the index, in place of an image in the body."""
 
     id: Text | None = None
 
@@ -25,10 +25,10 @@ class WordHeat(BaseModel):
 
 
 class ExplainAnswer(BaseModel):
-    """Caption with a map for each word.
+    """Caption with a heat map for each word.
 
-    The maps cover `square`, the part of the image that the model processes: left, upper, right, lower, in fractions of
-    the image's width and height. It may extend beyond the image.
+    The maps cover `square`, the part of the image that the model processes. Its left, upper, right and lower edges are
+    in fractions of the image's width and height. The square may extend beyond the image.
     """
 
     caption: str

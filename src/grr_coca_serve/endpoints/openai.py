@@ -1,8 +1,8 @@
 """Endpoints of the OpenAI API: chat completions (as captions), embeddings and models.
 
-A chat completion is the caption of the last image. Instructions are ignored, because the model only captions. If the
-last message is from the assistant, it is the start of the caption. Unsupported keys that would change the answer are
-rejected; other unsupported keys are ignored, because clients send many of them by default.
+A chat completion is the caption of the last image in the conversation. Instructions are ignored, because the model can
+only caption images. If the last message is from the assistant, the caption starts with its text. Unsupported keys that
+would change the answer are rejected; other unsupported keys are ignored, because clients send many of them by default.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Options of a streamed answer. `include_usage` states whether a last chunk counts the tokens."""
+    """Options of a streamed answer. `include_usage` states whether the last chunk contains the token counts."""
 
     include_usage: bool | None = None
 
@@ -137,7 +137,7 @@ class Usage(BaseModel):
 
 
 class EmbeddingRow(BaseModel):
-    """Vector of unit length: numbers, or base64 of 32-bit floats."""
+    """Vector of unit length, as numbers or as base64-encoded 32-bit floats."""
 
     object: Literal["embedding"]
     index: int
@@ -231,7 +231,7 @@ def _require_model(name: str, service: Service) -> None:
 
 
 def _embeddings_answer(service: Service, vectors: np.ndarray, texts: list[str], encoding: str) -> bytes:
-    """Return embeddings as JSON, which may have megabytes. Call this in a thread."""
+    """Return embeddings as JSON. Call this in a thread, because the JSON may have several megabytes."""
     rows = json_list(
         {"object": "embedding", "index": number, "embedding": _encoded(row, encoding)}
         for number, row in enumerate(vectors)
@@ -252,10 +252,10 @@ def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
 
 
 def _require_followed(given: ChatInput) -> None:
-    """Reject keys that this model does not support.
+    """Reject keys and values that this model does not support.
 
     Raises:
-        RequestError: If a key is unsupported. The message names the key.
+        RequestError: If a key or its value is unsupported. The message names the key.
     """
     if given.response_format is not None and given.response_format.get("type") != "text":
         raise RequestError(
@@ -269,7 +269,7 @@ def _picture_of(messages: list[Message]) -> bytes:
     """Return the last image of the conversation.
 
     Raises:
-        RequestError: If the conversation has no image, or the image is a URL.
+        RequestError: If the conversation has no image, or if the image is given as a remote URL.
     """
     for message in reversed(messages):
         for part in reversed(message.content if isinstance(message.content, list) else []):
@@ -284,7 +284,10 @@ def _picture_of(messages: list[Message]) -> bytes:
 
 
 def _prompt_of(messages: list[Message]) -> str:
-    """Return the start of the caption, which is the last message if it is from the assistant."""
+    """Return the start of the caption, which is the text of the last message if that message is from the assistant.
+
+    Otherwise, the result is empty.
+    """
     last = messages[-1]
     if last.role != "assistant" or last.content is None:
         return ""
@@ -296,7 +299,7 @@ def _prompt_of(messages: list[Message]) -> str:
 def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptions:
     """Return the options for greedy decoding, or for sampling if the temperature is above 0.
 
-    The number of tokens is capped.
+    If the request limits the number of tokens, this limit is reduced to what fits into the model's context.
     """
     limit = given.max_completion_tokens or given.max_tokens
     max_length = None if limit is None else min(limit, service.room_after(prompt))
@@ -348,7 +351,8 @@ class _Answer:
             async for piece in pieces:
                 if isinstance(piece, str):
                     text += piece
-                    # A piece that may be the start of a stop text is held back until the next piece.
+                    # If the request has stop texts, the end of the text so far may be the start of one of them. The
+                    # text is then sent only after it has been cut at a stop text, or is complete.
                     whole = self._cut(text)
                     if (not self._stops or len(whole) < len(text)) and (more := self._more(whole, 0, sent)):
                         yield more

@@ -83,7 +83,7 @@ async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50
     """Return groups of duplicate images, the largest first."""
     index = service.require_index()
 
-    def encoded() -> bytes:  # thousands of images, group by group
+    def encoded() -> bytes:  # encodes one group at a time, because the answer may have thousands of images
         found = index.duplicates(offset, limit)
         return b'{"total":%d,"sizes":%b,"groups":%b}' % (
             found["total"],
@@ -118,7 +118,7 @@ async def vector(
 ) -> Response:
     """Return an SVG file of the index without scripts and references.
 
-    `ink` is the default colour, such as `1b1b1a`. Other files, and SVG files that cannot be cleaned, are returned as
+    `ink` is the default color, such as `1b1b1a`. Other files, and SVG files that cannot be cleaned, are returned as
     pixels.
     """
     index = service.require_index()

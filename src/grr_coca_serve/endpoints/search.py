@@ -28,7 +28,7 @@ router = APIRouter(route_class=QueuedRoute)
 
 
 class SearchInput(Strict):
-    """Query, and the hits to return. `like` and `unlike` are ids of images in the index."""
+    """Query, and range of the hits to return. `like` and `unlike` are ids of images in the index."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"texts": ["red fruit"], "where": "width >= 16", "limit": 2}]}
@@ -47,7 +47,7 @@ class SearchInput(Strict):
 
 
 class SimilarOptions(Strict):
-    """Hits to return. `id` is an image of the index, in place of an image in the body."""
+    """Filter and range of the hits to return. `id` identifies an image of the index, in place of one in the body."""
 
     id: Text | None = None
     where: Where = None
@@ -58,8 +58,8 @@ class SimilarOptions(Strict):
 class FoundPicture(IndexedPicture):
     """Hit of a search.
 
-    `score` is the cosine with the query. `relevance` is the probability that the hit is correct, or null if
-    unavailable. `copies` are its near-duplicates.
+    `score` is the cosine similarity to the query. `relevance` is the probability that the hit is correct, or null if
+    this is unavailable. `copies` are the near-duplicates of the hit.
     """
 
     score: float
@@ -70,11 +70,11 @@ class FoundPicture(IndexedPicture):
 class SearchAnswer(BaseModel):
     """Hits of a search, best first.
 
-    `more` states whether there are more hits, and `searched` is the number of images in the index. `verdict` states
-    whether hits match the query (`likely`), this is uncertain (`unsure`), or no hit does (`nothing`). `num_likely` is
-    the number of hits up to the last likely one. `can_tell` states whether relevance is available. `facets` has the
-    values of text fields among the `counted` nearest images, only in the first answer. `unknown` are texts that have no
-    word that an adapted model knows.
+    `more` states whether the query has more hits, and `searched` is the number of images in the index. `verdict` is
+    `likely` if hits match the query, `unsure` if this is uncertain, and `nothing` if no hit matches. `num_likely` is
+    the number of hits up to the last likely one. `can_tell` states whether relevances are available. `facets` has the
+    values of text fields among the `counted` nearest images; it is empty if `offset` is above 0. `unknown` lists the
+    texts in which an adapted model does not know any word.
     """
 
     hits: list[FoundPicture]
@@ -112,7 +112,7 @@ async def search(given: SearchInput, request: Request, service: ThisService, pla
     openapi_extra=picture_request(SimilarOptions, {"limit": 2}),
 )
 async def similar(request: Request, service: ThisService, place: Place) -> Response:
-    """Find images in the index that are similar to an image: to the image in the body, or to the image with the given
+    """Find images in the index that are similar to the image in the body, or to the image of the index with the given
     `id`.
     """
     data, options = await picture_and_options(request, SimilarOptions)

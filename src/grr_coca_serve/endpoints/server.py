@@ -17,7 +17,10 @@ router = APIRouter()
 
 
 class InfoAnswer(BaseModel):
-    """Description of the server. `pictures` is null without an index, and `revision` changes with the index."""
+    """Description of the server. `pictures` is the number of images in the index, or null if the server has no index.
+
+    `revision` changes whenever the index changes.
+    """
 
     title: str
     pictures: int | None
@@ -29,7 +32,7 @@ class InfoAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """State of the server. `warnings` are limitations that exist although it is ready."""
+    """State of the server. `warnings` lists limitations of a server that is nevertheless ready."""
 
     status: str
     model: str | None = None
@@ -98,7 +101,7 @@ async def metrics(service: ThisService) -> Response:
 
 @router.post("/session", status_code=204, responses=answers(None, 422, success=204))
 async def session(given: SessionInput, request: Request, service: ThisService) -> Response:
-    """Exchange the key for a cookie, because the images of a page are requested without a header."""
+    """Exchange the key for a cookie. The page needs one, because browsers request its images without the key."""
     if service.key is None:
         return Response(status_code=204)
     if not service.key.opens(given.key):

@@ -19,10 +19,10 @@ def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
 
     Args:
         path: Path of `preprocessor_config.json`.
-        size: Image size to use instead of the size in the file. None uses the size in the file.
+        size: Image size to use instead of the size in the file. If None, the size in the file is used.
 
     Raises:
-        UserError: If the file is missing or corrupt, or does not yield squares.
+        UserError: If the file is missing or corrupt, or its preprocessing does not produce square images.
     """
     content = read_json(path)
     try:

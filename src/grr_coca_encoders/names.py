@@ -1,4 +1,4 @@
-"""Names of image encoders: `timm:MODEL[@SIZE][=WEIGHTS]`."""
+"""Names of image encoders, such as `timm:MODEL[@SIZE][=WEIGHTS]`."""
 
 import re
 from pathlib import Path
@@ -16,8 +16,8 @@ class EncoderName(NamedTuple):
     Attributes:
         text: Full name, including the scheme.
         model: Name of the model, or its folder.
-        size: Image size in pixels. None for the model's own size.
-        weights: A safetensors file, or `random`. None for the published weights.
+        size: Image size in pixels. None means the model's default size.
+        weights: A safetensors file, or `random`. None means the published weights.
     """
 
     text: str

@@ -1,8 +1,9 @@
-"""Image encoder in the form of any ONNX graph, computed by ONNX Runtime.
+"""Image encoder from an arbitrary ONNX graph, run by ONNX Runtime.
 
-The first input takes images: B 3 S S or B S S 3, uint8 pixels, or floating-point values normalized by mean and
-deviation. The output is `last_hidden_state`, or else the first output with tokens B N D, a map, or one vector per
-image. Graphs that end in a classifier or a decoder have features in an inner tensor, which can be named.
+The first input takes images of the shape B 3 S S or B S S 3, either as uint8 pixels or as floating-point values
+normalized by mean and standard deviation. The output is `last_hidden_state`, or else the first output with tokens B N
+D, a map, or one vector per image. Graphs that end in a classifier or a decoder have features in an inner tensor, which
+can be named.
 
 Shapes: B images, S image size in pixels, T tokens including class token and registers, N tokens, D width.
 """
@@ -38,19 +39,19 @@ _DTYPES: dict[str, type[np.generic]] = {
 _MAX_PREFIX = 16
 """Maximum number of tokens before the patch tokens."""
 _MIN_WIDTH = 5
-"""Minimum width of features. Masks, boxes and most probabilities have fewer numbers."""
+"""Minimum width of features. Masks, boxes and most probabilities have a smaller width."""
 _FEATURE_OPERATORS = {"LayerNormalization", "Add", "Relu", "HardSwish", "Clip", "GlobalAveragePool", "ReduceMean"}
 """Operators whose results are features if they are near the end of a graph."""
 _OPENING = threading.Lock()
 
 
 class OnnxEncoder:
-    """`grr_coca.infer.encoder.VisionEncoder` that computes a graph.
+    """`grr_coca.infer.encoder.VisionEncoder` that runs an ONNX graph.
 
     Args:
-        path: The graph, next to its description, which is `NAME.json` written by this package for `NAME.onnx`, or
-            `preprocessor_config.json`.
-        tensor: Name of the tensor with the features; empty: an output.
+        path: Path of the graph. Its description must be in the same folder: either `NAME.json`, which this package
+            writes for `NAME.onnx`, or `preprocessor_config.json`.
+        tensor: Name of the tensor with the features. If empty, an output of the graph is used.
 
     Raises:
         UserError: If the graph or its description is missing, or cannot be used.
@@ -125,7 +126,7 @@ class OnnxEncoder:
     def write_graph(self, path: Path) -> None:
         """Write a graph that takes uint8 pixels and computes the same tokens; see `VisionEncoder`.
 
-        Without the extra `export`, the graph is copied.
+        The graph is copied if it already has this form, or if the extra `export` is not installed.
         """
         form = self._form()
         is_ready = form.dtype == np.uint8 and form.is_channels_last and form.rank == 3 and not form.num_prefix
@@ -171,7 +172,7 @@ class OnnxEncoder:
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the open graph, because other processes must reopen it."""
+        """Return the state without the open graph, because each process must open the graph itself."""
         return {**vars(self), "_session": None}
 
     def _open(self) -> "InferenceSession":
@@ -213,8 +214,8 @@ def _opened(path: Path, tensor: str = "") -> "InferenceSession":
 def output_field(tensor: str) -> bytes:
     """Return bytes that add an output when they are appended to the file of a graph.
 
-    Protocol buffers merge the fields of a message that occurs twice: of the model, 7 is the graph; of the graph, 12 is
-    an output; of the output, 1 is its name (onnx.proto).
+    Protocol buffers merge the fields of a message that occurs twice. The fields are numbered as follows in onnx.proto:
+    7 is the graph of a model, 12 an output of a graph, and 1 the name of an output.
     """
     content = tensor.encode()
     for number in (1, 12, 7):
@@ -258,7 +259,10 @@ def _choose_output(ranks: dict[str, int], path: Path) -> str:
 
 
 def candidates(path: Path) -> str:
-    """Return the end of a message that names inner tensors of a graph, the last first, with the number of features."""
+    """Return the end of a message, which names inner tensors of a graph that may contain features.
+
+    The tensors closest to the end of the graph come first, each with its number of features.
+    """
     named = f"; name an inner tensor: onnx:{path.name}#TENSOR"
     if find_spec("onnx_ir") is None:
         return f"{named}; with the extra 'export', the likely ones are listed here; run: {install_command('export')}"
@@ -287,19 +291,18 @@ def _to_tokens(found: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, "B N D"]:
 
 
 def _is_map_channels_last(found: Float[np.ndarray, "B ..."]) -> bool:
-    """Return whether features are a map B h w D. Maps are square."""
+    """Return whether features are a map of the shape B h w D. Maps are assumed to be square."""
     return found.ndim == 4 and found.shape[1] == found.shape[2] != found.shape[3]
 
 
 def count_prefix(num_tokens: int) -> int:
-    """Return the number of tokens before the patch tokens, which fill a square grid, or 0 if the tokens do not fit a
-    grid."""
+    """Return the number of tokens before the patch tokens, if the patch tokens fill a square grid, and otherwise 0."""
     prefix = num_tokens - math.isqrt(num_tokens) ** 2
     return prefix if prefix <= _MAX_PREFIX else 0
 
 
 def _hash_of(path: Path, tensor: str) -> str:
-    """Return the SHA-256 of a graph, of the name of an inner tensor, and of the files next to it with its weights."""
+    """Return a SHA-256 of a graph, of the name of an inner tensor, and of files with weights next to the graph."""
     digest = hashlib.sha256(file_sha256(path).encode())
     digest.update(tensor.encode())
     for other in sorted(path.parent.glob(f"{path.stem}*data")):  # NAME.onnx.data, NAME.onnx_data

@@ -1,4 +1,4 @@
-"""Convert an ONNX graph of any form to a graph from uint8 pixels to tokens, with its weights inside.
+"""Convert an ONNX graph of any form to a self-contained graph that computes tokens from uint8 pixels.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
@@ -23,8 +23,9 @@ class GraphForm:
     """Form in which a graph takes images and returns features.
 
     Attributes:
-        images: Name of its input, B 3 S S or B S S 3, as uint8 or normalized images.
-        features: Name of the tensor with tokens, a map or one vector an image.
+        images: Name of the graph's input, which takes images of the shape B 3 S S or B S S 3, as uint8 pixels or
+            normalized values.
+        features: Name of the tensor that contains tokens, a feature map, or one vector per image.
         dtype: Type of the input.
         is_channels_last: Whether the channels of the input come last.
         is_map_channels_last: Whether the channels of a map come last.

@@ -1,4 +1,5 @@
-"""Plug-ins for the core, which entry points name. Importing this module is cheap, because PyTorch is imported later."""
+"""Plug-ins that the core finds through entry points. Importing this module is cheap, because PyTorch is imported
+later."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def open_transformers(rest: str, device: str | None) -> "VisionEncoder":
 def open_own(rest: str, device: str | None) -> "VisionEncoder":
     """Open the image encoder of a model of this package; see `grr_coca.infer.encoder.EncoderOpener`."""
     require_extra("torch", f"coca:{rest}")
-    from grr_coca_encoders.own_encoder import load_own  # lazy import, because it imports torch
+    from grr_coca_encoders.own_encoder import load_own  # lazy import: PyTorch
 
     return load_own(rest, device)
 

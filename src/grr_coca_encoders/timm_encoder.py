@@ -47,7 +47,7 @@ class TimmTokens(nn.Module):
 def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
     """Load a timm encoder.
 
-    Position embeddings for another image size are interpolated here, only once.
+    For another image size, the position embeddings are interpolated once, when the encoder is loaded.
 
     Args:
         name: Name of the model.
@@ -92,7 +92,7 @@ def _create(name: EncoderName) -> nn.Module:
         with seeded(), log.attached():
             try:
                 model = timm.create_model(name.model, **changes)
-            except TypeError:  # convolutional networks accept every size
+            except TypeError:  # convolutional networks have no `img_size`, because they accept every size
                 changes.pop("img_size", None)
                 model = timm.create_model(name.model, **changes)
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError) as error:
@@ -105,7 +105,7 @@ def _create(name: EncoderName) -> nn.Module:
 class _LoadingLog(logging.Handler):
     """Handler that captures and silences timm's log while weights are loaded.
 
-    Without a classifier, timm leaves missing tensors random, and reports this only in the log.
+    If a model is loaded without a classifier, timm leaves missing tensors random, and reports this only in the log.
     """
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class _LoadingLog(logging.Handler):
 def _weights_file(name: EncoderName) -> str:
     """Return the safetensors file of the weights.
 
-    It is chosen here, because timm would also accept files that run code.
+    The file is chosen here, because timm would also accept files that can run code.
     """
     if name.weights is not None:
         return name.weights

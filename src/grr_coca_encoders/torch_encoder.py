@@ -1,4 +1,4 @@
-"""Image encoder in PyTorch, and code that its models share.
+"""Image encoder in PyTorch, and functions that the loaders of its models share.
 
 Shapes: B images, S image size in pixels, N tokens, D width, h × w grid, C channels of a map.
 """
@@ -23,10 +23,10 @@ from grr_coca_encoders.onnx_encoder import require_same_tokens
 
 
 class PixelsToTokens(nn.Module):
-    """Module from pixels to tokens, in the form that graph export needs.
+    """Module that computes tokens from pixels, in the form that graph export needs.
 
     Args:
-        model: Model from normalized images, B 3 S S, to tokens or maps.
+        model: Model that computes tokens from normalized images (B 3 S S).
         preprocess: Preprocessing, whose pixel mean and standard deviation are used.
     """
 
@@ -51,7 +51,7 @@ class TorchEncoder:
     Args:
         name: Name of the encoder.
         licence: Licence of the weights.
-        model: Model from normalized images, B 3 S S, to tokens, B N D.
+        model: Model that computes tokens (B N D) from normalized images (B 3 S S).
         preprocess: Preprocessing of the encoder.
         device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
     """
@@ -59,7 +59,8 @@ class TorchEncoder:
     def __init__(
         self, name: str, model: nn.Module, preprocess: EncoderPreprocess, licence: str, device: str | None
     ) -> None:
-        # In eval mode, batch norms do not change; without gradients, optimizers do not find these weights.
+        # In eval mode, batch norms do not change. Because the weights do not require gradients, optimizers do not train
+        # them.
         self.module = PixelsToTokens(model, preprocess).eval().requires_grad_(False)
         self.device = torch.device(device or best_device())
         side = preprocess.image_size
@@ -139,7 +140,10 @@ def map_to_tokens(features: Tensor, is_channels_last: bool) -> Float[Tensor, "B 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Sample the same random weights every time, without changing PyTorch's random state."""
+    """Make models in this context start with the same random weights every time.
+
+    PyTorch's random state is restored afterwards.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

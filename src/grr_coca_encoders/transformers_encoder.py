@@ -44,7 +44,8 @@ class TransformersTokens(nn.Module):
         self.model = model
         patch = model.config.patch_size
         self.patch_size = int(patch[0] if isinstance(patch, (list, tuple)) else patch)
-        # CLIP normalizes only the class token, although its image tokens were trained with no other layer after them.
+        # CLIP itself applies this norm only to the class token, although no other layer followed the image tokens in
+        # training.
         is_clip = model.config.model_type == "clip_vision_model"
         self.norm: nn.Module = model.post_layernorm if is_clip else nn.Identity()
 
@@ -57,7 +58,7 @@ class TransformersTokens(nn.Module):
 def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
     """Load a transformers encoder.
 
-    Position embeddings for another image size are interpolated here, only once.
+    For another image size, the position embeddings are interpolated once, when the encoder is loaded.
 
     Args:
         name: Folder, or OWNER/NAME on the Hugging Face hub.
@@ -118,7 +119,7 @@ def _preprocess(name: EncoderName, image_size: int) -> EncoderPreprocess:
 def _interpolate_positions(model: Any, side: int) -> None:
     """Interpolate learned positions to another image size, as the model itself does for each image.
 
-    Otherwise, graphs would contain the interpolation.
+    Without this function, exported graphs would contain the interpolation.
     """
     embeddings = model.embeddings
     if side == model.config.image_size or not hasattr(embeddings, "interpolate_pos_encoding"):
@@ -134,13 +135,13 @@ def _interpolate_positions(model: Any, side: int) -> None:
         embeddings.image_size = side
     else:
         embeddings.position_embeddings = nn.Parameter(table)
-        # If the size is unchanged, the model adds the table directly.
+        # If the number of patches matches the image size, the model adds the table directly.
         embeddings.patch_embeddings.num_patches = count
     model.config.image_size = side
 
 
 def _licence(name: EncoderName) -> str:
-    """Return the licence in the model card. A model without a card can also be used."""
+    """Return the licence in the model card. Without a model card, the licence is unknown."""
     if name.weights == RANDOM:
         return UNKNOWN_LICENCE
     try:

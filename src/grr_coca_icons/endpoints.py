@@ -48,7 +48,7 @@ def endpoints(service: Service) -> list[BaseRoute]:
 
 
 class Equivalents:
-    """Equivalents of a served index's icons in its other icon sets. Not thread-safe.
+    """Finder of an icon's equivalents in the other icon sets of a served index. Not thread-safe.
 
     Args:
         index: The served index.
@@ -60,7 +60,7 @@ class Equivalents:
         self._sets = LruCache[str, tuple[list[int], CrossSetMatcher]](1)
 
     def of_icon(self, identity: str) -> list[dict[str, Any]]:
-        """Return the equivalents of an icon, as their images, for JSON, most likely first.
+        """Return the images of an icon's equivalents in a form for JSON, most likely first.
 
         The list is empty for images that are not icons, and if the model has no match parameters.
 
@@ -82,7 +82,7 @@ class Equivalents:
 
 
 def _icon_sets(store: Store, numbers: MatchParameters) -> tuple[list[int], CrossSetMatcher]:
-    """Return the icons of an index, as `Entry.draw`, and their sets."""
+    """Return the `Entry.draw` of each icon in an index, and a matcher for the sets of these icons."""
     icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
     names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
     pictures = named_pictures(names, [()] * len(names), vectors, numbers)

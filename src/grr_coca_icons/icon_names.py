@@ -1,4 +1,4 @@
-"""Names of icons as words, without the style words and numbers that only a set uses."""
+"""Words in the names of icons, without style words and numbers that only distinguish variants within an icon set."""
 
 import re
 from collections import Counter
@@ -10,18 +10,19 @@ outline outlined outlines filled rounded duotone twotone solid linear monochrome
 12px 16px 20px 24px 32px alt
 """
 STYLES = frozenset(_STYLES.split())
-"""Words that are style words at the end of a name in every set."""
+"""Words that are style words in every set, if they are at the end of a name."""
 
 _STYLES_IF_FREQUENT = """
 line lined fill bold light thin regular round sharp broken bulk mini micro flat duo remix stroke baseline two-tone
 print small compact active o r v m one two three four five six
 """
 STYLES_IF_FREQUENT = frozenset(_STYLES_IF_FREQUENT.split())
-"""Words that are style words only in sets with many names that end in them. Elsewhere, they may be part of the concept
+"""Words that are style words only in sets in which many names end with them. Elsewhere, they may be part of the concept
 (traffic light, text bold, one of two)."""
 
 FREQUENT, FREQUENT_FIRST = 0.03, 0.1
-"""Minimum fraction of a set's names that must end or start with such a word for it to count as a style word."""
+"""Minimum fractions of a set's names that must end (`FREQUENT`) or start (`FREQUENT_FIRST`) with a word for it to count
+as a style word."""
 
 _COUNTED = """
 number numbers dice die looks counter timer replay forward back hexagon step level layer layout grid keycap exposure
@@ -51,7 +52,7 @@ def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
 
     Args:
         names: Names of the set's icons.
-        declared: Name endings that the set lists, such as `20-filled`.
+        declared: Name endings that the set lists as styles, such as `20-filled`.
     """
     endings = {word for ending in declared for word in ending.split("-") if word} | STYLES
     for _ in range(3):  # a name may have several style words in a row: `home-outline-rounded`, `user-20-filled`
@@ -90,7 +91,7 @@ _NO_LOOK = frozenset({"alt", "ltr", "rtl", "xs", "sm", "md", "lg", "xl", "12px",
 
 
 def style_of(name: str, styles: Styles) -> str:
-    """Return the style words that end a name, such as `solid` in `home-20-solid`, or an empty text."""
+    """Return the style words that end a name, such as `solid` in `home-20-solid`, or an empty string."""
     words = name.lower().split("-")
     ending = words[len(without_styles(words, Styles(styles.endings))) :]
     return " ".join(word for word in ending if word in styles.endings - _NO_LOOK)

@@ -10,7 +10,10 @@ from grr_coca_serve.site import Library
 
 
 def with_others(library: Library, model: IndexModel) -> Library:
-    """Add equivalents in its other icon sets to a library, if it has several sets and the model supports matching."""
+    """Add to each icon of a library its equivalents in the library's other icon sets.
+
+    A library with one set, or with a model that does not support matching, is returned unchanged.
+    """
     rows = [row for row, entry in enumerate(library.entries) if "icon" in entry.fields]
     names = [str(library.entries[row].fields["icon"]) for row in rows]
     numbers = match_numbers(model.folder)

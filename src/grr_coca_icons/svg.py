@@ -1,8 +1,8 @@
 """Recognize SVG files, and render them in subprocesses; see `grr_coca.data.isolated`.
 
 resvg, which the extra `[icons]` installs, renders the files. It is written in Rust, and holds Python's lock while it
-renders. In this process, a file of 190 bytes could abort the program, and another file could block all threads for
-minutes.
+renders. If it ran in this process, a file of 190 bytes could abort the program, and another file could block all
+threads for minutes.
 """
 
 from PIL import Image
@@ -39,7 +39,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
 
 
 class SvgFormat:
-    """SVG format for the core: a `grr_coca.data.isolated.VectorFormat`."""
+    """SVG as an image format of the core, see `grr_coca.data.isolated.VectorFormat`."""
 
     renderer = _RENDERER
     cpu_seconds = _CPU_SECONDS

@@ -26,7 +26,7 @@ treats `&#60;` and `&lt;` in an entity as text."""
 def render(data: bytes, name: str, side: int) -> Image.Image:
     """Render an SVG file as a transparent square. Oblong drawings are centred.
 
-    Other files are not read: neither system fonts nor other images.
+    No other file is read, neither system fonts nor other images.
 
     Args:
         data: Content of the file.
@@ -45,7 +45,7 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
 
 
 def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
-    """Return the pixels of a drawing at exactly the given side, S S 4."""
+    """Return the pixels (S S 4) of a drawing, rendered at exactly the given side S."""
     image = _drawn(data, name, side)
     return {"mode": image.mode}, image.tobytes()
 

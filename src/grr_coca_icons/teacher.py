@@ -8,7 +8,7 @@ The teacher does not run during training. `scripts/text_teacher.py` computes its
 | `embeddings.safetensors` | `captions`: an embedding of unit length for each line, in fp16 |
 | `manifest.json` | sizes and checksums |
 
-Other texts in such a folder, which commit f3ecb185 wrote, are ignored.
+A folder that was written by commit f3ecb185 also contains other texts, which are ignored.
 
 Shapes: N captions, B pairs, K width of the teacher's embeddings.
 """
@@ -39,7 +39,7 @@ _AGAIN = "write the folder again with `python scripts/text_teacher.py RECIPE`"
 class Teacher:
     """Content of a teacher's folder.
 
-    `ids` are the sorted ids of the captions, and `rows` the row of each in `embeddings`.
+    `ids` are the sorted ids of the captions, and `rows` contains the row of each caption in `embeddings`.
     """
 
     folder: Path
@@ -75,10 +75,11 @@ class Teacher:
         return len(self.ids)
 
     def require_captions(self, pairs: PairSource) -> None:
-        """Check that the teacher has embeddings of all captions of some pairs.
+        """Check that the teacher has embeddings of all captions of the given pairs.
 
         Raises:
-            UserError: If embeddings are missing. The message has their number and the first caption.
+            UserError: If embeddings are missing. The message contains the number of captions without an embedding, and
+                the first of them.
         """
         captions = training_captions(pairs)
         is_known = self._find(np.array([caption_id(caption) for caption in captions], np.int64))[1]
@@ -106,7 +107,7 @@ class Teacher:
         return replace(batch, teacher=self.embeddings[self.rows[places]].float())
 
     def _find(self, ids: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], np.ndarray]:
-        """Return the positions of ids among the sorted ids, and whether each of them exists."""
+        """Return the positions of ids among the sorted ids, and whether each id exists."""
         places = np.searchsorted(self.ids, ids).clip(max=max(len(self.ids) - 1, 0))
         return places, self.ids[places] == ids if len(self.ids) else np.zeros(len(ids), bool)
 

@@ -117,7 +117,7 @@ class OpenClipImageEncoder(ImageEncoder):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B P D"]:
-        """Encode images as `ImageEncoder` does. The class token is last."""
+        """Encode images as `ImageEncoder` does. The class token follows the patch tokens."""
         patches = self.patch_embed(self.stem(images)).type_as(images)
         x = self.position(patches, PLAIN.positions)
         if kept_patches is not None:
@@ -137,7 +137,7 @@ class ClassToken(nn.Module):
         self.position = nn.Parameter(torch.zeros(embed_dim))
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T+1 D"]:
-        """Append the class token to the tokens of x."""
+        """Append the class token to the tokens `x`."""
         token = (self.embedding + self.position).to(x.dtype)
         return torch.cat([x, token.expand(x.shape[0], 1, -1)], dim=1)
 
@@ -152,7 +152,7 @@ class NormalizedQueriesPooler(AttentionalPooler):
         self.query_norm = query_norm
 
     def attending_queries(self) -> Float[Tensor, "Q D"]:
-        """Return the learned queries, normalized."""
+        """Return the normalized learned queries."""
         return self.query_norm(self.queries)
 
 
@@ -199,7 +199,7 @@ class ClsLastTextDecoder(TextDecoder):
 class OpenClipMultimodalDecoder(MultimodalDecoder):
     """Multimodal decoder whose layers apply LayerNorm to the image tokens.
 
-    The normalized tokens are computed only once, and each layer then applies its scale and shift.
+    The normalized tokens are computed only once, and each layer then applies its own scale and shift.
     """
 
     def __init__(self, blocks: nn.ModuleList, norm: nn.LayerNorm, lm_head: nn.Linear) -> None:
@@ -207,7 +207,7 @@ class OpenClipMultimodalDecoder(MultimodalDecoder):
         self.image_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
 
     def context(self, image_tokens: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
-        """Return the image tokens, normalized."""
+        """Return the normalized image tokens."""
         return self.image_norm(image_tokens)
 
 

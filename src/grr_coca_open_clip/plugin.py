@@ -20,7 +20,7 @@ _PARTS: dict[str, object] = {"norm": "layer_1e-5", "feed_forward": "gelu", "posi
 
 
 class OpenClipArchitecture:
-    """Architecture of open_clip's CoCa (`grr_coca_open_clip.model`), a `grr_coca.model.config.Architecture`."""
+    """Architecture of open_clip's CoCa (`grr_coca_open_clip.model`), see `grr_coca.model.config.Architecture`."""
 
     keys: Mapping[tuple[str, ...], str] = {
         ("image_encoder", "transformer", "attention_bias"): "all",
@@ -37,7 +37,7 @@ class OpenClipArchitecture:
     reserves_padding = True
 
     def check(self, config: CoCaConfig) -> None:
-        """Check that a config only has parts that open_clip's CoCa also has.
+        """Check that a config has only parts that open_clip's CoCa also has.
 
         Raises:
             UserError: If the config has other parts. The message names the first of them.

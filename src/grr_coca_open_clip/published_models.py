@@ -1,8 +1,8 @@
 """Published CoCa models of open_clip for photographs, by name. Each is downloaded once, imported and cached.
 
 `huggingface_hub` downloads a model to its own cache. The model is then converted, with its ONNX graphs, to
-`~/.cache/grr-coca/models/NAME`. Later loads read that folder, without a network and without PyTorch. Next to it,
-`NAME.json` records the downloaded revision and the SHA-256 of the weights.
+`~/.cache/grr-coca/models/NAME`. Later loads read that folder, without a network and without PyTorch. Next to this
+folder, `NAME.json` records the downloaded revision and the SHA-256 of the weights.
 """
 
 import json
@@ -48,7 +48,7 @@ class PublishedModel:
 
     @property
     def bytes(self) -> int:
-        """Size of the download, and of the imported form, whose weights are in fp32."""
+        """Size in bytes of the download and of the imported model, whose weights are in fp32."""
         return 4 * self.parameters
 
 
@@ -97,19 +97,19 @@ PUBLISHED = {model.name: model for model in _MODELS}
 | names of files (`WEIGHTS`, `SETTINGS`) | `open_clip/constants.py` of the same package |
 | parameters | `docs/model_profile.csv` of github.com/mlfoundations/open_clip, commit 3b37473 |
 | size | the parameters, 4 bytes each |
-| ImageNet | `docs/openclip_results.csv` there, commit 0a1cc15 |
+| ImageNet | `docs/openclip_results.csv` in the same repository, commit 0a1cc15 |
 | licence | the model cards on the hub |
 """
 
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 _FORM = 1
-"""Format version of cached folders. If it differs, models are imported again, from the recorded revision."""
+"""Format version of cached folders. A folder with another version is imported again, from the recorded revision."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """Record of a first download. `revision` is the commit."""
+    """Record of a model's first download. `revision` is the commit."""
 
     repository: str
     revision: str
@@ -223,7 +223,7 @@ def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
 
 
 def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
-    """Download the weights and settings of a model, except files that are in the hub's cache.
+    """Download the weights and settings of a model, except files that are already in the hub's cache.
 
     Raises:
         UserError: If the files cannot be downloaded.

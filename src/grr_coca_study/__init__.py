@@ -5,5 +5,5 @@
 - `running`: `agenda` (remaining work), `run` (the loop), `workers`; `stage` (one training), `measured`, `provenance`;
   `pace`, `dry_run`
 - `statistics`, `report`: `endpoints`, `numbers`, `answer`, `figures`, `page`
-- `demo`: a study with one seed in minutes
+- `demo`: a study with one seed, which takes minutes
 """

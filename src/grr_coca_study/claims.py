@@ -5,12 +5,13 @@ no two processes can create the same file, even on a network file system. The ho
 minute. If the time has not changed for ten minutes, another process takes over the run by creating `.NAME.claim-(N+1)`.
 The claim with the highest number counts.
 
-If two processes take over the same claim, only one of them therefore gets the next number, even after a delay. Renaming
-or removing a file instead could affect the new claim of the first process, which the second process has not seen. A
-process that was suspended, and wakes after its run was taken over, finds the higher number and leaves the run. If it
-has just ended the run, the row that was written first is kept (see `RowFolder.publish`).
+Therefore, if two processes take over the same claim, only one of them gets the next number, even after a delay.
+Renaming or removing a file instead could affect the new claim of the first process, which the second process has not
+seen. A process that was suspended, and continues after its run was taken over, finds the higher number and abandons the
+run. If it has just finished the run, the row that was written first is kept (see `RowFolder.publish`).
 
-Clocks are not compared: the observing process measures the ten minutes, and only while it runs.
+Clocks of different machines are not compared: each process that waits for a claim measures the ten minutes itself, and
+only while it runs.
 """
 
 import json
@@ -50,13 +51,15 @@ class Claim:
 
     @property
     def is_held(self) -> bool:
-        """Whether this claim is current. It is not if another process has taken over or ended the run."""
+        """Whether this claim is current. A claim is no longer current if another process has taken over or ended the
+        run.
+        """
         return self.path.exists() and not Claim(self.folder, self.name, self.number + 1).path.exists()
 
     def sign(self) -> None:
         """Register this process for the run.
 
-        On the same machine, the run is free when all registered processes have ended.
+        Other processes on the same machine may then take over the run as soon as all registered processes have ended.
         """
         with suppress(OSError, ValueError):
             holder = json.loads(self.path.read_bytes())
@@ -115,7 +118,7 @@ class RunLocks:
                 os.utime(claim.path)
 
     def end(self, claim: Claim) -> None:
-        """Remove the claim files of a run that has a row, and therefore needs no claim any longer."""
+        """Remove the claim files of a run that has a row, and therefore no longer needs a claim."""
         self._held.pop(claim.name, None)
         for path in self._files(claim.name):
             path.unlink(missing_ok=True)

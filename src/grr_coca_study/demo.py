@@ -1,4 +1,4 @@
-"""Demo: its plan, its longest schedule that fits the available time on this machine, and its folder with the results.
+"""Demo: its plan, the choice of the longest schedule that fits the available time on this machine, and its folder.
 
 | file | content |
 |---|---|
@@ -85,7 +85,7 @@ def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
 
 
 def with_precisions(plan: DemoPlan) -> DemoPlan:
-    """Replace `auto` in the plan by the faster precision, the same for both arms."""
+    """Replace `auto` in the plan by the faster precision, which is the same for both arms."""
     pretrain = next(iter(demo_recipes(plan).values()))
     assert pretrain.model is not None, "the plan was checked"
     assert pretrain.tokenizer is not None, "the plan was checked"
@@ -111,7 +111,8 @@ _RESERVE = 1.04
 @dataclass(frozen=True)
 class Schedule:
     """Number of pretraining steps, duration of the complete demo in minutes, and the R@1 on the showcase that these
-    steps reached, if measured."""
+    steps reached (None if it was not measured).
+    """
 
     steps: int
     minutes: float
@@ -123,7 +124,7 @@ def timed_schedules(plan: DemoPlan, paces: Sequence[TrainingSpeed], seconds_spen
 
     Args:
         plan: Plan without `auto`.
-        paces: Training speeds of the arms, measured at the same time. The slower one counts.
+        paces: Training speeds of the arms, measured at the same time. The slower arm determines the durations.
         seconds_spent: Number of seconds that the demo has taken so far.
     """
     step = max(pace.step for pace in paces)
@@ -212,7 +213,7 @@ def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) ->
 
 
 def begin(plan: DemoPlan, out: Path) -> None:
-    """Start a demo in a folder. An earlier demo is deleted, but no other files are.
+    """Start a demo in a folder. An earlier demo is deleted, but all other files are kept.
 
     Raises:
         UserError: If the folder cannot be written to.
@@ -282,8 +283,8 @@ def write_exhibits(
 
     Returns:
         `heat_maps` has, for some of the captioned images, the caption (`truth`), the `words` of the model's caption,
-        the `heat` of each word on the patches by row, and the name of the `picture`. `searches` has each `query` with
-        its `hits`, best first, each with a `caption` and the name of a `picture`.
+        the `heat` of each word for the patches, row by row, and the name of the `picture`. `searches` has each `query`
+        with its `hits`, best first, each with a `caption` and the name of a `picture`.
 
     Raises:
         OSError: If the folder cannot be written to.

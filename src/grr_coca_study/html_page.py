@@ -43,14 +43,14 @@ def escaped(text: str) -> str:
 
 
 def markdown_picture(alt: str, address: str) -> str:
-    """Return a picture in Markdown. `address` is the unquoted address, such as a path."""
+    """Return a picture in Markdown. `address` is the address without percent-encoding, such as a path."""
     return f"![{escaped(alt)}]({quote(address, errors='surrogateescape')})"
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, of_numbers: bool = False) -> str:
     """Return a table in Markdown. With `of_numbers`, all columns but the first are right-aligned.
 
-    Bars in cells are escaped.
+    Vertical bars in cells are escaped.
     """
     lines = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in line] for line in (heads, *rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(heads))]

@@ -96,10 +96,10 @@ def write_digests(folder: Path, digests: Digests) -> None:
 def best_point(costs: Iterable[Sequence[float]]) -> int | None:
     """Return the index of the point with the lowest sum of costs, or None if all points diverged.
 
-    Of equal points, the first is returned.
+    If several points have the lowest sum, the first of them is returned.
 
     Args:
-        costs: Cost of each point for each arm and seed; see `cost`.
+        costs: For each arm and seed, the cost of each point; see `cost`.
     """
     sums = [sum(of_point) for of_point in zip(*costs, strict=True)]
     return None if math.isinf(min(sums)) else sums.index(min(sums))
@@ -108,7 +108,7 @@ def best_point(costs: Iterable[Sequence[float]]) -> int | None:
 def cost(row: LedgerRow) -> float:
     """Return the cost of a point: the log of the CoCa loss on `val`, so that all arms have equal weight.
 
-    It is infinite if the run diverged.
+    The cost is infinite if the run diverged.
     """
     loss = row.metrics.get("val", {}).get("coca_loss", math.inf)
     return math.log(max(loss, _MIN_LOSS))
@@ -124,7 +124,7 @@ class Ledger:
     Attributes:
         rows: Rows of the plan's seeds, with each arm at its best point.
         tried: Rows of all points of all grids, with the seeds by which the best point is chosen.
-        chosen: Best point of the grid, by arm and stage, over the seeds that have all points.
+        chosen: Best point of the grid, by arm and stage, computed from the seeds for which all points have rows.
         missing_runs: Arm, seed and stage of each planned run without a row.
         notes: One sentence for each row that does not count, and for other facts that readers need.
         diverged: Runs that would be in `rows` but have no metrics.
@@ -189,7 +189,10 @@ _Rows = dict[tuple[str, str, str, int], LedgerRow]
 def _best(
     plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _Rows
 ) -> LedgerRow | None:
-    """Return a row at the best point of an arm, over the seeds that have all points, or None if none is chosen yet."""
+    """Return a row at the best point of an arm, or None if no point is chosen yet.
+
+    The best point is computed from the seeds for which all points have rows.
+    """
     costs: list[list[float]] = []
     last: list[LedgerRow] = []
     for each in tuned_with(plan, arm):
@@ -209,7 +212,7 @@ def _best(
 def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
     """Return the valid rows, in plan order.
 
-    If a run has two rows, the row with more metrics counts. A row may be a copy from another study.
+    If a run has two rows, the row with more metrics counts. One of the rows may be a copy from another study.
     """
     found: _Rows = {}
     for row in rows:

@@ -17,12 +17,12 @@ from grr_coca.train.recipe import CAPTION_SCORES, MuonPrecision, Precision
 from grr_coca_study.rows import LedgerRow
 
 PLAN_FILE = "plan.yaml"
-"""Name of the plan in a study's folder, to which runs write it."""
+"""Name of the plan file that runs write to a study's folder."""
 PHASES = ("pretraining", "finetuning")
 RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in (1, 5, 10))
 LOSS_METRICS = ("contrastive_loss", "contrastive_loss_refitted", "captioning_loss", "perplexity", "coca_loss")
 METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
-"""Valid metrics for endpoints, by their keys in ledger rows."""
+"""Valid metrics for endpoints, named by their keys in ledger rows."""
 
 SIGNIFICANCE_LEVEL = 0.05
 """Family-wise error rate for the primary endpoints of a study."""
@@ -41,17 +41,17 @@ class Arm:
     """Arm of a study: a model and its training.
 
     Attributes:
-        title: Display name in reports. By default, it is derived from the parts of the model, or else the name is
-            used.
-        preset: Preset of the model. None if the name of the arm is the preset.
+        title: Display name in reports. By default, known arms have fixed display names, such as `Baseline + GEGLU`, and
+            all other arms are displayed by their name.
+        preset: Preset of the model. None if the arm has the name of its preset.
         overrides: Values for keys of the pretraining recipe, such as `model.qk_norm: rms`.
         grid: Lists of values for keys of the pretraining recipe, such as `optimizer.lr: [0.001, 0.002]`. Each
             combination is a point, which is pretrained separately. The best point has the lowest CoCa loss on
             `val`.
-        finetune_grid: As `grid`, but for keys of all fine-tunings, which start from the model at the best point.
-        recipes: Folder with recipes of the same file names, which replace the plan's recipes for this arm. They may
-            differ in everything but the data, the tokenizer, the loss weights and the evaluation batch size. The author
-            of the plan chooses the number of steps so that all arms cost the same.
+        finetune_grid: Like `grid`, but for keys of all fine-tunings, which start from the model at the best point.
+        recipes: Folder with recipes that replace the plan's recipes for this arm, and have the same file names. They
+            may differ in everything but the data, the tokenizer, the loss weights and the evaluation batch size. The
+            author of the plan chooses the number of steps so that all arms cost the same.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Tuning:
         seeds: Seeds of the trials, which are measured on `val`, not on the test splits.
         steps: Number of pretraining steps in a trial. An arm with separate recipes uses the same fraction of its steps.
             None means all steps.
-        shared: Whether all arms get the point that is best on average over the arms with a grid, instead of separate
+        shared: Whether all arms use the point that is best on average over the arms with a grid, instead of separate
             points. Choices among nearly equal points are random, so arms with separate settings differ in more than
             their parts.
     """
@@ -88,7 +88,7 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoints:
-    """Metrics that a study compares, specified before the study is run, as `PHASE/METRIC`.
+    """Metrics that a study compares, in the form `PHASE/METRIC`. They are specified before the study is run.
 
     The phase is `pretraining`, or `finetuning` for the mean of all fine-tunings. Holm's correction covers the primary
     endpoints. `split` is the test split on which endpoints are measured.
@@ -117,12 +117,13 @@ class Plan:
         seeds: Seeds. Empty if the plan only searches for settings, with the seeds of `tuning`.
         tuning: Seeds for choosing points of grids. Required if an arm has a grid.
         pretrain, finetune: Recipe files, relative to the plan's folder. A stage is named after its file.
-        steps: Number of pretraining steps, in place of the recipe's. An arm with separate recipes uses the same
-            fraction.
+        steps: Number of pretraining steps, in place of the recipe's number. For an arm with separate recipes, the
+            number changes by the same factor.
         precision, muon_precision: Replacements for `auto` in the recipes. Rows with other precisions do not count.
         showcase: Test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
-            of each model, and a third as many for each fine-tuning.
-        without: Words. The showcase is also measured without the images that have one of these words in a caption.
+            of each model, and a third as many images of the endpoints' split for each fine-tuning.
+        without: Words for an additional measurement on the showcase, without the images that have one of these words in
+            a caption.
     """
 
     arms: tuple[Arm, ...]
@@ -146,9 +147,9 @@ class DemoPlan(Plan):
 
     Attributes:
         queries: Texts that the report searches for in the showcase, with `num_hits` images each.
-        schedules: Numbers of pretraining steps in ascending order, each with the R@1 that it reached on the showcase,
-            if measured. The demo uses the longest schedule that fits the available time. If empty, the steps of the
-            recipe are used.
+        schedules: Numbers of pretraining steps in ascending order, each with the R@1 that it reached on the showcase
+            (None if it was not measured). The demo uses the longest schedule that fits the available time. If there are
+            no schedules, the number of steps in the recipe is used.
     """
 
     queries: tuple[str, ...]
@@ -172,7 +173,7 @@ def arm_named(plan: Plan, name: str) -> Arm:
     """Return the arm with the given name.
 
     Raises:
-        UserError: If the plan has no such arm. The message names the most similar name.
+        UserError: If the plan has no such arm. The message suggests the most similar name.
     """
     arms = {arm.name: arm for arm in plan.arms}
     if name not in arms:
@@ -181,7 +182,7 @@ def arm_named(plan: Plan, name: str) -> Arm:
 
 
 def compared_with(plan: Plan, baseline: str | None) -> Plan:
-    """Return the plan with another arm as the baseline. If `baseline` is None, return the plan itself.
+    """Return the plan with another arm as the baseline. If `baseline` is None, return the plan unchanged.
 
     The original baseline is moved to the end of the arms, because a report is about the first arm that is not the
     baseline.
@@ -229,7 +230,7 @@ def search_seeds(plan: Plan) -> tuple[int, ...]:
 
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
-    """Return the candidate points for the settings of an arm. Without a grid, return a single empty point."""
+    """Return the candidate points for the settings of an arm. If the arm has no grid, return a single empty point."""
     source = tuned_with(plan, arm)[0]
     grid = source.grid if stage == stage_names(plan)[0] else source.finetune_grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]

@@ -26,9 +26,9 @@ Kind = Literal["run", "diverged"]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Losses after `step` steps.
+    """Point of a learning curve, after `step` steps.
 
-    `train` is the mean over the steps since the previous point, and `val` the validation loss.
+    `train` contains the mean losses over the steps since the previous point, and `val` the validation losses and R@1.
     """
 
     step: int
@@ -51,11 +51,11 @@ class LedgerRow:
 
     Attributes:
         kind: Kind of run. A `diverged` run has no metrics, because its loss became infinite or NaN.
-        stage: Name of the stage, which is that of its recipe file, such as `health`.
+        stage: Name of the stage, which is the name of its recipe file without the suffix, such as `health`.
         recipe_digest, data_digest: Digests of all inputs of the run. Rows whose digests differ from the plan's do not
             count.
         start_data_digest: Digest of the pretraining data of a fine-tuning.
-        commit: Commit of the code, followed by `+` if files have been changed since.
+        commit: Commit of the code, followed by `+` if files have been changed since this commit.
         precision: Precision of forward and backward passes, and of Muon's products if it differs.
         settings: Point of the grid, by recipe key. Empty if the arm has no grid for the stage.
         seconds: Duration of training and evaluation, over all processes that worked on the run.
@@ -63,7 +63,8 @@ class LedgerRow:
         training_flops: FLOPs of all steps of the run; see `run_flops`. None if the run diverged.
         initial_weights: For a run that starts from new weights, a hash of each parameter before the first step, by name
             and shape, such as `image_encoder.patch_embed.weight [128, 768]`.
-        data_order: Hash of the order of the training pairs. Both hashes show whether two runs are paired.
+        data_order: Hash of the order of the training pairs. Together with `initial_weights`, it shows whether two runs
+            are paired.
         curve: One point per validation.
         metrics: Metrics by split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
             `contrastive_loss_refitted` (with the best temperature on `val`), `captioning_loss`, `perplexity`,
@@ -109,13 +110,13 @@ def without_nan(numbers: Mapping[str, float]) -> dict[str, float]:
 # --- Files
 
 _MAX_NAME = 180
-"""Maximum number of bytes of a name before its digest. Most file systems allow 255 in total, of which claims and
-unfinished files need some."""
+"""Maximum number of bytes of a name before its digest. Most file systems allow 255 bytes in total, and the names of
+claims and unfinished files are longer."""
 
 
 def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | None, ...]) -> str:
-    """Return the name of a row's file, without its suffix. Digests make the name unique; its other parts are for
-    readers.
+    """Return the name of a row's file, without its suffix. Digests make the name unique; its other parts make it
+    readable.
 
     Args:
         arm: Name of the arm.
@@ -155,7 +156,7 @@ class RowFolder:
         """Write a row, unless it already exists. In that case, the first row is kept.
 
         Returns:
-            The row with this name, which is the new or the first one.
+            The row that is kept under this name.
 
         Raises:
             UserError: If the disk is full or cannot be written to. No partial row remains.

@@ -33,7 +33,7 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
 
     Args:
         plan: Plan of the study.
-        arm: Name of an arm of the plan.
+        arm: Arm of the plan.
         stage: Name of a stage of the arm.
         seed: Seed of the run.
         settings: Point of the grid.
@@ -74,7 +74,7 @@ def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
 
 
 def check_recipes(plan: Plan, path: Path) -> None:
-    """Check all recipes and data of a plan, before hours of training.
+    """Check all recipes and data of a plan before training, which takes hours.
 
     Raises:
         UserError: If a recipe or a split is missing, or a value is invalid. The message names the file and the key.
@@ -139,7 +139,7 @@ def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None
 
 
 def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
-    """Check that points of a grid can be compared, and distinguished by the digests of their rows.
+    """Check that the points of a grid can be compared, and that the digests of their rows distinguish them.
 
     Raises:
         UserError: If points cannot be compared or distinguished.
@@ -151,18 +151,18 @@ def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
         same = "must be the same at all points, or their losses cannot be compared"
         _require_equal(shared, recipe, f"{where}: grid", same)
         _check_parts(recipe, stage_recipe(plan, arm, stage_names(plan)[0], 0, {}), where)
-        # Examples of equal points are `1e-3`, which YAML reads as a string, and 0.001; or different values of
-        # `data.num_workers`.
+        # Points can differ in writing but have the same result: `1e-3`, which YAML reads as a string, and 0.001; or
+        # different values of `data.num_workers`.
         first = tried.setdefault(recipe_digest(recipe, None), settings)
         if first is not settings:
             raise UserError(f"{where}: grid: {settings} has the same result as {first} in {stage}; remove one of them")
 
 
 def _check_parts(recipe: Recipe, pretraining: Recipe, where: str) -> None:
-    """Check that a recipe names only parts that its model, or the model of its pretraining, has.
+    """Check that the model has all parts that a recipe names. For fine-tuning, this is the model of its pretraining.
 
     Raises:
-        UserError: If a recipe names other parts.
+        UserError: If the recipe names a part that the model does not have.
     """
     if not recipe.optimizer.learning_rates and (recipe.model is None or recipe.model.image_positions == "random"):
         return
@@ -201,7 +201,7 @@ def _shared(recipe: Recipe) -> dict[str, object]:
 def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
     """Return the recipe with another number of steps, and the same number of validations.
 
-    If `steps` is None, return the recipe itself.
+    If `steps` is None, return the recipe unchanged.
     """
     if steps is None:
         return recipe
@@ -256,7 +256,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
 
     Args:
         recipe: Recipe without `auto`.
-        start: Digest of the run from which this run starts. None for new weights.
+        start: Digest of the run from which this run starts. None if it starts from new weights.
     """
     bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
     content = _changed(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
@@ -266,7 +266,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
         content["data"]["mix"] = list(recipe.data.mix.values())  # the data digest covers the pairs
     if recipe.model is not None:
         assert recipe.tokenizer is not None, "the plan was checked"
-        # The config of a preset counts, not its name.
+        # The digest covers the config of a preset, but not its name.
         content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
         content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
         if recipe.model.image_positions != "random":
@@ -284,7 +284,7 @@ def data_digest(recipe: Recipe) -> str:
 
 
 def folder_digest(recipe: str, data: Collection[str]) -> str:
-    """Return the digest of a run's recipe and data, from their digests. It is part of the name of the run's folder."""
+    """Combine the digests of a run's recipe and data. The result is part of the name of the run's folder."""
     return _digest({"recipe": recipe, "data": sorted(data)})
 
 
@@ -298,7 +298,7 @@ def _described(path: str) -> Iterator[list[str | int]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the data files of a path, sorted: all files in the folder, or the file itself."""
+    """Return the sorted data files of a path: all files in the folder, or the file itself."""
     if not path.is_dir():
         return [path]
     files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)

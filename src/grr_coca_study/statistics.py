@@ -1,7 +1,8 @@
 """Statistics of a study: paired differences over seeds, tests, and power.
 
 Two arms with the same seed share the data, their order, and the initial weights of equal parts. Arms are therefore
-compared seed by seed, by the natural log of arm over baseline, which does not depend on the unit of the metric.
+compared seed by seed, by the natural logarithm of the ratio of arm to baseline, which does not depend on the unit of
+the metric.
 
 Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies that are computed in parallel.
 """
@@ -42,8 +43,8 @@ def as_percent(log_ratio: Numbers) -> Numbers:
 
 
 def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
-    """Return the ends of the 95 % t interval of the mean, and the two-sided p of the t test (Student, Biometrika 6,
-    1908).
+    """Return the ends of the 95 % t interval of the mean, and the two-sided p value of the t test (Student, Biometrika
+    6, 1908).
 
     The results are exact for any number of seeds if the values are normally distributed. For a single seed, all results
     are NaN. If all values are zero, p is 1.
@@ -69,7 +70,7 @@ class Effect:
         changes: One change per seed.
         change: Change, computed from the mean log ratio.
         low, high: Ends of the 95 % t interval.
-        p_t: Two-sided p of the t test, not corrected for several endpoints.
+        p_t: Two-sided p value of the t test, not corrected for several endpoints.
         deviation: Standard deviation over seeds.
         is_equivalent: Whether the interval is within ± 2 %.
     """
@@ -130,7 +131,7 @@ def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studi
 
     The k-th smallest p value is multiplied by E − k + 1, and raised to the previous result if that is larger (Holm,
     Scandinavian Journal of Statistics 6, 1979). The correction is also valid for correlated endpoints. An endpoint that
-    was not measured (NaN) still counts as one of the E.
+    was not measured (NaN) still counts as one of the E endpoints.
     """
     order = np.argsort(p_values, axis=-1)  # NaN comes last
     ordered = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
@@ -159,8 +160,8 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     from scipy import optimize, stats
 
     critical = stats.t.isf(SIGNIFICANCE_LEVEL / num_endpoints / 2, num_seeds - 1)
-    # t is a normal number divided by the sample standard deviation, which is independent of it, so the power is a mean
-    # over quantiles of the standard deviation.
+    # t is a normally distributed number divided by the sample standard deviation. The two are independent, so the power
+    # is a mean over quantiles of the standard deviation.
     quantiles = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     widths = critical * np.sqrt(stats.chi2.ppf(quantiles, num_seeds - 1) / (num_seeds - 1))
 

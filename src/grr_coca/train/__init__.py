@@ -1,1 +1,1 @@
-"""Training: one kind of recipe, one step, one loop. Fine-tuning is a recipe that starts from a checkpoint."""
+"""Training. Pretraining and fine-tuning share recipe format, step and loop; fine-tuning starts from a checkpoint."""

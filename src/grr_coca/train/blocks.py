@@ -1,6 +1,6 @@
 """Gradient checkpointing and compilation of blocks.
 
-The model's code depends on neither, and the names of parameters stay the same.
+The model's code does not depend on this module, and the parameters keep their names.
 """
 
 import shutil
@@ -18,9 +18,9 @@ from grr_coca.model.blocks import ConvStem
 from grr_coca.model.coca import CoCa
 
 RECOMPILE_LIMIT = 32
-"""Maximum number of input kinds per compiled function. All blocks share their code, and they are in three stacks, which
-run in training and in evaluation, with fewer patches, and with a smaller batch at the end of a split. At torch's own
-limit of 8, the compiler would silently stop compiling.
+"""Maximum number of versions into which a function is compiled, one for each kind of input. All blocks share the same
+code, but their inputs differ: among the three stacks, between training and evaluation, with omitted patches, and in the
+smaller last batch of a split. With torch's default limit of 8, the compiler would silently stop compiling.
 """
 
 CPP_COMPILERS = ("g++", "clang++", "c++")
@@ -30,7 +30,7 @@ def checkpoint_blocks(model: CoCa) -> None:
     """Keep only the inputs of blocks and of a convolutional stem for the backward pass, which recomputes everything
     else.
 
-    Call this before the model is sharded. For compiled blocks, use only `compile_blocks`.
+    Call this before the model is sharded. For compiled blocks, use `compile_blocks` instead.
     """
     for block in (*_stem(model), *_blocks(model)):
         block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
@@ -62,7 +62,7 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
 
 
 def _stem(model: CoCa) -> list[nn.Module]:
-    """Return the convolutional stem of the image encoder, if it has one."""
+    """Return a list with the convolutional stem of the image encoder, or an empty list if it has no such stem."""
     stem = None if model.image_encoder is None else model.image_encoder.stem
     return [stem] if isinstance(stem, ConvStem) else []
 

@@ -13,10 +13,10 @@ _CHECKPOINTS = "checkpoints"
 
 
 def copy_run(folder: Path, url: str) -> None:
-    """Copy new files of a run folder, and remove the checkpoints that the run has removed.
+    """Copy the new files of a run folder, and remove from the copy the checkpoints that the run has removed.
 
     The manifest of a checkpoint is copied last, so that an interrupted copy is not mistaken for a complete one. If the
-    store cannot be reached, this is reported, and the run continues; the next checkpoint updates the copy.
+    store cannot be reached, a warning is logged, and the run continues; the copy is updated after the next checkpoint.
     """
     url = url.rstrip("/")
     try:

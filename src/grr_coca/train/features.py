@@ -27,15 +27,16 @@ from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig, ImageEncoder
 from grr_coca.train.recipe import FeaturesRecipe, Recipe
 
 _STANDARDIZED = 256
-"""Number of images, evenly spread over the training pairs, from which the features are standardized."""
+"""Number of images, evenly spread over the training pairs, from which the mean and standard deviation of the features
+are computed."""
 _BATCH = 32
 _MIN_DEVIATION = 1e-3
-"""Minimum standard deviation of a channel, as a fraction of the mean standard deviation. A channel that is constant in
-training must not dominate other images."""
+"""Minimum standard deviation of a channel, as a fraction of the mean standard deviation. Without this minimum, a
+channel that is constant in training could dominate the features of other images."""
 
 
 def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo, Keep]:
-    """Return the description of a recipe's frozen encoder, and the kind of its features that is used.
+    """Return the description of a recipe's frozen encoder, and which kind of its features is used.
 
     Args:
         recipe: Recipe with `features`.
@@ -56,12 +57,12 @@ def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo
 
 
 def with_feature_encoder(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Return the start of a run that trains with features, adding a feature encoder if the model has none.
+    """Return the start checkpoint of a run that trains with features. If its model has no feature encoder, add one.
 
     If the feature encoder replaces the image encoder, all other weights of the start are kept.
 
     Args:
-        start: Start of the run.
+        start: Start checkpoint of the run.
         recipe: Recipe of the run, with `features`.
 
     Raises:
@@ -102,7 +103,7 @@ def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: 
         config: Config without a feature encoder.
         info: Frozen encoder.
         keep: Kind of features of each image.
-        features: Recipe key with the settings.
+        features: Settings of the features in the recipe.
 
     Raises:
         UserError: If the model cannot have a feature encoder.
@@ -119,11 +120,11 @@ def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: 
 
 @torch.no_grad()
 def standardize(start: Checkpoint, pairs: PairSource, ranks: Ranks) -> None:
-    """Set the mean and standard deviation of each feature channel from some training images, unless the start has
-    them.
+    """Set the mean and standard deviation of each feature channel from some training images, unless the start already
+    has them.
 
     Args:
-        start: Start of the run, changed in place.
+        start: Start checkpoint of the run, changed in place.
         pairs: Training pairs.
         ranks: All ranks, of which the first computes the statistics.
 

@@ -28,19 +28,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL = 10
-"""Number of steps per line of the log. A line has the means over these steps."""
+"""Number of steps per line of the log. A line contains the means of the metrics over these steps."""
 
 SPIKE_MEMORY = 100
 SPIKE_FACTOR = 6.0
-"""Number of standard deviations above the mean of the previous `SPIKE_MEMORY` losses from which a loss counts as a
-spike."""
+"""Minimum number of standard deviations by which a spike of the loss exceeds the mean of the previous `SPIKE_MEMORY`
+losses."""
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """State of a run besides weights and optimizer. A stopped run continues from this state with identical results.
+    """State of a run, except the weights and the state of the optimizer. A stopped run continues from this state with
+    identical results.
 
-    There are no random states, because order, augmentation and dropped patches are functions of (seed, epoch, sample).
+    Random states are not needed, because order, augmentation and dropped patches are functions of (seed, epoch,
+    sample).
 
     Attributes:
         step: Number of finished steps.
@@ -63,7 +65,7 @@ class Progress:
     best_step: int | None = None
 
     def add(self, metrics: dict[str, float]) -> str | None:
-        """Count a finished step, and return the problem with this step (`not finite` or `spike`), or None."""
+        """Count a finished step. Return its problem (`not finite` or `spike`), or None if it has no problem."""
         self.step += 1
         if not all(map(math.isfinite, metrics.values())):
             self.skipped += 1
@@ -99,7 +101,10 @@ class Progress:
 
 
 def goodness(name: str, value: float) -> float:
-    """Convert a validation score to a number that is higher for better models; -inf if the score is not finite."""
+    """Convert a validation score to a number that is higher for better models.
+
+    Scores that are not finite become -inf.
+    """
     if not math.isfinite(value):
         return -math.inf
     return -value if name.endswith(("loss", "perplexity")) else value
@@ -112,8 +117,9 @@ NUM_LOGGED_CAPTIONS = 16
 
 
 class MetricLog:
-    """Log of a run in `metrics.jsonl` (for programs) and `tensorboard/` (for users) of its folder. Without a folder,
-    nothing is written.
+    """Log of a run. Its folder contains `metrics.jsonl` for programs and `tensorboard/` for users.
+
+    If the folder is None, nothing is written.
 
     The lines of `metrics.jsonl` contain no times, so a stopped and resumed run writes the same bytes as an
     uninterrupted run. The throughput is logged only to TensorBoard.
@@ -201,7 +207,8 @@ def _open_board(folder: Path, step: int) -> "SummaryWriter":
 
 
 def device_use(device: torch.device) -> dict[str, float]:
-    """Return the use of a GPU since the last call. It is empty for other devices, whose log depends only on the run.
+    """Return the use of a GPU since the last call. For other devices, the result is empty, so that their log depends
+    only on the run.
 
     `memory_gib` is the peak memory of tensors, in GiB. `utilization` is the fraction of the last second in which the
     GPU computed, for which NVIDIA's package `nvidia-ml-py` must be installed.
@@ -264,13 +271,13 @@ Rows = Sequence[Mapping[str, float]]
 
 
 MIN_VALIDATIONS = 2
-"""Minimum number of validations for plotting a run."""
+"""Minimum number of validations before a run is plotted."""
 
 
 def draw_curves(folder: Path, best_step: int | None) -> None:
     """Plot the log of a run to `CURVES_FILE` in its folder, from the second validation on, if matplotlib is installed.
 
-    If the plot cannot be written, this is reported, and the run continues.
+    If the plot cannot be written, a warning is logged, and the run continues.
 
     Args:
         folder: The run folder.
@@ -288,7 +295,7 @@ def draw_curves(folder: Path, best_step: int | None) -> None:
 
 
 def _picture(train: Rows, val: Rows, best_step: int | None) -> bytes:
-    from matplotlib.figure import Figure  # lazy import, because few runs draw and it takes half a second
+    from matplotlib.figure import Figure  # lazy import, because it takes half a second and few runs draw curves
 
     figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")
     panels = list(figure.subplots(1, 3))

@@ -58,11 +58,11 @@ from grr_coca.train.step import Trainer, build_trainer, count_tokens
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Result of one validation, the same on every rank.
+    """Result of one validation, which is the same on every rank.
 
     Attributes:
         scores: Scores, by their names in the log.
-        scaling: The temperature, and the bias of a sigmoid loss, that were used for the losses.
+        scaling: Temperature, and bias if the loss is sigmoid, with which the losses were computed.
         captioned: Captions from which the caption scores were computed. None if the recipe requests no captions.
     """
 
@@ -110,14 +110,14 @@ class Validation:
         return self._ranks.on_first(lambda: refit_scaling(embeddings, learned, self._recipe.evaluation.batch_size))
 
     def _caption(self, checkpoint: Checkpoint) -> tuple[CaptionedSplit | None, dict[str, float]]:
-        """Caption some validation images, always the same, and score the captions."""
+        """Caption a fixed set of validation images, and score the captions."""
         num_images = self._recipe.evaluation.num_captions
         if not num_images:
             return None, {}
         weights = whole_tensors(self._trainer.model.raw.state_dict().items(), self._ranks)
 
         def caption() -> tuple[CaptionedSplit, dict[str, float]]:
-            # Only rank 0 captions, so it needs a model that is not sharded.
+            # Only rank 0 generates captions, so it needs a model that is not sharded.
             model = build_without_weights(checkpoint.config).to(self._ranks.device)
             model.load_state_dict(weights)
             captioned = caption_split(replace(checkpoint, model=model), self._val, max_images=num_images)
@@ -131,7 +131,7 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_PICTURES = 30.0
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Callback on rank 0 after every logged step, with the number of finished steps and the newest metrics."""
+"""Callback that rank 0 calls after every logged step, with the number of finished steps and the newest metrics."""
 
 
 def train(
@@ -151,14 +151,15 @@ def train(
         start: Model to train, changed in place.
         out: The run folder.
         ranks: This process among the processes of the run.
-        on_step: Called to report progress.
+        on_step: Function that is called to report progress.
         resume_from: Checkpoint of the same run, from which `start` must be loaded; see `resume_point`.
-        origin: Checkpoint from which `start` of a new run was loaded, to be recorded in `out`. None records nothing.
-        stop: Called before every step, and must return the same on every rank. True ends the run before its last step.
+        origin: Checkpoint from which the `start` of a new run was loaded. It is recorded in `out`, unless it is None.
+        stop: Function that is called before every step. It must return the same value on every rank. If the value is
+            True, the run ends before its last step.
 
     Raises:
-        UserError: If the ranks cannot share a batch evenly, the data or the disk fails, or the loss
-            stays non-finite. It is raised on every rank.
+        UserError: If the ranks cannot share a batch evenly, the data or the disk fails, or the loss stays non-finite.
+            The error is raised on every rank.
         Interruption: If a signal stopped the run. The run is saved.
     """
     recipe.require_even_shares(ranks.size)
@@ -201,7 +202,9 @@ def train(
 
 
 class RankConsensus(NamedTuple):
-    """Totals over the global batch, and what all ranks do after the step: save, or stop because of a signal."""
+    """Totals over the global batch, and common decisions of all ranks: whether to save after the step, and the signal
+    that stops the run, if any.
+    """
 
     num_tokens: int
     num_replaced: int
@@ -276,7 +279,7 @@ class Run:
         is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes
         num_replaced = sum(len(batch.replaced) for batch in micro_batches)
         known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
-        # On the CPU, so that the exchange does not synchronize with devices.
+        # This tensor is on the CPU, so that the exchange does not synchronize with devices.
         tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known)).tolist()
         stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
         return RankConsensus(tokens, replaced, save_votes > 0, stop)
@@ -324,7 +327,9 @@ class Run:
         self.ranks.on_first(report)
 
     def _validate(self) -> bool:
-        """Validate and log. Return whether the model is the best so far, by the score that the recipe names."""
+        """Validate the model, and log the result. Return whether the model is the best so far, by the score that the
+        recipe names.
+        """
         step, validated = self.progress.step, self.validation.run(self.checkpoint)
         if self.recipe.temperature == "refitted" and step == self.recipe.schedule.steps:
             self.trainer.set_scaling(validated.scaling)

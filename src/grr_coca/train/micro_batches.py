@@ -5,9 +5,9 @@ pair with every other pair, and so do the losses of a text teacher and of siblin
 at the embeddings (GradCache, Gao et al., arXiv 2101.06983):
 
 1. Compute the embeddings of all micro-batches, without a graph.
-2. Compute these losses of the embeddings, and their gradients with respect to the embeddings.
-3. In each micro-batch, a linear function of its embeddings, with these gradients as factors, replaces these losses.
-   So the gradients with respect to the weights are the same.
+2. Compute these losses from the embeddings, and their gradients with respect to the embeddings.
+3. In each micro-batch, a linear function of its embeddings, with these gradients as factors, replaces these losses. The
+   gradients with respect to the weights stay the same.
 
 Shapes: b pairs of this rank, n pairs of a micro-batch, E embedding width.
 """
@@ -42,7 +42,7 @@ def accumulate_gradients(
     precision: AbstractContextManager,
     scale: float = 1.0,
 ) -> Losses:
-    """Compute the gradients of `batch_loss` over all micro-batches, in the memory of one.
+    """Compute the gradients of `batch_loss` over all micro-batches, in the memory that a single micro-batch needs.
 
     Each micro-batch is run twice, the first time without a graph. The gradients are those of the loss times the number
     of ranks. The result is this rank's part of the losses, detached from the graph. The arguments are those of
@@ -91,8 +91,10 @@ def _captions_and_cut(
     weights: LossWeights,
     model: CoCa,
 ) -> tuple[CaptioningLoss, Float[Tensor, ""]]:
-    """Return the captioning loss of a micro-batch, and the linear function of its embeddings that has the given
-    factors."""
+    """Return the captioning loss of a micro-batch, and the sum of its embeddings multiplied by the given factors.
+
+    The factors are the gradients of the losses that compare pairs, so the sum has the same gradients as these losses.
+    """
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches, features=batch.features)
     lm_head = model.multimodal_decoder.lm_head.weight
     captioned = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)

@@ -1,9 +1,8 @@
-"""Muon optimizer: momentum whose update of a matrix is orthogonalized (Jordan, kellerjordan.github.io/posts/muon,
-2024).
+"""Muon optimizer: momentum with orthogonalized updates of matrices (Jordan, kellerjordan.github.io/posts/muon, 2024).
 
-It equals `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except that the precision of the orthogonalization
-is an argument. In PyTorch, it is always bf16. On a CPU without bf16 instructions, products in bf16 take eighteen times
-as long as in fp32.
+This optimizer works like `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except that the precision of the
+orthogonalization is an argument. PyTorch always uses bf16. On a CPU without bf16 instructions, products in bf16 take
+eighteen times as long as in fp32.
 
 Shapes: R rows and C columns of a matrix; N matrices of the same shape.
 """
@@ -33,8 +32,8 @@ RMS_OF_ADAMW = 0.2
 class Muon(Optimizer):
     """Muon optimizer for matrices. Each parameter group can set `lr` and `weight_decay`. Weight decay is decoupled.
 
-    A sharded matrix (DTensor) is gathered, orthogonalized completely on every rank, and sharded again, so a step is the
-    same on any number of ranks.
+    A sharded matrix (DTensor) is gathered, orthogonalized completely on every rank, and sharded again, so the result of
+    a step does not depend on the number of ranks.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Muon(Optimizer):
 
 
 def orthogonalize_all(matrices: Sequence[Float[Tensor, "R C"]], dtype: torch.dtype) -> list[Float[Tensor, "R C"]]:
-    """Orthogonalize matrices of equal shape, sharded or not."""
+    """Orthogonalize matrices of equal shape, which may be sharded."""
     gathered = [whole(matrix) for matrix in matrices]
     done: Iterable[Tensor]
     if gathered[0].device.type == "cpu":

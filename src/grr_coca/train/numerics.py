@@ -17,11 +17,12 @@ from grr_coca.train.recipe import MuonPrecision, Precision, Recipe
 
 PROBE_TOKENS = 1024
 MIN_AUTOCAST_GAIN = 1.5
-"""Minimum speed-up of products from which autocast to bf16 pays, because its casts and copies offset smaller gains."""
+"""Minimum speed-up of matrix products for which autocast to bf16 is used. Its casts and copies would offset a smaller
+gain."""
 TENSOR_CORES = (7, 0)
 """Compute capability of the first CUDA GPUs with fast products in fp16."""
 MIN_MUON_GAIN = 1.1
-"""Minimum speed-up from which Muon uses bf16, so that noise does not decide between equally fast precisions."""
+"""Minimum speed-up for which Muon uses bf16, so that noise does not decide between equally fast precisions."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Numerics:
     """Precisions of a run.
 
     `precision` of the forward and backward passes is `fp32`, `bf16` or `fp16`. `muon_precision` of Muon's
-    orthogonalization is `fp32` or `bf16`; with AdamW, it stays `auto`, because there is nothing to resolve.
+    orthogonalization is `fp32` or `bf16`; with AdamW, it stays `auto`, because it is not used.
     """
 
     precision: Precision
@@ -44,7 +45,7 @@ class Numerics:
 
 
 def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
-    """Resolve the precisions of a recipe. For `auto`, time both precisions, and choose the faster one.
+    """Resolve the precisions of a recipe. `auto` is replaced by the faster precision on the device.
 
     Args:
         recipe: Recipe of the run.

@@ -31,8 +31,8 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str
     """Freeze the named parts, and parts whose learning rate is 0.
 
     Raises:
-        UserError: If no trainable part remains, the model does not have a part, or a learning rate matches no parameter
-            or only a frozen part.
+        UserError: If no trainable part remains, the model does not have one of the parts, or a learning rate applies to
+            no parameter, or only to frozen parameters.
     """
     for part in parts:
         modules = [module for name, module in model.named_children() if name in FROZEN_MODULES[part]]
@@ -59,16 +59,17 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str
 
 
 def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: float) -> dict[str, float]:
-    """Return the peak learning rate of each parameter by its name. The longest given prefix of the name determines the
-    rate.
+    """Return the peak learning rate of each parameter, by parameter name.
+
+    Among the prefixes in `learning_rates` that match a name, the longest determines the rate.
 
     Args:
         model: The model.
-        learning_rates: Value of the recipe key.
+        learning_rates: Value of the recipe key `learning_rates`: rates by prefix.
         default: Rate of all other parameters.
 
     Raises:
-        UserError: If no parameter has a given prefix. The message names the most similar prefix.
+        UserError: If no parameter has a given prefix. The message suggests the most similar prefix that exists.
     """
     names = [name for name, _ in model.named_parameters()]
     for part in learning_rates:
@@ -113,12 +114,15 @@ class Optimizers:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0, before layer-wise decay.
 
-        It applies to all parts without a separate learning rate.
+        This rate applies to all parts without a separate learning rate.
         """
         return self._peak_lr * lr_factor(step, self._schedule)
 
     def gradient_norm(self) -> Tensor:
-        """Return the norm of the gradients over all shards, on their device. This does not synchronize."""
+        """Return the norm of the gradients over all shards, as a tensor on their device.
+
+        This method does not synchronize with the device.
+        """
         kinds = by_kind(self._parameters)
         norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
         return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
@@ -128,7 +132,7 @@ class Optimizers:
 
         Args:
             norm: Result of `gradient_norm`.
-            value: The same value as a Python number.
+            value: The same norm as a Python number.
         """
         if value > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
             for kind in by_kind(self._parameters):
@@ -170,10 +174,10 @@ class ParameterKinds(NamedTuple):
     """Trainable parameters of a model, grouped by update rule.
 
     Matrices are the weights of linear maps, and have weight decay. All other parameters (embeddings, queries, norms,
-    biases and the temperature) have none. The hidden matrices are all matrices except the head's, and Muon updates
-    them. They include the patch embedding and the kernels of a convolutional stem, which are stored as matrices. Their
-    inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size for each weight,
-    would move all of these weights in the same way.
+    biases and the temperature) have no weight decay. The hidden matrices are all matrices except the head's, and Muon
+    updates them. They include the patch embedding and the kernels of a convolutional stem, which are stored as
+    matrices. Their inputs are neighbouring pixels, which are so similar that AdamW, with a step of about the same size
+    for each weight, would move all of these weights in the same way.
     """
 
     hidden: list[nn.Parameter]
@@ -255,9 +259,10 @@ NUM_UPDATES = "num_updates"
 class Ema:
     """Exponential moving average of a model's trainable parameters, in fp32 or better.
 
-    It is often better than the weights themselves, especially while the learning rate is high. After each step, average
-    ← d · average + (1 - d) · weights. Update n, counted from 0, has d = min(decay, (1 + n) / (10 + n)). As d is small
-    at first, the random initial weights soon vanish from the average. Parameters may be sharded (DTensor).
+    A model with the averaged weights is often better than with the current weights, especially while the learning rate
+    is high. After each step, average ← d · average + (1 - d) · weights. For update n, counted from 0, d = min(decay, (1
+    + n) / (10 + n)). Because d is small at first, the random initial weights soon vanish from the average. Parameters
+    may be sharded (DTensor).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -304,7 +309,7 @@ class Ema:
         """Continue from a `state_dict` of the same model.
 
         Raises:
-            ValueError: If the state has other parameters. The message names the first of them.
+            ValueError: If the state and the model have different parameters. The message names the first difference.
         """
         differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
         if differing:

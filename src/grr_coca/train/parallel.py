@@ -32,8 +32,8 @@ def whole(tensor: Tensor) -> Tensor:
 def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
     """Shard a tensor like an example, on the example's device. Every rank must have the full tensor.
 
-    The tensor stays unsharded if the example is not sharded or has another shape. An example is the number of updates
-    in an optimizer's state, next to the moments of a sharded parameter.
+    The tensor stays unsharded if the example is not sharded or has another shape. This is the case for the number of
+    updates in an optimizer's state, which is stored next to the moments of a sharded parameter.
     """
     if not isinstance(example, DTensor) or tensor.shape != example.shape:
         return tensor
@@ -41,7 +41,7 @@ def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
 
 
 def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Split tensors into sharded and unsharded ones. An empty list is omitted.
+    """Split tensors into sharded and unsharded ones. Empty lists are omitted.
 
     PyTorch's operations on lists of tensors do not accept mixed lists. FSDP2 does not shard scalars, so a sharded model
     has both kinds.
@@ -54,7 +54,7 @@ def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 class TrainedCoCa(nn.Module):
     """Wrapper of a CoCa whose forward pass calls a function of the model, such as its loss.
 
-    DDP requires that the function uses all parameters.
+    DDP requires that the function use all parameters.
     """
 
     def __init__(self, model: CoCa) -> None:
@@ -67,7 +67,8 @@ class TrainedCoCa(nn.Module):
 
 
 class ParallelModel:
-    """Model that is trained on all ranks. `raw` is the CoCa itself, by whose names weights are saved.
+    """Model that is trained on all ranks. `raw` is the model without a wrapper. Weights are saved under its parameter
+    names.
 
     Both wrappers (DDP and FSDP) average gradients over the ranks. To get the sum, the caller multiplies the loss by the
     number of ranks before `backward`. Neither wrapper exchanges the gradients of scalars such as the temperature, which
@@ -95,8 +96,8 @@ class ParallelModel:
                 self.ranks.sum(scalar.grad).div_(self.ranks.size)
 
     def forget_gathered(self) -> None:
-        """Make the next pass gather the weights again. Call this after any change of the weights that no optimizer
-        makes.
+        """Make the next pass gather the weights again. Call this after code other than an optimizer has changed the
+        weights.
 
         FSDP's root stays gathered after a forward pass without a backward pass, and would use its old weights in the
         next pass.
@@ -124,8 +125,7 @@ def scalar_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
-    # When it is constructed, DDP takes over all parameters that require a gradient, so scalars must not require one at
-    # that time.
+    # DDP's constructor takes over all parameters that require gradients, so scalars must not require them at that time.
     scalars = [scalar for scalar in scalar_parameters(trained) if scalar.requires_grad]
     for scalar in scalars:
         scalar.requires_grad_(False)

@@ -1,10 +1,10 @@
 """Search for the learning rate and length of fine-tuning, based on scores of validation pairs.
 
-Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) finds the learning rate: all rates train for a quarter of
-the recipe's steps, the better half for the same number of steps again, and so on. The last trial continues until its
-score no longer improves, which determines the length. Until then, learning rates are constant after the warm-up. The
-best checkpoint is therefore also the beginning of the run with the chosen recipe (`ScheduleRecipe.decay_steps`), and no
-step is trained twice.
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) finds the learning rate: all rates are first trained for a
+quarter of the recipe's steps. Then the better half of them is trained until the number of steps has doubled, and so on.
+The last trial continues until its score no longer improves, which determines the length. Until then, learning rates are
+constant after the warm-up (`ScheduleRecipe.decay_steps`), so the run with the chosen recipe continues from the best
+checkpoint, and no step is trained twice.
 
 A trial is a run in `OUT/search`. All decisions follow from the logs of the trials, so a stopped search continues with
 identical results.
@@ -29,21 +29,22 @@ from grr_coca.train.recipe import CheckpointRecipe, Recipe, Score, save_recipe
 from grr_coca.train.run_checkpoints import CheckpointStore, Origin, resume_point, with_numerics_of
 
 FACTORS = (1 / 3, 1.0, 3.0, 9.0)
-"""Candidate learning rates, as factors of the learning rate in the recipe."""
+"""Candidate learning rates, as multiples of the recipe's learning rate."""
 MAX_LENGTH = 2
-"""Maximum number of steps before the decay, as a factor of the recipe's steps."""
+"""Maximum number of steps before the decay, as a multiple of the recipe's number of steps."""
 PATIENCE = 3
 """Number of validations without a better score after which the last trial ends."""
 DECAY_SHARE = 0.25
-"""Number of decay steps, as a fraction of the steps before them."""
+"""Number of decay steps, as a fraction of the number of steps before the decay."""
 SEARCH_FILE = "search.json"
 TRIALS = "search"
 """Folder, within a run folder, for the runs of an unfinished search."""
 _MIN_VALIDATIONS = 4
-"""Minimum number of validations within the number of steps in the recipe."""
+"""Minimum number of validations within the recipe's number of steps. If necessary, the search validates more often."""
 
 OnTrialStep = Callable[[int, str], object]
-"""Callback on rank 0, with the number of finished steps of all trials, and the kind of the newest step."""
+"""Callback that rank 0 calls with the total number of finished steps of all trials and a description of the newest
+step."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Trial:
     Attributes:
         lr: Learning rate.
         scores: Validation scores by step.
-        diverged: Whether the loss was not finite for too many steps.
+        diverged: Whether the trial ended because its loss was not finite for too many steps in a row.
     """
 
     lr: float
@@ -71,7 +72,7 @@ class Found:
         lr: Chosen rate.
         steps: Chosen number of steps, including the decay.
         decay_steps: Number of decay steps.
-        improving: Whether the score was still improving when the limit of steps was reached.
+        improving: Whether the score was still improving when the maximum number of steps was reached.
     """
 
     score: str
@@ -82,7 +83,7 @@ class Found:
     improving: bool
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the chosen values, which also keeps the checkpoint with the best score."""
+        """Return the recipe with the chosen values. A run with this recipe also keeps its best checkpoint."""
         schedule = replace(recipe.schedule, steps=self.steps, decay_steps=self.decay_steps)
         checkpoints = replace(recipe.checkpoints, keep_best=_score(recipe))
         return replace(_with_rate(recipe, self.lr), schedule=schedule, checkpoints=checkpoints)
@@ -99,7 +100,8 @@ def most_steps(recipe: Recipe) -> int:
 def search_rate(
     recipe: Recipe, make_start: Callable[[], Checkpoint], out: Path, ranks: Ranks, origin: Origin, on_step: OnTrialStep
 ) -> Recipe:
-    """Find the learning rate and the number of steps, and write the beginning of the run that uses them.
+    """Find the learning rate and the number of steps, and create the run that uses them, with its first steps already
+    trained.
 
     Args:
         recipe: Recipe with the initial rate and number of steps.
@@ -107,14 +109,14 @@ def search_rate(
         out: Run folder. If it contains an unfinished search, the search continues.
         ranks: This process among the processes of the run.
         origin: Start checkpoint of the run.
-        on_step: Called to report progress.
+        on_step: Function that is called to report progress.
 
     Returns:
-        Recipe of the run in `out`, for resuming it.
+        Recipe of the run in `out`, with which the run can be resumed.
 
     Raises:
         UserError: As for `train`, or if the rate is 0, all rates diverged, or `out` contains a run without a search.
-        Interruption: If a signal stopped the search. It is saved.
+        Interruption: If a signal stopped the search. The state of the search is saved.
     """
     if not recipe.optimizer.lr:
         raise UserError("optimizer: lr must be above 0 for a search, got 0")
@@ -125,7 +127,7 @@ def search_rate(
 
 
 def read_search(out: Path) -> Found | None:
-    """Read the search of a run, or return None if it has not finished.
+    """Return the result of a run's search, or None if the search has not finished.
 
     Raises:
         UserError: If the file is corrupt, or the folder contains a run without a search.
@@ -194,7 +196,7 @@ class _Search:
         return goodness(self._score, math.nan if trial.diverged else trial.scores.get(str(step), math.nan))
 
     def _train(self, rate: float, stop: Callable[[Progress], bool]) -> None:
-        """Continue a trial until `stop` returns True."""
+        """Start or continue the trial of a learning rate, until `stop` returns True."""
         out = _trial_folder(self._folder, rate)
         recipe = self._ranks.on_first(lambda: self._with_known_numerics(_trial_recipe(self._recipe, rate)))
         point = self._ranks.on_first(lambda: resume_point(out, recipe, self._origin))
@@ -214,7 +216,7 @@ class _Search:
         self._trials[rate] = Trial(rate, {str(int(row["step"])): row[self._score] for row in rows}, diverged)
 
     def _with_known_numerics(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the precisions that the first trial chose."""
+        """Return the recipe with the precisions that the first trial chose."""
         for factor in FACTORS:
             folder = _trial_folder(self._folder, factor * self._recipe.optimizer.lr) / "checkpoints"
             if (point := CheckpointStore(folder, keep_last=1).newest()) is not None:
@@ -234,15 +236,16 @@ def _interval(recipe: Recipe) -> int:
 
 
 def _first_rung(recipe: Recipe) -> int:
-    """Return the number of steps before the first comparison: about a quarter of the recipe's, in full validation
-    intervals.
+    """Return the number of steps before the rates are first compared.
+
+    This is about a quarter of the recipe's steps, rounded to a multiple of the validation interval.
     """
     interval = _interval(recipe)
     return interval * max(1, round(recipe.schedule.steps / 4 / interval))
 
 
 def _limit(recipe: Recipe) -> int:
-    """Return the maximum number of steps of a trial, in full validation intervals."""
+    """Return the maximum number of steps of a trial, which is a multiple of the validation interval."""
     interval = _interval(recipe)
     return interval * max(1, MAX_LENGTH * recipe.schedule.steps // interval)
 
@@ -252,7 +255,10 @@ def _trial_folder(folder: Path, rate: float) -> Path:
 
 
 def _trial_recipe(recipe: Recipe, rate: float) -> Recipe:
-    """Return the recipe of a trial. The trial never reaches its last step, at which a run does additional work."""
+    """Return the recipe of a trial.
+
+    A trial ends before the last step of this recipe, because a run does additional work at its last step.
+    """
     schedule = replace(recipe.schedule, steps=_limit(recipe) + 1, decay_steps=0)
     checkpoints = CheckpointRecipe(minutes=recipe.checkpoints.minutes, keep_last=1, keep_best=_score(recipe))
     return replace(_with_rate(recipe, rate), schedule=schedule, checkpoints=checkpoints)
@@ -270,7 +276,7 @@ def _with_rate(recipe: Recipe, rate: float) -> Recipe:
 
 
 def _begin_run(recipe: Recipe, found: Found, out: Path) -> Recipe:
-    """Make the best checkpoint of the best trial the beginning of the run in `out`, and remove the trials."""
+    """Create the run in `out` from the best checkpoint of the best trial, and remove the trials."""
     chosen = found.recipe(recipe)
     try:
         write_bytes_atomic(out / SEARCH_FILE, json.dumps(to_dict(found), indent=1).encode())

@@ -51,10 +51,11 @@ Score = Literal[
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Preset and size of a model, and changes to them. None keeps the value that preset and size define.
+    """Preset and size of a model, and changes to them. If a field is None, the model keeps the value that preset and
+    size define.
 
-    Fine-tuning takes the model of its checkpoint, so its recipe has neither preset nor size, but may set `image_size`
-    and a longer `context_length` (see `grr_coca.model.resize`).
+    Fine-tuning uses the model of its start checkpoint, so its recipe has neither preset nor size, but may set
+    `image_size` and a longer `context_length` (see `grr_coca.model.resize`).
 
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
       the text decoder; attention heads keep their width
@@ -65,10 +66,10 @@ class ModelRecipe:
     - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
       stable at high learning rates
     - `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss
-    - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`, the same number as the size
-      has), or to the patch tokens (`patches`), which in CoCa's ablation has almost no cost
-    - `pixel_mean`, `pixel_std`: normalization of pixel values, which are in 0 … 1 before; with a mean of 1, white
-      becomes 0
+    - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`; the model size defines their
+      number), or to the patch tokens (`patches`), which loses almost no quality in CoCa's ablation
+    - `pixel_mean`, `pixel_std`: mean and standard deviation that normalize pixel values, which are between 0 and 1
+      before normalization; with a mean of 1, white becomes 0
     - `framing`: framing of drawings, see `Framing`; `{}` uses the defaults, and None uses the centre square
     - `image_positions`: initial values of the learned patch positions. `sine_cosine` uses sines and cosines of row and
       column (see `sine_cosine_positions`), which `optimizer: learning_rates` can keep fixed
@@ -162,8 +163,8 @@ class ModelRecipe:
 class TokenizerRecipe:
     """Tokenizer of a new model.
 
-    The kind `bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's tokenizer, whose
-    49,408 ids are fixed, so it takes no `vocab_size`.
+    A tokenizer of the kind `bpe` is trained on the training captions, and has at most `vocab_size` ids. `clip` is
+    CLIP's tokenizer, whose 49,408 ids are fixed, so `vocab_size` must not be set.
 
     `file` is the tokenizer at `path`, which can be any `tokenizer.json` in Hugging Face's format. Its begin and end
     tokens are used, or are added if they are missing.
@@ -185,21 +186,21 @@ class DataRecipe:
     """Locations of the pairs (see `open_source`), and settings for reading them.
 
     Attributes:
-        mix: Additional training pairs, as the fraction of samples from each path. Each source has its own epochs; the
-            remaining samples come from `train`.
-        first_caption: Fraction of the visits to an image with several captions that use the first caption. All other
-            visits use a random caption.
-        siblings: Fraction of the samples, at most one half, that are a sibling of the previous sample: an image from
-            another set with the same first caption, see `Siblings`. A batch then contains two images of some concepts,
-            which `losses: sibling_weight` makes similar.
-        val: Validation pairs. None holds out every 20th training image, at most 5,000, with all its pairs. If these are
-            too few for a validation batch, more images are held out, up to every fourth.
+        mix: Paths of additional training pairs, each with the fraction of samples that come from it. The remaining
+            samples come from `train`. Each source has its own epochs.
+        first_caption: Fraction of the samples of an image with several captions that use its first caption. All other
+            samples of the image use a random caption.
+        siblings: Fraction of the samples, at most one half, that are siblings of the previous sample. A sibling is an
+            image from another set with the same first caption (see `Siblings`). A batch then contains two images of
+            some concepts, which `losses: sibling_weight` makes similar.
+        val: Validation pairs. If None, every 20th training image is held out with all its pairs, at most 5,000 images.
+            If these are too few for a validation batch, more images are held out, up to every fourth.
         test: Splits by name, used only for evaluation.
         batch_size: Number of pairs per optimizer step, over all processes.
-        micro_batch_size: Size of the micro-batches into which each process splits its part of a batch. The gradients
-            are the same. This needs less memory, but a second forward pass.
-        patch_dropout: Fraction of each image's patches that training omits (FLIP, arXiv 2212.00794), chosen at random
-            by seed, epoch and sample. Evaluation uses all patches.
+        micro_batch_size: Size of the micro-batches into which each process splits its part of a batch. Training then
+            needs less memory, but a second forward pass. The gradients stay the same.
+        patch_dropout: Fraction of each image's patches that training omits (FLIP, arXiv 2212.00794). They are chosen at
+            random, depending on seed, epoch and sample. Evaluation uses all patches.
 
     A path that begins with `cache:` is in the user's cache, where the corpus `icons` is.
     """
@@ -236,10 +237,11 @@ class OptimizerRecipe:
 
     - `clip_norm`: maximum norm of the gradients; larger ones are scaled down, and `.inf` means no clipping
     - `learning_rates`: peak learning rates of parts of the model, in place of `lr`, by prefix of the parameter names,
-      such as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix counts. A part with a
+      such as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix applies. A part with a
       rate of 0 is frozen
     - `layer_decay`: factor by which the learning rate is multiplied for each layer between a parameter and the nearest
-      head (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least; 1 means equal rates
+      head (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least; with 1, the rates of
+      all layers are equal
     - `muon_precision`: precision of Muon's orthogonalization; `auto` uses the faster precision on this machine (see
       `grr_coca.train.numerics`)
     """
@@ -268,8 +270,8 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """Schedule: linear warm-up over `warmup_steps`, then a cosine down to `final_lr_ratio` times the peak at the last
-    step.
+    """Schedule: linear warm-up over `warmup_steps`, then a cosine decay to `final_lr_ratio` times the peak learning
+    rate at the last step.
 
     If `decay_steps` is given, the cosine spans only this many final steps, and the rate is constant before it, so runs
     of all lengths have the same beginning (arXiv 2405.18392). If it is None, the cosine begins after the warm-up.
@@ -289,7 +291,7 @@ class ScheduleRecipe:
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """Weights of CoCa's two losses. The defaults are the paper's.
+    """Weights of CoCa's two losses. The defaults are those of the CoCa paper.
 
     Attributes:
         z_loss_weight: Weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
@@ -297,7 +299,8 @@ class LossRecipe:
             `coca` is the paper's loss, without the z-loss.
 
     `sibling_weight` is the weight of the sibling loss, which makes the embeddings of images of the same concept similar
-    (see `sibling_loss`). The loss needs `data: siblings`, is logged as `sibling`, and is also not part of `coca`.
+    (see `sibling_loss`). The loss needs `data: siblings`, and is logged as `sibling`. Like the z-loss, it is not part
+    of `coca`.
     """
 
     contrastive_weight: float = 1.0
@@ -343,9 +346,10 @@ class TeacherRecipe:
         weight: Weight of the teacher loss (see `teacher_loss`), which trains the text embeddings to have the same
             similarities as the teacher's. This loss is part of the loss that training minimizes, and is logged as
             `teacher`.
-        temperature: Temperature of the similarities. With lower values, fewer texts count as near.
-        words: Must be set to 0. Up to commit f3ecb185, a step could add words without an image, and added 128 if this
-            key was missing. Such a recipe is rejected, because training would silently differ.
+        temperature: Temperature of the similarities. With lower values, fewer texts count as similar.
+        words: Must be set to 0. Up to commit f3ecb185, a training step could add words without images to its batch, and
+            added 128 of them if this key was missing. A recipe without this key is therefore rejected, because its
+            training would silently differ.
         soft_targets: Must be 0. Up to the same commit, the teacher could determine a fraction of the contrastive
             targets.
     """
@@ -372,17 +376,17 @@ class TeacherRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesRecipe:
-    """Training input from a frozen third-party image encoder, whose weights do not change: its tokens as features.
+    """Features that replace or supplement images as the training input: tokens of a frozen third-party image encoder.
 
     Attributes:
         encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, an encoder that runs at every step. None if features are
             stored.
         caches: Folders that `grr-coca data features` has written, one for the pairs of each path in `data`. Without
             caches and encoder, the paths in `data` themselves are such folders, and no image is read.
-        beside: Whether the model also has its own image encoder, so that the tokens of both are concatenated. If False,
-            features replace it.
-        layers: Number of blocks over the features. Their peak learning rate is `optimizer: learning_rates:
-            feature_encoder`, if that is set.
+        beside: Whether the model keeps its own image encoder, whose tokens are concatenated with the features. If
+            False, the features replace this encoder.
+        layers: Number of transformer blocks that process the features. `optimizer: learning_rates: feature_encoder` can
+            set their peak learning rate.
     """
 
     encoder: str | None = None
@@ -420,9 +424,10 @@ class EvaluationRecipe:
 
     Attributes:
         batch_size: Exact size of the batches on which contrastive losses are computed. The losses grow with the batch
-            size, so it is always reported with them.
-        num_captions: Number of images, always the same, that each validation captions. The captions are scored (CIDEr
-            and others). Such scores can be compared only on the same images. 0 means no captions.
+            size, so the batch size is always reported with them.
+        num_captions: Number of images that the model captions at each validation. The captions are scored (CIDEr and
+            other scores). The images are always the same, because scores of different images cannot be compared. With
+            0, no captions are generated.
     """
 
     interval: int = 500
@@ -440,12 +445,12 @@ class CheckpointRecipe:
 
     If `interval` is None, a checkpoint is written at every validation.
 
-    The newest `keep_last` checkpoints are kept, and the best checkpoint by `keep_best`, a score on the validation
-    split. `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
+    The newest `keep_last` checkpoints are kept. The checkpoint with the best value of `keep_best`, a score on the
+    validation split, is also kept. `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
 
     Attributes:
         copy_to: URL of a folder in an object store, such as `s3://bucket/runs/mine`, to which the run folder is copied
-            after each checkpoint. None means no copy.
+            after each checkpoint. If None, the folder is not copied.
     """
 
     interval: int | None = None
@@ -491,18 +496,19 @@ class Recipe:
     - `features`: features of a frozen encoder; None means that there is only the model's own image encoder
     - `freeze`: parts whose weights do not change
     - `precision`: precision of the forward and backward passes. `auto` is bf16 if that is faster on this machine; fp16
-      on a GPU that has no bf16 but fast fp16 (V100, T4); else fp32. In fp16, the loss is scaled, see `LossScale`
-    - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
+      on a GPU that has no bf16 but fast fp16 (V100, T4); and otherwise fp32. In fp16, the loss is scaled, see
+      `LossScale`
+    - `parallelism`: `ddp` copies the model to every process; `fsdp` shards it over the processes
     - `temperature`: `refitted` replaces the temperature after the last step by the best one for the validation pairs
       (see `refit_scaling`). The learned temperature fits the training pairs; if these are few, it is too sharp for
       other pairs. All validations report losses with a refitted temperature. Checkpoints of earlier steps keep the
-      learned one
+      learned temperature
     - `ema`: decay of a running average of the weights (see `Ema`), which is then evaluated and saved; None means no
       average
     - `compile`: whether to compile the blocks during the first steps. This takes about a minute, and needs a C++
       compiler on a CPU, or Triton, a C compiler and Python's headers on a GPU
     - `gradient_checkpointing`: fraction of the blocks' intermediate results that are recomputed in the backward pass
-      instead of stored. With 1, only the inputs of blocks are kept, which takes the least memory and one more forward
+      instead of stored. With 1, only the inputs of blocks are kept, which needs the least memory, but one more forward
       pass. A value between 0 and 1 needs `compile`, because the compiler first drops the results that are cheapest to
       recompute; 0.75 is a good value
     """
@@ -634,9 +640,9 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def absolute_data(folder: Path, path: str) -> str:
-    """Return the absolute, normalized path of pairs, a teacher or a tokenizer, or a URL.
+    """Return the absolute, normalized path of pairs, a teacher or a tokenizer. A URL is returned unchanged.
 
-    Resumed runs compare these paths.
+    When a run is resumed, its paths are compared in this form.
 
     Args:
         folder: Base folder of relative paths.
@@ -658,7 +664,8 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     write_bytes_atomic(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
 
-# --- Bounds of numbers. Each number is passed as a keyword argument with the name of its key, which the error names.
+# --- Checks of numbers. Each number is passed as a keyword argument with the name of its recipe key, which the message
+# contains.
 
 
 def _require_at_least(bound: float, **numbers: float | None) -> None:
@@ -683,7 +690,7 @@ def _require_finite(**numbers: float) -> None:
 
 
 def _require_visits(mix: Mapping[str, float]) -> None:
-    """Reject fractions of a mixture that are too small for a single sample from their source.
+    """Reject a mixture if a fraction is so small that training would use no sample from that source.
 
     Args:
         mix: Fraction of the samples from each additional source, by path. The remaining samples come from `train`.

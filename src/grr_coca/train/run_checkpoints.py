@@ -50,7 +50,8 @@ STATE_FOLDER = "training"
 class Origin:
     """Start checkpoint of a fine-tuning run: its folder, and the `fingerprint` of its files.
 
-    A resumed run takes its weights from the run's checkpoints, so only this record reveals a different start.
+    A resumed run takes its weights from the run's checkpoints, so a different start can be detected only with this
+    record.
     """
 
     checkpoint: str
@@ -95,7 +96,7 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
 def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
     """Return unsharded copies of tensors on the CPU of rank 0.
 
-    All other ranks return an empty result, but all ranks must call this function.
+    On all other ranks, the result is empty, but all ranks must call this function.
     """
     copies = {}
     for name, tensor in named:
@@ -199,7 +200,9 @@ class CheckpointStore:
 
 
 class RunConstants(NamedTuple):
-    """Precisions and data of a run, which are fixed when it starts. A resumed run must have the same."""
+    """Precisions and data of a run, which are fixed when the run starts. A resumed run must have the same precisions
+    and data.
+    """
 
     numerics: Numerics
     data: DataState
@@ -236,7 +239,8 @@ def save(
 
 
 def restore(point: Path, trainer: Trainer) -> Progress:
-    """Load the state that `save` wrote into a trainer, whose model must already be loaded from the checkpoint.
+    """Restore a trainer from the state that `save` wrote. The trainer's model must already be loaded from the
+    checkpoint.
 
     Raises:
         UserError: If a file is missing or corrupt.
@@ -255,7 +259,8 @@ def restore(point: Path, trainer: Trainer) -> Progress:
 
 
 def read_data_state(point: Path) -> DataState | None:
-    """Return the data state of the run that wrote a checkpoint, or None for older checkpoints.
+    """Return the data state of the run that wrote a checkpoint, or None if the checkpoint is older and has no data
+    state.
 
     Raises:
         UserError: If the file is corrupt.
@@ -290,7 +295,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     Args:
         out: Run folder.
         recipe: Recipe of the run.
-        origin: Start checkpoint of the run. None skips the comparison.
+        origin: Start checkpoint of the run. If None, the start checkpoints are not compared.
 
     Raises:
         NoReadableCheckpointError: If checkpoints exist, but all of them are corrupt or cannot be read.
@@ -300,7 +305,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     folder = out / "checkpoints"
     point = CheckpointStore(folder, keep_last=1).newest()
     if point is None:
-        # A new run would remove them when it first saves, although the disk may be unavailable only for a moment.
+        # A new run would remove these checkpoints at its first save, although the disk may be unavailable only briefly.
         if damaged := checkpoints_by_step(folder):
             raise NoReadableCheckpointError(
                 f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "

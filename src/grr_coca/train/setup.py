@@ -51,7 +51,7 @@ from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerR
 
 @dataclass(frozen=True)
 class SourceState:
-    """Pairs of a run from one source: their number and `source_digest`."""
+    """Number and digest (see `source_digest`) of a run's pairs from one source."""
 
     pairs: int
     digest: str
@@ -61,8 +61,9 @@ class SourceState:
 class DataState:
     """Fingerprint of a run's data, which must be the same in a resumed run.
 
-    The number and names of the pairs determine the order, and which pairs are held out for validation. The keys of
-    `sources` are `train`, `mix 1` and so on, `val`, and `teacher` (with the number of its texts) if there is one.
+    The number and names of the pairs determine the training order, and which pairs are held out for validation. The
+    keys of `sources` are `train`, `mix 1` and so on, `val`, and `teacher` (with the number of its texts) if there is
+    one.
     """
 
     sources: dict[str, SourceState]
@@ -83,7 +84,7 @@ def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
 
 
 def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
-    """Check that the pairs of a resumed run are unchanged since its start.
+    """Check that the data of a resumed run are the same as when the checkpoint `point` was written.
 
     Raises:
         UserError: If a source has changed. The message names the first one.
@@ -104,7 +105,7 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
 
 
 def _paths(recipe: Recipe) -> dict[str, str]:
-    """Return the path of each source. Without `val`, validation pairs are held out from `train`."""
+    """Return the path of each source. A recipe without `val` holds out validation pairs from `train`."""
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix, start=1)}
     teacher = {} if recipe.teacher is None else {"teacher": recipe.teacher.path}
@@ -120,7 +121,7 @@ HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
 image is held out with all its pairs, at most `MAX_HELD_OUT` images."""
 MIN_HOLD_OUT_EVERY = 4
 """Minimum interval of held-out images. If every `HOLD_OUT_EVERY`-th image yields too few pairs for a validation batch,
-up to every fourth image is held out."""
+more images are held out, but at most every fourth image."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
 """Maximum number of images, evenly spread over the source, on whose captions the tokenizer is trained."""
@@ -175,7 +176,7 @@ def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
 
 
 def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Fit a checkpoint to a fine-tuning recipe, which may set another image size, another context length, and
+    """Adapt a checkpoint to a fine-tuning recipe, which may set another image size, another context length, and
     features.
 
     Raises:
@@ -228,7 +229,9 @@ def _require_only_sizes(model: ModelRecipe) -> None:
 
 
 def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
-    """Return the training pairs and the validation pairs, among which each caption of an image is a separate pair.
+    """Return the training pairs and the validation pairs.
+
+    In the validation pairs, each caption of an image is a separate pair.
 
     Raises:
         UserError: If no training pair remains.
@@ -248,7 +251,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 
 
 def _open_source(recipe: Recipe, path: str) -> PairSource:
-    """Open pairs, with their features from the folders of the recipe."""
+    """Open a source of pairs, with their features if the recipe names folders of stored features."""
     source, features = open_source(path), recipe.features
     if features is not None and features.caches:
         return with_features(source, features.caches)
@@ -264,7 +267,9 @@ def _open_source(recipe: Recipe, path: str) -> PairSource:
 
 @runtime_checkable
 class CaptionTeacher(Protocol):
-    """Embeddings of the training captions by another model. Registered in `grr_coca.objectives` as `teacher`."""
+    """Embeddings of the training captions by another model. The class is registered in `grr_coca.objectives` as
+    `teacher`.
+    """
 
     @classmethod
     def read(cls, path: str) -> "CaptionTeacher":
@@ -313,7 +318,7 @@ _NUM_COMPARED_CAPTIONS = 200
 
 
 def warn_of_equal_captions(pairs: PairSource) -> None:
-    """Warn if the captions of all pairs are equal, judging by a sample."""
+    """Warn if all captions in a sample of the pairs are equal."""
     found = list(islice(caption_texts(pairs, limit=_NUM_COMPARED_CAPTIONS), _NUM_COMPARED_CAPTIONS))
     if len(found) > 1 and len(set(found)) == 1:
         log.warning(
@@ -325,8 +330,9 @@ def warn_of_equal_captions(pairs: PairSource) -> None:
 def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
     """Return a mask of the pairs that are held out for validation.
 
-    Pairs are held out by image, so all captions of an image are on the same side. If possible, at least `batch_size`
-    pairs are held out, plus a quarter, because some may be invalid.
+    Pairs are held out by image, so all captions of an image are in the same split. If the usual interval holds out
+    fewer than `batch_size` pairs, a smaller interval is chosen. If possible, the number of held-out images then exceeds
+    `batch_size` by a quarter, because some pairs may be invalid.
     """
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
@@ -398,9 +404,10 @@ def training_batches(
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
-    """Return the visits of one source, or of the recipe's mixture of several sources, in random order.
+    """Return the random order in which training visits the pairs of one source, or of the recipe's mixture of several
+    sources.
 
-    They include siblings if the recipe requests them.
+    The visits include siblings if the recipe requests them.
     """
     visits = _visits_without_siblings(recipe, pairs)
     if not recipe.data.siblings:

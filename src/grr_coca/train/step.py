@@ -40,7 +40,7 @@ def compute_gradients(
 ) -> Losses:
     """Compute the gradients of the global batch's loss, and return its losses, detached from the graph.
 
-    The gradients of the parameters must be cleared before this.
+    The gradients of the parameters must be cleared before this call.
 
     Args:
         model: The model on all ranks.
@@ -48,7 +48,7 @@ def compute_gradients(
         num_tokens: Number of tokens to predict in the global batch.
         weights: Weights of the losses.
         precision: Context of the forward passes.
-        scale: Factor of all gradients, but not of the losses.
+        scale: Factor by which all gradients, but not the returned losses, are multiplied.
     """
     ranks = model.ranks
     if len(micro_batches) > 1:
@@ -65,11 +65,11 @@ def compute_gradients(
 
 @dataclass
 class LossScale:
-    """Factor of the gradients in fp16, whose values range from 6e-8 to 65,504.
+    """Factor by which gradients in fp16 are multiplied. Positive values in fp16 range from 6e-8 to 65,504.
 
-    A step whose gradients are not finite halves the factor, and is skipped. After `GROWTH_INTERVAL` finite steps, the
-    factor is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks act identically, because they have
-    the same gradient norm.
+    If a gradient of a step is not finite, the step is skipped, and the factor is halved. After `GROWTH_INTERVAL` finite
+    steps in a row, the factor is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks act
+    identically, because they have the same gradient norm.
     """
 
     GROWTH_INTERVAL: ClassVar[int] = 2000
@@ -99,10 +99,10 @@ class Trainer:
     loss_scale: LossScale | None = None
 
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
-        """Run the forward pass, the backward pass and the update, and return the step's metrics, the same on every
-        rank.
+        """Run the forward pass, the backward pass and the update, and return the step's metrics.
 
-        If the loss or a gradient is not finite, weights and optimizer stay unchanged on all ranks.
+        The metrics are the same on every rank. If the loss or a gradient is not finite, the weights and the state of
+        the optimizer stay unchanged on all ranks.
 
         Args:
             micro_batches: This rank's part of the global batch.
@@ -179,7 +179,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     elif recipe.gradient_checkpointing:
         checkpoint_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
-    # After sharding the model, so that a parameter's state is sharded like the parameter.
+    # The optimizers are created after the model is sharded, so that a parameter's state is sharded like the parameter.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
     precision = autocast(recipe.precision, ranks.device)
@@ -188,14 +188,15 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Numbers of options in glibc's malloc.h."""
+"""Numbers of these two options in glibc's `malloc.h`."""
 
 
 def keep_freed_memory() -> None:
     """Make glibc's allocator keep freed memory. Other allocators are not affected.
 
-    By default, glibc returns each large tensor to the system, which fills the pages of the next one with zeros. At
-    every step, this would happen to all activations and gradients. The measurement is in `benchmarks/LOG.md`.
+    By default, glibc returns the memory of each large tensor to the system, which then fills the pages of the next
+    tensor with zeros. At every step, this would happen for all activations and gradients. The measured cost is in
+    `benchmarks/LOG.md`.
     """
     if sys.platform != "linux":
         return
@@ -213,7 +214,7 @@ def count_tokens(batches: Sequence[Batch]) -> int:
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
     """Return the context of a run's forward passes: autocast to half precision, or a null context.
 
-    It can be entered repeatedly.
+    The context can be entered repeatedly.
     """
     assert precision != "auto", "`resolve_precision` has replaced it"
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, AUTOCAST_DTYPES[precision])

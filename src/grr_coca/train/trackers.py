@@ -1,6 +1,6 @@
 """Send the log of a run to Weights & Biases or MLflow.
 
-This reads `metrics.jsonl`, so training does not depend on the services.
+This module reads `metrics.jsonl`, so training does not depend on these services.
 """
 
 import json
@@ -28,7 +28,7 @@ _AT_ONCE = 100
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Run in a service. `id` identifies it when more of the log is sent later."""
+    """Run in a tracking service. `id` identifies the run when more of the log is sent later."""
 
     id: str
 
@@ -95,7 +95,7 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
 
     Args:
         folder: Run folder.
-        to: The service, whose environment variables define address and credentials.
+        to: The service, whose environment variables define the address and the credentials.
         project: Name of the project or experiment in the service.
         follow: Whether to wait for more lines until the run has ended.
         seconds: Pause before the log is read again.
@@ -137,7 +137,7 @@ def _rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[
     """Yield the complete lines of a log. With `follow`, also yield lines that are written later, up to the last
     validation.
 
-    A resumed run first truncates the file, which is then read from its beginning.
+    If a resumed run has truncated the file, it is read again from its beginning.
     """
     offset = 0
     while True:

@@ -1,1 +1,1 @@
-"""Rewrite code from the icons of one set to those of another."""
+"""Rewrite code so that it uses the icons of another set."""

@@ -1,4 +1,4 @@
-"""Rewrite the icons in the code of an app: files, remaining uses, and dependencies in package.json.
+"""Rewrite the icons in the code of an app and the dependencies in package.json, and list the uses that remain.
 
 A plan is created first, and can be shown as a diff. Each file is then written atomically. Links, `node_modules`,
 generated code, lockfiles and files that git ignores are not changed.
@@ -42,7 +42,10 @@ _SECTIONS = frozenset({"dependencies", "devDependencies", "peerDependencies", "o
 
 @dataclass(frozen=True)
 class Left:
-    """Location that needs manual work. `use` is the icon use, or None. `reason` is why it was not rewritten."""
+    """Location that needs manual work, with the reason why it was not rewritten.
+
+    `use` is the icon use at this location, or None if the reason does not concern an icon use.
+    """
 
     file: str
     line: int
@@ -75,7 +78,10 @@ class CodeChanges:
                 yield line.rstrip("\r\n")
 
     def write(self, root: Path, *, force: bool = False) -> Path | None:
-        """Write the files, and return the backup, which is only created outside a git repository.
+        """Write the changed files.
+
+        Outside a git repository, the files are first copied to a backup, whose path is returned. Otherwise, the result
+        is None.
 
         Args:
             root: The folder of the code.
@@ -106,9 +112,9 @@ def plan_changes(
 
     Args:
         root: The folder or file.
-        icons: Prefix and name of each icon to replace, with the full name of its equivalent.
+        icons: Full name of the equivalent of each icon to replace, by the icon's prefix and name.
         exclude: Patterns, as in .gitignore, of files to skip.
-        reason: Function that returns why a remaining use was not replaced, or None if it needs no mention.
+        reason: Function that returns why a remaining use was not replaced, or None if the use need not be listed.
 
     Raises:
         UserError: If a file cannot be read.
@@ -143,7 +149,7 @@ def plan_changes(
 
 
 def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
-    """Yield code files and their text, and skip files that are not UTF-8."""
+    """Yield the code files that may be changed, each with its text. Files that are not UTF-8 are skipped."""
     for path in _not_ignored(root, list(code_files(root, used_icons.SUFFIXES | SUFFIXES, exclude))):
         is_own = not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
         if not is_own or path.name in _LOCKS or path.name == "npm-shrinkwrap.json":
@@ -171,7 +177,9 @@ def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) ->
 
 
 def _repository(root: Path) -> Path | None:
-    """Return the git repository that contains a folder or file, or None without git."""
+    """Return the git repository that contains a folder or file, or None if git is not installed or finds no
+    repository.
+    """
     found = _git(root, "rev-parse", "--show-toplevel")
     return Path(found.strip()) if found else None
 
@@ -207,7 +215,7 @@ def _require_clean(root: Path, paths: Iterable[Path]) -> None:
 
 
 def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
-    """Create a ZIP file with the unchanged files, next to the folder, and return its path."""
+    """Create a ZIP file with the original files, next to the folder, and return the path of the ZIP file."""
     top = root.resolve() if root.is_dir() else root.resolve().parent
     number = 1
     while (backup := top.parent / f"{top.name}-before-{number}.zip").exists():
@@ -250,7 +258,10 @@ def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path
 
 
 def _manifest_of(path: Path, top: Path) -> Path | None:
-    """Return the nearest package.json above a file that lists an icon package, or else the nearest one of all."""
+    """Return the package.json that belongs to a file, or None if the file has no package.json above it.
+
+    This is the nearest package.json that lists an icon package or, if none of them does, the nearest of all.
+    """
     found = []
     for folder in path.resolve().parents:
         if (folder / "package.json").is_file():
@@ -267,7 +278,9 @@ _ICONIFY = "@iconify-json/"
 
 
 def _packages_in(text: str) -> dict[str, str]:
-    """Return the icon packages that a code file needs, with their versions. Iconify packages have any version."""
+    """Return the icon packages that a code file needs, with their versions. For Iconify packages, the version is
+    `*`.
+    """
     found = {one.name: one.version for one in PACKAGES if re.search(rf"['\"]{re.escape(one.name)}['\"/]", text)}
     prefixes = {use.prefix for use in uses_in(text, "") if _is_written_by_name(use, text)}
     return found | {f"{_ICONIFY}{prefix}": "*" for prefix in prefixes}
@@ -325,7 +338,7 @@ def _key(pair: SgNode) -> str:
 
 
 def _section(pair: SgNode) -> str:
-    """Return the section of a package.json that contains a pair, or an empty text if no section does."""
+    """Return the section of a package.json that contains a pair, or an empty string if no section does."""
     outer = pair.parent()
     section = outer.parent() if outer is not None else None
     return _key(section) if section is not None and section.kind() == "pair" else ""

@@ -21,7 +21,7 @@ class Component(NamedTuple):
 
 
 Naming = Callable[[str, str, str], Component]
-"""Function that takes a package, the prefix of an icon's set and the icon's name, and returns its component."""
+"""Function that takes a package, the prefix of an icon's set and the icon's name, and returns the icon's component."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class IconPackage:
         naming: Function that names its components.
         prefixes: Prefixes of the sets whose icons the package has.
         component_type: Type of a component. Empty if the package exports no such type.
-        properties_type: Type of its properties. Empty if the package exports no such type.
+        properties_type: Type of a component's properties. Empty if the package exports no such type.
         stroke: Property that sets the width of strokes. Empty if the icons have no strokes.
         has_size: Whether `size` sets both width and height.
-        is_size_number: Whether `size` takes numbers instead of text.
-        default_size: Size without any property. Empty if the drawing fills its container.
+        is_size_number: Whether the value of `size` must be a number instead of a text.
+        default_size: Size of a component if no property sets it. Empty if the drawing then fills its container.
         own: Properties of the components that SVG elements do not have.
         refused: Properties of SVG elements that the components do not support.
     """
@@ -64,7 +64,7 @@ class IconPackage:
 
     @property
     def type_prefix(self) -> str:
-        """Prefix of type names in files that already use `Icon`."""
+        """Prefix of the package's type names in files in which the name `Icon` is already taken."""
         return {"lucide": "Lucide", "tabler": "Tabler", "ph": "Phosphor", "ri": "Remix"}.get(self.prefixes[0], "Other")
 
 
@@ -196,12 +196,12 @@ def package_of(module: str) -> IconPackage | None:
 
 
 def package_for(prefix: str, framework: Framework) -> IconPackage | None:
-    """Return the package with the components of a set, or None if unknown."""
+    """Return the package with the components of a set, or None if no package in `PACKAGES` has them."""
     return next((one for one in PACKAGES if one.framework == framework and prefix in one.prefixes), None)
 
 
 def usage_lines(prefix: str, name: str) -> list[str]:
-    """Return lines of code that use an icon, except Iconify's."""
+    """Return examples of code that uses an icon, without examples for Iconify."""
     package = package_for(prefix, "react")
     component = package.component(prefix, name) if package else None
     lines = [f"import {{ {component.name} }} from '{component.module}'"] if component else []

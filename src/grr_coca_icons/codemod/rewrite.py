@@ -28,7 +28,7 @@ SCRIPTS = {
     **dict.fromkeys(("ts", "mts", "cts"), "typescript"),
     "tsx": "tsx",
 }
-"""Suffixes of scripts and their grammars."""
+"""Grammar of each kind of script, by file suffix."""
 _PAGES = frozenset({"vue", "html", "htm", "svelte", "astro"})
 _GRAMMARS = {**SCRIPTS, **dict.fromkeys(_PAGES, "html"), "json": "json", "css": "css", "yaml": "yaml", "yml": "yaml"}
 SUFFIXES = frozenset(_GRAMMARS)
@@ -39,8 +39,8 @@ class Replacements:
     """Replacements of icons.
 
     Args:
-        icons: Prefix and name of each icon, with the full name of its replacement.
-        partial: Prefixes of sets of which some icons remain in the code, so that their types also remain.
+        icons: Full name of the replacement of each icon, by the icon's prefix and name.
+        partial: Prefixes of sets some of whose icons remain in the code, so that the types of these sets also remain.
     """
 
     def __init__(self, icons: "dict[tuple[str, str], str]", partial: "frozenset[str]" = frozenset()) -> None:
@@ -49,7 +49,7 @@ class Replacements:
         self.target_prefixes = tuple(dict.fromkeys(other.partition(":")[0] for other in icons.values()))
 
     def of(self, prefix: str, name: str) -> tuple[str, str] | None:
-        """Return the prefix and name of an icon's replacement, or None if it has none."""
+        """Return the prefix and name of an icon's replacement, or None if the icon is not replaced."""
         other = self._icons.get((prefix, normalize_name(name)))
         if other is None:
             return None
@@ -97,7 +97,7 @@ class _Import:
         node: Import specifier.
         statement: Import statement.
         imported, local: Name in the module, and name in the file.
-        component: New component. None for a type that the new package does not have.
+        component: New component. None if the import is a type that the new package does not have.
     """
 
     node: SgNode
@@ -118,7 +118,7 @@ class _Import:
 
 @dataclass(frozen=True)
 class _Part:
-    """Part of a file that has a separate syntax tree, and its start."""
+    """Part of a file that is parsed separately: its syntax tree, and its start in the file."""
 
     root: SgNode
     start: int
@@ -126,7 +126,7 @@ class _Part:
     is_script: bool = True
 
     def find_all(self, *kinds: str) -> list[SgNode]:
-        """Return all nodes of some kinds, in order."""
+        """Return all nodes of the given kinds, in the order of the text."""
         known = _known(self.grammar, kinds)
         return self.root.find_all(any=[{"kind": kind} for kind in known]) if known else []
 
@@ -150,7 +150,7 @@ class _File:
     """File that is being rewritten.
 
     Attributes:
-        edits: New text by the position of the old text.
+        edits: Replacement texts, by start and end of the text that they replace.
         notes: Positions and descriptions of manual work.
         present: Names that the file already imports from the new package.
     """
@@ -299,7 +299,7 @@ class _File:
                 self._note(part, node, f"{name.text()} of {module} is not an icon")
 
     def _name(self, parts: Sequence[_Part], imports: list[_Import], page: SgNode | None) -> None:
-        """Choose the name of each new component in the file."""
+        """Choose the name that each new component has in the file."""
         leaving = {one.local for one in imports}
         components = [one.component for one in imports if one.component is not None]
         modules = {component.module for component in components}
@@ -383,7 +383,7 @@ class _File:
             return
         for attribute, new in changed:
             start, end = attribute.range().start.index, attribute.range().end.index
-            if not new:  # including the space before it
+            if not new:  # also remove the space before it
                 before = self.text[: part.start + start]
                 start -= len(before) - len(before.rstrip())
             self._edit(part.start + start, part.start + end, new)
@@ -463,7 +463,7 @@ class _File:
             if following is not None:
                 self._edit(part.start + span.start.index, part.start + following.range().start.index, "")
             elif kept_before is not None:
-                # Specifiers that are dropped directly before it end at its start, so one edit removes all of them.
+                # Dropped specifiers directly before this one have edits that end at its start. This edit replaces them.
                 begin = part.start + kept_before.range().end.index
                 for other in [key for key in self.edits if begin <= key[0] < part.start + span.end.index]:
                     del self.edits[other]
@@ -513,7 +513,7 @@ def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]
 
 
 def _is_cut(node: SgNode) -> bool:
-    """Return whether a part of a template string is adjacent to an insertion, into which a name may continue."""
+    """Return whether a node is a part of a template string with substitutions, in which a name may continue."""
     parent = node.parent()
     return parent is not None and parent.kind() == "template_string" and len(parent.named_children()) > 1
 
@@ -549,7 +549,7 @@ _ALWAYS_BINDINGS = frozenset({"array_pattern", "rest_pattern", "formal_parameter
 
 
 def _is_binding(node: SgNode) -> bool:
-    """Return whether the name is bound again after this position."""
+    """Return whether the code gives a name another meaning at this node, for example as a variable or parameter."""
     parent = node.parent()
     if node.kind() == "shorthand_property_identifier_pattern":
         return True
@@ -566,7 +566,7 @@ def _is_same(one: SgNode, other: SgNode) -> bool:
 
 
 def _is_of_import(node: SgNode) -> bool:
-    """Return whether a name is in an import or a re-export, or is the exported name."""
+    """Return whether a name is in an import or a re-export, or is the name under which something is exported."""
     parent = node.parent()
     if parent is None or parent.kind() not in ("import_specifier", "import_clause", "export_specifier"):
         return False
@@ -589,7 +589,7 @@ def _is_exported(node: SgNode) -> bool:
 
 
 def _imported_from(root: SgNode, modules: Collection[str]) -> Iterator[str]:
-    """Yield the names that a script imports from some modules without renaming them."""
+    """Yield the names that a script imports from the given modules without renaming them."""
     for statement in root.find_all(kind="import_statement"):
         origin = statement.field("source")
         if origin is not None and origin.text()[1:-1] in modules:
@@ -604,7 +604,9 @@ def _is_type(one: _Import) -> bool:
 
 
 def _type_of(one: _Import) -> str:
-    """Return a type for components or for their properties, for a new package that exports none."""
+    """Return the framework's type for components or for their properties, in place of a type that the new package does
+    not export.
+    """
     if one.target.framework == "vue":
         is_component = one.imported == one.source.component_type
         return 'import("vue").FunctionalComponent' if is_component else 'import("vue").SVGAttributes'
@@ -638,8 +640,8 @@ class _Attribute(NamedTuple):
     Attributes:
         name: Name, spelled as in JSX.
         written: Name, spelled as in the code.
-        value: Value with its quotes or braces. Empty if it is missing.
-        is_bound: Whether a value in Vue is an expression.
+        value: Value with its quotes or braces. Empty if the attribute has no value.
+        is_bound: Whether the value may be an expression: always in JSX; in Vue, only in a binding such as `:size`.
     """
 
     node: SgNode
@@ -650,7 +652,7 @@ class _Attribute(NamedTuple):
 
     @property
     def is_text_of_digits(self) -> bool:
-        """Whether the code is a Vue template, in which `size="24"` is a text."""
+        """Whether the value is a text of digits, as in `size="24"` in a Vue template."""
         return not self.is_bound and re.fullmatch(r"[\"']?\d+[\"']?", self.value) is not None
 
 
@@ -659,8 +661,8 @@ class _Element(NamedTuple):
 
     Attributes:
         component: Imported name of its component.
-        names: Nodes with its name.
-        is_tag: Whether it is in a Vue template.
+        names: Nodes with its name: one in its start tag and, in a Vue template, one in its end tag if there is one.
+        is_tag: Whether the element is in a Vue template.
     """
 
     component: str
@@ -707,8 +709,9 @@ def _tags(page: SgNode) -> Iterator[_Element]:
 
 
 def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
-    """Yield the properties that differ between the packages, with their replacements, which are empty for removed
-    properties.
+    """Yield the properties that differ between the packages, each with its replacement.
+
+    The replacement is empty if the property is removed.
     """
     source, target = one.source, one.target
     if source.name == target.name:
@@ -768,7 +771,9 @@ def _added(element: _Element, one: _Import) -> Iterator[str]:
 
 
 def _vue_parts(page: SgNode) -> Iterator[_Part]:
-    """Yield the scripts of a Vue component and the expressions in its template, each with a separate tree."""
+    """Yield the scripts and styles of a Vue component and the expressions in its template, each with a separate
+    tree.
+    """
     for script in page.find_all(kind="script_element"):
         code = script.find(kind="raw_text")
         if code is not None:

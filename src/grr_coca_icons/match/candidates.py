@@ -2,7 +2,8 @@
 
 The candidates for an image are the nearest images and names, by cosine. Their features are weighted by the parameters
 of the model (`match_numbers.py`). Drawings of one concept in several styles (`trash`, `trash-filled`) count as one
-candidate: the best of these drawings, or the best one whose name indicates the same fill as the source.
+candidate. It is represented by the best drawing whose name indicates the same fill as the source's name or, if there is
+none, by the best of all these drawings.
 
 Shapes: N images of the source, M of the target, E embedding width, P pairs.
 """
@@ -22,11 +23,12 @@ from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVI
 _DEVIATION = 5.0
 """Divisor of z-scores, so that all features have a similar scale."""
 _NEAREST = {"picture": 40, "name_shown": 30, "shown_name": 20, "names": 20}
-"""Number of candidates to take by each kind of cosine."""
+"""Number of nearest candidates to take by each kind of cosine."""
 _BACKGROUND = 4096
 """Number of target images that form the background for z-scores."""
 _FEW = 0.25
-"""Fraction of the target images below which only the candidates are compared with the source."""
+"""Fraction of the target's images. If fewer of them are candidates, only these candidates are compared with the
+source's concepts; otherwise, all images of the target are."""
 _NUMBER = re.compile(r"\d+")
 _PRODUCTS = 2**24
 """Maximum number of cosines in memory at the same time."""
@@ -41,10 +43,10 @@ class PictureSet:
         words: Names of each image as words without style words, its own name first, then its aliases. Empty if the
             image has no name.
         things: Concept of each image. Drawings of one concept in several styles have the same text.
-        vectors: Embeddings of unit length, N E.
-        name_vectors: Embeddings of the first name in `words`, N E. Empty if there are no names.
-        is_seen: Whether the set's drawings were in training.
-        is_filled: Whether the name marks the drawing as filled, N each.
+        vectors: Embeddings (N E) of unit length.
+        name_vectors: Embeddings (N E) of the first names in `words`. Empty if there are no names.
+        is_seen: For each image (N), whether the drawings of its set were in training.
+        is_filled: For each image (N), whether its name marks the drawing as filled.
     """
 
     names: list[str]
@@ -69,7 +71,7 @@ class PictureSet:
         return len(self.name_vectors) > 0
 
     def part(self, places: Sequence[int]) -> "PictureSet":
-        """Return a subset of the images."""
+        """Return the images with the given indices."""
         return PictureSet(
             names=[self.names[place] for place in places],
             words=[self.words[place] for place in places],
@@ -101,7 +103,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureMatch:
-    """Image of the source with its candidates, best first. There are none if no candidate is likely.
+    """Image of the source with its candidates, best first. `candidates` is empty if no candidate is likely.
 
     Attributes:
         nearest: The nearest candidates, even if none of them is likely.
@@ -182,7 +184,7 @@ class Pairs:
                     self._by_word.setdefault(word, []).append(place)
 
     def matches(self, rows: np.ndarray, n: int, *, is_fitted: bool) -> Iterator[PictureMatch]:
-        """Yield the matches for some source images, each with at most `n` candidates."""
+        """Yield the matches for the given source images, each with at most `n` candidates."""
         columns, evidence, bounds = self.evidence(rows)
         scores = self._numbers.scores(evidence)
         same = evidence[:, EVIDENCE.index("same_name")] > 0
@@ -195,7 +197,7 @@ class Pairs:
         """Adjust scores so that numbers in names decide between candidates whose names differ only by numbers.
 
         Among these, the candidate with the source's numbers becomes the best: for `h-2`, this is `heading-2` and not
-        `heading-3`. In small drawings, digits look similar.
+        `heading-3`. The images cannot decide this, because digits look similar in small drawings.
         """
         own = _NUMBER.findall(self._source.names[row].partition(":")[2])
         if not own:
@@ -279,9 +281,9 @@ class Pairs:
         return first, best, second
 
     def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Return the candidates for some source images, their features, and the start of each image's pairs.
+        """Return the candidates for the given source images, their features, and the bounds of each image's pairs.
 
-        The columns of the features, P 10, are in the order of `EVIDENCE`.
+        The features have the shape P 10, and their columns are in the order of `EVIDENCE`.
         """
         source, target = self._source, self._target
         cosines = {"picture": source.vectors[rows] @ target.vectors.T}
@@ -310,7 +312,9 @@ class Pairs:
         return columns, evidence, bounds
 
     def _stands_out(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Convert cosines to z-scores above the median of the target, with the standard deviation of the lower half."""
+        """Convert cosines to z-scores: distances above the target's median, in standard deviations of its lower
+        half.
+        """
         background = cosines[:, self._background]
         middle = np.median(background, axis=1)
         below = np.minimum(background - middle[:, None], 0)
@@ -332,10 +336,10 @@ class Pairs:
         return np.minimum(0, cosines - rival)
 
     def _written(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the features that compare spelling and words of names, by feature name, each P. They need no
-        embedding.
+        """Return the features that compare the spelling and the words of names, by feature name.
 
-        If an image has several names, the closest name counts.
+        Each feature has a value for each pair (P), and needs no embedding. If an image has several names, the closest
+        name counts.
         """
         from rapidfuzz import fuzz, process  # lazy import, because it needs an extra
 
@@ -377,12 +381,12 @@ def _names(words: Sequence[str]) -> _Names:
 
 
 def _missing_words(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
-    """Return the fraction of words that are missing although they are in use."""
+    """Return the fraction of `words` that `there` does not contain, although `used` contains them."""
     return len((words - there) & used) / max(1, len(words))
 
 
 def _largest(cosines: np.ndarray, count: int) -> np.ndarray:
-    """Return the columns of the largest values of each row, in any order."""
+    """Return the column indices of the `count` largest values in each row, in any order."""
     if cosines.shape[1] <= count:
         return np.broadcast_to(np.arange(cosines.shape[1]), cosines.shape)
     return np.argpartition(-cosines, count - 1, axis=1)[:, :count]

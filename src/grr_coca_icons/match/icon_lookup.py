@@ -14,7 +14,7 @@ from grr_coca_icons.match.candidates import PictureSet
 from grr_coca_icons.match.used_icons import normalize_name
 
 Embed = Callable[[str], "np.ndarray | None"]
-"""Function that returns the embedding of a text, E, or None if the model does not know the text's words."""
+"""Function that returns the embedding (E) of a text, or None if the model does not know the text's words."""
 
 
 class IconLookup:
@@ -80,7 +80,7 @@ class IconLookup:
 
 
 def _places(names: Sequence[str], further: Sequence[Sequence[str]]) -> Mapping[tuple[str, str], int]:
-    """Return the index for each prefix and normalized name.
+    """Return the index of each icon, by prefix and normalized name.
 
     Names have priority over aliases, and aliases over component names. An empty prefix refers to the first set that has
     the name.

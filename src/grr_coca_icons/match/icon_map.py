@@ -21,12 +21,12 @@ from grr_coca_icons.match.match_numbers import MatchWeights
 
 FORMAT = 1
 IconMap = dict[str, str | None]
-"""Full names of icons, each with the full name of its equivalent, or None if it has none."""
+"""Full names of icons, each with the full name of its equivalent, or None if the icon has no equivalent."""
 
 _WRONG = 0.1
-"""Maximum probability of an entry that counts as doubtful."""
+"""Maximum probability at which the equivalent in an entry is doubtful."""
 _LIKELY = 0.5
-"""Minimum probability of another icon that makes an entry doubtful."""
+"""Minimum probability at which another icon makes an entry doubtful."""
 
 
 def read_map(path: Path) -> IconMap:
@@ -73,13 +73,13 @@ def write_map(icons: Mapping[str, str | None]) -> str:
 
 
 _SHADCN = {"lucide": "lucide", "tabler": "tabler", "ph": "phosphor", "ri": "remixicon", "radix-icons": "radix"}
-"""Prefixes of the sets that `shadcn migrate icons` supports, with its names for them."""
+"""Prefixes of the sets that `shadcn migrate icons` supports, each with shadcn's name for the set."""
 SHADCN_PATH = ("icons", "index.json")
 """Path of shadcn's map below its `REGISTRY_URL`."""
 
 
 def write_shadcn_map(icons: Mapping[str, str]) -> str:
-    """Convert a map to text for `shadcn migrate icons`: React components by supported library.
+    """Convert a map to text for `shadcn migrate icons`, which names the React components of each supported library.
 
     Args:
         icons: Icons and their equivalents. shadcn does not change any other icons in the code.
@@ -105,12 +105,12 @@ def _component(prefix: str, name: str) -> str:
 
 
 def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, where: str) -> dict[int, PictureMatch]:
-    """Return the matches that a map determines, by source index. Entries for other icons are ignored.
+    """Return the matches that a map determines, by source index. Entries for icons outside the source are ignored.
 
     Args:
         decided: The map.
         source: Icons that the map replaces.
-        target: Their equivalents.
+        target: Icons among which the equivalents are looked up.
         where: File of the map, for messages.
 
     Raises:
@@ -154,7 +154,7 @@ class UnknownIcon:
         icon: Icon of the entry, as written.
         equivalent: Equivalent in the entry, as written, or None if it is null.
         name: Full name of the unknown icon.
-        nearest: Most similar name in the set, or None.
+        nearest: Most similar name in the sets, or None if no name is similar.
         sets: Prefixes of the sets in which the icon was looked up.
     """
 
@@ -172,7 +172,7 @@ class DoubtfulEntry:
     Attributes:
         icon: Icon of the entry, as written.
         equivalent: Equivalent in the entry, as written, or None if it is null.
-        probability: Probability of this equivalent, or None if the entry has none.
+        probability: Probability of this equivalent, or None if the entry has no equivalent.
         likelier: Name of the most likely icon.
         likelier_probability: Probability of that icon.
     """

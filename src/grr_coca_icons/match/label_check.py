@@ -4,8 +4,8 @@ A label contradicts an image if their cosine is below a limit, and the model is 
 else. The second condition is needed because many correct names have a low cosine: images cannot show their meaning
 (`deployment unit`). The limits are stored next to the weights (`MatchParameters.label_limits`); at each limit, a known
 fraction of correct names is wrongly reported. Unfamiliar images, and words that were rare in training, are not judged.
-Words that were only tags in training, next to an icon's name, do not count, because they express the meaning of an icon
-(`yes` on a tick).
+Words that occurred in training only as tags, in addition to an icon's name, do not count, because they express the
+meaning of an icon and not what it shows (`yes` on a tick).
 """
 
 import hashlib
@@ -29,10 +29,10 @@ _MAX_PIECES = 3
 _MAX_WORDS = 8
 """Maximum number of words in a label. Longer labels are sentences, on which the model was not trained."""
 _MIN_CONFIDENCE = 0.2
-"""Minimum probability that a caption is exactly right, for concluding that an image contradicts its label. Chosen by
-inspection of iconoir, bi, la, carbon and tabler."""
+"""Minimum probability that the generated caption is exactly right. Below this probability, the label is not reported.
+Chosen by inspection of iconoir, bi, la, carbon and tabler."""
 _MAX_TAG_SHARE = 0.9
-"""Maximum fraction of tags among the training captions that equal a word, for the word to count as the name of a
+"""Maximum fraction of tags among the training captions that consist of a word, for this word to count as the name of a
 concept. Chosen by inspection of twelve findings in eight sets that are fonts of early web pages or parts of operating
 systems, and of five findings in healthicons.
 """
@@ -45,9 +45,9 @@ class Labelled:
     """Image and its label.
 
     Attributes:
-        texts: The label and other names of the image, one of which must match.
+        texts: The label and other names of the image, at least one of which must match.
         where: File, or name of the icon.
-        line: Line in the file, or 0.
+        line: Line in the file, or 0 if the label is not from code.
     """
 
     image: Image.Image
@@ -73,7 +73,7 @@ class Contradiction:
 
     @property
     def key(self) -> str:
-        """Key for a file of known findings, which does not depend on line numbers."""
+        """Key that identifies this finding in a file of known findings. It does not depend on line numbers."""
         return hashlib.sha256(f"{self.where}\0{self.label}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -108,7 +108,7 @@ def _check(
         return knows(model, text) and words.name_a_thing({singular(word) for word in words_of_name(text).split()})
 
     known = [(one, texts) for one in batch if (texts := list(filter(may_be_judged, one.texts)))]
-    # A label that is one unknown word may be right, so it is not judged.
+    # A label with an unknown word may be right, so it is not judged, even if other names of the image are known.
     known = [(one, texts) for one, texts in known if texts[0] == one.texts[0]]
     unfamiliar = model.are_unfamiliar([one.image for one, _ in known]) if known else []
     known = [pair for pair, is_strange in zip(known, unfamiliar, strict=True) if not is_strange]
@@ -148,7 +148,9 @@ class _TrainingWords(NamedTuple):
 
 
 def _words_of_training(model: ImageTextModel) -> _TrainingWords:
-    """Return the words in the training captions of a model. Both sets are empty if the model does not list them."""
+    """Return the words in the training captions of a model. Both sets are empty if the model has no list of these
+    words.
+    """
     numbers = None if model.folder is None else read_tag_numbers(model.folder)
     if numbers is None:
         return _TrainingWords(frozenset(), frozenset())

@@ -62,12 +62,12 @@ def _named(
         elif file.path is not None and file.path.suffix.lower() == ".svg":
             names = [file.path.stem]
         else:
-            continue  # names of photographs are meaningless
+            continue  # file names of photographs are meaningless
         named.append((file, [name for name in names if name], is_caption))
     styles = style_words([words_of_name(names[0]).replace(" ", "-") for _, names, _ in named if names], ())
     for file, names, is_caption in named:
         if names and not is_caption and any(word.isdigit() for word in words_of_name(names[0]).split()):
-            continue  # all other words may refer to a series of drawings
+            continue  # without its number, the name may refer to a series of drawings
         texts = names if is_caption else [caption_of(words_of_name(name).replace(" ", "-"), styles) for name in names]
         texts = list(dict.fromkeys(text for text in texts if text))
         if not texts:

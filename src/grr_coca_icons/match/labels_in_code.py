@@ -1,7 +1,7 @@
 """Labels of images in HTML, JSX and Markdown.
 
 In code, a label is the `alt`, `aria-label` or `title` of an image, of inline SVG or of an icon from a known set, or of
-the parent element, such as a button. `alt=""` marks an image that needs no label, and is skipped.
+the parent element, such as a button. An image with `alt=""` needs no label, and is skipped.
 """
 
 import html

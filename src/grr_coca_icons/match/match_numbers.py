@@ -1,15 +1,15 @@
 """Parameters for matching: weights of the features, and curves that convert a score to a probability.
 
-`scripts/fit_match.py` fits them to one model, and writes them to `match.json` next to its weights. A model without this
-file ranks candidates by the cosine of images, without probabilities.
+`scripts/fit_match.py` fits them to one model, and writes them to `match.json` next to the model's weights. A model
+without this file ranks candidates by the cosine of images, without probabilities.
 
 - The *score* of a pair of images is a weighted sum of `EVIDENCE`. Candidates are sorted by score.
 - The *probability* that a candidate is the equivalent is a logistic curve over its score and its lead, which is the
   difference from the score of the best other candidate.
-- *None* is reported if the probability that any of the candidates is the equivalent is below a limit.
+- *No equivalent* is reported if the probability that any of the candidates is the equivalent is below a limit.
 
-There are two sets of parameters, with and without names. Each has two curves: one for targets whose drawings were in
-training, and one for other targets.
+There are two sets of parameters, for matching with names and without names. Each set has two curves: one for targets
+whose drawings were in training, and one for other targets.
 """
 
 import math
@@ -39,7 +39,8 @@ EVIDENCE = (
 
 - `picture`: cosine of the two images
 - `picture_stands_out`: the same cosine, as a z-score above the median of the target's images
-- `taken`: minus how much closer the candidate's image is to another concept of the source's set, or 0
+- `taken`: how much closer the candidate's image is to another concept of the source's set than to the source, as a
+  negative number; 0 if no other concept is closer
 - `name_shown`: z-score of the candidate's image for the source's name
 - `shown_name`: z-score of the candidate's name for the source's image
 - `names`: cosine of the two names
@@ -58,7 +59,7 @@ CANDIDATES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ProbabilityCurve:
-    """Logistic curve. `least` is the minimum probability that any of the candidates is correct."""
+    """Logistic curve. If the probability that any candidate is correct is below `least`, no equivalent is reported."""
 
     per_score: float
     per_lead: float
@@ -70,7 +71,7 @@ class ProbabilityCurve:
             raise UserError(f"invalid parameters of a curve: {vars(self)}")
 
     def probabilities(self, scores: np.ndarray, leads: np.ndarray) -> np.ndarray:
-        """Return the probability of each candidate that it is the equivalent."""
+        """Return, for each candidate, the probability that it is the equivalent."""
         logits = self.per_score * scores + self.per_lead * leads + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
@@ -88,7 +89,7 @@ class MatchWeights:
             raise UserError(f"'weights' must have the keys {', '.join(EVIDENCE)}")
 
     def scores(self, evidence: np.ndarray) -> np.ndarray:
-        """Return the score of each pair, N, from its features, N 10."""
+        """Return the scores (N) of pairs from their features (N 10)."""
         return evidence @ np.array([self.weights.get(name, 0.0) for name in EVIDENCE])
 
 
@@ -97,10 +98,10 @@ class MatchParameters:
     """All match parameters of a model.
 
     Attributes:
-        with_names, without_names: Parameters with and without names.
+        with_names, without_names: Parameters for matching with names, and without names.
         seen_sets: Prefixes of the icon sets in training.
-        label_limits: Pairs of a fraction of correct names, and the cosine between image and name below which this
-            fraction is (see `label_check`).
+        label_limits: Pairs of a fraction and a cosine: for this fraction of correct names, the cosine between image and
+            name is below this value (see `label_check`).
     """
 
     with_names: MatchWeights
@@ -114,11 +115,11 @@ BY_PICTURE_ALONE = MatchWeights(
     seen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
     unseen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
 )
-"""Parameters for models without fitted ones. The resulting probabilities are meaningless."""
+"""Parameters for models that have no fitted parameters. The resulting probabilities are meaningless."""
 
 
 def match_numbers(folder: Path) -> MatchParameters | None:
-    """Return the match parameters of the model in a folder, or None if it has none.
+    """Return the match parameters of the model in a folder, or None if the model has no such parameters.
 
     Raises:
         UserError: If the file is corrupt.

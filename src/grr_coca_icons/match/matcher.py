@@ -23,7 +23,9 @@ from grr_coca_search.store import Store, is_index, open_store
 
 
 class UsedIcons(NamedTuple):
-    """Icons that some code uses: their indices in their sets, the uses of each icon, and the uses of unknown names."""
+    """Icons that some code uses: the icons of their sets, the uses of each icon by its index, and the uses of unknown
+    names.
+    """
 
     icons: OpenPictureSet
     uses: dict[int, list[Use]]
@@ -53,10 +55,11 @@ class Matcher:
 
     @cached_property
     def fitted(self) -> MatchParameters | None:
-        """Match parameters of the model. None if it has none.
+        """Match parameters of the model. None if the model has no such parameters.
 
         Raises:
-            UserError: If the model is an adapted one, whose vectors represent the terms of its domain.
+            UserError: If the model was adapted to a domain, because its vectors then represent the terms of this
+                domain.
         """
         require_not_adapted(self.model.folder, "match")
         return match_numbers(self.model.folder)
@@ -83,7 +86,7 @@ class Matcher:
             exclude: Patterns of files to skip, as in .gitignore.
             retired: Whether to also open icons that a set has dropped. Code may use them, but they should not be
                 replacements.
-            on_progress: Called with the number of embedded images and of all images.
+            on_progress: Function that is called with the number of embedded images and the number of all images.
 
         Raises:
             UserError: If an argument does not exist or has no image, an index is combined with other arguments,
@@ -102,7 +105,7 @@ class Matcher:
             return self.open_store(store)
 
     def open_store(self, store: Store, read: Callable[[Entry], bytes] = read_file) -> OpenPictureSet:
-        """Open an index, whose images `read` reads.
+        """Open an index. Its images are read by calling `read`.
 
         Raises:
             UserError: If the index belongs to another model, or is empty.
@@ -113,7 +116,7 @@ class Matcher:
         return read_index(store, self.model, self.fitted, read)
 
     def used(self, uses: Sequence[Use], on_progress: OnProgress = lambda *_: None) -> UsedIcons:
-        """Look up the icons that some code uses in their sets, which are downloaded.
+        """Look up icon uses that were found in code. The sets of these icons are downloaded.
 
         Raises:
             UserError: If the code uses no known icon, or a set is unavailable.

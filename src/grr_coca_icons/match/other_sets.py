@@ -1,7 +1,7 @@
 """Find the equivalents of each icon in the other icon sets of its library.
 
-An icon is searched for only in the sets that have similar images, because most of a hundred sets have nothing like a
-given icon.
+Equivalents of an icon are searched for only in the sets that have similar images, because most of a hundred sets have
+nothing like this icon.
 
 Shapes: N images of all sets, S sets.
 """
@@ -16,7 +16,8 @@ from grr_coca_icons.match.candidates import PictureSet, match_pictures
 from grr_coca_icons.match.match_numbers import MatchParameters
 
 MAX_SETS = 10
-"""Maximum number of other sets that are searched for an icon. These are the sets with the most similar images."""
+"""Maximum number of other sets in which an equivalent of an icon is searched for. These are the sets with the most
+similar images."""
 MIN_PROBABILITY = 0.3
 """Minimum probability of a set's best candidate for it to count as an equivalent."""
 
@@ -79,7 +80,7 @@ class CrossSetMatcher:
         return {place: sorted(equivalents, key=lambda one: -one.probability) for place, equivalents in found.items()}
 
     def _near_sets(self, own: int, rows: Sequence[int]) -> np.ndarray:
-        """Return a mask of the sets in which to search for each of the given images of a set, N S."""
+        """Return a mask (N S) of the sets in which to search for equivalents of each of the given images of a set."""
         vectors = self._sets[own].vectors[list(rows)]
         nearest = np.stack([(vectors @ one.vectors.T).max(axis=1) for one in self._sets], axis=1)
         nearest[:, own] = -np.inf

@@ -40,7 +40,7 @@ _VERSION = 1
 """Version of the rendered drawings. A change invalidates the cached embeddings."""
 _BATCH = 64
 OnProgress = Callable[[int, int], None]
-"""Callback that gets the number of embedded images and of all images."""
+"""Callback that receives the number of embedded images and the number of all images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class OpenPictureSet:
 
     Attributes:
         read: Function that returns the bytes of an image.
-        fields: Metadata of each image in its set.
+        fields: Metadata of each image, from its set.
         further_names: Additional names of each image, as written.
         failures: One line for each excluded image.
         embed: Function that embeds names. None if names are not compared.
@@ -133,7 +133,7 @@ def read_index(
     Args:
         store: The index.
         model: Model of the index.
-        numbers: Match parameters. None for another model.
+        numbers: Match parameters of the model. None if the model has no such parameters.
         read: Function that reads an image.
 
     Raises:
@@ -162,7 +162,7 @@ def named_pictures(
     Args:
         names: Full names, such as `lucide:trash-2`.
         aliases: Additional names of each icon, without the prefix.
-        vectors: Embeddings of the icons, N E.
+        vectors: Embeddings (N E) of the icons.
         numbers: Parameters of the model.
         model: Model that embeds the names. If None, only images are compared.
     """
@@ -200,8 +200,8 @@ def aliases_in(fields: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def name_of(entry: Entry) -> str:
-    """Return the name of an index image in matches: `lucide:trash-2`, `FOLDER:trash-2` for an SVG file, or the image's
-    path.
+    """Return the name by which matches refer to an image of an index: `lucide:trash-2`, `FOLDER:trash-2` for an SVG
+    file, or the image's path.
     """
     icon = entry.fields.get("icon")
     if icon is not None:
@@ -258,7 +258,7 @@ def _opened(
 
 
 def _embedded(model: IndexModel, text: str) -> np.ndarray | None:
-    """Return the embedding of a name, read as words, E, or None if the model does not know the words."""
+    """Return the embedding (E) of the words of a name, or None if the model does not know these words."""
     if not knows(model.loaded, text):
         return None
     with EmbeddingCache(model) as kept:
@@ -313,7 +313,9 @@ def _dashed(name: str) -> str:
 def _embed(
     pictures: dict[str, _Picture], files: dict[str, ImageFile], kept: "EmbeddingCache", on_progress: OnProgress
 ) -> list[str]:
-    """Set the embedding of each image, from the cache or by the model, and return a line for each image without one."""
+    """Set the embedding of each image, from the cache or by the model, and return an error message for each image that
+    has none.
+    """
     failures: list[str] = []
     digests: dict[str, bytes] = {}
     for name, file in files.items():
@@ -368,7 +370,8 @@ def _is_blank(image: Image.Image) -> bool:
 
 
 class EmbeddingCache:
-    """Cache of a model's embeddings of images and texts, in the user's cache folder. An unusable cache is ignored.
+    """Cache of a model's embeddings of images and texts, in the user's cache folder. A cache that cannot be used is
+    ignored.
 
     Args:
         model: Model that computes the embeddings.
@@ -400,7 +403,7 @@ class EmbeddingCache:
             self._database = None
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the embeddings of texts, N E. For empty texts, they are zero."""
+        """Return the embeddings (N E) of texts. The embeddings of empty texts are zero."""
         keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
         known = self.read("texts", keys.values())
         missing = [text for text, key in keys.items() if key not in known]
@@ -417,7 +420,9 @@ class EmbeddingCache:
         return rows
 
     def read(self, table: Literal["pictures", "texts"], keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return cached embeddings, by the digest of an image's bytes, or by a text."""
+        """Return the cached embeddings for the given keys, which are digests of the bytes of images, or texts in
+        UTF-8.
+        """
         found: list[tuple[bytes, bytes]] = []
         if self._database is None:
             return {}

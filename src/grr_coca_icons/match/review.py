@@ -26,8 +26,8 @@ _MAX_SVG = 20_000
 SURE = 0.5
 """Minimum probability of an equivalent that is accepted without a manual decision."""
 _MAX_SHOWN = 10_000
-"""Maximum number of target icons for which the page has the drawings of all icons, so that users can also find icons
-that are not candidates.
+"""Maximum number of target icons for which the page contains all drawings, so that users also see those icons that are
+not candidates.
 """
 
 
@@ -84,7 +84,7 @@ def review_page(
     ]
     safe = sum(map(_is_safe, matches))
     content = {"rows": rows, "others": others, "images": list(drawings)}
-    # `<` cannot end the script that contains the data.
+    # `<` is escaped, so that the data cannot end the script element that contains it.
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return Template(resources.files("grr_coca_icons.match").joinpath("review.html").read_text("utf-8")).substitute(
         title=html.escape(title),
@@ -100,8 +100,8 @@ def _is_safe(match: PictureMatch) -> bool:
 
 
 def _order(match: PictureMatch) -> tuple[bool, float, str]:
-    """Return a sort key by which matches without an equivalent and the least probable come first, and decided matches
-    last.
+    """Return a sort key: matches without an equivalent come first, then all others by increasing probability; decided
+    matches come last.
     """
     first = match.nearest[0].probability if match.nearest else None
     return match.is_decided, 0.0 if first is None else first, match.name

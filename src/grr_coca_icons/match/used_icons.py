@@ -1,7 +1,7 @@
 """Find the uses of icons from known sets in code, with file and line.
 
-Code is read as text, line by line, without parsing, because imports of components, classes, ids and names in quotes
-suffice. A name is then looked up in its set: `Trash2` in code is `lucide:trash-2`.
+Code is read as text, line by line. Parsing is not necessary, because it suffices to find imports of components,
+classes, ids and names in quotes. A name is then looked up in its set: `Trash2` in code is `lucide:trash-2`.
 """
 
 import re
@@ -30,7 +30,7 @@ class Use(NamedTuple):
     """Use of an icon in code.
 
     Attributes:
-        prefix: Set of the icon.
+        prefix: Prefix of the icon's set.
         name: Name as in the code.
         file, line: Location of the use.
     """
@@ -62,7 +62,9 @@ def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
 
 
 def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> Iterator[Path]:
-    """Yield the code files below a folder that have one of these suffixes. A file argument is always included."""
+    """Yield the code files below a folder that have one of the given suffixes. If `root` is a file, it is always
+    included.
+    """
     if root.is_file():
         yield root
         return
@@ -118,12 +120,12 @@ _IMPORT = re.compile(
 )
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.{0,500}?\*/", re.DOTALL)
-"""Pattern of a comment among the names in an import. Its length is bounded, so that unterminated comments do not take
-long.
+"""Pattern of a comment among the names in an import. The length of comments is bounded, so that matching an
+unterminated comment does not take long.
 """
 
 Named = Iterable[tuple[str, str]]
-"""Prefixes of sets, and the names in them."""
+"""Icons, each as the prefix of its set and its name in the set."""
 
 
 def _bare(word: str, beginning: str = "", ending: str = "") -> str:
@@ -173,7 +175,8 @@ _REACT_ICONS: dict[str, Callable[[str], Named]] = {
     "si": lambda name: [("simple-icons", name)],
     "tb": lambda name: [("tabler", name)],
 }
-"""Sets of react-icons by module name. The icons' names exclude the first letters, such as `Fa` in `FaTrash`."""
+"""Functions from the components of react-icons to icons, by module name. A component is passed without the first
+letters that all components of its module share, such as `Fa` in `FaTrash`."""
 
 
 def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = False) -> str:
@@ -214,7 +217,8 @@ _MODULES = tuple(
         (r"react-feather|vue-feather-icons", _plain("feather", ending="Icon")),
     )
 )
-"""Packages of icon components, each with a function from a component to its icon."""
+"""Patterns of modules with icon components. For each, a function takes the module and returns a function from a
+component to its icons."""
 
 _DEFAULT_MODULES = (
     (re.compile(r"@mui/icons-material/(\w+)|@material-ui/icons/(\w+)"), _material),
@@ -243,7 +247,9 @@ def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
 
 
 def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the icons that an import refers to: local names, prefixes of sets, and names in the sets."""
+    """Yield the icons that an import refers to: the local name, the prefix of the set, and the name in the set of
+    each.
+    """
     if default:
         yield from ((default, *named) for named in default_icons(module))
     icons_of = exported_icons(module)
@@ -255,7 +261,9 @@ def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str,
 
 
 def default_icons(module: str) -> Named:
-    """Return the icon that a module such as `~icons/lucide/trash` exports as its default; empty if it exports none."""
+    """Return the icon that a module such as `~icons/lucide/trash` exports as its default, or nothing if it exports no
+    icon.
+    """
     virtual = _VIRTUAL.match(module)
     if virtual is not None and virtual[1] in known_prefixes():
         return [(virtual[1], virtual[2])]
@@ -297,9 +305,9 @@ def _font_awesome(match: re.Match[str]) -> Named:
 
 
 def class_prefix(written: str) -> str | None:
-    """Return the set's prefix in a class from which `i-` is removed, such as `lucide-x` or `mdi:home`.
+    """Return the prefix of the set in the rest of a CSS class after `i-`, such as `lucide-x` or `mdi:home`.
 
-    Of the prefixes of known sets, the longest matching one is returned.
+    The result is the longest prefix of a known set that matches, or None if no prefix matches.
     """
     dashed = written.replace(":", "-")
     return max((prefix for prefix in known_prefixes() if dashed.startswith(f"{prefix}-")), key=len, default=None)

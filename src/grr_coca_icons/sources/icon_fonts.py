@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".ttf", ".otf", ".woff", ".woff2"})
 _MAX_BYTES = 2**25
 _MAX_UNPACKED = 2**27
-"""Maximum size, in bytes, of a font, both on disk and unpacked."""
+"""Maximum sizes of a font in bytes: on disk, and unpacked."""
 
 _NO_NAME = re.compile(
     r"\.notdef|\.null|nonmarkingreturn|(?:uni|u)[0-9a-fA-F]{4,6}|(?:glyph|gid|cid|g)_?\d+|space|nbspace|CR"
@@ -52,7 +52,7 @@ def read_font(path: Path) -> IconSet:
 
 
 def _require_small(path: Path) -> None:
-    """Check the size of a font and its declared unpacked size, which unpacking enforces."""
+    """Check the size of a font, and its declared unpacked size, which unpacking never exceeds."""
     with read_errors(path), path.open("rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(24)
     unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
@@ -115,7 +115,7 @@ def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> 
 
 
 def _ligatures(font: "TTFont", codes: dict[str, int]) -> dict[str, list[str]]:
-    """Return, for each glyph, the words that the font replaces by it."""
+    """Return, for each glyph, the words that the font replaces by this glyph."""
     if "GSUB" not in font:
         return {}
     letters = {glyph: chr(code) for glyph, code in codes.items() if code < 0x80}

@@ -68,8 +68,10 @@ class IconSet:
 
 
 def drawn_style(name: str, svg: str, styles: Styles) -> str:
-    """Return the style that a name states, or else `outline` for strokes and `regular` for shapes, which may also be
-    outlines.
+    """Return the style that a name states.
+
+    If the name states no style, return `outline` for drawings with strokes and `regular` for other drawings, which may
+    also look like outlines.
     """
     return style_of(name, styles) or ("outline" if _STROKED.search(svg) else "regular")
 

@@ -62,7 +62,9 @@ def _parsed(argument: str) -> re.Match[str]:
 
 
 def pinned(argument: str, pin: str) -> str:
-    """Add the version and checksum of `Package.pin` to an argument `iconify:PREFIX`, unless it names a version."""
+    """Add the version and checksum of `Package.pin` to an argument `iconify:PREFIX`, unless the argument already has a
+    version.
+    """
     found = re.fullmatch(r"@iconify-json/[^@]+@(\S+) sha256-([0-9a-f]{64})", pin)
     return argument if found is None or "@" in argument else f"{argument}@{found[1]}#{found[2]}"
 
@@ -201,7 +203,7 @@ _TURNS = ("left", "top", "width", "height", "rotate", "hFlip", "vFlip")
 
 
 def _resolved(name: str, aliases: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the icon that an alias refers to, and the differences between them. Cyclic aliases refer to no icon."""
+    """Return the icon that an alias refers to, and how the alias transforms it. Cyclic aliases refer to no icon."""
     changes: dict[str, Any] = {}
     seen: set[str] = set()
     while name in aliases and name not in seen and isinstance(aliases[name], dict):
@@ -301,7 +303,9 @@ def _version_of(path: Path, prefix: str) -> str:
 
 
 def _in_cache(prefix: str, version: str | None) -> Path | None:
-    """Return the archive of a set in the user's cache, in the given version or else the newest."""
+    """Return the archive of a set in the user's cache, in the given version, or in the newest version if None is
+    given.
+    """
     folder = packages_folder()
     if version is not None:
         path = folder / _archive_name(prefix, version)

@@ -1,6 +1,6 @@
 """Open icon sources: an Iconify set, a sprite or a font. Their SVG documents are packed into one file.
 
-A pack is in the user's cache. It consists of the concatenated SVG documents, and a JSON object with their names,
+A pack is stored in the user's cache. It consists of the concatenated SVG documents, and a JSON object with their names,
 offsets and fields. An index refers to each icon as a part of a file, like a member of a shard. The name of a pack is a
 hash of its sources, so a pack never changes, and is rebuilt if it is missing.
 """
@@ -30,7 +30,8 @@ _END = 8
 class PackedIcon:
     """Icon in a pack.
 
-    `offset` and `size` are the location of its SVG document. Size 0 means that it has none, for the reason `problem`.
+    `offset` and `size` locate its SVG document in the pack. A size of 0 means that the document is missing; `problem`
+    states the reason.
     """
 
     name: str
@@ -54,7 +55,7 @@ class PackedIcons(NamedTuple):
 
 
 def is_icon_source(argument: str) -> bool:
-    """Return whether an argument's name may be that of an icon source.
+    """Return whether an argument may be an icon source, judging by its name.
 
     A JSON or SVG file may still be something else.
     """
@@ -67,7 +68,7 @@ def is_icon_source(argument: str) -> bool:
 
 
 def read_icons(argument: str) -> IconSet | None:
-    """Read the icons of an argument. Return None if it is not an icon source, as for a folder of SVG files.
+    """Read the icons of an argument. Return None if it is not an icon source, but for example a folder of SVG files.
 
     Args:
         argument: `iconify:PREFIX`, an Iconify JSON file, an archive or unpacked folder of `@iconify-json/PREFIX`, an
@@ -186,7 +187,7 @@ def _read(path: Path) -> list[PackedIcon]:
 
 
 class IconPairs(PairSource):
-    """Icons of one argument as pairs of the drawing and its name in words. Aliases are additional captions."""
+    """Icons of one argument as pairs of a drawing and the words of its name. Aliases are additional captions."""
 
     def __init__(self, packed: PackedIcons) -> None:
         self._packed = packed
@@ -235,7 +236,7 @@ class IconPairs(PairSource):
 
 
 class IconReader:
-    """Reader of icon sets, sprites and fonts for the core: a `grr_coca.data.sources.base.SourceReader`."""
+    """Reader of icon sets, sprites and fonts for the core, see `grr_coca.data.sources.base.SourceReader`."""
 
     def owns(self, argument: str) -> bool:
         """Return whether an argument is `iconify:PREFIX`."""

@@ -77,7 +77,7 @@ class IconTools:
         self._matcher = Matcher(self._model)
 
     def warm_up(self) -> None:
-        """Load the model, so that the first call does not wait for it."""
+        """Load the model, so that the first call need not wait for it."""
         with self._lock:
             self._model.loaded.embed_texts(["icon"])
             for index in self._indexes.values():
@@ -101,7 +101,7 @@ class IconTools:
     def match_icons(
         self, icons: Sequence[str], index: str | None = None, limit: int = 3, pictures: bool = False
     ) -> ToolAnswer:
-        """Find the equivalents of icons in the other indexes, or in one of them."""
+        """Find the equivalents of icons in all other indexes, or in the given index."""
         names = _names(icons)
         with self._lock:
             count, each = _count(limit), self._each(index)
@@ -235,7 +235,11 @@ class IconTools:
         return next(((own, place) for own, place in found if place is not None), None)
 
     def _nearest(self, icon: str) -> list[str]:
-        """Return the three most likely icons for a name, from its set or from the first index."""
+        """Return the three most likely icons for a name.
+
+        They are from the first index that contains the set in the name's prefix or, if no index does, from the first
+        index of all.
+        """
         lookups = [self._set(own).lookup for own in self._indexes]
         named = [one for one in lookups if icon.partition(":")[0] in one.prefixes]
         return [_plain(name) for one in (named or lookups)[:1] for name in one.nearest(icon, _SUGGESTIONS)]
@@ -282,7 +286,7 @@ class IconTools:
             try:
                 image = self._thumbnail(content)
             except (BadSample, ValueError, OSError):
-                continue  # the image is missing since it was indexed, or may not be shown, so its cell stays empty
+                continue  # the image was removed after it was indexed, or must not be shown, so its cell stays empty
             left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
             sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
@@ -290,7 +294,7 @@ class IconTools:
 
     def _thumbnail(self, content: bytes) -> Image.Image:
         side = _CELL - 8
-        if is_svg(content):  # small, because a sheet is part of every answer
+        if is_svg(content):  # drawn small, because a contact sheet is part of every answer
             drawn = render_svg(content.decode("utf-8-sig"), side)
             return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
         image = self._decode(content, "a picture", side)
@@ -319,7 +323,7 @@ def _decoded(data: str) -> bytes:
 
 
 def _content(read: Callable[[Any], bytes], which: object) -> bytes:
-    """Return the bytes of an image, or nothing if its file is missing or may not be shown."""
+    """Return the bytes of an image. The result is empty if its file is missing or must not be shown."""
     try:
         return read(which)
     except UserError:

@@ -1,4 +1,4 @@
-"""Tools of `icon_tools` over the Model Context Protocol, with the official SDK."""
+"""Serve the tools of `icon_tools` over the Model Context Protocol, with the official SDK."""
 
 import asyncio
 import base64

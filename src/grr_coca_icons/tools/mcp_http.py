@@ -1,6 +1,7 @@
 """Serve the Model Context Protocol over HTTP at `/mcp`. Each request is stateless, and passes the server's guard.
 
-The SDK is imported, and the index is opened, at the first request, because most servers never receive one.
+The SDK is imported, and the index is opened, at the first request to `/mcp`, because most servers never receive such a
+request.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ class McpEndpoint:
             await self._manager.handle_request(scope, receive, _with_short_errors(send))
 
     async def _start(self, served: "ServedIndex") -> "StreamableHTTPSessionManager":
-        # In a thread, because importing the SDK takes half a second.
+        # This runs in a thread, because importing the SDK takes half a second.
         try:
             manager, index = await asyncio.to_thread(_made_manager, served)
         except UserError as error:

@@ -21,7 +21,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_weights(path: Path) -> Path:
-    """Return the weights file at a path: the path itself, or a file in this folder, preferably safetensors.
+    """Return the weights file at a path. If the path is a folder, the file is in this folder, preferably safetensors.
 
     Raises:
         UserError: If no weights are found, or several files are found but none has a name in `WEIGHTS`.

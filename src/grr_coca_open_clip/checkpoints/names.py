@@ -26,12 +26,12 @@ class Link(NamedTuple):
 
 
 def links(config: CoCaConfig) -> list[Link]:
-    """Return the links of a model. They include each of its tensors exactly once."""
+    """Return the links of a model. Each tensor of the model is in exactly one link."""
     return [*_image_encoder(config), *_pooler(config), *_text_decoder(config), *_multimodal_decoder(config)]
 
 
 def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """Convert open_clip's weights to ours. They must be exactly the weights in `links`."""
+    """Convert open_clip's weights to ours. `theirs` must contain exactly the tensors in `links`."""
     return {
         name: tensor
         for link in links(config)
@@ -74,7 +74,8 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
     yield from _affine("visual.ln_pre", "image_encoder.pre_norm")
     for i in range(config.own_image_encoder.transformer.num_layers):
         yield from _block(f"visual.transformer.resblocks.{i}", f"image_encoder.blocks.{i}")
-    # open_clip's pooler normalizes its input, which no other part reads. This is the last norm of our encoder.
+    # open_clip's pooler normalizes its input, which no other part reads. In our model, its norm is the last norm of the
+    # encoder.
     yield from _affine("visual.attn_pool.ln_k", "image_encoder.norm")
 
 

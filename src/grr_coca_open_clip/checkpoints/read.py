@@ -1,4 +1,4 @@
-"""Convert open_clip's CoCa checkpoints to our format. No code in a file is ever run."""
+"""Convert open_clip's CoCa checkpoints to our format. Code in these files is never run."""
 
 import pickle
 from collections.abc import Mapping
@@ -35,8 +35,8 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
 
     Args:
         path: Folder in the hub's layout, or a weights file. `open_clip_config.json` next to the weights defines the
-            architecture. Without this file, it is inferred from the shapes of the tensors; heads then have 64 channels,
-            and the pooler has 8 heads, as in both published models.
+            architecture. Without this file, the architecture is inferred from the shapes of the tensors; heads then
+            have 64 channels, and the pooler has 8 heads, as in both published models.
         model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
         device: Device of the model.
 
@@ -98,13 +98,16 @@ def _require_same_tensors(
 
 
 def _is_l14(config: CoCaConfig) -> bool:
-    """Return whether the model is L/14, which classifies 72.1 % of ImageNet correctly even if it was tuned on COCO."""
+    """Return whether the model is L/14, which classifies 72.1 % of ImageNet correctly even if it was fine-tuned on
+    COCO.
+    """
     return config.own_image_encoder.transformer.num_layers == 24
 
 
 def _is_coco_tuned(weights: Path) -> bool:
-    """Return whether the file or its folder has the name of the published checkpoint, because the weights do not reveal
-    it.
+    """Return whether the name of the file or its folder is that of a published checkpoint fine-tuned on COCO.
+
+    The weights do not reveal the fine-tuning.
     """
     folder = weights.absolute().parent
     # in the hub's cache, the folder is models--OWNER--NAME/snapshots/REVISION
@@ -173,6 +176,6 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
 
 
 def _can_be_mapped(path: Path) -> bool:
-    """Return whether a file is a ZIP file, which has been PyTorch's format since 1.6."""
+    """Return whether a file is a ZIP file, which has been PyTorch's format since 1.6 and can be mapped into memory."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

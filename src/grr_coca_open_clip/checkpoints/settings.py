@@ -1,6 +1,7 @@
 """Read and write `open_clip_config.json`, and check that our model supports its settings.
 
-Every key must be known here. Its value is checked against the tensors, is fixed, or has no effect.
+Every key in the file must be known to this module. Its value is compared with the tensors, must be a fixed value, or
+has no effect.
 """
 
 import math
@@ -156,7 +157,7 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an open_clip checkpoint. `where` is the name of their file in messages."""
+    """Settings of an open_clip checkpoint. `where` names their source in messages."""
 
     where: str
     model: Mapping[str, Any]
@@ -280,14 +281,14 @@ def _agrees(key: str, specified: object, found: Mapping[str, Any]) -> bool:
 
 
 def _mlp_ratio(transformer: TransformerConfig) -> float:
-    """Return a ratio from which open_clip computes exactly the model's width."""
+    """Return a ratio from which open_clip computes exactly the hidden width of the model."""
     ratio = transformer.hidden_dim / transformer.embed_dim
     is_right = _hidden_dim(transformer.embed_dim, ratio) == transformer.hidden_dim
     return ratio if is_right else math.nextafter(ratio, math.inf)
 
 
 def _hidden_dim(width: int, mlp_ratio: float) -> int:
-    """Return the hidden width that open_clip computes."""
+    """Return the hidden width that open_clip computes from a width and a ratio."""
     return int(width * mlp_ratio)
 
 

@@ -1,4 +1,4 @@
-"""Write one of our checkpoints for open_clip. The model must have the parts of the preset `open_clip_coca`."""
+"""Write one of our checkpoints in open_clip's format. The model must have the parts of the preset `open_clip_coca`."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ _SIZES = frozenset(
     "poolers.num_queries",
     "poolers.num_heads",
 }
-"""Config keys that may differ from those of the published models."""
+"""Config keys whose values may differ from those of the published models."""
 
 
 def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Report of a study, made from only its folder: numbers, answer, tables, figures and a page."""
+"""Report of a study, created from only the study's folder: numbers, answer, tables, figures and a page."""

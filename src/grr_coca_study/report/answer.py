@@ -22,7 +22,8 @@ _ARM_TITLES = {
 def arm_titles(plan: Plan) -> dict[str, str]:
     """Return the display name of each arm.
 
-    It is the title or else, for an arm between the two models, its parts, or else the name.
+    This is the arm's title if the plan has one. Otherwise, GRR-CoCa, the baseline and the arms between them have fixed
+    display names, such as `Baseline + GEGLU`. The display name of any other arm is its name.
     """
     return {arm.name: arm.title or _ARM_TITLES.get(arm.name, arm.name) for arm in plan.arms}
 

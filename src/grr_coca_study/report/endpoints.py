@@ -17,7 +17,7 @@ from grr_coca_study.statistics import RESAMPLES, percentiles
 Rows = Mapping[tuple[str, int, str], LedgerRow]
 """Rows by arm, seed and stage."""
 Interval = tuple[float, float]
-"""Ends of the intervals, in per cent."""
+"""Ends of an interval, in per cent."""
 
 # --- Names
 
@@ -61,7 +61,7 @@ def stages_of(plan: Plan, endpoint: str) -> tuple[str, ...]:
 def value_of(row: LedgerRow | None, plan: Plan, endpoint: str) -> float | None:
     """Return the value of an endpoint in a row, or None if it has no logarithm.
 
-    It has no logarithm if it is missing, NaN, infinite, or not above zero.
+    A value has no logarithm if it is missing, NaN, infinite, or not above zero.
     """
     metrics = row.metrics.get(plan.endpoints.split, {}) if row else {}
     value = metrics.get(split_endpoint(endpoint)[1], 0.0)
@@ -98,17 +98,17 @@ def image_intervals(
 ) -> ImageIntervals:
     """Return the intervals of a change over the images of a test split.
 
-    The interval over images assumes the same trained models. It is a paired bootstrap (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, chapter 13): images with all their captions, or batches, are resampled with
-    replacement, in the same way for both arms and all seeds, and the change is computed again. Captions are not
-    resampled separately, because the captions of an image are similar, so the interval would be too narrow. For the
-    CoCa loss, batches are resampled with their captions. Stages are resampled independently. Log ratios are averaged
-    over the seeds that have one, because a resample may have a recall of zero.
+    The interval over images treats the trained models as fixed. It is computed by a paired bootstrap (Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): images with all their captions, or batches, are
+    resampled with replacement, in the same way for both arms and all seeds, and the change is computed again. Captions
+    are not resampled separately, because the captions of an image are similar, which would make the interval too
+    narrow. For the CoCa loss, batches are resampled with their captions. Stages are resampled independently. Log ratios
+    are averaged over the seeds for which they are defined, because the recall in a resample may be zero.
 
-    The interval over seeds and images also covers other models and other images. For this interval, the seeds are also
-    resampled, crossed with the images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007). It counts
-    the noise of single images with single seeds more than once, which makes it wider; percentiles over few seeds make
-    it narrower.
+    The interval over seeds and images also covers the variation between trained models. For this interval, the seeds
+    are also resampled, crossed with the images (pigeonhole bootstrap: Owen, The Annals of Applied Statistics 1, 2007).
+    This counts the noise of single images with single seeds more than once, which makes the interval wider; percentiles
+    over few seeds make it narrower.
 
     Args:
         metric: Key of the metric in the rows.
@@ -116,8 +116,8 @@ def image_intervals(
         stages: For each stage, the rows of the arm and of the baseline, in the same order of seeds.
 
     Returns:
-        The intervals, or None if there are no seeds, the rows lack values, or a resample has no log ratio for any
-        seed.
+        The intervals. They are None if there are no seeds, if values are missing in the rows, or if a log ratio is
+        undefined for all seeds of a resample.
     """
     num_seeds = len(stages[0][0])
     if not num_seeds:
@@ -137,7 +137,7 @@ def image_intervals(
 
 
 def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.ndarray:
-    """Return the log of arm over baseline for each resample and seed, R × S. Undefined values are NaN.
+    """Return the log ratio of arm to baseline for each resample and seed (R × S). Undefined values are NaN.
 
     `seed` is the seed of the resampling.
     """
@@ -151,9 +151,9 @@ def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.nda
 
 
 def _interval_of_mean(logs: np.ndarray, drawn: np.ndarray) -> Interval | None:
-    """Return the interval of the mean log ratio over seeds, R × S, each counted as often as it was sampled.
+    """Return the interval of the mean over seeds of log ratios (R × S). Each seed counts as often as it was sampled.
 
-    Return None if a resample has no log ratio.
+    Return None if a resample has no defined log ratio.
     """
     weights = np.where(np.isfinite(logs), drawn, 0)
     if not weights.any(axis=1).all():
@@ -166,12 +166,12 @@ _SINGLE = {
     "contrastive_loss_refitted": "contrastive_batches_refitted",
     "CIDEr-D": "cider_d",
 }
-"""Metrics that are means of one value per image or batch, and where these values are in a row."""
+"""Metrics that are means of one value per image or batch, and the keys of these values in a row."""
 
 
 def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
-    """Return the contribution of each image or batch to the quotients of a metric, N × 2Q: numerators and
-    denominators.
+    """Return the contributions (N × 2Q) of each image or batch to the numerators and denominators of a metric's
+    quotients.
 
     Raises:
         KeyError: If the row does not have the values.
@@ -189,7 +189,9 @@ def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
 
 
 def _of_images(values: Mapping[str, Any], numerator: Any, denominator: Any) -> np.ndarray:
-    """Return the summed contributions of each image's captions. Without `image`, each image has one caption."""
+    """Return the summed contributions of each image's captions. If `values` has no `image`, each image has one
+    caption.
+    """
     columns = np.stack([numerator, denominator], axis=1).astype(float)
     return by_image(columns, np.array(values["image"])) if "image" in values else columns
 

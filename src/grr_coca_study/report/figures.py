@@ -48,7 +48,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
         change: Description of the effects, such as `change over Baseline CoCa`, for the axis.
 
     Returns:
-        The plot, which is empty if no panel has an effect.
+        The plot as SVG text, which is empty if no panel has an effect.
     """
     shown = [panel for panel in panels if any(panel.effects)]
     if not shown:
@@ -77,7 +77,9 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
 
 
 def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) -> None:
-    """Draw a dot and its interval: blue if better, orange if worse, and grey if the interval includes zero."""
+    """Draw an effect as a dot with its interval: blue if better, orange if worse, and grey if the interval includes
+    zero.
+    """
     colour = FAINT
     if effect.interval is not None:
         low, high = effect.interval
@@ -115,7 +117,9 @@ def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str
 
 
 def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: int, label: str) -> None:
-    """Draw the geometric mean and the range of losses, S × P, at the steps at which all seeds have losses."""
+    """Draw the geometric mean and the range of losses (S × P), at the steps at which the losses of all seeds are
+    finite.
+    """
     sound = np.isfinite(losses).all(axis=0)
     shown, at = losses[:, sound], np.array(places)[sound]
     axes.fill_between(at, shown.min(axis=0), shown.max(axis=0), color=COLOURS[side], alpha=0.2, linewidth=0)

@@ -32,22 +32,22 @@ from grr_coca_study.statistics import (
 )
 
 _NEAR_CHANCE = 0.95
-"""Fraction of the loss of guessing above which a contrastive loss is uninformative."""
+"""Minimum contrastive loss that is uninformative, as a fraction of the loss of random guessing."""
 
 Verdict = Literal["better", "worse", "equal within ±2 %", "undecided", "nothing to compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointResult:
-    """Endpoint of one arm against the baseline, over the seeds that both have.
+    """Comparison of one arm with the baseline by an endpoint, over the seeds that both have.
 
     Attributes:
         arm_value, baseline_value: Geometric mean over seeds.
         effect: Effect over seeds. None if no seed has both values.
         over_images: 95 % interval over images of the test split, in per cent. None if the ledger lacks the values.
         over_both: 95 % interval over seeds and images together, in per cent. Also None for a single seed.
-        p_holm: p of the t test, with Holm's correction for all primary endpoints. None for secondary endpoints, and if
-            there are too few seeds for a verdict.
+        p_holm: p value of the t test, with Holm's correction for all primary endpoints. None for secondary endpoints,
+            and if there are too few seeds for a verdict.
         smallest_shown: Smallest detectable effect (80 % power), in per cent, with the same number of seeds and the same
             standard deviation. None for secondary endpoints, and if there are too few seeds for a verdict.
     """
@@ -72,9 +72,9 @@ class EndpointResult:
         """Verdict on the effect.
 
         The verdict is *better* or *worse* if the t test passes Holm's correction. Secondary endpoints, which the
-        correction does not cover, never get these verdicts. It is *equal* if neither applies, there are enough seeds
-        for a verdict, and the interval is within ± 2 %. It is *nothing to compare* if no seed has both values, and
-        otherwise *undecided*.
+        correction does not cover, never get these verdicts. The verdict is *equal* if neither of them applies, there
+        are enough seeds for a verdict, and the interval is within ± 2 %. It is *nothing to compare* if no seed has both
+        values, and otherwise *undecided*.
         """
         if self.effect is None:
             return "nothing to compare"
@@ -87,7 +87,7 @@ class EndpointResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResults:
-    """Endpoints of one arm against the baseline, primary ones first."""
+    """Comparisons of one arm with the baseline by all endpoints, primary endpoints first."""
 
     arm: str
     endpoints: tuple[EndpointResult, ...]
@@ -102,8 +102,8 @@ class ArmResults:
 class NearChance:
     """Stage after which the contrastive loss of the first arm or of the baseline is uninformative.
 
-    Its geometric mean over seeds is at least 95 % of `chance`, the loss of random guessing. `chance` is the
-    logarithm of the number of pairs in a batch.
+    The geometric mean of this loss over seeds is at least 95 % of `chance`, the loss of random guessing. `chance` is
+    the logarithm of the number of pairs in a batch.
     """
 
     stage: str
@@ -136,7 +136,7 @@ class StudyResults:
         num_rows: Number of finished stages.
         num_planned_rows: Number of planned stages, excluding lost ones.
         num_seeds: Number of seeds with all stages of the first arm and of the baseline.
-        num_planned_seeds: Number of seeds in the plan. Each effect has a separate number of seeds.
+        num_planned_seeds: Number of seeds in the plan. The number of compared seeds may differ between effects.
         missing: Unfinished stages, by arm and stage, in words.
         lost: Stages that diverged, or whose pretraining diverged.
         num_lost_seeds: Number of seeds with a lost stage of the first arm or of the baseline.

@@ -1,4 +1,5 @@
-"""Write the report of a study: `results.json`, and `report.md` with its figures, also as an HTML page."""
+"""Write the report of a study: `results.json`, and `report.md` with its figures, which is also converted to an HTML
+page."""
 
 import json
 import math
@@ -38,7 +39,7 @@ FIGURES = "figures"
 
 
 def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
-    """Write the report of a study, from only its plan and ledger.
+    """Write the report of a study, based only on its plan and ledger.
 
     Args:
         folder: Folder of the study.
@@ -99,7 +100,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
 
 
 class _Page:
-    """Report as Markdown, with its pictures by address."""
+    """Report as Markdown, and its pictures by address."""
 
     def __init__(self, out: Path, titles: Mapping[str, str]) -> None:
         self.titles = titles
@@ -131,7 +132,7 @@ class _Page:
             self.add(markdown_picture(alt, address))
 
     def thumbnail(self, path: Path, alt: str) -> str:
-        """Return a thumbnail in Markdown, or its name if it does not exist."""
+        """Return Markdown that shows a thumbnail, or the text `alt` if the thumbnail does not exist."""
         if not path.is_file():
             return escaped(alt)
         address = Path(os.path.relpath(path, self._out)).as_posix()
@@ -153,7 +154,7 @@ class _Page:
 
 
 def _add_endpoints(page: _Page, results: StudyResults) -> str:
-    """Add the endpoints of the first arm against the baseline, and return the table."""
+    """Add a table and a plot that compare the endpoints of the first arm and the baseline, and return the table."""
     endpoints, (arm, baseline) = results.arms[0].endpoints, (page.titles[name] for name in results.pair)
     heads = ["endpoint", arm, baseline, "change, %", "95 % interval", "over images", "over both", "seeds", "p"]
     heads += ["p, corrected", "verdict", "minimum detectable effect, %"]
@@ -184,7 +185,7 @@ def _endpoint_cells(result: EndpointResult) -> list[str]:
 
 
 def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
-    """Add the primary endpoints of all arms against the baseline."""
+    """Add a table and plots that compare the primary endpoints of all arms with those of the baseline."""
     arms, over = results.begun_arms, f"change over {page.titles[results.baseline]}"
     page.add(f"## Every arm, {escaped(over)} in %")
     page.add_table(
@@ -260,7 +261,10 @@ def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
 
 
 def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
-    """Return the mark of the best point's loss, with a note if a value is the smallest or largest of at least three."""
+    """Return the mark of a point's loss, which is empty unless the point is the best.
+
+    The mark of the best point also states whether one of its values is the smallest or largest of at least three.
+    """
     best = ledger.chosen.get((arm, stage), {})
     if point != point_title(best):
         return ""
@@ -333,7 +337,7 @@ def signed(percent: float) -> str:
 
 
 def p_in_words(p: float | None) -> str:
-    """Return a p value with three digits, or a dash for None."""
+    """Return a p value with three decimal places, or a dash for None."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -35,10 +35,10 @@ FINISHED = "finished"
 """Name of an empty file that marks the folder of a run that has been trained and measured."""
 
 FolderOf = Callable[[str, int, str, str], Path]
-"""Function that returns the folder of a run by its arm, seed, stage and digest."""
+"""Function that returns the folder of a run, given its arm, seed, stage and digest."""
 
 Want = tuple[str, str, str]
-"""Number of missing rows by kind (`run` or `trial`), arm and stage."""
+"""Kind (`run` or `trial`), arm and stage of missing rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Task:
 
     @property
     def start_data_digest(self) -> str | None:
-        """Digest of the pretraining data of the model that a fine-tuning run starts from, else None."""
+        """Digest of the data on which the start model of a fine-tuning run was pretrained. None for pretraining."""
         return None if self.start is None else self.start.data_digest
 
     @property
@@ -88,7 +88,10 @@ class Task:
 
 
 class RemainingWork:
-    """Missing runs of some arms of a study (of all arms if None). `add` counts a row."""
+    """Runs of a study that do not have a row yet. `add` counts a row.
+
+    If `arms` is not None, only runs of these arms are included.
+    """
 
     def __init__(
         self, plan: Plan, folder_of: FolderOf, rows: Iterable[LedgerRow] = (), arms: Collection[str] | None = None
@@ -101,15 +104,15 @@ class RemainingWork:
         self._seeds = (*self._trial_seeds, *plan.seeds)
         self._data = {stage: data_digest(stage_recipe(plan, plan.arms[0], stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[str, int, str, str], LedgerRow] = {}
-        # Cached, because the process that feeds the workers has no separate core. A task depends only on the plan, and
-        # a choice also on the rows.
+        # Both functions are cached, because the process that feeds the workers has no separate core. A task depends
+        # only on the plan, and a choice also on the rows.
         self._task = cache(self._new_task)
         self._chosen = cache(self._choose)
         for row in rows:
             self.add(row)
 
     def add(self, row: LedgerRow, *, is_new: bool = False) -> None:
-        """Count a row, unless it has other data or lacks scores, so that its run must be repeated.
+        """Count a row, unless its run must be repeated, because the row has other data or lacks scores.
 
         `is_new` states whether the run has just ended. In that case, a NaN score counts as present, because repeating
         the run would not help.
@@ -121,14 +124,14 @@ class RemainingWork:
             self._chosen.cache_clear()
 
     def open_tasks(self) -> list[Task]:
-        """Return the tasks that can start now: first those with tuning seeds, then by seed."""
+        """Return the tasks that can start now, ordered by seed. Tuning seeds come first."""
         left = [task for seed, arm in product(self._seeds, self._arms) for task in self._left(arm, seed)[0]]
         return [task for task in left if task.start is None or (task.start.folder / FINISHED).exists()]
 
     def missing_runs(self) -> Counter[Want]:
         """Return the number of missing trials and runs, by kind, arm and stage.
 
-        A pretraining that has a row also counts if its model was lost and other runs start from it.
+        A pretraining that has a row also counts as missing if its model was lost and other runs start from it.
         """
         counts: Counter[Want] = Counter()
         for seed, arm in product(self._seeds, self._arms):
@@ -244,7 +247,7 @@ class RemainingWork:
         return [self._task(arm.name, seed, stage, point, start) for point in points]
 
     def _num_points(self, arm: Arm, seed: int, stage: str) -> int:
-        """Return the number of tasks in a stage."""
+        """Return the number of tasks that an arm with a seed has in a stage."""
         points = len(points_of(self._plan, arm, stage))
         if seed not in self._trial_seeds:
             return 1
@@ -263,13 +266,13 @@ class RemainingWork:
         return self._rows.get((task.arm, task.seed, task.stage, task.recipe_digest))
 
     def _new_task(self, name: str, seed: int, stage: str, point: int, start_point: int | None) -> Task:
-        """Create the task of an arm at a point, given by its index. `start_point` is the point of its pretraining."""
+        """Create the task of an arm at the point with index `point`. `start_point` is the index for its pretraining."""
         plan, arm, is_trial = self._plan, arm_named(self._plan, name), seed in self._trial_seeds
         start = None if start_point is None else self._task(name, seed, self._stages[0], start_point, None)
         settings = points_of(plan, arm, stage)[point]
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial)
         digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
-        # A different recipe or different data lead to a different folder, so that no outdated run is resumed.
+        # If the recipe or the data change, the folder is a different one, so that no outdated run is resumed.
         data = {self._data[self._stages[0]], self._data[stage]}
         return Task(
             plan=plan,

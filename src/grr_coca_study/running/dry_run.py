@@ -39,7 +39,8 @@ def what_is_left(
 ) -> str:
     """Return the table of a dry run. The baseline's speed is measured, and scaled by FLOPs for all other arms.
 
-    This process also reads the pairs, because each worker of a loader would take as much memory.
+    Pairs are read in this process, because each worker process of a data loader would need as much memory as this
+    process.
 
     Args:
         plan: Plan of the study.
@@ -121,7 +122,7 @@ def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int
 def power_in_words(plan: Plan) -> list[str]:
     """Return a line about the effects that a plan can detect.
 
-    It is empty without seeds, or without SciPy from the extra `study`.
+    The result is empty if the plan has no seeds, or if SciPy (from the extra `study`) is not installed.
     """
     if not plan.seeds or find_spec("scipy") is None:
         return []

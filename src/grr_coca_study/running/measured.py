@@ -30,14 +30,15 @@ from grr_coca_study.stages import stage_recipe
 from grr_coca_study.thumbnails import thumbnail, thumbnail_path
 
 _SEED = 0
-"""Seed for sampling examples. They are the same images for every model, so that a report can show them side by side."""
+"""Seed for sampling example images. They are the same for every model, so that a report can show captions side by
+side."""
 
 Numbers = dict[str, float]
 Values = dict[str, list]
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:
-    """Return the metrics on the validation split, and the best scaling (temperature) for it.
+    """Return the metrics on the validation split, and the scaling (temperature) that fits this split best.
 
     Each caption counts as a pair.
     """
@@ -144,5 +145,5 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 
 
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
-    """Round numbers to as many digits as intervals need, so that the ledger stays small."""
+    """Round numbers to as many decimal places as the intervals need, so that the ledger stays small."""
     return [round(float(number), digits) for number in numbers]

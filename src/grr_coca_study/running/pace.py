@@ -20,7 +20,7 @@ WARM_UP = 8
 """Number of steps that are not timed, because images are read for the first time and kernels are prepared for new
 shapes."""
 SECONDS = 8.0
-"""Duration of the timed steps, in seconds."""
+"""Minimum total duration of the timed steps, in seconds."""
 MIN_STEPS = 5
 _MAX_STEPS = 100_000
 _EVALUATED_PAIRS = 128

@@ -1,4 +1,4 @@
-"""Provenance that makes rows comparable: the initial weights, the order of the data, the code, and the machine."""
+"""Provenance of rows, so that they can be compared: initial weights, order of the data, code, and machine."""
 
 import hashlib
 import json
@@ -44,10 +44,8 @@ def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
 def write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
     """Hash the initial weights and the order of the data, and write the hashes to the run's folder.
 
-    Their keys are those of the row.
-
-    A resumed run reads the hashes from there. The start weights of a fine-tuning are not hashed, because no two arms
-    share them.
+    The keys in the file are fields of the row. A resumed run reads the hashes from this file. The start weights of a
+    fine-tuning are not hashed, because no two arms share them.
 
     Raises:
         DiskError: If the folder cannot be written to.
@@ -92,10 +90,10 @@ _SOURCE = Path(__file__).parents[2]
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """Return the commit of the code, followed by `+` if package files have been changed since; outside of git, the
-    version.
+    """Return the commit of the code, or the version of the package outside of git.
 
-    A package that is installed in a user's repository, such as in its `.venv`, counts as outside of git.
+    The commit is followed by `+` if package files have been changed since this commit. A package in a user's
+    repository, such as in its `.venv`, counts as outside of git.
     """
     commit = _git("ls-files", "--error-unmatch", "grr_coca/__init__.py") and _git("rev-parse", "--short=12", "HEAD")
     if not commit:
@@ -125,7 +123,7 @@ def _precision_name(recipe: Recipe) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Return the output of git in the folder of the packages, or an empty text if git fails or is missing."""
+    """Return the output of git in the folder of the packages, or an empty string if git fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(_SOURCE), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

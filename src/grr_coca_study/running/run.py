@@ -30,7 +30,7 @@ from grr_coca_study.running.workers import Workers, tell_progress, usable_device
 _WRITTEN = "# Written by grr-coca study run."
 """First line of a plan that this program has written."""
 _SECONDS_BETWEEN_LOOKS = 2.0
-"""Interval at which an idle process checks for work that others have finished or abandoned."""
+"""Interval, in seconds, at which an idle process checks for work that others have finished or abandoned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Place:
     keeps_models: bool
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:
-        """Return the folder of a run. A changed recipe, or changed data, lead to a different folder."""
+        """Return the folder of a run. If the recipe or the data change, the folder is a different one."""
         return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
 
 
@@ -81,7 +81,7 @@ class Study:
         arms: Arms to run. None means all.
 
     Raises:
-        UserError: If the folder cannot be written to, or has another study.
+        UserError: If the folder cannot be written to, or contains another study.
     """
 
     def __init__(self, plan: Plan, place: Place, arms: Collection[str] | None = None) -> None:
@@ -96,7 +96,7 @@ class Study:
         write_showcase(plan, place.out)
         self._claims = RunLocks(self._files.path)
         self._chosen: dict[tuple[str, str], object] = {}
-        self.agenda = RemainingWork(plan, place.folder_of, arms=arms)  # has no rows until the arm is run
+        self.agenda = RemainingWork(plan, place.folder_of, arms=arms)  # contains no rows until `run` reads them
         self._running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}
 
     def run(self, workers: Workers, watch: ProgressCallbacks) -> None:
@@ -168,7 +168,7 @@ class Study:
         try:
             row = future.result()
         except (_TakenOverError, UserError) as error:
-            if not claim.is_held:  # the other process uses the same folder
+            if not claim.is_held:  # the error may come from the other process, which uses the same folder
                 self._claims.give_back(claim)
                 self._watch.note(
                     f"{task.title}: another process has taken over this task, because this process did not "
@@ -188,7 +188,7 @@ class Study:
         self._look(has_ended=True)
 
     def _look(self, has_ended: bool = False) -> None:
-        """Count new rows of this process and of others, and start the work that they enable.
+        """Count new rows of this process and of others, and update everything that depends on them.
 
         `has_ended` states whether a run has just ended in this process. Its row may be old, if its model was lost and
         trained again.

@@ -40,7 +40,7 @@ _MINUTES_BETWEEN_SAVES = 3.0
 _CURVE_METRICS = ("contrastive_loss", "captioning_loss", "coca_loss", "R@1")
 
 OnProgress = Callable[[int], None]
-"""Callback that gets the number of finished steps."""
+"""Callback that receives the number of finished steps."""
 
 
 def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
@@ -106,7 +106,7 @@ def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgr
 
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
     minutes = min(task.recipe.checkpoints.minutes, _MINUTES_BETWEEN_SAVES)
-    # The row and all later stages use the last step.
+    # The row and all later stages use the model after the last step.
     checkpoints = replace(task.recipe.checkpoints, minutes=minutes, keep_last=1, keep_best=None)
     recipe = replace(task.recipe, checkpoints=checkpoints)
     try:
@@ -128,7 +128,9 @@ def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkp
 
 
 def _test_splits(task: Task) -> dict[str, PairSource]:
-    """Return the test splits and, for pretraining, also the showcase without images that have the plan's words."""
+    """Return the test splits and, for pretraining, also the showcase without the images whose captions contain a word
+    in the plan's `without`.
+    """
     splits = {name: open_source(path) for name, path in task.recipe.data.test.items()}
     plan = task.plan
     if plan.without and task.start is None and plan.showcase in splits:
@@ -179,10 +181,10 @@ def _short(numbers: Numbers) -> Numbers:
     return {name: round(number, 5) for name, number in without_nan(numbers).items()}
 
 
-# --- Cost, which is counted so that it is the same on every machine
+# --- Cost, counted in a way that gives the same result on every machine
 
 _MAX_CAPTIONS = 10_000
-"""Number of captions in a large split from which their lengths are estimated."""
+"""Approximate number of captions from which the lengths of all captions in a larger split are estimated."""
 
 
 def run_flops(recipe: Recipe, trained: Checkpoint, val: PairSource) -> int:

@@ -40,7 +40,7 @@ class Workers:
         self._waiting: list[tuple[Future, tuple[Any, ...]]] = []
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Start a call in a process. `listen` returns its result or error.
+        """Start a call in a process, and return its future. `listen` sets the result or error of the future.
 
         If the process was killed, the error is a UserError.
         """
@@ -50,7 +50,7 @@ class Workers:
         return future
 
     def listen(self, tell: Callable[[Future, int], object] | None = None) -> None:
-        """Process the messages of the workers. If there are none, wait up to half a second for one.
+        """Process the messages of the workers. If no message has arrived, wait up to half a second for one.
 
         `tell` is called with the future of a call and the progress that the call has reported.
         """
@@ -99,8 +99,8 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, len(self._processes)))
-        # A terminal sends Ctrl-C to all processes, but this process stops the others. A new process inherits this
-        # setting.
+        # A terminal sends Ctrl-C to all processes, but a worker must ignore it, because this process stops the workers.
+        # A new process inherits this setting.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             process.start()
@@ -113,7 +113,7 @@ class Workers:
 
 @contextmanager
 def worker_processes(count: int) -> Iterator[Workers]:
-    """Provide up to `count` worker processes. At the end of the context, they save and stop, and are awaited.
+    """Provide up to `count` worker processes. At the end of the context, make them save and stop, and wait for them.
 
     Raises:
         Interruption: If SIGTERM was received. Ctrl-C raises a KeyboardInterrupt instead.
@@ -164,7 +164,9 @@ def raise_if_stopped() -> None:
 
 
 def _is_stopped() -> bool:
-    """Return whether the connection has ended. During a call, the parent sends no messages."""
+    """Return whether the parent has ended the connection. During a call, it sends nothing, so nothing else can
+    arrive.
+    """
     assert _parent is not None, "in a worker process"
     try:
         return _parent.poll()
@@ -173,8 +175,10 @@ def _is_stopped() -> bool:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Ignore SIGTERM, which the end of a service sends to all processes at the same time, because the parent stops its
-    workers.
+    """Ignore SIGTERM.
+
+    When a service is stopped, all its processes receive this signal at the same time, but workers must wait until their
+    parent stops them.
     """
 
 

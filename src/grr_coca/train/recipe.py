@@ -67,7 +67,7 @@ class ModelRecipe:
       stable at high learning rates
     - `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss
     - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`; the model size defines their
-      number), or to the patch tokens (`patches`), which loses almost no quality in CoCa's ablation
+      number), or to the patch tokens (`patches`), which makes almost no difference in CoCa's ablation
     - `pixel_mean`, `pixel_std`: mean and standard deviation that normalize pixel values, which are between 0 and 1
       before normalization; with a mean of 1, white becomes 0
     - `framing`: framing of drawings, see `Framing`; `{}` uses the defaults, and None uses the centre square

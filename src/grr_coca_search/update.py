@@ -67,7 +67,7 @@ class UpdateResult:
         first_frames: Images with several frames or pages, of which only the first was read.
         unfamiliar: Whether each described image is unlike the training images.
         failures: Images that cannot be read, including earlier failures.
-        left_out: Files that were excluded while the update looked for images.
+        left_out: Files that were excluded while the update searched for images.
         scan_seconds: Duration of looking for images, in seconds.
     """
 

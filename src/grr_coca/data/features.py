@@ -74,7 +74,7 @@ class FeatureHeader:
 
     Attributes:
         encoder: The encoder that computed the features.
-        keep: What is stored for each image: all of its tokens (`tokens`), or their mean (`mean`).
+        keep: Features stored for each image: all of its tokens (`tokens`), or their mean (`mean`).
         source: Digest of the pairs; see `source_digest`.
         num_images: Number of images in the source.
         images_per_shard: Number of images per shard; the last shard may have fewer.

@@ -61,7 +61,7 @@ def require_path(path: str) -> None:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading. Opening a named pipe could block forever.
+    """Open a regular file for reading. Other files are rejected, because opening a named pipe could block forever.
 
     Raises:
         OSError: If the file does not exist, cannot be read, or is not a regular file.

@@ -132,7 +132,10 @@ def _median(border: Image.Image) -> Colour:
 
 
 def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
-    """Return whether few pixels on each side differ from the background. In `strays`, only these are not black."""
+    """Return whether only a few pixels on each side differ from the background.
+
+    These pixels are the only ones in `strays` that are not black.
+    """
     if strays.getbbox() is None:
         return True
     stray, (width, height) = reduce(ImageChops.lighter, strays.split()), size

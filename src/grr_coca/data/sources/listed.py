@@ -25,8 +25,8 @@ SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 because it is a Windows drive."""
 
 _NUM_PROBES = 50
-"""Maximum number of rows whose paths are used to find the image folder. The images of the first few rows may be
-missing."""
+"""Maximum number of rows whose paths are used to find the image folder. A single row is not enough, because its image
+may be missing."""
 
 
 class ListedRow(NamedTuple):

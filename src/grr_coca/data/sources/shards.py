@@ -57,8 +57,7 @@ CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
 they need more bytes."""
 
 _DENSE = 4
-"""Reciprocal of a fraction. A range of a shard is read as one block only if at least this fraction of its pairs, and of
-its bytes, is needed."""
+"""A range of a shard is read as one block only if one in this many of its pairs, and of its bytes, is needed."""
 
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",

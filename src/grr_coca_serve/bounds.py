@@ -42,9 +42,7 @@ def require_bounded(body: bytes) -> None:
                 "less per request",
             )
         if depth > MAX_DEPTH:
-            raise RequestError(
-                422, f"the JSON is nested too deeply: more than {MAX_DEPTH} lists and objects in each other"
-            )
+            raise RequestError(422, f"the JSON is nested too deeply: more than {MAX_DEPTH} levels of lists and objects")
 
 
 def _end_of_text(body: bytes, start: int, max_quotes: int) -> tuple[int, int]:

@@ -55,8 +55,8 @@ def run(
     source = open_source(pairs)
     if len(source) <= MAX_PAIRS:  # more pairs are rejected anyway
         seconds, gigabytes = estimate_cost(len(source))
-        more = "" if encoder is None else " (and the time to encode each new image)"
-        print(f"about {seconds:.0f} s{more} and {gigabytes:.1f} GB of memory", file=sys.stderr)
+        more = "" if encoder is None else " plus the time to encode each new image,"
+        print(f"this takes about {seconds:.0f} s{more} and {gigabytes:.1f} GB of memory", file=sys.stderr)
     held, is_tuned = unseen_by_training(folder, source, pairs, None if val is None else open_source(val))
     adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned, encoder=encoder)
     print_line(as_json(adapted) if json else report_text(adapted, out))

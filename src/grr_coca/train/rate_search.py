@@ -292,5 +292,5 @@ def _begin_run(recipe: Recipe, found: Found, out: Path) -> Recipe:
             sync_folder(out / "checkpoints")
         shutil.rmtree(out / TRIALS, ignore_errors=True)
     except OSError as error:
-        raise DiskError(f"{out}: the search cannot be written ({error.strerror or error})") from error
+        raise DiskError(f"{out}: the results of the search cannot be written ({error.strerror or error})") from error
     return chosen

@@ -38,10 +38,10 @@ from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.sources.icon_set import drawn_style
 from grr_coca_search.duplicates import grouped
 from grr_coca_search.entry import Entry, Stamp, name_id
-from grr_coca_search.facets import facets_of
 from grr_coca_search.index import IndexModel
-from grr_coca_search.picture_hashes import compute_pixel_signature, perceptual_hash
+from grr_coca_search.picture_facts import compute_pixel_signature, perceptual_hash
 from grr_coca_search.relevance import curve_of
+from grr_coca_search.store import facets_of
 from grr_coca_serve.site import Library, find_runtime, graphs_of, write_site
 
 KNOWN = """

@@ -1,9 +1,9 @@
 """Find near-duplicates: copies of the same image that were scaled or compressed again. Different images are not merged.
 
 Two images are near-duplicates if three comparisons agree: their perceptual hashes are nearly equal (this is tested
-first, because it is the fastest test), their small color copies (`picture_hashes.py`) are nearly equal in every pixel,
-and their embeddings are nearly equal. A hash cannot distinguish some thin drawings on white, and an embedding cannot
-distinguish some drawings of the same concept, such as the numbers 72 and 73.
+first, because it is the fastest test), their pixel signatures, which are small color copies, are nearly equal in every
+pixel, and their embeddings are nearly equal. A hash cannot distinguish some thin drawings on white, and an embedding
+cannot distinguish some drawings of the same concept, such as the numbers 72 and 73.
 
 Shapes: N images.
 """
@@ -16,7 +16,6 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca_search.entry import Entry
-from grr_coca_search.picture_hashes import LOOK_SIDE
 from grr_coca_search.store import Store
 
 MAX_BITS = 6
@@ -215,7 +214,7 @@ def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]
 
 # --- Small copies
 
-_LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3 // 2
+_LOOK_BYTES = 16 * 16 * 3 // 2  # see `compute_pixel_signature`
 
 
 def looks_of(entries: Sequence[Entry]) -> np.ndarray:

@@ -49,7 +49,7 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """Metadata that a camera or user added to an image; see `grr_coca_search.sidecars.photo_of`.
+    """Metadata that a camera or user added to an image; see `grr_coca_search.describe.photo_of`.
 
     Attributes:
         fields: Known values of `PHOTO_FIELDS`.

@@ -12,19 +12,18 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError, require_extra
+from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import done_ahead
 from grr_coca.data.isolated import helpers
 from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT, bundled_folder, fingerprint
-from grr_coca_search.describe import DecodedImage, FoundImage, RayDescriber, Take, decode_found, describe_squares
+from grr_coca_search.describe import FACTS, DecodedImage, FoundImage, RayDescriber, Take, decode_found, describe_squares
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca_search.entry import Failure, Header, chunks
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.query import Query, SearchOptions, SearchResult, Thesaurus, search_store
 from grr_coca_search.relevance import RelevanceCurve, curve_of
-from grr_coca_search.sidecars import FACTS
 from grr_coca_search.store import Changes, ImageDescription, Store, find_store, make_store, open_store
 from grr_coca_search.update import (
     Describer,
@@ -37,7 +36,6 @@ from grr_coca_search.update import (
 
 if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
-    from grr_coca.model.checkpoint import Checkpoint
 
 _MAX_HITS = 10_000
 
@@ -306,18 +304,6 @@ class IndexModel:
         model = load(self.folder, engine=self.engine)
         model.warn_if_unsuitable()  # an index uses both the embeddings and the captions of the model
         return model
-
-    @cached_property
-    def checkpoint(self) -> "Checkpoint":
-        """Model in PyTorch, for heat maps.
-
-        Raises:
-            UserError: If PyTorch is not installed, or the model is an int8 model.
-        """
-        require_extra("torch", "a heat map")
-        from grr_coca.model.checkpoint import from_pretrained
-
-        return from_pretrained(self.folder)
 
     @property
     def header(self) -> Header:

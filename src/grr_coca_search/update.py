@@ -28,9 +28,8 @@ from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, 
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.sources.base import reader_that_owns
 from grr_coca.data.walk import Exclusions
-from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry, noted
+from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry, noted, sidecar_state
 from grr_coca_search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
-from grr_coca_search.sidecars import sidecar_state
 from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, StampUpdate, Store
 
 _LOOKUP_SIZE = 1000

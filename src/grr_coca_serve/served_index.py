@@ -20,12 +20,11 @@ from grr_coca.common.errors import CorruptDataError, UserError, suggest_name
 from grr_coca.data.tokenizer import clean_query
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.entry import Entry, name_id
-from grr_coca_search.facets import Facet, counts, counts_of, facet_fields, facets
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.index import Index, IndexModel
 from grr_coca_search.query import Hit, Query, Ranking, SearchOptions, Thesaurus, hits_of, rank_images
 from grr_coca_search.relevance import RelevanceCurve
-from grr_coca_search.store import Store, open_store
+from grr_coca_search.store import Facet, Store, counts, counts_of, facet_fields, facets, open_store
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.queue import ModelQueue, QueuedModel, deadline_error

@@ -56,10 +56,9 @@ from grr_coca_search import duplicates, query, relevance
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded import embedded_store as embedded
 from grr_coca_search.entry import Entry, name_id
-from grr_coca_search.facets import Facet, facet_fields, facets_of
 from grr_coca_search.fields import FIELDS
 from grr_coca_search.relevance import RelevanceCurve
-from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, Store
+from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, Facet, Store, facet_fields, facets_of
 from grr_coca_serve.npm import NpmPackage, fetch_archive
 from grr_coca_serve.page import FILES, POLICY
 from grr_coca_serve.refusal import json_bytes

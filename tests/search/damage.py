@@ -25,10 +25,10 @@ from library import HEADER, fill, make_entry, make_vectors  # noqa: E402
 from grr_coca.common.errors import UserError  # noqa: E402
 from grr_coca_search.duplicates import duplicate_groups  # noqa: E402
 from grr_coca_search.entry import Failure, Stamp  # noqa: E402
-from grr_coca_search.facets import facets  # noqa: E402
 from grr_coca_search.filters import parse_filter  # noqa: E402
 from grr_coca_search.store import (  # noqa: E402
     Changes,
+    facets,
     make_store,
     open_store,
 )

@@ -18,8 +18,7 @@ from grr_coca.cli import main
 from grr_coca.common.errors import CorruptDataError
 from grr_coca_search.embedded import checksums
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
-from grr_coca_search.facets import facets
-from grr_coca_search.store import Changes, make_store, open_store
+from grr_coca_search.store import Changes, facets, make_store, open_store
 
 SEEDS = 40
 FOUND = [1130001136]

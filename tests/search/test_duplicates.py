@@ -19,7 +19,7 @@ from grr_coca_search.duplicates import (
     duplicate_groups,
     group_hits,
 )
-from grr_coca_search.picture_hashes import compute_pixel_signature, perceptual_hash
+from grr_coca_search.picture_facts import compute_pixel_signature, perceptual_hash
 from grr_coca_search.store import Changes
 
 

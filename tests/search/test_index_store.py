@@ -7,9 +7,8 @@ import pytest
 from library import fill, make_entry, make_vectors, photo_of
 
 from grr_coca_search.entry import Failure, Stamp
-from grr_coca_search.facets import facet_fields, facets, facets_of
 from grr_coca_search.filters import parse_filter
-from grr_coca_search.store import SAMPLE_CAPTIONS, Changes, ImageState, StampUpdate
+from grr_coca_search.store import SAMPLE_CAPTIONS, Changes, ImageState, StampUpdate, facet_fields, facets, facets_of
 
 TIE = 1e-5
 FILTERS = {

@@ -13,11 +13,11 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from support import encode_image, snapshot
 
 from grr_coca.data.image_files import ImageFile
+from grr_coca_search.describe import photo_of as photo_with
+from grr_coca_search.describe import sidecar_state
 from grr_coca_search.entry import Photo
 from grr_coca_search.fields import READER
 from grr_coca_search.photo import found_in
-from grr_coca_search.sidecars import photo_of as photo_with
-from grr_coca_search.sidecars import sidecar_state
 
 PHOTOS = Path(__file__).parent / "photos"
 needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")

@@ -15,11 +15,10 @@ from support import snapshot
 
 from grr_coca.common.errors import UserError
 from grr_coca_search.entry import Entry, Photo
-from grr_coca_search.facets import facets
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.milvus.rows import from_record, to_expression, to_record
 from grr_coca_search.portable import import_parquet
-from grr_coca_search.store import Changes, PhotoUpdate, make_store, open_store
+from grr_coca_search.store import Changes, PhotoUpdate, facets, make_store, open_store
 from grr_coca_search.update import update_store
 
 needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")

@@ -22,8 +22,8 @@ from grr_coca.data.image_files import Span
 from grr_coca.data.isolated import decode_image
 from grr_coca.model.checkpoint_files import RELEVANCE, bundled_folder
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
-from grr_coca_search.facets import facets
 from grr_coca_search.index import IndexModel
+from grr_coca_search.store import facets
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
 from grr_coca_serve.served_index import ServedIndex, picture_id

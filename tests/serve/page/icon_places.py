@@ -15,8 +15,8 @@ from grr_coca_icons.match.other_sets import CrossSetMatcher
 from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.site import with_others
 from grr_coca_search.entry import Entry
-from grr_coca_search.facets import facets_of
 from grr_coca_search.index import Index, IndexModel
+from grr_coca_search.store import facets_of
 from grr_coca_serve.site import Library, find_runtime, graphs_of, read_library, write_site
 
 LINES = 'fill="none" stroke="currentColor" stroke-linecap="round" stroke-width="2"'

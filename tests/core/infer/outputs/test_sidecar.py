@@ -13,8 +13,8 @@ from support import no_space_left, snapshot
 
 from grr_coca.data.image_files import ImageFile
 from grr_coca.infer.outputs.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
+from grr_coca_search.describe import photo_of
 from grr_coca_search.photo import found_in
-from grr_coca_search.sidecars import photo_of
 
 PHOTOS = Path(__file__).parents[3] / "search" / "photos"
 ODD = "a <red> & \"green\" 'größe' ✓ 𝄞"

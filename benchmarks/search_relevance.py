@@ -35,7 +35,7 @@ from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, RELEVANCE
 from grr_coca_search.index import Index
 from grr_coca_search.query import has_words, query_terms
-from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, evidence
+from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, hit_features
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 SPLITS = {
@@ -76,7 +76,7 @@ class Split:
 
     def queries(self, size: int | None, random: np.random.Generator) -> Iterator[tuple[bool, np.ndarray, tuple]]:
         """Queries of a library of some size: whether it holds what is asked for, which hits are right, and the
-        arguments of `evidence`."""
+        arguments of `hit_features`."""
         labels = random.permutation(sorted(self.texts))
         there = set(labels[: len(labels) // 2])
         library = random.permutation(np.flatnonzero(np.isin(self.labels, list(there))))[:size]
@@ -103,7 +103,7 @@ def measured(splits: dict[str, Split], curve: RelevanceCurve, smoke: bool) -> di
         verdicts = []
         for _ in range(1 if smoke else trials(size)):
             for is_there, is_right, arguments in split.queries(size, random):
-                found = curve.relevances(evidence(*arguments))
+                found = curve.relevances(hit_features(*arguments))
                 verdicts.append((is_there, bool((found >= MIN_RELEVANCE).any())))
                 hits += zip(found.tolist(), is_right.tolist(), strict=True)
         there = round(float(np.mean([said for is_there, said in verdicts if is_there])), 3)
@@ -120,7 +120,7 @@ def measured(splits: dict[str, Split], curve: RelevanceCurve, smoke: bool) -> di
 
 
 class Evidence(NamedTuple):
-    """The columns of `evidence` for many hits, whether each of them is right, and if its library is a whole half."""
+    """Columns of `hit_features` for many hits, whether each of them is right, and if its library is a whole half."""
 
     columns: np.ndarray
     is_right: np.ndarray
@@ -128,13 +128,13 @@ class Evidence(NamedTuple):
 
 
 def evidence_of(splits: Collection[Split]) -> Evidence:
-    """The evidence of the hits of all splits."""
+    """The features of the hits of all splits."""
     random = np.random.default_rng(FITTED)
     found, right, whole = [], [], []
     for split, size in itertools.product(splits, SIZES):
         for _ in range(trials(size)):
             for _, is_right, arguments in split.queries(size, random):
-                found.append(evidence(*arguments))
+                found.append(hit_features(*arguments))
                 right.append(is_right)
                 whole.append(np.full(len(is_right), size is None))
     return Evidence(*map(np.concatenate, (found, right, whole)))

@@ -249,7 +249,7 @@ def _entry(about: IconSet, icon: Icon, phash: int, look: bytes) -> Entry:
         stamp=Stamp(len(icon.svg), 0),
         digest="",
         phash=phash,
-        look=look,
+        pixel_signature=look,
         width=round(icon.box[2]),
         height=round(icon.box[3]),
         caption=icon.caption,

@@ -16,7 +16,7 @@ from grr_coca_search.store import Store
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import IndexedPicture, answers
-from grr_coca_serve.served_index import ServedIndex, draw_of, picture
+from grr_coca_serve.served_index import ServedIndex, parse_image_id, picture
 from grr_coca_serve.service import Service
 
 
@@ -71,7 +71,7 @@ class Equivalents:
             return []
         with self._index.use() as store:
             draws, sets = self._sets.made(self._index.revision(store), partial(_icon_sets, store, self._numbers))
-            found = sets.of_one(draws.index(draw_of(identity)))
+            found = sets.of_one(draws.index(parse_image_id(identity)))
             ids = store.ids_of([draws[one.place] for one in found])
             entries = store.entries([ids[draws[one.place]] for one in found])
         there, drawings = self._index.files.files_exist(entries), self._index.files.drawings(entries)
@@ -82,8 +82,8 @@ class Equivalents:
 
 
 def _icon_sets(store: Store, numbers: MatchParameters) -> tuple[list[int], CrossSetMatcher]:
-    """Return the `Entry.draw` of each icon in an index, and a matcher for the sets of these icons."""
+    """Return the `Entry.name_hash` of each icon in an index, and a matcher for the sets of these icons."""
     icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
     names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
     pictures = named_pictures(names, [()] * len(names), vectors, numbers)
-    return [entry.draw for entry, _ in icons], CrossSetMatcher(pictures, numbers)
+    return [entry.name_hash for entry, _ in icons], CrossSetMatcher(pictures, numbers)

@@ -57,7 +57,7 @@ class DecodedImage:
     width: int
     height: int
     phash: int
-    look: bytes
+    pixel_signature: bytes
     photo: Photo
     square: Image.Image | None
     described: ImageDescription | None = None
@@ -109,13 +109,13 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
             width=int(facts["size"][0]),
             height=int(facts["size"][1]),
             phash=int(facts["phash"]),
-            look=bytes.fromhex(facts["look"]),
+            pixel_signature=bytes.fromhex(facts["look"]),
             photo=photo_of(one.file, facts["found"]),
             square=preprocess.received(facts, pixels),
         )
 
 
-def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
+def read_metadata(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
     """Yield new metadata and new hashes of each image, or None if its file cannot be read now."""
     contents = ((one.file.read_or_error(), one.file.name) for one in found)
     for one, answer in zip(found, ask_helpers("described", contents, module=FACTS), strict=True):
@@ -144,13 +144,13 @@ def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
         stamp=stamp,
         digest=decoded.digest,
         phash=decoded.phash,
-        look=decoded.look,
+        pixel_signature=decoded.pixel_signature,
         width=decoded.width,
         height=decoded.height,
         caption=described.caption,
         fields=plain_fields(file.fields()),
         photo=decoded.photo,
-        certainty=described.certainty,
+        caption_confidence=described.caption_confidence,
         tags=described.tags,
     )
 
@@ -225,20 +225,22 @@ def _worker(folder: Path, engine: str) -> Callable[[Sequence[FoundImage]], list[
 # --- Metadata in an image file, and in the XMP files next to it
 
 
-def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
+def photo_of(file: ImageFile, from_file: Sequence[Found]) -> Photo:
     """Return the metadata of an image file, and of the XMP files next to it.
 
     Args:
         file: The image.
-        inside: Metadata that a helper process found in the image file.
+        from_file: Metadata that a helper process found in the image file.
     """
     # The state is recorded before the XMP files are read, so that a file that changes in between is read again later.
     sidecars = sidecar_state(file)
-    beside = [] if sidecars == READER else list(map(_in_sidecar, sidecar_paths(file)))
+    from_sidecars = [] if sidecars == READER else list(map(_read_sidecar, sidecar_paths(file)))
     # The value of a field is from the first source that has the field. The keywords of all sources are kept.
-    ranked = [*reversed(beside), *inside]
-    known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in PHOTO_FIELDS}
-    keywords = [word for one in (*inside, *beside) for word in one.get("keywords", ())]
+    by_precedence = [*reversed(from_sidecars), *from_file]
+    known = {
+        name: next((one[name] for one in by_precedence if one.get(name) is not None), None) for name in PHOTO_FIELDS
+    }
+    keywords = [word for one in (*from_file, *from_sidecars) for word in one.get("keywords", ())]
     return Photo(
         fields={name: value for name, value in known.items() if value is not None},
         keywords=_unique([*keywords, *file.keywords]),
@@ -270,7 +272,7 @@ def sidecar_state(file: ImageFile) -> int:
     return int.from_bytes(blake2b(repr((READER, found)).encode(), digest_size=7).digest())
 
 
-def _in_sidecar(sidecar: str) -> Found:
+def _read_sidecar(sidecar: str) -> Found:
     try:
         with open_regular(Path(sidecar)) as file:
             if os.fstat(file.fileno()).st_size > MAX_METADATA_BYTES:

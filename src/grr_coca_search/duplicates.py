@@ -99,9 +99,9 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
                 looks.clear()
             needed = np.unique([one, other])
             new = [place for place in needed.tolist() if place not in looks]
-            looks.update(zip(new, looks_of(store.entries(ids[new].tolist())), strict=True))
+            looks.update(zip(new, unpack_signatures(store.entries(ids[new].tolist())), strict=True))
             first, second = (np.array([looks[place] for place in places.tolist()]) for places in (one, other))
-            return same_look(first, second) if len(one) else np.zeros(0, bool)
+            return signatures_match(first, second) if len(one) else np.zeros(0, bool)
 
         def vectors(places: np.ndarray) -> np.ndarray:
             return store.vectors(ids[places].tolist())
@@ -116,14 +116,14 @@ def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
 
     `vectors` are the embeddings of the images, N E.
     """
-    looks = looks_of(entries)
+    looks = unpack_signatures(entries)
     hashes = np.array([entry.phash for entry in entries], np.int64)
     # A drawing that is not from a file has no digest. It gets a unique text instead, so that it equals no other image.
     digests = np.array([entry.digest or f" {place}" for place, entry in enumerate(entries)])
     groups = _grouped(
         hashes,
         _first_of_equal(digests),
-        lambda one, other: same_look(looks[one], looks[other]),
+        lambda one, other: signatures_match(looks[one], looks[other]),
         lambda places: vectors[places].astype(np.float32),
         MAX_BITS,
         MIN_COSINE,
@@ -187,12 +187,12 @@ def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]
         entries: Entries of the images, N.
     """
     hashes = np.array([entry.phash for entry in entries], np.int64)
-    looks = looks_of(entries)
+    looks = unpack_signatures(entries)
 
     def is_copy(one: int, other: int) -> bool:
         if entries[one].digest and entries[one].digest == entries[other].digest:
             return True
-        return bool(same_look(looks[one], looks[other])) and vectors[other] @ vectors[one] >= MIN_COSINE
+        return bool(signatures_match(looks[one], looks[other])) and vectors[other] @ vectors[one] >= MIN_COSINE
 
     groups: list[list[int]] = []
     group_of: dict[int, int] = {}  # number of each group, by the position of the group's best hit
@@ -217,17 +217,17 @@ def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]
 _LOOK_BYTES = 16 * 16 * 3 // 2  # see `compute_pixel_signature`
 
 
-def looks_of(entries: Sequence[Entry]) -> np.ndarray:
+def unpack_signatures(entries: Sequence[Entry]) -> np.ndarray:
     """Return the small copies of N images as levels, N 768. If the copy of an image is unknown, all levels are -1."""
     looks = np.full((len(entries), _LOOK_BYTES * 2), -1, np.int8)
     for row, entry in zip(looks, entries, strict=True):
-        if len(entry.look) == _LOOK_BYTES:
-            packed = np.frombuffer(entry.look, np.uint8)
+        if len(entry.pixel_signature) == _LOOK_BYTES:
+            packed = np.frombuffer(entry.pixel_signature, np.uint8)
             row[0::2], row[1::2] = packed >> 4, packed & 15
     return looks
 
 
-def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def signatures_match(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return whether small copies are nearly equal in every pixel. An unknown copy is not equal to any copy."""
     differences = np.abs(first - second).max(axis=-1)
     return (differences <= MAX_LEVELS) & (first[..., 0] >= 0) & (second[..., 0] >= 0)

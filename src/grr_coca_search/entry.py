@@ -89,10 +89,10 @@ class Entry:
             bytes are the entire file.
         digest: Digest of the bytes.
         phash: Perceptual hash; see `perceptual_hash`.
-        look: Pixel signature; see `compute_pixel_signature`. Empty if unknown.
+        pixel_signature: Pixel signature; see `compute_pixel_signature`. Empty if unknown.
         fields: Values of the image's columns, if it was found through a table.
         photo: Metadata from cameras and users. None if it has not been read yet.
-        certainty: The model's confidence in the caption.
+        caption_confidence: The model's confidence in the caption.
         tags: Words that the model assigns to the image.
     """
 
@@ -108,9 +108,9 @@ class Entry:
     caption: str
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     photo: Photo | None = None
-    certainty: CaptionConfidence = UNKNOWN
+    caption_confidence: CaptionConfidence = UNKNOWN
     tags: tuple[str, ...] = ()
-    look: bytes = b""
+    pixel_signature: bytes = b""
 
     @property
     def title(self) -> str:
@@ -131,7 +131,7 @@ class Entry:
         return datetime.fromtimestamp(self.stamp.mtime_ns // 10**9, UTC).isoformat()[:19]
 
     @property
-    def draw(self) -> int:
+    def name_hash(self) -> int:
         """Hash of the name. The images with the smallest hashes form a random sample."""
         return name_id(self.name)
 
@@ -147,7 +147,7 @@ class Entry:
 
         If a field has several values, they are joined to one text, separated by commas.
         """
-        found = certainty_fields(self.certainty)
+        found = confidence_fields(self.caption_confidence)
         if self.photo is not None:
             found |= self.photo.fields
         return {**found, **{name: ", ".join(values) for name, values in self._lists.items()}, **self.fields}
@@ -178,7 +178,7 @@ class Entry:
         return () if found is None else (found,)
 
     @property
-    def written(self) -> tuple[str, ...]:
+    def user_texts(self) -> tuple[str, ...]:
         """Texts that name the image: its file name, title and keywords, and the aliases, keywords and tags in its table
         row.
         """
@@ -208,19 +208,19 @@ class Entry:
         return PurePath(member_of_name(self.name, self.file) if self.offset is not None else self.file or self.name)
 
 
-class ImagePlace(NamedTuple):
+class ImageLocation(NamedTuple):
     """Name of an image, and path of the file that contains the image: a shard, or the image file itself."""
 
     name: str
     file: str
 
     @classmethod
-    def of(cls, name: str, file: str, offset: int | None) -> "ImagePlace":
+    def of(cls, name: str, file: str, offset: int | None) -> "ImageLocation":
         """Return the location of an image from the values `name`, `file` and `offset` of its `Entry`."""
         return cls(name, name if offset is None else file)
 
     @classmethod
-    def of_name(cls, name: str) -> "ImagePlace":
+    def of_name(cls, name: str) -> "ImageLocation":
         """Return the location of an image that could not be read, from its name."""
         return cls(name, shard_of_name(name) or name)
 
@@ -280,18 +280,18 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 # --- Fields of the model
 
 
-def certainty_fields(certainty: CaptionConfidence) -> dict[str, FieldValue]:
+def confidence_fields(caption: CaptionConfidence) -> dict[str, FieldValue]:
     """Convert the confidence of a caption to fields. Unknown values are omitted."""
     found: dict[str, FieldValue] = {}
-    if certainty.confidence is not None:
-        found["confidence"] = round(certainty.confidence, 4)
-    if certainty.unfamiliar is not None:
-        found["unfamiliar"] = "yes" if certainty.unfamiliar else "no"
+    if caption.confidence is not None:
+        found["confidence"] = round(caption.confidence, 4)
+    if caption.unfamiliar is not None:
+        found["unfamiliar"] = "yes" if caption.unfamiliar else "no"
     return found
 
 
-def certainty_of(fields: Mapping[str, FieldValue]) -> CaptionConfidence:
-    """Restore the confidence of a caption from the fields that `certainty_fields` returned."""
+def confidence_from_fields(fields: Mapping[str, FieldValue]) -> CaptionConfidence:
+    """Restore the confidence of a caption from the fields that `confidence_fields` returned."""
     confidence, unfamiliar = fields.get("confidence"), fields.get("unfamiliar")
     return CaptionConfidence(
         None if confidence is None else float(confidence), None if unfamiliar is None else unfamiliar == "yes"

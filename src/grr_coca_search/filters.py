@@ -158,13 +158,13 @@ class _Parser:
 
     def _filter(self) -> Filter:
         parts = [self._term()]
-        while self._takes("or"):
+        while self._accept("or"):
             parts.append(self._term())
         return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
     def _term(self) -> Filter:
         parts = [self._factor()]
-        while self._takes("and"):
+        while self._accept("and"):
             parts.append(self._factor())
         return parts[0] if len(parts) == 1 else And(tuple(parts))
 
@@ -173,9 +173,9 @@ class _Parser:
         if self._depth > _MAX_DEPTH:
             raise UserError(f"where: more than {_MAX_DEPTH} nested brackets or 'not'; simplify the filter")
         try:
-            if self._takes("not"):
+            if self._accept("not"):
                 return Not(self._factor())
-            if self._takes("("):
+            if self._accept("("):
                 tree = self._filter()
                 self._expect(")")
                 return tree
@@ -189,7 +189,7 @@ class _Parser:
             raise self._error("the name of a field")
         self._next += 1
         field = token.text.lower()
-        if self._takes("not"):
+        if self._accept("not"):
             return Not(self._set_or_prefix(field, "'in' or 'like'"))
         sign = _SYNONYMS.get(self._peek().text, self._peek().text)
         if self._peek().kind == "sign" and sign in _COMPARISONS:
@@ -198,14 +198,14 @@ class _Parser:
         return self._set_or_prefix(field, f"one of {' '.join(_COMPARISONS)} in like not")
 
     def _set_or_prefix(self, field: str, expected: str) -> Filter:
-        if self._takes("in"):
+        if self._accept("in"):
             self._expect("(")
             values = [self._value()]
-            while self._takes(","):
+            while self._accept(","):
                 values.append(self._value())
             self._expect(")")
             return OneOf(field, tuple(values))
-        if not self._takes("like"):
+        if not self._accept("like"):
             raise self._error(expected)
         pattern = self._value()
         if not isinstance(pattern, str) or pattern.find("%") != len(pattern) - 1 or not pattern:
@@ -221,8 +221,8 @@ class _Parser:
             quote = token.text[0]
             return token.text[1:-1].replace(quote * 2, quote)
         if token.kind == "number":
-            is_whole = len(token.text) <= _MAX_INTEGER_LENGTH and not re.search(r"[.eE]", token.text)
-            number = int(token.text) if is_whole else float(token.text)
+            is_integer = len(token.text) <= _MAX_INTEGER_LENGTH and not re.search(r"[.eE]", token.text)
+            number = int(token.text) if is_integer else float(token.text)
             if abs(number) >= 2**63:
                 raise UserError(f"where: {token.text[:40]} is out of range")
             return number
@@ -232,14 +232,14 @@ class _Parser:
     def _peek(self) -> _Token:
         return self._tokens[self._next]
 
-    def _takes(self, word: str) -> bool:
+    def _accept(self, word: str) -> bool:
         token = self._peek()
-        is_it = token.kind in ("name", "sign") and token.text.lower() == word
-        self._next += is_it
-        return is_it
+        matches = token.kind in ("name", "sign") and token.text.lower() == word
+        self._next += matches
+        return matches
 
     def _expect(self, sign: str) -> None:
-        if not self._takes(sign):
+        if not self._accept(sign):
             raise self._error(f"'{sign}'")
 
     def _error(self, expected: str) -> UserError:

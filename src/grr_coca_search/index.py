@@ -217,7 +217,9 @@ class Index:
             raise UserError(f"min_relevance must be from 0 to 1, got {min_relevance:g}")
         if not 1 <= n <= _MAX_HITS:
             raise UserError(f"n must be from 1 to {_MAX_HITS:,} hits, got {n}")
-        query = Query(texts=_many(texts), images=_many(image), without=_many(without), weights=tuple(weights))
+        query = Query(
+            texts=_as_tuple(texts), images=_as_tuple(image), without=_as_tuple(without), weights=tuple(weights)
+        )
         options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold, min_relevance=min_relevance)
         return search_store(query, self.store, self.model, options)
 
@@ -267,7 +269,7 @@ def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
         ) from error
 
 
-def _many(one_or_many: object) -> tuple:
+def _as_tuple(one_or_many: object) -> tuple:
     if isinstance(one_or_many, list | tuple):
         return tuple(one_or_many)
     return (one_or_many,)

@@ -48,15 +48,15 @@ def found_in(data: bytes, name: str) -> list[Found]:
 def _exif(image: Image.Image) -> Found:
     # Each part is read separately, so that the other parts are read even if one is corrupt.
     main = _tags(image, None)
-    more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
+    photo_tags, gps_tags = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
     tag, where = ExifTags.Base, ExifTags.GPS
-    lat = _degrees(place.get(where.GPSLatitude), place.get(where.GPSLatitudeRef), 90)
-    lon = _degrees(place.get(where.GPSLongitude), place.get(where.GPSLongitudeRef), 180)
+    lat = _degrees(gps_tags.get(where.GPSLatitude), gps_tags.get(where.GPSLatitudeRef), 90)
+    lon = _degrees(gps_tags.get(where.GPSLongitude), gps_tags.get(where.GPSLongitudeRef), 180)
     return {
-        "taken": _exif_time(more.get(tag.DateTimeOriginal)) or _exif_time(more.get(tag.DateTimeDigitized)),
+        "taken": _exif_time(photo_tags.get(tag.DateTimeOriginal)) or _exif_time(photo_tags.get(tag.DateTimeDigitized)),
         "camera": _camera(main.get(tag.Make), main.get(tag.Model)),
-        "lens": one_line(more.get(tag.LensModel)),
-        **_place(lat, lon),
+        "lens": one_line(photo_tags.get(tag.LensModel)),
+        **_coordinates(lat, lon),
     }
 
 
@@ -86,10 +86,10 @@ def _camera(make: object, model: object) -> str | None:
 
     If the name of the model already starts with the maker, as many do, the maker is not repeated.
     """
-    made_by, name = one_line(make), one_line(model)
-    if not made_by or not name:
-        return name or made_by
-    return name if name.lower().startswith(made_by.split()[0].lower()) else f"{made_by} {name}"
+    maker, name = one_line(make), one_line(model)
+    if not maker or not name:
+        return name or maker
+    return name if name.lower().startswith(maker.split()[0].lower()) else f"{maker} {name}"
 
 
 def _degrees(parts: object, reference: object, limit: float) -> float | None:
@@ -104,7 +104,7 @@ def _degrees(parts: object, reference: object, limit: float) -> float | None:
     return sign * round(degrees, 6) if all(n >= 0 for n in numbers) and degrees <= limit else None  # also false for NaN
 
 
-def _place(lat: float | None, lon: float | None) -> dict[str, float]:
+def _coordinates(lat: float | None, lon: float | None) -> dict[str, float]:
     """Return both coordinates as fields.
 
     The result is empty if a coordinate is unknown, or if both are zero, which cameras without a position write.
@@ -134,7 +134,7 @@ def _xmp(image: Image.Image) -> Found:
         "lens": one_line(xmp.get("LensModel")) or one_line(xmp.get("Lens")),
         "headline": next(filter(None, map(one_line, _texts(xmp.get("title")))), None),
         "keywords": [*_texts(xmp.get("subject")), *(part for path in paths for part in path)],
-        **_place(_xmp_degrees(xmp.get("GPSLatitude"), 90), _xmp_degrees(xmp.get("GPSLongitude"), 180)),
+        **_coordinates(_xmp_degrees(xmp.get("GPSLatitude"), 90), _xmp_degrees(xmp.get("GPSLongitude"), 180)),
     }
 
 

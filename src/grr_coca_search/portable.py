@@ -141,9 +141,9 @@ def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
         ),
         ("keywords", texts, lambda entry: entry.photo and list(entry.photo.keywords)),
         ("tags", texts, lambda entry: list(entry.tags)),
-        ("look", pyarrow.binary(), attrgetter("look")),
-        ("confidence", pyarrow.float64(), attrgetter("certainty.confidence")),
-        ("unfamiliar", pyarrow.bool_(), attrgetter("certainty.unfamiliar")),
+        ("look", pyarrow.binary(), attrgetter("pixel_signature")),
+        ("confidence", pyarrow.float64(), attrgetter("caption_confidence.confidence")),
+        ("unfamiliar", pyarrow.bool_(), attrgetter("caption_confidence.unfamiliar")),
     ]
 
 
@@ -173,9 +173,9 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
             stamp=Stamp(numbers.pop("size"), numbers.pop("mtime_ns")),
             fields=fields,
             photo=None if row["photo"] is None else Photo.from_dict(json.loads(row["photo"])),
-            certainty=CaptionConfidence(*(row[name] for name in CaptionConfidence._fields)),
+            caption_confidence=CaptionConfidence(*(row[name] for name in CaptionConfidence._fields)),
             tags=tuple(row.get("tags") or ()),  # files from older versions do not have `tags` and `look`
-            look=row.get("look") or b"",
+            pixel_signature=row.get("look") or b"",
             **numbers,
         )
         yield entry, vector

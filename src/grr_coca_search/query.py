@@ -22,7 +22,7 @@ from grr_coca.model.checkpoint_files import THESAURUS
 from grr_coca_search.duplicates import group_hits
 from grr_coca_search.entry import Entry
 from grr_coca_search.filters import Filter, parse_filter
-from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, evidence, z_scores
+from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, hit_features, z_scores
 from grr_coca_search.store import Store
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Query:
     """Texts and images to search for, and texts to exclude.
 
     `weights` has one weight per text. If it is empty, each text has weight 1. Each image has weight 1. `like` and
-    `unlike` identify images of the index to search for and to exclude, by their `Entry.draw`.
+    `unlike` identify images of the index to search for and to exclude, by their `Entry.name_hash`.
 
     Raises:
         UserError: If the query is empty, a text is empty, the number of weights differs from the number of texts, or a
@@ -376,13 +376,13 @@ def hits_of(
         )
     captions = model.embed_captions([best.caption for best, *_ in groups])
     library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
-    found = evidence(ranking.vector, scores, ranking.sample, **library)
+    found = hit_features(ranking.vector, scores, ranking.sample, **library)
     relevances = np.zeros(len(found)) if curve is None else curve.relevances(found)
-    is_written = np.array([has_words(ranking.words, best.written) for best, *_ in groups])
-    is_captioned = np.array([has_words(ranking.words, [best.caption]) for best, *_ in groups])
+    is_in_user_texts = np.array([has_words(ranking.words, best.user_texts) for best, *_ in groups])
+    is_in_caption = np.array([has_words(ranking.words, [best.caption]) for best, *_ in groups])
     if curve is not None:
-        relevances[is_captioned] = np.maximum(relevances[is_captioned], curve.captioned)
-        relevances[is_written] = np.maximum(relevances[is_written], WRITTEN)
+        relevances[is_in_caption] = np.maximum(relevances[is_in_caption], curve.captioned)
+        relevances[is_in_user_texts] = np.maximum(relevances[is_in_user_texts], WRITTEN)
     there = files_exist([best for best, *_ in groups])
     hits = tuple(
         Hit(
@@ -396,7 +396,7 @@ def hits_of(
             has_words=bool(has),
         )
         for (best, *copies), score, relevance, has in zip(
-            groups, scores, relevances, is_written | is_captioned, strict=True
+            groups, scores, relevances, is_in_user_texts | is_in_caption, strict=True
         )
     )
     return SearchResult(
@@ -426,7 +426,7 @@ def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
 
 
 def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _QueryImages:
-    """Return the captions and query vectors of images of the index, which are identified by their `Entry.draw`.
+    """Return the captions and query vectors of images of the index, which are identified by their `Entry.name_hash`.
 
     Raises:
         UserError: If an image is not in the index.
@@ -487,19 +487,19 @@ class _Search:
         by_words = store.word_matches(words, SCORES_OF_WORDS * depth, self.where)
         if not by_words:
             return nearest[:count]
-        rarer = math.log(max(1.0, MIN_IMAGES / max(1, len(store))))
+        rarity_offset = math.log(max(1.0, MIN_IMAGES / max(1, len(store))))
         found: dict[int, None] = {}
         for start in range(0, depth, FUSED_AT_ONCE):
             end = start + FUSED_AT_ONCE
             ids = sorted({*nearest[start:end], *(match.id for match in by_words[start:end])} - found.keys())
-            scored = {match.id: match.score + rarer for match in by_words[: SCORES_OF_WORDS * end]}
+            scored = {match.id: match.score + rarity_offset for match in by_words[: SCORES_OF_WORDS * end]}
             scores = z_scores(vector, store.vectors(ids) @ vector, self.sample)
             scores += WORD_WEIGHT * np.array([scored.get(identity, 0.0) for identity in ids])
             matched = [identity for identity in ids if identity in scored]
-            called = dict(
+            name_ranks = dict(
                 zip(matched, (_name_match_rank(query, entry) for entry in store.entries(matched)), strict=True)
             )
-            tiers = np.array([called.get(identity, 0) for identity in ids])
+            tiers = np.array([name_ranks.get(identity, 0) for identity in ids])
             found |= dict.fromkeys(ids[place] for place in np.lexsort((-scores, -tiers)))
         return list(found)[:count]
 
@@ -524,7 +524,7 @@ def _name_match_rank(query: Query, entry: Entry) -> int:
     name = NameQuery.of(query.texts[0])
     if len(query.texts) == 1 and name.matches_name(entry.title):
         return 3 if name.prefix and name.prefix in entry.sets else 2
-    return int(has_words(query.query_terms, entry.written))
+    return int(has_words(query.query_terms, entry.user_texts))
 
 
 WORD_WEIGHT = 0.25

@@ -51,8 +51,8 @@ _MAX_LOGIT = 500.0
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceCurve:
-    """Parameters of the logistic curve: a weight for each column of `evidence`, and the logit of a hit whose features
-    are all 0 (`offset`).
+    """Parameters of the logistic curve: a weight for each column of `hit_features`, and the logit (`offset`) of a hit
+    whose features are all 0.
 
     Attributes:
         nothing_below: Relevance that at least one of the first hits must reach; otherwise, the verdict is that no image
@@ -75,7 +75,7 @@ class RelevanceCurve:
                 raise UserError(f"'{name}' must be a finite number, got {value}")
 
     def relevances(self, found: np.ndarray) -> np.ndarray:
-        """Return the probability that each hit matches the query, H, from its `evidence`, H 4."""
+        """Return the probability that each hit matches the query, H, from its `hit_features`, H 4."""
         weights = (self.per_deviation, self.per_agreement, self.per_log_images, self.per_cosine)
         logits = found @ weights + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
@@ -116,7 +116,7 @@ def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np
 
     Args:
         best: Embedding of the best hit, E.
-        sample, asked, others: See `evidence`.
+        sample, asked, others: See `hit_features`.
     """
     if _median(sample @ best) > MAX_IMAGE_COSINE or _usual_cosine(asked, others) > MAX_CAPTION_COSINE:
         return False
@@ -129,7 +129,7 @@ def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np
     return False
 
 
-def evidence(
+def hit_features(
     vector: np.ndarray,
     scores: np.ndarray,
     sample: np.ndarray,
@@ -150,20 +150,20 @@ def evidence(
         captions: Embeddings of the captions of the hits, H E.
         others: Embeddings of the captions of some library images.
     """
-    stands_out = z_scores(vector, scores, sample)
+    deviations = z_scores(vector, scores, sample)
     usual = min(_usual_cosine(asked, others), MAX_CAPTION_COSINE)
     # The agreement is 0 if a caption is as close to the query as the captions of other images usually are, and 1 if
     # it has the same words as the query.
     agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
     log_images = np.full(len(scores), np.log(max(1, len(sample))))
-    return np.stack([stands_out, agreement, log_images, scores], axis=1)
+    return np.stack([deviations, agreement, log_images, scores], axis=1)
 
 
 def z_scores(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.ndarray:
     """Return the z-scores of images: their scores, in standard deviations above the median of the sample.
 
     Args:
-        vector, sample: See `evidence`.
+        vector, sample: See `hit_features`.
         scores: Dot products of the images with the query.
     """
     background = sample @ vector

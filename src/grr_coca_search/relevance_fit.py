@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from grr_coca.adapt.ridge import logistic_weights
-from grr_coca_search.relevance import RelevanceCurve, evidence
+from grr_coca_search.relevance import RelevanceCurve, hit_features
 
 _HITS, _SAMPLE = 20, 300
 """Number of hits per query to which the curve is fitted, and number of library images with which the hits are compared.
@@ -45,7 +45,9 @@ def fit_relevance(
         scores = images[members] @ vector
         best = np.argsort(-scores, kind="stable")[:_HITS]
         sample = samples[library]
-        found = evidence(vector, scores[best], images[sample], vector[None], captions[members[best]], captions[sample])
+        found = hit_features(
+            vector, scores[best], images[sample], vector[None], captions[members[best]], captions[sample]
+        )
         rows.append(found)
         rights.append(is_right[best])
         firsts.append((found[:10], bool(is_right[best][:10].any())))

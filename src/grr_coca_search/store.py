@@ -24,7 +24,7 @@ import numpy as np
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
 from grr_coca.infer.calibration import CaptionConfidence
-from grr_coca_search.entry import Entry, Failure, Header, ImagePlace, Photo, Stamp, chunks, name_id
+from grr_coca_search.entry import Entry, Failure, Header, ImageLocation, Photo, Stamp, chunks, name_id
 from grr_coca_search.fields import FIELDS, FieldValue, Kind
 from grr_coca_search.filters import Comparison, Filter, OneOf
 
@@ -69,7 +69,7 @@ class StoredImage(NamedTuple):
     vector: np.ndarray | None = None
 
 
-HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
+HASH_ROW = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
 """Data type of the rows of `Store.hashes`, by which near-duplicates are found. `phash` has 64 bits, and is stored as a
 signed number."""
 
@@ -142,7 +142,7 @@ class ImageDescription(NamedTuple):
 
     caption: str
     embedding: np.ndarray
-    certainty: CaptionConfidence
+    caption_confidence: CaptionConfidence
     tags: tuple[str, ...] = ()
 
 
@@ -160,7 +160,7 @@ class PhotoUpdate(NamedTuple):
     name: str
     photo: Photo
     phash: int | None = None
-    look: bytes = b""
+    pixel_signature: bytes = b""
 
 
 @dataclass(kw_only=True)
@@ -187,7 +187,7 @@ class Changes:
         return sum(map(len, vars(self).values()))
 
 
-_AT_ONCE = 500
+_DIGESTS_PER_READ = 500
 """Maximum number of digests per read."""
 
 
@@ -197,7 +197,7 @@ class Store(ABC):
     Used as a context manager, a store closes itself at the end.
 
     All reads of a thread within one `snapshot` see the same committed state. Only one process can write at a time. The
-    id of an image is its `Entry.draw`, unless a store overrides `ids_of`.
+    id of an image is its `Entry.name_hash`, unless a store overrides `ids_of`.
     """
 
     def __init__(self, location: str, header: Header) -> None:
@@ -392,7 +392,7 @@ class Store(ABC):
 
     def sample(self) -> LibrarySample:
         """Return a random sample of the images. While the index does not change, neither does the sample."""
-        drawn = heapq.nsmallest(SAMPLE, self.scan(vectors=True), key=lambda row: row.entry.draw)
+        drawn = heapq.nsmallest(SAMPLE, self.scan(vectors=True), key=lambda row: row.entry.name_hash)
         vectors = np.array([row.vector for row in drawn], np.float32).reshape(len(drawn), self.header.embed_dim)
         return LibrarySample(vectors, tuple(row.entry.caption for row in drawn[:SAMPLE_CAPTIONS]))
 
@@ -411,11 +411,11 @@ class Store(ABC):
             yield row.entry, row.vector
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return a mapping from the `Entry.draw` of images to their ids in this snapshot.
+        """Return a mapping from the `Entry.name_hash` of images to their ids in this snapshot.
 
         Images that are not in the index are omitted.
         """
-        return {row.entry.draw: row.id for row in self.get(draws)}
+        return {row.entry.name_hash: row.id for row in self.get(draws)}
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
         """Return the ids of all images that match a filter, newest first. Images of one date are sorted by name."""
@@ -430,8 +430,8 @@ class Store(ABC):
         return summaries_of(([row.entry] for row in self.scan(where)), fields, count)
 
     def hashes(self) -> np.ndarray:
-        """Return the ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
-        return np.fromiter(((row.id, row.entry.phash, row.entry.digest) for row in self.scan()), HASHED)
+        """Return the ids, perceptual hashes and digests of all images: N rows of `HASH_ROW`."""
+        return np.fromiter(((row.id, row.entry.phash, row.entry.digest) for row in self.scan()), HASH_ROW)
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
         """Return the known state of the given images, by name.
@@ -446,11 +446,11 @@ class Store(ABC):
     def find_by_digest(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
         """Return the descriptions of images with the given digests, by digest."""
         found: dict[str, ImageDescription] = {}
-        for chunk in chunks(digests, _AT_ONCE):
+        for chunk in chunks(digests, _DIGESTS_PER_READ):
             for row in self.scan(OneOf("digest", tuple(chunk)), vectors=True):
                 assert row.vector is not None
                 known = row.entry
-                found[known.digest] = ImageDescription(known.caption, row.vector, known.certainty, known.tags)
+                found[known.digest] = ImageDescription(known.caption, row.vector, known.caption_confidence, known.tags)
         return found
 
     def roots(self) -> list[str]:
@@ -458,11 +458,11 @@ class Store(ABC):
         with self.snapshot():
             return sorted({row.entry.root for row in self.scan()} | {failure.root for failure in self.failures()})
 
-    def places(self, root: str) -> Iterator[ImagePlace]:
+    def locations(self, root: str) -> Iterator[ImageLocation]:
         """Yield the locations of the images and failures that were found through an argument."""
         for row in self.scan(Comparison("root", "=", root)):
-            yield ImagePlace.of(row.entry.name, row.entry.file, row.entry.offset)
-        yield from (ImagePlace.of_name(one.name) for one in self.failures() if one.root == root)
+            yield ImageLocation.of(row.entry.name, row.entry.file, row.entry.offset)
+        yield from (ImageLocation.of_name(one.name) for one in self.failures() if one.root == root)
 
     def excluded(self) -> tuple[str, ...]:
         """Return the patterns of files that updates exclude."""
@@ -503,15 +503,15 @@ def facets(store: Store) -> list[Facet]:
     Raises:
         UserError: If the index cannot be read.
     """
-    return _facets(store.summaries(facet_fields(store.columns()), _MAX_VALUES))
+    return _to_facets(store.summaries(facet_fields(store.columns()), _MAX_VALUES))
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
     """Return the facets of the given images for the given fields."""
-    return _facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
+    return _to_facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
 
 
-def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
+def value_counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
     """Return the values of the given fields among the images that match a filter, each with its number of images.
 
     Numbers and dates are omitted. Text fields are included even if all of their values differ.
@@ -519,10 +519,10 @@ def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
     Raises:
         UserError: If the index cannot be read.
     """
-    return _counts(store.summaries(fields, _MAX_VALUES, where))
+    return _to_counts(store.summaries(fields, _MAX_VALUES, where))
 
 
-def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
+def value_counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
     """Return the values of the given fields, each with the number of groups that have the value.
 
     Numbers and dates are omitted. Text fields are included even if all of their values differ.
@@ -530,10 +530,10 @@ def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[
     A group has a value if at least one of its near-duplicates has it, because a filter for this value would also select
     that group.
     """
-    return _counts(summaries_of(groups, fields, _MAX_VALUES))
+    return _to_counts(summaries_of(groups, fields, _MAX_VALUES))
 
 
-def _counts(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
+def _to_counts(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
     return [
         {"field": field, "kind": "text", "values": [list(pair) for pair in found.values]}
         for field, found in summaries.items()
@@ -545,12 +545,12 @@ def _is_date(field: str) -> bool:
     return field in FIELDS and FIELDS[field].is_date
 
 
-def _facets(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
-    found = (_facet(field, summary) for field, summary in summaries.items())
+def _to_facets(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
+    found = (_to_facet(field, summary) for field, summary in summaries.items())
     return [facet for facet in found if facet is not None]
 
 
-def _facet(field: str, found: FieldSummary) -> Facet | None:
+def _to_facet(field: str, found: FieldSummary) -> Facet | None:
     """Return the facet of a field.
 
     Return None if no image has the field, or if its values are texts that all differ, such as titles.
@@ -568,7 +568,7 @@ def _facet(field: str, found: FieldSummary) -> Facet | None:
 # --- Stores by location: a folder or a server
 
 
-def _kind_of(location: str) -> type[Store]:
+def _store_class(location: str) -> type[Store]:
     """Return the store class for a location.
 
     It is the entry point in the group `grr_coca.stores` that has the same name as the location's scheme. A location
@@ -581,7 +581,7 @@ def _kind_of(location: str) -> type[Store]:
 
 def is_index(location: str) -> bool:
     """Return whether a location is that of an index, rather than that of an icon set or of a folder of images."""
-    return _kind_of(location).is_there(location)
+    return _store_class(location).is_there(location)
 
 
 def open_store(location: str) -> Store:
@@ -590,7 +590,7 @@ def open_store(location: str) -> Store:
     Raises:
         UserError: If the index is not found, or cannot be reached.
     """
-    store = _kind_of(location).open(location)
+    store = _store_class(location).open(location)
     assert store is not None
     return store
 
@@ -601,7 +601,7 @@ def find_store(location: str) -> Store | None:
     Raises:
         UserError: If the location has other content, or cannot be reached.
     """
-    return _kind_of(location).open(location, is_optional=True)
+    return _store_class(location).open(location, is_optional=True)
 
 
 def make_store(location: str, header: Header) -> Store:
@@ -610,7 +610,7 @@ def make_store(location: str, header: Header) -> Store:
     Raises:
         UserError: If the store cannot be created there.
     """
-    return _kind_of(location).create(location, header)
+    return _store_class(location).create(location, header)
 
 
 def remove_store(location: str) -> None:
@@ -619,4 +619,4 @@ def remove_store(location: str) -> None:
     Raises:
         UserError: If the index cannot be removed, or the server cannot be reached.
     """
-    _kind_of(location).remove(location)
+    _store_class(location).remove(location)

@@ -28,8 +28,8 @@ from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, 
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.sources.base import reader_that_owns
 from grr_coca.data.walk import Exclusions
-from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry, noted, sidecar_state
-from grr_coca_search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
+from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry, read_metadata, sidecar_state
+from grr_coca_search.entry import Failure, ImageLocation, Stamp, chunks, name_id, plain_fields, stamp_of
 from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, StampUpdate, Store
 
 _LOOKUP_SIZE = 1000
@@ -147,12 +147,12 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
     """
     places = absolute_arguments(arguments)
     for place in places:
-        if next(_names_at(store, place), None) is None:
+        if next(_names_inside(store, place), None) is None:
             roots = ", ".join(store.roots()[:8]) or "nothing"
             raise UserError(f"{place}: the index has no images of this argument; it has images of {roots}")
     before = len(store)
     for place in places:
-        for names in chunks(_names_at(store, place), 1000):
+        for names in chunks(_names_inside(store, place), 1000):
             store.commit(Changes(removed=names))
     store.compact()
     return before - len(store)
@@ -176,12 +176,12 @@ def require_arguments(arguments: Sequence[str]) -> None:
         UserError: If an argument does not exist or has no images. The message names the argument.
     """
     for argument in arguments:
-        if not is_there(argument):
+        if not argument_exists(argument):
             raise UserError(f"{argument}: no such file or folder, and no file matches it as a pattern")
         next(iter(iterate_images(argument)), None)
 
 
-def is_there(argument: str) -> bool:
+def argument_exists(argument: str) -> bool:
     """Return whether an argument is a pattern, a source such as `iconify:lucide`, or an existing file or folder.
 
     Files and folders that cannot be accessed because of their permissions count as existing.
@@ -204,39 +204,39 @@ class _Run:
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
         self._store = store
         self._arguments = arguments
-        self._among = {*arguments, *_other_versions(store.roots(), arguments)}
-        self._walked: list[str] = []
+        self._in_scope = {*arguments, *_other_versions(store.roots(), arguments)}
+        self._to_walk: list[str] = []
         self._on_progress = on_progress
-        self._seen, self._copied = _NameMultiset(), _NameMultiset()
+        self._found_names, self._copied_digests = _NameMultiset(), _NameMultiset()
         self._shards: set[str] = set()  # shards that were read up to their end
         self._unreadable: set[str] = set()  # folders and shards that could not be read
         self._pending = Changes()
-        self._to_note = 0
+        self._num_outdated_metadata = 0
         self._committed = time.monotonic()
         self.update = UpdateResult(left_out=left_out)
-        self.roots = set(_roots_within(store.roots(), arguments)) | self._among
+        self.roots = set(_roots_within(store.roots(), arguments)) | self._in_scope
 
     def close(self) -> None:
-        self._seen.close()
-        self._copied.close()
+        self._found_names.close()
+        self._copied_digests.close()
 
     def require_exists(self) -> None:
         """Check that all arguments still exist.
 
         An argument may be missing because its disk is not mounted. Its images must then not be removed from the index.
         """
-        self._walked = [argument for argument in self._arguments if not self._is_gone_image(argument)]
-        for argument in self._walked:
-            if is_there(argument):
+        self._to_walk = [argument for argument in self._arguments if not self._is_deleted_image(argument)]
+        for argument in self._to_walk:
+            if argument_exists(argument):
                 continue
-            if next(self._store.places(argument), None) is not None:
+            if next(self._store.locations(argument), None) is not None:
                 raise UserError(
                     f"{argument}: does not exist, but the index has images of it; restore it, or remove them with "
                     f"`{shlex.join(['grr-coca', 'index', '--out', self._store.location, '--forget', argument])}`"
                 )
             require_arguments([argument])
 
-    def _is_gone_image(self, argument: str) -> bool:
+    def _is_deleted_image(self, argument: str) -> bool:
         """Return whether an argument is a single image in the index whose file has been removed.
 
         If the folder of the file is empty or missing, a disk may not be mounted, so the result is False.
@@ -244,16 +244,16 @@ class _Run:
         folder = Path(argument).parent
         if is_forbidden(argument) or Path(argument).exists() or not folder.is_dir() or not any(folder.iterdir()):
             return False
-        names = [place.name for place in islice(self._store.places(argument), 2)]
+        names = [place.name for place in islice(self._store.locations(argument), 2)]
         return names == [argument] or (not names and bool(self._store.known([argument])))
 
     def scan_sources(self) -> int:
         """Find all images, record their names, and return the number of images to describe."""
         todo, began = 0, time.monotonic()
         for chunk in chunks(self._once_each(self.update.left_out), _LOOKUP_SIZE):
-            self._seen.add(found.file.name for found, _ in chunk)
+            self._found_names.add(found.file.name for found, _ in chunk)
             known = sum(state != "outdated" for _, state in chunk)
-            self._to_note += sum(state == "unnoted" for _, state in chunk)
+            self._num_outdated_metadata += sum(state == "unnoted" for _, state in chunk)
             self.update.found += len(chunk)
             self.update.unchanged += known
             todo += len(chunk) - known
@@ -278,9 +278,9 @@ class _Run:
         met.close()
 
     def _found(self, left_out: Exclusions) -> Iterator[FoundImage]:
-        for argument in self._walked:
+        for argument in self._to_walk:
             shard, opened = "", None
-            for file in iterate_images(self._pinned(argument), left_out):
+            for file in iterate_images(self._pin_version(argument), left_out):
                 stamp = stamp_of(file)
                 if file.part is not None and file.part.offset is not None:
                     if str(file.part.file) != shard:
@@ -293,7 +293,7 @@ class _Run:
                     self._unreadable.add(file.name)
                 yield FoundImage(file, argument, stamp)
 
-    def _pinned(self, argument: str) -> str:
+    def _pin_version(self, argument: str) -> str:
         """Add the version and checksum of the package whose icons are in the index to an argument `iconify:PREFIX`.
 
         Other arguments are returned unchanged.
@@ -301,19 +301,19 @@ class _Run:
         reader = reader_that_owns(argument)
         if reader is None:
             return argument
-        first = next(iter(self._store.places(argument)), None)
+        first = next(iter(self._store.locations(argument)), None)
         known = {} if first is None else self._store.known([first.name])
         return reader.pinned(argument, known[first.name].fields) if first and known else argument
 
     def note(self) -> None:
         """Update the metadata (camera data and user metadata) of known images if it has changed or was not read yet."""
-        if not self._to_note:
+        if not self._num_outdated_metadata:
             return
-        for batch in done_ahead(self._in_state("unnoted"), noted, _NOTED_AT_ONCE):
+        for batch in done_ahead(self._in_state("unnoted"), read_metadata, _NOTED_AT_ONCE):
             read = [one for one in batch if one is not None]
             self._pending.noted.extend(read)
             self.update.noted += len(read)
-            if self._is_due():
+            if self._is_commit_due():
                 self._commit()
         self._commit()
 
@@ -325,7 +325,7 @@ class _Run:
         def undescribed() -> Iterator[list[DecodedImage]]:
             for batch in describer.read(self._in_state("outdated"), batch_size):
                 failures = [one for one in batch if isinstance(one, Failure)]
-                self._note_arrivals([one.name if isinstance(one, Failure) else one.found.file.name for one in batch])
+                self._record_arrivals([one.name if isinstance(one, Failure) else one.found.file.name for one in batch])
                 self._pending.failed.extend(failures)
                 sizes.append((len(batch), len(failures)))
                 yield self._add_known([one for one in batch if isinstance(one, DecodedImage)])
@@ -334,10 +334,10 @@ class _Run:
             nonlocal done, failed
             for one, description in zip(batch, described, strict=True):
                 self._pending.added.append((make_entry(one, description), description.embedding))
-                self.update.unfamiliar.append(description.certainty.unfamiliar)
+                self.update.unfamiliar.append(description.caption_confidence.unfamiliar)
             size, num_failures = sizes.popleft()
             done, failed = done + size, failed + num_failures
-            if self._is_due():
+            if self._is_commit_due():
                 self._commit()
             self._on_progress(done, max(todo, done), failed)
 
@@ -346,39 +346,39 @@ class _Run:
         finally:
             self._commit()
 
-    def _note_arrivals(self, names: Sequence[str]) -> None:
+    def _record_arrivals(self, names: Sequence[str]) -> None:
         """Record images that were added after `scan_sources`, so that `remove_missing` keeps them."""
-        arrived = list(self._seen.missing(names))
-        self._seen.add(arrived)
+        arrived = list(self._found_names.missing(names))
+        self._found_names.add(arrived)
         self.update.found += len(arrived)
 
     def _add_known(self, decoded: Sequence[DecodedImage]) -> list[DecodedImage]:
         """Add the images whose bytes are already in the index, and return all other images."""
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
-        twins = self._store.find_by_digest(list({one.digest for one in decoded}))
-        fresh = []
+        equal_images = self._store.find_by_digest(list({one.digest for one in decoded}))
+        to_describe = []
         for one, name in zip(decoded, names, strict=True):
             assert one.found.stamp is not None
             self.update.first_frames += one.square is not None and has_more_frames(one.square)
             if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 span = one.found.file.span
                 self._pending.touched.append(StampUpdate(name, one.found.stamp, None if span is None else span.offset))
-                self._pending.noted.append(PhotoUpdate(name, one.photo, one.phash, one.look))
+                self._pending.noted.append(PhotoUpdate(name, one.photo, one.phash, one.pixel_signature))
                 self.update.unchanged += 1
                 continue
             is_known = name in known and bool(known[name].digest)
             self.update.changed += is_known
             self.update.new += not is_known
-            if one.digest in twins:
-                self._copied.add([one.digest] if not is_known else [])
-                twin = twins[one.digest]
-                self._pending.added.append((make_entry(one, twin), twin.embedding))
+            if one.digest in equal_images:
+                self._copied_digests.add([one.digest] if not is_known else [])
+                equal = equal_images[one.digest]
+                self._pending.added.append((make_entry(one, equal), equal.embedding))
             else:
-                fresh.append(one)
-        return fresh
+                to_describe.append(one)
+        return to_describe
 
-    def _is_due(self) -> bool:
+    def _is_commit_due(self) -> bool:
         late = time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS
         return late or len(self._pending) >= _MAX_UNCOMMITTED
 
@@ -391,22 +391,22 @@ class _Run:
     def remove_missing(self) -> None:
         """Remove images that the arguments found earlier, but not in this update."""
         for root in sorted(self.roots):
-            for gone in chunks(self._gone(root), _LOOKUP_SIZE):
+            for gone in chunks(self._missing_names(root), _LOOKUP_SIZE):
                 known = self._store.known(gone)
                 for name in gone:
                     digest = known[name].digest if name in known else ""
-                    is_moved = bool(digest) and self._copied.take(digest)
+                    is_moved = bool(digest) and self._copied_digests.take(digest)
                     self.update.moved += is_moved
                     self.update.new -= is_moved
                     self.update.removed += bool(digest) and not is_moved
                 self._store.commit(Changes(removed=gone))
 
-    def _gone(self, root: str) -> Iterator[str]:
-        for chunk in chunks(self._places(root), _LOOKUP_SIZE):
+    def _missing_names(self, root: str) -> Iterator[str]:
+        for chunk in chunks(self._locations_in_scope(root), _LOOKUP_SIZE):
             files = dict(chunk)
-            for name in self._seen.missing(files):
-                place = ImagePlace(name, files[name])
-                if not self._may_be_there(place) and (root in self._among or not self._is_left(place)):
+            for name in self._found_names.missing(files):
+                place = ImageLocation(name, files[name])
+                if not self._may_exist(place) and (root in self._in_scope or not self._still_exists(place)):
                     yield name
 
     def includes(self, failure: Failure) -> bool:
@@ -414,23 +414,23 @@ class _Run:
 
         The image may have been found through another argument.
         """
-        if failure.root in self._among:
+        if failure.root in self._in_scope:
             return True
-        file = ImagePlace.of_name(failure.name).file
-        return failure.name in self._among or file in self._among or _is_below(file, self._among)
+        file = ImageLocation.of_name(failure.name).file
+        return failure.name in self._in_scope or file in self._in_scope or _is_below(file, self._in_scope)
 
-    def _places(self, root: str) -> Iterator[ImagePlace]:
+    def _locations_in_scope(self, root: str) -> Iterator[ImageLocation]:
         """Yield the locations of a root's images that are inside the arguments of this update."""
-        is_whole = root in self._among or _is_below(root, self._among)
-        for place in self._store.places(root):
-            if is_whole or place.name in self._among or _is_below(place.name, self._among):
+        is_whole = root in self._in_scope or _is_below(root, self._in_scope)
+        for place in self._store.locations(root):
+            if is_whole or place.name in self._in_scope or _is_below(place.name, self._in_scope):
                 yield place
 
-    def _may_be_there(self, place: ImagePlace) -> bool:
+    def _may_exist(self, place: ImageLocation) -> bool:
         """Return whether a missing image may be in a folder or shard that could not be read."""
         return place.file in self._unreadable or _is_below(place.file, self._unreadable) or is_forbidden(place.file)
 
-    def _is_left(self, place: ImagePlace) -> bool:
+    def _still_exists(self, place: ImageLocation) -> bool:
         """Return whether the file of an image still exists, although this update did not find the image."""
         if os.path.lexists(place.name):  # also true for a separate file whose name looks like that of a shard member
             return True
@@ -440,8 +440,8 @@ class _Run:
 def _state(found: FoundImage, before: ImageState | None) -> _State:
     if before is None or before.stamp != found.stamp or _is_edited(found, before):
         return "outdated"
-    is_noted = not before.digest or before.sidecars == sidecar_state(found.file)
-    return "current" if is_noted else "unnoted"
+    has_current_metadata = not before.digest or before.sidecars == sidecar_state(found.file)
+    return "current" if has_current_metadata else "unnoted"
 
 
 def _is_edited(found: FoundImage, known: ImageState) -> bool:
@@ -487,10 +487,10 @@ def _folders_above(path: str) -> Iterator[str]:
         path = folder
 
 
-def _names_at(store: Store, place: str) -> Iterator[str]:
+def _names_inside(store: Store, place: str) -> Iterator[str]:
     for root in store.roots():
         is_whole = root == place or _is_below(root, {place})
-        for name, file in store.places(root):
+        for name, file in store.locations(root):
             if is_whole or file == place or _is_below(file, {place}):
                 yield name
 

@@ -24,7 +24,7 @@ from grr_coca_search.filters import parse_filter
 from grr_coca_search.index import Index, IndexModel
 from grr_coca_search.query import Hit, Query, Ranking, SearchOptions, Thesaurus, hits_of, rank_images
 from grr_coca_search.relevance import RelevanceCurve
-from grr_coca_search.store import Facet, Store, counts, counts_of, facet_fields, facets, open_store
+from grr_coca_search.store import Facet, Store, facet_fields, facets, open_store, value_counts, value_counts_of
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.queue import ModelQueue, QueuedModel, deadline_error
@@ -56,8 +56,8 @@ def picture_id(name: str) -> str:
     return f"{name_id(name):016x}"
 
 
-def draw_of(identity: str) -> int:
-    """Convert an id to an `Entry.draw`.
+def parse_image_id(identity: str) -> int:
+    """Convert an id to an `Entry.name_hash`.
 
     Raises:
         RequestError: If the text is not an id.
@@ -219,7 +219,7 @@ class ServedIndex:
 
     def _counts(self, groups: Sequence[Sequence[Entry]]) -> list[Facet]:
         with self._open.use() as store:
-            return counts_of(groups, facet_fields(store.columns()))
+            return value_counts_of(groups, facet_fields(store.columns()))
 
     # --- Browsing
 
@@ -248,7 +248,7 @@ class ServedIndex:
         Raises:
             RequestError: If the index does not have the image.
         """
-        draw = draw_of(identity)
+        draw = parse_image_id(identity)
         with self._open.use() as store, store.snapshot():
             ids = store.ids_of([draw])
             if not ids:
@@ -297,7 +297,7 @@ class ServedIndex:
                 if field not in known:
                     raise UserError(f"unknown field '{field}'; {suggest_name(field, known)}")
             key = (self._open.revision(store), where, tuple(fields))
-            return self._counted.made(key, lambda: counts(store, fields or known, tree))
+            return self._counted.made(key, lambda: value_counts(store, fields or known, tree))
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Return the sizes and the first images of some groups of duplicate images, the largest group first.
@@ -307,7 +307,7 @@ class ServedIndex:
         with self._open.use() as store:
             every = self._groups.made(
                 self._open.revision(store),
-                lambda: [[entry.draw for entry in group.entries] for group in duplicate_groups(store)],
+                lambda: [[entry.name_hash for entry in group.entries] for group in duplicate_groups(store)],
             )
         groups = every[offset : offset + limit]
         shown = [group[:_MAX_OF_GROUP] for group in groups]

@@ -268,7 +268,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
 
 
 def _words(entry: Entry) -> str:
-    return "\n".join(filter(None, (*entry.written, split_name(entry.title))))
+    return "\n".join(filter(None, (*entry.user_texts, split_name(entry.title))))
 
 
 def _columns(entries: Sequence[Entry], there: Sequence[bool], vectors: Sequence[bool]) -> dict[str, Any]:

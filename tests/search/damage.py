@@ -111,7 +111,7 @@ def uses(folder: Path) -> dict[str, Callable[[], object]]:
         "known": using(lambda store: store.known([make_entry(n).name for n in range(9)])),
         "find_by_digest": using(lambda store: store.find_by_digest([make_entry(n).digest for n in range(9)])),
         "sample": using(lambda store: store.sample()),
-        "places": using(lambda store: list(store.places("/pictures"))),
+        "places": using(lambda store: list(store.locations("/pictures"))),
         "imported": using(lambda store: store.was_imported()),
         "write": using(write),
     }

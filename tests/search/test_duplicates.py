@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -102,11 +103,12 @@ def test_pair_in_a_crowd_is_found_by_bands_that_few_have(store, monkeypatch):
 # --- Perceptual hash
 
 
-def waves(seed: int, side: int = 200) -> Image.Image:
+@cache
+def waves(seed: int) -> Image.Image:
     """An image of a few soft waves."""
     generator = np.random.default_rng(seed)
-    y, x = np.mgrid[:side, :side] / side
-    levels = np.zeros((side, side))
+    y, x = np.mgrid[:200, :200] / 200
+    levels = np.zeros((200, 200))
     for _ in range(12):
         across, down, phase, height = generator.uniform((0, 0, 0, 0.2), (6, 6, 6, 1))
         levels += height * np.cos(np.pi * (across * x + down * y) + phase)
@@ -181,7 +183,7 @@ DIFFERENT = [
 @pytest.mark.parametrize(("first", "second"), DIFFERENT)
 def test_different_drawings_with_equal_embeddings_stay_separate(first, second):
     entries = [
-        make_entry(number, phash=perceptual_hash(image), look=compute_pixel_signature(image))
+        make_entry(number, phash=perceptual_hash(image), pixel_signature=compute_pixel_signature(image))
         for number, image in enumerate((first, second))
     ]
     assert group_hits(np.ones((2, 1)), entries) == [[0], [1]]
@@ -193,7 +195,7 @@ def test_copies_of_thin_drawings_are_folded(side):
         for image in (first, second):
             copy = recompressed(image.resize((side, side), Image.Resampling.BICUBIC)).convert("RGB")
             entries = [
-                make_entry(number, phash=perceptual_hash(one), look=compute_pixel_signature(one))
+                make_entry(number, phash=perceptual_hash(one), pixel_signature=compute_pixel_signature(one))
                 for number, one in enumerate((image, copy))
             ]
             assert group_hits(np.ones((2, 1)), entries) == [[0, 1]]
@@ -201,5 +203,5 @@ def test_copies_of_thin_drawings_are_folded(side):
 
 def test_without_small_copies_only_equal_bytes_are_folded():
     """As in an index that an older version has made."""
-    entries = [make_entry(number, phash=7, look=b"", digest=digest) for number, digest in enumerate("aab")]
+    entries = [make_entry(number, phash=7, pixel_signature=b"", digest=digest) for number, digest in enumerate("aab")]
     assert group_hits(np.ones((3, 1)), entries) == [[0, 1], [2]]

@@ -340,7 +340,7 @@ def test_names_are_read_in_pages_while_they_are_removed(store, monkeypatch):
     failed = [Failure(os.fsdecode(b"/pictures/\xe9%d.png" % n), "/pictures", None, "gone") for n in range(7)]
     store.commit(Changes(failed=failed))
     found = []
-    for name, _ in store.places("/pictures"):
+    for name, _ in store.locations("/pictures"):
         found.append(name)
         store.commit(Changes(removed=[name]))
     assert sorted(found) == sorted([entry.name for entry in entries] + [failure.name for failure in failed])

@@ -164,7 +164,7 @@ def test_stores_images_and_failures(store):
         failure.name: ImageState(failure.stamp, ""),
     }
     assert store.roots() == ["/other", "/pictures"]
-    assert sorted(store.places("/pictures")) == sorted(
+    assert sorted(store.locations("/pictures")) == sorted(
         (name, name) for name in (failure.name, *(e.name for e in entries))
     )
     store.commit(Changes(added=[(make_entry(9, name=failure.name), make_vectors(1)[0])], removed=[vanished.name]))
@@ -180,7 +180,7 @@ def test_members_of_a_shard_with_unusual_names_stay_inside_it(store):
     ]
     store.commit(Changes(added=[(one, make_vectors(1)[0])], failed=failures))
     assert (one.folder, one.title) == ("x", "a.tar: b: c")
-    assert set(store.places("/pictures")) == {
+    assert set(store.locations("/pictures")) == {
         (one.name, shard),
         ("/pictures/s.TAR: x/a: b.png", "/pictures/s.TAR"),
         ("/pictures/d.png", "/pictures/d.png"),
@@ -221,7 +221,7 @@ def test_twins_are_found_by_their_bytes(store):
     twins = store.find_by_digest([entries[2].digest, "0" * 31 + "f"])
     assert twins.keys() == {entries[2].digest}
     twin = twins[entries[2].digest]
-    assert (twin.caption, twin.certainty) == (entries[2].caption, entries[2].certainty)
+    assert (twin.caption, twin.caption_confidence) == (entries[2].caption, entries[2].caption_confidence)
     assert np.array_equal(np.float32(twin.embedding), vectors[2])
 
 
@@ -280,9 +280,9 @@ def test_ten_thousand_queries_with_filters_and_deletes(store):
 def test_images_are_found_by_the_hash_of_their_name(filled):
     store, entries, _ = filled
     with store.snapshot():
-        ids = store.ids_of([entry.draw for entry in entries[:7]] + [12345])
-        assert ids.keys() == {entry.draw for entry in entries[:7]}
-        assert store.entries([ids[entry.draw] for entry in entries[:7]]) == entries[:7]
+        ids = store.ids_of([entry.name_hash for entry in entries[:7]] + [12345])
+        assert ids.keys() == {entry.name_hash for entry in entries[:7]}
+        assert store.entries([ids[entry.name_hash] for entry in entries[:7]]) == entries[:7]
         assert store.ids_of([]) == {}
 
 

@@ -1,4 +1,4 @@
-"""The evidence that a hit is what was asked for."""
+"""The hit_features that a hit is what was asked for."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import FOLDER, bundled_models
-from grr_coca_search.relevance import RelevanceCurve, can_tell, curve_of, evidence
+from grr_coca_search.relevance import RelevanceCurve, can_tell, curve_of, hit_features
 from grr_coca_serve.page import FILES
 from grr_coca_serve.site import RANKING
 
@@ -21,7 +21,7 @@ def stands_out(cosines: list[float], score: float) -> float:
     vector = np.eye(WIDTH, dtype=np.float32)[0]
     sample = np.outer(cosines, vector).astype(np.float32)
     captions = np.eye(WIDTH, dtype=np.float32)[:1]
-    return float(evidence(vector, np.array([score]), sample, captions, captions, captions)[0, 0])
+    return float(hit_features(vector, np.array([score]), sample, captions, captions, captions)[0, 0])
 
 
 def test_few_similar_images_do_not_make_a_hit_stand_out():
@@ -66,7 +66,7 @@ def test_z_score_uses_the_lower_half_of_the_library():
 
     def stands_out(matching: float) -> float:
         sample = np.outer(np.append(cosines, [matching] * 3), query)
-        return float(evidence(query, np.array([0.9]), sample, others, others, others)[0, 0])
+        return float(hit_features(query, np.array([0.9]), sample, others, others, others)[0, 0])
 
     assert stands_out(0.9) == pytest.approx(stands_out(0.5))
 
@@ -76,7 +76,7 @@ def test_features_are_finite_if_all_captions_match():
     one = np.eye(WIDTH, dtype=np.float32)[:1]
     curve = RelevanceCurve(per_deviation=1, per_agreement=2, per_log_images=-0.5, offset=-5)
     for captions in (one, -one):
-        assert 0 <= curve.relevances(evidence(one[0], np.ones(1), one, one, captions, one))[0] < 1
+        assert 0 <= curve.relevances(hit_features(one[0], np.ones(1), one, one, captions, one))[0] < 1
     assert curve.relevances(np.array([[-1e4, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0]])).tolist() == pytest.approx([0, 1])
 
 
@@ -84,7 +84,8 @@ def test_relevance_falls_with_the_number_of_images():
     """The right hit among ten is as sure as one that stands out further among thousands."""
     query, others = np.eye(WIDTH, dtype=np.float32)[0], np.eye(WIDTH, dtype=np.float32)[1:2]
     found = [
-        evidence(query, np.array([0.5]), np.outer([0.1] * count, query), others, others, others) for count in (10, 4000)
+        hit_features(query, np.array([0.5]), np.outer([0.1] * count, query), others, others, others)
+        for count in (10, 4000)
     ]
     assert [row[0, 2] for row in found] == pytest.approx(np.log([10, 4000]))
     for name in bundled_models():

@@ -13,13 +13,13 @@ from itertools import product
 
 import pytest
 import schemathesis
-from grammar import attack, request
+from grammar import attack
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
-from serving import Client, bomb
+from serving import Client
 
 # The server runs in threads of this process, and uses random numbers while requests are made up.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -90,29 +90,15 @@ def test_requests_made_from_the_document_get_documented_answers(served, opened):
     assert opened == set()
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.ci)])
-def test_generated_requests_get_short_errors_and_open_no_file(served, opened, count):
-    """`make attack` sends them for an hour."""
-    found = attack(served.place, 0, count)
+def test_generated_requests_get_short_errors_and_open_no_file(served, opened):
+    """`make attack` sends such requests for an hour."""
+    found = attack(served.place, 0, 100)
     assert found.wrong == []
-    assert found.statuses.total() == count
+    assert found.statuses.total() == 100
     assert {200, 403, 404, 413, 415, 422} <= found.statuses.keys()
     assert served.get("/health").status == 200
     assert served.metric("grr_coca_body_bytes") == 0
     assert opened == set()
-
-
-@pytest.mark.ci
-def test_generated_request_depends_only_on_its_number():
-    asked = [request(number) for number in range(300)]
-    assert asked[:40] == [request(number) for number in range(40)]
-    assert len({one.path.partition("?")[0] for one in asked}) > 15
-    assert len({one.body for one in asked}) > len(asked) / 2
-
-
-def test_rejects_an_image_that_needs_gigabytes(served):
-    for width in (8000, 60_000, 2**31 - 1):
-        assert served.post("/caption", bomb(width, 60_000)).status in (413, 415)
 
 
 @pytest.mark.slow

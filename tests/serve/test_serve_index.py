@@ -129,7 +129,7 @@ def test_image_removed_between_reads_is_temporarily_503(served, monkeypatch):
     assert served.get("/pictures").status == 200
 
 
-def test_near_duplicates_are_one_hit_and_a_group(served):
+def test_near_duplicates_are_one_hit_and_a_group(served, monkeypatch):
     (hit, *_) = served.post("/search", {"texts": ["guitar"]}).json()["hits"]
     found = {Path(one["name"]).stem for one in (hit, *hit["copies"])}
     assert found == {"guitar", "large-guitar"}
@@ -137,19 +137,9 @@ def test_near_duplicates_are_one_hit_and_a_group(served):
     assert (groups["total"], groups["sizes"]) == (1, [2])
     assert [Path(one["name"]).stem for one in groups["groups"][0]] == ["large-guitar", "guitar"]
     assert served.get("/duplicates?offset=1").json() == {"total": 1, "sizes": [], "groups": []}
-
-
-def test_large_group_is_cut(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(70):
-        shutil.copyfile(DRAWINGS / "guitar.webp", folder / f"copy-{number}.webp")
-    with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as own:
-        own.add(folder)
-    with serving(tmp_path / "index") as client:
-        groups = client.get("/duplicates").json()
-    assert groups["sizes"] == [70]
-    assert len(groups["groups"][0]) == 60
+    monkeypatch.setattr("grr_coca_serve.served_index._MAX_OF_GROUP", 1)
+    large = served.get("/duplicates").json()
+    assert (large["sizes"], large["groups"]) == ([2], [groups["groups"][0][:1]])
 
 
 def test_searches_do_not_wait_for_facets_and_lists(index, monkeypatch):

@@ -122,14 +122,6 @@ def test_embeddings_as_numbers_and_as_bytes(served, icons):
     assert served.post("/v1/embeddings", {**asked, "dimensions": 128}).status == 200
 
 
-def test_many_texts_at_once_are_embedded_in_order(served, icons):
-    texts = [f"{number} cats" for number in range(1500)]
-    answer = served.post("/v1/embeddings", {"model": "icons", "input": texts})
-    assert answer.status == 200
-    found = np.array([one["embedding"] for one in answer.json()["data"]])
-    np.testing.assert_allclose(found[[0, 700, 1499]], icons.embed_texts([texts[0], texts[700], texts[1499]]), atol=1e-5)
-
-
 def test_model_is_listed(served):
     (model,) = served.get("/v1/models").json()["data"]
     assert model == served.get("/v1/models/icons").json()

@@ -197,7 +197,7 @@ def test_sampled_captions_depend_only_on_the_seed(served):
         return served.post(f"/caption?temperature=2&seed={seed}", drawing("guitar")).json()["caption"]
 
     assert sampled(1) == sampled(1)
-    assert len({sampled(seed) for seed in range(6)}) > 1
+    assert len({sampled(seed) for seed in range(3)}) > 1
 
 
 def png(size: tuple[int, int]) -> bytes:

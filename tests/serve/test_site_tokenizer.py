@@ -18,15 +18,15 @@ SCRIPT = Path(site.__file__).parent / "page" / "files" / "tokenizer.js"
 READ = """
 import { readFileSync } from "fs";
 const { Tokenizer } = await import(process.argv[2]);
-const { file, texts } = JSON.parse(readFileSync(0, "utf8"));
-let found;
-try {
-  const tokenizer = new Tokenizer(file);
-  found = texts.map((text) => [tokenizer.encode(text), tokenizer.decode(tokenizer.encode(text))]);
-} catch (error) {
-  found = error.message;
-}
-console.log(JSON.stringify(found));
+const { files, texts } = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(files.map((file) => {
+  try {
+    const tokenizer = new Tokenizer(file);
+    return texts.map((text) => [tokenizer.encode(text), tokenizer.decode(tokenizer.encode(text))]);
+  } catch (error) {
+    return error.message;
+  }
+})));
 """
 TEXTS = [*ALL, "A  “quoted” café, 25% off!", "[BOS] <|endoftext|>", "l'été d'Élise 😀"]
 TOKENIZERS = {
@@ -36,25 +36,23 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_page_reads_exported_files(name, tmp_path):
+def test_page_reads_exported_files(tmp_path):
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    tokenizer = TOKENIZERS[name]()
-    module = tmp_path / "tokenizer.mjs"
-    module.write_bytes(SCRIPT.read_bytes())
+    (tmp_path / "tokenizer.mjs").write_bytes(SCRIPT.read_bytes())
     (tmp_path / "read.mjs").write_text(READ)
-    file = json.loads(tokenizer.to_json())
-    given = json.dumps({"file": file, "texts": TEXTS})
-    done = subprocess.run(
-        [node, str(tmp_path / "read.mjs"), module.as_uri()], input=given, capture_output=True, text=True, check=True
-    )
-    found, problem = json.loads(done.stdout), site._not_in_page(file)
-    if isinstance(found, str):
-        assert problem, found
-    if not problem:
-        assert found == [[tokenizer.encode(text), tokenizer.decode(tokenizer.encode(text))] for text in TEXTS]
+    tokenizers = [make() for make in TOKENIZERS.values()]
+    files = [json.loads(tokenizer.to_json()) for tokenizer in tokenizers]
+    command = [node, str(tmp_path / "read.mjs"), (tmp_path / "tokenizer.mjs").as_uri()]
+    given = json.dumps({"files": files, "texts": TEXTS})
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    for name, tokenizer, file, found in zip(TOKENIZERS, tokenizers, files, json.loads(done.stdout), strict=True):
+        problem = site._not_in_page(file)
+        if isinstance(found, str):
+            assert problem, (name, found)
+        if not problem:
+            assert found == [[tokenizer.encode(text), tokenizer.decode(tokenizer.encode(text))] for text in TEXTS], name
 
 
 @pytest.mark.parametrize(

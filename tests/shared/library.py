@@ -45,7 +45,7 @@ def make_entry(number: int, **changes: object) -> Entry:
         "digest": f"{number:032x}",
         "phash": (number * 0x9E3779B97F4A7C15 & (2**64 - 1)) - 2**63,
         "tags": (folder, f"tag {number % 4}")[: number % 3],
-        "look": bytes(384),  # as tests say by hashes which images are alike
+        "pixel_signature": bytes(384),  # equal, so that the hashes decide which images are near-duplicates
         "width": 16 * (number % 10 + 1),
         "height": 64,
         "caption": f"{('red', 'green', 'blue')[number % 3]} thing number{number % 7}",

@@ -69,10 +69,10 @@ def run(
     from grr_coca_icons.match.label_check import check_labels, require_limit
     from grr_coca_icons.match.labelled_pictures import labelled_pictures
     from grr_coca_icons.match.match_numbers import match_numbers
-    from grr_coca_search.update import is_there
+    from grr_coca_search.update import argument_exists
 
     for source in sources:
-        if not is_there(source):
+        if not argument_exists(source):
             raise UserError(f"{source}: no such file or folder")
     folder = locate_checkpoint(checkpoint)
     require_not_adapted(folder, "lint")

@@ -93,7 +93,7 @@ def run(
         while watch:
             time.sleep(max(_MIN_SECONDS_BETWEEN_SCANS, _PAUSE_PER_SCAN * update.scan_seconds))
             began = time.monotonic()
-            update = index.add(_there_or_known(index, images), on=on)
+            update = index.add(_arguments_to_scan(index, images), on=on)
             if update.new or update.changed or update.moved or update.removed or update.noted:
                 _report(update, index, time.monotonic() - began)
     return 1 if update.failures and len(update.failures) >= update.found else 0
@@ -128,14 +128,14 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
     return Index.open(out, model, create=True, batch_size=batch_size, engine=engine)
 
 
-def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
+def _arguments_to_scan(index: "Index", images: Sequence[str]) -> Sequence[str]:
     """Return the arguments to scan while watching. An argument that was removed is excluded until it exists again."""
-    from grr_coca_search.update import absolute_arguments, is_there
+    from grr_coca_search.update import absolute_arguments, argument_exists
 
     roots = index.store.roots()
     if not images:
         return roots
-    return [image for image in images if is_there(image) or absolute_arguments([image])[0] in roots]
+    return [image for image in images if argument_exists(image) or absolute_arguments([image])[0] in roots]
 
 
 def _report(update: "UpdateResult", index: "Index", seconds: float) -> None:

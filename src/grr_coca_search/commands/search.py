@@ -67,7 +67,7 @@ def search_index(
     if json and null:
         raise UserError("--json and --null are different formats; pass one of them")
     images, excluded = joined(image), joined(without)
-    _check_taken(texts, images, excluded)
+    _require_separated(texts, images, excluded)
     query = Query(texts=texts, images=images, without=excluded, weights=joined(weights))
     with Index.open(index, checkpoint, engine=engine) as opened:
         answer = opened.search(
@@ -82,7 +82,7 @@ def search_index(
         )
         runs_in = opened.model.loaded.engine.name if json else ""
     if min_relevance > 0 and not answer.hits:
-        print(_why_none(answer, min_relevance, where), file=sys.stderr)
+        print(_no_hit_reason(answer, min_relevance, where), file=sys.stderr)
         if json:
             print_line("[]")
         return
@@ -133,7 +133,7 @@ def list_duplicates(
         print_line(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}{exactly}")
 
 
-def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
+def _require_separated(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
     if without and not texts and not images:
         raise UserError("the query is empty; --without takes all arguments after it, so pass the texts before it")
     from grr_coca.data.image_files import is_forbidden
@@ -179,7 +179,7 @@ def hit_lines(answer: "SearchResult") -> Iterator[str]:
     """Yield one line per hit: rank, relevance, caption, path. The demo also prints these lines."""
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
-        caption = f"{_cut(escape_control_chars(hit.caption), width):<{width}}"
+        caption = f"{_truncate(escape_control_chars(hit.caption), width):<{width}}"
         yield f"{rank:>3}  {answer.format_relevance(hit):>4}  {caption}  {_shown_path(hit.path)}{_notes(hit)}"
 
 
@@ -191,7 +191,7 @@ def _opening_line(answer: "SearchResult") -> str | None:
     return f"{answer.opening} of {answer.searched:,}{images}:" if answer.opening else None
 
 
-def _why_none(answer: "SearchResult", min_relevance: float, where: str | None) -> str:
+def _no_hit_reason(answer: "SearchResult", min_relevance: float, where: str | None) -> str:
     if not answer.can_tell:
         return f"{answer.why_no_relevance}, so no hit is said to reach {min_relevance:.0%}"
     matching = "" if where is None else ", or none of them matches --where"
@@ -207,5 +207,5 @@ def _notes(hit: "Hit") -> str:
     return f"  ({'; '.join(notes)})" if notes else ""
 
 
-def _cut(text: str, width: int) -> str:
+def _truncate(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"

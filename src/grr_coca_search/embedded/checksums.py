@@ -99,7 +99,7 @@ def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, genera
         raise
 
 
-def damaged_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
+def corrupt_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
     """Yield the blocks whose rows in the file differ from the rows that were written.
 
     Raises:

@@ -25,8 +25,8 @@ from grr_coca_search.entry import (
     Header,
     Photo,
     Stamp,
-    certainty_fields,
-    certainty_of,
+    confidence_fields,
+    confidence_from_fields,
     os_bytes,
 )
 from grr_coca_search.fields import FieldValue
@@ -39,9 +39,9 @@ _PARTIAL = f".{FILE}.partial"
 """Name of the database until it is complete, and prefix of the files that SQLite creates next to it."""
 _SECONDS_TO_WAIT = 30.0
 """Maximum time to wait for a commit of another process. A commit normally takes milliseconds."""
-_SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
+_CORRUPTION_WORDS = ("malformed", "not a database", "no such table", "no such column")
 
-OF_MODEL = "of model"
+MODEL_FIELDS = "of model"
 """Key of the model's estimates (confidence and tags) in the column `fields`. It cannot be the name of a field, because
 names of fields do not contain spaces."""
 
@@ -170,7 +170,7 @@ def remove_database(folder: Path) -> None:
             folder.rmdir()
 
 
-def holds_nothing_else(folder: Path) -> bool:
+def has_no_other_files(folder: Path) -> bool:
     """Return whether a folder is empty, or contains only leftovers of an index whose creation was interrupted."""
     return all(path.name == _LOCK or path.name.startswith(_PARTIAL) for path in folder.iterdir())
 
@@ -179,7 +179,7 @@ def _create(folder: Path, header: Header) -> None:
     for left_behind in folder.glob(f"{_PARTIAL}*"):
         left_behind.unlink()
     partial = folder / _PARTIAL
-    database = _connected(partial)
+    database = _connect(partial)
     try:
         database.executescript(f"PRAGMA journal_mode = DELETE; BEGIN; {_SCHEMA} {_WORDS}")
         database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -206,10 +206,10 @@ def open_database(folder: Path) -> sqlite3.Connection:
         out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder
         raise UserError(f"{folder}: {why}; create one with grr-coca index IMAGES… --out {out}")
     with database_errors(folder):
-        database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
+        database = _connect(path) if os.access(folder, os.W_OK) else _connect_read_only(path)
         try:
             _check(database, folder)
-            _stand_in(database)
+            _add_signature_view(database)
         except BaseException:
             database.close()
             raise
@@ -218,22 +218,22 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 def upgrade(database: sqlite3.Connection) -> None:
     """Add the column `look`, which older indexes do not have. Only the writer may call this function."""
-    if _lacks_look(database):
+    if _lacks_signatures(database):
         database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
     database.execute("DROP VIEW IF EXISTS temp.pictures")
 
 
-def _lacks_look(database: sqlite3.Connection) -> bool:
+def _lacks_signatures(database: sqlite3.Connection) -> bool:
     columns = database.execute("SELECT name FROM pragma_table_info('pictures', 'main')")
     return ("look",) not in columns.fetchall()
 
 
-def _stand_in(database: sqlite3.Connection) -> None:
+def _add_signature_view(database: sqlite3.Connection) -> None:
     """Provide the column `look`, which older indexes do not have, through a temporary view.
 
     The view takes precedence over the table of the same name.
     """
-    if _lacks_look(database):
+    if _lacks_signatures(database):
         database.execute("CREATE TEMP VIEW pictures AS SELECT *, NULL AS look FROM main.pictures")
 
 
@@ -248,7 +248,7 @@ def read_header(database: sqlite3.Connection) -> Header:
         model, fingerprint, width = str(values["model"]), str(values["fingerprint"]), int(values["embed_dim"])
         if not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"invalid embedding width {width}")
-    except DAMAGE as error:
+    except PARSE_ERRORS as error:
         raise CorruptDataError(f"the index is corrupt: its header is invalid ({error})") from error
     return Header(model, fingerprint, width)
 
@@ -264,7 +264,7 @@ def database_errors(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: cannot be written ({words}); earlier commits are kept") from error
         if "locked" in words or "busy" in words:
             raise UserError(f"{folder}: another process has locked the index; try again when it is done") from error
-        if any(sign in words for sign in _SIGNS_OF_DAMAGE):
+        if any(sign in words for sign in _CORRUPTION_WORDS):
             raise UserError(f"{folder / FILE}: corrupt, or not an index ({words}); {how_to_restore(folder)}") from error
         raise UserError(f"{folder / FILE}: {words}") from error
     except UnicodeDecodeError as error:  # an SQLite message may quote a name from the database
@@ -275,7 +275,7 @@ def database_errors(folder: Path) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def as_bytes(text: str) -> str | bytes:
+def encode_text(text: str) -> str | bytes:
     """Convert a text to a parameter of an SQL statement. A file name that is not UTF-8 becomes bytes."""
     try:
         text.encode()
@@ -286,30 +286,30 @@ def as_bytes(text: str) -> str | bytes:
 
 def to_row(entry: Entry) -> tuple[object, ...]:
     """Convert an entry to the parameters of the statement `ADD`, except the id."""
-    texts = (as_bytes(text) for text in (entry.name, entry.title, entry.root, entry.file))
+    texts = (encode_text(text) for text in (entry.name, entry.title, entry.root, entry.file))
     return (
         *texts,
         entry.offset,
         *entry.stamp,
         entry.date,
-        as_bytes(entry.folder),
+        encode_text(entry.folder),
         entry.digest,
         entry.phash,
         entry.width,
         entry.height,
-        as_bytes(entry.caption),
-        entry.draw,
+        encode_text(entry.caption),
+        entry.name_hash,
         _fields_column(entry),
         *photo_columns(entry.photo, entry.title),
-        entry.look or None,
+        entry.pixel_signature or None,
     )
 
 
 def _fields_column(entry: Entry) -> str | None:
     written: dict[str, object] = dict(entry.fields)
     tags = {"tags": entry.tags} if entry.tags else {}
-    if model_fields := {**certainty_fields(entry.certainty), **tags}:
-        written[OF_MODEL] = model_fields
+    if model_fields := {**confidence_fields(entry.caption_confidence), **tags}:
+        written[MODEL_FIELDS] = model_fields
     return json.dumps(written) if written else None
 
 
@@ -331,11 +331,11 @@ def from_row(row: tuple) -> Entry:
     """
     try:
         return _entry(row)
-    except DAMAGE as error:
+    except PARSE_ERRORS as error:
         raise CorruptDataError(f"the index is corrupt: its image {row[0]} has an invalid value ({error})") from error
 
 
-DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
+PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
 """Exceptions that library code raises when it parses a corrupt value of the database."""
 
 
@@ -346,7 +346,7 @@ def _entry(row: tuple) -> Entry:
         raise TypeError("a text instead of a number, or a number instead of a text")
     if not isinstance(offset, int | None):
         raise TypeError("a text instead of an offset")
-    of_model = json.loads(fields).get(OF_MODEL, {}) if fields else {}
+    of_model = json.loads(fields).get(MODEL_FIELDS, {}) if fields else {}
     tags = of_model.get("tags", [])
     if not all(isinstance(tag, str) for tag in tags):
         raise TypeError("a number instead of a tag")
@@ -362,19 +362,19 @@ def _entry(row: tuple) -> Entry:
         height=height,
         caption=caption,
         fields=fields_of_row(fields),
-        certainty=certainty_of(of_model),
+        caption_confidence=confidence_from_fields(of_model),
         tags=tuple(tags),
         photo=Photo.from_dict(json.loads(photo)) if photo else None,
-        look=look or b"",
+        pixel_signature=look or b"",
     )
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
     """Return the fields from a user's table that the column `fields` contains. The result may be empty."""
-    return {name: value for name, value in json.loads(written).items() if name != OF_MODEL} if written else {}
+    return {name: value for name, value in json.loads(written).items() if name != MODEL_FIELDS} if written else {}
 
 
-def _connected_to_read(path: Path) -> sqlite3.Connection:
+def _connect_read_only(path: Path) -> sqlite3.Connection:
     """Open a database in a folder without write permission.
 
     If a process of another user has opened the database for writing, the newest commits are in files next to it. If
@@ -382,12 +382,12 @@ def _connected_to_read(path: Path) -> sqlite3.Connection:
     only with the option `immutable`, by which the caller asserts that no process changes the database.
     """
     try:
-        return _connected(path, "?mode=ro")
+        return _connect(path, "?mode=ro")
     except sqlite3.OperationalError:
-        return _connected(path, "?mode=ro&immutable=1")
+        return _connect(path, "?mode=ro&immutable=1")
 
 
-def _connected(path: Path, options: str = "") -> sqlite3.Connection:
+def _connect(path: Path, options: str = "") -> sqlite3.Connection:
     database = sqlite3.connect(
         f"{path.absolute().as_uri()}{options}",
         uri=True,

@@ -16,31 +16,31 @@ from typing import NamedTuple
 import numpy as np
 
 from grr_coca.common.errors import CorruptDataError, UserError
-from grr_coca_search.embedded.checksums import damaged_blocks, read_blocks
+from grr_coca_search.embedded.checksums import corrupt_blocks, read_blocks
 from grr_coca_search.embedded.database import (
-    DAMAGE,
     FAILURES_OF,
     FILE,
     IMAGES_OF,
-    OF_MODEL,
+    MODEL_FIELDS,
+    PARSE_ERRORS,
     READ,
-    as_bytes,
     create_database,
     database_errors,
+    encode_text,
     fields_of_row,
     from_row,
-    holds_nothing_else,
+    has_no_other_files,
     open_database,
     read_header,
     remove_database,
 )
 from grr_coca_search.embedded.vectors import State, how_to_restore, products, top_k_rows
 from grr_coca_search.embedded.writer import Writer
-from grr_coca_search.entry import Failure, Header, ImagePlace, Stamp, chunks
+from grr_coca_search.entry import Failure, Header, ImageLocation, Stamp, chunks
 from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
 from grr_coca_search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca_search.store import (
-    HASHED,
+    HASH_ROW,
     Changes,
     CheckedIndex,
     FieldSummary,
@@ -108,7 +108,7 @@ class EmbeddedStore(Store):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: expected an index folder, found a file; pass another path")
         if is_optional and not (folder / FILE).exists():
-            if folder.exists() and not holds_nothing_else(folder):
+            if folder.exists() and not has_no_other_files(folder):
                 raise UserError(f"{folder}: contains other files, not an index; pass an empty or new folder")
             return None
         return cls(folder)
@@ -157,7 +157,7 @@ class EmbeddedStore(Store):
             database = open_database(self._folder) if idle is None else idle
             try:
                 with self._lock:
-                    self._state = state = self._begun(database)
+                    self._state = state = self._begin_transaction(database)
                 try:
                     yield Snapshot(database, state)
                 finally:
@@ -169,7 +169,7 @@ class EmbeddedStore(Store):
                     if self._is_closed:
                         database.close()
 
-    def _begun(self, database: sqlite3.Connection) -> State:
+    def _begin_transaction(self, database: sqlite3.Connection) -> State:
         """Begin a transaction, and return the state that the transaction sees."""
         while True:
             database.execute("BEGIN")
@@ -195,7 +195,7 @@ class EmbeddedStore(Store):
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
         """Yield the images with the given ids."""
         for chunk in chunks(ids, _MAX_PARAMETERS):
-            yield from self._rows(f"WHERE id IN ({_marks(chunk)})", chunk, vectors)
+            yield from self._rows(f"WHERE id IN ({_placeholders(chunk)})", chunk, vectors)
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
         """Return all images that match a filter."""
@@ -219,14 +219,14 @@ class EmbeddedStore(Store):
             # Embeddings have unit length, so a larger score is a sign of corruption. `products` converts NaN and
             # infinity to large numbers.
             if len(scores) and not max(scores.max(), -scores.min()) <= _MAX_LENGTH * np.linalg.norm(vector):
-                raise self._damaged(now)
+                raise self._vectors_error(now)
             rows = top_k_rows(np.where(allowed, scores, -np.inf), count)
             return [Match(int(row) + 1, float(scores[row])) for row in rows]
 
-    def _damaged(self, now: Snapshot) -> CorruptDataError:
+    def _vectors_error(self, now: Snapshot) -> CorruptDataError:
         """Return the error that reports corrupt vectors."""
         vectors = now.state.vectors
-        damaged = list(damaged_blocks(read_blocks(now.database, now.state.row.generation), vectors))
+        damaged = list(corrupt_blocks(read_blocks(now.database, now.state.row.generation), vectors))
         where = ", ".join(f"rows {block.first + 1:,} to {block.end:,}" for block in damaged[:_MAX_BLOCKS_NAMED])
         what = f"{where} are not what was written" if damaged else "some rows are no embeddings"
         return CorruptDataError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
@@ -269,7 +269,7 @@ class EmbeddedStore(Store):
         with self.snapshot() as now:
             names = frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
         if not all(isinstance(name, str) for name in names):
-            raise self._damaged_database("the name of a field is not text")
+            raise self._database_error("the name of a field is not text")
         return names
 
     def revision(self) -> str:
@@ -278,11 +278,11 @@ class EmbeddedStore(Store):
             return f"{now.state.row.generation}.{now.state.row.revision}"
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return a mapping from the `Entry.draw` of images to their ids."""
+        """Return a mapping from the `Entry.name_hash` of images to their ids."""
         found: dict[int, int] = {}
         with self.snapshot() as now:
             for chunk in chunks(draws, _MAX_PARAMETERS):
-                statement = f"SELECT draw, id FROM pictures WHERE draw IN ({_marks(chunk)})"
+                statement = f"SELECT draw, id FROM pictures WHERE draw IN ({_placeholders(chunk)})"
                 found |= dict(now.database.execute(statement, chunk))
         return found
 
@@ -322,9 +322,9 @@ class EmbeddedStore(Store):
         with self.snapshot() as now:
             rows = now.database.execute("SELECT id, phash, digest FROM pictures ORDER BY id")
             try:
-                return np.fromiter(rows, HASHED)
+                return np.fromiter(rows, HASH_ROW)
             except (TypeError, ValueError, OverflowError) as error:
-                raise self._damaged_database(f"an invalid hash ({error})") from error
+                raise self._database_error(f"an invalid hash ({error})") from error
 
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
         """Return the images that could not be read."""
@@ -332,7 +332,8 @@ class EmbeddedStore(Store):
             [("1", [])]
             if names is None
             else [
-                (f"name IN ({_marks(chunk, _TEXT)})", chunk) for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS)
+                (f"name IN ({_placeholders(chunk, _TEXT)})", chunk)
+                for chunk in chunks(map(encode_text, names), _MAX_PARAMETERS)
             ]
         )
         with self.snapshot() as now:
@@ -353,17 +354,17 @@ class EmbeddedStore(Store):
         """Return the known state of the given images, by name."""
         with self.snapshot() as now:
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
-            for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS):
+            for chunk in chunks(map(encode_text, names), _MAX_PARAMETERS):
                 rows = now.database.execute(
                     "SELECT name, size, mtime_ns, digest, fields, json_extract(photo, '$.sidecars') FROM pictures "
-                    f"WHERE name IN ({_marks(chunk, _TEXT)})",
+                    f"WHERE name IN ({_placeholders(chunk, _TEXT)})",
                     chunk,
                 )
                 for name, size, mtime_ns, digest, fields, sidecars in rows:
                     try:
                         found[name] = ImageState(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
-                    except DAMAGE as error:
-                        raise self._damaged_database(f"the fields of {name} are none ({error})") from error
+                    except PARSE_ERRORS as error:
+                        raise self._database_error(f"the fields of {name} are none ({error})") from error
         return found
 
     def roots(self) -> list[str]:
@@ -372,12 +373,12 @@ class EmbeddedStore(Store):
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in now.database.execute(statement)]
 
-    def places(self, root: str) -> Iterator[ImagePlace]:
+    def locations(self, root: str) -> Iterator[ImageLocation]:
         """Yield the locations of the images and failures that were found through an argument."""
-        yield from (ImagePlace.of(*row) for *row, _ in self._pages(IMAGES_OF, root, 0))
-        yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
+        yield from (ImageLocation.of(*row) for *row, _ in self._read_pages(IMAGES_OF, root, 0))
+        yield from (ImageLocation.of_name(name) for name, _ in self._read_pages(FAILURES_OF, root, b""))
 
-    def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
+    def _read_pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
         """Yield the rows that a statement returns for an argument.
 
         Each page of rows is read in a separate snapshot, because a long snapshot would prevent SQLite's checkpoints.
@@ -385,7 +386,7 @@ class EmbeddedStore(Store):
         last = first
         while True:
             with self.snapshot() as now:
-                rows = now.database.execute(statement, (as_bytes(root), last, ROWS_PER_READ)).fetchall()
+                rows = now.database.execute(statement, (encode_text(root), last, ROWS_PER_READ)).fetchall()
             if not rows:
                 break
             yield from rows
@@ -396,32 +397,32 @@ class EmbeddedStore(Store):
         # A new connection is used, because SQLite reports the full-text index as corrupt if the same connection has
         # read it before another connection wrote to it.
         with EmbeddedStore(self._folder) as fresh:
-            return fresh._checked()
+            return fresh._check_all()
 
-    def _checked(self) -> CheckedIndex:
+    def _check_all(self) -> CheckedIndex:
         with self.snapshot() as now:
             self._check_database(now)
             vectors, blocks = now.state.vectors, read_blocks(now.database, now.state.row.generation)
-            if next(damaged_blocks(blocks, vectors), None) is not None:
-                raise self._damaged(now)
+            if next(corrupt_blocks(blocks, vectors), None) is not None:
+                raise self._vectors_error(now)
             covered = blocks[-1].end if blocks else 0
             for start in range(0, len(vectors), ROWS_PER_READ):
                 stop = min(start + ROWS_PER_READ, len(vectors))
                 lengths = np.linalg.norm(vectors.read(start, stop).astype(np.float32), axis=1)
                 if not np.all(lengths[now.state.live[start:stop]] <= _MAX_LENGTH):
-                    raise self._damaged(now)
+                    raise self._vectors_error(now)
             return CheckedIndex(images=now.state.row.live, without_checksum=len(vectors) - covered)
 
     def _check_database(self, now: Snapshot) -> None:
         found = [text for (text,) in now.database.execute("PRAGMA integrity_check(3)")]
         if found != ["ok"]:
-            raise self._damaged_database("; ".join(found))
+            raise self._database_error("; ".join(found))
         count, committed = sum(1 for _ in self.everything()), now.state.row.live
         (same,) = now.database.execute("SELECT COUNT(*) FROM pictures WHERE draw IS NOT NULL").fetchone()
         if not count == same == committed == int(now.state.live.sum()):
-            raise self._damaged_database(f"{count:,} images, of {committed:,} that were committed")
+            raise self._database_error(f"{count:,} images, of {committed:,} that were committed")
 
-    def _damaged_database(self, what: str) -> CorruptDataError:
+    def _database_error(self, what: str) -> CorruptDataError:
         return CorruptDataError(f"{self._folder / FILE}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     # --- Writing
@@ -429,19 +430,19 @@ class EmbeddedStore(Store):
     def claim(self) -> None:
         """Acquire the writer lock."""
         with self._writing, database_errors(self._folder):
-            self._claimed()
+            self._require_writer()
 
     def commit(self, changes: Changes) -> None:
         """Write changes, and wait until they are on disk."""
         with self._writing, database_errors(self._folder):
-            self._claimed().commit(changes)
+            self._require_writer().commit(changes)
 
     def compact(self) -> bool:
         """Rewrite the vector file if more than half of its rows belong to removed images."""
         with self._writing, database_errors(self._folder):
-            return self._claimed().compact()
+            return self._require_writer().compact()
 
-    def _claimed(self) -> Writer:
+    def _require_writer(self) -> Writer:
         if self._writer is None:
             self._writer = Writer(self._folder, self.header.embed_dim)
         return self._writer
@@ -469,10 +470,10 @@ def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
 def _where(where: Filter | None) -> tuple[str, list[object]]:
     """Return the SQL condition of a filter, and the values of its placeholders."""
     condition, values = ("1", []) if where is None else to_sql(where)
-    return condition, [as_bytes(value) if isinstance(value, str) else value for value in values]
+    return condition, [encode_text(value) if isinstance(value, str) else value for value in values]
 
 
-def _marks(items: Sequence[object], mark: str = "?") -> str:
+def _placeholders(items: Sequence[object], mark: str = "?") -> str:
     return ", ".join([mark] * len(items))
 
 
@@ -501,16 +502,18 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
     if isinstance(tree, Not):
         return f"NOT {_condition(tree.inner, values)}"
     if isinstance(tree, Comparison):
-        return _test(tree.field, f"{{}} {tree.operator} {_parameter(tree.value)}", [tree.value], values)
+        return _field_condition(tree.field, f"{{}} {tree.operator} {_parameter(tree.value)}", [tree.value], values)
     if isinstance(tree, OneOf):
         # One `IN` for texts and one for numbers, because SQLite limits the depth of `OR` chains.
         kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
         tests = [
-            _test(tree.field, f"{{}} IN ({', '.join(map(_parameter, kind))})", kind, values) for kind in kinds if kind
+            _field_condition(tree.field, f"{{}} IN ({', '.join(map(_parameter, kind))})", kind, values)
+            for kind in kinds
+            if kind
         ]
         return f"({' OR '.join(tests)})"
     assert isinstance(tree, Like)
-    return _test(tree.field, f"substr({{}}, 1, ?) = {_TEXT}", [len(tree.prefix), tree.prefix], values)
+    return _field_condition(tree.field, f"substr({{}}, 1, ?) = {_TEXT}", [len(tree.prefix), tree.prefix], values)
 
 
 def _values_of(field: str) -> str:
@@ -518,7 +521,7 @@ def _values_of(field: str) -> str:
 
     If a user's table has a column of the same name, its cell is the only value.
     """
-    kept = f"pictures.fields, '$.\"{OF_MODEL}\".{field}'"
+    kept = f"pictures.fields, '$.\"{MODEL_FIELDS}\".{field}'"
     if FIELDS[field].source == "file":
         kept = f"pictures.photo, '$.{field}'"
     return f"""json_each(CASE WHEN json_type(pictures.fields, '$.{field}') IS NULL
@@ -526,7 +529,7 @@ def _values_of(field: str) -> str:
         ELSE json_array(json_extract(pictures.fields, '$.{field}')) END)"""
 
 
-def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
+def _field_condition(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
     """Return an SQL condition that tests a field.
 
     The condition is false, not NULL, for images that do not have the field, or whose value has the other kind (text or
@@ -563,6 +566,6 @@ def _column(field: str, values: list[FieldValue]) -> str:
     if field not in FIELDS:
         return "json_extract(pictures.fields, ?)"
     is_of_model = FIELDS[field].source == "model"
-    values.append(f'$."{OF_MODEL}".{field}' if is_of_model else f"$.{FIELDS[field].key}")
+    values.append(f'$."{MODEL_FIELDS}".{field}' if is_of_model else f"$.{FIELDS[field].key}")
     column = "fields" if is_of_model else "photo"
     return f"COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.{column}, ?))"

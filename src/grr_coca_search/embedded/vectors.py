@@ -174,11 +174,11 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
         halves, buffer = (np.empty((step, vectors.shape[1]), kind) for kind in (np.float16, np.int32))
         for start in range(first, min(first + share, len(vectors)), step):
             stop = min(start + step, first + share, len(vectors))
-            np.matmul(_unscaled(vectors.read(start, stop, halves), buffer), scaled, out=scores[start:stop])
+            np.matmul(_to_float32_scaled(vectors.read(start, stop, halves), buffer), scaled, out=scores[start:stop])
 
     # NumPy releases the interpreter lock, so threads compute parts of the product in parallel. This thread computes the
     # first part.
-    others = [_helpers(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]
+    others = [_thread_pool(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]
     multiply(0)
     for other in others:
         other.result()
@@ -186,7 +186,7 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _helpers(count: int) -> ThreadPoolExecutor:
+def _thread_pool(count: int) -> ThreadPoolExecutor:
     """Return a thread pool.
 
     It is cached, because starting threads for each search took a quarter of the search's time.
@@ -194,7 +194,7 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "products")
 
 
-def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+def _to_float32_scaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
     """Convert half-precision numbers to float32 by shifting their bits. The results are divided by `_HALF_TO_SINGLE`.
 
     This takes half as long as NumPy's own conversion, which does not use vector instructions. It is valid only for
@@ -299,7 +299,7 @@ class State:
         return cls(row, vectors, live)
 
     def sample(self, database: sqlite3.Connection) -> LibrarySample:
-        """Return a random sample of the images; see `Entry.draw`."""
+        """Return a random sample of the images; see `Entry.name_hash`."""
         if self._sample is None:
             drawn = database.execute("SELECT id, caption FROM pictures ORDER BY draw LIMIT ?", (SAMPLE,)).fetchall()
             rows = np.array([identity for identity, _ in drawn], np.int64) - 1

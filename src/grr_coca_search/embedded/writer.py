@@ -18,7 +18,15 @@ from grr_coca_search.embedded.checksums import (
     following_blocks,
     write_blocks,
 )
-from grr_coca_search.embedded.database import ADD, as_bytes, lock_writer, open_database, photo_columns, to_row, upgrade
+from grr_coca_search.embedded.database import (
+    ADD,
+    encode_text,
+    lock_writer,
+    open_database,
+    photo_columns,
+    to_row,
+    upgrade,
+)
 from grr_coca_search.embedded.vectors import VectorFile, append_rows, read_state, vectors_file
 from grr_coca_search.entry import Entry
 from grr_coca_search.store import Changes, PhotoUpdate
@@ -47,7 +55,7 @@ class Writer:
             upgrade(self._database)
             self._database.execute("PRAGMA temp_store = MEMORY")
             self._database.execute("CREATE TEMP TABLE added AS SELECT * FROM pictures LIMIT 0")
-            self._tidy()
+            self._remove_leftovers()
         except BaseException:
             self.release()
             raise
@@ -64,23 +72,23 @@ class Writer:
         if added:
             vectors = np.stack([vector for _, vector in added])
             append_rows(vectors_file(self._folder, before.generation), before.rows, vectors)
-        names = [as_bytes(name) for name in (*changes.removed, *(entry.name for entry, _ in added))]
+        names = [encode_text(name) for name in (*changes.removed, *(entry.name for entry, _ in added))]
         self._database.execute("BEGIN IMMEDIATE")
         try:
             revision = before.revision + 1
-            removed = self._remove(names + [as_bytes(failure.name) for failure in changes.failed], revision)
+            removed = self._remove(names + [encode_text(failure.name) for failure in changes.failed], revision)
             self._touch(changes)
             first = before.rows + 1
             self._database.executemany(
                 "UPDATE pictures SET photo = ?, keywords = ?, phash = COALESCE(?, phash), look = COALESCE(?, look) "
                 "WHERE name = CAST(? AS TEXT)",
-                self._noted(changes.noted),
+                self._metadata_rows(changes.noted),
             )
             self._add([entry for entry, _ in added], first)
             self._database.executemany(
                 "INSERT INTO failures VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, CAST(? AS TEXT))",
                 (
-                    (as_bytes(name), as_bytes(root), *(stamp or (None, None)), as_bytes(message))
+                    (encode_text(name), encode_text(root), *(stamp or (None, None)), encode_text(message))
                     for name, root, stamp, message in {failure.name: failure for failure in changes.failed}.values()
                 ),
             )
@@ -94,11 +102,11 @@ class Writer:
             self._roll_back()
             raise
 
-    def _noted(self, notes: Sequence[PhotoUpdate]) -> Iterator[tuple[object, ...]]:
+    def _metadata_rows(self, notes: Sequence[PhotoUpdate]) -> Iterator[tuple[object, ...]]:
         for noted in notes:
-            name = as_bytes(noted.name)
+            name = encode_text(noted.name)
             row = self._database.execute("SELECT title FROM pictures WHERE name = CAST(? AS TEXT)", (name,)).fetchone()
-            yield (*photo_columns(noted.photo, row[0] if row else ""), noted.phash, noted.look or None, name)
+            yield (*photo_columns(noted.photo, row[0] if row else ""), noted.phash, noted.pixel_signature or None, name)
 
     def _remove(self, names: Sequence[str | bytes], revision: int) -> int:
         one = [(name,) for name in names]
@@ -113,7 +121,7 @@ class Writer:
         self._database.executemany(
             'UPDATE pictures SET "offset" = ?, size = ?, mtime_ns = ?, '
             "date = strftime('%Y-%m-%dT%H:%M:%S', ? / 1000000000, 'unixepoch') WHERE name = CAST(? AS TEXT)",
-            ((offset, *stamp, stamp.mtime_ns, as_bytes(name)) for name, stamp, offset in changes.touched),
+            ((offset, *stamp, stamp.mtime_ns, encode_text(name)) for name, stamp, offset in changes.touched),
         )
 
     def _add(self, entries: Sequence[Entry], first: int) -> None:
@@ -166,7 +174,7 @@ class Writer:
         _remove(old)
         return True
 
-    def _tidy(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove the leftovers of a killed writer: files of other generations, and uncommitted rows."""
         written = read_state(self._database, self._folder)
         current = vectors_file(self._folder, written.generation)

@@ -16,20 +16,20 @@ import numpy as np
 from grr_coca.common.errors import UserError, pip_install, require_extra
 from grr_coca_search.entry import VERSION, Failure, Header, chunks, name_id
 from grr_coca_search.filters import Filter
-from grr_coca_search.milvus.notes import NOTES, Notes, Reads, all_rows, noted_header, notes_of
+from grr_coca_search.milvus.notes import NOTES_COLUMNS, Notes, Reads, all_rows, notes_name, read_stored_header
 from grr_coca_search.milvus.rows import (
-    ALL,
+    ALL_COLUMNS,
     ALWAYS,
-    NUMBERS,
-    READ,
-    TEXTS,
-    as_kept,
+    NUMBER_COLUMNS,
+    READ_COLUMNS,
+    TEXT_COLUMNS,
     from_record,
     from_utf8,
+    round_to_half,
     to_expression,
     to_record,
 )
-from grr_coca_search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, LibrarySample, Match, Store, StoredImage
+from grr_coca_search.store import HASH_ROW, SAMPLE, SAMPLE_CAPTIONS, Changes, LibrarySample, Match, Store, StoredImage
 
 _CHUNK_SIZE = 500
 _MAX_HITS = 16_384
@@ -58,14 +58,14 @@ class MilvusStore(Store):
         Raises:
             UserError: If the server cannot be reached, or if the index is not found or was written by a newer version.
         """
-        place, client = _connected(location)
+        place, client = _connect(location)
         try:
             with _server_errors(location):
-                _require_ours(location, client, place.name)
-                for name in (place.name, notes_of(place.name)):
+                _require_index_collection(location, client, place.name)
+                for name in (place.name, notes_name(place.name)):
                     if client.has_collection(name):
                         client.load_collection(name)  # Milvus Lite unloads collections when its process ends
-                header = noted_header(client, place.name)
+                header = read_stored_header(client, place.name)
             if header is None and is_optional:
                 client.close()
                 return None
@@ -90,10 +90,10 @@ class MilvusStore(Store):
         Raises:
             UserError: If the server cannot be reached, or rejects the request.
         """
-        place, client = _connected(location)
+        place, client = _connect(location)
         with _server_errors(location):
-            _require_ours(location, client, place.name)
-            for name in (place.name, notes_of(place.name)):
+            _require_index_collection(location, client, place.name)
+            for name in (place.name, notes_name(place.name)):
                 if client.has_collection(name):  # unfinished: images are added only after the header
                     client.drop_collection(name)
             _create_images(client, place.name, header.embed_dim)
@@ -107,11 +107,11 @@ class MilvusStore(Store):
         Raises:
             UserError: If the server cannot be reached, or a collection does not belong to an index.
         """
-        place, client = _connected(location)
+        place, client = _connect(location)
         try:
             with _server_errors(location):
-                _require_ours(location, client, place.name)
-                for name in (place.name, notes_of(place.name)):
+                _require_index_collection(location, client, place.name)
+                for name in (place.name, notes_name(place.name)):
                     client.drop_collection(name)
         finally:
             client.close()
@@ -139,11 +139,11 @@ class MilvusStore(Store):
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
         """Return the images with the given ids."""
-        return map(_row, self._of(ids, [*READ, "vector"] if vectors else READ))
+        return map(_row, self._of(ids, [*READ_COLUMNS, "vector"] if vectors else READ_COLUMNS))
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
         """Return all images that match a filter."""
-        return map(_row, self._all([*READ, "vector"] if vectors else READ, where))
+        return map(_row, self._all([*READ_COLUMNS, "vector"] if vectors else READ_COLUMNS, where))
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
         """Return the images whose embeddings have the largest dot products with a vector, at most 16,384 images."""
@@ -183,7 +183,7 @@ class MilvusStore(Store):
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return a mapping from the `Entry.draw` of images to their ids, which are the same numbers."""
+        """Return a mapping from the `Entry.name_hash` of images to their ids, which are the same numbers."""
         return {row["id"]: row["id"] for row in self._of(draws, ["id"])}
 
     def sample(self) -> LibrarySample:
@@ -214,7 +214,7 @@ class MilvusStore(Store):
     def hashes(self) -> np.ndarray:
         """Return the ids, perceptual hashes and digests of all images."""
         rows = self._all(["id", "phash", "digest"])
-        return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASHED)
+        return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASH_ROW)
 
     def roots(self) -> list[str]:
         """Return the arguments (files, folders, patterns) through which images or failures were found."""
@@ -243,7 +243,7 @@ class MilvusStore(Store):
         with self.snapshot() as reads:
             self._notes.add_columns({name for entry, _ in added.values() for name in entry.fields})
             self._notes.remove_failures([*changes.removed, *added])
-            records = [to_record(entry, as_kept(vector)) for entry, vector in added.values()]
+            records = [to_record(entry, round_to_half(vector)) for entry, vector in added.values()]
             for chunk in chunks([*records, *self._touched_and_noted(changes)], _CHUNK_SIZE):
                 self._client.upsert(self._name, chunk)
             for ids in chunks([name_id(name) for name in (*changes.removed, *failed)], _CHUNK_SIZE):
@@ -261,9 +261,14 @@ class MilvusStore(Store):
                 entry = replace(entry, stamp=touch.stamp, offset=touch.offset)
             if noted := photos.get(identity):
                 phash = entry.phash if noted.phash is None else noted.phash
-                entry = replace(entry, photo=noted.photo, phash=phash, look=noted.look or entry.look)
+                entry = replace(
+                    entry,
+                    photo=noted.photo,
+                    phash=phash,
+                    pixel_signature=noted.pixel_signature or entry.pixel_signature,
+                )
             assert vector is not None
-            yield to_record(entry, as_kept(vector))
+            yield to_record(entry, round_to_half(vector))
 
 
 def _row(record: dict[str, Any]) -> StoredImage:
@@ -300,13 +305,13 @@ def _parse_location(location: str) -> _ServerPlace:
     return _ServerPlace(f"{parts.scheme}://{parts.netloc}", name)
 
 
-def _require_ours(location: str, client: Any, name: str) -> None:
+def _require_index_collection(location: str, client: Any, name: str) -> None:
     """Check that a collection with this name belongs to an index.
 
     Raises:
         UserError: If the collection belongs to another application, so that it must not be changed.
     """
-    for one, columns in ((name, ALL), (notes_of(name), NOTES)):
+    for one, columns in ((name, ALL_COLUMNS), (notes_name(name), NOTES_COLUMNS)):
         if client.has_collection(one):
             found = {field["name"] for field in client.describe_collection(one)["fields"]}
             if found != columns:
@@ -318,9 +323,9 @@ def _create_images(client: Any, name: str, width: int) -> None:
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("id", DataType.INT64, is_primary=True)
-    for column, length in TEXTS.items():
+    for column, length in TEXT_COLUMNS.items():
         schema.add_field(column, DataType.VARCHAR, max_length=length * 4)
-    for column in NUMBERS:
+    for column in NUMBER_COLUMNS:
         schema.add_field(column, DataType.INT64)
     for column in ("fields", "kinds"):
         schema.add_field(column, DataType.JSON)
@@ -330,7 +335,7 @@ def _create_images(client: Any, name: str, width: int) -> None:
     client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
 
 
-def _connected(location: str) -> tuple[_ServerPlace, Any]:
+def _connect(location: str) -> tuple[_ServerPlace, Any]:
     place = _parse_location(location)
     require_extra("milvus", f"{location}: an index on a Milvus server")
     if location.startswith("milvus:") and find_spec("milvus_lite") is None:

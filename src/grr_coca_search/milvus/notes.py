@@ -12,10 +12,10 @@ from uuid import uuid4
 from grr_coca_search.entry import Failure, Header, Stamp, chunks
 from grr_coca_search.milvus.rows import as_utf8, from_utf8, quoted
 
-NOTES = {"key", "kind", "root", "value", "nothing"}
+NOTES_COLUMNS = {"key", "kind", "root", "value", "nothing"}
 """Columns of the notes collection."""
 _Kind = Literal["header", "revision", "column", "failure", "exclude", "imported"]
-_TEXTS: tuple[_Kind, ...] = ("exclude", "imported")
+_TEXT_KINDS: tuple[_Kind, ...] = ("exclude", "imported")
 _MAX_MESSAGE_LENGTH = 16_000
 """Maximum number of characters in a message. Longer messages are truncated."""
 _CHUNK_SIZE = 500
@@ -24,14 +24,14 @@ _NOTHING = [0.0, 0.0]
 """Vector that every row gets, because Milvus requires a vector in each row."""
 
 
-def notes_of(name: str) -> str:
+def notes_name(name: str) -> str:
     """Return the name of the notes collection."""
     return f"{name}_notes"
 
 
-def noted_header(client: Any, name: str) -> Header | None:
+def read_stored_header(client: Any, name: str) -> Header | None:
     """Return the header of the index with a given name, or None if the index does not exist or is unfinished."""
-    notes = notes_of(name)
+    notes = notes_name(name)
     if not client.has_collection(name) or not client.has_collection(notes) or not client.list_indexes(notes):
         return None
     client.load_collection(notes)  # does nothing if the collection is already loaded, as it usually is
@@ -44,7 +44,7 @@ class Notes:
 
     def __init__(self, client: Any, name: str) -> None:
         self._client = client
-        self._name = notes_of(name)
+        self._name = notes_name(name)
 
     @classmethod
     def create(cls, client: Any, name: str) -> Self:
@@ -59,7 +59,7 @@ class Notes:
         schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)
         index = client.prepare_index_params()
         index.add_index("nothing", index_type="FLAT", metric_type="L2")
-        client.create_collection(notes_of(name), schema=schema, index_params=index, consistency_level="Strong")
+        client.create_collection(notes_name(name), schema=schema, index_params=index, consistency_level="Strong")
         return cls(client, name)
 
     def write_header(self, header: Header) -> None:
@@ -111,11 +111,11 @@ class Notes:
 
     def texts(self) -> dict[str, str]:
         """Return the notes that `write` has written, by key."""
-        return {kind: row["value"] for kind in _TEXTS for row in self._read(kind)}
+        return {kind: row["value"] for kind in _TEXT_KINDS for row in self._read(kind)}
 
     def write(self, texts: Mapping[str, str]) -> None:
         """Write notes that concern the entire index."""
-        self._write([(kind, "", "", texts[kind]) for kind in _TEXTS if kind in texts])
+        self._write([(kind, "", "", texts[kind]) for kind in _TEXT_KINDS if kind in texts])
 
     def _of(self, reads: "Reads", names: Sequence[str]) -> list[dict[str, Any]]:
         keys = ", ".join(quoted(f"failure:{name}") for name in names)

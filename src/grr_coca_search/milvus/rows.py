@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca_search.entry import Entry, Photo, Stamp, certainty_fields, certainty_of
+from grr_coca_search.entry import Entry, Photo, Stamp, confidence_fields, confidence_from_fields
 from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
 from grr_coca_search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 
-TEXTS = {
+TEXT_COLUMNS = {
     "name": 8192,
     "title": 4096,
     "root": 8192,
@@ -24,9 +24,9 @@ TEXTS = {
 }
 """Text columns, with their maximum numbers of characters. Milvus limits the number of bytes; a character has up to four
 bytes."""
-NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
-ALL = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
-READ = ["id", "name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
+NUMBER_COLUMNS = ("offset", "size", "mtime_ns", "phash", "width", "height")
+ALL_COLUMNS = {"id", *TEXT_COLUMNS, *NUMBER_COLUMNS, "fields", "kinds", "vector"}
+READ_COLUMNS = ["id", "name", "root", "file", "digest", "caption", *NUMBER_COLUMNS, "fields", "kinds"]
 _NO_OFFSET = -1
 _PHOTO = ""
 """Key, in the column `kinds`, of data from cameras, users and the model. It cannot be the name of a field. The part of
@@ -37,19 +37,19 @@ come from users' tables.
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
     """Convert an image to a row. Its id is a hash of its name, so a collection has only one row per name."""
-    texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
+    texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXT_COLUMNS.items()}
     fields = entry.all_fields
     kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
-    certain = certainty_fields(entry.certainty)
-    if entry.photo is not None or certain or entry.tags or entry.look:
+    certain = confidence_fields(entry.caption_confidence)
+    if entry.photo is not None or certain or entry.tags or entry.pixel_signature:
         photo = None if entry.photo is None else entry.photo.to_dict()
-        look = base64.b85encode(entry.look).decode()
+        look = base64.b85encode(entry.pixel_signature).decode()
         tags = {"tags": list(entry.tags)} if entry.tags else {}
         model_fields = {"certainty": certain, **tags}
         kinds[_PHOTO] = {"photo": photo, **model_fields, "columns": list(entry.fields), "look": look}
     return {
         **texts,
-        "id": entry.draw,
+        "id": entry.name_hash,
         "offset": _NO_OFFSET if entry.offset is None else entry.offset,
         "size": entry.stamp.size,
         "mtime_ns": entry.stamp.mtime_ns,
@@ -58,7 +58,7 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
         "height": entry.height,
         "fields": fields,
         "kinds": kinds,
-        "vector": as_kept(vector).tolist(),
+        "vector": round_to_half(vector).tolist(),
     }
 
 
@@ -79,13 +79,13 @@ def from_record(record: dict[str, Any]) -> Entry:
         caption=record["caption"],
         fields=dict(fields) if noted is None else {name: fields[name] for name in noted["columns"]},
         photo=None if noted is None or noted["photo"] is None else Photo.from_dict(noted["photo"]),
-        certainty=certainty_of((noted or {}).get("certainty", {})),
+        caption_confidence=confidence_from_fields((noted or {}).get("certainty", {})),
         tags=tuple((noted or {}).get("tags", ())),
-        look=base64.b85decode((noted or {}).get("look", "")),
+        pixel_signature=base64.b85decode((noted or {}).get("look", "")),
     )
 
 
-def as_kept(vector: np.ndarray) -> np.ndarray:
+def round_to_half(vector: np.ndarray) -> np.ndarray:
     """Round a vector to half precision, as the store in a folder does, and return the result as float32."""
     return np.asarray(vector, np.float16).astype(np.float32)
 

@@ -21,7 +21,7 @@ from grr_coca_serve.schemas import (
     answers,
     picture_request,
 )
-from grr_coca_serve.served_index import draw_of
+from grr_coca_serve.served_index import parse_image_id
 from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 
 router = APIRouter(route_class=QueuedRoute)
@@ -99,8 +99,8 @@ async def search(given: SearchInput, request: Request, service: ThisService, pla
         images=images,
         without=tuple(given.without),
         weights=tuple(given.weights),
-        like=tuple(map(draw_of, given.like)),
-        unlike=tuple(map(draw_of, given.unlike)),
+        like=tuple(map(parse_image_id, given.like)),
+        unlike=tuple(map(parse_image_id, given.unlike)),
     )
     page = {"where": given.where, "offset": given.offset, "limit": given.limit, "svg": given.svg}
     return json_response(await service.in_thread(index.search, query, **page, expires=expires))
@@ -119,7 +119,7 @@ async def similar(request: Request, service: ThisService, place: Place) -> Respo
     index, expires = service.require_index(), deadline_of(request)
     place.take()
     if options.id is not None:
-        query = SearchQuery(like=(draw_of(options.id),))
+        query = SearchQuery(like=(parse_image_id(options.id),))
     else:
         query = SearchQuery(images=(await service.square(data),))
     page = options.model_dump(exclude={"id"})

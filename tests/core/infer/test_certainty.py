@@ -211,12 +211,12 @@ def test_index_stores_and_returns_confidence(tmp_path, icons):
         update = index.add([str(folder)])
         assert sorted(map(bool, update.unfamiliar)) in ([False, True], [False, False, True])
         entries = {entry.title: entry for entry, _ in index.store.everything()}
-    assert entries["noise"].certainty == CaptionConfidence(None, True)
+    assert entries["noise"].caption_confidence == CaptionConfidence(None, True)
     for name in ("copy", DRAWINGS[0].stem):
-        assert entries[name].certainty.unfamiliar is False
-        assert entries[name].certainty.confidence == pytest.approx(expected.confidence, abs=1e-4)
+        assert entries[name].caption_confidence.unfamiliar is False
+        assert entries[name].caption_confidence.confidence == pytest.approx(expected.confidence, abs=1e-4)
     assert entries["copy"].all_fields == {
-        "confidence": entries["copy"].certainty.confidence,
+        "confidence": entries["copy"].caption_confidence.confidence,
         "unfamiliar": "no",
         "tags": ", ".join(entries["copy"].tags),
     }

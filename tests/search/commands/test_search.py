@@ -38,12 +38,12 @@ def stems(hits):
 # --- index
 
 
-def test_missing_folder_reports_one_line(drawings, tmp_path):
-    command = [sys.executable, "-m", "grr_coca", "search", str(drawings / "index"), "guitar"]
-    gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command]
-    done = subprocess.run(gone, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: the current folder no longer exists; change to another folder\n"
+def test_missing_current_folder_reports_one_line(refused, drawings, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    message = refused("search", drawings / "index", "guitar")
+    assert message == "error: the current folder no longer exists; change to another folder\n"
 
 
 def test_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
@@ -80,16 +80,6 @@ def test_images_of_a_renamed_folder_can_be_removed(grr_coca, refused, tmp_path, 
 def test_index_without_any_image_that_can_be_read_fails(grr_coca, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"x")
     assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
-
-
-def test_moved_model_error_names_the_option(refused, grr_coca, tmp_path, run, image_files):
-    model = shutil.copytree(run.folder, tmp_path / "model")
-    grr_coca("index", *image_files, "-c", model, "--out", tmp_path / "index")
-    shutil.rmtree(model)
-    message = refused("search", tmp_path / "index", "cat")
-    assert f"created with the model '{model}/checkpoints/step-" in message
-    assert "which no longer exists" in message
-    assert "pass its folder with -c" in message
 
 
 @pytest.mark.ci
@@ -150,7 +140,6 @@ def test_list_can_be_passed_piece_by_piece(search):
     both = search("red apple", "--without", "guitar", "snowman")
     assert search("red apple", "--without", "guitar", "--without", "snowman") == both
     assert search("red apple", "--without", "snowman") != both
-    assert search("guitar", "snowman", "--weights", 10, "--weights", 1)[0]["caption"] == "guitar"
 
 
 def test_filter_applies_to_its_selection(search):

@@ -135,6 +135,13 @@ def icon_index(tmp_path_factory) -> Path:
     return write_icon_index(tmp_path_factory.mktemp("sets"))
 
 
+@pytest.fixture(scope="module")
+def icons(icon_index) -> Iterator[str]:
+    """Address of a server with this index."""
+    with opened_place("serve", icon_index, {}) as address:
+        yield address
+
+
 @pytest.fixture(scope="session")
 def icon_sites(icon_index, tmp_path_factory) -> dict[str, Path]:
     """See `icon_places`."""

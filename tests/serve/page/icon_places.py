@@ -19,7 +19,7 @@ from grr_coca_search.index import Index, IndexModel
 from grr_coca_search.store import facets_of
 from grr_coca_serve.site import Library, find_runtime, graphs_of, read_library, write_site
 
-LINES = 'fill="none" stroke="currentColor" stroke-linecap="round" stroke-width="2"'
+LINES = 'class="a" fill="none" stroke="currentColor" stroke-linecap="round" stroke-width="2"'
 HOUSE = f'<path {LINES} d="M4 11 12 4l8 7v9H4z"/>'
 HEART = f'<path {LINES} d="M12 20C5 15 3 12 3 8a5 5 0 0 1 9-2 5 5 0 0 1 9 2c0 4-2 7-9 12z"/>'
 ARROW = f'<path {LINES} d="M5 12h14M13 6l6 6-6 6"/>'

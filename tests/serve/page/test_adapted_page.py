@@ -1,8 +1,9 @@
-"""The page of an adapted model: words and vectors are those of Python, served and exported."""
+"""An adapted model on a server and on its page: captions, words, vectors and hits equal those of Python."""
 
 import base64
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -34,6 +35,70 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def served(place):
+    with serving(place / "index") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def images(place):
+    return unseen_pairs(place)[0]
+
+
+def test_captions_and_vectors_equal_those_of_the_model(served, place, images):
+    model = load(place / "mine")
+    answer = served.post("/caption", images[0].read_bytes())
+    assert answer.status == 200
+    described = model.describe(images[0])
+    assert answer.json()["captions"][0]["text"] == described.captions[0].text
+    texts = ["latin letter", "猫"]
+    found = served.post("/v1/embeddings", {"model": "mine", "input": texts, "encoding_format": "float"}).json()
+    vectors = np.array([row["embedding"] for row in found["data"]])
+    np.testing.assert_allclose(vectors, model.embed_texts(texts), atol=1e-4)
+
+
+def test_report_names_a_command_that_serves(place, grr_coca, tmp_path):
+    page = (place / "mine" / "report.html").read_text(encoding="utf-8")
+    command = re.search(r"then grr-coca (serve [^<]*)</p>", page)[1]
+    said = grr_coca(*command.replace("INDEX", str(tmp_path / "missing")).split())
+    assert said.err.startswith(f"error: {tmp_path / 'missing'}")
+
+
+def test_hits_equal_those_of_the_library(served, place, images):
+    with Index.open(place / "index") as index:
+        for asked in ("greek capital letter", "arrow"):
+            found = served.post("/search", {"texts": [asked]}).json()
+            expected = index.search(asked)
+            assert [hit["name"] for hit in found["hits"]][:5] == [hit.path for hit in expected][:5]
+            assert found["can_tell"] == expected.can_tell
+            assert found["unknown"] == list(expected.unknown) == []
+        similar = served.post("/similar", images[3].read_bytes()).json()
+        assert similar["hits"][0]["name"] == str(images[3])
+
+
+def test_query_without_a_known_word_is_reported(served, place, grr_coca):
+    found = served.post("/search", {"texts": ["petit chat"]}).json()
+    assert found["unknown"] == ["petit chat"]
+    assert len(found["hits"]) > 5
+    said = grr_coca("search", place / "index", "petit chat")
+    assert said.code == 0
+    assert said.err.startswith("the model was adapted to captions without the words of 'petit chat'; the nearest of")
+    assert grr_coca("search", place / "index", "petit arrow").err.find("petit") == -1
+
+
+def test_stream_of_a_caption_is_the_caption(served, images):
+    whole = served.post("/caption", images[5].read_bytes()).json()["captions"][0]["text"]
+    url = f"data:image/webp;base64,{base64.b64encode(images[5].read_bytes()).decode()}"
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    body = {"model": "mine", "stream": True, "messages": messages}
+    chunks = [chunk for _, chunk in served.post("/v1/chat/completions", body).events() if chunk != "[DONE]"]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+
+
+# --- The page
+
+
 @pytest.mark.ci
 def test_words_equal_those_of_python(in_node):
     texts = [*ODD, *random_texts(400)]
@@ -46,14 +111,13 @@ def test_words_equal_those_of_python(in_node):
     assert found[2][:8] == ["北", "京", "大", "学", "北京", "京大", "大学", "is"]
 
 
-def test_vectors_equal_those_of_python(in_node, place, tmp_path, monkeypatch):
+def test_vectors_equal_those_of_python(in_node, place, images, tmp_path):
     model = load(place / "mine")
     (tmp_path / "model").mkdir()
     files = site._write_adapted(place / "mine", tmp_path)
     about, arrays = (gzip.decompress((tmp_path / files[name]).read_bytes()) for name in ("about", "arrays"))
     texts = ["greek capital letter alpha", "petit chat", "Arrow, arrow!", "猫"]
     embeddings = load("icons", engine="onnx").embed_texts(texts)
-    images, _ = unseen_pairs(place)
     picture = load("icons", engine="onnx").embed_images(images[0])
     program = """
         const { Adapted } = await import("./adapted.js");
@@ -93,15 +157,14 @@ def hits_on(tab, address, asked):
     return one, one.page.evaluate("(query) => backend.search(query)", query)
 
 
-def test_page_of_a_server_finds_images_by_words(place, tab):
-    with serving(place / "index") as client:
-        one, found = hits_on(tab, client.address, "greek capital letter")
-        with Index.open(place / "index") as index:
-            expected = index.search("greek capital letter")
-        assert [hit["name"] for hit in found["hits"]][:5] == [hit.path for hit in expected][:5]
-        assert one.ask("petit chat").status == (
-            "No caption that the model was adapted to has a word of “petit chat”. Closest results:"
-        )
+def test_page_of_a_server_finds_images_by_words(served, place, tab):
+    one, found = hits_on(tab, served.address, "greek capital letter")
+    with Index.open(place / "index") as index:
+        expected = index.search("greek capital letter")
+    assert [hit["name"] for hit in found["hits"]][:5] == [hit.path for hit in expected][:5]
+    assert one.ask("petit chat").status == (
+        "No caption that the model was adapted to has a word of “petit chat”. Closest results:"
+    )
 
 
 def test_exported_page_finds_the_same_hits_as_python(place, tab, tmp_path):

@@ -15,10 +15,10 @@ from support import DATASETS
 
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.model.checkpoint_files import bundled_folder
+from grr_coca.model.checkpoint_files import bundled_folder, read_files
 from grr_coca_icons.site import with_others
 from grr_coca_search.index import Index
-from grr_coca_search.relevance import RelevanceCurve
+from grr_coca_search.relevance import curve_of
 from grr_coca_serve import site
 from grr_coca_serve.npm import NpmPackage
 from grr_coca_serve.page import POLICY
@@ -77,6 +77,8 @@ def test_site_has_all_files_of_its_page_and_no_local_paths(index, runtime, tmp_p
     about = json.loads((out / "site.json").read_text(encoding="utf-8"))
     library = json_of(out / about["library"])
     assert about["title"] == "drawings"
+    assert library["curve"] == to_dict(curve_of(bundled_folder("icons"), read_files(bundled_folder("icons")).config))
+    assert about["calibration"] is not None
     assert about["count"] == library["count"] == 6
     [chunk] = library["chunks"]
     rows = json_of(out / "library" / chunk["rows"])
@@ -200,14 +202,9 @@ def test_rejects_corrupt_graphs_and_indexes_of_other_models(index, runtime, tmp_
     (tmp_path / "file").touch()
     said = refused(capsys, "export", "web", "--out", tmp_path / "file" / "site", "--runtime", runtime)
     assert "file/site: cannot be written (Not a directory)" in said
+    Index.open(tmp_path / "empty.index", create=True).close()
+    assert "has no images" in refused(capsys, "export", "web", "--index", tmp_path / "empty.index", *arguments)
     assert not (tmp_path / "site").exists()
-
-
-def test_rejects_an_index_without_images(runtime, tmp_path, capsys):
-    with Index.open(tmp_path / "empty.index", create=True):
-        pass
-    arguments = ("--index", tmp_path / "empty.index", "--out", tmp_path / "site", "--runtime", runtime)
-    assert "has no images" in refused(capsys, "export", "web", *arguments)
 
 
 def test_site_has_image_metadata_without_location(runtime, tmp_path):
@@ -228,19 +225,3 @@ def test_site_has_image_metadata_without_location(runtime, tmp_path):
     facets = {facet["field"]: facet for facet in library["facets"]}
     assert (facets["taken"]["kind"], facets["taken"]["min"]) == ("date", "2024-05-01T12:34:56")
     assert not {"lat", "lon"} & {*rows["fields"], *facets}
-
-
-CURVE = {"per_deviation": 1.0, "per_agreement": 2.0, "per_log_images": -0.5, "offset": -3.0}
-
-
-@pytest.mark.parametrize("numbers", [None, CURVE])
-def test_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch, numbers):
-    curve = None if numbers is None else RelevanceCurve(**numbers)
-    monkeypatch.setattr("grr_coca_search.relevance.curve_of", lambda folder, config: curve)
-    if curve is None:
-        monkeypatch.setattr(site, "read_calibration", lambda folder: None)
-    main(["export", "web", "--index", str(index), "--out", str(tmp_path / "site"), "--runtime", str(runtime)])
-    library = json_of(tmp_path / "site" / "library" / "library.json.gz")
-    assert library["curve"] == (None if curve is None else to_dict(curve))
-    about = json.loads((tmp_path / "site" / "site.json").read_text(encoding="utf-8"))
-    assert (about["calibration"] is None) == (curve is None)

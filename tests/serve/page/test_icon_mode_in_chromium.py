@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 from browsing import StaticHost, Tab, hosted
-from icon_places import CASTLE, HEART, HOUSE, opened_place
+from icon_places import CASTLE, HEART, HOUSE
 from PIL import Image, ImageDraw, ImageOps
 
 from grr_coca.data.isolated import decode_image
@@ -16,12 +16,6 @@ from grr_coca.data.isolated import decode_image
 pytest.importorskip("resvg_py")
 
 RIGHTS = {"permissions": ["clipboard-read", "clipboard-write"]}
-
-
-@pytest.fixture(scope="module")
-def icons(icon_index):
-    with opened_place("serve", icon_index, {}) as address:
-        yield address
 
 
 def drawn(one: Tab, place: int = 0) -> str:

@@ -9,7 +9,6 @@ from itertools import combinations
 import numpy as np
 import pytest
 from browsing import hosted, static
-from icon_places import opened_place
 from PIL import Image
 
 WIDTHS = (390, 844, 1024, 1112, 1440)
@@ -39,12 +38,6 @@ SHOWN = """() => {
         tile: Math.round(tiles[0].getBoundingClientRect().width),
     };
 }"""
-
-
-@pytest.fixture(scope="module")
-def icons(icon_index):
-    with opened_place("serve", icon_index, {}) as address:
-        yield address
 
 
 def overlapping(boxes: list[list]) -> list[tuple[str, str]]:
@@ -97,17 +90,12 @@ def test_icons_typed_and_opened(width, scheme, icons, tab):
     assert contrast(opened.page.locator("#detail .stage")) > MIN_CONTRAST
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [*WIDTHS, 821, 900, 980, 1165])  # also between the breakpoints of the header
 def test_images_typed_and_opened(width, host, tab):
     window = {"viewport": {"width": width, "height": 800}}
     typed = tab(host, **window).ready().ask("clock")
     opened = tab(f"{host}#q=clock", **window).ready()
     assert require_tidy(typed, width) == require_tidy(opened, width)
-
-
-@pytest.mark.parametrize("width", [821, 900, 980, 1165])
-def test_header_fits_between_the_breakpoints(width, host, tab):
-    require_tidy(tab(host, viewport={"width": width, "height": 800}).ready(), width)
 
 
 def test_long_title_leaves_the_controls(tmp_path, site, tab):

@@ -19,10 +19,9 @@ from browsing import StaticHost, hosted, static
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.model.checkpoint_files import bundled_folder
-from grr_coca_search.index import Index
-from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, evidence
+from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, hit_features
 from grr_coca_serve.page import FILES, POLICY
-from grr_coca_serve.site import RANKING, find_runtime, graphs_of, read_library, write_site
+from grr_coca_serve.site import RANKING, find_runtime, graphs_of, write_site
 
 DROP = """async ([data, name, type, kind]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -81,17 +80,6 @@ def test_search_can_include_or_exclude_another_image(host, tab):
     one.page.wait_for_url("**/#q=face&like=*")
     one.page.go_back()
     one.page.wait_for_url("**/#q=face&open=*")
-
-
-def test_going_back_leaves_the_duplicates(host, tab):
-    one = tab(host).ready()
-    one.page.locator("#pictures .tile").first.click()
-    one.page.get_by_role("button", name="More like this").click()
-    one.settled().page.locator("#show-duplicates").click()
-    one.page.locator("#duplicates section").first.wait_for()
-    one.page.go_back()
-    one.page.locator("#duplicates").wait_for(state="hidden")
-    assert "151" in one.settled().status
 
 
 def test_full_cache_keeps_all_texts_of_a_search(site, tmp_path, tab):
@@ -198,21 +186,6 @@ def test_link_to_the_images_does_not_erase_the_search(host, tab):
     assert one.page.locator("#query").input_value() == "clock"
 
 
-def test_keys_go_through_images_in_the_detail_and_help_opens(host, tab):
-    one = tab(host).ready().ask("face")
-    captions = one.captions(5)
-    one.page.locator("#pictures .tile").first.click()
-    for caption in captions[1:]:
-        one.page.keyboard.press("ArrowRight")
-        one.page.locator("#detail h2", has_text=caption).wait_for()
-    one.page.keyboard.press("Escape")
-    one.page.locator("[data-index='4']:focus").wait_for()
-    one.page.keyboard.press("?")
-    one.page.locator("#help[open]").wait_for()
-    one.page.keyboard.press("Escape")
-    one.page.locator("#help").wait_for(state="hidden")
-
-
 def test_tile_size_has_three_values_and_is_remembered(host, tab):
     one = tab(host).ready()
 
@@ -227,20 +200,6 @@ def test_tile_size_has_three_values_and_is_remembered(host, tab):
     one.page.reload()
     one.ready()
     assert width() == widths[-1]
-
-
-def test_filters_narrow_the_hits(host, tab):
-    one = tab(host).ready()
-    one.page.locator("#filters summary", has_text="Folder").click()
-    one.page.get_by_label("people").check()
-    one.settled()
-    assert "40 images of 151" in one.status
-    one.ask("face")
-    one.page.locator("#pictures .tile").first.click()
-    assert "people/" in one.page.locator("#detail dd", has_text=".webp").inner_text()
-    one.page.keyboard.press("Escape")
-    one.page.get_by_role("button", name="Clear filters").click()
-    assert "filters" not in one.settled().page.url
 
 
 def test_filter_of_a_link_is_shown_and_updates_counts(host, tab):
@@ -382,6 +341,11 @@ def test_all_can_be_done_with_the_keyboard(host, tab):
     page.locator("#detail h2").filter(has_not_text=first).wait_for()
     keyboard.press("Escape")
     page.locator("[data-index='2']:focus").wait_for()  # where the dialog was left
+    keyboard.press("?")
+    page.locator("#help[open]").wait_for()
+    keyboard.press("Escape")
+    page.locator("#help").wait_for(state="hidden")
+    page.locator("[data-index='2']").focus()
     keyboard.press("End")
     assert int(page.evaluate("document.activeElement.dataset.index")) > 20
     keyboard.press("Escape")
@@ -456,16 +420,6 @@ def test_axe_finds_nothing(scheme, host, photo, axe, tab):
     assert found() == []
 
 
-def test_narrow_window_needs_no_scrolling_sideways(host, tab):
-    one = tab(host, viewport={"width": 400, "height": 800}).ready().ask("clock")
-    widths = "[document.documentElement.scrollWidth, innerWidth]"
-    assert one.page.evaluate(widths) == [400, 400]
-    assert one.page.locator("#pictures li").first.bounding_box()["width"] < 200
-    one.page.locator("#pictures .tile").first.click()
-    assert one.page.evaluate(widths) == [400, 400]
-    assert one.page.locator("#detail").bounding_box()["width"] == 400
-
-
 def test_dark_is_dark(host, tab):
     def paper(one) -> str:
         return one.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -508,26 +462,18 @@ def test_browser_without_simd_shows_an_error(host, browser, tab):
 COPY_AGAIN = "Copy the whole exported folder to the host, or export the site again."
 
 
-def test_missing_file_on_the_host_shows_an_error(site, tmp_path, tab):
-    broken = tmp_path / "site"
-    shutil.copytree(site, broken)
-    (broken / "model" / "text.onnx.gz").unlink()
-    with hosted(static(broken)) as address:
-        one = tab(address)
-        one.page.locator("#message:not([hidden])").wait_for()
-        said = one.page.locator("#message").inner_text()
-        assert said == f"model/text.onnx.gz: the host answers 404. {COPY_AGAIN}"
-        one.errors.clear()  # the browser itself may note the missing file
-
-
-def test_missing_runtime_file_is_named(site, tmp_path, tab):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("model/text.onnx.gz", "the host answers 404."), ("runtime/ort.js", "it cannot be loaded.")],
+)
+def test_missing_file_on_the_host_is_named(name, reason, site, tmp_path, tab):
     shutil.copytree(site, tmp_path / "site")
-    (tmp_path / "site" / "runtime" / "ort.js").unlink()
+    (tmp_path / "site" / name).unlink()
     with hosted(static(tmp_path / "site")) as address:
         one = tab(address)
         one.page.locator("#message:not([hidden])").wait_for()
-        assert one.page.locator("#message").inner_text() == f"runtime/ort.js: it cannot be loaded. {COPY_AGAIN}"
-        one.errors.clear()
+        assert one.page.locator("#message").inner_text() == f"{name}: {reason} {COPY_AGAIN}"
+        one.errors.clear()  # the browser itself may log the missing file
 
 
 def test_closed_connection_shows_an_error(site, tab):
@@ -593,53 +539,6 @@ def test_no_request_leaves_the_host(host, tab):
     one.ready().ask("clock")
     assert len(asked) > 15
     assert {address for address in asked if not address.startswith((host, "blob:", "data:"))} == set()
-
-
-# --- Icons
-
-BOX = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="24" height="24" fill="none" stroke="%s" '
-    'stroke-width="2"><path class="a" d="M4 4h16v16H4z"/></svg>'
-)
-
-
-@pytest.fixture(scope="module")
-def icons(tmp_path_factory):
-    """A site of SVG files."""
-    folder = tmp_path_factory.mktemp("icons")
-    (folder / "icons").mkdir()
-    for name, colour in (("box-open", "currentColor"), ("red-box", "#d21")):
-        (folder / "icons" / f"{name}.svg").write_text(BOX % colour)
-    with Index.open(folder / "index", create=True) as index:
-        index.add(folder / "icons")
-        library = read_library(index.store, index.model.curve)
-    with graphs_of(bundled_folder("icons")) as graphs:
-        write_site(graphs, folder / "site", find_runtime(), library, title="Icons", model="icons")
-    return folder / "site"
-
-
-def test_icon_is_svg_in_text_colour_and_can_be_copied(icons, axe, tab):
-    with hosted(static(icons)) as address:
-        rights = {"permissions": ["clipboard-read", "clipboard-write"], "bypass_csp": True}  # to read what is drawn
-        one = tab(address, color_scheme="dark", **rights).ready()
-        one.page.locator("#pictures img[src^='data:']").nth(1).wait_for()
-        read = "(index) => fetch(document.querySelectorAll('#pictures img')[index].src).then((answer) => answer.text())"
-        drawn = [one.page.evaluate(read, index) for index in range(2)]
-        assert all("color='#eceae6'" in text for text in drawn)
-        one.ask("BoxOpen")
-        assert one.captions(1) == ["box-open"]
-        one.page.locator("#pictures .tile").first.click()
-        one.page.get_by_role("button", name="JSX").click()
-        one.page.get_by_role("button", name="Copied").wait_for()
-        copied = one.page.evaluate("navigator.clipboard.readText()")
-        assert "export function BoxOpen(props)" in copied
-        assert 'strokeWidth="2"' in copied
-        assert 'className="a"' in copied
-        one.page.evaluate(axe)
-        assert one.page.evaluate(AXE_RUN) == []
-        with one.page.expect_download() as saved:
-            one.page.get_by_role("button", name="Save PNG").click()
-        assert saved.value.suggested_filename == "box-open.png"
 
 
 # --- A server behind the page, and very many pictures
@@ -1028,28 +927,6 @@ def test_drawings_change_their_colour_with_the_scheme(blank):
     assert "#eceae6" in blank.evaluate(draw)
 
 
-def test_background_switch_turns_the_ink_of_an_icon(blank):
-    colours = blank.evaluate(
-        """async () => {
-            const { iconPart } = await import("./icon.js");
-            document.body.innerHTML = `<div class="stage"><img></div>`;
-            const image = document.querySelector("img");
-            const source = async () => `<svg xmlns="http://www.w3.org/2000/svg"/>`;
-            const part = iconPart({ name: "a.svg", is_vector: true, fields: {} }, source, image, () => {});
-            document.body.append(part);
-            const button = [...part.querySelectorAll("button")].find((one) => one.textContent === "Switch background");
-            const colours = [];
-            for (let before = image.src, i = 0; i < 2; i++, before = image.src) {
-                button.click();
-                while (image.src === before) await new Promise((resolve) => setTimeout(resolve, 20));
-                colours.push(/color="(.*?)"/.exec(await (await fetch(image.src)).text())[1]);
-            }
-            return colours;
-        }"""
-    )
-    assert colours == ["#eceae6", "#1b1b1a"]
-
-
 def test_file_that_has_changed_has_another_thumbnail(blank):
     addresses = blank.evaluate(
         """async () => {
@@ -1171,5 +1048,5 @@ def test_relevance_of_similar_images_matches_python(blank):
         {"curve": to_dict(curve), "ranking": RANKING},
     )
     query, other, nothing = np.eye(2)[:1], np.eye(2)[1:], np.zeros((1, 2))
-    (expected,) = curve.relevances(evidence(query[0], np.ones(1), np.zeros((2, 2)), nothing, query, other))
+    (expected,) = curve.relevances(hit_features(query[0], np.ones(1), np.zeros((2, 2)), nothing, query, other))
     assert found == pytest.approx(expected)

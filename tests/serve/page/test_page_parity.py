@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import random
 import sqlite3
 import subprocess
@@ -317,23 +316,6 @@ def test_filters_select_the_same_as_in_python(host, drawings_index, tab):
             assert {path.rpartition("/")[2] for path in expected} == {
                 picture["name"].rpartition("/")[2] for picture in found["pictures"]
             }
-
-
-@pytest.mark.ci
-def test_requirements_of_the_page_are_listed(site):
-    """The page may use what a file of ours imports, and nothing from elsewhere."""
-    about = json.loads((site / "site.json").read_text(encoding="utf-8"))
-    for path in (
-        *about["weights"].values(),
-        about["tokenizer"],
-        about["library"],
-        *about["graphs"].values(),
-        about["runtime"]["module"],
-        about["runtime"]["wasm"],
-    ):
-        assert (site / path).is_file()
-    for path in site.glob("*.js"):
-        assert "http://" not in path.read_text(encoding="utf-8").replace("http://www.w3.org/", ""), path.name
 
 
 def test_names_and_queries_have_the_words_of_python(modules, tab):

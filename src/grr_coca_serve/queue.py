@@ -28,7 +28,7 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.image_forms import to_rgb
 from grr_coca.data.tokenizer import clean_query
 from grr_coca.infer.generate import GREEDY, GenerationOptions, generate
-from grr_coca.infer.generate.next_token import require_finite
+from grr_coca.infer.generate.captions import require_finite
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.tags import with_beams
 from grr_coca_serve.metrics import Metrics

@@ -33,7 +33,7 @@ from grr_coca.infer.generate import (
     stream_captions,
     warn_if_repeated,
 )
-from grr_coca.infer.generate.next_token import NAN_RESULTS
+from grr_coca.infer.generate.rules import NAN_RESULTS
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, read_tag_vectors, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig

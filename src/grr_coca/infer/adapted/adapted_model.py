@@ -31,8 +31,7 @@ from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.infer.generate import GREEDY, GenerationOptions
-from grr_coca.infer.generate.captions import Caption, GeneratedCaptions
-from grr_coca.infer.generate.next_token import require_finite
+from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, require_finite
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import CheckpointFiles
 

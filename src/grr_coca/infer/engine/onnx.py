@@ -20,7 +20,7 @@ from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
 from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName
-from grr_coca.infer.generate.next_token import ArrayLogits
+from grr_coca.infer.generate.captions import ArrayLogits
 from grr_coca.model.checkpoint_files import GRAPHS, GraphName
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, Int
 from grr_coca.infer.engine.base import Decoder
-from grr_coca.infer.generate.next_token import NAN_RESULTS, NOTHING_LEFT, Hypothesis, apply_rules
 from grr_coca.infer.generate.options import GenerationOptions
+from grr_coca.infer.generate.rules import NAN_RESULTS, NOTHING_LEFT, Hypothesis, apply_rules
 
 
 class _Pool:

@@ -1,29 +1,178 @@
-"""Caption images: the public functions, and the loop of greedy decoding and sampling.
+"""Caption images: the distribution of the next token, sampling, the loop over tokens, and the public functions.
 
-In each step, the loop appends a token to every caption of the batch, independently of the other captions. Beam search
-is in a separate module.
+In each step, the loop appends a token to every caption of the batch, independently of the other captions. The rules of
+the options and beam search are in separate modules.
 
 Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows; the captions of one image are
-adjacent), T maximum number of new tokens, P prompt tokens.
+adjacent), T maximum number of new tokens, P prompt tokens, N changed log-probabilities or ids, K selected tokens, V
+size of the vocabulary.
 """
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.shapes import Float, Int, UInt8
+from grr_coca.common.shapes import Bool, Float, Int, UInt8
 from grr_coca.data.tokenizer import Tokenizer, clean_prompt
-from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
+from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, Logits
 from grr_coca.infer.generate.beams import BeamSearch
-from grr_coca.infer.generate.next_token import NOTHING_LEFT, Hypothesis, apply_rules, draw, require_finite
 from grr_coca.infer.generate.options import GREEDY, GenerationOptions
+from grr_coca.infer.generate.rules import NAN_RESULTS, NOTHING_LEFT, Hypothesis, apply_rules
 
 log = logging.getLogger(__name__)
+
+
+# --- The distribution of the next token, as an array
+
+
+class ArrayLogits:
+    """`Logits` in an array, which is not copied."""
+
+    def __init__(self, logits: Float[np.ndarray, "R V"], normalizer: Float[np.ndarray, "R 1"] | None = None) -> None:
+        self._logits = logits
+        self._given_normalizer = normalizer
+
+    def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
+        """Return the largest log-probabilities; see `Logits`."""
+        ids = self._logits.argmax(axis=1)[:, None] if k == 1 else _largest(self._logits, k)
+        return self.of(ids), ids
+
+    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+        """Return the log-probabilities of given tokens; see `Logits`."""
+        return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
+
+    def replaced(
+        self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
+    ) -> "ArrayLogits":
+        """Replace log-probabilities; see `Logits`."""
+        changed = self._logits.copy()
+        changed[rows, ids] = log_probs + self._normalizer[rows, 0]
+        return ArrayLogits(changed, self._normalizer)
+
+    def repeated(self, count: int) -> "ArrayLogits":
+        """Repeat each row; see `Logits`."""
+        return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
+
+    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
+        """Return the total; see `Logits`."""
+        return (_log_sum_exp(self._logits / temperature) - self._normalizer / temperature)[:, 0]
+
+    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
+        """Sample one token per row; see `Logits`."""
+        return inverse_cdf(self._logits / temperature, uniforms)
+
+    @cached_property
+    def _normalizer(self) -> Float[np.ndarray, "R 1"]:
+        """Logarithm of the softmax denominator, which converts logits to log-probabilities.
+
+        It is computed in fp64, because it is nearly as large as the logits from which it is subtracted.
+        """
+        return _log_sum_exp(self._logits) if self._given_normalizer is None else self._given_normalizer
+
+
+def inverse_cdf(logits: Float[np.ndarray, "R V"], uniforms: Float[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
+    """Return the first column at which the cumulative softmax of the logits exceeds the uniform number of its row."""
+    cumulative = _shifted_exp(logits)[0].cumsum(axis=1, dtype=np.float64)
+    passed = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
+    return np.minimum(passed, logits.shape[1] - 1)
+
+
+def _log_sum_exp(logits: Float[np.ndarray, "R V"]) -> Float[np.ndarray, "R 1"]:
+    exponentials, shift = _shifted_exp(logits)
+    with np.errstate(divide="ignore"):  # a row in which every token is ruled out
+        return np.log(exponentials.sum(axis=1, keepdims=True).astype(np.float64)) + shift
+
+
+def _shifted_exp(logits: Float[np.ndarray, "R V"]) -> tuple[Float[np.ndarray, "R V"], Float[np.ndarray, "R 1"]]:
+    """Return exp(logits - shift), which cannot overflow, and the shift of each row."""
+    shift = logits.max(axis=1, keepdims=True)
+    shift[np.isneginf(shift)] = 0  # for a row in which every token is ruled out
+    shifted = logits - shift
+    return np.exp(shifted, out=shifted), shift
+
+
+_BLOCK = 64
+
+
+def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
+    """Return the indices of the k largest numbers of each row, in descending order.
+
+    Ranking a vocabulary of 50,000 would take longer than running a small model, so each row is split into n
+    blocks, each of which contains every n-th number. The k largest numbers are in the k blocks with the largest maxima,
+    or among the numbers that are left after the last block.
+    """
+    num_rows, num_values = values.shape
+    num_blocks = num_values // _BLOCK
+    if 2 * k >= num_blocks:
+        return _ranked(values, k)
+    blocks = values[:, : num_blocks * _BLOCK].reshape(num_rows, _BLOCK, num_blocks)
+    best_blocks = blocks.max(axis=1).argpartition(num_blocks - k, axis=1)[:, num_blocks - k :]  # R K
+    within = best_blocks[:, None] + np.arange(_BLOCK)[:, None] * num_blocks  # R BLOCK K
+    behind = np.broadcast_to(np.arange(num_blocks * _BLOCK, num_values), (num_rows, num_values % _BLOCK))
+    candidates = np.concatenate([within.reshape(num_rows, -1), behind], axis=1)
+    ranked = _ranked(np.take_along_axis(values, candidates, axis=1), k)
+    return np.take_along_axis(candidates, ranked, axis=1)
+
+
+def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
+    """Return the same result as `_largest`, without splitting rows into blocks."""
+    if k < values.shape[1]:
+        among = values.argpartition(values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
+        order = np.take_along_axis(values, among, axis=1).argsort(axis=1)[:, ::-1]
+        return np.take_along_axis(among, order, axis=1)
+    return values.argsort(axis=1)[:, ::-1]
+
+
+# --- Sampling
+
+SEARCHES = (128, 1024, 2**31)
+"""Numbers of most likely tokens among which the filters search. They are tried in this order until enough tokens are
+found, because ranking an entire large vocabulary would take longer than running the model."""
+
+
+def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationOptions) -> Int[np.ndarray, " R"]:
+    """Sample one token for each row. `uniforms` has one random number in [0, 1) per row."""
+    assert options.temperature is not None
+    if options.top_k is None and options.top_p is None and options.min_p is None:
+        return logits.draw(uniforms, options.temperature)
+    total = logits.total(options.temperature) if options.top_k is None and options.top_p is not None else None
+    for num_searched in SEARCHES if options.top_k is None else (options.top_k,):
+        kept, ids = logits.largest(num_searched)
+        kept = kept / options.temperature
+        is_out = _filtered(kept, total, options)
+        if kept.shape[1] < num_searched or is_out[:, -1].all():
+            break
+    kept[is_out] = -np.inf
+    return np.take_along_axis(ids, inverse_cdf(kept, uniforms)[:, None], axis=1)[:, 0]
+
+
+def _filtered(
+    logits: Float[np.ndarray, "R K"], total: Float[np.ndarray, " R"] | None, options: GenerationOptions
+) -> Bool[np.ndarray, "R K"]:
+    """Return the tokens that the filters `top_p` and `min_p` exclude, including all tokens after an excluded token.
+
+    Args:
+        logits: Logits of the most likely tokens, divided by the temperature, in descending order.
+        total: Log-sum-exp over all tokens. None if `logits` contains all tokens.
+        options: Options with the filters.
+    """
+    is_out = np.zeros(logits.shape, dtype=bool)
+    if options.top_p is not None:
+        with np.errstate(invalid="ignore"):  # a row in which every token is ruled out
+            probs = np.exp(logits - logits[:, :1], dtype=np.float64)  # relative to the most likely token
+            whole = probs.sum(axis=1) if total is None else np.exp(total - logits[:, 0])
+        is_out |= probs.cumsum(axis=1) - probs >= options.top_p * whole[:, None]
+    if options.min_p is not None:
+        is_out |= logits < logits[:, :1] + math.log(options.min_p)
+    is_out[:, 0] = False  # keeps the most likely token even if its probability rounds to 0
+    return is_out
 
 
 # --- The loop of greedy decoding and sampling
@@ -92,8 +241,11 @@ def decode_independently(
     if num_captions > 1:
         logits = logits.repeated(num_captions)
         decoder.reorder(np.arange(len(prompt_ids)).repeat(num_captions))
+    has_rules = options.min_length or options.no_repeat_ngram or options.repetition_penalty != 1
     for step in range(max_length):
-        allowed = apply_rules(logits, captions.token_ids[captions.running, :step], options, eos_id)
+        allowed = logits
+        if has_rules:
+            allowed = apply_rules(logits, captions.token_ids[captions.running, :step], options, eos_id)
         if uniforms is None:
             best, ids = allowed.largest(1)
         else:
@@ -139,6 +291,17 @@ def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int
 
 
 # --- Public functions
+
+
+def require_finite(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
+    """Check embeddings or log-probabilities, and return them unchanged.
+
+    Raises:
+        UserError: If a value is NaN.
+    """
+    if np.isnan(values).any():
+        raise UserError(NAN_RESULTS)
+    return values
 
 
 class Caption(NamedTuple):

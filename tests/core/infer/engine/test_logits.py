@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from grr_coca.infer.engine.base import Logits
 from grr_coca.infer.engine.torch import DeviceLogits
-from grr_coca.infer.generate.next_token import ArrayLogits, inverse_cdf
+from grr_coca.infer.generate.captions import ArrayLogits, inverse_cdf
 
 ROWS, VOCAB = 3, 500
 LOGITS = np.random.default_rng(0).normal(20, 4, (ROWS, VOCAB)).astype(np.float32)

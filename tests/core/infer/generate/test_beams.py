@@ -10,7 +10,7 @@ import pytest
 
 from grr_coca.common.errors import UserError
 from grr_coca.infer.generate.beams import BeamSearch
-from grr_coca.infer.generate.next_token import ArrayLogits
+from grr_coca.infer.generate.captions import ArrayLogits
 from grr_coca.infer.generate.options import GenerationOptions
 
 BOS, EOS, VOCAB = 0, 1, 5

@@ -17,8 +17,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Tokenizer, train_bpe
 from grr_coca.infer.engine.torch import TorchDecoder, TorchEngine
 from grr_coca.infer.generate import GeneratedCaptions, GenerationOptions, generate, stream_captions, warn_if_repeated
-from grr_coca.infer.generate.captions import uniform_draws
-from grr_coca.infer.generate.next_token import ArrayLogits
+from grr_coca.infer.generate.captions import ArrayLogits, uniform_draws
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig

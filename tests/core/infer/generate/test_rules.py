@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grr_coca.infer.generate.next_token import ArrayLogits, apply_rules
+from grr_coca.infer.generate.captions import ArrayLogits
 from grr_coca.infer.generate.options import GenerationOptions
+from grr_coca.infer.generate.rules import apply_rules
 
 LOG_PROBS = np.log(np.array([[0.5, 0.25, 0.125, 0.125]], dtype=np.float32))
 tokens = st.integers(0, 3)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.infer.generate.captions import decode_independently, uniform_draws
-from grr_coca.infer.generate.next_token import ArrayLogits, draw
+from grr_coca.infer.generate.captions import ArrayLogits, decode_independently, draw, uniform_draws
 from grr_coca.infer.generate.options import GenerationOptions
 
 PROBS = np.array([0.1, 0.4, 0.05, 0.25, 0.2])

@@ -47,8 +47,7 @@ from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.features import WithFeatures
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage, Chain, Subset, every_caption
-from grr_coca.evaluate.retrieval import first_rows
-from grr_coca.evaluate.split import pair_results
+from grr_coca.evaluate.split import first_rows, pair_results
 from grr_coca.infer.adapted.beside import EncoderDescriptor, parts_beside
 from grr_coca.infer.encoder import VisionEncoder, framed, open_encoder
 from grr_coca.infer.image_text_model import ImageTextModel

@@ -24,7 +24,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import clean_caption
 from grr_coca.evaluate.caption_metrics import score_captions
 from grr_coca.evaluate.caption_split import images_of
-from grr_coca.evaluate.retrieval import Gallery, retrieve
+from grr_coca.evaluate.split import Gallery, retrieve
 from grr_coca.infer.engine.base import Engine
 from grr_coca.infer.engine.onnx import OnnxEngine
 from grr_coca.infer.engine.torch import TorchEngine

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grr_coca.infer.fast.layers import AbsorbedCrossAttention
-from grr_coca.infer.fast.model_copy import FAST_LAYERS, PROJECTIONS, FastLayer
+from grr_coca.infer.fast.layers import FAST_LAYERS, PROJECTIONS, AbsorbedCrossAttention, FastLayer
 from grr_coca.model.attention import (
     PLAIN,
     CrossAttention,

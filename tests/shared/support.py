@@ -29,7 +29,7 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
 from grr_coca.data.sources.base import PairSource, RawPair
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
+from grr_coca.evaluate.split import QueryRanks, rank_of_first_hit
 from grr_coca.infer.engine.torch import TorchDecoder
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.checkpoint_files import GRAPH_FILES, QUANTIZED_WEIGHTS, WEIGHTS

@@ -132,7 +132,7 @@ def adapt_model(
         val: Pairs for choosing hyperparameters and for all measurements. They are held out from the fit, even if they
             are also among `pairs`. If None, the pairs are divided into folds.
         is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given, and the embedding of its
-            start model is an additional feature; see `grr_coca.infer.adapted.start_model`.
+            start model is an additional feature; see `grr_coca.infer.adapted.beside`.
         encoder: Name of an additional image encoder, or the folder of its stored features. If given, it is used in
             place of the start model.
         watch: Called to report progress.

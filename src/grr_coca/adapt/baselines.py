@@ -16,8 +16,8 @@ from grr_coca.adapt.read_pairs import read_pairs, require_size
 from grr_coca.common.shapes import Float, Int
 from grr_coca.data.sources.base import PairSource
 from grr_coca.evaluate.caption_split import CaptionedSplit, images_of
-from grr_coca.evaluate.embedded import split_captions
-from grr_coca.evaluate.retrieval import Gallery
+from grr_coca.evaluate.split import Gallery
+from grr_coca.evaluate.tasks import split_captions
 from grr_coca.infer.adapted.descriptors import descriptors, unit
 from grr_coca.infer.image_text_model import ImageTextModel
 

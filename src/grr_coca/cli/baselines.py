@@ -47,10 +47,10 @@ def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) ->
     Args:
         baselines: Fitted baselines.
         split: Pairs.
-        right: See `grr_coca.evaluate.retrieval.retrieve`.
+        right: See `grr_coca.evaluate.split.retrieve`.
     """
     from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
-    from grr_coca.evaluate.retrieval import retrieve
+    from grr_coca.evaluate.split import retrieve
 
     return {
         name: retrieval_measures(retrieve(gallery, "own" if right == "own" else "equal"))

@@ -102,7 +102,7 @@ def _recalls(
 ) -> "dict[str, dict[str, Measure]]":
     from grr_coca.data.sources.open import open_source  # lazy imports, here and below: PyTorch
     from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
-    from grr_coca.evaluate.retrieval import retrieve
+    from grr_coca.evaluate.split import retrieve
     from grr_coca.evaluate.tasks import split_gallery
 
     return {

@@ -1,6 +1,11 @@
-"""Evaluate a checkpoint on a source of pairs: losses and retrieval metrics, with confidence intervals over images."""
+"""Evaluate a checkpoint on a source of pairs: losses and retrieval metrics, with confidence intervals over images.
 
-from dataclasses import dataclass
+The temperature can be refitted to a validation split. A better temperature lowers the contrastive loss without
+improving the embeddings. If each model gets its own refitted temperature, the remaining difference is due to the
+embeddings.
+"""
+
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,21 +15,25 @@ from torch import Tensor
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.intervals import Measure, by_image
-from grr_coca.evaluate.retrieval import Retrieval, retrieve
 from grr_coca.evaluate.split import (
     MAX_LOG_PERPLEXITY,
     RECALLS,
+    Embeddings,
     Evaluation,
     PairResults,
+    Retrieval,
     Scaling,
     aggregate,
+    batch_contrastive_losses,
     contrastive_batches,
     gallery_of,
     pair_results,
     require_pairs,
+    retrieve,
     scaling_of,
 )
 from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.coca import MAX_LOGIT_SCALE
 from grr_coca.model.losses import LossWeights, contrastive_loss
 
 
@@ -129,4 +138,51 @@ def measure_checkpoint(
     settings = (scaling_of(checkpoint.model), batch_size, weights)
     found = retrieve(gallery_of(results), "equal")
     measures = {**loss_measures(results, *settings), **retrieval_measures(found)}
-    return SplitMeasures(aggregate(results, *settings), measures, int(results.num_tokens.sum()))
+    return SplitMeasures(aggregate(results, *settings, found), measures, int(results.num_tokens.sum()))
+
+
+# --- The refitted temperature
+
+MAX_ITERATIONS = 100
+
+
+def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
+    """Return the scale, and with a sigmoid loss the bias, that minimize the contrastive loss on a split.
+
+    The loss is convex in the inverse temperature and in the bias, so it has a single minimum. The temperature has the
+    same bound as in training.
+
+    Args:
+        embeddings: Embeddings of a validation split.
+        scaling: The model's own scaling, at which the search begins.
+        batch_size: Number of pairs per contrastive batch.
+    """
+    in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
+    scale = scaling.logit_scale.double().clone()
+    bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
+    _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
+    bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
+    if bias is not None and bounded != scale:  # the bias was fitted to another scale
+        _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
+    dtype = scaling.logit_scale.dtype
+    return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
+    """Minimize the contrastive loss over the tensors `free` of `scaling`, which are changed in place."""
+    optimizer = torch.optim.LBFGS(
+        free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = torch.stack(list(batch_contrastive_losses(embeddings, scaling, batch_size))).mean()
+        total.backward()
+        return total
+
+    for number in free:
+        number.requires_grad_()
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[arg-type]
+    for number in free:
+        number.requires_grad_(False)

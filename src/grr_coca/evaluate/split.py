@@ -1,33 +1,35 @@
-"""Losses and retrieval metrics of a model on one split: first the results of each pair, then the metrics of the split.
+"""Losses and retrieval metrics of a model on one split: first the results of each pair, then the rank of each query's
+first correct answer, then the metrics of the split.
 
-The temperature can be refitted to a validation split. A better temperature lowers the contrastive loss without
-improving the embeddings. If each model gets its own refitted temperature, the remaining difference is due to the
-embeddings.
+Ranks are computed in blocks that fit into memory.
 
-Shapes: N pairs, E embedding width.
+Shapes: N pairs, or N queries and M candidates, E embedding width; I images, C captions, B images in a block, Q queries.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.batch import Batch
-from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.batch import Batch, FeatureTokens
+from grr_coca.data.dataset import FrozenInput, PairDataset, make_loader
+from grr_coca.data.features import EncoderInfo
 from grr_coca.data.order import ALL, EvaluationOrder, Share
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
-from grr_coca.evaluate.retrieval import Gallery, QueryRanks, first_rows, make_gallery, retrieve
-from grr_coca.infer.batch_features import frozen_input, with_computed_features
+from grr_coca.infer.encoder import VisionEncoder, open_described
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
+from grr_coca.model.checkpoint_files import CheckpointFiles
+from grr_coca.model.coca import CoCa, fast_products
 from grr_coca.model.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, token_losses
 
 RECALLS = (1, 5, 10)
@@ -72,42 +74,6 @@ class PairResults:
     embeddings: Embeddings
     nll: Float[Tensor, " N"]
     num_tokens: Int[Tensor, " N"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Metrics of a split, with the names that all reports use.
-
-    `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs. `perplexity` is the
-    exponential of `captioning_loss`, the loss per token. Recalls are fractions of queries, and `chance` is the recall
-    that is expected if images are in random order. Captions with the same text are correct answers for each other's
-    images.
-    """
-
-    num_pairs: int
-    contrastive_batch_size: int
-    contrastive_loss: float
-    captioning_loss: float
-    perplexity: float
-    coca_loss: float
-    text_to_image: dict[str, float]
-    image_to_text: dict[str, float]
-    chance: dict[str, float]
-    median_rank: dict[str, float]
-
-    @property
-    def mean_recall(self) -> float:
-        """Mean of all recalls, in both directions."""
-        recalls = [*self.text_to_image.values(), *self.image_to_text.values()]
-        return sum(recalls) / len(recalls)
-
-    def flat(self) -> dict[str, float]:
-        """Return all metrics in a flat mapping with names such as `text_to_image/R@1`."""
-        return {
-            f"{name}/{key}" if key else name: float(number)
-            for name, value in asdict(self).items()
-            for key, number in (value.items() if isinstance(value, dict) else [("", value)])
-        }
 
 
 @torch.inference_mode()
@@ -178,12 +144,6 @@ def pair_results(
     return concatenate(in_turn[: order.num_batches])
 
 
-def gallery_of(results: PairResults) -> Gallery:
-    """Convert the results of a split to a gallery for retrieval, with each image once."""
-    e = results.embeddings
-    return make_gallery(e.image, e.text, e.caption_ids, e.image_ids)
-
-
 def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
     """Convert pairs to inputs of the checkpoint's model, without augmentation."""
     context_length = checkpoint.config.text_decoder.context_length
@@ -215,13 +175,255 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
         )
 
 
-def aggregate(results: PairResults, scaling: Scaling, contrastive_batch_size: int, weights: LossWeights) -> Evaluation:
-    """Compute the metrics of a split from the results of its pairs."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode within a `with` block, and allow TF32 on CUDA.
+
+    Afterwards, each module returns to its previous mode, even after an exception.
+    """
+    # A model in use is already in eval mode, and setting the mode of all modules would take a third of a query's time.
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with fast_products(next(model.parameters()).device):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+# --- Features of a frozen encoder
+
+
+def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
+    """Return what a dataset must know about the frozen encoder, or None if the model takes no features."""
+    if files.encoder is None:
+        return None
+    return FrozenInput(files.encoder.preprocess, files.config.image_encoder is not None)
+
+
+@lru_cache(maxsize=1)
+def opened(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
+    """Open the encoder with this description. The most recently opened encoder stays cached for the next validation.
+
+    Raises:
+        UserError: If the encoder cannot be opened, or differs from its description.
+    """
+    return open_described(info, device)
+
+
+def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> Iterator[Batch]:
+    """Yield batches with the features of their images, computing those that are missing.
+
+    Args:
+        batches: Batches from a dataset that was opened for the model.
+        files: The model, or all of its files except the weights.
+
+    Raises:
+        UserError: If features are missing, and the encoder cannot be opened.
+    """
+    for batch in batches:
+        if batch.encoder_pixels is not None:
+            assert files.encoder is not None, "only its dataset makes these pixels"
+            assert files.config.feature_encoder is not None
+            found = opened(files.encoder).encode(batch.encoder_pixels.numpy()).kept(files.config.feature_encoder.keep)
+            mask = None if found.mask.all() else torch.from_numpy(found.mask)
+            batch = replace(batch, features=FeatureTokens(torch.from_numpy(found.tokens), mask), encoder_pixels=None)
+        yield batch
+
+
+# --- Retrieval
+
+
+def rank_of_first_hit(
+    similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], tie: float = 0.0
+) -> Int[Tensor, " N"]:
+    """Count, for each query, the wrong candidates that rank above the best correct candidate or tie with it.
+
+    A candidate ties if its similarity is lower by at most `tie`. A query may have several correct answers: equal
+    captions, or several captions of one image. A tie counts against the correct answer, so a collapsed model, which
+    assigns the same similarity to all candidates, scores zero.
+    """
+    best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
+    # `similarity >= best` would be false for NaN, so the correct answers of a diverged model would rank first.
+    return (~(similarity < best - tie) & ~relevant).sum(dim=1)
+
+
+RightAnswers = Literal["own", "equal"]
+"""`own`: the correct answers are the image's own captions, as in the literature. `equal`: captions with the same text
+are also correct."""
+
+SIMILARITIES_AT_ONCE = 2_000_000
+TIE = 1e-6
+"""Difference of similarities below which candidates tie. Rounding errors depend on the block, so they must not
+determine a rank."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A split prepared for retrieval: every image once, in the order of the images' first pairs, and every caption."""
+
+    image: Float[Tensor, "I E"]
+    text: Float[Tensor, "C E"]
+    image_of: Int[Tensor, " C"]
+    caption_ids: Int[Tensor, " C"]
+
+
+class QueryRanks(NamedTuple):
+    """For each query, the number of wrong candidates above the first correct one, and the number of correct answers."""
+
+    rank: Int[Tensor, " Q"]
+    num_right: Int[Tensor, " Q"]
+    num_candidates: int
+
+    def recall(self, k: int) -> float:
+        """Return the fraction of queries with a correct answer among their k best candidates."""
+        return (self.rank < k).double().mean().item()
+
+    def chance(self, k: int) -> float:
+        """Return the recall at k that is expected if the candidates are in random order."""
+        wrong = self.num_candidates - self.num_right.double()
+        missed = torch.ones_like(wrong)
+        for drawn in range(min(k, self.num_candidates)):
+            missed *= (wrong - drawn).clamp(min=0) / (self.num_candidates - drawn)
+        return (1 - missed).mean().item()
+
+    def median(self) -> float:
+        """Return the median rank of the first correct answer, counted from 1."""
+        return self.rank.double().quantile(0.5).item() + 1
+
+
+class Retrieval(NamedTuple):
+    """Ranks in both directions. `image_of` contains the index of each text query's image."""
+
+    text_to_image: QueryRanks
+    image_to_text: QueryRanks
+    image_of: Int[Tensor, " C"]
+
+
+def make_gallery(
+    image: Float[Tensor, "N E"],
+    text: Float[Tensor, "N E"],
+    caption_ids: Int[Tensor, " N"],
+    image_ids: Int[Tensor, " N"],
+) -> Gallery:
+    """Build a gallery from pairs. If several pairs have the same image id, the image of the first pair is used."""
+    first, image_of = first_rows(image_ids)
+    return Gallery(image[first], text, image_of, caption_ids)
+
+
+def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, " N"]]:
+    """Deduplicate ids. Return the first row of each distinct id, in ascending order, and for each row the index of its
+    id in that list."""
+    _, inverse = torch.unique(ids, return_inverse=True)
+    rows = torch.arange(len(ids))
+    first = torch.full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, rows, "amin")
+    order = first.argsort()
+    return first[order], order.argsort()[inverse]
+
+
+def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
+    """Return the rank of the first correct answer for every caption and every image.
+
+    A tie counts against the correct answer.
+    """
+    _, captions = torch.unique(gallery.caption_ids, return_inverse=True)
+    num_texts = len(gallery.text)
+    step = max(1, SIMILARITIES_AT_ONCE // num_texts)
+    blocks = [slice(start, start + step) for start in range(0, len(gallery.image), step)]
+    best = torch.full((num_texts,), float("-inf"))
+    text_right = torch.zeros(num_texts, dtype=torch.long)
+    image_rank, image_right = [], []
+    for block in blocks:
+        similarity, relevant = _block(gallery, captions, block, right)
+        best = torch.maximum(best, similarity.masked_fill(~relevant, float("-inf")).amax(dim=0))
+        text_right += relevant.sum(dim=0)
+        image_rank.append(rank_of_first_hit(similarity, relevant, TIE))
+        image_right.append(relevant.sum(dim=1))
+    text_rank = torch.zeros(num_texts, dtype=torch.long)
+    for block in blocks:  # a second pass, because the best correct image of each text is known only now
+        similarity, relevant = _block(gallery, captions, block, right)
+        text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
+    return Retrieval(
+        QueryRanks(text_rank, text_right, len(gallery.image)),
+        QueryRanks(torch.cat(image_rank), torch.cat(image_right), num_texts),
+        gallery.image_of,
+    )
+
+
+def _block(
+    gallery: Gallery, captions: Int[Tensor, " C"], block: slice, right: RightAnswers
+) -> tuple[Float[Tensor, "B C"], Bool[Tensor, "B C"]]:
+    similarity = gallery.image[block] @ gallery.text.T
+    row = gallery.image_of - block.start
+    mine = (row >= 0) & (row < len(similarity))
+    if right == "own":
+        relevant = torch.zeros_like(similarity, dtype=torch.bool)
+        relevant[row[mine], mine.nonzero().squeeze(1)] = True
+        return similarity, relevant
+    says = torch.zeros(len(similarity), int(captions.max()) + 1, dtype=torch.bool)
+    says[row[mine], captions[mine]] = True
+    return similarity, says[:, captions]
+
+
+def gallery_of(results: PairResults) -> Gallery:
+    """Convert the results of a split to a gallery for retrieval, with each image once."""
+    e = results.embeddings
+    return make_gallery(e.image, e.text, e.caption_ids, e.image_ids)
+
+
+# --- Metrics of the split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of a split, with the names that all reports use.
+
+    `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs. `perplexity` is the
+    exponential of `captioning_loss`, the loss per token. Recalls are fractions of queries, and `chance` is the recall
+    that is expected if images are in random order. Captions with the same text are correct answers for each other's
+    images.
+    """
+
+    num_pairs: int
+    contrastive_batch_size: int
+    contrastive_loss: float
+    captioning_loss: float
+    perplexity: float
+    coca_loss: float
+    text_to_image: dict[str, float]
+    image_to_text: dict[str, float]
+    chance: dict[str, float]
+    median_rank: dict[str, float]
+
+    @property
+    def mean_recall(self) -> float:
+        """Mean of all recalls, in both directions."""
+        recalls = [*self.text_to_image.values(), *self.image_to_text.values()]
+        return sum(recalls) / len(recalls)
+
+    def flat(self) -> dict[str, float]:
+        """Return all metrics in a flat mapping with names such as `text_to_image/R@1`."""
+        return {
+            f"{name}/{key}" if key else name: float(number)
+            for name, value in asdict(self).items()
+            for key, number in (value.items() if isinstance(value, dict) else [("", value)])
+        }
+
+
+def aggregate(
+    results: PairResults,
+    scaling: Scaling,
+    contrastive_batch_size: int,
+    weights: LossWeights,
+    found: Retrieval | None = None,
+) -> Evaluation:
+    """Compute the metrics of a split from the results of its pairs, and from their ranks if these are known."""
     embeddings = results.embeddings
     contrastive = split_contrastive_loss(embeddings, scaling, contrastive_batch_size)
     captioning = (results.nll.sum() / results.num_tokens.sum()).item()
-    gallery = make_gallery(embeddings.image, embeddings.text, embeddings.caption_ids, embeddings.image_ids)
-    found = retrieve(gallery, "equal")
+    found = found or retrieve(gallery_of(results), "equal")
     return Evaluation(
         num_pairs=len(embeddings.image),
         contrastive_batch_size=contrastive_batch_size,
@@ -264,50 +466,3 @@ def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B
     order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
     starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]
     return [order[start : start + batch_size] for start in starts]
-
-
-# --- The refitted temperature
-
-MAX_ITERATIONS = 100
-
-
-def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
-    """Return the scale, and with a sigmoid loss the bias, that minimize the contrastive loss on a split.
-
-    The loss is convex in the inverse temperature and in the bias, so it has a single minimum. The temperature has the
-    same bound as in training.
-
-    Args:
-        embeddings: Embeddings of a validation split.
-        scaling: The model's own scaling, at which the search begins.
-        batch_size: Number of pairs per contrastive batch.
-    """
-    in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
-    scale = scaling.logit_scale.double().clone()
-    bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
-    _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
-    bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
-    if bias is not None and bounded != scale:  # the bias was fitted to another scale
-        _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
-    dtype = scaling.logit_scale.dtype
-    return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))
-
-
-def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
-    """Minimize the contrastive loss over the tensors `free` of `scaling`, which are changed in place."""
-    optimizer = torch.optim.LBFGS(
-        free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        total = torch.stack(list(batch_contrastive_losses(embeddings, scaling, batch_size))).mean()
-        total.backward()
-        return total
-
-    for number in free:
-        number.requires_grad_()
-    with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[arg-type]
-    for number in free:
-        number.requires_grad_(False)

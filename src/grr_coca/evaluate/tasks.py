@@ -1,22 +1,29 @@
 """Evaluation tasks. The function for each task returns metrics with intervals, and the settings on which they
-depend."""
+depend.
 
-from collections.abc import Mapping, Sequence
+Shapes: N images, E embedding width.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
-from grr_coca.evaluate.caption_split import CaptionedSplit
+from grr_coca.data.tokenizer import caption_id, clean_caption
+from grr_coca.evaluate.caption_split import CaptionedSplit, images_of
 from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
-from grr_coca.evaluate.embedded import embedded_gallery, embedded_images
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.evaluate.probes import linear_probe
-from grr_coca.evaluate.retrieval import Gallery, RightAnswers, retrieve
-from grr_coca.evaluate.split import RECALLS, gallery_of, pair_results
+from grr_coca.evaluate.split import RECALLS, Gallery, RightAnswers, gallery_of, pair_results, retrieve
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint
@@ -47,7 +54,7 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
         raise UserError("the split is empty: no image to search")
     if isinstance(checkpoint, Checkpoint):
         return gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
-    return embedded_gallery(checkpoint, source, batch_size)
+    return embed_gallery(checkpoint, source, batch_size)
 
 
 def measure_retrieval(
@@ -98,7 +105,7 @@ def measure_zeroshot(
         embeddings = embed_labelled(checkpoint, images, batch_size)
     else:
         classifier = checkpoint.classifier(images.class_names, templates)
-        embeddings = embedded_images(checkpoint, map(images.read, range(len(images))), batch_size)
+        embeddings = embed_images(checkpoint, map(images.read, range(len(images))), batch_size)
     found = classify_labelled(classifier, embeddings, images.targets)
     return Report(
         task="zeroshot",
@@ -134,3 +141,131 @@ def measure_probe(checkpoint: Checkpoint, train: LabelledImages, test: LabelledI
 def intervals(measures: Mapping[str, Measure]) -> dict[str, Interval]:
     """Return each metric with its interval."""
     return {name: measure.interval() for name, measure in measures.items()}
+
+
+# --- Embeddings of an `ImageTextModel`, such as an adapted model, without losses
+
+
+def embed_gallery(model: ImageTextModel, source: PairSource, batch_size: int) -> Gallery:
+    """Embed each image and each caption of a split, and return them as a gallery for retrieval.
+
+    Args:
+        model: The model.
+        source: The split.
+        batch_size: Number of images or captions per batch.
+
+    Raises:
+        UserError: If a pair is invalid.
+    """
+    images = images_of(source)
+    files = (source[pairs[0]] for pairs in images)
+    texts, owners, ids = split_captions(source, images)
+    return Gallery(
+        embed_images(model, ((file.image, file.name) for file in files), batch_size),
+        torch.from_numpy(model.embed_texts(texts, batch_size=batch_size)),
+        torch.tensor(owners),
+        torch.tensor(ids),
+    )
+
+
+def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple[list[str], list[int], list[int]]:
+    """Return all captions of the given images, the index of each caption's image, and ids that equal captions share.
+
+    Args:
+        source: The split.
+        images: Indices of the pairs of each image, from `images_of`.
+
+    Raises:
+        UserError: If a caption is empty.
+    """
+    texts, owners = [], []
+    for image, pairs in enumerate(images):
+        own = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
+        texts += own
+        owners += [image] * len(own)
+    return texts, owners, [caption_id(text) for text in texts]
+
+
+def _require_decoded(square: Image.Image | UserError) -> Image.Image:
+    """Return a decoded image, or raise the error that prevented decoding."""
+    if isinstance(square, UserError):
+        raise square
+    return square
+
+
+def embed_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], batch_size: int) -> Float[Tensor, "N E"]:
+    """Embed image files, each given as its content and name.
+
+    Raises:
+        UserError: If an image cannot be decoded.
+    """
+    parts: list[np.ndarray] = []
+
+    def decoded() -> Iterator[list[np.ndarray]]:
+        rest = iter(files)
+        while batch := list(islice(rest, batch_size)):
+            yield [np.asarray(square) for square in map(_require_decoded, model.preprocess.decode_squares(batch))]
+
+    model.map_batches(decoded(), lambda pixels: model.engine.encode_images(np.stack(pixels)).embedding, parts.append)
+    return torch.from_numpy(np.concatenate(parts))
+
+
+# --- Linear probe: logistic regression on the image embeddings of a frozen model (arXiv 2103.00020, section 3.2)
+
+STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
+"""Candidate values of the inverse regularization strength."""
+MAX_ITERATIONS = 1000
+HELD_OUT_ONE_IN = 5
+
+
+class LinearProbe(NamedTuple):
+    """Predicted classes of the test images, N, and the inverse regularization strength that was best in validation."""
+
+    predicted: np.ndarray
+    strength: float
+
+
+def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed: int = 0) -> LinearProbe:
+    """Fit logistic regression to features, N × E.
+
+    Held-out training images select the regularization strength; then the probe is fitted to all training images.
+
+    Raises:
+        UserError: If scikit-learn is not installed, the training images have fewer than two classes, or no class has
+            five training images.
+    """
+    require_extra("probe", "a linear probe")
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(targets)) < 2:
+        raise UserError("a probe needs training images of at least two classes")
+    fit, held_out = split_for_validation(targets, seed)
+    scores = {}
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(train[fit], targets[fit])
+        scores[strength] = float((model.predict(train[held_out]) == targets[held_out]).mean())
+    best = max(STRENGTHS, key=lambda strength: (scores[strength], -strength))
+    model = LogisticRegression(C=best, max_iter=MAX_ITERATIONS).fit(train, targets)
+    return LinearProbe(model.predict(test), best)
+
+
+def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the images for fitting and of those for validation, which are a fifth of every class.
+
+    All images of a class with fewer than five images are used for fitting.
+
+    Raises:
+        UserError: If no class has five images, so that no image remains for validation.
+    """
+    rng = np.random.default_rng(seed)
+    held_out = []
+    for target in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == target))
+        held_out.append(members[: len(members) // HELD_OUT_ONE_IN])
+    validation = np.sort(np.concatenate(held_out))
+    if not len(validation):
+        raise UserError(
+            f"no class has {HELD_OUT_ONE_IN} or more training images, so none can be held out for "
+            "validation; add images"
+        )
+    return np.setdiff1d(np.arange(len(targets)), validation), validation

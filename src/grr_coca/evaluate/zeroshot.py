@@ -15,10 +15,9 @@ from torch import Tensor
 
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.evaluate.retrieval import rank_of_first_hit
+from grr_coca.evaluate.split import evaluating, rank_of_first_hit
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.model.coca import evaluating
 
 TEXTS_AT_ONCE = 512
 

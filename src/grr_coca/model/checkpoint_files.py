@@ -59,7 +59,7 @@ ENCODER_FILES = ("encoder.json", "encoder.safetensors", "encoder.onnx")
 START_MODEL = "start"
 START_MODEL_FILES = tuple(f"{START_MODEL}/{name}" for name in (*FILES, *GRAPH_FILES, MANIFEST))
 """Files of the copy of a fine-tuned base's start model in the folder of an adapted model; see
-`grr_coca.infer.adapted.start_model`."""
+`grr_coca.infer.adapted.beside`."""
 FROZEN_FILES = ("frozen.json", "frozen.onnx")
 """Files of the frozen encoder whose features a model takes; see `grr_coca.infer.engine.frozen`."""
 MODEL_FILES = (

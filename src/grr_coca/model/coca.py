@@ -441,24 +441,6 @@ def _unit(x: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
     return F.normalize(at_least_fp32(x), dim=-1)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode within a `with` block, and allow TF32 on CUDA.
-
-    Afterwards, each module returns to its previous mode, even after an exception.
-    """
-    # A model in use is already in eval mode, and setting the mode of all modules would take a third of a query's time.
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with fast_products(next(model.parameters()).device):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 # --- Products in fp32 on CUDA: exact in training, and with inputs rounded to TF32 in evaluation and inference
 #
 # TF32 keeps 10 of the 23 fraction bits of each factor, and sums are computed in fp32. An H100 multiplies 7 times as

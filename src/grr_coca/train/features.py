@@ -18,8 +18,7 @@ from grr_coca.data.preprocess import Framing
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.features import open_features
 from grr_coca.data.sources.views import Subset
-from grr_coca.evaluate.split import as_dataset
-from grr_coca.infer.batch_features import with_computed_features
+from grr_coca.evaluate.split import as_dataset, with_computed_features
 from grr_coca.infer.encoder import framed, open_encoder
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint

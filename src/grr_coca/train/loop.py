@@ -17,12 +17,12 @@ from grr_coca.data.batch import Batch, copied_ahead
 from grr_coca.data.dataset import ReplacementLog
 from grr_coca.data.sources.base import PairSource
 from grr_coca.evaluate.caption_split import CaptionedSplit, caption_split
+from grr_coca.evaluate.checkpoint_metrics import refit_scaling
 from grr_coca.evaluate.split import (
     Embeddings,
     Scaling,
     aggregate,
     pair_results,
-    refit_scaling,
     require_pairs,
     scaling_of,
 )

@@ -36,7 +36,7 @@ from grr_coca.data.sources.views import (
     split_valid_pairs,
 )
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, decode_text, lost_letters, train_bpe
-from grr_coca.infer.batch_features import frozen_input, with_computed_features
+from grr_coca.evaluate.split import frozen_input, with_computed_features
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING

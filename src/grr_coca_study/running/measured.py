@@ -9,7 +9,7 @@ from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset, every_caption
 from grr_coca.evaluate.caption_split import caption_split, images_of
-from grr_coca.evaluate.retrieval import retrieve
+from grr_coca.evaluate.checkpoint_metrics import refit_scaling
 from grr_coca.evaluate.split import (
     PairResults,
     Scaling,
@@ -17,8 +17,8 @@ from grr_coca.evaluate.split import (
     batch_contrastive_losses,
     gallery_of,
     pair_results,
-    refit_scaling,
     require_pairs,
+    retrieve,
     scaling_of,
 )
 from grr_coca.evaluate.table import row_metrics

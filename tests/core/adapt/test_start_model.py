@@ -15,9 +15,8 @@ from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_manifest
 from grr_coca.infer.adapted.adaptation import file_digest, read_features
-from grr_coca.infer.adapted.beside import read_encoder_info
+from grr_coca.infer.adapted.beside import StartEncoder, read_encoder_info
 from grr_coca.infer.adapted.descriptors import NUM_DESCRIPTORS, unit
-from grr_coca.infer.adapted.start_model import StartEncoder
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import fingerprint, start_of_run
 

@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def test_interval_of_a_mean_matches_its_standard_error():
-    values = RNG.normal(3.0, 2.0, size=4000)
+    values = RNG.normal(3.0, 2.0, size=1000)
     interval = Measure.mean(values).interval(4000)
     error = values.std() / np.sqrt(len(values))
     assert interval.value == pytest.approx(values.mean())

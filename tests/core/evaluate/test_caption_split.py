@@ -64,15 +64,17 @@ def test_all_captions_of_an_image_are_references(checkpoint):
     assert len(captioned.references[0]) == 6
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_batching_of_images_does_not_change_results(checkpoint, source, batch_size):
-    assert caption_split(checkpoint, source, batch_size=batch_size) == caption_split(checkpoint, source)
+def test_batching_of_images_does_not_change_results(checkpoint):
+    source = PairsInMemory(real_pairs(5))
+    expected = caption_split(checkpoint, source)
+    assert [caption_split(checkpoint, source, batch_size=batch_size) for batch_size in (1, 2)] == [expected] * 2
 
 
 def test_subset_is_fixed_and_spread_over_the_split(checkpoint, source):
     subset = caption_split(checkpoint, source, max_images=4)
     assert subset.names == tuple(source.name(i) for i in (0, 10, 20, 30))
-    assert caption_split(checkpoint, source, max_images=1000) == caption_split(checkpoint, source)
+    few = PairsInMemory(real_pairs(3))
+    assert caption_split(checkpoint, few, max_images=1000) == caption_split(checkpoint, few)
 
 
 def test_mode_of_the_model_is_restored(checkpoint, source):

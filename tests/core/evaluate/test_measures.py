@@ -10,8 +10,7 @@ from support import ALONE, PairsInMemory, real_pairs, tiny_recipe, write_shard
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import loss_measures, measure_checkpoint
-from grr_coca.evaluate.retrieval import retrieve
-from grr_coca.evaluate.split import Scaling, aggregate, concatenate, gallery_of, pair_results, require_pairs
+from grr_coca.evaluate.split import Scaling, aggregate, concatenate, gallery_of, pair_results, require_pairs, retrieve
 from grr_coca.evaluate.tasks import measure_retrieval
 from grr_coca.model.losses import LossWeights
 from grr_coca.train.setup import new_checkpoint

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError, install_command
-from grr_coca.evaluate.probes import STRENGTHS, linear_probe, split_for_validation
+from grr_coca.evaluate.tasks import STRENGTHS, linear_probe, split_for_validation
 
 
 def clusters(count: int, classes: int, seed: int, spread: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grr_coca.evaluate.split import Embeddings, Scaling, refit_scaling, split_contrastive_loss
+from grr_coca.evaluate.checkpoint_metrics import refit_scaling
+from grr_coca.evaluate.split import Embeddings, Scaling, split_contrastive_loss
 from grr_coca.model.coca import MAX_LOGIT_SCALE
 
 N, BATCH = 64, 16

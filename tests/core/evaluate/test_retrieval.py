@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grr_coca.evaluate import retrieval
-from grr_coca.evaluate.retrieval import Gallery, make_gallery, retrieve
+from grr_coca.evaluate import split as retrieval
+from grr_coca.evaluate.split import Gallery, make_gallery, retrieve
 
 
 def unit(rows: int, width: int = 5, seed: int = 0) -> torch.Tensor:

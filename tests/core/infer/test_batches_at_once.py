@@ -279,6 +279,7 @@ runpy.run_module("grr_coca", run_name="__main__")
 """
 
 
+@pytest.mark.ci
 def test_interrupt_does_not_wait_for_batches(images):
     command = [sys.executable, "-c", SLOW, "caption", *map(str, images), "--batch-size", "2", "--engine", "onnx"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

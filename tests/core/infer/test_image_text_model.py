@@ -73,10 +73,11 @@ def test_captions_equal_those_of_the_model(model, files, pixels):
     assert model.caption(files) == [caption.text for (caption,) in generated.captions]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_batch_size_does_not_change_results_or_random_draws(model, files, batch_size):
-    for options in ({}, {"temperature": 1.0, "seed": 3, "max_length": 6}):
-        assert model.caption(files, batch_size=batch_size, **options) == model.caption(files, **options)
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "draws"])
+def test_batch_size_does_not_change_results_or_random_draws(model, files, options):
+    expected = model.caption(files, max_length=6, **options)
+    for batch_size in (1, 2):
+        assert model.caption(files, batch_size=batch_size, max_length=6, **options) == expected
 
 
 def test_one_image_in_one_caption_out(model, files):
@@ -309,14 +310,14 @@ def test_refresh_reads_changed_weights(run, files):
         assert unequal(new.embedding, old.embedding) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}])
-def test_model_with_nan_weights_raises(run, files, options):
+def test_model_with_nan_weights_raises(run, files):
     broken = load(run.folder, "cpu")
     with torch.no_grad():
         broken.checkpoint.model.multimodal_decoder.norm.weight.fill_(torch.nan)
     broken.refresh()
-    with pytest.raises(UserError, match="computes NaN"):
-        broken.caption(files[0], **options)
+    for options in ({}, {"num_beams": 3}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}):
+        with pytest.raises(UserError, match="computes NaN"):
+            broken.caption(files[0], **options)
 
 
 def test_rejects_nan_embeddings(run, files):
@@ -349,15 +350,18 @@ def test_embedding_does_not_take_its_batch_along(model, files):
         assert described.embedding.base is None
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0}])
-def test_precision_is_that_of_the_model_not_the_default(run, files, options):
-    model = load(run.folder, "cpu")
-    expected = model.caption(files, **options)
+def test_precision_is_that_of_the_model_not_the_default(run, files):
+    model, ways = load(run.folder, "cpu"), ({}, {"num_beams": 3}, {"temperature": 1.0})
+
+    def captions():
+        return [model.caption(files[:2], max_length=6, **options) for options in ways]
+
+    expected = captions()
     torch.set_default_dtype(torch.float64)
     try:
-        assert model.caption(files, **options) == expected
+        assert captions() == expected
     finally:
         torch.set_default_dtype(torch.float32)
     model.checkpoint.model.double()
     model.refresh()
-    assert model.caption(files, **options) == expected
+    assert captions() == expected

@@ -38,7 +38,11 @@ def answer(arguments):
     out.flush()
     return code, out.buffer.getvalue().decode(), err.getvalue()
 
-print(json.dumps([answer(arguments) for arguments in json.load(sys.stdin)]))
+commands, image = json.load(sys.stdin)
+answers = [answer(arguments) for arguments in commands]
+import grr_coca
+model = grr_coca.load("icons")
+print(json.dumps([answers, [model.caption(image), model.engine.name, model.device]]))
 """
 COMMANDS = {
     "caption": "caption {drawings}",
@@ -62,49 +66,43 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def said(folder):
-    """What each command answers: exit code, output, messages."""
+def results(folder):
+    """The exit code, output and messages of each command, and the results in Python."""
     (folder / "texts.txt").write_text("a guitar\nan airplane\n")
     commands = [[w.format(drawings=DRAWINGS[0].parent) for w in command.split()] for command in COMMANDS.values()]
     done = subprocess.run(
         [sys.executable, "-c", BLOCK + RUN],
-        input=json.dumps(commands),
+        input=json.dumps([commands, str(DRAWINGS[0])]),
         capture_output=True,
         text=True,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip(COMMANDS, json.loads(done.stdout), strict=True))
+    answers, in_python = json.loads(done.stdout)
+    return dict(zip(COMMANDS, answers, strict=True)) | {"Python": in_python}
 
 
-def test_all_commands_succeed(said):
-    for command, (code, _, err) in said.items():
+def test_all_commands_succeed(results):
+    for command, (code, _, err) in ((command, results[command]) for command in COMMANDS):
         assert code == 0, (command, err)
         assert "Traceback" not in err, command
 
 
-def test_search_finds_the_requested_image(said, folder):
-    first, *_ = json.loads(said["search"][1])
+def test_search_finds_the_requested_image(results, folder):
+    first, *_ = json.loads(results["search"][1])
     assert Path(first["path"]).name == "guitar.webp"
-    assert "guitar.webp" in said["search --image"][1].splitlines()[0]
+    assert "guitar.webp" in results["search --image"][1].splitlines()[0]
 
 
-def test_json_and_models_name_the_engine(said):
+def test_json_and_models_name_the_engine(results):
     for command in ("caption --json", "classify"):
-        assert {json.loads(line)["engine"] for line in said[command][1].splitlines()} == {"onnx"}
-    assert {hit["engine"] for hit in json.loads(said["search"][1])} == {"onnx"}
-    models = json.loads(said["models --json"][1])
+        assert {json.loads(line)["engine"] for line in results[command][1].splitlines()} == {"onnx"}
+    assert {hit["engine"] for hit in json.loads(results["search"][1])} == {"onnx"}
+    models = json.loads(results["models --json"][1])
     assert {models[name]["engine"] for name in bundled_models()} == {"onnx"}
-    assert said["models"][1].count("runs here in ONNX Runtime") == len(bundled_models())
+    assert results["models"][1].count("runs here in ONNX Runtime") == len(bundled_models())
 
 
-def test_model_is_loaded_in_python(said):
-    code = f"""
-import grr_coca
-model = grr_coca.load("icons")
-print(model.caption({str(DRAWINGS[0])!r}), model.engine.name, model.device)
-"""
-    done = subprocess.run([sys.executable, "-c", BLOCK + code], capture_output=True, text=True, check=True)
-    caption = said["caption"][1].splitlines()[0].split("\t")[1]
-    assert done.stdout == f"{caption} onnx cpu\n"
+def test_model_is_loaded_in_python(results):
+    assert results["Python"] == [results["caption"][1].splitlines()[0].split("\t")[1], "onnx", "cpu"]

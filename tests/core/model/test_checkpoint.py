@@ -401,6 +401,7 @@ def test_unpickling_creates_only_tensors():
     assert not re.search(r"pickle\.loads?\b|Unpickler", READS_OTHERS.read_text())
 
 
+@pytest.mark.ci  # importing the compiler takes ten seconds
 def test_compiled_model_is_saved_like_an_uncompiled_one(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     compiled = torch.compile(checkpoint.model, backend="eager")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import by_caption
 from torch import Tensor
@@ -35,6 +35,7 @@ def _padded(caption: list[int], length: int, junk: list[int] | None = None) -> t
     return torch.tensor([row + padding]), torch.tensor([len(row)])
 
 
+@settings(max_examples=8)
 @given(caption=words, junk=st.lists(st.integers(0, 59), min_size=40, max_size=40), length=st.integers(24, 40))
 def test_text_embedding_does_not_depend_on_padding(model, caption, junk, length):
     alone = model.encode_text(*_padded(caption, len(caption) + 3))
@@ -42,6 +43,7 @@ def test_text_embedding_does_not_depend_on_padding(model, caption, junk, length)
     torch.testing.assert_close(padded, alone, rtol=0, atol=1e-6)
 
 
+@settings(max_examples=8)
 @given(caption=st.lists(st.integers(3, 59), min_size=2, max_size=20), data=st.data())
 def test_changing_a_token_moves_no_earlier_logits(model, caption, data):
     changed = data.draw(st.integers(0, len(caption) - 1))

@@ -23,7 +23,7 @@ from grr_coca.data.batch import Batch
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.infer.engine.torch import TorchEngine
-from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.infer.fast.layers import fast_copy
 from grr_coca.infer.generate import generate
 from grr_coca.model.attention import Rotary, line_angles
 from grr_coca.model.build import build

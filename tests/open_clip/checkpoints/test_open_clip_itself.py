@@ -17,7 +17,7 @@ from torch import Tensor
 from grr_coca.data.batch import pad_rows
 from grr_coca.data.tokenizer import CLS_SLOT
 from grr_coca.infer.engine.torch import TorchDecoder
-from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.infer.fast.layers import fast_copy
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.generate.captions import decode_independently
 from grr_coca.model.coca import CoCa

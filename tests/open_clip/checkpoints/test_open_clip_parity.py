@@ -25,7 +25,7 @@ from torch import Tensor
 from grr_coca.data.batch import pad_rows, to_input
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
-from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.infer.fast.layers import fast_copy
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa, CoCaOutput
 from grr_coca.model.config import CoCaConfig

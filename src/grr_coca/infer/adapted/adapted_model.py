@@ -14,7 +14,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.infer.adapted.adaptation import Adaptation, read_adaptation
-from grr_coca.infer.adapted.beside import EncoderDescriptor, parts_beside, read_beside
+from grr_coca.infer.adapted.beside import EncoderDescriptor, LoadModel, parts_beside, read_beside
 from grr_coca.infer.adapted.captioner import (
     beams_of,
     candidates_of,
@@ -26,10 +26,8 @@ from grr_coca.infer.adapted.captioner import (
     with_log_probs,
 )
 from grr_coca.infer.adapted.descriptors import descriptors
-from grr_coca.infer.adapted.start_model import LoadModel
 from grr_coca.infer.calibration import CaptionConfidence
-from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
-from grr_coca.infer.engine.wrapped import WrappedEngine
+from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, WrappedEngine
 from grr_coca.infer.generate import GREEDY, GenerationOptions
 from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, require_finite
 from grr_coca.infer.image_text_model import ImageTextModel

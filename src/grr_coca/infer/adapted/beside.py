@@ -3,34 +3,40 @@
 Pixels come from the preprocessing of the encoder. If the encoder is used next to the base, the base gets the same
 pixels, framed and scaled to its own image size. The mean token of an image, minus the mean of the domain, is then an
 additional descriptor of fixed length. If the encoder is used in place of the base, the pixels may hold features
-(`grr_coca.data.feature_image`), and the base embeds only texts. The start model of a fine-tuned base
-(`grr_coca.infer.adapted.start_model`) takes the base's own pixels.
+(`grr_coca.data.feature_image`), and the base embeds only texts.
+
+The start model, from which a base was fine-tuned, takes the base's own pixels. Its image embedding is the descriptor.
+In cross-validation on three domains, the features of both models together gave higher recall than those of only the
+fine-tuned model (`benchmarks/own_pairs.md`). The folder of the adapted model contains a copy of the start model.
 
 Shapes: B images, S image size of the encoder in pixels, X width of the encoder, T tokens.
 """
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_json
+from grr_coca.common.errors import NOTES, UserError
+from grr_coca.common.files import MANIFEST, atomic_folder, read_json
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.feature_image import features_of_pixels
 from grr_coca.data.features import EncoderInfo, FeatureCache, FeatureHeader, read_feature_header
-from grr_coca.data.preprocess import Framing, Preprocess
+from grr_coca.data.preprocess import EncoderPreprocess, Framing, Preprocess
 from grr_coca.data.sources.feature_pairs import PAIRS, is_feature_folder, require_same_features
 from grr_coca.infer.adapted.adaptation import read_adapted_header
 from grr_coca.infer.adapted.descriptors import unit
-from grr_coca.infer.adapted.start_model import LoadModel, StartEncoder, find_start_encoder
 from grr_coca.infer.encoder import (
     GIVEN,
+    UNKNOWN_LICENCE,
     GivenEncoder,
+    ImageTokens,
     VisionEncoder,
     feature_preprocess,
     framed,
@@ -38,18 +44,25 @@ from grr_coca.infer.encoder import (
     open_encoder,
     opened_or_given,
 )
-from grr_coca.infer.engine.base import EncodedImages, Engine
-from grr_coca.infer.engine.wrapped import WrappedEngine
+from grr_coca.infer.engine.base import SMALL_MODEL, EncodedImages, Engine, WrappedEngine
 from grr_coca.infer.export.encoder_graph import write_encoder_files
+from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import (
     ENCODER_FILES,
+    FILES,
+    GRAPH_FILES,
+    START_FILE,
     START_MODEL,
+    WEIGHTS,
     CheckpointFiles,
+    fingerprint,
     is_adapted,
     read_encoder_in_place,
     read_files,
     read_keep,
+    start_of_run,
 )
+from grr_coca.model.hub import find_start
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
 _SHARE, _SHARE_OF_BASE = 2.25, 1.0
@@ -57,6 +70,91 @@ _SHARE, _SHARE_OF_BASE = 2.25, 1.0
 descriptors together. `_SHARE_OF_BASE` applies in place of the base and for its start model: it is the squared length of
 the base's embedding. In place of the base, values from 0.25 to 1 are equally good over three of the folds of
 `benchmarks/encoders.py`; at 5.5, recall at 1 is 4 points lower."""
+
+
+LoadModel = Callable[[Path], ImageTextModel]
+"""Type of `grr_coca.infer.load.load`, which is passed as an argument, because the module of `load` imports adapted
+models."""
+
+
+class StartEncoder:
+    """A `grr_coca.infer.encoder.VisionEncoder` whose only token is the image embedding of a start model.
+
+    Args:
+        folder: Folder of the start model. The model is loaded when the first image is encoded, because a search by text
+            does not need the model.
+        info: Description of the encoder, with the preprocessing of the base.
+        load: Function that loads the start model.
+    """
+
+    def __init__(self, folder: Path, info: EncoderInfo, load: LoadModel) -> None:
+        self.folder, self.info, self._load = folder, info, load
+
+    @cached_property
+    def _model(self) -> ImageTextModel:
+        return self._load(self.folder)
+
+    def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
+        """Encode images; see `VisionEncoder`. Pixels are scaled if the base has another image size."""
+        preprocess = self._model.preprocess
+        if pixels.shape[1] != preprocess.image_size:
+            pixels = np.stack([preprocess(Image.fromarray(square)) for square in pixels])
+        embedding = self._model.engine.encode_images(pixels).embedding
+        return ImageTokens(embedding[:, None], np.ones((len(embedding), 1), bool))
+
+    def write_graph(self, path: Path) -> None:  # noqa: ARG002
+        """Raise an error; see `VisionEncoder`. The model is copied instead."""
+        raise UserError(f"{self.info.name}: a model, which is copied as a folder")
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the files of the start model, including its graphs, if any.
+
+        Raises:
+            OSError: If the disk is full or cannot be written to.
+        """
+        facts = {}
+        if (self.folder / MANIFEST).is_file():
+            facts = {key: value for key, value in read_json(self.folder / MANIFEST).items() if key != "files"}
+        with atomic_folder(folder, facts) as partial:
+            for name in (*FILES, *GRAPH_FILES):
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, partial / name)
+
+
+def find_start_encoder(base: Path, load: LoadModel) -> StartEncoder | None:
+    """Return the start model of a fine-tuned checkpoint, as an encoder.
+
+    Return None if the start model is unknown, missing or changed, if the start model or the base takes features,
+    if the start model is adapted, or if its weights have 32 MB or more, because every image would then need a second
+    large model.
+
+    Args:
+        base: Fine-tuned checkpoint in its run folder.
+        load: Function that loads a model.
+    """
+    run = base.parent.parent
+    start = start_of_run(run)
+    if start is None:
+        if (run / START_FILE).is_file():
+            NOTES.warning("%s: its start model is gone or has changed; adapted without it", run)
+        return None
+    files, of_base = read_files(start), read_files(base)
+    takes_features = files.encoder is not None or of_base.encoder is not None
+    if takes_features or is_adapted(start) or (start / WEIGHTS).stat().st_size >= SMALL_MODEL:
+        return None
+    known = find_start(base)
+    return StartEncoder(
+        start,
+        EncoderInfo(
+            name=start.name if known is None else known.name,
+            weights=fingerprint(start),
+            licence=known.card.licence if known is not None and known.card is not None else UNKNOWN_LICENCE,
+            preprocess=EncoderPreprocess(**vars(of_base.preprocess)),
+            embed_dim=files.config.embed_dim,
+            num_tokens=1,
+        ),
+        load,
+    )
 
 
 class EncoderDescriptor:

@@ -25,8 +25,7 @@ from grr_coca.infer.encoder import (
     open_encoder,
     opened_or_given,
 )
-from grr_coca.infer.engine.base import EncodedImages, Engine
-from grr_coca.infer.engine.wrapped import WrappedEngine
+from grr_coca.infer.engine.base import EncodedImages, Engine, WrappedEngine
 from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
 
 

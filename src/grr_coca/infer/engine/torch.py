@@ -20,8 +20,7 @@ from grr_coca.data.batch import FeatureTokens, normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName, Logits
-from grr_coca.infer.fast.layers import AbsorbedCrossAttention
-from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.infer.fast.layers import AbsorbedCrossAttention, fast_copy
 from grr_coca.infer.generate.captions import ArrayLogits
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValueCache, KeyValues, Mask, at_least_fp32
 from grr_coca.model.coca import CoCa, fast_products

@@ -14,8 +14,8 @@ from grr_coca.data.batch import normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.engine.base import Decoder, Engine, Logits
 from grr_coca.infer.engine.torch import DeviceLogits, TorchDecoder, TorchEngine
+from grr_coca.infer.fast.layers import fast_copy
 from grr_coca.infer.fast.linear import FastLinear
-from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.model.attention import KeyValueCache, KeyValues
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa

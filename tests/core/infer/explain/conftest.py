@@ -21,6 +21,16 @@ STEPS = 100
 @pytest.fixture(scope="session")
 def finder(tiny_config):
     """Trained on "a red spot" and the like; its image encoder moves nothing between patches, so a map has one truth."""
+    return colour_model(tiny_config, STEPS)
+
+
+@pytest.fixture(scope="session")
+def beginner(tiny_config):
+    """The same model after one step, for tests of the form of a map."""
+    return colour_model(tiny_config, 1)
+
+
+def colour_model(tiny_config, steps: int) -> SimpleNamespace:
     captions = {colour: f"a {colour} spot" for colour in COLOURS}
     tokenizer = train_bpe([*captions.values()] * 3, 300)
     config = tiny_config()
@@ -29,7 +39,7 @@ def finder(tiny_config):
     for block in model.image_encoder.blocks:
         block.attn.out_proj.weight.data.zero_()
         block.attn.requires_grad_(False)
-    _train(model, tokenizer, captions)
+    _train(model, tokenizer, captions, steps)
     checkpoint = Checkpoint(
         model=model.eval(),
         config=config,
@@ -41,12 +51,12 @@ def finder(tiny_config):
     return SimpleNamespace(checkpoint=checkpoint, captions=captions)
 
 
-def _train(model, tokenizer, captions) -> None:
+def _train(model, tokenizer, captions, steps) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id, CLS_SLOT] for text in captions.values()]
     token_ids, lengths = pad_rows(rows)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    for _ in range(STEPS):
+    for _ in range(steps):
         places = torch.randint(SIDE**2, (len(captions),), generator=generator).tolist()
         images = torch.stack([scene(place, colour) for place, colour in zip(places, captions, strict=True)])
         batch = Batch(

@@ -9,8 +9,7 @@ from support import next_token_logits
 
 from grr_coca.data.tokenizer import clip_bpe, train_bpe
 from grr_coca.infer.explain import caption_maps
-from grr_coca.infer.explain.attention import AttentionRecord, attention_weights, mix_values
-from grr_coca.infer.explain.caption import group_words, patch_relevance
+from grr_coca.infer.explain.caption import AttentionRecord, attention_weights, group_words, mix_values, patch_relevance
 from grr_coca.model.build import build
 
 
@@ -30,21 +29,21 @@ def test_colour_is_searched_for_in_its_region(finder):
     assert sum(found) >= 0.95 * len(found)
 
 
-def test_shares_are_not_negative_and_sum_to_one(finder):
-    heat = colour_word(finder, 6, "red")
+def test_shares_are_not_negative_and_sum_to_one(beginner):
+    heat = colour_word(beginner, 6, "red")
     assert heat.shape == (SIDE, SIDE)
     assert (heat >= 0).all()
     assert heat.sum().item() == pytest.approx(1.0)
 
 
-def test_ignores_tokens_after_the_end_token(finder):
-    tokenizer, image = finder.checkpoint.tokenizer, scene(3, "blue")
+def test_ignores_tokens_after_the_end_token(beginner):
+    tokenizer, image = beginner.checkpoint.tokenizer, scene(3, "blue")
     ids = tokenizer.encode("a blue spot")
-    expected = caption_maps(finder.checkpoint, image, ids)
-    ended = caption_maps(finder.checkpoint, image, [*ids, tokenizer.eos_id, tokenizer.eos_id])
+    expected = caption_maps(beginner.checkpoint, image, ids)
+    ended = caption_maps(beginner.checkpoint, image, [*ids, tokenizer.eos_id, tokenizer.eos_id])
     assert [word for word, _ in ended] == [word for word, _ in expected]
     assert all(torch.equal(first.heat, second.heat) for first, second in zip(ended, expected, strict=True))
-    assert caption_maps(finder.checkpoint, image, [tokenizer.eos_id]) == []
+    assert caption_maps(beginner.checkpoint, image, [tokenizer.eos_id]) == []
 
 
 @pytest.mark.parametrize(

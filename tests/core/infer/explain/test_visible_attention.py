@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grr_coca.infer.explain.attention import attention_weights, mix_values, visible_attention
+from grr_coca.infer.explain.caption import attention_weights, mix_values, visible_attention
 from grr_coca.model.attention import CrossAttention
 from grr_coca.model.build import build
 

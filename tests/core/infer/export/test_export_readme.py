@@ -41,10 +41,12 @@ def shipped():
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # of Pillow, in the program
 @pytest.mark.parametrize(
-    "framing", [None, Framing(), Framing(margin=0.2, tolerance=8, min_share=0.9, max_enlargement=1.5)]
-)
-@pytest.mark.parametrize(
-    ("opening", "order"), [("upright_on_white", "crop_then_resize"), ("as_stored", "resize_then_crop")]
+    ("opening", "order", "framing"),
+    [
+        ("upright_on_white", "crop_then_resize", Framing()),
+        ("upright_on_white", "resize_then_crop", Framing(margin=0.2, tolerance=8, min_share=0.9, max_enlargement=1.5)),
+        ("as_stored", "resize_then_crop", None),
+    ],
 )
 def test_program_sees_the_same_pixels(shipped, tmp_path, framing, opening, order):
     preprocess = Preprocess(64, framing=framing, opening=opening, order=order)

@@ -12,9 +12,8 @@ from support import next_token_logits
 from torch import nn
 
 from grr_coca.common.torch_private import copy_modules
-from grr_coca.infer.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention
+from grr_coca.infer.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention, fast_copy
 from grr_coca.infer.fast.linear import FastLinear
-from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.model.attention import (
     PLAIN,
     CachedLayout,
@@ -199,6 +198,7 @@ def test_copy_can_be_copied_and_pickled_after_its_use(model):
         assert torch.equal(again.encode_image(images).embedding, expected)
 
 
+@pytest.mark.ci  # importing the compiler takes ten seconds
 def test_copy_of_a_compiled_model_is_not_compiled(model):
     images, names = _x(2, 3, 16, 16), set(model.state_dict())
     expected = fast_copy(model).encode_image(images).embedding

@@ -74,10 +74,11 @@ def _ids(generated: GeneratedCaptions) -> list[list[tuple[int, ...]]]:
 
 
 def test_greedy_is_the_loop_that_anybody_would_write(engine, model, tokenizer, images):
-    for image, (ids,) in zip(images[:2], _ids(generate(engine, tokenizer, images[:2])), strict=True):
+    found = generate(engine, tokenizer, images[:2], GenerationOptions(max_length=12))
+    for image, (ids,) in zip(images[:2], _ids(found), strict=True):
         tokens = model.encode_image(_as_input(image[None])).tokens
         row = [tokenizer.bos_id]
-        while len(row) < CONTEXT - 2 and row[-1] != tokenizer.eos_id:
+        while len(row) < 13 and row[-1] != tokenizer.eos_id:
             row.append(int(next_token_logits(model, torch.tensor([row]), tokens)[0, -1].argmax()))
         assert list(ids) == row[1:]
 
@@ -251,7 +252,7 @@ def test_captioning_restores_the_training_mode(model, tokenizer, images, monkeyp
 
 @pytest.mark.parametrize("way", ["greedy", "sampling", "rules"])
 def test_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
-    arguments = (engine, tokenizer, images, GenerationOptions(**WAYS[way]), "a photo")
+    arguments = (engine, tokenizer, images[:3], GenerationOptions(**WAYS[way]), "a photo")
     expected = generate(*arguments)
     stream, pieces = stream_captions(*arguments), []
     while True:
@@ -265,7 +266,7 @@ def test_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
     assert ["".join(parts) for parts in zip(*pieces, strict=True)] == [one.text for (one,) in expected.captions]
     assert len(pieces) == max(len(caption.token_ids) for (caption,) in expected.captions)
     assert all(piece.startswith("a photo") for piece in pieces[0])
-    assert sum(bool(piece) for parts in pieces for piece in parts) > 3 * NUM_IMAGES, "not all words at the end"
+    assert sum(bool(piece) for parts in pieces for piece in parts) > 9, "not all words at the end"
 
 
 def test_stream_gives_its_first_words_before_the_last_step(engine, tokenizer, images, monkeypatch):

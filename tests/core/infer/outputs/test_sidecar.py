@@ -279,6 +279,7 @@ def test_exiftool_reads_written_metadata(tmp_path, name):
         assert (read["Title"], read["DateTimeOriginal"]) == ("Beside", "2023:01:02 03:04:05")
 
 
+@pytest.mark.ci
 @needs_exiv2
 @pytest.mark.parametrize(
     "name", [None, *(name for name in EXISTING if name != "another prefix")]

@@ -48,8 +48,8 @@ from grr_coca.data.sources.features import WithFeatures
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage, Chain, Subset, every_caption
 from grr_coca.evaluate.split import first_rows, pair_results
-from grr_coca.infer.adapted.beside import EncoderDescriptor, parts_beside
-from grr_coca.infer.encoder import VisionEncoder, framed, open_encoder
+from grr_coca.infer.adapted.beside import EncoderDescriptor, take_encoder_pixels
+from grr_coca.infer.encoder import VisionEncoder, open_encoder, with_framing
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.write_features import write_features
@@ -121,7 +121,7 @@ class EncodedDomain(Domain):
         super().__init__(name)
         framing = self.base.preprocess.framing
         assert framing is not None
-        self.encoder = framed(encoder, framing)
+        self.encoder = with_framing(encoder, framing)
         parts: list[PairSource] = []
         self.caches: list[FeatureCache] = []
         for split in SPLITS:
@@ -150,7 +150,7 @@ class EncodedDomain(Domain):
     def seen_by_base(self) -> ImageSet:
         """The images as the base gets them beside the encoder: scaled down from the encoder's."""
         folder = locate_checkpoint("icons")
-        parts = parts_beside(read_files(folder), self.base.engine, EncoderDescriptor(self.encoder))
+        parts = take_encoder_pixels(read_files(folder), self.base.engine, EncoderDescriptor(self.encoder))
         images = read_pairs(self.source, self.name, ImageTextModel(*parts, folder), {}, lambda *_: None)
         assert (images.digests == self.images.digests).all()
         return images

@@ -31,7 +31,7 @@ from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.load import load
-from grr_coca.infer.tags import Tag, Tagger, TagModel, in_singular, with_beams, write_tags
+from grr_coca.infer.tags import Tag, Tagger, TagModel, to_singular, with_beams, write_tags
 from icon_search import Icon, read_icons
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tags.json"
@@ -101,8 +101,8 @@ def plain(text: str) -> str:
 
 def right_words(icon: Icon, *, beyond_name: bool) -> set[str]:
     """The words of the icon's name and its tags, or its tags without words of the name."""
-    name = {in_singular(plain(icon.name)), *map(in_singular, plain(icon.name).split())}
-    tags = {in_singular(plain(tag)) for tag in icon.tags}
+    name = {to_singular(plain(icon.name)), *map(to_singular, plain(icon.name).split())}
+    tags = {to_singular(plain(tag)) for tag in icon.tags}
     return tags - name if beyond_name else tags | name
 
 
@@ -114,7 +114,7 @@ def fit(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> tuple[floa
     for (icon, _), (words, evidence) in zip(pairs, found, strict=True):
         rows.append(evidence)
         wanted = right_words(icon, beyond_name=False)
-        right += [in_singular(word) in wanted for word in words]
+        right += [to_singular(word) in wanted for word in words]
     weights = logistic(np.concatenate(rows), np.array(right, float), ridge=RIDGE)
     return tuple(round(float(weight), 4) for weight in weights)
 
@@ -147,7 +147,7 @@ def figures(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> dict[s
         wanted = right_words(icon, beyond_name=False)
         for tag in tags_of(tagger, one):
             said.append(tag.probability)
-            true.append(in_singular(tag.text) in wanted)
+            true.append(to_singular(tag.text) in wanted)
     return {**found, "calibration error": round(calibration_error(np.array(said), np.array(true, float)), 4)}
 
 
@@ -159,7 +159,7 @@ def tags_of(tagger: Tagger, description: Description) -> tuple[Tag, ...]:
 
 def ndcg(words: Sequence[str], wanted: set[str]) -> float:
     """nDCG@5 of distinct words, of which each that is wanted counts 1."""
-    distinct = list(dict.fromkeys(map(in_singular, words)))[:SHOWN]
+    distinct = list(dict.fromkeys(map(to_singular, words)))[:SHOWN]
     gains = sum((word in wanted) / np.log2(rank + 2) for rank, word in enumerate(distinct))
     return float(gains / sum(1 / np.log2(rank + 2) for rank in range(min(SHOWN, len(wanted)))))
 

@@ -17,7 +17,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.adapted.adapted_model import AdaptedModel
 from grr_coca.infer.adapted.descriptors import NUM_DESCRIPTORS
-from grr_coca.infer.encoder import framed, open_encoder
+from grr_coca.infer.encoder import open_encoder, with_framing
 from grr_coca.model.checkpoint_files import ENCODER_FILES, fingerprint
 
 NUM_PAIRS = 60
@@ -211,7 +211,7 @@ def test_encoder_of_timm_becomes_a_graph(grr_coca, place, images, monkeypatch):
     found, expected = (encoder.encode(pixels).tokens for encoder in (graph, open_encoder(name)))  # in int8, and in fp32
     norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
     assert ((found * expected).sum(axis=-1) / norms).min() > 0.99
-    opened = framed(open_encoder(name), graph.info.preprocess.framing).info
+    opened = with_framing(open_encoder(name), graph.info.preprocess.framing).info
     assert graph.info == replace(opened, precision="int8")
     assert graph.info.digest == opened.digest
     hide_packages(monkeypatch, "timm")

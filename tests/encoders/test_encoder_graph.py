@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from support import hide_packages
 
 from grr_coca.infer.encoder import ImageTokens, open_encoder
-from grr_coca.infer.export.encoder_graph import least_cosine, write_encoder_graph
+from grr_coca.infer.export.encoder_graph import lowest_cosine, write_encoder_graph
 
 PATCH, WIDTH, HIDDEN = 8, 64, 2_400
 
@@ -81,7 +81,7 @@ def test_precision_follows_the_kind_of_network(tmp_path, pictures, kind, precisi
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["encoder.onnx"]
     (tmp_path / "out" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     small = open_encoder(f"onnx:{tmp_path / 'out' / 'encoder.onnx'}")
-    cosine = least_cosine(encoder.encode(pictures), small.encode(pictures))
+    cosine = lowest_cosine(encoder.encode(pictures), small.encode(pictures))
     assert cosine == pytest.approx(written.cosine, abs=1e-6)
     assert 0.99 <= cosine < 1.0
 
@@ -110,5 +110,5 @@ def test_cosine_sees_lost_differences_of_images():
     tokens = 100 + random.standard_normal((4, 3, 5)).astype(np.float32)
     mixed = tokens[[1, 0, 2, 3]]
     mask = np.ones((4, 3), bool)
-    assert least_cosine(ImageTokens(tokens, mask), ImageTokens(tokens, mask)) == pytest.approx(1)
-    assert least_cosine(ImageTokens(tokens, mask), ImageTokens(mixed, mask)) < 0.8
+    assert lowest_cosine(ImageTokens(tokens, mask), ImageTokens(tokens, mask)) == pytest.approx(1)
+    assert lowest_cosine(ImageTokens(tokens, mask), ImageTokens(mixed, mask)) < 0.8

@@ -16,7 +16,7 @@ from grr_coca.data.preprocess import Framing
 from grr_coca.data.sources.open import open_source
 from grr_coca.infer import write_features as module
 from grr_coca.infer.adapted.adaptation import file_digest
-from grr_coca.infer.encoder import framed, open_described, open_encoder
+from grr_coca.infer.encoder import open_described, open_encoder, with_framing
 
 NUM_PAIRS = 70
 
@@ -149,7 +149,7 @@ def test_encoder_of_a_cache_is_opened_again(grr_coca, place):
     assert encoder.info == info
     assert encoder.info.preprocess.framing == Framing()
     plain = open_encoder(info.name)
-    assert plain.info.digest != info.digest == framed(plain, Framing()).info.digest
+    assert plain.info.digest != info.digest == with_framing(plain, Framing()).info.digest
     graph = place / "graph" / "encoder.onnx"
     graph.write_bytes(graph.read_bytes() + b"\x72\x00")  # a field that no reader knows
     with pytest.raises(UserError, match="the weights or preprocessing of this encoder differ"):

@@ -15,7 +15,7 @@ from PIL import Image
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.infer.on_ray import _Envelope, _Worker, workers_of
+from grr_coca.infer.on_ray import _Envelope, _Worker, plan_workers
 
 needs_cluster = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
 WORKER = b"MapWorker"
@@ -97,9 +97,9 @@ class Killer:
 
 
 def test_worker_requests_a_gpu_if_one_is_available():
-    assert workers_of({"CPU": 16.0, "GPU": 2.0}) == (2, {"num_gpus": 1})
-    assert workers_of({"CPU": 16.0}) == (16, {"num_cpus": 1})
-    assert workers_of({}) == (1, {"num_cpus": 1})
+    assert plan_workers({"CPU": 16.0, "GPU": 2.0}) == (2, {"num_gpus": 1})
+    assert plan_workers({"CPU": 16.0}) == (16, {"num_cpus": 1})
+    assert plan_workers({}) == (1, {"num_cpus": 1})
 
 
 def test_machine_without_the_folder_needs_absolute_paths(tmp_path):

@@ -39,13 +39,13 @@ from grr_coca.infer.adapted.adaptation import (
 from grr_coca.infer.adapted.beside import (
     ENCODER_GRAPH,
     EncoderDescriptor,
-    open_beside,
-    open_in_place,
+    open_extra_encoder,
+    open_replacing_encoder,
     open_start,
-    parts_beside,
     read_encoder_info,
     read_encoder_mean,
-    write_beside,
+    take_encoder_pixels,
+    write_extra_encoder,
 )
 from grr_coca.infer.export.encoder_graph import NUM_COMPARED
 from grr_coca.infer.image_text_model import ImageTextModel
@@ -156,13 +156,13 @@ def adapt_model(
     if features is not None and encoder is not None:
         raise UserError(f"{name}: features, which need no encoder; omit --encoder")
     model = load(folder)
-    descriptor = None if encoder is None else open_beside(encoder, model.preprocess.framing)
+    descriptor = None if encoder is None else open_extra_encoder(encoder, model.preprocess.framing)
     if encoder is None and is_tuned:
         descriptor = open_start(folder, load)
     if features is not None:
-        descriptor = open_in_place(features)
+        descriptor = open_replacing_encoder(features)
     if descriptor is not None:
-        model = ImageTextModel(*parts_beside(read_files(folder), model.engine, descriptor), folder)
+        model = ImageTextModel(*take_encoder_pixels(read_files(folder), model.engine, descriptor), folder)
     stored = _stored_features(out, of_base, descriptor)
     images = read_pairs(
         source,
@@ -346,7 +346,7 @@ def _write(
                 adapted.images.digests[order],
             )
             if descriptor is not None:
-                line = write_beside(descriptor, partial, _some_pictures(adapted))
+                line = write_extra_encoder(descriptor, partial, _some_pictures(adapted))
                 if line and not (partial / ENCODER_GRAPH).exists():
                     log.warning("%s: %s", out, line)
             if adapted.relevance is not None:

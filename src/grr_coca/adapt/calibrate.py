@@ -19,13 +19,13 @@ from grr_coca.infer.adapted.adaptation import Adaptation, Captioning, Confidence
 from grr_coca.infer.adapted.captioner import (
     MAX_BEAMS,
     Candidates,
-    beams_of,
-    candidates_of,
-    evidence_of,
-    ranked,
-    shortlist,
-    summed_log_probs,
-    used,
+    beam_captions,
+    collect_candidates,
+    confidence_features,
+    make_shortlist,
+    rank_candidates,
+    select_enabled,
+    sum_log_probs,
 )
 from grr_coca.infer.image_text_model import ImageTextModel
 
@@ -96,8 +96,11 @@ def fit_captions(
 
         One shortlist includes joined captions, and another does not; the captions of both are scored.
         """
-        texts = [list(dict.fromkeys([*shortlist(own).texts, *shortlist(used(own, _MODES[1])).texts])) for own in found]
-        return summed_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), texts)
+        texts = [
+            list(dict.fromkeys(make_shortlist(own).texts + make_shortlist(select_enabled(own, _MODES[1])).texts))
+            for own in found
+        ]
+        return sum_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), texts)
 
     def collect(rows: slice, captioning: Captioning) -> tuple[list[Candidates], list[dict[str, float]], list[str]]:
         """Return caption candidates for some images, their log-probabilities, and the decoder's own captions."""
@@ -110,9 +113,9 @@ def fit_captions(
             pixels = np.zeros(0)
             if captioning.beams:
                 pixels = np.stack([read_pixels(source, images.places[image], model) for image in chosen[part].tolist()])
-                beams = beams_of(model.engine, model.tokenizer, pixels, captioning.beams)
+                beams = beam_captions(model.engine, model.tokenizer, pixels, captioning.beams)
             own = [allowed[row] for row in part.tolist()]
-            found = candidates_of(adaptation, measured.held_out[chosen[part]], captioning, beams, own)
+            found = collect_candidates(adaptation, measured.held_out[chosen[part]], captioning, beams, own)
             read = read_by_decoder(pixels, found) if captioning.log_prob_weight else [{}] * len(found)
             return found, read, beams
 
@@ -132,9 +135,9 @@ def fit_captions(
     more, more_log_probs, _ = collect(slice(_MAX_COMPARED, None), captioning)
     picked, evidence = [], []
     for row, (own, scores_of) in enumerate(zip(candidates + more, log_probs + more_log_probs, strict=True)):
-        texts, scores = ranked(own, captioning, scores_of)
+        texts, scores = rank_candidates(own, captioning, scores_of)
         picked.append(texts[0])
-        evidence.append(evidence_of(scores, float(nearest.values[row])))
+        evidence.append(confidence_features(scores, float(nearest.values[row])))
     is_right = np.array([_is_exact(text, own) for text, own in zip(picked, references, strict=True)])
     confidence = fit_logistic(np.array(evidence), is_right)
     captioning = replace(captioning, confidence=confidence)
@@ -210,7 +213,7 @@ def _best_mode(
     """
     best, best_score = modes[0], -1.0
     for mode in modes:
-        texts = [ranked(own, mode, scores)[0][0] for own, scores in zip(candidates, log_probs, strict=True)]
+        texts = [rank_candidates(own, mode, scores)[0][0] for own, scores in zip(candidates, log_probs, strict=True)]
         score = _cider(texts, references)
         if score > best_score + 1e-9:
             best, best_score = mode, score

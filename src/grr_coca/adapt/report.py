@@ -18,7 +18,7 @@ from grr_coca.adapt.fit import DIRECTIONS, RECALLS, AnswerRanks, flat_figures
 from grr_coca.adapt.read_pairs import read_pixels
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.folder import read_image_file
-from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, by_image, draws
+from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, draw_resamples, sum_by_image
 
 _METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
 _MEANING = {
@@ -162,8 +162,8 @@ def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
     for direction in DIRECTIONS:
         hits = [methods[method].ranks[direction] < k for method in own for k in RECALLS]
         rows = np.stack([*hits, np.ones(len(hits[0]))], axis=1).astype(np.float64)
-        sums = by_image(rows, first.groups) if direction == "text_to_image" else rows
-        drawn = np.concatenate([part @ sums for part in draws(len(sums), RESAMPLES, 0)])
+        sums = sum_by_image(rows, first.groups) if direction == "text_to_image" else rows
+        drawn = np.concatenate([part @ sums for part in draw_resamples(len(sums), RESAMPLES, 0)])
         low, high = np.quantile(drawn[:, :-1] / drawn[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         values = sums[:, :-1].sum(axis=0) / sums[:, -1].sum()
         shown = [f"{v:.1%} [{a:.0%}, {b:.0%}]" for v, a, b in zip(values, low, high, strict=True)]

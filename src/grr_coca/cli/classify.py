@@ -21,7 +21,7 @@ from grr_coca.cli.flags import (
 from grr_coca.cli.output import print_line, report_unfamiliar, reporting
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import to_json
-from grr_coca.infer.class_names import NAME_ALONE, check_class_names, read_class_names
+from grr_coca.infer.class_names import BARE_NAME, check_class_names, read_class_names
 from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.infer.outputs.caption_files import XmpFiles
 from grr_coca.model.checkpoint_files import DEFAULT
@@ -92,7 +92,7 @@ def run(
         return code
     sidecars = XmpFiles(found, instead="--json") if sidecar == "xmp" else None
     model = grr_coca.load(folder, engine=engine)
-    classifier = model.classifier(names, joined(templates) or NAME_ALONE)
+    classifier = model.classifier(names, joined(templates) or BARE_NAME)
 
     unfamiliar: list[bool | None] = []
 

@@ -222,7 +222,7 @@ def _features(action: Features) -> int:
     from grr_coca.data.preprocess import Framing
     from grr_coca.data.sources.open import open_source
     from grr_coca.data.sources.views import ByImage
-    from grr_coca.infer.encoder import GIVEN, framed, open_encoder
+    from grr_coca.infer.encoder import GIVEN, open_encoder, with_framing
     from grr_coca.infer.write_features import feature_header, write_features
 
     given: GivenFeatures | None
@@ -232,7 +232,7 @@ def _features(action: Features) -> int:
         images = ByImage(open_source(action.path))
         encoder = open_encoder(action.encoder)
         if action.frame:
-            encoder = framed(encoder, Framing())
+            encoder = with_framing(encoder, Framing())
         given = None if action.given is None else open_given_features(action.given)
     header = feature_header(images, encoder, action.keep, action.precision)
     size = "a token" if header.varies else f"each, {header.num_images * header.row_bytes / 1e6:,.1f} MB"
@@ -252,7 +252,7 @@ def _features(action: Features) -> int:
     line = f"{written.num_written:,} images encoded to {action.out}"
     line += f", {milliseconds:.1f} ms each" if written.num_written else ""
     line += f"; features of {written.num_given:,} taken from {given.path}" if given else ""
-    line += f"; other processes work on {written.num_elsewhere:,}" if written.num_elsewhere else ""
+    line += f"; other processes work on {written.num_taken:,}" if written.num_taken else ""
     print(line)
     if written.bad:
         print(f"{len(written.bad):,} images cannot be read and have no features:", file=sys.stderr)
@@ -267,7 +267,7 @@ def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeature
     from grr_coca.data.sources.feature_pairs import pairs_of_features
     from grr_coca.data.sources.open import open_source
     from grr_coca.data.sources.views import ByImage
-    from grr_coca.infer.encoder import given_encoder
+    from grr_coca.infer.encoder import make_given_encoder
 
     if action.frame:
         raise UserError(f"--frame: {action.encoder} cannot encode images; omit --frame")
@@ -282,7 +282,7 @@ def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeature
         source = pairs_of_features(path, given.names if action.given is None else ())
     first = given.first()
     num_tokens = None if action.keep == "tokens" else 1  # the number of tokens may differ between images
-    return ByImage(source), given_encoder(action.encoder, first.shape[1], num_tokens), given
+    return ByImage(source), make_given_encoder(action.encoder, first.shape[1], num_tokens), given
 
 
 def _index(action: IndexShards) -> int:

@@ -61,7 +61,7 @@ def caption_split(
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
-        hypotheses += [best.text for best, *_ in _generated(model, files).captions]
+        hypotheses += [best.text for best, *_ in _generate(model, files).captions]
     warn_if_repeated(hypotheses)
     return CaptionedSplit(
         names=tuple(source.name(pairs[0]) for pairs in images),
@@ -70,7 +70,7 @@ def caption_split(
     )
 
 
-def _generated(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCaptions:
+def _generate(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCaptions:
     """Caption images, and use their stored features if available."""
     stored, engine = [file.features for file in files if file.features is not None], model.engine
     is_stored = isinstance(engine, FrozenEngine) and len(stored) == len(files)

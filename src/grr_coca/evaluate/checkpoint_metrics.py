@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
-from grr_coca.evaluate.intervals import Measure, by_image
+from grr_coca.evaluate.intervals import Measure, sum_by_image
 from grr_coca.evaluate.split import (
     MAX_LOG_PERPLEXITY,
     RECALLS,
@@ -44,7 +44,7 @@ def loss_measures(
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
-    statistics = by_image(rows, results.embeddings.image_ids.numpy())
+    statistics = sum_by_image(rows, results.embeddings.image_ids.numpy())
     return {
         "contrastive_loss": Measure(statistics, _contrastive),
         "perplexity": Measure(statistics, _perplexity),
@@ -61,7 +61,7 @@ def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
     measures = {}
     for k in RECALLS:
         hits = (found.text_to_image.rank < k).double().numpy()
-        sums = by_image(np.stack([hits, np.ones_like(hits)], axis=1), image_of)
+        sums = sum_by_image(np.stack([hits, np.ones_like(hits)], axis=1), image_of)
         measures[f"text_to_image/R@{k}"] = Measure.ratio(sums[:, 0], sums[:, 1])
     for k in RECALLS:
         measures[f"image_to_text/R@{k}"] = Measure.mean((found.image_to_text.rank < k).double().numpy())

@@ -76,11 +76,11 @@ class Measure:
         return _interval(self.value() - other.value(), differences)
 
     def _resampled(self, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-        drawn = draws(len(self.statistics), resamples, seed)
+        drawn = draw_resamples(len(self.statistics), resamples, seed)
         return self.aggregate(np.concatenate([part @ self.statistics for part in drawn]))
 
 
-def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def draw_resamples(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield bootstrap resamples, R × N, in chunks that fit into memory.
 
     Each value is the number of times that an image was drawn. The same seed yields the same resamples.
@@ -95,7 +95,7 @@ def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield counts.reshape(count, num_images).astype(np.float64)
 
 
-def by_image(values: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
+def sum_by_image(values: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
     """Sum the rows of pairs that belong to the same image.
 
     The result, N × …, is in ascending order of image ids.

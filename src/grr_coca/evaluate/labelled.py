@@ -94,12 +94,12 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
     source = open_source(path)
     labels = [" ".join(source.caption(index).split()) for index in range(len(source))]
     names = [source.name(index) for index in range(len(source))]
-    return _labelled(lambda index: (source[index].image, names[index]), labels, names, class_names, path)
+    return _label_images(lambda index: (source[index].image, names[index]), labels, names, class_names, path)
 
 
 def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | None, path: str) -> LabelledImages:
     files, labels = [file for file, _ in rows], [label for _, label in rows]
-    return _labelled(lambda i: (_read(files[i]), str(files[i])), labels, files, class_names, path)
+    return _label_images(lambda i: (_read(files[i]), str(files[i])), labels, files, class_names, path)
 
 
 def _read(path: Path) -> bytes:
@@ -108,7 +108,7 @@ def _read(path: Path) -> bytes:
     return read_file_bytes(path)
 
 
-def _labelled(
+def _label_images(
     read: Callable[[int], tuple[bytes, str]],
     labels: Sequence[str],
     names: Sequence[object],
@@ -126,9 +126,9 @@ def _labelled(
 def _class_folders(root: Path) -> list[Path]:
     # If a folder has images at its top level, captions or shards, it contains pairs. Otherwise, each subfolder is a
     # class.
-    if not root.is_dir() or _images(root) or _holds_pairs(root):
+    if not root.is_dir() or _images(root) or _has_pairs(root):
         return []
-    visible = [folder for folder in _listed(root) if folder.is_dir() and not is_hidden(folder.name)]
+    visible = [folder for folder in _list_folder(root) if folder.is_dir() and not is_hidden(folder.name)]
     classes = [folder for folder in visible if _images(folder)]
     for folder in visible if classes else ():
         if folder not in classes and _has_images_below(folder):
@@ -136,7 +136,7 @@ def _class_folders(root: Path) -> list[Path]:
     return classes
 
 
-def _holds_pairs(root: Path) -> bool:
+def _has_pairs(root: Path) -> bool:
     """Return whether a folder contains image-text pairs.
 
     This is true if the folder contains a shard, a text file named like an image, or ROCO's `captions.txt`.
@@ -161,10 +161,10 @@ def _has_images_below(root: Path) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in _listed(folder) if is_image_name(file.name) and file.is_file()]
+    return [file for file in _list_folder(folder) if is_image_name(file.name) and file.is_file()]
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(Path(entry.path) for entry in os.scandir(folder))
     except OSError as error:

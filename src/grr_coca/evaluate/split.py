@@ -204,8 +204,8 @@ def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
 
 
 @lru_cache(maxsize=1)
-def opened(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
-    """Open the encoder with this description. The most recently opened encoder stays cached for the next validation.
+def _open_cached(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
+    """Open the encoder with this description. The most recent encoder stays cached for the next validation.
 
     Raises:
         UserError: If the encoder cannot be opened, or differs from its description.
@@ -227,7 +227,8 @@ def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> 
         if batch.encoder_pixels is not None:
             assert files.encoder is not None, "only its dataset makes these pixels"
             assert files.config.feature_encoder is not None
-            found = opened(files.encoder).encode(batch.encoder_pixels.numpy()).kept(files.config.feature_encoder.keep)
+            encoded = _open_cached(files.encoder).encode(batch.encoder_pixels.numpy())
+            found = encoded.kept(files.config.feature_encoder.keep)
             mask = None if found.mask.all() else torch.from_numpy(found.mask)
             batch = replace(batch, features=FeatureTokens(torch.from_numpy(found.tokens), mask), encoder_pixels=None)
         yield batch

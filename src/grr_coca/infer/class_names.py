@@ -6,8 +6,8 @@ from pathlib import Path
 from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.files import read_lines
 
-PLACE = "{}"
-NAME_ALONE = (PLACE,)
+PLACEHOLDER = "{}"
+BARE_NAME = (PLACEHOLDER,)
 """Templates for a model whose captions are class names. They consist of only the bare name."""
 TEMPLATES = (
     "{}",
@@ -66,7 +66,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     """
     lines = read_lines(path)
     for number, template in lines.items():
-        _require_place(template, f"{path}, line {number}: ")
+        _require_placeholder(template, f"{path}, line {number}: ")
     return tuple(lines.values())
 
 
@@ -80,18 +80,18 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     if isinstance(templates, str):
         raise UserError(f"templates must be a list of texts, got the text '{templates}'")
     if not templates:
-        raise UserError(f"no template given; pass '{PLACE}' to use the bare labels")
+        raise UserError(f"no template given; pass '{PLACEHOLDER}' to use the bare labels")
     for template in templates:
-        _require_place(template, "")
+        _require_placeholder(template, "")
     # Not `str.format`, because names and templates may contain other braces.
-    return [template.replace(PLACE, name) for name in names for template in templates]
+    return [template.replace(PLACEHOLDER, name) for name in names for template in templates]
 
 
 def filled_length(names: Sequence[str], templates: Sequence[str]) -> int:
     """Return the total length, in characters, of the sentences that `fill_templates` returns, without creating them."""
-    places = [template.count(PLACE) for template in templates]
-    fixed = sum(map(len, templates)) - len(PLACE) * sum(places)
-    return len(names) * fixed + sum(map(len, names)) * sum(places)
+    counts = [template.count(PLACEHOLDER) for template in templates]
+    fixed = sum(map(len, templates)) - len(PLACEHOLDER) * sum(counts)
+    return len(names) * fixed + sum(map(len, names)) * sum(counts)
 
 
 def find_class(name: str, index: dict[str, int], where: str) -> int:
@@ -106,7 +106,9 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
         UserError: If no class has this name.
     """
     if name not in index:
-        raise UserError(f"{where}: unknown label '{name}' ({len(index)} classes are known); {_hint(name, index)}")
+        hint = suggest_name(name, index)
+        hint = hint if len(hint) < 200 else f"they are '{next(iter(index))}' and others"
+        raise UserError(f"{where}: unknown label '{name}' ({len(index)} classes are known); {hint}")
     return index[name]
 
 
@@ -118,13 +120,9 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _require_place(template: str, where: str) -> None:
-    if PLACE not in template:
+def _require_placeholder(template: str, where: str) -> None:
+    if PLACEHOLDER not in template:
         raise UserError(
-            f"{where}template '{template}' has no {PLACE} where the label goes, as in 'a photo of a {PLACE}'"
+            f"{where}template '{template}' has no {PLACEHOLDER}; write it where the label goes, as in "
+            f"'a photo of a {PLACEHOLDER}'"
         )
-
-
-def _hint(name: str, index: dict[str, int]) -> str:
-    hint = suggest_name(name, index)
-    return hint if len(hint) < 200 else f"they are '{next(iter(index))}' and others"

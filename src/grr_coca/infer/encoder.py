@@ -125,7 +125,7 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
     """
     encoder = open_encoder(info.name, device)
     if info.preprocess.framing is not None:
-        encoder = framed(encoder, info.preprocess.framing)
+        encoder = with_framing(encoder, info.preprocess.framing)
     if encoder.info.digest != info.digest:
         raise UserError(
             f"{info.name}: the weights or preprocessing of this encoder differ from those that computed "
@@ -134,7 +134,7 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
     return encoder
 
 
-def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEncoder":
+def make_given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEncoder":
     """Return an encoder that is known only by its features.
 
     Args:
@@ -159,7 +159,7 @@ def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEn
     )
 
 
-def opened_or_given(info: EncoderInfo) -> VisionEncoder:
+def open_or_features_only(info: EncoderInfo) -> VisionEncoder:
     """Open the encoder that a description specifies.
 
     If this fails, return an encoder that is known only by its features.
@@ -201,7 +201,7 @@ class GivenEncoder:
         raise UserError(f"{self.info.name}: cannot be exported, because only its features are known")
 
 
-def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
+def with_framing(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
     """Return a copy of an encoder whose preprocessing also frames drawings.
 
     Args:

@@ -21,7 +21,7 @@ from grr_coca.data.image_forms import ImageInput, ImagesInput, to_rgb
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Tokenizer, clean_query
 from grr_coca.infer.calibration import UNKNOWN, Calibration, CaptionConfidence, read_calibration
-from grr_coca.infer.class_names import NAME_ALONE
+from grr_coca.infer.class_names import BARE_NAME
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.infer.engine.base import Engine
 from grr_coca.infer.generate import (
@@ -503,7 +503,7 @@ class ImageTextModel:
         images: ImagesInput,
         labels: Sequence[str],
         *,
-        templates: Sequence[str] = NAME_ALONE,
+        templates: Sequence[str] = BARE_NAME,
         batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> list[LabelProbability] | list[list[LabelProbability]]:
@@ -528,7 +528,7 @@ class ImageTextModel:
         ranked = self.rank_labels(classifier, self.embed_images(many, batch_size=batch_size, on_progress=on_progress))
         return ranked[0] if is_single else ranked
 
-    def classifier(self, labels: Sequence[str], templates: Sequence[str] = NAME_ALONE) -> ZeroShotClassifier:
+    def classifier(self, labels: Sequence[str], templates: Sequence[str] = BARE_NAME) -> ZeroShotClassifier:
         """Return the zero-shot classifier for the given labels, for repeated calls of `rank_labels`.
 
         Raises:

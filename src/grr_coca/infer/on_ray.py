@@ -48,8 +48,8 @@ def map_on_ray(
     import ray
     import ray.data  # after `import ray`, which sets the level of Ray's log
 
-    was_there = ray.is_initialized()
-    if not was_there:
+    was_initialized = ray.is_initialized()
+    if not was_initialized:
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -61,28 +61,30 @@ def map_on_ray(
     source = iter(items)
     try:
         while batches := list(islice(_batches(source, batch_size), _MAX_BATCHES)):
-            yield from _wave(batches, name_of, make_work)
+            yield from _map_batches(batches, name_of, make_work)
     finally:
-        if not was_there:
+        if not was_initialized:
             ray.shutdown()
 
 
-def _wave(batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Callable[[], Any]) -> Iterator[list[Any]]:
+def _map_batches(
+    batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Callable[[], Any]
+) -> Iterator[list[Any]]:
     import ray
 
-    count, needs = workers_of(ray.cluster_resources())
+    count, needs = plan_workers(ray.cluster_resources())
     rows = [{"batch": _Envelope(batch)} for batch in batches]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)))
-    done = dataset.map(_Worker, fn_constructor_args=(name_of, make_work, Path.cwd()), compute=pool, **needs)
-    for row in done.iter_rows():
+    mapped = dataset.map(_Worker, fn_constructor_args=(name_of, make_work, Path.cwd()), compute=pool, **needs)
+    for row in mapped.iter_rows():
         results = row["results"].items
         if isinstance(results, UserError):
             raise results
         yield results
 
 
-def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
+def plan_workers(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
     """Return how many workers a cluster can run, and what each worker requests: a GPU if there are GPUs, else one core.
 
     Workers can use only the GPUs that they request.
@@ -118,11 +120,11 @@ class _Worker:
         self._name_of = name_of
         self._make_work = make_work
         self._work: Callable[[Sequence[Any]], Sequence[Any]] | None = None
-        self._lacks: UserError | None = None
+        self._folder_error: UserError | None = None
         try:
             os.chdir(folder)
         except OSError as error:
-            self._lacks = UserError(
+            self._folder_error = UserError(
                 f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), where "
                 "relative paths start; use absolute paths that exist on all machines"
             )
@@ -135,8 +137,8 @@ class _Worker:
             return {"results": _Envelope(error)}
 
     def _results(self, items: list[Any]) -> list[Any]:
-        if self._lacks is not None and not all(Path(self._name_of(item)).is_absolute() for item in items):
-            raise self._lacks
+        if self._folder_error is not None and not all(Path(self._name_of(item)).is_absolute() for item in items):
+            raise self._folder_error
         self._work = self._work or self._make_work()
         return list(self._work(items))
 

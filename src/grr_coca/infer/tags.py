@@ -169,9 +169,9 @@ class Tagger:
             min_probability: Minimum probability of a returned word. Omitting unlikely words halves the time.
         """
         candidates = self.candidates(embeddings, captions, min_probability)
-        return [self._likeliest(*found, count, min_probability) for found in candidates]
+        return [self._most_likely(*found, count, min_probability) for found in candidates]
 
-    def _likeliest(
+    def _most_likely(
         self, words: list[str], evidence: Float[np.ndarray, "K 6"], count: int, min_probability: float
     ) -> tuple[Tag, ...]:
         probabilities = (1 / (1 + np.exp(-evidence @ self._weights))).tolist()
@@ -179,7 +179,7 @@ class Tagger:
         for place in sorted(range(len(words)), key=probabilities.__getitem__, reverse=True):
             if len(found) == count or probabilities[place] < min_probability:
                 break
-            found.setdefault(in_singular(words[place]), Tag(words[place], probabilities[place]))
+            found.setdefault(to_singular(words[place]), Tag(words[place], probabilities[place]))
         return tuple(found.values())
 
     def candidates(
@@ -193,14 +193,14 @@ class Tagger:
         Words of the vocabulary that are less likely than `min_probability` are omitted unless they are in a beam.
         """
         cosines = embeddings @ self._vectors.T  # for the entire batch in one pass over the vectors of the vocabulary
-        likely = cosines * self._weights[0] + self._likely_before
-        min_likely = self._likely_at(min_probability)
+        likely = cosines * self._weights[0] + self._prior_logits
+        min_likely = self._min_contribution(min_probability)
         words: list[list[str]] = []
         places: list[int] = []
         in_beams: list[float] = []
         for of_words, found in zip(likely, captions, strict=True):
-            beams = _words_of(found)
-            places_of_beams = [self._places.get(word, -1) for word in beams]
+            beams = _beam_words(found)
+            places_of_beams = [self._word_indices.get(word, -1) for word in beams]
             others = [place for place in _highest(of_words, min_likely) if place not in places_of_beams]
             words.append([*beams, *map(self._numbers.words.__getitem__, others)])
             places += places_of_beams + others
@@ -227,7 +227,7 @@ class Tagger:
         evidence[:, 4] = ~is_known
         return evidence
 
-    def _likely_at(self, probability: float) -> float:
+    def _min_contribution(self, probability: float) -> float:
         """Return the minimum, rounded down, that the cosine and the counts of a word must contribute to its logit.
 
         With this minimum, a word that is in no beam has the given probability.
@@ -238,11 +238,11 @@ class Tagger:
         return logit - self._weights[3] * math.log(_MIN_PROBABILITY) - self._weights[5] - _ROUNDING
 
     @cached_property
-    def _likely_before(self) -> Float[np.ndarray, " N"]:
+    def _prior_logits(self) -> Float[np.ndarray, " N"]:
         return self._prior @ self._weights[1:3]
 
     @cached_property
-    def _places(self) -> dict[str, int]:
+    def _word_indices(self) -> dict[str, int]:
         return {word: place for place, word in enumerate(self._numbers.words)}
 
     @cached_property
@@ -251,7 +251,7 @@ class Tagger:
 
 
 @lru_cache(maxsize=1 << 14)  # cached, because the same words recur in many images
-def in_singular(text: str) -> str:
+def to_singular(text: str) -> str:
     """Normalize a text so that singular and plural become equal, such as "arrows" and "arrow"."""
     return " ".join(map(singular, text.split()))
 
@@ -266,7 +266,7 @@ def _highest(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
     return found
 
 
-def _words_of(captions: Sequence[Caption]) -> dict[str, float]:
+def _beam_words(captions: Sequence[Caption]) -> dict[str, float]:
     """Return the captions in lower case and their words, each with the total probability of the beams that contain
     it."""
     found: dict[str, float] = {}

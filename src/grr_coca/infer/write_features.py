@@ -36,7 +36,7 @@ _VARYING_PER_SHARD = 64
 """Number of images per shard if the number of tokens differs between images. Slides can have thousands of tokens
 each."""
 _BATCH = 32
-_LOOKED_FOR, _COMPARED = 64, 4
+_NUM_SAMPLED, _MAX_COMPARED = 64, 4
 """Number of images for which given features are looked up, and maximum number of these images that are also encoded, to
 compare the features."""
 _SAME_COSINE = 0.99
@@ -49,13 +49,13 @@ class WrittenFeatures:
     Attributes:
         num_written: Number of images encoded by this process.
         num_given: Number of images with given features.
-        num_elsewhere: Number of images in shards that other processes have taken.
+        num_taken: Number of images in shards that other processes have taken.
         bad: Error messages about unreadable images.
     """
 
     num_written: int = 0
     num_given: int = 0
-    num_elsewhere: int = 0
+    num_taken: int = 0
     bad: list[str] = field(default_factory=list)
 
 
@@ -83,7 +83,7 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
     """
     given.require_order_of(len(images))
     preprocess, compared, is_only = encoder.info.preprocess, 0, isinstance(encoder, GivenEncoder)
-    for number in np.unique(np.linspace(0, len(images) - 1, _LOOKED_FOR).astype(int)).tolist():
+    for number in np.unique(np.linspace(0, len(images) - 1, _NUM_SAMPLED).astype(int)).tolist():
         try:
             first = images[number][0]
             key = key_of(images.source, first)
@@ -109,7 +109,7 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
                 "class token and registers"
             )
         compared += 1
-        if compared == _COMPARED:
+        if compared == _MAX_COMPARED:
             return
     if not compared:
         raise UserError(
@@ -156,7 +156,7 @@ def write_features(
                 try:
                     lock = ProcessLock(out / f".{shard:05d}.lock", removes=True)
                 except LockHeldError:
-                    written.num_elsewhere += len(numbers)
+                    written.num_taken += len(numbers)
                     continue
                 try:
                     if not is_feature_shard_done(out, shard):
@@ -185,28 +185,28 @@ def _write_shard(
     digests = np.zeros((len(numbers), 32), np.uint8)
     done = 0
     for batch in _read_ahead(images, numbers, encoder, given):
-        fresh = [one.pixels for one in batch if isinstance(one, _Read) and one.pixels is not None]
+        fresh = [one.pixels for one in batch if isinstance(one, _ReadImage) and one.pixels is not None]
         written.bad += [one for one in batch if isinstance(one, str)]
         found: Iterator[np.ndarray] = iter(())
         if fresh:
             encoded = encoder.encode(np.stack(fresh))
             found = iter(encoded.mean() if header.keep == "mean" else encoded.tokens)
-        for place, one in enumerate(batch, start=done):
-            if isinstance(one, _Read):
-                kept = next(found) if one.given is None else _kept(one.given, header, given)
+        for index, one in enumerate(batch, start=done):
+            if isinstance(one, _ReadImage):
+                kept = next(found) if one.given is None else _select_features(one.given, header, given)
                 if header.varies:
-                    varying[place] = kept.astype(header.dtype)
+                    varying[index] = kept.astype(header.dtype)
                 else:
-                    rows[place] = kept
-                digests[place] = np.frombuffer(one.digest, np.uint8)
+                    rows[index] = kept
+                digests[index] = np.frombuffer(one.digest, np.uint8)
                 written.num_given += one.given is not None
         written.num_written += len(fresh)
         done += len(batch)
         on_image(numbers.start + done)
     ends = None
     if header.varies:
-        rows = np.concatenate([rows, *(varying[place] for place in sorted(varying))])
-        ends = np.cumsum([len(varying.get(place, ())) for place in range(len(numbers))], dtype=np.int64)
+        rows = np.concatenate([rows, *(varying[index] for index in sorted(varying))])
+        ends = np.cumsum([len(varying.get(index, ())) for index in range(len(numbers))], dtype=np.int64)
     if not np.isfinite(rows).all():
         raise UserError(
             f"{header.encoder.name}: this encoder computes values that half precision cannot represent; "
@@ -215,7 +215,7 @@ def _write_shard(
     write_feature_shard(out, shard, rows, digests, ends)
 
 
-class _Read(NamedTuple):
+class _ReadImage(NamedTuple):
     """Digest of an image file, and the pixels or the given features of the image."""
 
     digest: bytes
@@ -223,7 +223,7 @@ class _Read(NamedTuple):
     given: Float[np.ndarray, "N D"] | None
 
 
-def _kept(
+def _select_features(
     tokens: Float[np.ndarray, "N D"], header: FeatureHeader, given: GivenFeatures | None
 ) -> Float[np.ndarray, "..."]:
     """Return the part of an image's given features that is stored."""
@@ -250,14 +250,14 @@ def _digest(tokens: Float[np.ndarray, "N D"]) -> bytes:
 
 def _read_ahead(
     images: ByImage, numbers: range, encoder: VisionEncoder, given: GivenFeatures | None
-) -> Iterator[list[_Read | str]]:
+) -> Iterator[list[_ReadImage | str]]:
     """Yield batches of images. In a batch, an error message replaces each image that cannot be read.
 
     Threads read the next batch while the current one is encoded.
     """
     preprocess, source = encoder.info.preprocess, images.source
 
-    def read(number: int) -> _Read | str:
+    def read(number: int) -> _ReadImage | str:
         try:
             if isinstance(encoder, GivenEncoder):
                 assert given is not None
@@ -266,12 +266,12 @@ def _read_ahead(
                 return (
                     f"{given.path}: has no features of {key}"
                     if tokens is None
-                    else _Read(_digest(tokens), None, tokens)
+                    else _ReadImage(_digest(tokens), None, tokens)
                 )
             pair = source[images[number][0]]
             tokens = None if given is None else given.find(number, pair.key)
             pixels = _pixels(pair, preprocess) if tokens is None else None
-            return _Read(file_digest(pair.image), pixels, tokens)
+            return _ReadImage(file_digest(pair.image), pixels, tokens)
         except BadSample as error:
             return str(error)
 

@@ -24,7 +24,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-UNCOUNTED = {flash_attention_of_cpu(): lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+FLOP_FORMULAS = {flash_attention_of_cpu(): lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
 """FLOP formulas for operations that torch's counter does not know."""
 
 
@@ -73,7 +73,7 @@ def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tup
     images = torch.empty(batch, 3, side, side, device="meta")
     token_ids = torch.zeros(batch, longest, dtype=torch.long)
     kept = None if kept_patches is None else torch.tensor(kept_patches).expand(batch, -1).to("meta")
-    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         model.multimodal_decoder.lm_head(model(images, token_ids, torch.tensor(lengths), kept).states)
     return counter.get_total_flops()
 

@@ -33,8 +33,8 @@ from grr_coca.model.checkpoint_files import (
     CheckpointFiles,
     find_checkpoint,
     read_files,
-    require_fitting,
-    write_beside_weights,
+    require_matching_files,
+    write_other_files,
 )
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
@@ -76,7 +76,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """
     folder = Path(folder)
     _require_replaceable(folder)
-    require_fitting(checkpoint, folder)
+    require_matching_files(checkpoint, folder)
     model = unwrap_compiled(checkpoint.model)
     weights = model.state_dict()
     _require_model_of(checkpoint.config, model)
@@ -141,7 +141,7 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
         OSError: If the disk is full or cannot be written to.
     """
     save_tensors(weights, folder / WEIGHTS)
-    write_beside_weights(checkpoint, folder)
+    write_other_files(checkpoint, folder)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -110,7 +110,7 @@ def find_model(path: Path) -> Path:
     steps = checkpoints_by_step(path / "checkpoints")
     folder = _used_checkpoint(path, steps) if steps else path
     is_int8 = is_quantized(folder)
-    missing = ", ".join(_missing(folder, _QUANTIZED_FILES if is_int8 else FILES))
+    missing = ", ".join(_missing_files(folder, _QUANTIZED_FILES if is_int8 else FILES))
     if missing and is_int8:
         raise UserError(f"{folder}: an int8 model without {missing}; write it again with: grr-coca export onnx")
     if missing:
@@ -164,7 +164,7 @@ def start_of_run(run: Path) -> Path | None:
     origin = read_json(path)
     named = Path(str(origin.get("checkpoint")))
     for folder in (named, *(FOLDER / name for name in bundled_names())):  # a bundled model may have moved
-        if not _missing(folder, FILES) and fingerprint(folder) == origin.get("fingerprint"):
+        if not _missing_files(folder, FILES) and fingerprint(folder) == origin.get("fingerprint"):
             return folder
     return None
 
@@ -214,10 +214,10 @@ def require_not_adapted(folder: Path, what: str) -> None:
 
 def has_graphs(folder: Path) -> bool:
     """Return whether a checkpoint or an int8 model contains its ONNX graphs."""
-    return not _missing(folder, GRAPH_FILES)
+    return not _missing_files(folder, GRAPH_FILES)
 
 
-def _missing(folder: Path, names: tuple[str, ...]) -> list[str]:
+def _missing_files(folder: Path, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
 
 
@@ -315,18 +315,18 @@ def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> st
     for path, value in values.items():
         choices = {FIXED_KEYS[path], *(architecture.keys[path] for architecture in installed.values())}
         if value not in choices:
-            raise UserError(f"{where}: {'.'.join(path)}: must be one of {_quoted(choices)}, got {value!r}")
+            raise UserError(f"{where}: {'.'.join(path)}: must be one of {_quote_names(choices)}, got {value!r}")
     other, own = (
         next(".".join(path) for path, value in values.items() if (value == FIXED_KEYS[path]) is is_own)
         for is_own in (False, True)
     )
     raise UserError(
         f"{where}: {own} has the value of the architecture CoCa, but {other} does not; use the values of one "
-        f"architecture: {_quoted([OWN, *installed])}"
+        f"architecture: {_quote_names([OWN, *installed])}"
     )
 
 
-def _quoted(names: Iterable[str]) -> str:
+def _quote_names(names: Iterable[str]) -> str:
     return " or ".join(f"'{name}'" for name in sorted(names))
 
 
@@ -397,7 +397,7 @@ def read_files(folder: Path) -> CheckpointFiles:
         caution=header.caution,
         encoder=_read_encoder(header.encoder, f"{folder / 'config.json'}: encoder"),
     )
-    require_fitting(files, folder)
+    require_matching_files(files, folder)
     return files
 
 
@@ -426,7 +426,7 @@ def read_keep(folder: Path) -> str | None:
     return features.get("keep") if isinstance(features, dict) else None
 
 
-def require_fitting(files: CheckpointFiles, folder: Path) -> None:
+def require_matching_files(files: CheckpointFiles, folder: Path) -> None:
     """Check that the tokenizer and the preprocessing match the config. Messages name the files in `folder`.
 
     Raises:
@@ -456,7 +456,7 @@ def require_fitting(files: CheckpointFiles, folder: Path) -> None:
         )
 
 
-def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
+def write_other_files(files: CheckpointFiles, folder: Path) -> None:
     """Write the config, the tokenizer and the preprocessing to a folder.
 
     Raises:
@@ -507,7 +507,7 @@ def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
 
     if cleaning not in (choices := get_args(Cleaning)):
         raise UserError(
-            f"{path.with_name('config.json')}: text_cleaning: must be one of {_quoted(choices)}, got {cleaning!r}"
+            f"{path.with_name('config.json')}: text_cleaning: must be one of {_quote_names(choices)}, got {cleaning!r}"
         )
     try:
         return Tokenizer.from_json(path.read_text(encoding="utf-8"), cast("Cleaning", cleaning))

@@ -147,7 +147,7 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     config, card, start = read_json(folder / "config.json"), _bundled_card(folder), find_start(folder)
-    licence = _utf8((licence or "").strip()) or (card.licence if card else None)
+    licence = _escape_non_utf8((licence or "").strip()) or (card.licence if card else None)
     if licence is None:
         began = f" (it started from {start.name}: {start.card.licence})" if start and start.card else ""
         raise UserError(
@@ -180,14 +180,14 @@ def model_card(
             preset=preset,
             parameters=_count_in_header(folder / "model.safetensors"),
             image_size=image_size,
-            trained=_trained(step, start),
+            trained=_training_text(step, start),
             data="\n".join([*_data_lines(data or (card.data if card else ""), start), *_encoder_lines(folder)]),
-            figures="\n".join(_figures(figures or (card.figures if card else {}))),
+            figures="\n".join(_metric_table(figures or (card.figures if card else {}))),
             caution=f"- {caution[0].upper()}{caution[1:]}.\n" if caution else "",
             licence=licence,
         )
     )
-    return f"---\n{head.to_yaml()}\n---\n\n{_utf8(text)}"
+    return f"---\n{head.to_yaml()}\n---\n\n{_escape_non_utf8(text)}"
 
 
 def _encoder_lines(folder: Path) -> list[str]:
@@ -292,7 +292,7 @@ def _count_in_header(path: Path) -> int:
         raise UserError(f"{path}: the weights are corrupt ({error})") from error
 
 
-def _trained(step: int, start: Start | None) -> str:
+def _training_text(step: int, start: Start | None) -> str:
     if start is None:
         return f", {step:,} steps of training" if step else ""  # unknown for an imported model
     if start.step == step:
@@ -316,11 +316,11 @@ def _short_name(split: str, splits: Iterable[str]) -> str:
     return Path(*shortest).as_posix()
 
 
-def _utf8(text: str) -> str:
+def _escape_non_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _figures(figures: Figures) -> Iterator[str]:
+def _metric_table(figures: Figures) -> Iterator[str]:
     if not figures:
         yield "No metrics were measured."
         return
@@ -329,10 +329,10 @@ def _figures(figures: Figures) -> Iterator[str]:
     for split, measured in figures.items():
         for metric, figure in measured.items():
             spread = "" if figure.low == figure.high else f" ({figure.low:.3g} to {figure.high:.3g})"
-            yield f"| {_in_cell(split)} | {_in_cell(metric)} | {figure.value:.3g}{spread} |"
+            yield f"| {_escape_cell(split)} | {_escape_cell(metric)} | {figure.value:.3g}{spread} |"
 
 
-def _in_cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
@@ -344,7 +344,7 @@ def _require_valid(card: str, hub_id: str) -> None:
         ModelCard(card).validate()
     except ValueError as error:
         raise UserError(
-            f"{hub_id}: nothing was uploaded, because the Hugging Face hub rejects the card ({_line(error)})"
+            f"{hub_id}: nothing was uploaded, because the Hugging Face hub rejects the card ({_one_line(error)})"
         ) from error
 
 
@@ -357,11 +357,11 @@ def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
     except UserError:
         raise
     except HFValidationError as error:
-        raise UserError(f"'{hub_id}' is not a valid name on the Hugging Face hub ({_line(error)})") from error
+        raise UserError(f"'{hub_id}' is not a valid name on the Hugging Face hub ({_one_line(error)})") from error
     except HfHubHTTPError as error:
         raise UserError(_http_message(hub_id, error.response.status_code, error) + hint) from error
     except Exception as error:  # without a connection, the type of the error depends on the version of huggingface_hub
-        raise UserError(f"{hub_id}: not uploaded to the Hugging Face hub ({_line(error)}){hint}") from error
+        raise UserError(f"{hub_id}: not uploaded to the Hugging Face hub ({_one_line(error)}){hint}") from error
 
 
 def _http_message(hub_id: str, status: int, error: Exception) -> str:
@@ -373,9 +373,9 @@ def _http_message(hub_id: str, status: int, error: Exception) -> str:
             f"{hub_id}: no permission to write to '{owner}' on the Hugging Face hub; log in by `hf auth login`, or set "
             "HF_TOKEN to a token with write permission"
         )
-    return f"{hub_id}: the Hugging Face hub rejected the request ({_line(error)})"
+    return f"{hub_id}: the Hugging Face hub rejected the request ({_one_line(error)})"
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """Return an error's message on a single line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -22,7 +22,9 @@ from grr_coca.model.checkpoint import Checkpoint
 _PATCHES, _TOKENS = "image_encoder.position.embedding", "text_decoder.position.embedding"
 
 
-def resized(checkpoint: Checkpoint, image_size: int | None = None, context_length: int | None = None) -> Checkpoint:
+def resize_checkpoint(
+    checkpoint: Checkpoint, image_size: int | None = None, context_length: int | None = None
+) -> Checkpoint:
     """Convert a checkpoint to images of another size and captions of another length.
 
     Args:
@@ -51,16 +53,16 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
     )
     model, weights = build_without_weights(config), dict(checkpoint.model.state_dict())
     if _PATCHES in weights:
-        weights[_PATCHES] = _interpolated(weights[_PATCHES], config.own_image_encoder.grid_size)
+        weights[_PATCHES] = _interpolate(weights[_PATCHES], config.own_image_encoder.grid_size)
     if _TOKENS in weights:
-        weights[_TOKENS] = _extended(weights[_TOKENS], context_length)
+        weights[_TOKENS] = _extend(weights[_TOKENS], context_length)
     model.load_state_dict(weights)
     model = model.to(checkpoint.model.device).train(checkpoint.model.training)
     preprocess = replace(checkpoint.preprocess, image_size=image_size)
     return replace(checkpoint, config=config, model=model, preprocess=preprocess)
 
 
-def _interpolated(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tensor, "Q D"]:
+def _interpolate(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tensor, "Q D"]:
     """Interpolate the learned positions of patches in a square grid to another grid size."""
     old = math.isqrt(len(positions))
     if old == grid_size:
@@ -70,7 +72,7 @@ def _interpolated(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tens
     return grid[0].flatten(1).T.contiguous().type_as(positions)
 
 
-def _extended(positions: Float[Tensor, "T D"], context_length: int) -> Float[Tensor, "U D"]:
+def _extend(positions: Float[Tensor, "T D"], context_length: int) -> Float[Tensor, "U D"]:
     """Extend the learned positions of tokens to a longer context.
 
     The last position stays last, because it belongs to open_clip's [CLS].

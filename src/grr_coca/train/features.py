@@ -19,7 +19,7 @@ from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.features import open_features
 from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.split import as_dataset, with_computed_features
-from grr_coca.infer.encoder import framed, open_encoder
+from grr_coca.infer.encoder import open_encoder, with_framing
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig, ImageEncoderConfig
@@ -51,7 +51,7 @@ def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo
         header = open_features((*features.caches, recipe.data.train)[0]).header
         return header.encoder, header.keep
     encoder = open_encoder(features.encoder)
-    info = encoder.info if framing is None else framed(encoder, framing).info
+    info = encoder.info if framing is None else with_framing(encoder, framing).info
     return info, "tokens"
 
 

@@ -41,7 +41,7 @@ from grr_coca.model.build import build, build_without_weights, sine_cosine_posit
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
-from grr_coca.model.resize import resized
+from grr_coca.model.resize import resize_checkpoint
 from grr_coca.train.features import with_feature_encoder
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerRecipe
@@ -200,7 +200,7 @@ def _fitted_model(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     if requested.preset is None and requested.size is None:
         _require_only_sizes(requested)
     try:
-        start = resized(start, requested.image_size, requested.context_length)
+        start = resize_checkpoint(start, requested.image_size, requested.context_length)
         if requested.preset is None and requested.size is None:
             return start
         config = requested.config(start.tokenizer.vocab_size)

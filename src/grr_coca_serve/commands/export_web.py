@@ -42,7 +42,7 @@ def run(
         runtime: archive of the npm package onnxruntime-web; default: npm downloads it once.
         pictures: show only pictures in this folder. Required to show images of an index from `import index`.
     """
-    from grr_coca.infer.adapted.beside import encoder_in_place, takes_pixels
+    from grr_coca.infer.adapted.beside import replacing_encoder, takes_pixels
     from grr_coca.model.checkpoint_files import read_files
     from grr_coca_search.index import IndexModel
     from grr_coca_search.relevance import curve_of
@@ -54,7 +54,7 @@ def run(
     with nullcontext() if index is None else open_store(index) as store:
         named = checkpoint or (DEFAULT if store is None else store.header.model)
         folder, model = locate_checkpoint(named), IndexModel(named)
-        features = encoder_in_place(folder)
+        features = replacing_encoder(folder)
         without_encoder = UserError(
             f"{named}: a page cannot compute the image encoder {features.name if features else ''} of this "
             "model; pass --index to "

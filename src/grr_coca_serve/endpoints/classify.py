@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
-from grr_coca.infer.class_names import NAME_ALONE, filled_length
+from grr_coca.infer.class_names import BARE_NAME, filled_length
 from grr_coca_serve.pictures import picture_and_options
 from grr_coca_serve.queue import results_of
 from grr_coca_serve.responses import json_response
@@ -23,7 +23,7 @@ class LabelOptions(Strict):
     """Labels to choose from, and templates in which `{}` represents a label."""
 
     labels: Annotated[list[Words], Field(min_length=2, max_length=1000, fail_fast=True)]
-    templates: Annotated[list[Words], Field(min_length=1, max_length=16, fail_fast=True)] = list(NAME_ALONE)
+    templates: Annotated[list[Words], Field(min_length=1, max_length=16, fail_fast=True)] = list(BARE_NAME)
     top: Annotated[int, Field(ge=1, le=1000)] = 5
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grr_coca.evaluate.intervals import by_image, draws
+from grr_coca.evaluate.intervals import draw_resamples, sum_by_image
 from grr_coca_study.plan import LOSS_METRICS, Plan, split_endpoint, stage_names
 from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import RESAMPLES, percentiles
@@ -142,7 +142,7 @@ def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.nda
     `seed` is the seed of the resampling.
     """
     num_images, num_rows, _ = columns.shape
-    drawn = draws(num_images, RESAMPLES, seed)
+    drawn = draw_resamples(num_images, RESAMPLES, seed)
     sums = np.concatenate([each @ columns.reshape(num_images, -1) for each in drawn])
     logs = (sums[:, 0::2] / sums[:, 1::2]).reshape(RESAMPLES, num_rows, -1).sum(axis=-1)  # R × 2S
     if metric != "perplexity":  # perplexity is exp(nats per token)
@@ -193,7 +193,7 @@ def _of_images(values: Mapping[str, Any], numerator: Any, denominator: Any) -> n
     caption.
     """
     columns = np.stack([numerator, denominator], axis=1).astype(float)
-    return by_image(columns, np.array(values["image"])) if "image" in values else columns
+    return sum_by_image(columns, np.array(values["image"])) if "image" in values else columns
 
 
 def _of_batches(values: Mapping[str, Any], metrics: Mapping[str, float]) -> np.ndarray:
@@ -214,6 +214,6 @@ def _of_batches(values: Mapping[str, Any], metrics: Mapping[str, float]) -> np.n
     batches = contrastive_batches(len(nll), int(metrics["contrastive_batch_size"]))
     for number, captions in reversed(list(enumerate(batches))):
         batch_of[captions.numpy()] = number
-    nats, tokens = by_image(np.stack([nll, values["tokens"]], axis=1), batch_of).T
+    nats, tokens = sum_by_image(np.stack([nll, values["tokens"]], axis=1), batch_of).T
     columns = [weights.contrastive * contrastive, np.ones(len(contrastive)), weights.captioning * nats, tokens]
     return np.stack(columns, axis=1)

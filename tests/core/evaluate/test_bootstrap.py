@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from grr_coca.common.errors import UserError
 from grr_coca.evaluate import intervals as bootstrap
 from grr_coca.evaluate.caption_metrics import score_captions
-from grr_coca.evaluate.intervals import Measure, by_image, draws
+from grr_coca.evaluate.intervals import Measure, draw_resamples, sum_by_image
 
 RNG = np.random.default_rng(0)
 
@@ -37,7 +37,7 @@ def test_corpus_metric_matches_a_loop_over_resamples():
     scores = score_captions(hypotheses, references)
     measure = scores.measures()["BLEU-2"]
     resampled = []
-    for counts in np.concatenate(list(draws(4, 50, seed=3))):
+    for counts in np.concatenate(list(draw_resamples(4, 50, seed=3))):
         chosen = np.repeat(np.arange(4), counts.astype(int))
         again = score_captions([hypotheses[i] for i in chosen], [references[i] for i in chosen])
         resampled.append(again.corpus()["BLEU-2"])
@@ -75,12 +75,12 @@ def test_other_images_cannot_be_paired():
 @pytest.mark.parametrize("at_once", [1, 13, 10**6])
 def test_memory_does_not_change_the_draws(monkeypatch, at_once):
     monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", at_once)
-    counts = np.concatenate(list(draws(7, 20, seed=0)))
+    counts = np.concatenate(list(draw_resamples(7, 20, seed=0)))
     assert counts.shape == (20, 7)
     assert (counts.sum(axis=1) == 7).all()
     if at_once != 1:
         monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 1)
-    assert np.array_equal(counts, np.concatenate(list(draws(7, 20, seed=0))))
+    assert np.array_equal(counts, np.concatenate(list(draw_resamples(7, 20, seed=0))))
 
 
 def test_seed_decides():
@@ -93,4 +93,4 @@ def test_seed_decides():
 def test_values_of_one_image_are_summed(rows):
     ids, values = (np.array(column) for column in zip(*rows, strict=True))
     expected = [sum(v for i, v in rows if i == image) for image in sorted(set(ids.tolist()))]
-    assert by_image(values, ids) == pytest.approx(expected)
+    assert sum_by_image(values, ids) == pytest.approx(expected)

@@ -34,7 +34,7 @@ def expected(model):
         return model.checkpoint.model.encode_image(inputs).embedding.numpy()
 
 
-def unequal(first, second):
+def max_difference(first, second):
     return np.abs(first - second).max()
 
 
@@ -108,7 +108,7 @@ def test_one_pass_gives_captions_and_embedding(model, files, pixels, expected):
     generated = generate(model.engine, model.tokenizer, pixels)
     for description, captions, embedding in zip(described, generated.captions, expected, strict=True):
         assert [caption.token_ids for caption in description.captions] == [caption.token_ids for caption in captions]
-        assert unequal(description.embedding, embedding) < 1e-5
+        assert max_difference(description.embedding, embedding) < 1e-5
     assert model.describe(files[2]).captions[0].token_ids == described[2].captions[0].token_ids
 
 
@@ -146,18 +146,18 @@ def test_one_caption_for_most_images_is_warned_of(model, files):
 
 def test_image_embeddings_match_the_model_with_unit_length(model, files, expected):
     embeddings = model.embed_images(files, batch_size=2)
-    assert unequal(embeddings, expected) < 1e-5
-    assert unequal(np.linalg.norm(embeddings, axis=1), np.ones(5)) < 1e-5
+    assert max_difference(embeddings, expected) < 1e-5
+    assert max_difference(np.linalg.norm(embeddings, axis=1), np.ones(5)) < 1e-5
     assert (type(embeddings), embeddings.dtype) == (np.ndarray, np.float32)
-    assert unequal(model.embed_images(files[3]), expected[3]) < 1e-5
+    assert max_difference(model.embed_images(files[3]), expected[3]) < 1e-5
 
 
 def test_text_embeddings_do_not_depend_on_the_other_texts(model):
     texts = ["cat", "a very long and winding caption about a red heart", "dog"]
     together = model.embed_texts(texts)
     for text, embedding in zip(texts, together, strict=True):
-        assert unequal(model.embed_texts(text), embedding) < 1e-5
-        assert unequal(embed_text(model, text), embedding) < 1e-5
+        assert max_difference(model.embed_texts(text), embedding) < 1e-5
+        assert max_difference(embed_text(model, text), embedding) < 1e-5
 
 
 def test_nothing_gives_nothing_of_the_right_width(model):
@@ -174,7 +174,7 @@ def test_similarity_is_a_table_of_cosines(model, files, expected):
     texts = ["cat", "red heart"]
     table = model.similarity(files, texts)
     rows = [[float(image @ embed_text(model, text)) for text in texts] for image in expected]
-    assert unequal(table, np.array(rows)) < 1e-5
+    assert max_difference(table, np.array(rows)) < 1e-5
     assert model.similarity(files[0], "cat").shape == (1, 1)
 
 
@@ -190,8 +190,8 @@ def test_images_of_any_size_and_form_go_together(model, files):
     image = Image.open(files[0]).convert("RGB")
     forms = [files[0], image, np.asarray(image), torch.from_numpy(np.array(image)).permute(2, 0, 1)]
     embeddings = model.embed_images([*forms, image.resize((301, 40))])
-    assert unequal(embeddings[:4], embeddings[:1]) < 1e-6
-    assert unequal(embeddings[4], embeddings[0]) > 1e-4
+    assert max_difference(embeddings[:4], embeddings[:1]) < 1e-6
+    assert max_difference(embeddings[4], embeddings[0]) > 1e-4
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
@@ -211,7 +211,7 @@ def test_image_that_is_not_loaded_yet_can_be_passed_often(model, files, tmp_path
     Image.open(files[0]).convert("RGB").resize((900, 900)).save(tmp_path / "large.jpg")
     with Image.open(tmp_path / "large.jpg") as opened:
         embeddings = model.embed_images([opened] * 8)
-    assert unequal(embeddings, model.embed_images(tmp_path / "large.jpg")) < 1e-5
+    assert max_difference(embeddings, model.embed_images(tmp_path / "large.jpg")) < 1e-5
 
 
 # --- Classification
@@ -238,7 +238,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
     templates = ("a drawing of a {}", "{}")
     (cat, _) = model.classifier(["cat", "dog {0}"], templates).embedding
     mean = (embed_text(model, "a drawing of a cat") + embed_text(model, "cat")) / 2
-    assert unequal(cat, mean / np.linalg.norm(mean)) < 1e-5
+    assert max_difference(cat, mean / np.linalg.norm(mean)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_short_memory_halves_the_batch_and_gives_the_same(model, files, monkeypa
     fresh = ImageTextModel(model.checkpoint)
     with warnings_of("grr_coca.common.threads") as messages:
         assert fresh.caption(files) == captions
-        assert unequal(fresh.embed_images(files), embeddings) < 1e-5
+        assert max_difference(fresh.embed_images(files), embeddings) < 1e-5
     assert [message.split(":")[0] for message in messages] == ["captioning", "embedding images"]
 
 
@@ -307,7 +307,7 @@ def test_refresh_reads_changed_weights(run, files):
     for old, new, fresh in zip(before, model.describe_many(files), expected, strict=True):
         assert new.captions == fresh.captions
         assert np.array_equal(new.embedding, fresh.embedding)
-        assert unequal(new.embedding, old.embedding) > 1e-3
+        assert max_difference(new.embedding, old.embedding) > 1e-3
 
 
 def test_model_with_nan_weights_raises(run, files):

@@ -20,9 +20,9 @@ from grr_coca.infer.tags import (
     EVIDENCE,
     Tagger,
     TagModel,
-    in_singular,
     read_tag_numbers,
     read_tag_vectors,
+    to_singular,
     with_beams,
 )
 from grr_coca.model.checkpoint_files import FOLDER
@@ -90,7 +90,7 @@ def test_excludes_words_without_meaning():
 def test_word_and_its_plural_are_one():
     found = tags(embedding=(1.0, 0.0), captions=())
     assert [tag.text for tag in found if tag.text.startswith("arrow")] == ["arrow"]
-    assert [in_singular(text) for text in ("arrows up", "gas", "bus stop")] == ["arrow up", "gas", "bus stop"]
+    assert [to_singular(text) for text in ("arrows up", "gas", "bus stop")] == ["arrow up", "gas", "bus stop"]
 
 
 def test_returns_the_requested_number():

@@ -9,7 +9,7 @@ from model_configs import model_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from grr_coca.model.anatomy import (
-    UNCOUNTED,
+    FLOP_FORMULAS,
     flops_of_pairs,
     flops_per_pair,
 )
@@ -38,7 +38,7 @@ def test_flops_equal_those_of_a_real_pass(preset):
     config, lengths, kept = model_config(preset, SHALLOW), torch.tensor([4, 9, 12, 5, 7]), torch.arange(6)
     side = config.image_encoder.image_size
     model = build(config)
-    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         token_ids = torch.zeros(5, 12, dtype=torch.long)
         output = model(torch.zeros(5, 3, side, side), token_ids, lengths, kept.expand(5, -1))
         model.multimodal_decoder.lm_head(output.states)

@@ -15,7 +15,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.resize import resized
+from grr_coca.model.resize import resize_checkpoint
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import ModelRecipe, ScheduleRecipe, load_recipe, save_recipe
 from grr_coca.train.run_checkpoints import resume_point
@@ -45,7 +45,7 @@ def outputs(checkpoint, pixels):
 
 
 def test_longer_context_changes_nothing_of_shorter_captions(start):
-    longer = resized(start, context_length=100)
+    longer = resize_checkpoint(start, context_length=100)
     assert longer.config.text_decoder.context_length == 100
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for before, after in zip(outputs(start, pixels), outputs(longer, pixels), strict=True):
@@ -56,14 +56,14 @@ def test_longer_context_changes_nothing_of_shorter_captions(start):
 
 
 def test_images_of_another_size_are_encoded_and_saved(start, tmp_path):
-    larger = resized(start, image_size=32)
+    larger = resize_checkpoint(start, image_size=32)
     assert (larger.preprocess.image_size, larger.config.image_encoder.num_patches) == (32, 64)
     save_checkpoint(larger, tmp_path / "larger")
     again = from_pretrained(tmp_path / "larger")
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for before, after in zip(outputs(larger, pixels), outputs(again, pixels), strict=True):
         assert torch.equal(before, after), "the tables of RoPE are those of the saved grid"
-    assert resized(start, 16, start.config.text_decoder.context_length) is start
+    assert resize_checkpoint(start, 16, start.config.text_decoder.context_length) is start
 
 
 @pytest.mark.parametrize("grid", [2, 8])
@@ -81,7 +81,7 @@ def test_learned_positions_of_patches_are_interpolated(tiny_config, run, grid):
         model.image_encoder.position.embedding[:, :4] = smooth(4)
     preprocess = replace(trained.preprocess, image_size=16)
     before = replace(trained, config=config, model=model, preprocess=preprocess)
-    after = weights(resized(before, image_size=4 * grid))["image_encoder.position.embedding"]
+    after = weights(resize_checkpoint(before, image_size=4 * grid))["image_encoder.position.embedding"]
     assert after.shape == (grid * grid, 48)
     inner = [row * grid + column for row in range(grid) for column in range(grid)]
     inner = [place for place in inner if grid == 2 or {0, 1, 6, 7}.isdisjoint({place // grid, place % grid})]
@@ -90,7 +90,7 @@ def test_learned_positions_of_patches_are_interpolated(tiny_config, run, grid):
 
 
 def test_other_weights_stay(start):
-    before, after = weights(start), weights(resized(start, 32, 100))
+    before, after = weights(start), weights(resize_checkpoint(start, 32, 100))
     changed = {name for name in before if before[name].shape != after[name].shape}
     assert changed <= {"image_encoder.position.embedding", "text_decoder.position.embedding"}
     assert bool(changed) is (start.preset != "grr_coca")
@@ -106,7 +106,7 @@ def test_other_weights_stay(start):
 )
 def test_impossible_sizes_are_errors(start, sizes, message):
     with pytest.raises(UserError, match=message):
-        resized(start, **sizes)
+        resize_checkpoint(start, **sizes)
 
 
 # --- By a recipe

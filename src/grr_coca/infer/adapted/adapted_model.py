@@ -14,16 +14,16 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.infer.adapted.adaptation import Adaptation, read_adaptation
-from grr_coca.infer.adapted.beside import EncoderDescriptor, LoadModel, parts_beside, read_beside
+from grr_coca.infer.adapted.beside import EncoderDescriptor, LoadModel, read_extra_encoder, take_encoder_pixels
 from grr_coca.infer.adapted.captioner import (
-    beams_of,
-    candidates_of,
-    evidence_of,
-    ranked,
-    shortlist,
-    summed_log_probs,
-    used,
-    with_log_probs,
+    add_log_probs,
+    beam_captions,
+    collect_candidates,
+    confidence_features,
+    make_shortlist,
+    rank_candidates,
+    select_enabled,
+    sum_log_probs,
 )
 from grr_coca.infer.adapted.descriptors import descriptors
 from grr_coca.infer.calibration import CaptionConfidence
@@ -104,9 +104,9 @@ class AdaptedModel(ImageTextModel):
         if engine.embed_dim != len(self.adaptation.arrays.image_mean):
             raise UserError(f"{folder}: the adaptation does not match the base model; run `grr-coca adapt` again")
         self._base = checkpoint
-        descriptor = read_beside(folder, load, is_in_place=self.adaptation.is_without_images)
+        descriptor = read_extra_encoder(folder, load, is_in_place=self.adaptation.is_without_images)
         if descriptor is not None:
-            checkpoint, engine = parts_beside(checkpoint, engine, descriptor)
+            checkpoint, engine = take_encoder_pixels(checkpoint, engine, descriptor)
         super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation, descriptor), folder)
 
     @property
@@ -151,21 +151,21 @@ class AdaptedModel(ImageTextModel):
         beams: list[list[str]] = [[] for _ in range(len(pixels))]
         count = max(captioning.beams, options.num_captions if captioning.beams else 0)
         if count:
-            beams = beams_of(engine, self.tokenizer, pixels, count)
-        found = candidates_of(self.adaptation, encoded.embedding, captioning, beams)
+            beams = beam_captions(engine, self.tokenizer, pixels, count)
+        found = collect_candidates(self.adaptation, encoded.embedding, captioning, beams)
         summed: list[dict[str, float]] = [{} for _ in found]
         if captioning.log_prob_weight:
-            short = [shortlist(used(own, captioning)).texts for own in found]
-            summed = summed_log_probs(engine, self.tokenizer, encoded, short)
+            short = [make_shortlist(select_enabled(own, captioning)).texts for own in found]
+            summed = sum_log_probs(engine, self.tokenizer, encoded, short)
         texts, certain = [], []
         for own, log_probs, nearest in zip(found, summed, encoded.context.nearest.tolist(), strict=True):
-            best, scores = ranked(own, captioning, log_probs)
+            best, scores = rank_candidates(own, captioning, log_probs)
             texts.append(best[: options.num_captions])
             certain.append([self._confidence(scores[place:], nearest) for place in range(len(texts[-1]))])
         if not self.can_decode:
             chosen = [[Caption(text, (), ()) for text in own] for own in texts]
         else:
-            chosen = with_log_probs(engine, self.tokenizer, encoded, texts)
+            chosen = add_log_probs(engine, self.tokenizer, encoded, texts)
         captions = [
             [caption._replace(confidence=sure) for caption, sure in zip(own, sures, strict=True)]
             for own, sures in zip(chosen, certain, strict=True)
@@ -209,7 +209,7 @@ class AdaptedModel(ImageTextModel):
         curve = self.adaptation.header.captioning.confidence
         if curve is None:
             return None
-        return float(curve.probabilities(np.array([evidence_of(scores, nearest)]))[0])
+        return float(curve.probabilities(np.array([confidence_features(scores, nearest)]))[0])
 
     def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
         vectors = self.adaptation.text_vectors(texts, np.stack(super()._text_rows(texts)))

@@ -39,10 +39,10 @@ from grr_coca.infer.encoder import (
     ImageTokens,
     VisionEncoder,
     feature_preprocess,
-    framed,
     open_described,
     open_encoder,
-    opened_or_given,
+    open_or_features_only,
+    with_framing,
 )
 from grr_coca.infer.engine.base import SMALL_MODEL, EncodedImages, Engine, WrappedEngine
 from grr_coca.infer.export.encoder_graph import write_encoder_files
@@ -251,7 +251,7 @@ class EngineWithoutImages(WrappedEngine):
         return EncodedImages(np.zeros((len(pixels), self.embed_dim), np.float32), None)
 
 
-def parts_beside(
+def take_encoder_pixels(
     files: CheckpointFiles, engine: Engine, descriptor: EncoderDescriptor
 ) -> tuple[CheckpointFiles, Engine]:
     """Return the files and the engine of a base model, changed to take the pixels of an encoder.
@@ -267,7 +267,7 @@ def parts_beside(
     return replace(files, preprocess=descriptor.preprocess), of_squares
 
 
-def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
+def open_extra_encoder(name: str, framing: Framing | None) -> EncoderDescriptor:
     """Open an encoder for an adaptation.
 
     Args:
@@ -282,7 +282,7 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
         cache = FeatureCache(Path(name))
         return EncoderDescriptor(open_described(cache.header.encoder), cache=cache)
     encoder = open_encoder(name)
-    return EncoderDescriptor(encoder if framing is None else framed(encoder, framing))
+    return EncoderDescriptor(encoder if framing is None else with_framing(encoder, framing))
 
 
 def open_start(base: Path, load: LoadModel) -> EncoderDescriptor | None:
@@ -291,15 +291,15 @@ def open_start(base: Path, load: LoadModel) -> EncoderDescriptor | None:
     return None if encoder is None else EncoderDescriptor(encoder)
 
 
-def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
+def open_replacing_encoder(header: FeatureHeader) -> EncoderDescriptor:
     """Open the encoder of features, in order to adapt a model to the features instead of images.
 
     If the encoder cannot be opened here, only its features can be used.
     """
-    return EncoderDescriptor(opened_or_given(header.encoder), is_in_place=True)
+    return EncoderDescriptor(open_or_features_only(header.encoder), is_in_place=True)
 
 
-def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> str:
+def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> str:
     """Write an encoder to the folder of an adapted model.
 
     If possible, the encoder is written as a graph; otherwise, only its name is written. A start model is copied.
@@ -329,7 +329,7 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
     return line
 
 
-def read_beside(folder: Path, load: LoadModel, *, is_in_place: bool) -> EncoderDescriptor | None:
+def read_extra_encoder(folder: Path, load: LoadModel, *, is_in_place: bool) -> EncoderDescriptor | None:
     """Read the encoder of an adapted model, or return None if the model has no such encoder.
 
     Args:
@@ -351,7 +351,7 @@ def read_beside(folder: Path, load: LoadModel, *, is_in_place: bool) -> EncoderD
     elif graph.is_file():
         encoder = open_encoder(f"onnx:{graph}")
     elif is_in_place:
-        encoder = opened_or_given(info)
+        encoder = open_or_features_only(info)
     else:
         encoder = open_described(info)
     if mean.shape != (encoder.info.embed_dim,):
@@ -379,7 +379,7 @@ def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool
             require_same_features(argument, found, expected, str(folder))
 
 
-def encoder_in_place(folder: Path) -> EncoderInfo | None:
+def replacing_encoder(folder: Path) -> EncoderInfo | None:
     """Return the image encoder whose features a model takes, or None if the model takes only images.
 
     Raises:

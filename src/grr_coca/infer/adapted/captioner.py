@@ -41,7 +41,7 @@ class Candidates:
     word_scores: np.ndarray
 
 
-def candidates_of(
+def collect_candidates(
     adaptation: Adaptation,
     vectors: Float[np.ndarray, "B K"],
     captioning: Captioning,
@@ -84,12 +84,12 @@ def candidates_of(
     return found
 
 
-def shortlist(candidates: Candidates) -> Candidates:
+def make_shortlist(candidates: Candidates) -> Candidates:
     """Select the candidates whose words agree most with the prediction. Only these are then scored by the decoder."""
-    return _chosen(candidates, np.argsort(-candidates.word_scores, kind="stable")[:NUM_NEAR])
+    return _select(candidates, np.argsort(-candidates.word_scores, kind="stable")[:NUM_NEAR])
 
 
-def _chosen(candidates: Candidates, rows: Int[np.ndarray, " K"]) -> Candidates:
+def _select(candidates: Candidates, rows: Int[np.ndarray, " K"]) -> Candidates:
     return Candidates(
         [candidates.texts[row] for row in rows],
         [candidates.kinds[row] for row in rows],
@@ -125,13 +125,13 @@ def join_captions(captions: Sequence[str]) -> list[str]:
     return [text for text in joined if text not in set(captions)]
 
 
-def used(candidates: Candidates, captioning: Captioning) -> Candidates:
+def select_enabled(candidates: Candidates, captioning: Captioning) -> Candidates:
     """Select the candidates of the enabled kinds."""
     kinds = {"near", *(["joined"] if captioning.composed else []), *(["beam"] if captioning.beams else [])}
-    return _chosen(candidates, np.flatnonzero([kind in kinds for kind in candidates.kinds]))
+    return _select(candidates, np.flatnonzero([kind in kinds for kind in candidates.kinds]))
 
 
-def ranked(
+def rank_candidates(
     candidates: Candidates, captioning: Captioning, log_probs: Mapping[str, float]
 ) -> tuple[list[str], Float[np.ndarray, " K"]]:
     """Rank the candidates for an image, and return the captions, best first, with their scores.
@@ -142,9 +142,9 @@ def ranked(
         log_probs: The decoder's summed log-probability of each caption that `shortlist` selects. Not used if the weight
             of log-probabilities is 0.
     """
-    own = used(candidates, captioning)
+    own = select_enabled(candidates, captioning)
     if captioning.log_prob_weight:
-        own = shortlist(own)
+        own = make_shortlist(own)
         scores = own.word_scores + captioning.log_prob_weight * np.array([log_probs[text] for text in own.texts])
     else:
         scores = own.word_scores if captioning.composed else own.similarities
@@ -152,14 +152,14 @@ def ranked(
     return [own.texts[place] for place in order], scores[order]
 
 
-def beams_of(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: int) -> list[list[str]]:
+def beam_captions(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: int) -> list[list[str]]:
     """Return the captions from beam search for each image, best first."""
     options = GenerationOptions(num_beams=count, num_captions=count)
     found = generate(engine, tokenizer, pixels, options)
     return [[caption.text for caption in own if caption.text] for own in found.captions]
 
 
-def with_log_probs(
+def add_log_probs(
     engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
 ) -> list[list[Caption]]:
     """Return captions with their tokens and the decoder's log-probabilities.
@@ -172,13 +172,13 @@ def with_log_probs(
             tokens have a log-probability.
     """
     room = engine.context_length - 2
-    ids = [[_tokens(tokenizer, text, room) for text in own] for own in texts]
+    ids = [[_token_ids(tokenizer, text, room) for text in own] for own in texts]
     count, longest = max(map(len, ids)), max(len(row) for own in ids for row in own)
     padded = np.full((len(ids), count, longest), tokenizer.eos_id, np.int64)
     for image, own in enumerate(ids):
         for row, tokens in enumerate(own):
             padded[image, row, : len(tokens)] = tokens
-    log_probs = _read(engine, images, tokenizer.bos_id, padded, [[len(row) for row in own] for own in ids])
+    log_probs = _read_log_probs(engine, images, tokenizer.bos_id, padded, [[len(row) for row in own] for own in ids])
     return [
         [
             Caption(text, tuple(tokens), tuple(log_probs[image, row, : len(tokens)].tolist()))
@@ -188,7 +188,7 @@ def with_log_probs(
     ]
 
 
-def _read(
+def _read_log_probs(
     engine: Engine,
     images: EncodedImages,
     bos_id: int,
@@ -233,19 +233,19 @@ def _read(
     return found
 
 
-def summed_log_probs(
+def sum_log_probs(
     engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
 ) -> list[dict[str, float]]:
-    """Return the log-probability of each caption of each image; see `with_log_probs`."""
-    found = with_log_probs(engine, tokenizer, images, texts)
+    """Return the log-probability of each caption of each image; see `add_log_probs`."""
+    found = add_log_probs(engine, tokenizer, images, texts)
     return [{caption.text: sum(caption.log_probs) for caption in own} for own in found]
 
 
-def _tokens(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
+def _token_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
     return [*tokenizer.encode(text), tokenizer.eos_id][:room]
 
 
-def evidence_of(scores: Float[np.ndarray, " K"], nearest: float) -> tuple[float, float, float]:
+def confidence_features(scores: Float[np.ndarray, " K"], nearest: float) -> tuple[float, float, float]:
     """Return the features of the first candidate: its score, its lead over the second candidate, and the kernel value
     of the nearest fitted image."""
     lead = float(scores[0] - scores[1]) if len(scores) > 1 else float(scores[0])

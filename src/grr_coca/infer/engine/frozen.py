@@ -23,7 +23,7 @@ from grr_coca.infer.encoder import (
     feature_preprocess,
     open_described,
     open_encoder,
-    opened_or_given,
+    open_or_features_only,
 )
 from grr_coca.infer.engine.base import EncodedImages, Engine, WrappedEngine
 from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
@@ -178,7 +178,7 @@ def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = Fals
     """
     path = None if folder is None else folder / FROZEN_FILES[1]
     if path is None or not path.is_file():
-        return opened_or_given(info) if or_given else open_described(info)
+        return open_or_features_only(info) if or_given else open_described(info)
     encoder = open_encoder(f"onnx:{path}")
     if encoder.info.digest != info.digest:
         raise UserError(f"{path}: not the encoder that config.json specifies; run `grr-coca export onnx` again")

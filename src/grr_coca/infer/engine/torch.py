@@ -255,7 +255,7 @@ def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_caption
     if (
         enough
         and isinstance(attn, AbsorbedCrossAttention)
-        and (num_captions == 1 or attn.pays(num_reads, image_tokens.shape[1]))
+        and (num_captions == 1 or attn.is_cheaper(num_reads, image_tokens.shape[1]))
     ):
         return image_tokens
     return KeyValues(*(kept.transpose(1, 2).contiguous().transpose(1, 2) for kept in attn.project(image_tokens)))

@@ -73,17 +73,17 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
     # The last caption token takes the place of the end token, from which nothing is predicted.
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]]))
-    readers = _readers_of_patches(model)
+    layers = _patch_attention_layers(model)
     with torch.no_grad():
         patches = model.own_image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
-    with torch.enable_grad(), visible_attention(readers) as seen:
+    with torch.enable_grad(), visible_attention(layers) as recorded:
         patches.requires_grad_()  # makes gradients available even if parameters are frozen
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches, None).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)
         logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T: logit of each caption token
-    weights = [seen[reader].weights for reader in readers]
+    weights = [recorded[layer].weights for layer in layers]
     rows = []
     for logit in logits:
         gradients = torch.autograd.grad(logit, weights, retain_graph=True)
@@ -95,7 +95,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     return relevance / relevance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
+def _patch_attention_layers(model: CoCa) -> list[CrossAttention]:
     """Return the attention layers that attend to patches: the layer of the captioning pooler or, if the model has no
     such pooler, the cross-attention layers of the decoder.
     """
@@ -138,17 +138,17 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
     Normally, modules use fused attention, which never computes the weights explicitly. Here, the outputs are the same
     up to rounding, but they are computed from the recorded weights, so gradients with respect to the weights exist.
     """
-    seen: dict[nn.Module, AttentionRecord] = {}
+    recorded: dict[nn.Module, AttentionRecord] = {}
 
     def recompute(module: nn.Module, inputs: tuple, _output: Tensor) -> Tensor:
         assert isinstance(module, CrossAttention)
         x, context, layout = (*inputs, PLAIN)[:3]
-        seen[module] = attention_weights(module, x, context, layout)
-        return module.out_proj(layout.unpad(mix_values(seen[module])))
+        recorded[module] = attention_weights(module, x, context, layout)
+        return module.out_proj(layout.unpad(mix_values(recorded[module])))
 
     hooks = [module.register_forward_hook(recompute) for module in modules]
     try:
-        yield seen
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()

@@ -135,7 +135,7 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
         info = replace(encoder.info, name=f"onnx:{folder / 'small.onnx'}")
         (folder / "small.json").write_text(json.dumps(to_dict(info)), encoding="utf-8")
         small = open_encoder(info.name)
-        cosine = least_cosine(encoder.encode(pictures), small.encode(pictures))
+        cosine = lowest_cosine(encoder.encode(pictures), small.encode(pictures))
         if not cosine >= MIN_COSINE:
             reason = f"in {precision}, the cosine with its tokens is {cosine:.3f}, below {MIN_COSINE}"
             return EncoderGraph("fp32", None, reason)
@@ -144,7 +144,7 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
     return EncoderGraph(precision, cosine, "")
 
 
-def least_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
+def lowest_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
     """Return the smallest cosine between two encodings of images.
 
     Two cosines are computed for each image: one for all of its tokens together, and one for its mean token minus the

@@ -86,7 +86,7 @@ class _StepGraph(nn.Module):
 
     Captions have the shape B K T, with K captions per image, instead of R T. With R rows, the number of queries that
     share an image's keys would be R · T / B in every shape, and tracing would take three times as long. See
-    `_take_rows`.
+    `_group_rows`.
     """
 
     def __init__(self, model: CoCa) -> None:
@@ -118,7 +118,7 @@ Shape = tuple[str | int, ...]
 """Sizes of a tensor. Variable sizes are letters, as in the module's docstring."""
 
 
-class _Form(NamedTuple):
+class _GraphSpec(NamedTuple):
     """Specification for tracing a graph: its inputs and outputs by name, and the arguments of its module."""
 
     module: nn.Module
@@ -146,34 +146,34 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     Raises:
         torch._dynamo.exc.UserError: If a layer treats a variable size as a constant.
     """
-    form = _form(exportable(model), config, preprocess, name)
+    spec = _graph_spec(exportable(model), config, preprocess, name)
     minima = {"T": _MIN_TEXT} if name == "text" else _MIN
     dims = {size: Dim(size, min=minima.get(size, 0)) for size in _EXAMPLE}
-    examples = [_example(name, shape) for name, shape in form.inputs.items()]
-    varying = [{axis: dims[s] for axis, s in enumerate(shape) if isinstance(s, str)} for shape in form.inputs.values()]
+    examples = [_example(name, shape) for name, shape in spec.inputs.items()]
+    varying = [{axis: dims[s] for axis, s in enumerate(shape) if isinstance(s, str)} for shape in spec.inputs.values()]
     with torch.no_grad(), quiet():
         # If a layer required a fixed batch size, `torch.onnx.export` would write a graph for that size when called with
         # the module itself. `torch.export.export` raises an error instead.
         program = torch.export.export(
-            form.module,
-            form.arguments(examples),
-            dynamic_shapes=form.arguments(varying),
+            spec.module,
+            spec.arguments(examples),
+            dynamic_shapes=spec.arguments(varying),
             prefer_deferred_runtime_asserts_over_guards=True,  # R is B · K, which `Dim` cannot express
         )
         exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(form.inputs),
-            output_names=list(form.outputs),
+            input_names=list(spec.inputs),
+            output_names=list(spec.outputs),
             verbose=False,
         )
     assert exported is not None
     _share_tables(exported.model)
     _join_reshapes(exported.model)
-    _tidy(exported.model.graph, {**form.inputs, **form.outputs})
+    _clean_metadata(exported.model.graph, {**spec.inputs, **spec.outputs})
     if name == "step":
-        _take_rows(exported.model.graph)
+        _group_rows(exported.model.graph)
     return exported.model
 
 
@@ -181,27 +181,27 @@ _MIN_TEXT = 3
 """Number of special tokens in a text: [BOS], [EOS] and [CLS]."""
 
 
-def _form(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> _Form:
-    cross = _cross(config)
+def _graph_spec(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> _GraphSpec:
+    cross = _cross_shapes(config)
     match name:
         case "image":
             inputs = _image_inputs(config)
-            outputs: dict[str, Shape] = {"image_embedding": ("B", config.embed_dim), **cross, **_image_mask(config)}
-            return _Form(_ImageGraph(model, preprocess), inputs, outputs, _by_name(inputs, _IMAGE_INPUTS))
+            outputs: dict[str, Shape] = {"image_embedding": ("B", config.embed_dim), **cross, **_mask_shapes(config)}
+            return _GraphSpec(_ImageGraph(model, preprocess), inputs, outputs, _by_name(inputs, _IMAGE_INPUTS))
         case "text":
             inputs = {"token_ids": ("B", "T"), "lengths": ("B",)}
-            return _Form(_TextGraph(model), inputs, {"text_embedding": ("B", config.embed_dim)})
+            return _GraphSpec(_TextGraph(model), inputs, {"text_embedding": ("B", config.embed_dim)})
         case "step":
             logits, past, mask = (
                 ("R", "T", config.text_decoder.vocab_size),
-                _cached(config, "past", "P"),
-                _image_mask(config),
+                _cache_shapes(config, "past", "P"),
+                _mask_shapes(config),
             )
             end = 1 + len(cross)
-            return _Form(
+            return _GraphSpec(
                 _StepGraph(model),
                 {"token_ids": ("B", "K", "T"), **cross, **past, **mask},
-                {"logits": logits, **_cached(config, "present", "P + T")},
+                {"logits": logits, **_cache_shapes(config, "present", "P + T")},
                 lambda given: (
                     given[0],
                     given[1:end],
@@ -231,14 +231,14 @@ def _by_name(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[lis
     return lambda given: tuple(map(dict(zip(inputs, given, strict=True)).get, names))
 
 
-def _image_mask(config: CoCaConfig) -> dict[str, Shape]:
+def _mask_shapes(config: CoCaConfig) -> dict[str, Shape]:
     """Return the shape of the mask of the image tokens that captions attend to, if their number differs between
     images."""
     varies = config.poolers.num_queries is None and config.num_image_tokens is None
     return {"image_mask": ("B", "Q")} if varies else {}
 
 
-def _cross(config: CoCaConfig) -> dict[str, Shape]:
+def _cross_shapes(config: CoCaConfig) -> dict[str, Shape]:
     """Return the shapes of the keys and values of the image tokens, for each multimodal layer."""
     t, poolers = config.multimodal_decoder.transformer, config.poolers
     num_tokens: int | str
@@ -251,7 +251,7 @@ def _cross(config: CoCaConfig) -> dict[str, Shape]:
     return shapes
 
 
-def _cached(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
+def _cache_shapes(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
     """Return the shapes of the keys and values of caption tokens, for each layer in both halves of the decoder."""
     text, multimodal = config.text_decoder.transformer, config.multimodal_decoder.transformer
     layers = [text] * text.num_layers + [multimodal] * multimodal.num_layers
@@ -305,7 +305,7 @@ def _join_reshapes(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
+def _clean_metadata(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
     """Name the variable sizes, and drop the node metadata of the exporter, such as source paths."""
     for value in (*graph.inputs, *graph.outputs):
         value.shape = ir.Shape(shapes[value.name])
@@ -320,7 +320,7 @@ def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
         value.metadata_props.clear()
 
 
-def _take_rows(graph: ir.Graph) -> None:
+def _group_rows(graph: ir.Graph) -> None:
     """Make the step graph take token ids as rows, R T, and group these rows by image within the graph."""
     grouped, image = graph.inputs[0], graph.inputs[1]
     rows = ir.Value(name="token_ids", type=grouped.type, shape=ir.Shape(("R", "T")))

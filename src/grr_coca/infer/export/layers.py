@@ -23,14 +23,16 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def exportable(model: Module) -> Module:
     """Return a copy of a model in which layers of this module replace the original layers. Parameters are shared."""
-    return _swapped(model)  # type: ignore[return-value]
+    return _swap_layers(model)  # type: ignore[return-value]
 
 
-def _swapped(module: nn.Module) -> nn.Module:
+def _swap_layers(module: nn.Module) -> nn.Module:
     if type(module) in _ONNX_LAYERS:
         return _ONNX_LAYERS[type(module)](module)
     children = children_of(module).items()
-    return copy_with_children(module, {name: None if child is None else _swapped(child) for name, child in children})
+    return copy_with_children(
+        module, {name: None if child is None else _swap_layers(child) for name, child in children}
+    )
 
 
 class OnnxRotary(nn.Module):

@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class _StoredTensor:
     """Location of a tensor in the file. `is_transposed` means that the graph needs the transpose."""
 
     name: str
@@ -41,20 +41,20 @@ class _Place:
     is_transposed: bool
 
 
-def refer_to(graphs: Iterable[ir.Model], path: Path) -> None:
+def reference_weights(graphs: Iterable[ir.Model], path: Path) -> None:
     """Replace large tensors in graphs by references to equal tensors in a safetensors file.
 
     If the file has the tensor in half precision or transposed, the graph gets a `Cast` or a `Transpose`, which ONNX
     Runtime computes once, when it loads the graph. Tensors that are not in the file stay in the graph.
     """
-    places = _places(path)
+    sources = _stored_tensors(path)
     for model in graphs:
         for value in list(model.graph.initializers.values()):
             tensor = value.const_value
             if tensor is not None and tensor.nbytes >= MIN_BYTES:
-                place = places.get(_content(tensor.numpy()))
-                if place is not None:
-                    _replace(model.graph, value, place, path.name)
+                source = sources.get(_content_digest(tensor.numpy()))
+                if source is not None:
+                    _replace(model.graph, value, source, path.name)
 
 
 def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
@@ -69,17 +69,17 @@ def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
             tensor = value.const_value
             if tensor is not None and tensor.nbytes >= MIN_BYTES:
                 array = tensor.numpy()
-                found.setdefault(_content(array), torch.from_numpy(np.array(array)))
+                found.setdefault(_content_digest(array), torch.from_numpy(np.array(array)))
     save_tensors({f"tensor.{number}": tensor for number, tensor in enumerate(found.values())}, path)
 
 
-def _places(path: Path) -> dict[bytes, _Place]:
+def _stored_tensors(path: Path) -> dict[bytes, _StoredTensor]:
     """Map the contents of tensors, in fp32, to their locations in a safetensors file.
 
     Each tensor is found by its content as stored, transposed, or reshaped to 3 × 3 kernels.
     """
     tensors = load_tensors(path)
-    places: dict[bytes, _Place] = {}
+    sources: dict[bytes, _StoredTensor] = {}
     for name, (start, entry) in _header(path).items():
         first, last = entry["data_offsets"]
         tensor = tensors[name].float() if tensors[name].is_floating_point() else tensors[name]
@@ -89,7 +89,7 @@ def _places(path: Path) -> dict[bytes, _Place]:
         if tensor.ndim == 2 and tensor.shape[1] % 9 == 0:  # the exporter reshapes small convolution kernels
             forms.append((tensor.unflatten(1, (-1, 3, 3)), False))
         for form, is_transposed in forms:
-            place = _Place(
+            source = _StoredTensor(
                 name=name,
                 offset=start + first,
                 length=last - first,
@@ -97,8 +97,8 @@ def _places(path: Path) -> dict[bytes, _Place]:
                 shape=entry["shape"] if is_transposed else list(form.shape),
                 is_transposed=is_transposed,
             )
-            places.setdefault(_content(form.numpy()), place)
-    return places
+            sources.setdefault(_content_digest(form.numpy()), source)
+    return sources
 
 
 def _header(path: Path) -> Mapping[str, tuple[int, dict]]:
@@ -110,30 +110,35 @@ def _header(path: Path) -> Mapping[str, tuple[int, dict]]:
     return {name: (8 + size, entry) for name, entry in header.items() if name != "__metadata__"}
 
 
-def _content(array: np.ndarray) -> bytes:
+def _content_digest(array: np.ndarray) -> bytes:
     digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
 
 
-def _replace(graph: ir.Graph, value: ir.Value, place: _Place, location: str) -> None:
+def _replace(graph: ir.Graph, value: ir.Value, source: _StoredTensor, location: str) -> None:
     """Make the nodes that use an initializer read the equal tensor in the file instead."""
-    stored = graph.initializers.get(place.name)
+    stored = graph.initializers.get(source.name)
     if stored is None:
         data = ir.ExternalTensor(
-            location, place.offset, place.length, place.dtype, shape=ir.Shape(place.shape), name=place.name
+            location,
+            source.offset,
+            source.length,
+            source.dtype,
+            shape=ir.Shape(source.shape),
+            name=source.name,
         )
-        stored = ir.Value(name=place.name, type=ir.TensorType(place.dtype), shape=data.shape, const_value=data)
+        stored = ir.Value(name=source.name, type=ir.TensorType(source.dtype), shape=data.shape, const_value=data)
     nodes, read = [], stored
     assert value.const_value is not None
-    if place.dtype != value.const_value.dtype:
+    if source.dtype != value.const_value.dtype:
         nodes.append(ir.node("Cast", [read], {"to": value.const_value.dtype}))
         read = nodes[-1].outputs[0]
-    if place.is_transposed:
+    if source.is_transposed:
         nodes.append(ir.node("Transpose", [read], {"perm": [1, 0]}))
         read = nodes[-1].outputs[0]
     ir.convenience.replace_all_uses_with(value, read)
     graph.initializers.pop(value.name)
-    graph.initializers[place.name] = stored
+    graph.initializers[source.name] = stored
     if nodes:
         graph.insert_before(graph[0], nodes)

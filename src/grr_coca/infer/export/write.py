@@ -21,7 +21,7 @@ from grr_coca.infer.export.encoder_graph import name_without_folders, write_enco
 from grr_coca.infer.export.graphs import OPSET, trace
 from grr_coca.infer.export.quantize import constant_products, quantize_products
 from grr_coca.infer.export.readme import readme
-from grr_coca.infer.export.weights import refer_to, write_shared
+from grr_coca.infer.export.weights import reference_weights, write_shared
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_tensors
 from grr_coca.model.checkpoint_files import (
     ADAPTED_FILES,
@@ -129,19 +129,19 @@ def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         OSError: If the disk is full or cannot be written to.
     """
-    graphs = _traced(checkpoint)
-    refer_to(graphs.values(), folder / WEIGHTS)
+    graphs = _trace_graphs(checkpoint)
+    reference_weights(graphs.values(), folder / WEIGHTS)
     _save(graphs, folder)
 
 
 def _write_quantized(checkpoint: Checkpoint, folder: Path) -> None:
-    graphs = {name: _quantized(name, graph, folder / "quantized") for name, graph in _traced(checkpoint).items()}
+    graphs = {name: _quantize(name, graph, folder / "quantized") for name, graph in _trace_graphs(checkpoint).items()}
     write_shared(graphs.values(), folder / QUANTIZED_WEIGHTS)
-    refer_to(graphs.values(), folder / QUANTIZED_WEIGHTS)
+    reference_weights(graphs.values(), folder / QUANTIZED_WEIGHTS)
     _save(graphs, folder)
 
 
-def _traced(checkpoint: Checkpoint) -> dict[GraphName, ir.Model]:
+def _trace_graphs(checkpoint: Checkpoint) -> dict[GraphName, ir.Model]:
     return {name: trace(checkpoint.model, checkpoint.config, checkpoint.preprocess, name) for name in GRAPHS}
 
 
@@ -150,7 +150,7 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
         ir.save(graph, folder / f"{name}.onnx")
 
 
-def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
+def _quantize(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
     """Return a graph whose products with constant matrices are computed in int8."""
     products = constant_products(model.graph)
     # The patch embedding stays in fp32: it is cheap, and it reads pixels, whose magnitude is constant in an image with

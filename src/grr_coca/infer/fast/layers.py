@@ -92,7 +92,7 @@ class FastSelfAttention(nn.Module):
         super().__init__()
         self.attn = attn
         self.qk_norm = None if isinstance(attn.qk_norm, nn.Identity) else attn.qk_norm
-        self.turns = None if attn.rotary is None else attn.rotary.table[:, None, None]  # T 1 1 C
+        self.rotations = None if attn.rotary is None else attn.rotary.table[:, None, None]  # T 1 1 C
 
     def forward(self, x: Float[Tensor, "R T D"], layout: Layout) -> Float[Tensor, "R T D"]:
         """Apply the layer; see `SelfAttention`."""
@@ -102,9 +102,9 @@ class FastSelfAttention(nn.Module):
         qkv = self.attn.qkv_proj(x).view(num_rows, num_tokens, 3, self.attn.num_heads, -1)
         if self.qk_norm is not None:
             qkv[:, :, :2] = self.qk_norm(qkv[:, :, :2])
-        if self.turns is not None:
+        if self.rotations is not None:
             pairs = torch.view_as_complex(qkv.view(*qkv.shape[:-1], -1, 2))  # R T 3 H C
-            pairs[:, :, :2].mul_(self.turns[layout.positions])
+            pairs[:, :, :2].mul_(self.rotations[layout.positions])
         assert isinstance(layout.cache, KeyValueCache)
         keys, values = layout.cache.write(qkv[:, :, 1:])  # B H S Dh
         q = qkv[:, :, 0].reshape(len(keys), -1, *qkv.shape[3:]).transpose(1, 2)  # B H L Dh
@@ -137,7 +137,7 @@ class AbsorbedCrossAttention(nn.Module):
         """Apply the layer; see `CrossAttention`."""
         if isinstance(context, KeyValues) or isinstance(layout, PackedLayout):
             return self.attn(x, context, layout, mask)
-        if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
+        if not self.is_cheaper(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
             return self.attn(x, context, mask=mask)
         key_weight, value_weight = self.kv_weight
         q = self.attn.q_proj(x).unflatten(-1, (self.attn.num_heads, -1))  # R T H Dh
@@ -151,7 +151,7 @@ class AbsorbedCrossAttention(nn.Module):
         mixed = mixed.transpose(0, 1).reshape(x.shape)
         return self.attn.out_proj(mixed if self.value_bias is None else mixed.add_(self.value_bias))
 
-    def pays(self, num_queries: int, num_tokens: int) -> bool:
+    def is_cheaper(self, num_queries: int, num_tokens: int) -> bool:
         """Return whether projecting the queries instead of the context takes fewer multiplications.
 
         Args:
@@ -214,14 +214,16 @@ def fast_copy(model: Module) -> Module:
         return model
     if not any(_is_plain(module, nn.Linear) for module in modules):
         return model
-    return _copied(model).eval()  # type: ignore[return-value]
+    return _copy_module(model).eval()  # type: ignore[return-value]
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def _copy_module(module: nn.Module) -> nn.Module:
     module = unwrap_compiled(module)
     if _is_plain(module, nn.Linear):
         return FastLinear(module)  # type: ignore[arg-type]
-    copied = copy_with_children(module, {name: child and _copied(child) for name, child in children_of(module).items()})
+    copied = copy_with_children(
+        module, {name: child and _copy_module(child) for name, child in children_of(module).items()}
+    )
     kind = type(module)
     if kind in FAST_LAYERS and _is_plain(module, kind):
         make, supported = FAST_LAYERS[kind]

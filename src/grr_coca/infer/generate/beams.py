@@ -115,8 +115,8 @@ class BeamSearch:
         """Choose the next tokens, and add finished captions to the pools. At the last step, add all captions."""
         choice = self._best_continuations()
         self._collect(choice)
-        going_on = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.num_beams]
-        self._extend(choice.take(going_on))
+        continuing = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.num_beams]
+        self._extend(choice.take(continuing))
         if last:
             self._collect_unfinished()
 
@@ -167,12 +167,12 @@ class BeamSearch:
         """Remove images from the batch if their pool can no longer improve."""
         length, best = self.beams.token_ids.shape[2], self.beams.scores.max(axis=1).tolist()
         pools = (self.pools[image] for image in self.running)
-        going_on = np.array(
+        continuing = np.array(
             [pool.can_improve(score, length + 1, self.max_length) for pool, score in zip(pools, best, strict=True)]
         )
-        self.running = [image for image, goes_on in zip(self.running, going_on, strict=True) if goes_on]
-        self.beams = Beams(*(field[going_on] for field in self.beams))
-        self.rows = self.rows.reshape(-1, self.num_beams)[going_on].ravel()
+        self.running = [image for image, goes_on in zip(self.running, continuing, strict=True) if goes_on]
+        self.beams = Beams(*(field[continuing] for field in self.beams))
+        self.rows = self.rows.reshape(-1, self.num_beams)[continuing].ravel()
 
     def _best(self, pool: _Pool) -> list[Hypothesis]:
         if len(pool.hypotheses) < self.options.num_captions:

@@ -146,10 +146,10 @@ def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationO
     for num_searched in SEARCHES if options.top_k is None else (options.top_k,):
         kept, ids = logits.largest(num_searched)
         kept = kept / options.temperature
-        is_out = _filtered(kept, total, options)
-        if kept.shape[1] < num_searched or is_out[:, -1].all():
+        is_excluded = _filtered(kept, total, options)
+        if kept.shape[1] < num_searched or is_excluded[:, -1].all():
             break
-    kept[is_out] = -np.inf
+    kept[is_excluded] = -np.inf
     return np.take_along_axis(ids, inverse_cdf(kept, uniforms)[:, None], axis=1)[:, 0]
 
 
@@ -163,16 +163,16 @@ def _filtered(
         total: Log-sum-exp over all tokens. None if `logits` contains all tokens.
         options: Options with the filters.
     """
-    is_out = np.zeros(logits.shape, dtype=bool)
+    is_excluded = np.zeros(logits.shape, dtype=bool)
     if options.top_p is not None:
         with np.errstate(invalid="ignore"):  # a row in which every token is ruled out
             probs = np.exp(logits - logits[:, :1], dtype=np.float64)  # relative to the most likely token
             whole = probs.sum(axis=1) if total is None else np.exp(total - logits[:, 0])
-        is_out |= probs.cumsum(axis=1) - probs >= options.top_p * whole[:, None]
+        is_excluded |= probs.cumsum(axis=1) - probs >= options.top_p * whole[:, None]
     if options.min_p is not None:
-        is_out |= logits < logits[:, :1] + math.log(options.min_p)
-    is_out[:, 0] = False  # keeps the most likely token even if its probability rounds to 0
-    return is_out
+        is_excluded |= logits < logits[:, :1] + math.log(options.min_p)
+    is_excluded[:, 0] = False  # keeps the most likely token even if its probability rounds to 0
+    return is_excluded
 
 
 # --- The loop of greedy decoding and sampling
@@ -372,7 +372,7 @@ def generate(
         UserError: If the prompt or `max_length` does not fit the context, the rules leave no token, or no image is
             given.
     """
-    captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
+    captioning = _Captioning(engine, tokenizer, options, prompt, _check_keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
     if options.num_beams > 1:
         found = captioning.search(images)
@@ -404,7 +404,7 @@ def stream_captions(
     """
     if options.num_beams > 1 or options.num_captions > 1:
         raise UserError("beams and several captions per image cannot be streamed; stream one caption without beams")
-    captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
+    captioning = _Captioning(engine, tokenizer, options, prompt, _check_keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
     previous = [""] * len(pixels)
     for captions in captioning.decode(images):
@@ -414,7 +414,7 @@ def stream_captions(
     return captioning.generated(images, captions.hypotheses(1))
 
 
-def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
+def _check_keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
     """Return one key per image."""
     if num_images == 0:
         raise UserError("no image to caption; pass at least one")

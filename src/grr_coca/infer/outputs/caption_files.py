@@ -96,7 +96,7 @@ class CaptionFile(CaptionOutput):
         self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
         require_writable(path)
         self._file: TextIO | None = None
-        self._lock = self._locked()
+        self._lock = self._lock_file()
         try:
             with disk_errors(path):
                 counts = Counter(row.image for row in self._read()) if path.exists() else Counter()
@@ -106,7 +106,7 @@ class CaptionFile(CaptionOutput):
         self.done = {image for image, count in counts.items() if count >= rows_per_image}
         self._incomplete = (counts.keys() - self.done) & {image.name for image in images}
 
-    def _locked(self) -> ProcessLock | None:
+    def _lock_file(self) -> ProcessLock | None:
         """Lock the file with a hidden lock file next to it. Return None if the file system does not support locks."""
         target = resolve_link(self.path)
         try:
@@ -123,7 +123,7 @@ class CaptionFile(CaptionOutput):
         """Append the rows of an image, and flush them immediately."""
         with disk_errors(self.path):
             if self._file is None:
-                self._file = self._begun()
+                self._file = self._open_for_rows()
             self._file.write("".join(self._line(row) for row in caption_rows(image, description.captions)))
             self._file.flush()
 
@@ -137,9 +137,9 @@ class CaptionFile(CaptionOutput):
             if self._lock is not None:
                 self._lock.release()
 
-    def _begun(self) -> TextIO:
+    def _open_for_rows(self) -> TextIO:
         """Open the file and prepare it for the first new row. Until then, the file stays unchanged."""
-        if self.path.exists() and (self._incomplete or _is_torn(self.path)):
+        if self.path.exists() and (self._incomplete or _has_partial_line(self.path)):
             write_output(self.path, self._write_complete)
         file = resolve_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
         if self._is_csv and self.path.stat().st_size == 0:
@@ -162,36 +162,36 @@ class CaptionFile(CaptionOutput):
             whole = (line for line in file if line.endswith("\n"))
             for number, record in enumerate(self._records(whole), 1):
                 try:
-                    yield CaptionRow(str(record["image"]), str(record["caption"]), _parsed(record["log_prob"]))
+                    yield CaptionRow(str(record["image"]), str(record["caption"]), _parse_log_prob(record["log_prob"]))
                 except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    raise self._not_ours(f"row {number}") from error
+                    raise self._format_error(f"row {number}") from error
 
     def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
         if self._is_csv:
             reader = csv.DictReader(lines, strict=True)
             try:
                 if reader.fieldnames is not None and tuple(reader.fieldnames) != CaptionRow._fields:
-                    raise self._not_ours("its first line")
+                    raise self._format_error("its first line")
                 yield from reader
             except csv.Error as error:  # the row has an unclosed quote
-                raise self._not_ours(f"line {reader.line_num}") from error
+                raise self._format_error(f"line {reader.line_num}") from error
             return
         for number, line in enumerate(lines, 1):
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise self._not_ours(f"row {number}") from error
+                raise self._format_error(f"row {number}") from error
 
-    def _not_ours(self, place: str) -> UserError:
+    def _format_error(self, place: str) -> UserError:
         columns = ", ".join(CaptionRow._fields)
         return UserError(f"{self.path}: {place} does not have the columns {columns}; use another file")
 
 
-def _parsed(log_prob: object) -> float | None:
+def _parse_log_prob(log_prob: object) -> float | None:
     return None if log_prob in (None, "") else float(log_prob)  # type: ignore[arg-type]
 
 
-def _is_torn(path: Path) -> bool:
+def _has_partial_line(path: Path) -> bool:
     with path.open("rb") as file:
         if file.seek(0, io.SEEK_END) == 0:
             return False
@@ -228,21 +228,21 @@ class TextFiles(CaptionOutput):
         from grr_coca.data.sources.folder import caption_file  # lazy import, because it needs NumPy
 
         super().__init__()
-        self._places = places_beside(images, lambda path: caption_file(path) or path.with_suffix(".txt"), instead)
+        self._files = files_beside(images, lambda path: caption_file(path) or path.with_suffix(".txt"), instead)
         self.done = {
             name
-            for name, text in self._places.items()
+            for name, text in self._files.items()
             # Links are never replaced, even if they have no target, because they may lead to the image itself.
             if text.is_symlink() or (text.exists() and not overwrite)
         }
-        closed = in_closed_folders(self._places)
+        closed = read_only_folder_errors(self._files)
         self.unusable = closed.keys() - self.done
-        self.unwritten = [closed[name] for name in self._places if name in self.unusable]
+        self.unwritten = [closed[name] for name in self._files if name in self.unusable]
 
     def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the captions of an image, best first."""
         text = "".join(f"{row.caption}\n" for row in caption_rows(image, description.captions))
-        write_output(self._places[image.name], lambda file: file.write(text.encode()))
+        write_output(self._files[image.name], lambda file: file.write(text.encode()))
 
 
 class XmpFiles(CaptionOutput):
@@ -261,11 +261,11 @@ class XmpFiles(CaptionOutput):
         super().__init__()
         self._overwrite = overwrite
         stems = Counter(image.path.with_suffix("") for image in images if image.path is not None)
-        self._places = places_beside(
+        self._files = files_beside(
             images, lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1), instead
         )
-        self._closed = in_closed_folders(self._places)
-        for name, sidecar in self._places.items():
+        self._closed = read_only_folder_errors(self._files)
+        for name, sidecar in self._files.items():
             try:
                 if has_caption(sidecar):
                     self.done.update(() if overwrite else (name,))
@@ -286,7 +286,7 @@ class XmpFiles(CaptionOutput):
     def _write(self, image: "ImageFile", caption: str | None, keywords: Sequence[str]) -> None:
         if image.name in self.unusable:
             return
-        sidecar = self._places[image.name]
+        sidecar = self._files[image.name]
         try:
             if image.name in self._closed:
                 raise XmpError(self._closed[image.name])
@@ -297,7 +297,7 @@ class XmpFiles(CaptionOutput):
             self.unwritten.append(str(error))
 
 
-def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path], instead: str) -> dict[str, Path]:
+def files_beside(images: "Sequence[ImageFile]", path_of: Callable[[Path], Path], instead: str) -> dict[str, Path]:
     """Map the name of each image to the file to write next to it.
 
     `instead` is an alternative that error messages suggest.
@@ -305,14 +305,14 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
     Raises:
         UserError: If an image is not a separate file, two images would share a file, or the file is an image.
     """
-    places: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     owners: dict[Path, str] = {}  # image names by file, with all links in the folder's path resolved
     for image in images:
         if image.path is None:
             raise UserError(
                 f"{image.name}: image in a shard or table, so no file can be written next to it; use {instead}"
             )
-        place = places[image.name] = place_of(image.path)
+        place = paths[image.name] = path_of(image.path)
         other = owners.setdefault(place.parent.resolve() / place.name, image.name)
         if other != image.name:
             raise UserError(f"{other} and {image.name} would share {place.name}; use {instead}")
@@ -320,14 +320,14 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
         path = Path(image.name)
         if path.resolve() in owners or path.parent.resolve() / path.name in owners:
             raise UserError(f"{image.name}: this image would be overwritten; use {instead}")
-    return places
+    return paths
 
 
-def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
+def read_only_folder_errors(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return an error message, by image name, for each image whose file would be in a read-only folder.
 
     These folders are found before the work begins, so that they do not interrupt the work on other images.
     """
-    folders = {place.parent for place in places.values()}
+    folders = {place.parent for place in paths.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
-    return {name: f"{place}: the folder is read-only" for name, place in places.items() if place.parent in closed}
+    return {name: f"{place}: the folder is read-only" for name, place in paths.items() if place.parent in closed}

@@ -53,7 +53,7 @@ def has_caption(sidecar: Path) -> bool:
     Raises:
         XmpError: If the file exists, but is not an XMP file that can be changed safely.
     """
-    return os.path.lexists(sidecar) and _located(_read(sidecar), sidecar).has_description
+    return os.path.lexists(sidecar) and _find_offsets(_read(sidecar), sidecar).has_description
 
 
 def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = (), *, overwrite: bool = False) -> None:
@@ -71,7 +71,7 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
         OSError: If the disk is full or cannot be written to. The file stays unchanged.
     """
     content = _read(sidecar) if os.path.lexists(sidecar) else _NEW.encode()
-    changed = _inserted(content, sidecar, _plain(caption or "") or None, keywords, overwrite)
+    changed = _insert_words(content, sidecar, _to_plain_line(caption or "") or None, keywords, overwrite)
     if changed != content:
         write_bytes_atomic(sidecar, changed)
 
@@ -89,8 +89,10 @@ def _read(sidecar: Path) -> bytes:
         raise XmpError(str(error)) from error
 
 
-def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequence[str], overwrite: bool) -> bytes:
-    found = _located(content, sidecar)
+def _insert_words(
+    content: bytes, sidecar: Path, caption: str | None, keywords: Sequence[str], overwrite: bool
+) -> bytes:
+    found = _find_offsets(content, sidecar)
     edits: list[tuple[int, int, str]] = []
     properties = ""
     if caption is not None and not found.has_description:
@@ -98,7 +100,7 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
         properties += _property("description", "Alt", item)
     elif caption is not None and overwrite:
         edits.append(_new_description(found, caption, sidecar))
-    missing = [word for word in dict.fromkeys(map(_plain, keywords)) if word and word not in found.keywords]
+    missing = [word for word in dict.fromkeys(map(_to_plain_line, keywords)) if word and word not in found.keywords]
     items = "".join(f"<rdf:li>{escape(word, quote=False)}</rdf:li>" for word in missing)
     if missing and found.bag_end is not None:
         # The file may use another prefix for RDF names.
@@ -111,13 +113,13 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
         edits.append(_new_properties(found, properties, sidecar))
     for start, end, text in sorted(edits, reverse=True):
         content = content[:start] + text.encode() + content[end:]
-    after = _located(content, sidecar)  # checks that the new text can be found again
+    after = _find_offsets(content, sidecar)  # checks that the new text can be found again
     assert caption is None or after.has_description
     assert {*found.keywords, *missing} == set(after.keywords)
     return content
 
 
-def _new_description(found: "_Places", caption: str, sidecar: Path) -> tuple[int, int, str]:
+def _new_description(found: "_Offsets", caption: str, sidecar: Path) -> tuple[int, int, str]:
     if found.default is not None:
         return *found.default, escape(caption, quote=False)
     if found.alternatives is not None:
@@ -129,7 +131,7 @@ def _new_description(found: "_Places", caption: str, sidecar: Path) -> tuple[int
     raise XmpError(f"{sidecar}: the caption is in a form that cannot be replaced; the file was not changed")
 
 
-def _new_properties(found: "_Places", properties: str, sidecar: Path) -> tuple[int, int, str]:
+def _new_properties(found: "_Offsets", properties: str, sidecar: Path) -> tuple[int, int, str]:
     if found.description_end is not None:
         return found.description_end, found.description_end, properties
     if found.rdf_end is None:
@@ -145,7 +147,7 @@ def _property(name: str, kind: str, items: str) -> str:
     return f"  <dc:{name} {spaces}><rdf:{kind}>{items}</rdf:{kind}></dc:{name}>\n"
 
 
-def _plain(text: str) -> str:
+def _to_plain_line(text: str) -> str:
     """Convert a text to a single line, with only the characters that XML can represent."""
     return " ".join(_NOT_XML.sub(" ", text).split())
 
@@ -154,7 +156,7 @@ def _plain(text: str) -> str:
 
 
 @dataclass(kw_only=True)
-class _Places:
+class _Offsets:
     """Byte offsets at which an XMP file can be extended. None means that the element is missing.
 
     Attributes:
@@ -176,7 +178,7 @@ class _Places:
     keywords: list[str] = field(default_factory=list)
 
 
-def _located(content: bytes, sidecar: Path) -> _Places:
+def _find_offsets(content: bytes, sidecar: Path) -> _Offsets:
     """Find the offsets in an XMP file at which it can be extended.
 
     Raises:
@@ -188,14 +190,14 @@ def _located(content: bytes, sidecar: Path) -> _Places:
         reader.read()
     except (ValueError, expat.ExpatError) as error:
         raise XmpError(f"{sidecar}: not an XMP file that can be changed ({error}); the file was not changed") from error
-    return reader.places
+    return reader.offsets
 
 
 class _Reader:
     """Parser of an XMP file that records byte offsets."""
 
     def __init__(self, content: bytes) -> None:
-        self.places = _Places()
+        self.offsets = _Offsets()
         self._content = content
         self._path: list[str] = []
         self._text: list[str] = []
@@ -208,7 +210,7 @@ class _Reader:
         parser.StartElementHandler, parser.EndElementHandler = self._begin, self._end
         parser.CharacterDataHandler = self._characters
         for name in ("CommentHandler", "ProcessingInstructionHandler", "StartCdataSectionHandler"):
-            setattr(parser, name, lambda *_: self._next())
+            setattr(parser, name, lambda *_: self._current_offset())
         parser.StartDoctypeDeclHandler = self._refuse
 
     def read(self) -> None:
@@ -217,55 +219,55 @@ class _Reader:
     def _refuse(self, *_: object) -> None:
         raise ValueError("DOCTYPE is not allowed")
 
-    def _next(self) -> int:
+    def _current_offset(self) -> int:
         """Return the offset of the current event. If an element has just begun, its content begins at this offset."""
         place: int = self._parser.CurrentByteIndex
         waiting, self._waits_for_content = self._waits_for_content, None
         if waiting == _ITEM_OF_DESCRIPTION:
             self._start_of_item = place
-        elif waiting == _ALTERNATIVES and self.places.alternatives is None:
-            self.places.alternatives = place
+        elif waiting == _ALTERNATIVES and self.offsets.alternatives is None:
+            self.offsets.alternatives = place
         return place
 
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
-        self._next()
+        self._current_offset()
         if len(self._path) == _MAX_LEVELS:
             raise ValueError(f"more than {_MAX_LEVELS} levels of elements")
         self._path.append(name)
         self._text.clear()
-        self._waits_for_content = self._below()
-        if name == f"{_RDF} Description" and len(self._below()) == 1:
+        self._waits_for_content = self._path_in_rdf()
+        if name == f"{_RDF} Description" and len(self._path_in_rdf()) == 1:
             self._num_descriptions += 1
             if self._num_descriptions == 1:
-                self.places.about = attributes.get(f"{_RDF} about", attributes.get("about", ""))
-            self.places.has_description |= f"{_DC} description" in attributes
-            self.places.has_subject |= f"{_DC} subject" in attributes
-        self.places.has_description |= self._below() == _DESCRIPTION
-        self.places.has_subject |= self._below() == _SUBJECT
+                self.offsets.about = attributes.get(f"{_RDF} about", attributes.get("about", ""))
+            self.offsets.has_description |= f"{_DC} description" in attributes
+            self.offsets.has_subject |= f"{_DC} subject" in attributes
+        self.offsets.has_description |= self._path_in_rdf() == _DESCRIPTION
+        self.offsets.has_subject |= self._path_in_rdf() == _SUBJECT
         self._is_default = attributes.get(_XML_LANG) == "x-default"
 
     def _characters(self, text: str) -> None:
-        self._next()
+        self._current_offset()
         self._text.append(text)
 
     def _end(self, name: str) -> None:
         is_new = self._waits_for_content is not None
-        place, below = self._next(), self._below()
+        place, below = self._current_offset(), self._path_in_rdf()
         # not an empty element such as `<rdf:Bag/>`
         is_open = not (is_new and self._content[place - 2 : place] == b"/>")
         if name == f"{_RDF} RDF" and is_open:
-            self.places.rdf_end = place
+            self.offsets.rdf_end = place
         elif below == [f"{_RDF} Description"] and is_open and self._num_descriptions == 1:
-            self.places.description_end = place
+            self.offsets.description_end = place
         elif below == _ITEM_OF_DESCRIPTION and self._is_default and is_open:
-            self.places.default = self._start_of_item, place
+            self.offsets.default = self._start_of_item, place
         elif below in _LISTS_OF_SUBJECT and is_open:
-            self.places.bag_end = place
+            self.offsets.bag_end = place
         elif below[:-1] in _LISTS_OF_SUBJECT:
-            self.places.keywords.append(" ".join("".join(self._text).split()))
+            self.offsets.keywords.append(" ".join("".join(self._text).split()))
         self._path.pop()
 
-    def _below(self) -> list[str]:
+    def _path_in_rdf(self) -> list[str]:
         """Return the path below `rdf:RDF`."""
         return self._path[self._path.index(_ROOT) + 1 :] if _ROOT in self._path else []
 

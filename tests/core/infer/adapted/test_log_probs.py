@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grr_coca import load
-from grr_coca.infer.adapted.captioner import with_log_probs
+from grr_coca.infer.adapted.captioner import add_log_probs
 
 TEXTS = (
     ["red heart", "red heart with an arrow", "red", "blue bird"],
@@ -17,11 +17,11 @@ TEXTS = (
 def test_captions_read_together_equal_each_by_itself(engine):
     model = load("icons", "cpu", engine=engine)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    together = with_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), TEXTS)
+    together = add_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), TEXTS)
     for image, texts in enumerate(TEXTS):
         encoded = model.engine.encode_images(pixels[image : image + 1])
         for text, found in zip(texts, together[image], strict=True):
-            expected = with_log_probs(model.engine, model.tokenizer, encoded, [[text]])[0][0]
+            expected = add_log_probs(model.engine, model.tokenizer, encoded, [[text]])[0][0]
             assert found.text == text
             assert found.token_ids == expected.token_ids
             np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)

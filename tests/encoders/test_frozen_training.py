@@ -213,7 +213,7 @@ def test_images_of_features_are_captioned_beside_the_own_encoder(place, tmp_path
     write_features(ByImage(open_source(str(images))), opened(place), keep, features, lambda _: None)
     pretrain(recipe_of(place, cache="fp32" if keep == "tokens" else "mean", beside=True), run)
     listed = features / "pairs.jsonl"
-    assert f"encodes images, so pass the images, or {listed} if they are" in refused("caption", features, "-c", run)
+    assert f"encodes images; pass the images, or {listed} if they are" in refused("caption", features, "-c", run)
     expected = grr_coca("caption", images, "-c", run).out
     assert [line.split("\t")[1] for line in expected.splitlines()] == [
         line.split("\t")[1] for line in grr_coca("caption", listed, "-c", run).out.splitlines()

@@ -71,7 +71,9 @@ class Measure:
         """
         mine, theirs = len(self.statistics), len(other.statistics)
         if mine != theirs:
-            raise UserError(f"a paired comparison needs the same images, got {mine} and {theirs} images")
+            raise UserError(
+                f"a paired comparison needs the same images, got {mine} and {theirs}; use one split for both"
+            )
         differences = self._resampled() - other._resampled()
         return _interval(self.value() - other.value(), differences)
 

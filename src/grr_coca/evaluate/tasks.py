@@ -51,7 +51,7 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
         UserError: If the split is empty, or a pair is invalid.
     """
     if not len(source):
-        raise UserError("the split is empty: no image to search")
+        raise UserError("the split is empty: no image to search; add images")
     if isinstance(checkpoint, Checkpoint):
         return gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
     return embed_gallery(checkpoint, source, batch_size)
@@ -238,7 +238,7 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(targets)) < 2:
-        raise UserError("a probe needs training images of at least two classes")
+        raise UserError("a probe needs training images of at least two classes; add images of another class")
     fit, held_out = split_for_validation(targets, seed)
     scores = {}
     for strength in STRENGTHS:

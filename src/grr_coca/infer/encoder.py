@@ -198,7 +198,9 @@ class GivenEncoder:
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
         """Raise an error, because the encoder is not available."""
-        raise UserError(f"{self.info.name}: cannot be exported, because only its features are known")
+        raise UserError(
+            f"{self.info.name}: cannot be exported, because only its features are known; pass another encoder"
+        )
 
 
 def with_framing(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:

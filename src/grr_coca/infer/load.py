@@ -215,7 +215,8 @@ def _fetch(hub_id: str) -> Path:
     except Exception as error:  # without a connection, the type of the error depends on the version of huggingface_hub
         cause = first_line(error)
         raise UserError(
-            f"{hub_id}: not a folder, and cannot be downloaded from the Hugging Face hub ({cause})"
+            f"{hub_id}: not a folder, and cannot be downloaded from the Hugging Face hub ({cause}); check "
+            "the name and the connection"
         ) from error
 
 

@@ -165,7 +165,7 @@ def write_features(
                     lock.release()
             on_image(numbers.stop)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror or error})") from error
+        raise UserError(f"{out}: cannot be written to ({error.strerror or error}); pass another folder") from error
     return written
 
 

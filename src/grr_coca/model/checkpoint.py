@@ -172,7 +172,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     except SafetensorError as error:
-        raise UserError(f"{path}: corrupt, or not a safetensors file ({error})") from error
+        raise UserError(f"{path}: corrupt, or not a safetensors file ({error}); copy it again") from error
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -237,6 +237,7 @@ def _load_weights(model: CoCa, path: Path) -> None:
         name = wrong[0]
         raise UserError(
             f"{path}: the weights do not match the model in config.json: {len(wrong)} tensors differ, such as "
-            f"'{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')})"
+            f"'{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')}); "
+            "copy both files from one checkpoint"
         )
     model.load_state_dict(weights)

@@ -512,7 +512,7 @@ def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
     try:
         return Tokenizer.from_json(path.read_text(encoding="utf-8"), cast("Cleaning", cleaning))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the tokenizer is corrupt ({error})") from error
+        raise UserError(f"{path}: the tokenizer is corrupt ({error}); copy it again") from error
 
 
 # --- Bundled models

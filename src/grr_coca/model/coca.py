@@ -333,7 +333,7 @@ class CoCa(nn.Module):
             UserError: If the model takes features.
         """
         if self.image_encoder is None or self.feature_encoder is not None:
-            raise UserError("this needs a model that reads only patches, but this one has features of a frozen encoder")
+            raise UserError("this model reads features of a frozen encoder; use a model that reads only patches")
         return self.image_encoder
 
     @property

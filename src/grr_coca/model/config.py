@@ -105,7 +105,10 @@ class ImageEncoderConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size")
-        _require(self.transformer.position != "none", "position 'none' is for a feature_encoder")
+        _require(
+            self.transformer.position != "none",
+            "position 'none' is only for a feature_encoder; use 'rope_2d', 'rope_1d' or 'learned'",
+        )
         if self.stem == "convolutional":
             self._require_power_of_two()
         _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be at least 0")
@@ -160,8 +163,11 @@ class FeatureEncoderConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "feature_dim", "num_tokens")
-        _require((self.num_tokens or 0) <= _MAX_PATCHES, f"num_tokens is too large; at most {_MAX_PATCHES:,}")
-        _require(self.keep == "tokens" or self.num_tokens == 1, "keep 'mean' makes num_tokens 1")
+        _require((self.num_tokens or 0) <= _MAX_PATCHES, f"num_tokens must be at most {_MAX_PATCHES:,}")
+        _require(
+            self.keep == "tokens" or self.num_tokens == 1,
+            f"num_tokens must be 1 if keep is 'mean', got {self.num_tokens}",
+        )
         position = self.transformer.position
         _require(position == "none", f"position '{position}' of a feature_encoder must be 'none'")
 
@@ -260,8 +266,10 @@ class CoCaConfig:
             f"poolers num_heads {self.poolers.num_heads} must divide the text width {text.embed_dim}",
         )
         widths = {encoder.transformer.embed_dim for encoder in self.image_sides}
-        _require(bool(widths), "image_encoder or feature_encoder must be given")
-        _require(len(widths) == 1, f"image_encoder and feature_encoder must have one embed_dim, not {sorted(widths)}")
+        _require(bool(widths), "a model needs an image_encoder or a feature_encoder; add one")
+        _require(
+            len(widths) == 1, f"image_encoder and feature_encoder must have the same embed_dim, got {sorted(widths)}"
+        )
         _require(
             self.feature_encoder is None or self.architecture == OWN,
             f"architecture '{self.architecture}' takes no features; remove feature_encoder",

@@ -289,7 +289,7 @@ def _count_in_header(path: Path) -> int:
         with safe_open(path, framework="numpy") as weights:
             return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the weights are corrupt ({error})") from error
+        raise UserError(f"{path}: the weights are corrupt ({error}); copy them again") from error
 
 
 def _training_text(step: int, start: Start | None) -> str:

@@ -147,15 +147,15 @@ def test_configs_are_saved_with_a_new_key_only_for_features(tiny_config, beside)
 def test_config_of_parts_that_do_not_fit_raises_an_error(tiny_config):
     config = with_features(tiny_config("grr_coca"), beside=True, num_tokens=81)
     other = replace(config.feature_encoder.transformer, embed_dim=16, num_heads=1)
-    with pytest.raises(UserError, match=r"must have one embed_dim, not \[16, 48\]"):
+    with pytest.raises(UserError, match=r"must have the same embed_dim, got \[16, 48\]"):
         replace(config, feature_encoder=replace(config.feature_encoder, transformer=other))
-    with pytest.raises(UserError, match="image_encoder or feature_encoder must be given"):
+    with pytest.raises(UserError, match="a model needs an image_encoder or a feature_encoder; add one"):
         replace(config, image_encoder=None, feature_encoder=None)
     with pytest.raises(UserError, match="position 'rope_2d' of a feature_encoder must be 'none'"):
         FeatureEncoderConfig(feature_dim=3, num_tokens=4, transformer=config.image_encoder.transformer)
-    with pytest.raises(UserError, match="position 'none' is for a feature_encoder"):
+    with pytest.raises(UserError, match="position 'none' is only for a feature_encoder"):
         replace(config.image_encoder, transformer=config.feature_encoder.transformer)
-    with pytest.raises(UserError, match="keep 'mean' makes num_tokens 1"):
+    with pytest.raises(UserError, match="num_tokens must be 1 if keep is 'mean', got 81"):
         replace(config.feature_encoder, keep="mean")
     with pytest.raises(UserError, match="this model takes features of a frozen encoder"):
         _ = replace(config, image_encoder=None).own_image_encoder

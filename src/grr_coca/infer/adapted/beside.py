@@ -104,7 +104,7 @@ class StartEncoder:
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
         """Raise an error; see `VisionEncoder`. The model is copied instead."""
-        raise UserError(f"{self.info.name}: a model, which is copied as a folder")
+        raise UserError(f"{self.info.name}: a model cannot be written as one graph; copy its folder")
 
     def copy_to(self, folder: Path) -> None:
         """Copy the files of the start model, including its graphs, if any.
@@ -367,14 +367,16 @@ def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
         if found is not None and expected is None:
             raise UserError(
-                f"{argument}: features of {found.encoder.name}; {folder} encodes images, so pass the images, or "
-                f"{Path(argument, PAIRS)} if they are where it lists them"
+                f"{argument}: features of {found.encoder.name}, but {folder} encodes images; pass the images, or "
+                f"{Path(argument, PAIRS)} if they are still at the paths in it"
             )
         if found is not None and expected is not None and found.keep != keep:
             # Commands for images compute the mean from all tokens, if the tokens come from an encoder that runs here.
             is_computable = keep == "mean" and not as_pairs and found.encoder.digest == expected.digest
             if found.encoder.weights == expected.weights and not is_computable:
-                raise UserError(f"{argument}: has the features '{found.keep}', but {folder} takes '{keep}'")
+                raise UserError(
+                    f"{argument}: has the features '{found.keep}', but {folder} takes '{keep}'; compute those"
+                )
         if found is not None or (expected is not None and expected.name.startswith(f"{GIVEN}:")):
             require_same_features(argument, found, expected, str(folder))
 

@@ -90,7 +90,9 @@ class FrozenEngine(WrappedEngine):
         digest = tokens_digest(image.tobytes())
         tokens = None if digest is None else find_tokens(self.encoder.info.digest, digest)
         if tokens is None:
-            raise UserError("mean features; this model takes all tokens of an image")
+            raise UserError(
+                "mean features; this model takes all tokens of an image, so compute features with --keep tokens"
+            )
         return tokens.astype(np.float32)
 
     def with_stored(self, rows: Sequence[Float[np.ndarray, "_ D"]]) -> "FrozenEngine":
@@ -162,7 +164,9 @@ class _Stored:
         return stack_tokens(self.rows)
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
-        raise UserError(f"{self.info.name}: cannot be exported, because only its features are known")
+        raise UserError(
+            f"{self.info.name}: cannot be exported, because only its features are known; pass another encoder"
+        )
 
 
 def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = False) -> VisionEncoder:

@@ -11,7 +11,7 @@ from grr_coca.common.shapes import Float, Int
 from grr_coca.infer.engine.base import Logits
 from grr_coca.infer.generate.options import GenerationOptions
 
-NAN_RESULTS = "the model computes NaN: its weights are corrupt, or its training diverged"
+NAN_RESULTS = "the model computes NaN: its weights are corrupt, or its training diverged; use another checkpoint"
 NOTHING_LEFT = "the rules leave no token to continue with; lower min_length, or raise no_repeat_ngram or set it to 0"
 
 

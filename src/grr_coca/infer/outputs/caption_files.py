@@ -330,4 +330,8 @@ def read_only_folder_errors(paths: Mapping[str, Path]) -> dict[str, str]:
     """
     folders = {place.parent for place in paths.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
-    return {name: f"{place}: the folder is read-only" for name, place in paths.items() if place.parent in closed}
+    return {
+        name: f"{place}: the folder is read-only; make it writable"
+        for name, place in paths.items()
+        if place.parent in closed
+    }

@@ -45,10 +45,13 @@ def loss_measures(
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
     statistics = sum_by_image(rows, results.embeddings.image_ids.numpy())
+    by_pair, by_token = partial(_mean_loss, 0), partial(_mean_loss, 2)
     return {
-        "contrastive_loss": Measure(statistics, _contrastive),
-        "perplexity": Measure(statistics, _perplexity),
-        "coca_loss": Measure(statistics, partial(_coca, weights)),
+        "contrastive_loss": Measure(statistics, by_pair),
+        "perplexity": Measure(statistics, lambda summed: np.exp(np.minimum(by_token(summed), MAX_LOG_PERPLEXITY))),
+        "coca_loss": Measure(
+            statistics, lambda summed: weights.contrastive * by_pair(summed) + weights.captioning * by_token(summed)
+        ),
     }
 
 
@@ -81,20 +84,9 @@ def _contrastive_per_pair(results: PairResults, scaling: Scaling, batch_size: in
     return losses, visits
 
 
-def _contrastive(summed: np.ndarray) -> np.ndarray:
-    return summed[..., 0] / summed[..., 1]
-
-
-def _captioning(summed: np.ndarray) -> np.ndarray:
-    return summed[..., 2] / summed[..., 3]
-
-
-def _perplexity(summed: np.ndarray) -> np.ndarray:
-    return np.exp(np.minimum(_captioning(summed), MAX_LOG_PERPLEXITY))
-
-
-def _coca(weights: LossWeights, summed: np.ndarray) -> np.ndarray:
-    return weights.contrastive * _contrastive(summed) + weights.captioning * _captioning(summed)
+def _mean_loss(column: int, summed: np.ndarray) -> np.ndarray:
+    """Divide the sum of a loss, which is in the given column, by the number of its terms, in the next column."""
+    return summed[..., column] / summed[..., column + 1]
 
 
 @dataclass(frozen=True)

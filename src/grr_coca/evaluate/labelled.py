@@ -88,8 +88,9 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
         return _from_files(_read_label_table(root), class_names, path)
     folders = _class_folders(root)
     if folders:
+        labels = {folder: " ".join(folder.name.replace("_", " ").split()) for folder in folders}
         return _from_files(
-            [(file, _label_of(folder)) for folder in folders for file in _images(folder)], class_names, path
+            [(file, labels[folder]) for folder in folders for file in _images(folder)], class_names, path
         )
     source = open_source(path)
     labels = [" ".join(source.caption(index).split()) for index in range(len(source))]
@@ -131,7 +132,9 @@ def _class_folders(root: Path) -> list[Path]:
     visible = [folder for folder in _list_folder(root) if folder.is_dir() and not is_hidden(folder.name)]
     classes = [folder for folder in visible if _images(folder)]
     for folder in visible if classes else ():
-        if folder not in classes and _has_images_below(folder):
+        if folder not in classes and any(
+            has_image_suffix(name) for _, _, files in walk_visible(folder) for name in files
+        ):
             raise UserError(f"{folder}: its images are in subfolders; move all images of a class into one folder")
     return classes
 
@@ -150,14 +153,6 @@ def _has_pairs(root: Path) -> bool:
         if any(Path(name).stem in texts for name in files if has_image_suffix(name)):
             return True
     return False
-
-
-def _label_of(folder: Path) -> str:
-    return " ".join(folder.name.replace("_", " ").split())
-
-
-def _has_images_below(root: Path) -> bool:
-    return any(has_image_suffix(name) for _, _, files in walk_visible(root) for name in files)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -348,12 +348,12 @@ def read_adaptation(folder: Path) -> Adaptation:
         UserError: If a file is missing or corrupt, or the files do not match.
     """
     header = read_adapted_header(folder)
-    stored = _read(folder / ARRAYS)
+    stored = read_arrays(folder / ARRAYS)
     missing = Arrays.__dataclass_fields__.keys() - stored.keys()
     if missing:
         raise UserError(f"{folder / ARRAYS}: corrupt: '{sorted(missing)[0]}' is missing; run `grr-coca adapt` again")
     arrays = Arrays(**{name: stored[name] for name in Arrays.__dataclass_fields__})
-    landmarks = _read(folder / FEATURES, header.num_landmarks).get("features", np.zeros((0, 0)))
+    landmarks = read_arrays(folder / FEATURES, header.num_landmarks).get("features", np.zeros((0, 0)))
     sizes = (len(header.words), len(header.captions), header.num_landmarks, header.num_landmarks, sum(header.split))
     found = (len(arrays.rarities), len(arrays.caption_vectors), len(landmarks), len(arrays.dual))
     if sizes != (*found, arrays.caption_vectors.shape[-1]):
@@ -367,12 +367,16 @@ def read_features(folder: Path) -> dict[bytes, Float[np.ndarray, " F"]]:
     Raises:
         UserError: If the file is missing or corrupt.
     """
-    stored = _read(folder / FEATURES)
+    stored = read_arrays(folder / FEATURES)
     return {bytes(digest): row for digest, row in zip(stored["digests"], stored["features"], strict=True)}
 
 
-def _read(path: Path, num_rows: int | None = None) -> dict[str, Any]:
-    """Read all arrays in a file, or the first rows of each array."""
+def read_arrays(path: Path, num_rows: int | None = None) -> dict[str, Any]:
+    """Read all arrays in a file, or the first rows of each array.
+
+    Raises:
+        UserError: If the file is missing or corrupt.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -30,7 +30,7 @@ from grr_coca.data.feature_image import features_of_pixels
 from grr_coca.data.features import EncoderInfo, FeatureCache, FeatureHeader, read_feature_header
 from grr_coca.data.preprocess import EncoderPreprocess, Framing, Preprocess
 from grr_coca.data.sources.feature_pairs import PAIRS, is_feature_folder, require_same_features
-from grr_coca.infer.adapted.adaptation import read_adapted_header
+from grr_coca.infer.adapted.adaptation import read_adapted_header, read_arrays
 from grr_coca.infer.adapted.descriptors import unit
 from grr_coca.infer.encoder import (
     GIVEN,
@@ -419,10 +419,4 @@ def read_encoder_mean(folder: Path) -> Float[np.ndarray, " X"]:
     Raises:
         UserError: If the file is missing or corrupt.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return np.asarray(load_file(folder / ENCODER_MEAN)["mean"], np.float32)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{folder / ENCODER_MEAN}: missing or corrupt ({error}); run `grr-coca adapt` again") from error
+    return np.asarray(read_arrays(folder / ENCODER_MEAN).get("mean", ()), np.float32)

@@ -18,6 +18,7 @@ from grr_coca.data.features import EncoderInfo, Keep
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.stored_tokens import find_tokens
 from grr_coca.infer.encoder import (
+    GivenEncoder,
     ImageTokens,
     VisionEncoder,
     feature_preprocess,
@@ -153,20 +154,14 @@ def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:
 
 
 @dataclass
-class _Stored:
+class _Stored(GivenEncoder):
     """Encoder that returns known tokens for the images of the next call."""
 
-    info: EncoderInfo
     rows: Sequence[np.ndarray]
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
         assert len(pixels) == len(self.rows)
         return stack_tokens(self.rows)
-
-    def write_graph(self, path: Path) -> None:  # noqa: ARG002
-        raise UserError(
-            f"{self.info.name}: cannot be exported, because only its features are known; pass another encoder"
-        )
 
 
 def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = False) -> VisionEncoder:

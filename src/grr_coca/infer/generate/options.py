@@ -49,11 +49,6 @@ class GenerationOptions:
     """Seed of the random numbers. The same seed gives the same captions."""
 
     def __post_init__(self) -> None:
-        self._check_kinds()
-        self._check_ranges()
-        self._check_conflicts()
-
-    def _check_kinds(self) -> None:
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
             if value is None and default is None:
@@ -61,8 +56,6 @@ class GenerationOptions:
             is_whole = name in _MIN or name == "seed"
             if not isinstance(value, Integral if is_whole else Real):
                 raise UserError(f"{name} must be a {'whole ' if is_whole else ''}number, got {value!r}")
-
-    def _check_ranges(self) -> None:
         for name, minimum in _MIN.items():
             value = getattr(self, name)
             if value is not None and not value >= minimum:
@@ -78,8 +71,6 @@ class GenerationOptions:
                 raise UserError(f"{name} must be above 0 and at most 1, got {value}")
         if self.max_length is not None and self.min_length > self.max_length:
             raise UserError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
-
-    def _check_conflicts(self) -> None:
         given = [name for name in ("temperature", *_ONLY_SAMPLING) if getattr(self, name) is not None]
         if self.num_beams > 1 and given:
             raise UserError(

@@ -1,9 +1,13 @@
 """Retrieval over a whole split against a search of one query at a time, and by hand."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import query_ranks
 
 from grr_coca.evaluate import split as retrieval
 from grr_coca.evaluate.split import Gallery, make_gallery, retrieve
@@ -105,3 +109,39 @@ def test_median_rank_is_one_at_best():
     perfect = retrieve(Gallery(torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4)), "own")
     assert perfect.text_to_image.median() == perfect.image_to_text.median() == 1.0
     assert perfect.text_to_image.chance(1) == 0.25
+
+
+# --- Recall and chance, worked out by hand
+
+SIMILARITY = torch.tensor(
+    [
+        [0.9, 0.1, 0.2, 0.3],  # right at once
+        [0.8, 0.7, 0.1, 0.0],  # right at the second
+        [0.4, 0.3, 0.1, 0.2],  # right at the last
+    ]
+)
+DIAGONAL = torch.eye(3, 4, dtype=torch.bool)
+
+
+def recall_at_k(similarity, relevant, k):
+    return query_ranks(similarity, relevant).recall(k)
+
+
+def chance(relevant, k):
+    """Of an order in which nothing is known of the candidates."""
+    return query_ranks(torch.zeros(relevant.shape), relevant).chance(k)
+
+
+@pytest.mark.parametrize(("k", "recall"), [(1, 1 / 3), (2, 2 / 3), (3, 2 / 3), (4, 1.0), (10, 1.0)])
+def test_recall_is_the_share_of_queries_with_a_hit_among_k(k, recall):
+    assert recall_at_k(SIMILARITY, DIAGONAL, k) == pytest.approx(recall)
+
+
+@given(st.integers(1, 6), st.data())
+def test_chance_is_the_mean_over_all_orders(num_candidates, draw):
+    right = draw.draw(st.integers(1, num_candidates))
+    k = draw.draw(st.integers(1, num_candidates))
+    relevant = torch.arange(num_candidates)[None] < right
+    orders = list(itertools.permutations(range(num_candidates)))
+    hits = sum(any(candidate < right for candidate in order[:k]) for order in orders)
+    assert chance(relevant, k) == pytest.approx(hits / math.factorial(num_candidates))

@@ -168,9 +168,9 @@ def test_batch_is_halved_once_for_all_threads():
 # --- Models
 
 
-def loaded(monkeypatch, workers: int, name="icons", engine="onnx") -> ImageTextModel:
+def loaded(monkeypatch, workers: int) -> ImageTextModel:
     monkeypatch.setenv("OMP_NUM_THREADS", str(workers))
-    model = grr_coca.load(name, engine=engine)
+    model = grr_coca.load("icons", engine="onnx")
     assert model.engine.workers == workers
     return model
 
@@ -178,19 +178,9 @@ def loaded(monkeypatch, workers: int, name="icons", engine="onnx") -> ImageTextM
 OPTIONS = {"greedy": {}, "sampled": {"temperature": 1.0, "seed": 3, "num_captions": 2}, "beams": {"num_beams": 3}}
 
 
-@pytest.fixture(scope="module")
-def int8(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int8") / "icons"
-    command = [sys.executable, "-m", "grr_coca", "export", "onnx", "-c", "icons", "--precision", "int8", "--out"]
-    subprocess.run([*command, folder], check=True, stdout=subprocess.DEVNULL)
-    return folder
-
-
 @pytest.mark.ci
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])  # half a minute to export
-def test_captions_are_the_same_with_one_worker_and_with_two(monkeypatch, images, precision, request):
-    name = "icons" if precision == "fp32" else request.getfixturevalue(precision)
-    models = [loaded(monkeypatch, workers, name) for workers in (1, 2)]
+def test_captions_are_the_same_with_one_worker_and_with_two(monkeypatch, images):
+    models = [loaded(monkeypatch, workers) for workers in (1, 2)]
     for options in OPTIONS.values():
         alone, together = (model.describe(images, batch_size=2, **options) for model in models)
         assert [one.captions for one in together] == [one.captions for one in alone]

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grr_coca.data.batch import pad_rows
 from grr_coca.data.dataset import find_next_tokens
-from grr_coca.data.tokenizer import train_bpe
 from grr_coca.evaluate.split import aggregate, concatenate, run_pairs, scaling_of
 from grr_coca.model import losses
 from grr_coca.model.build import build
@@ -321,17 +320,6 @@ def test_next_tokens_are_shifted_once_and_end_with_the_end_token():
 def test_word_with_the_padding_id_is_still_a_target():
     token_ids, lengths = pad_rows([[BOS, CLS_SLOT, 12, CLS_SLOT, EOS, CLS_SLOT], [BOS, CLS_SLOT, EOS, CLS_SLOT]])
     assert find_next_tokens(token_ids, lengths).tolist() == [*[0, 12, 0, EOS], *[0, EOS]]
-
-
-def test_caption_that_is_cut_keeps_its_end_token():
-    tokenizer = train_bpe(["a red circle above a blue square"] * 3, 300)
-    row = tokenizer.encode_row("a red circle above a blue square " * 20, context_length=12)
-    assert len(row) == 12
-    assert row[0] == tokenizer.bos_id
-    assert row[-2:] == [tokenizer.eos_id, CLS_SLOT]
-    assert row[1:-2] == tokenizer.encode("a red circle above a blue square " * 20)[:9]
-    short = tokenizer.encode_row("a red", 12)
-    assert find_next_tokens(*pad_rows([row, short])).tolist() == [*row[1:-1], *short[1:-1]]
 
 
 # --- Sigmoid ---

@@ -17,7 +17,7 @@ from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.model.resize import resize_checkpoint
 from grr_coca.train.loop import train
-from grr_coca.train.recipe import ModelRecipe, ScheduleRecipe, load_recipe, save_recipe
+from grr_coca.train.recipe import ModelRecipe, load_recipe, save_recipe
 from grr_coca.train.run_checkpoints import resume_point
 from grr_coca.train.setup import fitted_start
 
@@ -132,19 +132,6 @@ def test_fine_tuning_at_another_size_gives_a_model_of_that_size(tuned, run):
     assert resume_point(folder, recipe) == folder / "checkpoints" / f"step-{checkpoint.step:09d}"
     model = grr_coca.load(folder)
     assert np.isfinite(model.embed_texts(TEXTS)).all()
-
-
-def test_command_takes_the_sizes(grr_coca, run, tmp_path):
-    recipe = replace(
-        finetuning(run.recipe), model=ModelRecipe(image_size=32), schedule=ScheduleRecipe(steps=1, warmup_steps=0)
-    )
-    save_recipe(recipe, tmp_path / "mine.yaml")
-    said = grr_coca("finetune", tmp_path / "mine.yaml", "--checkpoint", run.folder, "--out", tmp_path / "run")
-    assert said.code == 0, said.err
-    assert from_pretrained(tmp_path / "run").preprocess.image_size == 32
-    said = grr_coca("pretrain", tmp_path / "mine.yaml")
-    assert said.code == 2
-    assert "mine.yaml: model: key 'preset' is missing; a new model needs both" in said.err
 
 
 @pytest.mark.parametrize(

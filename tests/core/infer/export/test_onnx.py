@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -31,7 +30,6 @@ from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.export.graphs import trace
 from grr_coca.infer.export.readme import readme
 from grr_coca.infer.export.write import write_onnx
-from grr_coca.infer.generate import generate
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
@@ -403,44 +401,3 @@ def test_int8_describes_drawings_as_well(export, precision, name):
     assert quantized["R@1"] == pytest.approx(full["R@1"], abs=0.01)
     assert quantized["CIDEr-D"] == pytest.approx(full["CIDEr-D"], abs=full["CIDEr-D"] / 100)
     assert precision.same(said["int8"].token_ids, said["fp32"].token_ids) >= 0.88
-
-
-ON_AVX2 = """\
-import json
-import sys
-from pathlib import Path
-
-sys.modules["torch"] = None
-import numpy as np
-
-from grr_coca.infer.engine.onnx import OnnxEngine
-from grr_coca.infer.generate import generate
-from grr_coca.model.checkpoint_files import read_files
-
-found = " ".join(np.__config__.show(mode="dicts")["SIMD Extensions"]["found"])
-assert "V4" not in found and "AVX512" not in found, "this is no Haswell"
-folder = Path(sys.argv[1])
-said = generate(OnnxEngine(folder, threads=1), read_files(folder).tokenizer, np.load(sys.argv[2]))
-print(json.dumps([[best.token_ids for best, *_ in said.captions], said.image_embedding.tolist()]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64, of Debian's package qemu-user")
-def test_int8_is_equally_accurate_with_only_avx2(export, precision, tmp_path):
-    """It adds two products in 16 bits. Without `reduce_range`, sums saturate there, unseen on any other processor."""
-    checkpoint = from_pretrained(SHIPPED["icons"])
-    split = precision.read(open_source(TEST_STYLE), checkpoint, 64)
-    np.save(tmp_path / "pixels.npy", split.pixels)
-    folder = export("icons", "int8").folder
-    command = [sys.executable, "-c", ON_AVX2, str(folder), str(tmp_path / "pixels.npy")]
-    emulated = subprocess.run(
-        ["qemu-x86_64", "-cpu", "Haswell", *command], capture_output=True, text=True, check=False, timeout=3000
-    )
-    assert emulated.returncode == 0, emulated.stderr
-    ids, embeddings = json.loads(emulated.stdout)
-    native = generate(OnnxEngine(SHIPPED["icons"], threads=1), checkpoint.tokenizer, split.pixels)
-    wanted = [list(best.token_ids) for best, *_ in native.captions]
-    cosines = (np.array(embeddings) * native.image_embedding).sum(axis=1)
-    assert precision.same(ids, wanted) >= 0.88
-    assert cosines.min() > 0.99

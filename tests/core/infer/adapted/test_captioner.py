@@ -1,10 +1,10 @@
-"""Log-probabilities of given captions by the decoder."""
+"""Captions joined from parts of near ones, and the decoder's log-probabilities of given captions."""
 
 import numpy as np
 import pytest
 
 from grr_coca import load
-from grr_coca.infer.adapted.captioner import add_log_probs
+from grr_coca.infer.adapted.captioner import add_log_probs, join_captions
 
 TEXTS = (
     ["red heart", "red heart with an arrow", "red", "blue bird"],
@@ -25,3 +25,12 @@ def test_captions_read_together_equal_each_by_itself(engine):
             assert found.text == text
             assert found.token_ids == expected.token_ids
             np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)
+
+
+def test_captions_are_joined_at_a_word_of_both():
+    joined = join_captions(["latin small letter o with acute", "greek capital letter eta"])
+    assert "latin small letter eta" in joined
+
+
+def test_captions_of_several_sentences_are_not_joined():
+    assert join_captions(["Mars! It's a planet.", "It's a coin."]) == []

@@ -145,15 +145,6 @@ def test_mode_of_the_model_is_restored(checkpoint, shard, training):
     assert checkpoint.model.training is training
 
 
-def test_all_numbers_are_reported_under_one_level_of_names(checkpoint, shard):
-    result = evaluated(checkpoint, open_source(str(shard)))
-    flat = result.flat()
-    assert flat["text_to_image/R@1"] == result.text_to_image["R@1"]
-    assert flat["chance/R@10"] == result.chance["R@10"]
-    assert flat["num_pairs"] == NUM_PAIRS
-    assert all(isinstance(number, int | float) for number in flat.values())
-
-
 # --- The contrastive loss of a split
 
 

@@ -188,17 +188,12 @@ def test_images_of_any_size_and_form_go_together(model, files):
     assert max_difference(embeddings[4], embeddings[0]) > 1e-4
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
-def test_embeddings_can_be_changed_and_made_a_tensor_to_train_on(model, files, many):
-    images, texts = (files[:2], ["cat", "dog"]) if many else (files[0], "cat")
-    for embeddings in (model.embed_images(images), model.embed_texts(texts)):
-        tensor = torch.from_numpy(embeddings)
-        weight = torch.ones(tensor.shape[-1], requires_grad=True)
-        (tensor @ weight).sum().backward()
-        assert torch.allclose(weight.grad, tensor.reshape(-1, len(weight)).sum(dim=0))
-        before = embeddings.copy()
+def test_embeddings_can_be_trained_on_and_changed(model, files):
+    """Tensors made in inference mode could not."""
+    for embeddings in (model.embed_images(files[0]), model.embed_texts(["cat", "dog"])):
+        weight = torch.ones(embeddings.shape[-1], requires_grad=True)
+        (torch.from_numpy(embeddings) @ weight).sum().backward()
         embeddings *= 2
-        assert np.array_equal(embeddings, 2 * before)
 
 
 def test_image_that_is_not_loaded_yet_can_be_passed_often(model, files, tmp_path):

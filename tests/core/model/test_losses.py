@@ -22,7 +22,6 @@ from grr_coca.model.losses import (
     LossWeights,
     batch_loss,
     captioning_loss,
-    coca_loss,
     contrastive_loss,
     sibling_loss,
     teacher_loss,
@@ -298,11 +297,6 @@ def test_shares_of_captions_add_up_to_the_loss_of_the_batch():
 
 
 # --- CoCa ---
-
-
-@pytest.mark.parametrize(("weights", "expected"), [((1.0, 2.0), 13.0), ((0.0, 2.0), 10.0), ((1.0, 0.0), 3.0)])
-def test_coca_is_the_weighted_sum(weights, expected):
-    assert coca_loss(3.0, 5.0, LossWeights(*weights)) == expected
 
 
 # --- The tokens to predict ---

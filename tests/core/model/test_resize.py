@@ -1,8 +1,6 @@
 """A checkpoint that is fitted to other sizes of images and to longer captions."""
 
-import json
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +10,6 @@ from support import ALONE, finetuning, silent, weights
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.model.resize import resize_checkpoint
@@ -146,19 +143,3 @@ def test_fine_tuning_at_another_size_gives_a_model_of_that_size(tuned, run):
 def test_recipe_with_impossible_sizes_is_an_error(run, model, message):
     with pytest.raises(UserError, match=message):
         fitted_start(from_pretrained(run.folder), replace(finetuning(run.recipe), model=model))
-
-
-@pytest.mark.parametrize("has_manifest", [True, False])
-def test_config_with_another_grid_is_an_error(run, tmp_path, has_manifest):
-    """RoPE's tables are not saved, so no weight shows the grid."""
-    folder = tmp_path / "edited"
-    shutil.copytree(run.checkpoint, folder)
-    content = json.loads((folder / "config.json").read_text())
-    content["model"]["image_encoder"]["image_size"] = 32
-    (folder / "config.json").write_text(json.dumps(content))
-    if not has_manifest:
-        (folder / MANIFEST).unlink()
-    with pytest.raises(
-        UserError, match=r"config\.json: .*differs" if has_manifest else r"preprocess\.json: image_size is 16"
-    ):
-        from_pretrained(folder)

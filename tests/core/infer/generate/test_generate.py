@@ -1,6 +1,5 @@
 """Generation as a whole on small models: what comes out, and what it does not depend on."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -174,14 +173,6 @@ def test_spaces_around_the_words_of_a_prompt_change_nothing(engine, tokenizer, i
     assert generate(engine, tokenizer, images, options, prompt=prompt).captions == expected
 
 
-def test_images_take_the_precision_of_the_model(model, tokenizer, images):
-    rounded = TorchEngine(copy.deepcopy(model).bfloat16(), PREPROCESS)
-    whole = TorchEngine(copy.deepcopy(model).double(), PREPROCESS)
-    assert rounded.encode_images(images).embedding.dtype == whole.encode_images(images).embedding.dtype == np.float32
-    for engine in (rounded, whole):
-        assert len(generate(engine, tokenizer, images, GenerationOptions(max_length=3)).captions) == NUM_IMAGES
-
-
 def test_no_image_no_caption(engine, tokenizer, images):
     with pytest.raises(UserError, match="no image"):
         generate(engine, tokenizer, images[:0])
@@ -227,8 +218,7 @@ def test_caption_may_fill_the_context_and_not_more(engine, tokenizer, images, mo
     assert {len(ids) for (ids,) in _ids(generate(engine, tokenizer, images))} == {CONTEXT - 3}
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_captioning_restores_the_training_mode(model, tokenizer, images, monkeypatch, training):
+def test_captioning_restores_the_training_mode(model, tokenizer, images, monkeypatch):
     original, seen = CoCa.encode_image, []
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -237,10 +227,10 @@ def test_captioning_restores_the_training_mode(model, tokenizer, images, monkeyp
         return original(model, images)
 
     monkeypatch.setattr(CoCa, "encode_image", watched)
-    model.train(training)
+    model.train()
     try:
-        generate(TorchEngine(model, PREPROCESS), tokenizer, images)
-        assert {module.training for module in model.modules()} == {training}
+        generate(TorchEngine(model, PREPROCESS), tokenizer, images[:2])
+        assert all(module.training for module in model.modules())
     finally:
         model.eval()
     assert seen == [(False, False)]
@@ -267,17 +257,6 @@ def test_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
     assert len(pieces) == max(len(caption.token_ids) for (caption,) in expected.captions)
     assert all(piece.startswith("a photo") for piece in pieces[0])
     assert sum(bool(piece) for parts in pieces for piece in parts) > 9, "not all words at the end"
-
-
-def test_stream_gives_its_first_words_before_the_last_step(engine, tokenizer, images, monkeypatch):
-    original, steps = TorchDecoder.step, []
-    monkeypatch.setattr(TorchDecoder, "step", lambda *args: steps.append(1) or original(*args))
-    stream = stream_captions(engine, tokenizer, images)
-    next(stream)
-    assert len(steps) == 1
-    next(stream)
-    assert len(steps) == 2
-    stream.close()
 
 
 def test_character_of_several_tokens_comes_whole(engine, monkeypatch):

@@ -257,7 +257,6 @@ def test_uses_another_programs_file_if_it_is_the_only_one(tmp_path):
 # --- Real programs
 
 needs_exiftool = pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
-needs_exiv2 = pytest.mark.skipif(shutil.which("exiv2") is None, reason="exiv2 is not installed")
 
 
 @pytest.mark.ci
@@ -277,22 +276,6 @@ def test_exiftool_reads_written_metadata(tmp_path, name):
         assert (read["Rating"], read["History"][0]["Operation"]) == (3, "exposure")
     if name == "exiftool":
         assert (read["Title"], read["DateTimeOriginal"]) == ("Beside", "2023:01:02 03:04:05")
-
-
-@pytest.mark.ci
-@needs_exiv2
-@pytest.mark.parametrize(
-    "name", [None, *(name for name in EXISTING if name != "another prefix")]
-)  # it reads `rdf:` only
-def test_exiv2_reads_written_metadata(tmp_path, name):
-    path = tmp_path / "a.xmp"
-    if name is not None:
-        path.write_bytes(EXISTING[name])
-    write_sidecar(path, ODD, ["heart"], overwrite=True)
-    command = ["exiv2", "-Pkv", "-K", "Xmp.dc.description", "-K", "Xmp.dc.subject", str(path)]
-    read = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    assert f'lang="x-default" {ODD}' in read
-    assert "heart" in read
 
 
 def test_memory_is_bounded_for_hostile_files(tmp_path):

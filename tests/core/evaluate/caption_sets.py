@@ -67,7 +67,9 @@ def java_table() -> list[tuple[str, list[str]]]:
     """Captions with the tokens that the reference leaves of them."""
     lines = JAVA_TABLE.read_text(encoding="utf-8").split("\n")[:-1]
     pairs = [line.split("\t") for line in lines]
-    return [(text, [token for token in said.split(" ") if token and token not in PUNCTUATION]) for text, said in pairs]
+    return [
+        (text, [token for token in result.split(" ") if token and token not in PUNCTUATION]) for text, result in pairs
+    ]
 
 
 def reference_scores(sets: list[CaptionSet]) -> dict[str, np.ndarray]:

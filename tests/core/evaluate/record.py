@@ -35,7 +35,7 @@ def java_tokens(captions: Sequence[str], between: str = "x") -> list[str]:
 
 if __name__ == "__main__":
     inputs = [text for text, _ in java_table()]
-    rows = [f"{text}\t{said}\n" for text, said in zip(inputs, java_tokens(inputs), strict=True)]
+    rows = [f"{text}\t{result}\n" for text, result in zip(inputs, java_tokens(inputs), strict=True)]
     JAVA_TABLE.write_text("".join(rows), encoding="utf-8")
     sets = {name: make() for name, make in SETS.items()}
     recorded = {f"{name}_{key}": value for name in sets for key, value in reference_scores(sets[name]).items()}

@@ -21,12 +21,12 @@ TABLE = java_table()
 
 def a_probe_fails(containing: str = "") -> bool:
     """True if the tokens of a recorded input, of those that contain a text, are no longer the reference's."""
-    return any(tokenize(text) != said for text, said in TABLE if containing.lower() in text.lower())
+    return any(tokenize(text) != result for text, result in TABLE if containing.lower() in text.lower())
 
 
 def test_recorded_table_holds_line_by_line():
     assert len(TABLE) >= 450
-    wrong = {text: (tokenize(text), said) for text, said in TABLE if tokenize(text) != said}
+    wrong = {text: (tokenize(text), result) for text, result in TABLE if tokenize(text) != result}
     assert not wrong
 
 
@@ -134,16 +134,16 @@ def test_plain_words_are_their_own_tokens(words):
 # --- In Java
 
 
-def counted(said: str) -> list[str]:
-    return [token for token in said.split(" ") if token and token not in PUNCTUATION]
+def counted(result: str) -> list[str]:
+    return [token for token in result.split(" ") if token and token not in PUNCTUATION]
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
 def test_matches_java_on_every_caption_of_the_corpora():
     pytest.importorskip("pycocoevalcap")
     captions = real_captions()
-    for caption, said in zip(captions, java_tokens(captions), strict=True):
-        assert tokenize(caption) == counted(said)
+    for caption, result in zip(captions, java_tokens(captions), strict=True):
+        assert tokenize(caption) == counted(result)
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java")

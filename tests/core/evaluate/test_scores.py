@@ -139,13 +139,13 @@ def test_image_without_reference_is_named():
 
 
 @pytest.mark.parametrize(
-    ("hypotheses", "references", "told"),
+    ("hypotheses", "references", "message"),
     [
         (["a cat"], ["a cat"], "references of each image must be a list of texts, got the text 'a cat'"),
         ("a cat", [["a cat"]] * 5, "captions must be a list of texts, got the text 'a cat'"),
         (["a cat"], [["a cat"], ["a dog"]], "1 captions, but references for 2 images"),
     ],
 )
-def test_rejects_texts_that_are_not_lists(hypotheses, references, told):
-    with pytest.raises(UserError, match=told):
+def test_rejects_texts_that_are_not_lists(hypotheses, references, message):
+    with pytest.raises(UserError, match=message):
         score_captions(hypotheses, references)

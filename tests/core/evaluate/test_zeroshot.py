@@ -75,7 +75,7 @@ def test_labels_are_nonempty_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("read", "content", "told"),
+    ("read", "content", "message"),
     [
         (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: duplicate labels, .*: 'cat' \(1 and 3\)"),
         (read_class_names, b"", "no text"),
@@ -86,10 +86,10 @@ def test_labels_are_nonempty_lines(tmp_path):
         (read_templates, b"\n", "has no text"),
     ],
 )
-def test_files_that_cannot_be_read_are_named(tmp_path, read, content, told):
+def test_files_that_cannot_be_read_are_named(tmp_path, read, content, message):
     if content is not None:
         (tmp_path / "t.txt").write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read(tmp_path / "t.txt")
 
 
@@ -137,7 +137,7 @@ def test_class_that_cannot_be_listed_is_named(tmp_path, lock):
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (("cat", "red_heart", "dog/small"), "dog: its images are in subfolders"),
         (("cat",), "at least two labels"),
@@ -145,8 +145,8 @@ def test_class_that_cannot_be_listed_is_named(tmp_path, lock):
         (("cat", os.fsdecode(b"half \xed\xa0\xbd")), "the label 'half .*' is not UTF-8 text; rename it"),
     ],
 )
-def test_folders_that_are_not_classes_are_named(tmp_path, names, told):
-    with pytest.raises(UserError, match=told):
+def test_folders_that_are_not_classes_are_named(tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
         open_labelled(str(lay_out(tmp_path, names)))
 
 
@@ -203,7 +203,7 @@ def test_table_of_paths_and_labels(tmp_path, name, content):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("id,file,species\n7,cat/0.webp,cat\n", "the first row must name a column of images and one of labels"),
         ("", "the first row must name"),
@@ -219,10 +219,10 @@ def test_table_of_paths_and_labels(tmp_path, name, content):
         ("cat/0.webp,K\xe4se\n".encode("latin-1"), r"all\.csv: not a readable CSV file \('utf-8' codec"),
     ],
 )
-def test_names_unreadable_tables_and_missing_images(tmp_path, content, told):
+def test_names_unreadable_tables_and_missing_images(tmp_path, content, message):
     if content is not None:
         (tmp_path / "all.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         open_labelled(str(tmp_path / "all.csv"), ("cat", "dog")).read(0)
 
 

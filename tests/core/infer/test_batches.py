@@ -1,4 +1,4 @@
-"""Batches are halved when the memory is short, nothing is lost, and it is said."""
+"""Batches are halved when the memory is short, nothing is lost, and it is reported."""
 
 import pytest
 import torch

@@ -143,19 +143,19 @@ def test_corrupt_fit_names_its_file(tmp_path, content):
         read_calibration(tmp_path)
 
 
-# --- What is said
+# --- Messages
 
 
 def test_json_has_it_and_a_note_names_the_photograph_model(tmp_path, capsys):
     for number in range(3):
         noise(number).save(tmp_path / f"{number}.png")
     shutil.copy(DRAWINGS[0], tmp_path)
-    with warnings_of("grr_coca.infer.image_text_model") as said:
+    with warnings_of("grr_coca.infer.image_text_model") as messages:
         assert main(["caption", str(tmp_path), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["unfamiliar"] for row in rows] == [True, True, True, False]
     assert [row["confidence"] is None for row in rows] == [True, True, True, False]
-    (line,) = said
+    (line,) = messages
     assert line.startswith(
         "3 of 4 images are unlike the images that this model was trained on; for photographs, add -c coca"
     )

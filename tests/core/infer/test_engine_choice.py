@@ -90,15 +90,15 @@ def test_torch_is_not_imported_without_a_gpu_driver(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("engine", "device", "said"),
+    ("engine", "device", "message"),
     [
         ("onxn", None, r"unknown engine 'onxn'; did you mean 'onnx'\?"),
         ("onnx", "cuda", "device 'cuda': the engine 'onnx' runs only on the CPU; omit the device"),
         ("auto", "toaster", "device 'toaster' cannot be used here"),
     ],
 )
-def test_invalid_combinations_are_named(engine, device, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_combinations_are_named(engine, device, message):
+    with pytest.raises(UserError, match=message):
         grr_coca.load("icons", device, engine)
 
 

@@ -81,7 +81,7 @@ def test_deep_grey_is_scaled_and_not_cut():
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "message"),
     [
         (np.zeros((3, 4, 5), dtype=np.uint8), "3 × 4 × 5"),
         (torch.zeros(5, 7, 3), "C H W"),
@@ -100,10 +100,10 @@ def test_deep_grey_is_scaled_and_not_cut():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_invalid_images_are_named(image, told):
+def test_invalid_images_are_named(image, message):
     with pytest.raises(UserError) as error:
         to_rgb(image, "image 3")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "image 3" in str(error.value) or isinstance(image, str)
 
 

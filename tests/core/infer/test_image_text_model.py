@@ -118,14 +118,14 @@ def test_draws_are_seeded_by_key_and_not_by_place(model, files):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected_message"),
     [
         ({"num_beam": 3}, "did you mean 'num_beams'?"),
         ({"batch_size": 0}, "must be at least 1"),
     ],
 )
-def test_rejects_invalid_options(model, files, options, told):
-    with pytest.raises(UserError, match=told):
+def test_rejects_invalid_options(model, files, options, expected_message):
+    with pytest.raises(UserError, match=expected_message):
         model.caption(files, **options)
 
 
@@ -231,7 +231,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
 
 
 @pytest.mark.parametrize(
-    ("labels", "templates", "told"),
+    ("labels", "templates", "expected_message"),
     [
         (["cat", "dog", "Cat "], ("{}",), "duplicate labels, .*: 'cat' \\(1 and 3\\)"),
         (["cat"], ("{}",), "at least two labels"),
@@ -242,8 +242,8 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
         (["cat", "dog"], "{}", "list of texts"),
     ],
 )
-def test_rejects_invalid_labels_and_templates(model, files, labels, templates, told):
-    with pytest.raises(UserError, match=told):
+def test_rejects_invalid_labels_and_templates(model, files, labels, templates, expected_message):
+    with pytest.raises(UserError, match=expected_message):
         model.classify(files, labels, templates=templates)
 
 
@@ -329,9 +329,9 @@ def test_rejects_nan_embeddings(run, files):
 def test_used_model_can_be_sent_to_another_process(model, files):
     expected = model.describe_many(files)
     sent = pickle.loads(pickle.dumps(model))
-    for found, wanted in zip(sent.describe_many(files), expected, strict=True):
-        assert found.captions == wanted.captions
-        assert np.array_equal(found.embedding, wanted.embedding)
+    for found, target in zip(sent.describe_many(files), expected, strict=True):
+        assert found.captions == target.captions
+        assert np.array_equal(found.embedding, target.embedding)
 
 
 def test_embedding_does_not_take_its_batch_along(model, files):

@@ -128,10 +128,10 @@ ANSWER = SimpleNamespace(headers={}, request=None)
 )
 def test_hub_error_reports_one_line(hub, error):
     hub(error)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         load("runs/mien")
-    assert str(told.value).startswith("runs/mien: not a folder, and cannot be downloaded from the Hugging Face hub")
-    assert "\n" not in str(told.value)
+    assert str(error.value).startswith("runs/mien: not a folder, and cannot be downloaded from the Hugging Face hub")
+    assert "\n" not in str(error.value)
 
 
 def test_missing_hub_package_error_names_the_install_command(monkeypatch):

@@ -136,8 +136,8 @@ def test_missing_truncated_and_wrong_files_are_named(folder, name, content):
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else whole[: int(len(whole) * content)])
-    told = f"not a checkpoint ({name} missing)" if content is None else str(folder / name)
-    with pytest.raises(UserError, match=re.escape(told)):
+    expected_message = f"not a checkpoint ({name} missing)" if content is None else str(folder / name)
+    with pytest.raises(UserError, match=re.escape(expected_message)):
         from_pretrained(folder)
 
 
@@ -154,7 +154,7 @@ def test_one_flipped_bit_is_found_and_its_file_named(saved, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (
             lambda t: t.update({"image_proj.weight": torch.zeros(3, 5)}),
@@ -165,11 +165,11 @@ def test_one_flipped_bit_is_found_and_its_file_named(saved, tmp_path, name):
     ],
     ids=["shape", "missing", "too many"],
 )
-def test_wrong_tensor_is_named_with_both_shapes(folder, edit, said):
+def test_wrong_tensor_is_named_with_both_shapes(folder, edit, message):
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(UserError, match=f"1 tensors differ.*{said}"):
+    with pytest.raises(UserError, match=f"1 tensors differ.*{message}"):
         from_pretrained(folder)
 
 
@@ -313,9 +313,9 @@ def test_checkpoint_takes_the_place_of_an_earlier_one(saved, tmp_path):
     assert snapshot(tmp_path / "empty") == snapshot(saved)
 
 
-def refuses_to_replace(checkpoint, target, said):
+def refuses_to_replace(checkpoint, target, message):
     before = snapshot(target)
-    with pytest.raises(UserError, match=f"^{target}: {said}"):
+    with pytest.raises(UserError, match=f"^{target}: {message}"):
         save_checkpoint(checkpoint, target)
     assert snapshot(target) == before
     assert [path.name for path in target.parent.glob(".*")] == []

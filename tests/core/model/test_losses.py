@@ -153,8 +153,8 @@ def test_teacher_loss_is_divergence_of_similarities():
     taught = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
     # Of the first text: the teacher has (0.8, 0) / 0.5, we have (0, 0.6) / 0.5; and so on.
     by_hand = 0.0
-    for wanted, found in (((0.8, 0.0), (0.0, 0.6)), ((0.8, 0.0), (0.0, 0.8)), ((0.0, 0.0), (0.6, 0.8))):
-        p, q = ([math.exp(2 * x) / sum(math.exp(2 * y) for y in row) for x in row] for row in (wanted, found))
+    for target, found in (((0.8, 0.0), (0.0, 0.6)), ((0.8, 0.0), (0.0, 0.8)), ((0.0, 0.0), (0.6, 0.8))):
+        p, q = ([math.exp(2 * x) / sum(math.exp(2 * y) for y in row) for x in row] for row in (target, found))
         by_hand += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / 3
     pairs = _pairs(ours, ours, teacher=taught)
     assert teacher_loss(pairs, pairs, 0.5).item() == pytest.approx(by_hand, rel=1e-5)
@@ -229,8 +229,8 @@ def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(monkeypatch, z_
     loss = captioning_loss(states, head, labels, z_weight=z_weight)
     torch.testing.assert_close(loss.total, expected, rtol=1e-12, atol=0)
     grads = [torch.autograd.grad(3 * x, (states, head)) for x in (loss.total, expected)]
-    for found, wanted in zip(*grads, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
+    for found, target in zip(*grads, strict=True):
+        torch.testing.assert_close(found, target, rtol=1e-10, atol=1e-14)
     assert not loss.captioning.requires_grad
     assert not loss.z.requires_grad
 

@@ -66,9 +66,9 @@ def test_numbers_equal_those_of_the_model(name):
 @pytest.mark.parametrize("count", [1, 7])
 def test_embeddings_equal_those_of_pytorch(name, count):
     pixels = pixels_of(name)[:count]
-    found, wanted = (engine.encode_images(pixels).embedding for engine in (onnx_engine(name), torch_engine(name)))
+    found, target = (engine.encode_images(pixels).embedding for engine in (onnx_engine(name), torch_engine(name)))
     assert found.dtype == np.float32
-    assert np.abs(found - wanted).max() <= 1e-5
+    assert np.abs(found - target).max() <= 1e-5
     token_ids, lengths = (tensor.numpy() for tensor in checkpoint_of(name).tokenize(TEXTS[:count]))
     texts = [engine.encode_texts(token_ids, lengths) for engine in (onnx_engine(name), torch_engine(name))]
     assert np.abs(texts[0] - texts[1]).max() <= 1e-5
@@ -89,11 +89,11 @@ WAYS = {
 )
 def test_captions_equal_those_of_pytorch(name, way, prompt):
     tokenizer, options = checkpoint_of(name).tokenizer, GenerationOptions(**WAYS[way])
-    found, wanted = (
+    found, target = (
         generate(engine, tokenizer, pixels_of(name), options, prompt).captions
         for engine in (onnx_engine(name), torch_engine(name))
     )
-    for image, others in zip(found, wanted, strict=True):
+    for image, others in zip(found, target, strict=True):
         for caption, other in zip(image, others, strict=True):
             assert same_up_to_a_tie(caption, other)
 
@@ -101,10 +101,10 @@ def test_captions_equal_those_of_pytorch(name, way, prompt):
 def same_up_to_a_tie(caption: Caption, other: Caption) -> bool:
     """Rounding decides between tokens that are equally likely, and between captions."""
     pairs = zip(caption.token_ids, other.token_ids, caption.log_probs, other.log_probs, strict=False)
-    for token, wanted, log_prob, expected in pairs:
+    for token, target, log_prob, expected in pairs:
         if abs(log_prob - expected) > 1e-4:
             return False
-        if token != wanted:
+        if token != target:
             break
     return abs(sum(caption.log_probs) - sum(other.log_probs)) < 1e-3
 
@@ -135,13 +135,13 @@ def test_moved_rows_keep_their_history():
     token_ids = chance.integers(2, 4000, (4, 2))
     for rows in orders:
         probed = chance.integers(0, 4096, (len(token_ids), 50))
-        found, wanted = (decoder.step(token_ids).of(probed) for decoder in both)
-        assert np.abs(found - wanted).max() <= 1e-4
+        found, target = (decoder.step(token_ids).of(probed) for decoder in both)
+        assert np.abs(found - target).max() <= 1e-4
         for decoder in both:
             decoder.reorder(rows)
         token_ids = chance.integers(2, 4000, (len(rows), 1))
-    found, wanted = (decoder.step(token_ids).largest(9) for decoder in both)
-    assert np.array_equal(found[1], wanted[1])
+    found, target = (decoder.step(token_ids).largest(9) for decoder in both)
+    assert np.array_equal(found[1], target[1])
     assert isinstance(both[0], Decoder)
 
 
@@ -232,7 +232,7 @@ def take_from_another(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("name", "damage", "message"),
     [
         ("text.onnx", cut, r"text\.onnx: corrupt, or from another model"),
         ("text.onnx", take_from_another, r"text\.onnx: corrupt, or from another model"),
@@ -241,10 +241,10 @@ def take_from_another(path: Path) -> None:
         ("model.safetensors", Path.unlink, r"model\.safetensors: missing, or cannot be read"),
     ],
 )
-def test_file_that_is_corrupt_missing_or_exchanged_is_named(folder, name, damage, told, capfd):
+def test_file_that_is_corrupt_missing_or_exchanged_is_named(folder, name, damage, message, capfd):
     engine = OnnxEngine(folder)
     damage(folder / name)
-    with pytest.raises(UserError, match=f"{told}.*grr-coca export onnx"):
+    with pytest.raises(UserError, match=f"{message}.*grr-coca export onnx"):
         engine.encode_texts(np.array([[0, 5, 1, 0]]), np.array([4]))
     assert capfd.readouterr() == ("", "")
 
@@ -262,11 +262,11 @@ def test_earlier_export_still_runs(tmp_path):
     before = Path(__file__).parent / "recorded" / "pictograms-step.onnx.xz"
     (folder / "step.onnx").write_bytes(lzma.decompress(before.read_bytes()))
     relist(folder, "step.onnx")
-    found, wanted = (
+    found, target = (
         generate(engine, checkpoint_of("pictograms").tokenizer, pixels_of("pictograms"), GenerationOptions(num_beams=3))
         for engine in (OnnxEngine(folder), onnx_engine("pictograms"))
     )
-    for (caption, *_), (expected, *_) in zip(found.captions, wanted.captions, strict=True):
+    for (caption, *_), (expected, *_) in zip(found.captions, target.captions, strict=True):
         assert caption.token_ids == expected.token_ids
         assert np.abs(np.array(caption.log_probs) - expected.log_probs).max() <= 1e-5
 
@@ -280,8 +280,8 @@ def test_old_onnx_runtime_error_names_the_upgrade(folder, version, capfd):
         graph.ir_version = 999
     (folder / "text.onnx").write_bytes(graph.SerializeToString())
     relist(folder, "text.onnx")
-    told = f"needs a newer ONNX Runtime than {onnxruntime.__version__}; run: .* -m pip install -U onnxruntime$"
-    with pytest.raises(UserError, match=told):
+    message = f"needs a newer ONNX Runtime than {onnxruntime.__version__}; run: .* -m pip install -U onnxruntime$"
+    with pytest.raises(UserError, match=message):
         OnnxEngine(folder).session("text")
     assert capfd.readouterr() == ("", "")
 
@@ -312,5 +312,5 @@ def test_links_to_files_of_one_folder_are_followed(folder, tmp_path):
     links.mkdir()
     for path in folder.iterdir():
         (links / path.name).symlink_to(path)
-    found, wanted = (OnnxEngine(f).encode_texts(np.array([[0, 5, 1, 0]]), np.array([4])) for f in (links, folder))
-    assert np.array_equal(found, wanted)
+    found, target = (OnnxEngine(f).encode_texts(np.array([[0, 5, 1, 0]]), np.array([4])) for f in (links, folder))
+    assert np.array_equal(found, target)

@@ -71,10 +71,10 @@ def test_cached_attention_is_the_same(tiny_config, ends):
     for end in ends:
         mask = (torch.arange(end) <= torch.arange(start, end)[:, None])[None, None]
         new, positions = x[:, start:end], slice(start, end)
-        wanted = block(new, CachedLayout(slots, positions, mask))
+        expected = block(new, CachedLayout(slots, positions, mask))
         for module, cache in ((exportable(block), growing), (block, appended)):
             found = module(new, CachedLayout(cache, positions, mask))
-            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
         assert growing.keys.shape == growing.values.shape == (2, 2, end, 16)
         start = end
 

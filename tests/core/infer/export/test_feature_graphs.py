@@ -40,8 +40,8 @@ def opened(graph):
 
 def run(session, given):
     names = [output.name for output in session.get_outputs()]
-    wanted = {one.name for one in session.get_inputs()}
-    found = session.run(names, {name: value for name, value in given.items() if name in wanted})
+    expected = {one.name for one in session.get_inputs()}
+    found = session.run(names, {name: value for name, value in given.items() if name in expected})
     return dict(zip(names, found, strict=True))
 
 

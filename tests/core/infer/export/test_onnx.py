@@ -198,17 +198,17 @@ def test_step_matches_pytorch_with_and_without_a_cache(export, name, count, num_
     length, rows = config.context_length - 2, count * num_captions
     token_ids = np.random.default_rng(rows).integers(3, config.vocab_size, (rows, length))
     tokens = encode(exported.checkpoint, pixels).tokens.repeat_interleave(num_captions, dim=0)
-    wanted = next_token_logits(exported.checkpoint.model, torch.from_numpy(token_ids), tokens).numpy()
+    expected = next_token_logits(exported.checkpoint.model, torch.from_numpy(token_ids), tokens).numpy()
 
     image = exported.run("image", pixels=pixels)
     whole = exported.run("step", token_ids=token_ids, **image, **exported.empty_past(rows))["logits"]
-    assert whole.shape == wanted.shape
-    assert np.abs(whole - wanted).max() <= 1e-4
+    assert whole.shape == expected.shape
+    assert np.abs(whole - expected).max() <= 1e-4
 
     past, start = exported.empty_past(rows), 0
     for end in (2, 3, 4, 8, length):
         outputs = exported.run("step", token_ids=np.ascontiguousarray(token_ids[:, start:end]), **image, **past)
-        assert np.abs(outputs["logits"] - wanted[:, start:end]).max() <= 1e-4, (start, end)
+        assert np.abs(outputs["logits"] - expected[:, start:end]).max() <= 1e-4, (start, end)
         past, start = as_past(outputs), end
 
 
@@ -299,9 +299,9 @@ def test_half_precision_halves_the_weights_and_computes_in_fp32(export, name):
     rounded = from_pretrained(half.folder)
     assert json.loads((half.folder / "manifest.json").read_text())["checkpoint"] == fingerprint(half.folder)
     pixels = random_pixels(rounded, 2)
-    wanted = encode(rounded, pixels).embedding.numpy()
-    assert np.abs(half.run("image", pixels=pixels)["image_embedding"] - wanted).max() <= 1e-5
-    assert np.abs(full.run("image", pixels=pixels)["image_embedding"] - wanted).max() > 1e-5
+    expected = encode(rounded, pixels).embedding.numpy()
+    assert np.abs(half.run("image", pixels=pixels)["image_embedding"] - expected).max() <= 1e-5
+    assert np.abs(full.run("image", pixels=pixels)["image_embedding"] - expected).max() > 1e-5
 
 
 @pytest.mark.ci
@@ -394,10 +394,12 @@ def test_int8_describes_drawings_as_well(export, precision, name):
         "fp32": OnnxEngine(SHIPPED[name], threads=1),
         "int8": OnnxEngine(export(name, "int8").folder, threads=1),
     }
-    said = {side: precision.describe(ImageTextModel(checkpoint, engine), split, 64) for side, engine in engines.items()}
-    assert said["fp32"].token_ids == said["torch"].token_ids
-    full, quantized = (precision.figures(said[side], split) for side in ("fp32", "int8"))
+    result = {
+        side: precision.describe(ImageTextModel(checkpoint, engine), split, 64) for side, engine in engines.items()
+    }
+    assert result["fp32"].token_ids == result["torch"].token_ids
+    full, quantized = (precision.figures(result[side], split) for side in ("fp32", "int8"))
     assert quantized["exact"] == pytest.approx(full["exact"], abs=0.01)
     assert quantized["R@1"] == pytest.approx(full["R@1"], abs=0.01)
     assert quantized["CIDEr-D"] == pytest.approx(full["CIDEr-D"], abs=full["CIDEr-D"] / 100)
-    assert precision.same(said["int8"].token_ids, said["fp32"].token_ids) >= 0.88
+    assert precision.same(result["int8"].token_ids, result["fp32"].token_ids) >= 0.88

@@ -214,7 +214,7 @@ def test_finished_captions_leave_the_batch(engine, tokenizer, monkeypatch):
 
 
 def test_caption_may_fill_the_context_and_not_more(engine, tokenizer, images, monkeypatch):
-    monkeypatch.setattr(tokenizer, "eos_id", 299)  # never said
+    monkeypatch.setattr(tokenizer, "eos_id", 299)  # never generated
     assert {len(ids) for (ids,) in _ids(generate(engine, tokenizer, images))} == {CONTEXT - 3}
 
 
@@ -261,9 +261,9 @@ def test_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
 
 def test_character_of_several_tokens_comes_whole(engine, monkeypatch):
     tokenizer = train_bpe(["a photo"] * 3, 270)
-    said = [*tokenizer.encode("é€"), *tokenizer.encode(" 🐈 x"), tokenizer.eos_id]
-    assert len(said) > 9
-    says(monkeypatch, said)
+    token_ids = [*tokenizer.encode("é€"), *tokenizer.encode(" 🐈 x"), tokenizer.eos_id]
+    assert len(token_ids) > 9
+    says(monkeypatch, token_ids)
     pieces = [piece for (piece,) in stream_captions(engine, tokenizer, random_images(1))]
     assert "".join(pieces) == "é€ 🐈 x"
     assert "�" not in "".join(pieces)

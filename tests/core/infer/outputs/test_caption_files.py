@@ -21,7 +21,7 @@ def images(tmp_path) -> list[ImageFile]:
     return find_images([str(tmp_path / "pictures")])
 
 
-def said(text: str) -> Description:
+def description(text: str) -> Description:
     return Description([Caption(text, (1, 2), (-0.5, -0.25))], np.zeros(4, np.float32))
 
 
@@ -30,12 +30,12 @@ def test_file_of_rows_is_continued(images, tmp_path, suffix):
     path = tmp_path / f"captions{suffix}"
     with CaptionFile(path, images) as rows:
         assert rows.done == set()
-        rows.write(images[0], said('a "blue"\nsquare'))
+        rows.write(images[0], description('a "blue"\nsquare'))
     with CaptionFile(path, images) as rows:
         assert rows.done == {images[0].name}
         with pytest.raises(UserError, match="another process is writing to this file"):
             CaptionFile(path, images)
-        rows.write(images[1], said("a green square"))
+        rows.write(images[1], description("a green square"))
     text = path.read_text()
     found = list(csv.DictReader(text.splitlines())) if suffix == ".csv" else [*map(json.loads, text.splitlines())]
     assert [(row["image"], row["caption"], float(row["log_prob"])) for row in found] == [
@@ -47,7 +47,7 @@ def test_file_of_rows_is_continued(images, tmp_path, suffix):
 def test_captions_lie_next_to_the_images(images, tmp_path):
     with TextFiles(images) as texts, XmpFiles(images) as sidecars:
         for output in (texts, sidecars):
-            output.write(images[0], said("a blue square"))
+            output.write(images[0], description("a blue square"))
         sidecars.add_keywords(images[1], ["green"])
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir() if path.suffix != ".png") == [
         "blue.png.xmp",

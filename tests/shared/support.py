@@ -231,7 +231,9 @@ def log_probs_token_by_token(model: CoCa, token_ids: Tensor, image_tokens: Tenso
     num_captions, num_tokens = token_ids.shape
     decoder = TorchDecoder(model, image_tokens, num_prompt=1, max_tokens=num_tokens)
     every = np.arange(len(model.text_decoder.tok_embeddings.weight))[None].repeat(num_captions, axis=0)
-    return torch.stack([torch.from_numpy(decoder.step(ids[:, None].numpy()).of(every)) for ids in token_ids.T], dim=1)
+    return torch.stack(
+        [torch.from_numpy(decoder.step(ids[:, None].numpy()).log_probs_of(every)) for ids in token_ids.T], dim=1
+    )
 
 
 def make_trainer(model: CoCa, optimizers: Optimizers, weights: LossWeights | None = None) -> Trainer:

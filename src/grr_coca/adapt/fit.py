@@ -13,7 +13,7 @@ from grr_coca.adapt.read_pairs import ImageSet
 from grr_coca.adapt.ridge import MAX_EXACT, ExactRidge, Ridge, fit, join_groups, make_folds, near_equal, rows_of
 from grr_coca.adapt.targets import MAX_WORDS, TargetSpace
 from grr_coca.common.shapes import Bool, Float, Int
-from grr_coca.infer.adapted.adaptation import MAX_NUMBERS, Arrays, Values, gaussian
+from grr_coca.infer.adapted.adaptation import MAX_NUMBERS, Arrays, Hyperparameters, gaussian
 from grr_coca.infer.adapted.descriptors import NUM_DESCRIPTORS, unit
 from grr_coca.infer.adapted.words import Vocabulary
 
@@ -38,7 +38,7 @@ _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
 """Candidate values of each hyperparameter, which are tried in this order. The default is kept unless a candidate is
 significantly better."""
 
-_TUNED = Values(width=0.5, penalty=0.1, plain_share=0.5)
+_TUNED = Hyperparameters(width=0.5, penalty=0.1, plain_share=0.5)
 """Hyperparameters for a base that was fine-tuned on the images, chosen by cross-validation on the training pairs of
 three domains."""
 
@@ -113,7 +113,7 @@ class Fitted:
         plain: Base embeddings of all images, minus the mean over the fitted images and scaled to length 1, N E.
     """
 
-    values: Values
+    values: Hyperparameters
     arrays: Arrays
     order: Int[np.ndarray, " n"]
     num_landmarks: int
@@ -180,7 +180,7 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     folds = inner if images.num_fit == len(images) else _held_fold(images)
     vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.fitted_captions.places], MAX_WORDS)
     step("choosing values")
-    default = _TUNED if is_tuned else Values()
+    default = _TUNED if is_tuned else Hyperparameters()
     if not images.is_seen_by_base:
         default = replace(default, plain_share=0.0)
     chosen_by = features
@@ -421,8 +421,8 @@ def _choose(
     plain: Float[np.ndarray, "N E"],
     vocabulary: Vocabulary,
     near: Int[np.ndarray, " N"],
-    values: Values,
-) -> Values:
+    values: Hyperparameters,
+) -> Hyperparameters:
     """Choose hyperparameters on the held-out images if given, otherwise by cross-validation.
 
     At most `_MAX_SELECTION` fitted images and as many held-out images are used. If fewer than `_MIN_SELECTION` images
@@ -477,7 +477,7 @@ class _Trial:
         self._spaces: dict[float, TargetSpace] = {}
         self._ridges: dict[tuple[float, float], Ridge] = {}
 
-    def scores(self, values: Values) -> Float[np.ndarray, " Q"]:
+    def scores(self, values: Hyperparameters) -> Float[np.ndarray, " Q"]:
         """Return the reciprocal rank of each query.
 
         Queries with known captions and queries with new captions are weighted by their fractions of all pairs.
@@ -627,7 +627,7 @@ def _arrays(
     basis: Float[np.ndarray, "R K"],
     plain: Float[np.ndarray, "N E"],
     image_mean: Float[np.ndarray, " E"],
-    values: Values,
+    values: Hyperparameters,
 ) -> Arrays:
     """Return the matrices of the adaptation, in fp32."""
     to_first = space.whitening[:, None] * basis

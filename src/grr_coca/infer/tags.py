@@ -3,7 +3,7 @@
 The words and parameters were fitted to one model by `scripts/fit_tags.py`. They are stored next to the model's weights
 in `tags.json`. The embeddings of the words are stored in `tags.safetensors`, because computing them would take as long
 as captioning hundreds of drawings. The probability that users would assign a word to an image is a logistic function of
-the features in `EVIDENCE`.
+the features in `TAG_FEATURES`.
 
 Shapes: N words of the vocabulary, K candidates of one image, E embedding width.
 """
@@ -27,7 +27,7 @@ from grr_coca.infer.generate.captions import Caption
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_files import TAG_VECTORS, TAGS
 
-EVIDENCE = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
+TAG_FEATURES = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
 """Features of a word for an image:
 
 - `cosine`: cosine of the word's and the image's embeddings.
@@ -66,7 +66,7 @@ class TagModel:
         words: The vocabulary.
         counts: For each word, the number of training captions that are equal to the word.
         tag_counts: For each word, the number of those captions that follow the first caption of their image.
-        weights: Weights of the features in `EVIDENCE`.
+        weights: Weights of the features in `TAG_FEATURES`.
         fitted_on: Description in words of the images that the parameters were fitted to.
     """
 
@@ -79,8 +79,8 @@ class TagModel:
     def __post_init__(self) -> None:
         if not self.words or not len(self.words) == len(self.counts) == len(self.tag_counts):
             raise UserError("'words', 'counts' and 'tag_counts' must have the same length, and not be empty")
-        if len(self.weights) != len(EVIDENCE):
-            raise UserError(f"'weights' must have {len(EVIDENCE)} numbers: {', '.join(EVIDENCE)}")
+        if len(self.weights) != len(TAG_FEATURES):
+            raise UserError(f"'weights' must have {len(TAG_FEATURES)} numbers: {', '.join(TAG_FEATURES)}")
 
 
 def read_tag_numbers(folder: Path) -> TagModel | None:
@@ -172,9 +172,9 @@ class Tagger:
         return [self._most_likely(*found, count, min_probability) for found in candidates]
 
     def _most_likely(
-        self, words: list[str], evidence: Float[np.ndarray, "K 6"], count: int, min_probability: float
+        self, words: list[str], features: Float[np.ndarray, "K 6"], count: int, min_probability: float
     ) -> tuple[Tag, ...]:
-        probabilities = (1 / (1 + np.exp(-evidence @ self._weights))).tolist()
+        probabilities = (1 / (1 + np.exp(-features @ self._weights))).tolist()
         found: dict[str, Tag] = {}
         for place in sorted(range(len(words)), key=probabilities.__getitem__, reverse=True):
             if len(found) == count or probabilities[place] < min_probability:
@@ -207,10 +207,10 @@ class Tagger:
             in_beams += [*beams.values(), *[0.0] * len(others)]
         counts = list(map(len, words))
         images = np.arange(len(words)).repeat(counts)
-        evidence = self._evidence(cosines, images, np.array(places, np.int64), np.array(in_beams))
-        return zip(words, np.split(evidence, np.cumsum(counts)[:-1]), strict=True)
+        features = self._features(cosines, images, np.array(places, np.int64), np.array(in_beams))
+        return zip(words, np.split(features, np.cumsum(counts)[:-1]), strict=True)
 
-    def _evidence(
+    def _features(
         self,
         cosines: Float[np.ndarray, "B N"],
         images: Int[np.ndarray, " K"],
@@ -220,12 +220,12 @@ class Tagger:
         """Return the features of words, given the image of each word and its index in the vocabulary (-1 if not
         included)."""
         is_known = places >= 0
-        evidence = np.ones((len(places), len(EVIDENCE)))
-        evidence[:, 0], evidence[:, 1:3] = cosines[images, places], self._prior[places]
-        evidence[~is_known, :3] = _UNLISTED_COSINE, 0.0, 0.0
-        evidence[:, 3] = np.log(in_beams + _MIN_PROBABILITY)
-        evidence[:, 4] = ~is_known
-        return evidence
+        features = np.ones((len(places), len(TAG_FEATURES)))
+        features[:, 0], features[:, 1:3] = cosines[images, places], self._prior[places]
+        features[~is_known, :3] = _UNLISTED_COSINE, 0.0, 0.0
+        features[:, 3] = np.log(in_beams + _MIN_PROBABILITY)
+        features[:, 4] = ~is_known
+        return features
 
     def _min_contribution(self, probability: float) -> float:
         """Return the minimum, rounded down, that the cosine and the counts of a word must contribute to its logit.

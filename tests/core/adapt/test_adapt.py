@@ -81,7 +81,7 @@ def test_log_probs_equal_those_of_the_decoder(model, unseen):
     decoder = base.engine.decoder(encoded, num_prompt=1, max_tokens=len(caption.token_ids))
     read = [base.tokenizer.bos_id, *caption.token_ids[:-1]]
     expected = [
-        float(decoder.step(np.array([[token]])).of(np.array([[target]]))[0, 0])
+        float(decoder.step(np.array([[token]])).log_probs_of(np.array([[target]]))[0, 0])
         for token, target in zip(read, caption.token_ids, strict=True)
     ]
     np.testing.assert_allclose(caption.log_probs, expected, atol=2e-3)

@@ -17,7 +17,7 @@ from grr_coca.data.isolated import decode_image
 from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions
 from grr_coca.infer.load import load
 from grr_coca.infer.tags import (
-    EVIDENCE,
+    TAG_FEATURES,
     Tagger,
     TagModel,
     read_tag_numbers,
@@ -188,6 +188,6 @@ def test_unfit_stored_vectors_are_rejected(tmp_path, content, message):
 def test_numbers_that_ship_favour_words_near_the_image():
     numbers = read_tag_numbers(FOLDER / "icons")
     assert len(numbers.words) > 1000
-    weights = dict(zip(EVIDENCE, numbers.weights, strict=True))
+    weights = dict(zip(TAG_FEATURES, numbers.weights, strict=True))
     assert weights["cosine"] > 0
     assert weights["beams"] > 0

@@ -96,7 +96,7 @@ def test_image_that_is_done_takes_its_mask_along(tiny_config):
     kept = TorchDecoder(model, encoded.tokens[[1, 3]], num_prompt=1, max_tokens=3, mask=encoded.mask[[1, 3]])
     kept.step(first[:2])
     every = np.arange(60)[None].repeat(2, axis=0)
-    np.testing.assert_allclose(found.of(every), kept.step(second).of(every), atol=1e-5)
+    np.testing.assert_allclose(found.log_probs_of(every), kept.step(second).log_probs_of(every), atol=1e-5)
 
 
 def test_tokens_of_both_encoders_are_read_side_by_side(tiny_config):
@@ -188,4 +188,4 @@ def decoded(model, tokens, mask, ids):
     decoder.reorder(np.arange(num_images).repeat(count))
     steps += [decoder.step(column[:, None].numpy()) for column in ids.T[:-1]]
     every = np.arange(60)[None]
-    return np.concatenate([step.of(every.repeat(len(ids), axis=0)) for step in steps[1:]], axis=1)
+    return np.concatenate([step.log_probs_of(every.repeat(len(ids), axis=0)) for step in steps[1:]], axis=1)

@@ -1,4 +1,4 @@
-"""A model that learns can learn one batch by heart: captions word for word, and every pair distinguished from every other."""
+"""A model that learns can learn one batch by heart: captions word for word, and each pair apart from all others."""
 
 import pytest
 import torch

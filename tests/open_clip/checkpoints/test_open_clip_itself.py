@@ -102,7 +102,7 @@ def test_embeddings_and_logits(both):
         log_probs = expected[:batch].log_softmax(dim=-1)
         best, likeliest = log_probs[:, -1].topk(9)
         prefix = TorchDecoder(fast, tokens, num_prompt=length, max_tokens=1).step(words[:batch].numpy())
-        found = torch.from_numpy(prefix.of(likeliest.numpy()))
+        found = torch.from_numpy(prefix.log_probs_of(likeliest.numpy()))
         report(both, f"log-probabilities, prefix, batch {batch}", found, best, 5e-5)
         steps = log_probs_token_by_token(fast, words[:batch], tokens)
         report(both, f"log-probabilities, token by token, batch {batch}", steps, log_probs, 5e-5)

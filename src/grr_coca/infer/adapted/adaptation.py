@@ -35,7 +35,7 @@ MAX_NUMBERS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Values:
+class Hyperparameters:
     """Hyperparameters of a fit.
 
     Attributes:
@@ -117,7 +117,7 @@ class AdaptedHeader:
     num_images: int
     num_landmarks: int
     split: tuple[int, int]
-    values: Values
+    values: Hyperparameters
     captioning: Captioning
     logit_scale: float
     words: tuple[str, ...]

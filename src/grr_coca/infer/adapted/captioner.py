@@ -203,33 +203,37 @@ def _read_log_probs(
     count, longest = tokens.shape[1:]
     decoder = engine.decoder(images, num_prompt=1, max_tokens=longest, num_captions=count)
     found = np.zeros(tokens.shape, np.float32)
-    going = list(range(len(tokens)))
+    unfinished = list(range(len(tokens)))
     """Images with unfinished captions."""
     row_of = np.zeros(tokens.shape[:2], np.int64)
     """For each caption, the decoder row, counted within the image, that has read the caption's tokens so far. The row
     is 0 for finished captions."""
-    given = np.full((len(tokens), 1), bos_id, np.int64)
-    for place in range(longest):
-        width = len(given) // len(going)
-        values = decoder.step(given).of(tokens[going, :, place].repeat(width, axis=0)).reshape(-1, width, count)
-        found[going, :, place] = np.take_along_axis(values, row_of[going][:, None], axis=1)[:, 0]
-        begun: dict[int, dict[tuple[int, int], int]] = {}
+    new_ids = np.full((len(tokens), 1), bos_id, np.int64)
+    for position in range(longest):
+        width = len(new_ids) // len(unfinished)
+        values = (
+            decoder.step(new_ids)
+            .log_probs_of(tokens[unfinished, :, position].repeat(width, axis=0))
+            .reshape(-1, width, count)
+        )
+        found[unfinished, :, position] = np.take_along_axis(values, row_of[unfinished][:, None], axis=1)[:, 0]
+        prefixes: dict[int, dict[tuple[int, int], int]] = {}
         """For each image, a mapping with one item for each distinct prefix of unfinished captions: from the current row
         and the new token of this prefix to its next row."""
         before, row_of = row_of, np.zeros_like(row_of)
-        for number, image in enumerate(going):
+        for number, image in enumerate(unfinished):
             for caption, length in enumerate(lengths[image]):
-                if length > place + 1:
-                    own = begun.setdefault(image, {})
-                    step = number * width + int(before[image, caption]), int(tokens[image, caption, place])
+                if length > position + 1:
+                    own = prefixes.setdefault(image, {})
+                    step = number * width + int(before[image, caption]), int(tokens[image, caption, position])
                     row_of[image, caption] = own.setdefault(step, len(own))
-        if not begun:
+        if not prefixes:
             break
-        going, width = list(begun), max(map(len, begun.values()))
-        steps = [(*own, *[next(iter(own))] * (width - len(own))) for own in begun.values()]
+        unfinished, width = list(prefixes), max(map(len, prefixes.values()))
+        steps = [(*own, *[next(iter(own))] * (width - len(own))) for own in prefixes.values()]
         parents, following = np.array(steps, np.int64).reshape(-1, 2).T
         decoder.reorder(parents)
-        given = following[:, None]
+        new_ids = following[:, None]
     return found
 
 

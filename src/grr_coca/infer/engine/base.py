@@ -60,7 +60,7 @@ class Logits(Protocol):
         If k exceeds the size of the vocabulary, return all log-probabilities.
         """
 
-    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+    def log_probs_of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
         """Return the log-probabilities of the given tokens."""
 
     def replaced(
@@ -74,10 +74,10 @@ class Logits(Protocol):
     def repeated(self, count: int) -> "Logits":
         """Return a copy in which each row is repeated `count` times in succession."""
 
-    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
+    def logsumexp(self, temperature: float) -> Float[np.ndarray, " R"]:
         """Return the logarithm of the sum of exp(log-probability / temperature) over the vocabulary."""
 
-    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
+    def sample_tokens(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
         """Sample one token for each row from the softmax of log-probability / temperature.
 
         The result is the first token, in the order of ids, at which the cumulative probability exceeds the row's

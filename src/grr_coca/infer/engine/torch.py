@@ -276,7 +276,7 @@ class DeviceLogits:
             values, ids = self._log_probs.topk(min(k, self._log_probs.shape[1]))
         return _as_array(values), _as_array(ids)
 
-    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+    def log_probs_of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
         """Return the log-probabilities of given tokens; see `Logits`."""
         return _as_array(self._log_probs.gather(1, self._moved(ids)))
 
@@ -291,11 +291,11 @@ class DeviceLogits:
         """Repeat each row; see `Logits`."""
         return DeviceLogits(self._log_probs.repeat_interleave(count, dim=0))
 
-    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
+    def logsumexp(self, temperature: float) -> Float[np.ndarray, " R"]:
         """Return the total; see `Logits`."""
         return _as_array((self._log_probs / temperature).logsumexp(dim=1))
 
-    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
+    def sample_tokens(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
         """Sample one token per row; see `Logits`."""
         probs = (self._log_probs / temperature).softmax(dim=1)
         if probs.device.type == "mps":  # MPS has no fp64

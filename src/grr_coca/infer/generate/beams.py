@@ -129,7 +129,7 @@ class BeamSearch:
         token_ids = np.concatenate(beams.token_ids)  # R T
         allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
         after_rules, ids = allowed.largest(2 * self.num_beams)  # R C
-        own = after_rules if allowed is self.logits else self.logits.of(ids)
+        own = after_rules if allowed is self.logits else self.logits.log_probs_of(ids)
         self.has_nan |= bool(np.isnan(own).any())  # checked here, because an image with only NaN leaves the batch
         num_images = len(beams.scores)
         scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C

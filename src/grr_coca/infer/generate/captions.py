@@ -42,9 +42,9 @@ class ArrayLogits:
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
         """Return the largest log-probabilities; see `Logits`."""
         ids = self._logits.argmax(axis=1)[:, None] if k == 1 else _largest(self._logits, k)
-        return self.of(ids), ids
+        return self.log_probs_of(ids), ids
 
-    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+    def log_probs_of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
         """Return the log-probabilities of given tokens; see `Logits`."""
         return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
 
@@ -60,11 +60,11 @@ class ArrayLogits:
         """Repeat each row; see `Logits`."""
         return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
 
-    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
+    def logsumexp(self, temperature: float) -> Float[np.ndarray, " R"]:
         """Return the total; see `Logits`."""
         return (_log_sum_exp(self._logits / temperature) - self._normalizer / temperature)[:, 0]
 
-    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
+    def sample_tokens(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
         """Sample one token per row; see `Logits`."""
         return inverse_cdf(self._logits / temperature, uniforms)
 
@@ -137,12 +137,12 @@ SEARCHES = (128, 1024, 2**31)
 found, because ranking an entire large vocabulary would take longer than running the model."""
 
 
-def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationOptions) -> Int[np.ndarray, " R"]:
+def sample_next(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationOptions) -> Int[np.ndarray, " R"]:
     """Sample one token for each row. `uniforms` has one random number in [0, 1) per row."""
     assert options.temperature is not None
     if options.top_k is None and options.top_p is None and options.min_p is None:
-        return logits.draw(uniforms, options.temperature)
-    total = logits.total(options.temperature) if options.top_k is None and options.top_p is not None else None
+        return logits.sample_tokens(uniforms, options.temperature)
+    total = logits.logsumexp(options.temperature) if options.top_k is None and options.top_p is not None else None
     for num_searched in SEARCHES if options.top_k is None else (options.top_k,):
         kept, ids = logits.largest(num_searched)
         kept = kept / options.temperature
@@ -249,11 +249,11 @@ def decode_independently(
         if uniforms is None:
             best, ids = allowed.largest(1)
         else:
-            ids = draw(allowed, uniforms[captions.running, step], options)[:, None]
-            best = allowed.of(ids)
+            ids = sample_next(allowed, uniforms[captions.running, step], options)[:, None]
+            best = allowed.log_probs_of(ids)
         if (np.isneginf(best[:, 0]) & ~captions.ended).any():
             raise UserError(NOTHING_LEFT)
-        log_probs = best if allowed is logits else logits.of(ids)
+        log_probs = best if allowed is logits else logits.log_probs_of(ids)
         captions.append(ids[:, 0], log_probs[:, 0], eos_id)
         yield captions
         if captions.ended.all() or step + 1 == max_length:

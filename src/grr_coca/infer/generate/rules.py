@@ -61,7 +61,7 @@ def _penalize_repetition(logits: Logits, new_ids: Int[np.ndarray, "R T"], penalt
     some logits and thus the result, so log-probabilities are used here.
     """
     rows = np.arange(len(new_ids)).repeat(new_ids.shape[1])
-    return _Change(rows, new_ids.ravel(), logits.of(new_ids).ravel() * np.float32(penalty))
+    return _Change(rows, new_ids.ravel(), logits.log_probs_of(new_ids).ravel() * np.float32(penalty))
 
 
 def _rule_out_repeated_ngrams(new_ids: Int[np.ndarray, "R T"], n: int) -> _Change:

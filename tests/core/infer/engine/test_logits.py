@@ -47,7 +47,7 @@ def test_largest_of_many_numbers_equal_those_of_a_sort(num, k, seed, levels):
 
 @everywhere
 def test_log_probabilities_equal_the_log_softmax(make):
-    assert make(LOGITS).of(ALL) == pytest.approx(LOG_PROBS, abs=1e-5)
+    assert make(LOGITS).log_probs_of(ALL) == pytest.approx(LOG_PROBS, abs=1e-5)
 
 
 @everywhere
@@ -56,21 +56,23 @@ def test_replacing_log_probs_keeps_other_fields_and_the_original(make):
     changed = logits.replaced(np.array([0, 2]), np.array([5, 6]), np.array([-np.inf, -0.25], dtype=np.float32))
     expected = LOG_PROBS.copy()
     expected[0, 5], expected[2, 6] = -np.inf, -0.25
-    assert changed.of(ALL) == pytest.approx(expected, abs=1e-5)
+    assert changed.log_probs_of(ALL) == pytest.approx(expected, abs=1e-5)
     assert changed.largest(1)[1][2] == 6
-    assert logits.of(ALL) == pytest.approx(LOG_PROBS, abs=1e-5)
+    assert logits.log_probs_of(ALL) == pytest.approx(LOG_PROBS, abs=1e-5)
 
 
 @everywhere
 def test_rows_are_repeated_side_by_side(make):
-    assert make(LOGITS).repeated(2).of(ALL.repeat(2, axis=0)) == pytest.approx(LOG_PROBS.repeat(2, axis=0), abs=1e-5)
+    assert make(LOGITS).repeated(2).log_probs_of(ALL.repeat(2, axis=0)) == pytest.approx(
+        LOG_PROBS.repeat(2, axis=0), abs=1e-5
+    )
 
 
 @everywhere
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_total_is_the_sum_of_all_at_a_temperature(make, temperature):
     expected = np.log(np.exp(LOG_PROBS / temperature).sum(axis=1))
-    assert make(LOGITS).total(temperature) == pytest.approx(expected, abs=1e-4)
+    assert make(LOGITS).logsumexp(temperature) == pytest.approx(expected, abs=1e-4)
 
 
 @everywhere
@@ -81,7 +83,7 @@ def test_samples_the_token_at_the_uniform_number(make, temperature):
     middle = shares.cumsum(axis=1) - shares / 2
     for tokens in np.argsort(-shares, axis=1)[:, :4].T:
         uniforms = middle[np.arange(ROWS), tokens]
-        assert make(LOGITS).draw(uniforms, temperature).tolist() == tokens.tolist()
+        assert make(LOGITS).sample_tokens(uniforms, temperature).tolist() == tokens.tolist()
 
 
 @everywhere
@@ -89,7 +91,7 @@ def test_never_samples_excluded_tokens_if_others_remain(make):
     logits = np.full((1, 5), -np.inf, dtype=np.float32)
     logits[0, [1, 3]] = 0.0
     for uniform, token in ((0.0, 1), (0.4999, 1), (0.5001, 3), (1 - 2**-53, 3)):
-        assert make(logits).draw(np.array([uniform]), 1.0).tolist() == [token]
+        assert make(logits).sample_tokens(np.array([uniform]), 1.0).tolist() == [token]
         assert inverse_cdf(logits, np.array([uniform])).tolist() == [token]
 
 
@@ -97,7 +99,7 @@ def test_never_samples_excluded_tokens_if_others_remain(make):
 def test_one_nan_makes_the_whole_row_nan_and_no_other(make):
     logits = LOGITS.copy()
     logits[1, 9] = np.nan
-    for result in (make(logits).of(ALL), make(logits).largest(4)[0], make(logits).largest(1)[0]):
+    for result in (make(logits).log_probs_of(ALL), make(logits).largest(4)[0], make(logits).largest(1)[0]):
         assert np.isnan(result).all(axis=1).tolist() == [False, True, False]
         assert not np.isnan(result[[0, 2]]).any()
 

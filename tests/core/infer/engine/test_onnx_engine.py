@@ -135,7 +135,7 @@ def test_moved_rows_keep_their_history():
     token_ids = chance.integers(2, 4000, (4, 2))
     for rows in orders:
         probed = chance.integers(0, 4096, (len(token_ids), 50))
-        found, target = (decoder.step(token_ids).of(probed) for decoder in both)
+        found, target = (decoder.step(token_ids).log_probs_of(probed) for decoder in both)
         assert np.abs(found - target).max() <= 1e-4
         for decoder in both:
             decoder.reorder(rows)

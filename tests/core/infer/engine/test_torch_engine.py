@@ -121,7 +121,7 @@ def _uncached(model: CoCa, token_ids: np.ndarray, image_tokens: Tensor) -> Tenso
 def _assert_equal(cached: Logits, uncached: Tensor) -> None:
     assert uncached.std() > 0.1
     every = np.arange(VOCAB)[None].repeat(len(uncached), axis=0)
-    assert np.abs(cached.of(every) - uncached.log_softmax(dim=-1).numpy()).max() < 2e-5
+    assert np.abs(cached.log_probs_of(every) - uncached.log_softmax(dim=-1).numpy()).max() < 2e-5
 
 
 @pytest.mark.parametrize(("max_tokens", "pack"), [(FEW, True), (MANY, True), (MANY, False)])

@@ -70,7 +70,7 @@ def test_graphs_of_padded_features_compute_the_same_as_pytorch(traced, longest):
         outputs = run(graphs["step"], {"token_ids": ids, **image, **past})
         past = {name.replace("present", "past"): value for name, value in outputs.items() if name != "logits"}
         found = torch.from_numpy(outputs["logits"][:, -1]).log_softmax(dim=1).numpy()
-        np.testing.assert_allclose(found, decoder.step(ids).of(every), atol=1e-4, rtol=0)
+        np.testing.assert_allclose(found, decoder.step(ids).log_probs_of(every), atol=1e-4, rtol=0)
 
 
 @pytest.mark.ci

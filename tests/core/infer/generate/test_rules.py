@@ -21,7 +21,7 @@ def ruled(new_ids: np.ndarray, **options: object) -> np.ndarray:
     """The log-probabilities after the rules, for an end token of 0."""
     rows, logits = len(new_ids), ArrayLogits(LOG_PROBS.repeat(len(new_ids), axis=0) + 3)
     allowed = apply_rules(logits, new_ids, GenerationOptions(**options), eos_id=0)
-    return allowed.of(np.arange(4)[None].repeat(rows, axis=0))
+    return allowed.log_probs_of(np.arange(4)[None].repeat(rows, axis=0))
 
 
 def test_repeated_token_is_penalized_once():
@@ -66,9 +66,9 @@ def test_rules_do_not_modify_their_input():
     array, ids = LOG_PROBS.copy(), _ids([1, 1])
     logits = ArrayLogits(array)
     changed = apply_rules(logits, ids, GenerationOptions(min_length=4, repetition_penalty=1.5, no_repeat_ngram=1), 0)
-    assert np.isneginf(changed.of(np.array([[0, 1, 2, 3]]))).tolist() == [[True, True, False, False]]
+    assert np.isneginf(changed.log_probs_of(np.array([[0, 1, 2, 3]]))).tolist() == [[True, True, False, False]]
     assert np.array_equal(array, LOG_PROBS)
-    assert logits.of(np.array([[0, 1, 2, 3]])) == pytest.approx(LOG_PROBS)
+    assert logits.log_probs_of(np.array([[0, 1, 2, 3]])) == pytest.approx(LOG_PROBS)
     assert apply_rules(logits, ids, GenerationOptions(), 0) is logits
     assert apply_rules(logits, ids, GenerationOptions(no_repeat_ngram=3, min_length=1), 0) is logits
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.infer.generate.captions import ArrayLogits, decode_independently, draw, uniform_draws
+from grr_coca.infer.generate.captions import ArrayLogits, decode_independently, sample_next, uniform_draws
 from grr_coca.infer.generate.options import GenerationOptions
 
 PROBS = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
@@ -14,7 +14,7 @@ NUM_DRAWS = 20_000
 
 def _frequencies(options: GenerationOptions) -> np.ndarray:
     uniforms = uniform_draws(0, ["x"], 1, NUM_DRAWS)[0]
-    drawn = draw(ArrayLogits(LOG_PROBS.repeat(NUM_DRAWS, axis=0)), uniforms, options)
+    drawn = sample_next(ArrayLogits(LOG_PROBS.repeat(NUM_DRAWS, axis=0)), uniforms, options)
     return np.bincount(drawn, minlength=LOG_PROBS.shape[1]) / NUM_DRAWS
 
 
@@ -78,7 +78,7 @@ def test_filters_keep_rows_with_different_numbers_of_tokens(options, size):
     probs = wide[kept] / wide[kept].sum()
     uniforms = np.append((probs.cumsum() - probs / 2)[::9], 0.999)  # in the middle of each token's share
     rows = ArrayLogits(np.log(np.stack([wide] * (len(uniforms) - 1) + [peaked]), dtype=np.float32))
-    drawn = draw(rows, uniforms, GenerationOptions(temperature=1.0, **options))
+    drawn = sample_next(rows, uniforms, GenerationOptions(temperature=1.0, **options))
     assert drawn.tolist() == [*kept[::9].tolist(), 7]
 
 

@@ -55,7 +55,7 @@ class ModelRecipe:
     size define.
 
     Fine-tuning uses the model of its start checkpoint, so its recipe has neither preset nor size, but may set
-    `image_size` and a longer `context_length` (see `grr_coca.model.resize`).
+    `image_size` and a longer `context_length` (see `grr_coca.model.checkpoint.resize_checkpoint`).
 
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
       the text decoder; attention heads keep their width

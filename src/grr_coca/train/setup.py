@@ -38,10 +38,9 @@ from grr_coca.data.sources.views import (
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, decode_text, lost_letters, train_bpe
 from grr_coca.evaluate.split import frozen_input, with_computed_features
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
-from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.checkpoint import Checkpoint, resize_checkpoint
 from grr_coca.model.coca import PADDING
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
-from grr_coca.model.resize import resize_checkpoint
 from grr_coca.train.features import with_feature_encoder
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerRecipe

@@ -11,8 +11,7 @@ from support import ALONE, finetuning, silent, weights
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.model.build import build
-from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.resize import resize_checkpoint
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained, resize_checkpoint, save_checkpoint
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import ModelRecipe, load_recipe, save_recipe
 from grr_coca.train.run_checkpoints import resume_point

@@ -104,12 +104,9 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
 
 def concatenate(parts: Sequence[PairResults]) -> PairResults:
     """Join the results of several parts of a split, in order."""
-    columns = [
-        (p.embeddings.image, p.embeddings.text, p.embeddings.caption_ids, p.embeddings.image_ids, p.nll, p.num_tokens)
-        for p in parts
-    ]
-    image, text, caption_ids, image_ids, nll, num_tokens = (torch.cat(column) for column in zip(*columns, strict=True))
-    return PairResults(Embeddings(image, text, caption_ids, image_ids), nll, num_tokens)
+    columns = [(*vars(part.embeddings).values(), part.nll, part.num_tokens) for part in parts]
+    *embeddings, nll, num_tokens = (torch.cat(column) for column in zip(*columns, strict=True))
+    return PairResults(Embeddings(*embeddings), nll, num_tokens)
 
 
 def pair_results(

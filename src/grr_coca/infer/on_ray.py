@@ -131,16 +131,14 @@ class _Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the results of one batch, or the UserError that prevented them."""
+        items = row["batch"].items
         try:
-            return {"results": _Envelope(self._results(row["batch"].items))}
+            if self._folder_error is not None and not all(Path(self._name_of(item)).is_absolute() for item in items):
+                raise self._folder_error
+            self._work = self._work or self._make_work()
+            return {"results": _Envelope(list(self._work(items)))}
         except UserError as error:
             return {"results": _Envelope(error)}
-
-    def _results(self, items: list[Any]) -> list[Any]:
-        if self._folder_error is not None and not all(Path(self._name_of(item)).is_absolute() for item in items):
-            raise self._folder_error
-        self._work = self._work or self._make_work()
-        return list(self._work(items))
 
 
 def _batches(source: Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -6,7 +6,7 @@ Shapes: N rows, E embedding width.
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, write_output
@@ -102,35 +102,24 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
     path = Path(path)
     suffix = require_suffix(path, _SUFFIXES)
     if suffix == ".safetensors":
-        _write_safetensors(path, keys, vectors)
+        from safetensors.numpy import save
+
+        _require_room(path, keys)
+        content = save({"embeddings": vectors}, metadata={"keys": _as_header(keys)})
+        write_output(path, lambda file: file.write(content))
     elif suffix == ".npy":
-        # Bytes of a file name that are not UTF-8 stay unchanged. All line ends in a key are escaped.
-        lines = "".join(escape_control_chars(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
         import numpy as np
 
+        # Bytes of a file name that are not UTF-8 stay unchanged. All line ends in a key are escaped.
+        lines = "".join(escape_control_chars(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
         write_output(_keys_file(path), lambda file: file.write(lines))
         write_output(path, lambda file: np.save(file, vectors))
     else:
-        _write_parquet(path, keys, vectors)
+        import pyarrow
+        import pyarrow.parquet
 
-
-def _write_safetensors(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
-    from safetensors.numpy import save
-
-    _require_room(path, keys)
-    content = save({"embeddings": vectors}, metadata={"keys": _as_header(keys)})
-    write_output(path, lambda file: file.write(content))
-
-
-def _write_parquet(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    def write(file: IO[bytes]) -> Any:
         # Parquet strings are UTF-8, so other bytes of a file name are written as \udc… escapes.
         names = [key.encode("utf-8", "backslashreplace").decode() for key in keys]
-        flat = pyarrow.array(vectors.reshape(-1))
-        rows = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        pyarrow.parquet.write_table(pyarrow.table({"key": names, "embedding": rows}), file)
-
-    write_output(path, write)
+        rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
+        table = pyarrow.table({"key": names, "embedding": rows})
+        write_output(path, lambda file: pyarrow.parquet.write_table(table, file))

@@ -183,10 +183,7 @@ class Tagger:
         return tuple(found.values())
 
     def candidates(
-        self,
-        embeddings: Float[np.ndarray, "B E"],
-        captions: Sequence[Sequence[Caption]],
-        min_probability: float = 0.0,
+        self, embeddings: Float[np.ndarray, "B E"], captions: Sequence[Sequence[Caption]], min_probability: float = 0.0
     ) -> Iterator[tuple[list[str], Float[np.ndarray, "K 6"]]]:
         """Yield the candidate words of each image, and the features of each word.
 

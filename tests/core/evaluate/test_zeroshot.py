@@ -11,12 +11,7 @@ from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 
 from grr_coca.common.errors import UserError
 from grr_coca.evaluate.labelled import open_labelled
-from grr_coca.evaluate.zeroshot import (
-    classifier_of,
-    classify_labelled,
-    embed_labelled,
-    embed_texts,
-)
+from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled, embed_texts
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.infer.classifier import ZeroShotClassifier
 from grr_coca.train.setup import new_checkpoint

@@ -119,10 +119,7 @@ def test_draws_are_seeded_by_key_and_not_by_place(model, files):
 
 @pytest.mark.parametrize(
     ("options", "expected_message"),
-    [
-        ({"num_beam": 3}, "did you mean 'num_beams'?"),
-        ({"batch_size": 0}, "must be at least 1"),
-    ],
+    [({"num_beam": 3}, "did you mean 'num_beams'?"), ({"batch_size": 0}, "must be at least 1")],
 )
 def test_rejects_invalid_options(model, files, options, expected_message):
     with pytest.raises(UserError, match=expected_message):

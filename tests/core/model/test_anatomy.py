@@ -8,11 +8,7 @@ import torch
 from model_configs import model_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from grr_coca.model.anatomy import (
-    FLOP_FORMULAS,
-    flops_of_pairs,
-    flops_per_pair,
-)
+from grr_coca.model.anatomy import FLOP_FORMULAS, flops_of_pairs, flops_per_pair
 from grr_coca.model.build import build
 from grr_coca.model.presets import SIZES, get_preset
 

@@ -243,12 +243,7 @@ def test_config_without_these_keys_is_a_coca_config():
             "last_position",
             "but text_decoder.cls does not; use the values of one architecture",
         ),
-        (
-            "open_clip_coca",
-            "poolers.queries",
-            "free",
-            "model: poolers.queries has the value of the architecture CoCa",
-        ),
+        ("open_clip_coca", "poolers.queries", "free", "model: poolers.queries has the value of the architecture CoCa"),
         ("grr_coca", "architecture", "coca", "model: unknown key 'architecture'"),
     ],
 )

@@ -13,16 +13,7 @@ from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
-from grr_coca.model.config import (
-    Arrangement,
-    CoCaConfig,
-    Contrastive,
-    FeedForward,
-    Norm,
-    Position,
-    QKNorm,
-    Stem,
-)
+from grr_coca.model.config import Arrangement, CoCaConfig, Contrastive, FeedForward, Norm, Position, QKNorm, Stem
 from grr_coca.model.presets import PRESETS, SIZES, geglu_hidden_dim, get_preset
 
 BuildEmpty = Callable[[CoCaConfig], CoCa]

@@ -85,13 +85,7 @@ def turn(x: Tensor, num_heads: int, position: str, grid_size: int) -> Tensor:
 
 
 def self_attention(
-    w: Weights,
-    name: str,
-    t: TransformerConfig,
-    x: Tensor,
-    causal: bool,
-    grid_size: int = 0,
-    hidden: Sequence[int] = (),
+    w: Weights, name: str, t: TransformerConfig, x: Tensor, causal: bool, grid_size: int = 0, hidden: Sequence[int] = ()
 ) -> Tensor:
     q, k, v = linear(w, f"{name}.qkv_proj", x).split(t.embed_dim, dim=1)
     q, k = (turn(projected, t.num_heads, t.position, grid_size) for projected in (q, k))

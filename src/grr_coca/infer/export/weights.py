@@ -121,12 +121,7 @@ def _replace(graph: ir.Graph, value: ir.Value, source: _StoredTensor, location: 
     stored = graph.initializers.get(source.name)
     if stored is None:
         data = ir.ExternalTensor(
-            location,
-            source.offset,
-            source.length,
-            source.dtype,
-            shape=ir.Shape(source.shape),
-            name=source.name,
+            location, source.offset, source.length, source.dtype, shape=ir.Shape(source.shape), name=source.name
         )
         stored = ir.Value(name=source.name, type=ir.TensorType(source.dtype), shape=data.shape, const_value=data)
     nodes, read = [], stored

@@ -167,12 +167,7 @@ def test_cache_follows_reordered_beams_and_removed_images(model, image_tokens, m
     slots = num_prompt + num_beams * num_steps
     monkeypatch.setattr("grr_coca.infer.engine.torch.KeyValueCache", lambda _: KeyValueCache(slots))
     decoder = _decoder(
-        fast_copy(model),
-        image_tokens,
-        num_prompt=num_prompt,
-        max_tokens=max_tokens,
-        num_captions=num_beams,
-        beams=True,
+        fast_copy(model), image_tokens, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_beams, beams=True
     )
     prompt = _ids(NUM_IMAGES, num_prompt)
     _assert_equal(decoder.step(prompt), _uncached(model, prompt, image_tokens))

@@ -118,8 +118,7 @@ def make_checkpoint(name, folder, tiny_config):
         config = tiny_config(name, num_queries=None if "plus" in name else 5)
         stacks = {
             stack: replace(
-                getattr(config, stack),
-                transformer=replace(getattr(config, stack).transformer, num_layers=1),
+                getattr(config, stack), transformer=replace(getattr(config, stack).transformer, num_layers=1)
             )
             for stack in ("image_encoder", "text_decoder", "multimodal_decoder")
         }

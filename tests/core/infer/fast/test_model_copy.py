@@ -56,16 +56,8 @@ def _x(*shape: int) -> torch.Tensor:
         (CrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(3, 60, 24), _x(3, 50, 32))),
         (CrossAttention(24, 32, 2, bias=True), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
         (AffineCrossAttention(24, 32, 2), AbsorbedCrossAttention, (_x(6, 1, 24), _x(3, 50, 32))),
-        (
-            AffineCrossAttention(24, 32, 2, bias=True),
-            AbsorbedCrossAttention,
-            (_x(3, 2, 24), _x(3, 50, 32)),
-        ),
-        (
-            AffineCrossAttention(24, 32, 2, bias=True),
-            AbsorbedCrossAttention,
-            (_x(3, 60, 24), _x(3, 50, 32)),
-        ),
+        (AffineCrossAttention(24, 32, 2, bias=True), AbsorbedCrossAttention, (_x(3, 2, 24), _x(3, 50, 32))),
+        (AffineCrossAttention(24, 32, 2, bias=True), AbsorbedCrossAttention, (_x(3, 60, 24), _x(3, 50, 32))),
     ],
 )
 def test_every_fast_layer_is_the_function_of_its_layer(layer, fast, inputs):

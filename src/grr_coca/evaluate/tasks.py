@@ -180,7 +180,7 @@ def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple
     """
     texts, owners = [], []
     for image, pairs in enumerate(images):
-        own = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
+        own = [clean_caption(text, source.name(index)) for index in pairs for text in source.captions(index)]
         texts += own
         owners += [image] * len(own)
     return texts, owners, [caption_id(text) for text in texts]

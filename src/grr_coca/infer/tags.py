@@ -176,10 +176,10 @@ class Tagger:
     ) -> tuple[Tag, ...]:
         probabilities = (1 / (1 + np.exp(-features @ self._weights))).tolist()
         found: dict[str, Tag] = {}
-        for place in sorted(range(len(words)), key=probabilities.__getitem__, reverse=True):
-            if len(found) == count or probabilities[place] < min_probability:
+        for index in sorted(range(len(words)), key=probabilities.__getitem__, reverse=True):
+            if len(found) == count or probabilities[index] < min_probability:
                 break
-            found.setdefault(to_singular(words[place]), Tag(words[place], probabilities[place]))
+            found.setdefault(to_singular(words[index]), Tag(words[index], probabilities[index]))
         return tuple(found.values())
 
     def candidates(
@@ -193,32 +193,32 @@ class Tagger:
         likely = cosines * self._weights[0] + self._prior_logits
         min_likely = self._min_contribution(min_probability)
         words: list[list[str]] = []
-        places: list[int] = []
+        indices: list[int] = []
         in_beams: list[float] = []
         for of_words, found in zip(likely, captions, strict=True):
             beams = _beam_words(found)
-            places_of_beams = [self._word_indices.get(word, -1) for word in beams]
-            others = [place for place in _highest(of_words, min_likely) if place not in places_of_beams]
+            beam_indices = [self._word_indices.get(word, -1) for word in beams]
+            others = [index for index in _highest(of_words, min_likely) if index not in beam_indices]
             words.append([*beams, *map(self._numbers.words.__getitem__, others)])
-            places += places_of_beams + others
+            indices += beam_indices + others
             in_beams += [*beams.values(), *[0.0] * len(others)]
         counts = list(map(len, words))
         images = np.arange(len(words)).repeat(counts)
-        features = self._features(cosines, images, np.array(places, np.int64), np.array(in_beams))
+        features = self._features(cosines, images, np.array(indices, np.int64), np.array(in_beams))
         return zip(words, np.split(features, np.cumsum(counts)[:-1]), strict=True)
 
     def _features(
         self,
         cosines: Float[np.ndarray, "B N"],
         images: Int[np.ndarray, " K"],
-        places: Int[np.ndarray, " K"],
+        indices: Int[np.ndarray, " K"],
         in_beams: Float[np.ndarray, " K"],
     ) -> Float[np.ndarray, "K 6"]:
         """Return the features of words, given the image of each word and its index in the vocabulary (-1 if not
         included)."""
-        is_known = places >= 0
-        features = np.ones((len(places), len(TAG_FEATURES)))
-        features[:, 0], features[:, 1:3] = cosines[images, places], self._prior[places]
+        is_known = indices >= 0
+        features = np.ones((len(indices), len(TAG_FEATURES)))
+        features[:, 0], features[:, 1:3] = cosines[images, indices], self._prior[indices]
         features[~is_known, :3] = _UNLISTED_COSINE, 0.0, 0.0
         features[:, 3] = np.log(in_beams + _MIN_PROBABILITY)
         features[:, 4] = ~is_known
@@ -240,7 +240,7 @@ class Tagger:
 
     @cached_property
     def _word_indices(self) -> dict[str, int]:
-        return {word: place for place, word in enumerate(self._numbers.words)}
+        return {word: index for index, word in enumerate(self._numbers.words)}
 
     @cached_property
     def _prior(self) -> Float[np.ndarray, "N 2"]:
@@ -256,10 +256,10 @@ def to_singular(text: str) -> str:
 def _highest(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
     """Return the indices of the `_NEAREST` highest values, without values below `at_least`, in ascending order of the
     index."""
-    places = np.flatnonzero(likely >= at_least)
-    if len(places) > _NEAREST:
-        places = np.sort(np.argpartition(-likely, _NEAREST - 1)[:_NEAREST])
-    found: list[int] = places.tolist()
+    indices = np.flatnonzero(likely >= at_least)
+    if len(indices) > _NEAREST:
+        indices = np.sort(np.argpartition(-likely, _NEAREST - 1)[:_NEAREST])
+    found: list[int] = indices.tolist()
     return found
 
 

@@ -99,7 +99,7 @@ def test_start_that_changed_is_left_out(grr_coca, place, run, tmp_path, caplog):
         grr_coca("adapt", place / "pairs.tar", "-c", tmp_path / "run", "--out", tmp_path / "mine", "--json").out
     )
     assert report["start_model"] is None
-    assert "its start model is gone or has changed; adapted without it" in caplog.text
+    assert "the start model of this run is missing or has changed; its features are not used" in caplog.text
     assert not (tmp_path / "mine" / "start").exists()
 
 

@@ -161,7 +161,7 @@ class AdaptedModel(ImageTextModel):
         for own, log_probs, nearest in zip(found, summed, encoded.context.nearest.tolist(), strict=True):
             best, scores = rank_candidates(own, captioning, log_probs)
             texts.append(best[: options.num_captions])
-            certain.append([self._confidence(scores[place:], nearest) for place in range(len(texts[-1]))])
+            certain.append([self._confidence(scores[rank:], nearest) for rank in range(len(texts[-1]))])
         if not self.can_decode:
             chosen = [[Caption(text, (), ()) for text in own] for own in texts]
         else:

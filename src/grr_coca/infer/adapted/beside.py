@@ -136,7 +136,7 @@ def find_start_encoder(base: Path, load: LoadModel) -> StartEncoder | None:
     start = start_of_run(run)
     if start is None:
         if (run / START_FILE).is_file():
-            NOTES.warning("%s: its start model is gone or has changed; adapted without it", run)
+            NOTES.warning("%s: the start model of this run is missing or has changed; its features are not used", run)
         return None
     files, of_base = read_files(start), read_files(base)
     takes_features = files.encoder is not None or of_base.encoder is not None

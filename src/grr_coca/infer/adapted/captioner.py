@@ -107,13 +107,13 @@ def join_captions(captions: Sequence[str]) -> list[str]:
     split = [caption.split() for caption in captions]
     # Captions with several sentences are omitted, because their joined parts make no sense.
     tokens = [words for words in split if not any(word[-1] in ".!?" for word in words[:-1])]
-    places: dict[str, list[tuple[int, int]]] = {}
+    occurrences: dict[str, list[tuple[int, int]]] = {}
     for number, words in enumerate(tokens):
-        for place, word in enumerate(words):
-            places.setdefault(word.strip(_PUNCTUATION).lower(), []).append((number, place))
+        for position, word in enumerate(words):
+            occurrences.setdefault(word.strip(_PUNCTUATION).lower(), []).append((number, position))
     counts = [Counter(words) for words in tokens]
     joined: dict[str, None] = {}
-    for found in places.values():
+    for found in occurrences.values():
         for one, begin in found:
             for other, end in found:
                 if one == other or len(joined) >= _MAX_JOINED:
@@ -149,7 +149,7 @@ def rank_candidates(
     else:
         scores = own.word_scores if captioning.composed else own.similarities
     order = np.argsort(-scores, kind="stable")
-    return [own.texts[place] for place in order], scores[order]
+    return [own.texts[position] for position in order], scores[order]
 
 
 def beam_captions(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: int) -> list[list[str]]:

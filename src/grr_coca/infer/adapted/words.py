@@ -44,15 +44,15 @@ def split_words(text: str) -> list[str]:
         belongs = unicodedata.category(letter)[0] in "LMN"
         unspaced = belongs and any(first <= ord(letter) <= last for first, last in UNSPACED)
         if run and (not belongs or unspaced != is_unspaced):
-            words += _characters(run) if is_unspaced else [run]
+            words += _characters_and_pairs(run) if is_unspaced else [run]
             run = ""
         if belongs:
             run, is_unspaced = run + letter, unspaced
     return words
 
 
-def _characters(run: str) -> list[str]:
-    return [*run, *(run[place : place + 2] for place in range(len(run) - 1))]
+def _characters_and_pairs(run: str) -> list[str]:
+    return [*run, *(run[start : start + 2] for start in range(len(run) - 1))]
 
 
 class WordWeights(NamedTuple):
@@ -75,13 +75,13 @@ class WordWeights(NamedTuple):
             return found
         step = max(1, 4_000_000 // max(1, rows.shape[1]))  # limits the memory of the gathered rows
         starts = (self.ends - counts)[filled]
-        places = np.flatnonzero(filled)
+        rows_with_words = np.flatnonzero(filled)
         first = 0
         while first < len(starts):
             last = first + max(1, int(np.searchsorted(starts[first:], starts[first] + step, side="right")) - 1)
             begin, end = starts[first], starts[last] if last < len(starts) else len(self.ids)
             gathered = rows[self.ids[begin:end]].astype(np.float32) * self.weights[begin:end, None]
-            found[places[first:last]] = np.add.reduceat(gathered, starts[first:last] - begin, axis=0)
+            found[rows_with_words[first:last]] = np.add.reduceat(gathered, starts[first:last] - begin, axis=0)
             first = last
         return found
 

@@ -182,9 +182,9 @@ class CaptionFile(CaptionOutput):
             except (ValueError, RecursionError) as error:
                 raise self._format_error(f"row {number}") from error
 
-    def _format_error(self, place: str) -> UserError:
+    def _format_error(self, where: str) -> UserError:
         columns = ", ".join(CaptionRow._fields)
-        return UserError(f"{self.path}: {place} does not have the columns {columns}; use another file")
+        return UserError(f"{self.path}: {where} does not have the columns {columns}; use another file")
 
 
 def _parse_log_prob(log_prob: object) -> float | None:
@@ -312,10 +312,10 @@ def files_beside(images: "Sequence[ImageFile]", path_of: Callable[[Path], Path],
             raise UserError(
                 f"{image.name}: image in a shard or table, so no file can be written next to it; use {instead}"
             )
-        place = paths[image.name] = path_of(image.path)
-        other = owners.setdefault(place.parent.resolve() / place.name, image.name)
+        path = paths[image.name] = path_of(image.path)
+        other = owners.setdefault(path.parent.resolve() / path.name, image.name)
         if other != image.name:
-            raise UserError(f"{other} and {image.name} would share {place.name}; use {instead}")
+            raise UserError(f"{other} and {image.name} would share {path.name}; use {instead}")
     for image in images:
         path = Path(image.name)
         if path.resolve() in owners or path.parent.resolve() / path.name in owners:
@@ -328,10 +328,10 @@ def read_only_folder_errors(paths: Mapping[str, Path]) -> dict[str, str]:
 
     These folders are found before the work begins, so that they do not interrupt the work on other images.
     """
-    folders = {place.parent for place in paths.values()}
+    folders = {path.parent for path in paths.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
     return {
-        name: f"{place}: the folder is read-only; make it writable"
-        for name, place in paths.items()
-        if place.parent in closed
+        name: f"{path}: the folder is read-only; make it writable"
+        for name, path in paths.items()
+        if path.parent in closed
     }

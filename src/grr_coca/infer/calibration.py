@@ -125,7 +125,7 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
     planes = _planes(pixels)
     across = _difference(planes[..., 1:], planes[..., :-1]).max(axis=1)
     down = _difference(planes[:, :, 1:], planes[:, :, :-1]).max(axis=1)
-    same = (_fraction(across <= _SAME) + _fraction(down <= _SAME)) / 2
+    same = (_share(across <= _SAME) + _share(down <= _SAME)) / 2
     border = _border(planes)
     background = np.median(border, axis=2)
 
@@ -134,7 +134,7 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
 
     roughness = np.log1p(across.mean(axis=(1, 2)) + down.mean(axis=(1, 2)))
     spread = border.std(axis=2).mean(axis=1) / 64
-    on_border, everywhere = _fraction(is_background(border)), _fraction(is_background(planes))
+    on_border, everywhere = _share(is_background(border)), _share(is_background(planes))
     return np.stack([same, _entropies(planes), on_border, everywhere, roughness, spread], axis=1)
 
 
@@ -163,7 +163,7 @@ def _is_near(
     return ((planes >= low) & (planes <= high)).all(axis=1)
 
 
-def _fraction(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
+def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
     """Return the fraction of each image's flags that are true."""
     return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
 
@@ -196,8 +196,8 @@ flat."""
 
 _LAPLACIANS = (3, 8, 20, 40, 80)
 _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
-"""Limits of the features in item 2 of `interior_features`, in grey values, for brightness, red minus green, and blue
-minus green."""
+"""Limits of the features in item 2 of `look_inside`, in grey values, for brightness, red minus green, and blue minus
+green."""
 _NUM_BOTH = 3
 _COHERENT = (0.5, 0.8, 0.95)
 _EDGE = 16
@@ -229,7 +229,7 @@ class Photographs:
         The score is minus infinity if the interior is flat, as in drawings, and NaN if the interior is too small for a
         score.
         """
-        inside = interior_features(pixels)
+        inside = look_inside(pixels)
         found = np.where(inside.is_flat, -math.inf, math.nan)
         found[inside.is_judged] = inside.numbers @ np.asarray(self.weights) + self.offset
         return found
@@ -256,7 +256,7 @@ class InteriorStats(NamedTuple):
     numbers: Float[np.ndarray, "N F"]
 
 
-def interior_features(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
+def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     """Return the interior features of each image.
 
     The interior consists of all pixels that are more than two pixels away from the background, whose colour is the
@@ -296,7 +296,7 @@ def interior_features(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     inner = of(laplacians)
     numbers = [mean(np.log1p(inner)), *(mean(inner <= limit) for limit in _LAPLACIANS)]
     for plane, limits in zip((brightness, red - green, blue - green), _STRAYS, strict=True):
-        numbers += _stray_features(plane, limits, area)
+        numbers += _strays(plane, limits, area)
     numbers += _coherence(brightness.astype(np.float32), area)
     colours = planes[:, :, 1:-1, 1:-1]
     numbers.extend(np.transpose([_colours(image) for image in area.split(_four_bits(colours))]))
@@ -310,11 +310,11 @@ class _Area:
     """The interior pixels of N images, of which there are P in total."""
 
     def __init__(self, is_inside: Bool[np.ndarray, "N s s"], counts: Int[np.ndarray, " N"]) -> None:
-        self._indices, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
+        self._places, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Select the values of the P interior pixels from the values of all pixels, N s s."""
-        return values.ravel()[self._indices]
+        return values.ravel()[self._places]
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Select the values of the interior pixels from the values of all pixels, N s s, and return one array per
@@ -352,10 +352,10 @@ def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(planes[..., rows, columns] for rows, columns in parts)
 
 
-def _stray_features(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Area) -> list[np.ndarray]:
+def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Area) -> list[np.ndarray]:
     centre, left, right, up, down = _neighbours(plane)
     across, along = (
-        area.of(np.abs(centre - _median_of_three(one, centre, other))) for one, other in ((left, right), (up, down))
+        area.of(np.abs(centre - _middle(one, centre, other))) for one, other in ((left, right), (up, down))
     )
     larger, smaller, mean = np.maximum(across, along), np.minimum(across, along), area.mean
     slopes = mean(area.of(np.abs(right - centre) + np.abs(down - centre)))
@@ -367,7 +367,7 @@ def _stray_features(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], ar
     ]
 
 
-def _median_of_three(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
+def _middle(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
     """Return the median of three values."""
     return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
 
@@ -375,7 +375,7 @@ def _median_of_three(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.
 def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.ndarray]:
     _, left, right, up, down = _neighbours(brightness)
     across, along = (right - left) / 2, (down - up) / 2
-    products = (_sum_three_by_three(values) for values in (across**2, along**2, across * along))
+    products = (_of_three_by_three(values) for values in (across**2, along**2, across * along))
     squares, other_squares, both = map(area.of, products)
     mean = area.mean
     energy = squares + other_squares
@@ -389,7 +389,7 @@ def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.n
     ]
 
 
-def _sum_three_by_three(values: Float[np.ndarray, "N s s"]) -> Float[np.ndarray, "N s s"]:
+def _of_three_by_three(values: Float[np.ndarray, "N s s"]) -> Float[np.ndarray, "N s s"]:
     """Return the sums over the 3 × 3 pixels around each pixel, where pixels beyond the edge count as 0."""
     rows = np.zeros((*values.shape[:2], values.shape[2] + 2), values.dtype)
     inner = rows[:, :, 1:-1]

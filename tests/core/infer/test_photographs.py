@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.infer.calibration import NUM_INSIDE, Photographs, interior_features, read_calibration, read_photographs
+from grr_coca.infer.calibration import NUM_INSIDE, Photographs, look_inside, read_calibration, read_photographs
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, PHOTOGRAPHS
 
 SIDE = 32
@@ -37,16 +37,16 @@ def noise(seed: int = 0) -> np.ndarray:
 def test_flat_or_thin_drawing_is_not_judged():
     thin = square(255)
     thin[4:28, 15:17] = 0
-    inside = interior_features(np.stack([square(0), thin, square(noise())]))
+    inside = look_inside(np.stack([square(0), thin, square(noise())]))
     assert inside.is_flat.tolist() == [True, False, False]
     assert inside.is_judged.tolist() == [False, False, True]
     assert inside.numbers.shape == (1, NUM_INSIDE)
-    assert interior_features(square(0)[None]).numbers.shape == (0, NUM_INSIDE)
+    assert look_inside(square(0)[None]).numbers.shape == (0, NUM_INSIDE)
 
 
 def test_slope_is_smooth_and_coherent_where_noise_is_neither():
     steps = square(slope() // 2 * 2 + 5 * (np.arange(24)[None, :, None] % 2 == 0))
-    (smooth, rough) = interior_features(np.stack([steps, square(noise())])).numbers
+    (smooth, rough) = look_inside(np.stack([steps, square(noise())])).numbers
     both = BRIGHTNESS + 6  # the smaller of the two: no pixel of a slope is apart from its column
     assert smooth[both : both + 3] == pytest.approx(1)
     assert rough[both] < 0.8
@@ -58,7 +58,7 @@ def test_colours_and_shares_equal_counts():
     halves = np.zeros((24, 24, 3), np.uint8)
     halves[:, 12:] = [192, 32, 32]
     halves[::2, ::2] += 8  # rough, and no other colour of four bits
-    (found,) = interior_features(square(halves)[None]).numbers
+    (found,) = look_inside(square(halves)[None]).numbers
     entropy, first, four, number = found[COLOURS : COLOURS + 4]
     assert (first, four) == (0.5, 1)
     assert entropy == pytest.approx(np.log(2))
@@ -69,8 +69,8 @@ def test_colours_and_shares_equal_counts():
 
 def test_features_do_not_depend_on_the_batch():
     batch = np.stack([square(noise(seed) // (seed + 1)) for seed in range(3)])
-    alone = np.concatenate([interior_features(image[None]).numbers for image in batch])
-    np.testing.assert_allclose(interior_features(batch).numbers, alone, rtol=1e-5)
+    alone = np.concatenate([look_inside(image[None]).numbers for image in batch])
+    np.testing.assert_allclose(look_inside(batch).numbers, alone, rtol=1e-5)
 
 
 def fitted(**changes: object) -> Photographs:
@@ -82,7 +82,7 @@ def test_score_is_a_weighted_sum_and_flat_images_are_drawings():
     batch = np.stack([square(noise()), square(0), square(255)])
     judged, drawn, empty = fitted(weights=tuple(weights)).scores(batch)
     assert np.isnan(empty)
-    assert judged == pytest.approx(interior_features(batch).numbers[0] @ weights - 1)
+    assert judged == pytest.approx(look_inside(batch).numbers[0] @ weights - 1)
     assert drawn == -np.inf
 
 

@@ -141,22 +141,22 @@ class OnnxEngine:
     def open_ahead(self, *names: GraphName) -> None:
         """Open graphs in background threads. An error is raised only when the graph is used."""
         for name in names:
-            threading.Thread(target=self._open_quietly, args=(name,), name=f"open {name}").start()
+            threading.Thread(target=self._tried, args=(name,), name=f"open {name}").start()
 
-    def _open_quietly(self, name: GraphName) -> None:
+    def _tried(self, name: GraphName) -> None:
         with suppress(Exception):
             self._graph(name)
 
     def _graph(self, name: GraphName) -> _Graph:
         with _OPENING[name]:
             if name not in self._graphs:
-                session = self._open_session(f"{name}.onnx")
+                session = self._opened(f"{name}.onnx")
                 outputs = [output.name for output in session.get_outputs()]
                 given_on = [given.replace("present", "past") for given in outputs[1:]]
                 self._graphs[name] = _Graph(session, outputs, given_on)
         return self._graphs[name]
 
-    def _open_session(self, name: str) -> "InferenceSession":
+    def _opened(self, name: str) -> "InferenceSession":
         import onnxruntime  # lazy import, because it takes a tenth of a second
 
         self._require_listed(name)
@@ -223,8 +223,8 @@ class OnnxDecoder:
         assert self.past is not None
         images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
         assert (counts == counts[0]).all()
-        self.past = _select_rows(self.past, rows)
-        self.cross = _select_rows(self.cross, images)
+        self.past = _taken(self.past, rows)
+        self.cross = _taken(self.cross, images)
         self.rows_per_image = int(counts[0])
 
     def _empty(self, num_rows: int) -> _Values:
@@ -251,7 +251,7 @@ def _size(value: object) -> int:
     return size  # type: ignore[no-any-return]
 
 
-def _select_rows(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
+def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
     """Select rows of all tensors."""
     num_rows = len(next(iter(values.values())))
     if np.array_equal(rows, np.arange(num_rows)):

@@ -22,7 +22,7 @@ export function photographScore(pixels, fitted) {
   return numbers ? numbers.reduce((sum, value, i) => sum + value * fitted.weights[i], fitted.offset) : NaN;
 }
 
-/** {isFlat, numbers}, as `interior_features` in Python; numbers are null if the picture is not judged. */
+/** {isFlat, numbers}, as `look_inside` in Python; numbers are null if the picture is not judged. */
 export function lookInside(pixels) {
   const side = Math.sqrt(pixels.length / 3);
   const [red, green, blue] = [0, 1, 2].map((c) => Int16Array.from({ length: side * side }, (_, at) => pixels[3 * at + c]));

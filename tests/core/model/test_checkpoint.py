@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_configs import model_config
 from safetensors.torch import load_file, save_file
-from support import differing, disk_of, finished_run, snapshot, weights
+from support import differing, disk_of, snapshot, weights
 
 import grr_coca
 from grr_coca.common.errors import UserError
@@ -25,12 +25,11 @@ from grr_coca.model.presets import get_preset
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The model of a short run, as it lies on disk."""
-    folder = tmp_path_factory.mktemp("saved")
-    run = finished_run(folder, steps=2, num_pairs=16)
-    save_checkpoint(from_pretrained(run.checkpoint), folder / "saved")
-    return folder / "saved"
+def saved(run, tmp_path_factory):
+    """The checkpoint of a short run, saved again without the files of the run."""
+    folder = tmp_path_factory.mktemp("saved") / "saved"
+    save_checkpoint(from_pretrained(run.checkpoint), folder)
+    return folder
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_saved_state_is_restored_exactly(saved, tmp_path):
     assert differing(weights(first), weights(second)) == []
     assert (second.config, second.preset, second.preprocess) == (first.config, first.preset, first.preprocess)
     assert second.tokenizer.to_json() == first.tokenizer.to_json()
-    assert second.step == first.step == 2
+    assert second.step == first.step == 3
 
 
 def test_framing_key_exists_only_with_framing(saved, tmp_path):
@@ -266,12 +265,12 @@ def test_suggestions_are_valid_config_keys():
 
 def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:
     assert snapshot(target) == before
-    assert from_pretrained(target).step == 2
+    assert from_pretrained(target).step == 3
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
 def test_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
-    checkpoint = replace(from_pretrained(saved), step=3)
+    checkpoint = replace(from_pretrained(saved), step=4)
     size = sum(len(content) for content in snapshot(saved).values())
     with disk_of(int(1.5 * size), tmp_path / "disk") as disk:
         target = shutil.copytree(saved, disk / "step-000000002")
@@ -301,8 +300,8 @@ def test_partial_folder_of_a_run_that_was_killed_is_replaced(saved, tmp_path):
 
 def test_checkpoint_takes_the_place_of_an_earlier_one(saved, tmp_path):
     target = shutil.copytree(saved, tmp_path / "checkpoint")
-    save_checkpoint(replace(from_pretrained(saved), step=3), target)
-    assert from_pretrained(target).step == 3
+    save_checkpoint(replace(from_pretrained(saved), step=4), target)
+    assert from_pretrained(target).step == 4
     (tmp_path / "empty").mkdir()
     save_checkpoint(from_pretrained(saved), tmp_path / "empty")
     assert snapshot(tmp_path / "empty") == snapshot(saved)

@@ -88,10 +88,8 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
         return _from_files(_read_label_table(root), class_names, path)
     folders = _class_folders(root)
     if folders:
-        labels = {folder: " ".join(folder.name.replace("_", " ").split()) for folder in folders}
-        return _from_files(
-            [(file, labels[folder]) for folder in folders for file in _images(folder)], class_names, path
-        )
+        rows = [(file, folder.name.replace("_", " ")) for folder in folders for file in _images(folder)]
+        return _from_files([(file, " ".join(name.split())) for file, name in rows], class_names, path)
     source = open_source(path)
     labels = [" ".join(source.caption(index).split()) for index in range(len(source))]
     names = [source.name(index) for index in range(len(source))]

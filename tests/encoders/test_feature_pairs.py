@@ -195,7 +195,7 @@ def test_other_features_and_images_raise_with_both_names(grr_coca, place, refuse
     assert both in refused("compare", mine, "icons", "--data", uni)
     assert both in refused("embed", uni, "-c", mine, "--out", tmp_path / "e.npy")
     assert "takes features of given:virchow" in refused("caption", tmp_path / "a.png", "-c", mine)
-    assert f"{uni}: features of given:uni;" in refused("caption", uni, "-c", "icons")
+    assert f"{uni}: features of given:uni, but" in refused("caption", uni, "-c", "icons")
     assert f"encodes images; pass the images, or {uni / PAIRS}" in refused("evaluate", "icons", "--data", uni)
     done = grr_coca("adapt", place / "old-features", "--val", uni, "--out", tmp_path / "m")
     assert f"{uni}: features of given:uni; {place / 'old-features'} takes features of given:virchow" in done.err

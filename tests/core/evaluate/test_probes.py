@@ -17,6 +17,7 @@ def clusters(count: int, classes: int, seed: int, spread: float = 0.5) -> tuple[
     return (np.eye(classes, 8)[targets] + spread * rng.normal(size=(count, 8)) / np.sqrt(8)), targets
 
 
+@pytest.mark.ci  # importing scikit-learn takes seconds
 def test_linear_probe_finds_clusters():
     train, targets = clusters(120, 3, seed=0)
     test, expected = clusters(60, 3, seed=1)
@@ -25,6 +26,7 @@ def test_linear_probe_finds_clusters():
     assert found.strength in STRENGTHS
 
 
+@pytest.mark.ci
 def test_linear_probe_finds_nothing_in_noise():
     rng = np.random.default_rng(0)
     found = linear_probe(rng.normal(size=(90, 8)), np.arange(90) % 3, rng.normal(size=(90, 8)))

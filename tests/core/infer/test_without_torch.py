@@ -5,6 +5,7 @@ That ONNX Runtime computes the same as PyTorch is tested where the engine is (`e
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,10 @@ def folder(tmp_path_factory):
 def results(folder):
     """The exit code, output and messages of each command, and the results in Python."""
     (folder / "texts.txt").write_text("a guitar\nan airplane\n")
-    commands = [[w.format(drawings=DRAWINGS[0].parent) for w in command.split()] for command in COMMANDS.values()]
+    (folder / "drawings").mkdir()
+    for path in (*DRAWINGS[:2], DRAWINGS[0].with_name("guitar.webp")):
+        shutil.copy(path, folder / "drawings")
+    commands = [[w.format(drawings=folder / "drawings") for w in command.split()] for command in COMMANDS.values()]
     done = subprocess.run(
         [sys.executable, "-c", BLOCK + RUN],
         input=json.dumps([commands, str(DRAWINGS[0])]),

@@ -2,13 +2,19 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import CPU
 from torch import Tensor, nn
 
 from grr_coca.model.attention import (
     PLAIN,
+    ROUND_TO,
     CachedLayout,
     CrossAttention,
     KeyValueCache,
+    LearnedPosition,
+    NoPosition,
     Rotary,
     SelfAttention,
     line_angles,
@@ -154,3 +160,119 @@ def test_masked_keys_do_not_affect_the_result(dtype):
         k[:, :, 3:] += 100
         v[:, :, 3:] -= 100
     assert torch.equal(scaled_attention(q, k, v, "causal")[:, :, :3], before[:, :, :3])
+
+
+# --- Positions: precision, devices and given positions. The formulas of RoPE are in `test_reference`
+
+HEAD_DIM = 8
+
+
+def _random_fp32(*shape: int) -> Tensor:
+    return _random(*shape).float()
+
+
+def test_table_is_exact_far_from_the_start():
+    angles = line_angles(500, HEAD_DIM)
+    assert angles.dtype == torch.float64
+    exact = torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(Rotary(angles).table.to(torch.complex128), exact, rtol=0, atol=1e-7)
+
+
+def test_bf16_vectors_are_turned_in_fp32_and_rounded_once():
+    rotary = Rotary(line_angles(300, HEAD_DIM))
+    x = _random_fp32(1, 300, 2, 1, HEAD_DIM).bfloat16()
+    assert torch.equal(rotary(x, PLAIN.positions), rotary(x.float(), PLAIN.positions).bfloat16())
+
+
+def test_table_moves_with_the_model_and_is_not_saved():
+    rotary = Rotary(line_angles(5, HEAD_DIM))
+    assert rotary.state_dict() == {}
+    assert rotary.to("meta").table.device.type == "meta"
+
+
+def test_values_are_never_turned():
+    plain = SelfAttention(16, 2, rotary=None)
+    turning = SelfAttention(16, 2, rotary=Rotary(line_angles(9, HEAD_DIM)))
+    with torch.no_grad():
+        plain.qkv_proj.weight[:32] = 0  # queries and keys of zero: every token reads the mean of all values
+    turning.load_state_dict(plain.state_dict())
+    x = _random_fp32(2, 9, 16)
+    torch.testing.assert_close(turning(x, PLAIN), plain(x, PLAIN))
+
+
+def test_given_positions_turn_like_their_places_in_the_line():
+    rotary = Rotary(line_angles(10, 8))
+    x = torch.randn(2, 10, 2, 3, 8)
+    whole = rotary(x, slice(10))
+    kept = torch.tensor([[1, 4, 9], [0, 2, 3]])
+    rows = torch.arange(2)[:, None]
+    assert torch.equal(rotary(x[rows, kept], kept), whole[rows, kept])
+    for positions in (torch.tensor([5, 6]), slice(5, 7)):
+        assert torch.equal(rotary(x[:, 5:7], positions), whole[:, 5:7])
+
+
+# --- Learned
+
+
+@pytest.mark.parametrize("length", [1, 4, 6])
+def test_adds_the_vector_of_each_position(length):
+    position = LearnedPosition(6, 8)
+    nn.init.normal_(position.embedding)
+    x = torch.randn(2, length, 8)
+    y = position(x, slice(length))
+    for t in range(length):
+        assert torch.equal(y[:, t], x[:, t] + position.embedding[t])
+
+
+def test_adds_the_vectors_of_given_positions():
+    position = LearnedPosition(6, 8)
+    nn.init.normal_(position.embedding)
+    x = torch.randn(2, 2, 8)
+    assert torch.equal(position(x, torch.tensor([3, 5])), x + position.embedding[[3, 5]])
+    assert torch.equal(position(x, slice(3, 5)), x + position.embedding[[3, 4]])
+
+
+def test_without_positions_nothing_is_added():
+    x = torch.randn(2, 3, 8)
+    assert NoPosition()(x, torch.tensor([3, 4, 5])) is x
+
+
+# --- Sequences in one row, and separated again
+
+
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6), room=st.integers(0, 3))
+def test_packing_drops_the_padding_and_puts_it_back(lengths, room):
+    longest = max(lengths) + room
+    layout = pack_lengths(torch.tensor(lengths), longest, CPU)
+    padded = torch.arange(len(lengths) * longest * 2.0).reshape(len(lengths), longest, 1, 2)
+    packed = layout.unpad(padded)
+    real, more = packed[0].split([layout.num_tokens, packed.shape[1] - layout.num_tokens])
+    assert torch.equal(real, torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)]))
+    assert packed.shape[1] % ROUND_TO == 0
+    assert len(more) < ROUND_TO
+    assert torch.equal(more, padded[0, 0].expand_as(more))
+    apart = layout.pad(packed)
+    assert apart.shape == padded.shape
+    for row, original, length in zip(apart, padded, lengths, strict=True):
+        assert torch.equal(row[:length], original[:length])
+        assert torch.equal(row[length:], original[length - 1].expand(longest - length, 1, 2)), "its own last token"
+    positions = layout.positions[: layout.num_tokens].tolist()
+    assert positions == [t for length in lengths for t in range(length)]
+    assert torch.equal(layout.unpad(apart), packed)
+
+
+def test_padding_has_no_part_in_gradients():
+    layout = pack_lengths(torch.tensor([1, 3]), 3, CPU)
+    packed = torch.randn(1, ROUND_TO, 1, 2, requires_grad=True)
+    layout.unpad(layout.pad(packed) * torch.tensor(2.0))[:, : layout.num_tokens].sum().backward()
+    assert torch.equal(packed.grad[:, :4], torch.full((1, 4, 1, 2), 2.0))
+    assert torch.equal(packed.grad[:, 4:], torch.zeros(1, ROUND_TO - 4, 1, 2))
+
+
+def test_queries_keys_and_values_are_padded_alike():
+    layout = pack_lengths(torch.tensor([1, 3]), 3, CPU)
+    q, k, v = (torch.randn(1, ROUND_TO, 2, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    queries, key_values, mask = layout.attention_inputs(torch.stack([q, k], dim=2), v)
+    for padded, packed in zip((queries, *key_values), (q, k, v), strict=True):
+        assert torch.equal(padded, layout.pad(packed))
+    assert mask == "causal"

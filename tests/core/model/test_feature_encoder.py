@@ -65,6 +65,7 @@ def test_full_mask_equals_no_mask(config, make_batch):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("config", [kind for kind in KINDS if "cascade" in kind], ids=str, indirect=True)
 @pytest.mark.parametrize(("is_fast", "count"), [(False, 3), (True, 1), (True, 3)])
 @torch.inference_mode()
 def test_cached_decoding_of_a_padded_batch_equals_single_images(config, is_fast, count):

@@ -87,7 +87,7 @@ def test_log_probs_equal_those_of_the_teacher_forced_caption(engine, model, toke
     prompt = "a photo"
     before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     encoded = model.encode_image(_as_input(images[:2]))
-    captions = generate(engine, tokenizer, images[:2], GenerationOptions(**way), prompt).captions
+    captions = generate(engine, tokenizer, images[:2], GenerationOptions(max_length=16, **way), prompt).captions
     for i, image in enumerate(captions):
         for caption in image:
             row = torch.tensor([[*before, *caption.token_ids]])

@@ -169,9 +169,9 @@ def test_paths_between_backticks_exist():
     assert missing == {(page, name) for page, names in added.items() for name in names}
 
 
-def test_recipe_of_the_training_page_is_one():
-    page = (DOCS / "training.md").read_text(encoding="utf-8")
-    whole, *parts = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+def test_recipes_of_training_and_encoder_pages_are_valid():
+    pages = "".join((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("training", "encoders"))
+    whole, *parts = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", pages, re.DOTALL))
     recipe = from_dict(Recipe, whole, "training.md")
     assert asdict(recipe)["model"]["preset"] == "grr_coca"
     for part in parts:

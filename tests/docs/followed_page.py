@@ -1,4 +1,4 @@
-"""Follows a page of the docs that changes the code, on a copy of it."""
+"""Follow a page of the docs that changes the code, on a copy of the code."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ _STEP = re.compile(r"^`(?P<path>\S+)`:$|^```(?P<kind>python|diff)\n(?P<block>.*?
 
 
 def follow(page: Path, root: Path) -> list[str]:
-    """Do what the blocks of a page say to the files that they stand under; returns these, in order."""
+    """Apply the blocks of a page to the files named above them. Returns the files, in order."""
     paths: list[str] = []
     for step in _STEP.finditer(page.read_text(encoding="utf-8")):
         if step["path"]:
@@ -15,7 +15,7 @@ def follow(page: Path, root: Path) -> list[str]:
             continue
         path = root / paths[-1]
         if step["kind"] == "python":
-            assert not path.exists(), f"{paths[-1]} is said to be new"
+            assert not path.exists(), f"{paths[-1]} must be new"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(step["block"], encoding="utf-8")
         else:

@@ -15,6 +15,6 @@ def test_traced_examples_print_the_output_of_the_page(monkeypatch):
     blocks = "\n".join(EXAMPLE.findall(page))
     examples = doctest.DocTestParser().get_doctest(blocks, {}, PAGE.name, PAGE.name, 0)
     assert len(examples.examples) > 40
-    said: list[str] = []
-    result = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(examples, out=said.append)
-    assert result.failed == 0, "".join(said)
+    output: list[str] = []
+    result = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(examples, out=output.append)
+    assert result.failed == 0, "".join(output)

@@ -14,10 +14,10 @@ def test_notebook_runs(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     from run_notebook import executed
 
-    said = json.dumps(executed(NOTEBOOK))
-    assert "captions are exactly right" in said
-    assert "48 pictures are new, 0 the second time" in said
-    assert "image/png" in said
+    output = json.dumps(executed(NOTEBOOK))
+    assert "captions are exactly right" in output
+    assert "48 pictures are new, 0 the second time" in output
+    assert "image/png" in output
 
 
 def test_notebook_is_kept_with_small_outputs():

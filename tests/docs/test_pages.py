@@ -1,4 +1,4 @@
-"""What the pages say of the code is true of it: commands, files, figures and recipes."""
+"""Pages match the code: commands, files, measured numbers and recipes."""
 
 import re
 from dataclasses import asdict
@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *WRITTEN, *sorted((ROOT / "benchmarks").glob("*.md"
 
 
 def words(text: str) -> list[str]:
-    """A text without what a terminal's width changes."""
+    """Return the words of a text, without the frames that depend on the width of the terminal."""
     return [word for word in text.split() if not re.fullmatch("[-─│╭╮╰╯]+", word)]
 
 
@@ -80,13 +80,13 @@ COMMAND = re.compile(r"^(?:\.venv/bin/)?grr-coca (?P<words>[^#\n]+)", re.MULTILI
 
 
 def shell_lines(path: Path) -> str:
-    """What a page shows to be typed into a shell."""
+    """Return the shell commands of a page."""
     blocks = BLOCK.finditer(path.read_text(encoding="utf-8"))
     return "".join(block["lines"] for block in blocks if block["kind"] in ("", "bash"))
 
 
 def test_commands_of_the_pages_exist():
-    """Each command, and each of its flags, stands in the page of commands, which is their help."""
+    """Each command, and each of its options, is on the page of commands, which contains their help."""
     helps = dict(re.findall(r"^##+ ([^\n]+)\n\n```text\n(.*?)^```$", CLI.read_text(encoding="utf-8"), re.M | re.S))
     wrong = []
     for path in PAGES:
@@ -110,8 +110,8 @@ def test_targets_of_make_exist():
         *re.findall(r"^([\w-]+)(?: [\w-]+)*:", makefile, re.MULTILINE),
         *(f"bench-{name}" for name in benchmarks),
     }
-    said = "\n".join(shell_lines(path) + path.read_text(encoding="utf-8").replace("`", "\n") for path in PAGES)
-    named = set(re.findall(r"^make ([\w-]+)(?:$| {2,}#| \w+=)", said, re.MULTILINE))
+    text = "\n".join(shell_lines(path) + path.read_text(encoding="utf-8").replace("`", "\n") for path in PAGES)
+    named = set(re.findall(r"^make ([\w-]+)(?:$| {2,}#| \w+=)", text, re.MULTILINE))
     assert {"try", "demo", "test"} <= named
     assert named <= targets
 

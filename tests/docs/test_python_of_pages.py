@@ -1,7 +1,7 @@
-"""The Python of the pages runs, line by line, on files that have the names of the page, and gives what is said there.
+"""The Python code of pages runs on files with the names used there, and returns the stated results.
 
-That of the README, "How it works", "Training" and "Adding" has tests of its own. That of "open_clip" needs weights or a
-package of others.
+Other tests run the code of the README, "How it works", "Training" and "Adding". The code of "open_clip" needs weights
+or another package.
 """
 
 import ast
@@ -15,13 +15,13 @@ import grr_coca
 
 ROOT = Path(__file__).parents[2]
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SAID = re.compile(r"  # ('[^']*')$")
+RESULT = re.compile(r"  # ('[^']*')$")
 PAGES = ("index", "caption-and-search", "searching", "match")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """What the pages take for granted: drawings, a folder of drawings, and indexes of two sets."""
+    """Files that the pages use: drawings, a folder of drawings, and indexes of two sets."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "drawings").symlink_to(ROOT / "docs" / "drawings")
     heart = next(pair for pair in real_pairs(200, split="test_style") if pair.caption == "growing heart")
@@ -38,14 +38,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(code: str, page: str) -> list[str]:
-    """Run blocks as one program. The lines that say what they give are compared; returns those."""
+    """Run blocks as one program, and compare the lines that state a result. Returns these lines."""
     names: dict[str, object] = {}
     lines, compared = code.splitlines(), []
     for statement in ast.parse(code).body:
-        said = SAID.search(lines[statement.end_lineno - 1])
+        result = RESULT.search(lines[statement.end_lineno - 1])
         text = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
-        if isinstance(statement, ast.Expr) and said:
-            assert eval(text, names) == ast.literal_eval(said[1]), text
+        if isinstance(statement, ast.Expr) and result:
+            assert eval(text, names) == ast.literal_eval(result[1]), text
             compared.append(text)
         else:
             exec(compile(text, page, "exec"), names)

@@ -35,8 +35,8 @@ def test_each_measured_number_equals_its_source():
         thin_lines["text_to_image/R@10"]["value"],
     ]
     expected = [f"{card('parameters') / 1e6:.1f}", *(f"{PERCENT * share:.1f}" for share in shares)]
-    told = re.sub(r"```.*?```|## Is it better\?.*?\n## ", "", README, flags=re.DOTALL)  # `studies/check.py` holds these
-    assert MEASURED.findall(told) == [number.replace("-", "−") for number in expected]
+    text = re.sub(r"```.*?```|## Is it better\?.*?\n## ", "", README, flags=re.DOTALL)  # `studies/check.py` holds these
+    assert MEASURED.findall(text) == [number.replace("-", "−") for number in expected]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -57,8 +57,8 @@ def test_make_try_names_the_drawings_whose_captions_are_wrong():
         path.name for path, caption in zip(drawings, captions, strict=True) if caption != path.stem.replace("-", " ")
     }
     command = ["make", "--dry-run", "--no-print-directory", "try"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"([\w-]+\.webp) is a failure", told)) == wrong
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"([\w-]+\.webp) is a failure", text)) == wrong
     assert 0 < len(wrong) <= len(drawings) / 4
 
 

@@ -50,7 +50,7 @@ PATTERNS = {
     r"\bby itself\b": "separately",
     r"\bcertaint(?:y|ies)\b": "confidence",
     r"\brefusals?\b": "error response; error",
-    r"[;:,] give \b": "pass, set, use",
+    r"(?<=[;:,] )give \b": "pass, set, use",
     r"\bverbs?\b": "command",
     r"\b(?:likeliest|surest)\b": "most likely; most confident",
 }
@@ -60,6 +60,10 @@ TEST_NAMES = {
     r"^test_.{56,}": "at most 60 characters",
 }
 
+
+ANY_PATTERN = re.compile(r"\b(?:" + "|".join(pattern.removeprefix(r"\b") for pattern in PATTERNS) + ")", re.IGNORECASE)
+"""Any of `PATTERNS`. One word boundary in front of all of them makes the search five times as fast."""
+JOINED_STRINGS = re.compile(r'"\s*\n\s*f?"')
 
 COMMENT = re.compile(r"(?:^ *|  )#:? (.*)")
 """A comment of a line outside strings; the `tokenize` module takes ten times as long to find them."""
@@ -119,17 +123,18 @@ def parts() -> dict[str, list[Path]]:
 def occurrences(part: str, paths: list[Path]) -> Iterator[tuple[Path, int, str, str, str]]:
     """Yield file, line, pattern, text around it and replacement of each occurrence in a part."""
     if part == "tests":
-        readers = [(names_of_tests, TEST_NAMES)]
+        read, patterns, any_pattern = names_of_tests, TEST_NAMES, re.compile("test_")
     else:
-        readers = [(prose_of_python, PATTERNS)] if part.startswith("src") else [(prose_of_markdown, PATTERNS)]
+        read = prose_of_python if part.startswith("src") else prose_of_markdown
+        patterns, any_pattern = PATTERNS, ANY_PATTERN
     for path in paths:
-        for read, patterns in readers:
-            any_pattern = re.compile("|".join(patterns), re.IGNORECASE)
-            for line, text in read(path):
-                for pattern, better in patterns.items() if any_pattern.search(text) else ():
-                    for match in re.finditer(pattern, text, flags=0 if "What" in pattern else re.IGNORECASE):
-                        around = " ".join(text[max(0, match.start() - 50) : match.end() + 50].split())
-                        yield path, line + text.count("\n", 0, match.start()), pattern, around, better
+        if not any_pattern.search(JOINED_STRINGS.sub("", path.read_text(encoding="utf-8"))):
+            continue
+        for line, text in read(path):
+            for pattern, better in patterns.items() if any_pattern.search(text) else ():
+                for match in re.finditer(pattern, text, flags=0 if "What" in pattern else re.IGNORECASE):
+                    around = " ".join(text[max(0, match.start() - 50) : match.end() + 50].split())
+                    yield path, line + text.count("\n", 0, match.start()), pattern, around, better
 
 
 def counts() -> dict[str, dict[str, int]]:

@@ -70,7 +70,7 @@ class Equivalents:
         if "icon" not in self._index.entry(identity).fields or self._numbers is None:
             return []
         with self._index.use() as store:
-            draws, sets = self._sets.made(self._index.revision(store), partial(_icon_sets, store, self._numbers))
+            draws, sets = self._sets.get_or_make(self._index.revision(store), partial(_icon_sets, store, self._numbers))
             found = sets.of_one(draws.index(parse_image_id(identity)))
             ids = store.ids_of([draws[one.place] for one in found])
             entries = store.entries([ids[draws[one.place]] for one in found])

@@ -224,7 +224,7 @@ class _Parser:
             is_integer = len(token.text) <= _MAX_INTEGER_LENGTH and not re.search(r"[.eE]", token.text)
             number = int(token.text) if is_integer else float(token.text)
             if abs(number) >= 2**63:
-                raise UserError(f"where: {token.text[:40]} is out of range")
+                raise UserError(f"where: {token.text[:40]} is out of range; use a number between -2^63 and 2^63")
             return number
         self._next -= 1
         raise self._error("a number, or a text between quotes")

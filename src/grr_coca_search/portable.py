@@ -68,16 +68,23 @@ def import_parquet(path: Path, location: str) -> int:
         failures = [_failure(*failure) for failure in metadata["failures"]]
         exclude = [str(pattern) for pattern in metadata.get("exclude", ())]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: a Parquet file, but not an index from `grr-coca export index`") from error
+        raise UserError(
+            f"{path}: a Parquet file, but not an index; pass a file from `grr-coca export index`"
+        ) from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+        raise UserError(
+            f"{path}: not a readable Parquet file ({error}); pass a file from `grr-coca export index`"
+        ) from error
     if header.version > VERSION:
         raise UserError(
             f"{path}: written by a newer grr-coca (format {header.version}; this version supports {VERSION}); "
             "update grr-coca"
         )
     if not 1 <= header.embed_dim <= MAX_WIDTH:
-        raise UserError(f"{path}: corrupt (embeddings of {header.embed_dim} numbers)")
+        raise UserError(
+            f"{path}: corrupt: the width of embeddings must be from 1 to {MAX_WIDTH:,}, but is {header.embed_dim}; "
+            "export the index again"
+        )
     existing = find_store(location)
     if existing is not None:
         existing.close()

@@ -50,7 +50,7 @@ class Query:
 
     def __post_init__(self) -> None:
         if not self.texts and not self.images and not self.like:
-            raise UserError("the query is empty; pass words to search for, or an image with --image")
+            raise UserError("the query is empty; pass words or an image to search for")
         for text in (*self.texts, *self.without):
             if not text.strip():
                 raise UserError("the query is empty: a text has only spaces; pass words to search for")
@@ -59,7 +59,7 @@ class Query:
                 f"{len(self.weights)} weights for {len(self.texts)} texts; pass one weight per text, or none"
             )
         if any(not (weight > 0 and np.isfinite(weight)) for weight in self.weights):
-            raise UserError("weights must be above 0; to exclude something, use --without")
+            raise UserError("weights must be above 0; to exclude a text, use `without`")
 
     @property
     def words(self) -> str | None:

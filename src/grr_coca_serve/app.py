@@ -14,9 +14,9 @@ from grr_coca.common.plugins import others, own
 from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import Guard
 from grr_coca_serve.page import FILES, POLICY
-from grr_coca_serve.pictures import invalid
-from grr_coca_serve.refusal import RequestError, to_request_error
-from grr_coca_serve.responses import refused
+from grr_coca_serve.pictures import validation_error
+from grr_coca_serve.request_error import RequestError, to_request_error
+from grr_coca_serve.responses import error_response
 from grr_coca_serve.service import QueuedRoute, Service
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
@@ -49,53 +49,53 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
     app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     routes = [route for router in all_routers() for route in router.routes]
-    for endpoints in _additional(plugins):
+    for endpoints in _additional_endpoints(plugins):
         routes += endpoints(service)
     app.router.routes.extend(routes)
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
     for kind in (Exception, HTTPException, RequestValidationError, RequestError, UserError, MemoryError):
-        app.add_exception_handler(kind, _told)
+        app.add_exception_handler(kind, _handle_error)
     return Guard(
         app,
         limits=service.limits,
         metrics=service.metrics,
         key=service.key,
         page=_PATHS,
-        of_model=frozenset(route.path for route in routes if isinstance(route, QueuedRoute)),
-        require_room=service.queue.require_room,
+        queued_paths=frozenset(route.path for route in routes if isinstance(route, QueuedRoute)),
+        require_capacity=service.queue.require_capacity,
         is_local=is_local,
     )
 
 
-def _additional(names: Sequence[str]) -> list[Endpoints]:
+def _additional_endpoints(names: Sequence[str]) -> list[Endpoints]:
     """Return the additional endpoints of this distribution, and those of other distributions that `names` lists."""
     found = list(own("grr_coca.endpoints").values())
     for name in names:
         known = others("grr_coca.endpoints")
         if name not in known:
             raise UserError(
-                f"--plugin {name}: no installed distribution has endpoints with this name; {suggest_name(name, known)}"
+                f"--plugin {name}: no installed package has endpoints with this name; {suggest_name(name, known)}"
             )
         found.append(known[name])
     return found
 
 
-async def _told(request: Request, error: Exception) -> Response:
-    return refused(_refusal_of(request, error))
+async def _handle_error(request: Request, error: Exception) -> Response:
+    return error_response(_to_request_error(request, error))
 
 
-def _refusal_of(request: Request, error: Exception) -> RequestError:
+def _to_request_error(request: Request, error: Exception) -> RequestError:
     if isinstance(error, RequestValidationError):
-        refusal = invalid(error)
+        invalid = validation_error(error)
         if request.url.path.startswith("/v1/"):  # the form that OpenAI clients expect
-            return RequestError(400, refusal.message, param=refusal.param)
-        return refusal
+            return RequestError(400, invalid.message, param=invalid.param)
+        return invalid
     if isinstance(error, HTTPException):
         messages = {
-            404: f"there is no {request.method} {request.url.path[:200]} here",
-            405: f"{request.url.path[:200]} does not accept {request.method}",
+            404: f"unknown path {request.method} {request.url.path[:200]}; /openapi.json lists all paths",
+            405: f"{request.url.path[:200]} does not accept {request.method}; /openapi.json lists the methods",
         }
         return RequestError(error.status_code, messages.get(error.status_code, str(error.detail)))
     return to_request_error(error)

@@ -7,7 +7,7 @@ would take minutes and gigabytes of memory.
 import json
 import re
 
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 
 MAX_PARTS = 50_000
 """Maximum number of parts of the JSON in a body. Parts are texts, commas, brackets, and quotation marks within texts. A

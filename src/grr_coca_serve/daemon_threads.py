@@ -61,7 +61,7 @@ class DaemonThreads:
         return sum(now - began > self._seconds for began in self._began.values())
 
     @property
-    def _num_wanted(self) -> int:
+    def _target_count(self) -> int:
         return self._count + min(self._count_late(), _MAX_REPLACED)
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class DaemonThreads:
 
     def _start_missing(self) -> None:
         with self._lock:
-            for _ in range(self._num_wanted - len(self._began)):
+            for _ in range(self._target_count - len(self._began)):
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._began[thread] = math.inf
                 thread.start()
@@ -90,7 +90,7 @@ class DaemonThreads:
             del job, future, work  # otherwise, the work and its result would stay in memory until the next work
             with self._lock:
                 self._began[this] = math.inf
-                if len(self._began) > self._num_wanted:  # another thread has replaced this one
+                if len(self._began) > self._target_count:  # another thread has replaced this one
                     break
         with self._lock:
             del self._began[this]

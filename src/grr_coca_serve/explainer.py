@@ -9,7 +9,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.pictures import PictureReader
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Box
@@ -49,7 +49,9 @@ class Explainer:
             RequestError: If PyTorch is not installed. The message names the extra that installs it.
         """
         if not self.is_installed:
-            raise RequestError(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
+            raise RequestError(
+                501, "heat maps need PyTorch, which is not installed on the server; install the extra `torch` there"
+            )
 
     async def explain(self, data: bytes) -> dict[str, Any]:
         """Return the caption of an image, and a heat map for each word of the caption.
@@ -63,11 +65,11 @@ class Explainer:
             raise RequestError(429, "too many images are waiting for heat maps; try again in a moment", retry_after=2)
         self._waiting += 1
         try:
-            return await self._thread.do(self._explained, data)
+            return await self._thread.do(self._explain, data)
         finally:
             self._waiting -= 1
 
-    def _explained(self, data: bytes) -> dict[str, Any]:
+    def _explain(self, data: bytes) -> dict[str, Any]:
         from grr_coca.infer.explain import caption_maps  # lazy import: PyTorch
 
         if self._model is None:
@@ -78,7 +80,7 @@ class Explainer:
         checkpoint = self._model.checkpoint
         image = self._reader.decoded(data, checkpoint.preprocess)
         (described,) = self._model.describe_many([image])
-        pixels, square = checkpoint.pixels(image), _in_shares(checkpoint.preprocess.seen(image), image.size)
+        pixels, square = checkpoint.pixels(image), _to_fractions(checkpoint.preprocess.seen(image), image.size)
         caption = described.captions[0]
         maps = caption_maps(checkpoint, pixels, caption.token_ids)
         return {
@@ -88,7 +90,7 @@ class Explainer:
         }
 
 
-def _in_shares(box: "Box", size: tuple[int, int]) -> list[float]:
+def _to_fractions(box: "Box", size: tuple[int, int]) -> list[float]:
     """Convert a box to fractions of an image's width and height."""
     return [round(place / length, _DIGITS) for place, length in zip(box, (*size, *size), strict=True)]
 

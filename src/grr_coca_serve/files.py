@@ -22,7 +22,7 @@ from grr_coca.data.images import encoded
 from grr_coca.data.isolated import decode_image
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 from grr_coca_serve.svg_cleaning import clean_svg
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ _THREADS = 4
 _SECONDS = 10.0
 """Number of seconds that a request waits for a file before it gets a placeholder."""
 _SECONDS_UNTIL_LATE = 30.0
-_SECONDS_TO_LOOK = 2.0
+_SECONDS_TO_CHECK = 2.0
 """Number of seconds that a search waits while the existence of files is checked."""
-_SECONDS_WITHOUT_LOOK = 30.0
+_SECONDS_WITHOUT_CHECK = 30.0
 """Number of seconds during which all files count as existing, after such a check has taken too long."""
 _MAX_THUMBNAIL_BYTES = 64 * 2**20
 _MAX_DRAWING_BYTES = 8192
@@ -59,8 +59,8 @@ class PictureFiles:
         self._workers = DaemonThreads(_THREADS, "files", _SECONDS_UNTIL_LATE)
         self._thumbnails = LruCache[tuple, bytes](_MAX_THUMBNAIL_BYTES)
         self._drawings = LruCache[tuple, str](_MAX_DRAWINGS_BYTES)
-        self._being_made: dict[tuple, Future[bytes | None]] = {}
-        self._blind_until = 0.0
+        self._in_progress: dict[tuple, Future[bytes | None]] = {}
+        self._skip_checks_until = 0.0
 
     def close(self) -> None:
         """End the threads, without waiting for stalled files."""
@@ -78,7 +78,7 @@ class PictureFiles:
             UserError: If the file of the image cannot be read.
             RequestError: If the server may not show the image, or the file is stalled.
         """
-        content = await self._in_time(self._workers.put(self._read, entry))
+        content = await self._wait_briefly(self._workers.put(self._read, entry))
         if content is None:
             raise RequestError(
                 504,
@@ -96,8 +96,8 @@ class PictureFiles:
         reading = self._workers.put(self._read, entry)
         try:
             return reading.result(_SECONDS)
-        except RequestError as refusal:
-            raise UserError(refusal.message) from refusal
+        except RequestError as error:
+            raise UserError(error.message) from error
         except TimeoutError as error:
             reading.cancel()
             raise UserError(f"the file of this image could not be read within {_SECONDS:g} s") from error
@@ -117,14 +117,14 @@ class PictureFiles:
         key = (entry.name, entry.stamp, side)
         known = self._thumbnails.get(key)
         if known is None:
-            making = self._being_made.get(key)
-            if making is None:  # otherwise, reloading a page would block more threads with the same file
-                making = self._being_made[key] = self._workers.put(self._thumbnail, entry, side)
+            thumbnail = self._in_progress.get(key)
+            if thumbnail is None:  # otherwise, reloading a page would block more threads with the same file
+                thumbnail = self._in_progress[key] = self._workers.put(self._thumbnail, entry, side)
             try:
-                known = await self._in_time(making)
+                known = await self._wait_briefly(thumbnail)
             finally:
-                if making.done():
-                    self._being_made.pop(key, None)
+                if thumbnail.done():
+                    self._in_progress.pop(key, None)
             if known is not None:
                 self._thumbnails.put(key, known, len(known))
         return known
@@ -136,14 +136,14 @@ class PictureFiles:
         Stalled files count as existing.
         """
         files = list({entry.file for entry in entries})
-        if time.monotonic() < self._blind_until:
+        if time.monotonic() < self._skip_checks_until:
             return dict.fromkeys(files, True)
-        looking = self._workers.put(lambda: {file: self._is_there(file) for file in files})
+        check = self._workers.put(lambda: {file: self._exists_and_is_shown(file) for file in files})
         try:
-            return looking.result(_SECONDS_TO_LOOK)
+            return check.result(_SECONDS_TO_CHECK)
         except TimeoutError:
-            looking.cancel()
-            self._blind_until = time.monotonic() + _SECONDS_WITHOUT_LOOK
+            check.cancel()
+            self._skip_checks_until = time.monotonic() + _SECONDS_WITHOUT_CHECK
             return dict.fromkeys(files, True)
 
     def drawings(self, entries: "Iterable[Entry]") -> dict[str, str]:
@@ -154,12 +154,12 @@ class PictureFiles:
         found: dict[str, str] = {}
         reading = self._workers.put(self._read_drawings, [entry for entry in entries if entry.is_vector], found)
         try:
-            reading.result(_SECONDS_TO_LOOK)
+            reading.result(_SECONDS_TO_CHECK)
         except TimeoutError:
             reading.cancel()
         return dict(found)
 
-    async def _in_time(self, future: "Future[Result]") -> Result | None:
+    async def _wait_briefly(self, future: "Future[Result]") -> Result | None:
         """Return the result of a future, or None if it takes too long.
 
         The work continues, because other requests may be waiting for the same file.
@@ -171,17 +171,17 @@ class PictureFiles:
 
     # --- Work in the threads
 
-    def _is_there(self, file: str) -> bool:
+    def _exists_and_is_shown(self, file: str) -> bool:
         try:
-            return bool(file) and os.path.exists(file) and self._is_shown(file)  # noqa: PTH110 (see `Entry.is_there`)
+            return bool(file) and os.path.exists(file) and self._may_show(file)  # noqa: PTH110 (see `Entry.is_there`)
         except ValueError:  # the name contains a null byte
             return False
 
-    def _is_shown(self, file: str) -> bool:
+    def _may_show(self, file: str) -> bool:
         return self._folders is None or is_within(file, self._folders)
 
     def _read(self, entry: "Entry") -> bytes:
-        if not self._is_shown(entry.file):
+        if not self._may_show(entry.file):
             raise RequestError(403, "this server shows only images in the folders passed to --pictures")
         return entry.span.read()
 

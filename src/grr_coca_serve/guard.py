@@ -22,8 +22,8 @@ from grr_coca.common.errors import UserError
 from grr_coca_serve.bounds import require_bounded
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.queue import deadline_error
-from grr_coca_serve.refusal import RequestError, to_request_error
-from grr_coca_serve.responses import refused
+from grr_coca_serve.request_error import RequestError, to_request_error
+from grr_coca_serve.responses import error_response
 
 KEY_VARIABLE = "GRR_COCA_API_KEY"
 MAX_KEY_LENGTH = 1000
@@ -81,13 +81,15 @@ class Key:
                 f"{KEY_VARIABLE} is empty, which would allow access without a key; set it to a key, or unset it"
             )
         if any(byte < 32 or byte == 127 for byte in written):
-            raise UserError(f"{KEY_VARIABLE} has a line end or control character, which no request can send")
+            raise UserError(
+                f"{KEY_VARIABLE} has a line break or control character, which no request can send; use another key"
+            )
         if len(written) > MAX_KEY_LENGTH:
             raise UserError(f"{KEY_VARIABLE} has {len(written):,} bytes (limit {MAX_KEY_LENGTH:,}); use a shorter key")
         self._digest = _digest(written)
         self.session = hmac.new(written, b"grr-coca session", hashlib.sha256).hexdigest()
 
-    def opens(self, given: str | bytes) -> bool:
+    def matches(self, given: str | bytes) -> bool:
         """Return whether a key is valid. Surrounding spaces are ignored. The comparison takes constant time."""
         content = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
         return hmac.compare_digest(_digest(content.strip()), self._digest)
@@ -97,7 +99,7 @@ class Key:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
             # Some clients write headers in UTF-8, others in Latin-1.
-            return self.opens(given) | self.opens(given.decode("latin-1"))
+            return self.matches(given) | self.matches(given.decode("latin-1"))
         # Browsers send the cookies of all servers on a host, and `http.cookies` would stop at the first cookie that it
         # cannot parse.
         cookie = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(SESSION, "")
@@ -131,9 +133,9 @@ class Guard:
         metrics: Metrics that count the requests.
         key: Required key. If this is None, requests are not authenticated.
         page: Paths of the page's files, which clients can request without a key.
-        of_model: Paths whose requests use the queue of the model.
-        require_room: Function that raises a `RequestError` if the queue is full. It is called before the body is read.
-            Such an early rejection takes a third of the time of a later one, and so delays accepted requests less.
+        queued_paths: Paths whose requests use the queue of the model.
+        require_capacity: Function that raises a `RequestError` if the queue is full. It is called before the body is
+            read. Such an early rejection takes a third of the time of a later one, and delays accepted requests less.
         is_local: Whether only this machine can reach the server.
     """
 
@@ -145,16 +147,16 @@ class Guard:
         metrics: Metrics,
         key: Key | None,
         page: frozenset[str],
-        of_model: frozenset[str],
-        require_room: Callable[[], None],
+        queued_paths: frozenset[str],
+        require_capacity: Callable[[], None],
         is_local: bool,
     ) -> None:
         self.is_draining = False
         self.in_flight = 0
         self._app, self._limits, self._metrics, self._key = app, limits, metrics, key
         self._public, self._is_local = _PUBLIC | page, is_local
-        self._of_model, self._require_room = of_model, require_room
-        self._held = 0
+        self._queued_paths, self._require_capacity = queued_paths, require_capacity
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, and count it in the metrics."""
@@ -165,35 +167,35 @@ class Guard:
         exchange = _Exchange(receive, send)
         self.in_flight += 1
         try:
-            await self._answered(scope, exchange)
+            await self._handle(scope, exchange)
         finally:
             self.in_flight -= 1
             route = self._route(scope)
             self._metrics.requests.labels(route, str(exchange.status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
-    async def _answered(self, scope: Scope, exchange: _Exchange) -> None:
+    async def _handle(self, scope: Scope, exchange: _Exchange) -> None:
         try:
             self._require_allowed(scope)
-            if scope["path"] in self._of_model:
-                self._require_room()
-            body = await self._read(scope, exchange)
+            if scope["path"] in self._queued_paths:
+                self._require_capacity()
+            body = await self._read_body(scope, exchange)
             if body is not None:
                 try:
                     if _is_json(scope):
                         require_bounded(body)
-                    await self._run(scope, exchange, body)
+                    await self._run_app(scope, exchange, body)
                 finally:
-                    self._hold(-len(body))
+                    self._add_held_bytes(-len(body))
         except Exception as error:
             if not exchange.is_complete:  # otherwise, the application has reported the error
-                await self._refuse(scope, exchange, to_request_error(error))
+                await self._send_error(scope, exchange, to_request_error(error))
 
-    async def _refuse(self, scope: Scope, exchange: _Exchange, refusal: RequestError) -> None:
+    async def _send_error(self, scope: Scope, exchange: _Exchange, error: RequestError) -> None:
         if exchange.has_begun:
             return  # the server closes the connection, because the response is not complete
-        exchange.status = refusal.status
-        response = refused(refusal)
+        exchange.status = error.status
+        response = error_response(error)
         response.raw_headers += self._headers()
         await response(scope, exchange.receive, exchange.send)
 
@@ -208,9 +210,9 @@ class Guard:
         path = scope["path"]
         if self.is_draining and path != "/health":
             raise RequestError(503, "the server is stopping; try again in a moment", retry_after=5)
-        _require_own_page(scope["method"], headers)
+        _require_same_site(scope["method"], headers)
         if self._key is None:
-            if self._is_local and not _is_own_name(headers.get(b"host", b"")):
+            if self._is_local and not _is_local_host(headers.get(b"host", b"")):
                 # Otherwise, a web page could read the index by DNS rebinding.
                 raise RequestError(
                     403,
@@ -222,10 +224,10 @@ class Guard:
 
     # --- Body of the request
 
-    async def _read(self, scope: Scope, exchange: _Exchange) -> bytes | None:
+    async def _read_body(self, scope: Scope, exchange: _Exchange) -> bytes | None:
         """Return the entire body, or None if the client disconnected before the end.
 
-        The bytes in memory are counted with `_hold`.
+        The bytes in memory are counted with `_add_held_bytes`.
         """
         body = bytearray()
         try:
@@ -237,44 +239,44 @@ class Guard:
                 while True:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
-                        self._hold(-len(body))
+                        self._add_held_bytes(-len(body))
                         return None
                     chunk = message.get("body", b"")
                     self._require_bytes(len(body) + len(chunk), len(chunk), limit)
-                    self._hold(len(chunk))
+                    self._add_held_bytes(len(chunk))
                     body += chunk
                     if not message.get("more_body", False):
                         return bytes(body)
         except BaseException as error:
-            self._hold(-len(body))
+            self._add_held_bytes(-len(body))
             if isinstance(error, TimeoutError):
-                reason = f"the body did not arrive within {self._limits.body_seconds:g} s"
+                reason = f"the body did not arrive within {self._limits.body_seconds:g} s; send less per request"
                 raise RequestError(408, reason) from error
             raise
 
     def _require_bytes(self, size: int, more: int, limit: int) -> None:
         """Check that a body is not too large, and that its next `more` bytes can be held in memory."""
         if size > limit:
-            raise RequestError(413, f"the request is too large: more than {limit:,} bytes, the limit of a request")
-        if self._held + more > self._limits.max_held_bytes:
+            raise RequestError(413, f"the request is too large: more than {limit:,} bytes; send less per request")
+        if self._held_bytes + more > self._limits.max_held_bytes:
             raise RequestError(429, "too many large requests at the same time; try again in a moment", retry_after=2)
 
-    def _hold(self, size: int) -> None:
-        self._held += size
-        self._metrics.bytes_held.set(self._held)
+    def _add_held_bytes(self, size: int) -> None:
+        self._held_bytes += size
+        self._metrics.bytes_held.set(self._held_bytes)
 
     def _route(self, scope: Scope) -> str:
         """Return the path of the endpoint, without the values of its parameters.
 
         It is used as a label of metrics, and the number of different labels must be limited.
         """
-        if scope["path"] in self._of_model:
+        if scope["path"] in self._queued_paths:
             return scope["path"]
         return getattr(scope.get("route"), "path", None) or "other"
 
     # --- Response
 
-    async def _run(self, scope: Scope, exchange: _Exchange, body: bytes) -> None:
+    async def _run_app(self, scope: Scope, exchange: _Exchange, body: bytes) -> None:
         """Run the application until it has answered, its time has run out, or the client disconnects."""
         deadline = time.monotonic() + self._limits.seconds
         scope["state"] = {**scope.get("state", {}), DEADLINE: deadline}
@@ -315,17 +317,17 @@ class Guard:
         running = asyncio.ensure_future(run())
         watching = asyncio.ensure_future(watch())
         try:
-            await self._wait(exchange, running, watching)
+            await self._wait_for_app(exchange, running, watching)
             if running.done():
                 running.result()
             elif not watching.done():
-                await _cancelled(running)
+                await _cancel(running)
                 raise deadline_error()
         finally:
-            await _cancelled(running)
-            await _cancelled(watching)
+            await _cancel(running)
+            await _cancel(watching)
 
-    async def _wait(self, exchange: _Exchange, running: asyncio.Future, watching: asyncio.Future) -> None:
+    async def _wait_for_app(self, exchange: _Exchange, running: asyncio.Future, watching: asyncio.Future) -> None:
         """Wait until the application has answered, its time has run out, or the client has disconnected."""
         both = {running, watching}
         await asyncio.wait(both, timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -336,7 +338,7 @@ class Guard:
             await asyncio.wait({running}, timeout=SECONDS_TO_SEND)
 
 
-async def _cancelled(task: asyncio.Future) -> None:
+async def _cancel(task: asyncio.Future) -> None:
     """Cancel a task, and wait until it ends."""
     if not task.done():
         task.cancel()
@@ -349,7 +351,7 @@ def _is_json(scope: Scope) -> bool:
     return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
 
 
-def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
+def _require_same_site(method: str, headers: dict[bytes, bytes]) -> None:
     """Reject requests from pages of other sites. Clients other than browsers do not send these headers.
 
     Links to the page are allowed. Behind a proxy, the origin is compared with the `Host` header that the proxy sends.
@@ -373,7 +375,7 @@ def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::[0-9]*)?", re.ASCII)
 
 
-def _is_own_name(host: bytes) -> bool:
+def _is_local_host(host: bytes) -> bool:
     """Return whether a `Host` header is localhost or a loopback address."""
     found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
     if found is None:

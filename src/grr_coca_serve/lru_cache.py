@@ -29,7 +29,7 @@ class LruCache(Generic[Key, Value]):
             self._values.move_to_end(key)
             return self._values[key][0]
 
-    def made(self, key: Key, make: Callable[[], Value], weigh: Callable[[Value], int] = lambda _: 1) -> Value:
+    def get_or_make(self, key: Key, make: Callable[[], Value], weigh: Callable[[Value], int] = lambda _: 1) -> Value:
         """Return the value of a key. If the value is not stored, create and store it."""
         value = self.get(key)
         if value is None:

@@ -55,23 +55,23 @@ def fetch_archive(
         raise UserError(f"npm is not installed, so {package} cannot be downloaded; {by_hand}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:  # npm writes the file in pieces
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".staging-") as staging:  # npm writes the file in pieces
             # npm does not run package scripts when it packs a package; the flag ensures this.
             command = [npm, "pack", "--ignore-scripts", "--loglevel", "error", package]
             process = subprocess.run(
-                command, cwd=arriving, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+                command, cwd=staging, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
             )
-            written = sorted(Path(arriving).glob("*.tgz"))
-            if process.returncode or len(written) != 1:
+            archives = sorted(Path(staging).glob("*.tgz"))
+            if process.returncode or len(archives) != 1:
                 output = f"{process.stderr}\n{process.stdout}"
                 first = next((line.strip() for line in output.splitlines() if line.strip()), "no reason given")
                 raise UserError(
                     reason(output) or f"npm pack {package} failed ({escape_control_chars(first)}); {by_hand}"
                 )
-            check(written[0])
-            with written[0].open("rb") as opened:
+            check(archives[0])
+            with archives[0].open("rb") as opened:
                 os.fsync(opened.fileno())
-            return written[0].replace(folder / written[0].name)
+            return archives[0].replace(folder / archives[0].name)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{package}: npm did not answer within {_SECONDS} seconds; {by_hand}") from error
     except OSError as error:

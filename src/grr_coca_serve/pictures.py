@@ -21,7 +21,7 @@ from grr_coca.common.errors import suggest_name
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.isolated import HelperLimits, vector_format
 from grr_coca_serve.daemon_threads import DaemonThreads
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -95,12 +95,12 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
                 elif isinstance(value, UploadFile):
                     raise RequestError(422, f"the form has a file '{name}'; rename it to 'image'", param=name)
                 else:
-                    _add(given, name, value, model)
+                    _add_option(given, name, value, model)
         finally:
             await form.close()
     else:
         picture = await request.body()
-    return picture, parsed(model, given)
+    return picture, validate_options(model, given)
 
 
 class _FormInMemory(MultiPartParser):
@@ -109,7 +109,7 @@ class _FormInMemory(MultiPartParser):
     spool_max_size = 0
 
 
-def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
+def validate_options(model: type[Options], given: Mapping[str, Any]) -> Options:
     """Convert options to an instance of a Pydantic model.
 
     Raises:
@@ -118,22 +118,22 @@ def parsed(model: type[Options], given: Mapping[str, Any]) -> Options:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise invalid(error, model.model_fields) from error
+        raise validation_error(error, model.model_fields) from error
 
 
-def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestError:
+def validation_error(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestError:
     """Convert a Pydantic validation error to an error response."""
     # If a value may have several types, Pydantic reports errors for each type. The deepest error is for the type that
     # matches best.
     first = max(error.errors(), key=lambda one: len(one["loc"]))
-    place = ".".join(str(part) for part in first["loc"] if not _is_name_of_type(part))
+    place = ".".join(str(part) for part in first["loc"] if not _is_type_name(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key; {suggest_name(place, names)}" if names else "unknown key"
     return RequestError(422, f"{place}: {message}" if place else message, param=place or None)
 
 
-def _is_name_of_type(part: str | int) -> bool:
+def _is_type_name(part: str | int) -> bool:
     """Return whether Pydantic inserted a part into the path of an error: `body`, or one of several possible types."""
     return isinstance(part, str) and (part == "body" or "[" in part or "-" in part or part[:1].isupper())
 
@@ -141,11 +141,11 @@ def _is_name_of_type(part: str | int) -> bool:
 def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
-        _add(given, name, value, model)
+        _add_option(given, name, value, model)
     return given
 
 
-def _add(given: dict[str, Any], name: str, value: str, model: type[BaseModel]) -> None:
+def _add_option(given: dict[str, Any], name: str, value: str, model: type[BaseModel]) -> None:
     """Add a value from a query or form. A key whose value is a list may be repeated."""
     field = model.model_fields.get(name)
     if field is not None and "list" in str(field.annotation):
@@ -160,9 +160,9 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(422, f"the body is not JSON ({str(error)[:200]})") from error
+        raise RequestError(422, f"the body is not JSON ({str(error)[:200]}); send a JSON object") from error
     if not isinstance(content, dict):
-        raise RequestError(422, "the body must be a JSON object")
+        raise RequestError(422, 'the body must be a JSON object, such as {"image": …}')
     return content
 
 
@@ -220,7 +220,7 @@ class PictureReader:
 
     def _square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
         _require_picture(data)
-        return np.asarray(preprocess.decode_square(data, _NAME, **self._options(preprocess)))
+        return np.asarray(preprocess.decode_square(data, _NAME, **self._decoding_options(preprocess)))
 
     def decoded(self, data: bytes, preprocess: "Preprocess") -> Image.Image:
         """Decode an image at full size, for display.
@@ -229,9 +229,9 @@ class PictureReader:
             RequestError, UserError: If the data are not an image, or exceed a limit.
         """
         _require_picture(data)
-        return preprocess.decode(data, _NAME, for_people=True, **self._options(preprocess))
+        return preprocess.decode(data, _NAME, for_people=True, **self._decoding_options(preprocess))
 
-    def _options(self, preprocess: "Preprocess") -> dict[str, Any]:
+    def _decoding_options(self, preprocess: "Preprocess") -> dict[str, Any]:
         at_least = (_SPARE * preprocess.image_size,) * 2
         return {"max_pixels": self._max_pixels, "at_least": at_least, "above": _MAX_WHOLE_PIXELS}
 

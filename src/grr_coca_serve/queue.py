@@ -32,7 +32,7 @@ from grr_coca.infer.generate.captions import require_finite
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.tags import with_beams
 from grr_coca_serve.metrics import Metrics
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 
 log = logging.getLogger(__name__)
 
@@ -150,14 +150,14 @@ class ModelQueue:
         """
         self.ready()
         weight = min(max(1, weight), self.capacity)
-        self.require_room(weight)
+        self.require_capacity(weight)
         self.in_use += weight
         try:
             yield
         finally:
             self.in_use -= weight
 
-    def require_room(self, weight: int = 1) -> None:
+    def require_capacity(self, weight: int = 1) -> None:
         """Check that the queue has space for a request.
 
         Raises:
@@ -211,7 +211,7 @@ class ModelQueue:
     def _put(self, jobs: list[_Job]) -> list[Future]:
         with self._changed:
             if self._is_closed:
-                raise RequestError(503, "the server is stopping")
+                raise RequestError(503, "the server is stopping; try again in a moment")
             self._jobs.extend(jobs)
             self._changed.notify()
         return [job.future for job in jobs]
@@ -227,7 +227,7 @@ class ModelQueue:
             return
         self.model = model
         while batch := self._next_batch():
-            self._do(batch)
+            self._process(batch)
 
     def _next_batch(self) -> list[_Job]:
         """Wait for jobs, and return the next batch, which is empty if the queue has been closed."""
@@ -236,15 +236,15 @@ class ModelQueue:
                 self._changed.wait_for(lambda: self._jobs or self._is_closed)
                 if self._is_closed:
                     for job in self._jobs:
-                        _fail(job, RequestError(503, "the server is stopping"))
+                        _fail(job, RequestError(503, "the server is stopping; try again in a moment"))
                     return []
-                if batch := self._take(self._jobs[0].kind):
+                if batch := self._take_batch(self._jobs[0].kind):
                     return batch
 
-    def _take(self, kind: _Kind) -> list[_Job]:
+    def _take_batch(self, kind: _Kind) -> list[_Job]:
         """Remove and return the oldest jobs of a kind, and drop expired jobs."""
         batch: list[_Job] = []
-        left: deque[_Job] = deque()
+        remaining: deque[_Job] = deque()
         now = time.monotonic()
         for job in self._jobs:
             if job.future.cancelled():
@@ -254,11 +254,11 @@ class ModelQueue:
             elif job.kind == kind and len(batch) < self.max_batch:
                 batch.append(job)
             else:
-                left.append(job)
-        self._jobs = left
+                remaining.append(job)
+        self._jobs = remaining
         return [job for job in batch if job.future.set_running_or_notify_cancel()]
 
-    def _do(self, batch: list[_Job]) -> None:
+    def _process(self, batch: list[_Job]) -> None:
         """Process the jobs of a batch. Each job always gets a result or an error."""
         began = time.perf_counter()
         try:
@@ -330,7 +330,7 @@ class QueuedModel:
             UserError: If a text is empty, or the time has run out.
         """
         cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(texts, 1)]
-        return np.stack(self._in_turn(self._queue.embed_texts, cleaned))
+        return np.stack(self._run_in_batches(self._queue.embed_texts, cleaned))
 
     def embed_images(self, images: Sequence[Image.Image], **_: object) -> Float[np.ndarray, "N E"]:
         """Embed images; see `ImageTextModel.embed_images`.
@@ -338,7 +338,7 @@ class QueuedModel:
         Raises:
             UserError: If the time has run out.
         """
-        return np.stack(self._in_turn(self._queue.embed_images, self._pixels(images)))
+        return np.stack(self._run_in_batches(self._queue.embed_images, self._pixels(images)))
 
     def describe_many(self, images: Sequence[Image.Image]) -> list[Description]:
         """Describe images; see `ImageTextModel.describe_many`.
@@ -347,7 +347,7 @@ class QueuedModel:
             UserError: If the time has run out.
         """
         caption = self._queue.caption
-        return self._in_turn(lambda some, expires: [caption(one, expires) for one in some], self._pixels(images))
+        return self._run_in_batches(lambda some, expires: [caption(one, expires) for one in some], self._pixels(images))
 
     def describe(self, image: Image.Image) -> Description:
         """Describe an image; see `describe_many`."""
@@ -357,7 +357,9 @@ class QueuedModel:
         preprocess = self._queue.ready().preprocess
         return [preprocess(to_rgb(image, "the picture", preprocess.opening)) for image in images]
 
-    def _in_turn(self, start: "Callable[[Sequence[Any], float], list[Future[Any]]]", items: Sequence[Any]) -> list[Any]:
+    def _run_in_batches(
+        self, start: "Callable[[Sequence[Any], float], list[Future[Any]]]", items: Sequence[Any]
+    ) -> list[Any]:
         """Start jobs for the items, and return their results.
 
         Only one batch of these jobs is in the queue at a time, so that jobs of other requests can run in between.
@@ -367,8 +369,8 @@ class QueuedModel:
         try:
             for part in (items[place : place + size] for place in range(0, len(items), size)):
                 results += [future.result() for future in start(part, time.monotonic() + self._seconds)]
-        except RequestError as refusal:
-            raise UserError(refusal.message) from refusal
+        except RequestError as error:
+            raise UserError(error.message) from error
         return results
 
 
@@ -402,24 +404,24 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
         if model.can_decode:
             work = partial(generate, model.engine, model.tokenizer, pixels, options)
         work()  # prepares the engine for this batch size
-        own, passed = _seconds(work, clock)
-        measured[size] = own / size, passed / size
-        is_late = clock() - began > _MAX_MEASURING_SECONDS or time.perf_counter() - started > _MAX_STARTING_SECONDS
-        if 2 * own > _MAX_BATCH_SECONDS or is_late:
+        cpu_seconds, wall_seconds = _measure_seconds(work, clock)
+        measured[size] = cpu_seconds / size, wall_seconds / size
+        is_too_slow = clock() - began > _MAX_MEASURING_SECONDS or time.perf_counter() - started > _MAX_STARTING_SECONDS
+        if 2 * cpu_seconds > _MAX_BATCH_SECONDS or is_too_slow:
             break
-    enough = _NEARLY * min(own for own, _ in measured.values())
-    return next((size, passed) for size, (own, passed) in measured.items() if own <= enough)
+    enough = _NEARLY * min(cpu_seconds for cpu_seconds, _ in measured.values())
+    return next((size, wall_seconds) for size, (cpu_seconds, wall_seconds) in measured.items() if cpu_seconds <= enough)
 
 
-def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[float, float]:
+def _measure_seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[float, float]:
     """Measure some work several times. Return its minimum duration by `clock`, and by the wall clock."""
     times: list[tuple[float, float]] = []
-    while len(times) < _REPEATS and sum(own for own, _ in times) < _SECONDS_OF_REPEATS:
+    while len(times) < _REPEATS and sum(cpu_seconds for cpu_seconds, _ in times) < _SECONDS_OF_REPEATS:
         began, started = clock(), time.perf_counter()
         work()
         times.append((clock() - began, time.perf_counter() - started))
-    own, passed = zip(*times, strict=True)
-    return min(own), min(passed)
+    cpu_seconds, wall_seconds = zip(*times, strict=True)
+    return min(cpu_seconds), min(wall_seconds)
 
 
 # --- Functions for requests
@@ -453,7 +455,7 @@ async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIt
         future.cancel()
 
 
-async def begun(items: AsyncIterator[Item]) -> AsyncIterator[Item]:
+async def wait_for_first(items: AsyncIterator[Item]) -> AsyncIterator[Item]:
     """Wait for the first item, and then return an iterator of all items.
 
     An error before the first item is thus raised before the response starts, and can still determine its status.

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from grr_coca_serve.refusal import RequestError, json_bytes
+from grr_coca_serve.request_error import RequestError, json_bytes
 
 
 def json_response(content: object) -> Response:
@@ -13,9 +13,9 @@ def json_response(content: object) -> Response:
     return Response(json_bytes(content), media_type="application/json")
 
 
-def refused(refusal: RequestError) -> Response:
+def error_response(error: RequestError) -> Response:
     """Create the response for an error."""
-    return Response(json_bytes(refusal.content), refusal.status, refusal.headers, "application/json")
+    return Response(json_bytes(error.content), error.status, error.headers, "application/json")
 
 
 def event_stream(events: AsyncIterator[bytes]) -> Response:

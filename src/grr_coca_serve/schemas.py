@@ -123,11 +123,11 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 def answers(model: Any, *statuses: int, streams: bool = False, success: int = 200) -> dict[int | str, dict[str, Any]]:
     """Return the responses of an endpoint for OpenAPI: the schema of its answer, and its errors."""
-    refused: dict[int | str, dict[str, Any]] = {
+    errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in (*_ALWAYS, *statuses)
     }
     answer: dict[str, Any] = {"description": "The answer"} | ({"model": model} if model is not None else {})
-    return {success: answer | ({"content": _EVENTS} if streams else {}), **refused}
+    return {success: answer | ({"content": _EVENTS} if streams else {}), **errors}
 
 
 def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from grr_coca_search.store import Facet, Store, facet_fields, facets, open_store
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.queue import ModelQueue, QueuedModel, deadline_error
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 
 if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
@@ -63,12 +63,12 @@ def parse_image_id(identity: str) -> int:
         RequestError: If the text is not an id.
     """
     if not re.fullmatch("[0-7][0-9a-f]{15}", identity):  # 63 bits, see `name_id`
-        raise _unknown()
+        raise _unknown_image_error()
     return int(identity, 16)
 
 
-def _unknown() -> RequestError:
-    return RequestError(404, "the index has no image with this id")
+def _unknown_image_error() -> RequestError:
+    return RequestError(404, "the index has no image with this id; list its images with /pictures")
 
 
 def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class ServedIndex:
         """Return a text that changes with the index. `store` is the store that `use` yielded."""
         return self._open.revision(store)
 
-    def opened_for_tools(self) -> Index:
+    def open_for_tools(self) -> Index:
         """Open the index again, for agent tools. Its model is the server's model, used through the queue.
 
         Raises:
@@ -232,7 +232,7 @@ class ServedIndex:
             UserError: If the filter is invalid.
         """
         with self._open.use() as store, store.snapshot():
-            order = self._orders.made(
+            order = self._orders.get_or_make(
                 (self._open.revision(store), where),
                 lambda: store.newest_first(None if where is None else parse_filter(where, store.columns())),
                 lambda order: order.nbytes,
@@ -252,7 +252,7 @@ class ServedIndex:
         with self._open.use() as store, store.snapshot():
             ids = store.ids_of([draw])
             if not ids:
-                raise _unknown()
+                raise _unknown_image_error()
             return store.entries([ids[draw]])[0]
 
     def picture(self, identity: str) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class ServedIndex:
                 if field not in known:
                     raise UserError(f"unknown field '{field}'; {suggest_name(field, known)}")
             key = (self._open.revision(store), where, tuple(fields))
-            return self._counted.made(key, lambda: value_counts(store, fields or known, tree))
+            return self._counted.get_or_make(key, lambda: value_counts(store, fields or known, tree))
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Return the sizes and the first images of some groups of duplicate images, the largest group first.
@@ -305,7 +305,7 @@ class ServedIndex:
         Only one thread may call this method.
         """
         with self._open.use() as store:
-            every = self._groups.made(
+            every = self._groups.get_or_make(
                 self._open.revision(store),
                 lambda: [[entry.name_hash for entry in group.entries] for group in duplicate_groups(store)],
             )
@@ -370,13 +370,13 @@ class _OpenStore:
                 self._store = None
             if self._store is None:
                 try:
-                    self._store = self._opened()
+                    self._store = self._open_checked()
                     self._num_opened += 1
                 except UserError as error:
                     raise RequestError(503, f"the index is unavailable: {error}", retry_after=5) from error
             return self._store
 
-    def _opened(self) -> Store:
+    def _open_checked(self) -> Store:
         """Open a new store of the index.
 
         Raises:

@@ -37,8 +37,8 @@ from grr_coca_serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limi
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.pictures import PictureReader, limits_of_helpers
 from grr_coca_serve.queue import ModelQueue
-from grr_coca_serve.refusal import RequestError
-from grr_coca_serve.responses import refused
+from grr_coca_serve.request_error import RequestError
+from grr_coca_serve.responses import error_response
 from grr_coca_serve.served_index import ServedIndex
 from grr_coca_serve.service import Service
 
@@ -71,7 +71,7 @@ class ServeOptions:
         model: Name or folder of the model. If this is None, the model of the index is used, or the default model if the
             server has no index.
         capacity: Maximum number of waiting requests.
-        opens: Whether to open the page in a browser.
+        opens_browser: Whether to open the page in a browser.
         plugins: Plug-ins; see `make_app`.
     """
 
@@ -81,7 +81,7 @@ class ServeOptions:
     engine: str
     host: str
     port: int
-    opens: bool
+    opens_browser: bool
     capacity: int
     limits: Limits
     plugins: Sequence[str] = ()
@@ -135,7 +135,7 @@ def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
         return index.model, index.store.was_imported()
 
 
-def _shown(folders: Sequence[Path], was_imported: bool) -> str:
+def _visibility_note(folders: Sequence[Path], was_imported: bool) -> str:
     """Return a note about which images are shown, or an empty text if all are shown."""
     if folders:
         return f"only images in {', '.join(map(str, folders))} are shown"
@@ -154,8 +154,8 @@ class RunningServer:
         UserError: If the port is in use, the model or index does not exist, or the index belongs to another model.
     """
 
-    def __init__(self, options: ServeOptions, say: Callable[[str], None]) -> None:
-        self._say, self._opens = say, options.opens
+    def __init__(self, options: ServeOptions, print_line: Callable[[str], None]) -> None:
+        self._print_line, self._opens_browser = print_line, options.opens_browser
         self._failure: BaseException | None = None
         self._listening = listen(options.host, options.port)
         try:
@@ -168,11 +168,11 @@ class RunningServer:
         metrics = Metrics()
         self._limits = limits_of_helpers(options.limits)
         queue = ModelQueue(
-            lambda: _loaded(model.folder, options.engine),
+            lambda: _load_model(model.folder, options.engine),
             capacity=options.capacity,
             seconds=options.limits.seconds,
             metrics=metrics,
-            on_failure=self._fail,
+            on_failure=self._stop_with_error,
         )
         key = os.environ.get(KEY_VARIABLE)
         index: ServedIndex | None = None
@@ -201,7 +201,7 @@ class RunningServer:
         metrics.show("grr_coca_queue_requests", "Waiting and active requests", lambda: queue.in_use)
         metrics.show("grr_coca_queue_capacity", "Maximum number of waiting requests", lambda: queue.capacity)
         metrics.show("grr_coca_max_batch", "The largest batch", lambda: queue.max_batch)
-        self._shown = _shown(options.pictures, was_imported)
+        self._visibility_note = _visibility_note(options.pictures, was_imported)
         self._is_local = is_loopback(self._listening.getsockname()[0])
         self._guard = make_app(self.service, is_local=self._is_local, plugins=options.plugins)
         config = uvicorn.Config(
@@ -240,12 +240,12 @@ class RunningServer:
         before = helpers.use(self._limits)
         helpers.start(DECODING)
         service.queue.start()
-        self._say(f"serving {self._what()} at {self.address} (Ctrl-C stops)")
+        self._print_line(f"serving {self._describe()} at {self.address} (Ctrl-C stops)")
         if not self._is_local and service.key is None:
-            self._say(f"anyone who can reach this machine can use it; set {KEY_VARIABLE} to require a key")
-        if self._shown:
-            self._say(self._shown)
-        if self._opens:
+            self._print_line(f"anyone who can reach this machine can use it; set {KEY_VARIABLE} to require a key")
+        if self._visibility_note:
+            self._print_line(self._visibility_note)
+        if self._opens_browser:
             webbrowser.open(self.address)
         try:
             self._server.run(sockets=[self._listening])
@@ -261,18 +261,18 @@ class RunningServer:
                 service.index.close()
         if self._failure is not None:
             raise self._failure
-        self._say("stopped")
+        self._print_line("stopped")
 
-    def _what(self) -> str:
+    def _describe(self) -> str:
         name, index = self.service.model_name, self.service.index
         return name if index is None else f"{index.location} with {name}"
 
-    def _fail(self, error: BaseException) -> None:
+    def _stop_with_error(self, error: BaseException) -> None:
         self._failure = error
         self._server.should_exit = True
 
 
-def _loaded(folder: Path, engine: str) -> ImageTextModel:
+def _load_model(folder: Path, engine: str) -> ImageTextModel:
     """Load the model, and wait until a decoder for the first image is ready."""
     model = grr_coca.load(folder, engine=engine)
     helpers.wait(DECODING)
@@ -285,7 +285,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
         self._guard = guard
-        self._stopping_since = self._silent_until = 0.0
+        self._stopping_since = self._muted_until = 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -322,8 +322,8 @@ class _Server(uvicorn.Server):
             return
         if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
             loop.default_exception_handler(context)
-        elif time.monotonic() >= self._silent_until:
-            self._silent_until = time.monotonic() + 60
+        elif time.monotonic() >= self._muted_until:
+            self._muted_until = time.monotonic() + 60
             log.warning("no connection can be accepted: %s; raise the limit (ulimit -n)", error.strerror)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -342,11 +342,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop the server."""
-        cutting = asyncio.create_task(self._cut_connections())
+        aborting = asyncio.create_task(self._abort_connections())
         await super().shutdown(sockets)
-        cutting.cancel()
+        aborting.cancel()
 
-    async def _cut_connections(self) -> None:
+    async def _abort_connections(self) -> None:
         """Close all connections after a second signal.
 
         From Python 3.12 on, the shutdown would otherwise wait for them.
@@ -365,20 +365,20 @@ class _Protocol(H11Protocol):
     """
 
     max_connections = _MAX_CONNECTIONS
-    _heard = 0.0
-    _timer: asyncio.TimerHandle | None = None
-    _waits_for: Literal["headers", "end of a refused body"] | None = None
-    _sending: asyncio.TimerHandle | None = None
+    _last_received = 0.0
+    _receive_timer: asyncio.TimerHandle | None = None
+    _expected_data: Literal["headers", "end of a rejected body"] | None = None
+    _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Handle a new connection."""
         super().connection_made(transport)
-        self._heard = self.loop.time()
-        self._wait_for("headers")
+        self._last_received = self.loop.time()
+        self._expect("headers")
         if len(self.connections) > self.max_connections:
-            self._close_another()
+            self._close_idlest()
 
-    def _close_another(self) -> None:
+    def _close_idlest(self) -> None:
         """Close the connection with an incomplete request that has been idle for the longest time."""
         idle = [
             one
@@ -386,25 +386,25 @@ class _Protocol(H11Protocol):
             if isinstance(one, _Protocol) and one is not self and one.conn.their_state in (h11.IDLE, h11.SEND_BODY)
         ]
         if idle:
-            silent = min(idle, key=lambda one: one._heard)
+            silent = min(idle, key=lambda one: one._last_received)
             silent.transport.abort()
             self.connections.discard(silent)
 
     def data_received(self, data: bytes) -> None:
         """Handle a received part of a request."""
-        self._heard = self.loop.time()
-        is_new = self.conn.their_state is h11.IDLE and self._waits_for is None
+        self._last_received = self.loop.time()
+        is_new = self.conn.their_state is h11.IDLE and self._expected_data is None
         super().data_received(data)
         is_between = self.conn.their_state is h11.IDLE
         if is_new and is_between:
-            self._wait_for("headers")
-        elif self._waits_for == ("end of a refused body" if is_between else "headers"):
-            self._wait_for(None)
+            self._expect("headers")
+        elif self._expected_data == ("end of a rejected body" if is_between else "headers"):
+            self._expect(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Handle the end of a connection."""
-        self._wait_for(None)
-        self._stop_sending_timer()
+        self._expect(None)
+        self._stop_send_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -413,13 +413,13 @@ class _Protocol(H11Protocol):
         When the time is over, the connection is aborted, because `close` would wait for the client.
         """
         super().pause_writing()
-        self._sending = self.loop.call_later(SECONDS_TO_SEND, self.transport.abort)
-        self._make_room()
+        self._send_timer = self.loop.call_later(SECONDS_TO_SEND, self.transport.abort)
+        self._limit_unread_bytes()
 
-    def _make_room(self) -> None:
+    def _limit_unread_bytes(self) -> None:
         """If the total size of unread answers is too large, close the connections with the oldest ones."""
-        unread = [one for one in self.connections if isinstance(one, _Protocol) and one._sending is not None]
-        unread.sort(key=lambda one: one._sending.when() if one._sending is not None else 0.0)
+        unread = [one for one in self.connections if isinstance(one, _Protocol) and one._send_timer is not None]
+        unread.sort(key=lambda one: one._send_timer.when() if one._send_timer is not None else 0.0)
         excess = sum(one.transport.get_write_buffer_size() for one in unread) - MAX_UNREAD_BYTES
         for one in unread:
             if excess > 0 and one is not self:
@@ -429,23 +429,22 @@ class _Protocol(H11Protocol):
     def resume_writing(self) -> None:
         """Stop the time limit, because the client is reading."""
         super().resume_writing()
-        self._stop_sending_timer()
+        self._stop_send_timer()
 
-    def _stop_sending_timer(self) -> None:
-        if self._sending is not None:
-            self._sending.cancel()
-            self._sending = None
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def on_response_complete(self) -> None:
         """Handle the end of a response."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
-            self._wait_for("end of a refused body")
+            self._expect("end of a rejected body")
 
     def send_400_response(self, msg: str) -> None:
         """Reject invalid HTTP, such as headers that are too large."""
-        refusal = RequestError(400, f"invalid HTTP request, or headers that are too large ({msg})")
-        response = refused(refusal)
+        response = error_response(RequestError(400, f"invalid HTTP request, or headers that are too large ({msg})"))
         headers = [*response.raw_headers, (b"connection", b"close")]
         with contextlib.suppress(h11.LocalProtocolError):
             self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request")))
@@ -453,12 +452,12 @@ class _Protocol(H11Protocol):
             self.transport.write(self.conn.send(h11.EndOfMessage()))
         self.transport.close()
 
-    def _wait_for(self, what: Literal["headers", "end of a refused body"] | None) -> None:
+    def _expect(self, what: Literal["headers", "end of a rejected body"] | None) -> None:
         """Start to wait for data, and close the connection if they do not arrive in time.
 
         If `what` is None, stop waiting.
         """
-        if self._timer is not None:
-            self._timer.cancel()
-        self._waits_for = what
-        self._timer = None if what is None else self.loop.call_later(_SECONDS_TO_WAIT, self.transport.close)
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
+        self._expected_data = what
+        self._receive_timer = None if what is None else self.loop.call_later(_SECONDS_TO_WAIT, self.transport.close)

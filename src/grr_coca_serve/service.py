@@ -22,7 +22,7 @@ from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.pictures import PictureReader
 from grr_coca_serve.queue import ModelQueue, results_of
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 from grr_coca_serve.served_index import ServedIndex
 
 Result = TypeVar("Result")
@@ -87,7 +87,7 @@ class Service:
         """Return the number of tokens in a text."""
         return len(self.queue.ready().tokenizer.encode(text)) if text else 0
 
-    def room_after(self, prompt: str) -> int:
+    def max_tokens_after(self, prompt: str) -> int:
         """Return the maximum number of tokens that a caption may have after a prompt.
 
         The context also contains [BOS], [EOS] and [CLS].

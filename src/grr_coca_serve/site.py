@@ -61,7 +61,7 @@ from grr_coca_search.relevance import RelevanceCurve
 from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, Facet, Store, facet_fields, facets_of
 from grr_coca_serve.npm import NpmPackage, fetch_archive
 from grr_coca_serve.page import FILES, POLICY
-from grr_coca_serve.refusal import json_bytes
+from grr_coca_serve.request_error import json_bytes
 from grr_coca_serve.svg_cleaning import clean_svg
 
 CHUNK = 8192
@@ -119,10 +119,10 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     """
     path = given or user_cache() / "packages" / RUNTIME.archive
     if given is None and not path.exists():
-        fetch_archive(f"{RUNTIME.name}@{RUNTIME.version}", path.parent, _by_hand())
+        fetch_archive(f"{RUNTIME.name}@{RUNTIME.version}", path.parent, _manual_download())
     content = read_file_bytes(path)
     if hashlib.sha256(content).hexdigest() != RUNTIME.sha256:
-        again = "delete it to download it again" if given is None else _by_hand()
+        again = "delete it to download it again" if given is None else _manual_download()
         raise UserError(f"{path}: not {RUNTIME.archive}, or corrupt: the SHA-256 must be {RUNTIME.sha256}; {again}")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         members = {ours: archive.extractfile(f"package/dist/{theirs}") for theirs, ours in _RUNTIME_FILES.items()}
@@ -131,7 +131,7 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     return files | {"LICENSE.txt": licence.format(name=RUNTIME.name, version=RUNTIME.version).encode()}
 
 
-def _by_hand() -> str:
+def _manual_download() -> str:
     return (
         f"on a machine with a network, run `npm pack {RUNTIME.name}@{RUNTIME.version}`, and pass the file "
         f"{RUNTIME.archive} to --runtime"
@@ -492,17 +492,21 @@ def write_site(
             frozen = () if encoder is None else (FROZEN_FILES[1],)
             for name in (*graph_files, *frozen, weights, "tokenizer.json", *([THESAURUS] if has_thesaurus else [])):
                 _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
-            facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library, takes_images)}
+            metadata = {
+                "title": title,
+                **(about or {}),
+                **_describe_model(graphs, manifest, weights, model, library, takes_images),
+            }
             if encoder is not None:
-                _add_encoder(facts, encoder)
-            facts["thesaurus"] = f"model/{THESAURUS}.gz" if has_thesaurus else None
+                _add_encoder(metadata, encoder)
+            metadata["thesaurus"] = f"model/{THESAURUS}.gz" if has_thesaurus else None
             if adapted is not None:
-                facts["adapted"] = _write_adapted(adapted, site)
+                metadata["adapted"] = _write_adapted(adapted, site)
             if library is not None:
-                facts["thumbnails"] = _write_library(library, site, on_progress)
-            facts["bytes"] = _bytes_loaded(site)
-            (site / "site.json").write_bytes(json_bytes(facts))
-            _name_version(site)
+                metadata["thumbnails"] = _write_library(library, site, on_progress)
+            metadata["bytes"] = _count_loaded_bytes(site)
+            (site / "site.json").write_bytes(json_bytes(metadata))
+            _set_version(site)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
@@ -524,11 +528,11 @@ def require_tokenizer(folder: Path) -> None:
         UserError: If the page does not support the tokenizer. The message names the part.
     """
     path = folder / "tokenizer.json"
-    if problem := _not_in_page(read_json(path)):
+    if problem := _unsupported_tokenizer_part(read_json(path)):
         raise UserError(f"{path}: the page does not support {problem}; use `serve` or `export onnx` for this model")
 
 
-def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
+def _unsupported_tokenizer_part(tokenizer: Mapping[str, Any]) -> str:
     """Return a part of a `tokenizer.json` that the page does not support, or an empty text if it supports all parts."""
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
@@ -548,7 +552,7 @@ def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
     return f"a tokenizer without the {missing[0]}" if missing else ""
 
 
-def _facts(
+def _describe_model(
     graphs: Path, manifest: Mapping[str, Any], weights: str, model: str, library: Library | None, takes_images: bool
 ) -> dict[str, object]:
     """Return the content of `site.json` that describes the model and the capabilities of the page."""
@@ -575,7 +579,7 @@ def _facts(
     }
 
 
-def _add_encoder(facts: dict[str, Any], files: CheckpointFiles) -> None:
+def _add_encoder(metadata: dict[str, Any], files: CheckpointFiles) -> None:
     """Add a third-party image encoder to the content of `site.json`.
 
     The page then preprocesses pixels for this encoder.
@@ -583,10 +587,10 @@ def _add_encoder(facts: dict[str, Any], files: CheckpointFiles) -> None:
     info, features, config = files.encoder, files.config.feature_encoder, files.config
     assert info is not None
     assert features is not None
-    own = None if config.image_encoder is None else facts["preprocess"]
-    facts["preprocess"] = to_dict(info.preprocess)
-    facts["encoder"] = {"keep": features.keep, "own": own}
-    facts["graphs"]["encoder"] = f"model/{FROZEN_FILES[1]}.gz"
+    own = None if config.image_encoder is None else metadata["preprocess"]
+    metadata["preprocess"] = to_dict(info.preprocess)
+    metadata["encoder"] = {"keep": features.keep, "own": own}
+    metadata["graphs"]["encoder"] = f"model/{FROZEN_FILES[1]}.gz"
 
 
 _ADAPTED = ("text_mean", "image_mean", "plain_map", "word_map", "word_offset")
@@ -615,7 +619,7 @@ def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
     return files
 
 
-def _bytes_loaded(site: Path) -> int:
+def _count_loaded_bytes(site: Path) -> int:
     """Return the number of bytes that a browser loads before it can search.
 
     These are the compressed files, except for those with equivalents in other icon sets.
@@ -652,7 +656,7 @@ def _write_page(site: Path) -> None:
     index.write_bytes(changed.encode())
 
 
-def _name_version(site: Path) -> None:
+def _set_version(site: Path) -> None:
     """Give the service worker a version that depends on the content of the site.
 
     Browsers then replace an earlier version of the site in their caches.

@@ -50,25 +50,25 @@ def clean_svg(data: bytes, ink: str | None = None) -> bytes | None:
 
 def _clean(root: ElementTree.Element) -> None:
     for element in root.iter():
-        for child in [child for child in element if not _is_kept(child)]:
+        for child in [child for child in element if not _is_allowed(child)]:
             element.remove(child)
         for name, value in list(element.attrib.items()):
-            kept = _kept_value(name, value)
-            if kept is None:
+            cleaned = _clean_value(name, value)
+            if cleaned is None:
                 del element.attrib[name]
-            elif kept != value:
-                element.set(name, kept)
+            elif cleaned != value:
+                element.set(name, cleaned)
         if element.tag == f"{{{_SVG}}}style" and element.text:
             element.text = _OUTSIDE.sub("none", _IMPORT.sub("", element.text))
 
 
-def _is_kept(element: ElementTree.Element) -> bool:
+def _is_allowed(element: ElementTree.Element) -> bool:
     # The tag of a comment or a processing instruction is a function.
     name = element.tag if isinstance(element.tag, str) else ""
     return name.startswith(f"{{{_SVG}}}") and name.removeprefix(f"{{{_SVG}}}") not in _ACTIVE
 
 
-def _kept_value(name: str, value: str) -> str | None:
+def _clean_value(name: str, value: str) -> str | None:
     """Return the permitted value of an attribute, or None if the attribute must be removed."""
     plain = name.rpartition("}")[2].lower()
     if plain.startswith("on") or (name.startswith("{") and not name.startswith(f"{{{_XLINK}}}")):

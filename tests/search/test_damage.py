@@ -57,21 +57,21 @@ def test_checking_finds_any_change_of_the_vectors(good, tmp_path, seed):
     content = bytearray(path.read_bytes())
     content[made.randrange(len(content))] ^= 1 << made.randrange(8)
     path.write_bytes(content)
-    with open_store(str(folder)) as store, pytest.raises(CorruptDataError, match="rows 1 to 60 are not"):
+    with open_store(str(folder)) as store, pytest.raises(CorruptDataError, match="rows 1 to 60 differ"):
         store.check()
 
 
 def test_update_reports_fields_that_are_not_json(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("UPDATE pictures SET fields = char(1) || 'x'")
-    with open_store(str(bad)) as store, pytest.raises(CorruptDataError, match=r"the fields of .* are none"):
+    with open_store(str(bad)) as store, pytest.raises(CorruptDataError, match=r"the fields of .* are invalid"):
         store.known([make_entry(5).name])
 
 
 def test_field_name_that_is_not_text_raises(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("INSERT INTO columns VALUES (x'ff')")
-    with open_store(str(bad)) as store, pytest.raises(CorruptDataError, match="the name of a field is not text"):
+    with open_store(str(bad)) as store, pytest.raises(CorruptDataError, match="the name of a field is not a text"):
         facets(store)
 
 
@@ -184,7 +184,7 @@ def test_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
 def test_backup_is_restored_as_the_message_describes(good, bad, tmp_path):
     backup = Path(shutil.copytree(good, tmp_path / "backup"))
     (bad / "vectors.f16").write_bytes(b"")
-    with closing(EmbeddedStore(bad)) as store, pytest.raises(CorruptDataError, match=f"a new folder beside {bad}"):
+    with closing(EmbeddedStore(bad)) as store, pytest.raises(CorruptDataError, match=f"a new folder next to {bad}"):
         store.nearest(make_vectors(1)[0], 5)
     bad.rename(tmp_path / "old")
     backup.rename(bad)

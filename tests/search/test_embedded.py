@@ -80,10 +80,10 @@ def test_closed_index_is_not_reported_as_corrupt(store):
 def test_missing_folder_or_folder_without_an_index_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder; create one with grr-coca index"):
         open_store(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"not an index: it holds no index\.sqlite"):
+    with pytest.raises(UserError, match=r"not an index, because it does not contain index\.sqlite"):
         open_store(str(tmp_path))
     (tmp_path / "photo.png").touch()
-    with pytest.raises(UserError, match=r"not an index: .* --out INDEX$"):
+    with pytest.raises(UserError, match=r"not an index, .* --out INDEX$"):
         open_store(str(tmp_path))
     with pytest.raises(UserError, match="contains other files, not an index"):
         find_store(str(tmp_path))
@@ -109,7 +109,7 @@ def test_another_database_and_other_bytes_are_no_index(tmp_path):
     with pytest.raises(UserError, match="an SQLite database, but not an index of grr-coca"):
         open_store(str(tmp_path))
     (tmp_path / "index.sqlite").write_bytes(b"not a database at all, but some text" * 50)
-    with pytest.raises(UserError, match=r"corrupt, or not an index .* make the index again, or copy a backup"):
+    with pytest.raises(UserError, match=r"corrupt, or not an index .* rebuild the index, or copy a backup"):
         open_store(str(tmp_path))
 
 
@@ -124,7 +124,7 @@ def test_index_with_foreign_views_or_triggers_is_rejected(store, statement):
     database = sqlite3.connect(folder_of(store) / "index.sqlite")
     database.execute(statement)
     database.close()
-    with pytest.raises(UserError, match=r"corrupt: unexpected (view|trigger) 'slow'; make the index again"):
+    with pytest.raises(UserError, match=r"corrupt: unexpected (view|trigger) 'slow'; rebuild the index"):
         open_store(store.location)
 
 
@@ -183,7 +183,7 @@ def test_truncated_vectors_raise_and_are_not_padded(store, reopened):
     store.close()
     path = folder_of(store) / "vectors.f16"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"vectors\.f16: corrupt: 640 bytes were committed, but the file has only 639"):
+    with pytest.raises(UserError, match=r"vectors\.f16: corrupt: the file has only 639 of 640 committed bytes"):
         len(reopened())
     with pytest.raises(UserError, match="corrupt"):
         reopened().commit(Changes(removed=["a"]))

@@ -44,7 +44,7 @@ def test_all_values_survive_a_round_trip(store, tmp_path):
 
 def test_rejects_a_file_that_is_not_an_export(store, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="not an index from `grr-coca export index`"):
+    with pytest.raises(UserError, match="not an index; pass a file from `grr-coca export index`"):
         import_parquet(tmp_path / "other.parquet", str(tmp_path / "new"))
     (tmp_path / "text.parquet").write_text("text")
     with pytest.raises(UserError, match="not a readable Parquet file"):

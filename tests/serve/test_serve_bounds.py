@@ -10,7 +10,7 @@ from serving import JSON, serving
 
 from grr_coca_serve.bounds import MAX_DEPTH, MAX_PARTS, require_bounded
 from grr_coca_serve.guard import KEY_VARIABLE
-from grr_coca_serve.refusal import MAX_BYTES, RequestError
+from grr_coca_serve.request_error import MAX_BYTES, RequestError
 from grr_coca_serve.schemas import HEART
 
 MANY = MAX_PARTS // 2
@@ -117,10 +117,10 @@ def test_usual_client_requests_are_within_the_limits(served, icons):
 @pytest.mark.parametrize("wrong", [None, [None], [0.5], {}, ""])
 def test_report_of_wrong_elements_ends_at_the_first(served, path, wrong, monkeypatch):
     counts: list[int] = []
-    made = "grr_coca_serve.app.invalid"
-    from grr_coca_serve.pictures import invalid
+    made = "grr_coca_serve.app.validation_error"
+    from grr_coca_serve.pictures import validation_error
 
-    monkeypatch.setattr(made, lambda error: counts.append(len(error.errors())) or invalid(error))
+    monkeypatch.setattr(made, lambda error: counts.append(len(error.errors())) or validation_error(error))
     answer = served.post(path, {"model": "icons", "input": [wrong] * 2000, "inputs": [wrong] * 2000})
     assert answer.status in (400, 422)
     assert counts[0] < 12, "some for each type that an element may have"

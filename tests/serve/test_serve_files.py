@@ -20,7 +20,7 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
-from grr_coca_serve.refusal import to_request_error
+from grr_coca_serve.request_error import to_request_error
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -64,7 +64,7 @@ class Hanging:
 def hanging(monkeypatch, own):
     drive = Hanging(monkeypatch, own)
     monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.5)
-    monkeypatch.setattr("grr_coca_serve.files._SECONDS_TO_LOOK", 0.2)
+    monkeypatch.setattr("grr_coca_serve.files._SECONDS_TO_CHECK", 0.2)
     monkeypatch.setattr("grr_coca_serve.files._SECONDS_UNTIL_LATE", 0.5)
     yield drive
     drive.answers.set()

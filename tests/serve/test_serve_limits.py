@@ -26,7 +26,7 @@ from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import KEY_VARIABLE, Guard, Limits
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.queue import ModelQueue, results_of
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 from grr_coca_serve.server import RunningServer
 from grr_coca_serve.service import QueuedRoute
 
@@ -202,8 +202,8 @@ def test_remaining_jobs_are_skipped_after_a_failure():
 
 def guarded(app, seconds: float = 0.05):
     limits = Limits(seconds=seconds)
-    return Guard(app, limits=limits, metrics=Metrics(), key=None, page=frozenset(), of_model=frozenset(),
-                 require_room=lambda: None, is_local=False)  # fmt: skip
+    return Guard(app, limits=limits, metrics=Metrics(), key=None, page=frozenset(), queued_paths=frozenset(),
+                 require_capacity=lambda: None, is_local=False)  # fmt: skip
 
 
 def answer_of(app, *, kind: str = "http") -> list[dict]:
@@ -298,7 +298,7 @@ def test_stream_that_is_dropped_ends_its_request(served):
 
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
-    [(RuntimeError("secret of the server"), 500, "see its log for the reason"), (MemoryError(), 503, "out of memory")],
+    [(RuntimeError("secret of the server"), 500, "see the log of the server"), (MemoryError(), 503, "out of memory")],
 )
 def test_model_failure_has_no_traceback_and_the_next_works(served, monkeypatch, caplog, error, status, reason):
     def fail(*_: object) -> None:
@@ -330,7 +330,7 @@ def test_rejects_too_many_bytes_before_they_are_sent(strict):
         connection.sendall(head)
         said = connection.recv(5000)
         assert said.startswith(b"HTTP/1.1 413"), "and not 100"
-        while b"the limit of a request" not in said:
+        while b"send less per request" not in said:
             said += connection.recv(5000) or pytest.fail(f"it does not say why: {said!r}")
 
 

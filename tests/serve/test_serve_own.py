@@ -160,7 +160,7 @@ def test_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch, p
         *_, (_, last), (_, done) = answer.events()
         assert done == "[DONE]"
     assert answer.status == 200
-    assert "see its log for the reason" in last["error"]["message"]
+    assert "see the log of the server" in last["error"]["message"]
 
 
 def test_beams_are_sent_at_the_end_of_a_stream(served, icons):

@@ -48,7 +48,7 @@ def test_page_reads_exported_files(tmp_path):
     given = json.dumps({"files": files, "texts": TEXTS})
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
     for name, tokenizer, file, found in zip(TOKENIZERS, tokenizers, files, json.loads(done.stdout), strict=True):
-        problem = site._not_in_page(file)
+        problem = site._unsupported_tokenizer_part(file)
         if isinstance(found, str):
             assert problem, (name, found)
         if not problem:
@@ -68,7 +68,7 @@ def test_page_reads_exported_files(tmp_path):
     ],
 )
 def test_tokenizers_that_the_page_cannot_read_are_named(name, problem):
-    assert site._not_in_page(json.loads(TOKENIZERS[name]().to_json())) == problem
+    assert site._unsupported_tokenizer_part(json.loads(TOKENIZERS[name]().to_json())) == problem
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,11 @@ def test_tokenizers_that_the_page_cannot_read_are_named(name, problem):
 def test_steps_that_the_page_does_not_have_are_named(part, step):
     file = json.loads(TOKENIZERS["own"]().to_json())
     file[part] = step
-    assert site._not_in_page(file) == f"the tokenizer's {part} {step['type']}"
+    assert site._unsupported_tokenizer_part(file) == f"the tokenizer's {part} {step['type']}"
     file[part] = None
-    assert ("" if part == "normalizer" else f"a tokenizer without the {part} ByteLevel") == site._not_in_page(file)
+    assert (
+        "" if part == "normalizer" else f"a tokenizer without the {part} ByteLevel"
+    ) == site._unsupported_tokenizer_part(file)
 
 
 def test_export_web_names_a_tokenizer_that_it_cannot_export(grr_coca, tmp_path):

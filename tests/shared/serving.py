@@ -29,7 +29,7 @@ OPTIONS = ServeOptions(
     engine="auto",
     host="127.0.0.1",
     port=0,
-    opens=False,
+    opens_browser=False,
     capacity=64,
     limits=Limits(),
 )

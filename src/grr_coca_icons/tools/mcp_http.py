@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from starlette.types import Message, Receive, Scope, Send
 
 from grr_coca.common.errors import UserError
-from grr_coca_serve.refusal import MAX_BYTES, RequestError
-from grr_coca_serve.responses import refused
+from grr_coca_serve.request_error import MAX_BYTES, RequestError
+from grr_coca_serve.responses import error_response
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -90,7 +90,7 @@ def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager,
 
     name = Path(served.location).name.removesuffix(".index") or "icons"
     files = served.files
-    index = served.opened_for_tools()
+    index = served.open_for_tools()
     tools = IconTools({name: index}, reads_files=False, read=files.read_now, decode=files.decode)
     return StreamableHTTPSessionManager(app=make_mcp_server(tools), json_response=True, stateless=True), index
 
@@ -108,7 +108,7 @@ def _with_short_errors(send: Send) -> Send:
             is_json = any(name == b"content-type" and b"json" in value for name, value in start["headers"])
             is_long = len(message.get("body", b"")) > MAX_BYTES
             if start["status"] >= HTTPStatus.BAD_REQUEST and (is_long or not is_json):
-                short = refused(RequestError(start["status"], message["body"].decode("utf-8", "replace")))
+                short = error_response(RequestError(start["status"], message["body"].decode("utf-8", "replace")))
                 start["headers"], message["body"] = short.raw_headers, short.body
             await send(start)
         await send(message)

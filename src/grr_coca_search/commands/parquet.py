@@ -24,7 +24,7 @@ def import_index(
     from grr_coca_search.portable import import_parquet
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; pass a file from `grr-coca export index`")
     print(f"{out}: {import_parquet(path, out):,} images of {path}")
 
 

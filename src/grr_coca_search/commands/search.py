@@ -193,7 +193,7 @@ def _opening_line(answer: "SearchResult") -> str | None:
 
 def _no_hit_reason(answer: "SearchResult", min_relevance: float, where: str | None) -> str:
     if not answer.can_tell:
-        return f"{answer.why_no_relevance}, so no hit is said to reach {min_relevance:.0%}"
+        return f"{answer.why_no_relevance}, so no hit is known to reach {min_relevance:.0%}"
     matching = "" if where is None else ", or none of them matches --where"
     return f"no hit reaches {min_relevance:.0%} among {answer.searched:,} images{matching}"
 

@@ -201,7 +201,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
     """
     path = folder / FILE
     if not path.is_file():
-        why = "no such folder" if not folder.exists() else f"not an index: it holds no {FILE}"
+        why = "no such folder" if not folder.exists() else f"not an index, because it does not contain {FILE}"
         # a new index can only be created in an empty or new folder
         out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder
         raise UserError(f"{folder}: {why}; create one with grr-coca index IMAGES… --out {out}")
@@ -261,7 +261,10 @@ def database_errors(folder: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         words = str(error)
         if "full" in words or "disk I/O" in words:
-            raise UserError(f"{folder}: cannot be written ({words}); earlier commits are kept") from error
+            raise UserError(
+                f"{folder}: the index cannot be written ({words}); earlier commits are kept; free disk space, and "
+                "try again"
+            ) from error
         if "locked" in words or "busy" in words:
             raise UserError(f"{folder}: another process has locked the index; try again when it is done") from error
         if any(sign in words for sign in _CORRUPTION_WORDS):
@@ -271,7 +274,7 @@ def database_errors(folder: Path) -> Iterator[None]:
         message = f"{folder / FILE}: corrupt, or not an index ({error}); {how_to_restore(folder)}"
         raise CorruptDataError(message) from error
     except OSError as error:
-        message = f"{folder}: cannot be read or written ({error.strerror or error}); what was committed before is kept"
+        message = f"{folder}: cannot be read or written ({error.strerror or error}); earlier commits are kept"
         raise UserError(message) from error
 
 
@@ -413,7 +416,9 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if identity != _APPLICATION_ID:
-        raise UserError(f"{folder / FILE}: an SQLite database, but not an index of grr-coca")
+        raise UserError(
+            f"{folder / FILE}: an SQLite database, but not an index of grr-coca; pass the folder of an index"
+        )
     if version > VERSION:
         raise UserError(
             f"{folder}: written by a newer grr-coca (format {version}; this version supports {VERSION}); "
@@ -444,7 +449,9 @@ def lock_writer(folder: Path) -> ProcessLock:
         ) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UserError(f"{folder / _LOCK}: cannot be written (it is a symbolic link)") from error
+            raise UserError(
+                f"{folder / _LOCK}: cannot be written, because it is a symbolic link; remove the link"
+            ) from error
         if error.errno in _WITHOUT_LOCKS:
             raise UserError(
                 f"{folder}: the file system has no locks ({error.strerror or error}), without which two writers "

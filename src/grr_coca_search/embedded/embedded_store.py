@@ -228,7 +228,7 @@ class EmbeddedStore(Store):
         vectors = now.state.vectors
         damaged = list(corrupt_blocks(read_blocks(now.database, now.state.row.generation), vectors))
         where = ", ".join(f"rows {block.first + 1:,} to {block.end:,}" for block in damaged[:_MAX_BLOCKS_NAMED])
-        what = f"{where} are not what was written" if damaged else "some rows are no embeddings"
+        what = f"{where} differ from the rows that were written" if damaged else "some rows are not embeddings"
         return CorruptDataError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
@@ -269,7 +269,7 @@ class EmbeddedStore(Store):
         with self.snapshot() as now:
             names = frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
         if not all(isinstance(name, str) for name in names):
-            raise self._database_error("the name of a field is not text")
+            raise self._database_error("the name of a field is not a text")
         return names
 
     def revision(self) -> str:
@@ -364,7 +364,7 @@ class EmbeddedStore(Store):
                     try:
                         found[name] = ImageState(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
                     except PARSE_ERRORS as error:
-                        raise self._database_error(f"the fields of {name} are none ({error})") from error
+                        raise self._database_error(f"the fields of {name} are invalid ({error})") from error
         return found
 
     def roots(self) -> list[str]:
@@ -420,7 +420,7 @@ class EmbeddedStore(Store):
         count, committed = sum(1 for _ in self.everything()), now.state.row.live
         (same,) = now.database.execute("SELECT COUNT(*) FROM pictures WHERE draw IS NOT NULL").fetchone()
         if not count == same == committed == int(now.state.live.sum()):
-            raise self._database_error(f"{count:,} images, of {committed:,} that were committed")
+            raise self._database_error(f"it has {count:,} of {committed:,} committed images")
 
     def _database_error(self, what: str) -> CorruptDataError:
         return CorruptDataError(f"{self._folder / FILE}: corrupt: {what}; {how_to_restore(self._folder)}")

@@ -39,7 +39,7 @@ def vectors_file(folder: Path, generation: int) -> Path:
 def how_to_restore(folder: Path) -> str:
     """Return advice on restoring a corrupt index. A copy into its folder would modify files that may be in use."""
     return (
-        f"make the index again, or copy a backup to a new folder beside {folder}, and rename both; never copy into a "
+        f"rebuild the index, or copy a backup to a new folder next to {folder}, and rename both; never copy into a "
         "folder that is in use"
     )
 
@@ -153,7 +153,7 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
 def _require_size(path: Path, size: int, committed: int) -> None:
     if size < committed:
         raise CorruptDataError(
-            f"{path}: corrupt: {committed:,} bytes were committed, but the file has only {size:,}; "
+            f"{path}: corrupt: the file has only {size:,} of {committed:,} committed bytes; "
             f"{how_to_restore(path.parent)}"
         )
 
@@ -294,7 +294,7 @@ class State:
         try:
             live[_rows_of(gone, row.rows)] = False
         except ValueError as error:
-            message = f"{folder}: corrupt: it removed images that it never had"
+            message = f"{folder}: corrupt: the list of removed images has invalid ids"
             raise CorruptDataError(f"{message}; {how_to_restore(folder)}") from error
         return cls(row, vectors, live)
 

@@ -167,7 +167,9 @@ def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
     If a user's table has a column of the same name, its cell is the only value.
     """
     if operator != "=":
-        raise UserError(f"where: on Milvus, {field} take only = and in; an index in a folder has all comparisons")
+        raise UserError(
+            f"where: on Milvus, {field} can only be compared with = and in; use these, or an index in a folder"
+        )
     noted, text = f'kinds["{_PHOTO}"]', _literal(value)
     kept = f'{noted}["photo"]["{field}"]' if FIELDS[field].source == "file" else f'{noted}["{field}"]'
     is_no_column = f'(not json_contains({noted}["columns"], "{field}"))'

@@ -70,7 +70,7 @@ def run(
         engine=engine,
         host=host,
         port=port,
-        opens=open,
+        opens_browser=open,
         capacity=queue,
         limits=limits,
         plugins=joined(plugin),

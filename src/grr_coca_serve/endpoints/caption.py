@@ -12,8 +12,8 @@ from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.image_text_model import Description
 from grr_coca.infer.tags import MAX_TAGS
 from grr_coca_serve.pictures import picture_and_options
-from grr_coca_serve.queue import begun, caption_pieces
-from grr_coca_serve.refusal import server_sent, to_request_error
+from grr_coca_serve.queue import caption_pieces, wait_for_first
+from grr_coca_serve.request_error import server_sent, to_request_error
 from grr_coca_serve.responses import event_stream, json_response
 from grr_coca_serve.schemas import Strict, answers, picture_request
 from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
@@ -95,13 +95,18 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
     if "text/event-stream" not in request.headers.get("accept", ""):
         found = await asyncio.wrap_future(start())
         captions = [{"text": one.text, "log_prob": one.log_prob} for one in found.captions]
-        answer = {"caption": found.captions[0].text, "captions": captions, **_known(found), "model": service.model_name}
+        answer = {
+            "caption": found.captions[0].text,
+            "captions": captions,
+            **_confidence_and_tags(found),
+            "model": service.model_name,
+        }
         return json_response(answer)
     pieces = caption_pieces(start)
-    return event_stream(_caption_events(await begun(pieces)))
+    return event_stream(_caption_events(await wait_for_first(pieces)))
 
 
-def _known(found: Description) -> dict[str, object]:
+def _confidence_and_tags(found: Description) -> dict[str, object]:
     """Return the confidence and the tags of a caption, as far as they are known."""
     tags = [{"tag": tag.text, "probability": tag.probability} for tag in found.tags]
     return {"confidence": found.confidence, "unfamiliar": found.unfamiliar, "tags": tags}
@@ -116,6 +121,6 @@ async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIter
                 text += piece
                 yield server_sent({"text": text})
             else:
-                yield server_sent({"text": piece.captions[0].text, **_known(piece)}, "done")
+                yield server_sent({"text": piece.captions[0].text, **_confidence_and_tags(piece)}, "done")
     except Exception as error:
         yield server_sent(to_request_error(error).content, "error")

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict
 
 from grr_coca_serve.pictures import from_data_uri, is_picture
-from grr_coca_serve.refusal import json_list
+from grr_coca_serve.request_error import json_list
 from grr_coca_serve.schemas import HEART, SOME, Strict, WordsOrPicture, answers
 from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 

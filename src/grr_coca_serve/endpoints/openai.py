@@ -21,8 +21,8 @@ from grr_coca.data.tokenizer import clean_prompt
 from grr_coca.infer.generate import Caption, GenerationOptions
 from grr_coca.infer.image_text_model import Description
 from grr_coca_serve.pictures import from_data_uri, is_picture
-from grr_coca_serve.queue import begun, caption_pieces
-from grr_coca_serve.refusal import RequestError, json_bytes, json_list, server_sent, to_request_error
+from grr_coca_serve.queue import caption_pieces, wait_for_first
+from grr_coca_serve.request_error import RequestError, json_bytes, json_list, server_sent, to_request_error
 from grr_coca_serve.responses import event_stream, json_response
 from grr_coca_serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
 from grr_coca_serve.service import Place, QueuedRoute, Service, ThisService, deadline_of
@@ -205,7 +205,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
 async def chat(given: ChatInput, request: Request, service: ThisService, place: Place) -> Response:
     """Caption the image of a conversation."""
     _require_model(given.model, service)
-    _require_followed(given)
+    _require_supported(given)
     data, prompt = _picture_of(given.messages), _prompt_of(given.messages)
     options, expires = _options(given, service, prompt), deadline_of(request)
     place.take()
@@ -213,8 +213,8 @@ async def chat(given: ChatInput, request: Request, service: ThisService, place: 
     start = partial(service.queue.caption, pixels, expires, prompt, options)
     answer = _Answer(given, service, prompt)
     if given.stream:
-        return event_stream(answer.events(await begun(caption_pieces(start))))
-    return json_response(answer.whole(await asyncio.wrap_future(start())))
+        return event_stream(answer.events(await wait_for_first(caption_pieces(start))))
+    return json_response(answer.complete(await asyncio.wrap_future(start())))
 
 
 router.routes.extend(_queued.routes)
@@ -251,7 +251,7 @@ def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
 # --- Chat completions
 
 
-def _require_followed(given: ChatInput) -> None:
+def _require_supported(given: ChatInput) -> None:
     """Reject keys and values that this model does not support.
 
     Raises:
@@ -302,7 +302,7 @@ def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptio
     If the request limits the number of tokens, this limit is reduced to what fits into the model's context.
     """
     limit = given.max_completion_tokens or given.max_tokens
-    max_length = None if limit is None else min(limit, service.room_after(prompt))
+    max_length = None if limit is None else min(limit, service.max_tokens_after(prompt))
     count = given.n or 1
     if not given.temperature:
         return GenerationOptions(max_length=max_length, num_beams=count, num_captions=count)
@@ -329,12 +329,12 @@ class _Answer:
             "model": service.model_name,
         }
 
-    def whole(self, found: Description) -> dict[str, Any]:
+    def complete(self, found: Description) -> dict[str, Any]:
         """Return the complete answer."""
         choices = [
             {
                 "index": number,
-                "message": {"role": "assistant", "content": self._cut(caption.text), "refusal": None},
+                "message": {"role": "assistant", "content": self._until_stop(caption.text), "refusal": None},
                 "logprobs": None,
                 "finish_reason": self._reason(caption),
             }
@@ -353,12 +353,14 @@ class _Answer:
                     text += piece
                     # If the request has stop texts, the end of the text so far may be the start of one of them. The
                     # text is then sent only after it has been cut at a stop text, or is complete.
-                    whole = self._cut(text)
-                    if (not self._stops or len(whole) < len(text)) and (more := self._more(whole, 0, sent)):
+                    complete = self._until_stop(text)
+                    if (not self._stops or len(complete) < len(text)) and (
+                        more := self._unsent_chunk(complete, 0, sent)
+                    ):
                         yield more
                     continue
                 for number, caption in enumerate(piece.captions):
-                    if more := self._more(self._cut(caption.text), number, sent):
+                    if more := self._unsent_chunk(self._until_stop(caption.text), number, sent):
                         yield more
                     yield self._chunk({}, number, self._reason(caption))
                 if self._given.stream_options and self._given.stream_options.include_usage:
@@ -367,7 +369,7 @@ class _Answer:
             yield server_sent(to_request_error(error).content)
         yield server_sent("[DONE]")
 
-    def _more(self, text: str, number: int, sent: dict[int, str]) -> bytes:
+    def _unsent_chunk(self, text: str, number: int, sent: dict[int, str]) -> bytes:
         """Return a chunk with the unsent part of a text, or an empty chunk if all of it has been sent."""
         more = text[len(sent.get(number, "")) :]
         sent[number] = text
@@ -380,14 +382,14 @@ class _Answer:
     def _chunk_head(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk"}
 
-    def _cut(self, text: str) -> str:
+    def _until_stop(self, text: str) -> str:
         """Return the text before the first stop text."""
         ends = [place for stop in self._stops if (place := text.find(stop, len(self._prompt))) >= 0]
         return text[: min(ends)] if ends else text
 
     def _reason(self, caption: Caption) -> str:
         is_whole = caption.token_ids[-1:] == (self._service.queue.ready().tokenizer.eos_id,)
-        return "stop" if is_whole or self._cut(caption.text) != caption.text else "length"
+        return "stop" if is_whole or self._until_stop(caption.text) != caption.text else "length"
 
     def _usage(self, found: Description) -> dict[str, int]:
         count = sum(len(caption.token_ids) for caption in found.captions)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from grr_coca.common.errors import UserError
-from grr_coca_serve.refusal import RequestError, json_bytes, json_list
+from grr_coca_serve.request_error import RequestError, json_bytes, json_list
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import MAX_LIMIT, Facet, IndexedPicture, Where, answers
 from grr_coca_serve.service import ThisService

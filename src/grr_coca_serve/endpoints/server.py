@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 import grr_coca
 from grr_coca_serve.guard import MAX_KEY_LENGTH, SESSION
-from grr_coca_serve.refusal import RequestError
+from grr_coca_serve.request_error import RequestError
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import Strict, answers
 from grr_coca_serve.service import ThisService
@@ -104,8 +104,8 @@ async def session(given: SessionInput, request: Request, service: ThisService) -
     """Exchange the key for a cookie. The page needs one, because browsers request its images without the key."""
     if service.key is None:
         return Response(status_code=204)
-    if not service.key.opens(given.key):
-        raise RequestError(401, "wrong key")
+    if not service.key.matches(given.key):
+        raise RequestError(401, "the key is wrong; send the key of the server")
     response = Response(status_code=204)
     is_https = request.url.scheme == "https"
     response.set_cookie(SESSION, service.key.session, httponly=True, samesite="strict", secure=is_https)

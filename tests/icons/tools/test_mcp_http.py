@@ -134,7 +134,7 @@ def test_failed_manager_is_restarted_without_blocking_calls(own, monkeypatch):
             for _ in range(2):
                 answer = client.post("/mcp", asked("tools/list"), ACCEPT)
                 assert answer.status == 500
-                assert "see its log for the reason" in answer.reason()
+                assert "see the log of the server" in answer.reason()
         assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 
 
@@ -210,13 +210,13 @@ def test_calls_that_wait_are_bounded(own, monkeypatch):
 
 
 def test_tools_compute_in_the_queue_of_the_model(own):
-    """They take batches, and wait for what others have asked for before."""
+    """They submit batches, which wait for earlier requests."""
     picture = base64.b64encode((own / "star.svg").read_bytes()).decode()
     with serving(own / "own.index") as client:
         queue = client.server.service.queue
         wait_until(lambda: queue.model is not None)
-        done, real = [], queue._do
-        queue._do = lambda batch: (done.append(batch[0].kind.work), real(batch))
+        done, real = [], queue._process
+        queue._process = lambda batch: (done.append(batch[0].kind.work), real(batch))
         assert not call(client, "search_icons", query="a star")[0]
         assert set(done) == {"embed_texts"}
         done.clear()

@@ -81,7 +81,7 @@ def to_request_error(error: Exception) -> RequestError:
     if isinstance(error, MemoryError):
         return RequestError(503, "the server is out of memory; try again in a moment", retry_after=5)
     log.error("a request failed", exc_info=error)
-    return RequestError(500, "the server failed on this request; see its log for the reason")
+    return RequestError(500, "the server failed on this request; see the log of the server for the reason")
 
 
 def json_bytes(content: object) -> bytes:

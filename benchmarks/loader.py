@@ -17,10 +17,9 @@ from harness import parse, parser_of, report
 
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
-from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
-from grr_coca.train.step import Trainer, build_trainer, count_tokens
+from grr_coca.train.step import Trainer, build_trainer, count_tokens, resolve_precision
 
 ROUNDS, WARM_UP = 12, 2
 TARGET = 5.0

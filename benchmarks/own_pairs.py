@@ -20,9 +20,9 @@ import numpy as np
 
 from grr_coca import load
 from grr_coca.adapt.adapt_model import adaptation_of
-from grr_coca.adapt.fit import Fitted, fit_images
+from grr_coca.adapt.fit import FitResult, fit_images
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs
-from grr_coca.adapt.ridge import fit, join_groups, make_folds, near_equal
+from grr_coca.adapt.ridge import fit, join_linked, links_of, make_folds, near_equal
 from grr_coca.cli import exit_code
 from grr_coca.common.ranks import launched
 from grr_coca.data.sources.base import PairSource
@@ -106,7 +106,8 @@ class Domain:
         width = self.images.features.shape[1] - NUM_DESCRIPTORS
         embeddings, described = self.images.features[:, :width], self.images.features[:, width:]
         near = near_equal(unit(embeddings), unit(described), 0.9, 0.97)
-        groups = join_groups(near, self.captions)
+        images = np.arange(len(near))
+        groups = join_linked(len(near), [*links_of(images, near), *links_of(images, self.captions)])
         self.folds = make_folds(groups, NUM_FOLDS)
         self.groups = groups
 
@@ -224,7 +225,7 @@ def plain_similarity(images: ImageSet, test: np.ndarray, captions: np.ndarray) -
 def adapted_similarity(
     domain: Domain,
     images: ImageSet,
-    fitted: Fitted,
+    fitted: FitResult,
     every: ImageSet,
     test: np.ndarray,
 ) -> np.ndarray:
@@ -238,7 +239,7 @@ def adapted_similarity(
 
 
 def with_base(
-    domain: Domain, images: ImageSet, fitted: Fitted, tuned: ImageSet, parts: tuple[np.ndarray, np.ndarray]
+    domain: Domain, images: ImageSet, fitted: FitResult, tuned: ImageSet, parts: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     """By the same fit with the embedding of `icons` as a further feature."""
     (learned, test), values, space = parts, fitted.values, fitted.space

@@ -38,10 +38,9 @@ from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source, remote_shards
 from grr_coca.data.sources.shards import index_remote, remote_index, write_index
 from grr_coca.data.sources.tar import ROW_DTYPE, ShardIndex
-from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
-from grr_coca.train.step import Trainer, build_trainer, count_tokens
+from grr_coca.train.step import Trainer, build_trainer, count_tokens, resolve_precision
 
 IMAGE_BYTES, PAIRS_PER_SHARD, STEPS, WARM_UP = 30_000, 512, 20, 4
 NUM_SHARDS, PAIRS_OF_SHARD, BATCH_SIZE = 1_243, 9_655, 4_096

@@ -30,9 +30,9 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.table import format_table
 from grr_coca.infer.explain import caption_maps, caption_picture
 from grr_coca.model.build import build
-from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.step import resolve_precision
 from grr_coca_study.ledger import DIGESTS_FILE, read_ledger
 from grr_coca_study.plan import PLAN_FILE, DemoPlan, arm_named, read_plan, stage_names
 from grr_coca_study.report.numbers import split_rows

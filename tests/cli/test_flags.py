@@ -12,9 +12,9 @@ from grr_coca.cli import all_commands
 
 @pytest.mark.parametrize("verb", sorted(all_commands()))
 def test_every_flag_is_explained_in_the_help(grr_coca, verb):
-    said = grr_coca(*verb.split(), "--help")
-    assert said.code == 0
-    shown = " ".join(said.out.replace("│", " ").split())
+    result = grr_coca(*verb.split(), "--help")
+    assert result.code == 0
+    shown = " ".join(result.out.replace("│", " ").split())
     assert all_commands()[verb].summary in shown
     described = all_commands()[verb].load().__doc__.partition("Args:")[2]
     for flag in inspect.signature(all_commands()[verb].load()).parameters:
@@ -25,17 +25,17 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
 def test_help_lists_every_command(grr_coca, arguments):
-    said = grr_coca(*arguments)
-    assert said.code == 0
+    result = grr_coca(*arguments)
+    assert result.code == 0
     for verb, command in all_commands().items():
-        assert f"{verb} " in said.out
-        assert command.summary in said.out
+        assert f"{verb} " in result.out
+        assert command.summary in result.out
 
 
 def test_no_command_shows_the_help_and_fails(grr_coca):
-    said = grr_coca()
-    assert said.code == 2
-    assert "usage: grr-coca COMMAND" in said.out
+    result = grr_coca()
+    assert result.code == 2
+    assert "usage: grr-coca COMMAND" in result.out
 
 
 def test_version_is_the_packages(grr_coca):
@@ -51,10 +51,10 @@ def test_unknown_command_suggests_the_nearest(refused, verb, meant):
 
 def test_two_word_command_lists_its_kinds(grr_coca, refused):
     for arguments, code in ((["import", "--help"], 0), (["import"], 2)):
-        said = grr_coca(*arguments)
-        assert said.code == code
-        assert "import open_clip" in said.out
-        assert "pretrain" not in said.out
+        result = grr_coca(*arguments)
+        assert result.code == code
+        assert "import open_clip" in result.out
+        assert "pretrain" not in result.out
     assert "unknown command 'import open_klip'; did you mean 'import open_clip'?" in refused("import", "open_klip", "x")
 
 
@@ -73,9 +73,9 @@ def test_two_word_command_lists_its_kinds(grr_coca, refused):
     ids=" ".join,
 )
 def test_invalid_flags_report_one_line(grr_coca, arguments):
-    said = grr_coca(*arguments)
-    assert said.code == 2
-    assert "Traceback" not in said.err + said.out
+    result = grr_coca(*arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.err + result.out
 
 
 def test_installed_command_reports_one_line(tmp_path):

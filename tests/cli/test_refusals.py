@@ -33,7 +33,7 @@ BELOW_A_FILE = [
 
 
 @pytest.fixture
-def there(tmp_path, image_files, monkeypatch):
+def workspace(tmp_path, image_files, monkeypatch):
     """The current folder, with files of the kinds that commands read."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no picture")
@@ -48,8 +48,8 @@ def there(tmp_path, image_files, monkeypatch):
 
 
 @pytest.fixture
-def placed(run, drawings):
-    """Puts the places of a finished run and of an index into a text."""
+def fill_paths(run, drawings):
+    """Insert the paths of a finished run and of an index into a text."""
     return lambda text: text.replace("$RUN", str(run.folder)).replace("$INDEX", str(drawings / "index"))
 
 
@@ -57,51 +57,51 @@ def state(folder):
     return sorted(folder.rglob("*")), snapshot(folder)
 
 
-@pytest.mark.parametrize(("command", "told"), refusals(Path(__file__).with_name("refusals.txt")))
-def test_invalid_use_reports_one_line_and_writes_nothing(refused, there, placed, drawings, command, told):
+@pytest.mark.parametrize(("command", "template"), refusals(Path(__file__).with_name("refusals.txt")))
+def test_invalid_use_reports_one_line_and_writes_nothing(refused, workspace, fill_paths, drawings, command, template):
     if command.startswith(("pretrain", "finetune")):
-        recipe = tiny_recipe(write_shard(there / "data" / "pairs.tar", real_pairs(24)), steps=3)
-        save_recipe(recipe, there / "mine.yaml")
-        save_recipe(finetuning(recipe), there / "tune.yaml")
-    before = state(there)
-    message = re.sub(r"\([0-9a-f]{8}\)", "($HASH)", refused(*shlex.split(placed(command))))
-    expected = placed(told).replace("$PLACE", str(drawings)).replace("$HERE", str(there))
+        recipe = tiny_recipe(write_shard(workspace / "data" / "pairs.tar", real_pairs(24)), steps=3)
+        save_recipe(recipe, workspace / "mine.yaml")
+        save_recipe(finetuning(recipe), workspace / "tune.yaml")
+    before = state(workspace)
+    message = re.sub(r"\([0-9a-f]{8}\)", "($HASH)", refused(*shlex.split(fill_paths(command))))
+    expected = fill_paths(template).replace("$PLACE", str(drawings)).replace("$HERE", str(workspace))
     assert message == f"{expected}\n"
-    assert state(there) == before
+    assert state(workspace) == before
 
 
 @pytest.mark.parametrize("command", INPUTS)
-def test_inputs_of_a_command_are_not_overwritten(refused, there, placed, command):
+def test_inputs_of_a_command_are_not_overwritten(refused, workspace, fill_paths, command):
     import pyarrow.parquet
 
-    images = [str(path) for path in sorted((there / "images").iterdir())]
-    pyarrow.parquet.write_table(pyarrow.table({"image": images}), there / "rows.parquet")
-    (there / "rows.jsonl").write_text(json.dumps({"image": images[0], "caption": "a", "log_prob": -1.0}) + "\n")
-    (there / "v.keys.txt").write_text("a cat\n")
-    (there / "pairs.csv").write_text("image,caption\na.png,a cat\n")
-    (there / "dataset_coco.json").write_text("{}")
-    (there / "link.png").symlink_to("images/0.webp")
-    before = state(there)
-    assert "is an input and would be overwritten" in refused(*shlex.split(placed(command)))
-    assert state(there) == before
+    images = [str(path) for path in sorted((workspace / "images").iterdir())]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images}), workspace / "rows.parquet")
+    (workspace / "rows.jsonl").write_text(json.dumps({"image": images[0], "caption": "a", "log_prob": -1.0}) + "\n")
+    (workspace / "v.keys.txt").write_text("a cat\n")
+    (workspace / "pairs.csv").write_text("image,caption\na.png,a cat\n")
+    (workspace / "dataset_coco.json").write_text("{}")
+    (workspace / "link.png").symlink_to("images/0.webp")
+    before = state(workspace)
+    assert "is an input and would be overwritten" in refused(*shlex.split(fill_paths(command)))
+    assert state(workspace) == before
 
 
 @pytest.mark.parametrize("command", BELOW_A_FILE)
-def test_rejects_an_unwritable_path_before_the_work(refused, there, placed, monkeypatch, command):
+def test_rejects_an_unwritable_path_before_the_work(refused, workspace, fill_paths, monkeypatch, command):
     for work in ("grr_coca.load", "grr_coca_search.index.Index.search", "grr_coca_search.portable.export_parquet"):
         monkeypatch.setattr(work, lambda *_, **__: pytest.fail("too late"))
     monkeypatch.setattr("grr_coca.evaluate.caption_split.caption_split", lambda *_, **__: pytest.fail("too late"))
     out = command.split()[-1]
-    assert f"{out}: cannot be written (file is a file, not a folder)" in refused(*shlex.split(placed(command)))
+    assert f"{out}: cannot be written (file is a file, not a folder)" in refused(*shlex.split(fill_paths(command)))
 
 
 @pytest.mark.parametrize("command", ["caption images -c $RUN --out pipe.csv", "embed images -c $RUN --out pipe.npy"])
-def test_pipe_is_not_replaced_by_a_file(refused, there, placed, monkeypatch, command):
+def test_pipe_is_not_replaced_by_a_file(refused, workspace, fill_paths, monkeypatch, command):
     monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
-    pipe = there / command.split()[-1]
+    pipe = workspace / command.split()[-1]
     os.mkfifo(pipe)
-    (there / f"link{pipe.suffix}").symlink_to(pipe)
-    for out in (pipe, there / f"link{pipe.suffix}"):
-        message = refused(*shlex.split(placed(command))[:-1], out)
+    (workspace / f"link{pipe.suffix}").symlink_to(pipe)
+    for out in (pipe, workspace / f"link{pipe.suffix}"):
+        message = refused(*shlex.split(fill_paths(command))[:-1], out)
         assert f"{out}: is a device or a pipe" in message
     assert pipe.is_fifo()

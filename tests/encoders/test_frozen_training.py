@@ -33,7 +33,7 @@ from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import FeaturesRecipe, load_recipe
 from grr_coca.train.run_checkpoints import resume_point
-from grr_coca.train.setup import fitted_start, new_checkpoint, training_batches, training_sources
+from grr_coca.train.setup import fit_start, new_checkpoint, training_batches, training_sources
 
 NUM_PAIRS = 40
 
@@ -145,7 +145,7 @@ def test_fine_tuning_has_a_rate_for_new_and_one_for_old_weights(place, tmp_path,
     recipe = finetuning(replace(recipe_of(place, cache="fp32", beside=beside), schedule=base.schedule))
     rates = {"text_decoder": 0.0, "multimodal_decoder": 1e-4, "feature_encoder": 3e-3}
     recipe = with_key(recipe, "optimizer.learning_rates", rates)
-    start = fitted_start(from_pretrained(tmp_path / "base"), recipe)
+    start = fit_start(from_pretrained(tmp_path / "base"), recipe)
     before, base_weights = weights(start), weights(pretrained)
     shared = before.keys() & base_weights.keys()
     assert all(torch.equal(before[name], base_weights[name]) for name in shared)
@@ -165,14 +165,14 @@ def test_fine_tuning_has_a_rate_for_new_and_one_for_old_weights(place, tmp_path,
 def test_checkpoint_with_features_is_fine_tuned_further(place, tmp_path):
     pretrain(recipe_of(place, cache="fp32"), tmp_path / "first")
     recipe = finetuning(recipe_of(place, cache="fp16"))
-    start = fitted_start(from_pretrained(tmp_path / "first"), recipe)
+    start = fit_start(from_pretrained(tmp_path / "first"), recipe)
     mean = start.model.feature_encoder.mean.clone()
     trained = train(recipe, start, tmp_path / "second", ALONE, silent)
     assert torch.equal(trained.model.feature_encoder.mean, mean)
     with pytest.raises(UserError, match="features: beside must be false, as in the checkpoint"):
-        fitted_start(trained, with_key(recipe, "features.beside", True))
+        fit_start(trained, with_key(recipe, "features.beside", True))
     with pytest.raises(UserError, match=r"\(mean\) differs from the frozen encoder of the checkpoint"):
-        fitted_start(trained, with_key(recipe, "features.caches", [str(place / "mean")]))
+        fit_start(trained, with_key(recipe, "features.caches", [str(place / "mean")]))
 
 
 def test_folder_of_features_takes_the_place_of_pairs(place, tmp_path):

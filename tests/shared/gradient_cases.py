@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from grr_coca.train.micro_batches import embed_pairs
 from grr_coca.train.optimizer import Ema, Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, Parallelism, ScheduleRecipe
-from grr_coca.train.run_checkpoints import whole_tensors
+from grr_coca.train.run_checkpoints import unsharded_tensors
 from grr_coca.train.step import Trainer, compute_gradients, count_tokens
 
 NUM_WORDS = (3, 9, 1, 2, 12, 5, 2, 20)
@@ -171,6 +172,7 @@ def gradients_of(model: CoCa) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@cache
 def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and losses of the whole batch on one process, the losses written out again from their papers."""
     model, batch = make_model(case, dtype), make_batch(case, dtype)
@@ -235,6 +237,7 @@ def _sibling_loss(image_embedding: Tensor) -> Tensor:
     return total / len(IMAGE_IDS)
 
 
+@cache
 def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and losses as the engine has them on one process, in micro-batches."""
     model, batches = make_model(case, dtype), pieces(make_batch(case, dtype), size)
@@ -265,7 +268,7 @@ def _gradients_on(ranks: Ranks, task: Task) -> tuple[dict[str, Tensor], dict[str
     num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches))))
     parallel = ParallelModel(model, task.parallelism, ranks)
     losses = compute_gradients(parallel, batches, num_tokens, case.losses, nullcontext())
-    whole = whole_tensors([(name, p.grad) for name, p in model.named_parameters() if p.grad is not None], ranks)
+    whole = unsharded_tensors([(name, p.grad) for name, p in model.named_parameters() if p.grad is not None], ranks)
     return whole, {key: value.item() for key, value in losses._asdict().items()}
 
 

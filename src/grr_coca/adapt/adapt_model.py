@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.adapt.calibrate import CaptionFigures, fit_captions, fit_scale, fit_search
-from grr_coca.adapt.fit import Fitted, Measured, fit_images, flat_figures, measure_fit, without_copies
+from grr_coca.adapt.fit import FitMetrics, FitResult, fit_images, flat_figures, measure_fit, without_copies
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
 from grr_coca.adapt.ridge import MAX_EXACT
 from grr_coca.common.errors import UserError
@@ -63,11 +63,11 @@ from grr_coca.model.checkpoint_files import (
 log = logging.getLogger(__name__)
 
 REPORT = "report.html"
-_OWN = {REPORT, *ADAPTED_FILES}
+_ADAPTATION_FILES = {REPORT, *ADAPTED_FILES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapted:
+class AdaptationResult:
     """Result of `adapt_model`.
 
     Attributes:
@@ -91,8 +91,8 @@ class Adapted:
     """
 
     images: ImageSet
-    fitted: Fitted
-    measured: Measured
+    fitted: FitResult
+    measured: FitMetrics
     arrays: Arrays
     captions: CaptionFigures
     header: AdaptedHeader
@@ -107,7 +107,7 @@ class Adapted:
     graph: str = ""
 
 
-Watch = Callable[[str, int, int], object]
+OnStageProgress = Callable[[str, int, int], object]
 """Callback for progress. It takes the name of a stage, the number of finished steps, and the total number of steps."""
 
 
@@ -119,9 +119,9 @@ def adapt_model(
     val: PairSource | None = None,
     is_tuned: bool = False,
     encoder: str | None = None,
-    watch: Watch = lambda *_: None,
-    write_more: Callable[[Path, Adapted], object] = lambda *_: None,
-) -> Adapted:
+    watch: OnStageProgress = lambda *_: None,
+    write_more: Callable[[Path, AdaptationResult], object] = lambda *_: None,
+) -> AdaptationResult:
     """Adapt a model to pairs, and write its folder.
 
     Args:
@@ -147,14 +147,14 @@ def adapt_model(
     folder = locate_checkpoint(base)
     if is_adapted(folder):
         raise UserError(
-            f"{base}: an adapted model; adapt its base, {read_adapted_header(folder).base}. To add pairs, pass all "
+            f"{base}: is an adapted model; adapt its base, {read_adapted_header(folder).base}. To add pairs, pass all "
             "pairs and the same --out: stored features are reused"
         )
     require_replaceable(out)
-    of_base = fingerprint(folder)
+    base_fingerprint = fingerprint(folder)
     features = features_of(source)
     if features is not None and encoder is not None:
-        raise UserError(f"{name}: features, which need no encoder; omit --encoder")
+        raise UserError(f"{name}: contains features, which need no encoder; omit --encoder")
     model = load(folder)
     descriptor = None if encoder is None else open_extra_encoder(encoder, model.preprocess.framing)
     if encoder is None and is_tuned:
@@ -163,7 +163,7 @@ def adapt_model(
         descriptor = open_replacing_encoder(features)
     if descriptor is not None:
         model = ImageTextModel(*take_encoder_pixels(read_files(folder), model.engine, descriptor), folder)
-    stored = _stored_features(out, of_base, descriptor)
+    stored = _stored_features(out, base_fingerprint, descriptor)
     images = read_pairs(
         source,
         name,
@@ -185,10 +185,10 @@ def adapt_model(
 
     fitted = fit_images(images, begin, is_tuned=is_tuned)
     measured = measure_fit(images, fitted, begin)
-    draft = adaptation_of(images, fitted, base, of_base)
+    draft = adaptation_of(images, fitted, base, base_fingerprint)
     begin("captions")
     captions = fit_captions(images, fitted, measured, draft, source, model)
-    figures = {**flat_figures(measured.figures)}
+    figures = flat_figures(measured.figures)
     for mode, cider in captions.cider.items():
         figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
     relevance = fit_search(images, fitted, measured, draft, captions, model)
@@ -202,7 +202,7 @@ def adapt_model(
     )
     arrays = replace(fitted.arrays, caption_vectors=fitted.arrays.caption_vectors[:num_texts])
     seconds = time.perf_counter() - began
-    adapted = Adapted(
+    adapted = AdaptationResult(
         images=images,
         fitted=fitted,
         measured=measured,
@@ -221,7 +221,7 @@ def adapt_model(
     return replace(adapted, graph=_write(out, folder, adapted, descriptor, write_more))
 
 
-def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> Adaptation:
+def adaptation_of(images: ImageSet, fitted: FitResult, base: str, base_fingerprint: str) -> Adaptation:
     """Return the adaptation that results from a fit.
 
     Its captioning settings are preliminary: it chooses among the captions of fitted images, without the decoder and
@@ -231,11 +231,11 @@ def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> 
         images: Images of the fit.
         fitted: Model fitted to the images.
         base: Name of the base model.
-        of_base: Fingerprint of the base.
+        base_fingerprint: Fingerprint of the base.
     """
     header = AdaptedHeader(
         base=base,
-        base_fingerprint=of_base,
+        base_fingerprint=base_fingerprint,
         word_rules=words.RULES,
         image_rules=descriptors.VERSION,
         num_images=images.num_fit,
@@ -259,7 +259,7 @@ def estimate_cost(num_images: int) -> tuple[float, float]:
     return seconds, gigabytes
 
 
-def _some_pictures(adapted: Adapted) -> UInt8[np.ndarray, "B S S 3"]:
+def _sample_images(adapted: AdaptationResult) -> UInt8[np.ndarray, "B S S 3"]:
     """Return sample images in the form that the encoder takes.
 
     If the pairs contain features in place of images, return the images that are displayed for the features.
@@ -293,13 +293,15 @@ def require_replaceable(out: Path) -> None:
     try:
         listed = {*read_manifest(out), MANIFEST} if is_adapted(out) else set()
     except UserError:
-        listed = {*MODEL_FILES, *_OWN, MANIFEST}
-    strange = sorted(found - listed)
-    if strange:
-        raise UserError(f"{out}: contains {strange[0]}, which would be deleted; pass a new folder to --out")
+        listed = {*MODEL_FILES, *_ADAPTATION_FILES, MANIFEST}
+    foreign = sorted(found - listed)
+    if foreign:
+        raise UserError(f"{out}: contains {foreign[0]}, which would be deleted; pass a new folder to --out")
 
 
-def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | None) -> Mapping[bytes, np.ndarray]:
+def _stored_features(
+    out: Path, base_fingerprint: str, descriptor: EncoderDescriptor | None
+) -> Mapping[bytes, np.ndarray]:
     """Return the features that an earlier adaptation of the same base with the same encoder stored, by file digest.
 
     If the stored features cannot be used, the result is empty. Otherwise, the domain mean of that adaptation is
@@ -311,7 +313,7 @@ def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | No
         before, now = read_encoder_info(out), None if descriptor is None else descriptor.encoder.info
         header, is_same = read_adapted_header(out), (before and before.digest) == (now and now.digest)
         is_in_place = descriptor is not None and descriptor.is_in_place
-        if header.base_fingerprint != of_base or not is_same or (header.split[1] == 0) != is_in_place:
+        if header.base_fingerprint != base_fingerprint or not is_same or (header.split[1] == 0) != is_in_place:
             return {}
         stored = read_features(out)
         if descriptor is not None:
@@ -324,16 +326,16 @@ def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | No
 def _write(
     out: Path,
     base: Path,
-    adapted: Adapted,
+    adapted: AdaptationResult,
     descriptor: EncoderDescriptor | None,
-    write_more: Callable[[Path, Adapted], object],
+    write_more: Callable[[Path, AdaptationResult], object],
 ) -> str:
-    """Write the folder, and return the value of `Adapted.graph`."""
-    facts, line = {}, ""
+    """Write the folder, and return the value of `AdaptationResult.graph`."""
+    manifest, line = {}, ""
     if (base / MANIFEST).is_file():
-        facts = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}
+        manifest = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}
     try:
-        with atomic_folder(out, facts) as partial:
+        with atomic_folder(out, manifest) as partial:
             for name in MODEL_FILES:
                 if name not in FITTED_FILES and (base / name).is_file():
                     shutil.copyfile(base / name, partial / name)
@@ -346,12 +348,14 @@ def _write(
                 adapted.images.digests[order],
             )
             if descriptor is not None:
-                line = write_extra_encoder(descriptor, partial, _some_pictures(adapted))
+                line = write_extra_encoder(descriptor, partial, _sample_images(adapted))
                 if line and not (partial / ENCODER_GRAPH).exists():
                     log.warning("%s: %s", out, line)
             if adapted.relevance is not None:
                 (partial / RELEVANCE).write_bytes(json.dumps(adapted.relevance, indent=1).encode())
             write_more(partial, adapted)
     except OSError as error:
-        raise UserError(f"{out}: the model cannot be written ({error.strerror or error})") from error
+        raise UserError(
+            f"{out}: the model cannot be written ({error.strerror or error}); free some space, or pass another --out"
+        ) from error
     return line

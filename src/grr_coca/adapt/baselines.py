@@ -47,7 +47,7 @@ class Baselines:
 
     def galleries(self, split: PairSource) -> dict[str, Gallery]:
         """Embed a split with each baseline. The nearest training image is represented by the words in its captions."""
-        found = self._read(split)
+        found = self._embed_split(split)
         texts, owners, ids = split_captions(split, images_of(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
         numbers = self._adaptation.header.split[0]
@@ -64,23 +64,21 @@ class Baselines:
         The closed form chooses the most similar training caption. The other baseline chooses the first caption of the
         nearest training image.
         """
-        found, images = self._read(split), images_of(split)
+        found, images = self._embed_split(split), images_of(split)
         texts, owners, _ = split_captions(split, images)
         references = [
             tuple(text for text, owner in zip(texts, owners, strict=True) if owner == i) for i in range(len(images))
         ]
-        known, captions = self._images.captions.texts, self._images.captions
+        captions = self._images.captions
         best = (found.vectors @ self._adaptation.arrays.caption_vectors.T).argmax(axis=1)
-        first = np.full(len(self._images), -1)
-        first[captions.owners[::-1]] = captions.places[::-1]
         names = tuple(split.name(pairs[0]) for pairs in images)
-        chosen = {CLOSED_FORM: best, NEAREST: first[found.nearest]}
+        chosen = {CLOSED_FORM: best, NEAREST: captions.first_of_images[found.nearest]}
         return {
-            name: CaptionedSplit(names, tuple(known[place] for place in places), tuple(references))
+            name: CaptionedSplit(names, tuple(captions.texts[place] for place in places), tuple(references))
             for name, places in chosen.items()
         }
 
-    def _read(self, split: PairSource) -> "_Found":
+    def _embed_split(self, split: PairSource) -> "_SplitFeatures":
         model, images = self._base, images_of(split)
         rows: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -95,11 +93,11 @@ class Baselines:
         model.map_batches(batches(), work, rows.append)
         embeddings, described = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         vectors, _ = self._adaptation.image_vectors(embeddings, described)
-        return _Found(vectors, self._adaptation.features(embeddings, described), self._features)
+        return _SplitFeatures(vectors, self._adaptation.features(embeddings, described), self._features)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SplitFeatures:
     """Closed-form vectors and features of the images of a split, and features of the training images."""
 
     vectors: Float[np.ndarray, "N Z"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grr_coca.adapt.fit import Fitted, Measured
+from grr_coca.adapt.fit import FitMetrics, FitResult
 from grr_coca.adapt.read_pairs import ImageSet, read_pixels
 from grr_coca.adapt.ridge import logistic_weights, rows_of
 from grr_coca.common import plugins
@@ -66,8 +66,8 @@ class CaptionFigures:
 
 def fit_captions(
     images: ImageSet,
-    fitted: Fitted,
-    measured: Measured,
+    fitted: FitResult,
+    measured: FitMetrics,
     adaptation: Adaptation,
     source: PairSource,
     model: ImageTextModel,
@@ -85,11 +85,11 @@ def fit_captions(
     random = np.random.default_rng(0)
     unseen = np.flatnonzero(fitted.folds.any_caption >= 0)
     chosen = np.sort(random.permutation(unseen)[:MAX_DECODED])
-    allowed = _allowed(images, fitted, chosen)
+    allowed = _captions_of_other_folds(images, fitted, chosen)
     kept = [row for row, numbers in enumerate(allowed) if len(numbers)]
     chosen, allowed = chosen[kept], [allowed[row] for row in kept]
     nearest = _nearest_images(images, adaptation, fitted.folds.any_caption, chosen)
-    references = [_references(images, image) for image in chosen.tolist()]
+    references = [images.captions.texts_of(image) for image in chosen.tolist()]
 
     def read_by_decoder(pixels: np.ndarray, found: Sequence[Candidates]) -> list[dict[str, float]]:
         """Return the summed log-probabilities of each image's shortlisted captions.
@@ -158,14 +158,16 @@ def fit_captions(
 
 
 @dataclass(frozen=True)
-class _Nearest:
+class _NearestImages:
     """Kernel value and first caption of each sample's nearest image in the other folds."""
 
     values: Float[np.ndarray, " S"]
     captions: list[str]
 
 
-def _allowed(images: ImageSet, fitted: Fitted, chosen: Int[np.ndarray, " S"]) -> list[Int[np.ndarray, " _"]]:
+def _captions_of_other_folds(
+    images: ImageSet, fitted: FitResult, chosen: Int[np.ndarray, " S"]
+) -> list[Int[np.ndarray, " _"]]:
     """Return, for each chosen image, the indices of the captions that images of other folds have."""
     captions, folds = images.captions, fitted.folds.any_caption
     by_fold = [np.unique(captions.places[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
@@ -174,11 +176,10 @@ def _allowed(images: ImageSet, fitted: Fitted, chosen: Int[np.ndarray, " S"]) ->
 
 def _nearest_images(
     images: ImageSet, adaptation: Adaptation, folds: Int[np.ndarray, " N"], chosen: Int[np.ndarray, " S"]
-) -> _Nearest:
+) -> _NearestImages:
     width = len(adaptation.arrays.image_mean)
     features = adaptation.features(images.features[:, :width], images.features[:, width:])
-    first = np.full(len(images), -1)
-    first[images.captions.owners[::-1]] = images.captions.places[::-1]
+    first = images.captions.first_of_images
     values, captions = np.zeros(len(chosen)), [""] * len(chosen)
     for fold, rows in enumerate(rows_of(folds)):
         mine = np.flatnonzero(folds[chosen] == fold)
@@ -194,11 +195,7 @@ def _nearest_images(
         values[mine] = np.exp(-adaptation.header.values.width * distances.min(axis=1).clip(min=0))
         for row, place in zip(mine.tolist(), others[best].tolist(), strict=True):
             captions[row] = images.captions.texts[first[place]]
-    return _Nearest(values, captions)
-
-
-def _references(images: ImageSet, image: int) -> list[str]:
-    return [images.captions.texts[place] for place in images.captions.places[images.captions.owners == image]]
+    return _NearestImages(values, captions)
 
 
 def _best_mode(
@@ -230,8 +227,8 @@ def _is_exact(text: str, references: Sequence[str]) -> bool:
 
 def fit_search(
     images: ImageSet,
-    fitted: Fitted,
-    measured: Measured,
+    fitted: FitResult,
+    measured: FitMetrics,
     adaptation: Adaptation,
     captions: CaptionFigures,
     model: ImageTextModel,
@@ -293,7 +290,7 @@ def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, 
     return Confidence(weights=(first, second, third), offset=offset)
 
 
-def fit_scale(images: ImageSet, fitted: Fitted, measured: Measured, adaptation: Adaptation) -> float:
+def fit_scale(images: ImageSet, fitted: FitResult, measured: FitMetrics, adaptation: Adaptation) -> float:
     """Fit the inverse temperature of similarities.
 
     The result maximizes the likelihood of each image's own captions among all captions of its fold.

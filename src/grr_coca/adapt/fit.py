@@ -4,13 +4,23 @@ Shapes: N images, P pairs, F features, R directions of targets, K width of the f
 second part, Z = K + L, Q queries.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from grr_coca.adapt.read_pairs import ImageSet
-from grr_coca.adapt.ridge import MAX_EXACT, ExactRidge, Ridge, fit, join_groups, make_folds, near_equal, rows_of
+from grr_coca.adapt.ridge import (
+    MAX_EXACT,
+    ExactRidge,
+    Ridge,
+    fit,
+    join_linked,
+    links_of,
+    make_folds,
+    near_equal,
+    rows_of,
+)
 from grr_coca.adapt.targets import MAX_WORDS, TargetSpace
 from grr_coca.common.shapes import Bool, Float, Int
 from grr_coca.infer.adapted.adaptation import MAX_NUMBERS, Arrays, Hyperparameters, gaussian
@@ -42,7 +52,7 @@ _TUNED = Hyperparameters(width=0.5, penalty=0.1, plain_share=0.5)
 """Hyperparameters for a base that was fine-tuned on the images, chosen by cross-validation on the training pairs of
 three domains."""
 
-Step = Callable[[str], object]
+OnStage = Callable[[str], object]
 """Callback that gets a short description when a stage begins."""
 
 
@@ -97,7 +107,7 @@ class AnswerRanks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class FitResult:
     """The result of a fit.
 
     Attributes:
@@ -131,7 +141,7 @@ class Fitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class FitMetrics:
     """Measurements of a fit on held-out images.
 
     Attributes:
@@ -155,13 +165,13 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 
 def without_copies(images: ImageSet) -> ImageSet:
     """Return the images without the held-out images that are near-equal to a fitted image."""
-    near = _near_groups(images)
+    near = _near_equal_groups(images)
     is_copy = np.isin(near, near[: images.num_fit])
     is_copy[: images.num_fit] = False
     return images.subset(np.flatnonzero(~is_copy)) if is_copy.any() else images
 
 
-def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitted:
+def fit_images(images: ImageSet, step: OnStage, *, is_tuned: bool = False) -> FitResult:
     """Choose hyperparameters, and fit the regression to images with captions.
 
     Args:
@@ -171,13 +181,13 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     """
     embeddings, described = images.embeddings, images.described
     image_mean = embeddings[: images.num_fit].mean(axis=0)
-    features = np.concatenate([unit(embeddings - image_mean), described], axis=1)
     plain = unit(embeddings - image_mean)
+    features = np.concatenate([plain, described], axis=1)
     step("near-equal images and folds")
-    near = _near_groups(images)
+    near = _near_equal_groups(images)
     own = np.arange(images.num_fit)
     inner = _folds(images.subset(own), near[own])
-    folds = inner if images.num_fit == len(images) else _held_fold(images)
+    folds = inner if images.num_fit == len(images) else _held_out_fold(images)
     vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.fitted_captions.places], MAX_WORDS)
     step("choosing values")
     default = _TUNED if is_tuned else Hyperparameters()
@@ -186,16 +196,16 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     chosen_by = features
     if is_tuned and images.is_seen_by_base:  # without the start model; see benchmarks/own_pairs.md
         chosen_by = features[:, : plain.shape[1] + NUM_DESCRIPTORS]
-    values = _choose(images, chosen_by, plain, vocabulary, near, default)
+    values = _choose_values(images, chosen_by, plain, vocabulary, near, default)
     step("fitting all images")
     space = TargetSpace(images.fitted_captions, vocabulary, values.text_weight)
     ridge = fit(features[own], values.width, values.penalty)
     predicted = ridge.held_out(space.rows, inner.any_caption if inner.new_captions is None else inner.new_captions)
-    basis = _basis(predicted * space.whitening, MAX_NUMBERS - _num_plain(plain))
+    basis = _principal_basis(predicted * space.whitening, MAX_NUMBERS - _plain_width(plain))
     others = np.setdiff1d(own, ridge.landmarks)
-    return Fitted(
+    return FitResult(
         values=values,
-        arrays=_arrays(images, space, ridge, basis, plain[own], image_mean, values),
+        arrays=_adaptation_arrays(images, space, ridge, basis, plain[own], image_mean, values),
         order=np.concatenate([ridge.landmarks, others]),
         num_landmarks=len(ridge.landmarks),
         folds=folds,
@@ -207,7 +217,7 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     )
 
 
-def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
+def measure_fit(images: ImageSet, fitted: FitResult, step: OnStage) -> FitMetrics:
     """Measure a fit on held-out images.
 
     Args:
@@ -217,27 +227,22 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
     """
     step("measuring")
     space, folds, values = fitted.space, fitted.folds, fitted.values
-    any_caption = _unseen(fitted.ridge, space, fitted.features, values.width, folds.any_caption)
-    figures: dict[str, dict[str, AnswerRanks]] = {}
-    known = _figures(images, fitted, folds.any_caption, any_caption, known=True)
-    if known is not None:
-        figures["known"] = known
+    any_caption = _predict_unseen(fitted.ridge, space, fitted.features, values.width, folds.any_caption)
+    figures = {"known": _rank_methods(images, fitted, folds.any_caption, any_caption, known=True)}
     unseen = any_caption
     if folds.new_captions is not None:
-        unseen = _unseen(fitted.ridge, space, fitted.features, values.width, folds.new_captions)
-        new = _figures(images, fitted, folds.new_captions, unseen, known=False)
-        if new is not None:
-            figures["new"] = new
+        unseen = _predict_unseen(fitted.ridge, space, fitted.features, values.width, folds.new_captions)
+        figures["new"] = _rank_methods(images, fitted, folds.new_captions, unseen, known=False)
     step("learning curve")
     division = folds.any_caption if folds.new_captions is None else folds.new_captions
     curve_k = RECALLS[1] if (division == 0).sum() >= _LARGE_GALLERY else RECALLS[0]
     first = unit((any_caption * space.whitening) @ fitted.basis)
-    lengths = _lengths(values.plain_share)
+    lengths = _part_lengths(values.plain_share)
     second = unit(fitted.plain @ fitted.arrays.plain_map)
-    return Measured(
+    return FitMetrics(
         held_out=np.concatenate([lengths[0] * first, lengths[1] * second], axis=1),
-        figures=figures,
-        share_known=_share_known(images, folds.any_caption),
+        figures={kind: ranks for kind, ranks in figures.items() if ranks is not None},
+        share_known=_known_fraction(images, folds.any_caption),
         curve=_learning_curve(images, fitted, division, unseen, curve_k),
         curve_k=curve_k,
     )
@@ -246,7 +251,7 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
 # --- Folds and galleries
 
 
-def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
+def _near_equal_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
     described = images.described[:, :NUM_DESCRIPTORS]
     if not images.is_seen_by_base:
         described = unit(images.described)
@@ -254,7 +259,7 @@ def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
     return near_equal(unit(images.embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
 
 
-def _unseen(
+def _predict_unseen(
     ridge: Ridge, space: TargetSpace, features: Float[np.ndarray, "N F"], width: float, folds: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N R"]:
     """Predict the targets of each fold's images by a fit on all other images. Images without a fold get zeros."""
@@ -266,45 +271,24 @@ def _unseen(
     return predicted
 
 
-def _held_fold(images: ImageSet) -> Folds:
+def _held_out_fold(images: ImageSet) -> Folds:
     held = np.where(np.arange(len(images)) < images.num_fit, -1, 0)
     return Folds(held, held)
 
 
 def _folds(images: ImageSet, near: Int[np.ndarray, " N"]) -> Folds:
-    same_caption = _caption_groups(images, near)
+    same_caption = _near_or_same_caption(images, near)
     count = len(np.unique(same_caption))
     return Folds(make_folds(near, NUM_FOLDS), make_folds(same_caption, NUM_FOLDS) if count >= 2 * NUM_FOLDS else None)
 
 
-def _caption_groups(images: ImageSet, near: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+def _near_or_same_caption(images: ImageSet, near: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """Group images that are near-equal or share a caption, directly or through a chain of such images."""
-    first: dict[int, int] = {}
-    links = [
-        (first.setdefault(place, owner), owner)
-        for place, owner in zip(images.captions.places.tolist(), images.captions.owners.tolist(), strict=True)
-    ]
-    groups = near
-    for one, other in links:
-        if one != other and groups[one] != groups[other]:
-            groups = join_groups(near, _linked(links, len(near)))
-            break
-    return groups
-
-
-def _linked(links: Sequence[tuple[int, int]], count: int) -> Int[np.ndarray, " N"]:
-    parents = list(range(count))
-
-    def find(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = parents[parents[row]]
-            row = parents[row]
-        return row
-
-    for one, other in links:
-        a, b = sorted((find(one), find(other)))
-        parents[b] = a
-    return np.array([find(row) for row in range(count)])
+    links = links_of(images.captions.owners, images.captions.places)
+    groups = near.tolist()
+    if all(groups[one] == groups[other] for one, other in links):
+        return near
+    return join_linked(len(near), [*links, *links_of(np.arange(len(near)), near)])
 
 
 def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]) -> Iterator[HeldOutFold]:
@@ -321,7 +305,7 @@ def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]
         yield HeldOutFold(rows, number[captions.owners[is_mine]], texts, seen[texts], space.words_known_to(others))
 
 
-def _share_known(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
+def _known_fraction(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
     captions, known, count = images.captions, 0, 0
     for rows in rows_of(folds):
         is_mine = np.isin(captions.owners, rows)
@@ -335,15 +319,15 @@ def _share_known(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
 # --- Similarities of held-out images
 
 
-def _lengths(share: float) -> tuple[np.float32, np.float32]:
+def _part_lengths(share: float) -> tuple[np.float32, np.float32]:
     return np.float32(np.sqrt(1 / (1 + share))), np.float32(np.sqrt(share / (1 + share)))
 
 
-def _num_plain(plain: Float[np.ndarray, "N E"]) -> int:
+def _plain_width(plain: Float[np.ndarray, "N E"]) -> int:
     return min(plain.shape[1], MAX_PLAIN) if plain.any() else 0
 
 
-def _basis(rows: Float[np.ndarray, "N R"], count: int) -> Float[np.ndarray, "R K"]:
+def _principal_basis(rows: Float[np.ndarray, "N R"], count: int) -> Float[np.ndarray, "R K"]:
     """Return the directions in which the predictions for unseen images differ most."""
     rows = unit(rows)
     _, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float32))
@@ -381,14 +365,13 @@ def ranks_of(
         gallery: Images and queries.
         chosen: Mask of the queries to count. From image to text, the images of these queries are counted.
     """
-    is_right = _right(gallery)
+    is_right = _correct_answers(gallery)
     from_text = _ranks(similar.T[chosen], is_right.T[chosen])
-    has = np.zeros(len(gallery.rows), bool)
-    has[gallery.owners[chosen]] = True
-    return {"text_to_image": from_text, "image_to_text": _ranks(similar[has], is_right[has])}
+    owners = np.unique(gallery.owners[chosen])
+    return {"text_to_image": from_text, "image_to_text": _ranks(similar[owners], is_right[owners])}
 
 
-def _right(gallery: HeldOutFold) -> Bool[np.ndarray, "n Q"]:
+def _correct_answers(gallery: HeldOutFold) -> Bool[np.ndarray, "n Q"]:
     texts, places = np.unique(gallery.texts, return_inverse=True)
     has = np.zeros((len(gallery.rows), len(texts)), bool)
     has[gallery.owners, places] = True
@@ -400,7 +383,7 @@ def _ranks(similar: Float[np.ndarray, "q c"], is_right: Bool[np.ndarray, "q c"])
     return (~(similar < best - 1e-6) & ~is_right).sum(axis=1)
 
 
-def _chances(is_right: Bool[np.ndarray, "q c"]) -> Float[np.ndarray, "q 2"]:
+def _chance_recalls(is_right: Bool[np.ndarray, "q c"]) -> Float[np.ndarray, "q 2"]:
     """Return the expected recall of a random ranking, for each k of `RECALLS`."""
     count, wrong = is_right.shape[1], (~is_right).sum(axis=1).astype(np.float64)
     columns = []
@@ -415,7 +398,7 @@ def _chances(is_right: Bool[np.ndarray, "q c"]) -> Float[np.ndarray, "q 2"]:
 # --- Choosing values
 
 
-def _choose(
+def _choose_values(
     images: ImageSet,
     features: Float[np.ndarray, "N F"],
     plain: Float[np.ndarray, "N E"],
@@ -436,8 +419,8 @@ def _choose(
     parts = [random.choice(own, _MAX_SELECTION, replace=False) if len(own) > _MAX_SELECTION else own for own in parts]
     rows = np.sort(np.concatenate(parts))
     part = images.subset(rows)
-    folds = _folds(part, near[rows]) if part.num_fit == len(part) else _held_fold(part)
-    share = _share_known(part, folds.any_caption)
+    folds = _folds(part, near[rows]) if part.num_fit == len(part) else _held_out_fold(part)
+    share = _known_fraction(part, folds.any_caption)
     trial = _Trial(
         images=part,
         features=features[rows],
@@ -494,7 +477,7 @@ class _Trial:
             weight = self.share_known if is_known else 1 - self.share_known
             if folds is None or weight < 0.05:
                 continue
-            predicted = _unseen(ridge, space, self.features, values.width, folds)
+            predicted = _predict_unseen(ridge, space, self.features, values.width, folds)
             own: list[np.ndarray] = []
             for gallery in galleries(self.images, space, folds):
                 chosen = gallery.is_known if is_known else ~gallery.is_known
@@ -510,9 +493,9 @@ class _Trial:
 # --- Figures
 
 
-def _figures(
+def _rank_methods(
     images: ImageSet,
-    fitted: Fitted,
+    fitted: FitResult,
     folds: Int[np.ndarray, " N"],
     predicted: Float[np.ndarray, "N R"],
     *,
@@ -530,7 +513,7 @@ def _figures(
         if not chosen.any():
             continue
         seen = np.flatnonzero(~np.isin(np.arange(len(images)), gallery.rows))
-        nearest = seen[_nearest(features[gallery.rows], features[seen])]
+        nearest = seen[_nearest_rows(features[gallery.rows], features[seen])]
         query_vectors = (space.without_words(gallery.words, gallery.texts) - space.mean) * space.whitening
         of_base = {
             "as shipped": shipped[gallery.rows] @ texts[gallery.texts].T,
@@ -544,11 +527,9 @@ def _figures(
         for name, similar in methods.items():
             for direction, ranks in ranks_of(similar, gallery, chosen).items():
                 collected.setdefault(name, {}).setdefault(direction, []).append(ranks)
-        is_right = _right(gallery)
-        has = np.zeros(len(gallery.rows), bool)
-        has[gallery.owners[chosen]] = True
-        chances["text_to_image"].append(_chances(is_right.T[chosen]))
-        chances["image_to_text"].append(_chances(is_right[has]))
+        is_right = _correct_answers(gallery)
+        chances["text_to_image"].append(_chance_recalls(is_right.T[chosen]))
+        chances["image_to_text"].append(_chance_recalls(is_right[np.unique(gallery.owners[chosen])]))
         owners.append(gallery.rows[gallery.owners[chosen]])
     if sum(map(len, owners)) < _MIN_QUERIES:
         return None
@@ -560,7 +541,7 @@ def _figures(
     }
 
 
-def _nearest(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F"]) -> Int[np.ndarray, " n"]:
+def _nearest_rows(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F"]) -> Int[np.ndarray, " n"]:
     squares = np.square(others).sum(axis=1)
     step = 1024
     parts = [(2 * rows[at : at + step] @ others.T - squares).argmax(axis=1) for at in range(0, len(rows), step)]
@@ -576,7 +557,7 @@ _LARGE_GALLERY = 100
 
 def _learning_curve(
     images: ImageSet,
-    fitted: Fitted,
+    fitted: FitResult,
     division: Int[np.ndarray, " N"],
     unseen: Float[np.ndarray, "N R"],
     k: int,
@@ -620,7 +601,7 @@ def _learning_curve(
 # --- Matrices
 
 
-def _arrays(
+def _adaptation_arrays(
     images: ImageSet,
     space: TargetSpace,
     ridge: Ridge,
@@ -632,10 +613,10 @@ def _arrays(
     """Return the matrices of the adaptation, in fp32."""
     to_first = space.whitening[:, None] * basis
     _, vectors = np.linalg.eigh(plain.T @ plain)
-    plain_map = np.ascontiguousarray(vectors[:, ::-1][:, : _num_plain(plain)])
+    plain_map = np.ascontiguousarray(vectors[:, ::-1][:, : _plain_width(plain)])
     num_words = len(space.vocabulary)
     back = basis / space.whitening[:, None]
-    lengths = _lengths(values.plain_share)
+    lengths = _part_lengths(values.plain_share)
     texts = np.arange(len(images.captions.texts))
     first = unit(space.project(space.directions @ to_first) - space.mean @ to_first)
     second = unit(space.plain(texts) @ plain_map)

@@ -84,7 +84,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Read:
+class _ReadImage:
     place: int
     is_held: bool
     digest: bytes
@@ -105,7 +105,7 @@ def require_size(source: PairSource, path: str, advice: str = "") -> None:
         UserError: If there are too many or too few pairs.
     """
     if len(source) > MAX_PAIRS:
-        raise UserError(f"{path}: {len(source):,} pairs; adapt accepts at most {MAX_PAIRS:,}{advice}")
+        raise UserError(f"{path}: contains {len(source):,} pairs; adapt accepts at most {MAX_PAIRS:,}{advice}")
     if len(source) < MIN_IMAGES:
         raise UserError(f"{path}: {len(source)} pairs are too few; adapt needs {MIN_IMAGES} images with captions")
 
@@ -146,9 +146,9 @@ def read_pairs(
         for start in range(0, len(by_image), _BATCH):
             yield [by_image[image] for image in range(start, min(start + _BATCH, len(by_image)))]
 
-    def work(batch: list[list[int]]) -> list[_Read | str]:
-        found = [_read(source, pairs, model, stored, first_held) for pairs in batch]
-        fresh = [one for one in found if isinstance(one, _Read) and one.pixels is not None]
+    def work(batch: list[list[int]]) -> list[_ReadImage | str]:
+        found = [_read_image(source, pairs, model, stored, first_held) for pairs in batch]
+        fresh = [one for one in found if isinstance(one, _ReadImage) and one.pixels is not None]
         if not fresh:
             return found
         pixels = np.stack([one.pixels for one in fresh if one.pixels is not None])
@@ -159,15 +159,15 @@ def read_pairs(
             seen = descriptor.mean_tokens(pixels, [one.digest for one in fresh])
             parts.append(seen if descriptor.mean is None else descriptor.scale(seen))
         computed = np.concatenate(parts, axis=1)
-        by_place = dict(zip((one.place for one in fresh), computed, strict=True))
+        by_index = dict(zip((one.place for one in fresh), computed, strict=True))
         return [
-            replace(one, row=by_place.get(one.place, one.row), pixels=None) if isinstance(one, _Read) else one
+            replace(one, row=by_index.get(one.place, one.row), pixels=None) if isinstance(one, _ReadImage) else one
             for one in found
         ]
 
     done = 0
 
-    def take(batch: list[_Read | str]) -> None:
+    def take(batch: list[_ReadImage | str]) -> None:
         nonlocal done
         for one in batch:
             if isinstance(one, str):
@@ -211,13 +211,13 @@ def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[
     return np.array(model.preprocess.decode_square(pair.image, pair.name))
 
 
-def _read(
+def _read_image(
     source: PairSource,
     pairs: list[int],
     model: ImageTextModel,
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     first_held: int,
-) -> "_Read | str":
+) -> "_ReadImage | str":
     """Read the pairs that belong to one image. If they cannot be used, return the error message."""
     try:
         pair = source[pairs[0]]
@@ -227,7 +227,7 @@ def _read(
         pixels = np.array(model.preprocess.decode_square(pair.image, pair.name)) if row is None else None
     except BadSample as error:
         return str(error)
-    return _Read(
+    return _ReadImage(
         place=pairs[0],
         is_held=pairs[-1] >= first_held,
         digest=digest,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from grr_coca.adapt.adapt_model import REPORT, Adapted
+from grr_coca.adapt.adapt_model import REPORT, AdaptationResult
 from grr_coca.adapt.fit import DIRECTIONS, RECALLS, AnswerRanks, flat_figures
 from grr_coca.adapt.read_pairs import read_pixels
 from grr_coca.data.preprocess import Preprocess
@@ -21,7 +21,7 @@ from grr_coca.data.sources.folder import read_image_file
 from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, draw_resamples, sum_by_image
 
 _METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
-_MEANING = {
+_METHOD_TITLES = {
     "chance": "a random order",
     "as shipped": "the base model",
     "centred": "the base model less the mean of your domain",
@@ -30,7 +30,7 @@ _MEANING = {
 }
 _KINDS = {"known": "captions that the fit has seen, of other images", "new": "captions that the fit has not seen"}
 _NUM_WORST, _NUM_SAMPLES, _SIDE = 12, 12, 96
-_CLEAR = 0.02
+_MIN_GAIN = 0.02
 """Minimum gain in recall that justifies collecting more pairs."""
 _TRAINING = (
     "Fine-tuning, which takes minutes, would gain little: with 1,000 pairs of three domains, it raised R@1 from 37 to "
@@ -41,33 +41,35 @@ _TRAINING_MANY = (
     "With this many pairs, training finds more: with 10,000 icons, fine-tuning for minutes found 31 % among ten and "
     "adapt 29 %; with 238,391, training for hours found 76 % (docs/training.md): grr-coca finetune, or pretrain."
 )
-_MANY = 10_000
+_MIN_TRAINING = 10_000
 """Number of images from which training was measured to be better than adapting. Nothing has been measured between 3,000
 and 10,000 images."""
-_CLASSES = 5
+_MIN_IMAGES_PER_CLASS = 5
 """Minimum number of images per distinct caption for treating captions as classes."""
 
 
-def report_text(adapted: Adapted, out: Path) -> str:
+def report_text(adapted: AdaptationResult, out: Path) -> str:
     """Return the report as text for a terminal."""
     lines = [_summary(adapted), ""]
     for kind, methods in adapted.measured.figures.items():
         first = next(iter(methods.values()))
-        lines.append(f"{_KINDS[kind]}: {len(first.groups):,} queries, among about {_gallery(adapted):,} images")
+        lines.append(f"{_KINDS[kind]}: {len(first.groups):,} queries, among about {_gallery_size(adapted):,} images")
         lines.append(f"  {'':<18} text to image R@1     R@10             image to text R@1     R@10")
-        for method, cells in _cells(methods).items():
-            lines.append(f"  {_name(adapted, method):<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
+        for method, cells in _recall_cells(methods).items():
+            lines.append(
+                f"  {_method_name(adapted, method):<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip()
+            )
         lines.append("")
     captions = adapted.captions
     lines.append("captions, CIDEr and exactly right:")
     lines += [f"  {mode:<18} {cider:5.2f}  {captions.exact[mode]:6.1%}" for mode, cider in captions.cider.items()]
-    lines += ["", f"learning curve, {_curve(adapted)}", "", *_advice(adapted, out)]
+    lines += ["", f"learning curve, {_curve_text(adapted)}", "", *_advice(adapted, out)]
     lines += [adapted.graph] if adapted.graph else []
     lines.append(f"{out / REPORT} shows this with images")
     return "\n".join(lines)
 
 
-def as_json(adapted: Adapted) -> str:
+def as_json(adapted: AdaptationResult) -> str:
     """Return the report as JSON."""
     fitted, measured = adapted.fitted, adapted.measured
     content = {
@@ -93,16 +95,16 @@ def as_json(adapted: Adapted) -> str:
     return json.dumps(content, indent=2)
 
 
-def report_page(adapted: Adapted, out: Path) -> str:
+def report_page(adapted: AdaptationResult, out: Path) -> str:
     """Return the report as an HTML page with embedded images."""
     parts = [f"<p>{html.escape(_summary(adapted))}</p>", "<h2>Next step</h2>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in _advice(adapted, out)]
     for kind, methods in adapted.measured.figures.items():
         first = next(iter(methods.values()))
         parts.append(f"<h2>Search: {_KINDS[kind]}</h2>")
-        parts.append(f"<p>{len(first.groups):,} queries among about {_gallery(adapted):,} images.</p>")
-        parts.append(_table(adapted, methods))
-    parts += ["<h2>Would more pairs help?</h2>", _curve_picture(adapted), f"<p>{_curve(adapted)}</p>"]
+        parts.append(f"<p>{len(first.groups):,} queries among about {_gallery_size(adapted):,} images.</p>")
+        parts.append(_table_html(adapted, methods))
+    parts += ["<h2>Would more pairs help?</h2>", _curve_svg(adapted), f"<p>{_curve_text(adapted)}</p>"]
     parts.append("<h2>Captions</h2>")
     rows = [
         f"<tr><td>{mode}</td><td>{cider:.2f}</td><td>{adapted.captions.exact[mode]:.1%}</td></tr>"
@@ -110,8 +112,8 @@ def report_page(adapted: Adapted, out: Path) -> str:
     ]
     parts.append(f"<table><tr><th></th><th>CIDEr</th><th>exactly right</th></tr>{''.join(rows)}</table>")
     parts.append("<p>Below each image: the caption of this model, its confidence, and in bold your caption.</p>")
-    parts += ["<h2>Examples</h2>", *_gallery_of(adapted, _spread(adapted, _NUM_SAMPLES))]
-    parts += ["<h2>Worst captions</h2>", *_gallery_of(adapted, _worst(adapted))]
+    parts += ["<h2>Examples</h2>", *_figures_html(adapted, _evenly_spaced_samples(adapted, _NUM_SAMPLES))]
+    parts += ["<h2>Worst captions</h2>", *_figures_html(adapted, _worst_samples(adapted))]
     return _PAGE.format(title=html.escape(out.name), body="\n".join(parts))
 
 
@@ -131,7 +133,7 @@ figure img {{ width: 96px; height: 96px; image-rendering: auto; border: 1px soli
 """
 
 
-def _summary(adapted: Adapted) -> str:
+def _summary(adapted: AdaptationResult) -> str:
     images, reused = adapted.images, f", {adapted.num_reused:,} of them read before" if adapted.num_reused else ""
     skipped = f"; {len(images.bad):,} pairs were skipped" if images.bad else ""
     held = len(images) - images.num_fit
@@ -146,12 +148,12 @@ def _summary(adapted: Adapted) -> str:
     )
 
 
-def _gallery(adapted: Adapted) -> int:
+def _gallery_size(adapted: AdaptationResult) -> int:
     folds = adapted.fitted.folds.any_caption
     return int((folds >= 0).sum()) // (int(folds.max()) + 1)
 
 
-def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
+def _recall_cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
     """Return the recalls of each method, with 95 % confidence intervals over images.
 
     The intervals of all methods are computed from the same resamples of the images.
@@ -173,42 +175,42 @@ def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
     return found
 
 
-def _name(adapted: Adapted, method: str) -> str:
+def _method_name(adapted: AdaptationResult, method: str) -> str:
     return "fine-tuned" if method == "as shipped" and adapted.is_tuned else method
 
 
-def _table(adapted: Adapted, methods: dict[str, AnswerRanks]) -> str:
+def _table_html(adapted: AdaptationResult, methods: dict[str, AnswerRanks]) -> str:
     heads = "".join(f"<th>{direction.replace('_', ' ')} R@{k}</th>" for direction in DIRECTIONS for k in RECALLS)
     rows = ""
-    for method, shown in _cells(methods).items():
+    for method, shown in _recall_cells(methods).items():
         cells = "".join(f"<td>{cell}</td>" for cell in shown)
-        rows += f"<tr><td title='{_MEANING[method]}'>{_name(adapted, method)}</td>{cells}</tr>"
+        rows += f"<tr><td title='{_METHOD_TITLES[method]}'>{_method_name(adapted, method)}</td>{cells}</tr>"
     return f"<table><tr><th></th>{heads}</tr>{rows}</table>"
 
 
 # --- Learning curve and advice
 
 
-def _curve(adapted: Adapted) -> str:
+def _curve_text(adapted: AdaptationResult) -> str:
     measured = adapted.measured
     return f"R@{measured.curve_k}: " + ", ".join(
         f"{share:.0%} of the pairs {value:.1%} ± {1.96 * error:.1%}" for share, (value, error) in measured.curve.items()
     )
 
 
-def growth(adapted: Adapted) -> tuple[float, float]:
+def growth(adapted: AdaptationResult) -> tuple[float, float]:
     """Return the gain in recall from half of the pairs to all pairs, and the standard error of the recall with half."""
     half, whole = adapted.measured.curve[0.5], adapted.measured.curve[1.0]
     return whole[0] - half[0], half[1]
 
 
-def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
+def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
     """Yield advice, one sentence at a time."""
     images, k = adapted.images, adapted.measured.curve_k
     gain, error = growth(adapted)
-    if gain > max(_CLEAR, error):
+    if gain > max(_MIN_GAIN, error):
         yield f"More pairs would help: from half of them to all, R@{k} grew by {100 * gain:.0f} points."
-    elif error > _CLEAR:
+    elif error > _MIN_GAIN:
         yield (
             f"Whether more pairs would help cannot be seen from so few: from half of them to all, R@{k} changed by "
             f"{100 * gain:+.0f} ± {196 * error:.0f} points."
@@ -216,18 +218,18 @@ def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
     else:
         yield "More pairs of this kind would help little: half of them do nearly as well."
     num_captions = len(adapted.header.captions)
-    if images.num_fit >= _CLASSES * num_captions:
+    if images.num_fit >= _MIN_IMAGES_PER_CLASS * num_captions:
         yield (
             f"There are only {num_captions} different captions, so they are classes: `grr-coca classify` "
             "assigns them to new images. Captions of whole sentences would make images searchable by more."
         )
     if not adapted.is_tuned and images.is_seen_by_base:
-        yield _TRAINING if images.num_fit < _MANY else _TRAINING_MANY
+        yield _TRAINING if images.num_fit < _MIN_TRAINING else _TRAINING_MANY
     given = "IMAGES" if images.is_seen_by_base else "FEATURES"
     yield f"To search: grr-coca index {given} --out INDEX -c {out}, then grr-coca serve INDEX --open"
 
 
-def _curve_picture(adapted: Adapted) -> str:
+def _curve_svg(adapted: AdaptationResult) -> str:
     points = [(share, *found) for share, found in adapted.measured.curve.items()]
     top = max(value + 2 * error for _, value, error in points)
     place = [(40 + 340 * share, 170 - 150 * value / top, 150 * 1.96 * error / top) for share, value, error in points]
@@ -251,12 +253,12 @@ def _curve_picture(adapted: Adapted) -> str:
 # --- Images
 
 
-def _spread(adapted: Adapted, count: int) -> list[int]:
+def _evenly_spaced_samples(adapted: AdaptationResult, count: int) -> list[int]:
     samples = adapted.captions.samples
     return [number * len(samples) // count for number in range(min(count, len(samples)))]
 
 
-def _worst(adapted: Adapted) -> list[int]:
+def _worst_samples(adapted: AdaptationResult) -> list[int]:
     """Return the indices of the samples whose captions are least similar to the right captions, by text vectors."""
     vectors = adapted.fitted.arrays.caption_vectors
     place = {text: number for number, text in enumerate(adapted.images.captions.texts)}
@@ -268,19 +270,18 @@ def _worst(adapted: Adapted) -> list[int]:
     return np.argsort(scores, kind="stable")[:_NUM_WORST].tolist()
 
 
-def _gallery_of(adapted: Adapted, chosen: list[int]) -> Iterator[str]:
-    captions = adapted.images.captions
+def _figures_html(adapted: AdaptationResult, chosen: list[int]) -> Iterator[str]:
     for number in chosen:
         image, text, confidence = adapted.captions.samples[number]
-        right = [captions.texts[place] for place in captions.places[captions.owners == image]]
+        right = adapted.images.captions.texts_of(image)
         sure = "" if confidence is None else f" ({confidence:.0%})"
         yield (
-            f"<figure>{_picture(adapted, image)}<figcaption>{html.escape(text)}{sure}<br>"
+            f"<figure>{_image_html(adapted, image)}<figcaption>{html.escape(text)}{sure}<br>"
             f"<b>{html.escape(' / '.join(right))}</b></figcaption></figure>"
         )
 
 
-def _picture(adapted: Adapted, image: int) -> str:
+def _image_html(adapted: AdaptationResult, image: int) -> str:
     """Return an image as HTML.
 
     If the pair has features in place of an image, return the image that is displayed for the features, or the pair's

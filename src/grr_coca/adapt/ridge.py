@@ -5,7 +5,7 @@ The kernel ridge regression is exact, or uses the Nyström method for many image
 Shapes: N images, F features, M landmarks, R targets, S samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -183,19 +183,33 @@ def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N
     return fold_of[inverse]
 
 
-def join_groups(*groupings: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """Join several groupings into one.
+def links_of(images: Int[np.ndarray, " P"], groups: Int[np.ndarray, " P"]) -> list[tuple[int, int]]:
+    """Link each image with the first image of the same group, as pairs of indices.
 
-    Images that share a group in any of the groupings, directly or through a chain of images, share a group in the
-    result.
+    Args:
+        images: Image of each membership.
+        groups: Group of each membership. An image may be in several groups.
     """
-    parents = np.arange(len(groupings[0]))
-    find = _finder(parents)
-    for grouping in groupings:
-        first: dict[int, int] = {}
-        for row, group in enumerate(grouping.tolist()):
-            _join(parents, find, first.setdefault(group, row), row)
-    return np.array([find(row) for row in range(len(parents))])
+    first: dict[int, int] = {}
+    return [
+        (first.setdefault(group, image), image) for image, group in zip(images.tolist(), groups.tolist(), strict=True)
+    ]
+
+
+def join_linked(num_images: int, links: Iterable[tuple[int, int]]) -> Int[np.ndarray, " N"]:
+    """Group images that are linked, directly or through a chain. Each group is named by its first image."""
+    parents = list(range(num_images))
+
+    def find(image: int) -> int:
+        while parents[image] != image:
+            parents[image] = parents[parents[image]]
+            image = parents[image]
+        return image
+
+    for one, other in links:
+        first, second = sorted((find(one), find(other)))
+        parents[second] = first
+    return np.array([find(image) for image in range(num_images)])
 
 
 def near_equal(
@@ -209,34 +223,19 @@ def near_equal(
         least: Minimum dot product of `rows` for a candidate pair.
         other_least: Minimum dot product of `others` for accepting a candidate pair.
     """
-    parents = np.arange(len(rows))
-    find = _finder(parents)
-    for start in range(0, len(rows), 1024):
-        first, second = np.nonzero(rows[start : start + 1024] @ rows.T >= least)
-        first += start
-        below = first < second
-        first, second = first[below], second[below]
-        for part in range(0, len(first), 65_536):
-            one, other = first[part : part + 65_536], second[part : part + 65_536]
-            is_equal = np.einsum("nd,nd->n", others[one], others[other]) >= other_least
-            for a, b in zip(one[is_equal].tolist(), other[is_equal].tolist(), strict=True):
-                _join(parents, find, a, b)
-    return np.array([find(row) for row in range(len(rows))])
 
+    def links() -> Iterator[tuple[int, int]]:
+        for start in range(0, len(rows), 1024):
+            first, second = np.nonzero(rows[start : start + 1024] @ rows.T >= least)
+            first += start
+            below = first < second
+            first, second = first[below], second[below]
+            for part in range(0, len(first), 65_536):
+                one, other = first[part : part + 65_536], second[part : part + 65_536]
+                is_equal = np.einsum("nd,nd->n", others[one], others[other]) >= other_least
+                yield from zip(one[is_equal].tolist(), other[is_equal].tolist(), strict=True)
 
-def _finder(parents: Int[np.ndarray, " N"]) -> Callable[[int], int]:
-    def find(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = parents[parents[row]]
-            row = int(parents[row])
-        return row
-
-    return find
-
-
-def _join(parents: Int[np.ndarray, " N"], find: Callable[[int], int], one: int, other: int) -> None:
-    a, b = sorted((find(one), find(other)))
-    parents[b] = a
+    return join_linked(len(rows), links())
 
 
 def logistic_weights(columns: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Float[np.ndarray, " _"]:

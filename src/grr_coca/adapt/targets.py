@@ -50,6 +50,15 @@ class Captions:
         counts = np.bincount(self.owners)
         return WordWeights(self.places, (1 / counts)[self.owners].astype(np.float32), np.cumsum(counts))
 
+    @property
+    def first_of_images(self) -> Int[np.ndarray, " N"]:
+        """First caption of each image, as a row of `texts`."""
+        return self.places[np.searchsorted(self.owners, np.arange(self.num_images))]
+
+    def texts_of(self, image: int) -> list[str]:
+        """Return the captions of an image."""
+        return [self.texts[place] for place in self.places[self.owners == image].tolist()]
+
     def mean_of_images(self, rows: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "N K"]:
         """Return, for each image, the mean of the rows that belong to its captions."""
         return self._shares.times(rows)

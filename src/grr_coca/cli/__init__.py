@@ -81,7 +81,7 @@ def all_commands() -> dict[str, Command]:
     return commands
 
 
-def _command(name: str) -> Command | None:
+def _find_command(name: str) -> Command | None:
     """Return the command with a given name, reading only as many tables as needed, in the order of their owners."""
     for table in chain([CORE], plugins.values("grr_coca.commands")):
         if name in table:
@@ -120,7 +120,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        message = _message(error)
+        message = _file_error_message(error)
         if message is None:
             raise
         print(printable(f"error: {message}"), file=sys.stderr)
@@ -131,18 +131,18 @@ def exit_code(work: Callable[[], int | None]) -> int:
         return 128 + stopped.number
 
 
-def _message(error: OSError) -> str | None:
+def _file_error_message(error: OSError) -> str | None:
     """Return the message for an unhandled error, or None if it names no file."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename or error)[:80]}…: too long for a file name"
-    if error.filename is None and not _has_folder():
+    if error.filename is None and not _current_folder_exists():
         return "the current folder no longer exists; change to another folder"
     if not isinstance(error.filename, str | bytes):
         return None
     return f"{os.fsdecode(error.filename)}: cannot be read or written ({error.strerror or error})"
 
 
-def _has_folder() -> bool:
+def _current_folder_exists() -> bool:
     """Return whether the current folder still exists."""
     try:
         os.getcwd()  # noqa: PTH109
@@ -158,8 +158,8 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(grr_coca.__version__)
         return 0
-    name, rest = _split(argv)
-    command = _command(name)
+    name, rest = _split_command(argv)
+    command = _find_command(name)
     if command is None:  # the argument is the first of two words
         print(_usage(name))
         return 0 if rest else 2
@@ -179,7 +179,7 @@ def _dispatch(argv: list[str]) -> int:
     return code or 0
 
 
-def _split(argv: list[str]) -> tuple[str, list[str]]:
+def _split_command(argv: list[str]) -> tuple[str, list[str]]:
     """Split the arguments into the command's name and its arguments.
 
     If the second word of a command is missing, only the first word is returned.
@@ -188,9 +188,9 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
         UserError: If the command does not exist. The message names the nearest command.
     """
     first, *rest = argv
-    if _command(first) is not None:
+    if _find_command(first) is not None:
         return first, rest
-    if rest and _command(f"{first} {rest[0]}") is not None:
+    if rest and _find_command(f"{first} {rest[0]}") is not None:
         return f"{first} {rest[0]}", rest[1:]
     commands = all_commands()
     kinds = [name for name in commands if name.startswith(f"{first} ")]

@@ -16,7 +16,7 @@ from grr_coca.model.checkpoint_files import DEFAULT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from grr_coca.adapt.adapt_model import Adapted
+    from grr_coca.adapt.adapt_model import AdaptationResult
     from grr_coca.data.sources.base import PairSource
 
 
@@ -72,7 +72,7 @@ def adapt_with_report(
     *,
     is_tuned: bool,
     encoder: str | None = None,
-) -> "Adapted":
+) -> "AdaptationResult":
     """Adapt a model with a progress bar, and write a report into its folder.
 
     The arguments are those of `adapt_model`.
@@ -80,7 +80,7 @@ def adapt_with_report(
     from grr_coca.adapt.adapt_model import REPORT, adapt_model
     from grr_coca.adapt.report import report_page
 
-    def write_report(folder: Path, adapted: "Adapted") -> None:
+    def write_report(folder: Path, adapted: "AdaptationResult") -> None:
         (folder / REPORT).write_bytes(report_page(adapted, out).encode())
 
     with bars({"adapt": 100}) as shown:
@@ -144,19 +144,19 @@ def unseen_by_training(
             f"{recipe}: the pairs of this run cannot be read ({error}), so it is unknown whether it was trained on "
             f"{name}; pass pairs that it was not trained on to --val"
         ) from error
-    seen = {digest for _, digest in _digests(train, -(-len(train) // _MAX_COMPARED))}
-    if not any(digest in seen for _, digest in _digests(pairs)):
+    seen = {digest for _, digest in _image_digests(train, -(-len(train) // _MAX_COMPARED))}
+    if not any(digest in seen for _, digest in _image_digests(pairs)):
         return val, False
     print(f"{folder}: trained on some of these pairs; measured on held-out pairs", file=sys.stderr)
     if val is None:
         return held, True
-    unseen = [place for place, digest in _digests(val) if digest not in seen]
+    unseen = [place for place, digest in _image_digests(val) if digest not in seen]
     if not unseen:
         raise UserError("--val: the run was trained on all of these pairs; pass other pairs, or omit --val")
     return Subset(val, unseen), True
 
 
-def _digests(pairs: "PairSource", step: int = 1) -> "Iterator[tuple[int, bytes]]":
+def _image_digests(pairs: "PairSource", step: int = 1) -> "Iterator[tuple[int, bytes]]":
     """Yield the index and digest of every `step`-th image that can be read."""
     from grr_coca.data.sources.base import BadSample
     from grr_coca.infer.adapted.adaptation import file_digest

@@ -16,7 +16,6 @@ from grr_coca.cli.output import print_line, report_unfamiliar, reporting
 from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_not_an_input, to_json
 from grr_coca.infer.generate.options import GenerationOptions
-from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.infer.on_ray import Machines
 from grr_coca.infer.outputs.caption_files import CaptionFile, CaptionOutput, TextFiles, XmpFiles, caption_rows
 from grr_coca.model.checkpoint_files import DEFAULT
@@ -93,17 +92,11 @@ def run(
         require_extra("ray", "--on ray")
     from grr_coca.cli.image_work import (  # lazy import: NumPy and Pillow
         describe_images,
-        report_if_none_exists,
-        search_for_images,
+        find_inputs,
         shows_progress,
     )
 
-    found = search_for_images(images, exclude)
-    folder = locate_checkpoint(checkpoint)
-    require_input(folder, images)
-    code = report_if_none_exists(found)
-    if code is not None:
-        return code
+    found, folder = find_inputs(images, exclude, checkpoint)
     with reporting(_open_output(out, sidecar, overwrite, json, found, options.num_captions)) as output:
         num_captioned = sum(image.name in output.done for image in found)
         if num_captioned:
@@ -171,9 +164,9 @@ def _open_output(
     Raises:
         UserError: If the flags select two outputs, or an output that these images cannot have.
     """
-    asked = [name for name, is_set in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_set]
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)} cannot be combined; use one of them")
+    outputs = [name for name, is_set in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_set]
+    if len(outputs) > 1:
+        raise UserError(f"{' and '.join(outputs)} cannot be combined; use one of them")
     if overwrite and sidecar is None:
         raise UserError("--overwrite replaces captions next to images; add --sidecar txt or --sidecar xmp")
     if out is not None:

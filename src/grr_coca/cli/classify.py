@@ -22,7 +22,6 @@ from grr_coca.cli.output import print_line, report_unfamiliar, reporting
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import to_json
 from grr_coca.infer.class_names import BARE_NAME, check_class_names, read_class_names
-from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.infer.outputs.caption_files import XmpFiles
 from grr_coca.model.checkpoint_files import DEFAULT
 
@@ -78,18 +77,12 @@ def run(
     if not images and templates:
         raise UserError("no images given; --templates takes all arguments after it, so pass the images before it")
     from grr_coca.cli.image_work import (  # lazy import: NumPy and Pillow
+        find_inputs,
         process_images,
-        report_if_none_exists,
-        search_for_images,
         shows_progress,
     )
 
-    found = search_for_images(images, exclude)
-    folder = locate_checkpoint(checkpoint)
-    require_input(folder, images)
-    code = report_if_none_exists(found)
-    if code is not None:
-        return code
+    found, folder = find_inputs(images, exclude, checkpoint)
     sidecars = XmpFiles(found, instead="--json") if sidecar == "xmp" else None
     model = grr_coca.load(folder, engine=engine)
     classifier = model.classifier(names, joined(templates) or BARE_NAME)
@@ -132,5 +125,7 @@ def _class_names(argument: str) -> tuple[str, ...]:
     if is_file:
         return read_class_names(path)
     if len(names) < 2:
-        raise UserError(f"--labels '{argument}': neither a file nor two or more labels separated by commas")
+        raise UserError(
+            f"--labels '{argument}': neither a file nor two labels; pass a file, or labels separated by commas"
+        )
     return check_class_names(names, "--labels")

@@ -5,8 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.baselines import baseline_recalls, baselines_of
-from grr_coca.cli.evaluate import json_of, load_to_measure, measure_losses, plain_intervals, require_splits
+from grr_coca.cli.evaluate import (
+    baseline_recalls,
+    baselines_of,
+    json_of,
+    load_to_measure,
+    measure_losses,
+    plain_intervals,
+    require_splits,
+)
 from grr_coca.cli.flags import Flag, Lists, joined, require_batch_size
 from grr_coca.common.errors import require_extra
 from grr_coca.infer.load import locate_checkpoint, require_input
@@ -60,27 +67,30 @@ def compare_checkpoints(
     require_extra("torch", "comparing checkpoints")
     models = (load_to_measure(folders[0]), load_to_measure(folders[1]))
     names = (checkpoint, baseline)
-    beside = {name: _baselines(folder, paths) if baselines else {} for name, folder in zip(names, folders, strict=True)}
+    baseline_metrics = {
+        name: _measure_baselines(folder, paths) if baselines else {}
+        for name, folder in zip(names, folders, strict=True)
+    }
     if any(map(is_adapted, folders)):
-        first, second = (_recalls(model, paths, batch_size) for model in models)
-        print(_as_json(first, second, names, beside) if json else _recall_table(first, second))
+        first, second = (_measure_recalls(model, paths, batch_size) for model in models)
+        print(_as_json(first, second, names, baseline_metrics) if json else _recall_table(first, second))
     else:
         measured = tuple(measure_losses(model, paths, batch_size) for model in models)
         measures = [{path: each.measures for path, each in own.items()} for own in measured]
         table = "" if json else _loss_table(models, measured, names, batch_size)
         tokens = [(measured[0][path].num_tokens, measured[1][path].num_tokens) for path in paths]
-        why = _why_incomparable(models, tokens)
-        print(_as_json(measures[0], measures[1], names, beside, why) if json else table)
+        reason = _incomparable_reason(models, tokens)
+        print(_as_json(measures[0], measures[1], names, baseline_metrics, reason) if json else table)
     if not json:
-        for line in _baseline_lines(beside):
+        for line in _format_baselines(baseline_metrics):
             print(line)
 
 
-_Beside = dict[str, dict[str, dict[str, "Mapping[str, Measure]"]]]
+_BaselineMetrics = dict[str, dict[str, dict[str, "Mapping[str, Measure]"]]]
 """Metrics by model, split, baseline and name."""
 
 
-def _baselines(folder: Path, paths: tuple[str, ...]) -> "dict[str, dict[str, Mapping[str, Measure]]]":
+def _measure_baselines(folder: Path, paths: tuple[str, ...]) -> "dict[str, dict[str, Mapping[str, Measure]]]":
     from grr_coca.data.sources.open import open_source
 
     fitted = baselines_of(folder)
@@ -89,15 +99,15 @@ def _baselines(folder: Path, paths: tuple[str, ...]) -> "dict[str, dict[str, Map
     return {path: dict(baseline_recalls(fitted, open_source(path), "equal")) for path in paths}
 
 
-def _baseline_lines(beside: _Beside) -> "Iterator[str]":
-    for model, by_path in beside.items():
+def _format_baselines(baseline_metrics: _BaselineMetrics) -> "Iterator[str]":
+    for model, by_path in baseline_metrics.items():
         for path, found in by_path.items():
             for name, measures in found.items():
                 recall = "  ".join(f"R@{k} {measures[f'text_to_image/R@{k}'].value():.1%}" for k in (1, 5, 10))
                 yield f"{name} by the training pairs of {model}, {path}: text to image {recall}"
 
 
-def _recalls(
+def _measure_recalls(
     model: "Checkpoint | ImageTextModel", paths: tuple[str, ...], batch_size: int
 ) -> "dict[str, dict[str, Measure]]":
     from grr_coca.data.sources.open import open_source  # lazy imports, here and below: PyTorch
@@ -129,8 +139,8 @@ def _as_json(
     first: "Mapping[str, Mapping[str, Measure]]",
     second: "Mapping[str, Mapping[str, Measure]]",
     names: tuple[str, str],
-    beside: _Beside,
-    why_incomparable: str | None = None,
+    baseline_metrics: _BaselineMetrics,
+    incomparable_reason: str | None = None,
 ) -> str:
     """Return all metrics of two models, and their differences.
 
@@ -138,18 +148,18 @@ def _as_json(
         first: Metrics of the first model.
         second: Metrics of the second model.
         names: Names of the models.
-        beside: Metrics of the baselines.
-        why_incomparable: Reason why means over tokens cannot be compared; their differences are then omitted. None if
-            they can be compared.
+        baseline_metrics: Metrics of the baselines.
+        incomparable_reason: Reason why means over tokens cannot be compared; their differences are then omitted. None
+            if they can be compared.
     """
-    incomparable = () if why_incomparable is None else _TOKEN_MEANS
+    incomparable = () if incomparable_reason is None else _TOKEN_MEANS
     return json_of(
         {
             path: {
                 "models": list(names),
                 "metrics": [_intervals(own[path]) for own in (first, second)],
                 "baselines": [
-                    {name: _intervals(measures) for name, measures in beside[model].get(path, {}).items()}
+                    {name: _intervals(measures) for name, measures in baseline_metrics[model].get(path, {}).items()}
                     for model in names
                 ],
                 "differences": plain_intervals(
@@ -159,7 +169,7 @@ def _as_json(
                         if name not in incomparable
                     }
                 ),
-                "incomparable": dict.fromkeys(incomparable, why_incomparable),
+                "incomparable": dict.fromkeys(incomparable, incomparable_reason),
             }
             for path, measures in first.items()
         }
@@ -184,20 +194,20 @@ def _loss_table(
         rows.append(average_row("average", rows))
     presets = (models[0].preset, models[1].preset)
     names = presets if presets[0] != presets[1] else given
-    why = _why_incomparable(models, [(first[path].num_tokens, second[path].num_tokens) for path in first])
-    incomparable = () if why is None else _TOKEN_MEANS
+    reason = _incomparable_reason(models, [(first[path].num_tokens, second[path].num_tokens) for path in first])
+    incomparable = () if reason is None else _TOKEN_MEANS
     lines = [
         format_table(rows, names, incomparable),
         f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {names[1]}",
     ]
-    if why is not None:
-        lines.append(f"perplexity and CoCa loss {why}, and cannot be compared")
+    if reason is not None:
+        lines.append(f"perplexity and CoCa loss {reason}, and cannot be compared")
     lines.append("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
-    lines += [f"{path}: {_differences(first[path], second[path], incomparable)}" for path in first]
+    lines += [f"{path}: {_format_differences(first[path], second[path], incomparable)}" for path in first]
     return "\n".join(lines)
 
 
-def _why_incomparable(
+def _incomparable_reason(
     models: "tuple[Checkpoint | ImageTextModel, ...]", num_tokens: list[tuple[int, int]]
 ) -> str | None:
     """Return the reason why means over tokens of two models cannot be compared, or None if they can."""
@@ -209,7 +219,7 @@ def _why_incomparable(
     return None
 
 
-def _differences(first: "SplitMeasures", second: "SplitMeasures", incomparable: tuple[str, ...]) -> str:
+def _format_differences(first: "SplitMeasures", second: "SplitMeasures", incomparable: tuple[str, ...]) -> str:
     keys = {title: key for title, key in _DIFFERENCES.items() if key not in incomparable}
     found = {title: first.measures[key].difference(second.measures[key]) for title, key in keys.items()}
     return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grr_coca.infer.encoder import VisionEncoder
 
 _NUM_SIZES_SHOWN = 5
-_INDEXED_AT_ONCE = 4
+_MAX_INDEXING_THREADS = 4
 _PAIRS = (
     ".tar shards (file, pattern, folder, s3:, https:), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's "
     "or ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images next to .txt files."
@@ -146,8 +146,8 @@ def run(
     from grr_coca.data.sources.open import open_source  # lazy import: NumPy and Pillow
     from grr_coca.data.survey import sample_source
 
-    survey = sample_source(open_source(action.path))
-    print_line(_as_json(survey) if action.json else _describe(survey))
+    stats = sample_source(open_source(action.path))
+    print_line(_as_json(stats) if action.json else _format_stats(stats))
     return 0
 
 
@@ -156,18 +156,18 @@ def _check(action: Check) -> int:
     from grr_coca.data.survey import check_source, contact_sheet
 
     source = open_source(action.path)
-    sheet = _sheet(action, source)
+    sheet = _sheet_path(action, source)
     with bars({"check": len(source)}) as shown:
-        survey = check_source(source, lambda done: shown.update("check", done, ""))
-    print_line(_as_json(survey) if action.json else _describe(survey))
+        stats = check_source(source, lambda done: shown.update("check", done, ""))
+    print_line(_as_json(stats) if action.json else _format_stats(stats))
     if sheet is not None:
         drawn = contact_sheet(source)
         write_output(sheet, lambda file: drawn.save(file, "PNG"))
         print(f"contact sheet     {sheet}", file=sys.stderr if action.json else sys.stdout)
-    return int(bool(survey.broken or survey.truncated_shards))
+    return int(bool(stats.broken or stats.truncated_shards))
 
 
-def _sheet(action: Check, source: "PairSource") -> Path | None:
+def _sheet_path(action: Check, source: "PairSource") -> Path | None:
     """Return the writable file for the contact sheet, or None if no sheet was requested."""
     from grr_coca.data.sources.folder import ImageFolder
 
@@ -212,8 +212,8 @@ def _convert(action: Convert) -> int:
     with bars({"convert": len(images)}) as shown:
         counts = convert(images, conversion, action.out, lambda done: shown.update("convert", done, ""))
     written = counts.pop("written", 0)
-    left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
-    print(f"{written:,} images written to {action.out}" + (f"; excluded: {left_out}" if left_out else ""))
+    excluded = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
+    print(f"{written:,} images written to {action.out}" + (f"; excluded: {excluded}" if excluded else ""))
     return int(not written)
 
 
@@ -227,7 +227,7 @@ def _features(action: Features) -> int:
 
     given: GivenFeatures | None
     if action.encoder.startswith(f"{GIVEN}:"):
-        images, encoder, given = _only_given(action)
+        images, encoder, given = _open_only_given(action)
     else:
         images = ByImage(open_source(action.path))
         encoder = open_encoder(action.encoder)
@@ -260,7 +260,7 @@ def _features(action: Features) -> int:
     return int(len(written.bad) == len(images))
 
 
-def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeatures]":
+def _open_only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeatures]":
     """Open features whose encoder cannot run here, together with the names and captions of their images."""
     from grr_coca.data.given_features import open_given_features
     from grr_coca.data.image_files import TABLE_SUFFIXES
@@ -291,9 +291,11 @@ def _index(action: IndexShards) -> int:
     from grr_coca.data.sources.shards import TarShards, index_remote
 
     if not is_url(action.url):
-        raise UserError(f"{action.url}: not a URL; shards on this machine are indexed when they are opened")
+        raise UserError(
+            f"{action.url}: not a URL; pass a URL (shards on this machine are indexed when they are opened)"
+        )
     files = remote_shards(action.url)
-    with bars({"index": len(files)}) as shown, ThreadPoolExecutor(_INDEXED_AT_ONCE) as threads:
+    with bars({"index": len(files)}) as shown, ThreadPoolExecutor(_MAX_INDEXING_THREADS) as threads:
         num_read = 0
         try:
             for number, was_read in enumerate(threads.map(index_remote, files), start=1):
@@ -306,40 +308,40 @@ def _index(action: IndexShards) -> int:
     return 0
 
 
-def _describe(survey: "DatasetStats") -> str:
+def _format_stats(stats: "DatasetStats") -> str:
     """Return the statistics as text."""
-    lines = [f"pairs             {survey.num_pairs:,}" + _sampled(survey)]
-    if survey.num_images is not None:
-        lines.append(f"images            {survey.num_images:,}")
-    lines.append(f"captions          {survey.num_captions:,}")
-    if survey.shards is not None:
-        lines.append(f"shards            {survey.shards:,}, truncated: {', '.join(survey.truncated_shards) or 'none'}")
-    for cause, count in survey.broken.most_common():
+    lines = [f"pairs             {stats.num_pairs:,}" + _sample_note(stats)]
+    if stats.num_images is not None:
+        lines.append(f"images            {stats.num_images:,}")
+    lines.append(f"captions          {stats.num_captions:,}")
+    if stats.shards is not None:
+        lines.append(f"shards            {stats.shards:,}, truncated: {', '.join(stats.truncated_shards) or 'none'}")
+    for cause, count in stats.broken.most_common():
         lines.append(f"broken            {count:,} × {cause}")
-        lines += [f"                  {escape_control_chars(example)}" for example in survey.examples[cause]]
-    if not survey.broken:
+        lines += [f"                  {escape_control_chars(example)}" for example in stats.examples[cause]]
+    if not stats.broken:
         lines.append("broken            none")
-    for name, number in (("captions", survey.duplicate_captions), ("images", survey.duplicate_images)):
+    for name, number in (("captions", stats.duplicate_captions), ("images", stats.duplicate_images)):
         if number is not None:
             lines.append(f"duplicate {name:<8} {number:,}")
-    if survey.vocabulary is not None:
-        lines.append(f"different words   {survey.vocabulary:,}")
+    if stats.vocabulary is not None:
+        lines.append(f"different words   {stats.vocabulary:,}")
     lines.append("words a caption")
-    largest = max(survey.word_histogram().values(), default=1)
-    for words, count in survey.word_histogram().items():
+    largest = max(stats.word_histogram().values(), default=1)
+    for words, count in stats.word_histogram().items():
         lines.append(f"  {words:>7}  {count:>9,}  {'█' * round(40 * count / max(largest, 1))}")
-    sizes = ", ".join(f"{w}×{h} ({number:,})" for (w, h), number in survey.image_sizes.most_common(_NUM_SIZES_SHOWN))
-    lines.append(f"image sizes       {len(survey.image_sizes):,} different; most frequent {sizes or 'none'}")
+    sizes = ", ".join(f"{w}×{h} ({number:,})" for (w, h), number in stats.image_sizes.most_common(_NUM_SIZES_SHOWN))
+    lines.append(f"image sizes       {len(stats.image_sizes):,} different; most frequent {sizes or 'none'}")
     return "\n".join(lines)
 
 
-def _sampled(survey: "DatasetStats") -> str:
-    return "" if survey.num_read == survey.num_pairs else f", {survey.num_read:,} of them inspected"
+def _sample_note(stats: "DatasetStats") -> str:
+    return "" if stats.num_read == stats.num_pairs else f", {stats.num_read:,} of them inspected"
 
 
-def _as_json(survey: "DatasetStats") -> str:
-    content = asdict(survey)
-    content["broken"] = dict(survey.broken)  # `asdict` cannot copy a Counter
-    content["caption_words"] = survey.word_histogram()
-    content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
+def _as_json(stats: "DatasetStats") -> str:
+    content = asdict(stats)
+    content["broken"] = dict(stats.broken)  # `asdict` cannot copy a Counter
+    content["caption_words"] = stats.word_histogram()
+    content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in stats.image_sizes.most_common()}
     return to_json(content, indent=2)

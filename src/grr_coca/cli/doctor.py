@@ -22,10 +22,10 @@ from grr_coca.infer.load import choose_engine
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, read_config
 from grr_coca.model.config import CoCaConfig
 
-_BASE = ("numpy", "pillow", "tokenizers", "safetensors", "onnxruntime", "tyro", "rich", "filelock", "pathspec")
-_FEATURES = ("SSE42", "AVX2", "FMA3", "AVX512F", "AVX512VNNI", "AVX512_SPR", "NEON", "ASIMDDP", "SVE")
+_BASE_PACKAGES = ("numpy", "pillow", "tokenizers", "safetensors", "onnxruntime", "tyro", "rich", "filelock", "pathspec")
+_CPU_FEATURES = ("SSE42", "AVX2", "FMA3", "AVX512F", "AVX512VNNI", "AVX512_SPR", "NEON", "ASIMDDP", "SVE")
 """Processor features that affect speed, by NumPy's names."""
-_SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
+_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 _MAX_SHOWN = 5
 
 
@@ -37,36 +37,36 @@ def run(json: Flag = False) -> int:
     Args:
         json: print one JSON object.
     """
-    damaged = list(_damaged())
-    found = {
+    corrupt = list(_corrupt_files())
+    report = {
         "grr-coca": f"{grr_coca.__version__}, from a {'clone' if is_clone() else 'package'}",
         "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.architecture()[0]})",
         "system": platform.platform(),
-        "processor": " ".join([platform.machine(), *_features()]),
+        "processor": " ".join([platform.machine(), *_cpu_features()]),
         "threads": f"{num_threads()} of {os.cpu_count()}",
-        "settings": " ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none",
+        "settings": " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none",
         "encodings": f"{sys.stdout.encoding}, files {locale.getpreferredencoding(False)}",
         "sqlite": sqlite3.sqlite_version,
-        "engine": f"{choose_engine(FOLDER / DEFAULT, _config())} for {DEFAULT}",
-        "packages": {name: _version(name) or "missing" for name in _BASE},
-        "extras": {extra: _of_extra(packages) for extra, packages in PACKAGES.items()},
+        "engine": f"{choose_engine(FOLDER / DEFAULT, _default_config())} for {DEFAULT}",
+        "packages": {name: _version(name) or "missing" for name in _BASE_PACKAGES},
+        "extras": {extra: _format_extra(packages) for extra, packages in PACKAGES.items()},
         "missing": {
             extra: install_command(extra)
             for extra, packages in PACKAGES.items()
             if not all(map(_version, packages.values()))
         },
-        "cache": _sizes(user_cache()),
-        "files": f"corrupt or missing: {', '.join(damaged)}" if damaged else "intact",
+        "cache": _folder_sizes(user_cache()),
+        "files": f"corrupt or missing: {', '.join(corrupt)}" if corrupt else "intact",
     }
-    print(json_format.dumps(found) if json else "\n".join(_lines(found)))
-    if damaged:
-        more = f" and {len(damaged) - _MAX_SHOWN} more" if len(damaged) > _MAX_SHOWN else ""
-        raise UserError(f"{', '.join(damaged[:_MAX_SHOWN])}{more}: corrupt or missing; install grr-coca again")
+    print(json_format.dumps(report) if json else "\n".join(_format_report(report)))
+    if corrupt:
+        more = f" and {len(corrupt) - _MAX_SHOWN} more" if len(corrupt) > _MAX_SHOWN else ""
+        raise UserError(f"{', '.join(corrupt[:_MAX_SHOWN])}{more}: corrupt or missing; install grr-coca again")
     return 0
 
 
-def _lines(found: Mapping[str, object]) -> Iterator[str]:
-    for name, value in found.items():
+def _format_report(report: Mapping[str, object]) -> Iterator[str]:
+    for name, value in report.items():
         if not isinstance(value, Mapping):
             yield f"{name:<11}{value}"
             continue
@@ -75,7 +75,7 @@ def _lines(found: Mapping[str, object]) -> Iterator[str]:
         yield from (f"  {key:<{width}}  {text}" for key, text in value.items())
 
 
-def _config() -> CoCaConfig:
+def _default_config() -> CoCaConfig:
     file = FOLDER / DEFAULT / "config.json"
     return read_config(read_json(file)["model"], str(file))
 
@@ -87,29 +87,29 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _of_extra(packages: Mapping[str, str]) -> str:
+def _format_extra(packages: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {_version(name) or '(missing)'}" for name in packages.values())
 
 
-def _features() -> list[str]:
+def _cpu_features() -> list[str]:
     try:
         features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
     except (ImportError, AttributeError):  # NumPy 2 has only a private name for it
         return []
-    return [name for name in _FEATURES if features.get(name)]
+    return [name for name in _CPU_FEATURES if features.get(name)]
 
 
-def _sizes(cache: Path) -> dict[str, str]:
+def _folder_sizes(cache: Path) -> dict[str, str]:
     """Return the size of each folder in the cache, by path."""
     folders = sorted(path for path in cache.iterdir() if path.is_dir()) if cache.is_dir() else []
-    return {str(folder): f"{_bytes(folder) / 1e6:,.1f} MB" for folder in folders}
+    return {str(folder): f"{_folder_bytes(folder) / 1e6:,.1f} MB" for folder in folders}
 
 
-def _bytes(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     return sum((Path(above) / name).lstat().st_size for above, _, names in os.walk(folder) for name in names)
 
 
-def _damaged() -> Iterator[str]:
+def _corrupt_files() -> Iterator[str]:
     """Yield the bundled files that differ from the installation record or from a manifest."""
     for folder in sorted(path.parent for path in FOLDER.glob("*/manifest.json")):
         try:
@@ -123,10 +123,10 @@ def _damaged() -> Iterator[str]:
                 yield f"{folder.name}/{name}"
     if not (FOLDER / DEFAULT / "manifest.json").is_file():
         yield f"{DEFAULT}/manifest.json"
-    yield from _damaged_of_record()
+    yield from _corrupt_installed_files()
 
 
-def _damaged_of_record() -> Iterator[str]:
+def _corrupt_installed_files() -> Iterator[str]:
     """Yield the files that differ from the record of an installed wheel. A clone has no such record."""
     try:
         files = importlib.metadata.distribution("grr-coca").files or []

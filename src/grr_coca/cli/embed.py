@@ -13,7 +13,7 @@ from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArg
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import read_lines
-from grr_coca.infer.load import locate_checkpoint, require_input
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.infer.outputs.vector_files import VectorBuffer, check_format, check_output, write_vectors
 from grr_coca.model.checkpoint_files import DEFAULT
@@ -56,18 +56,9 @@ def run(
         require_extra("ray", "--on ray")
     check_format(out)
     if texts is None:
-        from grr_coca.cli.image_work import (  # lazy import: NumPy and Pillow
-            describe_images,
-            report_if_none_exists,
-            search_for_images,
-        )
+        from grr_coca.cli.image_work import describe_images, find_inputs  # lazy import: NumPy and Pillow
 
-        found = search_for_images(images, exclude)
-        folder = locate_checkpoint(checkpoint)
-        require_input(folder, images)
-        code = report_if_none_exists(found)
-        if code is not None:
-            return code
+        found, folder = find_inputs(images, exclude, checkpoint)
         check_output(out, [file.name for file in found], images)
         collected = VectorBuffer(len(found))
         code = describe_images(

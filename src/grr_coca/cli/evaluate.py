@@ -5,30 +5,31 @@ No module that imports torch is imported before the arguments have been checked,
 
 import json as json_format
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grr_coca.cli.baselines import baseline_captions, baseline_recalls, baselines_of
 from grr_coca.cli.flags import Lists, joined, require_batch_size
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.outputs import require_not_an_input, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.infer.load import load, locate_checkpoint, require_input
-from grr_coca.model.checkpoint_files import is_adapted
+from grr_coca.model.checkpoint_files import DEFAULT, is_adapted, start_of_run
 
 if TYPE_CHECKING:
     from grr_coca.adapt.baselines import Baselines
+    from grr_coca.data.sources.base import PairSource
     from grr_coca.evaluate.checkpoint_metrics import SplitMeasures
-    from grr_coca.evaluate.intervals import Interval
+    from grr_coca.evaluate.intervals import Interval, Measure
     from grr_coca.evaluate.tasks import Report
     from grr_coca.infer.image_text_model import ImageTextModel
     from grr_coca.model.checkpoint import Checkpoint
 
 Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
-_TASK_OF = {"out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
+_TASK_OF_OPTION = {"out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
 """The task of each option that applies to only one task."""
 
 
@@ -63,7 +64,7 @@ def evaluate_splits(
     given = {"out": out, "labels": labels, "templates": templates, "train": train}
     paths = joined(data)
     named = {name for name, value in given.items() if value is not None}
-    _check(task or "loss", paths, batch_size, named)
+    _check_options(task or "loss", paths, batch_size, named)
     if train is not None:
         from grr_coca.data.sources.open import require_exists  # lazy import: NumPy and Pillow
 
@@ -85,33 +86,20 @@ def evaluate_splits(
     model = load_to_measure(folder)
     has_baselines = baselines and task in ("loss", "retrieval", "captioning")
     fitted = baselines_of(folder) if has_baselines else None
-    beside = {path: {} if fitted is None else _beside(fitted, task, path) for path in paths}
+    baseline_metrics = {path: {} if fitted is None else _baseline_intervals(fitted, task, path) for path in paths}
     if task == "loss":
-        _print_losses(measure_losses(model, paths, batch_size), beside, json)
+        _print_losses(measure_losses(model, paths, batch_size), baseline_metrics, json)
         return
     options = _TaskOptions(batch_size=batch_size, out=out, class_names=class_names, templates=sentences, train=train)
-    _print_reports({path: _measure(task, model, path, options) for path in paths}, beside, json)
+    _print_reports({path: _measure(task, model, path, options) for path in paths}, baseline_metrics, json)
 
 
-def _beside(fitted: "Baselines", task: Task, path: str) -> "dict[str, dict[str, Interval]]":
-    """Return the metrics of each baseline on a split."""
-    from grr_coca.data.sources.open import open_source
-    from grr_coca.evaluate.tasks import intervals
-
-    split = open_source(path)
-    if task == "captioning":
-        found = baseline_captions(fitted, split)
-    else:
-        found = baseline_recalls(fitted, split, "own" if task == "retrieval" else "equal")
-    return {name: intervals(measures) for name, measures in found.items()}
-
-
-def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) -> None:
+def _check_options(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) -> None:
     require_splits(data)
     require_batch_size(batch_size)
-    wrong = [name for name in _TASK_OF if name in given and _TASK_OF[name] != task]
+    wrong = [name for name in _TASK_OF_OPTION if name in given and _TASK_OF_OPTION[name] != task]
     if wrong:
-        raise UserError(f"--{wrong[0]} belongs to --task {_TASK_OF[wrong[0]]}, not to --task {task}")
+        raise UserError(f"--{wrong[0]} belongs to --task {_TASK_OF_OPTION[wrong[0]]}, not to --task {task}")
     if task == "probe":
         require_extra("probe", "--task probe")
         if "train" not in given:
@@ -205,8 +193,72 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     return measure_probe(checkpoint, images, tested, options.batch_size)
 
 
+# --- Baselines from the training pairs of a run
+
+
+def baselines_of(folder: Path) -> "Baselines | None":
+    """Fit the baselines of a model to its run's training pairs. Return None if the pairs are unknown or unsuitable.
+
+    Args:
+        folder: Checkpoint of the model.
+    """
+    run = folder.parent.parent
+    if is_adapted(folder) or folder.parent.name != "checkpoints":
+        return None
+    from grr_coca.adapt.baselines import Baselines  # lazy imports, here and below: PyTorch
+    from grr_coca.train.recipe import load_recipe
+    from grr_coca.train.setup import training_sources
+
+    try:
+        recipe = load_recipe(run / "recipe.yaml")
+        pairs, _ = training_sources(recipe)
+        # A run that started with new weights is compared with the default model.
+        return Baselines(pairs, recipe.data.train, load(start_of_run(run) or locate_checkpoint(DEFAULT)))
+    except UserError as error:
+        print(f"no baselines: {error}", file=sys.stderr)
+        return None
+
+
+def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) -> "dict[str, dict[str, Measure]]":
+    """Return the recalls of each baseline on a split.
+
+    Args:
+        baselines: Fitted baselines.
+        split: Pairs.
+        right: See `grr_coca.evaluate.split.retrieve`.
+    """
+    from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
+    from grr_coca.evaluate.split import retrieve
+
+    return {
+        name: retrieval_measures(retrieve(gallery, "own" if right == "own" else "equal"))
+        for name, gallery in baselines.galleries(split).items()
+    }
+
+
+def baseline_captions(baselines: "Baselines", split: "PairSource") -> "dict[str, dict[str, Measure]]":
+    """Return the caption metrics of each baseline on a split."""
+    return {name: captioned.scores().measures() for name, captioned in baselines.captions(split).items()}
+
+
+def _baseline_intervals(fitted: "Baselines", task: Task, path: str) -> "dict[str, dict[str, Interval]]":
+    """Return the metrics of each baseline on a split."""
+    from grr_coca.data.sources.open import open_source
+    from grr_coca.evaluate.tasks import intervals
+
+    split = open_source(path)
+    if task == "captioning":
+        found = baseline_captions(fitted, split)
+    else:
+        found = baseline_recalls(fitted, split, "own" if task == "retrieval" else "equal")
+    return {name: intervals(measures) for name, measures in found.items()}
+
+
+# --- Output
+
+
 def _print_losses(
-    measured: "dict[str, SplitMeasures]", beside: "dict[str, dict[str, dict[str, Interval]]]", json: bool
+    measured: "dict[str, SplitMeasures]", baseline_metrics: "dict[str, dict[str, dict[str, Interval]]]", json: bool
 ) -> None:
     """Print losses and retrieval of each split."""
     from grr_coca.evaluate.tasks import intervals
@@ -217,7 +269,7 @@ def _print_losses(
             path: {
                 **asdict(evaluation),
                 "intervals": plain_intervals(spread),
-                "baselines": {name: plain_intervals(metrics) for name, metrics in beside[path].items()},
+                "baselines": {name: plain_intervals(metrics) for name, metrics in baseline_metrics[path].items()},
             }
             for path, (evaluation, spread) in found.items()
         }
@@ -232,25 +284,27 @@ def _print_losses(
         print(f"  CoCa loss        {spread['coca_loss']}")
         for direction in ("text_to_image", "image_to_text"):
             shares = "  ".join(
-                f"{name.rpartition('/')[2]} {_share(interval)}"
+                f"{name.rpartition('/')[2]} {_format_percentages(interval)}"
                 for name, interval in spread.items()
                 if name.startswith(direction)
             )
             print(f"  {direction.replace('_', ' '):<17}{shares}  median rank {e.median_rank[direction]:g}")
-        for name, metrics in beside[path].items():
-            shown = "  ".join(f"{_short(metric)} {_share(interval)}" for metric, interval in metrics.items())
+        for name, metrics in baseline_metrics[path].items():
+            shown = "  ".join(
+                f"{_short_metric_name(metric)} {_format_percentages(interval)}" for metric, interval in metrics.items()
+            )
             print(f"  {name:<17}{shown}")
         print(f"  {'chance':<17}" + "  ".join(f"{k} {share:.1%}" for k, share in e.chance.items()))
         print("  equal captions are correct answers; in brackets: 95 % intervals over images\n")
 
 
-def _short(metric: str) -> str:
+def _short_metric_name(metric: str) -> str:
     """Return the short name of a metric, such as `text→image R@1` for `text_to_image/R@1`."""
     return metric.replace("_to_", "→").replace("/", " ")
 
 
 def _print_reports(
-    reports: "dict[str, Report]", beside: "dict[str, dict[str, dict[str, Interval]]]", json: bool
+    reports: "dict[str, Report]", baseline_metrics: "dict[str, dict[str, dict[str, Interval]]]", json: bool
 ) -> None:
     """Print the report of each split."""
     if json:
@@ -260,7 +314,7 @@ def _print_reports(
                 "depends_on": dict(report.depends_on),
                 "metrics": plain_intervals(dict(report.metrics)),
                 "plain": dict(report.plain),
-                "baselines": {name: plain_intervals(metrics) for name, metrics in beside[path].items()},
+                "baselines": {name: plain_intervals(metrics) for name, metrics in baseline_metrics[path].items()},
             }
             for path, report in reports.items()
         }
@@ -273,7 +327,7 @@ def _print_reports(
             print(f"  {name:<{width}}  {interval}")
         for name, value in report.plain.items():
             print(f"  {name:<{width}}  {value:.4f}")
-        for baseline, metrics in beside[path].items():
+        for baseline, metrics in baseline_metrics[path].items():
             for name, interval in metrics.items():
                 print(f"  {name:<{width}}  {interval}  {baseline}")
         for name, on in report.depends_on.items():
@@ -283,13 +337,13 @@ def _print_reports(
 
 def json_of(content: object) -> str:
     """Return a report as JSON."""
-    return json_format.dumps(_finite(content), indent=2, allow_nan=False)
+    return json_format.dumps(_with_finite_numbers(content), indent=2, allow_nan=False)
 
 
-def _finite(content: object) -> object:
+def _with_finite_numbers(content: object) -> object:
     """Return a copy of a report with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _with_finite_numbers(value) for key, value in content.items()}
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
@@ -298,5 +352,5 @@ def plain_intervals(spread: "dict[str, Interval]") -> dict[str, dict[str, float]
     return {name: interval._asdict() for name, interval in spread.items()}
 
 
-def _share(interval: "Interval") -> str:
+def _format_percentages(interval: "Interval") -> str:
     return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"

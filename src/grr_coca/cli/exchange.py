@@ -34,14 +34,14 @@ def export_onnx(
 
     from grr_coca.infer.export.write import write_onnx  # lazy import: PyTorch
 
-    line = write_onnx(folder, out, precision, _pictures(folder))
+    line = write_onnx(folder, out, precision, _validation_images(folder))
     if line:
         print(line, file=sys.stderr)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{size:.1f} MB, {precision}, are in {out}; {out / 'README.md'} shows how to use them")
 
 
-def _pictures(folder: Path) -> list[bytes]:
+def _validation_images(folder: Path) -> list[bytes]:
     """Return some validation images of a checkpoint's run, if its model takes features.
 
     Return none if they are unknown.
@@ -98,13 +98,15 @@ def push(
     from grr_coca.infer.adapted.beside import read_encoder_info  # lazy imports, here and below: NumPy
     from grr_coca.infer.export.encoder_graph import name_without_folders
 
-    carried = (read_encoder_info(folder), ENCODER_FILES[2]), (read_files(folder).encoder, FROZEN_FILES[1])
-    for info, graph in carried:
+    encoders = (read_encoder_info(folder), ENCODER_FILES[2]), (read_files(folder).encoder, FROZEN_FILES[1])
+    for info, graph in encoders:
         if info is not None and (folder / START_MODEL).is_dir():
             print(f"{info.name}, from which it was fine-tuned, is published with it", file=sys.stderr)
         elif info is not None:
             if not (folder / graph).exists() and name_without_folders(info.name) != info.name:
-                raise UserError(f"{folder}: needs {info.name}, which is not public; it cannot be pushed")
+                raise UserError(
+                    f"{folder}: needs {info.name}, which is not public; it cannot be pushed; use a public encoder"
+                )
             is_copied = "is published with it" if (folder / graph).exists() else "is referenced"
             print(
                 f"its image encoder {info.name} {is_copied}; the licence of its weights: {info.licence}",

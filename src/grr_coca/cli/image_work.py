@@ -21,35 +21,55 @@ from grr_coca.data.image_files import ImageFile, decoded, find_images
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.generate.options import GenerationOptions
+from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.infer.on_ray import Machines, map_on_ray
 
 if TYPE_CHECKING:
     from grr_coca.infer import Description, ImageTextModel
 
 Result = TypeVar("Result")
-Done = TypeVar("Done")
-Take = Callable[[list[ImageFile], list[Result]], None]
+BatchResult = TypeVar("BatchResult")
+TakeResults = Callable[[list[ImageFile], list[Result]], None]
 """Function that maps a batch of files to one result per file."""
 _Batch = list[tuple[ImageFile, Result | UserError]]
 """Files, each with its opened image, result or error."""
 
 
-def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[ImageFile]:
-    """Find the images that several arguments specify, and report excluded files on standard error.
+def find_inputs(arguments: Sequence[str], exclude: Sequence[str], checkpoint: str) -> tuple[list[ImageFile], Path]:
+    """Find the images and the checkpoint of a command, before the model is loaded.
+
+    Excluded files are reported on standard error.
+
+    Args:
+        arguments: Arguments that specify images.
+        exclude: Patterns of files to exclude.
+        checkpoint: Name or folder of the model.
 
     Raises:
-        UserError: If there are no arguments, an argument matches no image, or a pattern is invalid.
+        UserError: If there are no arguments, an argument matches no image, a pattern is invalid, or the checkpoint does
+            not exist or does not take images.
+        SystemExit: If none of the image files exists. All of them are reported.
     """
-    left_out = Exclusions(exclude)
-    found = find_images(arguments, left_out)
-    report_excluded(left_out)
-    return found
+    exclusions = Exclusions(exclude)
+    found = find_images(arguments, exclusions)
+    report_excluded(exclusions)
+    folder = locate_checkpoint(checkpoint)
+    require_input(folder, arguments)
+    failures = []
+    for file in found:
+        if file.path is None or file.path.exists():
+            return found, folder
+        try:
+            file.read()
+        except UserError as error:
+            failures.append(error)
+    raise SystemExit(report_failures(failures, len(found)))
 
 
-def report_excluded(left_out: Exclusions) -> None:
+def report_excluded(exclusions: Exclusions) -> None:
     """Report the files that a search excluded."""
-    if str(left_out):
-        print(left_out, file=sys.stderr)
+    if str(exclusions):
+        print(exclusions, file=sys.stderr)
 
 
 def report_first_frames(count: int) -> None:
@@ -64,8 +84,8 @@ def process_images(
     model: "ImageTextModel",
     batch_size: int,
     label: str,
-    work: Callable[[list[ImageFile], list[Image.Image]], Sequence[Done]],
-    take: Take[Done],
+    work: Callable[[list[ImageFile], list[Image.Image]], Sequence[BatchResult]],
+    take: TakeResults[BatchResult],
     show_progress: bool,
 ) -> int:
     """Open all images, apply a function to them batch by batch, and pass the results on.
@@ -94,13 +114,17 @@ def process_images(
             num_first_frames += sum(has_more_frames(image) for _, image in batch if isinstance(image, Image.Image))
             yield batch
 
-    def work_on(batch: _Batch[Image.Image]) -> _Batch[Done]:
+    def process_batch(batch: _Batch[Image.Image]) -> _Batch[BatchResult]:
         readable = [(file, image) for file, image in batch if isinstance(image, Image.Image)]
         results = iter(work([file for file, _ in readable], [image for _, image in readable]) if readable else ())
         return [(file, image if isinstance(image, UserError) else next(results)) for file, image in batch]
 
-    code = _work_on(
-        lambda take_batch: model.map_batches(opened(), work_on, take_batch), len(files), label, take, show_progress
+    code = _run_with_progress(
+        lambda take_batch: model.map_batches(opened(), process_batch, take_batch),
+        len(files),
+        label,
+        take,
+        show_progress,
     )
     report_first_frames(num_first_frames)
     return code
@@ -116,7 +140,7 @@ def describe_images(
     num_tags: int = 0,
     batch_size: int,
     label: str,
-    take: "Take[Description]",
+    take: "TakeResults[Description]",
     show_progress: bool,
 ) -> int:
     """Caption and embed all images, on this machine or on a Ray cluster.
@@ -147,25 +171,25 @@ def describe_images(
             model.warn_if_unsuitable()
         else:
             model.open_ahead()
-        describe = partial(_described, model, captioning, num_tags, batch_size)
+        describe = partial(_describe_batch, model, captioning, num_tags, batch_size)
         return process_images(files, model, batch_size, label, describe, take, show_progress)
 
     def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:
         done = 0
         for results in map_on_ray(
-            files, attrgetter("name"), partial(_worker, folder.absolute(), engine, captioning), batch_size
+            files, attrgetter("name"), partial(_make_ray_worker, folder.absolute(), engine, captioning), batch_size
         ):
             take_batch(list(zip(files[done : done + len(results)], results, strict=True)))
             done += len(results)
 
-    return _work_on(run, len(files), label, take, show_progress)
+    return _run_with_progress(run, len(files), label, take, show_progress)
 
 
-def _work_on(
+def _run_with_progress(
     run: Callable[[Callable[[_Batch[Result]], None]], None],
     total: int,
     label: str,
-    take: Take[Result],
+    take: TakeResults[Result],
     show_progress: bool,
 ) -> int:
     """Show the progress of `run`, report images that could not be read, and return the exit code.
@@ -190,22 +214,6 @@ def _work_on(
     return report_failures(failures, total)
 
 
-def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
-    """Report a search that found no image file, and return the exit code. If a file exists, return None.
-
-    Call this before the model is loaded, so that a mistyped name is reported immediately.
-    """
-    failures = []
-    for file in files:
-        if file.path is None or file.path.exists():
-            return None
-        try:
-            file.read()
-        except UserError as error:
-            failures.append(error)
-    return report_failures(failures, len(files))
-
-
 def shows_progress(prints: bool) -> bool:
     """Return whether a progress bar is useful. Results that are printed to a terminal already show the progress."""
     return not (prints and sys.stdout.isatty())
@@ -221,7 +229,7 @@ def report_failures(failures: Sequence[UserError], total: int) -> int:
     return 1 if failures and len(failures) == total else 0
 
 
-def _described(
+def _describe_batch(
     model: "ImageTextModel",
     captioning: tuple[str, GenerationOptions] | None,
     num_tags: int,
@@ -239,7 +247,7 @@ def _described(
     return [Description([], row.copy(), engine=model.engine.name) for row in rows]
 
 
-def _worker(
+def _make_ray_worker(
     folder: Path, engine: str, captioning: tuple[str, GenerationOptions] | None
 ) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
     """Return the function that a process of the cluster applies to each batch."""
@@ -249,7 +257,9 @@ def _worker(
         (batch,) = decoded(files, model.preprocess, len(files))
         opened = [(file, image) for file, image in batch if not isinstance(image, UserError)]
         images = [image for _, image in opened]
-        described = _described(model, captioning, 0, len(files), [file for file, _ in opened], images) if images else []
+        described = (
+            _describe_batch(model, captioning, 0, len(files), [file for file, _ in opened], images) if images else []
+        )
         results = iter(described)
         return [image if isinstance(image, UserError) else next(results) for _, image in batch]
 

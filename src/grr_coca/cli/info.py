@@ -69,22 +69,22 @@ def list_models(json: Flag = False) -> None:
         json: print one JSON object, with all metrics and their intervals.
     """
     cards = bundled_models()
-    engines = {name: _engine_here(FOLDER / name) for name in cards}
+    engines = {name: _local_engine(FOLDER / name) for name in cards}
     providers: list[ModelProvider] = list(plugins.values("grr_coca.models"))
     if json:
         bundled = {name: {**to_dict(card), "engine": engines[name]} for name, card in cards.items()}
-        others = {name: row for provider in providers for name, (row, _) in provider.listed(_engine_here).items()}
+        others = {name: row for provider in providers for name, (row, _) in provider.listed(_local_engine).items()}
         print(json_format.dumps({**bundled, **others}))
         return
     for name, card in cards.items():
-        print(_described(card, ENGINE_TITLES[engines[name]]))
+        print(_format_card(card, ENGINE_TITLES[engines[name]]))
     for provider in providers:
         print(f"\n{provider.heading}")
-        for _, lines in provider.listed(_engine_here).values():
+        for _, lines in provider.listed(_local_engine).values():
             print(lines)
 
 
-def _engine_here(folder: Path) -> str:
+def _local_engine(folder: Path) -> str:
     return choose_engine(folder, read_config(read_json(folder / "config.json")["model"], str(folder)))
 
 
@@ -93,7 +93,7 @@ def _row(title: str, counts: Sequence[int], *, compare: bool = False) -> str:
     return f"{title:<36}" + "".join(f"{count:>20,}" for count in counts) + change
 
 
-def _described(card: ModelCard, engine: str) -> str:
+def _format_card(card: ModelCard, engine: str) -> str:
     megabytes = sum(path.stat().st_size for path in (FOLDER / card.name).iterdir()) / 1e6
     mark = " (the default)" if card.name == DEFAULT else ""
     lines = [

@@ -105,11 +105,11 @@ def finetune(
 
     from grr_coca.model.checkpoint import from_pretrained  # lazy import: PyTorch
     from grr_coca.train.run_checkpoints import origin_of
-    from grr_coca.train.setup import fitted_start
+    from grr_coca.train.setup import fit_start
 
-    start = fitted_start(from_pretrained(folder), resolved)
+    start = fit_start(from_pretrained(folder), resolved)
     out = out or _default_out(recipe, start.preset)
-    make_trial = (lambda: fitted_start(from_pretrained(folder), resolved)) if search else None
+    make_trial = (lambda: fit_start(from_pretrained(folder), resolved)) if search else None
     is_done = _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder), make_trial)
     if is_done and adapt:
         _adapt_run(resolved, out)
@@ -188,12 +188,14 @@ def _run(
         if dry_run:
             text = forecast(recipe, make_start(ranks), ranks)
             if ranks.is_first:
-                print(text if make_trial is None else f"{text}\nsearch       {_trial_steps(recipe)} before the run")
+                print(
+                    text if make_trial is None else f"{text}\nsearch       {_format_search_cost(recipe)} before the run"
+                )
             return False
         if make_trial is not None:
             assert origin is not None
             recipe, resume = _search(recipe, make_trial, out, resume, origin, ranks), True
-        point = ranks.on_first(lambda: _resume_from(out, recipe, resume, origin))
+        point = ranks.on_first(lambda: _find_resume_point(out, recipe, resume, origin))
         start = make_start(ranks) if point is None else from_pretrained(point)
         if not ranks.is_first:
             train(recipe, start, out, ranks, lambda *_: None, point, origin)
@@ -206,24 +208,24 @@ def _run(
                 )
                 shown.update(start.preset, done, losses)
 
-            with _disk_errors():
+            with _advise_on_disk_errors():
                 train(recipe, start, out, ranks, on_step, point, origin)
         print(f"checkpoint, log and recipe are in {out}")
         return True
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def _advise_on_disk_errors() -> Iterator[None]:
     try:
         yield
     except DiskError as error:
         raise UserError(f"{error}; free some space there, and continue with --resume") from error
 
 
-def _trial_steps(recipe: "Recipe") -> str:
-    from grr_coca.train.rate_search import FACTORS, most_steps
+def _format_search_cost(recipe: "Recipe") -> str:
+    from grr_coca.train.rate_search import FACTORS, max_total_steps
 
-    return f"{len(FACTORS)} learning rates, {most_steps(recipe):,} steps in all at most,"
+    return f"{len(FACTORS)} learning rates, {max_total_steps(recipe):,} steps in all at most,"
 
 
 def _search(
@@ -240,16 +242,13 @@ def _search(
         The recipe of the run, which the caller then resumes.
     """
     from grr_coca.cli.progress import bars
-    from grr_coca.train.rate_search import SEARCH_FILE, TRIALS, most_steps, read_search, search_rate
+    from grr_coca.train.rate_search import SEARCH_FILE, TRIALS, max_total_steps, read_search, search_rate
 
-    def require_new() -> None:
-        if not resume and any((out / name).exists() for name in ("checkpoints", TRIALS)):
-            raise UserError(f"{out}: already has a run; continue it with --resume, or pass another --out")
-
-    ranks.on_first(require_new)
+    if not resume:
+        ranks.on_first(lambda: _require_no_run(out, TRIALS))
     if not ranks.is_first:
         return search_rate(recipe, make_trial, out, ranks, origin, lambda *_: None)
-    with bars({"search": most_steps(recipe)}) as shown, _disk_errors():
+    with bars({"search": max_total_steps(recipe)}) as shown, _advise_on_disk_errors():
         chosen = search_rate(
             recipe, make_trial, out, ranks, origin, lambda done, what: shown.update("search", done, what)
         )
@@ -264,12 +263,16 @@ def _search(
     return chosen
 
 
-def _resume_from(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | None") -> Path | None:
+def _find_resume_point(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | None") -> Path | None:
     """Return the checkpoint from which a run in `out` continues, or None for a new run."""
     from grr_coca.train.run_checkpoints import resume_point
 
     if resume:
         return resume_point(out, recipe, origin)
-    if (out / "checkpoints").exists():
-        raise UserError(f"{out}: already has a run; continue it with --resume, or pass another --out")
+    _require_no_run(out)
     return None
+
+
+def _require_no_run(out: Path, *more: str) -> None:
+    if any((out / name).exists() for name in ("checkpoints", *more)):
+        raise UserError(f"{out}: already has a run; continue it with --resume, or pass another --out")

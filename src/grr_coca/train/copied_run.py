@@ -20,25 +20,29 @@ def copy_run(folder: Path, url: str) -> None:
     """
     url = url.rstrip("/")
     try:
-        there = sizes_under(url)
+        remote_sizes = sizes_under(url)
         files = {
             path.relative_to(folder).as_posix(): path
             for path in folder.rglob("*")
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         }
-        whole = {name.rpartition("/")[0] for name, path in files.items() if _is_copied_manifest(name, path, url, there)}
+        copied = {
+            name.rpartition("/")[0]
+            for name, path in files.items()
+            if _is_copied_manifest(name, path, url, remote_sizes)
+        }
         for name in sorted(files, key=lambda name: (name.endswith(MANIFEST), name)):
-            if not any(name.startswith(f"{checkpoint}/") for checkpoint in whole):
+            if not any(name.startswith(f"{checkpoint}/") for checkpoint in copied):
                 write_file(files[name], f"{url}/{name}")
-        for name in sorted(there.keys() - files.keys(), key=lambda name: not name.endswith(MANIFEST)):
+        for name in sorted(remote_sizes.keys() - files.keys(), key=lambda name: not name.endswith(MANIFEST)):
             if name.startswith(f"{_CHECKPOINTS}/"):
                 remove_file(f"{url}/{name}")
     except UserError as error:
         log.warning("%s; the run continues, and the copy is updated after the next checkpoint", error)
 
 
-def _is_copied_manifest(name: str, path: Path, url: str, there: dict[str, int]) -> bool:
+def _is_copied_manifest(name: str, path: Path, url: str, remote_sizes: dict[str, int]) -> bool:
     size = path.stat().st_size
-    if not name.startswith(f"{_CHECKPOINTS}/") or path.name != MANIFEST or there.get(name) != size:
+    if not name.startswith(f"{_CHECKPOINTS}/") or path.name != MANIFEST or remote_sizes.get(name) != size:
         return False
     return read_range(f"{url}/{name}", 0, size) == path.read_bytes()

@@ -9,10 +9,9 @@ import torch
 from grr_coca.common.ranks import Ranks
 from grr_coca.evaluate.split import require_pairs
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import open_teacher, training_batches, training_sources
-from grr_coca.train.step import build_trainer, count_tokens
+from grr_coca.train.step import build_trainer, count_tokens, resolve_precision
 
 NUM_TIMED_STEPS = 2
 

@@ -244,9 +244,9 @@ class Throughput:
 
     def take(self) -> float:
         """Return the throughput, and reset it."""
-        pace = self._num_pairs / max(self._seconds, 1e-9)
+        throughput = self._num_pairs / max(self._seconds, 1e-9)
         self._num_pairs, self._seconds = 0, 0.0
-        return pace
+        return throughput
 
 
 def read_metrics(folder: Path, split: str) -> list[dict[str, float]]:
@@ -289,12 +289,12 @@ def draw_curves(folder: Path, best_step: int | None) -> None:
     if len(val) < MIN_VALIDATIONS:
         return
     try:
-        write_bytes_atomic(folder / CURVES_FILE, _picture(train, val, best_step))
+        write_bytes_atomic(folder / CURVES_FILE, _plot_png(train, val, best_step))
     except OSError as error:
         log.warning("%s: cannot be written (%s); the run continues", folder / CURVES_FILE, error.strerror or error)
 
 
-def _picture(train: Rows, val: Rows, best_step: int | None) -> bytes:
+def _plot_png(train: Rows, val: Rows, best_step: int | None) -> bytes:
     from matplotlib.figure import Figure  # lazy import, because it takes half a second and few runs draw curves
 
     figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")

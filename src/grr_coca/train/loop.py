@@ -31,7 +31,6 @@ from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.copied_run import copy_run
 from grr_coca.train.features import standardize
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput, device_use, draw_curves
-from grr_coca.train.numerics import Numerics, resolve_precision
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.run_checkpoints import (
     CheckpointStore,
@@ -41,19 +40,19 @@ from grr_coca.train.run_checkpoints import (
     restore,
     save,
     save_origin,
-    whole_tensors,
+    unsharded_tensors,
     with_numerics_of,
 )
 from grr_coca.train.setup import (
     DataState,
     data_state,
+    readable_validation,
     require_same_data,
-    sound_validation,
     training_batches,
     training_sources,
     warn_of_equal_captions,
 )
-from grr_coca.train.step import Trainer, build_trainer, count_tokens
+from grr_coca.train.step import Numerics, Trainer, build_trainer, count_tokens, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Validation:
         num_images = self._recipe.evaluation.num_captions
         if not num_images:
             return None, {}
-        weights = whole_tensors(self._trainer.model.raw.state_dict().items(), self._ranks)
+        weights = unsharded_tensors(self._trainer.model.raw.state_dict().items(), self._ranks)
 
         def caption() -> tuple[CaptionedSplit, dict[str, float]]:
             # Only rank 0 generates captions, so it needs a model that is not sharded.
@@ -128,7 +127,7 @@ class Validation:
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_PICTURES = 30.0
+_SECONDS_BETWEEN_PLOTS = 30.0
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Callback that rank 0 calls after every logged step, with the number of finished steps and the newest metrics."""
@@ -172,7 +171,7 @@ def train(
     if ranks.is_first:
         warn_of_equal_captions(pairs)
     data = ranks.on_first(lambda: _checked_data(recipe, pairs, val, resume_from))
-    val = sound_validation(val, ranks)
+    val = readable_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
     if resume_from is None and recipe.features is not None:
         standardize(start, pairs, ranks)
@@ -182,7 +181,7 @@ def train(
     with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as metric_log:
         run = Run(
             recipe=recipe,
-            fixed=RunConstants(Numerics(recipe.precision, recipe.optimizer.muon_precision), data),
+            constants=RunConstants(Numerics(recipe.precision, recipe.optimizer.muon_precision), data),
             start=start,
             out=out,
             trainer=trainer,
@@ -212,35 +211,26 @@ class RankConsensus(NamedTuple):
     stop: int | None
 
 
+@dataclass(kw_only=True)
 class Run:
     """Run in progress on one rank: each step, and the validation, log and checkpoint after the step."""
 
-    def __init__(
-        self,
-        *,
-        recipe: Recipe,
-        fixed: RunConstants,
-        start: Checkpoint,
-        out: Path,
-        trainer: Trainer,
-        validation: Validation,
-        progress: Progress,
-        metric_log: MetricLog,
-        on_step: OnStep,
-    ) -> None:
-        self.recipe = recipe
-        self.fixed = fixed
-        self.start = start
-        self.trainer = trainer
-        self.ranks = trainer.model.ranks
-        self.validation = validation
-        self.progress = progress
-        self.metric_log = metric_log
-        self.on_step = on_step
-        self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
-        self.replacements = ReplacementLog(recipe.health.max_bad_share, counts=progress.replaced)
-        self.throughput = Throughput(recipe.data.batch_size)
-        self.saved_at = self.drawn_at = time.monotonic()
+    recipe: Recipe
+    constants: RunConstants
+    start: Checkpoint
+    out: Path
+    trainer: Trainer
+    validation: Validation
+    progress: Progress
+    metric_log: MetricLog
+    on_step: OnStep
+
+    def __post_init__(self) -> None:
+        self.ranks = self.trainer.model.ranks
+        self.store = CheckpointStore(self.out / "checkpoints", self.recipe.checkpoints.keep_last)
+        self.replacements = ReplacementLog(self.recipe.health.max_bad_share, counts=self.progress.replaced)
+        self.throughput = Throughput(self.recipe.data.batch_size)
+        self.saved_at = self.plotted_at = time.monotonic()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -292,16 +282,16 @@ class Run:
 
     def _count_step(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
         """Count the step. If it was skipped, or its loss was a spike, report this with the keys of its pairs."""
-        what = self.progress.add(metrics)
+        problem = self.progress.add(metrics)
         self.throughput.add()
-        if what is None:
+        if problem is None:
             return
         mine = [key for batch in micro_batches for key in batch.keys]
         keys = [key for part in self.ranks.gather_objects(mine) for key in part]
         shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-        self.ranks.on_first(partial(self.metric_log.event, self.progress.step, what, keys=keys, **shown))
+        self.ranks.on_first(partial(self.metric_log.event, self.progress.step, problem, keys=keys, **shown))
         if self.ranks.is_first:
-            outcome = "skipped, loss or gradient not finite" if what == "not finite" else "a spike of the loss"
+            outcome = "skipped, loss or gradient not finite" if problem == "not finite" else "a spike of the loss"
             log.warning(
                 "step %d: %s; metrics.jsonl lists the keys of the pairs in this step", self.progress.step, outcome
             )
@@ -314,15 +304,15 @@ class Run:
 
     def _log_window(self) -> None:
         metrics, step = self.progress.take_window(), self.progress.step
-        pace = {"pairs_per_second": self.throughput.take()}
+        throughput = {"pairs_per_second": self.throughput.take()}
         use = device_use(self.ranks.device)
 
         def report() -> None:
             self.metric_log.write(step, "train", metrics)
-            self.metric_log.show(step, "train", pace)
+            self.metric_log.show(step, "train", throughput)
             if use:
                 self.metric_log.write(step, "device", use)
-            self.on_step(step, {**metrics, **pace})
+            self.on_step(step, {**metrics, **throughput})
 
         self.ranks.on_first(report)
 
@@ -346,19 +336,19 @@ class Run:
 
     def _save(self) -> None:
         self.progress.log_bytes = self.ranks.on_first(self.metric_log.make_durable)
-        save(self.store, self.checkpoint, self.trainer, self.progress, self.fixed)
-        self.ranks.on_first(self._draw)
+        save(self.store, self.checkpoint, self.trainer, self.progress, self.constants)
+        self.ranks.on_first(self._plot_if_due)
         if (url := self.recipe.checkpoints.copy_to) is not None:
-            self.ranks.on_first(lambda: copy_run(self.store.folder.parent, url))
+            self.ranks.on_first(lambda: copy_run(self.out, url))
         self.saved_at = time.monotonic()
         self.throughput.restart()
 
-    def _draw(self) -> None:
+    def _plot_if_due(self) -> None:
         """Draw the learning curves at the last step, and only occasionally before it, because drawing takes time."""
         now, best = time.monotonic(), self.progress.best_step
-        if self.progress.step == self.recipe.schedule.steps or now - self.drawn_at > _SECONDS_BETWEEN_PICTURES:
-            draw_curves(self.store.folder.parent, None if best is None else best - self.start.step)
-            self.drawn_at = now
+        if self.progress.step == self.recipe.schedule.steps or now - self.plotted_at > _SECONDS_BETWEEN_PLOTS:
+            draw_curves(self.out, None if best is None else best - self.start.step)
+            self.plotted_at = now
 
 
 def _warn_of_warmup(schedule: ScheduleRecipe) -> None:

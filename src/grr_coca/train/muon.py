@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from grr_coca.train.parallel import shard_like, whole
+from grr_coca.train.parallel import shard_like, unshard
 from grr_coca.train.recipe import MuonPrecision
 
 DTYPES: dict[MuonPrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -68,7 +68,7 @@ class Muon(Optimizer):
 
 def orthogonalize_all(matrices: Sequence[Float[Tensor, "R C"]], dtype: torch.dtype) -> list[Float[Tensor, "R C"]]:
     """Orthogonalize matrices of equal shape, which may be sharded."""
-    gathered = [whole(matrix) for matrix in matrices]
+    gathered = [unshard(matrix) for matrix in matrices]
     done: Iterable[Tensor]
     if gathered[0].device.type == "cpu":
         done = [orthogonalize(matrix, dtype) for matrix in gathered]  # a batched product takes 1.2 to 1.4 times as long

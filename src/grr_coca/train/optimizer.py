@@ -14,7 +14,7 @@ from grr_coca.common.torch_private import lerp_each, scale_each
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.coca import CoCa
 from grr_coca.train.muon import Muon
-from grr_coca.train.parallel import by_kind, whole
+from grr_coca.train.parallel import by_kind, unshard
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
@@ -124,7 +124,7 @@ class Optimizers:
         This method does not synchronize with the device.
         """
         kinds = by_kind(self._parameters)
-        norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+        norms = [unshard(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
         return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
     def clip(self, norm: Tensor, value: float) -> None:

@@ -21,7 +21,7 @@ from grr_coca.train.recipe import Parallelism
 T = TypeVar("T")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unshard(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor from all ranks, which must all call this.
 
     A tensor that is not sharded is returned unchanged.

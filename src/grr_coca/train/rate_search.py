@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
@@ -63,7 +63,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class RateSearchResult:
     """Content of `search.json`.
 
     Attributes:
@@ -89,7 +89,7 @@ class Found:
         return replace(_with_rate(recipe, self.lr), schedule=schedule, checkpoints=checkpoints)
 
 
-def most_steps(recipe: Recipe) -> int:
+def max_total_steps(recipe: Recipe) -> int:
     """Return the maximum total number of steps of all trials."""
     rung, trained, before, count = _first_rung(recipe), 0, 0, len(FACTORS)
     while count > 1:
@@ -122,11 +122,13 @@ def search_rate(
         raise UserError("optimizer: lr must be above 0 for a search, got 0")
     found = ranks.on_first(lambda: read_search(out))
     if found is None:
-        found = _Search(recipe, make_start, out / TRIALS, ranks, origin=origin, on_step=on_step).run()
+        found = _Search(
+            recipe=recipe, make_start=make_start, folder=out / TRIALS, ranks=ranks, origin=origin, on_step=on_step
+        ).run()
     return ranks.on_first(lambda: _begin_run(recipe, found, out))
 
 
-def read_search(out: Path) -> Found | None:
+def read_search(out: Path) -> RateSearchResult | None:
     """Return the result of a run's search, or None if the search has not finished.
 
     Raises:
@@ -134,57 +136,51 @@ def read_search(out: Path) -> Found | None:
     """
     path = out / SEARCH_FILE
     if path.exists():
-        return from_dict(Found, read_json(path), str(path))
+        return from_dict(RateSearchResult, read_json(path), str(path))
     if checkpoints_by_step(out / "checkpoints"):
         raise UserError(f"{out}: contains a run without a search; continue it without --search, or pass another --out")
     return None
 
 
+@dataclass(kw_only=True)
 class _Search:
     """Search in progress on one rank."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        make_start: Callable[[], Checkpoint],
-        folder: Path,
-        ranks: Ranks,
-        *,
-        origin: Origin,
-        on_step: OnTrialStep,
-    ) -> None:
-        self._recipe, self._make_start, self._folder = recipe, make_start, folder
-        self._ranks, self._origin, self._on_step = ranks, origin, on_step
-        self._score = _score(recipe)
-        self._trials: dict[float, Trial] = {}
-        self._trained: dict[float, int] = {}
+    recipe: Recipe
+    make_start: Callable[[], Checkpoint]
+    folder: Path
+    ranks: Ranks
+    origin: Origin
+    on_step: OnTrialStep
+    trials: dict[float, Trial] = field(default_factory=dict)
+    trained: dict[float, int] = field(default_factory=dict)
 
-    def run(self) -> Found:
+    def run(self) -> RateSearchResult:
         """Run the search to its end."""
-        rates, rung = [factor * self._recipe.optimizer.lr for factor in FACTORS], _first_rung(self._recipe)
+        rates, rung = [factor * self.recipe.optimizer.lr for factor in FACTORS], _first_rung(self.recipe)
         while len(rates) > 1:
             for rate in rates:
                 self._train(rate, lambda progress, steps=rung: progress.step >= steps)  # type: ignore[misc]
             rates.sort(key=lambda rate: self._goodness(rate, rung), reverse=True)
             rates, rung = rates[: -(-len(rates) // 2)], 2 * rung
         (rate,) = rates
-        limit, patience = _limit(self._recipe), PATIENCE * _interval(self._recipe)
-        first_step = self._make_start().step
+        limit, patience = _limit(self.recipe), PATIENCE * _interval(self.recipe)
+        first_step = self.make_start().step
 
         def is_done(progress: Progress) -> bool:
             best = 0 if progress.best_step is None else progress.best_step - first_step
             return progress.step >= limit or progress.step - best >= patience
 
         self._train(rate, is_done)
-        scores = self._trials[rate].scores
+        scores = self.trials[rate].scores
         best = max(map(int, scores), key=lambda step: self._goodness(rate, step), default=0)
         if self._goodness(rate, best) == -math.inf:
             raise DivergedError("no learning rate in the search has a finite score; lower optimizer: lr in the recipe")
         decay = max(1, round(DECAY_SHARE * best))
         improving = max(map(int, scores)) - best < patience
-        return Found(
-            score=self._score,
-            trials=tuple(self._trials.values()),
+        return RateSearchResult(
+            score=_score(self.recipe),
+            trials=tuple(self.trials.values()),
             lr=rate,
             steps=best + decay,
             decay_steps=decay,
@@ -192,33 +188,33 @@ class _Search:
         )
 
     def _goodness(self, rate: float, step: int) -> float:
-        trial = self._trials[rate]
-        return goodness(self._score, math.nan if trial.diverged else trial.scores.get(str(step), math.nan))
+        trial = self.trials[rate]
+        return goodness(_score(self.recipe), math.nan if trial.diverged else trial.scores.get(str(step), math.nan))
 
     def _train(self, rate: float, stop: Callable[[Progress], bool]) -> None:
         """Start or continue the trial of a learning rate, until `stop` returns True."""
-        out = _trial_folder(self._folder, rate)
-        recipe = self._ranks.on_first(lambda: self._with_known_numerics(_trial_recipe(self._recipe, rate)))
-        point = self._ranks.on_first(lambda: resume_point(out, recipe, self._origin))
-        start = self._make_start() if point is None else from_pretrained(point)
+        out = _trial_folder(self.folder, rate)
+        recipe = self.ranks.on_first(lambda: self._with_known_numerics(_trial_recipe(self.recipe, rate)))
+        point = self.ranks.on_first(lambda: resume_point(out, recipe, self.origin))
+        start = self.make_start() if point is None else from_pretrained(point)
         diverged = False
 
         def on_step(done: int, metrics: dict[str, float]) -> None:
-            self._trained[rate] = done
+            self.trained[rate] = done
             shown = f"learning rate {rate:.3g}, step {done}, loss {metrics.get('coca', math.nan):.3f}"
-            self._on_step(sum(self._trained.values()), shown)
+            self.on_step(sum(self.trained.values()), shown)
 
         try:
-            train(recipe, start, out, self._ranks, on_step, point, self._origin, stop)
+            train(recipe, start, out, self.ranks, on_step, point, self.origin, stop)
         except DivergedError:
             diverged = True
-        rows = self._ranks.on_first(lambda: read_metrics(out, "val"))
-        self._trials[rate] = Trial(rate, {str(int(row["step"])): row[self._score] for row in rows}, diverged)
+        rows = self.ranks.on_first(lambda: read_metrics(out, "val"))
+        self.trials[rate] = Trial(rate, {str(int(row["step"])): row[_score(self.recipe)] for row in rows}, diverged)
 
     def _with_known_numerics(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the precisions that the first trial chose."""
         for factor in FACTORS:
-            folder = _trial_folder(self._folder, factor * self._recipe.optimizer.lr) / "checkpoints"
+            folder = _trial_folder(self.folder, factor * self.recipe.optimizer.lr) / "checkpoints"
             if (point := CheckpointStore(folder, keep_last=1).newest()) is not None:
                 return with_numerics_of(recipe, point)
         return recipe
@@ -275,7 +271,7 @@ def _with_rate(recipe: Recipe, rate: float) -> Recipe:
 # --- Files
 
 
-def _begin_run(recipe: Recipe, found: Found, out: Path) -> Recipe:
+def _begin_run(recipe: Recipe, found: RateSearchResult, out: Path) -> Recipe:
     """Create the run in `out` from the best checkpoint of the best trial, and remove the trials."""
     chosen = found.recipe(recipe)
     try:

@@ -243,7 +243,7 @@ class OptimizerRecipe:
       head (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least; with 1, the rates of
       all layers are equal
     - `muon_precision`: precision of Muon's orthogonalization; `auto` uses the faster precision on this machine (see
-      `grr_coca.train.numerics`)
+      `grr_coca.train.step`)
     """
 
     name: Literal["adamw", "muon"] = "adamw"

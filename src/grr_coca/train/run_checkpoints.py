@@ -33,11 +33,10 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.model.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
 from grr_coca.model.checkpoint_files import BEST_FILE, START_FILE, checkpoints_by_step, fingerprint
 from grr_coca.train.logs import Progress
-from grr_coca.train.numerics import Numerics
-from grr_coca.train.parallel import shard_like, whole
+from grr_coca.train.parallel import shard_like, unshard
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.setup import DataState
-from grr_coca.train.step import LossScale, Trainer
+from grr_coca.train.step import LossScale, Numerics, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +92,14 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
 # --- State as unsharded tensors by name
 
 
-def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
+def unsharded_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
     """Return unsharded copies of tensors on the CPU of rank 0.
 
     On all other ranks, the result is empty, but all ranks must call this function.
     """
     copies = {}
     for name, tensor in named:
-        gathered = whole(tensor)
+        gathered = unshard(tensor)
         if ranks.is_first:
             copies[name] = gathered.detach().to("cpu", copy=True).contiguous()
     return copies
@@ -117,7 +116,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> lis
     ]
 
 
-def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _shard_like_examples(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Shard each unsharded tensor like the example with the same name."""
     return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
 
@@ -161,7 +160,7 @@ class CheckpointStore:
                 fill(partial)
             if best_step is not None:
                 write_bytes_atomic(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
-            self._tidy(step, best_step)
+            self._remove_obsolete(step, best_step)
         except OSError as error:
             raise DiskError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
 
@@ -179,7 +178,7 @@ class CheckpointStore:
                 return folder
         return None
 
-    def _tidy(self, step: int, best_step: int | None) -> None:
+    def _remove_obsolete(self, step: int, best_step: int | None) -> None:
         """Remove old checkpoints, and checkpoints of later steps.
 
         If a run was resumed from a step before a corrupt checkpoint, the corrupt one would otherwise count as one of
@@ -209,7 +208,7 @@ class RunConstants(NamedTuple):
 
 
 def save(
-    store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, fixed: RunConstants
+    store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, constants: RunConstants
 ) -> None:
     """Write a checkpoint with the model and all state that is needed to continue training. Every rank must call this.
 
@@ -218,18 +217,18 @@ def save(
     """
     raw, ranks = trainer.model.raw, trainer.model.ranks
     with trainer.averaged():
-        weights = whole_tensors(raw.state_dict().items(), ranks)
-    training = {"optimizer": whole_tensors(_optimizer_tensors(raw, trainer.optimizers.optimizers), ranks)}
+        weights = unsharded_tensors(raw.state_dict().items(), ranks)
+    training = {"optimizer": unsharded_tensors(_optimizer_tensors(raw, trainer.optimizers.optimizers), ranks)}
     if trainer.ema is not None:
-        training["weights"] = whole_tensors(raw.state_dict().items(), ranks)
-        training["ema"] = whole_tensors(trainer.ema.state_dict().items(), ranks)
+        training["weights"] = unsharded_tensors(raw.state_dict().items(), ranks)
+        training["ema"] = unsharded_tensors(trainer.ema.state_dict().items(), ranks)
 
     def fill(folder: Path) -> None:
         write_files(checkpoint, weights, folder)
         (folder / STATE_FOLDER).mkdir()
         for name, tensors in training.items():
             save_tensors(tensors, folder / STATE_FOLDER / f"{name}.safetensors")
-        state = {"progress": progress, **fixed._asdict()}
+        state = {"progress": progress, **constants._asdict()}
         if trainer.loss_scale is not None:
             state["loss_scale"] = trainer.loss_scale
         for name, content in state.items():
@@ -248,8 +247,10 @@ def restore(point: Path, trainer: Trainer) -> Progress:
     folder, raw = point / STATE_FOLDER, trainer.model.raw
     _load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
     if trainer.ema is not None:
-        trainer.ema.load_state_dict(_shard_like_all(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
-        raw.load_state_dict(_shard_like_all(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
+        trainer.ema.load_state_dict(
+            _shard_like_examples(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict())
+        )
+        raw.load_state_dict(_shard_like_examples(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
     if trainer.loss_scale is not None:
         path = folder / "loss_scale.json"
         saved = from_dict(LossScale, read_json(path), str(path))

@@ -79,7 +79,7 @@ def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
     if recipe.teacher is not None:
         teacher = open_teacher(recipe.teacher, pairs)
         states.append(SourceState(len(teacher), teacher.digest))
-    return DataState(dict(zip(_paths(recipe), states, strict=True)))
+    return DataState(dict(zip(_source_paths(recipe), states, strict=True)))
 
 
 def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
@@ -88,7 +88,7 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
     Raises:
         UserError: If a source has changed. The message names the first one.
     """
-    for name, path in _paths(recipe).items():
+    for name, path in _source_paths(recipe).items():
         found, before = now.sources[name], then.sources.get(name)
         if before is None or found.digest == before.digest:
             continue
@@ -103,7 +103,7 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
         )
 
 
-def _paths(recipe: Recipe) -> dict[str, str]:
+def _source_paths(recipe: Recipe) -> dict[str, str]:
     """Return the path of each source. A recipe without `val` holds out validation pairs from `train`."""
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix, start=1)}
@@ -174,7 +174,7 @@ def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
         sine_cosine_positions(model)
 
 
-def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
+def fit_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     """Adapt a checkpoint to a fine-tuning recipe, which may set another image size, another context length, and
     features.
 
@@ -182,11 +182,11 @@ def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
         UserError: If the recipe names another model, a tokenizer, a size that the model cannot have, or features that
             cannot be used.
     """
-    start = _fitted_model(start, recipe)
+    start = _fit_start_model(start, recipe)
     return start if recipe.features is None else with_feature_encoder(start, recipe)
 
 
-def _fitted_model(start: Checkpoint, recipe: Recipe) -> Checkpoint:
+def _fit_start_model(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     if recipe.tokenizer is not None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
     requested = recipe.model
@@ -341,7 +341,7 @@ def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
     return images % min(HOLD_OUT_EVERY, max(MIN_HOLD_OUT_EVERY, 4 * num_images // (5 * batch_size))) == 0
 
 
-def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
+def readable_validation(val: PairSource, ranks: Ranks) -> PairSource:
     """Return the validation pairs that can be read, because an invalid pair would end a long run at its first
     validation.
 
@@ -352,11 +352,11 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
         UserError: If no pair can be read.
     """
     start, end = (len(val) * number // ranks.size for number in (ranks.rank, ranks.rank + 1))
-    mine, faults = split_valid_pairs(Subset(val, range(start, end)))
-    parts = ranks.gather_objects((start + np.asarray(mine, np.int64), list(map(str, faults))))
-    sound = np.concatenate([found for found, _ in parts])
-    bad = [fault for _, found in parts for fault in found]
-    if bad and not len(sound):
+    mine, errors = split_valid_pairs(Subset(val, range(start, end)))
+    parts = ranks.gather_objects((start + np.asarray(mine, np.int64), list(map(str, errors))))
+    readable = np.concatenate([found for found, _ in parts])
+    bad = [error for _, found in parts for error in found]
+    if bad and not len(readable):
         raise UserError(
             f"no validation pair can be read; the first error is: {bad[0]}; run `grr-coca data check` to "
             "list all errors"
@@ -365,7 +365,7 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
         log.warning(
             "%d of %d validation pairs are invalid and are excluded; the first error is: %s", len(bad), len(val), bad[0]
         )
-    return Subset(val, sound)
+    return Subset(val, readable)
 
 
 def training_batches(

@@ -18,11 +18,11 @@ from grr_coca.train.recipe import Recipe, load_recipe
 
 TrackerName = Literal["wandb", "mlflow"]
 
-_NOT_IN_A_KEY = re.compile(r"[^\w\-./ ]")
+_REJECTED_CHARACTERS = re.compile(r"[^\w\-./ ]")
 """Characters that MLflow rejects in names."""
 
-_LONGEST_PARAMETER = 500
-_AT_ONCE = 100
+_MAX_PARAMETER_LENGTH = 500
+_MAX_PARAMETERS = 100
 """Maximum number of parameters in an MLflow request."""
 
 
@@ -68,13 +68,15 @@ class _Mlflow:
         experiment = self._client.get_experiment_by_name(project)
         experiment_id = self._client.create_experiment(project) if experiment is None else experiment.experiment_id
         self.id = self._client.create_run(experiment_id, run_name=name).info.run_id
-        parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in _flat(recipe)]
-        for first in range(0, len(parameters), _AT_ONCE):
-            self._client.log_batch(self.id, params=parameters[first : first + _AT_ONCE])
+        parameters = [Param(key, str(value)[:_MAX_PARAMETER_LENGTH]) for key, value in _flatten(recipe)]
+        for first in range(0, len(parameters), _MAX_PARAMETERS):
+            self._client.log_batch(self.id, params=parameters[first : first + _MAX_PARAMETERS])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
-        values = [self._metric(_NOT_IN_A_KEY.sub("_", name), value, now, step) for name, value in metrics.items()]
+        values = [
+            self._metric(_REJECTED_CHARACTERS.sub("_", name), value, now, step) for name, value in metrics.items()
+        ]
         self._client.log_batch(self.id, metrics=values)
 
     def finish(self) -> None:
@@ -112,7 +114,7 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
     try:
         tracker = _TRACKERS[to](project, folder.resolve().name, to_dict(recipe), state["id"])
         try:
-            for row in _rows(folder / LOG_FILE, recipe, follow, seconds):
+            for row in _read_rows(folder / LOG_FILE, recipe, follow, seconds):
                 step, split = int(row["step"]), str(row["split"])
                 metrics = {f"{split}/{name}": float(value) for name, value in row.items() if _is_metric(name, value)}
                 if step <= sent.get(split, -1) or not metrics:
@@ -125,7 +127,10 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
     except UserError:
         raise
     except Exception as error:  # the service's package may raise errors of any type
-        raise UserError(f"{to}: {first_line(error)}") from error
+        raise UserError(
+            f"{to} did not accept the log ({first_line(error)}); check its address and credentials, and run the same "
+            "command again"
+        ) from error
     return number
 
 
@@ -133,7 +138,7 @@ def _is_metric(name: str, value: object) -> bool:
     return name not in ("step", "split") and isinstance(value, int | float)
 
 
-def _rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[dict[str, Any]]:
+def _read_rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[dict[str, Any]]:
     """Yield the complete lines of a log. With `follow`, also yield lines that are written later, up to the last
     validation.
 
@@ -158,10 +163,10 @@ def _rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[
         time.sleep(seconds)
 
 
-def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, inner in value.items():
-        name = f"{prefix}{_NOT_IN_A_KEY.sub('_', str(key))}"
+        name = f"{prefix}{_REJECTED_CHARACTERS.sub('_', str(key))}"
         if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{name}.")
+            yield from _flatten(inner, f"{name}.")
         else:
             yield name, inner

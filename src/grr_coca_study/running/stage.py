@@ -26,7 +26,7 @@ from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run_checkpoints import NoReadableCheckpointError, resume_point
-from grr_coca.train.setup import new_checkpoint, sound_validation, training_sources
+from grr_coca.train.setup import new_checkpoint, readable_validation, training_sources
 from grr_coca_study.plan import showcase_of
 from grr_coca_study.rows import CurvePoint, Kind, LedgerRow, without_nan
 from grr_coca_study.running.agenda import FINISHED, Task
@@ -87,7 +87,7 @@ def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgr
         log.warning("%s diverged: %s", task.title, error)
         return _bare_row(task, "diverged", _start_model(task, device, None))
     row = _bare_row(task, "run", trained)
-    val = sound_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
+    val = readable_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
     on_val, refitted = measure_validation(trained, val, task.recipe)
     if "coca_loss" not in on_val:
         log.warning("%s diverged: its loss on val is not finite", task.title)

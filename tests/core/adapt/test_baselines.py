@@ -37,9 +37,9 @@ def recall(found, k=10):
 @pytest.mark.ci
 def test_closed_form_is_close_to_adapt(grr_coca, place, tuned):
     data = ["--data", place / "unseen.tar", "--json"]
-    said = grr_coca("evaluate", tuned, "--task", "retrieval", *data)
-    assert said.code == 0, said.err
-    found = json.loads(said.out)[str(place / "unseen.tar")]
+    result = grr_coca("evaluate", tuned, "--task", "retrieval", *data)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)[str(place / "unseen.tar")]
     adapted = json.loads(grr_coca("evaluate", place / "mine", *data).out)[str(place / "unseen.tar")]["metrics"]
     closed, nearest = found["baselines"]["closed form"], found["baselines"]["nearest image"]
     for name, found_here in closed.items():
@@ -48,15 +48,15 @@ def test_closed_form_is_close_to_adapt(grr_coca, place, tuned):
 
 
 @pytest.mark.ci
-def test_baselines_are_shown_to_people(grr_coca, place, tuned):
+def test_text_output_shows_baselines(grr_coca, place, tuned):
     arguments = ["--data", place / "unseen.tar", "--batch-size", 8]
-    said = grr_coca("evaluate", tuned, *arguments)
-    assert "closed form      text→image R@1" in said.out
+    result = grr_coca("evaluate", tuned, *arguments)
+    assert "closed form      text→image R@1" in result.out
     assert "closed form" not in grr_coca("evaluate", tuned, *arguments, "--no-baselines").out
-    said = grr_coca("compare", tuned, "icons", *arguments)
-    assert f"nearest image by the training pairs of {tuned}, " in said.out
-    said = grr_coca("evaluate", tuned, "--data", place / "unseen.tar", "--task", "captioning", "--json")
-    found = json.loads(said.out)[str(place / "unseen.tar")]
+    result = grr_coca("compare", tuned, "icons", *arguments)
+    assert f"nearest image by the training pairs of {tuned}, " in result.out
+    result = grr_coca("evaluate", tuned, "--data", place / "unseen.tar", "--task", "captioning", "--json")
+    found = json.loads(result.out)[str(place / "unseen.tar")]
     assert found["baselines"]["nearest image"]["CIDEr"]["value"] > found["metrics"]["CIDEr"]["value"]
 
 
@@ -69,6 +69,6 @@ def test_unknown_training_pairs_give_no_baselines(grr_coca, place, tuned, tmp_pa
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("pairs.tar", "gone.tar"), encoding="utf-8")
     arguments = ["--data", place / "unseen.tar", "--batch-size", 8, "--json"]
     for model in ("icons", tmp_path / "run"):
-        said = grr_coca("evaluate", model, *arguments)
-        assert json.loads(said.out)[str(place / "unseen.tar")]["baselines"] == {}
-        assert ("no baselines: " in said.err) == (model != "icons")
+        result = grr_coca("evaluate", model, *arguments)
+        assert json.loads(result.out)[str(place / "unseen.tar")]["baselines"] == {}
+        assert ("no baselines: " in result.err) == (model != "icons")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grr_coca.adapt import ridge
-from grr_coca.adapt.ridge import ExactRidge, NystroemRidge, join_groups, make_folds, near_equal, rows_of
+from grr_coca.adapt.ridge import ExactRidge, NystroemRidge, join_linked, links_of, make_folds, near_equal, rows_of
 from grr_coca.infer.adapted.adaptation import gaussian
 
 WIDTH, PENALTY = 0.4, 0.2
@@ -90,9 +90,9 @@ def test_groups_share_a_fold_and_folds_are_even():
 
 
 def test_joined_groups_connect_through_others():
-    joined = join_groups(np.array([0, 0, 1, 1, 2, 3]), np.array([5, 6, 6, 7, 8, 8]))
-    assert len(set(joined[:4])) == 1
-    assert joined[4] == joined[5] != joined[0]
+    groupings = np.array([0, 0, 1, 1, 2, 3]), np.array([5, 6, 6, 7, 8, 8])
+    links = [link for groups in groupings for link in links_of(np.arange(6), groups)]
+    assert join_linked(6, links).tolist() == [0, 0, 0, 0, 4, 4]
 
 
 def test_near_equal_needs_both_measures():

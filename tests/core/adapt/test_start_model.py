@@ -6,26 +6,33 @@ import shutil
 import jaxtyping
 import numpy as np
 import pytest
-from adapted import NUM_PAIRS
 from PIL import Image
-from support import hide_packages, real_pairs
+from support import hide_packages, real_pairs, write_shard
 
 from grr_coca import load
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_manifest
 from grr_coca.infer.adapted.adaptation import file_digest, read_features
-from grr_coca.infer.adapted.beside import StartEncoder, read_encoder_info
+from grr_coca.infer.adapted.beside import StartEncoder, open_start, read_encoder_info
 from grr_coca.infer.adapted.descriptors import NUM_DESCRIPTORS, unit
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import fingerprint, start_of_run
 
+PAIRS = real_pairs(60, "glyphs")
+
 
 @pytest.fixture(scope="module")
-def with_start(place, run, tmp_path_factory):
-    """The run, adapted to its pairs with the embedding of `icons`."""
+def shard(tmp_path_factory):
+    """Some of the pairs of the run."""
+    return write_shard(tmp_path_factory.mktemp("some") / "pairs.tar", PAIRS)
+
+
+@pytest.fixture(scope="module")
+def with_start(shard, run, tmp_path_factory):
+    """The run, adapted to some of its pairs with the embedding of `icons`."""
     out = tmp_path_factory.mktemp("with-start") / "mine"
-    assert main(["adapt", str(place / "pairs.tar"), "-c", str(run), "--out", str(out)]) == 0
+    assert main(["adapt", str(shard), "-c", str(run), "--out", str(out)]) == 0
     return out
 
 
@@ -34,11 +41,10 @@ def images(place):
     return sorted((place / "unseen").iterdir())[:8]
 
 
-def test_start_model_is_a_feature(place, run, with_start, images):
+def test_start_model_is_a_feature(run, with_start, images):
     model, start, tuned = load(with_start), load("icons"), load(run)
-    pairs = real_pairs(NUM_PAIRS, "glyphs")
     stored = read_features(with_start)
-    kept = [pair for pair in pairs if file_digest(pair.image) in stored]
+    kept = [pair for pair in PAIRS if file_digest(pair.image) in stored]
     rows = np.array([stored[file_digest(pair.image)] for pair in kept])
     width = tuned.engine.embed_dim
     squares = np.stack([model.preprocess(model.preprocess.decode(pair.image, pair.name)) for pair in kept])
@@ -50,12 +56,12 @@ def test_start_model_is_a_feature(place, run, with_start, images):
     assert np.abs(model.embed_images(images) - before).max() > 0.01
 
 
-def test_folder_holds_the_start_model(with_start, images, tmp_path):
+def test_folder_contains_the_start_model(with_start, images, tmp_path):
     shutil.copytree(with_start, tmp_path / "moved")
     expected = load(with_start)
     model = load(tmp_path / "moved")
     np.testing.assert_array_equal(model.embed_images(images), expected.embed_images(images))
-    assert model.caption(images) == expected.caption(images)
+    assert model.caption(images[:2]) == expected.caption(images[:2])
     assert {"start/model.safetensors", "start/manifest.json", "encoder.json"} <= read_manifest(with_start).keys()
     (tmp_path / "moved" / "start" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"start.model\.safetensors: corrupt"):
@@ -83,24 +89,20 @@ def test_start_of_another_image_size_gets_scaled_pixels(with_start, images):
     assert ((own * scaled).sum(axis=1) > 0.95).all()
 
 
-def test_same_command_with_a_start_model_reads_only_new_images(grr_coca, place, run, with_start, tmp_path):
+def test_same_command_with_a_start_model_reads_only_new_images(grr_coca, shard, run, with_start, tmp_path):
     shutil.copytree(with_start, tmp_path / "mine")
-    arguments = ["adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json"]
+    arguments = ["adapt", shard, "-c", run, "--out", tmp_path / "mine", "--json"]
     report = json.loads(grr_coca(*arguments).out)
     assert report["reused_images"] == report["images"]
     assert report["start_model"] == "icons"
 
 
-def test_start_that_changed_is_left_out(grr_coca, place, run, tmp_path, caplog):
-    shutil.copytree(run, tmp_path / "run")
+def test_changed_start_model_is_excluded(run, tmp_path, caplog):
+    folder = shutil.copytree(run, tmp_path / "run")
     origin = json.loads((run / "start.json").read_text())
-    (tmp_path / "run" / "start.json").write_text(json.dumps({**origin, "fingerprint": "0" * 32}))
-    report = json.loads(
-        grr_coca("adapt", place / "pairs.tar", "-c", tmp_path / "run", "--out", tmp_path / "mine", "--json").out
-    )
-    assert report["start_model"] is None
+    (folder / "start.json").write_text(json.dumps({**origin, "fingerprint": "0" * 32}))
+    assert open_start(locate_checkpoint(folder), load) is None
     assert "the start model of this run is missing or has changed; its features are not used" in caplog.text
-    assert not (tmp_path / "mine" / "start").exists()
 
 
 def test_bundled_start_that_moved_is_found(run, tmp_path):
@@ -111,12 +113,12 @@ def test_bundled_start_that_moved_is_found(run, tmp_path):
 
 def test_card_names_the_start_model(grr_coca, with_start):
     pytest.importorskip("huggingface_hub")
-    said = grr_coca("push", with_start, "someone/mine", "--licence", "mit", "--dry-run")
-    assert said.code == 0, said.err
-    assert "icons, from which it was fine-tuned, is published with it" in said.err
-    assert "3 steps of training from `icons`" in said.out
-    assert "The model contains `icons`, from which it was fine-tuned." in said.out
-    assert {f"start/{name}" for name in ("model.safetensors", "image.onnx", "manifest.json")} <= set(said.out.split())
+    result = grr_coca("push", with_start, "someone/mine", "--licence", "mit", "--dry-run")
+    assert result.code == 0, result.err
+    assert "icons, from which it was fine-tuned, is published with it" in result.err
+    assert "3 steps of training from `icons`" in result.out
+    assert "The model contains `icons`, from which it was fine-tuned." in result.out
+    assert {f"start/{name}" for name in ("model.safetensors", "image.onnx", "manifest.json")} <= set(result.out.split())
 
 
 @pytest.mark.ci

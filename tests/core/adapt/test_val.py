@@ -36,8 +36,8 @@ def measured(place, fresh, tmp_path_factory):
 
 @pytest.mark.ci
 def test_report_equals_evaluate_on_val(grr_coca, fresh, measured):
-    said = grr_coca("compare", measured, "icons", "--data", fresh, "--json")
-    found = json.loads(said.out)[str(fresh)]
+    result = grr_coca("compare", measured, "icons", "--data", fresh, "--json")
+    found = json.loads(result.out)[str(fresh)]
     figures = json.loads((measured / "adapted.json").read_text(encoding="utf-8"))["figures"]
     for own, method in zip(found["metrics"], ("adapted", "as shipped"), strict=True):
         for name in ("text_to_image/R@1", "text_to_image/R@10", "image_to_text/R@10"):
@@ -59,9 +59,11 @@ def test_pairs_of_val_are_neither_fitted_nor_stored(place, measured):
 def test_pairs_that_are_in_val_too_are_held_out(grr_coca, place, tmp_path):
     pairs = real_pairs(NUM_PAIRS, "glyphs")
     write_shard(tmp_path / "some.tar", pairs[:40])
-    said = grr_coca("adapt", place / "pairs.tar", "--val", tmp_path / "some.tar", "--out", tmp_path / "mine", "--json")
-    assert said.code == 0, said.err
-    report = json.loads(said.out)
+    result = grr_coca(
+        "adapt", place / "pairs.tar", "--val", tmp_path / "some.tar", "--out", tmp_path / "mine", "--json"
+    )
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
     assert report["images"] == NUM_PAIRS - 40
     assert 30 <= report["held_out_images"] <= 40
 
@@ -70,9 +72,9 @@ def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
     pair = real_pairs(1, "glyphs")[0]
     image = Image.open(io.BytesIO(pair.image)).convert("RGB")
     write_shard(tmp_path / "copies.tar", [replace(pair, image=encode_image(image))])
-    said = grr_coca("adapt", place / "pairs.tar", "--val", tmp_path / "copies.tar", "--out", tmp_path / "mine")
-    assert said.code == 2
-    assert "no image of --val can be used, or all are near-equal to images of the pairs" in said.err
+    result = grr_coca("adapt", place / "pairs.tar", "--val", tmp_path / "copies.tar", "--out", tmp_path / "mine")
+    assert result.code == 2
+    assert "no image of --val can be used, or all are near-equal to images of the pairs" in result.err
 
 
 # --- A base that was fine-tuned on the pairs
@@ -80,10 +82,10 @@ def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
 
 @pytest.mark.ci
 def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp_path):
-    said = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
-    assert said.code == 0, said.err
-    assert "trained on some of these pairs; measured on held-out pairs" in said.err
-    report = json.loads(said.out)
+    result = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
+    assert result.code == 0, result.err
+    assert "trained on some of these pairs; measured on held-out pairs" in result.err
+    report = json.loads(result.out)
     held = -(-NUM_PAIRS // 20)
     assert report["images"] == NUM_PAIRS - held
     assert 1 <= report["held_out_images"] <= held
@@ -94,21 +96,21 @@ def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp
 @pytest.mark.ci
 def test_validation_excludes_training_images(grr_coca, place, run, tmp_path):
     arguments = ["adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json"]
-    said = grr_coca(*arguments, "--val", place / "unseen.tar")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["held_out_images"] > 50
+    result = grr_coca(*arguments, "--val", place / "unseen.tar")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["held_out_images"] > 50
     write_shard(tmp_path / "seen.tar", real_pairs(20, "glyphs")[1:])
-    said = grr_coca(*arguments, "--val", tmp_path / "seen.tar")
-    assert said.code == 2
-    assert "the run was trained on all of these pairs; pass other pairs, or omit --val" in said.err
+    result = grr_coca(*arguments, "--val", tmp_path / "seen.tar")
+    assert result.code == 2
+    assert "the run was trained on all of these pairs; pass other pairs, or omit --val" in result.err
 
 
 @pytest.mark.ci
 def test_other_pairs_are_divided_into_folds(grr_coca, place, run, tmp_path):
-    said = grr_coca("adapt", place / "unseen.tar", "-c", run, "--out", tmp_path / "mine", "--json")
-    assert said.code == 0, said.err
-    assert "trained on" not in said.err
-    assert json.loads(said.out)["held_out_images"] == 0
+    result = grr_coca("adapt", place / "unseen.tar", "-c", run, "--out", tmp_path / "mine", "--json")
+    assert result.code == 0, result.err
+    assert "trained on" not in result.err
+    assert json.loads(result.out)["held_out_images"] == 0
 
 
 @pytest.mark.ci
@@ -120,9 +122,9 @@ def test_run_with_missing_pairs_requires_val(grr_coca, place, run, tmp_path):
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
     (folder / "recipe.yaml").write_text(recipe.replace("pairs.tar", "gone.tar"), encoding="utf-8")
     arguments = ["adapt", place / "pairs.tar", "-c", folder, "--out", tmp_path / "mine"]
-    said = grr_coca(*arguments)
-    assert said.code == 2
-    assert "pass pairs that it was not trained on to --val" in said.err
+    result = grr_coca(*arguments)
+    assert result.code == 2
+    assert "pass pairs that it was not trained on to --val" in result.err
     assert grr_coca(*arguments, "--val", place / "unseen.tar").code == 0
 
 
@@ -136,12 +138,12 @@ def test_fine_tuning_ends_with_a_model_adapted_to_its_pairs(grr_coca, place, tmp
         "precision: fp32\n"
     )
     command = ["finetune", tmp_path / "mine.yaml", "--checkpoint", "icons", "--out", tmp_path / "run"]
-    said = grr_coca(*command)
-    assert said.code == 0, said.err
-    assert "fine-tuned " in said.out
-    assert "held-out images (" in said.out
-    assert "adapted from " in said.out
-    assert " and its start model icons in " in said.out
+    result = grr_coca(*command)
+    assert result.code == 0, result.err
+    assert "fine-tuned " in result.out
+    assert "held-out images (" in result.out
+    assert "adapted from " in result.out
+    assert " and its start model icons in " in result.out
     model = load(tmp_path / "run" / "adapted")
     assert model.adaptation.header.base_fingerprint == fingerprint(locate_checkpoint(tmp_path / "run"))
     assert model.adaptation.header.num_images == NUM_PAIRS
@@ -160,7 +162,7 @@ def test_fine_tuning_on_too_few_pairs_reports_no_adaptation(grr_coca, tmp_path):
         "evaluation: {interval: 10, batch_size: 2}\n"
         "precision: fp32\n"
     )
-    said = grr_coca("finetune", tmp_path / "mine.yaml", "--checkpoint", "icons", "--out", tmp_path / "run")
-    assert said.code == 0, said.err
-    assert "not adapted to its training pairs: " in said.err
-    assert "all captions are equal" in said.err
+    result = grr_coca("finetune", tmp_path / "mine.yaml", "--checkpoint", "icons", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "not adapted to its training pairs: " in result.err
+    assert "all captions are equal" in result.err

@@ -36,15 +36,15 @@ def lines_of(text):
 
 
 def test_each_image_gets_a_line_with_its_path_and_its_caption(grr_coca, run, image_files, captions):
-    said = grr_coca("caption", "--checkpoint", run.folder, *image_files)
-    assert said.code == 0, said.err
-    assert lines_of(said.out) == captions
-    assert grr_coca("caption", "-c", run.checkpoint, *image_files).out == said.out
+    outcome = grr_coca("caption", "--checkpoint", run.folder, *image_files)
+    assert outcome.code == 0, outcome.err
+    assert lines_of(outcome.out) == captions
+    assert grr_coca("caption", "-c", run.checkpoint, *image_files).out == outcome.out
 
 
 def test_tags_follow_the_caption(grr_coca, image_files):
-    said = grr_coca("caption", "-c", "icons", image_files[0], "--tags", 3)
-    image, caption, tags = said.out.rstrip("\n").split("\t")
+    outcome = grr_coca("caption", "-c", "icons", image_files[0], "--tags", 3)
+    image, caption, tags = outcome.out.rstrip("\n").split("\t")
     assert (image, len(tags.split(", "))) == (str(image_files[0]), 3)
     record = json.loads(grr_coca("caption", "-c", "icons", image_files[0], "--tags", 3, "--json").out)
     assert record["caption"] == caption
@@ -53,8 +53,8 @@ def test_tags_follow_the_caption(grr_coca, image_files):
 
 
 def test_json_lines_hold_image_caption_and_log_probability(grr_coca, run, image_files, captions):
-    said = grr_coca("caption", "-c", run.folder, *image_files, "--json")
-    records = [json.loads(line) for line in said.out.splitlines()]
+    outcome = grr_coca("caption", "-c", run.folder, *image_files, "--json")
+    records = [json.loads(line) for line in outcome.out.splitlines()]
     assert {record["image"]: record["caption"] for record in records} == captions
     described = load(run.folder).describe(image_files)
     expected = [sum(description.captions[0].log_probs) for description in described]
@@ -63,8 +63,8 @@ def test_json_lines_hold_image_caption_and_log_probability(grr_coca, run, image_
 
 def test_rows_are_the_same_in_json_and_csv(grr_coca, run, image_files, captions, tmp_path):
     for name in ("out.jsonl", "new/out.csv"):
-        said = grr_coca("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
-        assert (said.code, said.out) == (0, "")
+        outcome = grr_coca("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
+        assert (outcome.code, outcome.out) == (0, "")
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "new" / "out.csv").read_text())))
     assert [{**record, "log_prob": str(record["log_prob"])} for record in records] == rows
@@ -82,24 +82,24 @@ def test_sidecars_are_next_to_images_and_not_overwritten(grr_coca, run, image_fi
     image_files[1].with_suffix(".txt").write_text("written by hand")
     (image_files[0].parent / "other.png").write_bytes(image_files[0].read_bytes())
     (image_files[0].parent / "other.txt").symlink_to("nowhere")
-    said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt")
+    outcome = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt")
     (image_files[0].parent / "other.png").unlink()
     (image_files[0].parent / "other.txt").unlink()
-    assert (said.code, said.out) == (0, "")
-    assert "2 of 4 images already have captions" in said.err
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "2 of 4 images already have captions" in outcome.err
     written = [path.with_suffix(".txt").read_text() for path in image_files]
     assert written[1] == "written by hand"
     assert [written[0], written[2]] == [f"{captions[str(image_files[i])]}\n" for i in (0, 2)]
     assert len(list(image_files[0].parent.iterdir())) == 6
 
 
-def test_existing_side_cars_are_replaced_on_demand(grr_coca, run, image_files, captions):
+def test_existing_sidecars_are_replaced_on_request(grr_coca, run, image_files, captions):
     for path in image_files[:2]:
         path.with_suffix(".txt").write_text("written by hand")
     image_files[2].with_suffix(".txt").symlink_to(image_files[2].name)
     before = snapshot(image_files[0].parent)
-    said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt", "--overwrite")
-    assert "1 of 3 images already have captions" in said.err, "a link may lead to an image"
+    outcome = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt", "--overwrite")
+    assert "1 of 3 images already have captions" in outcome.err, "a link may lead to an image"
     written = {f"{i}.txt": f"{captions[str(image_files[i])]}\n".encode() for i in (0, 1)}
     assert snapshot(image_files[0].parent) == before | written
 
@@ -115,50 +115,50 @@ def test_captions_keep_other_content_of_xmp_files(grr_coca, run, image_files):
     for name, content in notes.items():
         (folder / name).write_text(content)
     before = snapshot(folder)
-    said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp", *begun)
-    assert said.code == 0, said.err
-    assert "already have captions" not in said.err
-    assert "1 XMP file cannot be written:\n" in said.err
-    assert f"{folder / '1.webp.xmp'}: not an XMP file" in said.err
+    outcome = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp", *begun)
+    assert outcome.code == 0, outcome.err
+    assert "already have captions" not in outcome.err
+    assert "1 XMP file cannot be written:\n" in outcome.err
+    assert f"{folder / '1.webp.xmp'}: not an XMP file" in outcome.err
     after = snapshot(folder)
     assert after.keys() - before.keys() == {"2.webp.xmp"}
     assert {name for name in before if after[name] != before[name]} == {"0.xmp"}
     assert "<a xmlns='urn:a'>mine</a>" in (folder / "0.xmp").read_text()
     for number, name in ((0, "0.xmp"), (2, "2.webp.xmp")):
         assert f'xml:lang="x-default">{captions[number]}</rdf:li>' in (folder / name).read_text()
-    said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp", *begun)
-    assert (said.code, "2 of 3 images already have captions" in said.err) == (0, True)
+    outcome = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp", *begun)
+    assert (outcome.code, "2 of 3 images already have captions" in outcome.err) == (0, True)
     assert snapshot(folder) == after
     as_attribute = whole.replace("rdf:about=''", "xmlns:dc='http://purl.org/dc/elements/1.1/' dc:description='mine'")
     for content, options in (("no XML", []), (as_attribute, ["--overwrite"])):
         (folder / "1.webp.xmp").write_text(content)
-        said = grr_coca("caption", "-c", run.folder, image_files[1], "--sidecar", "xmp", *begun, *options)
-        assert (said.code, "already have captions" in said.err) == (1, False), "none of the images has one now"
-        assert "1 XMP file cannot be written:\n" in said.err
+        outcome = grr_coca("caption", "-c", run.folder, image_files[1], "--sidecar", "xmp", *begun, *options)
+        assert (outcome.code, "already have captions" in outcome.err) == (1, False), "none of the images has one now"
+        assert "1 XMP file cannot be written:\n" in outcome.err
 
 
 @pytest.mark.parametrize("kind", ["txt", "xmp"])
-def test_read_only_folder_does_not_hold_up_the_others(grr_coca, run, image_files, tmp_path, monkeypatch, kind):
+def test_read_only_folder_does_not_stop_other_folders(grr_coca, run, image_files, tmp_path, monkeypatch, kind):
     open_folder, closed = image_files[0].parent, tmp_path / "closed"
     closed.mkdir()
     copyfile(image_files[0], closed / image_files[0].name)
     # Root may write everywhere.
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != closed or not mode & os.W_OK)
     for arguments, code in (([open_folder, closed], 0), ([closed], 1)):
-        said = grr_coca("caption", "-c", run.folder, *arguments, "--sidecar", kind, "--prompt", "boat")
-        assert said.code == code
-        assert f"1 {'text' if kind == 'txt' else 'XMP'} file cannot be written:\n" in said.err
-        assert ": the folder is read-only" in said.err
+        outcome = grr_coca("caption", "-c", run.folder, *arguments, "--sidecar", kind, "--prompt", "boat")
+        assert outcome.code == code
+        assert f"1 {'text' if kind == 'txt' else 'XMP'} file cannot be written:\n" in outcome.err
+        assert ": the folder is read-only" in outcome.err
     assert [path.name for path in closed.iterdir()] == [image_files[0].name]
     assert len(list(open_folder.glob(f"*.{kind}"))) == 3
 
 
-def test_side_cars_in_capitals_are_side_cars(grr_coca, run, image_files, captions):
+def test_sidecar_suffixes_ignore_case(grr_coca, run, image_files, captions):
     folder = image_files[0].parent
     for number in (0, 1):
         (folder / f"{number}.TXT").write_text("written by hand")
-    said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "txt")
-    assert "2 of 3 images already have captions" in said.err
+    outcome = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "txt")
+    assert "2 of 3 images already have captions" in outcome.err
     assert sorted(path.name for path in folder.glob("*.[tT]*")) == ["0.TXT", "1.TXT", "2.txt"]
     assert (folder / "0.TXT").read_text() == "written by hand"
     grr_coca("caption", "-c", run.folder, image_files[0], "--sidecar", "txt", "--overwrite")
@@ -199,9 +199,9 @@ def test_interrupted_job_resumes(grr_coca, run, image_files, tmp_path, name, cut
         path.write_bytes(content[: len(content) - cut])
         assert grr_coca(*command, "--out", path).code == 0
         # Fewer rows at a time are multiplied by other kernels: the last bits of log-probabilities differ, and no word.
-        (words, numbers), (expected, wanted) = (_apart(text) for text in (path.read_text(), content.decode()))
+        (words, numbers), (expected, expected_numbers) = (_apart(text) for text in (path.read_text(), content.decode()))
         assert words == expected
-        assert numbers == pytest.approx(wanted, abs=2e-4)
+        assert numbers == pytest.approx(expected_numbers, abs=2e-4)
 
 
 def _apart(text: str) -> tuple[list[str], list[float]]:
@@ -216,10 +216,10 @@ def test_only_uncaptioned_images_are_captioned(grr_coca, run, image_files, tmp_p
     before = out.read_text()
     for done in image_files[:2]:
         done.write_bytes(b"not an image, if it were decoded again")
-    said = grr_coca("caption", "-c", run.folder, *image_files, "--out", out)
-    assert said.code == 0
-    assert "2 of 3 images already have captions" in said.err
-    assert "failed" not in said.err
+    outcome = grr_coca("caption", "-c", run.folder, *image_files, "--out", out)
+    assert outcome.code == 0
+    assert "2 of 3 images already have captions" in outcome.err
+    assert "failed" not in outcome.err
     assert out.read_text().startswith(before)
     assert len(out.read_text().splitlines()) == 3
 
@@ -302,14 +302,14 @@ def test_name_with_a_line_end_keeps_its_captions(grr_coca, run, image_files, tmp
         pytest.param("out.csv", 'image,caption,log_prob\n"' + "x" * 200_000 + "\n", id="an open quote"),
     ],
 )
-def test_file_that_holds_something_else_is_unchanged(refused, run, image_files, tmp_path, name, content):
+def test_file_with_other_content_is_unchanged(refused, run, image_files, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert str(tmp_path / name) in refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / name)
     assert (tmp_path / name).read_text() == content
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["goes on", "begins"])
-def test_two_jobs_at_once_do_not_write_into_one_file(grr_coca, run, image_files, tmp_path, monkeypatch, is_there):
+def test_simultaneous_jobs_do_not_write_into_one_file(grr_coca, run, image_files, tmp_path, monkeypatch, is_there):
     out = tmp_path / "out.csv"
     command = ["caption", "-c", run.folder, "--out", out, "--max-length", 4]
     if is_there:
@@ -323,9 +323,9 @@ def test_two_jobs_at_once_do_not_write_into_one_file(grr_coca, run, image_files,
         return describe(self, *args, **kwargs)
 
     monkeypatch.setattr(ImageTextModel, "describe_many", meanwhile)
-    said = [grr_coca(*command, *image_files), others[1]]
-    assert sorted(one.code for one in said) == [0, 2]
-    assert f"{out}: another process is writing to this file; wait" in said[0].err + said[1].err
+    outcome = [grr_coca(*command, *image_files), others[1]]
+    assert sorted(one.code for one in outcome) == [0, 2]
+    assert f"{out}: another process is writing to this file; wait" in outcome[0].err + outcome[1].err
     with out.open(newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == list(map(str, image_files))
 
@@ -338,35 +338,35 @@ def test_two_jobs_at_once_do_not_write_into_one_file(grr_coca, run, image_files,
 )
 def test_bad_image_is_listed_at_the_end_and_the_rest_continues(grr_coca, run, image_files, captions, content):
     image_files[1].write_bytes(content)
-    said = grr_coca("caption", "-c", run.folder, *image_files)
-    assert said.code == 0
-    assert lines_of(said.out) == {path: text for path, text in captions.items() if path != str(image_files[1])}
-    told = said.err.splitlines()
-    assert told[0] == "1 of 3 images failed:"
-    assert told[1].startswith(f"  {image_files[1]}: ")
-    assert len(told) == 2
+    outcome = grr_coca("caption", "-c", run.folder, *image_files)
+    assert outcome.code == 0
+    assert lines_of(outcome.out) == {path: text for path, text in captions.items() if path != str(image_files[1])}
+    lines = outcome.err.splitlines()
+    assert lines[0] == "1 of 3 images failed:"
+    assert lines[1].startswith(f"  {image_files[1]}: ")
+    assert len(lines) == 2
 
 
 def test_exit_code_is_1_if_all_fail(grr_coca, run, tmp_path):
-    said = grr_coca("caption", "-c", run.folder, tmp_path / "cat.png", tmp_path / "dog.png")
-    assert (said.code, said.out) == (1, "")
-    assert "2 of 2 images failed" in said.err
-    assert f"{tmp_path / 'cat.png'}: no such file" in said.err
+    outcome = grr_coca("caption", "-c", run.folder, tmp_path / "cat.png", tmp_path / "dog.png")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "2 of 2 images failed" in outcome.err
+    assert f"{tmp_path / 'cat.png'}: no such file" in outcome.err
 
 
 def test_name_that_is_not_utf8_is_output_unchanged(run, image_files, tmp_path, capfdbinary):
     path = Path(os.fsdecode(os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"))
     image_files[0].rename(path)
 
-    def said(*options):
+    def caption(*options):
         assert main(["caption", "-c", str(run.folder), str(path), *options]) == 0
         return capfdbinary.readouterr()
 
-    assert said().out.startswith(os.fsencode(path) + b"\t")
-    assert json.loads(said("--json").out)["image"] == str(path)
+    assert caption().out.startswith(os.fsencode(path) + b"\t")
+    assert json.loads(caption("--json").out)["image"] == str(path)
     for out in (tmp_path / "out.jsonl", tmp_path / "out.csv"):
-        said("--out", str(out))
-        assert b"1 of 1 images already have captions" in said("--out", str(out)).err
+        caption("--out", str(out))
+        assert b"1 of 1 images already have captions" in caption("--out", str(out)).err
     assert os.fsencode(path) + b"," in (tmp_path / "out.csv").read_bytes()
 
 
@@ -375,25 +375,25 @@ def test_control_characters_in_names_are_escaped(grr_coca, run, image_files, tmp
     odd.parent.mkdir()
     odd.write_bytes(image_files[0].read_bytes())
     (odd.parent / "c\td.png").write_bytes(b"no picture")
-    said = grr_coca("caption", odd.parent, "-c", run.folder)
-    assert said.out.startswith(rf"{odd.parent}/a\n\x1b[2Jb.webp" + "\t")
-    assert len(said.out.splitlines()) == 1
-    assert r"c\td.png: not an image" in said.err
+    outcome = grr_coca("caption", odd.parent, "-c", run.folder)
+    assert outcome.out.startswith(rf"{odd.parent}/a\n\x1b[2Jb.webp" + "\t")
+    assert len(outcome.out.splitlines()) == 1
+    assert r"c\td.png: not an image" in outcome.err
     assert json.loads(grr_coca("caption", odd.parent, "-c", run.folder, "--json").out)["image"] == str(odd)
 
 
-def test_errors_and_warnings_do_not_steer_the_terminal(grr_coca, image_files, tmp_path):
-    said = grr_coca("caption", "-c", tmp_path / "\x1b[2Jhere", image_files[0])
-    assert said.code == 2
-    assert r"\x1b[2Jhere" in said.err
-    assert "\x1b" not in said.err
+def test_errors_and_warnings_escape_control_characters(grr_coca, image_files, tmp_path):
+    outcome = grr_coca("caption", "-c", tmp_path / "\x1b[2Jhere", image_files[0])
+    assert outcome.code == 2
+    assert r"\x1b[2Jhere" in outcome.err
+    assert "\x1b" not in outcome.err
     warn = "import logging; from grr_coca.cli import main; main(['--version']); logging.warning('one\\n\x1b[2Jtwo')"
     done = subprocess.run([sys.executable, "-c", warn], capture_output=True, text=True, check=True)
     assert done.stderr == "WARNING: one\n" + r"\x1b[2Jtwo" + "\n"
 
 
 @pytest.mark.ci
-def test_reader_that_has_seen_enough_ends_the_job_quietly(image_files):
+def test_closed_output_ends_the_job_silently(image_files):
     command = [sys.executable, "-m", "grr_coca", "caption", str(image_files[0].parent)]
     with running([*command, "--batch-size", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
@@ -428,9 +428,9 @@ def test_svg_file_that_aborts_its_renderer_costs_one_line(grr_coca, tmp_path):
     pattern = b'<pattern id="p" width="5" height="99999999999"><path d="M0 0h3v3z"/></pattern>'
     attack = SQUARE.replace(b"<path", pattern + b'<path d="M0 0L9 90V0Z" fill="url(#p)"/><path')
     (tmp_path / "attack.svg").write_bytes(attack)
-    said = grr_coca("caption", tmp_path, "--out", tmp_path / "captions.jsonl")
+    outcome = grr_coca("caption", tmp_path, "--out", tmp_path / "captions.jsonl")
     assert [json.loads(line)["image"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()] == [
         str(tmp_path / "good.png")
     ]
-    (told,) = [line for line in said.err.splitlines() if "attack.svg" in line]
-    assert "crashes its decoder (SIGABRT)" in told
+    (lines,) = [line for line in outcome.err.splitlines() if "attack.svg" in line]
+    assert "crashes its decoder (SIGABRT)" in lines

@@ -46,9 +46,9 @@ def spoiled(tmp_path):
 
 def test_check_counts_broken_and_duplicate_items(grr_coca, spoiled, tmp_path):
     sheet = tmp_path / "sheet.png"
-    said = grr_coca("data", "check", spoiled, "--sheet", sheet, "--json")
-    assert (said.code, said.err) == (1, f"contact sheet     {sheet}\n")
-    report = json.loads(said.out)
+    result = grr_coca("data", "check", spoiled, "--sheet", sheet, "--json")
+    assert (result.code, result.err) == (1, f"contact sheet     {sheet}\n")
+    report = json.loads(result.out)
     assert report["num_pairs"] == report["num_images"] == report["num_read"] == 20
     assert report["num_captions"] == 18
     assert report["broken"] == {"not an image": 1, "empty caption": 1}
@@ -67,20 +67,20 @@ def test_check_counts_broken_and_duplicate_items(grr_coca, spoiled, tmp_path):
 def test_check_for_users_names_the_broken_and_the_truncated(grr_coca, spoiled, tmp_path):
     data = spoiled.read_bytes()
     spoiled.write_bytes(data[: data.index(PAIRS[18].image) + 9])
-    said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
-    assert "1 × not an image" in said.out
-    assert f"{spoiled}: {PAIRS[10].key}: not an image in a supported format" in said.out
-    assert f"shards            1, truncated: {spoiled}" in said.out
-    assert "cut off by the end of a truncated shard" in said.out
-    assert "contact sheet" in said.out
+    result = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
+    assert "1 × not an image" in result.out
+    assert f"{spoiled}: {PAIRS[10].key}: not an image in a supported format" in result.out
+    assert f"shards            1, truncated: {spoiled}" in result.out
+    assert "cut off by the end of a truncated shard" in result.out
+    assert "contact sheet" in result.out
 
 
 def test_lone_surrogates_in_names_are_escaped(grr_coca, tmp_path):
     (tmp_path / "a.png").write_bytes(encode_image(Image.new("RGB", (8, 8))))
     rows = [{"image": "a.png", "caption": "a cat"}, {"image": "\ud83d.png", "caption": "a dog"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    said = grr_coca("data", "check", tmp_path / "pairs.jsonl", "--sheet", tmp_path / "sheet.png")
-    assert (said.code, r"\ud83d.png" in said.out) == (1, True)
+    result = grr_coca("data", "check", tmp_path / "pairs.jsonl", "--sheet", tmp_path / "sheet.png")
+    assert (result.code, r"\ud83d.png" in result.out) == (1, True)
 
 
 def test_without_matplotlib_the_contact_sheet_has_words(grr_coca, tmp_path, monkeypatch):
@@ -120,11 +120,11 @@ def test_sheet_replaces_only_images_outside_the_data(grr_coca, refused, spoiled,
 
 def test_full_disk_for_the_sheet_still_shows_the_stats(grr_coca, spoiled, tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", no_space_left)
-    said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
-    assert said.code == 2
-    assert "sheet.png: cannot be written (No space left on device)" in said.err
-    assert "images            20" in said.out
-    assert "contact sheet" not in said.out
+    result = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
+    assert result.code == 2
+    assert "sheet.png: cannot be written (No space left on device)" in result.err
+    assert "images            20" in result.out
+    assert "contact sheet" not in result.out
 
 
 def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp_path):
@@ -140,8 +140,8 @@ def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp
 def test_check_writes_nothing_that_was_not_named(grr_coca, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    said = grr_coca("data", "check", write_shard(tmp_path / "a.tar", PAIRS[:3]))
-    assert (said.code, "contact sheet" in said.out) == (0, False)
+    result = grr_coca("data", "check", write_shard(tmp_path / "a.tar", PAIRS[:3]))
+    assert (result.code, "contact sheet" in result.out) == (0, False)
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -165,16 +165,16 @@ def test_rows_of_one_image_count_as_one_image(grr_coca, tmp_path):
     report = json.loads(grr_coca("data", "check", tmp_path / "pairs.csv", "--json").out)
     assert (report["num_pairs"], report["num_images"], report["num_captions"]) == (5, 3, 5)
     assert (report["duplicate_images"], report["image_sizes"]) == (1, {"64x64": 3})
-    said = grr_coca("data", "check", tmp_path / "pairs.csv").out
-    assert "pairs             5\nimages            3\ncaptions          5\n" in said
+    result = grr_coca("data", "check", tmp_path / "pairs.csv").out
+    assert "pairs             5\nimages            3\ncaptions          5\n" in result
 
 
 # --- stats
 
 
 def test_stats_count_words_and_sizes(grr_coca, spoiled):
-    said = grr_coca("data", "stats", spoiled, "--json")
-    report = json.loads(said.out)
+    result = grr_coca("data", "stats", spoiled, "--json")
+    report = json.loads(result.out)
     assert report["num_captions"] == 20
     read = [pair for i, pair in enumerate(PAIRS) if i not in (4, 11)]  # one repeats another, one is empty
     assert report["vocabulary"] == len({word for pair in read for word in pair.caption.lower().split()})
@@ -184,9 +184,9 @@ def test_stats_count_words_and_sizes(grr_coca, spoiled):
 
 def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch):
     monkeypatch.setattr("grr_coca.data.survey.NUM_CAPTIONS", 5)
-    said = grr_coca("data", "stats", spoiled)
-    assert "pairs             20, 5 of them inspected" in said.out
-    assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1
+    result = grr_coca("data", "stats", spoiled)
+    assert "pairs             20, 5 of them inspected" in result.out
+    assert sum(line.strip().endswith("█" * 40) for line in result.out.splitlines()) >= 1
 
 
 def test_stats_count_unreadable_and_long_captions(grr_coca, tmp_path):
@@ -226,8 +226,8 @@ def test_folder_name_that_is_not_utf8_works(grr_coca, tmp_path):
     report = json.loads(grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png", "--json").out)
     assert report["examples"]["empty caption"][0].startswith(f"{folder / '1.webp'}: ")
     for _ in range(2):
-        said = grr_coca("data", "convert", folder, tmp_path / "out")
-        assert (said.code, said.err) == (0, "")
+        result = grr_coca("data", "convert", folder, tmp_path / "out")
+        assert (result.code, result.err) == (0, "")
 
 
 def read_all(path):
@@ -237,9 +237,9 @@ def read_all(path):
 
 def test_converted_shards_hold_the_good_pairs_as_they_were(grr_coca, spoiled, tmp_path):
     out = tmp_path / "out"
-    said = grr_coca("data", "convert", spoiled, out, "--pairs-per-shard", 8)
-    assert said.code == 0
-    assert said.out == f"18 images written to {out}; excluded: 1 not an image, 1 empty caption\n"
+    result = grr_coca("data", "convert", spoiled, out, "--pairs-per-shard", 8)
+    assert result.code == 0
+    assert result.out == f"18 images written to {out}; excluded: 1 not an image, 1 empty caption\n"
     assert [path.name for path in sorted(out.glob("*.tar"))] == ["00000.tar", "00001.tar", "00002.tar"]
     source = open_source(str(spoiled))
     good = [source[i] for i in range(20) if i not in (10, 11)]
@@ -283,8 +283,8 @@ def table_of_captions(folder, captions):
 def test_rows_of_one_image_become_one_pair(grr_coca, tmp_path):
     captions = [[f"image {i} seen {k}" for k in range(1 + i % 3)] for i in range(6)]
     table = table_of_captions(tmp_path, captions)
-    said = grr_coca("data", "convert", table, tmp_path / "out", "--pairs-per-shard", 2)
-    assert said.out == f"6 images written to {tmp_path / 'out'}\n"
+    result = grr_coca("data", "convert", table, tmp_path / "out", "--pairs-per-shard", 2)
+    assert result.out == f"6 images written to {tmp_path / 'out'}\n"
     pairs = read_all(tmp_path / "out")
     assert [(pair.image, list(pair.captions)) for pair in pairs] == [
         (pair.image, texts) for pair, texts in zip(PAIRS, captions, strict=False)
@@ -296,8 +296,8 @@ def test_rows_of_one_image_become_one_pair(grr_coca, tmp_path):
 def test_bad_caption_of_several_is_skipped_and_counted(grr_coca, tmp_path):
     table = table_of_captions(tmp_path, [[" ", "a cat", "a pet"], ["a dog", " "], [" ", "  "], ["a", "b"], ["c"]])
     (tmp_path / "3.webp").write_bytes(b"torn")
-    said = grr_coca("data", "convert", table, tmp_path / "out")
-    assert said.out == f"3 images written to {tmp_path / 'out'}; excluded: 3 empty caption, 1 not an image\n"
+    result = grr_coca("data", "convert", table, tmp_path / "out")
+    assert result.out == f"3 images written to {tmp_path / 'out'}; excluded: 3 empty caption, 1 not an image\n"
     assert [pair.captions for pair in read_all(tmp_path / "out")] == [("a cat", "a pet"), ("a dog",), ("c",)]
 
 
@@ -359,7 +359,7 @@ def test_rejects_the_folder_of_another_conversion(grr_coca, refused, spoiled, tm
 
 
 @pytest.mark.parametrize("kind", ["table", "folder"])
-def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refused, tmp_path, kind):
+def test_conversion_rejects_a_changed_source(grr_coca, refused, tmp_path, kind):
     source = tmp_path / ("pairs.csv" if kind == "table" else "")
     captions = tmp_path / ("pairs.csv" if kind == "table" else "a.txt")
     text = "image,caption\na.webp,{}\n" if kind == "table" else "{}"

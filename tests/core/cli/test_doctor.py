@@ -1,4 +1,4 @@
-"""`doctor` names what is there, how to install what is not, and each file that is not as it was built."""
+"""`doctor` reports installed packages, how to install missing ones, and corrupt files."""
 
 import base64
 import hashlib
@@ -25,13 +25,13 @@ def weights(monkeypatch, tmp_path):
     return folder
 
 
-def told(capsys):
+def doctor_report(capsys):
     assert main(["doctor", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_doctor_reports_versions_and_every_extra(capsys):
-    found = told(capsys)
+    found = doctor_report(capsys)
     assert found["files"] == "intact"
     assert found["packages"]["numpy"] == importlib.metadata.version("numpy")
     assert found["extras"].keys() == PACKAGES.keys()
@@ -47,7 +47,7 @@ def test_names_the_install_command_of_missing_extras(capsys, monkeypatch):
         return version(package)
 
     monkeypatch.setattr(importlib.metadata, "version", without)
-    found = told(capsys)
+    found = doctor_report(capsys)
     assert "uvicorn (missing)" in found["extras"]["serve"]
     assert found["missing"]["serve"] == install_command("serve")
 
@@ -56,7 +56,7 @@ def test_reports_the_size_of_the_cache(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "grr-coca" / "models" / "deep").mkdir(parents=True)
     (tmp_path / "grr-coca" / "models" / "deep" / "file").write_bytes(bytes(1_500_000))
-    assert told(capsys)["cache"] == {str(tmp_path / "grr-coca" / "models"): "1.5 MB"}
+    assert doctor_report(capsys)["cache"] == {str(tmp_path / "grr-coca" / "models"): "1.5 MB"}
 
 
 def test_changed_byte_of_a_model_is_found(weights, capsys):
@@ -66,9 +66,11 @@ def test_changed_byte_of_a_model_is_found(weights, capsys):
     path.write_bytes(content)
     (weights / "pictograms" / "text.onnx").unlink()
     assert main(["doctor"]) == 2
-    said = capsys.readouterr()
-    assert "corrupt or missing: icons/tokenizer.json, pictograms/text.onnx" in said.out
-    assert said.err == "error: icons/tokenizer.json, pictograms/text.onnx: corrupt or missing; install grr-coca again\n"
+    result = capsys.readouterr()
+    assert "corrupt or missing: icons/tokenizer.json, pictograms/text.onnx" in result.out
+    assert (
+        result.err == "error: icons/tokenizer.json, pictograms/text.onnx: corrupt or missing; install grr-coca again\n"
+    )
 
 
 def test_changed_file_of_an_installed_wheel_is_found(capsys, monkeypatch, tmp_path):
@@ -96,7 +98,7 @@ def test_changed_file_of_an_installed_wheel_is_found(capsys, monkeypatch, tmp_pa
     assert "error: grr_coca/changed.py: corrupt" in capsys.readouterr().err
 
 
-def test_it_imports_no_engine():
+def test_doctor_imports_no_engine():
     code = (
         "import sys; from grr_coca.cli import main; main(['doctor']); print(sorted(set(sys.argv) & set(sys.modules)))"
     )

@@ -34,9 +34,9 @@ FORMATS = [".safetensors", ".npy", ".parquet"]
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_images_are_embedded_with_their_paths_as_keys(grr_coca, run, image_files, tmp_path, suffix):
     out = tmp_path / "new" / f"vectors{suffix}"
-    said = grr_coca("embed", *image_files, "-c", run.folder, "--out", out, "--batch-size", 2)
-    assert said.code == 0, said.err
-    assert said.out == f"3 embeddings of 128 numbers are in {out}\n"
+    result = grr_coca("embed", *image_files, "-c", run.folder, "--out", out, "--batch-size", 2)
+    assert result.code == 0, result.err
+    assert result.out == f"3 embeddings of 128 numbers are in {out}\n"
     keys, vectors = read(out)
     assert keys == [str(path) for path in image_files]
     np.testing.assert_allclose(vectors, load(run.folder).embed_images(image_files), atol=1e-6)
@@ -48,8 +48,8 @@ def test_images_are_embedded_with_their_paths_as_keys(grr_coca, run, image_files
 def test_texts_are_embedded_with_themselves_as_keys(grr_coca, run, tmp_path, suffix):
     (tmp_path / "texts.txt").write_text("\ufeffa cat\n\n  red   heart\ncafé\n", encoding="utf-8")
     out = tmp_path / f"vectors{suffix}"
-    said = grr_coca("embed", "--texts", tmp_path / "texts.txt", "-c", run.folder, "--out", out)
-    assert said.code == 0, said.err
+    result = grr_coca("embed", "--texts", tmp_path / "texts.txt", "-c", run.folder, "--out", out)
+    assert result.code == 0, result.err
     keys, vectors = read(out)
     assert keys == ["a cat", "red heart", "café"]
     np.testing.assert_allclose(vectors, load(run.folder).embed_texts(keys), atol=1e-6)
@@ -65,11 +65,11 @@ def test_keys_that_are_not_utf8_can_be_written(grr_coca, run, image_files, tmp_p
     assert os.fsencode(key) == name or (suffix == ".parquet" and key.endswith(r"caf\udce9.webp"))
 
 
-def test_bad_images_leave_no_row(grr_coca, run, image_files, tmp_path):
+def test_unreadable_images_get_no_row(grr_coca, run, image_files, tmp_path):
     image_files[1].write_bytes(b"no image")
-    said = grr_coca("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.npy")
-    assert said.code == 0
-    assert f"1 of 3 images failed:\n  {image_files[1]}: not an image" in said.err
+    result = grr_coca("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.npy")
+    assert result.code == 0
+    assert f"1 of 3 images failed:\n  {image_files[1]}: not an image" in result.err
     keys, vectors = read(tmp_path / "v.npy")
     assert keys == [str(image_files[0]), str(image_files[2])]
     assert len(vectors) == 2
@@ -89,8 +89,8 @@ def test_vectors_are_in_memory_once():
 
 
 def test_when_all_fail_nothing_is_written(grr_coca, run, tmp_path):
-    said = grr_coca("embed", tmp_path / "cat.png", "-c", run.folder, "--out", tmp_path / "v.npy")
-    assert (said.code, said.out) == (1, "")
+    result = grr_coca("embed", tmp_path / "cat.png", "-c", run.folder, "--out", tmp_path / "v.npy")
+    assert (result.code, result.out) == (1, "")
     assert snapshot(tmp_path) == {}
 
 
@@ -106,10 +106,10 @@ def test_failed_write_leaves_what_was_there(refused, grr_coca, run, image_files,
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_write_follows_a_link(grr_coca, run, image_files, tmp_path, there):
+@pytest.mark.parametrize("exists", [True, False])
+def test_write_follows_a_link(grr_coca, run, image_files, tmp_path, exists):
     target, link = tmp_path / "elsewhere" / "v.npy", tmp_path / "link.npy"
-    if there:
+    if exists:
         target.parent.mkdir()
         target.write_bytes(b"before")
     link.symlink_to(target)

@@ -32,9 +32,9 @@ def evaluate(grr_coca, run):
     """Evaluate and read the JSON of one split."""
 
     def evaluated(task, path, *options):
-        said = grr_coca("evaluate", run.folder, "--task", task, "--data", path, *options, "--json", "--no-baselines")
-        assert said.code == 0, said.err
-        return json.loads(said.out)[str(path)]
+        outcome = grr_coca("evaluate", run.folder, "--task", task, "--data", path, *options, "--json", "--no-baselines")
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)[str(path)]
 
     return evaluated
 
@@ -65,8 +65,8 @@ def test_losses_have_intervals(evaluate, split):
 
 
 def test_missing_numbers_are_null_in_json(grr_coca, diverged, split):
-    said = grr_coca("evaluate", diverged, "--data", split, "--batch-size", 8, "--json")
-    found = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))[str(split)]
+    outcome = grr_coca("evaluate", diverged, "--data", split, "--batch-size", 8, "--json")
+    found = json.loads(outcome.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))[str(split)]
     assert found["contrastive_loss"] is None
     assert found["intervals"]["coca_loss"] == {"value": None, "low": None, "high": None}
     assert found["num_pairs"] == 16
@@ -77,18 +77,18 @@ def test_table_and_json_have_the_same_numbers(grr_coca, run, split):
     result = json.loads(grr_coca(*options, "--json").out)[str(split)]
     assert (result["num_pairs"], result["contrastive_batch_size"]) == (16, 8)
     assert result["text_to_image"].keys() == {"R@1", "R@5", "R@10"}
-    said = grr_coca(*options)
-    assert said.code == 0, said.err
-    assert said.out.startswith(str(split))
+    outcome = grr_coca(*options)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith(str(split))
     for words in ("contrastive loss", "(batches of 8 pairs)", "perplexity", "CoCa loss", "text to image", "chance"):
-        assert words in said.out
-    assert f"{result['perplexity']:.4f}" in said.out
+        assert words in outcome.out
+    assert f"{result['perplexity']:.4f}" in outcome.out
 
 
-def test_commands_that_measure_take_a_name(grr_coca, split):
-    said = grr_coca("evaluate", DEFAULT, "--data", split, "--batch-size", 8, "--json")
-    assert said.code == 0
-    assert json.loads(said.out)
+def test_evaluate_accepts_a_model_name(grr_coca, split):
+    outcome = grr_coca("evaluate", DEFAULT, "--data", split, "--batch-size", 8, "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)
 
 
 # --- retrieval
@@ -112,10 +112,10 @@ def test_retrieval_states_the_conditions(evaluate, split):
 
 def test_captioning_prints_metrics_and_writes_captions(grr_coca, run, split, tmp_path):
     out = tmp_path / "new" / "captions.jsonl"
-    said = grr_coca("evaluate", run.folder, "--task", "captioning", "--data", split, "--out", out, "--no-baselines")
-    assert said.code == 0, said.err
+    outcome = grr_coca("evaluate", run.folder, "--task", "captioning", "--data", split, "--out", out, "--no-baselines")
+    assert outcome.code == 0, outcome.err
     for words in ("CIDEr ", "CIDEr-D", "BLEU-1", "BLEU-4", "ROUGE-L", "(images: 16)", "(decoding: greedy)", "95 %"):
-        assert words in said.out
+        assert words in outcome.out
     assert len(out.read_text().splitlines()) == 16
 
 
@@ -161,38 +161,38 @@ def test_probe_is_trained_on_one_split_and_tested_on_another(evaluate, labelled,
 
 
 def test_comparison_shows_percentages_and_paired_differences(grr_coca, run, baseline, split):
-    said = grr_coca(
+    outcome = grr_coca(
         "compare", run.folder, baseline.folder, "--data", split, run.shard, "--batch-size", 8, "--no-baselines"
     )
-    assert said.code == 0, said.err
-    lines = said.out.splitlines()
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
     first, second, average = (line for line in lines if "%" in line)
     assert any("grr" in line and "baseline" in line and "change" in line for line in lines)
     assert first.startswith(str(split))
     assert second.startswith(str(run.shard))
     assert average.startswith("average")
     assert all(line.count("%") == 6 for line in (first, second, average))
-    assert "changes over baseline_coca" in said.out
+    assert "changes over baseline_coca" in outcome.out
     (paired,) = (line for line in lines if line.startswith(f"{split}: contrastive loss "))
     assert paired.count("[") == 4
 
 
-def test_checkpoint_held_against_itself_has_not_changed(grr_coca, run, split):
-    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
-    assert said.out.count("+0.00%") == 3
-    assert said.out.splitlines()[-1].count("+0.000 [+0.000, +0.000]") == 4
+def test_comparison_with_itself_has_no_differences(grr_coca, run, split):
+    outcome = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
+    assert outcome.out.count("+0.00%") == 3
+    assert outcome.out.splitlines()[-1].count("+0.000 [+0.000, +0.000]") == 4
 
 
 def test_contrastive_losses_of_0_are_compared(grr_coca, run, split):
-    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 1, "--no-baselines")
-    assert said.code == 0, said.err
-    assert "0.000 0.000 –" in " ".join(said.out.split())
+    outcome = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 1, "--no-baselines")
+    assert outcome.code == 0, outcome.err
+    assert "0.000 0.000 –" in " ".join(outcome.out.split())
 
 
 def test_compared_models_keep_the_given_names(grr_coca, run, split):
-    said = grr_coca("compare", run.folder, run.checkpoint, "--data", split, "--batch-size", 8, "--no-baselines").out
-    assert f"changes over {run.checkpoint}" in said
-    heads = said.splitlines()[1].split()
+    outcome = grr_coca("compare", run.folder, run.checkpoint, "--data", split, "--batch-size", 8, "--no-baselines").out
+    assert f"changes over {run.checkpoint}" in outcome
+    heads = outcome.splitlines()[1].split()
     assert str(run.folder) in heads
     assert str(run.checkpoint) in heads
 
@@ -215,9 +215,9 @@ def test_perplexities_over_different_tokens_are_not_compared(
         tokenizer=replace(tokenizer, vocab_size=vocab_size or tokenizer.vocab_size),
         model=replace(model, context_length=context_length or model.context_length),
     )
-    said = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8, "--no-baselines")
-    assert f"perplexity and CoCa loss {why}, and cannot be compared" in said.out
-    line = said.out.splitlines()[-1]
+    outcome = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8, "--no-baselines")
+    assert f"perplexity and CoCa loss {why}, and cannot be compared" in outcome.out
+    line = outcome.out.splitlines()[-1]
     assert "perplexity" not in line
     assert "CoCa" not in line
     assert line.count("[") == 2
@@ -228,17 +228,17 @@ def test_perplexities_over_different_tokens_are_not_compared(
 
 
 def test_model_that_diverged_is_compared(grr_coca, run, diverged, split):
-    said = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
-    assert said.code == 0, said.err
-    assert "nan" in said.out
+    outcome = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
+    assert outcome.code == 0, outcome.err
+    assert "nan" in outcome.out
 
 
 def test_json_of_a_comparison_has_all_metrics_of_both(grr_coca, evaluate, run, baseline, split):
-    said = grr_coca(
+    outcome = grr_coca(
         "compare", run.folder, baseline.folder, "--data", split, "--batch-size", 8, "--no-baselines", "--json"
     )
-    assert said.code == 0, said.err
-    found = json.loads(said.out)[str(split)]
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)[str(split)]
     assert found["models"] == [str(run.folder), str(baseline.folder)]
     assert found["metrics"][0] == evaluate("loss", split, "--batch-size", 8)["intervals"]
     assert found["differences"].keys() == found["metrics"][1].keys()

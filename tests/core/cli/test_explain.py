@@ -10,9 +10,9 @@ from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
 
 def test_prints_the_caption_and_draws_its_words(grr_coca, run, image_files, tmp_path):
     out = tmp_path / "new" / "maps.png"
-    said = grr_coca("explain", image_files[0], "-c", run.folder, "--out", out)
-    assert said.code == 0, said.err
-    assert said.out == f"caption: {load(run.folder).caption(image_files[0])}\nheat maps are in {out}\n"
+    result = grr_coca("explain", image_files[0], "-c", run.folder, "--out", out)
+    assert result.code == 0, result.err
+    assert result.out == f"caption: {load(run.folder).caption(image_files[0])}\nheat maps are in {out}\n"
     with Image.open(out) as picture:
         assert picture.format == "PNG"
 

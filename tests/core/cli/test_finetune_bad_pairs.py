@@ -29,28 +29,28 @@ def finetune(grr_coca, run, tmp_path):
     return done
 
 
-def test_classes_in_place_of_captions_are_trained_on(finetune):
-    said, out = finetune([with_caption(pair, ("cat", "dog", "sun")[i % 3]) for i, pair in enumerate(PAIRS)])
-    assert said.code == 0, said.err
+def test_class_names_are_accepted_as_captions(finetune):
+    outcome, out = finetune([with_caption(pair, ("cat", "dog", "sun")[i % 3]) for i, pair in enumerate(PAIRS)])
+    assert outcome.code == 0, outcome.err
     assert from_pretrained(out).step == 5
 
 
 def test_few_pairs_hold_out_enough_to_validate_on(finetune):
-    said, out = finetune([replace(PAIRS[0], image=b"torn"), *PAIRS[1:]], batch_size=5)
-    assert said.code == 0, said.err
+    outcome, out = finetune([replace(PAIRS[0], image=b"torn"), *PAIRS[1:]], batch_size=5)
+    assert outcome.code == 0, outcome.err
     assert from_pretrained(out).step == 5
 
 
 def test_one_caption_per_image_trains_with_a_warning(finetune, caplog):
-    said, _ = finetune([with_caption(pair, "one") for pair in PAIRS])
-    assert said.code == 0, said.err
+    outcome, _ = finetune([with_caption(pair, "one") for pair in PAIRS])
+    assert outcome.code == 0, outcome.err
     assert "are equal ('one'), so there is nothing to learn; use captions that differ" in caplog.text
 
 
 def test_some_broken_images_are_replaced_and_counted(finetune, caplog):
     pairs = [replace(pair, image=b"torn") if i in (3, 7) else pair for i, pair in enumerate(PAIRS)]
-    said, _ = finetune(pairs)
-    assert said.code == 0, said.err
+    outcome, _ = finetune(pairs)
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_some_broken_images_are_replaced_and_counted(finetune, caplog):
     ids=["one image", "two pairs", "broken", "only validation can be read"],
 )
 def test_unusable_pairs_get_one_line(finetune, pairs, message):
-    said, _ = finetune(pairs)
-    assert said.code == 2
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    outcome, _ = finetune(pairs)
+    assert outcome.code == 2
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]

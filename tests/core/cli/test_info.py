@@ -14,11 +14,11 @@ from grr_coca.model.presets import get_preset
 
 @pytest.mark.parametrize("preset", ["baseline_coca", "grr_coca", "grr_coca_plus"])
 def test_info_shows_parts_parameters_and_flops_of_a_preset(grr_coca, preset):
-    said = grr_coca("info", preset)
-    assert said.code == 0, said.err
-    rows = {line[:36].strip(): line[36:].strip() for line in said.out.splitlines()}
+    result = grr_coca("info", preset)
+    assert result.code == 0, result.err
+    rows = {line[:36].strip(): line[36:].strip() for line in result.out.splitlines()}
     model = build_without_weights(get_preset(preset, "tiny"))
-    assert said.out.startswith(f"{preset}, size tiny\n")
+    assert result.out.startswith(f"{preset}, size tiny\n")
     assert rows["all parameters"] == f"{count_parameters(model):,}"
     for name, part in model.named_children():
         assert rows[name] == f"{count_parameters(part):,}"
@@ -26,11 +26,11 @@ def test_info_shows_parts_parameters_and_flops_of_a_preset(grr_coca, preset):
 
 
 def test_info_of_two_presets_shows_their_differences(grr_coca):
-    said = grr_coca("info", "grr_coca", "baseline_coca")
-    assert said.code == 0, said.err
+    result = grr_coca("info", "grr_coca", "baseline_coca")
+    assert result.code == 0, result.err
     for words in ("grr_coca against baseline_coca", "image_encoder", "all parameters", "FLOPs per pair", "rope_2d"):
-        assert words in said.out
-    assert "text_decoder." not in said.out
+        assert words in result.out
+    assert "text_decoder." not in result.out
 
 
 def test_info_counts_shorter_captions(grr_coca):
@@ -45,16 +45,16 @@ def test_info_counts_shorter_captions(grr_coca):
 
 
 def test_models_are_listed_with_size_data_and_figures(grr_coca):
-    said = grr_coca("models")
-    assert said.code == 0
+    result = grr_coca("models")
+    assert result.code == 0
     for name, card in bundled_models().items():
-        assert name in said.out
-        assert f"{card.parameters:,} parameters" in said.out
-        assert card.data in said.out
-        assert f"test_style: R@1 {card.figures['test_style']['text_to_image/R@1'].value:.1%}" in said.out
+        assert name in result.out
+        assert f"{card.parameters:,} parameters" in result.out
+        assert card.data in result.out
+        assert f"test_style: R@1 {card.figures['test_style']['text_to_image/R@1'].value:.1%}" in result.out
 
 
-def test_as_json_every_figure_has_its_interval(grr_coca):
+def test_json_figures_have_intervals(grr_coca):
     found = json.loads(grr_coca("models", "--json").out)
     figure = found[DEFAULT]["figures"]["test_style"]["exact_captions"]
     assert figure["low"] <= figure["value"] <= figure["high"]

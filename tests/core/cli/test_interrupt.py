@@ -54,56 +54,54 @@ def answer(code: str, arguments: list, cwd) -> subprocess.CompletedProcess:
 def test_programs_of_tests_accept_interrupts(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under `nohup … &`
     try:
-        said = answer("import os, signal; os.kill(os.getpid(), signal.SIGINT)", [], tmp_path)
+        result = answer("import os, signal; os.kill(os.getpid(), signal.SIGINT)", [], tmp_path)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert said.returncode == -signal.SIGINT
+    assert result.returncode == -signal.SIGINT
 
 
-@pytest.mark.parametrize("module", ["grr_coca.common.errors", "tyro", "torch.nn"])
+@pytest.mark.parametrize("module", ["grr_coca.common.errors", "tyro", "torch._C"])
 def test_interrupt_while_something_is_imported_is_one_line(run, image_files, tmp_path, module):
     arguments = ["caption", *image_files, "-c", run.folder]
-    said = answer(INTERRUPTED_AT.format(module=module), arguments, tmp_path)
-    assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
+    result = answer(INTERRUPTED_AT.format(module=module), arguments, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
 def test_interrupt_within_a_lock_is_one_line(tmp_path):
-    said = answer(INTERRUPTED_WITHIN_A_LOCK, [], tmp_path)
-    assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
+    result = answer(INTERRUPTED_WITHIN_A_LOCK, [], tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
 def test_interrupt_after_the_work_changes_nothing(tmp_path):
-    said = answer(INTERRUPTED_AFTERWARDS, ["info", "grr_coc"], tmp_path)
-    assert said.returncode == 2
-    assert said.stderr == "error: unknown preset 'grr_coc'; did you mean 'grr_coca'?\n"
+    result = answer(INTERRUPTED_AFTERWARDS, ["info", "grr_coc"], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown preset 'grr_coc'; did you mean 'grr_coca'?\n"
 
 
-@pytest.mark.parametrize("arguments", [["info", "--help"], ["models"]])
-def test_reader_that_takes_no_more_ends_it_without_a_word(arguments):
+def test_closed_output_ends_the_process_without_a_message():
     read, write = os.pipe()
     os.close(read)  # as `| head` leaves it
-    command = [sys.executable, "-m", "grr_coca", *arguments]
-    said = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    command = [sys.executable, "-m", "grr_coca", "models"]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
-    assert (said.returncode, said.stderr) == (141, "")
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-@pytest.mark.parametrize(("arguments", "unbuffered"), [(["--help"], "1"), (["info", "--help"], ""), (["models"], "1")])
+@pytest.mark.parametrize(("arguments", "unbuffered"), [(["--help"], ""), (["models"], "1")])
 def test_full_disk_for_the_output_reports_one_line(arguments, unbuffered):
     command = [sys.executable, "-m", "grr_coca", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        said = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
     message = "error: standard output: cannot be written (No space left on device)\n"
-    assert (said.returncode, said.stderr) == (2, message)
+    assert (result.returncode, result.stderr) == (2, message)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes the streams")
-def test_closed_streams_only_suppress_output(tmp_path):
+def test_closed_streams_only_suppress_output():
     command = ["sh", "-c", f'"{sys.executable}" -m grr_coca "$@" >&- 2>&-', "sh"]
-    assert subprocess.run([*command, "models"], timeout=60).returncode == 0
-    assert subprocess.run([*command, "data", "check", tmp_path / "gone"], timeout=60).returncode == 2
+    assert subprocess.run([*command, "models", "--no-such-flag"], timeout=60).returncode == 2
 
 
 # --- The same in this process: which errors are of the output, and which are not

@@ -95,50 +95,51 @@ def test_card_matches_the_manifest(hub, push):
 
 def test_dry_run_lists_uploads_and_sends_nothing(grr_coca, monkeypatch):
     monkeypatch.setattr("grr_coca.model.hub.push_files", None)
-    said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
-    assert said.code == 0
-    assert "license: mit" in said.out
-    assert "would be uploaded to me/dry; nothing was sent" in said.out
+    result = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
+    assert result.code == 0
+    assert "license: mit" in result.out
+    assert "would be uploaded to me/dry; nothing was sent" in result.out
     for name in (*FILES, "README.md"):
-        assert name in said.out
+        assert name in result.out
 
 
-def test_existing_repository_needs_update(hub, push):
+def test_existing_repository_needs_update(hub, push, run):
+    model = [run.checkpoint, f"{OWNER}/taken", "--licence", "mit"]
     hub.repositories[f"{OWNER}/taken"] = [{"README.md": b"before"}]
-    said = push(PICTOGRAMS, f"{OWNER}/taken")
-    assert said.code == 2
-    assert said.err == (
+    result = push(*model)
+    assert result.code == 2
+    assert result.err == (
         "error: me/taken: a repository of this name exists; pass another name, or --update to add a commit to it\n"
     )
     assert len(hub.repositories[f"{OWNER}/taken"]) == 1
-    assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").code == 0
+    assert push(*model, "--update").code == 0
     before = len(hub.repositories[f"{OWNER}/taken"])
-    said = push(PICTOGRAMS, f"{OWNER}/taken", "--update", "--private")
-    assert (said.code, len(hub.repositories[f"{OWNER}/taken"])) == (2, before)
-    assert "me/taken: this repository is public, so nothing was uploaded" in said.err
+    result = push(*model, "--update", "--private")
+    assert (result.code, len(hub.repositories[f"{OWNER}/taken"])) == (2, before)
+    assert "me/taken: this repository is public, so nothing was uploaded" in result.err
     assert len(hub.repositories[f"{OWNER}/taken"]) == 2
 
 
 def test_card_that_the_hub_rejects_makes_no_repository(hub, push, monkeypatch):
     monkeypatch.setattr(hub, "licences", {"apache-2.0"})
-    said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
-    assert said.code == 2
-    assert said.err.startswith(
+    result = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
+    assert result.code == 2
+    assert result.err.startswith(
         f"error: {OWNER}/refused: nothing was uploaded, because the Hugging Face hub rejects the card"
     )
-    assert "must be one of ['apache-2.0']" in said.err
-    assert said.err.count("\n") == 1
+    assert "must be one of ['apache-2.0']" in result.err
+    assert result.err.count("\n") == 1
     assert f"{OWNER}/refused" not in hub.repositories
 
 
-def test_failed_upload_names_the_new_repository_and_the_fix(hub, push, monkeypatch):
+def test_failed_upload_names_the_new_repository_and_the_fix(hub, push, run, monkeypatch):
     monkeypatch.setattr(hub, "full", True)
-    said = push(PICTOGRAMS, f"{OWNER}/begun")
-    assert said.code == 2
-    assert "Storage limit reached" in said.err
-    assert said.err.endswith("; the repository now exists, and is empty: retry with --update\n")
+    result = push(run.checkpoint, f"{OWNER}/begun", "--licence", "mit")
+    assert result.code == 2
+    assert "Storage limit reached" in result.err
+    assert result.err.endswith("; the repository now exists, and is empty: retry with --update\n")
     monkeypatch.setattr(hub, "full", False)
-    assert push(PICTOGRAMS, f"{OWNER}/begun", "--update").code == 0
+    assert push(run.checkpoint, f"{OWNER}/begun", "--licence", "mit", "--update").code == 0
 
 
 @pytest.mark.parametrize(
@@ -160,29 +161,29 @@ def test_card_escapes_invalid_utf8_and_bars(grr_coca, run, tmp_path):
     measured = {"CIDEr": {"value": 0.5, "low": 0.25, "high": 0.75}}
     figures.write_text(json.dumps({"a|caf\udce9": {"metrics": measured}}))
     options = ("--licence", "mit", "--data", "caf\udce9", "--figures", str(figures), "--dry-run")
-    said = grr_coca("push", str(run.folder), "me/x", *options)
-    assert said.code == 0, said.err
-    assert r"| a\|caf\udce9 | CIDEr | 0.5 (0.25 to 0.75) |" in said.out
-    assert "## Data\n\ncaf\\udce9\n" in said.out
+    result = grr_coca("push", str(run.folder), "me/x", *options)
+    assert result.code == 0, result.err
+    assert r"| a\|caf\udce9 | CIDEr | 0.5 (0.25 to 0.75) |" in result.out
+    assert "## Data\n\ncaf\\udce9\n" in result.out
 
 
 @pytest.mark.parametrize(("name", "token"), [("somebody/else", TOKEN), (f"{OWNER}/mine", "")])
-def test_without_permission_nothing_goes_up(hub, push, name, token):
-    said = push(PICTOGRAMS, name, token=token)
-    assert said.code == 2
-    assert said.err.startswith(f"error: {name}: no permission to write to")
-    assert said.err.count("\n") == 1
+def test_without_permission_nothing_is_pushed(hub, push, name, token):
+    result = push(PICTOGRAMS, name, token=token)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {name}: no permission to write to")
+    assert result.err.count("\n") == 1
     assert name not in hub.repositories
 
 
 def test_unreachable_hub_reports_an_error(push):
-    said = push(PICTOGRAMS, f"{OWNER}/far", address="http://127.0.0.1:9")
-    assert said.code == 2
-    assert said.err.startswith(f"error: {OWNER}/far: not uploaded to the Hugging Face hub")
-    assert said.err.count("\n") == 1
+    result = push(PICTOGRAMS, f"{OWNER}/far", address="http://127.0.0.1:9")
+    assert result.code == 2
+    assert result.err.startswith(f"error: {OWNER}/far: not uploaded to the Hugging Face hub")
+    assert result.err.count("\n") == 1
 
 
-def test_figures_without_intervals_do_not_go_up(refused, run, tmp_path):
+def test_figures_without_intervals_are_rejected(refused, run, tmp_path):
     (tmp_path / "figures.json").write_text('{"split": {}}')
     options = ["--licence", "mit", "--figures", tmp_path / "figures.json"]
     assert "no intervals of 'split'" in refused("push", run.folder, "me/x", *options)
@@ -196,22 +197,22 @@ def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):
         for number, split in enumerate(splits)
     }
     figures.write_text(json.dumps(measured))
-    said = grr_coca("push", str(run.folder), "me/x", "--licence", "mit", "--figures", str(figures), "--dry-run")
+    result = grr_coca("push", str(run.folder), "me/x", "--licence", "mit", "--figures", str(figures), "--dry-run")
     for number, name in enumerate(("icons/test.tar", "emoji/test.tar", "val.tar", "test.tar")):
-        assert f"| {name} | CIDEr | {number} |" in said.out
-    assert "/home" not in said.out
+        assert f"| {name} | CIDEr | {number} |" in result.out
+    assert "/home" not in result.out
 
 
 def test_folder_named_like_a_bundled_model_is_uploaded(grr_coca, run, tmp_path, monkeypatch):
     shutil.copytree(run.checkpoint, tmp_path / "icons")
     monkeypatch.chdir(tmp_path)
     with warnings_of("grr_coca.infer.load") as warnings:
-        said = grr_coca("push", "icons", "me/x", "--licence", "mit", "--dry-run")
-    assert f"{run.recipe.schedule.steps} steps of training" in said.out
+        result = grr_coca("push", "icons", "me/x", "--licence", "mit", "--dry-run")
+    assert f"{run.recipe.schedule.steps} steps of training" in result.out
     assert "this folder is used" in warnings[0]
 
 
-def test_corrupt_model_does_not_go_up(refused, tmp_path):
+def test_corrupt_model_is_not_pushed(refused, tmp_path):
     shutil.copytree(PICTOGRAMS, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -225,9 +226,9 @@ def test_card_of_an_imported_model_counts_no_steps(grr_coca, run, tmp_path):
     (tmp_path / "imported" / "manifest.json").unlink()
     config = tmp_path / "imported" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "step": 0}))
-    said = grr_coca("push", tmp_path / "imported", "me/x", "--licence", "mit", "--dry-run")
-    assert "images of 16 px." in said.out
-    assert "steps of training" not in said.out
+    result = grr_coca("push", tmp_path / "imported", "me/x", "--licence", "mit", "--dry-run")
+    assert "images of 16 px." in result.out
+    assert "steps of training" not in result.out
 
 
 def fine_tuned(run, folder, start, start_step=0):

@@ -34,17 +34,17 @@ def finetune_file(recipe_file):
 
 def test_default_run_folder_is_named_after_recipe_and_preset(grr_coca, recipe_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = grr_coca("pretrain", recipe_file("tiny.yaml"))
-    assert said.code == 0, said.err
-    assert said.out == "checkpoint, log and recipe are in runs/tiny-grr_coca\n"
+    result = grr_coca("pretrain", recipe_file("tiny.yaml"))
+    assert result.code == 0, result.err
+    assert result.out == "checkpoint, log and recipe are in runs/tiny-grr_coca\n"
     assert from_pretrained(tmp_path / "runs" / "tiny-grr_coca").step == 3
 
 
 def test_options_override_the_recipe_and_are_saved(grr_coca, recipe_file, tmp_path):
     other = write_shard(tmp_path / "other.tar", real_pairs(165, "health"))
     options = ["--preset", "baseline_coca", "--data", other, "--seed", 5, "--out", tmp_path / "run"]
-    said = grr_coca("pretrain", recipe_file(), *options)
-    assert said.code == 0, said.err
+    result = grr_coca("pretrain", recipe_file(), *options)
+    assert result.code == 0, result.err
     written = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert (written.model.preset, written.data.train, written.data.val, written.seed) == (
         "baseline_coca",
@@ -64,15 +64,15 @@ def test_run_continues_with_the_data_of_the_same_command(grr_coca, recipe_file, 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for _ in range(2):
-        said = grr_coca(*command)
-        assert said.code == 0, said.err
+        result = grr_coca(*command)
+        assert result.code == 0, result.err
     assert load_recipe(tmp_path / "run" / "recipe.yaml").data.train == str(shard)
 
 
 def test_fine_tuning_does_not_change_its_start_checkpoint(grr_coca, finetune_file, run, tmp_path):
     before = snapshot(run.folder)
-    said = grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
-    assert said.code == 0, said.err
+    result = grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned", "--no-adapt")
+    assert result.code == 0, result.err
     start, tuned = from_pretrained(run.folder), from_pretrained(tmp_path / "tuned")
     assert tuned.step == start.step + 3
     assert tuned.tokenizer.to_json() == start.tokenizer.to_json()
@@ -82,7 +82,7 @@ def test_fine_tuning_does_not_change_its_start_checkpoint(grr_coca, finetune_fil
 
 def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, finetune_file, run, tmp_path):
     start = shutil.copytree(run.checkpoint, tmp_path / "start")
-    command = ["finetune", finetune_file, "--out", tmp_path / "tuned", "--resume", "--checkpoint"]
+    command = ["finetune", finetune_file, "--out", tmp_path / "tuned", "--no-adapt", "--resume", "--checkpoint"]
     for same in (start, start, run.folder):
         assert grr_coca(*command, same).code == 0, "the same weights in another place are the same"
     other = tmp_path / "other"
@@ -106,14 +106,14 @@ def test_dry_run_prints_memory_steps_and_time_only(grr_coca, recipe_file, finetu
     path = recipe_file() if verb == "pretrain" else finetune_file
     start = ["--checkpoint", run.folder] if verb == "finetune" else []
     before = snapshot(tmp_path), snapshot(run.folder)
-    said = grr_coca(verb, path, *start, "--out", tmp_path / "run", "--dry-run")
-    assert said.code == 0, said.err
-    told = {line[:13].strip(): line[13:] for line in said.out.splitlines()}
-    assert told.keys() == {"model", "first loss", "data", "steps", "peak memory", "time"}
-    assert told["steps"].startswith("3, 1.0 epochs")
-    assert told["data"].startswith("24 pairs, 8 per batch")
-    assert "GiB" in told["peak memory"]
-    assert "s per step" in told["time"]
+    result = grr_coca(verb, path, *start, "--out", tmp_path / "run", "--dry-run")
+    assert result.code == 0, result.err
+    forecast = {line[:13].strip(): line[13:] for line in result.out.splitlines()}
+    assert forecast.keys() == {"model", "first loss", "data", "steps", "peak memory", "time"}
+    assert forecast["steps"].startswith("3, 1.0 epochs")
+    assert forecast["data"].startswith("24 pairs, 8 per batch")
+    assert "GiB" in forecast["peak memory"]
+    assert "s per step" in forecast["time"]
     assert (snapshot(tmp_path), snapshot(run.folder)) == before
     assert not (tmp_path / "run").exists()
 

@@ -8,9 +8,8 @@ import torch
 from grr_coca.model.attention import Rotary
 from grr_coca.model.build import build
 from grr_coca.model.losses import LossWeights, batch_loss
-from grr_coca.train.numerics import faster_for_passes
 from grr_coca.train.optimizer import freeze
-from grr_coca.train.step import autocast
+from grr_coca.train.step import autocast, faster_for_passes
 
 ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (32, 48), (32, 32))))
 

@@ -15,7 +15,7 @@ from grr_coca.model.checkpoint import Checkpoint, from_pretrained, resize_checkp
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import ModelRecipe, load_recipe, save_recipe
 from grr_coca.train.run_checkpoints import resume_point
-from grr_coca.train.setup import fitted_start
+from grr_coca.train.setup import fit_start
 
 TEXTS = ["a red heart", "a house by the sea"]
 
@@ -115,7 +115,7 @@ def tuned(run, tmp_path_factory):
     recipe = replace(finetuning(run.recipe), model=ModelRecipe(image_size=32, context_length=40))
     save_recipe(recipe, folder / "mine.yaml")
     recipe = load_recipe(folder / "mine.yaml")
-    train(recipe, fitted_start(from_pretrained(run.folder), recipe), folder / "run", ALONE, silent)
+    train(recipe, fit_start(from_pretrained(run.folder), recipe), folder / "run", ALONE, silent)
     return recipe, folder / "run"
 
 
@@ -141,4 +141,4 @@ def test_fine_tuning_at_another_size_gives_a_model_of_that_size(tuned, run):
 )
 def test_recipe_with_impossible_sizes_is_an_error(run, model, message):
     with pytest.raises(UserError, match=message):
-        fitted_start(from_pretrained(run.folder), replace(finetuning(run.recipe), model=model))
+        fit_start(from_pretrained(run.folder), replace(finetuning(run.recipe), model=model))

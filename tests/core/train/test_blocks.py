@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch._dynamo
 from processes import launch
 from support import saved_bytes
 from torch import nn
-from torch._dynamo.utils import counters
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.torch_private import copy_modules
@@ -74,7 +72,7 @@ def test_copies_run_their_own_checkpointed_blocks(tiny_config):
     assert sum("forward" in vars(module) for module in model.modules()) == 6
 
 
-def test_captioning_takes_no_notice_of_checkpointed_blocks(tiny_config):
+def test_captioning_ignores_checkpointed_blocks(tiny_config):
     model = build(tiny_config())
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     tokenizer = train_bpe(["a red square"] * 2, 258)
@@ -96,6 +94,9 @@ def compare(
 
     A block that is not one graph is an error.
     """
+    import torch._dynamo  # lazy import, because it is slow
+    from torch._dynamo.utils import counters
+
     compile_block = nn.Module.compile
     nn.Module.compile = partialmethod(compile_block, backend=backend, fullgraph=True)  # type: ignore[method-assign]
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -171,8 +172,8 @@ def test_compiled_blocks_support_dropout_and_evaluation(tiny_config, make_batch,
     batches.append(replace(batches[0], kept_patches=torch.tensor([[0, 3, 4, 9]] * 4)))
     evaluated = [make_batch(config, words) for words in ((3, 7, 1, 5), (3, 7, 1))]  # the last of a split is smaller
     _compared(tmp_path, "inductor", 0.5, config, batches, evaluated)
-    said = "".join(path.read_text() for path in tmp_path.glob("said-*"))
-    assert "complex operators" not in said
+    result = "".join(path.read_text() for path in tmp_path.glob("said-*"))
+    assert "complex operators" not in result
 
 
 @pytest.mark.ci

@@ -57,8 +57,8 @@ def test_signal_to_one_rank_stops_both_after_the_same_step(make_job, undisturbed
     began = time.monotonic()
     assert launched.wait(30) == [143, 143]
     print(f"both ranks left {time.monotonic() - began:.1f} s after the signal")
-    said = f"SIGTERM: stopped after step 6 of {STEPS}, all of it saved; continue with --resume\n"
-    assert [launched.text(rank) for rank in range(2)] == [said, said]
+    result = f"SIGTERM: stopped after step 6 of {STEPS}, all of it saved; continue with --resume\n"
+    assert [launched.text(rank) for rank in range(2)] == [result, result]
     assert job.steps() == [6]
     assert differing_files(job.finish(), undisturbed) == []
 
@@ -122,8 +122,8 @@ def test_repeated_steps_that_are_not_finite_stop_all_ranks(make_job):
     job = make_job(health=FailureLimits(max_skipped=2))
     launched = job.start(partial(drivers.spoil, sample=4, loss=5, gradient=None))
     assert launched.wait(60) == [2, 2]
-    told = r"WARNING: step 5: skipped, .*\nWARNING: step 6: skipped, .*\n"  # to people, so by the first rank alone
-    for rank, warned in enumerate([told, ""]):
+    warnings = r"WARNING: step 5: skipped, .*\nWARNING: step 6: skipped, .*\n"  # to people, so by the first rank alone
+    for rank, warned in enumerate([warnings, ""]):
         error = r"error: .*step 6: .* for 2 steps in a row \(health: max_skipped\).*\n"
         assert re.fullmatch(warned + error, launched.text(rank))
     assert [row["step"] for row in read_metrics(job.out, "events")] == [5, 6]
@@ -210,10 +210,10 @@ def test_disk_that_is_full_is_a_clear_error_on_all_ranks(make_job, undisturbed, 
         launched = job.start()
         assert launched.wait(60) == [2, 2]
         print(f"both ranks left {time.monotonic() - began:.1f} s after the start")
-        said = re.compile(
+        result = re.compile(
             r"error: \S+step-\d+: the checkpoint cannot be written \(.*No space left on device.*\)(; .*)?\n"
         )
-        assert all(said.fullmatch(launched.text(rank)) for rank in range(2)), launched.text()
+        assert all(result.fullmatch(launched.text(rank)) for rank in range(2)), launched.text()
         for step in job.steps():
             verify_folder(job.out / "checkpoints" / f"step-{step:09d}")
         assert len(job.steps()) == 2
@@ -241,8 +241,8 @@ def forget_keys(job):
 def test_order_does_not_depend_on_workers_and_ranks(make_job):
     alone = make_job(ranks=1)
     alone.start(partial(drivers.record_keys, alone.folder)).finish()
-    wanted = global_order(alone)
-    keys = [key for _, batch in wanted for key in batch]
+    expected = global_order(alone)
+    keys = [key for _, batch in expected for key in batch]
     assert len(keys) == 8 * STEPS
     assert len(set(keys[:40])) == len(set(keys[40:80])) == 40, "each epoch has every pair once"
 
@@ -260,4 +260,4 @@ def test_order_does_not_depend_on_workers_and_ranks(make_job):
         assert launched.wait() == [0 if last is None else 143] * ranks, launched.text()
         seen += global_order(job)
         forget_keys(job)
-    assert seen == wanted
+    assert seen == expected

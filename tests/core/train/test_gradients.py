@@ -32,10 +32,10 @@ from grr_coca.train.step import compute_gradients, count_tokens
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
-def error_of(gradients: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    assert gradients.keys() == wanted.keys()
-    norms = torch.stack([gradient.double().norm() for gradient in wanted.values()])
-    errors = torch.stack([(gradients[name].double() - wanted[name].double()).norm() for name in wanted])
+def error_of(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert gradients.keys() == expected.keys()
+    norms = torch.stack([gradient.double().norm() for gradient in expected.values()])
+    errors = torch.stack([(gradients[name].double() - expected[name].double()).norm() for name in expected])
     if all(gradient.dtype == torch.float64 for gradient in gradients.values()):
         return float((errors / norms.clamp(min=1e-6 * norms.norm())).max())
     return float(errors.norm() / norms.norm())
@@ -43,29 +43,29 @@ def error_of(gradients: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("case", CASES)
 def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
-    wanted, wanted_losses = reference(CASES[case], torch.float64)
+    expected, expected_losses = reference(CASES[case], torch.float64)
     for size in (1, 3, 8) if case in ("grr_coca", "teacher") else (3,):
         gradients, losses = computed(CASES[case], torch.float64, size)
-        assert error_of(gradients, wanted) <= BOUNDS[torch.float64]
-        assert {name: losses[name] for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
+        assert error_of(gradients, expected) <= BOUNDS[torch.float64]
+        assert {name: losses[name] for name in expected_losses} == pytest.approx(expected_losses, rel=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_of_one_batch_matches_the_engine(case):
-    wanted, wanted_losses = computed(CASES[case], torch.float64, 3)
+    expected, expected_losses = computed(CASES[case], torch.float64, 3)
     model, batch = make_model(CASES[case], torch.float64), make_batch(CASES[case], torch.float64)
     losses = batch_loss(model, batch, CASES[case].losses)
     losses.total.backward()
-    assert error_of(gradients_of(model), wanted) <= BOUNDS[torch.float64]
-    assert {name: getattr(losses, name).item() for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
+    assert error_of(gradients_of(model), expected) <= BOUNDS[torch.float64]
+    assert {name: getattr(losses, name).item() for name in expected_losses} == pytest.approx(expected_losses, rel=1e-12)
 
 
 @pytest.mark.parametrize("case", ["grr_coca", "coca", "z-loss", "sigmoid", "teacher"])
 def test_micro_batches_match_the_full_batch_in_fp32(case):
-    wanted, _ = computed(CASES[case], torch.float32, 8)
+    expected, _ = computed(CASES[case], torch.float32, 8)
     for size in (1, 3):
         gradients, _ = computed(CASES[case], torch.float32, size)
-        assert error_of(gradients, wanted) <= BOUNDS[torch.float32]
+        assert error_of(gradients, expected) <= BOUNDS[torch.float32]
 
 
 def test_comparison_is_differentiated_in_fp32_under_autocast():
@@ -86,29 +86,31 @@ def test_comparison_is_differentiated_in_fp32_under_autocast():
     image, text = (embedding.detach().double().requires_grad_() for embedding in outputs[0][:2])
     pairs = EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids)
     contrastive_loss(pairs, pairs, model.logit_scale.detach().double()).backward()
-    for found, wanted in zip(outputs[0][:2], (image, text), strict=True):
-        assert (found.grad - wanted.grad).norm() <= 1e-6 * wanted.grad.norm()
+    for found, expected in zip(outputs[0][:2], (image, text), strict=True):
+        assert (found.grad - expected.grad).norm() <= 1e-6 * expected.grad.norm()
 
 
 KINDS: tuple[Parallelism, ...] = ("ddp", "fsdp")
-OFTEN = ("grr_coca", "open_clip_coca", "siblings, teacher, sigmoid", "frozen text decoder, checkpointed")
-LANES = {"often": OFTEN, "rest": tuple(CASES.keys() - set(OFTEN))}
-"""Cases of `make test`, which have every loss and every arrangement, and those of `make test-ci`."""
+FEW = [
+    Task("ddp", "siblings, teacher, sigmoid", torch.float64, 3),
+    Task("fsdp", "grr_coca", torch.float64, 3),
+]
+"""Every loss, and both arrangements. Each rank has four pairs: two micro-batches, of which the last is smaller."""
+
+ALL = [
+    *(Task(kind, case, torch.float64, 3) for kind in KINDS for case in CASES),
+    *(
+        Task(kind, "grr_coca", dtype, size)
+        for kind in KINDS
+        for dtype, size in ((torch.float64, 4), (torch.float32, 3))
+    ),
+]
 
 
-def tasks_of(lane: str) -> list[Task]:
-    """Each rank has four pairs: it takes them in two pieces, of which the last is smaller, and in one."""
-    more = ((torch.float64, 4), (torch.float32, 3)) if lane == "often" else ()
-    return [
-        *(Task(kind, case, torch.float64, 3) for kind in KINDS for case in LANES[lane]),
-        *(Task(kind, "grr_coca", dtype, size) for kind in KINDS for dtype, size in more),
-    ]
-
-
-@pytest.fixture(scope="module", params=["often", pytest.param("rest", marks=pytest.mark.ci)])
+@pytest.fixture(scope="module", params=[FEW, pytest.param(ALL, marks=pytest.mark.ci)], ids=["few", "all"])
 def on_two_ranks(request, tmp_path_factory):
-    """What two ranks computed, and the folder of their gradients."""
-    folder, tasks = tmp_path_factory.mktemp("ranks"), tasks_of(request.param)
+    """Tasks that two ranks have computed, and the folder of their gradients."""
+    folder, tasks = tmp_path_factory.mktemp("ranks"), request.param
     launched = launch(folder, on_a_rank, tasks, folder, ranks=2)
     if launched.wait_or_crash():
         launched = launch(folder, on_a_rank, tasks, folder, ranks=2)
@@ -116,7 +118,6 @@ def on_two_ranks(request, tmp_path_factory):
     return tasks, folder
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_give_the_gradients_of_one(on_two_ranks, kind):
     tasks, folder = on_two_ranks
@@ -124,12 +125,12 @@ def test_two_ranks_give_the_gradients_of_one(on_two_ranks, kind):
     for task in tasks:
         if task.parallelism == kind:
             case, exact = CASES[task.case], task.dtype == torch.float64
-            wanted, _ = reference(case, task.dtype) if exact else computed(case, task.dtype, 8)
-            errors[str(task)] = error_of(load_file(folder / f"{task}.safetensors"), wanted) / BOUNDS[task.dtype]
+            expected, _ = reference(case, task.dtype) if exact else computed(case, task.dtype, 8)
+            errors[str(task)] = error_of(load_file(folder / f"{task}.safetensors"), expected) / BOUNDS[task.dtype]
     assert max(errors.values()) <= 1, errors
 
 
-def test_fsdp_has_nothing_to_warn_of(on_two_ranks):
+def test_fsdp_logs_no_warning(on_two_ranks):
     """It warns of outputs that are views: an operation in place on one would lose the hook that gathers weights."""
     _, folder = on_two_ranks
     for rank in range(2):
@@ -148,5 +149,5 @@ def test_every_rank_sees_the_losses_of_the_whole_batch(on_two_ranks):
     assert first == second
     for task in tasks:
         if task.dtype == torch.float64:
-            _, wanted = reference(CASES[task.case], torch.float64)
-            assert {name: first[str(task)][name] for name in wanted} == pytest.approx(wanted, rel=1e-12)
+            _, expected = reference(CASES[task.case], torch.float64)
+            assert {name: first[str(task)][name] for name in expected} == pytest.approx(expected, rel=1e-12)

@@ -58,10 +58,10 @@ def test_signals_are_not_handled_outside_the_main_thread():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_every_rank_hears_of_any_error_of_the_first(tmp_path):
+def test_every_rank_gets_the_error_of_the_first(tmp_path):
     launch(tmp_path, drivers.fail_on_first, tmp_path, ranks=2).finish()
-    said = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
-    assert said == ["ZeroDivisionError: division by zero", "UserError: division by zero"]
+    outcome = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
+    assert outcome == ["ZeroDivisionError: division by zero", "UserError: division by zero"]
 
 
 @pytest.mark.ci  # seven seconds

@@ -1,13 +1,14 @@
 """Muon against PyTorch's own, and the decision on its precision."""
 
+import timeit
+
 import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from grr_coca.train import numerics
 from grr_coca.train.muon import Muon, orthogonalize, orthogonalize_all
-from grr_coca.train.numerics import faster_for_muon
+from grr_coca.train.step import faster_for_muon
 
 CPU = torch.device("cpu")
 SHAPES = ((24, 24), (72, 24), (24, 64), (24, 24))
@@ -26,7 +27,7 @@ def _train(optimizer: torch.optim.Optimizer, matrices: list[nn.Parameter], steps
         optimizer.step()
 
 
-def test_in_bf16_it_takes_the_steps_of_pytorchs_muon():
+def test_bf16_steps_match_pytorch_muon():
     ours, theirs = _matrices(), _matrices()
     settings = {"lr": 0.05, "weight_decay": 0.3}
     _train(Muon([{"params": ours, **settings}], lr=0.05, precision="bf16"), ours)
@@ -56,7 +57,7 @@ def test_orthogonalized_singular_values_are_about_one(shape):
     assert ((values > 0.6) & (values < 1.3))[is_large].all()
 
 
-def test_gradient_of_zero_moves_nothing_but_by_decay():
+def test_zero_gradient_applies_only_decay():
     (matrix,) = _matrices()[:1]
     before = matrix.detach().clone()
     matrix.grad = torch.zeros_like(matrix)
@@ -77,7 +78,7 @@ def test_sharded_matrices_take_bitwise_the_steps_of_whole_ones(one_process):
     assert torch.equal(layers[0].weight, layers[1].weight.full_tensor())
 
 
-def test_matrices_of_one_shape_may_be_orthogonalized_together():
+def test_batched_orthogonalization_matches_single_matrices():
     """As on a GPU; on a CPU one after the other is faster."""
     alike = [torch.randn(16, 40, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     together = orthogonalize(torch.stack(alike), torch.float32)
@@ -86,9 +87,9 @@ def test_matrices_of_one_shape_may_be_orthogonalized_together():
 
 
 @pytest.mark.parametrize(("slow", "expected"), [(torch.float32, "bf16"), (torch.bfloat16, "fp32"), (None, "fp32")])
-def test_chooses_the_faster_precision_and_fp32_if_level(monkeypatch, slow, expected):
+def test_faster_precision_is_chosen_and_fp32_if_equal(monkeypatch, slow, expected):
     def repeat(timed, number: int, repeat: int) -> list[float]:
         return [2.0 if timed.args[0].dtype == slow else 1.0] * repeat
 
-    monkeypatch.setattr(numerics.timeit, "repeat", repeat)
+    monkeypatch.setattr(timeit, "repeat", repeat)
     assert faster_for_muon(_matrices(), CPU) == expected

@@ -173,7 +173,7 @@ def test_step_keeps_the_temperature_within_its_bounds(tiny_config, make_batch, b
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_decays_of_the_moments_are_the_recipes(tiny_config, name):
+def test_moment_decays_match_the_recipe(tiny_config, name):
     recipe = OptimizerRecipe(name=name, muon_precision="fp32", betas=(0.5, 0.6))
     adamw = Optimizers(build(tiny_config()), recipe, CONSTANT).optimizers[0]
     assert isinstance(adamw, torch.optim.AdamW)
@@ -313,7 +313,7 @@ def test_part_rate_equals_a_model_with_that_rate(tiny_config, name):
     assert found == {0.01, *rates.values()}
 
 
-def test_beginning_of_a_name_ends_with_a_word():
+def test_rate_prefix_matches_complete_names():
     blocks = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(11))
     rates = peak_rates(blocks, {"1": 0.5}, default=0.1)
     assert [number for number in range(11) if rates[f"{number}.weight"] == 0.5] == [1]

@@ -21,7 +21,7 @@ from grr_coca.model.coca import ImageEncoder
 from grr_coca.train import blocks, setup
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
-from grr_coca.train.setup import fitted_start, new_checkpoint, training_batches
+from grr_coca.train.setup import fit_start, new_checkpoint, training_batches
 
 HALF = "checkpoints/step-000000002"
 
@@ -44,7 +44,7 @@ def plain(tmp_path_factory):
         ("precision", "bf16"),
     ],
 )
-def test_option_of_training_changes_the_weights_that_come_out(plain, tmp_path, key, value):
+def test_training_option_changes_the_weights(plain, tmp_path, key, value):
     recipe, _, expected = plain
     trained = pretrain(with_key(recipe, key, value), tmp_path / "run")
     assert len(differing(weights(trained), expected)) > len(expected) // 2
@@ -60,7 +60,7 @@ def test_model_options_are_trained_and_saved(plain, tmp_path):
     assert differing(trained, weights(from_pretrained(tmp_path / "run"))) == []
 
 
-def test_fixed_sines_and_cosines_are_in_the_model_that_comes_out(plain, tmp_path):
+def test_fixed_sines_and_cosines_are_saved(plain, tmp_path):
     recipe = plain[0]
     for key, value in {
         "model.preset": "baseline_coca",
@@ -83,7 +83,7 @@ def test_sines_and_cosines_need_learned_positions(plain, tmp_path):
     with pytest.raises(UserError, match="needs learned patch positions, which this preset does not have"):
         new_checkpoint(recipe, ALONE)
     with pytest.raises(UserError, match="fine-tuning keeps the positions of its checkpoint; remove model: image_pos"):
-        fitted_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))
+        fit_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))
 
 
 def test_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):

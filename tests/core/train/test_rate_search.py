@@ -13,7 +13,7 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train import rate_search as searching
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
-from grr_coca.train.rate_search import FACTORS, TRIALS, most_steps, read_search, search_rate
+from grr_coca.train.rate_search import FACTORS, TRIALS, max_total_steps, read_search, search_rate
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, FailureLimits, ScheduleRecipe, load_recipe
 from grr_coca.train.run_checkpoints import origin_of, resume_point
 
@@ -46,7 +46,8 @@ class _Job:
         return chosen
 
 
-def test_run_equals_one_with_the_chosen_recipe(job, tmp_path):
+def test_run_equals_one_with_the_chosen_recipe(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "FACTORS", (1.0, 2.0))
     chosen = job.finish(tmp_path / "searched")
     train(chosen, from_pretrained(job.start), tmp_path / "plain", ALONE, silent)
     first, second = (from_pretrained(locate_checkpoint(tmp_path / name)) for name in ("searched", "plain"))
@@ -65,7 +66,7 @@ def test_half_of_the_rates_continue_at_each_rung(job, tmp_path):
     by_steps = sorted(max(map(int, trial.scores)) for trial in found.trials)
     assert by_steps[:3] == [1, 1, 2]
     assert len(found.trials) == len(FACTORS)
-    assert done[-1] == sum(by_steps) <= most_steps(job.recipe), "no step was trained twice"
+    assert done[-1] == sum(by_steps) <= max_total_steps(job.recipe), "no step was trained twice"
     best = next(trial for trial in found.trials if trial.lr == found.lr)
     assert len(best.scores) == by_steps[-1]
     top = max(best.scores.values())
@@ -156,12 +157,12 @@ def test_command_names_the_chosen_values(grr_coca, refused, job, tmp_path):
     save_recipe(job.recipe, tmp_path / "mine.yaml")
     command = ["finetune", tmp_path / "mine.yaml", "--checkpoint", job.start, "--out", tmp_path / "run", "--search"]
     forecast = grr_coca(*command, "--dry-run")
-    assert f"search       4 learning rates, {most_steps(job.recipe)} steps in all at most, before" in forecast.out
+    assert f"search       4 learning rates, {max_total_steps(job.recipe)} steps in all at most, before" in forecast.out
     assert not (tmp_path / "run").exists()
-    said = grr_coca(*command, "--no-adapt")
-    assert said.code == 0, said.err
+    result = grr_coca(*command, "--no-adapt")
+    assert result.code == 0, result.err
     found = json.loads((tmp_path / "run" / "search.json").read_text())
-    assert f"learning rate {found['lr']:.3g} and {found['steps']} steps have the best mean_recall" in said.out
+    assert f"learning rate {found['lr']:.3g} and {found['steps']} steps have the best mean_recall" in result.out
     written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert (written["optimizer"]["lr"], written["schedule"]["steps"]) == (found["lr"], found["steps"])
     before = snapshot(tmp_path / "run" / "checkpoints")

@@ -155,7 +155,7 @@ def test_duplicate_key_is_an_error_with_its_line(load, text, line, key):
         load(text)
 
 
-def test_key_may_take_the_place_of_a_merged_one(load):
+def test_key_overrides_a_merged_key(load):
     recipe = load("data: {train: a.tar}\nschedule: {<<: &base {steps: 6, warmup_steps: 1}, steps: 7}\n")
     assert (recipe.schedule.steps, recipe.schedule.warmup_steps) == (7, 1)
 
@@ -167,10 +167,10 @@ def test_key_may_take_the_place_of_a_merged_one(load):
 # `common/test_dict_to_dataclass`.
 
 
-@pytest.mark.parametrize(("asked", "told"), refusals(Path(__file__).with_name("recipe_refusals.txt")))
-def test_invalid_value_is_an_error_with_file_and_key(load, tmp_path, asked, told):
-    path, _, value = asked.partition(": ")
-    with pytest.raises(UserError, match=f"^{re.escape(f'{tmp_path}/{told}')}$"):
+@pytest.mark.parametrize(("setting", "message"), refusals(Path(__file__).with_name("recipe_refusals.txt")))
+def test_invalid_value_is_an_error_with_file_and_key(load, tmp_path, setting, message):
+    path, _, value = setting.partition(": ")
+    with pytest.raises(UserError, match=f"^{re.escape(f'{tmp_path}/{message}')}$"):
         load(changed(*path.split("."), value=json.loads(value)))
 
 

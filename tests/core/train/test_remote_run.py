@@ -31,17 +31,23 @@ def s3():
 
 
 @pytest.fixture
-def store(s3, monkeypatch, tmp_path):
-    """A bucket with four shards and four tables of the same pairs, which are indexed; and the same files on disk."""
-    for name, value in s3_environment(s3).items():
-        monkeypatch.setenv(name, value)
-    make_impatient(monkeypatch, tmp_path / "cache")
+def folder(tmp_path):
+    """Four shards and four tables of the same pairs."""
     folder = tmp_path / "set"
     for number in range(4):
         pairs = PAIRS[10 * number : 10 * number + 10]
         write_shard(folder / f"{number}.tar", pairs)
         columns = {"image": [{"bytes": pair.image} for pair in pairs], "text": [pair.caption for pair in pairs]}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{number}.parquet", row_group_size=4)
+    return folder
+
+
+@pytest.fixture
+def store(s3, folder, monkeypatch, tmp_path):
+    """A bucket with the same files, which are indexed; and the files on disk."""
+    for name, value in s3_environment(s3).items():
+        monkeypatch.setenv(name, value)
+    make_impatient(monkeypatch, tmp_path / "cache")
     upload(s3, "pairs", {path.name: path.read_bytes() for path in folder.iterdir()})
     for file in remote_shards(f"s3://pairs/{SHARDS}") + remote_shards(f"s3://pairs/{TABLES}"):
         index_remote(file)
@@ -106,18 +112,21 @@ def test_run_is_not_resumed_with_other_shards(store, tmp_path, s3):
         train(recipe, from_pretrained(point), tmp_path / "run", ALONE, silent, point)
 
 
-def test_run_folder_is_copied_after_each_checkpoint(store, tmp_path):
-    """With the same checkpoints as here, and a checkpoint that is there whole is not copied again."""
-    checkpoints = CheckpointRecipe(interval=3, keep_last=2, copy_to="s3://pairs/runs/mine")
-    pretrain(recipe_of(store / SHARDS, checkpoints=checkpoints), tmp_path / "run")
+@pytest.mark.parametrize("url", ["memory://runs/mine", pytest.param("s3://pairs/runs/mine", marks=pytest.mark.ci)])
+def test_run_folder_is_copied_after_each_checkpoint(request, folder, tmp_path, url):
+    """The copy has the same checkpoints as the run, and a complete checkpoint is not copied again."""
+    if url.startswith("s3"):
+        request.getfixturevalue("store")
+    checkpoints = CheckpointRecipe(interval=3, keep_last=2, copy_to=url)
+    pretrain(recipe_of(folder / SHARDS, checkpoints=checkpoints), tmp_path / "run")
     here = {name: len(content) for name, content in snapshot(tmp_path / "run").items()}
-    assert remote.sizes_under("s3://pairs/runs/mine") == here
+    assert remote.sizes_under(url) == here
     assert len({name.split("/")[1] for name in here if name.startswith("checkpoints/")}) == 2
     last = "checkpoints/step-000000014"
     for removed, is_copied in (("model.safetensors", False), ("manifest.json", True)):
-        remote.remove_file(f"s3://pairs/runs/mine/{last}/{removed}")
-        copy_run(tmp_path / "run", "s3://pairs/runs/mine/")
-        assert (remote.sizes_under("s3://pairs/runs/mine") == here) is is_copied
+        remote.remove_file(f"{url}/{last}/{removed}")
+        copy_run(tmp_path / "run", f"{url}/")
+        assert (remote.sizes_under(url) == here) is is_copied
 
 
 @pytest.mark.ci
@@ -126,10 +135,10 @@ def test_run_continues_if_its_copy_cannot_be_written(store, tmp_path, monkeypatc
     monkeypatch.setattr(remote, "_filesystems", {})
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.5)
     checkpoints = CheckpointRecipe(interval=100, copy_to="s3://nowhere/mine")
-    with warnings_of("grr_coca.train.copied_run") as told:
+    with warnings_of("grr_coca.train.copied_run") as warnings:
         pretrain(recipe_of(store / SHARDS, checkpoints=checkpoints), tmp_path / "run")
-    assert "s3://nowhere/mine" in told[0]
-    assert "the run continues" in told[0]
+    assert "s3://nowhere/mine" in warnings[0]
+    assert "the run continues" in warnings[0]
     assert (tmp_path / "run" / "checkpoints" / "step-000000014").is_dir()
 
 

@@ -50,7 +50,7 @@ from grr_coca.train.recipe import (
     load_recipe,
     save_recipe,
 )
-from grr_coca.train.setup import fitted_start, new_checkpoint, sound_validation, training_sources
+from grr_coca.train.setup import fit_start, new_checkpoint, readable_validation, training_sources
 
 
 @pytest.fixture
@@ -108,10 +108,10 @@ def test_tensorboard_table_escapes_bars_in_captions(tmp_path):
 
 
 def test_training_reduces_the_loss_and_logs_every_step(shard, tmp_path):
-    told = {}
-    trained = pretrain(tiny_recipe(shard, steps=33), tmp_path / "run", told.__setitem__)
-    assert list(told) == [10, 20, 30, 33]
-    assert told[33]["coca"] < told[10]["coca"] - 0.5
+    steps = {}
+    trained = pretrain(tiny_recipe(shard, steps=21), tmp_path / "run", steps.__setitem__)
+    assert list(steps) == [10, 20, 21]
+    assert steps[21]["coca"] < steps[10]["coca"] - 0.5
     assert differing(weights(trained), weights(from_pretrained(tmp_path / "run"))) == [], "what is on disk is returned"
 
 
@@ -142,11 +142,11 @@ def test_same_seed_is_reproducible_with_any_loader(run, tmp_path, change):
         assert (run.folder / "metrics.jsonl").read_bytes() == (tmp_path / "again" / "metrics.jsonl").read_bytes()
 
 
-def test_recipe_that_a_run_wrote_is_its_own(run):
+def test_recipe_saved_by_a_run_equals_its_recipe(run):
     assert load_recipe(run.folder / "recipe.yaml") == run.recipe
 
 
-def test_loss_weights_count(run, tmp_path):
+def test_loss_weights_scale_the_losses(run, tmp_path):
     recipe = replace(run.recipe, losses=LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
     losses = first_losses(recipe, new_checkpoint(recipe, ALONE), tmp_path / "run")
     assert losses["coca"] == pytest.approx(0.5 * losses["contrastive"] + 3.0 * losses["captioning"])
@@ -154,8 +154,8 @@ def test_loss_weights_count(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("losses", "name"),
-    [(LossRecipe(0.0, 2.0), "muon"), (LossRecipe(1.0, 0.0), "muon"), (LossRecipe(1.0, 0.0), "adamw")],
-    ids=["captions", "contrast", "contrast-adamw"],
+    [(LossRecipe(0.0, 2.0), "adamw"), (LossRecipe(1.0, 0.0), "muon")],
+    ids=["captions", "contrast"],
 )
 def test_zero_weight_trains_on_the_other_loss(shard, tmp_path, name, losses):
     recipe = tiny_recipe(shard, steps=2, losses=losses, optimizer=OptimizerRecipe(name))
@@ -207,7 +207,7 @@ def test_run_is_saved_every_so_many_minutes(shard, tmp_path, minutes, saved):
 
 def test_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypatch):
     """Its steps are counted from those of its start."""
-    scores = iter([2.0, 1.0, 3.0, 4.0, 5.0])
+    scores = iter([2.0, 1.0, 3.0])
     validate = Validation.run
 
     def scored(self, checkpoint):
@@ -216,21 +216,21 @@ def test_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypa
 
     monkeypatch.setattr(Validation, "run", scored)
     recipe = finetuning(
-        tiny_recipe(shard, steps=5),
+        tiny_recipe(shard, steps=3),
         evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE),
         checkpoints=CheckpointRecipe(keep_best="coca_loss", keep_last=1),
     )
     train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
     folder = tmp_path / "run" / "checkpoints"
-    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000005", "step-000000008"]
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000005", "step-000000006"]
     assert json.loads((folder / BEST_FILE).read_text()) == {"step": 5}
 
 
-@pytest.mark.parametrize("score", ["image_to_text/R@5", "mean_recall"])
-def test_best_checkpoint_can_be_chosen_by_any_recall(shard, tmp_path, score):
+def test_best_checkpoint_can_be_chosen_by_a_recall(shard, tmp_path):
+    score = "image_to_text/R@5"
     recipe = tiny_recipe(
         shard,
-        steps=5,
+        steps=3,
         evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE),
         checkpoints=CheckpointRecipe(keep_best=score),
     )
@@ -278,11 +278,11 @@ def test_resumed_run_counts_earlier_replacements_by_cause(tmp_path):
 
 
 def test_small_validation_split_raises_before_the_first_step(shard, tmp_path):
-    told = []
+    steps = []
     recipe = tiny_recipe(shard, steps=11, evaluation=EvaluationRecipe(interval=100, batch_size=64))
     with pytest.raises(UserError, match="16 or less"):
-        pretrain(recipe, tmp_path / "run", lambda done, metrics: told.append(done))
-    assert told == []
+        pretrain(recipe, tmp_path / "run", lambda done, metrics: steps.append(done))
+    assert steps == []
 
 
 def test_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
@@ -434,12 +434,12 @@ def test_other_model_or_tokenizer_raises_with_both_names(run, change, named):
     if change is not None:
         recipe = replace(run.recipe, tokenizer=None, model=replace(run.recipe.model, **change))
     with pytest.raises(UserError, match=named):
-        fitted_start(from_pretrained(run.folder), recipe)
+        fit_start(from_pretrained(run.folder), recipe)
 
 
-def test_recipe_that_names_the_checkpoints_own_model_is_taken(run):
-    fitted_start(from_pretrained(run.folder), replace(run.recipe, tokenizer=None))
-    fitted_start(from_pretrained(run.folder), finetuning(run.recipe))
+def test_recipe_with_the_checkpoints_model_is_accepted(run):
+    fit_start(from_pretrained(run.folder), replace(run.recipe, tokenizer=None))
+    fit_start(from_pretrained(run.folder), finetuning(run.recipe))
 
 
 @pytest.mark.parametrize("missing", ["model", "tokenizer"])
@@ -448,9 +448,7 @@ def test_pretraining_without_model_or_tokenizer_is_an_error(run, missing):
         new_checkpoint(replace(run.recipe, **{missing: None}), ALONE)
 
 
-@pytest.mark.parametrize(
-    ("part", "name"), [*((part, "adamw") for part in sorted(FROZEN_MODULES)), ("image_encoder", "muon")]
-)
+@pytest.mark.parametrize(("part", "name"), [("text_decoder", "adamw"), ("image_encoder", "muon")])
 def test_frozen_part_is_unchanged_and_others_learn(run, tmp_path, part, name):
     start = from_pretrained(run.folder)
     before = weights(start)
@@ -488,14 +486,14 @@ def test_only_the_first_rank_writes_the_log(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ranks_try_validation_pairs_between_them(monkeypatch):
+def test_ranks_share_the_check_of_validation_pairs(monkeypatch):
     """One rank alone would take hours for millions of pairs, and the others give up waiting after half an hour."""
     pairs = list(real_pairs(7))
     pairs[1], pairs[5] = replace(pairs[1], image=b"no image"), replace(pairs[5], image=b"no image")
     val, parts = PairsInMemory(pairs), []
     monkeypatch.setattr(Ranks, "gather_objects", lambda _, item: parts.append(item) or list(parts))
     for rank in range(3):
-        sound = sound_validation(val, Ranks(rank, 3, CPU))
+        sound = readable_validation(val, Ranks(rank, 3, CPU))
     assert [found.tolist() for found, _ in parts] == [[0], [2, 3], [4, 6]]
     assert [sound.name(index) for index in range(len(sound))] == [val.name(index) for index in (0, 2, 3, 4, 6)]
 

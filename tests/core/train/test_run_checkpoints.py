@@ -204,7 +204,7 @@ def test_no_checkpoint_is_found_if_all_are_corrupt(make_store):
 
 
 @pytest.mark.parametrize(("keep_last", "kept"), [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5])])
-def test_newest_are_kept(tmp_path, keep_last, kept):
+def test_newest_checkpoints_are_kept(tmp_path, keep_last, kept):
     store = CheckpointStore(tmp_path / "checkpoints", keep_last)
     for step in range(1, 6):
         save(store, step)
@@ -212,7 +212,7 @@ def test_newest_are_kept(tmp_path, keep_last, kept):
     assert not (store.folder / BEST_FILE).exists()
 
 
-def test_best_is_kept_and_named(tmp_path):
+def test_best_checkpoint_is_kept_and_recorded(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", keep_last=1)
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
         save(store, step, best)
@@ -247,7 +247,7 @@ HIGHER_IS_BETTER = RECALLS | {"mean_recall", "CIDEr", "CIDEr-D", "BLEU-4", "ROUG
 @pytest.mark.parametrize("score", get_args(Score))
 def test_lower_is_better_for_losses_and_higher_for_other_metrics(score):
     progress, sign = Progress(), 1 if score in HIGHER_IS_BETTER else -1
-    told = [progress.beats_best(score, sign * value, step) for step, value in enumerate([1.0, 2.0, 2.0, 1.5, 3.0])]
-    assert told == [True, True, False, False, True]
+    found = [progress.beats_best(score, sign * value, step) for step, value in enumerate([1.0, 2.0, 2.0, 1.5, 3.0])]
+    assert found == [True, True, False, False, True]
     assert not progress.beats_best(score, float("nan"), 9)
     assert (progress.best, progress.best_step) == (sign * 3.0, 4)

@@ -1,14 +1,15 @@
 """The log of a run in Weights & Biases (offline) and MLflow (files): all numbers, and none twice."""
 
 import json
+import sys
 import threading
 import time
 
 import pytest
-from support import finished_run
+from support import finished_run, tiny_recipe
 
 from grr_coca.common.errors import UserError
-from grr_coca.train.recipe import EvaluationRecipe
+from grr_coca.train.recipe import EvaluationRecipe, save_recipe
 from grr_coca.train.trackers import send_log
 
 
@@ -110,9 +111,23 @@ def test_folder_without_a_run_raises(tmp_path, refused):
     assert "not a run folder" in refused("track", tmp_path, "--to", "mlflow")
 
 
-@pytest.mark.filterwarnings("default")
-def test_error_of_a_service_is_one_line(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
-    with pytest.raises(UserError, match="mlflow: The filesystem tracking backend"):
-        send_log(run, "mlflow", "grr-coca")
+MLFLOW = """
+class MlflowClient:
+    def get_experiment_by_name(self, name):
+        raise RuntimeError("The server is full.\\nMore about that")
+"""
+
+
+def test_error_of_a_service_is_one_line(tmp_path, monkeypatch):
+    """In place of mlflow, which takes five seconds to import, there is a package that fails."""
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "__init__.py").write_text(MLFLOW)
+    (tmp_path / "mlflow" / "entities.py").write_text("Metric = Param = None")
+    for name in [name for name in sys.modules if name.split(".")[0] == "mlflow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    save_recipe(tiny_recipe(tmp_path / "pairs.tar"), tmp_path / "recipe.yaml")
+    with pytest.raises(UserError, match=r"^mlflow did not accept the log \(The server is full\.\); check its address"):
+        send_log(tmp_path, "mlflow", "grr-coca")
+    for name in ("mlflow", "mlflow.entities"):
+        del sys.modules[name]

@@ -38,7 +38,7 @@ def trace(tmp_path):
     assert not path.exists()
 
 
-def test_bomb_works(tmp_path):
+def test_unpickled_bomb_leaves_a_trace(tmp_path):
     pickle.loads(pickle.dumps(Bomb(tmp_path / "trace")))
     assert (tmp_path / "trace").exists()
 
@@ -146,7 +146,7 @@ def test_command_instead_of_a_path_is_not_executed(trace, tmp_path, monkeypatch,
     ],
     ids=["nothing", "empty", "zeros", "null", "deep", "no words"],
 )
-def test_tokenizer_of_rubbish_is_an_error_that_names_it(run, rubbish):
+def test_invalid_tokenizer_file_raises(run, rubbish):
     (run.checkpoint / MANIFEST).unlink()
     (run.checkpoint / "tokenizer.json").write_bytes(rubbish)
     with pytest.raises(UserError, match="tokenizer"):
@@ -156,7 +156,7 @@ def test_tokenizer_of_rubbish_is_an_error_that_names_it(run, rubbish):
 @pytest.mark.parametrize(
     "rubbish", ["[" * 100_000, "{}}", '{"step": "1"}', '{"step": 1, "code": "x"}', '{"window": 3}']
 )
-def test_progress_of_rubbish_is_an_error_that_names_it(run, rubbish):
+def test_invalid_progress_file_raises(run, rubbish):
     (run.checkpoint / MANIFEST).unlink()
     (run.checkpoint / "training" / "progress.json").write_text(rubbish)
     with pytest.raises(UserError, match=r"progress\.json"):

@@ -14,7 +14,7 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.forecast import forecast
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.setup import fitted_start
+from grr_coca.train.setup import fit_start
 from grr_coca_open_clip.checkpoints.read import read_open_clip
 from grr_coca_open_clip.checkpoints.write import write_open_clip
 
@@ -56,7 +56,7 @@ def recipe(coco: Path):
 def test_fine_tuned_model_stays_exportable_to_open_clip(recipe, tmp_path):
     name = "mscoco_finetuned_small"
     start = read_open_clip(write_hub_folder(random_checkpoint(), tmp_path / name))
-    fitted_start(start, recipe)
+    fit_start(start, recipe)
     before = weights(start)
     told = forecast(recipe, read_open_clip(tmp_path / name), ALONE)
     assert "peak memory" in told

@@ -20,7 +20,7 @@ from grr_coca.infer.explain import caption_maps
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca.train.logs import read_metrics
-from grr_coca.train.numerics import Numerics
+from grr_coca.train.step import Numerics
 from grr_coca_study.commands.demo import _closing_words
 from grr_coca_study.demo import (
     DemoPlace,

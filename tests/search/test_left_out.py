@@ -4,14 +4,12 @@ import json
 import sys
 
 import pytest
-from library import ColourModel, exported, paint
+from library import ColourModel, paint
 from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.data.isolated import helpers
-from grr_coca_search.portable import import_parquet
-from grr_coca_search.store import open_store
 from grr_coca_search.update import update_store
 
 
@@ -55,13 +53,6 @@ def test_invalid_pattern_changes_nothing(store, photos):
         update(store, photos, exclude=["!"])
     assert store.excluded() == ("raw/",)
     assert stems(store) == ["a"]
-
-
-def test_patterns_go_with_an_exported_index(store, photos, tmp_path):
-    update(store, photos, exclude=["raw/", "*.gif"])
-    import_parquet(exported(store, tmp_path / "a.parquet"), str(tmp_path / "other"))
-    with open_store(str(tmp_path / "other")) as other:
-        assert other.excluded() == ("raw/", "*.gif")
 
 
 def animation(path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from library import photo_of
 from PIL import ExifTags, Image, TiffImagePlugin
-from support import encode_image, snapshot
+from support import encode_image
 
 from grr_coca.data.image_files import ImageFile
 from grr_coca_search.describe import photo_of as photo_with
@@ -107,13 +107,6 @@ def test_metadata_survives_json():
     assert Photo.from_dict(EVERYTHING.to_dict()) == EVERYTHING
     assert Photo.from_dict({**Photo(sidecars=3).to_dict(), "of a newer version": 1}) == Photo(sidecars=3)
     assert EVERYTHING.words == ("Vier Farben", "zebra", "straße", "animals")
-
-
-def test_reading_changes_no_file():
-    before = snapshot(PHOTOS)
-    for path in PHOTOS.iterdir():
-        read_photo(ImageFile(str(path)))
-    assert snapshot(PHOTOS) == before
 
 
 # --- EXIF

@@ -26,12 +26,14 @@ def test_all_values_survive_a_round_trip(store, tmp_path):
             failed=[Failure("/a", "/b", Stamp(1, 2), "broken"), Failure("/c", "/b", None, "gone")],
         )
     )
+    store.exclude(["raw/", "*.gif"])
     path = exported(store, tmp_path / "a.parquet")
     assert import_parquet(path, str(tmp_path / "other")) == 31
     again = open_store(str(tmp_path / "other"))
     assert again.header == store.header
     assert again.failures() == store.failures()
     assert again.columns() == store.columns()
+    assert again.excluded() == ("raw/", "*.gif")
 
     def by_name(one):
         return sorted(one.everything(), key=lambda pair: os.fsencode(pair[0].name))

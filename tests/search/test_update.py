@@ -129,14 +129,6 @@ def test_subfolder_belongs_to_a_scanned_folder(store, look, photos):
     assert len(store) == 4
 
 
-def test_wider_folder_includes_entries_of_a_narrower_one(store, look, photos):
-    paint(photos / "deep" / "4.png", "blue")
-    look("photos/deep")
-    look("photos")
-    (photos / "deep" / "3.png").unlink()
-    assert look("photos") == {"removed": 1, "unchanged": 4}
-
-
 def test_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
     look("photos")
     photos.rename(photos.with_name("elsewhere"))
@@ -533,10 +525,6 @@ def test_image_of_the_name_of_a_pattern_is_removed(store, look, photos):
     assert look(*store.roots()) == {"removed": 1, "unchanged": 1}
 
 
-@pytest.mark.parametrize("cell", [10**400, 2**63, math.inf, math.nan])
-def test_number_that_a_database_cannot_hold_is_excluded(cell):
-    assert plain_fields({"serial": cell, "price": 3}) == {"price": 3}
-
-
-def test_long_digit_string_stays_text():
-    assert plain_fields({"serial": "9" * 400}) == {"serial": "9" * 400}
+def test_number_that_a_database_cannot_hold_is_excluded():
+    for cell in (10**400, 2**63, math.inf, math.nan):
+        assert plain_fields({"serial": cell, "price": 3, "code": "9" * 400}) == {"price": 3, "code": "9" * 400}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from serving import JSON, serving
 
-from grr_coca_serve.bounds import MAX_DEPTH, MAX_PARTS, require_bounded
-from grr_coca_serve.guard import KEY_VARIABLE
+from grr_coca_serve.guard import KEY_VARIABLE, MAX_DEPTH, MAX_PARTS, require_bounded
 from grr_coca_serve.request_error import MAX_BYTES, RequestError
 from grr_coca_serve.schemas import HEART
 
@@ -47,18 +46,18 @@ def test_parts_are_counted_by_their_written_size(monkeypatch):
         limits = dict(zip(("MAX_PARTS", "MAX_DEPTH"), parts_of(content), strict=True))
         body = json.dumps(content, ensure_ascii=seed % 2 == 0, indent=seed % 3 or None).encode()
         for name, limit in limits.items():
-            monkeypatch.setattr(f"grr_coca_serve.bounds.{name}", limit)
+            monkeypatch.setattr(f"grr_coca_serve.guard.{name}", limit)
         require_bounded(body)
         for name, limit in limits.items():
             if limit:
                 with monkeypatch.context() as patches:
-                    patches.setattr(f"grr_coca_serve.bounds.{name}", limit - 1)
+                    patches.setattr(f"grr_coca_serve.guard.{name}", limit - 1)
                     with pytest.raises(RequestError):
                         require_bounded(body)
 
 
 def test_escaped_quotes_are_scanned_up_to_the_limit(monkeypatch):
-    monkeypatch.setattr("grr_coca_serve.bounds.MAX_PARTS", 10)
+    monkeypatch.setattr("grr_coca_serve.guard.MAX_PARTS", 10)
     for num_quotes, is_refused in ((8, False), (9, False), (10, True), (100_000, True)):
         body = b'"' + rb"\"" * num_quotes + b'"'
         with pytest.raises(RequestError, match="too many parts") if is_refused else nullcontext():

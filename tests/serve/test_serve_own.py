@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import DRAWINGS, EVENTS, JSON, serving
-from support import no_space_left
+from support import no_space_left, refusals
 
 from grr_coca.common.errors import UserError
 from grr_coca_serve.explainer import Explainer
@@ -104,13 +104,6 @@ def test_form_needs_no_disk(served, monkeypatch):
     assert len(picture.getvalue()) > 2**20
     answer = served.post("/caption", *form(picture.getvalue()))
     assert answer.status == 200, answer.body
-
-
-def test_rejects_a_form_file_under_another_name(served):
-    body, headers = form(drawing("guitar"))
-    answer = served.post("/caption", body.replace(b'name="image"', b'name="photo"'), headers)
-    assert answer.status == 422
-    assert "the form has a file 'photo'; rename it to 'image'" in answer.reason()
 
 
 def test_options_stand_in_the_query_in_a_form_or_in_json(served, icons):
@@ -241,12 +234,40 @@ def test_invalid_image_returns_one_sentence(served, path, content, status, reaso
         (b'{"image": "' + HEART.encode() + b'", "seed": 1e999}', JSON, 422, "seed"),
         (b"--b\r\n", {"Content-Type": "multipart/form-data; boundary=b"}, 422, "no image sent"),
         (b"nothing", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
+        (
+            form(drawing("guitar"))[0].replace(b'name="image"', b'name="photo"'),
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            422,
+            "the form has a file 'photo'; rename it to 'image'",
+        ),
     ],
 )
 def test_invalid_bodies_return_one_sentence(served, body, headers, status, reason):
     answer = served.post("/caption", body, headers)
     assert answer.status == status, answer.body
     assert reason in answer.reason()
+
+
+PARTS = [
+    {"type": "text", "text": "What is this?"},
+    {"type": "image_url", "image_url": {"url": HEART, "detail": "auto"}},
+]
+
+
+@pytest.mark.parametrize(("asked", "told"), refusals(Path(__file__).with_name("refusals.txt")))
+def test_invalid_requests_return_one_sentence(served, asked, told):
+    path, _, written = asked.partition(" ")
+    if written == "$HEART":
+        bodies = [base64.b64decode(HEART.partition(",")[2])]
+    else:
+        messages = json.dumps([{"role": "user", "content": PARTS}])
+        body = json.loads(written.replace("$MESSAGES", messages).replace("$HEART", HEART))
+        bodies = [body, {**body, "stream": True}] if path == "/v1/chat/completions" else [body]
+    for body in bodies:
+        for headers in ({}, EVENTS):
+            answer = served.post(path, body, headers)
+            found = f"{answer.status} {answer.reason()}"
+            assert found == told or (told.endswith("…") and found.startswith(told[:-1]))
 
 
 # --- Embeddings and labels

@@ -144,7 +144,7 @@ sys.path[:0] = [sys.argv[2]]
 from grr_coca.common.errors import UserError
 from grr_coca_search.store import open_store
 from library import make_vectors
-store, told = open_store(sys.argv[1]), 0
+store, num_reported = open_store(sys.argv[1]), 0
 query = make_vectors(1)[0]
 with store.snapshot():
     print(len(store.nearest(query, 5)), flush=True)
@@ -153,8 +153,8 @@ with store.snapshot():
         try:
             use()
         except UserError as error:
-            told += "corrupt: it ends before row" in str(error)
-print(told, flush=True)
+            num_reported += "corrupt: it ends before row" in str(error)
+print(num_reported, flush=True)
 sys.stdin.readline()
 again = open_store(sys.argv[1])
 print(len(again.nearest(query, 5)), flush=True)

@@ -48,9 +48,9 @@ def test_other_model_version_error_names_the_rebuild(name, end):
     """As after an upgrade with a new model of the same name: there is no "own model" to search it with."""
     with pytest.raises(UserError) as refused:
         IndexModel(name).require(Header(name, "f" * 32, 128), "x.index")
-    said = str(refused.value)
-    assert f"x.index: created with another version of the model '{name}' (ffffffff, now " in said
-    assert said.endswith(f"delete the index, and rebuild it with `grr-coca index IMAGES --out x.index{end}`")
+    message = str(refused.value)
+    assert f"x.index: created with another version of the model '{name}' (ffffffff, now " in message
+    assert message.endswith(f"delete the index, and rebuild it with `grr-coca index IMAGES --out x.index{end}`")
 
 
 def test_index_of_a_run_keeps_its_checkpoint(tmp_path):

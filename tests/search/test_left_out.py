@@ -68,14 +68,14 @@ def test_images_of_several_frames_are_counted(store, photos):
 
 def test_commands_report_excluded_and_moved_files(photos, tmp_path, capsys):
     animation(photos / "d.gif")
-    said = "left out: 1 hidden folder (.hidden), 1 excluded folder (raw)\n"
+    excluded = "left out: 1 hidden folder (.hidden), 1 excluded folder (raw)\n"
     frames = "1 file has several frames or pages; only the first was used\n"
     assert main(["index", str(photos), "--out", str(tmp_path / "index"), "--exclude", "raw/"]) == 0
     shown = capsys.readouterr()
-    assert said + frames in shown.err
+    assert excluded + frames in shown.err
     assert main(["caption", str(photos), "--exclude", "raw/", "--json"]) == 0
     shown = capsys.readouterr()
-    assert said in shown.err
+    assert excluded in shown.err
     assert frames in shown.err
     assert [json.loads(line)["image"] for line in shown.out.splitlines()] == [
         str(photos / name) for name in ("a.png", "d.gif")

@@ -112,7 +112,7 @@ def column_with(column, value):
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (header_with(b'"version": 1', b'"version": 2'), "written by a newer grr-coca"),
         (header_with(b'"embed_dim": 32', b'"embed_dim": -1'), ""),
@@ -128,11 +128,11 @@ def column_with(column, value):
         (lambda table: table.drop(["caption"]), "corrupt"),
     ],
 )
-def test_invalid_content_raises_and_leaves_no_index(store, tmp_path, edit, told):
+def test_invalid_content_raises_and_leaves_no_index(store, tmp_path, edit, message):
     fill(store, 1)
     path = exported(store, tmp_path / "a.parquet")
     pyarrow.parquet.write_table(edit(pyarrow.parquet.read_table(path)), path)
-    with pytest.raises(UserError, match=rf"a\.parquet.*{told}"):
+    with pytest.raises(UserError, match=rf"a\.parquet.*{message}"):
         import_parquet(path, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 

@@ -42,7 +42,7 @@ def made(count: int, near: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("sample", "is_told"),
+    ("sample", "is_valid"),
     [
         (made(1), False),
         (made(4), False),
@@ -53,9 +53,9 @@ def made(count: int, near: int = 0) -> np.ndarray:
         (made(10, near=20), False),
     ],
 )
-def test_few_images_or_copies_of_one_tell_nothing(sample, is_told):
+def test_relevance_needs_enough_different_images(sample, is_valid):
     asked, others = np.eye(WIDTH, dtype=np.float32)[:1], np.eye(WIDTH, dtype=np.float32)[1:]
-    assert can_tell(sample[0], sample, asked, others) == is_told
+    assert can_tell(sample[0], sample, asked, others) == is_valid
     assert not can_tell(sample[0], sample, asked, asked), "all captions are the query"
 
 
@@ -102,7 +102,7 @@ def test_few_successful_searches_get_no_match():
     assert (named["files"], numbered["files"]) == ("names", "numbers")
     assert named["denied"] == 0
     assert numbered["denied"] <= 0.05
-    assert min(named["absent_told"], numbered["absent_told"]) >= 0.6, "of what is not there, most is told"
+    assert min(named["absent_told"], numbered["absent_told"]) >= 0.6, "most queries without a correct hit get no match"
 
 
 def test_page_does_not_define_ranking_numbers():

@@ -89,17 +89,17 @@ def test_command_reports_why_no_hit_remains(drawings, capsys):
 def test_without_a_relevance_no_hit_passes(store):
     """A script that removes the hits must not get those of which nothing is known."""
     entries, vectors = fill(store, 40)
-    for model, told in ((VectorModel(vectors), True), (VectorModel(vectors, curve=None), False)):
+    for model, has_relevance in ((VectorModel(vectors), True), (VectorModel(vectors, curve=None), False)):
         query = Query(texts=("3",))
         found = search_store(query, store, model, SearchOptions(n=5, **PLAIN))
-        assert (found.can_tell, found.is_fitted) == (told, told)
+        assert (found.can_tell, found.is_fitted) == (has_relevance, has_relevance)
         none = search_store(query, store, model, SearchOptions(n=5, **{**PLAIN, "where": "width > 9999"}))
-        assert (none.hits, none.can_tell, none.is_fitted) == ((), told, told)
+        assert (none.hits, none.can_tell, none.is_fitted) == ((), has_relevance, has_relevance)
         assert found[0].path == entries[3].name
-        assert found.format_relevance(found[0]) != "?" if told else found.format_relevance(found[0]) == "?"
-        assert told or found.verdict == "likely"
+        assert found.format_relevance(found[0]) != "?" if has_relevance else found.format_relevance(found[0]) == "?"
+        assert has_relevance or found.verdict == "likely"
         least = search_store(query, store, model, SearchOptions(n=5, min_relevance=1e-9, **PLAIN))
-        assert bool(least) is told
+        assert bool(least) is has_relevance
     assert found.why_no_relevance == "how likely a hit is was never measured for a model like this one"
 
 

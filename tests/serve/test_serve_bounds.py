@@ -93,12 +93,12 @@ def test_duplicate_content_type_does_not_hide_json(served, monkeypatch):
     body = b"[" * MAX_DEPTH * 2
     for kinds in (("application/json", "image/png"), ("image/png", "application/json")):
         head = "".join(f"Content-Type: {kind}\r\n" for kind in kinds)
-        said = served.raw(
+        response = served.raw(
             f"POST /embed HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
-        assert said.startswith(b"HTTP/1.1 422 ")
+        assert response.startswith(b"HTTP/1.1 422 ")
 
 
 def test_usual_client_requests_are_within_the_limits(served, icons):

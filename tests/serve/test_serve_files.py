@@ -250,17 +250,17 @@ def test_index_shows_only_images_of_given_folders(own, imported, location, folde
 
 @pytest.mark.ci
 def test_command_reports_which_images_are_shown(own, imported):
-    for arguments, said in (([], "no images are shown"), (["--pictures", str(own)], f"only images in {own} are shown")):
+    for arguments, note in (([], "no images are shown"), (["--pictures", str(own)], f"only images in {own} are shown")):
         command = [sys.executable, "-m", "grr_coca", "serve", str(imported), "--port", "0", *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             lines = []
             for line in process.stdout:
                 lines.append(line)
-                if said in line:
+                if note in line:
                     break
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=100)
-        assert any(said in line for line in lines)
+        assert any(note in line for line in lines)
     done = subprocess.run(
         [sys.executable, "-m", "grr_coca", "serve", str(imported), "--pictures", str(own / "nowhere")],
         capture_output=True,

@@ -114,5 +114,5 @@ def test_ten_thousand_requests_that_nobody_would_write(served, opened):
 @given(content=st.binary(max_size=400))
 @settings(max_examples=30)
 def test_invalid_http_is_rejected_or_closed(served, content):
-    said = served.raw(content + b"\r\n\r\n", seconds=0.2)
-    assert said == b"" or said.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
+    response = served.raw(content + b"\r\n\r\n", seconds=0.2)
+    assert response == b"" or response.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))

@@ -328,10 +328,10 @@ def test_rejects_too_many_bytes_before_they_are_sent(strict):
     head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
     with socket.create_connection(strict.place, timeout=20) as connection:
         connection.sendall(head)
-        said = connection.recv(5000)
-        assert said.startswith(b"HTTP/1.1 413"), "and not 100"
-        while b"send less per request" not in said:
-            said += connection.recv(5000) or pytest.fail(f"it does not say why: {said!r}")
+        response = connection.recv(5000)
+        assert response.startswith(b"HTTP/1.1 413"), "and not 100"
+        while b"send less per request" not in response:
+            response += connection.recv(5000) or pytest.fail(f"it does not state the reason: {response!r}")
 
 
 def test_rejects_too_many_chunked_bytes(strict, monkeypatch):
@@ -399,11 +399,11 @@ def test_rejects_too_many_pixels_before_decoding(strict, monkeypatch):
 
 
 def test_rejects_too_large_or_endless_headers(strict, monkeypatch):
-    said = strict.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000, seconds=2)
-    assert said.startswith(b"HTTP/1.1 400")
-    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"]
-    said = strict.raw(b"hello\r\n\r\n", seconds=2)
-    assert said.startswith(b"HTTP/1.1 400")
+    response = strict.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000, seconds=2)
+    assert response.startswith(b"HTTP/1.1 400")
+    assert json.loads(response.partition(b"\r\n\r\n")[2])["error"]["message"]
+    response = strict.raw(b"hello\r\n\r\n", seconds=2)
+    assert response.startswith(b"HTTP/1.1 400")
     monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.3)
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHos")
@@ -562,21 +562,21 @@ def test_page_gets_a_cookie_for_the_key(locked):
     ],
 )
 def test_local_server_without_a_key_accepts_only_its_hosts(served, host, status):
-    said = served.raw(f"GET /info HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    assert said.startswith(f"HTTP/1.1 {status}".encode())
+    response = served.raw(f"GET /info HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert response.startswith(f"HTTP/1.1 {status}".encode())
 
 
 @pytest.mark.parametrize(("host", "status"), [("::1", 403), ("0.0.0.0", 200)])
 def test_local_addresses_are_recognized_in_any_notation(host, status):
-    said: list[str] = []
+    printed: list[str] = []
     try:
-        server = RunningServer(replace(OPTIONS, host=host), said.append)
+        server = RunningServer(replace(OPTIONS, host=host), printed.append)
     except UserError:
         pytest.skip("this machine has no such address")
     with running(server) as client:
         answer = client.get("/info", Host="evil.example")
         assert answer.status == status
-        assert ("anyone" in "".join(said)) == (status == 200)
+        assert ("anyone" in "".join(printed)) == (status == 200)
 
 
 @pytest.mark.parametrize(

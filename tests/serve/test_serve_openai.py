@@ -38,10 +38,10 @@ def test_stream_is_the_same_text_in_pieces(served, icons):
     assert last["usage"]["completion_tokens"] > 1
     deltas = [chunk["choices"][0]["delta"] for _, chunk in chunks]
     assert deltas[0] == {"role": "assistant", "content": ""}
-    said = [delta["content"] for delta in deltas[1:] if delta]
-    assert "".join(said) == icons.caption(DRAWINGS / "red-apple.webp")
-    assert len(said) > 1
-    assert all(said), "no empty piece"
+    contents = [delta["content"] for delta in deltas[1:] if delta]
+    assert "".join(contents) == icons.caption(DRAWINGS / "red-apple.webp")
+    assert len(contents) > 1
+    assert all(contents), "no empty piece"
     assert [chunk["choices"][0]["finish_reason"] for _, chunk in chunks][-1] == "stop"
     assert {chunk["object"] for _, chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk["id"] for _, chunk in chunks}) == 1
@@ -49,8 +49,8 @@ def test_stream_is_the_same_text_in_pieces(served, icons):
 
 def test_several_choices_are_beams_or_samples(served, icons):
     found = served.post("/v1/chat/completions", chat(uri("guitar"), n=3)).json()
-    said = [choice["message"]["content"] for choice in found["choices"]]
-    assert said == icons.caption(DRAWINGS / "guitar.webp", num_beams=3, num_captions=3)
+    contents = [choice["message"]["content"] for choice in found["choices"]]
+    assert contents == icons.caption(DRAWINGS / "guitar.webp", num_beams=3, num_captions=3)
     for stream in (True, False):
         answer = served.post("/v1/chat/completions", chat(uri("guitar"), n=2, temperature=1.5, seed=3, stream=stream))
         assert answer.status == 200, answer.body
@@ -64,13 +64,13 @@ def test_message_of_the_assistant_begins_the_caption(served, icons, content):
         answer = served.post("/v1/chat/completions", {**asked, "stream": stream})
         expected = icons.caption(DRAWINGS / "red-apple.webp", prompt="green")
         if stream:
-            said = "".join(
+            contents = "".join(
                 one["choices"][0]["delta"].get("content", "") for _, one in answer.events() if isinstance(one, dict)
             )
         else:
-            said = answer.json()["choices"][0]["message"]["content"]
-        assert said == expected
-        assert said.startswith("green")
+            contents = answer.json()["choices"][0]["message"]["content"]
+        assert contents == expected
+        assert contents.startswith("green")
 
 
 def test_few_tokens_end_by_length_and_a_stop_ends_the_text(served, icons):

@@ -128,10 +128,10 @@ def test_caption_streams_token_by_token(served, icons):
     *texts, (last, whole) = answer.events()
     assert last == "done"
     assert whole["text"] == icons.caption(DRAWINGS / "red-apple.webp")
-    said = [data["text"] for name, data in texts if name == "message"]
-    assert len(said) > 1
-    assert all(longer.startswith(shorter) for shorter, longer in pairwise(said))
-    assert whole["text"] == said[-1]
+    streamed = [data["text"] for name, data in texts if name == "message"]
+    assert len(streamed) > 1
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(streamed))
+    assert whole["text"] == streamed[-1]
 
 
 @pytest.mark.parametrize("path", ["/caption", "/v1/chat/completions"])
@@ -254,9 +254,9 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "told"), refusals(Path(__file__).with_name("refusals.txt")))
-def test_invalid_requests_return_one_sentence(served, asked, told):
-    path, _, written = asked.partition(" ")
+@pytest.mark.parametrize(("sent", "expected"), refusals(Path(__file__).with_name("refusals.txt")))
+def test_invalid_requests_return_one_sentence(served, sent, expected):
+    path, _, written = sent.partition(" ")
     if written == "$HEART":
         bodies = [base64.b64decode(HEART.partition(",")[2])]
     else:
@@ -267,7 +267,7 @@ def test_invalid_requests_return_one_sentence(served, asked, told):
         for headers in ({}, EVENTS):
             answer = served.post(path, body, headers)
             found = f"{answer.status} {answer.reason()}"
-            assert found == told or (told.endswith("…") and found.startswith(told[:-1]))
+            assert found == expected or (expected.endswith("…") and found.startswith(expected[:-1]))
 
 
 # --- Embeddings and labels

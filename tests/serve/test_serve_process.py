@@ -50,15 +50,15 @@ def first_line(server: subprocess.Popen) -> str:
 
 @pytest.fixture
 def refused(capsys) -> Callable[..., str]:
-    """Start a server that is refused, in this process; returns the one line that is said."""
+    """Return a function that starts a server in this process, which must fail, and returns its error message."""
 
     def start(*arguments: object) -> str:
         assert main(["serve", *map(str, arguments)]) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("error: ")
-        assert said.err.count("\n") == 1
-        return said.err
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("error: ")
+        assert output.err.count("\n") == 1
+        return output.err
 
     return start
 

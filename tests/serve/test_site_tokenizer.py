@@ -95,7 +95,7 @@ def test_export_web_names_a_tokenizer_that_it_cannot_export(grr_coca, tmp_path):
     pairs = [with_caption(pair, ALL[i % len(ALL)]) for i, pair in enumerate(real_pairs(16))]
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs), steps=1)
     pretrain(replace(recipe, tokenizer=TokenizerRecipe("file", path=str(tmp_path / "my.json"))), tmp_path / "run")
-    said = grr_coca("export", "web", "-c", tmp_path / "run", "--out", tmp_path / "site")
-    assert said.code == 2
-    assert "tokenizer.json: the page does not support a tokenizer of type WordPiece, only byte-level BPE" in said.err
+    result = grr_coca("export", "web", "-c", tmp_path / "run", "--out", tmp_path / "site")
+    assert result.code == 2
+    assert "tokenizer.json: the page does not support a tokenizer of type WordPiece, only byte-level BPE" in result.err
     assert not (tmp_path / "site").exists()

@@ -21,12 +21,12 @@ DRAWINGS = Path(__file__).parents[3] / "docs" / "drawings"
 
 @pytest.fixture
 def search(grr_coca, drawings):
-    """Search, and read what programs are told."""
+    """Search with `--json`, and return the hits."""
 
     def run(*arguments):
-        said = grr_coca("search", drawings / "index", *arguments, "--json")
-        assert said.code == 0, said.err
-        return json.loads(said.out)
+        result = grr_coca("search", drawings / "index", *arguments, "--json")
+        assert result.code == 0, result.err
+        return json.loads(result.out)
 
     return run
 
@@ -51,15 +51,15 @@ def test_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     folder.mkdir()
     for path in sorted((drawings / "drawings").iterdir())[:3]:
         (folder / path.name).write_bytes(path.read_bytes())
-    said = grr_coca("index", folder, "--out", tmp_path / "index")
-    assert said.code == 0, said.err
-    assert re.match(rf"{tmp_path}/index: 2 images \(2 new\) in [\d.]+ s\n", said.out)
-    assert "1 of 3 images cannot be read:\n" in said.err
-    assert "broken.png: not an image" in said.err
+    result = grr_coca("index", folder, "--out", tmp_path / "index")
+    assert result.code == 0, result.err
+    assert re.match(rf"{tmp_path}/index: 2 images \(2 new\) in [\d.]+ s\n", result.out)
+    assert "1 of 3 images cannot be read:\n" in result.err
+    assert "broken.png: not an image" in result.err
     (folder / "cactus.webp").unlink()
-    said = grr_coca("index", "--out", tmp_path / "index")
-    assert said.code == 0
-    assert "1 images (1 removed)" in said.out
+    result = grr_coca("index", "--out", tmp_path / "index")
+    assert result.code == 0
+    assert "1 images (1 removed)" in result.out
     assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
 
 
@@ -151,26 +151,26 @@ def test_images_that_look_the_same_are_one_hit(search, grr_coca, drawings):
     (hit,) = search("guitar", "-n", 1)
     assert len(hit["copies"]) == 1
     assert {Path(hit["path"]).stem, Path(hit["copies"][0]).stem} == {"guitar", "guitar-small"}
-    said = grr_coca("duplicates", drawings / "index", "--json")
-    groups = [sorted(Path(path).stem for path in json.loads(line)["paths"]) for line in said.out.splitlines()]
+    result = grr_coca("duplicates", drawings / "index", "--json")
+    groups = [sorted(Path(path).stem for path in json.loads(line)["paths"]) for line in result.out.splitlines()]
     assert sorted(groups) == [["guitar", "guitar-small"], ["snowman", "snowman-small"]]
-    said = grr_coca("duplicates", drawings / "index")
-    assert said.out.endswith("2 groups, 2 surplus images in index\n")
-    assert re.search(r"guitar\.webp\n    \S*guitar-small\.png\n", said.out), "the larger one first"
+    result = grr_coca("duplicates", drawings / "index")
+    assert result.out.endswith("2 groups, 2 surplus images in index\n")
+    assert re.search(r"guitar\.webp\n    \S*guitar-small\.png\n", result.out), "the larger one first"
 
 
 def test_hit_for_users_has_rank_relevance_caption_and_path(grr_coca, drawings, monkeypatch):
     monkeypatch.chdir(drawings)
-    said = grr_coca("search", "index", "guitar", "-n", 2)
-    first, second = said.out.splitlines()
+    result = grr_coca("search", "index", "guitar", "-n", 2)
+    first, second = result.out.splitlines()
     assert re.fullmatch(r"  1  +\d+%  guitar +drawings/guitar\S+  \(1 more that look the same\)", first)
     assert second.startswith("  2  ")
-    assert said.err == ""
+    assert result.err == ""
 
 
 def test_reports_that_no_image_matches(grr_coca, drawings):
-    said = grr_coca("search", drawings / "index", "tax return form")
-    assert said.err == "nothing here looks like that; the nearest of 8 images:\n"
+    result = grr_coca("search", drawings / "index", "tax return form")
+    assert result.err == "nothing here looks like that; the nearest of 8 images:\n"
     wide = ("search", drawings / "index", "guitar", "--where", "width > 9999")
     assert grr_coca(*wide).err == "none of 8 images matches --where\n"
     assert grr_coca(*wide, "--min-relevance", 0.5).err.endswith("or none of them matches --where\n")
@@ -178,16 +178,16 @@ def test_reports_that_no_image_matches(grr_coca, drawings):
 
 def test_one_image_has_no_relevance(grr_coca, tmp_path):
     grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
-    said = grr_coca("search", tmp_path / "index", "guitar")
-    assert said.out.startswith("  1     ?  guitar  ")
-    assert "too few different images to estimate relevance; the nearest of 1:\n" in said.err
+    result = grr_coca("search", tmp_path / "index", "guitar")
+    assert result.out.startswith("  1     ?  guitar  ")
+    assert "too few different images to estimate relevance; the nearest of 1:\n" in result.err
     assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
 
 
 def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):
-    said = grr_coca("search", drawings / "index", "guitar", "-0", "-n", 2)
-    assert said.out.count("\0") == 2
-    assert said.out.endswith("\0")
+    result = grr_coca("search", drawings / "index", "guitar", "-0", "-n", 2)
+    assert result.out.count("\0") == 2
+    assert result.out.endswith("\0")
 
 
 def test_name_words_count_only_for_plain_text_queries(search):
@@ -230,8 +230,8 @@ def test_index_is_a_context_manager_in_python(tmp_path):
 
 
 def test_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
-    said = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
-    assert "8 images of" in said.out
+    result = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
+    assert "8 images of" in result.out
     assert "8 images of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out
     both = [grr_coca("search", index, "guitar", "--json").out for index in (drawings / "index", tmp_path / "index")]
     assert both[0] == both[1]

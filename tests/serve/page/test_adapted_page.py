@@ -61,8 +61,8 @@ def test_captions_and_vectors_equal_those_of_the_model(served, place, images):
 def test_report_names_a_command_that_serves(place, grr_coca, tmp_path):
     page = (place / "mine" / "report.html").read_text(encoding="utf-8")
     command = re.search(r"then grr-coca (serve [^<]*)</p>", page)[1]
-    said = grr_coca(*command.replace("INDEX", str(tmp_path / "missing")).split())
-    assert said.err.startswith(f"error: {tmp_path / 'missing'}")
+    result = grr_coca(*command.replace("INDEX", str(tmp_path / "missing")).split())
+    assert result.err.startswith(f"error: {tmp_path / 'missing'}")
 
 
 def test_hits_equal_those_of_the_library(served, place, images):
@@ -81,9 +81,9 @@ def test_query_without_a_known_word_is_reported(served, place, grr_coca):
     found = served.post("/search", {"texts": ["petit chat"]}).json()
     assert found["unknown"] == ["petit chat"]
     assert len(found["hits"]) > 5
-    said = grr_coca("search", place / "index", "petit chat")
-    assert said.code == 0
-    assert said.err.startswith("the model was adapted to captions without the words of 'petit chat'; the nearest of")
+    result = grr_coca("search", place / "index", "petit chat")
+    assert result.code == 0
+    assert result.err.startswith("the model was adapted to captions without the words of 'petit chat'; the nearest of")
     assert grr_coca("search", place / "index", "petit arrow").err.find("petit") == -1
 
 

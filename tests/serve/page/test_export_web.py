@@ -66,9 +66,9 @@ def index(tmp_path_factory):
 
 def refused(capsys, *arguments: object) -> str:
     assert main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
 
 
 def test_site_has_all_files_of_its_page_and_no_local_paths(index, runtime, tmp_path):
@@ -181,9 +181,9 @@ def test_quantized_vectors_keep_their_directions():
 def test_runtime_must_be_the_pinned_one(tmp_path, capsys, monkeypatch):
     other = tmp_path / "other.tgz"
     other.write_bytes(archive(**{"ort.wasm.bundle.min.mjs": b"evil"}))
-    said = refused(capsys, "export", "web", "--out", tmp_path / "site", "--runtime", other)
-    assert "SHA-256" in said
-    assert "npm pack onnxruntime-web@" in said
+    message = refused(capsys, "export", "web", "--out", tmp_path / "site", "--runtime", other)
+    assert "SHA-256" in message
+    assert "npm pack onnxruntime-web@" in message
     assert not (tmp_path / "site").exists()
     assert "no such file" in refused(capsys, "export", "web", "--out", tmp_path / "site", "--runtime", "no.tgz").lower()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -200,8 +200,8 @@ def test_rejects_corrupt_graphs_and_indexes_of_other_models(index, runtime, tmp_
     assert "pictograms" in refused(capsys, "export", "web", "-c", "pictograms", "--index", index, *arguments)
     assert "already" in refused(capsys, "export", "web", "--out", DRAWINGS, "--runtime", runtime)
     (tmp_path / "file").touch()
-    said = refused(capsys, "export", "web", "--out", tmp_path / "file" / "site", "--runtime", runtime)
-    assert "file/site: cannot be written (Not a directory)" in said
+    message = refused(capsys, "export", "web", "--out", tmp_path / "file" / "site", "--runtime", runtime)
+    assert "file/site: cannot be written (Not a directory)" in message
     Index.open(tmp_path / "empty.index", create=True).close()
     assert "has no images" in refused(capsys, "export", "web", "--index", tmp_path / "empty.index", *arguments)
     assert not (tmp_path / "site").exists()

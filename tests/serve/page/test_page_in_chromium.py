@@ -92,7 +92,7 @@ def test_full_cache_keeps_all_texts_of_a_search(site, tmp_path, tab):
     with hosted(static(small)) as address:
         one = tab(address).ready()
         for words in ("clock", "face", "clock on a face"):
-            assert any(said in one.ask(words).status for said in ("Best matches", "Closest"))
+            assert any(shown in one.ask(words).status for shown in ("Best matches", "Closest"))
             assert one.page.locator("#message").is_hidden()
 
 
@@ -250,17 +250,17 @@ def test_image_is_captioned_word_by_word_and_searched_by(kind, host, drawings, t
     path = sorted((drawings / "things").glob("*.webp"))[10]
     one.page.evaluate(
         """() => {
-            window.said = [];
-            new MutationObserver(() => said.push(document.querySelector("#dropped .caption").textContent))
+            window.shown = [];
+            new MutationObserver(() => shown.push(document.querySelector("#dropped .caption").textContent))
                 .observe(document.querySelector("#dropped"), { subtree: true, childList: true, characterData: true });
         }"""
     )
     hand_over(one, path.read_bytes(), path.name, kind)
     one.captioned()
     caption = one.settled().page.locator("#dropped .caption").inner_text()
-    said = [text for text in one.page.evaluate("window.said") if text]
-    assert said[-1] == caption
-    assert all(caption.startswith(text) for text in said)
+    shown = [text for text in one.page.evaluate("window.shown") if text]
+    assert shown[-1] == caption
+    assert all(caption.startswith(text) for text in shown)
     one.page.locator("#pictures .tile").first.click()
     assert path.name in one.page.locator("#detail dl").inner_text(), "its own picture is nearest"
     one.page.keyboard.press("Escape")
@@ -296,7 +296,7 @@ def header_of_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "said"),
+    ("content", "name", "message"),
     [
         (header_of_png(20_000, 10_000), "huge.png", "huge.png: too many pixels: 200,000,000"),
         (b"%PDF-1.7 not a picture at all, but long enough to be one", "paper.pdf", "paper.pdf: not a picture"),
@@ -305,11 +305,11 @@ def header_of_png(width: int, height: int) -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'><path d=", "cut.svg", "cut.svg: an SVG file that cannot be drawn."),
     ],
 )
-def test_invalid_image_shows_an_error(content, name, said, host, tab):
+def test_invalid_image_shows_an_error(content, name, message, host, tab):
     one = tab(host).ready()
     hand_over(one, content, name)
     one.page.locator("#message:not([hidden])").wait_for()
-    assert one.page.locator("#message").inner_text().startswith(said)
+    assert one.page.locator("#message").inner_text().startswith(message)
     assert one.page.locator("#dropped").is_hidden()
     assert "clock" in one.ask("clock").captions(1)[0], "the page goes on"
     assert one.page.locator("#message").is_hidden()
@@ -487,9 +487,9 @@ def test_closed_connection_shows_an_error(site, tab):
     with hosted(functools.partial(Closing, directory=str(site))) as address:
         one = tab(address)
         one.page.locator("#message:not([hidden])").wait_for()
-        said = one.page.locator("#message").inner_text()
-        assert said.startswith("model/")
-        assert said.endswith(": the host cannot be reached. Reload the page when it answers again.")
+        shown = one.page.locator("#message").inner_text()
+        assert shown.startswith("model/")
+        assert shown.endswith(": the host cannot be reached. Reload the page when it answers again.")
         one.errors.clear()
 
 
@@ -667,8 +667,8 @@ class Server(StaticHost):
         if self.path == "/caption":
             stream = 'data: {"text": "red"}\n\ndata: {"text": "red heart"}\n\n'
             if not self.breaks_off:
-                said = {"text": "red heart", "confidence": None, "unfamiliar": self.unfamiliar}
-                stream += f"event: done\ndata: {json.dumps(said)}\n\n"
+                shown = {"text": "red heart", "confidence": None, "unfamiliar": self.unfamiliar}
+                stream += f"event: done\ndata: {json.dumps(shown)}\n\n"
             return self.answer(stream.encode(), kind="text/event-stream")
         if self.path.startswith("/explain"):
             if self.may_explain is not None:
@@ -792,9 +792,9 @@ def test_unfamiliar_image_is_not_named_by_its_guess(photo, at):
     assert one.captions(1) == ["0"], "the file name leads"
     one.page.locator("#pictures .tile").first.click()
     assert one.page.locator("#detail h2").inner_text() == "0"
-    said = one.page.locator("#detail .said").inner_text()
-    assert "Outside this model's domain. Best guess:" in said
-    assert "red heart 0" in said
+    shown = one.page.locator("#detail .said").inner_text()
+    assert "Outside this model's domain. Best guess:" in shown
+    assert "red heart 0" in shown
     one.page.keyboard.press("Escape")
     one.page.set_input_files("#file", photo)
     one.page.locator("#dropped.unfamiliar").wait_for()
@@ -941,7 +941,7 @@ def test_file_that_has_changed_has_another_thumbnail(blank):
 
 
 def test_lists_of_a_large_index_are_requested_until_ready(blank):
-    asked, said = blank.evaluate(
+    asked, shown = blank.evaluate(
         """async () => {
             const { Http } = await import("./http.js");
             const http = new Http();
@@ -955,12 +955,12 @@ def test_lists_of_a_large_index_are_requested_until_ready(blank):
             await http.pictures({}, 0, 100);
             await http.duplicates(0, 50);
             globalThis.fetch = async () => late();
-            const said = await http.facets().catch((error) => error.message);
-            return [asked, said];
+            const shown = await http.facets().catch((error) => error.message);
+            return [asked, shown];
         }"""
     )
     assert asked == [*["facets"] * 3, *["pictures"] * 3, *["duplicates"] * 3]
-    assert said == "too busy"
+    assert shown == "too busy"
 
 
 def test_image_that_is_not_found_late_does_not_hide_another(blank):

@@ -335,11 +335,11 @@ def test_names_and_queries_have_the_words_of_python(modules, tab):
         }""",
         texts,
     )
-    for place, (text, told) in enumerate(zip(texts, found, strict=True)):
+    for place, (text, from_page) in enumerate(zip(texts, found, strict=True)):
         name, other = NameQuery.of(text), texts[(place * 7 + 1) % len(texts)]
         asked = query_terms(text)
         expected = [words_of(text), split_identifier(text), sorted(asked), name.prefix, [*name.words]]
-        assert told == [*expected, name.matches_name(other), has_words(asked, [text, other])], text
+        assert from_page == [*expected, name.matches_name(other), has_words(asked, [text, other])], text
 
 
 def test_image_is_unlike_the_training_as_in_python(modules, tab):
@@ -366,7 +366,7 @@ def test_image_looks_like_a_photograph_as_in_python(modules, tab):
     drawn[8:40, 8:40] = [200, 30, 40]
     pixels = np.stack([rng.integers(0, 256, (64, 64, 3)), cut_out, smooth, drawn]).clip(0, 255).astype(np.uint8)
     fitted = read_calibration(ICONS)
-    told = {"mean": fitted.mean, "precision": fitted.precision, "max_distance": fitted.max_distance}
+    numbers = {"mean": fitted.mean, "precision": fitted.precision, "max_distance": fitted.max_distance}
     found = tab(modules).page.evaluate(
         """async ([all, fitted]) => {
             const { lookInside } = await import("./photographs.js");
@@ -374,7 +374,7 @@ def test_image_looks_like_a_photograph_as_in_python(modules, tab):
             const bytes = all.map((pixels) => Uint8Array.from(pixels));
             return bytes.map((pixels) => [lookInside(pixels).numbers, isUnfamiliar(pixels, fitted)]);
         }""",
-        [[image.ravel().tolist() for image in pixels], {**told, "photographs": to_dict(fitted.photographs)}],
+        [[image.ravel().tolist() for image in pixels], {**numbers, "photographs": to_dict(fitted.photographs)}],
     )
     inside = look_inside(pixels)
     assert [numbers is not None for numbers, _ in found] == inside.is_judged.tolist() == [True, True, True, False]

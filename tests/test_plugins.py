@@ -57,6 +57,11 @@ def test_variable_restricts_plugins(installed):
     assert done.stderr.count("\n") == 1
 
 
+def clear_caches() -> None:
+    for function in (plugins._distributions, plugins._entries, plugins.own, plugins.others):
+        function.cache_clear()
+
+
 def test_broken_plugin_costs_one_warning(tmp_path):
     entry_points = {"grr_coca.commands": {"broken": "no_such_module:COMMANDS"}}
     install(tmp_path, {"name": "broken-plugin", "version": "1.0", "entry-points": entry_points})
@@ -83,11 +88,11 @@ def test_entry_points_are_read_as_importlib_metadata_reads_them(tmp_path, monkey
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "entry_points.txt").write_text(text)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "no-such.zip"), str(tmp_path), str(tmp_path / "sub")])
-    plugins._entries.cache_clear()
+    clear_caches()
     try:
-        found = plugins._entries()
+        found = plugins._entries(is_own=False)
     finally:
-        plugins._entries.cache_clear()
+        clear_caches()
     expected = {
         (one.group, one.name, one.module, one.attr or "")
         for one in Distribution.at(tmp_path / "older.egg-info").entry_points
@@ -132,12 +137,10 @@ def test_bare_checkout_requests_installation(monkeypatch, capsys):
 
     monkeypatch.setattr(plugins, "DISTRIBUTION", "no-such-distribution")
     monkeypatch.setenv(plugins.VARIABLE, "")
-    for function in (plugins._entries, plugins.own, plugins.others):
-        function.cache_clear()
+    clear_caches()
     try:
         assert main(["search", "nowhere", "cat"]) == 2
     finally:
         monkeypatch.undo()
-        for function in (plugins._entries, plugins.own, plugins.others):
-            function.cache_clear()
+        clear_caches()
     assert "only the core is installed; run in the clone: " in capsys.readouterr().err

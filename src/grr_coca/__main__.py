@@ -4,11 +4,13 @@ Ctrl-C ends the process at any moment with a single line. If the reader closes t
 without a message. If the output cannot be written because the disk is full, one line reports the error.
 """
 
+import atexit
 import errno
 import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
@@ -54,7 +56,18 @@ def run() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to do but exit
         # at exit, Python would collect garbage from all of PyTorch's imports, which would take half a second
         gc.freeze()
-    sys.exit(code)
+    _exit(code)
+
+
+def _exit(code: str | int | None) -> NoReturn:
+    """End the process, and skip the release of each object if possible, which takes a twentieth of a short command."""
+    if isinstance(code, str) or threading.active_count() > 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # the reader may have closed the output
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def _delay_garbage_collection() -> None:
@@ -66,6 +79,7 @@ def _delay_garbage_collection() -> None:
 
     def resume(phase: str, info: dict[str, int]) -> None:  # noqa: ARG001
         gc.callbacks.remove(resume)
+        gc.freeze()  # later collections skip the objects of imports
         gc.set_threshold(*usual)
 
     gc.callbacks.append(resume)

@@ -67,16 +67,43 @@ def open_regular(path: str | Path) -> BinaryIO:
         OSError: If the file does not exist, cannot be read, or is not a regular file.
         ValueError: If the path is invalid, for example because it contains a null byte.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
+    return open(_open_descriptor(path)[0], "rb")  # noqa: PTH123 (opens a descriptor)
+
+
+def read_regular(path: str | Path, check_size: Callable[[int], object]) -> bytes:
+    """Return the bytes of a regular file; see `open_regular`.
+
+    Compared with Python's file objects, this needs a third of the calls to the system, which take longer than the rest
+    of reading a small image.
+
+    Args:
+        path: Path of the file.
+        check_size: Called with the size of the file in bytes before the file is read. It raises an error if the file is
+            too large.
+
+    Raises:
+        OSError: If the file does not exist, cannot be read, or is not a regular file.
+        ValueError: If the path is invalid.
+    """
+    descriptor, size = _open_descriptor(path)
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-            raise OSError(kind, "not a regular file", str(path))
-        return open(descriptor, "rb")  # noqa: PTH123 (opens a descriptor)
-    except BaseException:
+        check_size(size)
+        content = os.read(descriptor, size + 1)  # fewer bytes than requested: the end of the file
+        while len(content) != size and (part := os.read(descriptor, 2**20)):  # the size has changed
+            content += part
+        return content
+    finally:
         os.close(descriptor)
-        raise
+
+
+def _open_descriptor(path: str | Path) -> tuple[int, int]:
+    """Open a regular file, and return its descriptor and its size in bytes."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        return descriptor, status.st_size
+    os.close(descriptor)
+    raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, "not a regular file", str(path))
 
 
 def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:

@@ -62,7 +62,7 @@ def own(group: str) -> Mapping[str, Any]:
 
     The result is empty if the distribution is not installed, for example in a clone on which pip was not run.
     """
-    return {entry.name: entry.load() for entry in _entries() if entry.group == group and _is_own(entry.provider)}
+    return {entry.name: entry.load() for entry in _entries(is_own=True) if entry.group == group}
 
 
 @cache
@@ -72,8 +72,8 @@ def others(group: str) -> Mapping[str, Any]:
     A plug-in that cannot be imported is skipped with a warning. If two plug-ins have the same name, the first is used.
     """
     found: dict[str, Any] = {}
-    for entry in _entries():
-        if entry.group != group or entry.name in found or _is_own(entry.provider):
+    for entry in _entries(is_own=False):
+        if entry.group != group or entry.name in found:
             continue
         try:
             found[entry.name] = entry.load()
@@ -98,8 +98,8 @@ def values(group: str) -> Iterator[Any]:
 
 def named(group: str, name: str) -> Any | None:
     """Return the value of the named entry point, or None if it does not exist."""
-    for entry in _entries():
-        if (entry.group, entry.name) == (group, name) and _is_own(entry.provider):
+    for entry in _entries(is_own=True):
+        if (entry.group, entry.name) == (group, name):
             return entry.load()
     return others(group).get(name)
 
@@ -109,28 +109,38 @@ def is_installed() -> bool:
 
     If this is false, the distribution must be installed again.
     """
-    return any(entry.group == "grr_coca.commands" and _is_own(entry.provider) for entry in _entries())
-
-
-def _is_own(provider: str) -> bool:
-    return provider == DISTRIBUTION
+    return any(entry.group == "grr_coca.commands" for entry in _entries(is_own=True))
 
 
 @cache
-def _entries() -> tuple[_EntryPoint, ...]:
-    """Return the entry points of all groups whose names begin with `grr_coca.`.
+def _entries(*, is_own: bool) -> tuple[_EntryPoint, ...]:
+    """Return the entry points of all groups whose names begin with `grr_coca.`, of this distribution or of all others.
+
+    Most commands do not need those of the others, so these are read separately.
+    """
+    return tuple(
+        entry
+        for provider, metadata in _distributions().items()
+        if (provider == DISTRIBUTION) is is_own
+        for entry in _read(metadata, provider)
+    )
+
+
+@cache
+def _distributions() -> Mapping[str, "os.DirEntry[str]"]:
+    """Return the metadata folder of each distribution whose plug-ins are loaded.
 
     If two versions of a distribution are installed, the first on the path is used.
     """
     allowed = os.environ.get(VARIABLE)
     names = None if allowed is None else {_normalized(name.strip()) for name in allowed.split(",")} | {DISTRIBUTION}
-    found: dict[str, list[_EntryPoint]] = {}
+    found: dict[str, os.DirEntry[str]] = {}
     for folder in sys.path:
         for metadata in _metadata_folders(folder or "."):
             provider = _normalized(metadata.name.rpartition(".")[0].split("-")[0])
-            if provider not in found and (names is None or provider in names):
-                found[provider] = list(_read(metadata, provider))
-    return tuple(entry for entries in found.values() for entry in entries)
+            if names is None or provider in names:
+                found.setdefault(provider, metadata)
+    return found
 
 
 def _metadata_folders(folder: str) -> list["os.DirEntry[str]"]:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_regular, read_errors, read_file_bytes, require_path
+from grr_coca.common.files import open_regular, read_errors, read_file_bytes, read_regular, require_path
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.feature_image import HEADER
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import BadSample, Cause, SourceImage, SourceReader, source_readers
-from grr_coca.data.sources.tar import block_at_end, next_member
 from grr_coca.data.tokenizer import writable
 from grr_coca.data.walk import IMAGE_SUFFIXES, Exclusions, Walk, has_wanted_suffix, is_image_name
 
@@ -57,12 +55,12 @@ class Span(NamedTuple):
                 than `MAX_BYTES` bytes.
         """
         _require_bytes(self.size or 0, str(self.file))
-        with read_errors(self.file), open_regular(self.file) as file:
-            if self.offset is not None:
+        with read_errors(self.file):
+            if self.offset is None:
+                return read_regular(self.file, lambda size: _require_bytes(size, str(self.file)))
+            with open_regular(self.file) as file:
                 file.seek(self.offset)
                 return file.read(MAX_BYTES if self.size is None else self.size)
-            _require_bytes(os.fstat(file.fileno()).st_size, str(self.file))
-            return file.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +296,10 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
 
     If the shard is corrupt, the last yielded image raises an error when it is read.
     """
+    import tarfile  # lazy imports, because most images are separate files
+
+    from grr_coca.data.sources.tar import block_at_end, next_member
+
     count = 0
     try:
         with open_regular(path) as shard, tarfile.open(fileobj=shard, mode="r:") as tar:

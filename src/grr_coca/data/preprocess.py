@@ -328,7 +328,7 @@ class Preprocess:
         Raises:
             BadSample: If the image contains features, which only `FeaturePreprocess` accepts.
         """
-        if image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size):
+        if self.is_square(image):
             return image
         if encoder_of_image(image) is not None:
             raise BadSample("features of an image encoder; this model takes images", Cause.NOT_AN_IMAGE)
@@ -339,6 +339,10 @@ class Preprocess:
         square = square.copy() if square is image else square
         square.info[_IS_SQUARE] = True
         return square
+
+    def is_square(self, image: Image.Image) -> bool:
+        """Return whether an image is a result of `square` or `received`, which is an RGB image."""
+        return image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size)
 
     def seen(self, image: Image.Image) -> Box:
         """Return the box of the image that the model sees, in pixels. The box may extend beyond the image."""

@@ -19,8 +19,10 @@ Shapes: B images, S image size in pixels, s = S - 2, N classified images, F stat
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,8 +125,8 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
     6. The standard deviation of the border's colours.
     """
     planes = _planes(pixels)
-    across = _difference(planes[..., 1:], planes[..., :-1]).max(axis=1)
-    down = _difference(planes[:, :, 1:], planes[:, :, :-1]).max(axis=1)
+    across = _differences(planes, 1).max(axis=0)[..., :-1]
+    down = _differences(planes, planes.shape[-1]).max(axis=0)[:, :-1]
     same = (_share(across <= _SAME) + _share(down <= _SAME)) / 2
     border = _border(planes)
     background = np.median(border, axis=2)
@@ -132,51 +134,71 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
     def is_background(values: np.ndarray) -> np.ndarray:
         return _is_near(values, background, _NEAR)
 
-    roughness = np.log1p(across.mean(axis=(1, 2)) + down.mean(axis=(1, 2)))
-    spread = border.std(axis=2).mean(axis=1) / 64
+    roughness = np.log1p(_mean(across) + _mean(down))
+    spread = border.std(axis=2).mean(axis=0) / 64
     on_border, everywhere = _share(is_background(border)), _share(is_background(planes))
     return np.stack([same, _entropies(planes), on_border, everywhere, roughness, spread], axis=1)
 
 
-def _planes(pixels: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B 3 S S"]:
-    return np.ascontiguousarray(np.moveaxis(pixels, 3, 1))
+# NumPy takes several times as long for the many short rows of images as for one long array. Therefore, each pixel and
+# its neighbour are paired by shifting the array of all pixels. At the ends of rows and images, this yields meaningless
+# values, which are not used.
 
 
-def _border(planes: UInt8[np.ndarray, "B 3 S S"]) -> UInt8[np.ndarray, "B 3 b"]:
+def _planes(pixels: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "3 B S S"]:
+    return np.ascontiguousarray(np.moveaxis(pixels, 3, 0))
+
+
+def _border(planes: UInt8[np.ndarray, "3 B S S"]) -> UInt8[np.ndarray, "3 B b"]:
     return np.concatenate([planes[:, :, 0], planes[:, :, -1], planes[:, :, 1:-1, 0], planes[:, :, 1:-1, -1]], axis=2)
 
 
-def _difference(one: UInt8[np.ndarray, "*x"], other: UInt8[np.ndarray, "*x"]) -> UInt8[np.ndarray, "*x"]:
-    """Return the absolute difference, computed with eight-bit integers; sixteen-bit integers would take twice as
-    long."""
-    return np.maximum(one, other) - np.minimum(one, other)
+def _differences(planes: UInt8[np.ndarray, "3 B S S"], distance: int) -> UInt8[np.ndarray, "3 B S S"]:
+    """Return the absolute difference of each value and the value `distance` places later.
+
+    Eight-bit integers are used, because sixteen-bit integers would take twice as long.
+    """
+    found, values = np.empty_like(planes), planes.ravel()
+    inner, one, other = found.reshape(-1)[:-distance], values[:-distance], values[distance:]
+    np.maximum(one, other, out=inner)
+    inner -= np.minimum(one, other)
+    return found
 
 
 def _is_near(
-    planes: UInt8[np.ndarray, "B 3 *x"], colours: Float[np.ndarray, "B 3"], most: int
+    planes: UInt8[np.ndarray, "3 B *x"], colours: Float[np.ndarray, "3 B"], most: int
 ) -> Bool[np.ndarray, "B *x"]:
     """Return for each pixel whether all of its channels differ by at most `most` from the colour given for its
     image."""
     colours = colours.reshape(*colours.shape, *[1] * (planes.ndim - 2))
     low = np.ceil(np.maximum(colours - most, 0)).astype(np.uint8)
     high = np.floor(np.minimum(colours + most, 255)).astype(np.uint8)
-    return ((planes >= low) & (planes <= high)).all(axis=1)
+    return ((planes >= low) & (planes <= high)).all(axis=0)
+
+
+def _counts(flags: Iterable[np.ndarray]) -> Int[np.ndarray, " B"]:
+    """Return the number of true flags of each image."""
+    return np.array([np.count_nonzero(of_image) for of_image in flags])
 
 
 def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
     """Return the fraction of each image's flags that are true."""
-    return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
+    return _counts(flags) / flags[0].size
 
 
-def _four_bits(planes: UInt8[np.ndarray, "B 3 *x"] | Int[np.ndarray, "B 3 *x"]) -> Int[np.ndarray, "B *x"]:
+def _mean(values: UInt8[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
+    return values.sum(axis=(1, 2), dtype=np.uint32) / values[0].size
+
+
+def _four_bits(planes: UInt8[np.ndarray, "3 *x"] | Int[np.ndarray, "3 *x"]) -> Int[np.ndarray, " *x"]:
     """Convert each colour to a single number with four bits per channel."""
-    red, green, blue = np.moveaxis((planes >> 4).astype(np.int16), 1, 0)
+    red, green, blue = (planes >> 4).astype(np.int16)
     return (red << 4 | green) << 4 | blue
 
 
-def _entropies(planes: UInt8[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
-    colours = _four_bits(planes).reshape(len(planes), -1)
-    found = np.zeros(len(planes))
+def _entropies(planes: UInt8[np.ndarray, "3 B S S"]) -> Float[np.ndarray, " B"]:
+    colours = _four_bits(planes).reshape(planes.shape[1], -1)
+    found = np.zeros(len(colours))
     for number, image in enumerate(colours):
         counts = np.bincount(image)
         shares = counts[counts > 0] / image.size
@@ -202,6 +224,8 @@ _NUM_BOTH = 3
 _COHERENT = (0.5, 0.8, 0.95)
 _EDGE = 16
 """Minimum mean squared slope at an edge, per pixel."""
+_AT_ONCE = 16
+"""Number of images whose features are computed at once. The arrays of more images would not fit into the cache."""
 NUM_INSIDE = 1 + len(_LAPLACIANS) + sum(len(limits) + _NUM_BOTH + 2 for limits in _STRAYS) + 3 + 3 + 10
 
 
@@ -229,6 +253,10 @@ class Photographs:
         The score is minus infinity if the interior is flat, as in drawings, and NaN if the interior is too small for a
         score.
         """
+        parts = [self._scores(pixels[start : start + _AT_ONCE]) for start in range(0, len(pixels), _AT_ONCE)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _scores(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
         inside = look_inside(pixels)
         found = np.where(inside.is_flat, -math.inf, math.nan)
         found[inside.is_judged] = inside.numbers @ np.asarray(self.weights) + self.offset
@@ -279,77 +307,100 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     planes = _planes(pixels)
     is_inside = _is_inside(planes)
     planes = planes.astype(np.int16)
-    counts = np.count_nonzero(is_inside, axis=(1, 2))
-    laplacians = _laplacian(planes).max(axis=1)
-    flat = np.count_nonzero((laplacians <= _FLAT) & is_inside, axis=(1, 2))
-    is_flat = (counts >= _MIN_INSIDE) & (flat > _MAX_FLAT * counts)
-    is_judged = (counts >= _MIN_INSIDE) & ~is_flat
+    area = _Area(is_inside)
+    laplacians = area.of(reduce(np.maximum, map(_laplacian, planes)))
+    is_large = area.counts >= _MIN_INSIDE
+    is_flat = is_large & (_counts(area.split(laplacians <= _FLAT)) > _MAX_FLAT * area.counts)
+    is_judged = is_large & ~is_flat
     if not is_judged.any():
         return InteriorStats(is_flat, is_judged, np.zeros((0, NUM_INSIDE)))
-    planes, is_inside, counts, laplacians = (of[is_judged] for of in (planes, is_inside, counts, laplacians))
-
-    area = _Area(is_inside, counts)
+    laplacians = laplacians[is_judged.repeat(area.counts)]
+    planes, area = planes[:, is_judged], _Area(is_inside[is_judged])
     of, mean = area.of, area.mean
 
-    red, green, blue = np.moveaxis(planes, 1, 0)
+    red, green, blue = planes
     brightness = (2 * red + 5 * green + blue) >> 3
-    inner = of(laplacians)
-    numbers = [mean(np.log1p(inner)), *(mean(inner <= limit) for limit in _LAPLACIANS)]
+    numbers = [mean(np.log1p(laplacians)), *(mean(laplacians <= limit) for limit in _LAPLACIANS)]
     for plane, limits in zip((brightness, red - green, blue - green), _STRAYS, strict=True):
         numbers += _strays(plane, limits, area)
     numbers += _coherence(brightness.astype(np.float32), area)
-    colours = planes[:, :, 1:-1, 1:-1]
+    colours = np.stack([of(_neighbours(plane)[0]) for plane in planes])  # 3 P
     numbers.extend(np.transpose([_colours(image) for image in area.split(_four_bits(colours))]))
-    saturation, light = of(colours.max(axis=1) - colours.min(axis=1)) / 64, of(brightness[:, 1:-1, 1:-1]) / 64
+    saturation, light = (colours.max(axis=0) - colours.min(axis=0)) / 64, of(_neighbours(brightness)[0]) / 64
     numbers += [mean(saturation), mean(saturation > 3), np.sqrt(np.maximum(mean(light**2) - mean(light) ** 2, 0))]
-    numbers += [mean(light > 3.8), mean(light < 0.2), counts / pixels[0, ..., 0].size]
+    numbers += [mean(light > 3.8), mean(light < 0.2), area.counts / pixels[0, ..., 0].size]
     return InteriorStats(is_flat, is_judged, np.stack(numbers, axis=1))
 
 
 class _Area:
-    """The interior pixels of N images, of which there are P in total."""
+    """The interior pixels of N images, of which there are P in total.
 
-    def __init__(self, is_inside: Bool[np.ndarray, "N s s"], counts: Int[np.ndarray, " N"]) -> None:
-        self._places, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
+    Attributes:
+        counts: Number of interior pixels of each image.
+    """
+
+    def __init__(self, is_inside: Bool[np.ndarray, "N S S"]) -> None:
+        self.counts = _counts(is_inside)
+        self._places = np.flatnonzero(_neighbours(is_inside)[0])
+        self._starts = np.cumsum(self.counts) - self.counts
+        ends = [0, *np.cumsum(self.counts).tolist()]
+        self._parts = [slice(start, end) for start, end in pairwise(ends)]
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """Select the values of the P interior pixels from the values of all pixels, N s s."""
-        return values.ravel()[self._places]
+        """Select the values of the P interior pixels from the values in the order of `_neighbours`."""
+        return values.take(self._places)
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
-        """Select the values of the interior pixels from the values of all pixels, N s s, and return one array per
-        image."""
-        return np.split(self.of(values), self._starts[1:])
+        """Split the values of the P interior pixels into one array per image."""
+        return [values[part] for part in self._parts]
 
     def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
         """Return the mean over the interior pixels of each image, from the values of the P interior pixels."""
-        return np.add.reduceat(values, self._starts, dtype=np.float64) / self._counts
+        if values.dtype == bool:
+            return _counts(self.split(values)) / self.counts
+        return np.add.reduceat(values, self._starts, dtype=np.float64) / self.counts
 
 
-def _is_inside(planes: UInt8[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"]:
+def _is_inside(planes: UInt8[np.ndarray, "3 B S S"]) -> Bool[np.ndarray, "B S S"]:
     """Return, for each pixel, whether no pixel in the surrounding 5 × 5 square has the background colour.
 
-    Pixels beyond the edge of the image do not count as background.
+    Pixels beyond the edge of the image do not count as background, and the outermost pixels are never inside.
     """
+    side = planes.shape[-1]
+    is_drawn = np.ones((planes.shape[1], side + 4, side + 4), dtype=bool)
     ground = np.floor(np.median(_border(planes), axis=2))
-    is_drawn = np.pad(~_is_near(planes, ground, _GROUND), ((0, 0), (2, 2), (2, 2)), constant_values=True)
-    rows = is_drawn[:, 1:-5] & is_drawn[:, 2:-4] & is_drawn[:, 3:-3] & is_drawn[:, 4:-2] & is_drawn[:, 5:-1]
-    return rows[..., 1:-5] & rows[..., 2:-4] & rows[..., 3:-3] & rows[..., 4:-2] & rows[..., 5:-1]
+    np.logical_not(_is_near(planes, ground, _GROUND), out=is_drawn[:, 2:-2, 2:-2])
+    for step in (side + 4, 1):
+        is_drawn = _eroded(is_drawn, step)
+    is_inside = np.zeros(planes.shape[1:], dtype=bool)
+    is_inside[:, 1:-1, 1:-1] = is_drawn[:, 3:-3, 3:-3]
+    return is_inside
 
 
-def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:
-    centre, *others = _neighbours(planes)
+def _eroded(flags: Bool[np.ndarray, "*x"], step: int) -> Bool[np.ndarray, "*x"]:
+    """Return for each flag whether it and its two neighbours on each side are true. Neighbours are `step` apart."""
+    found, values = np.ones_like(flags), flags.ravel()
+    inner = found.reshape(-1)[2 * step : -2 * step]
+    for start in range(0, 5 * step, step):
+        inner &= values[start : start + inner.size]
+    return found
+
+
+def _neighbours(plane: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return all pixels of N images, N S S, without the first and the last row, and the left, right, upper and lower
+    neighbour of each, as arrays with one axis."""
+    side, values = plane.shape[-1], plane.ravel()
+    shifts = (0, -1, 1, -side, side)
+    return tuple(values[side + shift : values.size - side + shift] for shift in shifts)
+
+
+def _laplacian(plane: Int[np.ndarray, "N S S"]) -> Int[np.ndarray, " I"]:
+    """Return absolute Laplacians in the order of `_neighbours`."""
+    centre, *others = _neighbours(plane)
     found = 4 * centre
     for other in others:
         found -= other
     return np.abs(found, out=found)
-
-
-def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return all pixels except the outermost ones, and the left, right, upper and lower neighbour of each."""
-    inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
-    parts = ((inner, inner), (inner, before), (inner, after), (before, inner), (after, inner))
-    return tuple(planes[..., rows, columns] for rows, columns in parts)
 
 
 def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Area) -> list[np.ndarray]:
@@ -374,7 +425,7 @@ def _middle(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
 
 def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.ndarray]:
     _, left, right, up, down = _neighbours(brightness)
-    across, along = (right - left) / 2, (down - up) / 2
+    across, along = (_framed((after - before) / 2, brightness.shape) for before, after in ((left, right), (up, down)))
     products = (_of_three_by_three(values) for values in (across**2, along**2, across * along))
     squares, other_squares, both = map(area.of, products)
     mean = area.mean
@@ -389,16 +440,19 @@ def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.n
     ]
 
 
-def _of_three_by_three(values: Float[np.ndarray, "N s s"]) -> Float[np.ndarray, "N s s"]:
-    """Return the sums over the 3 × 3 pixels around each pixel, where pixels beyond the edge count as 0."""
-    rows = np.zeros((*values.shape[:2], values.shape[2] + 2), values.dtype)
-    inner = rows[:, :, 1:-1]
-    inner[:, 1:] = values[:, :-1]
-    inner += values
-    inner[:, :-1] += values[:, 1:]
-    found = rows[:, :, :-2] + inner
-    found += rows[:, :, 2:]
+def _framed(values: Float[np.ndarray, " I"], shape: tuple[int, ...]) -> Float[np.ndarray, "N S S"]:
+    """Return values in the order of `_neighbours` as images whose outermost pixels are 0."""
+    found = np.empty(shape, values.dtype)
+    found.reshape(-1)[shape[-1] : -shape[-1]] = values
+    found[:, 0] = found[:, -1] = found[..., 0] = found[..., -1] = 0
     return found
+
+
+def _of_three_by_three(values: Float[np.ndarray, "N S S"]) -> Float[np.ndarray, " I"]:
+    """Return the sums over the 3 × 3 pixels around each pixel, in the order of `_neighbours`."""
+    centre, _, _, up, down = _neighbours(values)
+    rows = np.pad(up + centre + down, 1)
+    return rows[:-2] + rows[1:-1] + rows[2:]
 
 
 def _colours(colours: Int[np.ndarray, " P"]) -> tuple[float, float, float, float]:

@@ -593,6 +593,8 @@ class ImageTextModel:
         number, image = numbered
         if isinstance(image, str | Path):
             return np.array(self.preprocess.decode_square(read_file_bytes(image), str(image)))
+        if isinstance(image, Image.Image) and self.preprocess.is_square(image):
+            return self.preprocess(image)
         return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
 
     def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:

@@ -125,7 +125,10 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
     else:
         store.close()
     model = checkpoint or (DEFAULT if store is None else None)
-    return Index.open(out, model, create=True, batch_size=batch_size, engine=engine)
+    index = Index.open(out, model, create=True, batch_size=batch_size, engine=engine)
+    if store is None:
+        index.model.loaded.open_ahead()  # while images are being searched for
+    return index
 
 
 def _arguments_to_scan(index: "Index", images: Sequence[str]) -> Sequence[str]:

@@ -116,9 +116,11 @@ class Broken(io.StringIO):
 
 @pytest.fixture
 def process(monkeypatch):
-    """This process keeps its signals and its search for garbage."""
+    """This process keeps its signals and its search for garbage, and does not end."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    monkeypatch.setattr(os, "_exit", sys.exit)
 
 
 @pytest.mark.parametrize(

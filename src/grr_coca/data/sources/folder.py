@@ -1,12 +1,11 @@
 """Folder of images. The captions of an image are in a text file of the same name, one per line."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_regular
+from grr_coca.common.files import read_regular
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings, digest_header
 from grr_coca.data.tokenizer import caption_lines, decode_text
@@ -73,12 +72,13 @@ def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
     Raises:
         BadSample: If the file does not exist, is not a regular file, is too large, or cannot be read.
     """
+
+    def check_size(size: int) -> None:
+        if size > max_bytes:
+            raise BadSample(f"{name}: too many bytes: {size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
+
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise BadSample(f"{name}: too many bytes: {size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
-            return file.read()
+        return read_regular(path, check_size)
     except BadSample:
         raise
     except FileNotFoundError as error:

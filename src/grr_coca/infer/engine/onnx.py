@@ -18,13 +18,14 @@ from grr_coca.common.errors import UserError, pip_install
 from grr_coca.common.files import MANIFEST, file_sha256, read_json, read_manifest
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
-from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName
 from grr_coca.infer.generate.captions import ArrayLogits
 from grr_coca.model.checkpoint_files import GRAPHS, GraphName
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from grr_coca.infer.encoder import ImageTokens
 
 _Values = Mapping[str, np.ndarray]
 """Tensors by input name. ONNX Runtime reads arrays in place, and keeps results in its own memory, without copies."""
@@ -90,7 +91,7 @@ class OnnxEngine:
         return EncodedImages(embedding, context)
 
     def encode_features(
-        self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
+        self, features: "ImageTokens", pixels: UInt8[np.ndarray, "B S S 3"] | None = None
     ) -> EncodedImages:
         """Encode features; see `grr_coca.infer.engine.frozen.FeatureReader`."""
         given = {"features": features.tokens, "feature_mask": features.mask, "pixels": pixels}

@@ -263,7 +263,7 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
 
 # --- The card
 
-TITLE, NEXT = "## What it knows of its answers", "## Training"
+TITLE, NEXT = "## Confidence and unfamiliar images", "## Training"
 
 
 def _percent(figure: Figure) -> str:
@@ -271,18 +271,18 @@ def _percent(figure: Figure) -> str:
 
 
 _WHOLE = (
-    "(expected calibration error, ten bins). An unfamiliar image is unlike those of training. No photograph took",
-    "part in the fit; `photographs, other` were first measured when all choices were made.",
+    "(expected calibration error, ten bins). An image is *unfamiliar* if it is unlike the training images. The fit",
+    "used no photographs. `photographs, other` were first measured after all choices had been made.",
 )
 _CUT_OUTS = (
-    "(expected calibration error, ten bins). An unfamiliar image looks like a photograph, or is unlike those of",
-    "training and not flat inside. `photographs` took part in the fit, whole and cut out by outlines of drawings;",
-    "`photographs, other` and `cut-outs` (animals and food, of another package) did not.",
+    "(expected calibration error, ten bins). An image is *unfamiliar* if it looks like a photograph, or if it is",
+    "unlike the training images and has shading or texture inside. The fit used `photographs`, whole and cut out by",
+    "outlines of drawings, but not `photographs, other` and `cut-outs` (animals and food from another package).",
 )
 
 
 def confidence_section(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """How well the model knows what it does not know."""
+    """Return the section of the card about confidence and unfamiliar images."""
     bins = figures["confidence"]
     rows = {split: found for split, found in figures.items() if "unfamiliar" in found}
     of_splits = []
@@ -294,16 +294,17 @@ def confidence_section(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]
     return [
         TITLE,
         "",
-        "Confidence is the probability that a caption is exactly right. For drawings that neither training nor the fit",
-        f"saw, {bins['captions'].value:,.0f} of them, it is off by {bins['calibration_error'].value:.3f} on average",
+        "*Confidence* is the probability that a caption is exactly right. For drawings that were used neither in",
+        f"training nor in the fit ({bins['captions'].value:,.0f} of them), it is off by "
+        f"{bins['calibration_error'].value:.3f} on average",
         *(_CUT_OUTS if "cut-outs" in figures else _WHOLE),
         "",
         *table(
             ("confidence", "exactly right"),
-            [(name, _percent(figure)) for name, figure in bins.items() if name.endswith("%")],
+            [(name.replace("surest", "most confident"), _percent(bins[name])) for name in bins if "%" in name],
         ),
         "",
-        *table(("", "images", "called unfamiliar", "calibration error"), of_splits),
+        *table(("", "images", "flagged as unfamiliar", "calibration error"), of_splits),
     ]
 
 
@@ -328,7 +329,7 @@ def draw(confidence: np.ndarray, right: np.ndarray, bins: dict[str, Figure], pat
     kept = np.arange(1, len(order) + 1)
     start = max(10, len(order) // 100)
     other.plot(kept[start:] / len(order), (right[order].cumsum() / kept)[start:], color="tab:blue")
-    other.set(xlabel="share kept, the surest first", ylabel="exactly right among them", xlim=(0, 1), ylim=(0, 1))
+    other.set(xlabel="captions, most confident first", ylabel="exactly right among them", xlim=(0, 1), ylim=(0, 1))
     for axes in (left, other):
         axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))

@@ -502,7 +502,7 @@ def main() -> None:
     write_bytes_atomic(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
 
 
-TITLE, NEXT = "## Matches of icons", "## Cost"
+TITLE, NEXT = "## Matching icons", "## Cost"
 
 
 def card_figures(found: dict[str, Any]) -> dict[str, Figure]:
@@ -522,11 +522,11 @@ def match_section(found: dict[str, Any]) -> list[str]:
     told, other = found["probabilities"]["unseen"], found["other_name"]["fitted"]
     first, first_five = other["first"], other["first_five"]
     said = (
-        f"Of {other['icons']} icons whose equivalent in `tabler`, a family never seen, has another name, it is first "
-        f"for {first['value']:.0%} ({first['low']:.0%} to {first['high']:.0%}), and among the first five for "
-        f"{first_five['value']:.0%}. Where there is none, that is told for {told['none_where_none']:.0%}; where there "
-        f"is one, wrongly for {told['none_where_one']:.0%}. Probabilities are off by {told['calibration_error']:.3f} "
-        f"on average, over ten bins of {CANDIDATES * told['icons']:,} candidates:"
+        f"{other['icons']} icons have an equivalent with another name in `tabler`, which was not used in training. The "
+        f"equivalent is first for {first['value']:.0%} of them ({first['low']:.0%} to {first['high']:.0%}), and among "
+        f"the first five for {first_five['value']:.0%}. Of icons without an equivalent, {told['none_where_none']:.0%} "
+        f"get none; of icons with an equivalent, {told['none_where_one']:.0%} wrongly get none. Probabilities are off "
+        f"by {told['calibration_error']:.3f} on average, over ten bins of {CANDIDATES * told['icons']:,} candidates:"
     )
     shares = ("matches", str(other["icons"]), f"{first['value']:.0%}", f"{first_five['value']:.0%}")
     probabilities, right = ([f"{bin_[side]:.0%}" for bin_ in told["curve"]] for side in (0, 1))
@@ -537,9 +537,9 @@ def match_section(found: dict[str, Any]) -> list[str]:
         "",
         fill(said, 110),
         "",
-        *table(["told", *probabilities], [["right", *right]]),
+        *table(["probability", *probabilities], [["fraction that is right", *right]]),
         "",
-        "`scripts/fit_match.py` fits and measures this; see `docs/match.md`.",
+        "`scripts/fit_match.py` fits the parameters and measures this. See `docs/match.md`.",
     ]
     return [line.replace("%", " %") for line in lines]
 

@@ -197,11 +197,11 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             'model.caption("drawing.png")',
             "```",
             "",
-            "## Figures",
+            "## Metrics",
             "",
-            "With 95 % intervals, bootstraps over the images of a split (one model, so they do not tell how much",
-            "training again would change). R@K, text to image: how often an image is among the first K that its",
-            "caption finds in all of the split.",
+            "Intervals are 95 % bootstrap intervals over the images of a split. They apply to these weights, and do",
+            "not show how much another training run would differ. R@K, text to image, is how often an image is among the",
+            "first K images of the split that its caption finds.",
             "",
             *split_table(splits, retrieval_heads("text_to_image")),
             *split_table(splits, retrieval_heads("image_to_text")),
@@ -267,7 +267,7 @@ def _path(path: str) -> str:
 SECTIONS = {
     "training": "Training",
     "cost": "Cost",
-    "uses": "What it can do, and what it cannot",
+    "uses": "Uses and limits",
     "licences": "Data and licences",
 }
 

@@ -32,6 +32,6 @@ def test_figures_of_a_split_are_added_to_existing_ones(tmp_path):
         "val": {"a": Figure(1, 1, 1), "b": Figure(3, 3, 3)},
         "test": {"c": Figure(4, 4, 4)},
     }
-    assert "## Cost\n\nnothing\n\n## What it can do" in (folder / "card.md").read_text()
+    assert "## Cost\n\nnothing\n\n## Uses and limits" in (folder / "card.md").read_text()
     assert json.loads((folder / "fitted.json").read_text()) == {"value": 0, "low": 1, "high": 2}
     verify_folder(folder)

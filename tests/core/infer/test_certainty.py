@@ -94,7 +94,7 @@ def test_card_has_the_requested_values(name):
     drawn = [split for split, found in figures.items() if split.startswith("test") and "unfamiliar" in found]
     assert len(drawn) >= 3
     assert all(figures[split]["unfamiliar"].high <= 0.1 for split in drawn)
-    assert "## What it knows of its answers" in (FOLDER / name / "card.md").read_text()
+    assert "## Confidence and unfamiliar images" in (FOLDER / name / "card.md").read_text()
 
 
 def test_with_a_prompt_and_for_other_captions(icons):

@@ -90,12 +90,12 @@ class TorchEncoder:
         """Write a graph that takes uint8 pixels and computes the same tokens; see `VisionEncoder`."""
         require_extra("export", f"{self.info.name} as an ONNX graph")
         from grr_coca.infer.export.graphs import OPSET  # lazy import: onnxscript
-        from grr_coca.infer.export.quantize import quiet
+        from grr_coca.infer.export.quantize import suppress_messages
 
         side = self.info.preprocess.image_size
         pixels = torch.zeros(2, side, side, 3, dtype=torch.uint8, device=self.device)
         try:
-            with torch.no_grad(), quiet():
+            with torch.no_grad(), suppress_messages():
                 exported = torch.onnx.export(
                     self.module,
                     (pixels,),

@@ -188,7 +188,8 @@ def fit_images(images: ImageSet, step: OnStage, *, is_tuned: bool = False) -> Fi
     own = np.arange(images.num_fit)
     inner = _folds(images.subset(own), near[own])
     folds = inner if images.num_fit == len(images) else _held_out_fold(images)
-    vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.fitted_captions.places], MAX_WORDS)
+    texts = [images.captions.texts[place] for place in images.fitted_captions.places]
+    vocabulary = Vocabulary.from_captions(texts, MAX_WORDS)
     step("choosing values")
     default = _TUNED if is_tuned else Hyperparameters()
     if not images.is_seen_by_base:

@@ -225,7 +225,7 @@ def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> 
             assert files.encoder is not None, "only its dataset makes these pixels"
             assert files.config.feature_encoder is not None
             encoded = _open_cached(files.encoder).encode(batch.encoder_pixels.numpy())
-            found = encoded.kept(files.config.feature_encoder.keep)
+            found = encoded.select(files.config.feature_encoder.keep)
             mask = None if found.mask.all() else torch.from_numpy(found.mask)
             batch = replace(batch, features=FeatureTokens(torch.from_numpy(found.tokens), mask), encoder_pixels=None)
         yield batch

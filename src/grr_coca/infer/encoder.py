@@ -31,7 +31,7 @@ class ImageTokens(NamedTuple):
     tokens: Float[np.ndarray, "B N D"]
     mask: Bool[np.ndarray, "B N"]
 
-    def kept(self, keep: Keep) -> "ImageTokens":
+    def select(self, keep: Keep) -> "ImageTokens":
         """Return all tokens, or their mean as a single token."""
         if keep == "tokens":
             return self

@@ -265,17 +265,17 @@ def init_weights(model: CoCa, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if id(parameter) in matrices:
             num_branches = branches.get(id(parameter), 1)
-            draw_normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, name, seed)
+            sample_normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, name, seed)
         elif name == "logit_scale":
             parameter.fill_(-math.log(INITIAL_TEMPERATURE["softmax" if model.logit_bias is None else "sigmoid"]))
         elif name == "logit_bias":
             parameter.fill_(INITIAL_LOGIT_BIAS)
         elif name.endswith(("cls_embedding", "tok_embeddings.weight")):
-            draw_normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
+            sample_normal(parameter, parameter.shape[-1] ** -0.5, name, seed)
         elif name.endswith("queries"):
-            draw_normal(parameter, 1.0, name, seed)
+            sample_normal(parameter, 1.0, name, seed)
         elif name.endswith(small) or ".class_token." in name:
-            draw_normal(parameter, POSITION_STD, name, seed)
+            sample_normal(parameter, POSITION_STD, name, seed)
         elif name.endswith(("norm.weight", "affine.weight")):
             parameter.fill_(1.0)
         else:
@@ -326,7 +326,7 @@ def _end_of(branch: nn.Module) -> nn.Linear:
     return cast(nn.Linear, ends[0])
 
 
-def draw_normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
+def sample_normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
     """Sample a parameter from N(0, std²), in place. The values depend only on `seed`, the name and the shape."""
     # The values are sampled on the CPU, so that a seed yields the same weights on every device.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

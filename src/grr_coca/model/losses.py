@@ -38,7 +38,7 @@ class EmbeddedPairs(NamedTuple):
     teacher: Float[Tensor, "B K"] | None = None
     thing_ids: Int[Tensor, " B"] | None = None
 
-    def gathered(self, ranks: Ranks) -> "EmbeddedPairs":
+    def gather_from_ranks(self, ranks: Ranks) -> "EmbeddedPairs":
         """Return the pairs of all ranks, in the order of the ranks. Gradients flow back to the rank of each pair."""
         return EmbeddedPairs(*(None if column is None else ranks.gather(column) for column in self))  # type: ignore[arg-type]
 
@@ -198,7 +198,7 @@ def comparison_loss(
         weights: Weights of the parts.
         ranks: All ranks, each with the same number of pairs as this rank. None if there are no other pairs.
     """
-    everyone = pairs if ranks is None else pairs.gathered(ranks)
+    everyone = pairs if ranks is None else pairs.gather_from_ranks(ranks)
     first_row = 0 if ranks is None else ranks.rank * len(pairs.image)
     contrastive = contrastive_loss(pairs, everyone, model.logit_scale, model.logit_bias, first_row)
     total, teacher, sibling = weights.contrastive * contrastive, *torch.zeros_like(contrastive).expand(2)

@@ -42,7 +42,7 @@ class Size:
     multimodal_mlp_ratio: int = 4
     """Width of the multimodal decoder's GELU feed-forward, in units of `text_dim`."""
 
-    def changed(
+    def with_sizes(
         self,
         *,
         image_layers: int | None = None,

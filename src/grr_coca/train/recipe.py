@@ -119,7 +119,7 @@ class ModelRecipe:
         """
         if self.preset is None or self.size is None:
             raise UserError(f"key '{'size' if self.preset else 'preset'}' is missing; a new model needs both")
-        size = size_of(self.size).changed(
+        size = size_of(self.size).with_sizes(
             image_layers=self.image_layers,
             image_dim=self.image_dim,
             text_layers=self.text_layers,

@@ -31,7 +31,7 @@ def dense(captions, vocabulary, text_weight):
 
 
 def test_all_directions_keep_every_dot_product(captions):
-    vocabulary = Vocabulary.of([captions.texts[place] for place in captions.places], 100)
+    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.places], 100)
     space = TargetSpace(captions, vocabulary, 0.3)
     expected = dense(captions, vocabulary, 0.3)
     expected = expected - expected.mean(axis=0)
@@ -40,7 +40,7 @@ def test_all_directions_keep_every_dot_product(captions):
 
 
 def test_randomized_directions_equal_all_directions(captions, monkeypatch):
-    vocabulary = Vocabulary.of([captions.texts[place] for place in captions.places], 100)
+    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.places], 100)
     exact = TargetSpace(captions, vocabulary, 0.3)
     monkeypatch.setattr(targets, "_DENSE", 0)
     monkeypatch.setattr(targets, "MAX_DIRECTIONS", 8)
@@ -49,7 +49,7 @@ def test_randomized_directions_equal_all_directions(captions, monkeypatch):
 
 
 def test_without_words_equals_a_smaller_vocabulary(captions):
-    vocabulary = Vocabulary.of([captions.texts[place] for place in captions.places], 100)
+    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.places], 100)
     space = TargetSpace(captions, vocabulary, 0.3)
     known = np.array([word != "red" for word in vocabulary.words])
     found = space.without_words(known, np.array([0, 1]))
@@ -63,7 +63,7 @@ def test_without_words_equals_a_smaller_vocabulary(captions):
 
 
 def test_words_known_to_some_images(captions):
-    vocabulary = Vocabulary.of(list(captions.texts), 100)
+    vocabulary = Vocabulary.from_captions(list(captions.texts), 100)
     space = TargetSpace(captions, vocabulary, 0.3)
     known = space.words_known_to(np.array([0, 2]))
     assert [word for word, one in zip(vocabulary.words, known, strict=True) if one] == ["circle", "red", "square"]

@@ -132,7 +132,7 @@ def _transformer(**keys: Any) -> TransformerConfig:
         (lambda: ImageEncoderConfig(65, 8, IMAGE.transformer), "the nearest multiples are 64 and 72$"),
         (lambda: ImageEncoderConfig(5, 8, IMAGE.transformer), "the nearest multiples are 8$"),
         (lambda: replace(IMAGE, num_registers=-1), "num_registers -1 must be at least 0"),
-        (lambda: SIZES["tiny"].changed(text_dim=20), "width of an attention head; the nearest multiples are 32$"),
+        (lambda: SIZES["tiny"].with_sizes(text_dim=20), "width of an attention head; the nearest multiples are 32$"),
         (lambda: replace(get_preset("grr_coca", "tiny"), embed_dim=-1), "embed_dim -1 must be at least 1"),
         (lambda: replace(TEXT, vocab_size=0), "vocab_size 0 must be at least 1"),
         (lambda: TextDecoderConfig(100, 3, TEXT.transformer), "context_length 3 leaves no room for a word"),

@@ -12,7 +12,7 @@ from grr_coca.model.anatomy import FLOP_FORMULAS, flops_of_pairs, flops_per_pair
 from grr_coca.model.build import build
 from grr_coca.model.presets import SIZES, get_preset
 
-SHALLOW = SIZES["tiny"].changed(image_layers=2, text_layers=1)
+SHALLOW = SIZES["tiny"].with_sizes(image_layers=2, text_layers=1)
 """Every operation is counted in Python."""
 
 

@@ -219,7 +219,7 @@ class Adaptation:
         """
         centred = unit(embeddings - self.arrays.text_mean)
         first = unit(
-            targets(self.vocabulary, texts, centred, self.arrays.word_map, self.header.values.text_weight)
+            target_vectors(self.vocabulary, texts, centred, self.arrays.word_map, self.header.values.text_weight)
             - self.arrays.word_offset
         )
         second = unit(centred @ self.arrays.plain_map)
@@ -269,7 +269,7 @@ def gaussian(
     return np.exp(np.minimum(kernel, 0, out=kernel), out=kernel)
 
 
-def targets(
+def target_vectors(
     vocabulary: Vocabulary,
     texts: Sequence[str],
     centred: Float[np.ndarray, "B E"],

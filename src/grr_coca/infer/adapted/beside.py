@@ -221,7 +221,7 @@ class EncoderDescriptor:
         return feature_preprocess(self.encoder) if self.is_in_place else self.encoder.info.preprocess
 
 
-class EngineOfSquares(WrappedEngine):
+class SquareImageEngine(WrappedEngine):
     """Engine of a base model that takes the square images from another encoder's preprocessing.
 
     Args:
@@ -243,7 +243,7 @@ class EngineOfSquares(WrappedEngine):
         return self.base.encode_images(np.stack([self.preprocess(Image.fromarray(image)) for image in pixels]))
 
 
-class EngineWithoutImages(WrappedEngine):
+class TextOnlyEngine(WrappedEngine):
     """Engine of a base model that embeds only texts. Image embeddings are zeros."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
@@ -263,7 +263,7 @@ def take_encoder_pixels(
     """
     if descriptor.is_start:
         return files, engine
-    of_squares = EngineWithoutImages(engine) if descriptor.is_in_place else EngineOfSquares(engine, files.preprocess)
+    of_squares = TextOnlyEngine(engine) if descriptor.is_in_place else SquareImageEngine(engine, files.preprocess)
     return replace(files, preprocess=descriptor.preprocess), of_squares
 
 

@@ -110,7 +110,7 @@ class Vocabulary:
         return len(self.words)
 
     @classmethod
-    def of(cls, captions: Sequence[str], limit: int) -> "Vocabulary":
+    def from_captions(cls, captions: Sequence[str], limit: int) -> "Vocabulary":
         """Collect the words of captions. If there are more than `limit` words, only the most frequent are kept."""
         counts = Counter(word for caption in captions for word in set(split_words(caption)))
         kept = sorted(sorted(counts, key=lambda word: (-counts[word], word))[:limit])

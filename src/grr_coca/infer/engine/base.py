@@ -63,7 +63,7 @@ class Logits(Protocol):
     def log_probs_of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
         """Return the log-probabilities of the given tokens."""
 
-    def replaced(
+    def with_log_probs(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "Logits":
         """Return a copy in which some tokens have the given log-probabilities. A value of -inf rules a token out.
@@ -71,7 +71,7 @@ class Logits(Protocol):
         The remaining values are not normalized again. Pairs of row and id must be distinct.
         """
 
-    def repeated(self, count: int) -> "Logits":
+    def repeat_rows(self, count: int) -> "Logits":
         """Return a copy in which each row is repeated `count` times in succession."""
 
     def logsumexp(self, temperature: float) -> Float[np.ndarray, " R"]:

@@ -73,11 +73,11 @@ class FrozenEngine(WrappedEngine):
         stored = [self._stored_features(image) for image in pixels] if self.own is None else []
         if any(row is not None for row in stored):
             rows = [
-                _rows_of(self.encoder.encode(image[None]).kept(self.keep)) if row is None else row
+                _rows_of(self.encoder.encode(image[None]).select(self.keep)) if row is None else row
                 for image, row in zip(pixels, stored, strict=True)
             ]
             return self.encode_features(stack_tokens(rows))
-        return self.encode_features(self.encoder.encode(pixels).kept(self.keep), own_pixels(pixels, self.own))
+        return self.encode_features(self.encoder.encode(pixels).select(self.keep), own_pixels(pixels, self.own))
 
     def _stored_features(self, image: UInt8[np.ndarray, "F F 3"]) -> Float[np.ndarray, "N D"] | None:
         """Return the features that a square of pixels contains or refers to, or None if it is an ordinary image.

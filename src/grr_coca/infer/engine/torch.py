@@ -280,14 +280,14 @@ class DeviceLogits:
         """Return the log-probabilities of given tokens; see `Logits`."""
         return _as_array(self._log_probs.gather(1, self._moved(ids)))
 
-    def replaced(
+    def with_log_probs(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "DeviceLogits":
         """Replace log-probabilities; see `Logits`."""
         places, values = (self._moved(rows), self._moved(ids)), self._moved(log_probs)
         return DeviceLogits(self._log_probs.index_put(places, values.type_as(self._log_probs)))
 
-    def repeated(self, count: int) -> "DeviceLogits":
+    def repeat_rows(self, count: int) -> "DeviceLogits":
         """Repeat each row; see `Logits`."""
         return DeviceLogits(self._log_probs.repeat_interleave(count, dim=0))
 

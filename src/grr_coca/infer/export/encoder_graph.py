@@ -168,7 +168,7 @@ def _write_small(path: Path, folder: Path) -> Literal["fp16", "int8"]:
     """Write `small.onnx`, and return its precision."""
     import onnx_ir as ir  # lazy imports, here and below, because they need the extra `export`
 
-    from grr_coca.infer.export.quantize import constant_products, quantize_products, quiet
+    from grr_coca.infer.export.quantize import constant_products, quantize_products, suppress_messages
 
     model = ir.load(path)
     products = sum(_num_bytes(node.inputs[1]) for node in constant_products(model.graph))
@@ -177,7 +177,7 @@ def _write_small(path: Path, folder: Path) -> Literal["fp16", "int8"]:
         if model.opset_imports.get("", _MIN_OPSET) < _MIN_OPSET:
             from onnxscript.version_converter import convert_version
 
-            with quiet():
+            with suppress_messages():
                 convert_version(model, _MIN_OPSET, fallback=True)
         quantize_products(model, (), folder / "quantized")
         model = ir.external_data.load_to_model(ir.load(folder / "quantized" / "int8.onnx"))

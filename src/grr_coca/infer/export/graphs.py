@@ -33,7 +33,7 @@ from torch.export import Dim
 from grr_coca.data.batch import FeatureTokens, normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
-from grr_coca.infer.export.quantize import quiet
+from grr_coca.infer.export.quantize import suppress_messages
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValues
 from grr_coca.model.checkpoint_files import GraphName
 from grr_coca.model.coca import CoCa
@@ -151,7 +151,7 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     dims = {size: Dim(size, min=minima.get(size, 0)) for size in _EXAMPLE}
     examples = [_example(name, shape) for name, shape in spec.inputs.items()]
     varying = [{axis: dims[s] for axis, s in enumerate(shape) if isinstance(s, str)} for shape in spec.inputs.values()]
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), suppress_messages():
         # If a layer required a fixed batch size, `torch.onnx.export` would write a graph for that size when called with
         # the module itself. `torch.export.export` raises an error instead.
         program = torch.export.export(

@@ -22,7 +22,7 @@ not."""
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_messages() -> Iterator[None]:
     """Suppress exporters' messages about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -49,7 +49,7 @@ def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Pat
     _scale_rows(model.graph, [node for node in selected if follows_activation(node)])
     folder.mkdir()
     ir.save(model, folder / "fp32.onnx", external_data="fp32.data")
-    with quiet():
+    with suppress_messages():
         quantize_dynamic(
             folder / "fp32.onnx",
             folder / "int8.onnx",

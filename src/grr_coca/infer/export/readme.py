@@ -61,7 +61,7 @@ files. The program above reads only its base.
 """
 
 
-def readme(checkpoint: Checkpoint, precision: str, *, is_adapted: bool = False) -> str:
+def render_readme(checkpoint: Checkpoint, precision: str, *, is_adapted: bool = False) -> str:
     """Return the content of README.md for a folder of graphs."""
     preprocess, tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     context_length = checkpoint.config.text_decoder.context_length

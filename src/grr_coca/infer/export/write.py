@@ -20,7 +20,7 @@ from grr_coca.infer.engine.frozen import open_frozen
 from grr_coca.infer.export.encoder_graph import name_without_folders, write_encoder_files
 from grr_coca.infer.export.graphs import OPSET, trace
 from grr_coca.infer.export.quantize import constant_products, quantize_products
-from grr_coca.infer.export.readme import readme
+from grr_coca.infer.export.readme import render_readme
 from grr_coca.infer.export.weights import reference_weights, write_shared
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_tensors
 from grr_coca.model.checkpoint_files import (
@@ -88,7 +88,8 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
             if is_adapted(source):
                 _write_adaptation(source, partial, precision)
             facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
-            (partial / "README.md").write_bytes(readme(checkpoint, precision, is_adapted=is_adapted(source)).encode())
+            page = render_readme(checkpoint, precision, is_adapted=is_adapted(source))
+            (partial / "README.md").write_bytes(page.encode())
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     return line

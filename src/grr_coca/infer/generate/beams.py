@@ -83,7 +83,7 @@ class BeamSearch:
         self.decoder, self.options, self.max_length, self.eos_id = decoder, options, max_length, eos_id
         self.num_beams = options.num_beams
         num_images = len(prompt_ids)
-        self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
+        self.logits = decoder.step(prompt_ids).repeat_rows(self.num_beams)
         self.rows = np.arange(num_images).repeat(self.num_beams)
         """For each beam, the decoder row that has read all tokens of the beam except the last token."""
         # All beams are initially equal, so one of them suffices.

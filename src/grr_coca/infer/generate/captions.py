@@ -48,7 +48,7 @@ class ArrayLogits:
         """Return the log-probabilities of given tokens; see `Logits`."""
         return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
 
-    def replaced(
+    def with_log_probs(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "ArrayLogits":
         """Replace log-probabilities; see `Logits`."""
@@ -56,7 +56,7 @@ class ArrayLogits:
         changed[rows, ids] = log_probs + self._normalizer[rows, 0]
         return ArrayLogits(changed, self._normalizer)
 
-    def repeated(self, count: int) -> "ArrayLogits":
+    def repeat_rows(self, count: int) -> "ArrayLogits":
         """Repeat each row; see `Logits`."""
         return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
 
@@ -239,7 +239,7 @@ def decode_independently(
     captions = CaptionsInProgress(len(prompt_ids) * num_captions, max_length)
     logits = decoder.step(prompt_ids)
     if num_captions > 1:
-        logits = logits.repeated(num_captions)
+        logits = logits.repeat_rows(num_captions)
         decoder.reorder(np.arange(len(prompt_ids)).repeat(num_captions))
     has_rules = options.min_length or options.no_repeat_ngram or options.repetition_penalty != 1
     for step in range(max_length):

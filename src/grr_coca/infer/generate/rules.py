@@ -51,7 +51,7 @@ def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: Genera
         return logits
     rows, ids, log_probs = (np.concatenate(parts)[::-1] for parts in zip(*changes, strict=True))
     _, last = np.unique(rows << 32 | ids, return_index=True)  # the last rule that changes a token decides
-    return logits.replaced(rows[last], ids[last], log_probs[last])
+    return logits.with_log_probs(rows[last], ids[last], log_probs[last])
 
 
 def _penalize_repetition(logits: Logits, new_ids: Int[np.ndarray, "R T"], penalty: float) -> _Change:

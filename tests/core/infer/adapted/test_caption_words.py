@@ -28,13 +28,13 @@ def test_words_of(text, words):
 
 
 def test_vocabulary_keeps_the_most_frequent_words_in_order():
-    vocabulary = Vocabulary.of(["b a", "a c", "a b"], 2)
+    vocabulary = Vocabulary.from_captions(["b a", "a c", "a b"], 2)
     assert vocabulary.words == ("a", "b")
     np.testing.assert_allclose(vocabulary.rarities, [math.log(4 / 4) + 1, math.log(4 / 3) + 1], rtol=1e-6)
 
 
 def test_weights_have_length_one_and_ignore_unknown_words():
-    vocabulary = Vocabulary.of(["a b", "c"], 10)
+    vocabulary = Vocabulary.from_captions(["a b", "c"], 10)
     weighed = vocabulary.weigh(["a a b z", "z", "c"])
     assert weighed.ends.tolist() == [2, 2, 3]
     np.testing.assert_allclose(weighed.weights[:2], np.array([2, 1]) / math.sqrt(5), rtol=1e-6)
@@ -45,7 +45,7 @@ def test_weights_have_length_one_and_ignore_unknown_words():
 def test_sparse_products_equal_dense_ones():
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(list("abcdefg"), size)) for size in (3, 1, 5, 2)] + ["zz"]
-    vocabulary = Vocabulary.of(texts[:4], 10)
+    vocabulary = Vocabulary.from_captions(texts[:4], 10)
     weighed = vocabulary.weigh(texts)
     matrix = np.zeros((5, len(vocabulary)), np.float32)
     for row in range(5):

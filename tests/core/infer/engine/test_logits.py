@@ -53,7 +53,7 @@ def test_log_probabilities_equal_the_log_softmax(make):
 @everywhere
 def test_replacing_log_probs_keeps_other_fields_and_the_original(make):
     logits = make(LOGITS)
-    changed = logits.replaced(np.array([0, 2]), np.array([5, 6]), np.array([-np.inf, -0.25], dtype=np.float32))
+    changed = logits.with_log_probs(np.array([0, 2]), np.array([5, 6]), np.array([-np.inf, -0.25], dtype=np.float32))
     expected = LOG_PROBS.copy()
     expected[0, 5], expected[2, 6] = -np.inf, -0.25
     assert changed.log_probs_of(ALL) == pytest.approx(expected, abs=1e-5)
@@ -63,7 +63,7 @@ def test_replacing_log_probs_keeps_other_fields_and_the_original(make):
 
 @everywhere
 def test_rows_are_repeated_side_by_side(make):
-    assert make(LOGITS).repeated(2).log_probs_of(ALL.repeat(2, axis=0)) == pytest.approx(
+    assert make(LOGITS).repeat_rows(2).log_probs_of(ALL.repeat(2, axis=0)) == pytest.approx(
         LOG_PROBS.repeat(2, axis=0), abs=1e-5
     )
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from grr_coca.infer.export.graphs import OPSET
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
-from grr_coca.infer.export.quantize import follows_activation, quiet
+from grr_coca.infer.export.quantize import follows_activation, suppress_messages
 from grr_coca.model.attention import CachedLayout, KeyValueCache, Rotary, line_angles
 from grr_coca.model.blocks import GEGLU, MLP
 from grr_coca.model.build import build
@@ -145,7 +145,7 @@ class Layers(nn.Module):
 
 @pytest.mark.ci
 def test_products_behind_activations_are_found():
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), suppress_messages():
         program = torch.export.export(Layers().eval(), (torch.randn(2, 3, 8),))
         exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     products = [node for node in exported.model.graph if node.op_type in ("MatMul", "Gemm")]

@@ -13,7 +13,7 @@ from picture_kinds import PICTURES, write_pictures
 from PIL import Image, ImageOps
 
 from grr_coca.data.preprocess import Framing, Preprocess
-from grr_coca.infer.export.readme import readme
+from grr_coca.infer.export.readme import render_readme
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import bundled_folder
 
@@ -50,7 +50,7 @@ def shipped():
 )
 def test_program_sees_the_same_pixels(shipped, tmp_path, framing, opening, order):
     preprocess = Preprocess(64, framing=framing, opening=opening, order=order)
-    page = readme(replace(shipped, preprocess=preprocess), "fp32")
+    page = render_readme(replace(shipped, preprocess=preprocess), "fp32")
     # Colour profiles and floating-point pixels are beyond a short program.
     others = re.compile(r"profile|adobe|display-p3|32bit|heic$|md$")
     paths = [*write_pictures(tmp_path), *(path for path in sorted(PICTURES.iterdir()) if not others.search(path.name))]

@@ -28,7 +28,7 @@ from grr_coca.data.tokenizer import train_bpe
 from grr_coca.infer.engine.onnx import OnnxEngine
 from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.export.graphs import trace
-from grr_coca.infer.export.readme import readme
+from grr_coca.infer.export.readme import render_readme
 from grr_coca.infer.export.write import write_onnx
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.build import build
@@ -276,7 +276,7 @@ def test_folder_is_complete_and_describes_itself(export):
     verify_folder(exported.folder)
     listed = read_manifest(exported.folder)
     assert {path.name for path in exported.folder.iterdir()} == {*listed, "manifest.json"}
-    assert (exported.folder / "README.md").read_text() == readme(exported.checkpoint, "fp32")
+    assert (exported.folder / "README.md").read_text() == render_readme(exported.checkpoint, "fp32")
     manifest = json.loads((exported.folder / "manifest.json").read_text())
     assert manifest["precision"] == "fp32"
     assert manifest["checkpoint"] == fingerprint(exported.source) == fingerprint(exported.folder)
@@ -348,7 +348,7 @@ def test_graphs_that_ship_belong_to_the_weights_that_ship(name):
 def test_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     exported = export(name)
     image = DRAWINGS[0]
-    page = readme(exported.checkpoint, "fp32")
+    page = render_readme(exported.checkpoint, "fp32")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     program = "import sys\nsys.modules['torch'] = sys.modules['grr_coca'] = None\n" + program
     command = [sys.executable, "-c", program, str(image)]
@@ -365,7 +365,7 @@ def test_int8_readme_states_the_measurements(export):
     path = Path(__file__).parents[4] / "benchmarks" / "results" / "precision.json"
     row = json.loads(path.read_text())["rows"][0]
     assert (row["model"], row["images"]) == ("icons", 895)
-    page = " ".join(readme(from_pretrained(SHIPPED["icons"]), "int8").split())
+    page = " ".join(render_readme(from_pretrained(SHIPPED["icons"]), "int8").split())
     assert f"{row['int8_alone_as_in_a_batch']:.0%} are the same in batches of 1 and of 64".replace("%", " %") in page
     assert f"{row['int8_as_fp32']:.0%} are those of fp32".replace("%", " %") in page
     least = int(1000 * min(row["int8_cosine"], row["int8_alone_cosine"])) / 1000

@@ -310,7 +310,8 @@ def _index(action: IndexShards) -> int:
 
 def _format_stats(stats: "DatasetStats") -> str:
     """Return the statistics as text."""
-    lines = [f"pairs             {stats.num_pairs:,}" + _sample_note(stats)]
+    sampled = "" if stats.num_read == stats.num_pairs else f", {stats.num_read:,} of them inspected"
+    lines = [f"pairs             {stats.num_pairs:,}{sampled}"]
     if stats.num_images is not None:
         lines.append(f"images            {stats.num_images:,}")
     lines.append(f"captions          {stats.num_captions:,}")
@@ -333,10 +334,6 @@ def _format_stats(stats: "DatasetStats") -> str:
     sizes = ", ".join(f"{w}×{h} ({number:,})" for (w, h), number in stats.image_sizes.most_common(_NUM_SIZES_SHOWN))
     lines.append(f"image sizes       {len(stats.image_sizes):,} different; most frequent {sizes or 'none'}")
     return "\n".join(lines)
-
-
-def _sample_note(stats: "DatasetStats") -> str:
-    return "" if stats.num_read == stats.num_pairs else f", {stats.num_read:,} of them inspected"
 
 
 def _as_json(stats: "DatasetStats") -> str:

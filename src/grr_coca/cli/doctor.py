@@ -20,7 +20,6 @@ from grr_coca.common.files import file_sha256, read_json, read_manifest, user_ca
 from grr_coca.common.threads import num_threads
 from grr_coca.infer.load import choose_engine
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, read_config
-from grr_coca.model.config import CoCaConfig
 
 _BASE_PACKAGES = ("numpy", "pillow", "tokenizers", "safetensors", "onnxruntime", "tyro", "rich", "filelock", "pathspec")
 _CPU_FEATURES = ("SSE42", "AVX2", "FMA3", "AVX512F", "AVX512VNNI", "AVX512_SPR", "NEON", "ASIMDDP", "SVE")
@@ -38,6 +37,8 @@ def run(json: Flag = False) -> int:
         json: print one JSON object.
     """
     corrupt = list(_corrupt_files())
+    config_file = FOLDER / DEFAULT / "config.json"
+    config = read_config(read_json(config_file)["model"], str(config_file))
     report = {
         "grr-coca": f"{grr_coca.__version__}, from a {'clone' if is_clone() else 'package'}",
         "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.architecture()[0]})",
@@ -47,9 +48,12 @@ def run(json: Flag = False) -> int:
         "settings": " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none",
         "encodings": f"{sys.stdout.encoding}, files {locale.getpreferredencoding(False)}",
         "sqlite": sqlite3.sqlite_version,
-        "engine": f"{choose_engine(FOLDER / DEFAULT, _default_config())} for {DEFAULT}",
+        "engine": f"{choose_engine(FOLDER / DEFAULT, config)} for {DEFAULT}",
         "packages": {name: _version(name) or "missing" for name in _BASE_PACKAGES},
-        "extras": {extra: _format_extra(packages) for extra, packages in PACKAGES.items()},
+        "extras": {
+            extra: ", ".join(f"{name} {_version(name) or '(missing)'}" for name in packages.values())
+            for extra, packages in PACKAGES.items()
+        },
         "missing": {
             extra: install_command(extra)
             for extra, packages in PACKAGES.items()
@@ -75,20 +79,11 @@ def _format_report(report: Mapping[str, object]) -> Iterator[str]:
         yield from (f"  {key:<{width}}  {text}" for key, text in value.items())
 
 
-def _default_config() -> CoCaConfig:
-    file = FOLDER / DEFAULT / "config.json"
-    return read_config(read_json(file)["model"], str(file))
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _format_extra(packages: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {_version(name) or '(missing)'}" for name in packages.values())
 
 
 def _cpu_features() -> list[str]:

@@ -4,7 +4,7 @@ Shapes: N rows, E embedding width.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -17,9 +17,6 @@ from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.infer.outputs.vector_files import VectorBuffer, check_format, check_output, write_vectors
 from grr_coca.model.checkpoint_files import DEFAULT
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def run(
@@ -76,16 +73,13 @@ def run(
     else:
         lines, folder = list(read_lines(texts).values()), locate_checkpoint(checkpoint)
         check_output(out, lines, [texts])
-        keys, vectors, code = lines, _embed_texts(lines, folder, engine, batch_size), 0
+        model = grr_coca.load(folder, engine=engine)
+        with bars({"embedded": len(lines)}) as shown:
+            vectors = model.embed_texts(
+                lines, batch_size=batch_size, on_progress=lambda done, _: shown.update("embedded", done, "")
+            )
+        keys, code = lines, 0
     if keys:
         write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
     return code
-
-
-def _embed_texts(lines: list[str], checkpoint: Path, engine: str, batch_size: int) -> "np.ndarray":
-    model = grr_coca.load(checkpoint, engine=engine)
-    with bars({"embedded": len(lines)}) as shown:
-        return model.embed_texts(
-            lines, batch_size=batch_size, on_progress=lambda done, _: shown.update("embedded", done, "")
-        )

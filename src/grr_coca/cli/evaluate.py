@@ -236,11 +236,6 @@ def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) ->
     }
 
 
-def baseline_captions(baselines: "Baselines", split: "PairSource") -> "dict[str, dict[str, Measure]]":
-    """Return the caption metrics of each baseline on a split."""
-    return {name: captioned.scores().measures() for name, captioned in baselines.captions(split).items()}
-
-
 def _baseline_intervals(fitted: "Baselines", task: Task, path: str) -> "dict[str, dict[str, Interval]]":
     """Return the metrics of each baseline on a split."""
     from grr_coca.data.sources.open import open_source
@@ -248,7 +243,7 @@ def _baseline_intervals(fitted: "Baselines", task: Task, path: str) -> "dict[str
 
     split = open_source(path)
     if task == "captioning":
-        found = baseline_captions(fitted, split)
+        found = {name: captioned.scores().measures() for name, captioned in fitted.captions(split).items()}
     else:
         found = baseline_recalls(fitted, split, "own" if task == "retrieval" else "equal")
     return {name: intervals(measures) for name, measures in found.items()}

@@ -116,7 +116,11 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
         try:
             for row in _read_rows(folder / LOG_FILE, recipe, follow, seconds):
                 step, split = int(row["step"]), str(row["split"])
-                metrics = {f"{split}/{name}": float(value) for name, value in row.items() if _is_metric(name, value)}
+                metrics = {
+                    f"{split}/{name}": float(value)
+                    for name, value in row.items()
+                    if name not in ("step", "split") and isinstance(value, int | float)
+                }
                 if step <= sent.get(split, -1) or not metrics:
                     continue
                 tracker.log(step, metrics)
@@ -132,10 +136,6 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
             "command again"
         ) from error
     return number
-
-
-def _is_metric(name: str, value: object) -> bool:
-    return name not in ("step", "split") and isinstance(value, int | float)
 
 
 def _read_rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,8 @@ from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import fingerprint
 
+PAIRS = real_pairs(60, "glyphs")
+
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
@@ -26,11 +28,12 @@ def fresh(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def measured(place, fresh, tmp_path_factory):
+def measured(fresh, tmp_path_factory):
     """Adapted to the pairs and measured by fresh ones."""
     out = tmp_path_factory.mktemp("val") / "mine"
     options = ["--val", str(fresh), "--out", str(out)]
-    assert main(["adapt", str(place / "pairs.tar"), *options]) == 0
+    pairs = write_shard(out.parent / "pairs.tar", PAIRS)
+    assert main(["adapt", str(pairs), *options]) == 0
     return out
 
 
@@ -44,10 +47,10 @@ def test_report_equals_evaluate_on_val(grr_coca, fresh, measured):
             assert figures[f"new/{method}"][name] == pytest.approx(own[name]["value"], abs=2.5 / 50)
 
 
-def test_pairs_of_val_are_neither_fitted_nor_stored(place, measured):
+def test_pairs_of_val_are_neither_fitted_nor_stored(measured):
     header = json.loads((measured / "adapted.json").read_text(encoding="utf-8"))
-    fitted = {pair.caption for pair in real_pairs(NUM_PAIRS, "glyphs")}
-    assert header["num_images"] == NUM_PAIRS == len(read_features(measured))
+    fitted = {pair.caption for pair in PAIRS}
+    assert header["num_images"] == len(PAIRS) == len(read_features(measured))
     assert set(header["captions"]) == fitted
     words = {word for caption in header["captions"] for word in caption.split()}
     assert set(header["words"]) <= {part for word in words for part in word.lower().replace("-", " ").split()}

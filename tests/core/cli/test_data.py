@@ -137,14 +137,6 @@ def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "a.webp"]
 
 
-def test_check_writes_nothing_that_was_not_named(grr_coca, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    result = grr_coca("data", "check", write_shard(tmp_path / "a.tar", PAIRS[:3]))
-    assert (result.code, "contact sheet" in result.out) == (0, False)
-    assert list((tmp_path / "here").iterdir()) == []
-
-
 def test_one_broken_pair_or_truncated_shard_is_exit_code_1(grr_coca, tmp_path):
     members = shard_members(PAIRS[:4])
     shard = write_tar(tmp_path / "a.tar", members)

@@ -448,14 +448,13 @@ def test_pretraining_without_model_or_tokenizer_is_an_error(run, missing):
         new_checkpoint(replace(run.recipe, **{missing: None}), ALONE)
 
 
-@pytest.mark.parametrize(("part", "name"), [("text_decoder", "adamw"), ("image_encoder", "muon")])
-def test_frozen_part_is_unchanged_and_others_learn(run, tmp_path, part, name):
+def test_frozen_part_is_unchanged_and_others_learn(run, tmp_path):
     start = from_pretrained(run.folder)
     before = weights(start)
-    optimizer = OptimizerRecipe(name, weight_decay=0.5)
-    recipe = finetuning(run.recipe, freeze=(part,), optimizer=optimizer, schedule=ScheduleRecipe(2, 0))
+    optimizer = OptimizerRecipe("muon", weight_decay=0.5)
+    recipe = finetuning(run.recipe, freeze=("image_encoder",), optimizer=optimizer, schedule=ScheduleRecipe(2, 0))
     after = weights(train(recipe, start, tmp_path / "run", ALONE, silent))
-    frozen = {key for key in before if key.split(".")[0] in FROZEN_MODULES[part]}
+    frozen = {key for key in before if key.split(".")[0] in FROZEN_MODULES["image_encoder"]}
     assert frozen
     assert set(differing(before, after)) == before.keys() - frozen
 

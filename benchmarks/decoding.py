@@ -178,7 +178,7 @@ class Loader:
             from grr_coca.data.loader import make_loader
         except ImportError:
             make_loader = dataset.make_loader
-        dataset._MAX_KEPT_PIXELS = 0
+        dataset._MAX_CACHED_PIXELS = 0
         model = grr_coca.load("icons")
         pairs = dataset.PairDataset(
             open_source(setup["folder"]),

@@ -40,7 +40,7 @@ from grr_coca.adapt.adapt_model import adaptation_of
 from grr_coca.adapt.fit import fit_images
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs
 from grr_coca.cli import exit_code
-from grr_coca.common.ranks import launched
+from grr_coca.common.ranks import join_ranks
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.features import FeatureCache
 from grr_coca.data.sources.base import PairSource
@@ -229,7 +229,7 @@ def trained(domain: EncodedDomain, fold: int, arm: str, steps: int) -> Row:
     began, usual = time.process_time(), loop.training_sources
     loop.training_sources = lambda _: sources  # type: ignore[assignment]
     try:
-        with tempfile.TemporaryDirectory() as out, launched() as ranks:
+        with tempfile.TemporaryDirectory() as out, join_ranks() as ranks:
             start = from_pretrained(locate_checkpoint("icons"))
             start = with_feature_encoder(start, recipe) if features else start
             model = loop.train(recipe, start, Path(out) / "run", ranks, lambda *_: None)

@@ -33,7 +33,7 @@ def main() -> None:
     if options.smoke:
         recipe = replace(recipe, data=replace(recipe.data, train=recipe.data.val, batch_size=16))
     rounds = 1 if options.smoke else ROUNDS
-    alone = Ranks.here(torch.device("cpu"))
+    alone = Ranks.current(torch.device("cpu"))
     start = new_checkpoint(recipe, alone)
     recipe = resolve_precision(recipe, start.model, alone.device).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, alone)

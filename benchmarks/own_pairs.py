@@ -24,7 +24,7 @@ from grr_coca.adapt.fit import FitResult, fit_images
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs
 from grr_coca.adapt.ridge import fit, join_linked, links_of, make_folds, near_equal
 from grr_coca.cli import exit_code
-from grr_coca.common.ranks import launched
+from grr_coca.common.ranks import join_ranks
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Chain, Subset, every_caption
@@ -193,7 +193,7 @@ def fine_tune(domain: Domain, learned: np.ndarray, val: np.ndarray, seed: int, s
     began, usual = time.perf_counter(), loop.training_sources
     loop.training_sources = lambda _: sources  # type: ignore[assignment]
     try:
-        with launched() as ranks:
+        with join_ranks() as ranks:
             loop.train(recipe, from_pretrained(locate_checkpoint("icons")), out, ranks, lambda *_: None)
     finally:
         loop.training_sources = usual

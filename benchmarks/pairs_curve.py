@@ -25,7 +25,7 @@ from grr_coca.adapt.fit import fit_images, without_copies
 from grr_coca.adapt.read_pairs import MAX_PAIRS, ImageSet, read_pairs
 from grr_coca.cli import exit_code
 from grr_coca.common.files import expand_cache_prefix
-from grr_coca.common.ranks import launched
+from grr_coca.common.ranks import join_ranks
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage, Chain, Subset, every_caption
@@ -134,7 +134,7 @@ def trained(train: str, val: str, test: str, count: int, steps: int) -> Iterator
     loop.training_sources = lambda _: (pairs, every_caption(held))  # type: ignore[assignment,attr-defined]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            with launched() as ranks:
+            with join_ranks() as ranks:
                 loop.train(recipe, checkpoint, Path(folder) / "run", ranks, lambda *_: None)
             model = load(Path(folder) / "run")
     finally:

@@ -31,7 +31,7 @@ from stores import s3_environment, s3_server, upload
 from support import write_tar
 
 from grr_coca.common.ranks import Ranks
-from grr_coca.data import ahead
+from grr_coca.data import prefetch
 from grr_coca.data.batch import Batch
 from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.sources.base import PairSource
@@ -73,7 +73,7 @@ def waiting(folder: Path, endpoint: str, cores: list[int], smoke: bool) -> list[
     pattern = f"{{00..{len(paths) - 1:02d}}}.tar"
     for file in remote_shards(f"s3://{BUCKET}/{pattern}"):
         index_remote(file)
-    ahead.AHEAD = 2 * PAIRS_PER_SHARD
+    prefetch.PREFETCH_DISTANCE = 2 * PAIRS_PER_SHARD
     found: dict[str, tuple[float, float]] = {}
     for name, path in (("disk", str(folder / "pairs" / pattern)), ("S3", f"s3://{BUCKET}/{pattern}")):
         data = replace(recipe.data, train=path, num_workers=1, batch_size=16 if smoke else recipe.data.batch_size)
@@ -107,7 +107,7 @@ def write_pairs(folder: Path, recipe: Recipe, count: int) -> list[Path]:
 
 def share_of_waiting(recipe: Recipe, cores: list[int], steps: int) -> tuple[float, float]:
     """Median seconds of a step with its waiting, and the share that all steps after the first ones waited."""
-    alone = Ranks.here(torch.device("cpu"))
+    alone = Ranks.current(torch.device("cpu"))
     start = new_checkpoint(recipe, alone)
     recipe = resolve_precision(recipe, start.model, alone.device).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, alone)

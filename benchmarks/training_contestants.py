@@ -180,7 +180,7 @@ class Ours(Contestant):
             preprocess=Preprocess(config.image_encoder.image_size),
             step=0,
         )
-        self.trainer = build_trainer(recipe, start, Ranks.here(self.device))
+        self.trainer = build_trainer(recipe, start, Ranks.current(self.device))
         self.num_steps = 0
 
     def prepare(self, images: Tensor, rows: list[list[int]]) -> Any:
@@ -213,7 +213,7 @@ class Ours(Contestant):
 
     def loop(self, lengths: list[int], seed: int, steps: int) -> dict[str, float]:
         """Seconds of a step whose batch is copied to the device while the step before it runs, as in a run."""
-        from grr_coca.data.batch import copied_ahead
+        from grr_coca.data.batch import copy_ahead
 
         generator = torch.Generator().manual_seed(seed)
         images = torch.randn(len(lengths), 3, 224, 224, generator=generator)
@@ -221,7 +221,7 @@ class Ours(Contestant):
         batch = batch.pin_memory() if self.device.type == "cuda" else batch
 
         def work() -> None:
-            for (copied,) in copied_ahead(([batch] for _ in range(steps)), self.device):
+            for (copied,) in copy_ahead(([batch] for _ in range(steps)), self.device):
                 self.train(copied)
             self._finish()
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 from grr_coca import load
 from grr_coca.cli import exit_code
 from grr_coca.common.files import expand_cache_prefix
-from grr_coca.data.survey import Font, label_font
+from grr_coca.data.dataset_stats import Font, label_font
 from grr_coca.infer.image_text_model import ImageTextModel
 from icon_search import Icon, read_icons
 

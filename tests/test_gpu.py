@@ -20,7 +20,7 @@ from support import real_pairs, snapshot, tiny_recipe, write_shard
 
 import grr_coca
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.batch import copied_ahead
+from grr_coca.data.batch import copy_ahead
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.coca import fast_products, require_exact_products
@@ -38,7 +38,7 @@ STEPS = 5
 
 def make_trainer(config, device, optimizer, precision, loss_scale=None):
     model = build(config, seed=0).to(device)
-    ranks = Ranks.here(torch.device(device))
+    ranks = Ranks.current(torch.device(device))
     optimizers = Optimizers(model, optimizer, ScheduleRecipe(STEPS, 1))
     parallel = ParallelModel(model, "ddp", ranks)
     return Trainer(parallel, optimizers, LossWeights(), precision, ema=None, loss_scale=loss_scale)
@@ -104,7 +104,7 @@ def test_step_waits_for_its_gpu_once(tiny_config, batches, num_pieces):
 def test_batches_that_were_copied_ahead_are_whole(tiny_config, make_batch, device):
     batches = [make_batch(tiny_config(), seed=seed) for seed in range(20)]
     pinned = [batch.pin_memory() if device == "cuda" else batch for batch in batches]
-    for (copied,), batch in zip(copied_ahead([[each] for each in pinned], torch.device(device)), batches, strict=True):
+    for (copied,), batch in zip(copy_ahead([[each] for each in pinned], torch.device(device)), batches, strict=True):
         busy = copied.images.clone()
         for _ in range(50):  # keeps the device busy while the next copy begins
             busy = busy * 1.0001

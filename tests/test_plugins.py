@@ -128,8 +128,8 @@ def test_own_packages_are_registered():
     assert plugins.is_installed()
     commands = plugins.own("grr_coca.commands")
     assert set(commands) == {"icons", "open_clip", "search", "serve", "study"}
-    assert plugins.named("grr_coca.functions", "Index").__name__ == "Index"
-    assert plugins.named("grr_coca.functions", "Indexx") is None
+    assert plugins.find("grr_coca.functions", "Index").__name__ == "Index"
+    assert plugins.find("grr_coca.functions", "Indexx") is None
 
 
 def test_bare_checkout_requests_installation(monkeypatch, capsys):

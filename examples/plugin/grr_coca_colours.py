@@ -43,7 +43,7 @@ class Colours(PairSource):
     def name(self, index: int) -> str:
         return f"colours:{self.names[index]}"
 
-    def place(self, index: int) -> str:
+    def container(self, index: int) -> str:
         return "colours"
 
 

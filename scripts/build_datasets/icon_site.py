@@ -29,7 +29,7 @@ from PIL import Image
 
 from grr_coca.cli import exit_code
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import require_own_name, user_cache, write_bytes_atomic
+from grr_coca.common.files import require_folder_name, user_cache, write_bytes_atomic
 from grr_coca.model.checkpoint_files import fingerprint
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_icons.match.match_numbers import match_numbers
@@ -156,7 +156,7 @@ def build(
     import grr_coca
     from grr_coca.infer.load import locate_checkpoint
 
-    require_own_name(out)
+    require_folder_name(out)
     if out.exists() and not (out / "site.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: holds something else; give a new folder")
     files = find_runtime(runtime)

@@ -19,7 +19,7 @@ from icon_pairs import HeldOut, IconPair, Selection, select, unit_hash
 from icon_sources import Archives, IconSet, kept_sets, read_tags, why_left_out
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import atomic_folder, require_own_name, user_cache
+from grr_coca.common.files import atomic_folder, require_folder_name, user_cache
 from grr_coca_serve.npm import NpmPackage
 
 NAME = "icons"
@@ -88,7 +88,7 @@ def _is_built(folder: Path) -> bool:
     Raises:
         UserError: the folder holds something else, or is the current folder, which cannot be replaced.
     """
-    require_own_name(folder)
+    require_folder_name(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; give a new folder")
     if not folder.exists() or not any(folder.iterdir()):

@@ -39,7 +39,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     if colon and not Path(name).exists():
         from grr_coca.common import plugins  # imported in the function, as below, so that `import grr_coca` stays fast
 
-        loader = plugins.named("grr_coca.loaders", scheme)
+        loader = plugins.find("grr_coca.loaders", scheme)
         if loader is not None:
             return loader(path, device, engine)
     from grr_coca.infer.load import load as load_model
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> object:
     if not name.startswith("_"):
         from grr_coca.common import plugins
 
-        found = plugins.named("grr_coca.functions", name)
+        found = plugins.find("grr_coca.functions", name)
         if found is not None:
             return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,9 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.image_files import ImageFile
-from grr_coca.data.isolated import ask_helpers
+from grr_coca.data.isolated import call_helpers
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.data.tokenizer import writable
+from grr_coca.data.tokenizer import replace_surrogates
 from grr_coca.infer.on_ray import map_on_ray
 from grr_coca_search.entry import Entry, Failure, Photo, Stamp, digest_of, plain_fields, stamp_of
 from grr_coca_search.fields import PHOTO_FIELDS, READER
@@ -91,14 +91,14 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
             read.append((one._replace(stamp=stamp), digest, size))
             yield content, one.file.name
 
-    for answer in ask_helpers("described", contents(), module=FACTS, preprocess=preprocess):
+    for answer in call_helpers("described", contents(), module=FACTS, preprocess=preprocess):
         one, digest, size = read.popleft()
         stamp = one.stamp
         if isinstance(answer, UserError):
             is_of_system = isinstance(answer.__cause__, OSError) or (
                 isinstance(answer, BadSample) and answer.cause in (Cause.NOT_INSTALLED, Cause.UNREADABLE)
             )
-            yield Failure(one.file.name, one.root, None if is_of_system else stamp, writable(str(answer)))
+            yield Failure(one.file.name, one.root, None if is_of_system else stamp, replace_surrogates(str(answer)))
             continue
         if stamp is None or stamp.size != size:
             stamp = Stamp(size, 0 if stamp is None else stamp.mtime_ns)
@@ -111,14 +111,14 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
             phash=int(facts["phash"]),
             pixel_signature=bytes.fromhex(facts["look"]),
             photo=photo_of(one.file, facts["found"]),
-            square=preprocess.received(facts, pixels),
+            square=preprocess.to_square(facts, pixels),
         )
 
 
 def read_metadata(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
     """Yield new metadata and new hashes of each image, or None if its file cannot be read now."""
     contents = ((one.file.read_or_error(), one.file.name) for one in found)
-    for one, answer in zip(found, ask_helpers("described", contents, module=FACTS), strict=True):
+    for one, answer in zip(found, call_helpers("described", contents, module=FACTS), strict=True):
         if isinstance(answer, UserError):
             yield None
             continue

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Self, TypeVar
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
+from grr_coca.data.image_files import ByteRange, ImageFile, member_of_name, shard_of_name
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, CaptionConfidence
 from grr_coca_search.fields import OWN_FIELDS, PHOTO_FIELDS, READER, SEVERAL, FieldValue
@@ -136,9 +136,9 @@ class Entry:
         return name_id(self.name)
 
     @property
-    def span(self) -> Span:
+    def span(self) -> ByteRange:
         """Location of the image's bytes in a file."""
-        return Span(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
+        return ByteRange(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:

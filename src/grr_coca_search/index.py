@@ -13,7 +13,7 @@ from PIL import Image
 
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
-from grr_coca.data.image_files import done_ahead
+from grr_coca.data.image_files import map_in_background
 from grr_coca.data.isolated import helpers
 from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
@@ -238,7 +238,7 @@ class Index:
         Raises:
             UserError: If the other index has another model, or the other library has no images.
         """
-        match_index = plugins.named("grr_coca.functions", "match_index")
+        match_index = plugins.find("grr_coca.functions", "match_index")
         if match_index is None:
             raise UserError("matching needs the package grr_coca_icons; install grr-coca again")
         matches: list[Any] = match_index(self, other, n=n, names=names)
@@ -326,7 +326,7 @@ class IndexModel:
         helpers.start(FACTS)  # they start while the model is being loaded
         self.loaded.open_ahead()
         preprocess = self.loaded.preprocess
-        return done_ahead(found, partial(decode_found, preprocess=preprocess), batch_size)
+        return map_in_background(found, partial(decode_found, preprocess=preprocess), batch_size)
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
         """Caption and embed images, with one forward pass per batch."""

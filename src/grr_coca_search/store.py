@@ -575,8 +575,8 @@ def _store_class(location: str) -> type[Store]:
     without a known scheme is a folder.
     """
     scheme, colon, _ = location.partition(":")
-    kind: type[Store] | None = plugins.named("grr_coca.stores", scheme) if colon else None
-    return kind or plugins.named("grr_coca.stores", "folder")  # type: ignore[return-value]
+    kind: type[Store] | None = plugins.find("grr_coca.stores", scheme) if colon else None
+    return kind or plugins.find("grr_coca.stores", "folder")  # type: ignore[return-value]
 
 
 def is_index(location: str) -> bool:

@@ -24,7 +24,7 @@ from typing import Literal, Protocol
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_path
-from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
+from grr_coca.data.image_files import TABLE_SUFFIXES, is_forbidden, iterate_images, map_in_background
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.sources.base import reader_that_owns
 from grr_coca.data.walk import Exclusions
@@ -309,7 +309,7 @@ class _Run:
         """Update the metadata (camera data and user metadata) of known images if it has changed or was not read yet."""
         if not self._num_outdated_metadata:
             return
-        for batch in done_ahead(self._in_state("unnoted"), read_metadata, _NOTED_AT_ONCE):
+        for batch in map_in_background(self._in_state("unnoted"), read_metadata, _NOTED_AT_ONCE):
             read = [one for one in batch if one is not None]
             self._pending.noted.extend(read)
             self.update.noted += len(read)

@@ -80,7 +80,7 @@ class Explainer:
         checkpoint = self._model.checkpoint
         image = self._reader.decoded(data, checkpoint.preprocess)
         (described,) = self._model.describe_many([image])
-        pixels, square = checkpoint.pixels(image), _to_fractions(checkpoint.preprocess.seen(image), image.size)
+        pixels, square = checkpoint.pixels(image), _to_fractions(checkpoint.preprocess.visible_box(image), image.size)
         caption = described.captions[0]
         maps = caption_maps(checkpoint, pixels, caption.token_ids)
         return {

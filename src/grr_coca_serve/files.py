@@ -18,7 +18,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
-from grr_coca.data.images import encoded
+from grr_coca.data.images import encode_image
 from grr_coca.data.isolated import decode_image
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
@@ -211,4 +211,4 @@ class PictureFiles:
                     self._one_large.release()
         except (UserError, RequestError, OSError, ValueError):  # ValueError: a null byte in the name
             return None
-        return encoded(image, "WEBP", quality=80, method=2)
+        return encode_image(image, "WEBP", quality=80, method=2)

@@ -229,7 +229,7 @@ class PictureReader:
             RequestError, UserError: If the data are not an image, or exceed a limit.
         """
         _require_picture(data)
-        return preprocess.decode(data, _NAME, for_people=True, **self._decoding_options(preprocess))
+        return preprocess.decode(data, _NAME, for_display=True, **self._decoding_options(preprocess))
 
     def _decoding_options(self, preprocess: "Preprocess") -> dict[str, Any]:
         at_least = (_SPARE * preprocess.image_size,) * 2

@@ -295,14 +295,14 @@ class _Server(uvicorn.Server):
         """
         hangup = getattr(signal, "SIGHUP", None)
         is_main = threading.current_thread() is threading.main_thread()
-        is_ours = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
-        if hangup is not None and is_ours:
+        is_own_lock = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
+        if hangup is not None and is_own_lock:
             signal.signal(hangup, self.handle_exit)
         try:
             with super().capture_signals():
                 yield
         finally:
-            if hangup is not None and is_ours:
+            if hangup is not None and is_own_lock:
                 signal.signal(hangup, signal.SIG_DFL)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

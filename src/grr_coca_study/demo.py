@@ -97,7 +97,7 @@ def arm_pace(plan: DemoPlan, name: str) -> TrainingSpeed:
     """Return the speed of an arm in pretraining."""
     device = usable_device()
     recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
-    return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, raise_if_stopped)
+    return measure_pace(recipe, new_checkpoint(recipe, Ranks.current(device)), device, raise_if_stopped)
 
 
 # --- Schedules

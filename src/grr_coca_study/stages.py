@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from grr_coca.common.dict_to_dataclass import flat, from_dict, to_dict
+from grr_coca.common.dict_to_dataclass import flatten, from_dict, to_dict
 from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.data.sources.open import find_files, require_exists, shards_of
 from grr_coca.data.walk import walk_visible
@@ -68,7 +68,7 @@ def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
         for parent in parents:
             branch = branch.get(parent)
             if not isinstance(branch, dict):
-                raise UserError(f"{where}: the recipe has no key '{key}'; {suggest_name(key, flat(recipe))}")
+                raise UserError(f"{where}: the recipe has no key '{key}'; {suggest_name(key, flatten(recipe))}")
         branch[leaf] = value
     return from_dict(Recipe, tree, where)
 

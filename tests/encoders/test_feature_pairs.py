@@ -18,7 +18,13 @@ from support import real_pairs, write_shard
 from grr_coca import load
 from grr_coca.adapt import calibrate
 from grr_coca.cli import main
-from grr_coca.data.feature_image import encoder_of_image, enlarged, feature_image, feature_side, features_of_pixels
+from grr_coca.data.feature_image import (
+    encoder_of_image,
+    enlarge_square,
+    feature_image,
+    feature_side,
+    features_of_pixels,
+)
 from grr_coca.data.image_files import find_images
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.feature_pairs import PAIRS, FeaturePairs
@@ -188,7 +194,7 @@ def test_other_features_and_images_raise_with_both_names(grr_coca, place, refuse
     grr_coca("data", "features", slides, tmp_path / "uni", "--encoder", "given:uni")
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     mine, uni = place / "mine", tmp_path / "uni"
-    both = f"{uni}: features of given:uni; {mine} takes features of given:virchow"
+    both = f"{uni}: contains features of given:uni, but {mine} takes features of given:virchow"
     assert both in refused("caption", uni, "-c", mine)
     assert both in refused("index", uni, "--out", tmp_path / "index", "-c", mine)
     assert both in refused("evaluate", mine, "--data", uni)
@@ -198,12 +204,13 @@ def test_other_features_and_images_raise_with_both_names(grr_coca, place, refuse
     assert f"{uni}: features of given:uni, but" in refused("caption", uni, "-c", "icons")
     assert f"encodes images; pass the images, or {uni / PAIRS}" in refused("evaluate", "icons", "--data", uni)
     done = grr_coca("adapt", place / "old-features", "--val", uni, "--out", tmp_path / "m")
-    assert f"{uni}: features of given:uni; {place / 'old-features'} takes features of given:virchow" in done.err
+    old = place / "old-features"
+    assert f"{uni}: contains features of given:uni, but {old} takes features of given:virchow" in done.err
 
 
 def test_model_of_images_rejects_an_image_of_features(place):
     image = FeaturePairs(place / "new-features").image(0)
-    with pytest.raises(BadSample, match=r"^a: features of an image encoder; this model takes images"):
+    with pytest.raises(BadSample, match=r"^a: features of an image encoder, but this model takes images"):
         load("icons").preprocess.decode_square(image, "a")
     with pytest.raises(BadSample, match=r"^a: features of another image encoder than given:virchow"):
         load(place / "mine").preprocess.decode_square(feature_image(np.zeros(WIDTH), DIGEST), "a")
@@ -317,12 +324,12 @@ def test_features_survive_as_an_image(width):
     content = feature_image(features, DIGEST)
     image = Image.open(io.BytesIO(content)).convert("RGB")
     assert image.size == (feature_side(width),) * 2
-    for one in (image, enlarged(image, image.width + 7)):
+    for one in (image, enlarge_square(image, image.width + 7)):
         assert encoder_of_image(one) == DIGEST
         np.testing.assert_array_equal(features_of_pixels(np.asarray(one)), features.astype(np.float32))
     if width > 500:
         with pytest.raises(ValueError, match="do not fit"):
-            enlarged(image, image.width - 2)
+            enlarge_square(image, image.width - 2)
 
 
 def test_other_images_hold_no_features():

@@ -87,7 +87,9 @@ def test_weights_under_another_licence_are_referenced(tmp_path):
     assert [(tmp_path / "out" / name).exists() for name in FROZEN_FILES] == [True, False]
     assert grr_coca_load(tmp_path / "out").embed_images(images(tmp_path)).shape[0] == len(PICTURES)
     path.unlink()
-    with pytest.raises(UserError, match=r"an image; this model takes features of onnx:.*, which cannot be opened here"):
+    with pytest.raises(
+        UserError, match=r"an image, but this model takes features of onnx:.*, which cannot be opened here"
+    ):
         grr_coca_load(tmp_path / "out").embed_images(images(tmp_path))
 
 

@@ -58,7 +58,7 @@ SMALL = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path d="M
 def test_svg_is_rendered_at_twice_the_model_size():
     for_model = Preprocess(64)
     assert for_model.decode(SQUARE, "a.svg").size == (128, 128)
-    assert for_model.decode(SQUARE, "a.svg", for_people=True).size == (SIDE, SIDE)
+    assert for_model.decode(SQUARE, "a.svg", for_display=True).size == (SIDE, SIDE)
     assert Preprocess(224).decode(SQUARE, "a.svg").size == (SIDE, SIDE), "never larger"
 
 
@@ -72,7 +72,7 @@ def test_model_sees_a_drawing_of_half_the_size_nearly_alike():
     preprocess = Preprocess(64, framing=Framing())
     for drawing in (SQUARE, OBLONG, SMALL):
         small, whole = (
-            preprocess(preprocess.decode(drawing, "a.svg", for_people=f)).astype(int) for f in (False, True)
+            preprocess(preprocess.decode(drawing, "a.svg", for_display=f)).astype(int) for f in (False, True)
         )
         assert abs(small - whole).mean() < 2
 

@@ -18,7 +18,7 @@ from serving import DRAWINGS, JSON, OPTIONS, SHAPES, serving, wait_until, write_
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
-from grr_coca.data.image_files import Span
+from grr_coca.data.image_files import ByteRange
 from grr_coca.data.isolated import decode_image
 from grr_coca.model.checkpoint_files import RELEVANCE, bundled_folder
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
@@ -81,7 +81,9 @@ def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
     path = tmp_path / "p3.png"
     Image.new("RGB", (80, 80), (60, 150, 90)).save(path, icc_profile=profile)
     shown = decode_image(path.read_bytes(), "p3.png", to_srgb=True).getpixel((9, 9))
-    entry = SimpleNamespace(name="p3.png", span=Span(path), file=str(path), offset=None, is_there=True, is_vector=False)
+    entry = SimpleNamespace(
+        name="p3.png", span=ByteRange(path), file=str(path), offset=None, is_there=True, is_vector=False
+    )
     _write_thumbnails([entry], tmp_path / "site", lambda *_: None)
     for thumbnail in (
         PictureFiles(None)._thumbnail(entry, 64),

@@ -336,7 +336,7 @@ def test_heat_maps_cover_the_part_that_the_model_sees(served, icons):
     file = io.BytesIO()
     image.save(file, "PNG")
     left, top, right, bottom = served.post("/explain", file.getvalue()).json()["square"]
-    seen = icons.preprocess.seen(image)
+    seen = icons.preprocess.visible_box(image)
     assert (left * 400, top * 100, right * 400, bottom * 100) == pytest.approx(seen, abs=0.1)
     assert left < 0.125
     assert top < 0

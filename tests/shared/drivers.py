@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from grr_coca.common import ranks as ranks_of_run
-from grr_coca.common.ranks import launched
+from grr_coca.common.ranks import join_ranks
 from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.model import losses, presets
@@ -201,7 +201,7 @@ if __name__ == "__main__":  # by torchrun: FOLDER and the command line
 def wait_long_for_the_first(folder: Path) -> None:
     """The first rank works longer than ranks wait for each other elsewhere."""
     ranks_of_run.TIMEOUT = timedelta(seconds=5)
-    with launched() as ranks:
+    with join_ranks() as ranks:
         told = ranks.on_first(lambda: time.sleep(7) or "done")
         (folder / f"told-{ranks.rank}").write_text(told)
         ranks.sum(torch.zeros(1))
@@ -209,7 +209,7 @@ def wait_long_for_the_first(folder: Path) -> None:
 
 def fail_on_first(folder: Path) -> None:
     """The first rank divides by zero; each writes down what it hears of that."""
-    with launched() as ranks:
+    with join_ranks() as ranks:
         try:
             ranks.on_first(lambda: 1 / 0)
         except Exception as error:

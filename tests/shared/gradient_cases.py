@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from support import by_caption
 from torch import Tensor
 
-from grr_coca.common.ranks import Ranks, launched
+from grr_coca.common.ranks import Ranks, join_ranks
 from grr_coca.data.batch import Batch, FeatureTokens, pad_rows
 from grr_coca.data.dataset import find_next_tokens
 from grr_coca.model.build import build
@@ -127,7 +127,7 @@ def make_batch(case: Case, dtype: torch.dtype) -> Batch:
         keys=tuple(map(str, range(len(rows)))),
         kept_patches=order[:, :9].sort().values if case.patch_dropout else None,
         teacher=_teacher(CAPTION_IDS, dtype) if case.losses.teacher else None,
-        thing_ids=torch.tensor(THING_IDS) if case.losses.sibling else None,
+        concept_ids=torch.tensor(THING_IDS) if case.losses.sibling else None,
         features=None if case.features is None else _features(dtype),
     )
 
@@ -157,7 +157,7 @@ def cut(batch: Batch, first: int, last: int) -> Batch:
         keys=batch.keys[rows],
         kept_patches=None if batch.kept_patches is None else batch.kept_patches[rows],
         teacher=None if batch.teacher is None else batch.teacher[rows],
-        thing_ids=None if batch.thing_ids is None else batch.thing_ids[rows],
+        concept_ids=None if batch.concept_ids is None else batch.concept_ids[rows],
         features=None if batch.features is None else batch.features.moved(lambda tensor: tensor[rows]),
     )
 
@@ -241,7 +241,7 @@ def _sibling_loss(image_embedding: Tensor) -> Tensor:
 def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and losses as the engine has them on one process, in micro-batches."""
     model, batches = make_model(case, dtype), pieces(make_batch(case, dtype), size)
-    parallel = ParallelModel(model, "ddp", Ranks.here(torch.device("cpu")))
+    parallel = ParallelModel(model, "ddp", Ranks.current(torch.device("cpu")))
     losses = compute_gradients(parallel, batches, count_tokens(batches), case.losses, nullcontext())
     return gradients_of(model), {name: value.item() for name, value in losses._asdict().items()}
 
@@ -249,7 +249,7 @@ def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tenso
 def on_a_rank(tasks: Sequence[Task], folder: Path) -> None:
     """What this rank makes of its share of the batch: whole gradients, and the losses that it sees; and what its model
     computes before, during and after an evaluation with the average."""
-    with launched() as ranks:
+    with join_ranks() as ranks:
         seen = {}
         for task in tasks:
             whole, seen[str(task)] = _gradients_on(ranks, task)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from grr_coca.data.image_files import done_ahead
+from grr_coca.data.image_files import map_in_background
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca_search.describe import DecodedImage, Take, decode_found
@@ -79,7 +79,7 @@ class ColourModel:
         self.described = 0
 
     def read(self, found, batch_size: int):
-        return done_ahead(found, partial(decode_found, preprocess=self.preprocess), batch_size)
+        return map_in_background(found, partial(decode_found, preprocess=self.preprocess), batch_size)
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
         for batch in batches:

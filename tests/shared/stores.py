@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +18,7 @@ from urllib.error import URLError
 import pytest
 
 from grr_coca.common import remote
-from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.base import PairSource, RawPair
 from grr_coca.data.sources.open import open_source, remote_shards
 from grr_coca.data.sources.shards import index_remote
 
@@ -136,6 +136,20 @@ def indexed(url: str) -> PairSource:
 def pairs_of(source: PairSource) -> list[tuple[str, bytes, tuple[str, ...]]]:
     """Key, image and captions of each pair."""
     return [(source[i].key, source[i].image, source[i].captions) for i in range(len(source))]
+
+
+def image_cells(pairs: Sequence[RawPair]) -> list[dict[str, object]]:
+    """Cells of an image column as in data sets of Hugging Face."""
+    return [{"bytes": pair.image, "path": f"{pair.key}.webp"} for pair in pairs]
+
+
+def write_table(path: Path, group: int = 5, compression: str = "snappy", **columns: object) -> Path:
+    """Write a Parquet table, with row groups of `group` rows."""
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=group, compression=compression)
+    return path
 
 
 def free_port() -> int:

@@ -44,7 +44,7 @@ from grr_coca.train.step import Trainer
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 CPU = torch.device("cpu")
-ALONE = Ranks.here(CPU)
+ALONE = Ranks.current(CPU)
 BATCH_SIZE = 8
 
 
@@ -109,7 +109,7 @@ class PairsInMemory(PairSource):
     def image_name(self, index: int) -> str:
         return self.pairs[index].image_name or self.pairs[index].name
 
-    def place(self, index: int) -> str:
+    def container(self, index: int) -> str:
         return "memory"
 
 

@@ -248,7 +248,7 @@ def fit_search(
     Returns:
         Parameters of the probability, or None if the search package is not installed or there are too few images.
     """
-    fit_relevance = plugins.named("grr_coca.functions", "fit_relevance")
+    fit_relevance = plugins.find("grr_coca.functions", "fit_relevance")
     chosen = np.array([image for image, _, _ in captions.samples], np.int64)
     if fit_relevance is None or len(chosen) < _MIN_LIBRARY:
         return None

@@ -16,10 +16,10 @@ from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
+    from grr_coca.data.dataset_stats import DatasetStats
     from grr_coca.data.given_features import GivenFeatures
     from grr_coca.data.sources.base import PairSource
     from grr_coca.data.sources.views import ByImage
-    from grr_coca.data.survey import DatasetStats
     from grr_coca.infer.encoder import VisionEncoder
 
 _NUM_SIZES_SHOWN = 5
@@ -143,8 +143,8 @@ def run(
         return _features(action)
     if isinstance(action, IndexShards):
         return _index(action)
+    from grr_coca.data.dataset_stats import sample_source
     from grr_coca.data.sources.open import open_source  # lazy import: NumPy and Pillow
-    from grr_coca.data.survey import sample_source
 
     stats = sample_source(open_source(action.path))
     print_line(_as_json(stats) if action.json else _format_stats(stats))
@@ -152,8 +152,8 @@ def run(
 
 
 def _check(action: Check) -> int:
+    from grr_coca.data.dataset_stats import check_source, contact_sheet
     from grr_coca.data.sources.open import open_source
-    from grr_coca.data.survey import check_source, contact_sheet
 
     source = open_source(action.path)
     sheet = _sheet_path(action, source)

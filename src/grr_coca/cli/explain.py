@@ -40,7 +40,7 @@ def run(
 
     model = grr_coca.load(folder, engine="torch")
     preprocess = model.checkpoint.preprocess  # an adapted model may caption the image differently from its base
-    opened = preprocess.decode(data, str(image), for_people=True)
+    opened = preprocess.decode(data, str(image), for_display=True)
     pixels = model.checkpoint.pixels(opened)
     (described,) = model.describe_many([opened])
     caption = described.captions[0]

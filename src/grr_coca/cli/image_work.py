@@ -17,7 +17,7 @@ import grr_coca
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
-from grr_coca.data.image_files import ImageFile, decoded, find_images
+from grr_coca.data.image_files import ImageFile, decode_in_background, find_images
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.generate.options import GenerationOptions
@@ -110,7 +110,7 @@ def process_images(
 
     def opened() -> Iterator[_Batch[Image.Image]]:
         nonlocal num_first_frames
-        for batch in decoded(files, model.preprocess, batch_size):
+        for batch in decode_in_background(files, model.preprocess, batch_size):
             num_first_frames += sum(has_more_frames(image) for _, image in batch if isinstance(image, Image.Image))
             yield batch
 
@@ -254,7 +254,7 @@ def _make_ray_worker(
     model = grr_coca.load(folder, engine=engine)
 
     def work(files: Sequence[ImageFile]) -> "list[Description | UserError]":
-        (batch,) = decoded(files, model.preprocess, len(files))
+        (batch,) = decode_in_background(files, model.preprocess, len(files))
         opened = [(file, image) for file, image in batch if not isinstance(image, UserError)]
         images = [image for _, image in opened]
         described = (

@@ -178,12 +178,12 @@ def _run(
             steps.
     """
     from grr_coca.cli.progress import bars
-    from grr_coca.common.ranks import launched
+    from grr_coca.common.ranks import join_ranks
     from grr_coca.model.checkpoint import from_pretrained
     from grr_coca.train.forecast import forecast
     from grr_coca.train.loop import train
 
-    with launched() as ranks:
+    with join_ranks() as ranks:
         recipe.require_even_shares(ranks.size)  # checked before a tokenizer is trained on millions of captions
         if dry_run:
             text = forecast(recipe, make_start(ranks), ranks)

@@ -18,6 +18,8 @@ from grr_coca.common.errors import UserError, suggest_name
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _SHORT.maxlevel = 2
+_abbreviate = _SHORT.repr
+"""Return a short form of a value for messages. With aliases, a few lines of YAML can represent billions of values."""
 
 T = TypeVar("T")
 
@@ -35,7 +37,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
             or is out of range.
     """
     if not isinstance(data, Mapping):
-        raise UserError(f"{where}: expected a mapping of keys to values, found {_shown(data)}")
+        raise UserError(f"{where}: expected a mapping of keys to values, found {_abbreviate(data)}")
     fields = _fields(cls)  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
@@ -45,7 +47,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
         if name in data:
             values[name] = _convert(hint, data[name], f"{where}: {name}")
         elif is_needed:
-            raise UserError(f"{where}: key '{name}' is missing")
+            raise UserError(f"{where}: key '{name}' is missing; add it")
     try:
         return cls(**values)
     except UserError as error:  # a value is out of range, or values contradict each other
@@ -55,19 +57,19 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
 def _nearest_key(key: str, cls: type) -> str:
     """Return a hint for an unknown key: the path of the same key in another section, or the most similar key."""
     own = _fields(cls)
-    places = [place for name in own for place in _places(name, own[name][0]) if place.rpartition(".")[2] == key]
+    places = [place for name in own for place in _key_paths(name, own[name][0]) if place.rpartition(".")[2] == key]
     if not places:
         return suggest_name(key, own)
     return "did you mean " + " or ".join(f"'{place}'" for place in places) + "?"
 
 
-def _places(name: str, hint: Any) -> Iterator[str]:
+def _key_paths(name: str, hint: Any) -> Iterator[str]:
     """Yield the paths of all keys in a section and in its subsections."""
     for part in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(part):
             for inner, (inner_hint, _) in _fields(typing.cast(type, part)).items():
                 yield f"{name}.{inner}"
-                yield from _places(f"{name}.{inner}", inner_hint)
+                yield from _key_paths(f"{name}.{inner}", inner_hint)
 
 
 @functools.cache
@@ -85,7 +87,7 @@ def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Convert a dataclass to nested dicts that can be written as YAML or JSON. Tuples become lists."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
@@ -93,11 +95,11 @@ def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
 
     Each difference consists of the path of a key, the first value and the second value.
     """
-    a, b = map(flat, (first, second))
+    a, b = map(flatten, (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
-def flat(config: Any) -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
     """Return the values of a dataclass and its nested dataclasses in one dict, by key paths such as `optimizer.lr`."""
     return dict(_flatten(to_dict(config), ""))
 
@@ -127,7 +129,7 @@ def read_yaml(path: Path, kind: str) -> object:
     except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
         # PyYAML raises the last four errors for values that resemble a date (2024-13-45) or another type, and for lists
         # that are nested too deeply.
-        raise UserError(f"{path}: not a readable YAML file ({error})") from error
+        raise UserError(f"{path}: not a readable YAML file ({error}); correct it") from error
 
 
 def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -138,13 +140,13 @@ def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     return value
 
 
@@ -157,16 +159,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(hint, value, where)
     if origin is typing.Literal:
         if value not in args:
-            written = value if isinstance(value, str) else _shown(value)
-            raise UserError(f"{where}: invalid value {_shown(value)}; {suggest_name(written, map(str, args))}")
+            written = value if isinstance(value, str) else _abbreviate(value)
+            raise UserError(f"{where}: invalid value {_abbreviate(value)}; {suggest_name(written, map(str, args))}")
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: expected a mapping of keys to values, found {_shown(value)}")
+            raise UserError(f"{where}: expected a mapping of keys to values, found {_abbreviate(value)}")
         return {
-            _convert(args[0], key, f"{where}: key {_shown(key)}"): _convert(args[1], item, f"{where}: {key}")
+            _convert(args[0], key, f"{where}: key {_abbreviate(key)}"): _convert(args[1], item, f"{where}: {key}")
             for key, item in value.items()
         }
     if dataclasses.is_dataclass(hint):
@@ -176,7 +178,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise UserError(f"{where}: expected a list, found {_shown(value)}")
+        raise UserError(f"{where}: expected a list, found {_abbreviate(value)}")
     if args[-1] is Ellipsis:
         args = (args[0],) * len(value)
     if len(args) != len(value):
@@ -195,15 +197,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
             pass
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise UserError(f"{where}: expected {hint.__name__}, found {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    """Return a short form of a value for messages.
-
-    The full form can be too long: with aliases, a few lines of YAML can represent billions of values.
-    """
-    return _SHORT.repr(value)
+    raise UserError(f"{where}: expected {hint.__name__}, found {_abbreviate(value)}")
 
 
 def _parse_yaml(text: str) -> object:

@@ -100,28 +100,9 @@ class _Printable(logging.Formatter):
 # --- Optional packages. The base installation captions, embeds, classifies and searches; extras install other packages
 
 Extra = Literal[
-    "torch",
-    "train",
-    "report",
-    "study",
-    "hub",
-    "parquet",
-    "s3",
-    "wandb",
-    "mlflow",
-    "milvus",
-    "ray",
-    "probe",
-    "open-clip",
-    "timm",
-    "transformers",
-    "icons",
-    "codemod",
-    "photos",
-    "serve",
-    "export",
-    "mcp",
-]
+    "torch", "train", "report", "study", "hub", "parquet", "s3", "wandb", "mlflow", "milvus", "ray", "probe",
+    "open-clip", "timm", "transformers", "icons", "codemod", "photos", "serve", "export", "mcp",
+]  # fmt: skip
 
 _ROOT = Path(__file__).parents[3]
 

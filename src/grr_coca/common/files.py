@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 BINARY = getattr(os, "O_BINARY", 0)
 """Flag of `os.open` without which Windows changes line ends."""
 
-_SECONDS_BETWEEN_TRIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+_RETRY_PAUSES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Pauses between attempts to rename. On Windows, renaming fails while another process, such as a virus scanner, has the
 file open."""
 
@@ -156,7 +156,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+        raise UserError(f"{path}: not a readable JSON file ({error}); correct it") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {content!r}")
     return content
@@ -171,7 +171,7 @@ def read_lines(path: Path) -> dict[int, str]:
     try:
         text = read_file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error})") from error
+        raise UserError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     lines = {number: " ".join(line.split()) for number, line in enumerate(text.splitlines(), start=1)}
     if not any(lines.values()):
         raise UserError(f"{path}: has no text; expected one text per line")
@@ -216,22 +216,17 @@ def replace_file(source: Path, target: Path) -> None:
     Raises:
         OSError: If the folder is not writable, or, on Windows, if another process keeps one of the files open.
     """
-    _tried_again(lambda: source.replace(target))
+    _retry_rename(lambda: source.replace(target))
 
 
-def _tried_again(rename: Callable[[], object]) -> None:
-    for seconds in _SECONDS_BETWEEN_TRIES:
+def _retry_rename(rename: Callable[[], object]) -> None:
+    for seconds in _RETRY_PAUSES:
         try:
             rename()
             return
         except PermissionError:
             time.sleep(seconds)
     rename()
-
-
-def open_to_read(path: Path) -> int:
-    """Return a file descriptor for `read_at`."""
-    return os.open(path, os.O_RDONLY | BINARY)
 
 
 class LocalFile:
@@ -243,8 +238,6 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | BINARY)
-        status = os.fstat(self._descriptor)
-        self.size, self.etag = status.st_size, str(status.st_mtime_ns)
 
     def read(self, offset: int, size: int) -> bytes:
         """Read a part of the file. This method is thread-safe."""
@@ -292,7 +285,7 @@ def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> It
         UserError: If the path has no name, such as `.`, and thus cannot be replaced.
         OSError: If the disk is full or cannot be written to. No temporary files remain.
     """
-    require_own_name(folder)
+    require_folder_name(folder)
     folder = resolve_link(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -302,7 +295,7 @@ def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> It
         _write_manifest(partial, facts or {})
         for path in (*partial.rglob("*"), partial):
             sync_folder(path) if path.is_dir() else _sync_file(path)
-        _put_in_place(partial, folder)
+        _swap_folders(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -329,7 +322,7 @@ def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) 
         yield partial
 
 
-def require_own_name(folder: Path) -> None:
+def require_folder_name(folder: Path) -> None:
     """Check that a path ends in a folder name. A path such as `.` does not.
 
     Raises:
@@ -389,12 +382,12 @@ def _write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
     (folder / MANIFEST).write_bytes(json.dumps({**facts, "files": files}, indent=2).encode())
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
+def _swap_folders(partial: Path, folder: Path) -> None:
     older = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(older, ignore_errors=True)
-        _tried_again(lambda: folder.rename(older))
-    _tried_again(lambda: partial.rename(folder))
+        _retry_rename(lambda: folder.rename(older))
+    _retry_rename(lambda: partial.rename(folder))
     sync_folder(folder.parent)
     shutil.rmtree(older, ignore_errors=True)
 
@@ -473,7 +466,7 @@ class HandleCache(Generic[K, T]):
         return {**vars(self), "_items": OrderedDict()}
 
 
-def allow_open_files() -> int:
+def raise_open_file_limit() -> int:
     """Raise this process's limit of open files to `_OPEN_FILES`, or as far as the system allows.
 
     Returns:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grr_coca.common.files import BINARY
 
-_SECONDS_OF_A_GLANCE = 0.2
+_SHORT_WAIT_SECONDS = 0.2
 """Seconds to wait for a lock that may be released soon."""
 
 
@@ -27,7 +27,7 @@ class LockHeldError(Exception):
         self.holder = holder
 
     @property
-    def is_ours(self) -> bool:
+    def is_own_lock(self) -> bool:
         """Whether this process holds the lock."""
         return self.holder == str(os.getpid())
 
@@ -47,11 +47,11 @@ class ProcessLock:
     """
 
     def __init__(self, path: Path, *, removes: bool = False) -> None:
-        end = time.monotonic() + _SECONDS_OF_A_GLANCE
-        while (descriptor := _locked(path)) is None:
+        end = time.monotonic() + _SHORT_WAIT_SECONDS
+        while (descriptor := _try_to_lock(path)) is None:
             if time.monotonic() > end:
                 raise LockHeldError(_holder(path))
-            time.sleep(_SECONDS_OF_A_GLANCE / 10)
+            time.sleep(_SHORT_WAIT_SECONDS / 10)
         os.ftruncate(descriptor, 0)
         # A Windows lock on the first byte also prevents others from reading this byte.
         os.lseek(descriptor, 1, os.SEEK_SET)
@@ -64,7 +64,7 @@ class ProcessLock:
         self._release()
 
 
-def _locked(path: Path) -> int | None:
+def _try_to_lock(path: Path) -> int | None:
     """Return the descriptor of the locked file, or None if another process holds the lock."""
     from filelock import lock_descriptor  # lazy import, because it takes a tenth of a second, and --help needs no lock
 
@@ -72,7 +72,7 @@ def _locked(path: Path) -> int | None:
         raise OSError(errno.ELOOP, "a symbolic link", str(path))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY, 0o666)
     try:
-        if lock_descriptor(descriptor, blocking=False) and _is_still_there(path, descriptor):
+        if lock_descriptor(descriptor, blocking=False) and _is_same_file(path, descriptor):
             return descriptor
     except BaseException:
         os.close(descriptor)
@@ -81,7 +81,7 @@ def _locked(path: Path) -> int | None:
     return None
 
 
-def _is_still_there(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     """Return whether the path still leads to the locked file. A former holder may have removed that file."""
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
@@ -101,17 +101,17 @@ def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
     """Release a lock. Closing the file is not enough, because a forked process may also have the file open."""
     from filelock import unlock_descriptor
 
-    is_ours = os.getpid() == owner
-    if is_ours:
-        is_removed = removed is None or _is_removed(removed)
+    is_owner = os.getpid() == owner
+    if is_owner:
+        is_removed = removed is None or _try_to_remove(removed)
         unlock_descriptor(descriptor)
     os.close(descriptor)
     # Windows does not remove open files, so the file of a new holder is safe
-    if is_ours and not is_removed and removed is not None:
-        _is_removed(removed)
+    if is_owner and not is_removed and removed is not None:
+        _try_to_remove(removed)
 
 
-def _is_removed(path: Path) -> bool:
+def _try_to_remove(path: Path) -> bool:
     with suppress(OSError):
         path.unlink()
         return True

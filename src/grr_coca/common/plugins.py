@@ -96,7 +96,7 @@ def values(group: str) -> Iterator[Any]:
     yield from others(group).values()
 
 
-def named(group: str, name: str) -> Any | None:
+def find(group: str, name: str) -> Any | None:
     """Return the value of the named entry point, or None if it does not exist."""
     for entry in _entries(is_own=True):
         if (entry.group, entry.name) == (group, name):

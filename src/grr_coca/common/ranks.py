@@ -40,7 +40,7 @@ class Ranks:
     patient: dist.ProcessGroup | None = None
 
     @classmethod
-    def here(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
+    def current(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
         """Return the rank of this process. Without a process group, this process is the only rank."""
         if not dist.is_initialized():
             return cls(0, 1, device)
@@ -169,20 +169,20 @@ validation split."""
 
 
 @contextmanager
-def launched() -> Iterator[Ranks]:
+def join_ranks() -> Iterator[Ranks]:
     """Yield the rank of this process, and join all ranks in a process group for the duration of the context.
 
     Without `torchrun`, this process is the only rank.
     """
     device = device_of_process()
     if "RANK" not in os.environ:
-        yield Ranks.here(device)
+        yield Ranks.current(device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        ranks = Ranks.here(device, dist.new_group(timeout=RANK_0_TIMEOUT))
+        ranks = Ranks.current(device, dist.new_group(timeout=RANK_0_TIMEOUT))
         ranks.on_first(lambda: None)  # this connects the group now, with the timeout of the other exchanges
         yield ranks
     except Interruption:  # this error is raised on all ranks, after the same step

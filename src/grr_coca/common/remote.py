@@ -33,10 +33,10 @@ short."""
 SECONDS_TO_ANSWER, _SLOWEST = 30.0, 2**17
 """Time limit of a request in seconds, and the number of bytes per additional second."""
 
-_AT_ONCE = 32
+_MAX_PARALLEL_REQUESTS = 32
 """Maximum number of files whose states are requested at the same time."""
 
-_LISTED = 16
+_MIN_LISTED = 16
 """Minimum number of wanted files in a folder for listing the folder instead of requesting each file. A listing returns
 about a thousand files per request, but not every server supports it."""
 
@@ -122,7 +122,7 @@ def expand_braces(pattern: str) -> list[str]:
     pieces: list[list[str]] = []
     end = 0
     for found in _BRACES.finditer(pattern):
-        pieces += [[pattern[end : found.start()]], _alternatives(found[1], pattern)]
+        pieces += [[pattern[end : found.start()]], _expand_brace(found[1], pattern)]
         end = found.end()
     count = 1
     for piece in pieces:
@@ -132,7 +132,7 @@ def expand_braces(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*pieces, [pattern[end:]])]
 
 
-def _alternatives(inner: str, pattern: str) -> list[str]:
+def _expand_brace(inner: str, pattern: str) -> list[str]:
     if (numbers := _RANGE.fullmatch(inner)) is not None:
         first, last = numbers.groups()
         if int(first) <= int(last) and len(first) <= len(last) <= 12 and int(last) - int(first) < _MAX_NAMES:
@@ -151,13 +151,7 @@ def remote_file(url: str) -> RemoteFile:
     Raises:
         UserError: If the file does not exist, access is denied, or the server does not answer.
     """
-    filesystem, path = _open(url)
-
-    def state(timeout: Mapping[str, float]) -> Mapping[str, Any]:
-        filesystem.invalidate_cache()
-        return filesystem.info(path, **timeout)
-
-    return _as_file(url, _tried(url, state, missing_at_once=True))
+    return _as_file(url, _retry(url, lambda files, path, timeout: files.info(path, **timeout), missing_at_once=True))
 
 
 def find_remote(pattern: str) -> list[RemoteFile]:
@@ -169,29 +163,23 @@ def find_remote(pattern: str) -> list[RemoteFile]:
         UserError: If a file is missing (the message names it), no file matches, or the server does not answer.
     """
     require_no_credentials(pattern)
-    urls = [url for name in expand_braces(pattern) for url in (_matching(name) if "*" in name else [name])]
-    listed = _listed(urls)
-    with ThreadPoolExecutor(min(_AT_ONCE, len(urls))) as threads:
+    urls = [url for name in expand_braces(pattern) for url in (_find_matches(name) if "*" in name else [name])]
+    listed = _list_folders(urls)
+    with ThreadPoolExecutor(min(_MAX_PARALLEL_REQUESTS, len(urls))) as threads:
         return list(threads.map(lambda url: listed.get(url) or remote_file(url), urls))
 
 
-def _matching(pattern: str) -> list[str]:
+def _find_matches(pattern: str) -> list[str]:
     scheme = urlsplit(pattern).scheme
     if scheme in ("http", "https"):
         raise UserError(f"{pattern}: a web server does not list its files; use a range such as {{00000..01242}}")
-    filesystem, path = _open(pattern)
-
-    def listed(timeout: Mapping[str, float]) -> Sequence[str]:
-        filesystem.invalidate_cache()
-        return filesystem.glob(path, **timeout)
-
-    found = sorted(_tried(pattern, listed))
+    found = sorted(_retry(pattern, lambda files, path, timeout: files.glob(path, **timeout)))
     if not found:
         raise UserError(f"{pattern}: no file matches this pattern; check the URL")
-    return [filesystem.unstrip_protocol(name) for name in found]
+    return [_open(pattern)[0].unstrip_protocol(name) for name in found]
 
 
-def _listed(urls: Sequence[str]) -> dict[str, RemoteFile]:
+def _list_folders(urls: Sequence[str]) -> dict[str, RemoteFile]:
     """List the folders that contain many of the URLs, and return the files at these URLs."""
     folders: dict[str, int] = {}
     for url in urls:
@@ -199,17 +187,12 @@ def _listed(urls: Sequence[str]) -> dict[str, RemoteFile]:
         folders[folder] = folders.get(folder, 0) + 1
     wanted, found = set(urls), {}
     for folder, count in folders.items():
-        if count < _LISTED or urlsplit(folder).scheme in ("http", "https"):
+        if count < _MIN_LISTED or urlsplit(folder).scheme in ("http", "https"):
             continue
-        filesystem, path = _open(folder)
-
-        def entries(
-            timeout: Mapping[str, float], filesystem: Any = filesystem, path: str = path
-        ) -> Sequence[Mapping[str, Any]]:
-            filesystem.invalidate_cache()
-            return filesystem.ls(path, detail=True, **timeout)
-
-        for entry in _tried(folder, entries, missing_at_once=True):
+        entries = _retry(
+            folder, lambda files, path, timeout: files.ls(path, detail=True, **timeout), missing_at_once=True
+        )
+        for entry in entries:
             url = f"{folder}/{str(entry['name']).rpartition('/')[2]}"
             if url in wanted and entry.get("size") is not None:
                 found[url] = _as_file(url, entry)
@@ -232,17 +215,16 @@ def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """Read a part of a file; see `RemoteFile.read`."""
-    filesystem, path = _open(url)
-    # By default, the file system of the Hugging Face hub would read five megabytes ahead, which nothing would use.
-    exactly = {"cache_type": "none"} if filesystem.protocol == "hf" else {}
 
-    def read(timeout: Mapping[str, float]) -> bytes:
-        content = filesystem.cat_file(path, start=offset, end=offset + size, **timeout, **exactly)
+    def read(files: Any, path: str, timeout: Mapping[str, float]) -> bytes:
+        # By default, the file system of the Hugging Face hub would read five megabytes ahead, which nothing would use.
+        exactly = {"cache_type": "none"} if files.protocol == "hf" else {}
+        content = files.cat_file(path, start=offset, end=offset + size, **timeout, **exactly)
         if len(content) != size:
             raise _WrongLengthError(f"received {len(content):,} bytes instead of {size:,}")
         return content
 
-    return _tried(url, read, size) if size else b""
+    return _retry(url, read, size, uses_cache=True) if size else b""
 
 
 def write_file(path: Path, url: str) -> None:
@@ -251,8 +233,8 @@ def write_file(path: Path, url: str) -> None:
     Raises:
         UserError: If all attempts fail, or access is denied.
     """
-    filesystem, target = _open(url)
-    _tried(url, lambda timeout: filesystem.put_file(str(path), target, **timeout), path.stat().st_size)
+    size = path.stat().st_size
+    _retry(url, lambda files, target, timeout: files.put_file(str(path), target, **timeout), size, uses_cache=True)
 
 
 def sizes_under(url: str) -> dict[str, int]:
@@ -260,54 +242,61 @@ def sizes_under(url: str) -> dict[str, int]:
 
     The result is empty if the folder does not exist.
     """
-    filesystem, root = _open(url)
 
-    def find(timeout: Mapping[str, float]) -> Mapping[str, Mapping[str, Any]]:
-        filesystem.invalidate_cache()
+    def find(files: Any, root: str, timeout: Mapping[str, float]) -> dict[str, int]:
         try:
-            return filesystem.find(root, detail=True, **timeout)
+            found = files.find(root, detail=True, **timeout)
         except FileNotFoundError:
             return {}
+        prefix = root.rstrip("/") + "/"
+        return {name.removeprefix(prefix): int(entry["size"] or 0) for name, entry in found.items()}
 
-    prefix = root.rstrip("/") + "/"
-    return {name.removeprefix(prefix): int(entry["size"] or 0) for name, entry in _tried(url, find).items()}
+    return _retry(url, find)
 
 
 def remove_file(url: str) -> None:
     """Remove a file at a URL."""
-    filesystem, path = _open(url)
-    _tried(url, lambda timeout: filesystem.rm_file(path, **timeout))
+    _retry(url, lambda files, path, timeout: files.rm_file(path, **timeout), uses_cache=True)
 
 
 class _WrongLengthError(Exception):
     """The server's answer is shorter or longer than requested."""
 
 
-def _tried(
-    url: str, call: Callable[[Mapping[str, float]], T], num_bytes: int = 0, *, missing_at_once: bool = False
+def _retry(
+    url: str,
+    call: Callable[[Any, str, Mapping[str, float]], T],
+    num_bytes: int = 0,
+    *,
+    uses_cache: bool = False,
+    missing_at_once: bool = False,
 ) -> T:
     """Return the result of a call. While the call fails, repeat it after each of the `PAUSES`.
 
     Args:
-        url: URL for messages.
-        call: Function that takes the time limit as keyword arguments for fsspec.
+        url: URL of the file or folder.
+        call: Function that takes the file system of the URL, the path in it, and the time limit as keyword arguments
+            for fsspec.
         num_bytes: Number of bytes sent or received.
+        uses_cache: Whether the file system may use listings from earlier calls.
         missing_at_once: Whether to stop immediately if the file does not exist.
     """
-    filesystem, _ = _open(url)
+    filesystem, path = _open(url)
     limit = SECONDS_TO_ANSWER + num_bytes / _SLOWEST
     timeout = {"timeout": limit} if getattr(filesystem, "async_impl", False) else {}
     for number, pause in enumerate((*PAUSES, None), start=1):
         try:
-            return call(timeout)
+            if not uses_cache:
+                filesystem.invalidate_cache()
+            return call(filesystem, path, timeout)
         except Exception as error:
             if _is_denied(error):
-                message = f"{url}: access is denied ({_reason(error)}); see docs/data.md for credentials"
+                message = f"{url}: access is denied ({_describe_error(error)}); see docs/data.md for credentials"
                 raise UserError(message) from None
             if missing_at_once and _is_missing(error):
                 raise UserError(f"{url}: no such file") from None
             # The message of the error may contain the signed URL of a redirect, so only its kind is reported.
-            reason = _reason(error)
+            reason = _describe_error(error)
             if pause is None:
                 raise UserError(
                     f"{url}: cannot be read or written after {number} attempts ({reason}); check network and URL"
@@ -334,7 +323,7 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _reason(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """Return a short description of an error's kind. The message of the error may contain a signed URL."""
     if isinstance(error, _WrongLengthError):
         return str(error)

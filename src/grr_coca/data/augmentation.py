@@ -89,7 +89,7 @@ class Paint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class ImageChange:
     """A random change of one image.
 
     Before the colours of the image change, the image is, in this order, painted with `paint`, placed in `shape`, scaled
@@ -167,7 +167,7 @@ class Augmentation:
                 named = " and ".join(key for key in keys if getattr(self, key))
                 raise UserError(f"the sum of {named} must be at most 1, got {share:g}")
 
-    def draw(self, rng: np.random.Generator) -> Change:
+    def draw(self, rng: np.random.Generator) -> ImageChange:
         """Sample a random change."""
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
@@ -197,7 +197,7 @@ class Augmentation:
                 paint = _random_paint(rng)
         side = int(rng.integers(_MIN_SIDE, _MAX_SIDE + 1)) if self.coarse and rng.uniform() < self.coarse else None
         quality = int(rng.integers(*_QUALITY)) if self.jpeg and rng.uniform() < self.jpeg else None
-        return Change(
+        return ImageChange(
             inverse=inverse,
             colour=colour.astype(np.float32),
             offset=offset.astype(np.float32),

@@ -90,7 +90,7 @@ class Batch:
     """Indices of the K patches of each image that patch dropout keeps. None means that all patches are kept."""
     teacher: Float[Tensor, "B _"] | None = None
     """Embeddings of the captions by a text teacher, of unit length and any width. None if no teacher is used."""
-    thing_ids: Int[Tensor, " B"] | None = None
+    concept_ids: Int[Tensor, " B"] | None = None
     """Id of the first caption of each image. Pairs with equal ids show the same concept, so they are also never
     negatives of each other. None if siblings are not used."""
     features: FeatureTokens | None = None
@@ -150,7 +150,7 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Ten
     return token_ids, lengths
 
 
-def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[Sequence[Batch]]:
+def copy_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[Sequence[Batch]]:
     """Yield the micro-batches of each step.
 
     If a step has one micro-batch, the micro-batch is already on the device, and copying the next step has begun.

@@ -28,7 +28,7 @@ from grr_coca.common.files import read_json, write_bytes_atomic
 from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.folder import caption_file
-from grr_coca.data.sources.views import ByImage, num_captions, read_valid_pair, sound_captions
+from grr_coca.data.sources.views import ByImage, num_captions, read_valid_captions, read_valid_pair
 
 _CONVERSION_NAME = "convert.json"
 _UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")
@@ -76,7 +76,7 @@ def source_state(source: PairSource) -> tuple[int, int]:
 def _caption_files(source: PairSource) -> Iterator[Path]:
     is_file: dict[str, bool] = {}  # by place; a place that is not a file is a folder with one text file per image
     for index in range(len(source)):
-        place = source.place(index)
+        place = source.container(index)
         if place not in is_file:
             is_file[place] = Path(place).is_file()
             if is_file[place]:
@@ -188,7 +188,7 @@ def _read_image(images: ByImage, number: int, counts: Counter[str]) -> RawPair:
     errors = []
     for index in (first, *others):
         try:
-            captions[index] = sound_captions(source, index)
+            captions[index] = read_valid_captions(source, index)
         except BadSample as error:
             errors.append(error)
     if not captions:

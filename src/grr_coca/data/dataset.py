@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import util
@@ -28,26 +29,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import HandleCache
-from grr_coca.data.ahead import RefsWithAhead, fetch_later
-from grr_coca.data.augmentation import Augmentation, Change
+from grr_coca.data.augmentation import Augmentation, ImageChange
 from grr_coca.data.batch import Batch, FeatureTokens, Replacement, normalize, pad_rows, to_bytes
 from grr_coca.data.order import Blocks, SampleRef
+from grr_coca.data.prefetch import PrefetchRefs, prefetch_blocks
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.random_changes import (
     MAX_REPLACEMENTS,
     Siblings,
     Stream,
+    add_neighbour,
     change_images,
     mix_images,
     sample_rng,
-    with_neighbour,
 )
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
 from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer, caption_id, clean_caption
 
 _log = logging.getLogger(__name__)
 
-_MAX_KEPT_PIXELS = 2**26
+_MAX_CACHED_PIXELS = 2**26
 """Maximum total number of pixels for which all decoded training images are cached. They take up to 192 MiB per worker.
 """
 
@@ -70,11 +71,11 @@ class Sample:
     token_ids: list[int]
     caption_id: int
     image_id: int
-    thing_id: int | None = None
+    concept_id: int | None = None
     is_cut: bool = False
     replaced: Replacement | None = None
     kept_patches: Int[Tensor, " K"] | None = None
-    change: Change | None = None
+    change: ImageChange | None = None
     features: Float[Tensor, "N X"] | None = None
     encoder_pixels: UInt8[Tensor, "F F 3"] | None = None
 
@@ -148,8 +149,8 @@ class PairDataset(Dataset[Sample]):
         self.first_caption = first_caption
         self.has_siblings = has_siblings
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
-        self._keeps_all = augmentation is not None and len(source) * self._most_pixels <= _MAX_KEPT_PIXELS
-        self._kept: dict[int, _Decoded] = {}
+        self._caches_all = augmentation is not None and len(source) * self._most_pixels <= _MAX_CACHED_PIXELS
+        self._cached: dict[int, _Decoded] = {}
         self._last: tuple[bytes, _Pixels] | None = None
         self._token_ids: dict[str, list[int]] = {}
         self._blocks = blocks or Blocks([len(source)])
@@ -172,10 +173,10 @@ class PairDataset(Dataset[Sample]):
 
         PyTorch's data loader calls this method.
         """
-        if isinstance(refs, RefsWithAhead):
-            fetch_later(self.source, refs.ahead)
+        if isinstance(refs, PrefetchRefs):
+            prefetch_blocks(self.source, refs.blocks)
         decoded = self._decode([ref.sample for ref in refs], are_expected=True)
-        samples = [self._sound_sample(ref, decoded) for ref in refs]
+        samples = [self._valid_sample(ref, decoded) for ref in refs]
         changes = [sample.change for sample in samples if sample.change is not None]
         if not changes:
             return samples
@@ -194,8 +195,8 @@ class PairDataset(Dataset[Sample]):
 
         def contents() -> Iterator[tuple[bytes | UserError, str]]:
             for sample in dict.fromkeys(samples):
-                if sample in self._kept:
-                    decoded[sample] = self._kept[sample]
+                if sample in self._cached:
+                    decoded[sample] = self._cached[sample]
                     continue
                 if are_expected:
                     self._expected[self._blocks.of(sample)]  # calls `source.expect`, once for each block
@@ -222,11 +223,11 @@ class PairDataset(Dataset[Sample]):
             if isinstance(answer, UserError):
                 decoded |= {sample: answer for sample, _ in samples_of_image}
                 continue
-            seen = self._pixels_of(answer, samples_of_image[0][1])
-            self._last = samples_of_image[0][1].image, seen
-            decoded |= {sample: _Decoded(replace(pair, image=b""), seen) for sample, pair in samples_of_image}
-        if self._keeps_all:
-            self._kept |= {sample: one for sample, one in decoded.items() if isinstance(one, _Decoded)}
+            pixels = self._pixels_of(answer, samples_of_image[0][1])
+            self._last = samples_of_image[0][1].image, pixels
+            decoded |= {sample: _Decoded(replace(pair, image=b""), pixels) for sample, pair in samples_of_image}
+        if self._caches_all:
+            self._cached |= {sample: one for sample, one in decoded.items() if isinstance(one, _Decoded)}
         return decoded
 
     @property
@@ -240,17 +241,17 @@ class PairDataset(Dataset[Sample]):
             return _Pixels(own)
         return _Pixels(own, torch.from_numpy(self.frozen.preprocess(square)))
 
-    def _sound_sample(self, ref: SampleRef, decoded: "dict[int, _Decoded | UserError]") -> Sample:
+    def _valid_sample(self, ref: SampleRef, decoded: "dict[int, _Decoded | UserError]") -> Sample:
         try:
             return self._sample(ref, decoded[ref.sample])
         except BadSample as error:
             if self.augmentation is None:
                 raise
-            place = self.source.place(ref.sample)
+            place = self.source.container(ref.sample)
             replaced = Replacement(error.cause, self.source.name(ref.sample), place, ref.epoch, ref.sample)
-            return replace(self._stand_in(ref, error), replaced=replaced)
+            return replace(self._replacement_sample(ref, error), replaced=replaced)
 
-    def _stand_in(self, ref: SampleRef, first: BadSample) -> Sample:
+    def _replacement_sample(self, ref: SampleRef, first: BadSample) -> Sample:
         for attempt in range(MAX_REPLACEMENTS):
             rng = sample_rng(self.seed, ref, Stream.REPLACEMENT + attempt)
             try:
@@ -266,29 +267,24 @@ class PairDataset(Dataset[Sample]):
         if isinstance(decoded, UserError):
             raise decoded
         pair = decoded.pair
-        caption = clean_caption(self._draw(pair.captions, ref), pair.name)
+        caption = clean_caption(self._choose_caption(pair.captions, ref), pair.name)
         token_ids = self._encode(caption)
-        image = self._image(decoded.pixels.own, ref)
+        image, change = self._image_and_change(decoded.pixels.own, ref)
         return Sample(
             key=pair.key,
             image=image,
-            change=self._change(ref),
+            change=change,
             token_ids=self.tokenizer.row(token_ids, self.context_length),
             caption_id=caption_id(caption),
             image_id=stable_id(pair.image_name or pair.name),
-            thing_id=caption_id(clean_caption(pair.captions[0], pair.name)) if self.has_siblings else None,
+            concept_id=caption_id(clean_caption(pair.captions[0], pair.name)) if self.has_siblings else None,
             is_cut=len(token_ids) + NUM_SPECIAL_TOKENS > self.context_length,
-            kept_patches=self._kept_patches(ref),
+            kept_patches=self.keep_patches and self.keep_patches(sample_rng(self.seed, ref, Stream.PATCHES)),
             features=None if pair.features is None else torch.from_numpy(np.array(pair.features)),
             encoder_pixels=decoded.pixels.frozen,
         )
 
-    def _kept_patches(self, ref: SampleRef) -> Int[Tensor, " K"] | None:
-        if self.keep_patches is None:
-            return None
-        return self.keep_patches(sample_rng(self.seed, ref, Stream.PATCHES))
-
-    def _draw(self, captions: tuple[str, ...], ref: SampleRef) -> str:
+    def _choose_caption(self, captions: tuple[str, ...], ref: SampleRef) -> str:
         if len(captions) == 1 or self.augmentation is None:
             return captions[0]
         rng = sample_rng(self.seed, ref, Stream.CAPTION)
@@ -298,21 +294,17 @@ class PairDataset(Dataset[Sample]):
 
     def _encode(self, caption: str) -> list[int]:
         token_ids = self._token_ids.get(caption) or self.tokenizer.encode(caption)
-        if self._keeps_all:
+        if self._caches_all:
             self._token_ids[caption] = token_ids
         return token_ids
 
-    def _image(self, square: UInt8[Tensor, "3 S S"], ref: SampleRef) -> Tensor:
+    def _image_and_change(self, square: UInt8[Tensor, "3 S S"], ref: SampleRef) -> tuple[Tensor, ImageChange | None]:
+        """Return the image of a sample, and the change that has not been applied to it yet."""
         if not self._has_pixels:
-            return square.float()
+            return square.float(), None
         if self.augmentation is None:
-            return normalize(square.float().div_(255), self.preprocess)
-        return self._beside_another(self._mixed(square, ref), ref)
-
-    def _change(self, ref: SampleRef) -> Change | None:
-        if self.augmentation is None or not self._has_pixels:
-            return None
-        return self.augmentation.draw(sample_rng(self.seed, ref))
+            return normalize(square.float().div_(255), self.preprocess), None
+        return self._combined(square, ref, self.augmentation), self.augmentation.draw(sample_rng(self.seed, ref))
 
     def _square(self, sample: int) -> UInt8[Tensor, "3 S S"]:
         decoded = self._decode([sample])[sample]
@@ -320,36 +312,33 @@ class PairDataset(Dataset[Sample]):
             raise decoded
         return decoded.pixels.own
 
-    def _beside_another(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
-        if self.augmentation is None or not self.augmentation.neighbour:
-            return image
-        rng = sample_rng(self.seed, ref, Stream.NEIGHBOUR)
-        if rng.uniform() >= self.augmentation.neighbour:
-            return image
-        other = int(rng.integers(len(self.source)))
-        try:
-            return with_neighbour(image, partial(self._square, other), rng)
-        except BadSample:  # the error of the other image is reported when that image is read
-            return image
+    def _combined(
+        self, image: UInt8[Tensor, "3 S S"], ref: SampleRef, augmentation: Augmentation
+    ) -> UInt8[Tensor, "3 S S"]:
+        """Mix a sibling into an image, and add a neighbour.
 
-    def _mixed(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
-        if self.augmentation is None or self._siblings is None:
-            return image
-        rng = sample_rng(self.seed, ref, Stream.MIX)
-        sibling = self._siblings.draw(ref.sample, rng)
-        if sibling is None:
-            return image
-        try:
-            return mix_images(self.augmentation, image, partial(self._square, sibling), rng)
-        except BadSample:  # the error of the other image is reported when that image is read
-            return image
+        If the other image is bad, it is ignored, and its error is reported when it is read as a sample.
+        """
+        if self._siblings is not None:
+            rng = sample_rng(self.seed, ref, Stream.MIX)
+            sibling = self._siblings.draw(ref.sample, rng)
+            if sibling is not None:
+                with suppress(BadSample):
+                    image = mix_images(augmentation, image, partial(self._square, sibling), rng)
+        if augmentation.neighbour:
+            rng = sample_rng(self.seed, ref, Stream.NEIGHBOUR)
+            if rng.uniform() < augmentation.neighbour:
+                other = int(rng.integers(len(self.source)))
+                with suppress(BadSample):
+                    image = add_neighbour(image, partial(self._square, other), rng)
+        return image
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Create a batch from samples: pad to the longest caption, and find the tokens to predict."""
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
-    thing_ids = [sample.thing_id for sample in samples if sample.thing_id is not None]
+    concept_ids = [sample.concept_id for sample in samples if sample.concept_id is not None]
     features = [sample.features for sample in samples if sample.features is not None]
     encoder_pixels = [sample.encoder_pixels for sample in samples if sample.encoder_pixels is not None]
     return Batch(
@@ -363,7 +352,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
         cut_captions=sum(sample.is_cut for sample in samples),
         kept_patches=torch.stack(kept_patches) if kept_patches else None,
-        thing_ids=torch.tensor(thing_ids) if thing_ids else None,
+        concept_ids=torch.tensor(concept_ids) if concept_ids else None,
         features=FeatureTokens.pad(features) if features else None,
         encoder_pixels=torch.stack(encoder_pixels) if encoder_pixels else None,
     )

@@ -63,7 +63,7 @@ def encoder_of_image(image: Image.Image) -> str | None:
     return head[len(MAGIC) : len(MAGIC) + 16].hex()
 
 
-def enlarged(image: Image.Image, side: int) -> Image.Image:
+def enlarge_square(image: Image.Image, side: int) -> Image.Image:
     """Return a square of another size with the same features.
 
     Raises:

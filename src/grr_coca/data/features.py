@@ -179,26 +179,18 @@ def write_feature_shard(
         OSError: If the disk is full or cannot be written to.
     """
     if ends is not None:
-        write_atomic(folder / _ends(shard), lambda file: np.save(file, ends))
-    write_atomic(folder / _rows(shard), lambda file: np.save(file, np.ascontiguousarray(rows)))
-    write_atomic(folder / _digests(shard), lambda file: np.save(file, digests))
+        write_atomic(folder / _file_name(shard, ".ends"), lambda file: np.save(file, ends))
+    write_atomic(folder / _file_name(shard), lambda file: np.save(file, np.ascontiguousarray(rows)))
+    write_atomic(folder / _file_name(shard, ".digests"), lambda file: np.save(file, digests))
 
 
 def is_feature_shard_done(folder: Path, shard: int) -> bool:
     """Return whether a shard is complete."""
-    return (folder / _digests(shard)).exists()
+    return (folder / _file_name(shard, ".digests")).exists()
 
 
-def _rows(shard: int) -> str:
-    return f"{shard:05d}.npy"
-
-
-def _ends(shard: int) -> str:
-    return f"{shard:05d}.ends.npy"
-
-
-def _digests(shard: int) -> str:
-    return f"{shard:05d}.digests.npy"
+def _file_name(shard: int, part: str = "") -> str:
+    return f"{shard:05d}{part}.npy"
 
 
 class _Shard(NamedTuple):
@@ -226,7 +218,7 @@ class FeatureCache:
         if missing:
             raise UserError(
                 f"{folder}: {len(missing):,} of {self.header.num_shards:,} shards are missing, such as "
-                f"{_rows(missing[0])}; run the same `grr-coca data features` command again to continue"
+                f"{_file_name(missing[0])}; run the same `grr-coca data features` command again to continue"
             )
         self._shards: dict[int, _Shard] = {}
 
@@ -261,9 +253,9 @@ class FeatureCache:
         if shard not in self._shards:
             count, ends = len(self.header.images_of(shard)), None
             if self.header.varies:
-                ends = _mapped(self.folder / _ends(shard), (count,), np.int64)
+                ends = _open_array(self.folder / _file_name(shard, ".ends"), (count,), np.int64)
             num_rows = count if ends is None else int(ends[-1])
-            rows = _mapped(self.folder / _rows(shard), (num_rows, *self.header.row_shape), self.header.dtype)
+            rows = _open_array(self.folder / _file_name(shard), (num_rows, *self.header.row_shape), self.header.dtype)
             self._shards[shard] = _Shard(rows, self._digests_of(shard), ends)
         return self._shards[shard], place
 
@@ -303,10 +295,12 @@ class FeatureCache:
         return {bytes(row): number for number, row in enumerate(rows) if row.any()}
 
     def _digests_of(self, shard: int) -> UInt8[np.ndarray, "M 32"]:
-        return _mapped(self.folder / _digests(shard), (len(self.header.images_of(shard)), 32), np.uint8)
+        return _open_array(
+            self.folder / _file_name(shard, ".digests"), (len(self.header.images_of(shard)), 32), np.uint8
+        )
 
 
-def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         found = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:

@@ -24,13 +24,14 @@ import numpy as np
 
 from grr_coca.common.errors import UserError, pip_install, require_extra
 from grr_coca.common.shapes import Float
-from grr_coca.data.sources.base import locate
+from grr_coca.data.sources.base import locate_part
 from grr_coca.data.sources.columns import IMAGE_COLUMNS, first_column
 from grr_coca.data.sources.listed import without_suffix
+from grr_coca.data.sources.parquet import group_sizes
 
 _HDF5 = (".h5", ".hdf5")
 _NAME_COLUMNS = ("key", "id", "name", *IMAGE_COLUMNS)
-_KEPT_GROUPS = 4
+_CACHED_GROUPS = 4
 _PARSING = threading.Lock()
 """Lock for opening `.npy` files. NumPy parses their headers with `ast`, which sometimes raises a SystemError in threads
 of Python 3.11."""
@@ -54,7 +55,7 @@ class GivenFeatures:
         self.path, self._read, self._count = path, read, count
         names = None if names is None else [without_suffix(name.replace("\\", "/")) for name in names]
         self.names: Sequence[str] = [str(row) for row in range(count)] if names is None else names
-        self._rows = None if names is None else _by_name(names)
+        self._rows = None if names is None else _index_names(names)
 
     def require_order_of(self, num_images: int) -> None:
         """Check that the number of rows equals the number of images if rows have no names.
@@ -96,7 +97,7 @@ class GivenFeatures:
         try:
             found = np.asarray(self._read(row), np.float32)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: the features of {key} cannot be read ({error})") from error
+            raise UserError(f"{self.path}: the features of {key} cannot be read ({error}); write them again") from error
         found = found[0] if found.ndim == 3 and len(found) == 1 else np.atleast_2d(found)
         if found.ndim != 2 or not found.size:
             raise UserError(f"{self.path}: the features of {key} have the shape {found.shape}; expected D or N × D")
@@ -113,18 +114,18 @@ def open_given_features(path: Path) -> GivenFeatures:
         if path.is_dir():
             return _open_folder(path)
         if path.suffix.lower() == ".npy":
-            rows = _mapped(path)
+            rows = _open_rows(path)
             return GivenFeatures(path, lambda row: rows[row], len(rows))
         if path.suffix.lower() == ".parquet":
             return _open_parquet(path)
         if path.suffix.lower() in _HDF5:
             return _open_hdf5(path)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: its features cannot be read ({error})") from error
+        raise UserError(f"{path}: its features cannot be read ({error}); write the file again") from error
     raise UserError(f"{path}: unsupported feature format; use .npy, .parquet, {', '.join(_HDF5)}, or a folder")
 
 
-def _by_name(names: Iterable[str]) -> Mapping[str, int]:
+def _index_names(names: Iterable[str]) -> Mapping[str, int]:
     """Return the row index of each name without suffix, and of the last part of each name if that part is unique."""
     rows, last = {}, dict[str, int | None]()
     for row, name in enumerate(names):
@@ -134,13 +135,13 @@ def _by_name(names: Iterable[str]) -> Mapping[str, int]:
     return {**{part: row for part, row in last.items() if row is not None}, **rows}
 
 
-def _opened(path: Path) -> np.ndarray:
+def _open_array(path: Path) -> np.ndarray:
     with _PARSING:
         return np.lib.format.open_memmap(path, mode="r")  # this rejects Python objects
 
 
-def _mapped(path: Path) -> np.ndarray:
-    rows = _opened(path)
+def _open_rows(path: Path) -> np.ndarray:
+    rows = _open_array(path)
     if rows.ndim not in (2, 3):
         raise UserError(f"{path}: has the shape {rows.shape}; expected images × D or images × N × D")
     return rows
@@ -156,7 +157,7 @@ def _open_folder(folder: Path) -> GivenFeatures:
 
     def read(row: int) -> object:
         path = files[row]
-        return _opened(path) if path.suffix.lower() == ".npy" else _only_dataset(path)
+        return _open_array(path) if path.suffix.lower() == ".npy" else _read_only_dataset(path)
 
     return GivenFeatures(folder, read, len(files), names)
 
@@ -166,7 +167,7 @@ def _open_parquet(path: Path) -> GivenFeatures:
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(path)
-    schema, ends = file.schema_arrow, np.cumsum([_num_rows(file, group) for group in range(file.num_row_groups)])
+    schema, ends = file.schema_arrow, np.cumsum(group_sizes(file.metadata))
     lists = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_list_of_numbers(kind)]
     if len(lists) > 1 and "features" in lists:
         lists = ["features"]
@@ -178,19 +179,15 @@ def _open_parquet(path: Path) -> GivenFeatures:
     place = first_column(schema.names, _NAME_COLUMNS)
     names = None if place is None else [str(name) for name in file.read([schema.names[place]]).column(0).to_pylist()]
 
-    @lru_cache(_KEPT_GROUPS)
+    @lru_cache(_CACHED_GROUPS)
     def group_of(group: int) -> Any:
         return file.read_row_group(group, lists).column(0)
 
     def read(row: int) -> object:
-        group, inner = locate(ends, row)
+        group, inner = locate_part(ends, row)
         return group_of(group)[inner].as_py()
 
     return GivenFeatures(path, read, file.metadata.num_rows, names)
-
-
-def _num_rows(file: Any, group: int) -> int:
-    return file.metadata.row_group(group).num_rows
 
 
 def _is_list_of_numbers(kind: Any) -> bool:
@@ -203,17 +200,17 @@ def _is_list_of_numbers(kind: Any) -> bool:
 
 
 def _open_hdf5(path: Path) -> GivenFeatures:
-    file = _hdf5(path)
-    names = _datasets(file)
+    file = _open_hdf5_file(path)
+    names = _dataset_names(file)
     if len(names) == 1:
         rows = file[names[0]]
         return GivenFeatures(path, lambda row: rows[row], len(rows))
     return GivenFeatures(path, lambda row: file[names[row]][()], len(names), names)
 
 
-def _only_dataset(path: Path) -> object:
-    with _hdf5(path) as file:
-        names = _datasets(file)
+def _read_only_dataset(path: Path) -> object:
+    with _open_hdf5_file(path) as file:
+        names = _dataset_names(file)
         if len(names) > 1 and "features" in names:
             names = ["features"]
         if len(names) != 1:
@@ -223,13 +220,13 @@ def _only_dataset(path: Path) -> object:
         return file[names[0]][()]
 
 
-def _datasets(file: Any) -> Sequence[str]:
+def _dataset_names(file: Any) -> Sequence[str]:
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
     return names
 
 
-def _hdf5(path: Path) -> Any:
+def _open_hdf5_file(path: Path) -> Any:
     _require_h5py(path)
     import h5py
 

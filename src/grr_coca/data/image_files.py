@@ -20,8 +20,8 @@ from grr_coca.common.files import open_regular, read_errors, read_file_bytes, re
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.feature_image import HEADER
 from grr_coca.data.images import MAX_BYTES
-from grr_coca.data.sources.base import BadSample, Cause, SourceImage, SourceReader, source_readers
-from grr_coca.data.tokenizer import writable
+from grr_coca.data.sources.base import SCALE_DOWN, SourceImage, SourceReader, require_max_bytes, source_readers
+from grr_coca.data.tokenizer import replace_surrogates
 from grr_coca.data.walk import IMAGE_SUFFIXES, Exclusions, Walk, has_wanted_suffix, is_image_name
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
 """Pattern of the start of an image's name if the image is in a shard; see `_name_of_member`."""
 
 
-class Span(NamedTuple):
+class ByteRange(NamedTuple):
     """Location of the bytes of an image: `size` bytes of `file`, starting at `offset`.
 
     If `offset` is None, the image is the entire file.
@@ -54,10 +54,14 @@ class Span(NamedTuple):
             UserError: If the file does not exist, cannot be read or is not a regular file, or if the image has more
                 than `MAX_BYTES` bytes.
         """
-        _require_bytes(self.size or 0, str(self.file))
+
+        def check_size(size: int) -> None:
+            require_max_bytes(size, MAX_BYTES, str(self.file), SCALE_DOWN)
+
+        check_size(self.size or 0)
         with read_errors(self.file):
             if self.offset is None:
-                return read_regular(self.file, lambda size: _require_bytes(size, str(self.file)))
+                return read_regular(self.file, check_size)
             with open_regular(self.file) as file:
                 file.seek(self.offset)
                 return file.read(MAX_BYTES if self.size is None else self.size)
@@ -82,7 +86,7 @@ class ImageFile:
 
     name: str
     source: Callable[[], bytes] | None = None
-    part: Span | None = None
+    part: ByteRange | None = None
     fields: Callable[[], Mapping[str, object]] = dict
     _: KW_ONLY
     hides_others: bool = False
@@ -94,7 +98,7 @@ class ImageFile:
         Raises:
             UserError: If the image cannot be read, or has more than `MAX_BYTES` bytes.
         """
-        return Span(Path(self.name)).read() if self.source is None else self.source()
+        return ByteRange(Path(self.name)).read() if self.source is None else self.source()
 
     def read_or_error(self) -> bytes | UserError:
         """Return the bytes of the image, or the error if they cannot be read."""
@@ -113,9 +117,9 @@ class ImageFile:
         return Path(self.name) if self.source is None else None
 
     @property
-    def span(self) -> Span | None:
+    def span(self) -> ByteRange | None:
         """Location of the bytes in a file. None if no file contains them unchanged."""
-        return Span(Path(self.name)) if self.source is None else self.part
+        return ByteRange(Path(self.name)) if self.source is None else self.part
 
 
 def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) -> list[ImageFile]:
@@ -153,38 +157,40 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
     for reader in source_readers(argument):
         images = reader.images(argument)
         if images is not None:
-            yield from _of_reader(reader, images, argument, left_out)
+            yield from _images_of_reader(reader, images, argument, left_out)
             return
     if (path / HEADER).is_file():
-        yield from _of_table(argument)
+        yield from _images_of_table(argument)
     elif path.is_dir():
         nothing = f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)"
-        yield from _not_none(_in_folder(path, left_out), nothing, left_out)
+        yield from _require_any(_images_in_folder(path, left_out), nothing, left_out)
     elif not path.exists() and has_magic(argument):
-        yield from _not_none(_matches(argument, left_out), f"{argument}: no image matches this pattern", left_out)
+        yield from _require_any(
+            _images_of_pattern(argument, left_out), f"{argument}: no image matches this pattern", left_out
+        )
     elif Path(argument.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES:
-        yield from _of_table(argument)
+        yield from _images_of_table(argument)
     elif _is_stream(path):
         yield ImageFile(str(path), partial(read_file_bytes, path))
-    elif not left_out.has_file(path.name, path.name, keep_hidden=True):
+    elif not left_out.excludes_file(path.name, path.name, keep_hidden=True):
         yield from _open(str(path))
 
 
-def _of_reader(
+def _images_of_reader(
     reader: SourceReader, images: Sequence[SourceImage], argument: str, left_out: Exclusions
 ) -> Iterator[ImageFile]:
     """Yield the images that a reader of another kind of source has found, such as the icons of an icon set."""
     for image in images:
-        if left_out.has_file(image.inner, image.inner, keep_hidden=True):
+        if left_out.excludes_file(image.inner, image.inner, keep_hidden=True):
             continue
-        name = writable(image.name)
-        span = Span(image.file, image.offset, image.size)
+        name = replace_surrogates(image.name)
+        span = ByteRange(image.file, image.offset, image.size)
         problem = f"{name}: {image.problem}"
-        read = partial(_refuse, problem) if image.problem else partial(_read_again, reader, argument, span)
+        read = partial(_raise, problem) if image.problem else partial(_read_again, reader, argument, span)
         yield ImageFile(name, read, span, partial(dict, image.fields), keywords=image.keywords)
 
 
-def _read_again(reader: SourceReader, argument: str, span: Span) -> bytes:
+def _read_again(reader: SourceReader, argument: str, span: ByteRange) -> bytes:
     if not span.file.exists():  # the cache was cleared, or belongs to another machine
         reader.images(argument)
     return span.read()
@@ -212,7 +218,7 @@ def is_forbidden(path: str) -> bool:
     return False
 
 
-def _not_none(images: Iterator[ImageFile], message: str, left_out: Exclusions) -> Iterator[ImageFile]:
+def _require_any(images: Iterator[ImageFile], message: str, left_out: Exclusions) -> Iterator[ImageFile]:
     first = next(images, None)
     if first is None:
         raise UserError(f"{message}; {left_out}" if str(left_out) else message)
@@ -220,16 +226,20 @@ def _not_none(images: Iterator[ImageFile], message: str, left_out: Exclusions) -
     yield from images
 
 
-def _matches(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
+def _images_of_pattern(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
     pattern = pattern.replace(os.sep, "/")
     fixed = pattern[: pattern.rfind("/", 0, re.search(r"[*?[]", pattern).start()) + 1]  # type: ignore[union-attr]
-    for name in sorted(set(_expanded(pattern, left_out))):
+    for name in sorted(set(_expand_pattern(pattern, left_out))):
         path, below = Path(name), name.replace(os.sep, "/").removeprefix(fixed).removeprefix("./")
-        if has_wanted_suffix(name) and path.is_file() and not left_out.has_file(path.name, below, keep_hidden=True):
+        if (
+            has_wanted_suffix(name)
+            and path.is_file()
+            and not left_out.excludes_file(path.name, below, keep_hidden=True)
+        ):
             yield from _open(str(path))
 
 
-def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
+def _expand_pattern(pattern: str, left_out: Exclusions) -> Iterator[str]:
     """Yield the paths that match a pattern.
 
     For `**`, the subfolders are walked, because `glob` would follow links in circles.
@@ -241,32 +251,32 @@ def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
     above, rest = pattern[: stars.start()], pattern[stars.end() :] or "*"
     for top in glob(above or stars[1] or "."):  # noqa: PTH207
         for folder, _ in Walk(top, left_out):
-            yield from _expanded(f"{escape(folder or '.').replace(os.sep, '/').rstrip('/')}/{rest}", left_out)
+            yield from _expand_pattern(f"{escape(folder or '.').replace(os.sep, '/').rstrip('/')}/{rest}", left_out)
 
 
-def _in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:
+def _images_in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:
     """Yield the images below a folder.
 
     An unreadable folder is represented by an image that raises the error when the image is read.
     """
     walk = Walk(str(root), left_out)
     for folder, files in walk:
-        yield from _refused(walk.refused)
+        yield from _unreadable_folders(walk.errors)
         for name in files:
-            if not left_out.has_file(name, walk.path(folder, name)):
+            if not left_out.excludes_file(name, walk.path(folder, name)):
                 yield from _open(os.path.join(folder, name))  # noqa: PTH118 (a tenth of the time of pathlib)
 
 
-def _refused(errors: list[OSError]) -> Iterator[ImageFile]:
+def _unreadable_folders(errors: list[OSError]) -> Iterator[ImageFile]:
     while errors:
         error = errors.pop(0)
-        read = partial(_refuse, f"{error.filename}: cannot be read ({error.strerror or error})", error)
+        read = partial(_raise, f"{error.filename}: cannot be read ({error.strerror or error})", error)
         yield ImageFile(str(error.filename), read, hides_others=True)
 
 
 def _open(path: str) -> Iterator[ImageFile]:
     if path.lower().endswith(".tar") and Path(path).is_file():
-        yield from _of_tar(Path(path))
+        yield from _images_of_tar(Path(path))
     else:
         yield ImageFile(path)
 
@@ -291,7 +301,7 @@ def shard_of_name(name: str) -> str | None:
     return member["shard"] if member else None
 
 
-def _of_tar(path: Path) -> Iterator[ImageFile]:
+def _images_of_tar(path: Path) -> Iterator[ImageFile]:
     """Yield the images of a shard, with or without captions.
 
     If the shard is corrupt, the last yielded image raises an error when it is read.
@@ -308,23 +318,23 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
                     count += 1
                     if member.offset_data + member.size > path.stat().st_size:
                         raise tarfile.ReadError(f"the file ends within {member.name}")
-                    span = Span(path, member.offset_data, member.size)
+                    span = ByteRange(path, member.offset_data, member.size)
                     yield ImageFile(_name_of_member(path, member.name), span.read, span)
             if block_at_end(tar).strip(b"\0"):
                 # tarfile treats an invalid header as the end of the archive
                 raise tarfile.ReadError("a header is corrupt or truncated")
     except (tarfile.TarError, OSError) as error:
-        read = partial(_refuse, f"{path}: not a complete uncompressed tar file ({error})", error)
+        read = partial(_raise, f"{path}: not a complete uncompressed tar file ({error})", error)
         yield ImageFile(f"{path}", read, hides_others=True)
     else:
         if not count:
-            yield ImageFile(f"{path}", partial(_refuse, f"{path}: has no images ({_suffixes()})"))
+            yield ImageFile(f"{path}", partial(_raise, f"{path}: has no images ({_suffixes()})"))
 
 
-def _of_table(argument: str) -> Iterator[ImageFile]:
+def _images_of_table(argument: str) -> Iterator[ImageFile]:
     table = _Table(argument)
     for index in range(len(table.source)):
-        name, span = writable(table.source.name(index)), table.span(index)
+        name, span = replace_surrogates(table.source.name(index)), table.span(index)
         yield ImageFile(name, partial(table.read, index), span, partial(table.fields, index))
 
 
@@ -345,30 +355,25 @@ class _Table:
         self._listed = self.source if isinstance(self.source, ListedPairs | FeaturePairs) else None
 
     def __reduce__(self) -> tuple[Callable[[str], "_Table"], tuple[str]]:
-        return _opened, (self.argument,)
+        return _open_table, (self.argument,)
 
     def read(self, index: int) -> bytes:
         return self.source[index].image if self._listed is None else self._listed.image(index)
 
-    def span(self, index: int) -> Span | None:
+    def span(self, index: int) -> ByteRange | None:
         path = None if self._listed is None else self._listed.image_path(index)
-        return Span(path) if path else None
+        return ByteRange(path) if path else None
 
     def fields(self, index: int) -> Mapping[str, object]:
         return {} if self._listed is None else self._listed.fields(index)
 
 
 @lru_cache(maxsize=4)
-def _opened(argument: str) -> _Table:
+def _open_table(argument: str) -> _Table:
     return _Table(argument)
 
 
-def _require_bytes(size: int, name: str) -> None:
-    if size > MAX_BYTES:
-        raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
-
-
-def _refuse(message: str, cause: Exception | None = None) -> bytes:
+def _raise(message: str, cause: Exception | None = None) -> bytes:
     raise UserError(message) from cause
 
 
@@ -379,13 +384,15 @@ def _suffixes() -> str:
 # --- Decoding in the background
 
 _Decoded = tuple[ImageFile, Image.Image | UserError]
-_TOGETHER = 8
+_ITEMS_PER_TASK = 8
 """Number of items per thread task. More items per task reduce the overhead, and fewer items balance the load better."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[_Decoded]]:
+def decode_in_background(
+    files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: int
+) -> Iterator[list[_Decoded]]:
     """Decode images in the background, and yield them in batches and in order.
 
     Each image is yielded with a square of the model's input size, or with the error if it cannot be decoded.
@@ -396,10 +403,10 @@ def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: in
             together, preprocess.decode_squares((file.read_or_error(), file.name) for file in together), strict=True
         )
 
-    return done_ahead(files, decode, batch_size)
+    return map_in_background(files, decode, batch_size)
 
 
-def done_ahead(
+def map_in_background(
     items: Iterable[Item], work: Callable[[Sequence[Item]], Iterable[Done]], batch_size: int
 ) -> Iterator[list[Done]]:
     """Yield the results of `work` in batches and in order.
@@ -413,7 +420,7 @@ def done_ahead(
     source = iter(items)
     with thread_pool() as pool:
         while batch := list(islice(source, batch_size)):
-            parts = (batch[start : start + _TOGETHER] for start in range(0, len(batch), _TOGETHER))
+            parts = (batch[start : start + _ITEMS_PER_TASK] for start in range(0, len(batch), _ITEMS_PER_TASK))
             waiting.append([pool.submit(lambda part: list(work(part)), part) for part in parts])
             if len(waiting) > 1:
                 yield [done for future in waiting.popleft() for done in future.result()]

@@ -64,7 +64,7 @@ def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image
     try:
         return open_rgb(image, opening, to_srgb=True, is_scaled=True)
     except BROKEN as error:  # Pillow opened the image lazily, and its file is truncated or closed
-        raise UserError(f"{name}: corrupt, truncated or closed image ({error})") from error
+        raise UserError(f"{name}: corrupt, truncated or closed image ({error}); open it again") from error
 
 
 def _from_tensor(image: Tensor, name: str) -> Image.Image:

@@ -150,10 +150,10 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
     except BadSample:
         raise
     except UnidentifiedImageError as error:
-        raise BadSample(f"{name}: not an image in a supported format", Cause.NOT_AN_IMAGE) from error
+        raise BadSample(f"{name}: not an image in a supported format; use JPEG or PNG", Cause.NOT_AN_IMAGE) from error
     except BROKEN as error:
         reason = str(error).strip() or "missing data"
-        broken = BadSample(f"{name}: broken or truncated image ({reason})", Cause.BROKEN_IMAGE)
+        broken = BadSample(f"{name}: broken or truncated image ({reason}); replace it", Cause.BROKEN_IMAGE)
         broken.may_lack_memory = may_lack_memory
         raise broken from error
 
@@ -177,7 +177,7 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
         One of `BROKEN`: If the file is corrupt.
     """
     if not data:
-        raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
+        raise BadSample(f"{name}: not an image: the file is empty; replace it", Cause.EMPTY_FILE)
     if renderer is not None:
         drawn: Image.Image = sys.modules[renderer].render(data, name, vector_side)
         return drawn
@@ -487,7 +487,7 @@ def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform
     return None if most <= _IDENTITY_TOLERANCE else transform
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:
     """Encode an image as a file. `kind` and `options` are arguments of `Image.save`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -56,7 +56,7 @@ _ENVIRONMENT = {
 }
 """Environment variables of helpers."""
 
-_FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
+_EXTERNAL_SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
 """Signals that an image does not cause. The system sends SIGKILL when it runs out of memory."""
 
 _MAX_FACTS = 2**24
@@ -66,7 +66,7 @@ between processes."""
 _SMALL = 2**16
 """Minimum number of bytes to request per read, which is about the size of a small image."""
 _START_SECONDS = 120.0
-_PATIENCE_SECONDS = 0.1
+_IDLE_WAIT_SECONDS = 0.1
 """Seconds that a call waits for an idle helper before it starts another one. Starting a helper takes about as long."""
 _MAX_TOGETHER = 16
 """Maximum number of `Content` objects per call."""
@@ -132,8 +132,8 @@ class _HelperExit(Exception):  # noqa: N818 (not always an error)
     def __init__(self, code: int) -> None:
         names = {-number: number.name for number in signal.Signals}
         super().__init__(names.get(code, f"exit code {code}"))
-        self.is_costly = names.get(code) == "SIGPROF"
-        self.is_of_machine = code == program.LATE or names.get(code) in _FROM_OUTSIDE
+        self.exceeds_time = names.get(code) == "SIGPROF"
+        self.has_external_cause = code == program.LATE or names.get(code) in _EXTERNAL_SIGNALS
 
 
 class _Helper:
@@ -167,7 +167,7 @@ class _Helper:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
-        _widen(self._input.fileno(), self._output.fileno())
+        _enlarge_pipes(self._input.fileno(), self._output.fileno())
         self.is_ready = False
 
     def call(self, call: bytes, contents: Sequence[Content]) -> tuple[list[_Answered], memoryview]:
@@ -200,7 +200,7 @@ class _Helper:
         read, size, size_of_facts = bytearray(), program.ANSWER.size, -1
         while len(read) < size:
             if _poll is not None and not _poll(self._output, seconds):
-                raise _HelperExit(self._killed())
+                raise _HelperExit(self._kill())
             part = os.read(self._output.fileno(), max(_SMALL, size - len(read)))
             if not part:  # the pipe is closed, because the helper has ended
                 raise _HelperExit(self._process.wait())
@@ -208,12 +208,12 @@ class _Helper:
             if size_of_facts < 0 and len(read) >= size:
                 size_of_facts, size_of_results = program.ANSWER.unpack_from(read)
                 if size_of_facts > _MAX_FACTS or size_of_results > self.limits.most_memory:
-                    raise _HelperExit(self._killed())
+                    raise _HelperExit(self._kill())
                 size += size_of_facts + size_of_results
         content = memoryview(read)[program.ANSWER.size :]
         return json.loads(bytes(content[:size_of_facts]) or b"[]"), content[size_of_facts:]
 
-    def _killed(self) -> int:
+    def _kill(self) -> int:
         self._process.kill()
         self._process.wait()
         return program.LATE
@@ -245,7 +245,7 @@ def _paths_of(modules: frozenset[str]) -> list[str]:
     )
 
 
-def _widen(*pipes: int) -> None:
+def _enlarge_pipes(*pipes: int) -> None:
     with suppress(ImportError, AttributeError, OSError):
         import fcntl
 
@@ -253,14 +253,14 @@ def _widen(*pipes: int) -> None:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def _polled(stream: Any, seconds: float) -> bool:
+def _wait_for_bytes(stream: Any, seconds: float) -> bool:
     """Return whether a pipe has bytes, or has ended, within the given number of seconds."""
     waiting = select.poll()
     waiting.register(stream, select.POLLIN)
     return bool(waiting.poll(1000 * seconds))
 
 
-_poll = _polled if hasattr(select, "poll") else None
+_poll = _wait_for_bytes if hasattr(select, "poll") else None
 """Function that waits for a pipe with a time limit. Windows has no such function, so helpers end themselves there."""
 
 
@@ -290,7 +290,7 @@ class Helpers:
         self._modules |= frozenset(modules)
         if not self._all:
             with suppress(OSError):  # the error is reported when a helper is needed
-                self._release(self._started())
+                self._release(self._start_helper())
 
     def wait(self, module: str) -> None:
         """Wait until a helper that has imported a module is ready. Errors are reported when the helper is needed."""
@@ -337,8 +337,8 @@ class Helpers:
     def _in_order(
         self, module: str, function: str, together: Sequence[Content | UserError], arguments: dict[str, Any]
     ) -> Iterator[Answer | UserError]:
-        sound = [one for one in together if isinstance(one, Content)]
-        answers = iter(self._answers(module, function, sound, arguments) if sound else ())
+        valid = [one for one in together if isinstance(one, Content)]
+        answers = iter(self._answers(module, function, valid, arguments) if valid else ())
         return (next(answers) if isinstance(one, Content) else one for one in together)
 
     def _answers(
@@ -358,13 +358,17 @@ class Helpers:
         except OSError as error:
             return [BadSample(f"{name}: not decoded ({error}); try again", Cause.UNREADABLE)]
         except _HelperExit as ended:
-            if ended.is_costly:
+            if ended.exceeds_time:
                 message = f"{name}: decoding takes more than {seconds:g} s of a processor; scale it down first"
                 return [BadSample(message, Cause.TOO_LARGE)]
-            if ended.is_of_machine:
+            if ended.has_external_cause:
                 message = f"{name}: not decoded: the decoding program timed out, or ended twice ({ended})"
                 return [BadSample(f"{message}; try again", Cause.UNREADABLE)]
-            return [BadSample(f"{name}: crashes its decoder ({ended})", Cause.BROKEN_IMAGE)]
+            return [
+                BadSample(
+                    f"{name}: crashes its decoder ({ended}); save it again with another program", Cause.BROKEN_IMAGE
+                )
+            ]
 
     def _call(
         self,
@@ -385,12 +389,12 @@ class Helpers:
 
         heads = [(one.name, len(one.data), self._seconds(one), one.arguments) for one in contents]
         call = pickle.dumps((module, function, memory, heads, arguments))
-        helper = self._taken(frozenset({module, *(name for one in contents for name in one.needs)}))
+        helper = self._acquire(frozenset({module, *(name for one in contents for name in one.needs)}))
         try:
             answers, results = helper.call(call, contents)
         except BaseException as error:  # the helper has ended, or an interrupt stopped it during a call
             self._end(helper)
-            if is_last or not isinstance(error, _HelperExit) or error.is_costly:
+            if is_last or not isinstance(error, _HelperExit) or error.exceeds_time:
                 raise
             return self._call(module, function, contents, arguments, memory)
         self._release(helper)
@@ -414,10 +418,10 @@ class Helpers:
     def _seconds(self, content: Content) -> float:
         return min(self.limits.cpu_seconds, content.cpu_seconds or self.limits.cpu_seconds)
 
-    def _taken(self, modules: frozenset[str]) -> _Helper:
+    def _acquire(self, modules: frozenset[str]) -> _Helper:
         """Take an idle helper that has imported the given modules, or start one if all helpers stay busy for long."""
         self._modules |= modules
-        until = time.monotonic() + _PATIENCE_SECONDS
+        until = time.monotonic() + _IDLE_WAIT_SECONDS
         with self._changed:
             while True:
                 while self._idle:
@@ -430,10 +434,10 @@ class Helpers:
                 may_start = not is_full and all(helper.is_ready for helper in self._all)
                 patience = until - time.monotonic() if self._all else 0
                 if may_start and patience <= 0:
-                    return self._started()
-                self._changed.wait(max(patience, _PATIENCE_SECONDS))
+                    return self._start_helper()
+                self._changed.wait(max(patience, _IDLE_WAIT_SECONDS))
 
-    def _started(self) -> _Helper:
+    def _start_helper(self) -> _Helper:
         with self._changed:
             helper = _Helper(self._modules, self.limits)
             self._all.add(helper)
@@ -479,7 +483,7 @@ _RASTER_STARTS = (*_EIGHT_BITS, _PNG, b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 """First bytes of files that are not drawings. Plug-ins are not queried for these files."""
 
 
-def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> Answer:
+def call_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> Answer:
     """Call a function on the content of an image file in a helper; see `Helpers.call`.
 
     Args:
@@ -495,10 +499,10 @@ def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING,
     return helpers.call(module, function, _content(data, name), **arguments)
 
 
-def ask_helpers(
+def call_helpers(
     function: str, files: Iterable[tuple[bytes | UserError, str]], *, module: str = DECODING, **arguments: Any
 ) -> Iterator[Answer | UserError]:
-    """Call a function on the contents of several image files; see `ask_helper` and `Helpers.map`.
+    """Call a function on the contents of several image files; see `call_helper` and `Helpers.map`.
 
     Args:
         function: Function of the module.
@@ -536,10 +540,10 @@ def decode_image(data: bytes, name: str, opening: "Opening" = "upright_on_white"
     Raises:
         BadSample: If the file cannot be decoded, or decoding exceeds a limit.
     """
-    return received(*ask_helper("pixels", data, name, opening=opening, **options))
+    return to_image(*call_helper("pixels", data, name, opening=opening, **options))
 
 
-def received(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
+def to_image(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
     """Return an image that a helper sent.
 
     Raises:
@@ -564,7 +568,7 @@ def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
     Raises:
         BadSample: If the file is not an image, or exceeds a limit.
     """
-    facts, _ = ask_helper("header", data, name)
+    facts, _ = call_helper("header", data, name)
     width, height = map(int, facts["size"])
     return (width, height), str(facts["format"])
 
@@ -575,7 +579,7 @@ def check_image(data: bytes, name: str) -> None:
     Raises:
         BadSample: If the file cannot be decoded, or decoding exceeds a limit.
     """
-    ask_helper("checked", data, name)
+    call_helper("checked", data, name)
 
 
 class VectorFormat(Protocol):

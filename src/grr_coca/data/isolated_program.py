@@ -44,7 +44,7 @@ def _limit(kind: str, soft: int, hard: int) -> None:
         return
 
 
-def _trimmer() -> Any:
+def _find_malloc_trim() -> Any:
     """Return the C library's function that returns free memory to the system, or None if the library has none."""
     try:
         import ctypes
@@ -61,7 +61,7 @@ def _run(paths: list[str], modules: list[str], memory: int, wall_seconds: float 
         importlib.import_module(name)
     gc.freeze()
     gc.enable()
-    trim = _trimmer()
+    trim = _find_malloc_trim()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # discard the output of decoders
@@ -105,10 +105,10 @@ def answer_all(
         answered, results = [], []
         for name, length, seconds, own in contents:
             data = requests.read(length)
-            _begin(seconds, wall_seconds, log)
+            _start_timer(seconds, wall_seconds, log)
             has_most = limit == memory
-            code, facts, result = _called(module, function, data, name, {**arguments, **own}, has_most)
-            _end(wall_seconds)
+            code, facts, result = _call_function(module, function, data, name, {**arguments, **own}, has_most)
+            _stop_timer(wall_seconds)
             answered.append((code, facts, len(result)))
             results.append(result)
             del data
@@ -122,7 +122,7 @@ def answer_all(
             trim(0)
 
 
-def _begin(seconds: float, wall_seconds: float | None, log: int) -> None:
+def _start_timer(seconds: float, wall_seconds: float | None, log: int) -> None:
     """Limit the time of the next call. The process is ended without running Python code, because a decoder may hold
     Python's interpreter lock.
     """
@@ -132,14 +132,14 @@ def _begin(seconds: float, wall_seconds: float | None, log: int) -> None:
         faulthandler.dump_traceback_later(wall_seconds, exit=True, file=log)
 
 
-def _end(wall_seconds: float | None) -> None:
+def _stop_timer(wall_seconds: float | None) -> None:
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, 0)
     if wall_seconds is not None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _called(
+def _call_function(
     module: str, function: str, data: bytes, name: str, arguments: dict[str, Any], has_most: bool
 ) -> tuple[int, dict[str, Any], bytes]:
     try:
@@ -151,7 +151,11 @@ def _called(
         if getattr(error, "may_lack_memory", False) and not has_most:
             return OUT_OF_MEMORY, {}, b""
         cause = getattr(error, "cause", None)
-        message = str(error) if cause else f"{name}: its decoder fails ({type(error).__name__}: {error})"
+        message = (
+            str(error)
+            if cause
+            else f"{name}: its decoder fails ({type(error).__name__}: {error}); save it with another program"
+        )
         return REJECTED, {"message": message[:2000], "cause": cause}, b""
 
 

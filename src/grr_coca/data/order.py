@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from grr_coca.common.shapes import Int
-from grr_coca.data.sources.base import locate
+from grr_coca.data.sources.base import locate_part
 
 PLAIN_SHUFFLE = 65_536
 """Maximum number of samples for which the order of an epoch is a single random permutation."""
@@ -31,7 +31,7 @@ class SampleRef(NamedTuple):
 
 
 @runtime_checkable
-class Visits(Protocol):
+class SampleSequence(Protocol):
     """Endless sequence of visits to samples. The visit at any position can be computed directly."""
 
     def at(self, position: int) -> SampleRef:
@@ -51,7 +51,7 @@ class Blocks:
 
     def of(self, sample: int) -> range:
         """Return the block of a sample."""
-        source, inner = locate(self._ends, sample)
+        source, inner = locate_part(self._ends, sample)
         start = sample - inner % BLOCK
         return range(start, min(start + BLOCK, int(self._ends[source])))
 
@@ -64,7 +64,7 @@ class Shuffle:
 
     def __init__(self, num_samples: int, seed: int) -> None:
         if num_samples < 1:
-            raise ValueError("there are no samples")
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         self.num_samples = num_samples
         self.seed = seed
         self._epoch = -1
@@ -102,7 +102,7 @@ class Shuffle:
         self._samples = np.random.default_rng((self.seed, epoch, 1 + window)).permutation(samples)
 
 
-def mixture_shares(mix: Mapping[str, float]) -> list[float]:
+def mixture_fractions(mix: Mapping[str, float]) -> list[float]:
     """Return the fractions of all sources, which sum to 1.
 
     The main source comes first, followed by the sources in `mix`.
@@ -172,14 +172,14 @@ class GlobalBatches:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShare:
     """Part of the work that process `rank` of `world_size` does."""
 
     rank: int = 0
     world_size: int = 1
 
 
-ALL = Share()
+ALL = RankShare()
 """The share of a single process, which does all work."""
 
 
@@ -200,7 +200,11 @@ class TrainingOrder:
     """
 
     def __init__(
-        self, visits: Visits, batches: GlobalBatches, share: Share = ALL, micro_batch_size: int | None = None
+        self,
+        visits: SampleSequence,
+        batches: GlobalBatches,
+        share: RankShare = ALL,
+        micro_batch_size: int | None = None,
     ) -> None:
         assert batches.size % share.world_size == 0, "see Recipe.require_even_shares"
         assert 0 <= share.rank < share.world_size
@@ -228,7 +232,7 @@ class EvaluationOrder:
     is not divisible by the number of ranks, the first batches are repeated at the end.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, share: Share = ALL) -> None:
+    def __init__(self, num_samples: int, batch_size: int, share: RankShare = ALL) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.share = share

@@ -20,26 +20,26 @@ _SOFT = 1 / 32
 """Radius of the double blur of the masks for bevels, outlines and shadows, as a fraction of the side."""
 
 
-def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S"]:
+def paint_drawing(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S"]:
     """Return a painted drawing on a white background."""
-    colours, mask = _coloured(image, paint)
-    shade, factor = _light(paint, mask)
+    colours, mask = _colour_drawing(image, paint)
+    shade, factor = _light_effects(paint, mask)
     colours = torch.lerp(colours, colours.mul(factor).add_(shade).clamp_(0, 1), mask)
     if paint.outline is not None:
-        around = _soft(mask).mul_(4).clamp_(0, 1) * (1 - mask)
+        around = _blur(mask).mul_(4).clamp_(0, 1) * (1 - mask)
         colours = torch.lerp(colours, torch.from_numpy(paint.outline)[:, None, None], around)
         mask = torch.maximum(mask, around)
     if paint.shadow:
         down, across = (round(share * len(mask)) for share in paint.fall)
-        colours = colours * (1 - paint.shadow * _soft(pad(mask, (across, -across, down, -down))) * (1 - mask))
+        colours = colours * (1 - paint.shadow * _blur(pad(mask, (across, -across, down, -down))) * (1 - mask))
     return colours
 
 
-def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
+def _colour_drawing(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
     """Return the drawing in the colours of the paint, and the coverage of each pixel by the drawing."""
     dark = 1 - torch.tensordot(torch.tensor(LUMA), image, 1)
     lowest = image.amin(0)
-    whites = _areas(lowest > _WHITE)
+    whites = _label_areas(lowest > _WHITE)
     is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # the index is the number of the area
     is_inside[torch.cat([whites[0], whites[-1], whites[:, 0], whites[:, -1]])] = False
     is_inside[0] = False
@@ -48,10 +48,10 @@ def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor
         return image, torch.where(whites > 0, is_inside[whites].float(), (1 - lowest).mul_(4).clamp_(0, 1))
     # Outside, the ink covers white. In the areas that the ink encloses, it covers their colours.
     numbers = torch.from_numpy(np.resize(paint.numbers, len(is_inside)))
-    areas = _grown(whites * (is_inside & (numbers < paint.fills))[whites])
+    areas = _grow(whites * (is_inside & (numbers < paint.fills))[whites])
     below = torch.where(areas > 0, _in_colours(areas, numbers, paint.palette), torch.ones(()))
     cover = dark / darkest
-    parts = _grown(_areas(cover > _INK))
+    parts = _grow(_label_areas(cover > _INK))
     numbers = torch.from_numpy(np.resize(paint.numbers[::-1], int(parts.max()) + 1))
     ink = _in_colours(parts, numbers, paint.palette[: paint.num_inks])
     return torch.lerp(below, ink, cover), torch.maximum(cover, (areas > 0).float())
@@ -65,7 +65,7 @@ def _in_colours(
     return of_area.T.contiguous()[:, areas]
 
 
-def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S"], Float[Tensor, "S S"]]:
+def _light_effects(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S"], Float[Tensor, "S S"]]:
     """Return the effects of the light: the terms to add to the colours, and the factors to apply before adding."""
     places = (torch.arange(len(mask)) * 2 + 1).div(len(mask)).sub_(1)
     across, down = places[None], places[:, None]
@@ -73,7 +73,7 @@ def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S
     along = across * to_right + down * to_bottom
     shade = along.clamp(min=0) * (0.3 * paint.gradient)
     if paint.bevel:
-        slope_down, slope_across = torch.gradient(_soft(mask))
+        slope_down, slope_across = torch.gradient(_blur(mask))
         shade += (slope_across * to_right + slope_down * to_bottom) * paint.bevel
     if paint.highlight:
         x, y, radius = paint.glance
@@ -81,7 +81,7 @@ def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S
     return shade, 1 + along * paint.gradient
 
 
-def _areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
+def _label_areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
     """Label each connected area with a number from 1 on, and all other pixels with 0.
 
     Each row is split into runs, and runs that touch each other are joined
@@ -108,12 +108,12 @@ def _starts(is_in: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
     return starts
 
 
-def _grown(areas: Int[Tensor, "S S"]) -> Int[Tensor, "S S"]:
+def _grow(areas: Int[Tensor, "S S"]) -> Int[Tensor, "S S"]:
     """Grow areas by the pixels around them, which the edges of the areas partially cover."""
     return max_pool2d(areas[None].float(), 3, 1, 1)[0].long()
 
 
-def _soft(mask: Float[Tensor, "S S"]) -> Float[Tensor, "S S"]:
+def _blur(mask: Float[Tensor, "S S"]) -> Float[Tensor, "S S"]:
     reach = round(_SOFT * len(mask))
     once = avg_pool2d(mask[None], 2 * reach + 1, 1, reach)
     return avg_pool2d(once, 2 * reach + 1, 1, reach)[0]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from PIL import Image, ImageChops
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.feature_image import encoder_of_image, enlarged, tokens_digest
+from grr_coca.data.feature_image import encoder_of_image, enlarge_square, tokens_digest
 from grr_coca.data.images import (
     VECTOR_SIDE,
     Opening,
@@ -89,9 +89,9 @@ class Framing:
         for colour in ground:
             low, high = max(0, colour - self.tolerance), min(255, colour + self.tolerance)
             table += [255] * low + [0] * (high + 1 - low) + [255] * (255 - high)
-        if not _is_even(_changed(border, table), image.size):
+        if not _is_uniform(_map_values(border, table), image.size):
             return None
-        drawing = _drawing(image, table)
+        drawing = _drawing_box(image, table)
         if drawing is None or self._is_framed(drawing, image.size):
             return None
         return Frame(self._square(drawing, min(image.size)), ground)
@@ -131,7 +131,7 @@ def _median(border: Image.Image) -> Colour:
     return red, green, blue
 
 
-def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
+def _is_uniform(strays: Image.Image, size: tuple[int, int]) -> bool:
     """Return whether only a few pixels on each side differ from the background.
 
     These pixels are the only ones in `strays` that are not black.
@@ -143,18 +143,18 @@ def _is_even(strays: Image.Image, size: tuple[int, int]) -> bool:
     return all(STRAY * stray.crop((start, 0, end, 1)).histogram()[255] <= end - start for start, end in sides)
 
 
-def _drawing(image: Image.Image, table: list[int]) -> Box | None:
+def _drawing_box(image: Image.Image, table: list[int]) -> Box | None:
     """Return the box around all pixels that a table does not map to black, or None if there are no such pixels."""
     left, top, right, bottom, below = image.width, image.height, 0, 0, 0
     for strip in strips(image):
-        box = _changed(strip, table).getbbox()
+        box = _map_values(strip, table).getbbox()
         if box is not None:
             left, top, right, bottom = min(left, box[0]), min(top, below + box[1]), max(right, box[2]), below + box[3]
         below += strip.height
     return (left, top, right, bottom) if right else None
 
 
-def _changed(image: Image.Image, table: list[int]) -> Image.Image:
+def _map_values(image: Image.Image, table: list[int]) -> Image.Image:
     """Map the values of an image by a table. `Image.point` does the same, but first rounds each value of the table."""
     return image._new(image.im.point(table, None))
 
@@ -244,7 +244,7 @@ class Preprocess:
         name: str,
         *,
         to_srgb: bool = True,
-        for_people: bool = False,
+        for_display: bool = False,
         **options: Any,
     ) -> Image.Image:
         """Decode the bytes of an image file at full size, in a subprocess.
@@ -262,7 +262,7 @@ class Preprocess:
         """
         from grr_coca.data.isolated import decode_image  # lazy import, because subprocesses do not need it
 
-        side = VECTOR_SIDE if for_people else self.vector_side
+        side = VECTOR_SIDE if for_display else self.vector_side
         return decode_image(data, name, self.opening, to_srgb=to_srgb, vector_side=side, **options)
 
     def decode_square(self, data: bytes, name: str, *, to_srgb: bool = True, **options: Any) -> Image.Image:
@@ -277,9 +277,9 @@ class Preprocess:
         Raises:
             BadSample: If the file cannot be decoded, or decoding exceeds a limit.
         """
-        from grr_coca.data.isolated import ask_helper
+        from grr_coca.data.isolated import call_helper
 
-        return self.received(*ask_helper("square", data, name, preprocess=self, to_srgb=to_srgb, **options))
+        return self.to_square(*call_helper("square", data, name, preprocess=self, to_srgb=to_srgb, **options))
 
     def decode_squares(
         self, files: Iterable[tuple[bytes | UserError, str]], *, to_srgb: bool = True
@@ -290,25 +290,25 @@ class Preprocess:
             files: Content (or error) and name of each file. Files are consumed a few at a time.
             to_srgb: Whether to convert the colours of embedded profiles.
         """
-        from grr_coca.data.isolated import ask_helpers
+        from grr_coca.data.isolated import call_helpers
 
-        for answer in ask_helpers("square", files, preprocess=self, to_srgb=to_srgb):
+        for answer in call_helpers("square", files, preprocess=self, to_srgb=to_srgb):
             try:
-                square = answer if isinstance(answer, UserError) else self.received(*answer)
+                square = answer if isinstance(answer, UserError) else self.to_square(*answer)
             except BadSample as error:
                 square = error
             yield square
 
-    def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
+    def to_square(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
         """Return a square sent by a helper program.
 
         Raises:
             BadSample: If the model takes tokens, and the square contains features whose tokens are not stored; see
                 `FeaturePreprocess`.
         """
-        from grr_coca.data.isolated import received
+        from grr_coca.data.isolated import to_image
 
-        square = received({**facts, "size": (self.image_size, self.image_size)}, pixels)
+        square = to_image({**facts, "size": (self.image_size, self.image_size)}, pixels)
         square.info[_IS_SQUARE] = True
         return square
 
@@ -331,7 +331,9 @@ class Preprocess:
         if self.is_square(image):
             return image
         if encoder_of_image(image) is not None:
-            raise BadSample("features of an image encoder; this model takes images", Cause.NOT_AN_IMAGE)
+            raise BadSample(
+                "features of an image encoder, but this model takes images; pass the image", Cause.NOT_AN_IMAGE
+            )
         if self.framing is None:
             return with_srgb_colours(self._resized(image))
         frame = self.framing.frame(image)
@@ -341,10 +343,10 @@ class Preprocess:
         return square
 
     def is_square(self, image: Image.Image) -> bool:
-        """Return whether an image is a result of `square` or `received`, which is an RGB image."""
+        """Return whether an image is a result of `square` or `to_square`, which is an RGB image."""
         return image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size)
 
-    def seen(self, image: Image.Image) -> Box:
+    def visible_box(self, image: Image.Image) -> Box:
         """Return the box of the image that the model sees, in pixels. The box may extend beyond the image."""
         frame = None if self.framing is None else self.framing.frame(image)
         return _centre(image.size, min(image.size)) if frame is None else frame.box
@@ -448,15 +450,17 @@ class FeaturePreprocess(EncoderPreprocess):
     takes_images: bool
     keep: Literal["tokens", "mean"]
 
-    def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
+    def to_square(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
         """Return a square sent by a helper program; see `Preprocess`."""
-        square = super().received(facts, pixels)
+        square = super().to_square(facts, pixels)
         if self.keep == "tokens" and encoder_of_image(square) is not None:
             from grr_coca.data.stored_tokens import find_tokens  # lazy import: helper programs do not need it
 
             digest = tokens_digest(square.tobytes())
             if digest is None or find_tokens(self.digest, digest) is None:
-                raise BadSample("mean features; this model takes all tokens of an image", Cause.NOT_AN_IMAGE)
+                raise BadSample(
+                    "mean features, but this model takes all tokens of an image; use --keep tokens", Cause.NOT_AN_IMAGE
+                )
         return square
 
     def square(self, image: Image.Image) -> Image.Image:
@@ -469,8 +473,12 @@ class FeaturePreprocess(EncoderPreprocess):
         if found is None and self.takes_images:
             return super().square(image)
         if found is None:
-            message = f"an image; this model takes features of {self.encoder}, which cannot be opened here"
+            message = (
+                f"an image, but this model takes features of {self.encoder}, which cannot be opened here; pass features"
+            )
             raise BadSample(message, Cause.NOT_AN_IMAGE)
         if found != self.digest:
-            raise BadSample(f"features of another image encoder than {self.encoder}", Cause.NOT_AN_IMAGE)
-        return image if image.width == self.image_size else enlarged(image, self.image_size)
+            raise BadSample(
+                f"features of another image encoder than {self.encoder}; compute them again", Cause.NOT_AN_IMAGE
+            )
+        return image if image.width == self.image_size else enlarge_square(image, self.image_size)

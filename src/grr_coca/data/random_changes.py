@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
-from grr_coca.data.order import PERIOD, SampleRef, Visits
-from grr_coca.data.painting import painted
+from grr_coca.data.augmentation import LUMA, Augmentation, ImageChange, Shape
+from grr_coca.data.order import PERIOD, SampleRef, SampleSequence
+from grr_coca.data.painting import paint_drawing
 from grr_coca.data.sources.base import BadSample, PairSource, stable_id
 from grr_coca.data.tokenizer import caption_id, clean_caption
 
@@ -95,7 +95,7 @@ def mix_images(
     return image
 
 
-def with_neighbour(
+def add_neighbour(
     image: UInt8[Tensor, "3 S S"], read_other: Callable[[], UInt8[Tensor, "3 S S"]], rng: np.random.Generator
 ) -> UInt8[Tensor, "3 S S"]:
     """Put a part of another image at a random side of an image, as if the image were cropped from a sheet of drawings.
@@ -111,16 +111,16 @@ def with_neighbour(
     return torch.rot90(turned, -turns, (1, 2)).contiguous()
 
 
-def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -> Float[Tensor, "B 3 S S"]:
+def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[ImageChange]) -> Float[Tensor, "B 3 S S"]:
     """Apply a change to each image, and return pixel values 0 … 1. Uncovered corners are white."""
     pixels = images.float().div_(255)
     for number, change in enumerate(changes):
         if change.paint is not None:
-            pixels[number] = painted(pixels[number], change.paint)
+            pixels[number] = paint_drawing(pixels[number], change.paint)
         if change.shape is not None:
-            pixels[number] = _set_into(pixels[number], change.shape)
+            pixels[number] = _place_in_shape(pixels[number], change.shape)
         if change.side is not None or change.quality is not None:
-            pixels[number] = _coarse(pixels[number], change.side or pixels.shape[-1], change.quality)
+            pixels[number] = _degrade(pixels[number], change.side or pixels.shape[-1], change.quality)
     inverse = torch.from_numpy(np.stack([change.inverse for change in changes]))
     if not inverse.eq(torch.eye(2, 3)).all():
         # Padding has the value 0, so pixels are shifted such that white is 0.
@@ -130,7 +130,7 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
     return torch.bmm(colour, pixels.flatten(2)).add_(offset).clamp_(0, 1).view_as(pixels)
 
 
-def _coarse(image: Float[Tensor, "3 S S"], side: int, quality: int | None) -> Float[Tensor, "3 S S"]:
+def _degrade(image: Float[Tensor, "3 S S"], side: int, quality: int | None) -> Float[Tensor, "3 S S"]:
     """Scale an image down to `side` pixels and up again, with JPEG artefacts in between if a quality is given."""
     small = interpolate(image[None], size=(side, side), mode="area") if side < image.shape[-1] else image[None]
     if quality is not None:
@@ -145,7 +145,7 @@ def _as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S 
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float().div_(255)
 
 
-def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
+def _place_in_shape(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
     """Place a drawing with a white background in a shape.
 
     The darker a pixel of the drawing is, the more of the shape's fill is covered by ink.
@@ -164,11 +164,11 @@ def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S
         grey = torch.tensordot(torch.tensor(LUMA), drawing, dims=1)
         inside = ink + (fill - ink) * grey
     centres = (torch.arange(side) * 2 + 1).div(side).sub_(1)
-    outside = ground * (1 - shape.shadow * (0.5 - _away(shape, centres, centres - _SHADOW) / _SHADOW).clamp_(0, 1))
-    return torch.lerp(outside, inside, (0.5 - _away(shape, centres, centres) * (side / 2)).clamp_(0, 1))
+    outside = ground * (1 - shape.shadow * (0.5 - _distance(shape, centres, centres - _SHADOW) / _SHADOW).clamp_(0, 1))
+    return torch.lerp(outside, inside, (0.5 - _distance(shape, centres, centres) * (side / 2)).clamp_(0, 1))
 
 
-def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) -> Float[Tensor, "S S"]:
+def _distance(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) -> Float[Tensor, "S S"]:
     """Return the distance of each point from a shape, in coordinates -1 … 1. It is negative inside the shape.
 
     The formula for a rounded box is from https://iquilezles.org/articles/distfunctions2d.
@@ -233,7 +233,7 @@ class SiblingVisits:
         seed: Seed of the run.
     """
 
-    def __init__(self, visits: Visits, siblings: Siblings, share: float, seed: int) -> None:
+    def __init__(self, visits: SampleSequence, siblings: Siblings, share: float, seed: int) -> None:
         self._visits, self._siblings, self._seed = visits, siblings, seed
         self._in_period = round(share * PERIOD)
 

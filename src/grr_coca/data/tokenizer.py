@@ -46,7 +46,7 @@ def single_spaced(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # for example, JSON can contain lone surrogates
-        raise BadSample(f"{what} is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
+        raise BadSample(f"{what} is not UTF-8 text ({error.reason}); correct it", Cause.BAD_TEXT) from error
     return text
 
 
@@ -71,7 +71,7 @@ def decode_text(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadSample(f"{name}: not UTF-8 text ({error})", Cause.BAD_TEXT) from error
+        raise BadSample(f"{name}: not UTF-8 text ({error}); save it as UTF-8", Cause.BAD_TEXT) from error
 
 
 def caption_lines(text: str) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def singular(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
-def writable(name: str) -> str:
+def replace_surrogates(name: str) -> str:
     """Replace characters of a name that cannot be encoded, such as lone surrogates from JSON, with `?`."""
     try:
         name.encode("utf-8", "surrogateescape")
@@ -303,7 +303,7 @@ def _read_backend(text: str) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises no more specific class
-        raise UserError(f"not a readable tokenizer.json ({error})") from error
+        raise UserError(f"not a readable tokenizer.json ({error}); export it again") from error
     backend.no_padding()  # `Tokenizer.row` and `pad_rows` do this instead
     backend.no_truncation()
     return backend

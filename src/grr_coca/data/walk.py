@@ -74,27 +74,27 @@ class Exclusions:
         except ValueError as error:
             raise UserError(f"--exclude: invalid pattern ({error}); use the syntax of .gitignore") from error
 
-    def has_folder(self, name: str, path: str) -> bool:
+    def excludes_folder(self, name: str, path: str) -> bool:
         """Return whether a folder is excluded. An excluded folder is counted.
 
         `path` is the path from the argument to the folder.
         """
         if is_hidden(name):
-            return self._note("hidden folders", name)
+            return self._count("hidden folders", name)
         if name.lower() in _TRASH:
-            return self._note("trash folders", name)
-        return self._matches(f"{path}/") and self._note("excluded folders", name)
+            return self._count("trash folders", name)
+        return self._matches(f"{path}/") and self._count("excluded folders", name)
 
-    def has_file(self, name: str, path: str, *, keep_hidden: bool = False) -> bool:
+    def excludes_file(self, name: str, path: str, *, keep_hidden: bool = False) -> bool:
         """Return whether an image or shard is excluded. An excluded file is counted.
 
         `path` is the path from the argument to the file.
         """
         if is_hidden(name) and not keep_hidden:
-            return self._note("hidden files", name)
-        return self._matches(path) and self._note("excluded files", name)
+            return self._count("hidden files", name)
+        return self._matches(path) and self._count("excluded files", name)
 
-    def hides(self, path: str) -> bool:
+    def is_excluded(self, path: str) -> bool:
         """Return whether a file or one of its parent folders is excluded, without counting it."""
         *folders, name = path.replace(os.sep, "/").split("/")
         return (
@@ -118,7 +118,7 @@ class Exclusions:
     def _matches(self, path: str) -> bool:
         return bool(self.patterns) and self._spec.match_file(path)
 
-    def _note(self, kind: str, name: str) -> bool:
+    def _count(self, kind: str, name: str) -> bool:
         self._counts[kind] += 1
         examples = self._examples.setdefault(kind, [])
         if len(examples) < _MAX_EXAMPLES and name not in examples:
@@ -145,7 +145,7 @@ class Walk:
     """
 
     def __init__(self, root: str, left_out: Exclusions) -> None:
-        self.refused: list[OSError] = []
+        self.errors: list[OSError] = []
         self._root = "" if root == "." else root
         self._left_out = left_out
         self._entered: set[tuple[int, int]] = set()
@@ -173,7 +173,7 @@ class Walk:
                 self._read(listing, folders)
             except OSError as error:  # this also happens if a network drive becomes unavailable
                 error.filename = folder or "."
-                self.refused.append(error)
+                self.errors.append(error)
             listing.files.sort()
             paths = [os.path.join(folder, name) for name in sorted(folders)]  # noqa: PTH118
             self._links += filter(os.path.islink, paths)
@@ -186,16 +186,16 @@ class Walk:
         with os.scandir(listing.folder or ".") as entries:
             for entry in entries:
                 try:
-                    self._sort_in(entry, listing, folders)
+                    self._classify(entry, listing, folders)
                 except OSError as error:
                     error.filename = entry.path.removeprefix(os.path.join(".", ""))  # noqa: PTH118
-                    self.refused.append(error)
+                    self.errors.append(error)
 
-    def _sort_in(self, entry: "os.DirEntry[str]", listing: Listing, folders: list[str]) -> None:
+    def _classify(self, entry: "os.DirEntry[str]", listing: Listing, folders: list[str]) -> None:
         if not entry.is_dir():
             if has_wanted_suffix(entry.name) and entry.is_file():
                 listing.files.append(entry.name)
-        elif not self._left_out.has_folder(entry.name, self.path(listing.folder, entry.name)):
+        elif not self._left_out.excludes_folder(entry.name, self.path(listing.folder, entry.name)):
             folders.append(entry.name)
 
 

@@ -22,7 +22,7 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch, FeatureTokens
 from grr_coca.data.dataset import FrozenInput, PairDataset, make_loader
 from grr_coca.data.features import EncoderInfo
-from grr_coca.data.order import ALL, EvaluationOrder, Share
+from grr_coca.data.order import ALL, EvaluationOrder, RankShare
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.infer.encoder import VisionEncoder, open_described
@@ -131,7 +131,7 @@ def pair_results(
             validation.
     """
     dataset = as_dataset(checkpoint, pairs)
-    share = ALL if ranks is None else Share(ranks.rank, ranks.size)
+    share = ALL if ranks is None else RankShare(ranks.rank, ranks.size)
     order = EvaluationOrder(len(dataset), batch_size, share)
     batches = make_loader(dataset, order, num_workers, warns=warns)
     mine = run_pairs(checkpoint.model, with_computed_features(batches, checkpoint))

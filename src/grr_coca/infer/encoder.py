@@ -104,7 +104,7 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
     scheme, colon, rest = name.partition(":")
     if scheme == GIVEN:
         raise UserError(f"{name}: cannot encode images, because only its features are known; pass features")
-    opener: EncoderOpener | None = plugins.named("grr_coca.encoders", scheme) if colon else None
+    opener: EncoderOpener | None = plugins.find("grr_coca.encoders", scheme) if colon else None
     if opener is None:
         schemes = [
             f"{known}:NAME" for known in (*plugins.own("grr_coca.encoders"), *plugins.others("grr_coca.encoders"))

@@ -142,7 +142,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     """
     path, name = Path(named), str(named)
     scheme, colon, _ = name.partition(":")
-    if colon and not path.exists() and plugins.named("grr_coca.loaders", scheme) is not None:
+    if colon and not path.exists() and plugins.find("grr_coca.loaders", scheme) is not None:
         raise UserError(f"{name}: convert this checkpoint first: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
     bundled = bundled_folder(name)
     provider = _provider_of(name) if bundled is None and path.name == name else None

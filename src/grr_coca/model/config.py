@@ -348,7 +348,7 @@ def find_architecture(name: str) -> Architecture:
     Raises:
         UserError: If no installed package provides the architecture.
     """
-    found: Architecture | None = plugins.named("grr_coca.architectures", name)
+    found: Architecture | None = plugins.find("grr_coca.architectures", name)
     if found is None:
         raise UserError(f"unknown architecture '{name}'; install the package that provides it")
     return found

@@ -26,9 +26,9 @@ Scalar = TypeVar("Scalar", float, Tensor)
 class EmbeddedPairs(NamedTuple):
     """Embedded image-text pairs. Text i belongs to image i.
 
-    Embeddings have unit length. Pairs with equal `caption_ids`, `image_ids` or `thing_ids` are not negatives of each
+    Embeddings have unit length. Pairs with equal `caption_ids`, `image_ids` or `concept_ids` are not negatives of each
     other. `teacher` contains a text teacher's embeddings of the captions, also of unit length, or is None if no
-    teacher is used. `thing_ids` is None if the sibling loss is not used.
+    teacher is used. `concept_ids` is None if the sibling loss is not used.
     """
 
     image: Float[Tensor, "B E"]
@@ -36,7 +36,7 @@ class EmbeddedPairs(NamedTuple):
     caption_ids: Int[Tensor, " B"]
     image_ids: Int[Tensor, " B"]
     teacher: Float[Tensor, "B K"] | None = None
-    thing_ids: Int[Tensor, " B"] | None = None
+    concept_ids: Int[Tensor, " B"] | None = None
 
     def gather_from_ranks(self, ranks: Ranks) -> "EmbeddedPairs":
         """Return the pairs of all ranks, in the order of the ranks. Gradients flow back to the rank of each pair."""
@@ -69,8 +69,8 @@ def contrastive_loss(
     target = torch.arange(first_row, first_row + b, device=rows.image.device)
     itself = target[:, None] == torch.arange(B, device=target.device)
     same = (rows.caption_ids[:, None] == columns.caption_ids) | (rows.image_ids[:, None] == columns.image_ids)  # b B
-    if rows.thing_ids is not None and columns.thing_ids is not None:
-        same |= rows.thing_ids[:, None] == columns.thing_ids
+    if rows.concept_ids is not None and columns.concept_ids is not None:
+        same |= rows.concept_ids[:, None] == columns.concept_ids
     others = same & ~itself
     # In bf16, the logit for a similarity of 1 at a temperature of 0.01 would be rounded by half a nat.
     with torch.autocast(target.device.type, enabled=False):
@@ -254,7 +254,7 @@ def batch_loss(
         batch.caption_ids,
         batch.image_ids,
         batch.teacher,
-        batch.thing_ids,
+        batch.concept_ids,
     )
     compared = comparison_loss(model, pairs, weights, ranks)
     lm_head = model.multimodal_decoder.lm_head.weight
@@ -324,17 +324,17 @@ def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, "
     The parts of all images add up to that mean.
 
     The loss of an image is the mean, over its siblings, of the cross-entropy of the sibling among all other images
-    (supervised contrastive loss, arXiv 2004.11362, equation 2). Siblings are images with equal `thing_ids`. An image
+    (supervised contrastive loss, arXiv 2004.11362, equation 2). Siblings are images with equal `concept_ids`. An image
     without siblings in the batch has a loss of 0.
 
     Args:
         rows: The pairs whose part is computed.
         columns: All pairs of the batch, with which the rows are compared, except equal images.
     """
-    assert rows.thing_ids is not None, "the batches of a run with this loss have ids of concepts"
-    assert columns.thing_ids is not None
+    assert rows.concept_ids is not None, "the batches of a run with this loss have ids of concepts"
+    assert columns.concept_ids is not None
     same = rows.image_ids[:, None] == columns.image_ids  # b B
-    siblings = (rows.thing_ids[:, None] == columns.thing_ids) & ~same
+    siblings = (rows.concept_ids[:, None] == columns.concept_ids) & ~same
     with torch.autocast(same.device.type, enabled=False):
         log_probs = _log_softmax_over_others(rows.image @ columns.image.T, same, SIBLING_TEMPERATURE)
         nll = -(log_probs * siblings).sum(1) / siblings.sum(1).clamp(min=1)

@@ -13,7 +13,7 @@ import torch
 
 from grr_coca.common.errors import DiskError, DivergedError, Interruption, UserError
 from grr_coca.common.ranks import SIGNALS, Ranks, StopSignals
-from grr_coca.data.batch import Batch, copied_ahead
+from grr_coca.data.batch import Batch, copy_ahead
 from grr_coca.data.dataset import ReplacementLog
 from grr_coca.data.sources.base import PairSource
 from grr_coca.evaluate.caption_split import CaptionedSplit, caption_split
@@ -191,7 +191,7 @@ def train(
             on_step=on_step,
         )
         steps = training_batches(recipe, start, pairs, ranks, first_step=progress.step)
-        for micro_batches in copied_ahead(steps, ranks.device):
+        for micro_batches in copy_ahead(steps, ranks.device):
             if stop(progress):
                 break
             run.step(micro_batches, signals)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grr_coca.data.batch import Batch, copied_ahead
+from grr_coca.data.batch import Batch, copy_ahead
 from grr_coca.model.coca import CoCa
 from grr_coca.model.losses import (
     CaptioningLoss,
@@ -51,7 +51,7 @@ def accumulate_gradients(
     ranks = model.ranks
     one_by_one = [[batch] for batch in micro_batches]
     with precision:
-        parts = [embed_pairs(model.raw, batch) for (batch,) in copied_ahead(one_by_one, ranks.device)]
+        parts = [embed_pairs(model.raw, batch) for (batch,) in copy_ahead(one_by_one, ranks.device)]
     columns = zip(*parts, strict=True)
     pairs = EmbeddedPairs(*(None if x[0] is None else torch.cat(x) for x in columns))  # type: ignore[arg-type]
     pairs.image.requires_grad_()
@@ -64,7 +64,7 @@ def accumulate_gradients(
     sizes = [len(batch) for batch in micro_batches]
     factors = zip(pairs.image.grad.split(sizes), pairs.text.grad.split(sizes), strict=True)
     captions: list[Tensor] = []
-    for (batch,), of_batch in zip(copied_ahead(one_by_one, ranks.device), factors, strict=True):
+    for (batch,), of_batch in zip(copy_ahead(one_by_one, ranks.device), factors, strict=True):
         run = partial(_captions_and_cut, batch, of_batch, num_tokens, weights)
         with model.exchange(gradients=len(captions) == len(micro_batches) - 1):
             with precision:
@@ -81,7 +81,7 @@ def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
     """Embed a batch without a graph, and without running the multimodal decoder."""
     image = model.encode_image(batch.images, batch.kept_patches, batch.features).embedding
     text = model.encode_text(batch.token_ids, batch.lengths)
-    return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher, batch.thing_ids)
+    return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher, batch.concept_ids)
 
 
 def _captions_and_cut(

@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import expand_cache_prefix, is_url, require_path, write_bytes_atomic
 from grr_coca.common.remote import require_no_credentials
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
+from grr_coca.data.order import PERIOD, mixture_fractions, visits_in_period
 from grr_coca.data.preprocess import Framing
 from grr_coca.model.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm, Stem
 from grr_coca.model.presets import get_preset, size_of, with_captions_from, with_qk_norm
@@ -695,7 +695,7 @@ def _require_visits(mix: Mapping[str, float]) -> None:
     Args:
         mix: Fraction of the samples from each additional source, by path. The remaining samples come from `train`.
     """
-    shares = mixture_shares(mix)
+    shares = mixture_fractions(mix)
     of_train, *of_others = visits_in_period(shares)
     never, minimum = f"none of {PERIOD:,} samples would be from it", f"more than {1 / PERIOD:g}"
     if not of_train:

@@ -17,10 +17,19 @@ from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_file_bytes
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.ahead import AheadOrder
 from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import Blocks, GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
+from grr_coca.data.order import (
+    Blocks,
+    GlobalBatches,
+    Mixture,
+    RankShare,
+    SampleSequence,
+    Shuffle,
+    TrainingOrder,
+    mixture_fractions,
+)
+from grr_coca.data.prefetch import PrefetchOrder
 from grr_coca.data.random_changes import Siblings, SiblingVisits, kept_patches
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.feature_pairs import features_of
@@ -296,7 +305,7 @@ class CaptionTeacher(Protocol):
 
 
 def _read_teacher(recipe: TeacherRecipe) -> CaptionTeacher:
-    kind: type[CaptionTeacher] | None = plugins.named("grr_coca.objectives", "teacher")
+    kind: type[CaptionTeacher] | None = plugins.find("grr_coca.objectives", "teacher")
     if kind is None:
         raise UserError("the recipe has a teacher, which needs the package grr_coca_icons; install grr-coca again")
     return kind.read(recipe.path)
@@ -391,18 +400,18 @@ def training_batches(
     )
     global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, first_step)
     order = TrainingOrder(
-        training_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size
+        training_visits(recipe, pairs), global_batches, RankShare(ranks.rank, ranks.size), data.micro_batch_size
     )
     teacher = None if recipe.teacher is None else _read_teacher(recipe.teacher)
     share = data.batch_size // ranks.size
     num_micro_batches = -(-share // (data.micro_batch_size or share))
-    ahead = AheadOrder(order, _visits_without_siblings(recipe, pairs), blocks) if pairs.is_remote else None
+    ahead = PrefetchOrder(order, _visits_without_siblings(recipe, pairs), blocks) if pairs.is_remote else None
     batches = with_computed_features(make_loader(dataset, ahead or order, data.num_workers), start)
     while micro_batches := list(islice(batches, num_micro_batches)):
         yield micro_batches if teacher is None else list(map(teacher.teach, micro_batches))
 
 
-def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
+def training_visits(recipe: Recipe, pairs: PairSource) -> SampleSequence:
     """Return the random order in which training visits the pairs of one source, or of the recipe's mixture of several
     sources.
 
@@ -414,11 +423,11 @@ def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
     return SiblingVisits(visits, Siblings(pairs, apart=True), recipe.data.siblings, recipe.seed)
 
 
-def _visits_without_siblings(recipe: Recipe, pairs: PairSource) -> Visits:
+def _visits_without_siblings(recipe: Recipe, pairs: PairSource) -> SampleSequence:
     if not recipe.data.mix:
         return Shuffle(len(pairs), recipe.seed)
     assert isinstance(pairs, Chain)
-    return Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
+    return Mixture(pairs.lengths, mixture_fractions(recipe.data.mix), recipe.seed)
 
 
 _MAX_LOST_LETTERS = 0.05

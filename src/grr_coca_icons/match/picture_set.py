@@ -21,7 +21,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.files import user_cache
-from grr_coca.data.image_files import ImageFile, decoded, find_images
+from grr_coca.data.image_files import ImageFile, decode_in_background, find_images
 from grr_coca.data.walk import Exclusions
 from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
 from grr_coca_icons.match.candidates import PictureSet
@@ -356,7 +356,7 @@ def _embed(
         on_progress(done, len(missing))
 
     if missing:
-        batches = decoded([files[name] for name in missing], kept.model.loaded.preprocess, _BATCH)
+        batches = decode_in_background([files[name] for name in missing], kept.model.loaded.preprocess, _BATCH)
         kept.model.loaded.map_batches(batches, work, take)
         kept.keep("pictures", made)
     for name, digest in digests.items():

@@ -13,7 +13,7 @@ from string import Template
 from types import MappingProxyType
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import encoded
+from grr_coca.data.images import encode_image
 from grr_coca.data.isolated import decode_image
 from grr_coca_icons.match.candidates import PictureMatch
 from grr_coca_icons.match.picture_set import OpenPictureSet
@@ -116,4 +116,4 @@ def _image(side: OpenPictureSet, place: int) -> str:
     except UserError:
         return ""
     image.thumbnail((_SIDE, _SIDE))
-    return f"data:image/webp;base64,{base64.b64encode(encoded(image, 'WEBP', quality=80)).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(encode_image(image, 'WEBP', quality=80)).decode()}"

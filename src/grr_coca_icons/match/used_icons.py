@@ -75,7 +75,7 @@ def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> 
             path = Path(folder) / name
             if name.rpartition(".")[2].lower() in suffixes and ".min." not in name:
                 inner = path.relative_to(root).as_posix()
-                if not left_out.hides(inner) and path.stat().st_size <= _MAX_BYTES:
+                if not left_out.is_excluded(inner) and path.stat().st_size <= _MAX_BYTES:
                     yield path
 
 

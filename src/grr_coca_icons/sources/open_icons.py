@@ -230,7 +230,7 @@ class IconPairs(PairSource):
         """Return the full name of the icon."""
         return self._packed.full_name(self._icons[index])
 
-    def place(self, index: int) -> str:  # noqa: ARG002 (all are in one)
+    def container(self, index: int) -> str:  # noqa: ARG002 (all are in one)
         """Return the source of the icons."""
         return self._packed.argument
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError, escape_control_chars
-from grr_coca.data.images import encoded
+from grr_coca.data.images import encode_image
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import BadSample
 from grr_coca_icons.codemod.packages import usage_lines
@@ -290,7 +290,7 @@ class IconTools:
             left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
             sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
-        return encoded(sheet.convert("L") if is_grey else sheet, "PNG")
+        return encode_image(sheet.convert("L") if is_grey else sheet, "PNG")
 
     def _thumbnail(self, content: bytes) -> Image.Image:
         side = _CELL - 8

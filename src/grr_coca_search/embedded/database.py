@@ -441,7 +441,7 @@ def lock_writer(folder: Path) -> ProcessLock:
     try:
         return ProcessLock(folder / _LOCK)
     except LockHeldError as error:
-        if error.is_ours:
+        if error.is_own_lock:
             raise UserError(f"{folder}: this process already writes to this index; close it there first") from error
         raise UserError(
             f"{folder}: another process ({error.holder}) is writing to this index; wait until it is done, or stop it; "

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from grr_coca.common.dict_to_dataclass import flat
+from grr_coca.common.dict_to_dataclass import flatten
 from grr_coca.common.errors import UserError
 from grr_coca.train.recipe import Recipe
 from grr_coca_study.ledger import Digests, best_point, cost
@@ -279,7 +279,7 @@ class RemainingWork:
             arm=name,
             seed=seed,
             stage=stage,
-            settings={key: flat(recipe)[key] for key in settings},
+            settings={key: flatten(recipe)[key] for key in settings},
             is_trial=is_trial,
             recipe=recipe,
             recipe_digest=digest,

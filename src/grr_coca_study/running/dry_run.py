@@ -51,7 +51,7 @@ def what_is_left(
     """
     torch.set_num_threads(1)  # as in a worker process
     stages, baseline, device = stage_names(plan), arm_named(plan, plan.baseline), usable_device()
-    model = new_checkpoint(stage_recipe(plan, baseline, stages[0], 0, {}), Ranks.here(device))
+    model = new_checkpoint(stage_recipe(plan, baseline, stages[0], 0, {}), Ranks.current(device))
     hours: dict[str, float] = defaultdict(float)
     paces: dict[str, TrainingSpeed] = {}
     for stage in stages:

@@ -52,7 +52,7 @@ def measure_pace(
         device: Device of the training.
         before_step: Function that is called before each step. It may raise an error to end the measurement.
     """
-    ranks, size = Ranks.here(device), recipe.data.batch_size
+    ranks, size = Ranks.current(device), recipe.data.batch_size
     trainer = build_trainer(recipe, start, ranks)
     pairs, _ = training_sources(recipe)
     pairs = Subset(

@@ -16,7 +16,7 @@ from torch import nn
 
 from grr_coca.common.errors import DiskError
 from grr_coca.common.files import read_json, write_bytes_atomic
-from grr_coca.data.order import Visits
+from grr_coca.data.order import SampleSequence
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import training_sources, training_visits
@@ -71,7 +71,7 @@ def weight_hashes(model: nn.Module) -> dict[str, str]:
     }
 
 
-def order_hash(visits: Visits, num_visits: int) -> str:
+def order_hash(visits: SampleSequence, num_visits: int) -> str:
     """Return a hash of the order of the data: the epochs and indices of the first samples, and the number of all
     samples."""
     hashed = np.array([visits.at(position) for position in range(min(num_visits, _MAX_HASHED_VISITS))], dtype="<i8")

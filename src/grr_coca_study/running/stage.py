@@ -87,7 +87,7 @@ def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgr
         log.warning("%s diverged: %s", task.title, error)
         return _bare_row(task, "diverged", _start_model(task, device, None))
     row = _bare_row(task, "run", trained)
-    val = readable_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
+    val = readable_validation(training_sources(task.recipe)[1], Ranks.current(trained.model.device))
     on_val, refitted = measure_validation(trained, val, task.recipe)
     if "coca_loss" not in on_val:
         log.warning("%s diverged: its loss on val is not finite", task.title)
@@ -117,14 +117,14 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
     start = _start_model(task, device, point)
     if point is None:
         write_start_hashes(recipe, start, task.folder)
-    return train(recipe, start, task.folder, Ranks.here(device), lambda done, _: on_progress(done), point)
+    return train(recipe, start, task.folder, Ranks.current(device), lambda done, _: on_progress(done), point)
 
 
 def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkpoint:
     start = point if point is not None or task.start is None else task.start.folder
     if start is not None:
         return from_pretrained(start, device)
-    return new_checkpoint(task.recipe, Ranks.here(device))
+    return new_checkpoint(task.recipe, Ranks.current(device))
 
 
 def _test_splits(task: Task) -> dict[str, PairSource]:

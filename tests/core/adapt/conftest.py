@@ -5,7 +5,7 @@ from adapted import unseen_pairs, write_adapted
 
 from grr_coca import load
 from grr_coca.adapt import calibrate
-from grr_coca.common.ranks import launched
+from grr_coca.common.ranks import join_ranks
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.loop import train
@@ -50,7 +50,7 @@ def run(place, tmp_path_factory):
         evaluation=EvaluationRecipe(interval=10, batch_size=4),
         precision="fp32",
     )
-    with launched() as ranks:
+    with join_ranks() as ranks:
         start = locate_checkpoint("icons")
         train(recipe, from_pretrained(start), out, ranks, lambda *_: None, origin=origin_of(start))
     return out

@@ -5,7 +5,7 @@ import json
 import pytest
 from support import snapshot
 
-from grr_coca.common.ranks import launched
+from grr_coca.common.ranks import join_ranks
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.loop import train
@@ -25,7 +25,7 @@ def tuned(place, tmp_path_factory):
         precision="fp32",
     )
     icons = locate_checkpoint("icons")
-    with launched() as ranks:
+    with join_ranks() as ranks:
         train(recipe, from_pretrained(icons), out, ranks, lambda *_: None, origin=origin_of(icons))
     return out
 

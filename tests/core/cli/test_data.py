@@ -175,7 +175,7 @@ def test_stats_count_words_and_sizes(grr_coca, spoiled):
 
 
 def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch):
-    monkeypatch.setattr("grr_coca.data.survey.NUM_CAPTIONS", 5)
+    monkeypatch.setattr("grr_coca.data.dataset_stats.NUM_CAPTIONS", 5)
     result = grr_coca("data", "stats", spoiled)
     assert "pairs             20, 5 of them inspected" in result.out
     assert sum(line.strip().endswith("█" * 40) for line in result.out.splitlines()) >= 1
@@ -369,7 +369,7 @@ def test_memory_does_not_grow_with_the_number_of_captions(tmp_path):
         def __len__(self):
             return 20_000
 
-        def place(self, _):
+        def container(self, _):
             return str(tmp_path)
 
         def image_name(self, index):

@@ -48,7 +48,7 @@ def _message(data: object, cls: type = Tree) -> str:
     return str(error.value)
 
 
-def test_children_and_defaults_are_filled_in():
+def test_from_dict_fills_children_and_defaults():
     tree = from_dict(Tree, _tree({"kind": "square"}, parts=["a", "b"], betas=[0.5, 1], paths={"x": "y"}, limit=4))
     assert tree == Tree(Leaf(3, "square"), "oak", 4, (0.5, 1.0), ("a", "b"), {"x": "y"})
     assert from_dict(Tree, _tree()) == Tree(Leaf(3), "oak")
@@ -95,14 +95,14 @@ def test_wrong_key_or_value_is_named_with_its_path(data, parts):
         assert part in message
 
 
-def test_yamls_reading_of_1e_3_is_still_a_number():
+def test_float_accepts_text_in_scientific_notation():
     assert from_dict(Leaf, {"width": 1, "ratio": "1e-3"}).ratio == 0.001
     ratio = from_dict(Leaf, {"width": 1, "ratio": 2}).ratio
     assert (ratio, type(ratio)) == (2.0, float)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_survives_the_way_to_a_dict_and_back(preset):
+def test_preset_round_trips_through_dict(preset):
     config = get_preset(preset, "tiny")
     assert from_dict(CoCaConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
@@ -157,7 +157,7 @@ def test_widths_that_do_not_fit_are_named(make, message):
         make()
 
 
-def test_config_older_than_an_option_lacks_the_option():
+def test_older_config_without_options_is_read():
     config = get_preset("grr_coca", "tiny")
     data = to_dict(config)
     del data["contrastive"], data["image_encoder"]["num_registers"]
@@ -166,13 +166,13 @@ def test_config_older_than_an_option_lacks_the_option():
     assert from_dict(CoCaConfig, data) == config
 
 
-def test_value_of_thousands_of_millions_is_not_written_out():
+def test_huge_value_is_abbreviated_in_messages():
     many: object = "x"
     for _ in range(12):
         many = [many] * 10
-    with pytest.raises(UserError, match=r"found \[\[\[") as told:
+    with pytest.raises(UserError, match=r"found \[\[\[") as caught:
         from_dict(Recipe, {"data": {"train": many}}, "a recipe")
-    assert len(str(told.value)) < 1000
-    with pytest.raises(UserError, match="invalid value") as told:
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(UserError, match="invalid value") as caught:
         from_dict(OptimizerRecipe, {"name": many}, "an optimizer")
-    assert len(str(told.value)) < 1000
+    assert len(str(caught.value)) < 1000

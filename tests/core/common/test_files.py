@@ -66,7 +66,7 @@ def test_replaces_an_open_file_once_it_is_closed(tmp_path, monkeypatch, refusals
     assert len(tries) == 3 if is_written else 3 < len(tries) < 20
 
 
-def test_files_that_may_only_be_read_reach_the_disk(tmp_path, monkeypatch):
+def test_read_only_files_are_synced(tmp_path, monkeypatch):
     """Root may write to them, so the answer of the system is made here."""
     opened, synced, system_open, sync = {}, [], os.open, os.fsync
 
@@ -86,7 +86,7 @@ def test_files_that_may_only_be_read_reach_the_disk(tmp_path, monkeypatch):
     verify_folder(tmp_path / "model")
 
 
-def test_folder_is_changed_whole_or_not_at_all(tmp_path):
+def test_folder_edit_is_atomic(tmp_path):
     folder = tmp_path / "model"
     with atomic_folder(folder, {"version": 2}) as partial:
         (partial / "sub").mkdir()
@@ -105,7 +105,7 @@ def test_folder_is_changed_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("path", [".", ".."])
-def test_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
+def test_folder_path_without_name_raises(tmp_path, monkeypatch, path):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UserError, match="has no folder name"), atomic_folder(Path(path)):
@@ -143,11 +143,12 @@ def test_every_flipped_bit_is_found(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("training/w", "training/w: missing, or cannot"), (MANIFEST, f"{MANIFEST}: missing or corrupt")]
+    ("name", "message"),
+    [("training/w", "training/w: missing, or cannot"), (MANIFEST, f"{MANIFEST}: missing or corrupt")],
 )
-def test_missing_file_is_named(folder, name, said):
+def test_missing_file_is_named(folder, name, message):
     (folder / name).unlink()
-    with pytest.raises(UserError, match=re.escape(f"{folder}/{said}")):
+    with pytest.raises(UserError, match=re.escape(f"{folder}/{message}")):
         verify_folder(folder)
 
 
@@ -175,6 +176,6 @@ def test_manifest_with_impossible_entries_is_corrupt(folder, manifest):
         verify_folder(folder)
 
 
-def test_file_that_is_missing_is_not_called_unreadable(tmp_path):
+def test_missing_json_file_is_reported_as_missing(tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json: no such file$"):
         read_json(tmp_path / MANIFEST)

@@ -24,7 +24,7 @@ def test_python_is_named_only_if_its_folder_is_first_in_path(monkeypatch):
     assert shlex.split(pip_install("a[b]")) == [sys.executable, "-m", "pip", "install", "a[b]"]
 
 
-def test_command_elsewhere_names_packages_but_not_the_project(monkeypatch, tmp_path):
+def test_command_outside_clone_names_only_packages(monkeypatch, tmp_path):
     monkeypatch.setattr(errors, "_ROOT", tmp_path)
     assert not is_clone()
     assert install_command("serve") == pip_install("fastapi", "uvicorn", "python-multipart", "prometheus-client")

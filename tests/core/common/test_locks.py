@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from grr_coca.common import locks
 from grr_coca.common.locks import LockHeldError, ProcessLock
 
 HOLD = """
@@ -28,7 +29,8 @@ def is_held(path) -> bool:
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_SHORT_WAIT_SECONDS", 0.02)
     return tmp_path / "a.lock"
 
 
@@ -44,15 +46,15 @@ def other(path):
         process.kill()
 
 
-def test_error_names_the_process_that_holds_it(path, other):
+def test_error_names_the_holding_process(path, other):
     with pytest.raises(LockHeldError) as caught:
         ProcessLock(path)
     assert caught.value.holder == str(other.pid)
-    assert not caught.value.is_ours
+    assert not caught.value.is_own_lock
     assert is_held(path)
 
 
-def test_killed_process_frees_it_and_its_file_does_no_harm(path, other):
+def test_lock_of_killed_process_is_free(path, other):
     other.kill()
     other.wait()
     assert path.exists()
@@ -61,21 +63,22 @@ def test_killed_process_frees_it_and_its_file_does_no_harm(path, other):
     assert not path.exists()
 
 
-def test_model_is_held_once_in_a_process(path):
+def test_process_cannot_lock_twice(path):
     lock = ProcessLock(path)
     with pytest.raises(LockHeldError) as caught:
         ProcessLock(path)
-    assert caught.value.is_ours
+    assert caught.value.is_own_lock
     lock.release()
     assert not is_held(path)
 
 
-def test_lock_that_is_forgotten_is_free(path):
+def test_deleted_lock_is_free(path):
     ProcessLock(path)
     assert not is_held(path)
 
 
-def test_waits_while_another_process_checks_the_lock(path):
+def test_waits_while_another_process_checks_the_lock(path, monkeypatch):
+    monkeypatch.setattr(locks, "_SHORT_WAIT_SECONDS", 5)
     lock = ProcessLock(path)
     threading.Timer(0.05, lock.release).start()
     ProcessLock(path).release()

@@ -31,7 +31,7 @@ OPEN_CLIP = "grr_coca.load('open_clip:nowhere')"
         (VERB, {"OMP_NUM_THREADS": "2"}, "PASSIVE None"),
     ],
 )
-def test_threads_sleep_while_they_wait(monkeypatch, use, given, expected):
+def test_waiting_threads_sleep(monkeypatch, use, given, expected):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():

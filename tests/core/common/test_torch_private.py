@@ -48,12 +48,14 @@ def test_products_with_a_blocked_weight_are_linear_layers(bias):
     assert torch_private.has_blocked_linear(), CHANGED.format("torch.ops.mkldnn")
     x, weight, factor = _random(3, 5, 24), _random(40, 24, seed=1), _random(3, 5, 40, seed=3)
     blocked, expected = torch_private.block_weight(weight), F.linear(x, weight, bias)
-    for found, wanted in (
+    for found, expected_product in (
         (torch_private.blocked_linear(x, blocked, bias), expected),
         (torch_private.blocked_linear_gelu(x, blocked, bias), F.gelu(expected)),
         (torch_private.blocked_linear_times(x, factor, blocked, bias), factor * expected),
     ):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5, msg=CHANGED.format("mkldnn::_linear_pointwise"))
+        torch.testing.assert_close(
+            found, expected_product, rtol=1e-5, atol=1e-5, msg=CHANGED.format("mkldnn::_linear_pointwise")
+        )
 
 
 def test_tensors_move_a_share_of_the_way():
@@ -63,6 +65,7 @@ def test_tensors_move_a_share_of_the_way():
     torch.testing.assert_close(starts, expected, msg=CHANGED.format("torch._foreach_lerp_"))
 
 
+@pytest.mark.ci
 def test_compiler_has_the_settings():
     import torch._dynamo
     import torch._functorch.config
@@ -79,7 +82,7 @@ def test_compiler_has_the_settings():
         assert torch._functorch.config.activation_memory_budget == 0.5
 
 
-def test_attention_on_a_cpu_is_the_operator_that_is_counted():
+def test_cpu_attention_uses_the_counted_operator():
     q = _random(1, 2, 3, 8)
     with torch.profiler.profile() as profiler:
         F.scaled_dot_product_attention(q, q, q)

@@ -37,34 +37,19 @@ def bomb() -> bytes:
     return bytes(data)
 
 
-def spoil(members: dict[str, bytes], key: str, kind: Cause) -> None:
-    image, text = f"{key}.webp", f"{key}.txt"
-    if kind is Cause.EMPTY_FILE:
-        members[image] = b""
-    elif kind is Cause.BROKEN_IMAGE:
-        members[image] = members[image][: len(members[image]) // 2]
-    elif kind is Cause.NOT_AN_IMAGE:
-        members[image] = b"<!doctype html><html><body>404 Not Found</body></html>"
-    elif kind is Cause.TOO_LARGE:
-        members[image] = bomb()
-    elif kind is Cause.BAD_TEXT:
-        members[text] = "Käse".encode("latin-1")
-    elif kind is Cause.NO_CAPTION:
-        del members[text]
-    elif kind is Cause.EMPTY_CAPTION:
-        members[text] = b" \n"
-    elif kind is Cause.NO_IMAGE:
-        del members[image]
-    elif kind is Cause.DUPLICATE_KEY:
-        members[f"{key}.png"] = members[image]
-    else:
-        raise AssertionError(kind)
-
-
-KINDS = (
-    Cause.EMPTY_FILE, Cause.BROKEN_IMAGE, Cause.NOT_AN_IMAGE, Cause.TOO_LARGE, Cause.BAD_TEXT,
-    Cause.NO_CAPTION, Cause.EMPTY_CAPTION, Cause.NO_IMAGE, Cause.DUPLICATE_KEY,
-)  # fmt: skip
+SPOILERS = {
+    Cause.EMPTY_FILE: lambda members, image, _: members.update({image: b""}),
+    Cause.BROKEN_IMAGE: lambda members, image, _: members.update({image: members[image][: len(members[image]) // 2]}),
+    Cause.NOT_AN_IMAGE: lambda members, image, _: members.update({image: b"<!doctype html><body>404 Not Found</body>"}),
+    Cause.TOO_LARGE: lambda members, image, _: members.update({image: bomb()}),
+    Cause.BAD_TEXT: lambda members, _, text: members.update({text: "Käse".encode("latin-1")}),
+    Cause.NO_CAPTION: lambda members, _, text: members.pop(text),
+    Cause.EMPTY_CAPTION: lambda members, _, text: members.update({text: b" \n"}),
+    Cause.NO_IMAGE: lambda members, image, _: members.pop(image),
+    Cause.DUPLICATE_KEY: lambda members, image, _: members.update({image.replace(".webp", ".png"): members[image]}),
+}
+"""Changes of a shard's members that make a pair bad, by cause: functions of the members, the image and the text."""
+KINDS = tuple(SPOILERS)
 
 
 def cmyk(pair):
@@ -83,7 +68,8 @@ def spoiled(tmp_path_factory):
             pairs = list(PAIRS[100 * shard : 100 * shard + 100])
             members = shard_members(pairs)
             for number in range(5):
-                spoil(members, pairs[19 * number + 3].key, KINDS[(5 * shard + number) % len(KINDS)])
+                key = pairs[19 * number + 3].key
+                SPOILERS[KINDS[(5 * shard + number) % len(KINDS)]](members, f"{key}.webp", f"{key}.txt")
             colours = cmyk(pairs[50])
             members[f"{pairs[50].key}.webp"] = colours.image
             write_tar(folder / f"{shard:05d}.tar", members)
@@ -105,7 +91,7 @@ def training(source, seed=3):
     return PairDataset(source, TOKENIZER, Preprocess(16), 40, augmentation=STRONG, seed=seed)
 
 
-def test_spoiled_shards_are_as_the_tests_take_them(spoiled):
+def test_spoiled_shards_have_expected_errors(spoiled):
     source, expected = spoiled
     # 200 pairs and the one that repeats a key; seven pairs before the cut, and the one that is cut.
     assert len(source) == 201 + 8
@@ -127,7 +113,7 @@ def test_counts_of_replacements_do_not_depend_on_workers(spoiled, num_workers):
     assert len(replaced) == 2 * len(expected)
     for replacement in replaced:
         assert replacement.name == source.name(replacement.sample)
-        assert replacement.place == source.place(replacement.sample)
+        assert replacement.place == source.container(replacement.sample)
         assert replacement.name.startswith(replacement.place)
     alone = list(make_loader(training(source), order, 0))
     for first, second in zip(batches, alone, strict=True):
@@ -151,7 +137,7 @@ def test_replacement_depends_on_seed_epoch_and_index(spoiled):
     assert set(stand_ins(1)) <= keys
 
 
-def test_sound_pairs_are_all_but_the_bad_ones(spoiled):
+def test_split_valid_pairs_excludes_bad_pairs(spoiled):
     source, expected = spoiled
     indices, bad = split_valid_pairs(source)
     assert indices == [i for i in range(len(source)) if i not in expected]
@@ -181,7 +167,7 @@ def test_validation_decodes_each_image_once(tmp_path, monkeypatch, kind):
     assert [error.cause for error in bad] == [Cause.EMPTY_CAPTION, Cause.BROKEN_IMAGE, Cause.BROKEN_IMAGE]
 
 
-def test_tokenizer_captions_exclude_unreadable_ones(spoiled):
+def test_caption_texts_exclude_unreadable_captions(spoiled):
     source, expected = spoiled
     unreadable = {Cause.BAD_TEXT, Cause.NO_CAPTION, Cause.EMPTY_CAPTION, Cause.NO_IMAGE, Cause.DUPLICATE_KEY}
     unreadable |= {Cause.EMPTY_FILE, Cause.CUT_OFF}  # known from the header
@@ -192,7 +178,7 @@ def test_tokenizer_captions_exclude_unreadable_ones(spoiled):
     assert len(list(caption_texts(source, limit=10))) <= 10
 
 
-def test_every_caption_and_chain_pass_bad_samples_on(spoiled):
+def test_views_propagate_bad_samples(spoiled):
     source, expected = spoiled
     chain = Chain([Subset(source, [0, 1]), source])
     assert every_caption(chain) is chain
@@ -200,7 +186,7 @@ def test_every_caption_and_chain_pass_bad_samples_on(spoiled):
     with pytest.raises(BadSample):
         chain[2 + bad]
     assert chain.name(2 + bad) == source.name(bad)
-    assert chain.place(0) == source.place(0)
+    assert chain.container(0) == source.container(0)
     assert chain[3] == source[1]
 
 

@@ -24,7 +24,7 @@ def text(request) -> str:
     return request.param().to_str()
 
 
-def test_any_tokenizer_has_a_begin_and_an_end(text):
+def test_foreign_tokenizer_gets_begin_and_end_tokens(text):
     tokenizer = Tokenizer.from_foreign(text)
     assert tokenizer.bos_id != tokenizer.eos_id
     for caption in (*ALL, "[CLS] [SEP] <s> </s> [BOS] [EOS] <|endoftext|>"):
@@ -34,7 +34,7 @@ def test_any_tokenizer_has_a_begin_and_an_end(text):
     assert len(tokenizer.encode("a red heart")) < 16, "nor padded by it"
 
 
-def test_captions_of_any_language_come_back(text):
+def test_captions_in_any_language_round_trip(text):
     tokenizer = Tokenizer.from_foreign(text)
     again = Tokenizer.from_json(tokenizer.to_json())
     for captions in CAPTIONS.values():
@@ -92,8 +92,9 @@ def recipe(tmp_path):
     return of
 
 
-def test_model_is_trained_with_the_tokenizer_and_captions(recipe, text, tmp_path):
-    trained = pretrain(recipe(text), tmp_path / "run")
+@pytest.mark.parametrize("kind", [like_bert, like_gpt2])
+def test_model_is_trained_with_the_tokenizer_and_captions(recipe, kind, tmp_path):
+    trained = pretrain(recipe(kind()), tmp_path / "run")
     assert trained.config.text_decoder.vocab_size == trained.tokenizer.largest_id + 1
     assert trained.tokenizer.to_json() == from_pretrained(tmp_path / "run").tokenizer.to_json()
     model = package.load(tmp_path / "run")
@@ -128,10 +129,10 @@ def test_files_that_are_not_tokenizers_are_errors(recipe, content, keys, message
 
 
 def test_file_that_is_missing_is_an_error(recipe, tmp_path):
-    wanted = recipe(like_bert())
+    loaded = recipe(like_bert())
     (tmp_path / "my.json").unlink()
     with pytest.raises(UserError, match=r"my\.json: no such file"):
-        new_checkpoint(wanted, ALONE)
+        new_checkpoint(loaded, ALONE)
 
 
 @pytest.mark.parametrize("keys", [{"kind": "file"}, {"path": "a.json"}, {"kind": "clip", "path": "a.json"}])

@@ -126,14 +126,14 @@ def test_square_is_not_framed_again():
     assert not blank.info
 
 
-def test_both_orders_and_the_part_that_is_seen_agree():
+def test_orders_and_visible_box_agree():
     image = drawing((300, 200), (20, 10, 100, 90))
     other = replace(FRAMED, order="resize_then_crop")
     np.testing.assert_array_equal(other(image), FRAMED(image))
-    left, top, right, bottom = FRAMED.seen(image)
+    left, top, right, bottom = FRAMED.visible_box(image)
     assert FRAMED.cut(image).size == (right - left, bottom - top)
     plain = Preprocess(64)
-    assert plain.seen(image) == (50, 0, 250, 200)
+    assert plain.visible_box(image) == (50, 0, 250, 200)
     assert plain.cut(image).tobytes() == image.crop((50, 0, 250, 200)).tobytes()
 
 

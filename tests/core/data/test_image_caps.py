@@ -94,9 +94,14 @@ def test_descriptions_of_colours_of_jp2_are_counted():
         require_within_caps(whole[:place] + header + whole[place + size :], "a")
 
 
+@pytest.fixture(scope="module")
+def codestream():
+    return encode_image(Image.new("RGB", (2048, 2048)), "jpeg2000", no_jp2=True)
+
+
 @pytest.mark.parametrize("change", ["precincts", "blocks", "layers", "in a tile"])
-def test_jpeg2000_parameters_that_multiply_are_rejected(change):
-    data = bytearray(encode_image(Image.new("RGB", (2048, 2048)), "jpeg2000", no_jp2=True))
+def test_jpeg2000_parameters_that_multiply_are_rejected(codestream, change):
+    data = bytearray(codestream)
     place = data.index(b"\xff\x52")
     if change == "blocks":
         data[place + 10 : place + 12] = b"\0\0"
@@ -141,21 +146,21 @@ def noise(side: int) -> Image.Image:
 
 ACCEPTED = {
     "progressive JPEG of 350 scans": lambda: hostile.jpeg_with_empty_scans(350, (400, 300)),
-    "progressive JPEG": lambda: encode_image(noise(1000), "jpeg", progressive=True, quality=97),
+    "progressive JPEG": lambda: encode_image(noise(500), "jpeg", progressive=True, quality=97),
     "JPEG with a profile of 200 segments": lambda: encode_image(noise(50), "jpeg", icc_profile=bytes(13_000_000)),
     "PNG in chunks of 64 bytes": lambda: chunked_png(noise(300), 64),
-    "PNG in chunks of 8 kB": lambda: chunked_png(noise(1200), 8192),
+    "PNG in chunks of 8 kB": lambda: chunked_png(noise(500), 8192),
     "PNG with a row in each chunk": lambda: chunked_png(noise(700), 2101),
     "TIFF of one strip for each row": lambda: encode_image(noise(1500), "tiff", tiffinfo={278: 1}, compression="raw"),
     "TIFF of tiles": lambda: tiled_tiff(1000, 256),
     "TIFF of a tile larger than the picture": lambda: tiled_tiff(60, 512),
-    "GIF": lambda: encode_image(noise(300).quantize(), "gif", comment=b"a" * 100_000),
+    "GIF": lambda: encode_image(noise(150).quantize(), "gif", comment=b"a" * 100_000),
     "GIF of several frames": lambda: encode_image(
-        noise(300).quantize(), "gif", save_all=True, append_images=[noise(300).quantize(50)] * 9
+        noise(150).quantize(), "gif", save_all=True, append_images=[noise(150).quantize(50)] * 3
     ),
-    "JPEG 2000 of tiles": lambda: encode_image(noise(600), "jpeg2000", tile_size=(64, 64)),
+    "JPEG 2000 of tiles": lambda: encode_image(noise(256), "jpeg2000", tile_size=(64, 64)),
     "JPEG 2000 with precincts": lambda: encode_image(
-        noise(600), "jpeg2000", precinct_size=(128, 128), codeblock_size=(32, 32), quality_layers=[30, 20, 10]
+        noise(256), "jpeg2000", precinct_size=(128, 128), codeblock_size=(32, 32), quality_layers=[30, 20, 10]
     ),
     "PPM with a comment": lambda: b"P6\n# by a program\n100 100\n255\n" + b" " * 30_000,
     "PPM of spaces": lambda: b"P5 500 500 255\n" + b" " * 250_000,
@@ -185,18 +190,18 @@ def test_large_parts_of_ordinary_files_load(kind):
     assert decode_image(ACCEPTED[kind](), "a").mode == "RGB"
 
 
-def test_chunks_of_the_largest_png_are_within_the_cap():
-    chunk = struct.pack(">I", 8192) + b"IDAT" + bytes(8196)
-    require_within_caps(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(17) + chunk * 30_000, "a")
+def test_cap_on_png_chunks_grows_with_the_file():
+    chunk = struct.pack(">I", 1024) + b"IDAT" + bytes(1028)
+    require_within_caps(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(17) + chunk * 11_000, "a")
 
 
-def test_bytes_of_scan_markers_behind_the_image_do_not_count():
+def test_scan_markers_after_the_image_are_ignored():
     data = encode_image(noise(300), "jpeg", progressive=True)
     assert decode_image(data + b"\xff\xda" * 5000, "a").size == (300, 300)
 
 
 @pytest.mark.parametrize(("kind", "most"), [(b"P5", 4095), (b"P5", 100), (b"P6", 1023), (b"P6", 65535), (b"P6", 7)])
-def test_ppm_with_other_ranges_has_the_pixels_that_pillow_reads(kind, most):
+def test_ppm_with_other_ranges_matches_pillow(kind, most):
     samples = np.random.default_rng(0).integers(0, most + 1, (13, 17 * (3 if kind == b"P6" else 1)))
     data = b"%s\n# a comment\n17 13 %d\n" % (kind, most) + samples.astype(">u2" if most > 255 else np.uint8).tobytes()
     expected = Image.open(io.BytesIO(data))

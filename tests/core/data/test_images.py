@@ -91,7 +91,7 @@ REAL_FILES = {kind: encode_image(pictogram(), kind) for kind in ("webp", "png", 
 
 
 @pytest.mark.parametrize(
-    ("data", "cause", "told"),
+    ("data", "cause", "message"),
     [
         (b"", Cause.EMPTY_FILE, "not an image"),
         (b"a photo of a cat", Cause.NOT_AN_IMAGE, "not an image"),
@@ -105,15 +105,15 @@ REAL_FILES = {kind: encode_image(pictogram(), kind) for kind in ("webp", "png", 
     ],
     ids=["nothing", "text", "HTML", "zeros", *REAL_FILES, "far too large", "too large"],
 )
-def test_unreadable_image_names_file_and_cause(data, cause, told):
+def test_unreadable_image_names_file_and_cause(data, cause, message):
     for read in (decode_image, image_header) if cause is Cause.TOO_LARGE else (decode_image,):
-        with pytest.raises(BadSample, match=f"^{NAME}: {told}") as caught:
+        with pytest.raises(BadSample, match=f"^{NAME}: {message}") as caught:
             read(data, NAME)
         assert caught.value.cause is cause
 
 
 @given(st.sampled_from(sorted(REAL_FILES)), st.data())
-def test_corrupt_file_gives_an_image_or_an_error_that_names_it(kind, draw):
+def test_mutated_file_yields_image_or_named_error(kind, draw):
     data = bytearray(REAL_FILES[kind])
     for position in draw.draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=8)):
         data[position] = draw.draw(st.integers(0, 255))
@@ -249,7 +249,7 @@ def test_invalid_pixel_offset_names_the_file():
     assert rgb_or_error_with_the_name(bytes(file)) is None
 
 
-def test_every_orientation_is_turned_as_pillow_turns_it():
+def test_orientations_match_pillow():
     image = pictogram()
     for orientation in range(10):
         exif = Image.Exif()
@@ -335,5 +335,7 @@ def test_frame_too_large_for_pillow_is_a_corrupt_image(monkeypatch):
         raise Image.DecompressionBombError("Image size exceeds limit")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
-    with pytest.raises(BadSample, match=rf"^{NAME}: broken or truncated image \(Image size exceeds limit\)$"):
+    with pytest.raises(
+        BadSample, match=rf"^{NAME}: broken or truncated image \(Image size exceeds limit\); replace it$"
+    ):
         decode_in_process(encode_image(Image.new("RGB", (8, 8))), NAME)

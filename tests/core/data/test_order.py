@@ -14,8 +14,8 @@ from grr_coca.data.order import (
     EvaluationOrder,
     GlobalBatches,
     Mixture,
+    RankShare,
     SampleRef,
-    Share,
     Shuffle,
     TrainingOrder,
     visits_in_period,
@@ -134,7 +134,9 @@ def test_ranks_and_micro_batches_cover_the_global_batch(num_samples, share, worl
     batch_size = share * world_size
     whole = list(TrainingOrder(Shuffle(num_samples, seed=1), GlobalBatches(batch_size, 8)))
     ranks = [
-        TrainingOrder(Shuffle(num_samples, seed=1), GlobalBatches(batch_size, 8, first), Share(rank, world_size), micro)
+        TrainingOrder(
+            Shuffle(num_samples, seed=1), GlobalBatches(batch_size, 8, first), RankShare(rank, world_size), micro
+        )
         for rank in range(world_size)
     ]
     parts = [list(order) for order in ranks]
@@ -199,9 +201,9 @@ def test_mixture_visits_each_of_its_sources():
 
 
 def test_ranks_and_a_resumed_run_share_the_order_of_a_mixture():
-    def order(first: int = 0, share: Share = ALL) -> list[list[SampleRef]]:
+    def order(first: int = 0, share: RankShare = ALL) -> list[list[SampleRef]]:
         return list(TrainingOrder(Mixture([90, 9], [0.8, 0.2], 0), GlobalBatches(8, 6, first), share))
 
     assert order(first=4) == order()[4:]
-    halves = zip(order(share=Share(0, 2)), order(share=Share(1, 2)), strict=True)
+    halves = zip(order(share=RankShare(0, 2)), order(share=RankShare(1, 2)), strict=True)
     assert [first + second for first, second in halves] == order()

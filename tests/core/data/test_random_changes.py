@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from support import PairsInMemory, real_pairs, with_caption, write_shard
 
-from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
+from grr_coca.data.augmentation import LUMA, Augmentation, ImageChange, Shape
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
@@ -21,11 +21,11 @@ from grr_coca.data.random_changes import (
     Siblings,
     SiblingVisits,
     Stream,
+    add_neighbour,
     change_images,
     kept_patches,
     mix_images,
     sample_rng,
-    with_neighbour,
 )
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
@@ -96,26 +96,14 @@ def test_transforms_depend_on_seed_epoch_and_sample(visit):
     assert not any(torch.equal(visit(3, 5, 1), other) for other in others)
 
 
-@pytest.mark.parametrize(
-    "augmentation",
-    [
-        Augmentation(scale=(0.5, 0.5)),
-        Augmentation(crop=1.0),
-        Augmentation(shift=0.5),
-        Augmentation(rotate=45),
-        Augmentation(jitter=0.5),
-        Augmentation(grey=1.0),
-        Augmentation(recolour=1.0),
-        Augmentation(tint=1.0),
-        Augmentation(coarse=1.0),
-        Augmentation(shape=1.0),
-        Augmentation(paint=1.0),
-        Augmentation(jpeg=1.0),
-    ],
-    ids=["scale", "crop", "shift", "rotate", "jitter", "grey", "recolour", "tint", "coarse", "shape", "paint", "jpeg"],
+SETTINGS = {"scale": (0.5, 0.5), "shift": 0.5, "rotate": 45, "jitter": 0.5} | dict.fromkeys(
+    ("crop", "grey", "recolour", "tint", "coarse", "shape", "paint", "jpeg"), 1.0
 )
-def test_every_setting_has_an_effect(image, augmentation):
-    assert not torch.equal(augmented(augmentation, image, 2), to_pixels(image))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_has_an_effect(image, name):
+    assert not torch.equal(augmented(Augmentation(**{name: SETTINGS[name]}), image, 2), to_pixels(image))
 
 
 def test_given_fraction_is_cropped_and_the_rest_scaled():
@@ -145,13 +133,13 @@ def ink_and_ground(pixels) -> tuple[torch.Tensor, torch.Tensor]:
 def test_recolouring_uses_two_colours_in_either_order(drawing):
     luma = torch.tensor(LUMA)
     lighter = []
-    for seed in range(60):
+    for seed in range(40):
         pixels = augmented(Augmentation(recolour=1.0), drawing, seed)
         ink, ground = ink_and_ground(pixels)
-        assert len(torch.unique((pixels * 255).round().flatten(1), dim=1).T) == 2
+        assert len(set(map(tuple, (pixels * 255).round().flatten(1).T.tolist()))) == 2
         assert abs((ink - ground) @ luma) > 0.34
         lighter.append(bool((ink - ground) @ luma > 0))
-    assert 15 < sum(lighter) < 45
+    assert 10 < sum(lighter) < 30
 
 
 BLUE, YELLOW, WHITE = np.array([0, 0, 1.0]), np.array([1, 1, 0.0]), np.ones(3)
@@ -211,12 +199,12 @@ def test_jpeg_artefacts_appear_only_at_edges():
     assert (small - to_pixels(disc)).abs().mean() > 2 * away.mean(), "it was made in the small size"
 
 
-def test_neighbour_stands_at_one_side():
+def test_neighbour_is_at_one_side():
     image = torch.full((3, 20, 20), 255, dtype=torch.uint8)
     image[:, 10, 10] = 7
     sides = set()
     for seed in range(40):
-        found = with_neighbour(image, lambda: torch.zeros_like(image), np.random.default_rng(seed))
+        found = add_neighbour(image, lambda: torch.zeros_like(image), np.random.default_rng(seed))
         assert found.shape == image.shape
         assert found[:, 10, 10].eq(7).all()
         dark = (found[0] == 0).numpy()
@@ -232,15 +220,20 @@ def test_neighbour_stands_at_one_side():
     assert image.eq(255).sum() == image.numel() - 3, "the image itself stays"
 
 
+def images_of(dataset: PairDataset, refs: list[SampleRef]) -> torch.Tensor:
+    return torch.stack([sample.image for sample in dataset.__getitems__(refs)])
+
+
 def test_neighbours_depend_only_on_the_visit():
     plain, beside = (
         dataset_of(PairsInMemory(PAIRS[:8]), augmentation=Augmentation(neighbour=share)) for share in (0.0, 0.5)
     )
     refs = [SampleRef(epoch, sample) for epoch in range(30) for sample in range(8)]
-    changed = [not torch.equal(plain[ref].image, beside[ref].image) for ref in refs]
-    assert 0.4 < np.mean(changed) < 0.6
+    shown = images_of(beside, refs)
+    changed = (images_of(plain, refs) != shown).flatten(1).any(dim=1)
+    assert 0.4 < changed.float().mean() < 0.6
     again = dataset_of(PairsInMemory(PAIRS[:8]), augmentation=Augmentation(neighbour=0.5))
-    assert all(torch.equal(beside[ref].image, again[ref].image) for ref in reversed(refs))
+    assert torch.equal(images_of(again, refs[::-1]).flip(0), shown)
 
 
 def test_broken_neighbour_leaves_the_image_unchanged():
@@ -253,14 +246,14 @@ def test_broken_neighbour_leaves_the_image_unchanged():
 def test_cached_and_reread_images_give_equal_samples(monkeypatch):
     changes = Augmentation(neighbour=0.5, swap=0.5)
     kept = dataset_of(PairsInMemory(ALIKE), augmentation=changes)
-    monkeypatch.setattr("grr_coca.data.dataset._MAX_KEPT_PIXELS", 0)
+    monkeypatch.setattr("grr_coca.data.dataset._MAX_CACHED_PIXELS", 0)
     read_again = dataset_of(PairsInMemory(ALIKE), augmentation=changes)
     for _ in range(2):
         for ref in (SampleRef(epoch, sample) for epoch in range(3) for sample in range(5)):
             assert torch.equal(kept[ref].image, read_again[ref].image)
 
 
-def test_new_augmentations_do_not_change_the_draws_of_older_ones():
+def test_new_augmentations_keep_older_samples():
     plain, more = (
         Augmentation(scale=(0.8, 1.2), jitter=0.3),
         Augmentation(scale=(0.8, 1.2), jitter=0.3, coarse=1.0, jpeg=1.0),
@@ -290,7 +283,7 @@ def test_blend_is_even_and_keeps_at_least_half_of_the_image(black_and_white):
     assert len({int(pixels.max()) for pixels in mixed}) > 20
 
 
-def test_swap_takes_whole_cells_of_the_other_image(black_and_white):
+def test_swap_takes_complete_cells(black_and_white):
     mixed = mixtures(Augmentation(swap=1.0), black_and_white)
     for pixels in mixed:
         assert set(np.unique(pixels)) <= {0, 255}
@@ -334,7 +327,7 @@ def test_transform_matches_pytorchs_affine_grid(size):
     inverse = torch.eye(2, 3) + 0.3 * torch.randn(3, 2, 3, generator=generator)
     colour, offset = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
     changed = change_images(
-        images, [Change(inverse=matrix.numpy(), colour=colour, offset=offset) for matrix in inverse]
+        images, [ImageChange(inverse=matrix.numpy(), colour=colour, offset=offset) for matrix in inverse]
     )
     grid = F.affine_grid(inverse, [3, 3, size, size], align_corners=False)
     expected = 1 - F.grid_sample(1 - images / 255, grid, align_corners=False)
@@ -416,7 +409,7 @@ def in_sets(tmp_path):
     return open_source(str(write_shard(tmp_path / "sets.tar", pairs)))
 
 
-def test_siblings_apart_are_of_other_sets(in_sets):
+def test_apart_siblings_are_from_other_sets(in_sets):
     siblings, rng = Siblings(in_sets, apart=True), np.random.default_rng(0)
     assert {siblings.draw(0, rng) for _ in range(30)} == {3}
     assert {siblings.draw(3, rng) for _ in range(30)} == {0, 2}
@@ -446,10 +439,10 @@ def test_concept_ids_come_from_first_captions():
     source = PairsInMemory([first, second])
     order = TrainingOrder(Shuffle(2, seed=0), GlobalBatches(2, 20))
     batches = list(make_loader(dataset_of(source, augmentation=PLAIN, has_siblings=True), order, 0))
-    assert all(batch.thing_ids[0] == batch.thing_ids[1] for batch in batches)
+    assert all(batch.concept_ids[0] == batch.concept_ids[1] for batch in batches)
     assert any(batch.caption_ids[0] != batch.caption_ids[1] for batch in batches)
     (batch,) = make_loader(dataset_of(source), TrainingOrder(Shuffle(2, seed=0), GlobalBatches(2, 1)), 0)
-    assert batch.thing_ids is None
+    assert batch.concept_ids is None
 
 
 def test_images_are_mixed_only_with_siblings(alike):
@@ -465,7 +458,7 @@ def test_broken_sibling_leaves_the_image_unchanged(tmp_path):
     assert torch.equal(look(source, 0), look(source, 0, PLAIN))
 
 
-def test_samples_without_a_caption_are_no_siblings(tmp_path):
+def test_samples_without_caption_have_no_siblings(tmp_path):
     pairs = [with_caption(pair, " ") if index in (0, 2) else pair for index, pair in enumerate(ALIKE)]
     siblings = Siblings(open_source(str(write_shard(tmp_path / "b.tar", pairs))))
     assert siblings.draw(0, np.random.default_rng(0)) is None

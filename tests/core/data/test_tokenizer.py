@@ -40,12 +40,11 @@ def folded(text: str) -> str:
 @given(st.text(PRINTABLE, max_size=40).map(folded))
 @example("don't stop: it's 25% off (€3.50)")
 @example("japanese “prohibited” button, seven o’clock 🐱 \u0301 日本語")
-def test_text_of_any_printable_characters_decodes_to_itself(text):
-    tokenizer = train_bpe(CAPTIONS[:20], 300)
-    assert folded(tokenizer.decode(tokenizer.encode(text))) == folded(text)
+def test_printable_text_round_trips(bpe, text):
+    assert folded(bpe.decode(bpe.encode(text))) == folded(text)
 
 
-def test_case_and_the_form_of_accents_make_no_difference(bpe):
+def test_case_and_accent_encoding_are_ignored(bpe):
     assert bpe.encode("CAFE\u0301") == bpe.encode("caf\u00e9")
 
 
@@ -134,7 +133,7 @@ def test_decoding_stops_at_the_first_end_token(tokenizer):
 def test_json_form_gives_the_same_tokenizer_back(tokenizer):
     again = Tokenizer.from_json(tokenizer.to_json())
     assert (again.bos_id, again.eos_id, again.vocab_size) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
-    for caption in CAPTIONS:
+    for caption in CAPTIONS[:20]:
         assert again.encode(caption) == tokenizer.encode(caption)
         assert again.decode(again.encode(caption)) == tokenizer.decode(tokenizer.encode(caption))
     assert again.to_json() == tokenizer.to_json()

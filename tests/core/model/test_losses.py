@@ -120,7 +120,7 @@ def test_pairs_with_equal_captions_are_not_negatives(caption_ids, image_ids, mas
 
 def test_sibling_loss_is_cross_entropy_of_siblings():
     images = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.5], [0.0, 1.0], [1.0, 0.2]]), dim=1)
-    pairs = _pairs(images, images, image_ids=(0, 1, 2, 3))._replace(thing_ids=torch.tensor([5, 5, 6, 5]))
+    pairs = _pairs(images, images, image_ids=(0, 1, 2, 3))._replace(concept_ids=torch.tensor([5, 5, 6, 5]))
     similarity = (images @ images.T / SIBLING_TEMPERATURE).exp()
     by_hand = 0.0
     for image, siblings in ((0, (1, 3)), (1, (0, 3)), (3, (0, 1))):
@@ -133,15 +133,15 @@ def test_sibling_loss_is_cross_entropy_of_siblings():
 
 def test_sibling_loss_is_zero_without_siblings():
     images = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    alone = _pairs(images, images)._replace(thing_ids=torch.arange(3))
+    alone = _pairs(images, images)._replace(concept_ids=torch.arange(3))
     assert sibling_loss(alone, alone).item() == 0
-    twice = _pairs(images, images, image_ids=(1, 1, 1))._replace(thing_ids=torch.tensor([5, 5, 5]))
+    twice = _pairs(images, images, image_ids=(1, 1, 1))._replace(concept_ids=torch.tensor([5, 5, 5]))
     assert sibling_loss(twice, twice).item() == 0
 
 
 def test_siblings_are_not_negatives_with_any_captions():
     images = torch.tensor(IMAGES)
-    pairs = _pairs(images, torch.eye(3))._replace(thing_ids=torch.tensor([1, 2, 1]))
+    pairs = _pairs(images, torch.eye(3))._replace(concept_ids=torch.tensor([1, 2, 1]))
     as_one = _pairs(images, torch.eye(3), caption_ids=(1, 2, 1))
     scale = torch.tensor(math.log(SCALE))
     assert contrastive_loss(pairs, pairs, scale) == contrastive_loss(as_one, as_one, scale)

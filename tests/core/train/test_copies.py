@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from grr_coca.data.batch import Batch, copied_ahead
+from grr_coca.data.batch import Batch, copy_ahead
 
 META = torch.device("meta")
 
@@ -25,7 +25,7 @@ def read(steps: list[list[Batch]], log: list[int]) -> Iterator[list[Batch]]:
 def test_next_batch_is_read_while_one_is_on_the_device(batches):
     log: list[int] = []
     steps = [[batch] for batch in batches]
-    for number, ((copied,), (batch,)) in enumerate(zip(copied_ahead(read(steps, log), META), steps, strict=True)):
+    for number, ((copied,), (batch,)) in enumerate(zip(copy_ahead(read(steps, log), META), steps, strict=True)):
         assert copied.images.device == copied.next_tokens.device == copied.token_ids.device == META
         assert copied.images.shape == batch.images.shape
         assert copied.lengths is batch.lengths, "its numbers are read on the CPU"
@@ -34,13 +34,13 @@ def test_next_batch_is_read_while_one_is_on_the_device(batches):
 
 def test_micro_batches_stay_on_the_cpu(batches):
     steps = [batches[:2], batches[2:]]
-    assert list(copied_ahead(steps, META)) == steps
+    assert list(copy_ahead(steps, META)) == steps
 
 
 def test_on_the_cpu_nothing_is_read_ahead(batches):
     log: list[int] = []
     steps = [[batch] for batch in batches]
-    for number, (batch,) in enumerate(copied_ahead(read(steps, log), torch.device("cpu"))):
+    for number, (batch,) in enumerate(copy_ahead(read(steps, log), torch.device("cpu"))):
         assert batch is batches[number]
         assert log == list(range(number + 1))
 
@@ -51,7 +51,7 @@ def test_error_comes_after_the_steps_before_it(batches, device):
         yield from ([batch] for batch in batches[:3])
         raise OSError("the disk is away")
 
-    copied = copied_ahead(broken(), device)
+    copied = copy_ahead(broken(), device)
     assert [len(next(copied)) for _ in range(3)] == [1, 1, 1]
     with pytest.raises(OSError, match="the disk is away"):
         next(copied)

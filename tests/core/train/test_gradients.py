@@ -81,7 +81,7 @@ def test_comparison_is_differentiated_in_fp32_under_autocast():
 
     model.register_forward_hook(keep)
     bf16 = torch.autocast("cpu", torch.bfloat16)
-    parallel = ParallelModel(model, "ddp", Ranks.here(torch.device("cpu")))
+    parallel = ParallelModel(model, "ddp", Ranks.current(torch.device("cpu")))
     compute_gradients(parallel, [batch], count_tokens([batch]), case.losses, bf16)
     image, text = (embedding.detach().double().requires_grad_() for embedding in outputs[0][:2])
     pairs = EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids)

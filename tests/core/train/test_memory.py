@@ -54,7 +54,7 @@ def measure(image_size: int, num_pieces: int, size: int, steps: int, file: Path)
     pieces = [piece() for _ in range(num_pieces)]
     model = build(config, seed=0)
     optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps, 0))
-    parallel = ParallelModel(model, "ddp", Ranks.here(torch.device("cpu")))
+    parallel = ParallelModel(model, "ddp", Ranks.current(torch.device("cpu")))
     trainer = Trainer(parallel, optimizers, LossWeights(), nullcontext(), ema=None)
     began = time.monotonic()
     for step in range(steps):

@@ -40,7 +40,7 @@ def test_batches_have_pairs_of_siblings(recipe, micro_batch_size):
     for micro_batches in training_batches(recipe, start, source, ALONE):
         for batch in micro_batches:
             keys += batch.keys
-            assert batch.thing_ids.tolist() == batch.caption_ids.tolist(), "of the first captions, the only ones"
+            assert batch.concept_ids.tolist() == batch.caption_ids.tolist(), "of the first captions, the only ones"
     for one, other in zip(keys[::2], keys[1::2], strict=True):
         assert (one[1:], {one[0], other[0]}) == (other[1:], {"a", "b"})
 

@@ -611,7 +611,7 @@ def test_icons_are_pairs_for_training(json_file):
     source = open_source(str(json_file))
     assert [source.caption(index) for index in range(len(source))] == ["box", "bar", "bar down", "pole"]
     assert source[0].captions == ("box", "square", "quad")
-    assert source.place(0) == str(json_file)
+    assert source.container(0) == str(json_file)
 
 
 def test_icons_without_drawing_or_words_are_bad_pairs(tmp_path):
@@ -644,7 +644,7 @@ def test_corrupt_icon_pack_raises_and_is_rebuilt_if_deleted(json_file):
 def test_set_is_opened_for_training_by_its_name(npm):
     source = open_source("iconify:tiny")
     assert [source.caption(index) for index in range(len(source))] == ["box", "bar", "bar down", "pole"]
-    assert source.place(0) == "iconify:tiny"
+    assert source.container(0) == "iconify:tiny"
 
 
 def test_resumed_run_notices_other_icons(json_file):

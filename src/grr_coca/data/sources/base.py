@@ -81,7 +81,7 @@ class PairSource(Protocol):
         """Return the name of a pair's image, without reading the image. Pairs of the same image have the same name."""
         return self.name(index)
 
-    def place(self, index: int) -> str:
+    def container(self, index: int) -> str:
         """Return the shard, table or folder that contains a pair. Bad pairs are counted by this place."""
         ...
 
@@ -225,7 +225,21 @@ class BadSample(UserError):  # noqa: N818 (the name describes the sample)
         self.may_lack_memory = False  # True if the decoder cannot distinguish a corrupt file from a lack of memory
 
 
-def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
+def require_max_bytes(size: int, limit: int, name: str, fix: str = "make it smaller") -> None:
+    """Check the size of a part of a pair.
+
+    Raises:
+        BadSample: If the size exceeds the limit. The message contains the name and the fix.
+    """
+    if size > limit:
+        raise BadSample(f"{name}: too many bytes: {size:,} (limit {limit:,}); {fix}", Cause.TOO_LARGE)
+
+
+SCALE_DOWN = "scale the image down first"
+"""Fix in messages about too large images."""
+
+
+def locate_part(ends: "np.ndarray", index: int) -> tuple[int, int]:
     """Convert the index of a pair in a source with several parts to the index of the part and the index in that part.
 
     Args:
@@ -238,7 +252,7 @@ def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
     return part, index - (int(ends[part - 1]) if part else 0)
 
 
-class Strings:
+class PackedStrings:
     """Fixed list of strings that takes little memory, because it is stored as a block of UTF-8 with offsets."""
 
     def __init__(self, strings: Iterable[str]) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.common.errors import DiskError
-from grr_coca.common.files import open_to_read, user_cache, write_bytes_atomic
+from grr_coca.common.files import LocalFile, user_cache, write_bytes_atomic
 from grr_coca.common.remote import RemoteFile
 
 _SUFFIX = ".block"
-_ROOM = 0.9
+_FREED_FRACTION = 0.9
 """Fraction of the limit down to which blocks are removed when the limit is exceeded."""
 
-_TRIES = 3
+_MAX_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class BlockCache:
         self._limit = limit
         self._written = limit  # frees space before the first block is written
 
-    def open(self, block: RemoteBlock) -> int:
-        """Open the file of a block, and return its descriptor. The block is fetched if it is not in the cache.
+    def open(self, block: RemoteBlock) -> LocalFile:
+        """Open the file of a block. The block is fetched if it is not in the cache.
 
         Raises:
             UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full.
         """
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             path = self.fetch(block)
             with suppress(FileNotFoundError):  # another process may have removed the file
-                descriptor = open_to_read(path)
+                file = LocalFile(path)
                 with suppress(OSError):
                     os.utime(path)
-                return descriptor
+                return file
         raise DiskError(
             f"{self.folder}: blocks disappear as soon as they are written; do not clear this folder during a run"
         )
@@ -68,10 +68,10 @@ class BlockCache:
         try:
             if not path.exists():
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with _locked(self.folder / f"{path.name[:2]}.lock"):
+                with _hold_lock(self.folder / f"{path.name[:2]}.lock"):
                     if not path.exists():
                         content = block.read()
-                        self._make_room(len(content))
+                        self._free_space(len(content))
                         write_bytes_atomic(path, content)
         except OSError as error:
             raise DiskError(
@@ -88,9 +88,11 @@ class BlockCache:
         text = "\0".join([block.file.url, block.file.etag, str(block.start), str(block.end)])
         return self.folder / (hashlib.blake2b(text.encode(), digest_size=16).hexdigest() + _SUFFIX)
 
-    def _make_room(self, size: int) -> None:
+    def _free_space(self, size: int) -> None:
         self._written += size
-        if self._written < self._limit * (1 - _ROOM) / 2:  # do not list thousands of blocks for each new block
+        if (
+            self._written < self._limit * (1 - _FREED_FRACTION) / 2
+        ):  # do not list thousands of blocks for each new block
             return
         self._written = 0
         used, total = [], size
@@ -101,7 +103,7 @@ class BlockCache:
                 total += status.st_size
         used.sort(key=lambda one: one[0])
         for _, size_of_one, path in used:
-            if total <= self._limit * _ROOM:
+            if total <= self._limit * _FREED_FRACTION:
                 break
             with suppress(OSError):  # on Windows, open files cannot be removed
                 path.unlink()
@@ -109,7 +111,7 @@ class BlockCache:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _hold_lock(path: Path) -> Iterator[None]:
     from filelock import FileLock  # lazy import, because it takes a tenth of a second
 
     lock = FileLock(path)

@@ -101,7 +101,7 @@ class FeaturePairs(PairSource):
         """
         mean = self.cache.mean(index)
         if mean is None:
-            raise BadSample(f"{self.name(index)}: has no features", Cause.NO_IMAGE)
+            raise BadSample(f"{self.name(index)}: has no features; compute them again", Cause.NO_IMAGE)
         if self.has_images:
             return self._encoded_file(index)
         if self.header.keep == "mean":
@@ -112,10 +112,14 @@ class FeaturePairs(PairSource):
     def _encoded_file(self, index: int) -> bytes:
         path = self.image_path(index)
         if path is None:
-            raise BadSample(f"{self.name(index)}: {PAIRS} has no path of the image", Cause.NO_IMAGE)
+            raise BadSample(
+                f"{self.name(index)}: {PAIRS} has no path of the image; compute the features again", Cause.NO_IMAGE
+            )
         content = read_image_file(path, str(path))
         if hashlib.sha256(content).digest() != self.cache.digest(index):
-            raise BadSample(f"{path}: not the image whose features are in {self.folder}", Cause.NO_IMAGE)
+            raise BadSample(
+                f"{path}: not the image whose features are in {self.folder}; compute them again", Cause.NO_IMAGE
+            )
         return content
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -126,7 +130,7 @@ class FeaturePairs(PairSource):
         """Return the name of an image, which consists of the folder and the key."""
         return f"{self.folder}/{self._listed.key(index)}"
 
-    def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
+    def container(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
         """Return the feature folder."""
         return str(self.folder)
 
@@ -150,7 +154,7 @@ def features_of(source: PairSource) -> FeatureHeader | None:
     found = _header_of(first)
     for other in others:
         header = _header_of(other)
-        require_same_features(other.place(0), header, None if found is None else found.encoder, first.place(0))
+        require_same_features(other.container(0), header, None if found is None else found.encoder, first.container(0))
     return found
 
 
@@ -180,7 +184,7 @@ def require_same_features(name: str, found: FeatureHeader | None, expected: Enco
     takes = "images" if expected is None else f"features of {expected.name}"
     if has == takes:
         takes += " with other weights or another preprocessing"
-    raise UserError(f"{name}: {has}; {what} takes {takes}")
+    raise UserError(f"{name}: contains {has}, but {what} takes {takes}; pass those")
 
 
 def write_pairs(folder: Path, images: ByImage) -> None:
@@ -189,10 +193,10 @@ def write_pairs(folder: Path, images: ByImage) -> None:
     Raises:
         OSError: If the disk is full or cannot be written to.
     """
-    write_atomic(folder / PAIRS, lambda file: file.writelines(_lines(images)))
+    write_atomic(folder / PAIRS, lambda file: file.writelines(_pair_lines(images)))
 
 
-def _lines(images: ByImage) -> Iterator[bytes]:
+def _pair_lines(images: ByImage) -> Iterator[bytes]:
     source = images.source
     for number in range(len(images)):
         first, captions = images[number][0], list[str]()
@@ -203,13 +207,13 @@ def _lines(images: ByImage) -> Iterator[bytes]:
                 continue
         columns = dict(source.fields(first)) if isinstance(source, ListedPairs) else {}
         row = {name: value for name, value in columns.items() if isinstance(value, str | int | float)}
-        picture = _picture(source, first, row)
+        picture = _find_picture(source, first, row)
         row = {name: value for name, value in row.items() if name not in _PICTURE_COLUMNS}
         own = {"image_path": key_of(source, first), "caption": list(dict.fromkeys(captions))}
         yield json.dumps({**row, **own, **({_PICTURE: picture} if picture else {})}).encode() + b"\n"
 
 
-def _picture(source: PairSource, index: int, columns: Mapping[str, object]) -> str:
+def _find_picture(source: PairSource, index: int, columns: Mapping[str, object]) -> str:
     """Return the path of an image to display, or an empty string if neither the table nor the source has one."""
     named = next((str(columns[name]) for name in _PICTURE_COLUMNS if columns.get(name)), None)
     folder = source.listing.parent if isinstance(source, ListedPairs) else Path()
@@ -242,11 +246,11 @@ def pairs_of_features(path: Path, names: Sequence[str] = ()) -> PairSource:
     if not names:
         raise UserError(f"{path}: has no captions; expected a table, or a folder of .txt files")
     folder = path if path.is_dir() else path.parent
-    rows = [ListedRow(name, _written(folder / f"{name}.txt") if path.is_dir() else ()) for name in names]
+    rows = [ListedRow(name, _read_captions(folder / f"{name}.txt") if path.is_dir() else ()) for name in names]
     return ListedPairs(path, StoredRows(rows), ImageFiles(folder))
 
 
-def _written(path: Path) -> tuple[str, ...]:
+def _read_captions(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     return caption_lines(decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)))

@@ -30,10 +30,10 @@ class WithFeatures(View):
     def __init__(self, source: PairSource, cache: FeatureCache) -> None:
         if cache.header.source != source_digest(source):
             raise UserError(
-                f"{cache.folder}: contains features of other images than those of {source.place(0)}; pass "
+                f"{cache.folder}: contains features of other images than those of {source.container(0)}; pass "
                 "their own feature folder"
             )
-        self.source, self.cache = source, cache
+        self.source, self.sources, self.cache = source, (source,), cache
         self._numbers = image_numbers(source)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class WithFeatures(View):
         pair, number = self.source[index], int(self._numbers[index])
         features = self.cache.tokens(number)
         if features is None:
-            raise BadSample(f"{pair.name}: has no features in {self.cache.folder}")
+            raise BadSample(f"{pair.name}: has no features in {self.cache.folder}; compute them again")
         if hashlib.sha256(pair.image).digest() != self.cache.digest(number):
             raise UserError(
                 f"{self.cache.folder}: contains features of another image than {pair.name}; compute the features again "
@@ -63,9 +63,6 @@ class WithFeatures(View):
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
         return self.source, index
-
-    def _sources(self) -> Sequence[PairSource]:
-        return (self.source,)
 
 
 def with_features(source: PairSource, folders: Sequence[str]) -> PairSource:
@@ -85,7 +82,7 @@ def with_features(source: PairSource, folders: Sequence[str]) -> PairSource:
         if cache.header.source == digest:
             return WithFeatures(source, cache)
     raise UserError(
-        f"{', '.join(folders)}: no features of the images in {source.place(0)}; compute them with "
+        f"{', '.join(folders)}: no features of the images in {source.container(0)}; compute them with "
         "`grr-coca data features`"
     )
 

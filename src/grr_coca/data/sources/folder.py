@@ -7,7 +7,16 @@ from typing import NoReturn
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_regular
 from grr_coca.data.images import MAX_BYTES
-from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings, digest_header
+from grr_coca.data.sources.base import (
+    MAX_TEXT,
+    BadSample,
+    Cause,
+    PackedStrings,
+    PairSource,
+    RawPair,
+    digest_header,
+    require_max_bytes,
+)
 from grr_coca.data.tokenizer import caption_lines, decode_text
 from grr_coca.data.walk import has_image_suffix, walk_visible
 
@@ -17,7 +26,7 @@ class ImageFolder(PairSource):
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.names = Strings(sorted(_image_names(root), key=lambda name: name.replace("/", "\0")))
+        self.names = PackedStrings(sorted(_image_names(root), key=lambda name: name.replace("/", "\0")))
         if not len(self.names):
             raise UserError(
                 f"{root}: no images; expected NAME.jpg (or .png, .webp …) next to NAME.txt, or .tar shards, or a table "
@@ -51,7 +60,7 @@ class ImageFolder(PairSource):
         yield digest_header(self)
         yield from self.names.buffers()
 
-    def place(self, index: int) -> str:
+    def container(self, index: int) -> str:
         """Return the folder of the image."""
         return str(self._path(index).parent)
 
@@ -72,21 +81,20 @@ def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
     Raises:
         BadSample: If the file does not exist, is not a regular file, is too large, or cannot be read.
     """
-
-    def check_size(size: int) -> None:
-        if size > max_bytes:
-            raise BadSample(f"{name}: too many bytes: {size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
-
     try:
-        return read_regular(path, check_size)
+        return read_regular(path, lambda size: require_max_bytes(size, max_bytes, name))
     except BadSample:
         raise
     except FileNotFoundError as error:
-        raise BadSample(f"{name}: the file {path} does not exist", Cause.NO_IMAGE) from error
+        raise BadSample(
+            f"{name}: the file {path} does not exist; correct the path or remove the pair", Cause.NO_IMAGE
+        ) from error
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
     except ValueError as error:  # a null byte, or a lone surrogate, which JSON can contain
-        raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
+        raise BadSample(
+            f"{name}: {str(path)!r} is not a path ({error}); correct it or remove the pair", Cause.NO_IMAGE
+        ) from error
 
 
 def _image_names(root: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair, Strings, digest_file, digest_header
+from grr_coca.data.sources.base import BadSample, Cause, PackedStrings, PairSource, RawPair, digest_file, digest_header
 from grr_coca.data.sources.folder import read_image_file
 from grr_coca.data.walk import has_image_suffix
 
@@ -64,9 +64,9 @@ class StoredRows:
 
     def __init__(self, rows: Iterable[ListedRow], fields: Iterable[Mapping[str, object]] | None = None) -> None:
         rows = list(rows)
-        self._fields = None if fields is None else Strings(json.dumps(dict(record)) for record in fields)
-        self._paths = Strings(row.path for row in rows)
-        self._captions = Strings(caption for row in rows for caption in row.captions)
+        self._fields = None if fields is None else PackedStrings(json.dumps(dict(record)) for record in fields)
+        self._paths = PackedStrings(row.path for row in rows)
+        self._captions = PackedStrings(caption for row in rows for caption in row.captions)
         self._ends = np.cumsum([len(row.captions) for row in rows], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class ListedPairs(PairSource):
         row = self._rows[index]
         name = self._name(index, row)
         if not row.path:
-            raise BadSample(f"{name}: a row without an image", Cause.NO_IMAGE)
+            raise BadSample(f"{name}: a row without an image; add its path or remove the row", Cause.NO_IMAGE)
         return read_image_file(self.images.path(row.path, name), name)
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ class ListedPairs(PairSource):
             return self.name(index)
         return self.images.name(row.path) if row.path else self._name(index, row)
 
-    def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
+    def container(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
         """Return the path of the listing."""
         return str(self.listing)
 
@@ -213,9 +213,13 @@ class ListedPairs(PairSource):
             raise IndexError(index)
         row = self._rows[index]
         if not row.captions:
-            raise BadSample(f"{self._name(index, row)}: an image without a caption", Cause.NO_CAPTION)
+            raise BadSample(
+                f"{self._name(index, row)}: an image without a caption; add one or remove the row", Cause.NO_CAPTION
+            )
         if not row.path:
-            raise BadSample(f"{self._name(index, row)}: a caption without an image", Cause.NO_IMAGE)
+            raise BadSample(
+                f"{self._name(index, row)}: a caption without an image; add its path or remove the row", Cause.NO_IMAGE
+            )
         return row
 
     def _name(self, index: int, row: ListedRow) -> str:

@@ -130,7 +130,7 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
     files, split = _files(path)
     if not files:
         where = Path(expand_cache_prefix(path))
-        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
+        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_list_siblings(where)}")
     return files, split
 
 
@@ -197,7 +197,7 @@ def _is_listing(path: Path) -> bool:
     return path.is_file() and (path.name != "captions.txt" or (path.parent / "images").is_dir())
 
 
-def _what_is_there(path: Path) -> str:
+def _list_siblings(path: Path) -> str:
     if path.is_relative_to(user_cache()) and not path.parent.is_dir():
         name = path.relative_to(user_cache()).parts[0]
         if name == _BUILT_IN_CACHE:
@@ -241,7 +241,7 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs
                 "objects or an Iconify icon set"
             )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not valid in its format ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: not valid in its format ({type(error).__name__}: {error}); correct it") from error
     if split is not None:
         raise UserError(f"{path}: has no splits, so '{split}' cannot be selected; only Karpathy's files have splits")
     stored = StoredRows(rows, fields)
@@ -252,7 +252,7 @@ def _read(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+        raise UserError(f"{path}: not a readable JSON file ({error}); correct it") from error
 
 
 def _coco_rows(content: dict[str, Any]) -> list[ListedRow]:
@@ -274,7 +274,7 @@ def _coco_folders(path: Path) -> list[Path]:
 
 def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> list[ListedRow]:
     splits = sorted({str(image["split"]) for image in content["images"]})
-    selected = _wanted_splits(path, split, splits)
+    selected = _select_splits(path, split, splits)
     return [
         # Flickr's files have no `filepath`.
         ListedRow("/".join(filter(None, (image.get("filepath"), image["filename"]))), _sentences(image))
@@ -283,7 +283,7 @@ def _karpathy_rows(content: dict[str, Any], path: Path, split: str | None) -> li
     ]
 
 
-def _wanted_splits(path: Path, split: str | None, splits: list[str]) -> set[str]:
+def _select_splits(path: Path, split: str | None, splits: list[str]) -> set[str]:
     if split is None:
         if len(splits) == 1:
             return set(splits)

@@ -7,7 +7,7 @@ the most recently used row groups are cached.
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -18,14 +18,14 @@ import numpy as np
 
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.images import MAX_BYTES
-from grr_coca.data.sources.base import BadSample, Cause, RawPair
+from grr_coca.data.sources.base import SCALE_DOWN, BadSample, Cause, RawPair, locate_part, require_max_bytes
 from grr_coca.data.sources.columns import IMAGE_COLUMNS, as_captions, find_columns, first_column
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
 
 if TYPE_CHECKING:
     import pyarrow
 
-_MAX_KEPT = 2**29
+_MAX_CACHED_BYTES = 2**29
 """Maximum total size, in bytes, of the row groups that a process caches for all its tables."""
 _MAX_GROUP = 2**30
 """Maximum size, in bytes, of the images in a row group. Row groups are read completely, so they must fit into memory.
@@ -65,9 +65,9 @@ def open_parquet(
         selected = [name for name in (caption, None if inner else image) if name is not None]
         table = file.read(selected)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+        raise UserError(f"{path}: not a readable Parquet file ({error}); write it again") from error
     names = Counter(schema.names)
-    with_bytes = _with_bytes(schema)
+    with_bytes = _bytes_columns(schema)
     others = [name for name, count in names.items() if name != image and name not in with_bytes and count == 1]
     captions = None if caption is None else table[caption]
     if inner is not None:
@@ -76,6 +76,11 @@ def open_parquet(
     rows = _ParquetRows(path, table[image], captions, others, len(table))
     folders = [path.parent, path.parent / "images"]
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders, needs_images))
+
+
+def group_sizes(metadata: Any) -> list[int]:
+    """Return the number of rows in each row group, from the footer of a table."""
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
@@ -90,7 +95,7 @@ def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
     """
     from pyarrow import types
 
-    with_bytes = _with_bytes(schema)
+    with_bytes = _bytes_columns(schema)
     found = list(with_bytes)
     if (place := first_column(found, (*_BYTES_COLUMNS, *IMAGE_COLUMNS))) is not None:
         return found[place]
@@ -103,7 +108,7 @@ def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
     return found[0] if found else None
 
 
-def _with_bytes(schema: "pyarrow.Schema") -> dict[str, Any]:
+def _bytes_columns(schema: "pyarrow.Schema") -> dict[str, Any]:
     """Return the types of the columns that contain bytes."""
     return {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _holds_bytes(kind)}
 
@@ -150,7 +155,7 @@ class _ParquetRows:
             image = None if self._images is None else self._images[index].as_py()
             caption = None if self._captions is None else self._captions[index].as_py()
         except UnicodeDecodeError as error:
-            message = f"{self._path}: row {index + 1}: not UTF-8 text ({error})"
+            message = f"{self._path}: row {index + 1}: not UTF-8 text ({error}); save it as UTF-8"
             raise BadSample(message, Cause.BAD_TEXT) from error
         return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
 
@@ -159,7 +164,7 @@ class _ParquetRows:
 
         Cells that Python cannot represent are omitted.
         """
-        cells = ((name, _value(column[index])) for name, column in self._columns.items())
+        cells = ((name, _cell_value(column[index])) for name, column in self._columns.items())
         return {name: value for name, value in cells if value is not None}
 
     @cached_property
@@ -170,7 +175,7 @@ class _ParquetRows:
         return {name: table[name] for name in self._others}
 
 
-def _value(cell: Any) -> object:
+def _cell_value(cell: Any) -> object:
     """Return the value of a cell, or None if Python cannot represent the value.
 
     Python cannot represent, for example, a date in the year 100,000 or a text that is not UTF-8.
@@ -210,7 +215,9 @@ class TableOfImages(ListedPairs):
             raise IndexError(index)
         captions = self._rows[index].captions
         if not captions:
-            raise BadSample(f"{self.name(index)}: an image without a caption", Cause.NO_CAPTION)
+            raise BadSample(
+                f"{self.name(index)}: an image without a caption; add one or remove the row", Cause.NO_CAPTION
+            )
         return captions
 
     def name(self, index: int) -> str:
@@ -245,7 +252,7 @@ class RowGroups:
                 f"{path}: a row group has {largest / 2**30:.1f} GiB of images, too many to "
                 "read at once; write the table again with fewer rows in each, such as row_group_size=100"
             )
-        self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+        self._ends = np.cumsum(group_sizes(metadata), dtype=np.int64)
         self._table = next(_NUMBERS), path, column
 
     def __len__(self) -> int:
@@ -261,10 +268,9 @@ class RowGroups:
         Raises:
             BadSample: If the cell has no bytes or too many bytes, or the table can no longer be read.
         """
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[group - 1]) if group else 0
+        group, row = locate_part(self._ends, index)
         with _READING:
-            return content_of(_kept().column(self._table, group, name)[index - start], name)
+            return content_of(_cached_group(self._table, group, name)[row], name)
 
     def columns(self) -> "Iterator[pyarrow.ChunkedArray]":
         """Read the column by row group, without caching.
@@ -305,11 +311,12 @@ def content_of(cell: Any, name: str) -> tuple[bytes, str]:
         content, written = cell["bytes"], cell["path"].as_py() if "path" in cell.keys() else None  # noqa: SIM118
         path = written if isinstance(written, str) else ""
     size = len(content.as_buffer()) if content.is_valid else 0
-    if size > MAX_BYTES:
-        raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
+    require_max_bytes(size, MAX_BYTES, name, SCALE_DOWN)
     if not size:
         hint = f"; the file {path} is not read" if path else ""
-        raise BadSample(f"{name}: a row without the bytes of an image{hint}", Cause.NO_IMAGE)
+        raise BadSample(
+            f"{name}: a row without the bytes of an image{hint}; add them or remove the row", Cause.NO_IMAGE
+        )
     return content.as_py(), path
 
 
@@ -321,33 +328,24 @@ _READING = Lock()
 """Lock for reading a cell, so that no thread drops a row group that another thread is using."""
 
 
-class _KeptGroups:
-    """Cache of the most recently used row groups of all tables: at most `_MAX_KEPT` bytes, but at least one group."""
+_GROUPS: OrderedDict[tuple[_Table, int], Any] = OrderedDict()
+"""The most recently used row groups of all tables: at most `_MAX_CACHED_BYTES` bytes, but at least one group."""
 
-    def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[_Table, int], Any] = OrderedDict()
 
-    def column(self, table: _Table, group: int, name: str) -> Any:
-        """Return the cells of a row group.
+def _cached_group(table: _Table, group: int, name: str) -> Any:
+    """Return the cells of a row group.
 
-        Raises:
-            BadSample: If the table can no longer be read.
-        """
-        key = table, group
-        if key in self._groups:
-            self._groups.move_to_end(key)
-            return self._groups[key]
+    Raises:
+        BadSample: If the table can no longer be read.
+    """
+    key = table, group
+    if key not in _GROUPS:
         cells = _read_group(table, group, name)
-        while self._groups and cells.nbytes + sum(kept.nbytes for kept in self._groups.values()) > _MAX_KEPT:
-            self._groups.popitem(last=False)
-        self._groups[key] = cells
-        return cells
-
-
-@cache
-def _kept() -> _KeptGroups:
-    """Return the row-group cache of this process."""
-    return _KeptGroups()
+        while _GROUPS and cells.nbytes + sum(cached.nbytes for cached in _GROUPS.values()) > _MAX_CACHED_BYTES:
+            _GROUPS.popitem(last=False)
+        _GROUPS[key] = cells
+    _GROUPS.move_to_end(key)
+    return _GROUPS[key]
 
 
 def _read_group(table: _Table, group: int, name: str) -> Any:

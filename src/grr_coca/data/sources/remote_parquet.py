@@ -20,7 +20,7 @@ from grr_coca.common.remote import RemoteFile
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.block_cache import RemoteBlock
 from grr_coca.data.sources.listed import without_suffix
-from grr_coca.data.sources.parquet import TableOfImages, column_of_images, content_of, open_parquet
+from grr_coca.data.sources.parquet import TableOfImages, column_of_images, content_of, group_sizes, open_parquet
 from grr_coca.data.sources.tar import CAUSES, ROW_DTYPE, ShardIndex
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def rows_at_once(footer: bytes | memoryview) -> int:
     """Return the number of rows in the largest row group."""
     from pyarrow.parquet import read_metadata
 
-    metadata = read_metadata(io.BytesIO(footer))
-    return max((metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)), default=1)
+    return max(group_sizes(read_metadata(io.BytesIO(footer))), default=1)
 
 
 class RemoteTable:
@@ -79,8 +78,7 @@ class RemoteTable:
         paths = [schema.column(number).path for number in range(len(schema))]
         self._path = name if name in paths else f"{name}.bytes"
         self._column = paths.index(self._path)
-        counts = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
-        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._ends = np.cumsum(group_sizes(self._metadata), dtype=np.int64)
         blocks = np.append(index.rows["image_block"].astype(np.int64), 0)
         if len(index):
             blocks[-1] = blocks[-2] + _num_blocks(int(index.rows["image_size"][-1]))

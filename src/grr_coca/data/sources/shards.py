@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import mmap
-import os
 import tarfile
 import tempfile
 import zlib
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca.common.files import HandleCache, LocalFile, allow_open_files, read_at, user_cache, write_bytes_atomic
+from grr_coca.common.files import HandleCache, LocalFile, raise_open_file_limit, user_cache, write_bytes_atomic
 from grr_coca.common.remote import RemoteFile
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
 from grr_coca.data.sources.base import (
@@ -39,7 +38,8 @@ from grr_coca.data.sources.base import (
     RawPair,
     digest_file,
     digest_header,
-    locate,
+    locate_part,
+    require_max_bytes,
 )
 from grr_coca.data.sources.block_cache import BlockCache, RemoteBlock
 from grr_coca.data.sources.remote_parquet import RemoteTable, rows_at_once, scan_table
@@ -52,7 +52,7 @@ _MAX_OPEN = 256
 """Maximum number of shards of a source that a process keeps open, each with two file descriptors. It equals the number
 of blocks in a window of the training order."""
 
-CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
+CACHE_BYTES, _CACHED_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
 """Minimum size, in bytes, of the cache of remote blocks, and the number of pairs for which the cache is enlarged if
 they need more bytes."""
 
@@ -62,11 +62,11 @@ _DENSE = 4
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
     Cause.NO_CAPTION: "an image without a caption; expected a member {key}.txt",
-    Cause.DUPLICATE_KEY: "an earlier pair of the shard has the same key",
+    Cause.DUPLICATE_KEY: "an earlier pair of the shard has the same key; rename one of them",
     Cause.CUT_OFF: "the shard ends in the middle of this pair; copy or download it again",
-    Cause.EMPTY_FILE: "not an image: the file is empty",
-    Cause.TOO_LARGE: "the image file is too large",
-    Cause.FORBIDDEN_PATH: "the name leaves the shard",
+    Cause.EMPTY_FILE: "not an image: the file is empty; replace it",
+    Cause.TOO_LARGE: "the image file is too large; scale the image down first",
+    Cause.FORBIDDEN_PATH: "the name leaves the shard; rename the member",
 }
 
 
@@ -83,19 +83,19 @@ class TarShards(PairSource):
     def __init__(self, paths: Sequence[Path | RemoteFile]) -> None:
         self.paths = list(paths)
         self.truncated: list[Path | RemoteFile] = []
-        self._kept: dict[int, ShardIndex] = {}
-        self._places: dict[int, Path] = {}
-        self._contents: dict[int, str] = {}
+        self._unsaved: dict[int, ShardIndex] = {}
+        self._index_paths: dict[int, Path] = {}
+        self._content_digests: dict[int, str] = {}
         self._read_at_once = 1
         counts = [self._index_shard(shard) for shard in range(len(self.paths))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
         # These files take at most a quarter of the limit, because a run has several sources.
-        num_open = min(_MAX_OPEN, allow_open_files() // 8)
+        num_open = min(_MAX_OPEN, raise_open_file_limit() // 8)
         self._cache = BlockCache(self._cache_bytes())
         self._indices = HandleCache(self._load_index, None, num_open)
         self._tables = HandleCache(self._open_table, None, num_open)
         self._files = HandleCache(self._open, LocalFile.close, num_open)
-        self._blocks = HandleCache(self._cache.open, os.close, num_open)
+        self._blocks = HandleCache(self._cache.open, LocalFile.close, num_open)
         self._expected: dict[int, dict[int, int]] = {}
 
     def __len__(self) -> int:
@@ -111,14 +111,14 @@ class TarShards(PairSource):
         yield digest_header(self)
         for shard, path in enumerate(self.paths):
             if isinstance(path, RemoteFile):
-                yield f"{path.name}\0{self._contents[shard]} ".encode("utf-8", "surrogateescape")
+                yield f"{path.name}\0{self._content_digests[shard]} ".encode("utf-8", "surrogateescape")
             else:
                 yield digest_file(path)
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
-        shard, row = locate(self._ends, index)
-        self._require_sound(shard, row)
+        shard, row = locate_part(self._ends, index)
+        self._require_valid(shard, row)
         captions = self._captions(shard, row)
         image = self._read(shard, row, "image")
         key, name = self._indices[shard].key(row), self._name(shard, row)
@@ -126,17 +126,17 @@ class TarShards(PairSource):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read all captions of a pair."""
-        shard, row = locate(self._ends, index)
-        self._require_sound(shard, row)
+        shard, row = locate_part(self._ends, index)
+        self._require_valid(shard, row)
         return self._captions(shard, row)
 
     def name(self, index: int) -> str:
         """Return the name of a pair, for messages."""
-        return self._name(*locate(self._ends, index))
+        return self._name(*locate_part(self._ends, index))
 
-    def place(self, index: int) -> str:
+    def container(self, index: int) -> str:
         """Return the shard of a pair."""
-        return str(self.paths[locate(self._ends, index)[0]])
+        return str(self.paths[locate_part(self._ends, index)[0]])
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
         """Announce that the given pairs will be read at about the same time.
@@ -163,9 +163,9 @@ class TarShards(PairSource):
             return self._find_index(shard, path)
         index, place = _open_index(path)
         if place is None:
-            self._kept[shard] = index
+            self._unsaved[shard] = index
         else:
-            self._places[shard] = place
+            self._index_paths[shard] = place
         self._warn_if_truncated(path, index)
         return len(index)
 
@@ -176,7 +176,7 @@ class TarShards(PairSource):
         if header is None:
             what = "has changed since it was indexed" if place.exists() else "is not indexed yet"
             raise UserError(f"{file}: {what}; run `grr-coca data index` on the shards, which reads them once")
-        self._places[shard], self._contents[shard] = place, str(header["content"])
+        self._index_paths[shard], self._content_digests[shard] = place, str(header["content"])
         self._read_at_once = max(self._read_at_once, int(header.get("group", 1)))
         if not header["is_whole"]:
             self._warn_if_truncated(file, self._load(shard))
@@ -192,15 +192,15 @@ class TarShards(PairSource):
             )
 
     def _load_index(self, shard: int) -> ShardIndex:
-        if shard in self._kept:
-            return self._kept[shard]
+        if shard in self._unsaved:
+            return self._unsaved[shard]
         index = self._load(shard)
         if len(index) != self._ends[shard] - (self._ends[shard - 1] if shard else 0):
             raise BadSample(f"{self.paths[shard]}: has changed since it was opened; start again", Cause.UNREADABLE)
         return index
 
     def _load(self, shard: int) -> ShardIndex:
-        path, place = self.paths[shard], self._places[shard]
+        path, place = self.paths[shard], self._index_paths[shard]
         index = _read_index(place, path)
         if index is not None:
             return index
@@ -222,7 +222,7 @@ class TarShards(PairSource):
         index = self._indices[shard]
         return f"{self.paths[shard]}: {f'row {row + 1}' if index.footer else index.key(row)}"
 
-    def _require_sound(self, shard: int, row: int) -> None:
+    def _require_valid(self, shard: int, row: int) -> None:
         code = int(self._indices[shard].rows[row]["cause"])
         if code:
             cause, key = CAUSES[code - 1], self._indices[shard].key(row)
@@ -241,11 +241,8 @@ class TarShards(PairSource):
     def _read(self, shard: int, row: int, part: str) -> bytes:
         path, entry = self.paths[shard], self._indices[shard].rows[row]
         offset, size = int(entry[f"{part}_block"]) * tarfile.BLOCKSIZE, int(entry[f"{part}_size"])
-        if part != "image" and size > MAX_TEXT:
-            raise BadSample(
-                f"{self._name(shard, row)}: too many bytes in a caption: {size:,} (limit {MAX_TEXT:,})",
-                Cause.TOO_LARGE,
-            )
+        if part != "image":
+            require_max_bytes(size, MAX_TEXT, f"{self._name(shard, row)}: the caption")
         if isinstance(path, RemoteFile):
             index = self._indices[shard]
             return self._read_remote(shard, row, offset, size) if part == "image" else index.text(row, part)
@@ -255,7 +252,10 @@ class TarShards(PairSource):
             message = f"{self._name(shard, row)}: cannot be read ({error.strerror})"
             raise BadSample(message, Cause.UNREADABLE) from error
         if len(content) != size:
-            raise BadSample(f"{self._name(shard, row)}: the shard is shorter than before", Cause.UNREADABLE)
+            raise BadSample(
+                f"{self._name(shard, row)}: the shard is shorter than before; do not change it during a run",
+                Cause.UNREADABLE,
+            )
         return content
 
     def _read_remote(self, shard: int, row: int, offset: int, size: int) -> bytes:
@@ -268,7 +268,7 @@ class TarShards(PairSource):
         sums, block = self._indices[shard].image_sums, self._block_of(shard, offset, size)
         assert sums is not None
         for _ in range(2):
-            content = read_at(self._blocks[block], size, offset - block.start)
+            content = self._blocks[block].read(offset - block.start, size)
             if zlib.crc32(content) == sums[row]:
                 return content
             self._blocks.discard(block)
@@ -305,7 +305,7 @@ class TarShards(PairSource):
         first, last = int(indices[0]), int(indices[-1])
         if len(indices) * _DENSE < last + 1 - first:
             return []
-        (first_shard, row), (last_shard, last_row) = locate(self._ends, first), locate(self._ends, last)
+        (first_shard, row), (last_shard, last_row) = locate_part(self._ends, first), locate_part(self._ends, last)
         spans = []
         for shard in range(first_shard, last_shard + 1):
             rows = self._indices[shard].rows
@@ -327,11 +327,11 @@ class TarShards(PairSource):
         """Return the size, in bytes, of the cache of remote blocks.
 
         The cache holds the windows of the training order that are being read and fetched, so that no block is fetched
-        twice in an epoch. These windows have fewer than `_KEPT_PAIRS` pairs. In a Parquet table, all row groups that
+        twice in an epoch. These windows have fewer than `_CACHED_PAIRS` pairs. In a Parquet table, all row groups that
         overlap with a block of the training order are read.
         """
         size = sum(path.size for path in self.paths if isinstance(path, RemoteFile))
-        num_kept = _KEPT_PAIRS * (BLOCK + self._read_at_once - 1) // BLOCK
+        num_kept = _CACHED_PAIRS * (BLOCK + self._read_at_once - 1) // BLOCK
         return max(CACHE_BYTES, int(size * min(1.0, num_kept / max(len(self), 1))))
 
 
@@ -406,18 +406,15 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
             return None
         if hasattr(mmap, "MADV_DONTNEED"):  # drop the pages that were read for the digest from memory
             mapping.madvise(mmap.MADV_DONTNEED)
-        num_pairs, end = header["pairs"], header["pairs"] * ROW_DTYPE.itemsize
-        rows = content[:end].view(ROW_DTYPE)
+        is_remote, size_of_rows = "keys" in header, header["pairs"] * ROW_DTYPE.itemsize
+        sizes = [size_of_rows, header.get("keys", len(content) - size_of_rows)]
+        sizes += [4 * header["pairs"] if is_remote else 0, header.get("footer", 0)]
+        table, keys, sums, footer, texts = np.split(content, np.cumsum(sizes))
+        rows = table.view(ROW_DTYPE)
         if len(rows) and rows["cause"].max() > len(CAUSES):
             return None
-        if "keys" not in header:
-            return ShardIndex(rows, content[end:].data, bool(header["is_whole"]))
-        sums = end + header["keys"]
-        texts = sums + 4 * num_pairs
-        image_sums = content[sums:texts].view("<u4")
-        footer, texts = content[texts : texts + header.get("footer", 0)].data, texts + header.get("footer", 0)
-        is_whole = bool(header["is_whole"])
-        return ShardIndex(rows, content[end:sums].data, is_whole, image_sums, content[texts:].data, footer=footer)
+        image_sums, is_whole = sums.view("<u4") if is_remote else None, bool(header["is_whole"])
+        return ShardIndex(rows, keys.data, is_whole, image_sums, texts.data, footer=footer.data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -6,7 +6,6 @@ Of each row, only the offset is kept in memory.
 import csv
 import io
 import json
-import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import HandleCache, allow_open_files, open_to_read, read_at
-from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.common.files import HandleCache, LocalFile, raise_open_file_limit
+from grr_coca.data.sources.base import BadSample, Cause, require_max_bytes
 from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
 from grr_coca.data.tokenizer import decode_text
@@ -52,11 +51,10 @@ Parsed = TypeVar("Parsed")
 def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
     """Open a file of JSON lines. Each line is an object with an image path and a caption or a list of captions."""
     starts = _line_starts(path, _mark_size(path))
-    first = _LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
-    names = next(filter(None, (_keys(first, index) for index in range(min(len(first), 50)))), [])
+    first = _LineRows(path, starts, _JsonParser(None, None))
+    names = next(filter(None, (_column_names(first, index) for index in range(min(len(first), 50)))), [])
     image, caption = find_columns(names, str(path), needs_captions)
-    parser = _JsonParser(image, caption)
-    rows = _LineRows(path, starts, parser, parser.fields)
+    rows = _LineRows(path, starts, _JsonParser(image, caption))
     folders = [path.parent, path.parent / "images"]
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders, needs_images))
 
@@ -83,8 +81,7 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
     image, caption = find_columns(names, str(path), needs_captions)
     columns = names.index(image), None if caption is None else names.index(caption)
     starts = _line_starts(path, start) if quoting == csv.QUOTE_NONE else _csv_starts(path, start, delimiter)
-    parser = _DelimitedParser(names, columns, delimiter, quoting)
-    rows = _LineRows(path, starts, parser, parser.fields)
+    rows = _LineRows(path, starts, _DelimitedParser(names, columns, delimiter, quoting))
     return ListedPairs(path, rows, _find_table_images(path, rows, needs_images))
 
 
@@ -97,21 +94,13 @@ class _LineRows:
     Args:
         path: Path of the file.
         starts: Offset of each row, followed by the end of the last row.
-        parse: Function that parses the text of a row. It raises ValueError if the text is invalid.
-        parse_fields: Function that returns all columns except the path, from the text of a row.
+        parser: Parser of rows. It raises ValueError if the text of a row is invalid.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        starts: np.ndarray,
-        parse: Callable[[str], ListedRow],
-        parse_fields: Callable[[str], Mapping[str, object]],
-    ) -> None:
+    def __init__(self, path: Path, starts: np.ndarray, parser: "_JsonParser | _DelimitedParser") -> None:
         self._path = path
         self._starts = starts
-        self._parse = parse
-        self._parse_fields = parse_fields
+        self._parser = parser
         self._table = next(_NUMBERS), path
 
     def __len__(self) -> int:
@@ -119,35 +108,38 @@ class _LineRows:
 
     def __getitem__(self, index: int) -> ListedRow:
         """Read one row."""
-        return self._parsed(index, self._parse)
+        return self._parse_row(index, self._parser)
 
     def fields(self, index: int) -> Mapping[str, object]:
         """Return the columns of a row except the path, by name."""
-        return self._parsed(index, self._parse_fields)
+        return self._parse_row(index, self._parser.fields)
 
-    def _parsed(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
+    def _parse_row(self, index: int, parse: Callable[[str], Parsed]) -> Parsed:
         name = f"{self._path}: row {index + 1}"
         start, end = int(self._starts[index]), int(self._starts[index + 1])
-        if end - start > _MAX_ROW:
-            raise BadSample(f"{name}: too many bytes: {end - start:,} (limit {_MAX_ROW:,})", Cause.TOO_LARGE)
+        require_max_bytes(end - start, _MAX_ROW, name)
         text = decode_text(_read_part(self._table, start, end - start, name), name)
         try:
             return parse(text)
         except (ValueError, IndexError, csv.Error, RecursionError) as error:
-            raise BadSample(f"{name}: not a row of the table ({error})", Cause.BAD_RECORD) from error
+            raise BadSample(
+                f"{name}: not a row of the table ({error}); correct or remove it", Cause.BAD_RECORD
+            ) from error
 
     def __reduce__(self) -> tuple[object, ...]:
         # `_table` is not sent to the other process, because that process assigns a new number.
-        return _LineRows, (self._path, self._starts, self._parse, self._parse_fields)
+        return _LineRows, (self._path, self._starts, self._parser)
 
 
 @cache
-def _open_tables() -> HandleCache[tuple[int, Path], int]:
+def _open_tables() -> HandleCache[tuple[int, Path], LocalFile]:
     """Return this process's cache of open table files, by the number of the reader and the path.
 
     The file at a path may be replaced. The number distinguishes the new file from the old one.
     """
-    return HandleCache(lambda table: open_to_read(table[1]), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8))
+    return HandleCache(
+        lambda table: LocalFile(table[1]), LocalFile.close, min(_MAX_OPEN_TABLES, raise_open_file_limit() // 8)
+    )
 
 
 def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> bytes:
@@ -158,33 +150,32 @@ def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> byt
     """
     try:
         with _READING:
-            content = read_at(_open_tables()[table], size, start)
+            content = _open_tables()[table].read(start, size)
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
     if len(content) != size:
-        raise BadSample(f"{name}: the table is shorter than before", Cause.UNREADABLE)
+        raise BadSample(f"{name}: the table is shorter than before; do not change it during a run", Cause.UNREADABLE)
     return content
 
 
 class _JsonParser:
     """Parser of rows that are JSON objects."""
 
-    def __init__(self, image: str, caption: str | None) -> None:
+    def __init__(self, image: str | None, caption: str | None) -> None:
         self._image, self._caption = image, caption
 
     def __call__(self, text: str) -> ListedRow:
         """Return the path and the captions of the object."""
         record = _object(text)
         image = record.get(self._image)
-        caption = None if self._caption is None else record.get(self._caption)
-        return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
+        return ListedRow(image if isinstance(image, str) else "", as_captions(record.get(self._caption)))
 
     def fields(self, text: str) -> Mapping[str, object]:
         """Return all fields of the object except the path."""
-        return {name: value for name, value in _object(text).items() if name != self._image}
+        return {str(name): value for name, value in _object(text).items() if name != self._image}
 
 
-def _object(text: str) -> dict[str, object]:
+def _object(text: str) -> dict[str | None, object]:
     record = json.loads(text)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
@@ -268,7 +259,7 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
             file.seek(start)
             for line in file:
                 offset += len(line)
-                yield _plain(line)
+                yield _to_latin(line)
 
     starts = array("q", [start])
     try:
@@ -284,7 +275,7 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
     return np.array(starts, dtype=np.int64)
 
 
-def _plain(line: bytes) -> str:
+def _to_latin(line: bytes) -> str:
     """Convert a line in any encoding to a text that `csv` can split. Only quotes and delimiters are preserved."""
     return _RETURN_IN_LINE.sub(" ", line.decode("latin-1"))
 
@@ -295,7 +286,7 @@ def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> 
     with path.open("rb") as file:
         file.seek(starts[row - 1])
         try:
-            for _ in csv.reader(map(_plain, file), delimiter=delimiter, strict=True):
+            for _ in csv.reader(map(_to_latin, file), delimiter=delimiter, strict=True):
                 pass
         except csv.Error as error:
             if "unexpected end of data" in str(error):
@@ -324,12 +315,11 @@ def _find_table_images(path: Path, rows: _LineRows, needs_images: bool) -> Image
     return locate_images(path, first_paths(rows), [*folders, root / "images" / part], needs_images)
 
 
-def _keys(rows: _LineRows, index: int) -> list[str]:
+def _column_names(rows: _LineRows, index: int) -> list[str]:
     try:
-        record = json.loads(rows[index].path)
-    except (ValueError, RecursionError):
+        return list(rows.fields(index))
+    except BadSample:
         return []
-    return list(record) if isinstance(record, dict) else []
 
 
 def _mark_size(path: Path) -> int:

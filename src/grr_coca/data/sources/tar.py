@@ -64,10 +64,10 @@ class ShardIndex:
 
     @cached_property
     def _text_ends(self) -> np.ndarray:
-        return np.cumsum(kept_texts(self.rows).astype(np.int64))
+        return np.cumsum(stored_text_sizes(self.rows).astype(np.int64))
 
 
-def kept_texts(rows: np.ndarray) -> np.ndarray:
+def stored_text_sizes(rows: np.ndarray) -> np.ndarray:
     """Return the number of bytes that each pair has in `ShardIndex.texts`, for JSON and text together.
 
     This number is 0 for a bad pair, and for a pair with too many bytes of JSON and text.
@@ -79,7 +79,7 @@ def kept_texts(rows: np.ndarray) -> np.ndarray:
 def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
     """Return an index with the checksums and texts, which are read from the shard."""
     sums, texts = np.zeros(len(index), "<u4"), []
-    kept = kept_texts(index.rows)
+    kept = stored_text_sizes(index.rows)
     for row, entry in enumerate(index.rows):
         if entry["cause"]:
             continue
@@ -111,7 +111,9 @@ def scan_shard(path: Path) -> ShardIndex:
                 for entry in entries.values():
                     entry.parts.pop("json", None)
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path}: not a readable, uncompressed tar file ({error})") from error
+        raise UserError(
+            f"{path}: not a readable, uncompressed tar file ({error}); decompress it, or copy it again"
+        ) from error
     if not any("image" in entry.parts for entry in entries.values()):
         raise UserError(f"{path}: no pairs; expected members KEY.jpg (or .png, .webp …) and KEY.txt")
     return _pack(entries, is_whole)

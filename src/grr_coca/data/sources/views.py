@@ -10,7 +10,7 @@ import numpy as np
 
 from grr_coca.common.shapes import Int
 from grr_coca.data.isolated import check_image
-from grr_coca.data.sources.base import BadSample, PairSource, RawPair, digest_header, locate, stable_id
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair, digest_header, locate_part, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.tokenizer import clean_caption
@@ -20,7 +20,12 @@ class View(PairSource):
     """Source whose pairs come from other sources.
 
     A subclass must locate each pair, and overrides the methods for which this is not sufficient.
+
+    Attributes:
+        sources: All sources of the view's pairs.
     """
+
+    sources: Sequence[PairSource]
 
     @abstractmethod
     def _locate(self, index: int) -> tuple[PairSource, int]:
@@ -29,11 +34,13 @@ class View(PairSource):
     @property
     def is_remote(self) -> bool:
         """Whether images are read over a network."""
-        return any(source.is_remote for source in self._sources())
+        return any(source.is_remote for source in self.sources)
 
-    @abstractmethod
-    def _sources(self) -> Sequence[PairSource]:
-        """Return all sources of the view's pairs."""
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """Yield the digest parts of all sources."""
+        yield digest_header(self)
+        for source in self.sources:
+            yield from source.digest_parts()
 
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
         """Prepare for reading the given pairs at about the same time."""
@@ -72,17 +79,17 @@ class View(PairSource):
         source, inner = self._locate(index)
         return source.image_name(inner)
 
-    def place(self, index: int) -> str:
+    def container(self, index: int) -> str:
         """Return the shard, table or folder of a pair."""
         source, inner = self._locate(index)
-        return source.place(inner)
+        return source.container(inner)
 
 
 class Subset(View):
     """Some of a source's pairs, in the order of `indices`."""
 
     def __init__(self, source: PairSource, indices: Sequence[int] | np.ndarray) -> None:
-        self.source = source
+        self.source, self.sources = source, (source,)
         self.indices = np.asarray(indices, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -97,9 +104,6 @@ class Subset(View):
     def _locate(self, index: int) -> tuple[PairSource, int]:
         return self.source, int(self.indices[index])
 
-    def _sources(self) -> Sequence[PairSource]:
-        return (self.source,)
-
 
 class Chain(View):
     """Several concatenated sources."""
@@ -111,23 +115,14 @@ class Chain(View):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the digest parts of all sources."""
-        yield digest_header(self)
-        for source in self.sources:
-            yield from source.digest_parts()
-
     @property
     def lengths(self) -> tuple[int, ...]:
         """Number of pairs in each source."""
         return tuple(len(source) for source in self.sources)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
-        number, inner = locate(self._ends, index)
+        number, inner = locate_part(self._ends, index)
         return self.sources[number], inner
-
-    def _sources(self) -> Sequence[PairSource]:
-        return self.sources
 
 
 class EveryCaption(View):
@@ -139,7 +134,7 @@ class EveryCaption(View):
     """
 
     def __init__(self, source: PairSource) -> None:
-        self.source = source
+        self.source, self.sources = source, (source,)
         counts = [num_captions(source, index) for index in range(len(source))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
         self._last: tuple[int, RawPair] | None = None
@@ -147,14 +142,9 @@ class EveryCaption(View):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the digest parts of the source."""
-        yield digest_header(self)
-        yield from self.source.digest_parts()
-
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair. If several pairs of an image are read in succession, the image is read only once."""
-        image, caption = locate(self._ends, index)
+        image, caption = locate_part(self._ends, index)
         if self._last is None or self._last[0] != image:
             self._last = image, self.source[image]
         pair = self._last[1]
@@ -162,14 +152,11 @@ class EveryCaption(View):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read the caption of a pair."""
-        image, caption = locate(self._ends, index)
+        image, caption = locate_part(self._ends, index)
         return (self.source.captions(image)[caption],)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
-        return self.source, locate(self._ends, index)[0]
-
-    def _sources(self) -> Sequence[PairSource]:
-        return (self.source,)
+        return self.source, locate_part(self._ends, index)[0]
 
 
 def every_caption(source: PairSource) -> PairSource:
@@ -190,26 +177,23 @@ def split_valid_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
     Args:
         source: Source of the pairs. All captions are read, and each image is read and decoded once.
     """
-    sound, bad = [], []
-    faults: dict[str, BadSample | None] = {}
+    valid, bad = [], []
+    image_errors: dict[str, BadSample | None] = {}
     for index in range(len(source)):
         try:
-            sound_captions(source, index)
+            read_valid_captions(source, index)
+            image = source.image_name(index)
+            if image not in image_errors:
+                image_errors[image] = _find_image_error(source, index)
+            if (found := image_errors[image]) is not None:
+                raise found
+            valid.append(index)
         except BadSample as error:
             bad.append(error)
-            continue
-        image = source.image_name(index)
-        if image not in faults:
-            faults[image] = _fault_of_image(source, index)
-        fault = faults[image]
-        if fault is None:
-            sound.append(index)
-        else:
-            bad.append(fault)
-    return sound, bad
+    return valid, bad
 
 
-def _fault_of_image(source: PairSource, index: int) -> BadSample | None:
+def _find_image_error(source: PairSource, index: int) -> BadSample | None:
     try:
         pair = source[index]
         check_image(pair.image, pair.name)
@@ -231,7 +215,7 @@ def read_valid_pair(source: PairSource, index: int) -> RawPair:
     return pair
 
 
-def sound_captions(source: PairSource, index: int) -> tuple[str, ...]:
+def read_valid_captions(source: PairSource, index: int) -> tuple[str, ...]:
     """Read and check the captions of a pair, without changing them or reading the image.
 
     Raises:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from stores import image_cells, write_table
 from support import real_pairs
 
 from grr_coca.common.errors import UserError
@@ -21,19 +22,10 @@ PAIRS = real_pairs(12)
 STRUCT = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
 
 
-def cells(pairs=PAIRS):
-    return [{"bytes": pair.image, "path": f"{pair.key}.webp"} for pair in pairs]
-
-
-def write(path, group=5, **columns):
-    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=group)
-    return path
-
-
 @pytest.fixture
 def table(tmp_path):
     """A table in the layout of Hugging Face, in three row groups."""
-    return write(tmp_path / "train.parquet", image=cells(), text=[pair.caption for pair in PAIRS])
+    return write_table(tmp_path / "train.parquet", image=image_cells(PAIRS), text=[pair.caption for pair in PAIRS])
 
 
 def test_pairs_are_read_in_any_order_and_in_other_processes(table):
@@ -63,32 +55,17 @@ def test_pairs_are_read_in_any_order_and_in_other_processes(table):
 @pytest.mark.parametrize("name", ["image", "IMG", "jpg", "my picture"])
 def test_column_of_images_is_found_by_its_type(tmp_path, images, name):
     columns = {name: images, "caption": [pair.caption for pair in PAIRS]}
-    source = open_source(write(tmp_path / "a.parquet", **columns))
+    source = open_source(write_table(tmp_path / "a.parquet", **columns))
     assert [(source[i].image, source[i].caption) for i in range(12)] == [(p.image, p.caption) for p in PAIRS]
-
-
-def test_captions_may_be_lists(tmp_path):
-    captions = [[pair.caption, f"a {pair.caption}"] for pair in PAIRS]
-    source = open_source(write(tmp_path / "a.parquet", image=cells(), captions=captions))
-    assert [list(source[i].captions) for i in range(12)] == captions
-    assert [list(source.captions(i)) for i in range(12)] == captions
-
-
-def test_pattern_joins_tables(tmp_path):
-    for part in range(3):
-        mine = PAIRS[4 * part : 4 * part + 4]
-        write(tmp_path / f"train-{part:05}-of-00003.parquet", image=cells(mine), text=[p.caption for p in mine])
-    source = open_source(str(tmp_path / "train-*.parquet"))
-    assert [source[i].image for i in range(12)] == [pair.image for pair in PAIRS]
 
 
 def test_few_row_groups_are_in_memory(table, monkeypatch):
     """Each image is read again after others have taken its place, and the first reading is of one row group."""
     read = []
     read_group = parquet._read_group
-    monkeypatch.setattr(parquet, "_MAX_KEPT", 6 * max(len(pair.image) for pair in PAIRS))
+    monkeypatch.setattr(parquet, "_MAX_CACHED_BYTES", 6 * max(len(pair.image) for pair in PAIRS))
     monkeypatch.setattr(parquet, "_read_group", lambda *args: (read.append(args[1]), read_group(*args))[1])
-    parquet._kept.cache_clear()
+    parquet._GROUPS.clear()
     source = open_source(table)
     assert read == [], "opening reads captions only"
     assert [source[i].image for i in (0, 1, 4)] == [PAIRS[i].image for i in (0, 1, 4)]
@@ -107,8 +84,10 @@ def test_large_row_group_is_an_error_that_names_the_fix(table, monkeypatch):
 
 
 def test_rows_without_an_image_or_a_caption_are_bad_samples(tmp_path):
-    images = pyarrow.array([None, {"bytes": None, "path": "a.jpg"}, {"bytes": b"", "path": None}, *cells()[:1]], STRUCT)
-    source = open_source(write(tmp_path / "a.parquet", image=images, text=["a", "b", "c", None]))
+    images = pyarrow.array(
+        [None, {"bytes": None, "path": "a.jpg"}, {"bytes": b"", "path": None}, *image_cells(PAIRS)[:1]], STRUCT
+    )
+    source = open_source(write_table(tmp_path / "a.parquet", image=images, text=["a", "b", "c", None]))
     causes = []
     for index in range(4):
         with pytest.raises(BadSample, match=f"row {index + 1}: ") as caught:
@@ -126,7 +105,7 @@ def test_image_with_too_many_bytes_is_a_bad_sample(table, monkeypatch):
         open_source(table)[2]
 
 
-def test_table_that_is_gone_gives_bad_samples(table):
+def test_deleted_table_yields_bad_samples(table):
     source = pickle.loads(pickle.dumps(open_source(table)))
     table.unlink()
     with pytest.raises(BadSample, match="row 1: cannot be read"):
@@ -134,28 +113,28 @@ def test_table_that_is_gone_gives_bad_samples(table):
 
 
 def test_several_columns_of_bytes_need_a_common_name(tmp_path):
-    two = {"mask": cells(), "image": cells(PAIRS[::-1]), "text": ["a"] * 12}
-    assert open_source(write(tmp_path / "a.parquet", **two))[0].image == PAIRS[-1].image
+    two = {"mask": image_cells(PAIRS), "image": image_cells(PAIRS[::-1]), "text": ["a"] * 12}
+    assert open_source(write_table(tmp_path / "a.parquet", **two))[0].image == PAIRS[-1].image
     two["other"] = two.pop("image")
     with pytest.raises(
         UserError, match=r"several columns of bytes \(mask, other\); rename the image column to 'image'"
     ):
-        open_source(write(tmp_path / "b.parquet", **two))
+        open_source(write_table(tmp_path / "b.parquet", **two))
 
 
 def test_bytes_next_to_a_column_of_paths_are_not_images(tmp_path):
     (tmp_path / "a.webp").write_bytes(PAIRS[0].image)
     columns = {"file_name": ["a.webp"], "caption": ["a"], "hash": [b"123"]}
-    assert open_source(write(tmp_path / "a.parquet", **columns))[0].image == PAIRS[0].image
+    assert open_source(write_table(tmp_path / "a.parquet", **columns))[0].image == PAIRS[0].image
 
 
-def test_source_is_known_by_the_name_and_size_of_its_file(table, tmp_path):
+def test_digest_depends_on_file_name_and_size(table, tmp_path):
     before = source_digest(open_source(table))
     (tmp_path / "other").mkdir()
     moved = tmp_path / "other" / table.name
     moved.write_bytes(table.read_bytes())
     assert source_digest(open_source(moved)) == before
-    write(moved, image=cells(PAIRS[1:]), text=["a"] * 11)
+    write_table(moved, image=image_cells(PAIRS[1:]), text=["a"] * 11)
     assert source_digest(open_source(moved)) != before
     assert np.array_equal(image_numbers(open_source(table)), np.arange(12)), "each row is an image"
 
@@ -165,12 +144,3 @@ def test_commands_for_images_read_the_table(grr_coca, table, tmp_path):
     assert [file.read() for file in find_images([str(table)])] == [pair.image for pair in PAIRS]
     assert grr_coca("caption", table, "-c", "pictograms", "--out", out).code == 0
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 12
-
-
-def test_pairs_are_checked_and_converted(grr_coca, table, tmp_path):
-    said = grr_coca("data", "check", table, "--sheet", tmp_path / "sheet.png")
-    assert said.code == 0
-    assert "pairs             12\nimages            12\n" in said.out
-    assert grr_coca("data", "convert", table, tmp_path / "out").code == 0
-    source = open_source(tmp_path / "out")
-    assert [(source[i].image, source[i].caption) for i in range(12)] == [(p.image, p.caption) for p in PAIRS]

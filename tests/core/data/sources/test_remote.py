@@ -17,10 +17,10 @@ from grr_coca.common import remote
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_url
 from grr_coca.common.remote import expand_braces, find_remote
-from grr_coca.data.ahead import AheadOrder
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import Blocks, GlobalBatches, SampleRef, Shuffle, TrainingOrder
+from grr_coca.data.prefetch import PrefetchOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import shards
 from grr_coca.data.sources.base import BadSample
@@ -74,8 +74,8 @@ def test_empty_braces_are_named(pattern):
 
 
 def test_too_many_names_raise():
-    with pytest.raises(UserError, match="represents 1,000,000,000,000 files"):
-        expand_braces("{000000..999999}/{000000..999999}")
+    with pytest.raises(UserError, match="represents 1,002,001 files"):
+        expand_braces("{0..1000}/{0..1000}")
 
 
 def test_braces_name_shards_on_disk(folder):
@@ -112,7 +112,7 @@ def test_url_with_a_credential_raises_without_showing_it(url):
 
 def test_pairs_from_a_web_server_equal_those_on_disk(source, folder, own_cache):
     assert pairs_of(source) == EXPECTED
-    assert source.place(0).startswith("http://127.0.0.1")
+    assert source.container(0).startswith("http://127.0.0.1")
     names = [path.name for path in own_cache.rglob("*") if path.is_file()]
     assert len(names) > 24
     assert all(re.fullmatch(r"[0-9a-f]{2,32}\.(index|block|lock)", name) for name in names)  # valid on Windows, too
@@ -126,7 +126,7 @@ def test_pairs_from_s3_equal_those_on_disk(s3, folder, monkeypatch):
     upload(s3, "pairs", files)
     assert pairs_of(indexed(f"s3://pairs/cc/{PATTERN}")) == EXPECTED
     assert pairs_of(open_source("s3://pairs/cc/*.tar")) == EXPECTED
-    monkeypatch.setattr(remote, "_LISTED", 2)  # from here on, the folder is listed
+    monkeypatch.setattr(remote, "_MIN_LISTED", 2)  # from here on, the folder is listed
     assert pairs_of(open_source(f"s3://pairs/cc/{PATTERN}")) == EXPECTED
     with pytest.raises(UserError, match=r"s3://pairs/cc/03\.tar: no such file"):
         open_source("s3://pairs/cc/{00..03}.tar")
@@ -137,7 +137,7 @@ def test_pairs_from_s3_equal_those_on_disk(s3, folder, monkeypatch):
         open_source(f"s3://pairs/cc/{PATTERN}")
 
 
-def test_bad_pairs_and_lists_of_captions_are_as_on_disk(tmp_path):
+def test_remote_errors_and_captions_match_disk(tmp_path):
     members = shard_members(PAIRS[:6])
     keys = [pair.key for pair in PAIRS[:6]]
     del members[f"{keys[1]}.txt"], members[f"{keys[2]}.webp"]
@@ -230,9 +230,9 @@ def test_file_that_is_not_a_shard_raises(server, folder):
 def test_truncated_shard_is_used_up_to_its_end(server, folder):
     content = (folder / "00.tar").read_bytes()
     (folder / "00.tar").write_bytes(content[: len(content) // 2])
-    with warnings_of("grr_coca.data.sources.shards") as told:
+    with warnings_of("grr_coca.data.sources.shards") as messages:
         source = indexed(f"{server.url}/00.tar")
-    assert "00.tar: truncated" in told[0]
+    assert "00.tar: truncated" in messages[0]
     assert [str(path) for path in source.truncated] == [f"{server.url}/00.tar"]
     assert source[0].image == PAIRS[0].image
 
@@ -240,9 +240,9 @@ def test_truncated_shard_is_used_up_to_its_end(server, folder):
 # --- Faults
 
 
-@pytest.mark.parametrize("fault", ["503", "500", "404", "stall", "cut", "short", "long", "whole", "other"])
-def test_server_that_fails_for_a_while_is_survived(source, server, fault, monkeypatch):
-    monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.3)
+@pytest.mark.parametrize("fault", ["503", "stall", "other"])
+def test_temporary_server_failure_is_survived(source, server, fault, monkeypatch):
+    monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.1)
     server.faults.extend([fault] if fault == "other" else [fault] * 3)
     assert source[0].image == PAIRS[0].image
     assert len(server.ranges) == (2 if fault == "other" else 4)
@@ -261,7 +261,7 @@ def test_server_that_fails_for_a_while_is_survived(source, server, fault, monkey
     ],
 )
 def test_permanent_server_failure_stops_the_run(source, server, fault, reason, monkeypatch):
-    monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.3)
+    monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 0.1)
     server.always = fault
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
     with pytest.raises(UserError, match=rf"{server.url}/01\.tar: .* after 5 attempts \(.*{reason}") as caught:
@@ -278,7 +278,7 @@ def test_denial_raises_immediately(source, server, status):
 
 
 @pytest.mark.ci
-def test_network_that_is_gone_for_a_minute_is_survived(folder, monkeypatch):
+def test_one_minute_network_failure_is_survived(folder, monkeypatch):
     assert sum(remote.PAUSES) < 1, "the fixture makes tests quick"
     monkeypatch.undo()
     assert sum(remote.PAUSES) > 60
@@ -290,14 +290,14 @@ def test_network_that_is_gone_for_a_minute_is_survived(folder, monkeypatch):
         source = indexed(f"{server.url}/{PATTERN}")
     threading.Timer(1, lambda: second.append(FileServer(folder, port))).start()
     second = []
-    with warnings_of("grr_coca.common.remote") as told:
+    with warnings_of("grr_coca.common.remote") as messages:
         assert source[0].image == PAIRS[0].image
-    assert re.fullmatch(r"http://.*/00\.tar: .*; trying again in [\d.]+ s", told[0])
+    assert re.fullmatch(r"http://.*/00\.tar: .*; trying again in [\d.]+ s", messages[0])
     second[0].stop()
 
 
 @pytest.mark.parametrize("head", ["503", "404"])
-def test_state_is_requested_again_unless_a_shard_is_missing(server, head):
+def test_file_state_is_retried_unless_missing(server, head):
     server.heads.extend([head] * 2)
     if head == "404":
         server.always = "404"  # the client asks by GET, then
@@ -309,7 +309,7 @@ def test_state_is_requested_again_unless_a_shard_is_missing(server, head):
         assert find_remote(f"{server.url}/00.tar")[0].size > 0
 
 
-def test_shard_that_changes_under_the_run_stops_it(source, folder):
+def test_changed_shard_stops_the_run(source, folder):
     assert source[8].image == PAIRS[8].image
     write_shard(folder / "01.tar", PAIRS[9:17])
     assert source[8].image == PAIRS[8].image  # from this machine
@@ -318,7 +318,7 @@ def test_shard_that_changes_under_the_run_stops_it(source, folder):
     assert not isinstance(caught.value, BadSample)
 
 
-def test_bytes_that_stay_other_ones_raise(source, server):
+def test_permanently_different_bytes_raise(source, server):
     server.always = "other"
     with pytest.raises(UserError, match=r"00\.tar: \S+: the content differs from the index"):
         source[0]
@@ -336,7 +336,7 @@ def test_messages_hide_redirect_targets(source, server, caplog):
 
 
 def blocks_of(monkeypatch, size):
-    for module in ("ahead", "order"):
+    for module in ("prefetch", "order"):
         monkeypatch.setattr(f"grr_coca.data.{module}.BLOCK", size)
 
 
@@ -345,28 +345,27 @@ def epochs(source, num_workers, batch_size=4, num_epochs=2):
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
     batches = GlobalBatches(batch_size, num_epochs * size // batch_size)
     order = TrainingOrder(Shuffle(size, 0), batches)
-    ahead = AheadOrder(order, Shuffle(size, 0), Blocks([size]))
+    ahead = PrefetchOrder(order, Shuffle(size, 0), Blocks([size]))
     return [key for batch in make_loader(dataset, ahead, num_workers) for key in batch.keys]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_block_is_one_request_for_each_shard_that_it_touches(source, server, monkeypatch, num_workers):
+def test_block_takes_one_request_per_shard(source, server, monkeypatch):
     blocks_of(monkeypatch, 6)
-    keys = epochs(source, num_workers)
+    keys = epochs(source, num_workers=2)
     assert sorted(keys) == sorted(2 * [pair.key for pair in PAIRS])
     # Blocks 0 … 5, 6 … 11, 12 … 17, 18 … 23 in shards of 8.
     assert sorted(name for name, _ in server.ranges) == ["00.tar"] * 2 + ["01.tar"] * 2 + ["02.tar"] * 2
     assert len(set(server.ranges)) == 6
 
 
-def test_pairs_that_validation_keeps_do_not_move_the_blocks(source, server, monkeypatch):
+def test_subset_has_aligned_blocks(source, server, monkeypatch):
     blocks_of(monkeypatch, 4)
     kept = [index for index in range(24) if index % 3]
     epochs(Chain([Subset(source, kept)]), 0)
     assert len(server.ranges) == len(set(server.ranges)) == 6  # 16 pairs in 4 blocks, two of which are in two shards
 
 
-def test_pairs_that_are_far_between_are_read_one_by_one(source, server, monkeypatch):
+def test_sparse_pairs_are_read_separately(source, server, monkeypatch):
     monkeypatch.setattr(shards, "_DENSE", 2)
     few = Subset(source, [0, 5, 10, 15, 20])
     few.expect(range(5))
@@ -378,20 +377,20 @@ def test_pairs_that_are_far_between_are_read_one_by_one(source, server, monkeypa
 
 def test_later_blocks_are_fetched_in_time(source, server, monkeypatch):
     blocks_of(monkeypatch, 8)
-    monkeypatch.setattr("grr_coca.data.ahead.AHEAD", 8)
+    monkeypatch.setattr("grr_coca.data.prefetch.PREFETCH_DISTANCE", 8)
     size = len(source)
     order = TrainingOrder(Shuffle(size, 0), GlobalBatches(4, 12))
-    batches = list(AheadOrder(order, Shuffle(size, 0), Blocks([size])))
+    batches = list(PrefetchOrder(order, Shuffle(size, 0), Blocks([size])))
     assert batches == list(order)
-    asked = [block for refs in batches for block in refs.ahead]
-    assert sorted(asked, key=lambda block: block.start) == [range(0, 8), range(8, 16), range(16, 24)]
+    requested = [block for refs in batches for block in refs.blocks]
+    assert sorted(requested, key=lambda block: block.start) == [range(0, 8), range(8, 16), range(16, 24)]
     later = TrainingOrder(Shuffle(size, 0), GlobalBatches(4, 12, 5))
-    assert list(AheadOrder(later, Shuffle(size, 0), Blocks([size]))) == batches[5:]
+    assert list(PrefetchOrder(later, Shuffle(size, 0), Blocks([size]))) == batches[5:]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     shared = []
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        shared += [b for refs in AheadOrder(order, Shuffle(size, 0), Blocks([size])) for b in refs.ahead]
+        shared += [b for refs in PrefetchOrder(order, Shuffle(size, 0), Blocks([size])) for b in refs.blocks]
     assert sorted(shared, key=lambda block: block.start) == [range(0, 8), range(8, 16), range(16, 24)]
 
 
@@ -408,7 +407,7 @@ def test_blocks_of_a_mixture_equal_those_of_its_sources(monkeypatch):
     ]
 
 
-def test_block_that_is_corrupt_on_disk_is_fetched_again(source, server, own_cache):
+def test_corrupt_block_in_cache_is_fetched_again(source, server, own_cache):
     source[0]
     (block,) = (own_cache / "blocks").glob("*.block")
     block.write_bytes(b"\0" * block.stat().st_size)
@@ -431,7 +430,7 @@ def test_cache_keeps_the_most_recently_used(source, server, own_cache):
     assert len(server.ranges) == 5
 
 
-def test_processes_that_need_a_block_at_once_fetch_it_once(source, server):
+def test_concurrent_readers_fetch_a_block_once(source, server):
     server.faults.append("503")
     threads = [threading.Thread(target=lambda: pickle.loads(pickle.dumps(source))[0]) for _ in range(8)]
     for thread in threads:

@@ -175,7 +175,7 @@ def test_index_stays_in_memory_if_no_folder_is_writable(shard, monkeypatch):
     assert pairs_of(shard) == EXPECTED
 
 
-def test_builders_at_the_same_time_do_not_harm_each_other(shard):
+def test_concurrent_index_builds_succeed(shard):
     results = []
     threads = [threading.Thread(target=lambda: results.append(pairs_of(shard))) for _ in range(8)]
     for thread in threads:
@@ -187,7 +187,7 @@ def test_builders_at_the_same_time_do_not_harm_each_other(shard):
 
 
 @pytest.mark.ci
-def test_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatch):
+def test_open_shards_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_MAX_OPEN", 3)
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
     before = num_descriptors()
@@ -210,16 +210,16 @@ def test_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatch)
         ((RLIM_INFINITY, RLIM_INFINITY), 8192, (RLIM_INFINITY, RLIM_INFINITY)),
     ],
 )
-def test_as_many_files_are_allowed_as_the_system_lets(monkeypatch, before, allowed, after):
+def test_open_file_limit_is_raised_to_system_limit(monkeypatch, before, allowed, after):
     limits = [before]
     monkeypatch.setattr("resource.getrlimit", lambda _: limits[-1])
     monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
-    assert shards.allow_open_files() == allowed
+    assert shards.raise_open_file_limit() == allowed
     assert limits[-1] == after
 
 
 @pytest.mark.ci
-def test_each_source_opens_at_most_a_quarter_of_the_files(tmp_path, monkeypatch):
+def test_source_opens_at_most_a_quarter_of_file_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda _: (24, 24))
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
     before = num_descriptors()
@@ -228,7 +228,7 @@ def test_each_source_opens_at_most_a_quarter_of_the_files(tmp_path, monkeypatch)
     assert num_descriptors() - before <= 24 / 4
 
 
-def test_shard_that_shrinks_under_the_run_gives_bad_samples(shard):
+def test_shrunken_shard_yields_bad_samples(shard):
     source = TarShards([shard])
     source[0]
     with shard.open("r+b") as file:
@@ -244,7 +244,7 @@ def test_pair_takes_29_bytes_and_its_key(shard):
     assert size == shards._HEADER_SIZE + 12 * ROW_DTYPE.itemsize + sum(len(pair.key) for pair in PAIRS)
 
 
-def test_scan_does_not_keep_every_member_of_a_large_shard(shard, monkeypatch):
+def test_scan_keeps_no_member_list(shard, monkeypatch):
     opened = []
 
     def watched(*arguments):
@@ -280,7 +280,7 @@ def test_index_stores_the_errors_of_a_shard(tmp_path, scans):
     assert scans == ["a.tar"]
 
 
-def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
+def test_blocks_of_large_source_are_read_ahead(shard, monkeypatch):
     advised = []
     monkeypatch.setattr(order, "BLOCK", 4)
     monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
@@ -306,7 +306,7 @@ def test_pairs_are_read_without_read_ahead(shard, monkeypatch, is_there):
     assert pairs_of(shard) == EXPECTED
 
 
-def test_shard_that_vanishes_under_the_run_gives_bad_samples(shard, monkeypatch):
+def test_deleted_shard_yields_bad_samples(shard, monkeypatch):
     monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
     source = TarShards([shard])
     source.name(0)  # its index is open, and the shard is not

@@ -8,10 +8,10 @@ from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
-from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, Blocks, SampleRef, TrainingOrder, Visits
+from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, Blocks, SampleRef, SampleSequence, TrainingOrder
 from grr_coca.data.sources.base import PairSource
 
-AHEAD = PLAIN_SHUFFLE // 2
+PREFETCH_DISTANCE = PLAIN_SHUFFLE // 2
 """Number of samples by which prefetching is ahead of training: one window of the training order."""
 
 _RECENT = 1024
@@ -21,13 +21,13 @@ _THREADS = 4
 """Number of blocks that a process fetches at the same time."""
 
 
-class RefsWithAhead(list[SampleRef]):
+class PrefetchRefs(list[SampleRef]):
     """The samples of a micro-batch, and the blocks that the worker of this micro-batch prefetches."""
 
-    ahead: Sequence[range] = ()
+    blocks: Sequence[range] = ()
 
 
-class AheadOrder:
+class PrefetchOrder:
     """A `TrainingOrder` that also lists the blocks to prefetch, without changing samples or batches.
 
     The processes of a node divide the blocks among themselves.
@@ -39,7 +39,7 @@ class AheadOrder:
         blocks: Blocks of samples that are prefetched together.
     """
 
-    def __init__(self, order: TrainingOrder, visits: Visits, blocks: Blocks) -> None:
+    def __init__(self, order: TrainingOrder, visits: SampleSequence, blocks: Blocks) -> None:
         self._order = order
         self._visits = visits
         self._blocks = blocks
@@ -55,23 +55,23 @@ class AheadOrder:
         recent: dict[range, None] = {}
         steps = -(-self._order.share_size // self._order.micro_batch_size)
         for number, refs in enumerate(self._order):
-            chosen = RefsWithAhead(refs)
-            ahead = []
-            limit = min(start + (number // steps + 1) * size + AHEAD, count * size)
+            chosen = PrefetchRefs(refs)
+            blocks = []
+            limit = min(start + (number // steps + 1) * size + PREFETCH_DISTANCE, count * size)
             for position in range(done, limit):
                 block = self._blocks.of(self._visits.at(position).sample)
                 if block not in recent and block.start // BLOCK % self._num_local == self._local:
-                    ahead.append(block)
+                    blocks.append(block)
                 recent.pop(block, None)
                 recent[block] = None
                 if len(recent) > _RECENT:
                     del recent[next(iter(recent))]
             done = limit
-            chosen.ahead = ahead
+            chosen.blocks = blocks
             yield chosen
 
 
-def fetch_later(source: PairSource, blocks: Sequence[range]) -> None:
+def prefetch_blocks(source: PairSource, blocks: Sequence[range]) -> None:
     """Fetch blocks of a source in threads of this process."""
     for block in blocks:
         _queue(os.getpid()).put((source, block))

@@ -133,9 +133,9 @@ def test_model_of_all_tokens_rejects_mean_features(place, tmp_path, refused):
     model = load(tmp_path / "run")
     for digest in (b"", b"x" * 32):
         unknown = feature_image(np.ones(WIDTH, np.float32), model.preprocess.digest, digest)
-        with pytest.raises(BadSample, match=r"^mean features, but this model takes all tokens of an image"):
+        with pytest.raises(BadSample, match=r"^mean features; this model takes all tokens of an image"):
             model.preprocess.decode_square(unknown, "a")
-    with pytest.raises(UserError, match=r"^mean features, but this model takes all tokens of an image"):
+    with pytest.raises(UserError, match=r"^mean features; this model takes all tokens of an image"):
         model.engine.encode_images(np.asarray(Image.open(io.BytesIO(unknown)))[None])
     pretrain(recipe_of(place, "mean"), tmp_path / "mean")
     assert "has the features 'tokens', but" in refused("evaluate", tmp_path / "mean", "--data", place / "tokens")

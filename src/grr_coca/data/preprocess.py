@@ -459,7 +459,8 @@ class FeaturePreprocess(EncoderPreprocess):
             digest = tokens_digest(square.tobytes())
             if digest is None or find_tokens(self.digest, digest) is None:
                 raise BadSample(
-                    "mean features, but this model takes all tokens of an image; use --keep tokens", Cause.NOT_AN_IMAGE
+                    "mean features; this model takes all tokens of an image, so compute features with --keep tokens",
+                    Cause.NOT_AN_IMAGE,
                 )
         return square
 

@@ -51,7 +51,8 @@ export class Filters {
   count(facets, among = null) {
     this.#counts = facets && new Map(facets.map(({ field, values }) => [field, values && new Map(values)]));
     this.#among = among;
-    for (const panel of this.#place.querySelectorAll("details")) this.#say(panel);
+    // A closed panel is updated when it opens: thousands of tags would take longer than the search itself.
+    for (const panel of this.#place.querySelectorAll("details[open]")) this.#say(panel);
   }
 
   /** Choose, without a call of `onChange`. */
@@ -84,9 +85,13 @@ export class Filters {
   #panel(facet) {
     const inside = element("div", { className: "panel" }, facet.kind === "text" ? this.#values(facet) : this.#range(facet));
     const panel = element("details", { name: "filters", "data-field": facet.field }, element("summary"), inside);
-    panel.addEventListener("toggle", () => panel.open && panel.querySelector("input")?.focus());
+    panel.addEventListener("toggle", () => {
+      if (!panel.open) return;
+      this.#say(panel); // also if the browser's search for text opened it
+      panel.querySelector("input")?.focus();
+    });
+    panel.querySelector("summary").addEventListener("click", () => this.#say(panel)); // before it is seen
     this.#name(panel, facet);
-    this.#say(panel);
     return panel;
   }
 

@@ -15,17 +15,16 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca_search.entry import Entry
+from grr_coca_search.entry import (
+    MAX_BITS,
+    MIN_COSINE,
+    Entry,
+    num_differing_bits,
+    signatures_match,
+    unpack_signatures,
+)
 from grr_coca_search.store import Store
 
-MAX_BITS = 6
-"""Maximum number of the 64 hash bits in which near-duplicates may differ."""
-MIN_COSINE = 0.95
-"""Minimum cosine similarity between the embeddings of near-duplicates."""
-MAX_LEVELS = 2
-"""Maximum difference between the small copies of near-duplicates in any channel of any pixel, on a scale of 16 levels.
-In a measurement, 300 copies differed from their originals by at most 1 level, and the two most similar of 1,000
-different Tabler icons differed by 3 levels."""
 LIMIT_OF_BITS = 16
 """Largest value that a caller may choose instead of `MAX_BITS`. Hashes of unrelated images differ in 32 bits on
 average, and rarely in fewer than 18."""
@@ -47,7 +46,7 @@ _PAIRS = 2**14
 _RAW_PAIRS = 2**18
 """Approximate number of pairs of images with equal bands whose hashes are compared at a time. Few pairs pass this
 comparison."""
-_MAX_LOOKS = 2**15
+_MAX_SIGNATURES = 2**15
 """Number of small copies in memory above which all of them are discarded. Each copy has 768 bytes."""
 
 
@@ -92,15 +91,15 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         ids = hashed["id"]
 
         # Small copies are cached, because an image that is similar to one other image is often similar to several.
-        looks: dict[int, np.ndarray] = {}
+        signatures: dict[int, np.ndarray] = {}
 
         def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            if len(looks) > _MAX_LOOKS:
-                looks.clear()
+            if len(signatures) > _MAX_SIGNATURES:
+                signatures.clear()
             needed = np.unique([one, other])
-            new = [place for place in needed.tolist() if place not in looks]
-            looks.update(zip(new, unpack_signatures(store.entries(ids[new].tolist())), strict=True))
-            first, second = (np.array([looks[place] for place in places.tolist()]) for places in (one, other))
+            new = [place for place in needed.tolist() if place not in signatures]
+            signatures.update(zip(new, unpack_signatures(store.entries(ids[new].tolist())), strict=True))
+            first, second = (np.array([signatures[place] for place in places.tolist()]) for places in (one, other))
             return signatures_match(first, second) if len(one) else np.zeros(0, bool)
 
         def vectors(places: np.ndarray) -> np.ndarray:
@@ -116,14 +115,14 @@ def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
 
     `vectors` are the embeddings of the images, N E.
     """
-    looks = unpack_signatures(entries)
+    signatures = unpack_signatures(entries)
     hashes = np.array([entry.phash for entry in entries], np.int64)
     # A drawing that is not from a file has no digest. It gets a unique text instead, so that it equals no other image.
     digests = np.array([entry.digest or f" {place}" for place, entry in enumerate(entries)])
     groups = _grouped(
         hashes,
         _first_of_equal(digests),
-        lambda one, other: signatures_match(looks[one], looks[other]),
+        lambda one, other: signatures_match(signatures[one], signatures[other]),
         lambda places: vectors[places].astype(np.float32),
         MAX_BITS,
         MIN_COSINE,
@@ -177,65 +176,6 @@ def _grouped(
     return sorted((order[start : start + size] for start, size in bounds), key=len, reverse=True)
 
 
-def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
-    """Group N hits by near-duplicates.
-
-    Each group is a list of positions, of which the first is the best hit. Groups are sorted by their best hits.
-
-    Args:
-        vectors: Embeddings of the hits, best first, N E.
-        entries: Entries of the images, N.
-    """
-    hashes = np.array([entry.phash for entry in entries], np.int64)
-    looks = unpack_signatures(entries)
-
-    def is_copy(one: int, other: int) -> bool:
-        if entries[one].digest and entries[one].digest == entries[other].digest:
-            return True
-        return bool(signatures_match(looks[one], looks[other])) and vectors[other] @ vectors[one] >= MIN_COSINE
-
-    groups: list[list[int]] = []
-    group_of: dict[int, int] = {}  # number of each group, by the position of the group's best hit
-    for start in range(0, len(hashes), _CHUNK):
-        chunk = np.arange(start, min(start + _CHUNK, len(hashes)))
-        # A hit is compared only with the best hit of each group, because thousands of hits may be near-duplicates.
-        earlier = np.concatenate([np.array(list(group_of), np.int64), chunk])
-        near = _differing_bits(hashes[chunk, None], hashes[None, earlier]) <= MAX_BITS
-        for place, row in zip(chunk.tolist(), near, strict=True):
-            others = (other for other in earlier[row].tolist() if other in group_of)
-            first = next((other for other in others if is_copy(place, other)), None)
-            if first is None:
-                group_of[place] = len(groups)
-                groups.append([place])
-            else:
-                groups[group_of[first]].append(place)
-    return groups
-
-
-# --- Small copies
-
-_LOOK_BYTES = 16 * 16 * 3 // 2  # see `compute_pixel_signature`
-
-
-def unpack_signatures(entries: Sequence[Entry]) -> np.ndarray:
-    """Return the small copies of N images as levels, N 768. If the copy of an image is unknown, all levels are -1."""
-    looks = np.full((len(entries), _LOOK_BYTES * 2), -1, np.int8)
-    for row, entry in zip(looks, entries, strict=True):
-        if len(entry.pixel_signature) == _LOOK_BYTES:
-            packed = np.frombuffer(entry.pixel_signature, np.uint8)
-            row[0::2], row[1::2] = packed >> 4, packed & 15
-    return looks
-
-
-def signatures_match(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether small copies are nearly equal in every pixel. An unknown copy is not equal to any copy."""
-    differences = np.abs(first - second).max(axis=-1)
-    return (differences <= MAX_LEVELS) & (first[..., 0] >= 0) & (second[..., 0] >= 0)
-
-
-# --- All near-duplicates of a store
-
-
 def _first_of_equal(digests: np.ndarray) -> np.ndarray:
     """Return, for each of N digests, the index of the first digest that is equal to it, N."""
     _, firsts, kinds = np.unique(digests, return_index=True, return_inverse=True)
@@ -265,7 +205,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
         is_crowd = _are_in_crowds(keys[order])
         ordered = hashes[order]
         for a, b in _neighbours(keys[order]):
-            is_near = _differing_bits(ordered[a], ordered[b]) <= max_bits
+            is_near = num_differing_bits(ordered[a], ordered[b]) <= max_bits
             a, b = a[is_near], b[is_near]
             pairs = np.stack([order[a], order[b]], axis=1)
             may_be_new = crowded[order[a]] & ~is_crowd[a]
@@ -337,15 +277,3 @@ def _roots(parents: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _join(parents: np.ndarray, one: int, other: int) -> None:
     a, b = sorted((_root(parents, one), _root(parents, other)))
     parents[b] = a
-
-
-_BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
-
-
-def _differing_bits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the number of bits in which the hashes in two int64 arrays differ.
-
-    The arrays are broadcast against each other.
-    """
-    different = np.ascontiguousarray(np.bitwise_xor(first, second))
-    return _BITS_OF_BYTE[different.view(np.uint8).reshape(*different.shape, 8)].sum(axis=-1, dtype=np.int64)

@@ -19,8 +19,8 @@ from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT, bundled_folder, fingerprint
 from grr_coca_search.describe import FACTS, DecodedImage, FoundImage, RayDescriber, Take, decode_found, describe_squares
-from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
-from grr_coca_search.entry import Failure, Header, chunks
+from grr_coca_search.duplicates import Group, duplicate_groups
+from grr_coca_search.entry import MAX_BITS, MIN_COSINE, Failure, Header, chunks
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.query import Query, SearchOptions, SearchResult, Thesaurus, search_store
 from grr_coca_search.relevance import RelevanceCurve, curve_of

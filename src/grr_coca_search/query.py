@@ -19,8 +19,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.data.tokenizer import FUNCTION_WORDS, singular, words_of
 from grr_coca.model.checkpoint_files import THESAURUS
-from grr_coca_search.duplicates import group_hits
-from grr_coca_search.entry import Entry
+from grr_coca_search.entry import MAX_BITS, MIN_COSINE, Entry, num_differing_bits, signatures_match, unpack_signatures
 from grr_coca_search.filters import Filter, parse_filter
 from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, hit_features, z_scores
 from grr_coca_search.store import Store
@@ -141,6 +140,8 @@ does (`nothing`)."""
 _MIN_SPARE = 8
 """Minimum number of images that are ranked in addition to the requested hits, because some of the ranked images may be
 near-duplicates. If a quarter of the number of hits is larger, that many additional images are ranked."""
+_HITS_PER_CHUNK = 256
+"""Number of hits whose hashes are compared at a time."""
 NUM_LESS_LIKELY = 5
 """Number of consecutive less likely hits after which all remaining hits count as less likely."""
 NUM_DECISIVE_HITS = 10
@@ -502,6 +503,43 @@ class _Search:
             tiers = np.array([name_ranks.get(identity, 0) for identity in ids])
             found |= dict.fromkeys(ids[place] for place in np.lexsort((-scores, -tiers)))
         return list(found)[:count]
+
+
+def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
+    """Group N hits by near-duplicates.
+
+    Each group is a list of positions, of which the first is the best hit. Groups are sorted by their best hits.
+
+    Args:
+        vectors: Embeddings of the hits, best first, N E.
+        entries: Entries of the images, N.
+    """
+    hashes = np.array([entry.phash for entry in entries], np.int64)
+    signatures = unpack_signatures(entries)
+
+    def is_copy(one: int, other: int) -> bool:
+        if entries[one].digest and entries[one].digest == entries[other].digest:
+            return True
+        return (
+            bool(signatures_match(signatures[one], signatures[other])) and vectors[other] @ vectors[one] >= MIN_COSINE
+        )
+
+    groups: list[list[int]] = []
+    group_of: dict[int, int] = {}  # number of each group, by the position of the group's best hit
+    for start in range(0, len(hashes), _HITS_PER_CHUNK):
+        chunk = np.arange(start, min(start + _HITS_PER_CHUNK, len(hashes)))
+        # A hit is compared only with the best hit of each group, because thousands of hits may be near-duplicates.
+        earlier = np.concatenate([np.array(list(group_of), np.int64), chunk])
+        near = num_differing_bits(hashes[chunk, None], hashes[None, earlier]) <= MAX_BITS
+        for place, row in zip(chunk.tolist(), near, strict=True):
+            others = (other for other in earlier[row].tolist() if other in group_of)
+            first = next((other for other in others if is_copy(place, other)), None)
+            if first is None:
+                group_of[place] = len(groups)
+                groups.append([place])
+            else:
+                groups[group_of[first]].append(place)
+    return groups
 
 
 def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:

@@ -26,7 +26,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_files import RELEVANCE
 from grr_coca.model.config import OWN, CoCaConfig
-from grr_coca_search.duplicates import MIN_COSINE
+from grr_coca_search.entry import MIN_COSINE
 
 PRIOR_IMAGES = 5
 """Weight of the standard deviation for random directions when it is combined with the measured standard deviation,

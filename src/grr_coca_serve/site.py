@@ -52,10 +52,10 @@ from grr_coca.model.checkpoint_files import (
     has_graphs,
     read_files,
 )
-from grr_coca_search import duplicates, query, relevance
+from grr_coca_search import query, relevance
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded import embedded_store as embedded
-from grr_coca_search.entry import Entry, name_id
+from grr_coca_search.entry import MIN_COSINE, Entry, name_id
 from grr_coca_search.fields import FIELDS
 from grr_coca_search.relevance import RelevanceCurve
 from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, Facet, Store, facet_fields, facets_of
@@ -78,7 +78,7 @@ RANKING: dict[str, float] = {
     "max_image_cosine": relevance.MAX_IMAGE_COSINE,
     "max_caption_cosine": relevance.MAX_CAPTION_COSINE,
     "min_different": relevance.MIN_DIFFERENT,
-    "min_cosine": duplicates.MIN_COSINE,
+    "min_cosine": MIN_COSINE,
     "without_weight": query.WITHOUT_WEIGHT,
     "min_deviation": query.MIN_DEVIATION,
     "title_weight": embedded.TITLE_WEIGHT,

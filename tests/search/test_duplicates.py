@@ -12,15 +12,10 @@ from library import make_entry, make_vectors
 from PIL import Image
 
 from grr_coca.data.isolated import decode_image
-from grr_coca_search.duplicates import (
-    BANDS,
-    EQUAL_BANDS,
-    MAX_BITS,
-    MIN_COSINE,
-    duplicate_groups,
-    group_hits,
-)
+from grr_coca_search.duplicates import BANDS, EQUAL_BANDS, duplicate_groups
+from grr_coca_search.entry import MAX_BITS, MIN_COSINE
 from grr_coca_search.picture_facts import compute_pixel_signature, perceptual_hash
+from grr_coca_search.query import group_hits
 from grr_coca_search.store import Changes
 
 

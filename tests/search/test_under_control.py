@@ -15,7 +15,8 @@ from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint_files import RELEVANCE
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
-from grr_coca_search.duplicates import LIMIT_OF_BITS, MAX_BITS, MIN_COSINE, duplicate_groups
+from grr_coca_search.duplicates import LIMIT_OF_BITS, duplicate_groups
+from grr_coca_search.entry import MAX_BITS, MIN_COSINE
 from grr_coca_search.index import Index
 from grr_coca_search.query import Query, SearchOptions, search_store
 from grr_coca_search.relevance import RelevanceCurve, curve_of

@@ -235,11 +235,11 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
             five training images.
     """
     require_extra("probe", "a linear probe")
-    from sklearn.linear_model import LogisticRegression
-
     if len(np.unique(targets)) < 2:
         raise UserError("a probe needs training images of at least two classes; add images of another class")
     fit, held_out = split_for_validation(targets, seed)
+    from sklearn.linear_model import LogisticRegression  # lazy import, because it takes seconds
+
     scores = {}
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(train[fit], targets[fit])

@@ -233,19 +233,13 @@ def _select_features(
         assert given is not None
         raise UserError(
             f"{given.path}: an image has {len(tokens)} tokens, but {header.encoder.name} computes "
-            f"{header.row_shape[0]}; "
-            "store their mean with --keep mean"
+            f"{header.row_shape[0]}; store their mean with --keep mean"
         )
     return tokens
 
 
 def _pixels(pair: RawPair, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]:
     return preprocess(preprocess.decode(pair.image, pair.name))
-
-
-def _digest(tokens: Float[np.ndarray, "N D"]) -> bytes:
-    """Return a digest of features, which replaces the digest of an image file if only features are available."""
-    return file_digest(np.ascontiguousarray(tokens, np.float16).tobytes())
 
 
 def _read_ahead(
@@ -263,11 +257,10 @@ def _read_ahead(
                 assert given is not None
                 key = key_of(source, images[number][0])
                 tokens = given.find(number, key)
-                return (
-                    f"{given.path}: has no features of {key}"
-                    if tokens is None
-                    else _ReadImage(_digest(tokens), None, tokens)
-                )
+                if tokens is None:
+                    return f"{given.path}: has no features of {key}"
+                # a digest of the features replaces the digest of the image file, which is not available
+                return _ReadImage(file_digest(np.ascontiguousarray(tokens, np.float16).tobytes()), None, tokens)
             pair = source[images[number][0]]
             tokens = None if given is None else given.find(number, pair.key)
             pixels = _pixels(pair, preprocess) if tokens is None else None

@@ -65,9 +65,8 @@ class Size:
             if dim is not None and dim % (default // heads):
                 width = default // heads
                 raise UserError(
-                    f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; the "
-                    "nearest multiples are "
-                    f"{nearest_multiples(dim, width)}"
+                    f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; the nearest "
+                    f"multiples are {nearest_multiples(dim, width)}"
                 )
             if dim is not None:
                 changes |= {f"{name}_dim": dim, f"{name}_heads": dim // (default // heads)}

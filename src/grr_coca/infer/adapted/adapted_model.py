@@ -200,9 +200,8 @@ class AdaptedModel(ImageTextModel):
     def _require_decoder(self) -> None:
         if not self.can_decode:
             raise UserError(
-                "this model takes features, which its decoder cannot read, so its captions are those of "
-                "its pairs; omit "
-                "the prompt and other options"
+                "this model takes features, which its decoder cannot read, so its captions are those of its pairs; "
+                "omit the prompt and other options"
             )
 
     def _confidence(self, scores: Float[np.ndarray, " _"], nearest: float) -> float | None:

@@ -383,7 +383,7 @@ class IndexModel:
             UserError: If an image cannot be read.
         """
         described = self.loaded.describe_many(list(images))
-        queries = self.picture_queries(np.stack([one.embedding for one in described]))
+        queries = self.image_queries(np.stack([one.embedding for one in described]))
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
@@ -392,11 +392,11 @@ class IndexModel:
         Raises:
             UserError: If an image cannot be read.
         """
-        return self.picture_queries(self.loaded.embed_images(list(images)))
+        return self.image_queries(self.loaded.embed_images(list(images)))
 
-    def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
+    def image_queries(self, vectors: np.ndarray) -> np.ndarray:
         """Convert the embeddings of images to the vectors with which to search for similar images, M E."""
-        return self.loaded.picture_queries(vectors)
+        return self.loaded.image_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return the texts in which an adapted model does not know any word. For other models, return no texts."""

@@ -274,7 +274,7 @@ class QueryModel(Protocol):
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
         """Return the vectors with which to search for images that are similar to the given images, M E."""
 
-    def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
+    def image_queries(self, vectors: np.ndarray) -> np.ndarray:
         """Convert the embeddings of images to the vectors with which to search for similar images, M E."""
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
@@ -436,7 +436,7 @@ def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _
     if not ids.keys() >= set(draws):
         raise UserError("an image of the query is no longer in the index; choose another image")
     places = [ids[draw] for draw in draws]
-    vectors = model.picture_queries(store.vectors(places)) if places else ()
+    vectors = model.image_queries(store.vectors(places)) if places else ()
     return _QueryImages([entry.caption for entry in store.entries(places)], list(vectors))
 
 

@@ -446,7 +446,7 @@ class _QueryModel:
         The images are given as pixels.
         """
         described = self._results([self._model.caption(image, self._expires) for image in images])
-        queries = self.picture_queries(np.stack([one.embedding for one in described]))
+        queries = self.image_queries(np.stack([one.embedding for one in described]))
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
@@ -454,11 +454,11 @@ class _QueryModel:
 
         The images are given as pixels.
         """
-        return self.picture_queries(np.stack(self._results(self._model.embed_images(images, self._expires))))
+        return self.image_queries(np.stack(self._results(self._model.embed_images(images, self._expires))))
 
-    def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
+    def image_queries(self, vectors: np.ndarray) -> np.ndarray:
         """Convert the embeddings of images to the vectors with which to search for similar images, M E."""
-        return self._model.ready().picture_queries(vectors)
+        return self._model.ready().image_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return the texts in which an adapted model does not know any word. For other models, return no texts."""

@@ -173,7 +173,7 @@ def test_similar_slides_are_found_by_their_vectors(place):
     model, source = load(place / "mine"), FeaturePairs(place / "new-features")
     pixels = np.stack([np.asarray(model.preprocess.decode_square(source.image(i), "a")) for i in range(NUM_NEW)])
     vectors = model.engine.encode_images(pixels).embedding
-    np.testing.assert_allclose(model.picture_queries(vectors), vectors, atol=1e-5)
+    np.testing.assert_allclose(model.image_queries(vectors), vectors, atol=1e-5)
 
 
 def test_embeddings_are_unit_vectors_of_the_mean(grr_coca, place, tmp_path):

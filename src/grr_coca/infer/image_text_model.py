@@ -548,7 +548,7 @@ class ImageTextModel:
             for best, share in zip(order.tolist(), shares.tolist(), strict=True)
         ]
 
-    def picture_queries(self, vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
+    def image_queries(self, vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
         """Convert the embeddings of images to queries that find similar images."""
         return vectors
 

@@ -113,7 +113,7 @@ def test_image_query_ranks_as_the_base_less_the_mean(model, unseen):
     base = load("icons", engine="onnx").embed_images(images)
     centred = base - model.adaptation.arrays.image_mean
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
-    similar = model.picture_queries(vectors) @ vectors.T
+    similar = model.image_queries(vectors) @ vectors.T
     share = model.adaptation.header.values.plain_share
     np.testing.assert_allclose(similar, centred @ centred.T * np.sqrt(share / (1 + share)), atol=2e-3)
 

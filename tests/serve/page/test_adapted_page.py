@@ -144,7 +144,7 @@ def test_vectors_equal_those_of_python(in_node, place, images, tmp_path):
     )
     np.testing.assert_allclose(found["vectors"], model.embed_texts(texts), atol=2e-5)
     assert found["known"] == [True, False, True, False]
-    expected = model.picture_queries(vector[None])[0]
+    expected = model.image_queries(vector[None])[0]
     np.testing.assert_allclose(found["query"], expected, atol=2e-5)
     np.testing.assert_allclose(found["like"], expected, atol=2e-5)
     assert json.loads(about)["rules"] == RULES

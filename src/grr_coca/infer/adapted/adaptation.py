@@ -225,7 +225,7 @@ class Adaptation:
         second = unit(centred @ self.arrays.plain_map)
         return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
 
-    def picture_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
+    def image_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
         """Convert the vectors of images to queries that find similar images.
 
         If the base processes images, the queries use only the base's embeddings.

@@ -125,9 +125,9 @@ class AdaptedModel(ImageTextModel):
         read."""
         return not self.adaptation.is_without_images
 
-    def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
-        """Convert the vectors of images to queries that find similar images; see `Adaptation.picture_queries`."""
-        return self.adaptation.picture_queries(vectors)
+    def image_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
+        """Convert the vectors of images to queries that find similar images; see `Adaptation.image_queries`."""
+        return self.adaptation.image_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return the texts without any known word. The vector of such a text depends only on the base's text

@@ -299,7 +299,7 @@ def open_replacing_encoder(header: FeatureHeader) -> EncoderDescriptor:
     return EncoderDescriptor(open_or_features_only(header.encoder), is_in_place=True)
 
 
-def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> str:
+def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, images: UInt8[np.ndarray, "B S S 3"]) -> str:
     """Write an encoder to the folder of an adapted model.
 
     If possible, the encoder is written as a graph; otherwise, only its name is written. A start model is copied.
@@ -307,7 +307,7 @@ def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, pictures: U
     Args:
         descriptor: The encoder as a descriptor.
         folder: Folder of the model.
-        pictures: Sample images for choosing the precision of the graph.
+        images: Sample images for choosing the precision of the graph.
 
     Returns:
         One line that describes the graph, or states why it was not written. Empty for a start model, and for an encoder
@@ -324,7 +324,7 @@ def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, pictures: U
         described = json.dumps(to_dict(descriptor.encoder.info), indent=1, ensure_ascii=False)
         (folder / ENCODER).write_bytes(described.encode())
     else:
-        line = write_encoder_files(descriptor.encoder, folder / ENCODER, folder / ENCODER_GRAPH, pictures)
+        line = write_encoder_files(descriptor.encoder, folder / ENCODER, folder / ENCODER_GRAPH, images)
     (folder / ENCODER_MEAN).write_bytes(save({"mean": np.ascontiguousarray(descriptor.mean, np.float32)}))
     return line
 

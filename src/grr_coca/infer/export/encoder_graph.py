@@ -46,7 +46,7 @@ def write_encoder_files(
     encoder: VisionEncoder,
     description: Path,
     graph: Path,
-    pictures: UInt8[np.ndarray, "B S S 3"],
+    images: UInt8[np.ndarray, "B S S 3"],
     *,
     smallest: bool = True,
 ) -> str:
@@ -56,7 +56,7 @@ def write_encoder_files(
         encoder: Encoder to write.
         description: File to create for the description.
         graph: File to create for the graph, in the same folder.
-        pictures: Images from the preprocessing of the encoder, for comparing precisions.
+        images: Images from the preprocessing of the encoder, for comparing precisions.
         smallest: Whether to choose the smallest precision that is accurate enough. If False, the graph is in fp32.
 
     Returns:
@@ -74,10 +74,10 @@ def write_encoder_files(
         line = f"{needed}: its licence is {info.licence}"
     else:
         try:
-            written = write_encoder_graph(encoder, graph, pictures if smallest else pictures[:0])
+            written = write_encoder_graph(encoder, graph, images if smallest else images[:0])
             line = f"{info.name}: a graph of {graph.stat().st_size / 1e6:.1f} MB in {written.precision}"
             if written.cosine is not None:
-                line += f"; cosine with fp32 at least {written.cosine:.4f} over {len(pictures)} images"
+                line += f"; cosine with fp32 at least {written.cosine:.4f} over {len(images)} images"
             elif smallest:
                 line += f" ({written.reason})"
             info = replace(info, name=name_without_folders(info.name), precision=written.precision)
@@ -108,7 +108,7 @@ class EncoderGraph(NamedTuple):
     reason: str
 
 
-def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> EncoderGraph:
+def write_encoder_graph(encoder: VisionEncoder, path: Path, images: UInt8[np.ndarray, "B S S 3"]) -> EncoderGraph:
     """Write an encoder as an ONNX graph, in reduced precision if its features stay close to those in fp32.
 
     The result states the precision and the reason for choosing it.
@@ -116,7 +116,7 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
     Args:
         encoder: Encoder to export.
         path: File to create.
-        pictures: Images from the preprocessing of the encoder, for comparing precisions.
+        images: Images from the preprocessing of the encoder, for comparing precisions.
 
     Raises:
         UserError: If the graph cannot be written as one file, or a package is missing.
@@ -125,8 +125,8 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
     encoder.write_graph(path)
     if path.stat().st_size < _MIN_BYTES:
         return EncoderGraph("fp32", None, "it is small")
-    if len(pictures) < 2:
-        return EncoderGraph("fp32", None, "there are no pictures to measure a smaller one")
+    if len(images) < 2:
+        return EncoderGraph("fp32", None, "no images were passed to measure a smaller one")
     if find_spec("onnx") is None or find_spec("onnx_ir") is None:
         return EncoderGraph("fp32", None, f"a smaller one needs the extra 'export'; run: {install_command('export')}")
     with TemporaryDirectory(dir=path.parent) as name:
@@ -135,7 +135,7 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
         info = replace(encoder.info, name=f"onnx:{folder / 'small.onnx'}")
         (folder / "small.json").write_text(json.dumps(to_dict(info)), encoding="utf-8")
         small = open_encoder(info.name)
-        cosine = lowest_cosine(encoder.encode(pictures), small.encode(pictures))
+        cosine = lowest_cosine(encoder.encode(images), small.encode(images))
         if not cosine >= MIN_COSINE:
             reason = f"in {precision}, the cosine with its tokens is {cosine:.3f}, below {MIN_COSINE}"
             return EncoderGraph("fp32", None, reason)

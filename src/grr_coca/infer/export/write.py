@@ -42,7 +42,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 """Precision of the weights in the folder. Sums are always computed in fp32."""
 
 
-def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures: Sequence[bytes] = ()) -> str:
+def write_onnx(source: Path, out: Path, precision: Precision = "fp32", images: Sequence[bytes] = ()) -> str:
     """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, atomically.
 
     If the model takes features of a frozen encoder, the encoder is also written, provided that its licence allows
@@ -55,7 +55,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
             quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions and the
             patch embedding stay in fp32. With `fp16` and `int8`, a frozen encoder is written in the smallest precision
             that is accurate enough.
-        pictures: Image files for comparing precisions of the frozen encoder.
+        images: Image files for comparing precisions of the frozen encoder.
 
     Returns:
         One line that describes the frozen encoder. Empty if the model has no such encoder.
@@ -84,7 +84,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", pictures:
                 case "int8":
                     _write_quantized(checkpoint, partial)
             if checkpoint.encoder is not None:
-                line = _write_frozen(checkpoint.encoder, source, partial, pictures, smallest=precision != "fp32")
+                line = _write_frozen(checkpoint.encoder, source, partial, images, smallest=precision != "fp32")
             if is_adapted(source):
                 _write_adaptation(source, partial, precision)
             facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
@@ -106,11 +106,11 @@ def _write_adaptation(source: Path, folder: Path, precision: Precision) -> None:
         write_onnx(start, folder / START_MODEL, precision)
 
 
-def _write_frozen(info: EncoderInfo, source: Path, folder: Path, pictures: Sequence[bytes], *, smallest: bool) -> str:
+def _write_frozen(info: EncoderInfo, source: Path, folder: Path, images: Sequence[bytes], *, smallest: bool) -> str:
     """Write the frozen encoder next to the graphs. If a graph of the encoder is written, local folders are removed from
     the encoder's name."""
     encoder, preprocess = open_frozen(info, source), info.preprocess
-    squares = [np.array(preprocess.decode_square(content, "a picture")) for content in pictures]
+    squares = [np.array(preprocess.decode_square(content, "an image")) for content in images]
     side = preprocess.image_size
     stacked = np.stack(squares) if squares else np.zeros((0, side, side, 3), np.uint8)
     description, graph = (folder / name for name in FROZEN_FILES)

@@ -1,4 +1,4 @@
-"""Stores to run one suite of tests on."""
+"""Stores for the tests that every store must pass."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Damaged indexes: each use of one works or says what is corrupt, and checking finds every changed embedding."""
+"""Corrupt indexes: every use works or names the corrupt part, and `--check` finds every changed embedding."""
 
 import os
 import random
@@ -22,7 +22,7 @@ from grr_coca_search.store import Changes, facets, make_store, open_store
 
 SEEDS = 25
 FOUND = [1130001136]
-"""Seeds that once gave a traceback."""
+"""Seeds that once caused a traceback."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_field_name_that_is_not_text_raises(bad):
         facets(store)
 
 
-def test_index_that_is_whole_passes(good, bad):
+def test_intact_index_passes(good, bad):
     with open_store(str(bad)) as store:
         assert store.check() == (59, 0)
         fill(store, 30, first=100)
@@ -94,7 +94,7 @@ def test_search_reports_an_invalid_embedding(bad, bits):
         ):
             store.nearest(make_vectors(1)[0], 5)
         store.commit(Changes(removed=[make_entry(17).name]))
-        assert len(store.nearest(make_vectors(1)[0], 5)) == 5, "what was removed is not looked at"
+        assert len(store.nearest(make_vectors(1)[0], 5)) == 5, "removed images are not checked"
 
 
 def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
@@ -136,7 +136,7 @@ def test_next_writer_adds_checksums_to_an_older_index(bad):
         assert store.check() == (59, 0)
 
 
-# --- A copy that is laid over an index in use
+# --- A copy that overwrites an index in use
 
 READER = """
 import os, sys
@@ -192,7 +192,7 @@ def test_backup_is_restored_as_the_message_describes(good, bad, tmp_path):
         assert store.check() == (59, 0)
 
 
-# --- The verb
+# --- The command
 
 
 def test_command_checks_an_index_and_does_nothing_else(bad, capsys):

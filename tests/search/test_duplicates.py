@@ -1,4 +1,4 @@
-"""Near-duplicates, and the perceptual hash: an index keeps it, so it must stay the same."""
+"""Near-duplicates, and the perceptual hash, which must not change, because indexes store it."""
 
 import io
 import subprocess

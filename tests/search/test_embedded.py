@@ -1,4 +1,4 @@
-"""An index in a folder: whatever happens, its state is one that was committed."""
+"""An index in a folder has a committed state, whatever happens."""
 
 import errno
 import gc
@@ -102,7 +102,7 @@ def test_killed_creation_is_started_again(tmp_path):
     again.close()
 
 
-def test_another_database_and_other_bytes_are_no_index(tmp_path):
+def test_rejects_other_databases_and_other_bytes(tmp_path):
     database = sqlite3.connect(tmp_path / "index.sqlite")
     database.execute("CREATE TABLE a (b)")
     database.close()
@@ -206,7 +206,7 @@ def test_full_disk_keeps_committed_data(tmp_path):
         again.close()
 
 
-def test_update_gives_back_the_room_of_images_that_are_gone(store, tmp_path, monkeypatch):
+def test_update_frees_the_space_of_removed_images(store, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 2)
     red, *others = [paint(tmp_path / "photos" / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
     for _ in range(2):
@@ -234,7 +234,7 @@ def test_failed_rewrite_on_a_full_disk_frees_its_space(store, monkeypatch):
     assert store.compact()
 
 
-# --- Tears
+# --- Interrupted writes
 
 
 def test_torn_tail_is_truncated_to_committed_data(store, reopened):
@@ -304,7 +304,7 @@ def test_vectors_are_rewritten_when_most_are_removed(store, reopened):
     assert len(reader) == 910
 
 
-def test_half_of_the_vectors_may_be_of_images_that_are_gone(store, monkeypatch):
+def test_vectors_are_kept_up_to_half_removed_images(store, monkeypatch):
     monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 1)
     entries, _ = fill(store, 10)
     for number, is_written in ((5, False), (6, True)):
@@ -328,7 +328,7 @@ def test_reader_follows_a_restored_database(store, reopened):
 
 
 @pytest.mark.parametrize("statement", [IMAGES_OF, FAILURES_OF])
-def test_page_of_names_is_read_without_sorting_all_of_them(store, statement):
+def test_page_of_names_is_read_without_sorting_all_names(store, statement):
     with closing(sqlite3.connect(folder_of(store) / "index.sqlite")) as database:
         plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", ("/pictures", 0, 10)).fetchall()
     assert not any("TEMP B-TREE" in text for *_, text in plan)
@@ -382,7 +382,7 @@ def test_searches_the_first_words_of_a_long_text(store):
 # --- Kills, and readers beside a writer
 
 
-def write_for_ever(location: str, begun: Event | None = None) -> None:
+def write_forever(location: str, begun: Event | None = None) -> None:
     """Add, replace and remove, each commit a state that can be told by its captions."""
     store = open_store(location)
     number = 0
@@ -424,7 +424,7 @@ def test_killed_writer_leaves_a_committed_state(store, reopened, kills):
     before = 0
     for _ in range(kills):
         begun = context.Event()
-        writer = context.Process(target=write_for_ever, args=(store.location, begun))
+        writer = context.Process(target=write_forever, args=(store.location, begun))
         writer.start()
         assert begun.wait(60)
         time.sleep(0.3 * random.random())
@@ -460,7 +460,7 @@ def test_readers_see_only_committed_states(store, seconds):
     context = multiprocessing.get_context("fork")
     with context.Manager() as manager:
         errors = manager.list()
-        writer = context.Process(target=write_for_ever, args=(store.location,))
+        writer = context.Process(target=write_forever, args=(store.location,))
         readers = [context.Process(target=read_until, args=(store.location, seconds, errors)) for _ in range(2)]
         for process in (writer, *readers):
             process.start()
@@ -525,7 +525,7 @@ def test_threads_read_their_own_state_without_waiting(store):
     assert seen == [20, (20, 20, 20)]
 
 
-def test_iterator_that_nobody_ends_holds_up_nothing(store):
+def test_unfinished_iterator_blocks_nothing(store):
     fill(store, 20)
     entries = store.everything()
     assert next(entries)

@@ -81,7 +81,7 @@ def test_long_number_is_read_once():
     ["1=1; DROP TABLE pictures", "width = 1; DELETE FROM pictures", "width = 1 -- ", "width = (SELECT 1)", "1 = 1",
      "width = 1 UNION SELECT * FROM header", "randomblob(1e9) = 1", "pictures.width = 1", "width = width"],
 )  # fmt: skip
-def test_sql_is_no_filter(text):
+def test_rejects_sql_as_a_filter(text):
     with pytest.raises(UserError, match=r"^where: "):
         parse_filter(text)
 

@@ -1,4 +1,4 @@
-"""`grr-coca index`, killed at random moments of its life: nothing is lost, and nothing is there twice."""
+"""`grr-coca index`, killed at random moments, loses and duplicates no image."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""What every store does: exact search, filters, changes. `make test-milvus` runs the same on a server."""
+"""Operations of every store: exact search, filters, changes. `make test-milvus` runs these tests on a server."""
 
 from collections import Counter
 
@@ -110,7 +110,7 @@ def test_values_of_a_filter_are_never_parsed_as_syntax(store):
     assert len(store) == len(odd)
 
 
-def test_empty_index_answers_nothing(store):
+def test_empty_index_has_no_results(store):
     assert len(store) == 0
     assert found(store, make_vectors(1)[0], 5) == []
     assert store.sample().vectors.shape[0] == 0
@@ -216,7 +216,7 @@ def test_filter_finds_names_that_are_not_utf8(store):
         assert list(store.matching(parse_filter(text))) == [odd], text
 
 
-def test_twins_are_found_by_their_bytes(store):
+def test_images_are_found_by_their_digest(store):
     entries, vectors = fill(store, 5)
     twins = store.find_by_digest([entries[2].digest, "0" * 31 + "f"])
     assert twins.keys() == {entries[2].digest}
@@ -322,7 +322,7 @@ def test_summary_of_a_field_counts_the_filtered_images(filled, field, text):
     assert found == sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
 
 
-def test_facets_are_the_fields_that_tell_images_apart(store):
+def test_facets_are_fields_with_different_values(store):
     fields = ({"price": n / 2, "brand": f"maker {n % 2}", "code": f"x{n}", "taken": n} for n in range(4))
     photo = photo_of(taken="2024-05-01", camera="Canon EOS R5")
     names = [f"/pictures/{'ab'[n % 2]}/{n}.png" for n in range(5)]
@@ -359,7 +359,7 @@ def test_photograph_times_are_dates_and_columns_are_not(store):
     assert {"field": "taken", "kind": "number", "min": 0, "max": 2} in facets(store)
 
 
-def test_revision_is_another_one_after_a_commit(store, reopened):
+def test_revision_changes_with_each_commit(store, reopened):
     before = store.revision()
     assert store.revision() == before
     entries, _ = fill(store, 3)

@@ -1,4 +1,4 @@
-"""What an index leaves out, and what its verb says of that, of frames and of packages that are missing."""
+"""Excluded files, files with several frames and missing packages, and the messages of the commands about them."""
 
 import json
 import sys

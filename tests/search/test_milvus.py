@@ -1,4 +1,4 @@
-"""What an index on a Milvus server does that one in a folder does not. `make test-milvus` runs these on a server."""
+"""Behaviour of an index on a Milvus server only. `make test-milvus` runs these tests on a server."""
 
 import itertools
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What cameras and people wrote into image files, and beside them."""
+"""Metadata from cameras and users in image files, and in XMP files next to them."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What cameras and people wrote, in an index: fields, filters, words, old indexes, XMP files that change."""
+"""Metadata from cameras and users in an index: fields, filters, words, older indexes, changed XMP files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""An index as a Parquet file, and back."""
+"""Export of an index to a Parquet file, and import from it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`--on ray`, on a cluster of two workers of which one is killed. `make test-ray` runs these."""
+"""`--on ray` with two workers, one of which is killed. `make test-ray` runs these tests."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""The hit_features that a hit is what was asked for."""
+"""Features from which the relevance of a hit is computed, and the relevance curve."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Relevance and duplicates as the user asks for them, and models for which relevance was never fitted."""
+"""Options for relevance and duplicates, and models without a relevance curve."""
 
 import json
 import math
@@ -87,7 +87,7 @@ def test_command_reports_why_no_hit_remains(drawings, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_without_a_relevance_no_hit_passes(store):
+def test_min_relevance_excludes_all_hits_without_relevance(store):
     """A script that removes the hits must not get those of which nothing is known."""
     entries, vectors = fill(store, 40)
     for model, has_relevance in ((VectorModel(vectors), True), (VectorModel(vectors, curve=None), False)):

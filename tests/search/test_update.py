@@ -38,7 +38,7 @@ def model():
 
 @pytest.fixture
 def look(store, model):
-    """Bring the index up to date; returns the counts that are not 0."""
+    """Update the index, and return the counts above 0."""
 
     def run(*arguments):
         update = update_store(store, list(map(str, arguments)), lambda: model, batch_size=2)
@@ -52,7 +52,7 @@ def kept(store):
     return {entry.name: entry for entry, _ in store.everything()}
 
 
-def test_new_images_are_described_with_all_that_is_kept_of_them(store, look, photos):
+def test_new_images_have_all_values_of_an_entry(store, look, photos):
     assert look("photos") == {"new": 4}
     entry = kept(store)[str(photos / "deep" / "3.png")]
     assert (entry.caption, entry.folder, entry.title) == ("a red square", "deep", "3")
@@ -129,7 +129,7 @@ def test_subfolder_belongs_to_a_scanned_folder(store, look, photos):
     assert len(store) == 4
 
 
-def test_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
+def test_images_of_a_missing_folder_are_kept(store, look, photos):
     look("photos")
     photos.rename(photos.with_name("elsewhere"))
     with pytest.raises(UserError, match="photos: does not exist, but the index has images of it"):
@@ -181,7 +181,7 @@ def test_removing_a_source_works_if_it_is_missing(store, look, photos, place, co
     assert bool(store.failures()) == (place not in ("photos", "."))
 
 
-def test_argument_that_means_nothing_is_named(look, tmp_path):
+def test_missing_argument_is_named(look, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         look(tmp_path / "nowhere")
 
@@ -207,7 +207,7 @@ def test_unreadable_images_are_retried_when_changed(store, look, photos, model):
 
 
 @pytest.mark.ci
-def test_image_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
+def test_image_is_retried_after_a_system_error(store, look, photos, monkeypatch):
     write_tar(photos / "some.tar", shard_members(real_pairs(1)))
     paint(photos / "0.heic.png", "red").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
@@ -235,7 +235,7 @@ def test_image_that_the_system_did_not_give_is_tried_again(store, look, photos, 
     assert store.known([failure.name]) == {}, "tried again"
 
 
-def test_image_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
+def test_incompletely_written_image_is_retried(store, look, photos, monkeypatch):
     late, read = photos / "late.png", ImageFile.read
     late.write_bytes((photos / "0.png").read_bytes()[:40])
 
@@ -323,7 +323,7 @@ def test_images_added_during_captioning_are_kept(store, photos, model):
     assert [failure.name for failure in update.failures] == [str(photos / "late-and-bad.png")]
 
 
-def test_image_of_the_far_future_is_like_any_other(store, look, photos):
+def test_modification_time_in_the_far_future_is_valid(store, look, photos):
     os.utime(photos / "0.png", (10**10, 10**10))  # the year 2286, behind what 64 bits hold in nanoseconds
     assert look("photos") == {"new": 4}
     assert kept(store)[str(photos / "0.png")].date == "2262-04-11T23:47:16"

@@ -1,4 +1,4 @@
-"""Words of names and queries, and what a search makes of them."""
+"""Words of file names and queries, and their effect on the ranking."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Servers of the model that ships, with an index of the drawings that come with the code."""
+"""Servers of the bundled model, with an index of the drawings in `docs`."""
 
 from served import _quick_servers, icons, index, pictures, served
 

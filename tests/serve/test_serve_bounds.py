@@ -1,4 +1,4 @@
-"""What a request may hold: parts of JSON, sentences of labels, and bytes without a key. An error is short."""
+"""Limits of a request: parts of JSON, lengths of labels, bytes without a key. Error messages are short."""
 
 import json
 import random

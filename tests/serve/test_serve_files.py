@@ -1,4 +1,4 @@
-"""Picture files of an index: those on a drive that hangs, those that are none any more, those that are not shown."""
+"""Image files of an index: on a stalled drive, deleted, or not to be shown."""
 
 import io
 import json
@@ -219,7 +219,7 @@ def test_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
     assert reduced["captions"][0]["log_prob"] == pytest.approx(whole["captions"][0]["log_prob"], abs=0.2)
 
 
-# --- An index from elsewhere
+# --- Imported indexes
 
 
 @pytest.fixture(scope="module")

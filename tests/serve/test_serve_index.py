@@ -1,4 +1,4 @@
-"""The index behind the server: it is searched and browsed while it grows, is replaced or goes away."""
+"""The index of a server: search and browsing while it grows, is replaced or is deleted."""
 
 import base64
 import http.client
@@ -67,7 +67,7 @@ def test_page_after_the_last_hit_has_the_same_summary(tmp_path, pictures):
     assert first["can_tell"] is behind["can_tell"] is False
 
 
-def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
+def test_facets_are_counted_soon_after_the_system_starts(index, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.served_index.time", SimpleNamespace(monotonic=lambda: 3.0))
     files = PictureFiles(None)
     opened = ServedIndex(str(index), IndexModel("icons"), None, files, curve=None)
@@ -94,14 +94,14 @@ def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
     assert max(abs(a - b) for a, b in zip(shown, (60, 150, 90), strict=True)) > 10
 
 
-def test_only_icons_are_looked_for_in_other_sets(served):
+def test_only_icons_have_equivalents_in_other_sets(served):
     (hit, *_) = served.post("/search", {"texts": ["guitar"]}).json()["hits"]
     assert served.get(f"/picture/{hit['id']}/others").json() == {"others": []}
     assert served.get(f"/picture/{'0' * 16}/others").status == 404
 
 
 @pytest.mark.ci
-def test_icon_is_looked_for_in_the_other_sets_of_an_index(tmp_path, monkeypatch):
+def test_icon_has_equivalents_in_the_other_sets(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
     with grr_coca.Index.open(tmp_path / "x.index", "icons", create=True) as made:
@@ -265,7 +265,7 @@ def test_growing_index_shows_new_images_without_restart(own):
         assert client.get("/duplicates").json()["total"] == 1
 
 
-def test_image_that_is_gone_is_a_placeholder_and_no_error(own):
+def test_deleted_image_is_a_placeholder(own):
     folder, location = own
     with serving(location) as client:
         found = {Path(one["name"]).stem: one["id"] for one in client.get("/pictures").json()["pictures"]}

@@ -1,4 +1,4 @@
-"""What the gate and the queue keep out: too much, too slow, too many, the wrong name, and what comes while stopping."""
+"""Requests that the guard and the queue reject: too large, too slow, too many, unauthorized, or during shutdown."""
 
 import asyncio
 import contextlib
@@ -169,7 +169,7 @@ def test_timeout_is_504_and_frees_its_work(gate, monkeypatch):
         assert sum(gate.sizes) <= 1 + 4 + 1, "what was given up was not begun"
 
 
-def test_late_requests_are_refused_when_the_queue_closes(gate):
+def test_late_requests_fail_when_the_queue_closes(gate):
     queue = ModelQueue(object, 4, 1.0, Metrics(), pytest.fail)
     queue.start()
     (late,) = queue.embed_texts(["too late"], expires=0.0)
@@ -197,7 +197,7 @@ def test_remaining_jobs_are_skipped_after_a_failure():
     assert [job.cancelled() for job in jobs] == [True, False, True]
 
 
-# --- The gate around any application
+# --- The guard around any application
 
 
 def guarded(app, seconds: float = 0.05):
@@ -378,7 +378,7 @@ def test_bodies_of_all_requests_together_are_bounded(strict):
     assert strict.post("/caption", b"x" * 45_000).status == 415
 
 
-def test_body_is_not_counted_twice_if_its_end_comes_by_itself(strict):
+def test_body_with_a_separate_end_is_counted_once(strict):
     head = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     with ExitStack() as stack:
         slow, ending = (stack.enter_context(socket.create_connection(strict.place, timeout=5)) for _ in range(2))
@@ -460,7 +460,7 @@ def test_idle_connections_are_closed_for_new_requests(gate, monkeypatch):
         assert idle[-1].recv(12) == b"HTTP/1.1 200"
 
 
-def test_no_more_connections_are_open_than_files_may_be(monkeypatch):
+def test_open_file_limit_bounds_connections(monkeypatch):
     import resource
 
     from grr_coca_serve.server import _max_connections
@@ -476,7 +476,7 @@ def test_no_more_connections_are_open_than_files_may_be(monkeypatch):
     assert _max_connections() == 4096
 
 
-# --- Who may ask
+# --- Authorization
 
 
 @pytest.fixture(scope="module")
@@ -597,7 +597,7 @@ def test_local_addresses_are_recognized_in_any_notation(host, status):
         ({"Origin": ""}, 403),
     ],
 )
-def test_page_of_another_site_may_ask_for_nothing(served, locked, headers, status):
+def test_pages_of_other_sites_are_rejected(served, locked, headers, status):
     key = {"Authorization": "Bearer open sesame"}
     for client, given in ((served, {}), (locked, key)):
         for path in ("/caption", "/search", "/v1/embeddings", "/session"):
@@ -626,7 +626,7 @@ def test_other_sites_cannot_detect_which_images_exist(served):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("given", ["Schlüssel", "ключ", " spaces around \t", "🔑", "a\n"])
-def test_key_may_be_any_text_that_a_header_can_carry(monkeypatch, given):
+def test_key_can_be_any_text_that_fits_into_a_header(monkeypatch, given):
     monkeypatch.setenv(KEY_VARIABLE, given)
     key = given.strip()
     with serving() as client:
@@ -671,7 +671,7 @@ def test_metrics_are_labelled_by_endpoint_and_not_by_path(served):
     assert not [route for route in routes if re.search(r"\d$", route)]
 
 
-# --- The end
+# --- Shutdown
 
 
 def test_stopping_answers_accepted_requests_only(gate):

@@ -1,4 +1,4 @@
-"""`/metrics` has the numbers that docs/serving.md lists, with their labels, and no others."""
+"""`/metrics` has exactly the metrics and labels that docs/serving.md lists."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What clients of OpenAI send, and what they must get back."""
+"""Requests of OpenAI clients, and the responses that they expect."""
 
 import base64
 
@@ -101,7 +101,7 @@ def test_stop_is_searched_after_the_prompt_without_spaces(served):
     assert choice["message"]["content"] == "green"
 
 
-def test_top_p_of_0_is_the_likeliest_caption(served, icons):
+def test_top_p_of_0_is_the_most_likely_caption(served, icons):
     for seed in range(3):
         asked = chat(uri("red-apple"), temperature=2, top_p=0, seed=seed)
         (choice,) = served.post("/v1/chat/completions", asked).json()["choices"]

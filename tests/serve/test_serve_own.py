@@ -1,4 +1,4 @@
-"""The endpoints of grr-coca: each answers what the library does, and refuses what is wrong in a sentence."""
+"""Endpoints of grr-coca: the results of the library, and error messages for invalid requests."""
 
 import base64
 import io
@@ -106,7 +106,7 @@ def test_form_needs_no_disk(served, monkeypatch):
     assert answer.status == 200, answer.body
 
 
-def test_options_stand_in_the_query_in_a_form_or_in_json(served, icons):
+def test_options_can_be_in_the_query_a_form_or_json(served, icons):
     options = {"num_beams": 3, "num_captions": 3, "prompt": "a"}
     expected = icons.caption(DRAWINGS / "guitar.webp", **options)
     query = "&".join(f"{key}={value}" for key, value in options.items())
@@ -135,7 +135,7 @@ def test_caption_streams_token_by_token(served, icons):
 
 
 @pytest.mark.parametrize("path", ["/caption", "/v1/chat/completions"])
-def test_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch, path):
+def test_error_during_a_stream_is_its_last_event(served, monkeypatch, path):
     def failing(*_):
         yield ["a half"]
         raise ZeroDivisionError
@@ -164,7 +164,7 @@ def test_beams_are_sent_at_the_end_of_a_stream(served, icons):
     assert answer.events() == [("done", {"text": found.captions[0].text, **known, "tags": []})]
 
 
-def test_words_for_an_image_equal_those_of_the_library(served, icons):
+def test_tags_equal_those_of_the_library(served, icons):
     words = icons.tag(DRAWINGS / "guitar.webp", 3)
     tags = [{"tag": word, "probability": pytest.approx(probability, rel=1e-3)} for word, probability in words]
     answer = served.post("/caption?tags=3", drawing("guitar")).json()
@@ -318,7 +318,7 @@ def test_labels_equal_those_of_the_library(served, icons):
 # --- Heat maps
 
 
-def test_heat_map_lies_over_the_patches_for_each_word(served, icons):
+def test_each_word_has_a_heat_map_of_all_patches(served, icons):
     found = served.post("/explain", drawing("red-apple")).json()
     assert found["caption"] == icons.caption(DRAWINGS / "red-apple.webp")
     assert [one["word"] for one in found["words"]] == found["caption"].split()
@@ -350,7 +350,7 @@ def test_heat_maps_need_no_matplotlib():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_model_of_which_torch_makes_nothing_has_no_heat_maps(monkeypatch, served):
+def test_model_that_torch_cannot_load_has_no_heat_maps(monkeypatch, served):
     def refuse():
         raise UserError("its weights are in int8")
 
@@ -376,7 +376,7 @@ def test_without_torch_heat_maps_name_the_command(served, monkeypatch):
     assert served.get("/info").json()["can"] == ["search", "caption", "tags"]
 
 
-# --- The document
+# --- OpenAPI document
 
 
 def test_page_and_schema_are_served_locally(served):

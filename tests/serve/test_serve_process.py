@@ -1,4 +1,4 @@
-"""`grr-coca serve` as a process: how it starts, and how it ends, whatever is going on."""
+"""`grr-coca serve` as a process: start and shutdown."""
 
 import http.client
 import re

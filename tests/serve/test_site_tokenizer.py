@@ -1,4 +1,4 @@
-"""Tokenizers on a page without a server: those that `tokenizer.js` reads are exported, and others are an error."""
+"""Tokenizers on a page without a server: supported ones are exported, and others are an error."""
 
 import json
 import shutil

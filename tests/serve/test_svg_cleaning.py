@@ -1,4 +1,4 @@
-"""SVG files of strangers, as the page gets them: no script, no reference, and a policy that allows neither."""
+"""Untrusted SVG files on the page: no scripts, no references, and a policy that allows neither."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Hosts of static files, and pages of a browser."""
+"""Hosts of static files, and tabs of a browser."""
 
 import functools
 import http.server

@@ -1,4 +1,4 @@
-"""A real headless Chromium, and a site that `export web` writes."""
+"""A headless Chromium, and a site from `export web`."""
 
 import hashlib
 import io

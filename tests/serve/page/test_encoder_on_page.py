@@ -1,4 +1,4 @@
-"""The page of a model that takes features of an image encoder of others, which runs in the browser."""
+"""The page of a model with a third-party image encoder, which runs in the browser."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""`export web` in Python: what the folder holds, what it does not tell, and what is refused. No browser is needed."""
+"""`export web` without a browser: content of the folder, no private data, and errors."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""The numbers in the filters of the page, on a server, in an export and in the icon site."""
+"""Counts in the filters of the page: on a server, in an export and in the icon site."""
 
 from browsing import Tab
 

@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: search, pictures from outside, keyboard, screen readers, odd files."""
+"""The page in headless Chromium: search, dropped images, keyboard, screen readers, invalid files."""
 
 import base64
 import functools

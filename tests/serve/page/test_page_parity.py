@@ -1,4 +1,4 @@
-"""What the page computes in a browser is what Python computes: tokens, pixels, stems, captions, rankings."""
+"""The page computes the same as Python: tokens, pixels, stems, captions, rankings."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The review page of `grr-coca match`: by keys, on a phone and in the dark."""
+"""The review page of `grr-coca match`: keyboard, narrow window, dark scheme."""
 
 import json
 

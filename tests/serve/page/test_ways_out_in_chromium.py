@@ -1,4 +1,4 @@
-"""What a page lets out of an icon: copied, saved, dragged and linked to, from a server, an export and the icon site."""
+"""Icons that leave the page: copied, saved, dragged and linked, from a server, an export and the icon site."""
 
 import io
 import re

@@ -223,7 +223,7 @@ def trained(domain: EncodedDomain, fold: int, arm: str, steps: int) -> Row:
     source = domain.encoded if features else domain.source
 
     def pairs(rows: np.ndarray) -> PairSource:
-        return Subset(source, np.array(domain.images.places)[rows])
+        return Subset(source, np.array(domain.images.pair_ids)[rows])
 
     sources = pairs(learned), every_caption(pairs(val))
     began, usual = time.process_time(), loop.training_sources

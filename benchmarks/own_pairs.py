@@ -115,7 +115,7 @@ class Domain:
     def captions(self) -> np.ndarray:
         """The first caption of each image, by number."""
         first = np.full(len(self.images), -1)
-        first[self.images.captions.owners[::-1]] = self.images.captions.places[::-1]
+        first[self.images.captions.owners[::-1]] = self.images.captions.text_ids[::-1]
         return first
 
     def parts(self, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ class Domain:
 
     def pairs(self, rows: np.ndarray) -> PairSource:
         """The pairs of some images."""
-        return Subset(self.source, np.array(self.images.places)[rows])
+        return Subset(self.source, np.array(self.images.pair_ids)[rows])
 
 
 # --- Arms
@@ -208,7 +208,7 @@ def rearranged(images: ImageSet, learned: np.ndarray, val: np.ndarray) -> ImageS
         features=images.features[rows],
         digests=images.digests[rows],
         captions=images.captions.subset(rows),
-        places=tuple(images.places[row] for row in rows.tolist()),
+        pair_ids=tuple(images.pair_ids[row] for row in rows.tolist()),
         num_fit=len(learned),
     )
 

@@ -158,7 +158,7 @@ def ranks_of(similar: np.ndarray, asked: ImageSet) -> dict[str, list[int]]:
     """Return the rank of the right answer of each query in both directions. Ties count against it."""
     captions, found = asked.captions, {}
     is_right = np.zeros(similar.shape, bool)
-    is_right[captions.owners, captions.places] = True
+    is_right[captions.owners, captions.text_ids] = True
     for name, rows, right in (("text_to_image", similar.T, is_right.T), ("image_to_text", similar, is_right)):
         best = np.where(right, rows, -np.inf).max(axis=1, keepdims=True)
         found[name] = (~(rows < best - 1e-6) & ~right).sum(axis=1).tolist()

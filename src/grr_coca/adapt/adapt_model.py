@@ -192,7 +192,7 @@ def adapt_model(
     for mode, cider in captions.cider.items():
         figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
     relevance = fit_search(images, fitted, measured, draft, captions, model)
-    num_texts = int(images.fitted_captions.places.max()) + 1  # captions of fitted images come first
+    num_texts = int(images.fitted_captions.text_ids.max()) + 1  # captions of fitted images come first
     header = replace(
         draft.header,
         captioning=captions.captioning,
@@ -264,10 +264,10 @@ def _sample_images(adapted: AdaptationResult) -> UInt8[np.ndarray, "B S S 3"]:
 
     If the pairs contain features in place of images, return the images that are displayed for the features.
     """
-    places = adapted.images.places[:: -(-len(adapted.images) // NUM_COMPARED)]
+    pair_ids = adapted.images.pair_ids[:: -(-len(adapted.images) // NUM_COMPARED)]
     squares, preprocess = [], adapted.model.preprocess
-    for place in places:
-        pair = adapted.source[place]
+    for pair_id in pair_ids:
+        pair = adapted.source[pair_id]
         with suppress(BadSample):
             content = (
                 pair.image if adapted.images.is_seen_by_base else read_image_file(pair.picture or Path(), pair.name)

@@ -74,8 +74,8 @@ class Baselines:
         names = tuple(split.name(pairs[0]) for pairs in images)
         chosen = {CLOSED_FORM: best, NEAREST: captions.first_of_images[found.nearest]}
         return {
-            name: CaptionedSplit(names, tuple(captions.texts[place] for place in places), tuple(references))
-            for name, places in chosen.items()
+            name: CaptionedSplit(names, tuple(captions.texts[text_id] for text_id in text_ids), tuple(references))
+            for name, text_ids in chosen.items()
         }
 
     def _embed_split(self, split: PairSource) -> "_SplitFeatures":

@@ -112,7 +112,9 @@ def fit_captions(
             beams: list[list[str]] = [[] for _ in part]
             pixels = np.zeros(0)
             if captioning.beams:
-                pixels = np.stack([read_pixels(source, images.places[image], model) for image in chosen[part].tolist()])
+                pixels = np.stack(
+                    [read_pixels(source, images.pair_ids[image], model) for image in chosen[part].tolist()]
+                )
                 beams = beam_captions(model.engine, model.tokenizer, pixels, captioning.beams)
             own = [allowed[row] for row in part.tolist()]
             found = collect_candidates(adaptation, measured.held_out[chosen[part]], captioning, beams, own)
@@ -170,7 +172,7 @@ def _captions_of_other_folds(
 ) -> list[Int[np.ndarray, " _"]]:
     """Return, for each chosen image, the indices of the captions that images of other folds have."""
     captions, folds = images.captions, fitted.folds.any_caption
-    by_fold = [np.unique(captions.places[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
+    by_fold = [np.unique(captions.text_ids[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
     return [by_fold[folds[image]] for image in chosen.tolist()]
 
 
@@ -193,8 +195,8 @@ def _nearest_images(
         )
         best = distances.argmin(axis=1)
         values[mine] = np.exp(-adaptation.header.values.width * distances.min(axis=1).clip(min=0))
-        for row, place in zip(mine.tolist(), others[best].tolist(), strict=True):
-            captions[row] = images.captions.texts[first[place]]
+        for row, neighbour in zip(mine.tolist(), others[best].tolist(), strict=True):
+            captions[row] = images.captions.texts[first[neighbour]]
     return _NearestImages(values, captions)
 
 
@@ -258,14 +260,14 @@ def fit_search(
     libraries = [np.flatnonzero(folds == fold) for fold in range(int(folds.max()) + 1)]
     libraries = [library for library in libraries if len(library) >= _MIN_LIBRARY] + [np.arange(len(chosen))]
     has: dict[int, set[int]] = {}
-    for owner, place in zip(images.captions.owners.tolist(), images.captions.places.tolist(), strict=True):
-        has.setdefault(owner, set()).add(place)
+    for owner, text_id in zip(images.captions.owners.tolist(), images.captions.text_ids.tolist(), strict=True):
+        has.setdefault(owner, set()).add(text_id)
     queries = []
     for number, library in enumerate(libraries):
         for image in chosen[library].tolist():
-            place = min(has[image])
-            is_right = np.array([place in has[other] for other in chosen[library].tolist()])
-            queries.append((number, adaptation.arrays.caption_vectors[place], is_right))
+            text_id = min(has[image])
+            is_right = np.array([text_id in has[other] for other in chosen[library].tolist()])
+            queries.append((number, adaptation.arrays.caption_vectors[text_id], is_right))
     found: dict[str, float] | None = fit_relevance(measured.held_out[chosen], vectors, libraries, queries)
     return found
 
@@ -300,12 +302,12 @@ def fit_scale(images: ImageSet, fitted: FitResult, measured: FitMetrics, adaptat
     for rows in rows_of(folds):
         rows = rows[:_MAX_SCALED]
         is_mine = np.isin(captions.owners, rows)
-        texts = np.unique(captions.places[is_mine])
+        texts = np.unique(captions.text_ids[is_mine])
         found = measured.held_out[rows] @ adaptation.arrays.caption_vectors[texts].T
         number = np.full(len(images), -1)
         number[rows] = np.arange(len(rows))
         is_right = np.zeros(found.shape, bool)
-        is_right[number[captions.owners[is_mine]], np.searchsorted(texts, captions.places[is_mine])] = True
+        is_right[number[captions.owners[is_mine]], np.searchsorted(texts, captions.text_ids[is_mine])] = True
         similarities.append(found)
         rights.append(is_right)
 

@@ -188,7 +188,7 @@ def fit_images(images: ImageSet, step: OnStage, *, is_tuned: bool = False) -> Fi
     own = np.arange(images.num_fit)
     inner = _folds(images.subset(own), near[own])
     folds = inner if images.num_fit == len(images) else _held_out_fold(images)
-    texts = [images.captions.texts[place] for place in images.fitted_captions.places]
+    texts = [images.captions.texts[text_id] for text_id in images.fitted_captions.text_ids]
     vocabulary = Vocabulary.from_captions(texts, MAX_WORDS)
     step("choosing values")
     default = _TUNED if is_tuned else Hyperparameters()
@@ -285,7 +285,7 @@ def _folds(images: ImageSet, near: Int[np.ndarray, " N"]) -> Folds:
 
 def _near_or_same_caption(images: ImageSet, near: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """Group images that are near-equal or share a caption, directly or through a chain of such images."""
-    links = links_of(images.captions.owners, images.captions.places)
+    links = links_of(images.captions.owners, images.captions.text_ids)
     groups = near.tolist()
     if all(groups[one] == groups[other] for one, other in links):
         return near
@@ -300,8 +300,8 @@ def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]
         number[rows] = np.arange(len(rows))
         is_mine = number[captions.owners] >= 0
         seen = np.zeros(len(captions.texts), bool)
-        seen[captions.places[~is_mine]] = True
-        texts = captions.places[is_mine]
+        seen[captions.text_ids[~is_mine]] = True
+        texts = captions.text_ids[is_mine]
         others = np.flatnonzero(number < 0)
         yield HeldOutFold(rows, number[captions.owners[is_mine]], texts, seen[texts], space.words_known_to(others))
 
@@ -311,8 +311,8 @@ def _known_fraction(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
     for rows in rows_of(folds):
         is_mine = np.isin(captions.owners, rows)
         seen = np.zeros(len(captions.texts), bool)
-        seen[captions.places[~is_mine]] = True
-        known += int(seen[captions.places[is_mine]].sum())
+        seen[captions.text_ids[~is_mine]] = True
+        known += int(seen[captions.text_ids[is_mine]].sum())
         count += int(is_mine.sum())
     return known / max(1, count)
 
@@ -344,14 +344,14 @@ def _similarities(
     basis: Float[np.ndarray, "R K"] | None = None,
 ) -> Float[np.ndarray, "n Q"]:
     """Return the similarities between the images of a gallery and its queries, as predicted without these images."""
-    texts, places = np.unique(gallery.texts, return_inverse=True)
+    texts, columns = np.unique(gallery.texts, return_inverse=True)
     query_vectors = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
     found = predicted[gallery.rows] * space.whitening
     if basis is not None:
         query_vectors, found = query_vectors @ basis, found @ basis
     similar = unit(found) @ unit(query_vectors).T
     similar += share * (plain[gallery.rows] @ space.plain(texts).T)
-    return similar[:, places]
+    return similar[:, columns]
 
 
 def ranks_of(
@@ -373,10 +373,10 @@ def ranks_of(
 
 
 def _correct_answers(gallery: HeldOutFold) -> Bool[np.ndarray, "n Q"]:
-    texts, places = np.unique(gallery.texts, return_inverse=True)
+    texts, columns = np.unique(gallery.texts, return_inverse=True)
     has = np.zeros((len(gallery.rows), len(texts)), bool)
-    has[gallery.owners, places] = True
-    return has[:, places]
+    has[gallery.owners, columns] = True
+    return has[:, columns]
 
 
 def _ranks(similar: Float[np.ndarray, "q c"], is_right: Bool[np.ndarray, "q c"]) -> Int[np.ndarray, " q"]:

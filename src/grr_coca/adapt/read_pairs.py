@@ -36,7 +36,7 @@ class ImageSet:
             embeddings are zeros.
         digests: SHA-256 of each image file, N 32.
         captions: Captions of the images; captions of fitted images come first.
-        places: Index of each image's first pair in its source.
+        pair_ids: Index of each image's first pair in its source.
         bad: Error messages for pairs that cannot be used.
         num_fit: Number of fitted images, which come first. The remaining images are held out for measurements.
     """
@@ -44,7 +44,7 @@ class ImageSet:
     features: Float[np.ndarray, "N F"]
     digests: UInt8[np.ndarray, "N 32"]
     captions: Captions
-    places: tuple[int, ...]
+    pair_ids: tuple[int, ...]
     bad: tuple[str, ...]
     num_fit: int
 
@@ -78,14 +78,14 @@ class ImageSet:
             features=self.features[rows],
             digests=self.digests[rows],
             captions=self.captions.subset(rows),
-            places=tuple(self.places[row] for row in rows.tolist()),
+            pair_ids=tuple(self.pair_ids[row] for row in rows.tolist()),
             num_fit=int((rows < self.num_fit).sum()),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ReadImage:
-    place: int
+    pair_id: int
     is_held: bool
     digest: bytes
     row: np.ndarray | None
@@ -138,7 +138,7 @@ def read_pairs(
     bad: list[str] = []
     rows: dict[bytes, np.ndarray] = {}
     captions: dict[bytes, dict[str, None]] = {}
-    places: dict[bytes, int] = {}
+    first_pairs: dict[bytes, int] = {}
     held: set[bytes] = set()
     first_held = len(source) if held_from is None else held_from
 
@@ -159,9 +159,9 @@ def read_pairs(
             seen = descriptor.mean_tokens(pixels, [one.digest for one in fresh])
             parts.append(seen if descriptor.mean is None else descriptor.scale(seen))
         computed = np.concatenate(parts, axis=1)
-        by_index = dict(zip((one.place for one in fresh), computed, strict=True))
+        by_index = dict(zip((one.pair_id for one in fresh), computed, strict=True))
         return [
-            replace(one, row=by_index.get(one.place, one.row), pixels=None) if isinstance(one, _ReadImage) else one
+            replace(one, row=by_index.get(one.pair_id, one.row), pixels=None) if isinstance(one, _ReadImage) else one
             for one in found
         ]
 
@@ -175,7 +175,7 @@ def read_pairs(
                 continue
             assert one.row is not None
             rows.setdefault(one.digest, np.asarray(one.row, np.float32))
-            places.setdefault(one.digest, one.place)
+            first_pairs.setdefault(one.digest, one.pair_id)
             captions.setdefault(one.digest, {}).update(dict.fromkeys(one.captions))
             if one.is_held:
                 held.add(one.digest)
@@ -199,15 +199,15 @@ def read_pairs(
         features=features,
         digests=np.frombuffer(b"".join(order), np.uint8).reshape(-1, 32),
         captions=Captions(tuple(texts), model.embed_texts(texts, batch_size=256), owners, of_caption),
-        places=tuple(places[digest] for digest in order),
+        pair_ids=tuple(first_pairs[digest] for digest in order),
         bad=tuple(bad),
         num_fit=num_fit,
     )
 
 
-def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
+def read_pixels(source: PairSource, pair_id: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
     """Return the pixels of a pair's image in the form that the model takes."""
-    pair = source[place]
+    pair = source[pair_id]
     return np.array(model.preprocess.decode_square(pair.image, pair.name))
 
 
@@ -221,14 +221,14 @@ def _read_image(
     """Read the pairs that belong to one image. If they cannot be used, return the error message."""
     try:
         pair = source[pairs[0]]
-        texts = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
+        texts = [clean_caption(text, source.name(number)) for number in pairs for text in source.captions(number)]
         digest = file_digest(pair.image)
         row = stored.get(digest)
         pixels = np.array(model.preprocess.decode_square(pair.image, pair.name)) if row is None else None
     except BadSample as error:
         return str(error)
     return _ReadImage(
-        place=pairs[0],
+        pair_id=pairs[0],
         is_held=pairs[-1] >= first_held,
         digest=digest,
         row=row,

@@ -75,7 +75,7 @@ def as_json(adapted: AdaptationResult) -> str:
     content = {
         "images": adapted.images.num_fit,
         "held_out_images": len(adapted.images) - adapted.images.num_fit,
-        "pairs": len(adapted.images.fitted_captions.places),
+        "pairs": len(adapted.images.fitted_captions.text_ids),
         "different_captions": len(adapted.header.captions),
         "skipped_pairs": len(adapted.images.bad),
         "reused_images": adapted.num_reused,
@@ -142,7 +142,7 @@ def _summary(adapted: AdaptationResult) -> str:
     beside = "" if adapted.encoder is None else f"{beside} {adapted.encoder.name}"
     beside = beside if adapted.start is None else f" and its start model {adapted.start}"
     return (
-        f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.places):,} captions, "
+        f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.text_ids):,} captions, "
         f"{len(adapted.header.captions):,} of them different, adapted from {adapted.header.base}{beside} in "
         f"{adapted.seconds:.0f} s{skipped}. All numbers are of {measured}; in brackets, 95 % intervals over images."
     )
@@ -169,8 +169,8 @@ def _recall_cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
         low, high = np.quantile(drawn[:, :-1] / drawn[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         values = sums[:, :-1].sum(axis=0) / sums[:, -1].sum()
         shown = [f"{v:.1%} [{a:.0%}, {b:.0%}]" for v, a, b in zip(values, low, high, strict=True)]
-        for place, method in enumerate(own):
-            found[method] += shown[place * len(RECALLS) : (place + 1) * len(RECALLS)]
+        for number, method in enumerate(own):
+            found[method] += shown[number * len(RECALLS) : (number + 1) * len(RECALLS)]
         found["chance"] += [f"{share:.1%}" for share in first.chance[direction].mean(axis=0)]
     return found
 
@@ -232,16 +232,18 @@ def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
 def _curve_svg(adapted: AdaptationResult) -> str:
     points = [(share, *found) for share, found in adapted.measured.curve.items()]
     top = max(value + 2 * error for _, value, error in points)
-    place = [(40 + 340 * share, 170 - 150 * value / top, 150 * 1.96 * error / top) for share, value, error in points]
-    line = " ".join(f"{x:.0f},{y:.0f}" for x, y, _ in place)
+    positions = [
+        (40 + 340 * share, 170 - 150 * value / top, 150 * 1.96 * error / top) for share, value, error in points
+    ]
+    line = " ".join(f"{x:.0f},{y:.0f}" for x, y, _ in positions)
     bars = "".join(
-        f"<line x1='{x:.0f}' x2='{x:.0f}' y1='{y - e:.0f}' y2='{y + e:.0f}' stroke='#888'/>" for x, y, e in place
+        f"<line x1='{x:.0f}' x2='{x:.0f}' y1='{y - e:.0f}' y2='{y + e:.0f}' stroke='#888'/>" for x, y, e in positions
     )
-    dots = "".join(f"<circle cx='{x:.0f}' cy='{y:.0f}' r='4' fill='#1660c0'/>" for x, y, _ in place)
+    dots = "".join(f"<circle cx='{x:.0f}' cy='{y:.0f}' r='4' fill='#1660c0'/>" for x, y, _ in positions)
     names = "".join(
         f"<text x='{x:.0f}' y='190' text-anchor='middle'>{share:.0%}</text>"
         f"<text x='{x:.0f}' y='{y - 12:.0f}' text-anchor='end'>{value:.0%}</text>"
-        for (x, y, _), (share, value, _) in zip(place, points, strict=True)
+        for (x, y, _), (share, value, _) in zip(positions, points, strict=True)
     )
     return (
         "<svg width='420' height='200' role='img' aria-label='recall by share of the pairs'>"
@@ -261,11 +263,11 @@ def _evenly_spaced_samples(adapted: AdaptationResult, count: int) -> list[int]:
 def _worst_samples(adapted: AdaptationResult) -> list[int]:
     """Return the indices of the samples whose captions are least similar to the right captions, by text vectors."""
     vectors = adapted.fitted.arrays.caption_vectors
-    place = {text: number for number, text in enumerate(adapted.images.captions.texts)}
+    text_ids = {text: number for number, text in enumerate(adapted.images.captions.texts)}
     scores = []
     for image, text, _ in adapted.captions.samples:
-        right = adapted.images.captions.places[adapted.images.captions.owners == image]
-        mine = adapted.measured.held_out[image] if text not in place else vectors[place[text]]
+        right = adapted.images.captions.text_ids[adapted.images.captions.owners == image]
+        mine = adapted.measured.held_out[image] if text not in text_ids else vectors[text_ids[text]]
         scores.append(float((vectors[right] @ mine).max()))
     return np.argsort(scores, kind="stable")[:_NUM_WORST].tolist()
 
@@ -287,11 +289,11 @@ def _image_html(adapted: AdaptationResult, image: int) -> str:
     If the pair has features in place of an image, return the image that is displayed for the features, or the pair's
     key if it has no such image.
     """
-    place = adapted.images.places[image]
+    pair_id = adapted.images.pair_ids[image]
     if adapted.images.is_seen_by_base:
-        picture = Image.fromarray(read_pixels(adapted.source, place, adapted.model))
+        picture = Image.fromarray(read_pixels(adapted.source, pair_id, adapted.model))
     else:
-        pair = adapted.source[place]
+        pair = adapted.source[pair_id]
         path = pair.picture
         if path is None:
             return html.escape(pair.key)

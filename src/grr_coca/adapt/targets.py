@@ -31,13 +31,13 @@ class Captions:
         texts: Distinct captions, C.
         embeddings: Base embeddings of the distinct captions, C E.
         owners: Image of each pair, as an index, in ascending order.
-        places: Caption of each pair, as a row of `texts`.
+        text_ids: Caption of each pair, as an index of `texts`.
     """
 
     texts: tuple[str, ...]
     embeddings: Float[np.ndarray, "C E"]
     owners: Int[np.ndarray, " P"]
-    places: Int[np.ndarray, " P"]
+    text_ids: Int[np.ndarray, " P"]
 
     @property
     def num_images(self) -> int:
@@ -48,16 +48,16 @@ class Captions:
     def _shares(self) -> WordWeights:
         """Weight of each caption in the mean over its image's captions, as a sparse matrix with one row per image."""
         counts = np.bincount(self.owners)
-        return WordWeights(self.places, (1 / counts)[self.owners].astype(np.float32), np.cumsum(counts))
+        return WordWeights(self.text_ids, (1 / counts)[self.owners].astype(np.float32), np.cumsum(counts))
 
     @property
     def first_of_images(self) -> Int[np.ndarray, " N"]:
         """First caption of each image, as a row of `texts`."""
-        return self.places[np.searchsorted(self.owners, np.arange(self.num_images))]
+        return self.text_ids[np.searchsorted(self.owners, np.arange(self.num_images))]
 
     def texts_of(self, image: int) -> list[str]:
         """Return the captions of an image."""
-        return [self.texts[place] for place in self.places[self.owners == image].tolist()]
+        return [self.texts[number] for number in self.text_ids[self.owners == image].tolist()]
 
     def mean_of_images(self, rows: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "N K"]:
         """Return, for each image, the mean of the rows that belong to its captions."""
@@ -72,7 +72,7 @@ class Captions:
         number = np.full(self.num_images, -1)
         number[images] = np.arange(len(images))
         kept = number[self.owners] >= 0
-        return Captions(self.texts, self.embeddings, number[self.owners[kept]], self.places[kept])
+        return Captions(self.texts, self.embeddings, number[self.owners[kept]], self.text_ids[kept])
 
 
 class TargetSpace:
@@ -95,7 +95,7 @@ class TargetSpace:
 
     def __init__(self, captions: Captions, vocabulary: Vocabulary, text_weight: float) -> None:
         self.captions, self.vocabulary, self.text_weight = captions, vocabulary, text_weight
-        self.text_mean = captions.embeddings[captions.places].mean(axis=0)
+        self.text_mean = captions.embeddings[captions.text_ids].mean(axis=0)
         self._weighed = vocabulary.weigh(captions.texts)
         self._centred = unit(captions.embeddings - self.text_mean)
         self._factors = _factors(self._weighed, text_weight)
@@ -123,7 +123,7 @@ class TargetSpace:
         """Return a mask of the words that occur in the captions of some images."""
         is_of = np.zeros(self.captions.num_images, bool)
         is_of[images] = True
-        texts = np.unique(self.captions.places[is_of[self.captions.owners]])
+        texts = np.unique(self.captions.text_ids[is_of[self.captions.owners]])
         known = np.zeros(len(self.vocabulary), bool)
         known[_rows(self._weighed, texts).ids] = True
         return known
@@ -202,8 +202,8 @@ def _rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
     counts = np.diff(weighed.ends, prepend=0)
     starts, kept = weighed.ends - counts, counts[texts]
     ends = np.cumsum(kept, dtype=np.int64)
-    places = np.repeat(starts[texts] - (ends - kept), kept) + np.arange(int(kept.sum()))
-    return WordWeights(weighed.ids[places], weighed.weights[places], ends)
+    positions = np.repeat(starts[texts] - (ends - kept), kept) + np.arange(int(kept.sum()))
+    return WordWeights(weighed.ids[positions], weighed.weights[positions], ends)
 
 
 def _without(weighed: WordWeights, is_known: Bool[np.ndarray, " V"]) -> WordWeights:

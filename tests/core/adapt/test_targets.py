@@ -24,14 +24,14 @@ def dense(captions, vocabulary, text_weight):
         for word in text.split():
             row[vocabulary.words.index(word)] += vocabulary.rarities[vocabulary.words.index(word)]
         row /= np.linalg.norm(row)
-    centred = captions.embeddings - captions.embeddings[captions.places].mean(axis=0)
+    centred = captions.embeddings - captions.embeddings[captions.text_ids].mean(axis=0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     rows = np.concatenate([words, np.sqrt(text_weight) * centred], axis=1) / np.sqrt(1 + text_weight)
-    return np.stack([rows[captions.places[captions.owners == image]].mean(axis=0) for image in range(6)])
+    return np.stack([rows[captions.text_ids[captions.owners == image]].mean(axis=0) for image in range(6)])
 
 
 def test_all_directions_keep_every_dot_product(captions):
-    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.places], 100)
+    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.text_ids], 100)
     space = TargetSpace(captions, vocabulary, 0.3)
     expected = dense(captions, vocabulary, 0.3)
     expected = expected - expected.mean(axis=0)
@@ -40,7 +40,7 @@ def test_all_directions_keep_every_dot_product(captions):
 
 
 def test_randomized_directions_equal_all_directions(captions, monkeypatch):
-    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.places], 100)
+    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.text_ids], 100)
     exact = TargetSpace(captions, vocabulary, 0.3)
     monkeypatch.setattr(targets, "_DENSE", 0)
     monkeypatch.setattr(targets, "MAX_DIRECTIONS", 8)
@@ -49,7 +49,7 @@ def test_randomized_directions_equal_all_directions(captions, monkeypatch):
 
 
 def test_without_words_equals_a_smaller_vocabulary(captions):
-    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.places], 100)
+    vocabulary = Vocabulary.from_captions([captions.texts[place] for place in captions.text_ids], 100)
     space = TargetSpace(captions, vocabulary, 0.3)
     known = np.array([word != "red" for word in vocabulary.words])
     found = space.without_words(known, np.array([0, 1]))

@@ -13,7 +13,6 @@ from gradient_cases import (
     CASES,
     Task,
     computed,
-    gradients_of,
     make_batch,
     make_model,
     on_a_rank,
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from grr_coca.common.ranks import Ranks
-from grr_coca.model.losses import EmbeddedPairs, batch_loss, contrastive_loss
+from grr_coca.model.losses import EmbeddedPairs, contrastive_loss
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import Parallelism
 from grr_coca.train.step import compute_gradients, count_tokens
@@ -44,23 +43,13 @@ def error_of(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> float
 @pytest.mark.parametrize("case", CASES)
 def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
     expected, expected_losses = reference(CASES[case], torch.float64)
-    for size in (1, 3, 8) if case in ("grr_coca", "teacher") else (3,):
+    for size in (1, 3, 8) if case in ("grr_coca", "teacher") else (3, 8):
         gradients, losses = computed(CASES[case], torch.float64, size)
         assert error_of(gradients, expected) <= BOUNDS[torch.float64]
         assert {name: losses[name] for name in expected_losses} == pytest.approx(expected_losses, rel=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_loss_of_one_batch_matches_the_engine(case):
-    expected, expected_losses = computed(CASES[case], torch.float64, 3)
-    model, batch = make_model(CASES[case], torch.float64), make_batch(CASES[case], torch.float64)
-    losses = batch_loss(model, batch, CASES[case].losses)
-    losses.total.backward()
-    assert error_of(gradients_of(model), expected) <= BOUNDS[torch.float64]
-    assert {name: getattr(losses, name).item() for name in expected_losses} == pytest.approx(expected_losses, rel=1e-12)
-
-
-@pytest.mark.parametrize("case", ["grr_coca", "coca", "z-loss", "sigmoid", "teacher"])
+@pytest.mark.parametrize("case", ["grr_coca", "sigmoid", "teacher"])
 def test_micro_batches_match_the_full_batch_in_fp32(case):
     expected, _ = computed(CASES[case], torch.float32, 8)
     for size in (1, 3):

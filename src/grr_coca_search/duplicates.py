@@ -15,14 +15,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca_search.entry import (
-    MAX_BITS,
-    MIN_COSINE,
-    Entry,
-    num_differing_bits,
-    signatures_match,
-    unpack_signatures,
-)
+from grr_coca_search.entry import MAX_BITS, MIN_COSINE, Entry, num_differing_bits, signatures_match, unpack_signatures
 from grr_coca_search.store import Store
 
 LIMIT_OF_BITS = 16

@@ -191,14 +191,14 @@ def test_truncated_vectors_raise_and_are_not_padded(store, reopened):
 
 
 def test_full_disk_keeps_committed_data(tmp_path):
-    with disk_of(2_000_000, tmp_path / "small") as small:
+    with disk_of(1_200_000, tmp_path / "small") as small:
         store = make_store(str(small / "index"), HEADER)
-        starts = iter(range(0, 100_000, 500))
+        starts = iter(range(0, 100_000, 250))
         with pytest.raises(UserError, match="earlier commits are kept"):
-            deque((fill(store, 500, first=start) for start in starts), maxlen=0)
+            deque((fill(store, 250, first=start) for start in starts), maxlen=0)
         kept = len(store)
         assert kept > 0
-        assert kept % 500 == 0
+        assert kept % 250 == 0
         assert len(store.nearest(make_vectors(1)[0], 10)) == 10
         store.close()
         again = open_store(str(small / "index"))

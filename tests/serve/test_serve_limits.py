@@ -404,14 +404,14 @@ def test_rejects_too_large_or_endless_headers(strict, monkeypatch):
     assert json.loads(response.partition(b"\r\n\r\n")[2])["error"]["message"]
     response = strict.raw(b"hello\r\n\r\n", seconds=2)
     assert response.startswith(b"HTTP/1.1 400")
-    monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.3)
+    monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.1)
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHos")
         assert connection.recv(100) == b"", "closed"
 
 
 def test_body_that_never_ends_is_not_read_forever(strict, monkeypatch):
-    monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.3)
+    monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.1)
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
         assert connection.recv(5000).startswith(b"HTTP/1.1 413")
@@ -422,7 +422,7 @@ def test_body_that_never_ends_is_not_read_forever(strict, monkeypatch):
 
 
 def test_answer_that_is_never_read_is_not_kept_forever(monkeypatch):
-    monkeypatch.setattr("grr_coca_serve.server.SECONDS_TO_SEND", 0.3)
+    monkeypatch.setattr("grr_coca_serve.server.SECONDS_TO_SEND", 0.1)
     with serving() as client:
         client.server._guard._app.add_route("/large", lambda request: Response(bytes(20_000_000)))
         with socket.create_connection(client.place) as connection:

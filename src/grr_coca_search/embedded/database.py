@@ -278,7 +278,7 @@ def database_errors(folder: Path) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def encode_text(text: str) -> str | bytes:
+def sql_text(text: str) -> str | bytes:
     """Convert a text to a parameter of an SQL statement. A file name that is not UTF-8 becomes bytes."""
     try:
         text.encode()
@@ -289,18 +289,18 @@ def encode_text(text: str) -> str | bytes:
 
 def to_row(entry: Entry) -> tuple[object, ...]:
     """Convert an entry to the parameters of the statement `ADD`, except the id."""
-    texts = (encode_text(text) for text in (entry.name, entry.title, entry.root, entry.file))
+    texts = (sql_text(text) for text in (entry.name, entry.title, entry.root, entry.file))
     return (
         *texts,
         entry.offset,
         *entry.stamp,
         entry.date,
-        encode_text(entry.folder),
+        sql_text(entry.folder),
         entry.digest,
         entry.phash,
         entry.width,
         entry.height,
-        encode_text(entry.caption),
+        sql_text(entry.caption),
         entry.name_hash,
         _fields_column(entry),
         *photo_columns(entry.photo, entry.title),

@@ -26,13 +26,13 @@ from grr_coca_search.embedded.database import (
     READ,
     create_database,
     database_errors,
-    encode_text,
     fields_of_row,
     from_row,
     has_no_other_files,
     open_database,
     read_header,
     remove_database,
+    sql_text,
 )
 from grr_coca_search.embedded.vectors import State, how_to_restore, products, top_k_rows
 from grr_coca_search.embedded.writer import Writer
@@ -333,7 +333,7 @@ class EmbeddedStore(Store):
             if names is None
             else [
                 (f"name IN ({_placeholders(chunk, _TEXT)})", chunk)
-                for chunk in chunks(map(encode_text, names), _MAX_PARAMETERS)
+                for chunk in chunks(map(sql_text, names), _MAX_PARAMETERS)
             ]
         )
         with self.snapshot() as now:
@@ -354,7 +354,7 @@ class EmbeddedStore(Store):
         """Return the known state of the given images, by name."""
         with self.snapshot() as now:
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
-            for chunk in chunks(map(encode_text, names), _MAX_PARAMETERS):
+            for chunk in chunks(map(sql_text, names), _MAX_PARAMETERS):
                 rows = now.database.execute(
                     "SELECT name, size, mtime_ns, digest, fields, json_extract(photo, '$.sidecars') FROM pictures "
                     f"WHERE name IN ({_placeholders(chunk, _TEXT)})",
@@ -386,7 +386,7 @@ class EmbeddedStore(Store):
         last = first
         while True:
             with self.snapshot() as now:
-                rows = now.database.execute(statement, (encode_text(root), last, ROWS_PER_READ)).fetchall()
+                rows = now.database.execute(statement, (sql_text(root), last, ROWS_PER_READ)).fetchall()
             if not rows:
                 break
             yield from rows
@@ -470,7 +470,7 @@ def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
 def _where(where: Filter | None) -> tuple[str, list[object]]:
     """Return the SQL condition of a filter, and the values of its placeholders."""
     condition, values = ("1", []) if where is None else to_sql(where)
-    return condition, [encode_text(value) if isinstance(value, str) else value for value in values]
+    return condition, [sql_text(value) if isinstance(value, str) else value for value in values]
 
 
 def _placeholders(items: Sequence[object], mark: str = "?") -> str:

@@ -18,15 +18,7 @@ from grr_coca_search.embedded.checksums import (
     following_blocks,
     write_blocks,
 )
-from grr_coca_search.embedded.database import (
-    ADD,
-    encode_text,
-    lock_writer,
-    open_database,
-    photo_columns,
-    to_row,
-    upgrade,
-)
+from grr_coca_search.embedded.database import ADD, lock_writer, open_database, photo_columns, sql_text, to_row, upgrade
 from grr_coca_search.embedded.vectors import VectorFile, append_rows, read_state, vectors_file
 from grr_coca_search.entry import Entry
 from grr_coca_search.store import Changes, PhotoUpdate
@@ -72,11 +64,11 @@ class Writer:
         if added:
             vectors = np.stack([vector for _, vector in added])
             append_rows(vectors_file(self._folder, before.generation), before.rows, vectors)
-        names = [encode_text(name) for name in (*changes.removed, *(entry.name for entry, _ in added))]
+        names = [sql_text(name) for name in (*changes.removed, *(entry.name for entry, _ in added))]
         self._database.execute("BEGIN IMMEDIATE")
         try:
             revision = before.revision + 1
-            removed = self._remove(names + [encode_text(failure.name) for failure in changes.failed], revision)
+            removed = self._remove(names + [sql_text(failure.name) for failure in changes.failed], revision)
             self._touch(changes)
             first = before.rows + 1
             self._database.executemany(
@@ -88,7 +80,7 @@ class Writer:
             self._database.executemany(
                 "INSERT INTO failures VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, CAST(? AS TEXT))",
                 (
-                    (encode_text(name), encode_text(root), *(stamp or (None, None)), encode_text(message))
+                    (sql_text(name), sql_text(root), *(stamp or (None, None)), sql_text(message))
                     for name, root, stamp, message in {failure.name: failure for failure in changes.failed}.values()
                 ),
             )
@@ -104,7 +96,7 @@ class Writer:
 
     def _metadata_rows(self, notes: Sequence[PhotoUpdate]) -> Iterator[tuple[object, ...]]:
         for noted in notes:
-            name = encode_text(noted.name)
+            name = sql_text(noted.name)
             row = self._database.execute("SELECT title FROM pictures WHERE name = CAST(? AS TEXT)", (name,)).fetchone()
             yield (*photo_columns(noted.photo, row[0] if row else ""), noted.phash, noted.pixel_signature or None, name)
 
@@ -121,7 +113,7 @@ class Writer:
         self._database.executemany(
             'UPDATE pictures SET "offset" = ?, size = ?, mtime_ns = ?, '
             "date = strftime('%Y-%m-%dT%H:%M:%S', ? / 1000000000, 'unixepoch') WHERE name = CAST(? AS TEXT)",
-            ((offset, *stamp, stamp.mtime_ns, encode_text(name)) for name, stamp, offset in changes.touched),
+            ((offset, *stamp, stamp.mtime_ns, sql_text(name)) for name, stamp, offset in changes.touched),
         )
 
     def _add(self, entries: Sequence[Entry], first: int) -> None:

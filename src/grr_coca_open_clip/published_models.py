@@ -304,7 +304,7 @@ class PublishedModels:
         return f"for photographs, published by open_clip; to let the first use download one, run {command}:"
 
     def owns(self, name: str) -> bool:
-        """Return whether a name belongs to a published model, optionally with `@revision`."""
+        """Return whether `name` is the name of a published model, with or without `@revision`."""
         return find_published(name) is not None
 
     def locate(self, name: str) -> Path:

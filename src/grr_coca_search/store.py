@@ -523,7 +523,7 @@ def value_counts(store: Store, fields: Iterable[str], where: Filter) -> list[Fac
 
 
 def value_counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
-    """Return the values of the given fields, each with the number of groups that have the value.
+    """Return the most frequent values of the given fields, each with the number of groups that have the value.
 
     Numbers and dates are omitted. Text fields are included even if all of their values differ.
 

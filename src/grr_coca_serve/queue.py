@@ -388,7 +388,10 @@ def _fail(job: _Job, error: BaseException) -> None:
 
 
 def _best_batch(model: ImageTextModel) -> tuple[int, float]:
-    """Measure batch sizes. Return the smallest size with nearly the best throughput, and its seconds per image."""
+    """Measure the throughput of several batch sizes.
+
+    Return the smallest size with nearly the best throughput, and its seconds per image.
+    """
     side = model.preprocess.image_size
     random = np.random.default_rng(0)
     options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))

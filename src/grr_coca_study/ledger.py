@@ -77,7 +77,7 @@ def read_digests(folder: Path) -> Digests:
     """
     path = folder / DIGESTS_FILE
     if not path.exists():
-        raise UserError(f"{path}: is missing; run `grr-coca study run` to write it again")
+        raise UserError(f"{path}: file not found; run `grr-coca study run` to write it again")
     return from_dict(Digests, read_json(path), str(path))
 
 

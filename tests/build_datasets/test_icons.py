@@ -202,7 +202,7 @@ def test_does_not_replace_other_files_or_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(empty)
     with pytest.raises(UserError, match="has no folder name"):
         icons.build(pytest.fail, Path())
-    with pytest.raises(UserError, match="is the current folder, which cannot be replaced"):
+    with pytest.raises(UserError, match="the current folder cannot be replaced"):
         icons.build(pytest.fail, empty)
 
 

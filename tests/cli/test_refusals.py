@@ -82,7 +82,7 @@ def test_inputs_of_a_command_are_not_overwritten(refused, workspace, fill_paths,
     (workspace / "dataset_coco.json").write_text("{}")
     (workspace / "link.png").symlink_to("images/0.webp")
     before = state(workspace)
-    assert "is an input and would be overwritten" in refused(*shlex.split(fill_paths(command)))
+    assert "this input would be overwritten" in refused(*shlex.split(fill_paths(command)))
     assert state(workspace) == before
 
 
@@ -103,5 +103,5 @@ def test_pipe_is_not_replaced_by_a_file(refused, workspace, fill_paths, monkeypa
     (workspace / f"link{pipe.suffix}").symlink_to(pipe)
     for out in (pipe, workspace / f"link{pipe.suffix}"):
         message = refused(*shlex.split(fill_paths(command))[:-1], out)
-        assert f"{out}: is a device or a pipe" in message
+        assert f"{out}: expected a regular file, found a device or a pipe" in message
     assert pipe.is_fifo()

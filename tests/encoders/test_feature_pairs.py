@@ -315,7 +315,7 @@ def test_encoder_of_features_cannot_encode(grr_coca, refused, place, tmp_path):
     assert "omit --frame" in refused("data", "features", slides, tmp_path / "o", *given, "--frame")
     assert not (tmp_path / "o").exists()
     done = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "o", "--encoder", "given:virchow")
-    assert "given:virchow: cannot encode images, because only its features are known" in done.err
+    assert "given:virchow: this encoder is not available here, so images cannot be encoded" in done.err
 
 
 @pytest.mark.parametrize("width", [1, 5, 768, 1536, 5_000])

@@ -147,7 +147,8 @@ def adapt_model(
     folder = locate_checkpoint(base)
     if is_adapted(folder):
         raise UserError(
-            f"{base}: is an adapted model; adapt its base, {read_adapted_header(folder).base}. To add pairs, pass all "
+            f"{base}: an adapted model cannot be adapted again; pass its base model, "
+            f"{read_adapted_header(folder).base}. To add pairs, pass all "
             "pairs and the same --out: stored features are reused"
         )
     require_replaceable(out)

@@ -176,12 +176,13 @@ def _sheet_path(action: Check, source: "PairSource") -> Path | None:
         return None
     if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
         raise UserError(
-            f"{sheet}: is in the folder of images, and would count as an image; pass a path outside it to --sheet"
+            f"{sheet}: the sheet would be in the folder of images, and would count as one of them; pass a path "
+            "outside that folder to --sheet"
         )
     if not sheet.parent.is_dir():
         raise UserError(f"{sheet}: its folder does not exist; pass another --sheet")
     if sheet.is_dir():
-        raise UserError(f"{sheet}: is a folder; pass the name of a PNG file to --sheet")
+        raise UserError(f"{sheet}: expected a PNG file, found a folder; pass a file name to --sheet")
     require_suffix(sheet, (".png",))
     require_not_an_input(sheet, [action.path])
     require_writable(sheet)

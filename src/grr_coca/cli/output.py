@@ -110,7 +110,7 @@ def require_new_folder(folder: Path) -> None:
     """
     if folder.is_dir() and not any(folder.iterdir()):
         if folder.samefile(Path.cwd()):  # a shell in that folder would stay in the old one
-            raise UserError(f"{folder}: is the current folder, which cannot be replaced; pass a new folder to --out")
+            raise UserError(f"{folder}: the current folder cannot be replaced; pass a new folder to --out")
         return
     if folder.exists():
         raise UserError(f"{folder}: already exists; pass another --out, or remove it first")

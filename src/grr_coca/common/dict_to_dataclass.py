@@ -125,7 +125,9 @@ def read_yaml(path: Path, kind: str) -> object:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; pass a {kind}, which is a YAML file") from error
+        raise UserError(
+            f"{path}: expected a {kind}, which is a YAML file, but found a folder; pass the file"
+        ) from error
     except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
         # PyYAML raises the last four errors for values that resemble a date (2024-13-45) or another type, and for lists
         # that are nested too deeply.

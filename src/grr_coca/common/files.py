@@ -128,7 +128,7 @@ def read_errors(path: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; pass a file") from error
+        raise UserError(f"{path}: expected a file, found a folder; pass a file in it") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:  # the path contains a null byte, or the offset is negative

@@ -70,10 +70,10 @@ def _require_replaceable(path: Path) -> None:
     """
     with disk_errors(path):
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; pass a file name")
+            raise UserError(f"{path}: expected a file, found a folder; pass a file name")
         is_other = path.exists() and not path.is_file()
     if is_other:
-        raise UserError(f"{path}: is a device or a pipe; pass a file name")
+        raise UserError(f"{path}: expected a regular file, found a device or a pipe; pass a file name")
 
 
 def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
@@ -83,7 +83,7 @@ def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
         UserError: If the output is the same file as an input, even if the names differ.
     """
     if any(_is_same(path, given) for given in inputs):
-        raise UserError(f"{path}: is an input and would be overwritten; pass another path")
+        raise UserError(f"{path}: this input would be overwritten; pass another path")
 
 
 def _is_same(path: Path, given: str | Path) -> bool:

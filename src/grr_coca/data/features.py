@@ -146,7 +146,7 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
                 raise UserError(f"{folder}: contains features with another {name.replace('_', ' ')}; pass a new folder")
         return
     if any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; pass a new folder")
+        raise UserError(f"{folder}: the folder is not empty; pass a new folder")
     write_bytes_atomic(path, json.dumps(to_dict(header), indent=2, ensure_ascii=False).encode())
 
 

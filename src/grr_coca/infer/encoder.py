@@ -103,7 +103,10 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
     """
     scheme, colon, rest = name.partition(":")
     if scheme == GIVEN:
-        raise UserError(f"{name}: cannot encode images, because only its features are known; pass features")
+        raise UserError(
+            f"{name}: this encoder is not available here, so images cannot be encoded; pass a folder of its features "
+            "instead of images"
+        )
     opener: EncoderOpener | None = plugins.find("grr_coca.encoders", scheme) if colon else None
     if opener is None:
         schemes = [
@@ -194,12 +197,15 @@ class GivenEncoder:
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:  # noqa: ARG002
         """Raise an error, because the encoder is not available."""
-        raise UserError(f"{self.info.name}: cannot encode images, because only its features are known; pass features")
+        raise UserError(
+            f"{self.info.name}: this encoder is not available here, so images cannot be encoded; pass a folder of "
+            "its features instead of images"
+        )
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
         """Raise an error, because the encoder is not available."""
         raise UserError(
-            f"{self.info.name}: cannot be exported, because only its features are known; pass another encoder"
+            f"{self.info.name}: this encoder is not available here, so it cannot be exported; pass another encoder"
         )
 
 

@@ -209,7 +209,7 @@ def require_not_adapted(folder: Path, what: str) -> None:
     """
     if is_adapted(folder):
         base = read_json(folder / ADAPTED).get("base")
-        raise UserError(f"{folder}: {what} does not support adapted models; use its base, {base}")
+        raise UserError(f"{folder}: {what} does not support adapted models; use the base of this model, {base}")
 
 
 def has_graphs(folder: Path) -> bool:

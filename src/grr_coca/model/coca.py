@@ -375,7 +375,10 @@ class CoCa(nn.Module):
         kept_patches: Int[Tensor, "B K"] | None = None,
         features: FeatureTokens | None = None,
     ) -> EncodedImage:
-        """Encode only images. Return the tokens that captions attend to, and embeddings of unit length."""
+        """Encode images, or features, without captions.
+
+        Return the tokens that the multimodal decoder attends to, their mask, and embeddings of unit length.
+        """
         # FSDP gathers weights around this method and around `forward`, so `forward` must call `_encode_image` instead.
         return self._encode_image(images, kept_patches, features)
 

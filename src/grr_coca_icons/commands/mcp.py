@@ -21,7 +21,10 @@ def run(
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if not indexes:
-        raise UserError("no index given; create one first: grr-coca index iconify:lucide --out lucide.index")
+        raise UserError(
+            "no index given; pass at least one, such as lucide.index (create it with: grr-coca index iconify:lucide "
+            "--out lucide.index)"
+        )
     require_extra("mcp", "serving agents")
     from grr_coca_icons.tools.mcp import serve_stdio  # lazy import, because it needs an extra
 

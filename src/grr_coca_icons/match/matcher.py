@@ -1,6 +1,6 @@
-"""End-to-end matching, which the command line, the server and Python share.
+"""End-to-end matching, shared by the command line, the server and the Python API.
 
-`Matcher` has a model, opens image sets from a user's arguments, and matches them.
+`Matcher` holds a model, opens the image sets that a user's arguments name, and matches them.
 """
 
 from collections import defaultdict

@@ -161,7 +161,7 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
     every = list(_icons(about))
     icons = [icon for icon, is_hidden in every if not is_hidden]
     if not icons:
-        raise UserError(f"{name}: an Iconify set without icons")
+        raise UserError(f"{name}: this Iconify set has no icons; pass another set")
     return IconSet(
         prefix=escape_control_chars(str(about["prefix"])),
         icons=icons,
@@ -279,7 +279,10 @@ def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet
     except _DAMAGE as error:
         raise UserError(f"{name}: corrupt npm package ({error}); delete the file to download it again") from error
     if "icons.json" not in files:
-        raise UserError(f"{name}: an npm package without icons.json; expected one of @iconify-json")
+        raise UserError(
+            f"{name}: this npm package has no icons.json; pass a package of the scope @iconify-json, such as "
+            "@iconify-json/lucide"
+        )
     found = parse_json(files["icons.json"], f"{name}: icons.json", files.get("info.json"), package)
     if prefix and found.prefix != prefix:
         raise UserError(

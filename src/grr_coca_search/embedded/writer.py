@@ -124,7 +124,7 @@ class Writer:
         self._database.executemany("INSERT OR IGNORE INTO columns VALUES (?)", ((name,) for name in columns))
 
     def compact(self) -> bool:
-        """Rewrite the vector file if more than half of its rows belong to removed images.
+        """Rewrite the vector file if more than half of its rows, and at least `MIN_GONE`, belong to removed images.
 
         Return whether the file was rewritten.
         """

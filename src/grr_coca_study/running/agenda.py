@@ -112,10 +112,10 @@ class RemainingWork:
             self.add(row)
 
     def add(self, row: LedgerRow, *, is_new: bool = False) -> None:
-        """Count a row, unless its run must be repeated, because the row has other data or lacks scores.
+        """Count a row, unless its run must be repeated: the row was computed from different data, or lacks scores.
 
-        `is_new` states whether the run has just ended. In that case, a NaN score counts as present, because repeating
-        the run would not help.
+        `is_new` states whether the run has just ended. Its scores are then not checked, because a score that is still
+        missing was NaN, and repeating the run would not help.
         """
         is_of_data = row.data_digest == self._data.get(row.stage)
         starts_from_data = row.start_data_digest in (None, self._data[self._stages[0]])
@@ -161,10 +161,10 @@ class RemainingWork:
         return chosen
 
     def require_sound_points(self) -> None:
-        """Check that no arm diverged at every candidate point for a later run.
+        """Check that each grid from which a later run takes its best point has a point at which no run diverged.
 
         Raises:
-            UserError: If an arm diverged at every point. The message names the arm and the stage.
+            UserError: If runs diverged at all points of a grid. The message names the arms and the stage.
         """
         for arm, stage in self._needed_choices():
             costs = self._costs(arm, stage)

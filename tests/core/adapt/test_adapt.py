@@ -233,7 +233,10 @@ def test_rejects_too_many_pairs_before_reading_them(grr_coca, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["adapt", "pairs.tar", "-c", "mine", "--out", "new"], "mine: is an adapted model; adapt its base, icons"),
+        (
+            ["adapt", "pairs.tar", "-c", "mine", "--out", "new"],
+            "mine: an adapted model cannot be adapted again; pass its base model, icons",
+        ),
         (["adapt", "pairs.tar", "--out", "unseen"], "which would be deleted; pass a new folder to --out"),
         (["adapt", "pairs.tar", "--out", "pairs.tar"], "expected a folder, found a file"),
         (["match", "unseen", "unseen", "-c", "mine"], "match does not support adapted models"),

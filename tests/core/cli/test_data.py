@@ -114,7 +114,7 @@ def test_sheet_replaces_only_images_outside_the_data(grr_coca, refused, spoiled,
     table = tmp_path / "pairs.png"
     table.write_bytes(spoiled.read_bytes())
     monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda _: open_source(str(spoiled)))
-    assert "is an input and would be overwritten" in refused("data", "check", table, "--sheet", table)
+    assert "this input would be overwritten" in refused("data", "check", table, "--sheet", table)
     assert "unsupported format '.csv'" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
 
 
@@ -132,7 +132,9 @@ def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp
     folder.mkdir()
     (folder / "a.webp").write_bytes(PAIRS[0].image)
     (folder / "a.txt").write_text("a drawing")
-    assert "pass a path outside it to --sheet" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
+    assert "pass a path outside that folder to --sheet" in refused(
+        "data", "check", folder, "--sheet", folder / "sheet.png"
+    )
     assert grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png").code == 0
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "a.webp"]
 

@@ -96,7 +96,7 @@ def test_deep_grey_is_scaled_and_not_cut():
         (None, "NoneType"),
         ("nowhere/cat.png", "nowhere/cat.png: no such file"),
         ("null\0byte.png", "embedded null"),
-        (".", "is a folder; pass a file"),
+        (".", "expected a file, found a folder; pass a file in it"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

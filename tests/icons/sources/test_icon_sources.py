@@ -238,7 +238,11 @@ def test_corrupt_package_in_the_cache_is_one_line(npm):
     ("content", "told"),
     [
         ({"icons.json": b"{}" + b" " * 100}, r"icons\.json is too large: 102 bytes \(limit 100\)"),
-        ({"index.js": b""}, "an npm package without icons.json; expected one of @iconify-json"),
+        (
+            {"index.js": b""},
+            "this npm package has no icons.json; pass a package of the scope @iconify-json, such as "
+            "@iconify-json/lucide",
+        ),
     ],
 )
 def test_invalid_archive_raises(tmp_path, monkeypatch, content, told):
@@ -319,7 +323,7 @@ def test_real_npm_fetches_a_real_set():
     ("content", "message"),
     [
         ('{"prefix": "x", "icons": []}', "not an Iconify set"),
-        ('{"prefix": "x", "icons": {}}', "without icons"),
+        ('{"prefix": "x", "icons": {}}', "has no icons"),
         ('{"prefix": "x", "icons": {"a"', "not a readable JSON file"),
         ('{"icons": {"a": {"body": ""}}}', "an Iconify icon set"),
         ("[1, 2]", "an Iconify icon set"),

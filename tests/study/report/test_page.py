@@ -222,7 +222,7 @@ def test_rejects_a_folder_without_a_study(tmp_path, capsys):
     folder = write_study(tmp_path / "study", plan(ARMS[:2]), [])
     (folder / "digests.json").unlink()
     assert main(["study", "report", str(folder)]) == 2
-    assert "digests.json: is missing; run `grr-coca study run` to write it again" in capsys.readouterr().err
+    assert "digests.json: file not found; run `grr-coca study run` to write it again" in capsys.readouterr().err
 
 
 def test_unwritable_report_names_its_path(tmp_path, capsys):

@@ -74,10 +74,10 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def follows_activation(product: ir.Node) -> bool:
-    """Return whether the input tokens of a product differ in magnitude.
+    """Return whether the input tokens of a matrix product may differ much in magnitude.
 
-    This is the case if anything other than a linear operation or a norm separates the product from earlier products: an
-    activation, or an activation multiplied by something, as in GEGLU.
+    This is assumed if a nonlinear operation, such as an activation or GEGLU, lies between the input and the nearest
+    preceding norm or matrix product.
     """
     is_uneven, values, seen = False, [product.inputs[0]], set()
     while values:

@@ -156,7 +156,7 @@ def sample_next(logits: Logits, uniforms: Float[np.ndarray, " R"], options: Gene
 def _filtered(
     logits: Float[np.ndarray, "R K"], total: Float[np.ndarray, " R"] | None, options: GenerationOptions
 ) -> Bool[np.ndarray, "R K"]:
-    """Return the tokens that the filters `top_p` and `min_p` exclude, including all tokens after an excluded token.
+    """Return a mask of the tokens that `top_p` and `min_p` exclude. The most likely token is never excluded.
 
     Args:
         logits: Logits of the most likely tokens, divided by the temperature, in descending order.

@@ -74,8 +74,8 @@ class GenerationOptions:
         given = [name for name in ("temperature", *_ONLY_SAMPLING) if getattr(self, name) is not None]
         if self.num_beams > 1 and given:
             raise UserError(
-                f"num_beams {self.num_beams} cannot be combined with {', '.join(given)}, because beams are "
-                "not sampled; omit one"
+                f"num_beams {self.num_beams} cannot be combined with {', '.join(given)}, because beam "
+                "search does not sample; omit num_beams, or omit the other options"
             )
         if self.temperature is None and given:
             raise UserError(f"{', '.join(given)} needs sampling; set temperature, e.g. 1.0")

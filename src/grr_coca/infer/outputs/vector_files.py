@@ -58,7 +58,7 @@ def check_format(path: Path) -> None:
     if require_suffix(path, _SUFFIXES) == ".parquet":
         require_extra("parquet", f"{path}: writing Parquet")
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; pass a file name")
+        raise UserError(f"{path}: expected a file, found a folder; pass a file name")
 
 
 def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:

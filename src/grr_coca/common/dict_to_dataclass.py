@@ -57,10 +57,10 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
 def _nearest_key(key: str, cls: type) -> str:
     """Return a hint for an unknown key: the path of the same key in another section, or the most similar key."""
     own = _fields(cls)
-    places = [place for name in own for place in _key_paths(name, own[name][0]) if place.rpartition(".")[2] == key]
-    if not places:
+    paths = [path for name in own for path in _key_paths(name, own[name][0]) if path.rpartition(".")[2] == key]
+    if not paths:
         return suggest_name(key, own)
-    return "did you mean " + " or ".join(f"'{place}'" for place in places) + "?"
+    return "did you mean " + " or ".join(f"'{path}'" for path in paths) + "?"
 
 
 def _key_paths(name: str, hint: Any) -> Iterator[str]:

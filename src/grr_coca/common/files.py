@@ -111,8 +111,8 @@ def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:
 
     Symbolic links are followed, and the path need not exist.
     """
-    place = Path(os.path.realpath(path))
-    return any(place.is_relative_to(os.path.realpath(folder)) for folder in folders)
+    resolved = Path(os.path.realpath(path))
+    return any(resolved.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 @contextmanager

@@ -130,13 +130,13 @@ class Replacement(NamedTuple):
     Attributes:
         cause: Reason why the sample is bad.
         name: Name of the pair.
-        place: Shard, table or folder that contains the pair.
+        container: Shard, table or folder that contains the pair.
         sample: Index of the pair in the source.
     """
 
     cause: str
     name: str
-    place: str
+    container: str
     epoch: int
     sample: int
 

@@ -74,14 +74,14 @@ def source_state(source: PairSource) -> tuple[int, int]:
 
 
 def _caption_files(source: PairSource) -> Iterator[Path]:
-    is_file: dict[str, bool] = {}  # by place; a place that is not a file is a folder with one text file per image
+    is_file: dict[str, bool] = {}  # a container that is not a file is a folder with one text file per image
     for index in range(len(source)):
-        place = source.container(index)
-        if place not in is_file:
-            is_file[place] = Path(place).is_file()
-            if is_file[place]:
-                yield Path(place)
-        if not is_file[place] and (path := caption_file(Path(source.image_name(index)))) is not None:
+        container = source.container(index)
+        if container not in is_file:
+            is_file[container] = Path(container).is_file()
+            if is_file[container]:
+                yield Path(container)
+        if not is_file[container] and (path := caption_file(Path(source.image_name(index)))) is not None:
             yield path
 
 

@@ -247,8 +247,8 @@ class PairDataset(Dataset[Sample]):
         except BadSample as error:
             if self.augmentation is None:
                 raise
-            place = self.source.container(ref.sample)
-            replaced = Replacement(error.cause, self.source.name(ref.sample), place, ref.epoch, ref.sample)
+            container = self.source.container(ref.sample)
+            replaced = Replacement(error.cause, self.source.name(ref.sample), container, ref.epoch, ref.sample)
             return replace(self._replacement_sample(ref, error), replaced=replaced)
 
     def _replacement_sample(self, ref: SampleRef, first: BadSample) -> Sample:
@@ -477,12 +477,12 @@ class ReplacementLog:
         self._window = window
         self._recent: deque[tuple[int, tuple[str, ...]]] = deque()
         self._recent_samples = 0
-        self._recent_places: Counter[str] = Counter()
+        self._recent_containers: Counter[str] = Counter()
 
     @property
     def share(self) -> float:
         """Fraction of bad samples in the window."""
-        return self._recent_places.total() / max(self._recent_samples, 1)
+        return self._recent_containers.total() / max(self._recent_samples, 1)
 
     def add(self, num_samples: int, replaced: Sequence[Replacement]) -> None:
         """Count a batch of `num_samples` samples.
@@ -491,20 +491,20 @@ class ReplacementLog:
             UserError: If the window is full and its fraction of bad samples is too large. The message names the shard
                 or folder that has most of the bad samples.
         """
-        places = tuple(replacement.place for replacement in replaced)
+        containers = tuple(replacement.container for replacement in replaced)
         self.counts.update(replacement.cause for replacement in replaced)
-        self._recent.append((num_samples, places))
+        self._recent.append((num_samples, containers))
         self._recent_samples += num_samples
-        self._recent_places.update(places)
+        self._recent_containers.update(containers)
         while self._recent_samples - self._recent[0][0] >= self._window:
-            num_old, old_places = self._recent.popleft()
+            num_old, old_containers = self._recent.popleft()
             self._recent_samples -= num_old
-            self._recent_places.subtract(old_places)
+            self._recent_containers.subtract(old_containers)
         if self._recent_samples >= self._window and self.share > self._max_share:
             raise UserError(self._too_many())
 
     def _too_many(self) -> str:
-        worst, count = self._recent_places.most_common(1)[0]
+        worst, count = self._recent_containers.most_common(1)[0]
         causes = ", ".join(f"{cause}: {number:,}" for cause, number in self.counts.most_common())
         return (
             f"{self.share:.0%} of the last {self._recent_samples:,} samples are bad, more than health: max_bad_share "

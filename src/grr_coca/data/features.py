@@ -249,7 +249,7 @@ class FeatureCache:
 
     def _shard_of(self, image: int) -> tuple["_Shard", int]:
         """Return the memory-mapped shard of an image, and the index of the image in the shard."""
-        shard, place = divmod(image, self.header.images_per_shard)
+        shard, row = divmod(image, self.header.images_per_shard)
         if shard not in self._shards:
             count, ends = len(self.header.images_of(shard)), None
             if self.header.varies:
@@ -257,7 +257,7 @@ class FeatureCache:
             num_rows = count if ends is None else int(ends[-1])
             rows = _open_array(self.folder / _file_name(shard), (num_rows, *self.header.row_shape), self.header.dtype)
             self._shards[shard] = _Shard(rows, self._digests_of(shard), ends)
-        return self._shards[shard], place
+        return self._shards[shard], row
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without mapped files, because other processes must map them again."""

@@ -176,8 +176,8 @@ def _open_parquet(path: Path) -> GivenFeatures:
         raise UserError(
             f"{path}: several columns have lists of numbers: {found}; rename the column to use to 'features'"
         )
-    place = first_column(schema.names, _NAME_COLUMNS)
-    names = None if place is None else [str(name) for name in file.read([schema.names[place]]).column(0).to_pylist()]
+    column = first_column(schema.names, _NAME_COLUMNS)
+    names = None if column is None else [str(name) for name in file.read([schema.names[column]]).column(0).to_pylist()]
 
     @lru_cache(_CACHED_GROUPS)
     def group_of(group: int) -> Any:

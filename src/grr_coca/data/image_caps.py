@@ -93,32 +93,32 @@ then take quadratic time in long runs of them.
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
     """Yield, for each segment, its marker, the position of its length, and the number of bytes skipped before it."""
     while (found := _MARKER.search(data, start)) is not None:
-        marker, place = found[1][0], found.end()
-        yield marker, place, place - 2 - start
-        start = place if marker in _WITHOUT_LENGTH else place + int.from_bytes(data[place : place + 2], "big")
+        marker, offset = found[1][0], found.end()
+        yield marker, offset, offset - 2 - start
+        start = offset if marker in _WITHOUT_LENGTH else offset + int.from_bytes(data[offset : offset + 2], "big")
 
 
 def _check_jpeg(data: bytes) -> None:
     num_segments = num_exif = fill = tables = pixels = components = 0
     frame = 0
-    for marker, place, skipped in _segments(data, 2):
+    for marker, offset, skipped in _segments(data, 2):
         num_segments, fill = num_segments + 1, fill + skipped
         _require("segments", num_segments, _MAX_SEGMENTS)
         _require("bytes between segments", fill, _MAX_FILL)
         if marker in _FRAMES:
-            height, width, components = struct.unpack_from(">HHB", data, place + 3)
+            height, width, components = struct.unpack_from(">HHB", data, offset + 3)
             frame, pixels = marker, max(pixels, height * width)
         if marker in _FRAMES or marker in (_DQT, _DHP):
-            tables += int.from_bytes(data[place : place + 2], "big")
+            tables += int.from_bytes(data[offset : offset + 2], "big")
             _require("bytes of tables", tables, _MAX_TABLES)
-        if marker == _APP1 and data[place + 2 : place + 6] == b"Exif":
+        if marker == _APP1 and data[offset + 2 : offset + 6] == b"Exif":
             num_exif += 1
             _require("segments of EXIF", num_exif, _MAX_EXIF_SEGMENTS)
         if marker == _SOS:
-            _require("resources of Photoshop", data.count(b"8BIM", 0, place), _MAX_RESOURCES)
+            _require("resources of Photoshop", data.count(b"8BIM", 0, offset), _MAX_RESOURCES)
             # A sequential file whose first scan contains all components is decoded in one pass.
-            if frame in _PROGRESSIVE or data[place + 2 : place + 3] != bytes([components]):
-                _check_scans(data, place, pixels)
+            if frame in _PROGRESSIVE or data[offset + 2 : offset + 3] != bytes([components]):
+                _check_scans(data, offset, pixels)
             return
 
 
@@ -146,12 +146,12 @@ _MAX_EXIF_BYTES = 2**20
 
 
 def _check_png(data: bytes) -> None:
-    place, num_chunks, num_texts, num_profiles, exif = 8, 0, 0, 0, 0
+    offset, num_chunks, num_texts, num_profiles, exif = 8, 0, 0, 0, 0
     limit = _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
     unpack = struct.Struct(">I4s").unpack_from
-    while place + 8 <= len(data):
-        size, kind = unpack(data, place)
-        place += 12 + size
+    while offset + 8 <= len(data):
+        size, kind = unpack(data, offset)
+        offset += 12 + size
         num_chunks += 1
         if kind == b"IDAT" and num_chunks <= limit:
             continue
@@ -179,22 +179,22 @@ def _check_gif(data: bytes) -> None:
     """Walk through the file up to the second frame, as Pillow does. Each block or byte between blocks is one step."""
     limit = _MAX_BLOCKS + len(data) // _BYTES_PER_BLOCK
     flags, end = data[10] if len(data) > 10 else 0, len(data)
-    place, num_blocks, num_frames = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0, 0
-    while place < end and data[place] != 0x3B:
-        kind, place, num_blocks = data[place], place + 1, num_blocks + 1
+    offset, num_blocks, num_frames = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0, 0
+    while offset < end and data[offset] != 0x3B:
+        kind, offset, num_blocks = data[offset], offset + 1, num_blocks + 1
         if kind == 0x2C:
             if num_frames:
                 return
-            left, top, width, height, flags = struct.unpack_from("<HHHHB", data, place)
+            left, top, width, height, flags = struct.unpack_from("<HHHHB", data, offset)
             _require_size(left + width, top + height)
-            place += 10 + (3 << (flags & 7) + 1 if flags & 128 else 0)
+            offset += 10 + (3 << (flags & 7) + 1 if flags & 128 else 0)
             num_frames = 1
         elif kind == 0x21:
-            place += 1
-        while kind in (0x21, 0x2C) and place < end and data[place] and num_blocks <= limit:
-            place += 1 + data[place]
+            offset += 1
+        while kind in (0x21, 0x2C) and offset < end and data[offset] and num_blocks <= limit:
+            offset += 1 + data[offset]
             num_blocks += 1
-        place += kind in (0x21, 0x2C)
+        offset += kind in (0x21, 0x2C)
         _require("blocks for its bytes", num_blocks, limit)
 
 
@@ -265,8 +265,8 @@ def _check_tiff(data: bytes) -> None:
         raise _LimitError(f"unsupported byte order of BigTIFF; {_SAVE_AGAIN}")
     (first,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
     tags, more, num_tiles = _check_directory(data, first, order, is_big=is_big)
-    for place in more.values():
-        _check_directory(data, place, order, is_big=is_big)
+    for offset in more.values():
+        _check_directory(data, offset, order, is_big=is_big)
     width, height = tags.get(256, 0), tags.get(257, 0)
     _require_size(width, height)
     tile = tags.get(322, 0) * tags.get(323, 0)
@@ -290,8 +290,8 @@ def _check_directory(
     more: dict[int, int] = {}
     num_bytes = num_tiles = 0
     _require("tags", count, _MAX_TAGS)
-    for place in range(start, min(start + count * form.size, len(data) - form.size + 1), form.size):
-        tag, kind, num_values, value = form.unpack_from(data, place)
+    for offset in range(start, min(start + count * form.size, len(data) - form.size + 1), form.size):
+        tag, kind, num_values, value = form.unpack_from(data, offset)
         if tag in _TILE_TAGS:
             _require("tiles or strips", num_values, _MAX_TILES)
         elif kind in (5, 10):
@@ -340,59 +340,59 @@ def _check_j2k(data: bytes) -> None:
     num_tiles = -(-max(0, right - first_across) // across) * -(-max(0, bottom - first_down) // down)
     _require("tiles for its size", num_tiles, _MAX_J2K_TILES + width * height // _PIXELS_PER_J2K_TILE)
     tile = min(across, width) * min(down, height)
-    place, num_parts, num_segments, end_of_part = start + 2, 0, 0, len(data)
-    while place + 4 <= len(data):
+    offset, num_parts, num_segments, end_of_part = start + 2, 0, 0, len(data)
+    while offset + 4 <= len(data):
         num_segments += 1
         _require("segments", num_segments, _MAX_J2K_SEGMENTS + 8 * num_tiles)
-        marker, size = struct.unpack_from(">HH", data, place)
+        marker, size = struct.unpack_from(">HH", data, offset)
         if marker == 0xFF90:  # a tile part, whose header may have different parameters
             num_parts += 1
             _require("parts of tiles", num_parts, _MAX_J2K_TILES + 4 * num_tiles)
-            (length,) = struct.unpack_from(">I", data, place + 6)
-            end_of_part = place + length if length else len(data)
+            (length,) = struct.unpack_from(">I", data, offset + 6)
+            end_of_part = offset + length if length else len(data)
         elif marker == 0xFF93:  # the data begin here
-            place = max(place + 2, end_of_part)
+            offset = max(offset + 2, end_of_part)
             continue
         elif marker in (0xFF52, 0xFF53):
-            _check_coding(data, place, marker, components, tile, width * height)
+            _check_coding(data, offset, marker, components, tile, width * height)
         elif marker == 0xFFD9 or size < 2:
             return
-        place += 2 + size
+        offset += 2 + size
 
 
 def _codestream(data: bytes) -> int:
     """Return the position at which the codestream of a JP2 file starts, or -1 if the file has no codestream."""
-    place = 0
+    offset = 0
     for _ in range(1000):
-        if place + 8 > len(data):
+        if offset + 8 > len(data):
             return -1
-        size, kind = struct.unpack_from(">I4s", data, place)
+        size, kind = struct.unpack_from(">I4s", data, offset)
         head = 16 if size == 1 else 8
         if kind == b"jp2c":
-            return place + head
+            return offset + head
         if kind == b"jp2h":
-            end = place + size if size >= head else len(data)
-            _require("descriptions of colours", data.count(b"colr", place, end), _MAX_COLOURS)
-        size = struct.unpack_from(">Q", data, place + 8)[0] if size == 1 else size
+            end = offset + size if size >= head else len(data)
+            _require("descriptions of colours", data.count(b"colr", offset, end), _MAX_COLOURS)
+        size = struct.unpack_from(">Q", data, offset + 8)[0] if size == 1 else size
         if size < head:
             return -1
-        place += size
+        offset += size
     raise _LimitError(f"too many boxes: more than 1,000; {_SAVE_AGAIN}")
 
 
-def _check_coding(data: bytes, place: int, marker: int, components: int, tile: int, pixels: int) -> None:
+def _check_coding(data: bytes, offset: int, marker: int, components: int, tile: int, pixels: int) -> None:
     if marker == 0xFF52:  # COD: style, progression, layers, transform of components
-        style, _, layers, _ = struct.unpack_from(">BBHB", data, place + 4)
-        place += 9
+        style, _, layers, _ = struct.unpack_from(">BBHB", data, offset + 4)
+        offset += 9
     else:  # COC: component, style
         wide = components > 256
-        style, layers = data[place + 5 + wide : place + 6 + wide][0], 1
-        place += 6 + wide
-    levels, block_width, block_height = struct.unpack_from(">BBB", data, place)
+        style, layers = data[offset + 5 + wide : offset + 6 + wide][0], 1
+        offset += 6 + wide
+    levels, block_width, block_height = struct.unpack_from(">BBB", data, offset)
     block = 16 << (block_width & 15) << (block_height & 15)
     if block < _MIN_BLOCK_PIXELS:
         _require("code blocks", pixels // block, _MAX_BLOCKS_OF_LARGE)
-    precincts = data[place + 5 : place + 6 + levels] if style & 1 else b""
+    precincts = data[offset + 5 : offset + 6 + levels] if style & 1 else b""
     # Each resolution has a quarter of the pixels of the next one; the last resolution has all pixels of the tile.
     num = sum(
         max(1, (tile >> 2 * (levels - number)) >> (size & 15) >> (size >> 4)) for number, size in enumerate(precincts)
@@ -450,5 +450,5 @@ def is_usable_profile(profile: bytes) -> bool:
     if count > _MAX_PROFILE_TAGS:
         return False
     return all(
-        _MULTI_PROCESS.fullmatch(profile[place : place + 4]) is None for place in range(132, 132 + 12 * count, 12)
+        _MULTI_PROCESS.fullmatch(profile[offset : offset + 4]) is None for offset in range(132, 132 + 12 * count, 12)
     )

@@ -122,7 +122,7 @@ class ImageFile:
         return ByteRange(Path(self.name)) if self.source is None else self.part
 
 
-def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) -> list[ImageFile]:
+def find_images(arguments: Sequence[str], exclusions: Exclusions | None = None) -> list[ImageFile]:
     """Find the images of several arguments, in order and without repetition.
 
     Raises:
@@ -130,15 +130,15 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
     """
     if not arguments:
         raise UserError("no images given; pass image files, folders, patterns, .tar shards or tables of pairs")
-    left_out = left_out or Exclusions()
-    images = (image for argument in arguments for image in iterate_images(argument, left_out))
+    exclusions = exclusions or Exclusions()
+    images = (image for argument in arguments for image in iterate_images(argument, exclusions))
     found = list({image.name: image for image in images}.values())
     if not found:
-        raise UserError(f"no images; {left_out}" if str(left_out) else f"{', '.join(arguments)}: no images")
+        raise UserError(f"no images; {exclusions}" if str(exclusions) else f"{', '.join(arguments)}: no images")
     return found
 
 
-def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterator[ImageFile]:
+def iterate_images(argument: str, exclusions: Exclusions | None = None) -> Iterator[ImageFile]:
     """Yield the images of one argument, which is a file, folder, pattern, shard, table or icon set.
 
     Folders are searched recursively, and files without an image suffix are skipped. If the argument itself is a file,
@@ -149,7 +149,7 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
     Raises:
         UserError: If the argument is empty, has no image, or is a table or folder that cannot be read.
     """
-    left_out = left_out or Exclusions()
+    exclusions = exclusions or Exclusions()
     require_path(argument)
     path = Path(argument)
     if is_forbidden(argument):
@@ -157,31 +157,31 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
     for reader in source_readers(argument):
         images = reader.images(argument)
         if images is not None:
-            yield from _images_of_reader(reader, images, argument, left_out)
+            yield from _images_of_reader(reader, images, argument, exclusions)
             return
     if (path / HEADER).is_file():
         yield from _images_of_table(argument)
     elif path.is_dir():
         nothing = f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)"
-        yield from _require_any(_images_in_folder(path, left_out), nothing, left_out)
+        yield from _require_any(_images_in_folder(path, exclusions), nothing, exclusions)
     elif not path.exists() and has_magic(argument):
         yield from _require_any(
-            _images_of_pattern(argument, left_out), f"{argument}: no image matches this pattern", left_out
+            _images_of_pattern(argument, exclusions), f"{argument}: no image matches this pattern", exclusions
         )
     elif Path(argument.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES:
         yield from _images_of_table(argument)
     elif _is_stream(path):
         yield ImageFile(str(path), partial(read_file_bytes, path))
-    elif not left_out.excludes_file(path.name, path.name, keep_hidden=True):
+    elif not exclusions.excludes_file(path.name, path.name, keep_hidden=True):
         yield from _open(str(path))
 
 
 def _images_of_reader(
-    reader: SourceReader, images: Sequence[SourceImage], argument: str, left_out: Exclusions
+    reader: SourceReader, images: Sequence[SourceImage], argument: str, exclusions: Exclusions
 ) -> Iterator[ImageFile]:
     """Yield the images that a reader of another kind of source has found, such as the icons of an icon set."""
     for image in images:
-        if left_out.excludes_file(image.inner, image.inner, keep_hidden=True):
+        if exclusions.excludes_file(image.inner, image.inner, keep_hidden=True):
             continue
         name = replace_surrogates(image.name)
         span = ByteRange(image.file, image.offset, image.size)
@@ -218,28 +218,28 @@ def is_forbidden(path: str) -> bool:
     return False
 
 
-def _require_any(images: Iterator[ImageFile], message: str, left_out: Exclusions) -> Iterator[ImageFile]:
+def _require_any(images: Iterator[ImageFile], message: str, exclusions: Exclusions) -> Iterator[ImageFile]:
     first = next(images, None)
     if first is None:
-        raise UserError(f"{message}; {left_out}" if str(left_out) else message)
+        raise UserError(f"{message}; {exclusions}" if str(exclusions) else message)
     yield first
     yield from images
 
 
-def _images_of_pattern(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
+def _images_of_pattern(pattern: str, exclusions: Exclusions) -> Iterator[ImageFile]:
     pattern = pattern.replace(os.sep, "/")
     fixed = pattern[: pattern.rfind("/", 0, re.search(r"[*?[]", pattern).start()) + 1]  # type: ignore[union-attr]
-    for name in sorted(set(_expand_pattern(pattern, left_out))):
+    for name in sorted(set(_expand_pattern(pattern, exclusions))):
         path, below = Path(name), name.replace(os.sep, "/").removeprefix(fixed).removeprefix("./")
         if (
             has_wanted_suffix(name)
             and path.is_file()
-            and not left_out.excludes_file(path.name, below, keep_hidden=True)
+            and not exclusions.excludes_file(path.name, below, keep_hidden=True)
         ):
             yield from _open(str(path))
 
 
-def _expand_pattern(pattern: str, left_out: Exclusions) -> Iterator[str]:
+def _expand_pattern(pattern: str, exclusions: Exclusions) -> Iterator[str]:
     """Yield the paths that match a pattern.
 
     For `**`, the subfolders are walked, because `glob` would follow links in circles.
@@ -250,20 +250,20 @@ def _expand_pattern(pattern: str, left_out: Exclusions) -> Iterator[str]:
         return
     above, rest = pattern[: stars.start()], pattern[stars.end() :] or "*"
     for top in glob(above or stars[1] or "."):  # noqa: PTH207
-        for folder, _ in Walk(top, left_out):
-            yield from _expand_pattern(f"{escape(folder or '.').replace(os.sep, '/').rstrip('/')}/{rest}", left_out)
+        for folder, _ in Walk(top, exclusions):
+            yield from _expand_pattern(f"{escape(folder or '.').replace(os.sep, '/').rstrip('/')}/{rest}", exclusions)
 
 
-def _images_in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:
+def _images_in_folder(root: Path, exclusions: Exclusions) -> Iterator[ImageFile]:
     """Yield the images below a folder.
 
     An unreadable folder is represented by an image that raises the error when the image is read.
     """
-    walk = Walk(str(root), left_out)
+    walk = Walk(str(root), exclusions)
     for folder, files in walk:
         yield from _unreadable_folders(walk.errors)
         for name in files:
-            if not left_out.excludes_file(name, walk.path(folder, name)):
+            if not exclusions.excludes_file(name, walk.path(folder, name)):
                 yield from _open(os.path.join(folder, name))  # noqa: PTH118 (a tenth of the time of pathlib)
 
 

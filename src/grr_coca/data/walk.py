@@ -144,10 +144,10 @@ class Walk:
         refused: Errors for folders that could not be read completely. The caller may remove entries from this list.
     """
 
-    def __init__(self, root: str, left_out: Exclusions) -> None:
+    def __init__(self, root: str, exclusions: Exclusions) -> None:
         self.errors: list[OSError] = []
         self._root = "" if root == "." else root
-        self._left_out = left_out
+        self._exclusions = exclusions
         self._entered: set[tuple[int, int]] = set()
         self._links: deque[str] = deque()  # links to folders, which are entered last
 
@@ -195,7 +195,7 @@ class Walk:
         if not entry.is_dir():
             if has_wanted_suffix(entry.name) and entry.is_file():
                 listing.files.append(entry.name)
-        elif not self._left_out.excludes_folder(entry.name, self.path(listing.folder, entry.name)):
+        elif not self._exclusions.excludes_folder(entry.name, self.path(listing.folder, entry.name)):
             folders.append(entry.name)
 
 

@@ -113,8 +113,8 @@ def test_counts_of_replacements_do_not_depend_on_workers(spoiled, num_workers):
     assert len(replaced) == 2 * len(expected)
     for replacement in replaced:
         assert replacement.name == source.name(replacement.sample)
-        assert replacement.place == source.container(replacement.sample)
-        assert replacement.name.startswith(replacement.place)
+        assert replacement.container == source.container(replacement.sample)
+        assert replacement.name.startswith(replacement.container)
     alone = list(make_loader(training(source), order, 0))
     for first, second in zip(batches, alone, strict=True):
         assert (first.keys, first.replaced) == (second.keys, second.replaced)

@@ -22,8 +22,8 @@ def library(tmp_path, monkeypatch):
     return tmp_path / "photos"
 
 
-def names(*arguments: str, left_out: Exclusions | None = None) -> list[str]:
-    return [image.name for image in find_images(arguments, left_out)]
+def names(*arguments: str, exclusions: Exclusions | None = None) -> list[str]:
+    return [image.name for image in find_images(arguments, exclusions)]
 
 
 EVERYTHING = ["photos/a.jpg", "photos/2024/c.jpg", "photos/raw/b.jpg", "photos/raw/keep.jpg"]
@@ -37,9 +37,9 @@ def test_hidden_and_trash_folders_are_excluded_and_reported(library):
     for name in hidden:
         (library / name).parent.mkdir(exist_ok=True)
         (library / name).touch()
-    left_out = Exclusions()
-    assert names("photos", left_out=left_out) == EVERYTHING
-    summary = str(left_out)
+    exclusions = Exclusions()
+    assert names("photos", exclusions=exclusions) == EVERYTHING
+    summary = str(exclusions)
     assert summary.startswith("left out: ")
     assert "2 hidden folders (" in summary
     assert "2 trash folders (" in summary
@@ -48,9 +48,9 @@ def test_hidden_and_trash_folders_are_excluded_and_reported(library):
 
 
 def test_no_note_without_exclusions(library):
-    left_out = Exclusions(["nowhere/"])
-    assert names("photos", left_out=left_out) == EVERYTHING
-    assert str(left_out) == ""
+    exclusions = Exclusions(["nowhere/"])
+    assert names("photos", exclusions=exclusions) == EVERYTHING
+    assert str(exclusions) == ""
 
 
 @pytest.mark.parametrize(
@@ -67,24 +67,24 @@ def test_no_note_without_exclusions(library):
     ],
 )
 def test_patterns_follow_gitignore(library, patterns, kept):
-    assert names("photos", left_out=Exclusions(patterns)) == kept
-    assert sorted(names("photos/**", left_out=Exclusions(patterns))) == sorted(kept)
+    assert names("photos", exclusions=Exclusions(patterns)) == kept
+    assert sorted(names("photos/**", exclusions=Exclusions(patterns))) == sorted(kept)
 
 
 def test_exclusions_by_patterns_are_reported(library):
-    left_out = Exclusions(["raw/", "a.*"])
-    names("photos", left_out=left_out)
-    assert str(left_out) == "left out: 1 excluded folder (raw), 1 excluded file (a.jpg)"
+    exclusions = Exclusions(["raw/", "a.*"])
+    names("photos", exclusions=exclusions)
+    assert str(exclusions) == "left out: 1 excluded folder (raw), 1 excluded file (a.jpg)"
 
 
 def test_file_pattern_matches_only_the_name(library):
-    assert names("photos/a.jpg", "photos/raw/b.jpg", left_out=Exclusions(["photos/", "b.*"])) == ["photos/a.jpg"]
+    assert names("photos/a.jpg", "photos/raw/b.jpg", exclusions=Exclusions(["photos/", "b.*"])) == ["photos/a.jpg"]
 
 
 def test_error_names_excluded_texts(library):
     for argument in ("photos", "photos/a.jpg", "photos/*.jpg"):
         with pytest.raises(UserError, match=r"no image.*; left out: .*\(a\.jpg"):
-            names(argument, left_out=Exclusions(["*.jpg"]))
+            names(argument, exclusions=Exclusions(["*.jpg"]))
 
 
 def test_invalid_pattern_raises_before_searching():

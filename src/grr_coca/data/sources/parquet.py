@@ -97,8 +97,8 @@ def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
 
     with_bytes = _bytes_columns(schema)
     found = list(with_bytes)
-    if (place := first_column(found, (*_BYTES_COLUMNS, *IMAGE_COLUMNS))) is not None:
-        return found[place]
+    if (column := first_column(found, (*_BYTES_COLUMNS, *IMAGE_COLUMNS))) is not None:
+        return found[column]
     structs = [column for column, kind in with_bytes.items() if types.is_struct(kind)]
     found = structs or ([] if first_column(schema.names, IMAGE_COLUMNS) is not None else found)
     if len(found) > 1:

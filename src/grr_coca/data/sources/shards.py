@@ -161,22 +161,22 @@ class TarShards(PairSource):
         path = self.paths[shard]
         if isinstance(path, RemoteFile):
             return self._find_index(shard, path)
-        index, place = _open_index(path)
-        if place is None:
+        index, index_path = _open_index(path)
+        if index_path is None:
             self._unsaved[shard] = index
         else:
-            self._index_paths[shard] = place
+            self._index_paths[shard] = index_path
         self._warn_if_truncated(path, index)
         return len(index)
 
     def _find_index(self, shard: int, file: RemoteFile) -> int:
         """Return the number of pairs in a remote shard. Only the header of the shard's index is read."""
-        place = remote_index(file)
-        header = _read_header(place, file)
+        index_path = remote_index(file)
+        header = _read_header(index_path, file)
         if header is None:
-            what = "has changed since it was indexed" if place.exists() else "is not indexed yet"
+            what = "has changed since it was indexed" if index_path.exists() else "is not indexed yet"
             raise UserError(f"{file}: {what}; run `grr-coca data index` on the shards, which reads them once")
-        self._index_paths[shard], self._content_digests[shard] = place, str(header["content"])
+        self._index_paths[shard], self._content_digests[shard] = index_path, str(header["content"])
         self._read_at_once = max(self._read_at_once, int(header.get("group", 1)))
         if not header["is_whole"]:
             self._warn_if_truncated(file, self._load(shard))
@@ -200,12 +200,12 @@ class TarShards(PairSource):
         return index
 
     def _load(self, shard: int) -> ShardIndex:
-        path, place = self.paths[shard], self._index_paths[shard]
-        index = _read_index(place, path)
+        path, index_path = self.paths[shard], self._index_paths[shard]
+        index = _read_index(index_path, path)
         if index is not None:
             return index
         if isinstance(path, RemoteFile):
-            raise UserError(f"{place}: index corrupt or replaced; run `grr-coca data index` on {path} again")
+            raise UserError(f"{index_path}: index corrupt or replaced; run `grr-coca data index` on {path} again")
         return _open_index(path)[0]
 
     def _open(self, shard: int) -> LocalFile:
@@ -357,26 +357,26 @@ def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
     """
     if not path.is_file() or path.stat().st_size < MIN_SHARD_SIZE:
         return scan_shard(path), None
-    places = (path.with_name(path.name + ".index"), user_cache() / _cache_name(path))
-    for place in places:
-        index = _read_index(place, path)
+    index_paths = (path.with_name(path.name + ".index"), user_cache() / _cache_name(path))
+    for index_path in index_paths:
+        index = _read_index(index_path, path)
         if index is not None:
-            return index, place
+            return index, index_path
     state = _state(path)
     index = scan_shard(path)
     if _state(path) != state:
         return index, None  # the shard is still being written, so the index is not saved
-    for place in places:
+    for index_path in index_paths:
         with contextlib.suppress(OSError):
-            write_index(index, place, path)
-            return _read_index(place, path) or index, place
+            write_index(index, index_path, path)
+            return _read_index(index_path, path) or index, index_path
     return index, None
 
 
-def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> None:
-    """Write the index of `shard` to the file `place`, from which `_read_index` reads it."""
-    if isinstance(shard, RemoteFile) or place.parent != shard.parent:
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def write_index(index: ShardIndex, index_path: Path, shard: Path | RemoteFile) -> None:
+    """Write the index of `shard` to the file `index_path`, from which `_read_index` reads it."""
+    if isinstance(shard, RemoteFile) or index_path.parent != shard.parent:
+        index_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys
     header: dict[str, object] = {**_state(shard), "pairs": len(index), "is_whole": index.is_whole}
     if index.image_sums is not None:
@@ -386,16 +386,16 @@ def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> Non
             header |= {"footer": len(index.footer), "group": rows_at_once(index.footer)}
     header["digest"] = _digest(header, content)
     line = json.dumps(header).encode().ljust(_HEADER_SIZE - 1) + b"\n"
-    write_bytes_atomic(place, line + content)
+    write_bytes_atomic(index_path, line + content)
 
 
-def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
+def _read_index(index_path: Path, shard: Path | RemoteFile) -> ShardIndex | None:
     """Return the memory-mapped index in a file, or None if the index cannot be used.
 
     An index cannot be used if the file is missing or corrupt, or if the shard has changed since it was indexed.
     """
     try:
-        with place.open("rb") as file:
+        with index_path.open("rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         mapped = np.frombuffer(mapping, np.uint8)
         header = json.loads(mapped[:_HEADER_SIZE].tobytes())
@@ -419,13 +419,13 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
         return None
 
 
-def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
+def _read_header(index_path: Path, file: RemoteFile) -> dict[str, Any] | None:
     """Return the header of a remote shard's index, or None if the header cannot be used.
 
     Only the header is checked. `_read_index` checks the entire file.
     """
     try:
-        with place.open("rb") as opened:
+        with index_path.open("rb") as opened:
             header = json.loads(opened.read(_HEADER_SIZE))
         is_of_shard = all(header[key] == value for key, value in _state(file).items())
         return header if is_of_shard and {"pairs", "content", "is_whole"} <= header.keys() else None
@@ -458,12 +458,12 @@ def index_remote(file: RemoteFile) -> bool:
     Raises:
         UserError: If the shard cannot be read or indexed, if it changes while it is read, or if the disk is full.
     """
-    place = remote_index(file)
-    if _read_index(place, file) is not None:
+    index_path = remote_index(file)
+    if _read_index(index_path, file) is not None:
         return False
     try:
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        index_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=index_path.parent) as folder:
             path = Path(folder) / f"shard{Path(file.name).suffix}"
             with path.open("wb") as copy:
                 for start in range(0, file.size, _READ_BYTES):
@@ -477,10 +477,10 @@ def index_remote(file: RemoteFile) -> bool:
                         index = with_content(scan_shard(path), copy)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), file.url)) from error
-        write_index(index, place, file)
+        write_index(index, index_path, file)
     except OSError as error:
         raise DiskError(
-            f"{place.parent}: the index of {file} cannot be written ({error.strerror}); check the disk"
+            f"{index_path.parent}: the index of {file} cannot be written ({error.strerror}); check the disk"
         ) from error
     return True
 

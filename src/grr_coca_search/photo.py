@@ -11,7 +11,7 @@ from typing import Any, cast
 from PIL import ExifTags, Image, IptcImagePlugin
 from PIL.ImageFile import ImageFile as OpenedFile
 
-from grr_coca.data.images import ignore_warnings_of_pillow, open_header
+from grr_coca.data.images import ignore_pillow_warnings, open_header
 
 Found = Mapping[str, Any]
 """EXIF, XMP or IPTC data: the values of fields by name, and `keywords`. A value is None if it is unknown."""
@@ -34,7 +34,7 @@ def found_in(data: bytes, name: str) -> list[Found]:
     is_webp_with_metadata = data[8:16] == b"WEBPVP8X"
     if not data.startswith(_STARTS) and not is_webp_with_metadata and data[4:8] != b"ftyp":
         return []  # other formats have no such metadata
-    ignore_warnings_of_pillow()
+    ignore_pillow_warnings()
     try:
         image = open_header(data, name)
     except Exception:  # corrupt files raise many types of errors; decoding reports the error

@@ -57,7 +57,7 @@ class DatasetStats:
     shards: int | None = None
     truncated_shards: list[str] = field(default_factory=list)
 
-    def add_broken(self, error: BadSample) -> None:
+    def add_bad_pair(self, error: BadSample) -> None:
         """Count a bad pair."""
         self.broken[str(error.cause)] += 1
         examples = self.examples.setdefault(str(error.cause), [])
@@ -74,7 +74,7 @@ class DatasetStats:
         counts: Counter[int] = Counter()
         for words, number in self.caption_words.items():
             counts[int(np.searchsorted(_WORD_BOUNDS, words, side="right"))] += number
-        return {_class_name(number): counts[number] for number in range(1, 1 + max(counts, default=0))}
+        return {_bin_name(number): counts[number] for number in range(1, 1 + max(counts, default=0))}
 
 
 def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetStats:
@@ -84,58 +84,58 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetS
         source: Source of the pairs.
         on_pair: Called with the number of finished pairs.
     """
-    survey = _new_survey(source)
+    stats = _new_stats(source)
     captions, images = array("Q"), array("Q")
     numbers = image_numbers(source)
-    survey.num_images = int(numbers.max(initial=-1)) + 1
-    hashed = np.zeros(survey.num_images, bool)
+    stats.num_images = int(numbers.max(initial=-1)) + 1
+    hashed = np.zeros(stats.num_images, bool)
     for index in range(len(source)):
         try:
             pair = read_valid_pair(source, index)
         except BadSample as error:
-            survey.add_broken(error)
+            stats.add_bad_pair(error)
         else:
-            survey.add_captions(pair.captions)
-            captions.extend(_hash(" ".join(caption.lower().split()).encode()) for caption in pair.captions)
+            stats.add_captions(pair.captions)
+            captions.extend(_hash_content(" ".join(caption.lower().split()).encode()) for caption in pair.captions)
             if not hashed[numbers[index]]:  # another row with the same image is not a duplicate
                 hashed[numbers[index]] = True
-                survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
-                images.append(_hash(pair.image))
+                stats.image_sizes[image_header(pair.image, pair.name)[0]] += 1
+                images.append(_hash_content(pair.image))
         on_pair(index + 1)
-    survey.num_read = len(source)
-    survey.duplicate_captions = len(captions) - len(np.unique(np.frombuffer(captions, np.uint64)))
-    survey.duplicate_images = len(images) - len(np.unique(np.frombuffer(images, np.uint64)))
-    return survey
+    stats.num_read = len(source)
+    stats.duplicate_captions = len(captions) - len(np.unique(np.frombuffer(captions, np.uint64)))
+    stats.duplicate_images = len(images) - len(np.unique(np.frombuffer(images, np.uint64)))
+    return stats
 
 
 def sample_source(source: PairSource) -> DatasetStats:
     """Compute approximate statistics from captions and image headers of evenly spaced pairs. No image is decoded."""
-    survey = _new_survey(source)
+    stats = _new_stats(source)
     words: set[str] = set()
-    for index in _spread(len(source), NUM_CAPTIONS):
-        survey.num_read += 1
+    for index in _spread_evenly(len(source), NUM_CAPTIONS):
+        stats.num_read += 1
         try:
             captions = source.captions(index)
         except BadSample as error:
-            survey.add_broken(error)
+            stats.add_bad_pair(error)
             continue
-        survey.add_captions(captions)
+        stats.add_captions(captions)
         words.update(word for caption in captions for word in caption.lower().split())
-    survey.vocabulary = len(words)
-    for index in _spread(len(source), _NUM_HEADERS):
+    stats.vocabulary = len(words)
+    for index in _spread_evenly(len(source), _NUM_HEADERS):
         with suppress(BadSample):  # `check_source` reports the error
             pair = source[index]
-            survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
-    return survey
+            stats.image_sizes[image_header(pair.image, pair.name)[0]] += 1
+    return stats
 
 
-def _spread(length: int, count: int) -> Iterator[int]:
+def _spread_evenly(length: int, count: int) -> Iterator[int]:
     """Yield at most `count` evenly spaced indices below `length`."""
     count = min(count, length)
     return (number * length // count for number in range(count))
 
 
-def _new_survey(source: PairSource) -> DatasetStats:
+def _new_stats(source: PairSource) -> DatasetStats:
     if not isinstance(source, TarShards):
         return DatasetStats(len(source))
     return DatasetStats(
@@ -143,7 +143,7 @@ def _new_survey(source: PairSource) -> DatasetStats:
     )
 
 
-def _class_name(number: int) -> str:
+def _bin_name(number: int) -> str:
     low = _WORD_BOUNDS[number - 1]
     if number == len(_WORD_BOUNDS):
         return f"{low}+"
@@ -151,7 +151,7 @@ def _class_name(number: int) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _hash(content: bytes) -> int:
+def _hash_content(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
@@ -167,12 +167,12 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 def contact_sheet(source: PairSource) -> Image.Image:
     """Draw evenly spaced images of a source with their captions. For a bad pair, draw the cause."""
-    indices = list(_spread(len(source), _COLUMNS * _ROWS))
+    indices = list(_spread_evenly(len(source), _COLUMNS * _ROWS))
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], -(-len(indices) // _COLUMNS) * _CELL[1]), "white")
     font = label_font()
     for number, index in enumerate(indices):
         row, column = divmod(number, _COLUMNS)
-        sheet.paste(_cell(source, index, font), (column * _CELL[0], row * _CELL[1]))
+        sheet.paste(_draw_cell(source, index, font), (column * _CELL[0], row * _CELL[1]))
     return sheet
 
 
@@ -188,7 +188,7 @@ def label_font() -> Font:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT_SIZE)
 
 
-def _cell(source: PairSource, index: int, font: Font) -> Image.Image:
+def _draw_cell(source: PairSource, index: int, font: Font) -> Image.Image:
     cell = Image.new("RGB", _CELL, "white")
     draw = ImageDraw.Draw(cell)
     frame = (_MARGIN, _MARGIN, _MARGIN + _IMAGE_SIDE, _MARGIN + _IMAGE_SIDE)

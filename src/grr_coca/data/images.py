@@ -50,7 +50,7 @@ Opening = Literal["upright_on_white", "as_stored"]
 """How to open an image: rotated by its EXIF data and with transparent parts over white (`upright_on_white`), or with
 unchanged pixels as in open_clip (`as_stored`)."""
 
-_OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
+_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 """Filter that ignores Pillow warnings, in the form of `warnings.filters`."""
 
 BROKEN = (
@@ -70,7 +70,7 @@ BROKEN = (
 """Exceptions that Pillow and pillow-heif raise for corrupt files. The values in a corrupt header can have any type,
 so the exceptions are of many types."""
 
-_TURNS = {
+_UPRIGHT_OPERATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -144,7 +144,7 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
         name: Name of the file in messages.
         may_lack_memory: Whether the file's decoder (WebP, JPEG 2000) also reports a lack of memory as a corrupt file.
     """
-    ignore_warnings_of_pillow()
+    ignore_pillow_warnings()
     try:
         yield
     except BadSample:
@@ -158,15 +158,15 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
         raise broken from error
 
 
-def ignore_warnings_of_pillow() -> None:
+def ignore_pillow_warnings() -> None:
     """Ignore Pillow warnings about large images and odd metadata, because these warnings do not name the file.
 
     The filter affects only warnings of Pillow, and is permanent. `catch_warnings` would not work, because images are
     decoded in several threads. If two threads used it at the same time, a filter for all warnings might remain.
     """
     # the first filter takes precedence, and other code may have inserted another filter before this one
-    if warnings.filters[:1] != [_OF_PILLOW]:
-        warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
+    if warnings.filters[:1] != [_PILLOW_WARNINGS]:
+        warnings.filterwarnings("ignore", module=_PILLOW_WARNINGS[3].pattern)
 
 
 def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer: str | None = None) -> Image.Image:
@@ -194,12 +194,12 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
         _require_size(image.width, image.height, name)
         return image
     if data.startswith((b"P5", b"P6")):
-        data = _ppm_with_full_range(data)
+        data = _scale_ppm_range(data)
     likely = (kind,) if kind else tuple(known for magic, known in _MAGIC if data.startswith(magic))
     try:
         image = Image.open(io.BytesIO(data), formats=likely or _FORMATS)
     except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
+        raise _pixel_limit_error(name) from error
     _require_size(*image.size, name)
     return image
 
@@ -246,7 +246,7 @@ _BETWEEN = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _PPM = re.compile(rb"P([56])" + 3 * (_BETWEEN + rb"(\d{1,9})") + rb"\s")
 
 
-def _ppm_with_full_range(data: bytes) -> bytes:
+def _scale_ppm_range(data: bytes) -> bytes:
     """Scale the samples of a PPM file to 0 … 255, or grey samples of more than 8 bits to 0 … 65,535.
 
     Pillow would scale each sample in Python, which would take 20 seconds for a 16-bit photograph.
@@ -273,10 +273,10 @@ def _ppm_with_full_range(data: bytes) -> bytes:
 def _require_size(width: int, height: int, name: str, limit: int | None = None) -> None:
     limit = MAX_PIXELS if limit is None else limit
     if width * height > limit:
-        raise _too_large(name, width, height, limit)
+        raise _pixel_limit_error(name, width, height, limit)
 
 
-def _too_large(name: str, width: int = 0, height: int = 0, limit: int = MAX_PIXELS) -> BadSample:
+def _pixel_limit_error(name: str, width: int = 0, height: int = 0, limit: int = MAX_PIXELS) -> BadSample:
     size = f": {width * height:,}" if width else ""
     message = f"{name}: too many pixels{size} (limit {limit:,}); scale the image down first"
     return BadSample(message, Cause.TOO_LARGE)
@@ -288,7 +288,7 @@ def open_rgb(
     """Convert an opened Pillow image to RGB in the same way as `decode_image`."""
     if opening == "as_stored":
         return _to_rgb(image, opening)
-    image = _upright(image)
+    image = _turn_upright(image)
     profile = image.info.get("icc_profile") if to_srgb else None
     if not profile:
         return _to_rgb(image, opening)
@@ -298,18 +298,18 @@ def open_rgb(
         return image
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
-    return _to_rgb(_in_srgb(image, profile), opening)
+    return _to_rgb(_convert_to_srgb(image, profile), opening)
 
 
 def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
     if image.has_transparency_data and opening == "upright_on_white":
-        return _by_strips(image, "RGB", _on_white)
-    return _same_pixels(image) if image.mode == "RGB" else image.convert("RGB")
+        return _convert_strips(image, "RGB", _composite_on_white)
+    return _without_file(image) if image.mode == "RGB" else image.convert("RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _composite_on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
@@ -321,7 +321,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")  # the grey value that is transparent in a PNG
 
     def convert(strip: Image.Image) -> Image.Image:
-        values = _as_numbers(strip)
+        values = _to_numbers(strip)
         if image.mode == "F":
             values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
             values *= 65535 / max(high - low, 1e-12)
@@ -330,7 +330,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
             grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
         return grey
 
-    return _by_strips(image, "L" if transparent is None else "LA", convert)
+    return _convert_strips(image, "L" if transparent is None else "LA", convert)
 
 
 def _finite_range(image: Image.Image) -> tuple[float, float]:
@@ -339,13 +339,13 @@ def _finite_range(image: Image.Image) -> tuple[float, float]:
 
     low, high = np.inf, -np.inf
     for strip in strips(image):
-        values = _as_numbers(strip)
+        values = _to_numbers(strip)
         finite = values[np.isfinite(values)]
         low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
     return (float(low), float(high)) if low <= high else (0.0, 0.0)
 
 
-def _as_numbers(image: Image.Image) -> "np.ndarray":
+def _to_numbers(image: Image.Image) -> "np.ndarray":
     import numpy as np
 
     with np.errstate(invalid="ignore"):  # a signalling NaN
@@ -366,7 +366,7 @@ def strips(image: Image.Image) -> Iterator[Image.Image]:
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _convert_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Convert an image to another mode, strip by strip. The conversion must treat each pixel separately."""
     if image.width * image.height <= _STRIP_PIXELS:
         converted = convert(image)
@@ -379,7 +379,7 @@ def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], I
     return converted
 
 
-def _same_pixels(image: Image.Image) -> Image.Image:
+def _without_file(image: Image.Image) -> Image.Image:
     """Return the image without a reference to its file.
 
     The pixels are shared, because a copy of a large image would double its memory.
@@ -388,7 +388,7 @@ def _same_pixels(image: Image.Image) -> Image.Image:
     return image._new(image.im)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> Image.Image:
     """Return the image after rotation by its EXIF orientation.
 
     Only the orientation is read from the EXIF data. Pillow's `exif_transpose` also rewrites these data, and fails if
@@ -396,7 +396,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """
     image.load()  # the EXIF data may follow the pixels
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = _UPRIGHT_OPERATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # corrupt EXIF data raise many types of errors, and do not affect the pixels
         turn = None
     if turn is None:
@@ -426,12 +426,12 @@ def with_srgb_colours(image: Image.Image) -> Image.Image:
     if profile is None:
         return image
     is_first_of_several = has_more_frames(image)
-    image = _in_srgb(image, profile)
+    image = _convert_to_srgb(image, profile)
     image.info = {FIRST_OF_SEVERAL: True} if is_first_of_several else {}
     return image
 
 
-def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+def _convert_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Convert the colours of an image with an ICC profile to sRGB.
 
     Profiles that are corrupt, unusable (`is_usable_profile`) or for other channels are ignored.
@@ -444,11 +444,11 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     has_alpha = image.has_transparency_data
     mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(image.mode, "RGB")
     try:
-        transform = _transform_to_srgb(profile, mode) if is_usable_profile(profile) else None
+        transform = _build_srgb_transform(profile, mode) if is_usable_profile(profile) else None
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         transform = None
     if transform is None:
-        image = _same_pixels(image)
+        image = _without_file(image)
         image.info.pop("icc_profile", None)
         return image
 
@@ -458,11 +458,11 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
             converted.putalpha(strip.convert("RGBA").getchannel("A"))
         return converted
 
-    return _by_strips(image, "RGBA" if has_alpha else "RGB", convert)
+    return _convert_strips(image, "RGBA" if has_alpha else "RGB", convert)
 
 
 @lru_cache(maxsize=8)  # each key and transform contains its profile, at most 64 MB in total
-def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
+def _build_srgb_transform(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
     """Return the transform from a profile's colours to sRGB, or None if the profile is that of sRGB.
 
     Raises:

@@ -339,24 +339,24 @@ class Preprocess:
     def visible_box(self, image: Image.Image) -> Box:
         """Return the box of the image that the model sees, in pixels. The box may extend beyond the image."""
         frame = None if self.framing is None else self.framing.frame(image)
-        return _centre(image.size, min(image.size)) if frame is None else frame.box
+        return _centre_box(image.size, min(image.size)) if frame is None else frame.box
 
     def cut(self, image: Image.Image) -> Image.Image:
         """Return the model's input square of an image, at full size."""
         frame = None if self.framing is None else self.framing.frame(image)
-        return image.crop(_centre(image.size, min(image.size))) if frame is None else frame.cut(image)
+        return image.crop(_centre_box(image.size, min(image.size))) if frame is None else frame.cut(image)
 
     def _resized(self, image: Image.Image) -> Image.Image:
         if image.size == (self.image_size, self.image_size):
             return image
         if self.order == "resize_then_crop":
             return _resize_then_crop(image, self.image_size)
-        square, size = _centre(image.size, min(image.size)), (self.image_size, self.image_size)
+        square, size = _centre_box(image.size, min(image.size)), (self.image_size, self.image_size)
         cropped = image if image.width == image.height else image.crop(square)
         return cropped.resize(size, Image.Resampling.BICUBIC)
 
 
-def _centre(size: tuple[int, int], side: int) -> Box:
+def _centre_box(size: tuple[int, int], side: int) -> Box:
     """Return the box of a centred square with sides of `side` pixels: left, upper, right, lower."""
     left, top = (round((length - side) / 2) for length in size)
     return left, top, left + side, top + side
@@ -375,7 +375,7 @@ def _resize_then_crop(
     """
     shorter = side if shorter is None else shorter
     width, height = (int(shorter * length / min(image.size)) for length in image.size)
-    square = _centre((width, height), side)
+    square = _centre_box((width, height), side)
     if width * height <= _MAX_RESIZED_PIXELS:
         return image.resize((width, height), resampling).crop(square)
     across, down = image.width / width, image.height / height

@@ -329,7 +329,7 @@ def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, 
     lost = total = most = 0
     worst = ""
     for caption in captions:
-        before, after = _letters(caption), _letters(tokenizer.decode(tokenizer.encode(caption)))
+        before, after = _count_letters(caption), _count_letters(tokenizer.decode(tokenizer.encode(caption)))
         missing = (before - after).total()
         total, lost = total + before.total(), lost + missing
         if missing > most:
@@ -337,7 +337,7 @@ def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, 
     return lost / max(total, 1), worst
 
 
-def _letters(text: str) -> Counter[str]:
+def _count_letters(text: str) -> Counter[str]:
     return Counter(c for c in unicodedata.normalize("NFKD", text.casefold()) if unicodedata.category(c)[0] in "LN")
 
 

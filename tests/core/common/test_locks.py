@@ -78,7 +78,7 @@ def test_deleted_lock_is_free(path):
 
 
 def test_waits_while_another_process_checks_the_lock(path, monkeypatch):
-    monkeypatch.setattr(locks, "_SHORT_WAIT_SECONDS", 5)
+    monkeypatch.setattr(locks, "_SHORT_WAIT_SECONDS", 1)
     lock = ProcessLock(path)
     threading.Timer(0.05, lock.release).start()
     ProcessLock(path).release()

@@ -39,6 +39,19 @@ class Header:
     version: int = VERSION
 
 
+def require_supported(location: object, version: int) -> None:
+    """Check that this version of the software can read an index.
+
+    Raises:
+        UserError: If a newer version wrote the index.
+    """
+    if version > VERSION:
+        raise UserError(
+            f"{location}: written by a newer grr-coca (format {version}; this version supports {VERSION}); "
+            "update grr-coca"
+        )
+
+
 class Stamp(NamedTuple):
     """Size of an image in bytes, and modification time of its file.
 

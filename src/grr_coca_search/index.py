@@ -83,14 +83,9 @@ class Index:
             chosen = IndexModel(str(DEFAULT if model is None else model), batch_size, engine)
             store = make_store(str(location), chosen.header)
         try:
-            if chosen is None:
-                if model is None:
-                    chosen = _model_of(store, batch_size, engine)
-                else:
-                    chosen = IndexModel(str(model), batch_size, engine)
-            chosen.require(
-                store.header, store.location
-            )  # also for a new index, because another process may have created it first
+            chosen = chosen or _model_of(store, model, batch_size, engine)
+            # also for a new index, because another process may have created it first
+            chosen.require(store.header, store.location)
         except BaseException:
             store.close()
             raise
@@ -253,7 +248,9 @@ class Index:
         return duplicate_groups(self.store, max_distance, min_cosine)
 
 
-def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
+def _model_of(store: Store, model: str | Path | None, batch_size: int, engine: str) -> "IndexModel":
+    if model is not None:
+        return IndexModel(str(model), batch_size, engine)
     name = store.header.model
     if store.was_imported() and is_on_hub(name):
         raise UserError(
@@ -261,11 +258,11 @@ def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
             f"if you trust this model, pass -c {name}"
         )
     try:
-        return IndexModel(store.header.model, batch_size, engine)
+        return IndexModel(name, batch_size, engine)
     except UserError as error:
         raise UserError(
-            f"{store.location}: created with the model '{store.header.model}', which no longer exists; if it has "
-            f"moved, pass its folder with -c ({error})"
+            f"{store.location}: created with the model '{name}', which no longer exists; if it has moved, pass its "
+            f"folder with -c ({error})"
         ) from error
 
 

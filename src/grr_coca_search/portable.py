@@ -15,7 +15,7 @@ import numpy as np
 from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.infer.calibration import CaptionConfidence
-from grr_coca_search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Photo, Stamp, chunks
+from grr_coca_search.entry import MAX_WIDTH, Entry, Failure, Header, Photo, Stamp, chunks, require_supported
 from grr_coca_search.fields import FIELDS, names_of
 from grr_coca_search.store import Changes, Store, find_store, make_store, remove_store
 
@@ -75,11 +75,7 @@ def import_parquet(path: Path, location: str) -> int:
         raise UserError(
             f"{path}: not a readable Parquet file ({error}); pass a file from `grr-coca export index`"
         ) from error
-    if header.version > VERSION:
-        raise UserError(
-            f"{path}: written by a newer grr-coca (format {header.version}; this version supports {VERSION}); "
-            "update grr-coca"
-        )
+    require_supported(path, header.version)
     if not 1 <= header.embed_dim <= MAX_WIDTH:
         raise UserError(
             f"{path}: corrupt: the width of embeddings must be from 1 to {MAX_WIDTH:,}, but is {header.embed_dim}; "

@@ -20,7 +20,6 @@ from grr_coca.data.tokenizer import split_name
 from grr_coca_search.embedded.vectors import how_to_restore
 from grr_coca_search.entry import (
     MAX_WIDTH,
-    VERSION,
     Entry,
     Header,
     Photo,
@@ -28,6 +27,7 @@ from grr_coca_search.entry import (
     confidence_fields,
     confidence_from_fields,
     os_bytes,
+    require_supported,
 )
 from grr_coca_search.fields import FieldValue
 
@@ -325,6 +325,10 @@ def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
     return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))
 
 
+PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
+"""Exceptions that library code raises when it parses a corrupt value of the database."""
+
+
 def from_row(row: tuple) -> Entry:
     """Convert a row of the statement `READ` to an entry.
 
@@ -333,43 +337,35 @@ def from_row(row: tuple) -> Entry:
             accepts any value in any column.
     """
     try:
-        return _entry(row)
+        _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo, look = row
+        texts, numbers = (name, root, file, digest, caption), (size, mtime_ns, phash, width, height)
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+            raise TypeError("a text instead of a number, or a number instead of a text")
+        if not isinstance(offset, int | None):
+            raise TypeError("a text instead of an offset")
+        of_model = json.loads(fields).get(MODEL_FIELDS, {}) if fields else {}
+        tags = of_model.get("tags", [])
+        if not all(isinstance(tag, str) for tag in tags):
+            raise TypeError("a number instead of a tag")
+        return Entry(
+            name=name,
+            root=root,
+            file=file,
+            offset=offset,
+            stamp=Stamp(size, mtime_ns),
+            digest=digest,
+            phash=phash,
+            width=width,
+            height=height,
+            caption=caption,
+            fields=fields_of_row(fields),
+            caption_confidence=confidence_from_fields(of_model),
+            tags=tuple(tags),
+            photo=Photo.from_dict(json.loads(photo)) if photo else None,
+            pixel_signature=look or b"",
+        )
     except PARSE_ERRORS as error:
         raise CorruptDataError(f"the index is corrupt: its image {row[0]} has an invalid value ({error})") from error
-
-
-PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
-"""Exceptions that library code raises when it parses a corrupt value of the database."""
-
-
-def _entry(row: tuple) -> Entry:
-    _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo, look = row
-    texts, numbers = (name, root, file, digest, caption), (size, mtime_ns, phash, width, height)
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-        raise TypeError("a text instead of a number, or a number instead of a text")
-    if not isinstance(offset, int | None):
-        raise TypeError("a text instead of an offset")
-    of_model = json.loads(fields).get(MODEL_FIELDS, {}) if fields else {}
-    tags = of_model.get("tags", [])
-    if not all(isinstance(tag, str) for tag in tags):
-        raise TypeError("a number instead of a tag")
-    return Entry(
-        name=name,
-        root=root,
-        file=file,
-        offset=offset,
-        stamp=Stamp(size, mtime_ns),
-        digest=digest,
-        phash=phash,
-        width=width,
-        height=height,
-        caption=caption,
-        fields=fields_of_row(fields),
-        caption_confidence=confidence_from_fields(of_model),
-        tags=tuple(tags),
-        photo=Photo.from_dict(json.loads(photo)) if photo else None,
-        pixel_signature=look or b"",
-    )
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
@@ -419,11 +415,7 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
         raise UserError(
             f"{folder / FILE}: an SQLite database, but not an index of grr-coca; pass the folder of an index"
         )
-    if version > VERSION:
-        raise UserError(
-            f"{folder}: written by a newer grr-coca (format {version}; this version supports {VERSION}); "
-            "use that version, or rebuild the index"
-        )
+    require_supported(folder, version)
     written = database.execute("SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('view', 'trigger')")
     for kind, name, sql in written:
         if kind == "view" or not isinstance(sql, str) or sql not in _WORDS:

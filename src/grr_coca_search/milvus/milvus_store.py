@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from grr_coca.common.errors import UserError, pip_install, require_extra
-from grr_coca_search.entry import VERSION, Failure, Header, chunks, name_id
+from grr_coca_search.entry import Failure, Header, chunks, name_id, require_supported
 from grr_coca_search.filters import Filter
 from grr_coca_search.milvus.notes import NOTES_COLUMNS, Notes, Reads, all_rows, notes_name, read_stored_header
 from grr_coca_search.milvus.rows import (
@@ -73,11 +73,7 @@ class MilvusStore(Store):
                 raise UserError(
                     f"{location}: no index has this name; create one with grr-coca index IMAGES… --out {location}"
                 )
-            if header.version > VERSION:
-                raise UserError(
-                    f"{location}: written by a newer grr-coca (format {header.version}; this version "
-                    f"supports {VERSION}); update grr-coca"
-                )
+            require_supported(location, header.version)
         except BaseException:
             client.close()
             raise

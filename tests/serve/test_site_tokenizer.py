@@ -3,15 +3,14 @@
 import json
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from foreign_tokenizers import ALL, KINDS
-from support import pretrain, real_pairs, tiny_recipe, with_caption, write_shard
 
+from grr_coca.common.files import MANIFEST
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
-from grr_coca.train.recipe import TokenizerRecipe
+from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_serve import site
 
 SCRIPT = Path(site.__file__).parent / "page" / "files" / "tokenizer.js"
@@ -91,11 +90,10 @@ def test_steps_that_the_page_does_not_have_are_named(part, step):
 
 
 def test_export_web_names_a_tokenizer_that_it_cannot_export(grr_coca, tmp_path):
-    (tmp_path / "my.json").write_text(KINDS[0]().to_str())
-    pairs = [with_caption(pair, ALL[i % len(ALL)]) for i, pair in enumerate(real_pairs(16))]
-    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs), steps=1)
-    pretrain(replace(recipe, tokenizer=TokenizerRecipe("file", path=str(tmp_path / "my.json"))), tmp_path / "run")
-    result = grr_coca("export", "web", "-c", tmp_path / "run", "--out", tmp_path / "site")
+    shutil.copytree(bundled_folder("icons"), tmp_path / "model")
+    (tmp_path / "model" / MANIFEST).unlink()
+    (tmp_path / "model" / "tokenizer.json").write_text(KINDS[0]().to_str())
+    result = grr_coca("export", "web", "-c", tmp_path / "model", "--out", tmp_path / "site")
     assert result.code == 2
     assert "tokenizer.json: the page does not support a tokenizer of type WordPiece, only byte-level BPE" in result.err
     assert not (tmp_path / "site").exists()

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def rows_of(verbs: Sequence[tuple[str, str]], *, smoke: bool) -> list[dict[str, object]]:
-    """A row of the report for each of some verbs with an engine."""
+    """Return a row of the report for each of some commands with an engine."""
     count, steps = (4, 1) if smoke else (PICTURES, STEPS)
     with tempfile.TemporaryDirectory() as place:
         folder, single = Path(place, "pictures"), Path(place, "picture")
@@ -73,7 +73,7 @@ def rows_of(verbs: Sequence[tuple[str, str]], *, smoke: bool) -> list[dict[str, 
 
 
 def _commands(verb: str, engine: str, folder: Path, recipe: Path) -> Iterator[list[str]]:
-    """The command of a verb. What it writes is new each time."""
+    """Yield the arguments of a command, whose output is new each time."""
     program = [sys.executable, "-m", "grr_coca", verb]
     number = 0
     while True:

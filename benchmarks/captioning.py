@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def measured(cell: Cell, sides: dict[str, Worker], rounds: int, clock: str = "seconds") -> dict[str, list[float]]:
-    """The seconds that each side takes for a cell, in turn."""
+    """Return the seconds that each side takes for a cell, in turn."""
     question = {"method": cell.method, "batch": cell.batch, "tokens": cell.tokens}
     asked = {name: lambda side=side: side.ask("caption", **question)[clock] for name, side in sides.items()}
     return in_turn(asked, rounds, fewest=1, within=SLOW)

@@ -30,7 +30,7 @@ def about(model: torch.nn.Module, packages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def shallow(config: Any) -> Any:
-    """A model of one layer in each stack."""
+    """Return a model of one layer in each stack."""
 
     def cut(part: Any) -> Any:
         return replace(part, transformer=replace(part.transformer, num_layers=1))
@@ -200,7 +200,7 @@ class Captioner:
         self.about = about(self.contestant.model, self.contestant.packages)
 
     def caption(self, **cell: Any) -> dict[str, Any]:
-        """The time of a cell on the clock and of the processor."""
+        """Return the time of a cell on the clock and of the processor."""
         images = torch.randn(cell["batch"], 3, 224, 224, generator=torch.Generator().manual_seed(0))
         start, cpu_start = time.perf_counter(), time.process_time()
         made = self.contestant.run(cell, images)

@@ -152,7 +152,7 @@ def _commands(pythons: dict[str, str], arguments: Callable[[int], list[str]], pl
 
 
 def of_loader(pythons: dict[str, str], drawings: list[bytes], place: Path) -> Parts:
-    """A training loader, whose workers decode each image."""
+    """Yield the measurements of a training loader, whose workers decode each image."""
     for kind in KINDS:
         folder = _folder(place / f"loaded-{kind}", drawings[: len(drawings) // 2], kind)
         workers = {

@@ -156,7 +156,7 @@ class EncodedDomain(Domain):
         return images
 
     def with_encoder(self, learned: np.ndarray, *, is_in_place: bool) -> ImageSet:
-        """The images as `adapt` reads them with the encoder, less the mean of those that are learned."""
+        """Return the images as `adapt` reads them with the encoder, less the mean of those that are learned."""
         mean = self.means[learned].mean(axis=0)
         described = EncoderDescriptor(self.encoder, mean, is_in_place=is_in_place).scale(self.means)
         images = self.images if is_in_place else self.seen_by_base

@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
-    """A row for each precision, task and batch."""
+    """Return a row for each precision, task and batch."""
     precisions, batches = (PRECISIONS[:1], BATCHES[:1]) if smoke else (PRECISIONS, BATCHES)
     source = bundled_folder(name) or random_checkpoint(name, models)
     checkpoint = from_pretrained(source)
@@ -94,7 +94,7 @@ def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
 
 
 def _in_turn(work: dict[str, Callable[[], object]], *, smoke: bool) -> dict[str, list[float]]:
-    """Seconds of CPU time of each side, round after round. A first round is not counted."""
+    """Return seconds of CPU time of each side, round after round. A first round is not counted."""
     sides = {side: partial(seconds, act, time.process_time) for side, act in work.items()}
     if smoke:
         return in_turn(sides, 1)
@@ -103,7 +103,7 @@ def _in_turn(work: dict[str, Callable[[], object]], *, smoke: bool) -> dict[str,
 
 
 def random_checkpoint(name: str, models: Path) -> Path:
-    """The checkpoint of a size with random weights, written if it is not there."""
+    """Return the checkpoint of a size with random weights, written if it is not there."""
     folder = models / name
     if not folder.exists():
         config, tokenizer = get_preset("grr_coca", name), clip_bpe()
@@ -120,7 +120,7 @@ def random_checkpoint(name: str, models: Path) -> Path:
 
 
 def graphs_of(source: Path, precision: str, folder: Path) -> Path:
-    """The folder of a checkpoint's graphs, written if it is not there."""
+    """Return the folder of a checkpoint's graphs, written if it is not there."""
     if precision == "fp32" and (source / "step.onnx").exists():
         return source
     if not folder.exists():

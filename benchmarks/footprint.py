@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def cpu_of_children() -> float:
-    """Seconds of CPU time of the programs that this one started."""
+    """Return seconds of CPU time of the programs that this one started."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -103,7 +103,7 @@ def measure(group: Group, options: argparse.Namespace, cache: str) -> list[dict[
 
 
 def take_turns(workers: dict[str, Worker], lengths: str, batch: int, steps: int) -> dict[str, list[float]]:
-    """Seconds of the steps of each side after the warm-up, in turn."""
+    """Return seconds of the steps of each side after the warm-up, in turn."""
     times: dict[str, list[float]] = {name: [] for name in workers}
     for number in range(WARM_UP + steps):
         of_step = batch_lengths(lengths, batch, number, 0.5 if number else OTHER_QUANTILES)
@@ -152,7 +152,7 @@ def row_of(
 
 
 def line_of(name: str, row: dict[str, Any]) -> str:
-    """A row for people."""
+    """Return a row for people."""
     ours = row["sides"]["ours"]
     parts = [
         f"{name} {row['lengths']} {row['batch']}: {ours['median'] * 1000:,.1f} ms a step",

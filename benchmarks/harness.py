@@ -28,7 +28,7 @@ PEERS = HERE.parent / ".venv-peers" / "bin" / "python"
 
 
 def parser_of(description: str | None, *, peers: bool = False, only: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks take.
+    """Return the arguments that all benchmarks take.
 
     Args:
         description: the docstring of the benchmark.
@@ -54,7 +54,7 @@ def parser_of(description: str | None, *, peers: bool = False, only: Sequence[st
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of this process. With `--smoke`, `peer_python` is None where the peers are not installed."""
+    """Return the arguments of this process. With `--smoke`, `peer_python` is None where the peers are not installed."""
     options = parser.parse_args()
     if options.smoke is not None:
         options.out = options.smoke
@@ -77,7 +77,7 @@ def _has_peers(python: str) -> bool:
 
 
 def machine() -> dict[str, str | int | None]:
-    """The machine, without its name."""
+    """Return the machine, without its name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
     return {
@@ -109,7 +109,7 @@ def write(name: str, results: dict[str, Any], out: Path) -> None:
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """How long some work takes, by a clock; `time.process_time` counts less of what other programs do."""
+    """Return how long some work takes, by a clock; `time.process_time` counts less of what other programs do."""
     began = clock()
     work()
     return clock() - began
@@ -138,7 +138,7 @@ def in_turn(
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times as fast: the median of the ratios of each round, whose sides had the same neighbours."""
+    """Return how many times as fast: the median of the ratios of each round, whose sides had the same neighbours."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -202,7 +202,7 @@ class Worker:
         self.about = self._read()
 
     def ask(self, what: str, **question: Any) -> Answer:
-        """The answer to a question, which is the name of a method and its arguments.
+        """Return the answer to a question, which is the name of a method and its arguments.
 
         Raises:
             WorkerError: the program ended, or did not answer within `LIMIT` and was stopped.

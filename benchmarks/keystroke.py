@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def typed(site: Path, chromium: str, queries: tuple[str, ...]) -> list[float]:
-    """The milliseconds of each letter."""
+    """Return the milliseconds of each letter."""
     from playwright.sync_api import sync_playwright
 
     host = functools.partial(_Silent, directory=str(site))

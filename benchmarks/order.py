@@ -41,7 +41,7 @@ def write_set(folder: Path, num_shards: int) -> list[Path]:
 
 
 def memory() -> float:
-    """Megabytes that this process has in memory, shared pages of files counted."""
+    """Return megabytes that this process has in memory, shared pages of files counted."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 

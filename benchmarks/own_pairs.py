@@ -125,7 +125,7 @@ class Domain:
         return rest[~is_val], rest[is_val], np.flatnonzero(self.folds == fold)
 
     def pairs(self, rows: np.ndarray) -> PairSource:
-        """The pairs of some images."""
+        """Return the pairs of some images."""
         return Subset(self.source, np.array(self.images.pair_ids)[rows])
 
 

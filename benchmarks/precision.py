@@ -119,7 +119,7 @@ def _row(name: str, title: str, checkpoint: Checkpoint, engines: dict[str, Engin
 
 
 def read(source: PairSource, checkpoint: Checkpoint, max_images: int | None = None) -> Split:
-    """A split in memory: each image once, with all of its captions."""
+    """Return a split in memory: each image once, with all of its captions."""
     images, references = [], []
     for pairs in images_of(source)[:max_images]:
         file = source[pairs[0]]
@@ -160,12 +160,12 @@ def figures(said: Described, split: Split) -> dict[str, float]:
 
 
 def same(first: list[Any], second: list[Any]) -> float:
-    """The share of captions with the same token ids."""
+    """Return the share of captions with the same token ids."""
     return round(sum(a == b for a, b in zip(first, second, strict=True)) / len(first), 4)
 
 
 def nearness(first: np.ndarray, second: np.ndarray) -> float:
-    """The lowest cosine of two embeddings of an image."""
+    """Return the lowest cosine of two embeddings of an image."""
     return round(float((first * second).sum(axis=1).min()), 4)
 
 

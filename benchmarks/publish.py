@@ -25,12 +25,12 @@ PLACE = re.compile(r"\{(?P<file>\S+) (?P<keys>[^{}]+) (?P<format>\S+)\}")
 
 
 def published(text: str) -> str:
-    """A document with the newest tables."""
+    """Return a document with the newest tables."""
     return TABLE.sub(_with_table, text)
 
 
 def training_table() -> str:
-    """A training step beside open_clip's, on two machines."""
+    """Return the table of a training step next to open_clip's, on two machines."""
     here, there = (_results(name)["rows"] for name in ("training", "xeon/training"))
     heads = ("captions", "precision", "GRR-CoCa, images/s", "open_clip", "times as fast", "on the Xeon")
     lines = []
@@ -43,7 +43,7 @@ def training_table() -> str:
 
 
 def compiled_table() -> str:
-    """A training step beside open_clip's main branch and its release, all compiled."""
+    """Return the table of a training step next to open_clip's main branch and its release, all compiled."""
     heads = ("open_clip", "captions", "precision", "batch", "GRR-CoCa, s/step", "open_clip, compiled", "times as fast")
     versions = {"open_clip_main": "4.2.0.dev0", "open_clip_compiled": "3.3.0"}
     lines = []
@@ -232,14 +232,14 @@ def _with_table(place: re.Match[str]) -> str:
 
 
 def lacking(page: Path, pieces: Iterable[str]) -> list[str]:
-    """The pieces that a page lacks, with the numbers that they must have."""
+    """Return the pieces that a page lacks, with the numbers that they must have."""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", page.read_text(encoding="utf-8"))
     text = " ".join(re.sub("[*`]", "", text).split())
     return [filled for filled in (PLACE.sub(_number, piece) for piece in pieces) if filled not in text]
 
 
 def pieces_of_pages() -> dict[Path, list[str]]:
-    """The pieces of each page with their places, from `docs/numbers.txt`."""
+    """Return the pieces of each page with their places, from `docs/numbers.txt`."""
     found: dict[Path, list[str]] = {}
     for line in NUMBERS.read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def waiting(folder: Path, endpoint: str, cores: list[int], smoke: bool) -> list[dict[str, object]]:
-    """The share of a step that waits for data, from disk and from S3."""
+    """Return the share of a step that waits for data, from disk and from S3."""
     recipe = load_recipe(HERE.parent / "recipes" / "pictograms.yaml")
     steps = 2 if smoke else STEPS
     paths = write_pairs(folder / "pairs", recipe, 2 * PAIRS_PER_SHARD if smoke else 8 * PAIRS_PER_SHARD)
@@ -126,7 +126,7 @@ def share_of_waiting(recipe: Recipe, cores: list[int], steps: int) -> tuple[floa
 def take_steps(
     first: list[Batch], batches: Iterator[list[Batch]], trainer: Trainer, count: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds that each step waited for its batch, and those of the whole step."""
+    """Return seconds that each step waited for its batch, and those of the whole step."""
     waits, wholes, batch = [], [], first
     for number in range(count):
         began = time.perf_counter()
@@ -143,7 +143,7 @@ def take_steps(
 
 
 def opening(endpoint: str, num_shards: int) -> list[dict[str, object]]:
-    """Seconds of two openings of a large set, and the memory of the second."""
+    """Return seconds of two openings of a large set, and the memory of the second."""
     upload(endpoint, BUCKET, {f"large/{shard:05d}.tar": b"%05d" % shard for shard in range(num_shards)})
     url = f"s3://{BUCKET}/large/{{00000..{num_shards - 1:05d}}}.tar"
     write_indexes(url)
@@ -206,7 +206,7 @@ def open_large(url: str) -> None:
 
 
 def memory_of_worker(source: PairSource) -> float:
-    """Megabytes that a copy of this process does not share, after it has read captions."""
+    """Return megabytes that a copy of this process does not share, after it has read captions."""
     told, says = os.pipe()
     if (worker := os.fork()) == 0:
         read_captions(source, 40)

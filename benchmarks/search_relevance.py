@@ -96,7 +96,7 @@ def trials(size: int | None) -> int:
 
 
 def measured(splits: dict[str, Split], curve: RelevanceCurve, smoke: bool) -> dict[str, object]:
-    """How often the answer to "is it there" is right, and the share of right hits by their relevance."""
+    """Return how often the answer to "is it there" is right, and the share of right hits by their relevance."""
     random = np.random.default_rng(MEASURED)
     rows, hits = [], []
     for (name, split), size in itertools.product(splits.items(), SIZES):
@@ -128,7 +128,7 @@ class Evidence(NamedTuple):
 
 
 def evidence_of(splits: Collection[Split]) -> Evidence:
-    """The features of the hits of all splits."""
+    """Return the features of the hits of all splits."""
     random = np.random.default_rng(FITTED)
     found, right, whole = [], [], []
     for split, size in itertools.product(splits, SIZES):

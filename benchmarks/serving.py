@@ -105,7 +105,7 @@ def _server(*arguments: object) -> Iterator[tuple[str, int]]:
 
 
 def _captioning(folder: Path, files: Path) -> float:
-    """Seconds of `grr-coca caption` for all files, without its start."""
+    """Return seconds of `grr-coca caption` for all files, without its start."""
 
     def of(images: Path) -> float:
         command = [sys.executable, "-m", "grr_coca", "caption", str(images), "-c", str(folder), "--json"]
@@ -228,7 +228,7 @@ def _overload(
 
 
 def _megabytes(pid: int) -> float:
-    """The memory of a process."""
+    """Return the memory of a process."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 

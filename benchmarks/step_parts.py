@@ -49,7 +49,7 @@ class Form(NamedTuple):
     dtype: torch.dtype
 
     def random(self) -> Tensor:
-        """A tensor of this form."""
+        """Return a tensor of this form."""
         size = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
         return torch.randn(size).to(self.dtype).as_strided(self.shape, self.stride)
 
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(lengths: str, precision: str, *, is_small: bool) -> dict[str, Any]:
-    """The products and the other parts of one kind of step."""
+    """Return the products and the other parts of one kind of step."""
     setup = {"threads": THREADS, "device": "cpu", "size": "b32", "precision": precision, "is_compiled": True}
     setup |= {"is_small": is_small, "gradient_checkpointing": 0.0}
     ceiling = max(Gemm(setup).rates().values())

@@ -99,7 +99,7 @@ class Contestant(ABC):
         return self.prepare(images, caption_rows(lengths, seed))
 
     def step(self, lengths: list[int], seed: int) -> dict[str, float]:
-        """Seconds of a step."""
+        """Return seconds of a step."""
         prepared = self._batch(lengths, seed)
 
         def work() -> None:
@@ -133,7 +133,7 @@ class Contestant(ABC):
         return {"forgotten": True}
 
     def peak(self) -> dict[str, int]:
-        """The most memory that this process had, pages of files counted; on a GPU, that of its tensors."""
+        """Return the most memory that this process had, pages of files counted; on a GPU, that of its tensors."""
         if self.device.type == "cuda":
             return {"bytes": torch.cuda.max_memory_allocated(self.device)}
         if (status := Path("/proc/self/status")).exists():
@@ -212,7 +212,7 @@ class Ours(Contestant):
         self.num_steps += 1
 
     def loop(self, lengths: list[int], seed: int, steps: int) -> dict[str, float]:
-        """Seconds of a step whose batch is copied to the device while the step before it runs, as in a run."""
+        """Return seconds of a step whose batch is copied to the device while the step before it runs, as in a run."""
         from grr_coca.data.batch import copy_ahead
 
         generator = torch.Generator().manual_seed(seed)
@@ -228,7 +228,7 @@ class Ours(Contestant):
         return {"seconds": seconds(work) / steps}
 
     def waits(self, lengths: list[int], seed: int) -> dict[str, int | None]:
-        """How often a step waits for its GPU; None on a CPU."""
+        """Return how often a step waits for its GPU; None on a CPU."""
         if self.device.type != "cuda":
             return {"waits": None}
         prepared = self._batch(lengths, seed)

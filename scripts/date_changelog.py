@@ -14,7 +14,7 @@ VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 
 
 def dated(changelog: str, citation: str, version: str, day: str) -> tuple[str, str]:
-    """The texts of CHANGELOG.md and CITATION.cff for a release on a day."""
+    """Return the texts of CHANGELOG.md and CITATION.cff for a release on a day."""
     heading = "## Unreleased\n"
     if heading not in changelog:
         return changelog, citation

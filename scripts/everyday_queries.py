@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def read_queries(path: Path) -> list[EverydayQuery]:
-    """The queries of all splits."""
+    """Return the queries of all splits."""
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [EverydayQuery(**{**row, "names": tuple(row["names"])}) for row in rows]
 

@@ -112,7 +112,7 @@ def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -
 
 
 def answers(model: ImageTextModel, path: str) -> Answers:
-    """The greedy captions of a split, of at most `MAX_IMAGES` images."""
+    """Return the greedy captions of a split, of at most `MAX_IMAGES` images."""
     source = open_source(path)
     images = images_of(source)
     chosen = [images[number] for number in _spread(len(images))]
@@ -148,7 +148,7 @@ def _spread(count: int) -> list[int]:
 
 
 def _there(paths: dict[str, str], needed: Collection[str]) -> dict[str, str]:
-    """The splits that are on this machine.
+    """Return the splits that are on this machine.
 
     Raises:
         UserError: one that is needed is not.
@@ -199,7 +199,7 @@ def fit(training: np.ndarray, held_out: dict[str, Answers]) -> Calibration:
 
 
 def confidences(fitted: Calibration, found: Answers) -> np.ndarray:
-    """The confidence of each caption."""
+    """Return the confidence of each caption."""
     return np.array([fitted.confidence([log_prob]) for log_prob in found.log_probs])
 
 
@@ -214,13 +214,13 @@ def split_figures(fitted: Calibration, found: Answers) -> dict[str, Figure]:
 
 
 def share(flags: np.ndarray) -> Figure:
-    """A share with its 95 % interval (Wilson, 1927)."""
+    """Return a share with its 95 % interval (Wilson, 1927)."""
     interval = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
     return Figure(float(flags.mean()), interval.low, interval.high)
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Figure]:
-    """The share of right captions in each bin of confidence, and the calibration error."""
+    """Return the share of right captions in each bin of confidence, and the calibration error."""
     number = np.minimum((confidence * BINS).astype(int), BINS - 1)
     figures = {"calibration_error": exactly(calibration_error(confidence, right)), "captions": exactly(len(right))}
     for one in range(BINS):
@@ -233,13 +233,13 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Figure]:
 
 
 def photograph_figures(fitted: Calibration, model: ImageTextModel, files: list[Path]) -> dict[str, Figure]:
-    """The share of photographs that are called unfamiliar."""
+    """Return the share of photographs that are called unfamiliar."""
     pixels = np.stack([model.preprocess(model.preprocess.decode(path.read_bytes(), path.name)) for path in files])
     return {"unfamiliar": share(np.array(fitted.are_unfamiliar(pixels))), "images": exactly(len(files))}
 
 
 def listed_photographs(folder: Path) -> dict[str, list[Path]]:
-    """The photographs of each list.
+    """Return the photographs of each list.
 
     Raises:
         UserError: one is not there.

@@ -45,12 +45,12 @@ from grr_coca.common.files import read_json, user_cache, write_bytes_atomic
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_files import MATCHING, Figure
 from grr_coca_icons.match.candidates import Pairs, PictureSet
-from grr_coca_icons.match.label_check import Labelled, check_labels
+from grr_coca_icons.match.label_check import LabelledImage, check_labels
 from grr_coca_icons.match.labelled_pictures import labelled_pictures
 from grr_coca_icons.match.match_numbers import (
     CANDIDATES,
-    EVIDENCE,
-    OF_PICTURES,
+    FEATURES,
+    IMAGE_FEATURES,
     MatchParameters,
     MatchWeights,
     ProbabilityCurve,
@@ -104,7 +104,7 @@ LABEL_SWAPPED = 500
 MOST_MISSED = 0.10
 """How often none may be told although there is an equivalent, on the fitted icons."""
 _NO_CURVE = ProbabilityCurve(per_score=0, per_lead=0, offset=0, least=0)
-ALL = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=_NO_CURVE, unseen=_NO_CURVE)
+ALL = MatchWeights(weights=dict.fromkeys(FEATURES, 1.0), seen=_NO_CURVE, unseen=_NO_CURVE)
 
 
 class Row(NamedTuple):
@@ -123,8 +123,8 @@ class Case(NamedTuple):
 
     row: Row
     names: list[str]
-    things: list[str]
-    evidence: np.ndarray
+    concepts: list[str]
+    features: np.ndarray
     is_right: np.ndarray
 
 
@@ -148,11 +148,11 @@ class Sets:
             write_bytes_atomic(self.path(Path(name).stem), content)
 
     def path(self, prefix: str) -> Path:
-        """The file of a set."""
+        """Return the file of a set."""
         return self._folder / f"{prefix}.json"
 
     def __getitem__(self, prefix: str) -> PictureSet:
-        """The pictures of a set."""
+        """Return the pictures of a set."""
         if prefix not in self._opened:
             print(f"reading {prefix}", file=sys.stderr, flush=True)
             # Whether training saw a set is asked for each case, so a set need not know.
@@ -160,40 +160,40 @@ class Sets:
             self._opened[prefix] = read_sources([str(self.path(prefix))], self.model, numbers).set
         return self._opened[prefix]
 
-    def things(self, prefix: str) -> dict[str, list[int]]:
-        """The places of the drawings of each thing in a set."""
+    def concepts(self, prefix: str) -> dict[str, list[int]]:
+        """Return the rows of the drawings of each thing in a set."""
         if prefix not in self._things:
             found = self._things.setdefault(prefix, {})
-            for place, thing in enumerate(self[prefix].things):
-                found.setdefault(thing.partition(":")[2], []).append(place)
+            for row, thing in enumerate(self[prefix].concepts):
+                found.setdefault(thing.partition(":")[2], []).append(row)
         return self._things[prefix]
 
     def thing(self, name: str) -> str:
-        """The name of an icon without words of style."""
+        """Return the name of an icon without words of style."""
         pictures = self[name.partition(":")[0]]
-        return pictures.things[pictures.places[name]].partition(":")[2]
+        return pictures.concepts[pictures.row_by_name[name]].partition(":")[2]
 
-    def names(self, prefix: str, things: set[str]) -> frozenset[str]:
-        """The names of all drawings of some things, without the set."""
-        names, places = self[prefix].names, self.things(prefix)
-        return frozenset(names[place].partition(":")[2] for thing in things for place in places.get(thing, ()))
+    def names(self, prefix: str, concepts: set[str]) -> frozenset[str]:
+        """Return the names of all drawings of some things, without the set."""
+        names, rows = self[prefix].names, self.concepts(prefix)
+        return frozenset(names[row].partition(":")[2] for thing in concepts for row in rows.get(thing, ()))
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
-        """The candidates of each row, in the order of the rows."""
+        """Return the candidates of each row, in the order of the rows."""
         together: dict[tuple[str, str], list[int]] = defaultdict(list)
         for number, row in enumerate(rows):
             together[row.source.partition(":")[0], row.target].append(number)
         found: dict[int, Case] = {}
         for (source, target), numbers in together.items():
             one, other = self[source], self[target]
-            places = np.array([one.places[rows[number].source] for number in numbers])
-            columns, evidence, bounds = Pairs(one, other, ALL).evidence(places)
+            sources = np.array([one.row_by_name[rows[number].source] for number in numbers])
+            columns, features, bounds = Pairs(one, other, ALL).features(sources)
             for index, number in enumerate(numbers):
                 part = slice(bounds[index], bounds[index + 1])
                 names = [other.names[column] for column in columns[part]]
-                things = [other.things[column] for column in columns[part]]
+                concepts = [other.concepts[column] for column in columns[part]]
                 is_right = np.array([name.partition(":")[2] in rows[number].right for name in names])
-                found[number] = Case(rows[number], names, things, evidence[part], is_right)
+                found[number] = Case(rows[number], names, concepts, features[part], is_right)
         return [found[number] for number in range(len(rows))]
 
 
@@ -201,7 +201,7 @@ class Sets:
 
 
 def read_truth() -> list[Row]:
-    """The rows that were read by hand."""
+    """Return the rows that were read by hand."""
     with TRUTH.open(encoding="utf-8", newline="") as file:
         return [
             Row(row["source"], row["target"], frozenset(row["right"].split()), row["why"], row["part"])
@@ -225,19 +225,19 @@ def table_rows(archives: Archives, sets: Sets, left_out: frozenset[str]) -> list
                 for role, name in icons.items():
                     if one != other and role in theirs:
                         full = (f"{one}:{name}", f"{other}:{theirs[role]}")
-                        if full[0] in sets[one].places and full[1] in sets[other].places:
+                        if full[0] in sets[one].row_by_name and full[1] in sets[other].row_by_name:
                             right[full[0], other].add(sets.thing(full[1]))
     by_thing: dict[str, list[Row]] = defaultdict(list)
-    for (source, target), things in right.items():
+    for (source, target), concepts in right.items():
         thing = sets.thing(source)
-        if thing not in left_out and thing not in things:
-            by_thing[thing].append(Row(source, target, sets.names(target, things)))
+        if thing not in left_out and thing not in concepts:
+            by_thing[thing].append(Row(source, target, sets.names(target, concepts)))
     chosen = random.Random(3)
     return [row for rows in by_thing.values() for row in chosen.sample(rows, min(PER_CONCEPT, len(rows)))]
 
 
 def _roles(script: str, prefix: str) -> dict[str, str]:
-    """The icon of each role of a table, by the path of the role."""
+    """Return the icon of each role of a table, by the path of the role."""
     roles: dict[str, str] = {}
     path: list[str] = []
     for line in script.splitlines():
@@ -259,8 +259,8 @@ def equal_rows(sets: Sets, left_out: frozenset[str]) -> list[Row]:
     while len(rows) < NUM_EQUAL:
         target = chosen.choice(EQUAL_UNSEEN if len(rows) % 2 else EQUAL_SEEN)
         source = chosen.choice([prefix for prefix in EQUAL_SEEN if prefix != target])
-        thing = chosen.choice(sorted((sets.things(source).keys() & sets.things(target).keys()) - left_out))
-        name = sets[source].names[chosen.choice(sets.things(source)[thing])]
+        thing = chosen.choice(sorted((sets.concepts(source).keys() & sets.concepts(target).keys()) - left_out))
+        name = sets[source].names[chosen.choice(sets.concepts(source)[thing])]
         rows.append(Row(name, target, sets.names(target, {thing})))
     return rows
 
@@ -269,23 +269,23 @@ def equal_rows(sets: Sets, left_out: frozenset[str]) -> list[Row]:
 
 
 def fit_weights(cases: Sequence[tuple[Case, float]], names: Sequence[str]) -> dict[str, float]:
-    """The weights under which right candidates win: a conditional logit over the candidates of each case.
+    """Return the weights under which right candidates win: a conditional logit over the candidates of each case.
 
     Args:
         cases: each with its weight. Those whose candidates hold nothing right are left out.
         names: of the evidence that gets a weight.
     """
-    columns = [EVIDENCE.index(name) for name in names]
-    groups = [(case.evidence[:, columns], case.is_right, weight) for case, weight in cases if case.is_right.any()]
+    columns = [FEATURES.index(name) for name in names]
+    groups = [(case.features[:, columns], case.is_right, weight) for case, weight in cases if case.is_right.any()]
     total = sum(weight for _, _, weight in groups)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = 0.0, np.zeros(len(weights))
-        for evidence, is_right, weight in groups:
-            shares = np.exp(evidence @ weights - (evidence @ weights).max())
+        for features, is_right, weight in groups:
+            shares = np.exp(features @ weights - (features @ weights).max())
             right = np.where(is_right, shares, 0)
             value -= weight * np.log(right.sum() / shares.sum() + 1e-12)
-            slope += weight * (evidence.T @ (shares / shares.sum()) - evidence.T @ (right / (right.sum() + 1e-12)))
+            slope += weight * (features.T @ (shares / shares.sum()) - features.T @ (right / (right.sum() + 1e-12)))
         return value / total + L2 * weights @ weights / 2, slope / total + L2 * weights
 
     found = minimize(loss, np.zeros(len(columns)), jac=True, method="L-BFGS-B").x
@@ -309,13 +309,13 @@ class Ranked(NamedTuple):
 
 
 def ranked(cases: Sequence[Case], score: Callable[[np.ndarray], np.ndarray]) -> Ranked:
-    """The first candidates of each case by a score of their evidence, as `match_pictures` ranks them."""
+    """Return the first candidates of each case by a score of their evidence, as `match_pictures` ranks them."""
     columns = []
     for case in cases:
-        scores = score(case.evidence)
+        scores = score(case.features)
         kept: dict[str, int] = {}
         for number in np.argsort(-scores, kind="stable").tolist():
-            kept.setdefault(case.things[number], number)
+            kept.setdefault(case.concepts[number], number)
         best = list(kept.values())[:CANDIDATES]
         others = np.full(CANDIDATES, scores[best[0]])
         others[0] = scores[best[1]]
@@ -325,7 +325,7 @@ def ranked(cases: Sequence[Case], score: Callable[[np.ndarray], np.ndarray]) -> 
 
 
 def fit_curve(found: Ranked) -> ProbabilityCurve:
-    """The curve over scores and leads, and the limit below which none is told."""
+    """Return the curve over scores and leads, and the limit below which no candidate is reported."""
     measured = np.stack([found.scores.ravel(), found.leads.ravel(), np.ones(found.scores.size)], axis=1)
     ridge = CURVE_L2 * len(measured) * np.array([1, 1, 0])
     per_score, per_lead, offset = (
@@ -337,12 +337,12 @@ def fit_curve(found: Ranked) -> ProbabilityCurve:
 
 
 def any_right(curve: ProbabilityCurve, found: Ranked) -> np.ndarray:
-    """The probability that any of the candidates is right, for each case."""
+    """Return the probability that any of the candidates is right, for each case."""
     return 1 - np.prod(1 - curve.probabilities(found.scores, found.leads), axis=1)
 
 
 def fitted(names: Sequence[str], cases: Sequence[tuple[Case, float]], curves: dict[str, list[Case]]) -> MatchWeights:
-    """The numbers for this evidence."""
+    """Return the numbers for this evidence."""
     numbers = replace(ALL, weights=fit_weights(cases, names))
     return replace(numbers, **{kind: fit_curve(ranked(of_kind, numbers.scores)) for kind, of_kind in curves.items()})
 
@@ -355,7 +355,7 @@ def _with_interval(interval: Interval) -> dict[str, float]:
 
 
 def curve_figures(curve: ProbabilityCurve, found: Ranked) -> dict[str, Any]:
-    """How well probabilities and none are told. Bins hold equally many candidates."""
+    """Return how well probabilities and missing equivalents are reported. Bins hold equally many candidates."""
     probabilities = curve.probabilities(found.scores, found.leads)
     is_none = any_right(curve, found) < curve.least
 
@@ -378,15 +378,15 @@ def curve_figures(curve: ProbabilityCurve, found: Ranked) -> dict[str, Any]:
 
 
 def report(sets: Sets, numbers: MatchParameters, reported: dict[str, list[Case]]) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     unseen = [*reported["random"], *reported["other names"]]
     other_name = [case for case in unseen if case.row.why == "another name"]
     groups = {"random": reported["random"], "other_name": other_name, "seen": reported["seen"]}
-    picture, spelling, same_name = (EVIDENCE.index(name) for name in ("picture", "spelling", "same_name"))
+    picture, spelling, same_name = (FEATURES.index(name) for name in ("picture", "spelling", "same_name"))
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "fitted": numbers.with_names.scores,
-        "picture": lambda evidence: evidence[:, picture],
-        "name": lambda evidence: evidence[:, spelling] + evidence[:, same_name],
+        "picture": lambda features: features[:, picture],
+        "name": lambda features: features[:, spelling] + features[:, same_name],
     }
     before = read_json(RESULTS)
     found: dict[str, Any] = {}
@@ -414,8 +414,8 @@ def report(sets: Sets, numbers: MatchParameters, reported: dict[str, list[Case]]
     return found
 
 
-def labelled(sets: Sets, prefix: str) -> list[Labelled]:
-    """The icons of a set with their names, as `grr-coca lint` checks them."""
+def labelled(sets: Sets, prefix: str) -> list[LabelledImage]:
+    """Return the icons of a set with their names, as `grr-coca lint` checks them."""
     return list(labelled_pictures([str(sets.path(prefix))], (), sets.model.loaded, []))
 
 
@@ -450,7 +450,7 @@ def label_figures(sets: Sets, limit: float) -> dict[str, Any]:
 
 
 def missed(cases: Sequence[Case], numbers: MatchWeights) -> Iterator[str]:
-    """A line for each icon whose first candidate is wrong."""
+    """Yield a line for each icon whose first candidate is wrong."""
     found = ranked(cases, numbers.scores)
     for case, names, is_right in zip(cases, found.names, found.is_right, strict=True):
         if case.row.right and not is_right[0]:
@@ -489,8 +489,8 @@ def main() -> None:
     held_out = HeldOut.read()
     kept = kept_sets(archives.json("iconify", "collections.json"))
     numbers = MatchParameters(
-        with_names=fitted(EVIDENCE, [*by_hand, *tables], curves),
-        without_names=fitted(OF_PICTURES, [*by_hand, *tables, *equal], curves),
+        with_names=fitted(FEATURES, [*by_hand, *tables], curves),
+        without_names=fitted(IMAGE_FEATURES, [*by_hand, *tables, *equal], curves),
         seen_sets=tuple(prefix for prefix in kept if held_out.split_of(prefix) == "train"),
         label_limits=label_limits(sets),
     )
@@ -506,7 +506,7 @@ TITLE, NEXT = "## Matching icons", "## Cost"
 
 
 def card_figures(found: dict[str, Any]) -> dict[str, Figure]:
-    """The figures of the card."""
+    """Return the figures of the card."""
     told = found["probabilities"]["unseen"]
     figures = {
         f"{group} {part}": Figure(**found[group]["fitted"][part])
@@ -518,7 +518,7 @@ def card_figures(found: dict[str, Any]) -> dict[str, Figure]:
 
 
 def match_section(found: dict[str, Any]) -> list[str]:
-    """The section of the card."""
+    """Return the section of the card."""
     told, other = found["probabilities"]["unseen"], found["other_name"]["fitted"]
     first, first_five = other["first"], other["first_five"]
     said = (

@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def inside(pixels: np.ndarray) -> np.ndarray:
-    """The numbers of the inside of N images; of those that are judged."""
+    """Return the numbers of the inside of N images; of those that are judged."""
     return np.concatenate([look_inside(pixels[start : start + 64]).numbers for start in range(0, len(pixels), 64)])
 
 
@@ -117,7 +117,7 @@ def fit(positive: Sequence[np.ndarray], negative: Sequence[np.ndarray]) -> tuple
 
 
 def limit_of(scores: Sequence[np.ndarray]) -> float:
-    """The lowest limit above which `WRONG` of the scores lie, in the mean over the sets."""
+    """Return the lowest limit above which `WRONG` of the scores lie, in the mean over the sets."""
     limits = np.linspace(-4, 8, 1201)
     return next(float(one) for one in limits if np.mean([np.mean(found > one) for found in scores]) <= WRONG)
 
@@ -217,7 +217,7 @@ class Pictures:
         return part
 
     def _glossy(self, drawing: Image.Image) -> Image.Image:
-        """A drawing with a gradient; with a bevel, a highlight, a glance and a shadow at random."""
+        """Return a drawing with a gradient; with a bevel, a highlight, a glance and a shadow at random."""
         rng, side = self._rng, 192
         pixels = np.asarray(drawing.resize((side, side), Image.Resampling.BICUBIC), np.float32)
         colours, alpha = pixels[..., :3], pixels[..., 3] / 255
@@ -247,7 +247,7 @@ class Pictures:
 
 
 def opened(path: Path) -> Image.Image:
-    """A photograph, scaled down to `MAX_SIDE` pixels."""
+    """Return a photograph, scaled down to `MAX_SIDE` pixels."""
     with Image.open(path) as image:
         image.draft("RGB", (MAX_SIDE, MAX_SIDE))
         found = image.convert("RGB")
@@ -256,13 +256,13 @@ def opened(path: Path) -> Image.Image:
 
 
 def outline(drawing: Image.Image) -> Image.Image:
-    """The area of a drawing on white, with its holes filled, in 256 pixels."""
+    """Return the area of a drawing on white, with its holes filled, in 256 pixels."""
     pixels = np.asarray(drawing.resize((256, 256)), int)
     return Image.fromarray((ndimage.binary_fill_holes((255 - pixels).max(axis=-1) > 30) * 255).astype(np.uint8))
 
 
 def cut_free(drawing: Image.Image) -> Image.Image:
-    """A drawing with transparency in place of the white that reaches the border."""
+    """Return a drawing with transparency in place of the white that reaches the border."""
     pixels = np.asarray(drawing.convert("RGB"))
     parts, _ = ndimage.label(pixels.min(axis=-1) > 250)
     outer = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def vocabulary() -> TagModel:
-    """The words of the captions of training, without weights."""
+    """Return the words of the captions of training, without weights."""
     source = open_source(expand_cache_prefix(TRAINING))
     counts: Counter[str] = Counter()
     behind: Counter[str] = Counter()
@@ -95,19 +95,19 @@ def describe(model: ImageTextModel, icons: Sequence[Icon]) -> list[Description]:
 
 
 def plain(text: str) -> str:
-    """A text in small letters, with single spaces in place of all else."""
+    """Return a text in small letters, with single spaces in place of all else."""
     return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower()).split())
 
 
 def right_words(icon: Icon, *, beyond_name: bool) -> set[str]:
-    """The words of the icon's name and its tags, or its tags without words of the name."""
+    """Return the words of the icon's name and its tags, or its tags without words of the name."""
     name = {to_singular(plain(icon.name)), *map(to_singular, plain(icon.name).split())}
     tags = {to_singular(plain(tag)) for tag in icon.tags}
     return tags - name if beyond_name else tags | name
 
 
 def fit(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> tuple[float, ...]:
-    """The weights of a logistic regression."""
+    """Return the weights of a logistic regression."""
     rows, right = [], []
     embeddings = np.stack([one.embedding for _, one in pairs])
     found = tagger.candidates(embeddings, [one.captions for _, one in pairs])
@@ -152,7 +152,7 @@ def figures(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> dict[s
 
 
 def tags_of(tagger: Tagger, description: Description) -> tuple[Tag, ...]:
-    """The tags of one image."""
+    """Return the tags of one image."""
     (tags,) = tagger.tags(description.embedding[None], [description.captions], SHOWN)
     return tags
 
@@ -170,7 +170,7 @@ def words_of(texts: Sequence[str]) -> list[str]:
 
 
 def by_beams(one: Description) -> list[str]:
-    """The words of the captions, the likeliest first."""
+    """Return the words of the captions, most likely first."""
     likely: Counter[str] = Counter()
     for caption in one.captions:
         for word in dict.fromkeys(words_of([caption.text])):

@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def thesaurus(archives: Archives) -> list[str]:
-    """The lines of the file, sorted."""
+    """Return the lines of the file, sorted."""
     archives.fetch(lambda _: None)
     counts = training_captions(archives)
     entries = sorted(entry for entry in lemmas(archives) if counts[entry] < KNOWN)
@@ -138,7 +138,7 @@ def thesaurus(archives: Archives) -> list[str]:
 
 
 def training_captions(archives: Archives) -> Counter[str]:
-    """How many icons of training have each caption: their names, aliases and tags, in words."""
+    """Return how many icons of training have each caption: their names, aliases and tags, in words."""
     sets = kept_sets(archives.json("iconify", "collections.json"))
     held_out, tags = HeldOut.read(), read_tags(archives)
     wanted = {f"json/{prefix}.json": prefix for prefix in sets if held_out.split_of(prefix) == "train"}
@@ -181,12 +181,12 @@ def is_plain(caption: str) -> bool:
 
 
 def icons_of(index: Index) -> list[str]:
-    """The names of all icons of an index, such as `lucide:house`."""
+    """Return the names of all icons of an index, such as `lucide:house`."""
     return [str(entry.fields["icon"]) for entry, _ in index.store.everything()]
 
 
 def phrases_found(index: Index) -> Iterator[str]:
-    """How many phrases find an icon of an expected name."""
+    """Yield how many phrases find an icon of an expected name."""
     if "lucide:house" in icons_of(index):
         for part, queries in json.loads(PHRASES.read_text(encoding="utf-8")).items():
             found = np.array([is_found(index, phrase, expected) for phrase, expected in queries])
@@ -201,7 +201,7 @@ def is_found(index: Index, phrase: str, expected: Sequence[str]) -> list[bool]:
 
 
 def everyday(index: Index) -> str:
-    """The mean nDCG of queries in everyday words, and their number."""
+    """Return the mean nDCG of queries in everyday words, and their number."""
     icons = [icon.partition(":")[2] for icon in icons_of(index)]
     styles = style_words(icons, ())
     names = [caption_of(icon, styles) for icon in icons]

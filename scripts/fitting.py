@@ -25,14 +25,14 @@ BINS = 10
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """The arguments of a script that fits numbers to a model: its name."""
+    """Return the arguments of a script that fits numbers to a model: its name."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the bundled model")
     return parser
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a model that ships.
+    """Return the folder of a model that ships.
 
     Raises:
         UserError: there is no such model; the message names the nearest.
@@ -44,7 +44,7 @@ def folder_of(name: str) -> Path:
 
 
 def card_text(name: str) -> dict:
-    """The words of a model's card, and what is fitted to it.
+    """Return the words of a model's card, and what is fitted to it.
 
     Raises:
         UserError: there are none; the message names the nearest.
@@ -62,7 +62,7 @@ def card_text(name: str) -> dict:
 def logistic(
     columns: np.ndarray, is_right: np.ndarray, weights: np.ndarray | float = 1.0, ridge: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """The coefficients of a logistic regression, K, by Newton's method.
+    """Return the coefficients of a logistic regression, K, by Newton's method.
 
     Args:
         columns: N K. One of ones gives an offset.
@@ -89,7 +89,7 @@ def calibration_error(probabilities: np.ndarray, is_right: np.ndarray) -> float:
 
 
 def exactly(value: float) -> Figure:
-    """A figure without an interval."""
+    """Return a figure without an interval."""
     return Figure(value, value, value)
 
 
@@ -97,13 +97,13 @@ def exactly(value: float) -> Figure:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown."""
+    """Return the lines of a table in Markdown."""
     head = f"| {' | '.join(heads)} |".replace("|  |", "| |")
     return [head, "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def read_card(folder: Path) -> ModelCard:
-    """The card in the folder of a model."""
+    """Return the card in the folder of a model."""
     return from_dict(ModelCard, read_json(folder / "card.json"), str(folder / "card.json"))
 
 

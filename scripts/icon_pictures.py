@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def chosen_searches(model: ImageTextModel, library: Sequence[Icon], vectors: np.ndarray) -> Image.Image:
-    """The best hits for the chosen queries, each with the model's own caption of it."""
+    """Return the best hits for the chosen queries, each with the model's own caption of it."""
     best = (model.embed_texts(list(CHOSEN)) @ vectors.T).argsort(axis=1)[:, : -HITS - 1 : -1].tolist()
     pictures = [[library[number].image for number in row] for row in best]
     captions = [model.caption(row) for row in pictures]
@@ -90,12 +90,12 @@ def by_hash(icons: list[Icon], family: str) -> list[Icon]:
 
 
 def hit(icon: Icon, query: str) -> Drawn:
-    """A hit, with its name: green if that has a word of the query."""
+    """Return a hit, with its name: green if that has a word of the query."""
     return icon, [(icon.name, RIGHT if set(icon.name.split()) & set(query.split()) else PLAIN)]
 
 
 def captioned(icon: Icon, caption: str) -> Drawn:
-    """A picture with the model's caption, and its name where the caption is another one."""
+    """Return a picture with the model's caption, and its name where the caption is another one."""
     if caption == icon.name:
         return icon, [(caption, RIGHT)]
     return icon, [(caption, WRONG), (icon.name, PLAIN)]
@@ -114,7 +114,7 @@ def sheet(rows: Sequence[Sequence[Drawn]], titles: Sequence[str]) -> Image.Image
 
 
 def cell(drawn: Drawn, font: Font) -> Image.Image:
-    """A picture with the lines below it."""
+    """Return a picture with the lines below it."""
     icon, lines = drawn
     page = Image.new("RGB", CELL, "white")
     page.paste(ImageOps.contain(icon.image, (SIDE, SIDE)), (MARGIN, MARGIN))
@@ -126,7 +126,7 @@ def cell(drawn: Drawn, font: Font) -> Image.Image:
 
 
 def broken_in(text: str) -> list[str]:
-    """A text in lines that fit below a picture."""
+    """Return a text in lines that fit below a picture."""
     return textwrap.wrap(text, LETTERS_A_LINE, max_lines=MAX_LINES // 2, placeholder=" …")
 
 

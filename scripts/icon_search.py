@@ -72,7 +72,7 @@ def search_figures(model: ImageTextModel, shards: str) -> dict[str, dict[str, Fi
 
 
 def read_icons(shards: str) -> list[Icon]:
-    """The pictures of shards of `icons`."""
+    """Return the pictures of shards of `icons`."""
     icons = []
     for path in find_files(shards)[0]:
         with tarfile.open(path) as tar:
@@ -131,7 +131,7 @@ class LexicalIndex:
 
 
 def fuse(query: np.ndarray, vectors: np.ndarray, by_words: Mapping[int, float]) -> list[int]:
-    """All pictures, by how far they stand out and by the scores of their names, together."""
+    """Return all pictures, by how far they stand out and by the scores of their names, together."""
     scores = z_scores(query, vectors @ query, vectors)
     scores += WORD_WEIGHT * np.array([by_words.get(number, 0.0) for number in range(len(vectors))])
     return np.argsort(-scores, kind="stable").tolist()

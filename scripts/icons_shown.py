@@ -121,7 +121,7 @@ def read(model: ImageTextModel, pictures: list[Image.Image]) -> tuple[np.ndarray
 
 
 def icons_of(model: ImageTextModel, split: str) -> tuple[list[Image.Image], np.ndarray]:
-    """The pictures of a split, N, and the first caption of each."""
+    """Return the pictures of a split, N, and the first caption of each."""
     source = open_source(expand_cache_prefix(f"cache:icons/{split}-*.tar"))
     names = [source.name(number) for number in range(len(source))]
     pictures = [model.preprocess.decode(source[number].image, name) for number, name in enumerate(names)]
@@ -136,7 +136,7 @@ def rank(scores: np.ndarray, is_right: np.ndarray) -> np.ndarray:
 
 
 def share(flags: np.ndarray) -> str:
-    """A share in percent."""
+    """Return a share in percent."""
     return f"{100 * flags.mean():.1f}"
 
 

@@ -38,7 +38,7 @@ class MiniLM:
 
     @classmethod
     def from_files(cls, weights: bytes, config: bytes, tokenizer: bytes) -> "MiniLM":
-        """The encoder from the content of `model.safetensors`, `config.json` and `tokenizer.json`."""
+        """Return the encoder from the content of `model.safetensors`, `config.json` and `tokenizer.json`."""
         settings = json.loads(config)
         backend = tokenizers.Tokenizer.from_buffer(tokenizer)
         backend.no_padding()

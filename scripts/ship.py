@@ -149,7 +149,7 @@ def export_again(folder: Path) -> None:
 
 
 def mean_of_checkpoints(run: Path) -> Checkpoint:
-    """The last checkpoint of a run, with the mean of the weights of all that it keeps."""
+    """Return the last checkpoint of a run, with the mean of the weights of all that it keeps."""
     checkpoints = [from_pretrained(path) for path in checkpoints_by_step(run / "checkpoints").values() or [run]]
     checkpoint, kept = checkpoints[-1], [one.model.state_dict() for one in checkpoints]
     with torch.no_grad():
@@ -159,7 +159,7 @@ def mean_of_checkpoints(run: Path) -> Checkpoint:
 
 
 def in_half_precision(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its weights rounded to fp16, which is what ships."""
+    """Return the checkpoint with its weights rounded to fp16, which is what ships."""
     with torch.no_grad():
         for parameter in checkpoint.model.parameters():
             parameter.copy_(parameter.half())
@@ -236,19 +236,19 @@ def split_table(splits: dict[str, dict[str, Figure]], heads: dict[str, str]) -> 
 
 
 def percent(figure: Figure) -> str:
-    """A share with its interval."""
+    """Return a share with its interval."""
     if figure.low == figure.high == figure.value:  # chance is known exactly
         return f"{100 * figure.value:.2f} %"
     return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
 
 
 def number(figure: Figure) -> str:
-    """A number with its interval."""
+    """Return a number with its interval."""
     return f"{figure.value:.3g} ({figure.low:.3g} to {figure.high:.3g})"
 
 
 def search_table(searches: dict[str, dict[str, Figure]]) -> list[str]:
-    """A line for each kind of search, if the model is measured on any."""
+    """Return a line for each kind of search, if the model is measured on any."""
     if not searches:
         return []
     names = list(next(iter(searches.values())))
@@ -260,7 +260,7 @@ def search_table(searches: dict[str, dict[str, Figure]]) -> list[str]:
 
 
 def _path(path: str) -> str:
-    """A path of a card: of the repository, or in the user's cache."""
+    """Return a path of a card: of the repository, or in the user's cache."""
     return path if path.startswith(CACHE) else str(ROOT / path)
 
 

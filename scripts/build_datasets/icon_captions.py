@@ -28,7 +28,7 @@ ANY_STYLES = Styles(STYLES | {"fill", "line", "baseline", "round", "sharp"})
 
 
 def further_caption(words: str) -> str | None:
-    """An alias or a tag as a further caption; None if it is too long, not ASCII, or has no letter."""
+    """Return an alias or a tag as a further caption; None if it is too long, not ASCII, or has no letter."""
     parts = [part for part in re.split(r"[-_\s]+", words.strip().lower()) if part]
     parts = without_styles(parts[1:] if parts[:1] in PREFIXES and len(parts) > 1 else parts, ANY_STYLES)
     text = " ".join(parts)
@@ -37,7 +37,7 @@ def further_caption(words: str) -> str | None:
 
 
 def is_logo(name: str, caption: str, brands: frozenset[str]) -> bool:
-    """True if an icon shows the logo of a company or product, by its name."""
+    """Return whether an icon shows the logo of a company or product, by its name."""
     words = name.lower().split("-")
     return words[0] in BRANDED or words[-1] in BRANDED or caption.removeprefix("social ") in brands
 

@@ -41,7 +41,7 @@ class Drawing:
 
 
 def icon_svg(icon: Mapping, defaults: Mapping) -> str:
-    """The SVG file of an icon of Iconify, which stores its body alone.
+    """Return the SVG file of an icon of Iconify, which stores its body alone.
 
     Args:
         icon: its body, and the sides of its box that differ from those of the set.
@@ -90,7 +90,7 @@ def _compress(image: Image.Image) -> tuple[bytes, Image.Image]:
 
 
 def picture_signature(image: Image.Image) -> UInt8[np.ndarray, "16 16"] | None:
-    """A picture on white, cropped to its ink and scaled to 16 × 16 greys; None if it is all white.
+    """Return a picture on white, cropped to its ink and scaled to 16 × 16 greys; None if it is all white.
 
     Near-identical drawings have near signatures, whatever their margins.
     """
@@ -128,7 +128,7 @@ class DrawnSet:
     webp: bytes
 
     def picture(self, index: int) -> bytes:
-        """The WebP of an icon."""
+        """Return the WebP of an icon."""
         return self.webp[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
 
 
@@ -156,7 +156,7 @@ def draw_sets(archives: Archives, sets: Mapping[str, IconSet], folder: Path, on_
 
 
 def read_logo_names(archives: Archives) -> list[list[str]]:
-    """The names in each set of logos."""
+    """Return the names in each set of logos."""
     paths = {f"json/{prefix}.json" for prefix in LOGO_SETS}
     return [list(json.loads(content)["icons"]) for _, content in archives.files("iconify", paths.__contains__)]
 
@@ -225,7 +225,7 @@ def _write(path: Path, drawn: DrawnSet) -> None:
 
 
 def read_drawn(folder: Path, prefix: str) -> DrawnSet:
-    """The drawn icons of a set."""
+    """Return the drawn icons of a set."""
     with np.load(drawn_path(folder, prefix), allow_pickle=False) as file:
         about = json.loads(file["about"].tobytes())
         arrays = {key: file[key] for key in ("digests", "signatures", "ends")}

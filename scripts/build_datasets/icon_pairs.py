@@ -50,11 +50,11 @@ class HeldOut:
             return cls(families, file["signatures"])
 
     def family_of(self, prefix: str) -> str:
-        """The family of a set."""
+        """Return the family of a set."""
         return self.families[prefix]
 
     def split_of(self, prefix: str) -> str | None:
-        """The split of a set: `train`, `val`, `test_family_SET`, or None if its family is held out."""
+        """Return the split of a set: `train`, `val`, `test_family_SET`, or None if its family is held out."""
         if prefix in VAL:
             return "val"
         if prefix in TEST:
@@ -89,7 +89,7 @@ def has_near(queries: np.ndarray, others: np.ndarray, near: int) -> np.ndarray:
 
 
 def unit_hash(salt: str, name: str) -> float:
-    """A number in [0, 1) that depends on the name alone, so that adding a sample moves no other."""
+    """Return a number in [0, 1) that depends on the name alone, so that adding a sample moves no other."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64
 
 

@@ -34,7 +34,7 @@ from grr_coca.model.checkpoint_files import fingerprint
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import CrossSetMatcher, Equivalent
-from grr_coca_icons.match.picture_set import named_pictures
+from grr_coca_icons.match.picture_set import make_picture_set
 from grr_coca_icons.sources.icon_set import drawn_style
 from grr_coca_search.duplicates import grouped
 from grr_coca_search.entry import Entry, Stamp, name_id
@@ -72,7 +72,7 @@ class Icon:
 
 
 def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> list[Icon]:
-    """The icons of a set, the first of each caption, without logos.
+    """Return the icons of a set, the first of each caption, without logos.
 
     Args:
         about: the set's file in Iconify.
@@ -107,12 +107,12 @@ def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Iterator[tuple[Icon,
         kept: file in which all of this is kept, and from which it is read if it is there.
     """
     if not kept.exists():
-        drawn = [(place, image) for place, icon in enumerate(icons) if (image := _drawn(icon)) is not None]
+        drawn = [(number, image) for number, icon in enumerate(icons) if (image := _drawn(icon)) is not None]
         images = [image for _, image in drawn]
         file = io.BytesIO()
         np.savez(
             file,
-            places=np.array([place for place, _ in drawn], np.int64),
+            places=np.array([number for number, _ in drawn], np.int64),
             vectors=np.asarray(model.embed_images(images, batch_size=BATCH), np.float16),
             hashes=np.array([perceptual_hash(image) for image in images], np.int64),
             looks=np.array([list(compute_pixel_signature(image)) for image in images], np.uint8),
@@ -121,8 +121,8 @@ def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Iterator[tuple[Icon,
         write_bytes_atomic(kept, file.getvalue())
     with np.load(kept, allow_pickle=False) as arrays:
         columns = (arrays[name] for name in ("places", "vectors", "hashes", "looks"))
-        for place, vector, phash, look in zip(*columns, strict=True):
-            yield icons[place], vector, int(phash), look.tobytes()
+        for number, vector, phash, look in zip(*columns, strict=True):
+            yield icons[number], vector, int(phash), look.tobytes()
 
 
 def _drawn(icon: Icon) -> Image.Image | None:
@@ -226,8 +226,8 @@ def in_other_sets(
     content = "\n".join((model.fingerprint, str(numbers), *(f"{entry.name} {entry.phash}" for entry in entries)))
     kept = user_cache() / "icon-site" / f"others-{hashlib.sha256(content.encode()).hexdigest()[:16]}.v1.json"
     if not kept.exists():
-        pictures = named_pictures(names, [icon.aliases for icon in icons], vectors, numbers, model)
-        found = CrossSetMatcher(pictures, numbers).of_all(lambda done, _: on_set("in the other sets", done))
+        pictures = make_picture_set(names, [icon.aliases for icon in icons], vectors, numbers, model)
+        found = CrossSetMatcher(pictures, numbers).all_equivalents(lambda done, _: on_set("in the other sets", done))
         write_bytes_atomic(kept, json.dumps(found).encode())
     return [[Equivalent(*one) for one in found] for found in json.loads(kept.read_bytes())]
 
@@ -258,7 +258,7 @@ def _entry(about: IconSet, icon: Icon, phash: int, look: bytes) -> Entry:
 
 
 def _notice(sets: Iterable[IconSet], counts: Mapping[str, int]) -> str:
-    """The sets with their authors and licences, which some of the licences ask for."""
+    """Return the sets with their authors and licences, which some of the licences ask for."""
     lines = ["The icons of this site, by set. Each is under the licence of its set.", ""]
     for about in sorted(sets, key=lambda one: one.title.lower()):
         if counts.get(about.title):

@@ -52,7 +52,7 @@ class Archives:
             on_package(number)
 
     def verify(self, key: str) -> Path:
-        """The path of an archive, whose checksum is compared.
+        """Return the path of an archive, whose checksum is compared.
 
         Raises:
             UserError: it is missing, or its checksum is another.
@@ -86,7 +86,7 @@ class Archives:
         return next(self.files(key, name.__eq__))[1].decode()
 
     def json(self, key: str, name: str) -> Any:
-        """The content of one JSON file of a package."""
+        """Return the content of one JSON file of a package."""
         return json.loads(self.text(key, name))
 
     def _by_hand(self) -> str:
@@ -123,7 +123,7 @@ class IconSet:
 
     @classmethod
     def of(cls, prefix: str, about: Mapping) -> "IconSet":
-        """The set of an entry of Iconify's `collections.json`."""
+        """Return the set of an entry of Iconify's `collections.json`."""
         author = about["author"]
         return cls(
             prefix=prefix,
@@ -135,7 +135,7 @@ class IconSet:
 
 
 def why_left_out(prefix: str, about: Mapping) -> str | None:
-    """The reason why a set is not in the corpus; None if it is."""
+    """Return the reason why a set is not in the corpus; None if it is."""
     title = about["name"].lower()
     if about["license"].get("spdx") not in LICENCES:
         return "licence"
@@ -145,7 +145,7 @@ def why_left_out(prefix: str, about: Mapping) -> str | None:
 
 
 def kept_sets(collections: Mapping[str, Mapping]) -> dict[str, IconSet]:
-    """The sets of the corpus, by prefix, in alphabetical order."""
+    """Return the sets of the corpus, by prefix, in alphabetical order."""
     return {
         prefix: IconSet.of(prefix, about)
         for prefix, about in sorted(collections.items())
@@ -173,12 +173,12 @@ def _lucide(content: str) -> Words:
 
 
 def _mdi(content: str) -> Words:
-    """The aliases of each icon. The tags of this package are categories."""
+    """Return the aliases of each icon. The tags of this package are categories."""
     return {entry["name"]: _clean(entry["aliases"]) for entry in json.loads(content)}
 
 
 def _phosphor(content: str) -> Words:
-    """The tags of each icon, out of JavaScript: the package has no table in another form."""
+    """Return the tags of each icon, out of JavaScript: the package has no table in another form."""
     entries = re.findall(r'\bname: "([a-z0-9-]+)".*?\btags: (\[[^\]]*\])', content, flags=re.DOTALL)
     return {name: _clean(tag for tag in json.loads(tags) if not tag.startswith("*")) for name, tags in entries}
 

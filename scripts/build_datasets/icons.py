@@ -83,7 +83,7 @@ def odd_versions() -> list[str]:
 
 
 def _is_built(folder: Path) -> bool:
-    """True if the corpus is in the folder. If not, it can be built there.
+    """Return whether the corpus is in the folder. If not, it can be built there.
 
     Raises:
         UserError: the folder holds something else, or is the current folder, which cannot be replaced.

@@ -47,7 +47,7 @@ class Pair(NamedTuple):
 
 
 def pairs_of(shard: Path) -> Iterator[Pair]:
-    """The pairs of a shard in their order."""
+    """Yield the pairs of a shard in their order."""
     with tarfile.open(shard) as tar:
         key = ""
         files: dict[str, bytes] = {}
@@ -63,7 +63,7 @@ def pairs_of(shard: Path) -> Iterator[Pair]:
 
 
 def choose(names: Iterable[tuple[str, str]], families: Mapping[str, str]) -> dict[str, str]:
-    """The split of each pair that leaves training, by its key; `` if it is in none.
+    """Return the split of each pair that leaves training, by its key; `` if it is in none.
 
     Args:
         names: key and caption of each pair.
@@ -121,13 +121,13 @@ def set_apart(source: Path, target: Path, families: Mapping[str, str]) -> dict[s
 
 
 def read_families() -> dict[str, str]:
-    """The family of each set, named by its first set."""
+    """Return the family of each set, named by its first set."""
     groups = json.loads(FAMILIES_FILE.read_text(encoding="utf-8"))
     return {prefix: group[0] for group in groups for prefix in group}
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each shard of a folder, by its name."""
+    """Return the sha256 of each shard of a folder, by its name."""
     return {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in sorted(folder.glob("*.tar"))}
 
 

@@ -27,12 +27,12 @@ class Drawing(NamedTuple):
     caption: bytes
 
     def is_of(self, style: str) -> bool:
-        """True if it is drawn in the style."""
+        """Return whether it is drawn in the style."""
         return self.key.startswith(f"{style}-")
 
 
 def drawings(shard: Path) -> Iterator[Drawing]:
-    """The pairs of a shard in their order."""
+    """Yield the pairs of a shard in their order."""
     with tarfile.open(shard) as tar:
         files = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
     for (image, webp), (text, caption) in zip(files[::2], files[1::2], strict=True):

@@ -26,7 +26,7 @@ def _benchmarks(monkeypatch):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", sorted(PROGRAMS - MEASURE_NOTHING))
-def test_benchmark_still_runs_in_its_smallest_form(name, tmp_path):
+def test_benchmark_runs_in_its_smallest_form(name, tmp_path):
     """Beside its peers too, where `make bench` has installed them."""
     out = tmp_path / "results"
     launched = launch(tmp_path, script, ROOT / "benchmarks" / f"{name}.py", "--smoke", out)
@@ -61,22 +61,22 @@ def test_engine_choice_matches_the_table():
 
 
 @pytest.mark.parametrize(
-    ("name", "argument", "told"),
+    ("name", "argument", "message"),
     [
         ("captioning", "sampling-8-20,beam-9-20", "no beam-9-20; there are greedy-1-20, "),
         ("training", "coco-fp16", "no coco-fp16; there are full-fp32, "),
         ("serving", "b32,b64", "no b64; there are icons, b32"),
     ],
 )
-def test_part_that_does_not_exist_is_named(monkeypatch, tmp_path, capsys, name, argument, told):
+def test_unknown_part_is_named(monkeypatch, tmp_path, capsys, name, argument, message):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--only", argument, "--out", str(tmp_path)])
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sides_take_turns_and_as_many_as_fit_into_the_time():
+def test_sides_alternate_until_the_time_is_up():
     from harness import in_turn, ratio
 
     order = []

@@ -86,9 +86,10 @@ def test_recipe_has_its_values(earlier):
     written = yaml.safe_load((earlier.run / "recipe.yaml").read_text())
     found = to_dict(load_recipe(earlier.run / "recipe.yaml"))
 
-    def has(found, wanted):
+    def has(found, recorded):
         return all(
-            has(found[key], value) if isinstance(value, dict) else found[key] == value for key, value in wanted.items()
+            has(found[key], value) if isinstance(value, dict) else found[key] == value
+            for key, value in recorded.items()
         )
 
     assert has(found, written)
@@ -103,29 +104,29 @@ def test_checkpoint_has_the_numbers_of_its_validation(earlier):
     assert {name: row[name] for name in found} == pytest.approx(found, rel=1e-4)
 
 
-def test_run_continues_as_it_would_have(earlier):
+def test_run_continues_identically(earlier):
     recipe, run, point = load_recipe(earlier.run / "recipe.yaml"), earlier.run, earlier.point
     train(recipe, from_pretrained(point), run, ALONE, silent, point)
-    last, wanted = read_metrics(run, "train")[-1], earlier.read("last.json")
-    assert {name: last[name] for name in wanted if name != "split"} == pytest.approx(
-        {name: value for name, value in wanted.items() if name != "split"}, rel=1e-3
+    last, recorded = read_metrics(run, "train")[-1], earlier.read("last.json")
+    assert {name: last[name] for name in recorded if name != "split"} == pytest.approx(
+        {name: value for name, value in recorded.items() if name != "split"}, rel=1e-3
     )
 
 
 def test_index_gives_its_hits_and_can_be_written_to(earlier):
-    wanted = {hit["path"]: (hit["caption"], hit["score"]) for hit in earlier.read("hits.json")}
+    recorded = {hit["path"]: (hit["caption"], hit["score"]) for hit in earlier.read("hits.json")}
     camera = f"camera = '{CAMERAS[earlier.commit]}'"
     with Index.open(earlier.folder / "index", earlier.point) as index:
         found = {hit.path: (hit.caption, hit.score) for hit in index.search("a small boat")}
-        assert found.keys() == wanted.keys()
-        for path, (caption, score) in wanted.items():
+        assert found.keys() == recorded.keys()
+        for path, (caption, score) in recorded.items():
             assert found[path] == (caption, pytest.approx(score, abs=1e-3))
         photo = f"{WRITTEN_IN}/pictures/harbour.jpg"
         assert [hit.path for hit in index.search("harbour", where=camera)] == [photo]
         assert index.search(KEYWORDS[earlier.commit]).hits[0].path == photo
         assert index.delete(where=camera) == 1
     with Index.open(earlier.folder / "index", earlier.point) as index:
-        assert {hit.path for hit in index.search("a small boat")} == wanted.keys() - {photo}
+        assert {hit.path for hit in index.search("a small boat")} == recorded.keys() - {photo}
 
 
 def test_export_makes_the_same_index(earlier):
@@ -143,22 +144,22 @@ def test_export_makes_the_same_index(earlier):
 
 @pytest.mark.parametrize("name", ["run", "baseline_coca", "open_clip", "graphs"])
 def test_models_compute_recorded_results(newest, name):
-    wanted = newest.read("expected.json")
+    recorded = newest.read("expected.json")
     shard = open_source(str(newest.folder / "pairs.tar"))
     images = [Image.open(io.BytesIO(shard[number].image)) for number in range(6)]
     folder = newest.point if name == "run" else newest.folder / name
-    model, expected = grr_coca.load(folder, "cpu", "onnx" if name == "graphs" else "torch"), wanted["models"][name]
+    model, expected = grr_coca.load(folder, "cpu", "onnx" if name == "graphs" else "torch"), recorded["models"][name]
     assert model.fingerprint == expected["fingerprint"]
     assert model.caption(images) == expected["captions"]
     np.testing.assert_allclose(model.embed_images(images), expected["images"], atol=1e-4)
-    np.testing.assert_allclose(model.embed_texts(wanted["texts"]), expected["texts"], atol=1e-4)
+    np.testing.assert_allclose(model.embed_texts(recorded["texts"]), expected["texts"], atol=1e-4)
 
 
 def test_digests_of_recipe_and_data_equal_recorded_ones(newest):
-    recipe, wanted = load_recipe(newest.run / "recipe.yaml"), newest.read("expected.json")
+    recipe, recorded = load_recipe(newest.run / "recipe.yaml"), newest.read("expected.json")
     where_it_was = replace(recipe, teacher=replace(recipe.teacher, path=f"{WRITTEN_IN}/teacher"))
-    assert recipe_digest(where_it_was, None) == wanted["recipe_digest"]
-    assert data_digest(recipe) == wanted["data_digest"]
+    assert recipe_digest(where_it_was, None) == recorded["recipe_digest"]
+    assert data_digest(recipe) == recorded["data_digest"]
 
 
 def test_finished_study_has_nothing_to_do(newest, capsys):

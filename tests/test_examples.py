@@ -53,11 +53,11 @@ def test_losses_equal_those_of_the_trainer(example, tmp_path):
     start = new_checkpoint(recipe, ALONE)
     source, _ = training_sources(recipe)
     trainer = build_trainer(recipe, start, ALONE)
-    wanted = [
+    expected = [
         trainer.step(batches, count_tokens(batches), step)["coca"]
         for step, batches in enumerate(training_batches(recipe, start, source, ALONE))
     ]
-    assert found == pytest.approx(wanted, rel=1e-6)
+    assert found == pytest.approx(expected, rel=1e-6)
     assert found[-1] < found[0]
 
 

@@ -7,7 +7,7 @@ import fit_confidence
 from grr_coca.model.checkpoint_files import bundled_folder, bundled_models
 
 
-def test_curve_is_the_one_that_the_captions_were_drawn_from():
+def test_fitted_curve_equals_the_curve_of_the_sampled_captions():
     rng = np.random.default_rng(0)
     values = -rng.exponential(2, 20_000)
     right = (rng.random(20_000) < 1 / (1 + np.exp(-(1.5 * values + 0.5)))).astype(float)
@@ -36,7 +36,7 @@ def test_bundled_card_section_matches_its_figures():
     assert "\n".join(["", *section, "", fit_confidence.NEXT]) in page
 
 
-def test_photographs_are_different_ones(tmp_path):
+def test_photographs_are_distinct(tmp_path):
     lists = fit_confidence._listed(tmp_path)
     assert list(lists) == ["photographs", "photographs, other", "cut-outs"]
     every = [path for paths in lists.values() for path in paths]

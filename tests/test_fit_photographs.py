@@ -6,7 +6,7 @@ import pytest
 import fit_photographs
 
 
-def test_curve_is_the_one_that_the_truths_were_drawn_from():
+def test_fitted_curve_equals_the_curve_of_the_sampled_truths():
     rng = np.random.default_rng(0)
     numbers = rng.normal(3, 2, (20_000, 2))
     is_positive = rng.random(20_000) < 1 / (1 + np.exp(-(numbers @ [1.5, -0.5] - 2)))

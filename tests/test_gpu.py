@@ -64,10 +64,10 @@ def batches(tiny_config, make_batch):
 @pytest.mark.parametrize("num_pieces", [1, 2])
 def test_training_losses_equal_those_of_the_cpu(tiny_config, batches, device, optimizer, num_pieces):
     recipe = OptimizerRecipe(optimizer, lr=1e-3, muon_precision="fp32")
-    found, wanted = (
-        losses_of(tiny_config(), batches, place, recipe, nullcontext(), num_pieces) for place in (device, "cpu")
+    found, expected = (
+        losses_of(tiny_config(), batches, where, recipe, nullcontext(), num_pieces) for where in (device, "cpu")
     )
-    assert found == pytest.approx(wanted, rel=1e-3)
+    assert found == pytest.approx(expected, rel=1e-3)
     assert found[-1] != found[0]
 
 
@@ -101,7 +101,7 @@ def test_step_waits_for_its_gpu_once(tiny_config, batches, num_pieces):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_batches_that_were_copied_ahead_are_whole(tiny_config, make_batch, device):
+def test_prefetched_batches_are_complete(tiny_config, make_batch, device):
     batches = [make_batch(tiny_config(), seed=seed) for seed in range(20)]
     pinned = [batch.pin_memory() if device == "cuda" else batch for batch in batches]
     for (copied,), batch in zip(copy_ahead([[each] for each in pinned], torch.device(device)), batches, strict=True):
@@ -152,7 +152,7 @@ def test_run_is_trained_compiled_and_resumed_by_the_command(tmp_path, device):
     "options", [{}, {"num_beams": 4}, {"temperature": 0.7, "seed": 1}], ids=["greedy", "beams", "sampled"]
 )
 def test_captions_and_embeddings_equal_those_of_the_cpu(device, options):
-    model, reference = (grr_coca.load("icons", place, engine="torch") for place in (device, "cpu"))
+    model, reference = (grr_coca.load("icons", where, engine="torch") for where in (device, "cpu"))
     images = list(map(str, DRAWINGS))
     assert model.caption(images, **options) == reference.caption(images, **options)
     np.testing.assert_allclose(model.embed_images(images), reference.embed_images(images), atol=1e-3)

@@ -62,7 +62,7 @@ def clear_caches() -> None:
         function.cache_clear()
 
 
-def test_broken_plugin_costs_one_warning(tmp_path):
+def test_broken_plugin_gives_one_warning(tmp_path):
     entry_points = {"grr_coca.commands": {"broken": "no_such_module:COMMANDS"}}
     install(tmp_path, {"name": "broken-plugin", "version": "1.0", "entry-points": entry_points})
     listed = grr_coca(tmp_path, "--help")
@@ -73,7 +73,7 @@ def test_broken_plugin_costs_one_warning(tmp_path):
     assert grr_coca(tmp_path, "models").stderr == "", "a command of the core asks no plug-in for its name"
 
 
-def test_help_does_without_importlib_metadata():
+def test_help_does_not_import_importlib_metadata():
     code = "import sys; from grr_coca.cli import main; main(['--help']); print('importlib.metadata' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.endswith("False\n")

@@ -12,7 +12,7 @@ BUILD = "python scripts/build_datasets icons"
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("scripts/everyday_queries.py icons", BUILD),
         ("scripts/icon_pictures.py icons out", BUILD),
@@ -24,7 +24,7 @@ BUILD = "python scripts/build_datasets icons"
         ("benchmarks/icons.py --out . --beside nowhere", "nowhere"),
     ],
 )
-def test_missing_inputs_report_one_line(monkeypatch, tmp_path, capsys, command, told):
+def test_missing_inputs_report_one_line(monkeypatch, tmp_path, capsys, command, message):
     script, *arguments = command.split()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)  # of this process
@@ -33,7 +33,7 @@ def test_missing_inputs_report_one_line(monkeypatch, tmp_path, capsys, command, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / script), run_name="__main__")
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert end.value.code == 2
-    assert said.splitlines()[-1].startswith("error: ")
-    assert told in said
+    assert output.splitlines()[-1].startswith("error: ")
+    assert message in output

@@ -35,7 +35,7 @@ def write_names(checkpoint, folder):
         (folder / f"{name}.onnx").write_text(f"{name} of {checkpoint.preset}")
 
 
-def test_mean_is_of_all_checkpoints_that_a_run_keeps(tmp_path):
+def test_mean_covers_all_stored_checkpoints(tmp_path):
     """And nothing but the weights is."""
     run = finished_run(tmp_path, steps=3, checkpoints=CheckpointRecipe(interval=1, keep_last=3)).folder
     kept = [from_pretrained(run / "checkpoints" / f"step-{step:09}").model.state_dict() for step in (1, 2, 3)]
@@ -103,7 +103,7 @@ def test_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
     ("name", "known"),
     [("icons", "fef88ceaf9804f213222eb168d7235c4"), ("pictograms", "37eed30f590dede8f1278062dac51067")],
 )
-def test_indexes_of_the_models_that_ship_stay_valid(name, known):
+def test_indexes_of_bundled_models_stay_valid(name, known):
     """An index names the fingerprint of its model. Graphs are no part of it."""
     assert fingerprint(bundled_folder(name)) == known
 
@@ -125,11 +125,11 @@ def test_requires_a_run_or_graphs(monkeypatch, arguments):
         ("icons", "clipart", "clipart/test-*.tar"),
     ],
 )
-def test_facts_of_a_card_are_measured_again(name, split, files):
+def test_card_facts_are_measured_again(name, split, files):
     """Of splits that come with the code. Rounding on another processor may turn one caption or rank in a hundred."""
-    told = bundled_models()[name].figures[split]
+    stated = bundled_models()[name].figures[split]
     found = ship.figures(from_pretrained(bundled_folder(name)), open_source(str(DATASETS / files)))
     for key in ("contrastive_loss", "coca_loss", "chance R@1"):
-        assert found[key].value == pytest.approx(told[key].value, rel=0.01), key
-    shares = {key for key in told if "R@" in key or key == "exact_captions"}
-    assert {key for key in shares if abs(found[key].value - told[key].value) > 0.01} == set()
+        assert found[key].value == pytest.approx(stated[key].value, rel=0.01), key
+    shares = {key for key in stated if "R@" in key or key == "exact_captions"}
+    assert {key for key in shares if abs(found[key].value - stated[key].value) > 0.01} == set()

@@ -30,7 +30,9 @@ def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: not the preprocessing of an image encoder ({error!r})") from error
+        raise UserError(
+            f"{path}: not the preprocessing of an image encoder ({error!r}); see docs/encoders.md"
+        ) from error
 
 
 def _parse(content: Mapping[str, Any], size: int | None) -> EncoderPreprocess:

@@ -98,7 +98,7 @@ class OnnxEncoder:
             )
         self.info = EncoderInfo(
             name=self.name,
-            weights=_hash_of(path, tensor),
+            weights=_hash_graph(path, tensor),
             licence=session.get_modelmeta().custom_metadata_map.get("license", UNKNOWN_LICENCE),
             preprocess=self._preprocess,
             embed_dim=embed_dim,
@@ -164,7 +164,7 @@ class OnnxEncoder:
         with read_errors(self.path):
             shutil.copyfile(self.path, path)
         try:
-            _opened(path)
+            _open_session(path)
         except UserError as error:
             raise UserError(
                 f"onnx:{self.path}: the weights are in a separate file; save the graph with its weights inside, or "
@@ -178,7 +178,7 @@ class OnnxEncoder:
     def _open(self) -> "InferenceSession":
         with _OPENING:
             if self._session is None:
-                self._session = _opened(self.path, self._tensor)
+                self._session = _open_session(self.path, self._tensor)
             return self._session
 
     def _require_side(self, side: int | None) -> None:
@@ -189,7 +189,7 @@ class OnnxEncoder:
             )
 
 
-def _opened(path: Path, tensor: str = "") -> "InferenceSession":
+def _open_session(path: Path, tensor: str = "") -> "InferenceSession":
     """Open a graph, with an inner tensor as an additional output if its name is given."""
     import onnxruntime  # lazy import: the import takes a tenth of a second
 
@@ -237,13 +237,13 @@ def require_same_tokens(path: Path, encoder: VisionEncoder) -> None:
     """
     side = encoder.info.preprocess.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    session = _opened(path)
+    session = _open_session(path)
     given = session.get_inputs()[0]
     parts = np.split(pixels, len(pixels)) if given.shape[0] == 1 else [pixels]
     found = np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
     expected = encoder.encode(pixels).tokens
     if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3 * np.abs(expected).max()):
-        raise UserError(f"{encoder.info.name}: the exported graph computes different tokens, so it cannot be used")
+        raise UserError(f"{encoder.info.name}: the exported graph computes different tokens; use another encoder")
 
 
 def _choose_output(ranks: dict[str, int], path: Path) -> str:
@@ -301,7 +301,7 @@ def count_prefix(num_tokens: int) -> int:
     return prefix if prefix <= _MAX_PREFIX else 0
 
 
-def _hash_of(path: Path, tensor: str) -> str:
+def _hash_graph(path: Path, tensor: str) -> str:
     """Return a SHA-256 of a graph, of the name of an inner tensor, and of files with weights next to the graph."""
     digest = hashlib.sha256(file_sha256(path).encode())
     digest.update(tensor.encode())

@@ -16,7 +16,7 @@ from grr_coca.common.files import is_offline
 from grr_coca.data.preprocess import EncoderPreprocess, Fit, Interpolation
 from grr_coca.infer.encoder import UNKNOWN_LICENCE
 from grr_coca_encoders.names import RANDOM, EncoderName
-from grr_coca_encoders.torch_encoder import TorchEncoder, map_to_tokens, quieted, seeded, without_prefix
+from grr_coca_encoders.torch_encoder import TorchEncoder, fixed_seed, map_to_tokens, silence, without_prefix
 
 _FITS = {"center": "crop", "squash": "squash"}
 _INTERPOLATIONS = {"random": "bicubic"}
@@ -59,7 +59,7 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
     architecture = name.model.partition(".")[0]
     if not timm.is_model(architecture):
         raise UserError(f"{name.text}: timm has no such model; {suggest_name(architecture, timm.list_models())}")
-    model = _create(name)
+    model = _create_model(name)
     config = resolve_data_config({}, model=model)
     fit = _FITS.get(str(config["crop_mode"]))
     if fit is None:
@@ -81,7 +81,7 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
     return TorchEncoder(name.text, TimmTokens(model), preprocess, licence, device)
 
 
-def _create(name: EncoderName) -> nn.Module:
+def _create_model(name: EncoderName) -> nn.Module:
     changes: dict[str, Any] = {"num_classes": 0}
     if name.size is not None:
         changes["img_size"] = name.size
@@ -89,7 +89,7 @@ def _create(name: EncoderName) -> nn.Module:
         changes |= {"pretrained": True, "pretrained_cfg_overlay": {"file": _weights_file(name), "custom_load": False}}
     log = _LoadingLog()
     try:
-        with seeded(), log.attached():
+        with fixed_seed(), log.attach():
             try:
                 model = timm.create_model(name.model, **changes)
             except TypeError:  # convolutional networks have no `img_size`, because they accept every size
@@ -118,7 +118,7 @@ class _LoadingLog(logging.Handler):
             self.missing = message
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attach(self) -> Iterator[None]:
         logger = logging.getLogger("timm.models")
         before = logger.level, logger.propagate
         logger.addHandler(self)
@@ -149,7 +149,7 @@ def _weights_file(name: EncoderName) -> str:
             f"{name.text}: timm has no weights for this model on the Hugging Face hub; use {name.text}=FILE"
         )
     try:
-        with quieted("huggingface_hub"):
+        with silence("huggingface_hub"):
             return hf_hub_download(hub_id, "model.safetensors", local_files_only=is_offline())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(

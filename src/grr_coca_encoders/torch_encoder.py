@@ -139,7 +139,7 @@ def map_to_tokens(features: Tensor, is_channels_last: bool) -> Float[Tensor, "B 
 
 
 @contextmanager
-def seeded() -> Iterator[None]:
+def fixed_seed() -> Iterator[None]:
     """Make models in this context start with the same random weights every time.
 
     PyTorch's random state is restored afterwards.
@@ -150,7 +150,7 @@ def seeded() -> Iterator[None]:
 
 
 @contextmanager
-def quieted(name: str) -> Iterator[None]:
+def silence(name: str) -> Iterator[None]:
     """Silence the messages of a library while a model is loaded.
 
     Args:

@@ -18,7 +18,7 @@ from grr_coca.data.preprocess import EncoderPreprocess
 from grr_coca.infer.encoder import UNKNOWN_LICENCE
 from grr_coca_encoders.hub_preprocess import FILE, read_hub_preprocess
 from grr_coca_encoders.names import RANDOM, EncoderName
-from grr_coca_encoders.torch_encoder import TorchEncoder, quieted, seeded, without_prefix
+from grr_coca_encoders.torch_encoder import TorchEncoder, fixed_seed, silence, without_prefix
 
 _CLASSES = {
     "dinov2": "Dinov2Model",
@@ -70,17 +70,17 @@ def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
     if name.weights not in (None, RANDOM):
         raise UserError(f"{name.text}: weights must be in a folder, with config.json; use hf:FOLDER")
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": is_offline()}
-    with quieted("transformers"), quieted("huggingface_hub"), _no_bars():
-        config = _tried(name, lambda: transformers.AutoConfig.from_pretrained(name.model, **options))
+    with silence("transformers"), silence("huggingface_hub"), _hide_progress_bars():
+        config = _load_or_raise(name, lambda: transformers.AutoConfig.from_pretrained(name.model, **options))
         kind = str(config.model_type)
         if kind not in _CLASSES:
             raise UserError(f"{name.text}: unsupported model_type '{kind}'; use one of {', '.join(_CLASSES)}")
         model_class = getattr(transformers, _CLASSES[kind])
         if name.weights == RANDOM:
-            with seeded():
-                model = _tried(name, lambda: model_class(getattr(config, "vision_config", config)))
+            with fixed_seed():
+                model = _load_or_raise(name, lambda: model_class(getattr(config, "vision_config", config)))
         else:
-            model = _tried(
+            model = _load_or_raise(
                 name, lambda: model_class.from_pretrained(name.model, use_safetensors=True, dtype="float32", **options)
             )
     preprocess = _preprocess(name, int(model.config.image_size))
@@ -90,7 +90,7 @@ def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def _hide_progress_bars() -> Iterator[None]:
     is_enabled = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -100,7 +100,7 @@ def _no_bars() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _tried(name: EncoderName, load: Callable[[], Any]) -> Any:
+def _load_or_raise(name: EncoderName, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -110,7 +110,7 @@ def _tried(name: EncoderName, load: Callable[[], Any]) -> Any:
 def _preprocess(name: EncoderName, image_size: int) -> EncoderPreprocess:
     path = Path(name.model) / FILE
     if not path.parent.is_dir():
-        path = _tried(name, lambda: Path(hf_hub_download(name.model, FILE, local_files_only=is_offline())))
+        path = _load_or_raise(name, lambda: Path(hf_hub_download(name.model, FILE, local_files_only=is_offline())))
     elif name.weights == RANDOM and not path.exists():
         return EncoderPreprocess(image_size=name.size or image_size)
     return read_hub_preprocess(path, name.size)

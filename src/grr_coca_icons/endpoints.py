@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from grr_coca_icons.match.match_numbers import MatchParameters, match_numbers
 from grr_coca_icons.match.other_sets import CrossSetMatcher
-from grr_coca_icons.match.picture_set import named_pictures
+from grr_coca_icons.match.picture_set import make_picture_set
 from grr_coca_icons.tools.mcp_http import McpEndpoint
 from grr_coca_search.store import Store
 from grr_coca_serve.lru_cache import LruCache
@@ -42,7 +42,7 @@ def endpoints(service: Service) -> list[BaseRoute]:
         """Return the equivalents of an icon in the other icon sets of the index, most likely first."""
         service.require_index()
         assert finder is not None
-        return json_response({"others": await service.grouping.do(finder.of_icon, identity)})
+        return json_response({"others": await service.grouping.do(finder.find, identity)})
 
     return [*router.routes, Route("/mcp", McpEndpoint(service.index, service.queue), include_in_schema=False)]
 
@@ -59,7 +59,7 @@ class Equivalents:
         self._numbers = match_numbers(index.model_folder)
         self._sets = LruCache[str, tuple[list[int], CrossSetMatcher]](1)
 
-    def of_icon(self, identity: str) -> list[dict[str, Any]]:
+    def find(self, identity: str) -> list[dict[str, Any]]:
         """Return the images of an icon's equivalents in a form for JSON, most likely first.
 
         The list is empty for images that are not icons, and if the model has no match parameters.
@@ -71,9 +71,9 @@ class Equivalents:
             return []
         with self._index.use() as store:
             draws, sets = self._sets.get_or_make(self._index.revision(store), partial(_icon_sets, store, self._numbers))
-            found = sets.of_one(draws.index(parse_image_id(identity)))
-            ids = store.ids_of([draws[one.place] for one in found])
-            entries = store.entries([ids[draws[one.place]] for one in found])
+            found = sets.equivalents_of(draws.index(parse_image_id(identity)))
+            ids = store.ids_of([draws[one.row] for one in found])
+            entries = store.entries([ids[draws[one.row]] for one in found])
         there, drawings = self._index.files.files_exist(entries), self._index.files.drawings(entries)
         return [
             {**picture(entry, there, drawings), "probability": one.probability}
@@ -85,5 +85,5 @@ def _icon_sets(store: Store, numbers: MatchParameters) -> tuple[list[int], Cross
     """Return the `Entry.name_hash` of each icon in an index, and a matcher for the sets of these icons."""
     icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
     names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
-    pictures = named_pictures(names, [()] * len(names), vectors, numbers)
+    pictures = make_picture_set(names, [()] * len(names), vectors, numbers)
     return [entry.name_hash for entry, _ in icons], CrossSetMatcher(pictures, numbers)

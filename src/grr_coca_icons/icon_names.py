@@ -72,7 +72,7 @@ def caption_of(name: str, styles: Styles) -> str:
         styles: Style words of the set.
     """
     words = without_styles([word for word in name.lower().split("-") if word], styles)
-    return " ".join(_without_number_glued(word) for word in words)
+    return " ".join(re.sub(r"\A([a-z]{4,})\d{1,2}\Z", r"\1", word) for word in words)  # passport2 is a passport
 
 
 def without_styles(words: list[str], styles: Styles) -> list[str]:
@@ -80,7 +80,7 @@ def without_styles(words: list[str], styles: Styles) -> list[str]:
 
     At least one word is always kept.
     """
-    while len(words) > 1 and (words[-1] in styles.endings or _is_own_number(words)):
+    while len(words) > 1 and (words[-1] in styles.endings or (words[-1].isdigit() and words[-2] not in COUNTED)):
         words = words[:-1]
     while len(words) > 1 and words[0] in styles.beginnings:
         words = words[1:]
@@ -95,12 +95,3 @@ def style_of(name: str, styles: Styles) -> str:
     words = name.lower().split("-")
     ending = words[len(without_styles(words, Styles(styles.endings))) :]
     return " ".join(word for word in ending if word in styles.endings - _NO_LOOK)
-
-
-def _is_own_number(words: list[str]) -> bool:
-    return words[-1].isdigit() and words[-2] not in COUNTED
-
-
-def _without_number_glued(word: str) -> str:
-    found = re.fullmatch(r"([a-z]{4,})\d{1,2}", word)
-    return found[1] if found else word

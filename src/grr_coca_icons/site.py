@@ -5,7 +5,7 @@ from dataclasses import replace
 from grr_coca.cli.progress import bars
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import CrossSetMatcher
-from grr_coca_icons.match.picture_set import aliases_in, named_pictures
+from grr_coca_icons.match.picture_set import aliases_in, make_picture_set
 from grr_coca_search.index import IndexModel
 from grr_coca_serve.site import Library
 
@@ -22,10 +22,12 @@ def with_others(library: Library, model: IndexModel) -> Library:
     if numbers is None or num_sets < 2:
         return library
     aliases = [aliases_in(library.entries[row].fields) for row in rows]
-    pictures = named_pictures(names, aliases, library.vectors[rows], numbers, model)
+    pictures = make_picture_set(names, aliases, library.vectors[rows], numbers, model)
     others: list[list[tuple[int, float]]] = [[] for _ in library.entries]
-    with bars({"icon sets": num_sets}) as shown:  # minutes for 30,000 icons
-        equivalents = CrossSetMatcher(pictures, numbers).of_all(lambda done, _: shown.update("icon sets", done, ""))
+    with bars({"icon sets": num_sets}) as progress:  # minutes for 30,000 icons
+        equivalents = CrossSetMatcher(pictures, numbers).all_equivalents(
+            lambda done, _: progress.update("icon sets", done, "")
+        )
     for row, found in zip(rows, equivalents, strict=True):
-        others[row] = [(rows[one.place], one.probability) for one in found]
+        others[row] = [(rows[one.row], one.probability) for one in found]
     return replace(library, others=others)

@@ -37,16 +37,16 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
     Raises:
         BadSample: If the file cannot be rendered.
     """
-    image = _drawn(data, name, side)
+    image = _render_square(data, name, side)
     if side < VECTOR_SIDE and _is_small(image):
-        image = _drawn(data, name, VECTOR_SIDE)
+        image = _render_square(data, name, VECTOR_SIDE)
     image.format = "SVG"
     return image
 
 
 def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
     """Return the pixels (S S 4) of a drawing, rendered at exactly the given side S."""
-    image = _drawn(data, name, side)
+    image = _render_square(data, name, side)
     return {"mode": image.mode}, image.tobytes()
 
 
@@ -55,7 +55,7 @@ def _is_small(image: Image.Image) -> bool:
     return 2 * max(right - left, bottom - top) < image.width
 
 
-def _drawn(data: bytes, name: str, side: int) -> Image.Image:
+def _render_square(data: bytes, name: str, side: int) -> Image.Image:
     """Render an SVG file as a square with the given side. The errors are those of `render`."""
     if resvg_py is None:
         message = f"{name}: an SVG file, which needs resvg-py; run: {pip_install('resvg-py')}"

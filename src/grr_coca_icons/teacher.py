@@ -32,7 +32,7 @@ from grr_coca.model.checkpoint import load_tensors, save_tensors
 
 CAPTIONS, EMBEDDINGS = "captions.txt", "embeddings.safetensors"
 _CAPTIONS_TENSOR = "captions"
-_AGAIN = "write the folder again with `python scripts/text_teacher.py RECIPE`"
+_FIX = "write the folder again with `python scripts/text_teacher.py RECIPE`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +98,18 @@ class Teacher:
         Raises:
             UserError: If a caption has no embedding.
         """
-        places, is_known = self._find(batch.caption_ids.numpy())
+        positions, is_known = self._find(batch.caption_ids.numpy())
         if not is_known.all():
             raise UserError(
                 f"{self.folder}: teacher: the embedding of a training caption is missing, because the "
                 "pairs have changed; create a new teacher"
             )
-        return replace(batch, teacher=self.embeddings[self.rows[places]].float())
+        return replace(batch, teacher=self.embeddings[self.rows[positions]].float())
 
     def _find(self, ids: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], np.ndarray]:
         """Return the positions of ids among the sorted ids, and whether each id exists."""
-        places = np.searchsorted(self.ids, ids).clip(max=max(len(self.ids) - 1, 0))
-        return places, self.ids[places] == ids if len(self.ids) else np.zeros(len(ids), bool)
+        positions = np.searchsorted(self.ids, ids).clip(max=max(len(self.ids) - 1, 0))
+        return positions, self.ids[positions] == ids if len(self.ids) else np.zeros(len(ids), bool)
 
 
 def training_captions(pairs: PairSource) -> list[str]:
@@ -149,17 +149,17 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); {_FIX}") from error
 
 
 def _read_embeddings(path: Path, num_captions: int) -> Float[Tensor, "N K"]:
     """Read and check the caption embeddings."""
     found = load_tensors(path).get(_CAPTIONS_TENSOR)
     if found is None or found.ndim != 2:
-        raise UserError(f"{path}: has no matrix '{_CAPTIONS_TENSOR}'; {_AGAIN}")
+        raise UserError(f"{path}: has no matrix '{_CAPTIONS_TENSOR}'; {_FIX}")
     if len(found) != num_captions:
-        raise UserError(f"{path}: has {len(found):,} embeddings, but {CAPTIONS} has {num_captions:,} lines; {_AGAIN}")
+        raise UserError(f"{path}: has {len(found):,} embeddings, but {CAPTIONS} has {num_captions:,} lines; {_FIX}")
     lengths = torch.linalg.vector_norm(found, dim=1, dtype=torch.float32)
     if not ((lengths - 1).abs() < 0.01).all():  # this also rejects NaN
-        raise UserError(f"{path}: an embedding is not of unit length; {_AGAIN}")
+        raise UserError(f"{path}: an embedding is not of unit length; {_FIX}")
     return found

@@ -25,6 +25,7 @@ from grr_coca.common.files import (
     read_json,
     write_bytes_atomic,
 )
+from grr_coca.common.outputs import disk_errors
 from grr_coca.infer.load import ENGINE_TITLES
 from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
 
@@ -54,39 +55,22 @@ class PublishedModel:
 
 _LAION = "LAION-2B, pairs of the web: 13 billion samples in batches of 90,000"
 _B32, _L14 = 253_560_000, 638_450_000
-_MODELS = (
+_ALL_USES = "search, labels, fine-tuning"
+_MODELS = tuple(
     PublishedModel(
-        name="coca-b32",
-        repository="laion/CoCa-ViT-B-32-laion2B-s13B-b90k",
-        parameters=_B32,
-        imagenet=0.6359,
-        good_for="search, labels, fine-tuning",
-        data=_LAION,
-    ),
-    PublishedModel(
-        name="coca-l14",
-        repository="laion/CoCa-ViT-L-14-laion2B-s13B-b90k",
-        parameters=_L14,
-        imagenet=0.7564,
-        good_for="search, labels, fine-tuning",
-        data=_LAION,
-    ),
-    PublishedModel(
-        name="coca-b32-captions",
-        repository="laion/mscoco_finetuned_CoCa-ViT-B-32-laion2B-s13B-b90k",
-        parameters=_B32,
-        imagenet=0.0091,
-        good_for="only captions",
-        data=f"{_LAION}; then COCO's captions",
-    ),
-    PublishedModel(
-        name="coca-l14-captions",
-        repository="laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k",
-        parameters=_L14,
-        imagenet=0.7210,
-        good_for="captions; search, too",
-        data=f"{_LAION}; then COCO's captions",
-    ),
+        name=name,
+        repository=f"laion/{repository}-laion2B-s13B-b90k",
+        parameters=parameters,
+        imagenet=imagenet,
+        good_for=good_for,
+        data=f"{_LAION}; then COCO's captions" if repository.startswith("mscoco") else _LAION,
+    )
+    for name, repository, parameters, imagenet, good_for in (
+        ("coca-b32", "CoCa-ViT-B-32", _B32, 0.6359, _ALL_USES),
+        ("coca-l14", "CoCa-ViT-L-14", _L14, 0.7564, _ALL_USES),
+        ("coca-b32-captions", "mscoco_finetuned_CoCa-ViT-B-32", _B32, 0.0091, "only captions"),
+        ("coca-l14-captions", "mscoco_finetuned_CoCa-ViT-L-14", _L14, 0.7210, "captions; search, too"),
+    )
 )
 PUBLISHED = {model.name: model for model in _MODELS}
 """Published models, by name. The facts come from these sources:
@@ -139,22 +123,22 @@ def published_folder(name: str) -> Path:
     """
     model = find_published(name)
     assert model is not None
-    folder = _place(name)
+    folder = _cache_folder(name)
     if _is_imported(folder):
         return folder
     require_extra("photos", f"{name}: fetching it, once,", unneeded=("pillow_heif",))
-    with _alone(folder, name):
+    with _import_lock(folder, name):
         if not _is_imported(folder):  # another process has imported the model while this process waited
             _import(model, name, folder)
     return folder
 
 
-def is_here(name: str) -> bool:
+def is_cached(name: str) -> bool:
     """Return whether a published model has already been imported on this machine."""
-    return _is_imported(_place(name))
+    return _is_imported(_cache_folder(name))
 
 
-def _place(name: str) -> Path:
+def _cache_folder(name: str) -> Path:
     return models_cache() / name.replace("/", "--")
 
 
@@ -166,7 +150,7 @@ def _is_imported(folder: Path) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
+def _import_lock(folder: Path, name: str) -> Iterator[None]:
     """Lock the import of a model, so that only one process imports it."""
     from filelock import FileLock, Timeout
 
@@ -192,7 +176,7 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
     record = folder.with_name(f"{folder.name}.json")
     known = from_dict(_Origin, read_json(record), str(record)) if record.exists() else None
     weights = _fetch(model, name, known.revision if known else name.partition("@")[2] or None)
-    try:
+    with disk_errors(folder):
         origin = _checked_origin(model, weights)
         if known is not None and origin != known:
             raise UserError(
@@ -203,8 +187,6 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
         write_bytes_atomic(record, json.dumps(to_dict(origin), indent=2).encode())
         NOTES.info("%s: importing this model, which is needed only once", name)
         _convert(weights, origin, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     NOTES.info("%s: imported to %s", name, folder)
 
 
@@ -262,7 +244,9 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
             f"{name}: downloading {size} from the Hugging Face hub failed ({first_line(error)}); try again"
         ) from error
     if weights is None:
-        raise UserError(f"{name}: {model.repository} does not contain any of {', '.join(WEIGHTS)}")
+        raise UserError(
+            f"{name}: {model.repository} does not contain any of {', '.join(WEIGHTS)}; use another revision"
+        )
     return weights
 
 
@@ -286,9 +270,8 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise UserError(
-            f"{folder.parent}: {free / 1e9:.2f} GB are free, but importing needs {needed / 1e9:.2f} GB; "
-            "free some space, or "
-            "set XDG_CACHE_HOME to a folder on another disk"
+            f"{folder.parent}: {free / 1e9:.2f} GB are free, but importing needs {needed / 1e9:.2f} GB; free some "
+            "space, or set XDG_CACHE_HOME to a folder on another disk"
         )
 
 
@@ -313,7 +296,7 @@ class PublishedModels:
 
     def listed(self, engine_of: Callable[[Path], str]) -> dict[str, tuple[dict[str, object], str]]:
         """Describe the models, as JSON objects and as lines of text."""
-        folders = {name: published_folder(name) if is_here(name) else None for name in PUBLISHED}
+        folders = {name: published_folder(name) if is_cached(name) else None for name in PUBLISHED}
         engines = {name: None if folder is None else engine_of(folder) for name, folder in folders.items()}
         return {
             name: (_row(model, folders[name], engines[name]), _lines(model, engines[name]))

@@ -56,7 +56,7 @@ class Claim:
         """
         return self.path.exists() and not Claim(self.folder, self.name, self.number + 1).path.exists()
 
-    def sign(self) -> None:
+    def register(self) -> None:
         """Register this process for the run.
 
         Other processes on the same machine may then take over the run as soon as all registered processes have ended.
@@ -89,7 +89,7 @@ class RunLocks:
         self._renewed = time.monotonic()
         self._seen: dict[str, tuple[object, float]] = {}
 
-    def take(self, name: str) -> Claim | None:
+    def acquire(self, name: str) -> Claim | None:
         """Claim a run, or return None if another process has claimed it.
 
         Raises:
@@ -123,23 +123,22 @@ class RunLocks:
         for path in self._files(claim.name):
             path.unlink(missing_ok=True)
 
-    def give_back(self, claim: Claim) -> None:
+    def release(self, claim: Claim) -> None:
         """Release an unfinished run for other processes."""
         self._held.pop(claim.name, None)
         with suppress(OSError):
             claim.write(_FREE)
 
-    def give_back_all(self) -> None:
+    def release_all(self) -> None:
         """Release all unfinished runs of this process."""
         for claim in list(self._held.values()):
-            self.give_back(claim)
+            self.release(claim)
 
     def _files(self, name: str) -> list[Path]:
         prefix = f".{name}.claim-"
         names = [path.name for path in self._folder.iterdir() if path.name.startswith(prefix)]
-        return [
-            self._folder / name for name in names if name.removeprefix(prefix).isdecimal()
-        ]  # other files are copies
+        # Other files are copies.
+        return [self._folder / name for name in names if name.removeprefix(prefix).isdecimal()]
 
     def _is_free(self, claim: Claim) -> bool:
         """Return whether a claim was released, all its processes on this machine have ended, or it was not renewed in

@@ -34,13 +34,13 @@ from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint
 from grr_coca.train.step import resolve_precision
 from grr_coca_study.ledger import DIGESTS_FILE, read_ledger
-from grr_coca_study.plan import PLAN_FILE, DemoPlan, arm_named, read_plan, stage_names
+from grr_coca_study.plan import PLAN_FILE, DemoPlan, find_arm, read_plan, stage_names
 from grr_coca_study.report.numbers import split_rows
 from grr_coca_study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
 from grr_coca_study.rows import ROWS_FOLDER
-from grr_coca_study.running.measured import drawn_examples
-from grr_coca_study.running.pace import TrainingSpeed, measure_pace
-from grr_coca_study.running.run import Place, write_plan
+from grr_coca_study.running.measured import sample_examples
+from grr_coca_study.running.run import StudyFolders, write_plan
+from grr_coca_study.running.speed import TrainingSpeed, measure_speed
 from grr_coca_study.running.workers import Workers, raise_if_stopped, usable_device
 from grr_coca_study.stages import check_recipes, stage_recipe
 from grr_coca_study.thumbnails import EXHIBITS, LISTING, SHOWCASE_FOLDER, as_webp, thumbnail
@@ -93,11 +93,11 @@ def with_precisions(plan: DemoPlan) -> DemoPlan:
     return replace(plan, precision=numerics.precision, muon_precision=numerics.muon_precision)
 
 
-def arm_pace(plan: DemoPlan, name: str) -> TrainingSpeed:
+def measure_arm_speed(plan: DemoPlan, name: str) -> TrainingSpeed:
     """Return the speed of an arm in pretraining."""
     device = usable_device()
-    recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
-    return measure_pace(recipe, new_checkpoint(recipe, Ranks.current(device)), device, raise_if_stopped)
+    recipe = stage_recipe(plan, find_arm(plan, name), stage_names(plan)[0], plan.seeds[0], {})
+    return measure_speed(recipe, new_checkpoint(recipe, Ranks.current(device)), device, raise_if_stopped)
 
 
 # --- Schedules
@@ -119,16 +119,16 @@ class Schedule:
     reached: float | None
 
 
-def timed_schedules(plan: DemoPlan, paces: Sequence[TrainingSpeed], seconds_spent: float = 0.0) -> list[Schedule]:
+def timed_schedules(plan: DemoPlan, speeds: Sequence[TrainingSpeed], seconds_spent: float = 0.0) -> list[Schedule]:
     """Return the schedules of a plan with their durations, shortest first.
 
     Args:
         plan: Plan without `auto`.
-        paces: Training speeds of the arms, measured at the same time. The slower arm determines the durations.
+        speeds: Training speeds of the arms, measured at the same time. The slower arm determines the durations.
         seconds_spent: Number of seconds that the demo has taken so far.
     """
-    step = max(pace.step for pace in paces)
-    evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)
+    step = max(speed.step for speed in speeds)
+    evaluation, reading = max(speed.evaluation for speed in speeds), max(speed.reading for speed in speeds)
     pretrain, *finetunes = demo_recipes(plan).values()
     others = sum(recipe.schedule.steps * recipe.data.batch_size for recipe in finetunes) / pretrain.data.batch_size
     read = evaluated = 0
@@ -145,7 +145,7 @@ def timed_schedules(plan: DemoPlan, paces: Sequence[TrainingSpeed], seconds_spen
     ]
 
 
-def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
+def longest_schedule(schedules: Sequence[Schedule], minutes: float) -> Schedule:
     """Return the longest schedule that ends within `minutes`.
 
     Raises:
@@ -166,7 +166,7 @@ def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
 _OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, FIGURES, EXHIBITS)
 
 
-class DemoPlace(Place):
+class DemoFolders(StudyFolders):
     """Folders of a demo. Rows and models are in the same folder, runs have readable names, and models are kept."""
 
     def __init__(self, out: Path) -> None:
@@ -177,7 +177,7 @@ class DemoPlace(Place):
         return self.runs / arm / stage
 
 
-def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) -> DemoPlan | None:
+def read_started_demo(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) -> DemoPlan | None:
     """Return the plan of the demo in a folder, with its steps and precisions, or None if a new demo starts in it.
 
     Args:
@@ -201,18 +201,18 @@ def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) ->
         raise UserError(f"{out}: cannot be written to; pass another --out")
     if is_fresh or not has_demo:
         return None
-    begun = read_plan(path, DemoPlan)
-    undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
+    earlier = read_plan(path, DemoPlan)
+    undecided = replace(earlier, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
     for key, expected, found in differences(plan, undecided):
         raise UserError(
             f"{path}: {key} is {found}, not {expected}; replace the demo with --fresh, or pass another --out"
         )
-    if steps not in (None, begun.steps):
-        raise UserError(f"{out}: contains a demo with {begun.steps:,} steps, not {steps:,}; start again with --fresh")
-    return begun
+    if steps not in (None, earlier.steps):
+        raise UserError(f"{out}: contains a demo with {earlier.steps:,} steps, not {steps:,}; start again with --fresh")
+    return earlier
 
 
-def begin(plan: DemoPlan, out: Path) -> None:
+def start_demo(plan: DemoPlan, out: Path) -> None:
     """Start a demo in a folder. An earlier demo is deleted, but all other files are kept.
 
     Raises:
@@ -226,11 +226,11 @@ def begin(plan: DemoPlan, out: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(out: Path, way_out: str = "pass another --out") -> Iterator[None]:
+def _disk_errors(out: Path, advice: str = "pass another --out") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror}); {way_out}") from error
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); {advice}") from error
 
 
 # --- Results
@@ -239,7 +239,7 @@ _NUM_EXPLAINED = 4
 _HEAT_MAP_DPI = 70
 
 
-def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
+def finish_demo(plan: DemoPlan, out: Path, workers: Workers) -> str:
     """Write the pictures and the report of a demo whose runs have finished, and return the table.
 
     Raises:
@@ -253,14 +253,8 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
     showcase = str(demo_recipes(plan)[pretraining].data.test[plan.showcase])
     table, folder = format_table(split_rows(plan, ledger), names), out / EXHIBITS
     with _disk_errors(out, "free some space; the same command then continues from what was trained"):
-        shown = workers.all(
-            [
-                workers.submit(
-                    write_exhibits, name, out / name / pretraining, showcase, plan.queries, plan.num_hits, folder
-                )
-                for name in names
-            ]
-        )
+        more = (showcase, plan.queries, plan.num_hits, folder)
+        shown = workers.all([workers.submit(write_exhibits, name, out / name / pretraining, *more) for name in names])
         listing = json.dumps(dict(zip(names, shown, strict=True)), indent=1, ensure_ascii=False)
         write_bytes_atomic(folder / LISTING, listing.encode("utf-8", "backslashreplace"))
         write_bytes_atomic(out / "table.txt", f"{table}\n".encode())
@@ -293,7 +287,7 @@ def write_exhibits(
     folder.mkdir(exist_ok=True)
     images = [model.preprocess.decode(source[index].image, source.name(index)) for index in range(len(source))]
     heat_maps: list[dict[str, object]] = []
-    drawn = drawn_examples(source, _NUM_EXPLAINED)
+    drawn = sample_examples(source, _NUM_EXPLAINED)
     for index, described in zip(drawn, model.describe_many([images[index] for index in drawn]), strict=True):
         pixels, name = model.checkpoint.pixels(images[index]), f"{arm}-{len(heat_maps)}.webp"
         maps = caption_maps(model.checkpoint, pixels, described.captions[0].token_ids)

@@ -37,14 +37,14 @@ def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) ->
     )
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape a text from a user or model for Markdown, on one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def markdown_picture(alt: str, address: str) -> str:
     """Return a picture in Markdown. `address` is the address without percent-encoding, such as a path."""
-    return f"![{escaped(alt)}]({quote(address, errors='surrogateescape')})"
+    return f"![{escape_markdown(alt)}]({quote(address, errors='surrogateescape')})"
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, of_numbers: bool = False) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
-from grr_coca_study.plan import Arm, Plan, Settings, point_title, search_seeds, stage_names, tuned_with
+from grr_coca_study.plan import Arm, Plan, Settings, arms_tuned_together, point_title, search_seeds, stage_names
 from grr_coca_study.rows import ROWS_FOLDER, LedgerRow, RowFolder, write_to_study
 
 DIGESTS_FILE = "digests.json"
@@ -47,7 +47,7 @@ class Digests:
     data: dict[str, str]
     trials: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
-    def fault(self, plan: Plan, row: LedgerRow) -> str | None:
+    def rejection_reason(self, plan: Plan, row: LedgerRow) -> str | None:
         """Return the reason why a row does not count, or None if it counts."""
         is_trial = plan.tuning is not None and row.seed in plan.tuning.seeds
         if not is_trial and row.seed not in plan.seeds:
@@ -152,12 +152,12 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     files, digests = RowFolder(folder), read_digests(folder)
     read = files.new_rows()
     notes = list(files.notes.values())
-    rows = _counted(plan, read, digests, notes)
+    rows = _valid_rows(plan, read, digests, notes)
     grids = {(arm, t): found for arm, stages in digests.trials.items() for t, found in stages.items() if len(found) > 1}
     chosen = {
         (arm.name, stage): best
         for arm, stage in product(plan.arms, stage_names(plan))
-        if (best := _best(plan, arm, stage, grids, rows)) is not None
+        if (best := _best_row(plan, arm, stage, grids, rows)) is not None
     }
     missing_runs = frozenset(
         (arm.name, seed, stage)
@@ -177,7 +177,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
         tried=tuple(row for row in tried if row is not None),
         chosen={key: row.settings for key, row in chosen.items()},
         missing_runs=missing_runs,
-        notes=(*notes, *_unpaired(measured), *_several_commits(measured)),
+        notes=(*notes, *_pairing_notes(measured), *_commit_notes(measured)),
         diverged=tuple(row for row in runs if row.kind == "diverged"),
     )
 
@@ -186,7 +186,7 @@ _Rows = dict[tuple[str, str, str, int], LedgerRow]
 """Rows by arm, stage, recipe digest and seed."""
 
 
-def _best(
+def _best_row(
     plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _Rows
 ) -> LedgerRow | None:
     """Return a row at the best point of an arm, or None if no point is chosen yet.
@@ -195,7 +195,7 @@ def _best(
     """
     costs: list[list[float]] = []
     last: list[LedgerRow] = []
-    for each in tuned_with(plan, arm):
+    for each in arms_tuned_together(plan, arm):
         before = len(costs)
         for seed in search_seeds(plan):
             found = [rows.get((each.name, stage, digest, seed)) for digest in grids.get((each.name, stage), ())]
@@ -209,7 +209,7 @@ def _best(
     return None if best is None else last[best]
 
 
-def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
+def _valid_rows(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
     """Return the valid rows, in plan order.
 
     If a run has two rows, the row with more metrics counts. One of the rows may be a copy from another study.
@@ -218,9 +218,9 @@ def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: lis
     for row in rows:
         point = f", {point_title(row.settings)}" if row.settings else ""
         name = f"{row.arm}{point}, seed {row.seed}, {row.stage}"
-        fault = digests.fault(plan, row)
-        if fault is not None:
-            notes.append(f"{name}: not counted: {fault}")
+        rejection_reason = digests.rejection_reason(plan, row)
+        if rejection_reason is not None:
+            notes.append(f"{name}: not counted: {rejection_reason}")
             continue
         key = (row.arm, row.stage, row.recipe_digest, row.seed)
         if key in found:
@@ -235,7 +235,7 @@ def _num_metrics(row: LedgerRow) -> int:
     return sum(len(metrics) for metrics in row.metrics.values())
 
 
-def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
+def _pairing_notes(runs: Iterable[LedgerRow]) -> Iterator[str]:
     """Yield a sentence for each run that is not paired with the first run of its seed and stage.
 
     Runs are paired if parameters with equal names and shapes have the same initial values, and the training pairs have
@@ -254,7 +254,7 @@ def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
             yield f"{name}: was not trained on the same pairs in the same order as {first.arm}"
 
 
-def _several_commits(runs: Sequence[LedgerRow]) -> Iterator[str]:
+def _commit_notes(runs: Sequence[LedgerRow]) -> Iterator[str]:
     commits = Counter(row.commit for row in runs)
     if len(commits) > 1:
         shares = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())

@@ -169,7 +169,7 @@ def showcase_of(plan: Plan, stage: str) -> tuple[str, int]:
     return plan.endpoints.split, plan.num_captions // 3
 
 
-def arm_named(plan: Plan, name: str) -> Arm:
+def find_arm(plan: Plan, name: str) -> Arm:
     """Return the arm with the given name.
 
     Raises:
@@ -181,7 +181,7 @@ def arm_named(plan: Plan, name: str) -> Arm:
     return arms[name]
 
 
-def compared_with(plan: Plan, baseline: str | None) -> Plan:
+def with_baseline(plan: Plan, baseline: str | None) -> Plan:
     """Return the plan with another arm as the baseline. If `baseline` is None, return the plan unchanged.
 
     The original baseline is moved to the end of the arms, because a report is about the first arm that is not the
@@ -193,7 +193,7 @@ def compared_with(plan: Plan, baseline: str | None) -> Plan:
     if baseline is None:
         return plan
     arms = sorted(plan.arms, key=lambda arm: arm.name == plan.baseline)
-    return replace(plan, arms=tuple(arms), baseline=arm_named(plan, baseline).name)
+    return replace(plan, arms=tuple(arms), baseline=find_arm(plan, baseline).name)
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:
@@ -231,12 +231,12 @@ def search_seeds(plan: Plan) -> tuple[int, ...]:
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
     """Return the candidate points for the settings of an arm. If the arm has no grid, return a single empty point."""
-    source = tuned_with(plan, arm)[0]
+    source = arms_tuned_together(plan, arm)[0]
     grid = source.grid if stage == stage_names(plan)[0] else source.finetune_grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
-def tuned_with(plan: Plan, arm: Arm) -> list[Arm]:
+def arms_tuned_together(plan: Plan, arm: Arm) -> list[Arm]:
     """Return the arms whose trials choose the settings of an arm."""
     if plan.tuning is None or not plan.tuning.shared:
         return [arm]
@@ -270,8 +270,8 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
     if isinstance(content, dict) and isinstance(listed, list):
         content = {**content, "arms": [{"name": arm} if isinstance(arm, str) else arm for arm in listed]}
     plan = from_dict(kind, content, str(path))
-    for fault in _validation_errors(plan):
-        raise UserError(f"{path}: {fault}")
+    for error in _validation_errors(plan):
+        raise UserError(f"{path}: {error}")
     folder = path.resolve().parent
 
     def absolute(there: str) -> str:
@@ -311,10 +311,10 @@ def folder_of_plan(path: Path) -> Path:
 def _validation_errors(plan: Plan) -> Iterator[str]:
     """Yield the errors in the values of a plan, without reading recipes."""
     names = [arm.name for arm in plan.arms]
-    yield from _repeated(names, "arms")
-    yield from _repeated([arm.title or arm.name for arm in plan.arms], "arms: titles")
-    yield from _repeated(plan.seeds, "seeds")
-    yield from _repeated(stage_names(plan), "stages (the file names of the recipes)")
+    yield from _duplicates(names, "arms")
+    yield from _duplicates([arm.title or arm.name for arm in plan.arms], "arms: titles")
+    yield from _duplicates(plan.seeds, "seeds")
+    yield from _duplicates(stage_names(plan), "stages (the file names of the recipes)")
     if len(names) < 2:
         yield "arms: a comparison needs two or more"
     for name in names:
@@ -335,10 +335,10 @@ def _validation_errors(plan: Plan) -> Iterator[str]:
     if plan.steps is not None and plan.steps < 1:
         yield f"steps must be at least 1, got {plan.steps}"
     for arm in plan.arms:
-        yield from (f"arms: {arm.name}: {fault}" for fault in _faults_of_keys(plan, arm))
+        yield from (f"arms: {arm.name}: {error}" for error in _key_errors(plan, arm))
     if plan.num_captions < 0:
         yield f"num_captions must be at least 0, got {plan.num_captions}"
-    yield from _repeated(plan.endpoints.all, "endpoints")
+    yield from _duplicates(plan.endpoints.all, "endpoints")
     if not plan.endpoints.primary:
         yield "endpoints: primary: name one or more"
     phases = PHASES if plan.finetune else PHASES[:1]
@@ -347,10 +347,10 @@ def _validation_errors(plan: Plan) -> Iterator[str]:
         if endpoint not in known:
             yield f"endpoints: unknown '{endpoint}'; {suggest_name(endpoint, known)}"
     if plan.tuning is not None:
-        yield from (f"tuning: {fault}" for fault in _faults_of_tuning(plan, plan.tuning))
+        yield from (f"tuning: {error}" for error in _tuning_errors(plan, plan.tuning))
 
 
-def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
+def _key_errors(plan: Plan, arm: Arm) -> Iterator[str]:
     """Yield the errors in the overrides and grids of an arm."""
     grids = {"grid": arm.grid, "finetune_grid": arm.finetune_grid}
     for name, keys in {
@@ -362,7 +362,7 @@ def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
                 yield f"{name}: {key} is given by {decided_by}; remove it here"
     for name, grid in grids.items():
         for key, values in grid.items():
-            yield from _repeated(values, f"{name}: {key}")
+            yield from _duplicates(values, f"{name}: {key}")
             if not values:
                 yield f"{name}: {key}: must have one or more values"
             if any(isinstance(value, Mapping) for value in values):
@@ -376,10 +376,10 @@ def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
         yield "finetune_grid: the plan has no fine-tuning"
 
 
-def _faults_of_tuning(plan: Plan, tuning: Tuning) -> Iterator[str]:
+def _tuning_errors(plan: Plan, tuning: Tuning) -> Iterator[str]:
     if not tuning.seeds or min(tuning.seeds) < 0:
         yield "seeds: must have one or more, each 0 or more"
-    yield from _repeated(tuning.seeds, "seeds")
+    yield from _duplicates(tuning.seeds, "seeds")
     if tuning.steps is not None and tuning.steps < 1:
         yield f"steps must be at least 1, got {tuning.steps}"
     for seed in tuning.seeds:
@@ -392,5 +392,5 @@ def _faults_of_tuning(plan: Plan, tuning: Tuning) -> Iterator[str]:
         yield "shared: the grids of the arms differ; make them equal, or set shared: false"
 
 
-def _repeated(items: Sequence[object], where: str) -> Iterator[str]:
+def _duplicates(items: Sequence[object], where: str) -> Iterator[str]:
     yield from (f"{where}: {item}: duplicate; remove one" for i, item in enumerate(items) if item in items[:i])

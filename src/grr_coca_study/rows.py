@@ -18,6 +18,7 @@ from typing import Literal
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_file_bytes, replace_file, sync_folder, write_bytes_atomic
+from grr_coca.common.outputs import disk_errors
 
 ROWS_FOLDER = "rows"
 
@@ -169,9 +170,7 @@ class RowFolder:
             write_bytes_atomic(partial, text.encode("utf-8", "backslashreplace") + b"\n")
             try:
                 os.link(partial, path)  # a rename would replace an existing row
-            except (
-                OSError
-            ):  # the row, or a part of it from an interrupted copy, exists, or the disk does not support links
+            except OSError:  # the row exists, perhaps as an incomplete copy, or the disk does not support links
                 if self._row(path) is None:
                     replace_file(partial, path)
             finally:
@@ -200,8 +199,6 @@ def write_to_study(path: Path, content: bytes) -> None:
     Raises:
         UserError: If the folder cannot be written to.
     """
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes_atomic(path, content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -47,10 +47,10 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
     if stage == stage_names(plan)[0]:
         assert recipe.model is not None, "the plan was checked"
         recipe = replace(recipe, model=replace(recipe.model, preset=arm.preset_name))
-        recipe = _with_steps(recipe, _share_of_own(plan, arm, plan.steps))
+        recipe = _with_steps(recipe, _scale_steps(plan, arm, plan.steps))
         recipe = with_settings(recipe, arm.overrides, f"{path}: overrides of arm '{arm.name}'")
         if is_trial and plan.tuning is not None:
-            recipe = _with_steps(recipe, _share_of_own(plan, arm, plan.tuning.steps))
+            recipe = _with_steps(recipe, _scale_steps(plan, arm, plan.tuning.steps))
     recipe = with_settings(recipe, settings, f"{path}: grid of arm '{arm.name}'")
     return _with_precisions(replace(recipe, seed=seed), plan)
 
@@ -84,7 +84,7 @@ def check_recipes(plan: Plan, path: Path) -> None:
         for arm in plan.arms:
             _check_stage(plan, arm, recipe_path(plan, arm, stage), stage == pretraining)
         first = recipe_path(plan, plan.arms[0], stage)
-        shared = _shared(stage_recipe(plan, plan.arms[0], stage, 0, {}))
+        shared = _shared_values(stage_recipe(plan, plan.arms[0], stage, 0, {}))
         for arm in plan.arms:
             file = recipe_path(plan, arm, stage)
             where = f"{file}, with the overrides of arm '{arm.name}'" if arm.overrides else str(file)
@@ -144,7 +144,7 @@ def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
     Raises:
         UserError: If points cannot be compared or distinguished.
     """
-    shared = _shared(stage_recipe(plan, arm, stage, 0, {}))
+    shared = _shared_values(stage_recipe(plan, arm, stage, 0, {}))
     tried: dict[str, Settings] = {}
     for settings in points_of(plan, arm, stage):
         recipe = stage_recipe(plan, arm, stage, 0, settings)
@@ -178,12 +178,12 @@ def _check_parts(recipe: Recipe, pretraining: Recipe, where: str) -> None:
 
 
 def _require_equal(shared: Mapping[str, object], recipe: Recipe, where: str, message: str) -> None:
-    for key, value in _shared(recipe).items():
+    for key, value in _shared_values(recipe).items():
         if value != shared[key]:
             raise UserError(f"{where}: {key}: {message}")
 
 
-def _shared(recipe: Recipe) -> dict[str, object]:
+def _shared_values(recipe: Recipe) -> dict[str, object]:
     """Return the values, by key, that all recipes of a stage must share."""
     data = recipe.data
     return {
@@ -205,16 +205,16 @@ def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
     """
     if steps is None:
         return recipe
-    share = recipe.evaluation.interval / recipe.schedule.steps
+    fraction = recipe.evaluation.interval / recipe.schedule.steps
     warmup_steps = min(recipe.schedule.warmup_steps, steps)
     return replace(
         recipe,
         schedule=replace(recipe.schedule, steps=steps, warmup_steps=warmup_steps),
-        evaluation=replace(recipe.evaluation, interval=max(1, round(share * steps))),
+        evaluation=replace(recipe.evaluation, interval=max(1, round(fraction * steps))),
     )
 
 
-def _share_of_own(plan: Plan, arm: Arm, steps: int | None) -> int | None:
+def _scale_steps(plan: Plan, arm: Arm, steps: int | None) -> int | None:
     """Scale a number of steps from the plan's pretraining recipe to the arm's recipe, if the arm has a separate one."""
     if steps is None or arm.recipes is None:
         return steps
@@ -259,7 +259,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
         start: Digest of the run from which this run starts. None if it starts from new weights.
     """
     bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
-    content = _changed(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
+    content = _non_default_values(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
     data = content["data"]
     content["data"] = {key: data[key] for key in data if key not in _FREE_KEYS}
     if recipe.data.mix:
@@ -267,7 +267,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
     if recipe.model is not None:
         assert recipe.tokenizer is not None, "the plan was checked"
         # The digest covers the config of a preset, but not its name.
-        content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
+        content["model"] = _non_default_values(recipe.model.config(recipe.tokenizer.vocab_size))
         content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
         if recipe.model.image_positions != "random":
             content["image_positions"] = recipe.model.image_positions
@@ -280,7 +280,7 @@ def data_digest(recipe: Recipe) -> str:
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
     tests = {f"test {name}": path for name, path in data.test.items()}
     splits = {"train": data.train, "val": data.val, **mixed, **tests}
-    return _digest({name: list(_described(path)) for name, path in splits.items() if path is not None})
+    return _digest({name: list(_describe_files(path)) for name, path in splits.items() if path is not None})
 
 
 def folder_digest(recipe: str, data: Collection[str]) -> str:
@@ -288,16 +288,16 @@ def folder_digest(recipe: str, data: Collection[str]) -> str:
     return _digest({"recipe": recipe, "data": sorted(data)})
 
 
-def _described(path: str) -> Iterator[list[str | int]]:
+def _describe_files(path: str) -> Iterator[list[str | int]]:
     files, split = find_files(path)
     yield [split or ""]
     for file in files:
-        parts = _parts(file)
+        parts = _data_files(file)
         for part in parts:
-            yield [part.name, part.stat().st_size, _content(part) if len(parts) <= _MAX_HASHED_FILES else ""]
+            yield [part.name, part.stat().st_size, _hash_file(part) if len(parts) <= _MAX_HASHED_FILES else ""]
 
 
-def _parts(path: Path) -> list[Path]:
+def _data_files(path: Path) -> list[Path]:
     """Return the sorted data files of a path: all files in the folder, or the file itself."""
     if not path.is_dir():
         return [path]
@@ -305,7 +305,7 @@ def _parts(path: Path) -> list[Path]:
     return shards_of(path) or sorted(file for file in files if file.is_file())
 
 
-def _content(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= _MAX_HASHED:
@@ -315,7 +315,7 @@ def _content(path: Path) -> str:
         return hashlib.sha256(start + file.read()).hexdigest()
 
 
-def _changed(config: Any) -> dict[str, Any]:
+def _non_default_values(config: Any) -> dict[str, Any]:
     """Convert a dataclass to a plain tree, without the fields that have their default value."""
     found = {}
     for field in dataclasses.fields(config):
@@ -324,7 +324,7 @@ def _changed(config: Any) -> dict[str, Any]:
             continue
         if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
             continue
-        found[field.name] = _changed(value) if dataclasses.is_dataclass(value) else value
+        found[field.name] = _non_default_values(value) if dataclasses.is_dataclass(value) else value
     return found
 
 

@@ -98,15 +98,15 @@ def effect_of(seeds: Sequence[int], log_ratios: Float[np.ndarray, " S"]) -> Effe
         seeds=tuple(seeds),
         changes=tuple(np.asarray(as_percent(log_ratios)).tolist()),
         change=float(as_percent(log_ratios.mean())),
-        low=finite(ends[0]),
-        high=finite(ends[1]),
-        p_t=finite(p),
-        deviation=finite(100 * log_ratios.std(ddof=1)) if len(log_ratios) > 1 else None,
+        low=finite_or_none(ends[0]),
+        high=finite_or_none(ends[1]),
+        p_t=finite_or_none(p),
+        deviation=finite_or_none(100 * log_ratios.std(ddof=1)) if len(log_ratios) > 1 else None,
         is_equivalent=is_equivalent(*ends),
     )
 
 
-def finite(number: Numbers) -> float | None:
+def finite_or_none(number: Numbers) -> float | None:
     """Return a number as a float, or None if it is NaN or infinite."""
     return float(number) if np.isfinite(number) else None
 

@@ -1,10 +1,10 @@
 """Thumbnails for reports: small WebP files, including those of a study's showcase next to its ledger."""
 
-import io
 from pathlib import Path
 
 from PIL import Image
 
+from grr_coca.data.images import encode_image
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import RawPair
 
@@ -31,9 +31,7 @@ def thumbnail(pair: RawPair) -> bytes:
 
 def as_webp(image: Image.Image) -> bytes:
     """Encode an image as WebP."""
-    buffer = io.BytesIO()
-    image.save(buffer, "webp", quality=_QUALITY)
-    return buffer.getvalue()
+    return encode_image(image, "WEBP", quality=_QUALITY)
 
 
 def thumbnail_path(folder: Path, stage: str, key: str) -> Path:

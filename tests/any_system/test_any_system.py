@@ -150,7 +150,7 @@ def test_index_is_created_updated_searched_and_unlocked(folder):
 
 @pytest.mark.ci
 @needs_icons
-def test_crashing_drawing_costs_one_line(folder):
+def test_crashing_drawing_reports_one_line(folder):
     pictures = folder / "pictures"
     square = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{}<path d="M1 1h7v7H1z"/></svg>'
     (pictures / "square.svg").write_text(square.format(""), encoding="utf-8")
@@ -165,8 +165,8 @@ def test_crashing_drawing_costs_one_line(folder):
     require_success([captioned])
     assert captioned["out"].startswith(f"{shown(pictures)}\\square.svg\t")
     assert indexed["code"] in (0, 1), indexed
-    told = [line for line in indexed["err"].splitlines() if "crash.svg" in line]
-    assert len(told) == 1, indexed["err"]
+    failures = [line for line in indexed["err"].splitlines() if "crash.svg" in line]
+    assert len(failures) == 1, indexed["err"]
     assert "Traceback" not in indexed["err"]
 
 
@@ -175,12 +175,12 @@ def test_crashing_drawing_costs_one_line(folder):
 def test_server_answers_and_stops(folder):
     pictures, index = shown(folder / "pictures"), shown(folder / "index")
     requests = {"": None, "health": None, "pictures": None, "facets": None, "search": {"texts": ["guitar"]}}
-    made, served = done(
+    exported, served = done(
         folder,
         ["run", ["index", pictures, "--out", index]],
         ["serve", [index], requests],
     )
-    require_success([made, served])
+    require_success([exported, served])
     assert "error" not in served["answers"], served
     assert {status for status, _ in served["answers"].values()} == {200}
     best = served["answers"]["search"][1]["hits"][0]
@@ -190,7 +190,7 @@ def test_server_answers_and_stops(folder):
 
 @pytest.mark.ci
 @needs_torch
-def test_training_that_was_stopped_ends_as_one_that_was_not(folder):
+def test_stopped_training_resumes_to_the_same_result(folder):
     for workers in (0, 1):  # which changes nothing in what is trained
         text = RECIPE.format(workers=workers)
         (folder / f"{workers}.yaml").write_text(text, encoding="utf-8", newline="\r\n")

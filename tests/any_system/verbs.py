@@ -57,12 +57,12 @@ def run_and_stop(arguments: list[str], step: int) -> dict[str, Any]:
 
 def serve(arguments: list[str], requests: dict[str, Any]) -> dict[str, Any]:
     """A server, what it answers at some paths, and its end by Ctrl-C. `requests`: what is posted at a path, or null."""
-    said = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    output = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
     answers: dict[str, Any] = {}
 
     def ask() -> None:
         try:
-            address = _address(said)
+            address = _address(output)
             _wait_until_ready(address)
             for path, posted in requests.items():
                 data = None if posted is None else json.dumps(posted).encode()
@@ -81,21 +81,21 @@ def serve(arguments: list[str], requests: dict[str, Any]) -> dict[str, Any]:
     from grr_coca.cli import main
 
     client = threading.Thread(target=ask, daemon=True)
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(output):
         client.start()
         code = main(["serve", "--port", "0", *arguments])
     client.join(60)
-    return {"code": code, "answers": answers, "out": _text(said)}
+    return {"code": code, "answers": answers, "out": _text(output)}
 
 
-def _address(said: io.TextIOWrapper) -> str:
+def _address(output: io.TextIOWrapper) -> str:
     end = time.monotonic() + 120
     while time.monotonic() < end:
-        text = _text(said)
+        text = _text(output)
         if " at http" in text:
             return text.partition(" at ")[2].split("/ ")[0] + "/"
         time.sleep(0.05)
-    raise TimeoutError(f"no server: {_text(said)}")
+    raise TimeoutError(f"no server: {_text(output)}")
 
 
 def _wait_until_ready(address: str) -> None:
@@ -115,6 +115,6 @@ def _text(stream: io.TextIOWrapper) -> str:
 FUNCTIONS = {"run": run, "run_and_stop": run_and_stop, "serve": serve}
 
 if __name__ == "__main__":
-    told = sys.stdout
+    stdout = sys.stdout
     for name, *given in json.load(sys.stdin):
-        print(json.dumps(FUNCTIONS[name](*given)), file=told, flush=True)
+        print(json.dumps(FUNCTIONS[name](*given)), file=stdout, flush=True)

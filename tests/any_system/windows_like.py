@@ -66,7 +66,7 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
-    def there(path: Any) -> Any:
+    def to_posix(path: Any) -> Any:
         """The path of this system for one of Windows: `/folder/file` for `C:\\folder\\file`, in its own case."""
         if path is None or isinstance(path, int):
             return path
@@ -78,7 +78,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
             text = text[2:]
         return text if _posix_exists(text) else _in_other_case(text)
 
-    def here(path: str) -> str:
+    def to_windows(path: str) -> str:
         """The path of Windows for one of this system."""
         return "C:" + path.replace("/", "\\") if path.startswith("/") else path.replace("/", "\\")
 
@@ -108,9 +108,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     def _require_closed(path: Any, translated: str) -> None:
         """Raise the error of Windows if this process has a file open or mapped, or one in a folder."""
         real = posixpath.join(_realpath(posixpath.dirname(translated) or "."), posixpath.basename(translated))
-        for place in (*_descriptors(), *_mapped()):
-            if place == real or place.startswith(f"{real}/"):
-                message = f"it is being used by another process: {place}"
+        for real_path in (*_descriptors(), *_mapped()):
+            if real_path == real or real_path.startswith(f"{real}/"):
+                message = f"it is being used by another process: {real_path}"
                 raise PermissionError(errno.EACCES, message, os.fspath(path))
 
     def _realpath(folder: str) -> str:
@@ -135,47 +135,47 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
     def _translated(function: Callable, count: int = 1) -> Callable:
         def call(*arguments: Any, **options: Any) -> Any:
-            return function(*map(there, arguments[:count]), *arguments[count:], **options)
+            return function(*map(to_posix, arguments[:count]), *arguments[count:], **options)
 
         return call
 
     def _naming(function: Callable) -> Callable:
         def call(path: Any, *arguments: Any, **options: Any) -> Any:
-            _require_name(path, there(path))
-            return function(there(path), *arguments, **options)
+            _require_name(path, to_posix(path))
+            return function(to_posix(path), *arguments, **options)
 
         return call
 
     def _removing(function: Callable) -> Callable:
         def call(path: Any, **options: Any) -> Any:
-            _require_closed(path, there(path))
-            return function(there(path), **options)
+            _require_closed(path, to_posix(path))
+            return function(to_posix(path), **options)
 
         return call
 
     def _rename(source: Any, target: Any) -> None:
-        if _posix_exists(there(target)):
+        if _posix_exists(to_posix(target)):
             raise FileExistsError(errno.EEXIST, "already exists", os.fspath(source), None, os.fspath(target))
         _replace(source, target)
 
     def _replace(source: Any, target: Any) -> None:
-        _require_name(target, there(target))
+        _require_name(target, to_posix(target))
         for path in (source, target):
-            _require_closed(path, there(path))
-        if posixpath.isdir(there(target)):
+            _require_closed(path, to_posix(path))
+        if posixpath.isdir(to_posix(target)):
             raise PermissionError(errno.EACCES, "is a folder", os.fspath(target))
-        posix.rename(there(source), there(target))
+        posix.rename(to_posix(source), to_posix(target))
 
     def _os_open(path: Any, flags: int, mode: int = 0o777) -> int:
-        place = there(path)
-        _require_name(path, place)
-        if _is_folder(place):
+        real_path = to_posix(path)
+        _require_name(path, real_path)
+        if _is_folder(real_path):
             raise PermissionError(errno.EACCES, "is a folder", os.fspath(path))
-        return posix.open(place, flags, mode)
+        return posix.open(real_path, flags, mode)
 
-    def _is_folder(place: str) -> bool:
+    def _is_folder(real_path: str) -> bool:
         try:
-            return (posix.stat(place).st_mode & 0o170000) == 0o040000
+            return (posix.stat(real_path).st_mode & 0o170000) == 0o040000
         except OSError:
             return False
 
@@ -204,7 +204,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
         def __init__(self, folder: Any = ".") -> None:
             self._folder = os.fspath(folder)
-            self._entries = posix.scandir(there(folder))
+            self._entries = posix.scandir(to_posix(folder))
 
         def __enter__(self) -> "_Scan":
             return self
@@ -224,25 +224,25 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     _open = builtins.open
 
     def _text_open(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        place = there(file)
-        if not isinstance(place, int):
+        real_path = to_posix(file)
+        if not isinstance(real_path, int):
             if set(mode) & set("wax+"):
-                _require_name(file, place)
-            if _is_folder(place) and options.get("opener") is None:
+                _require_name(file, real_path)
+            if _is_folder(real_path) and options.get("opener") is None:
                 raise PermissionError(errno.EACCES, "is a folder", os.fspath(file))
         if "b" not in mode and len(arguments) < 2 and options.get("encoding") is None:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             caller = sys._getframe(2).f_globals.get("__name__", "") if caller == "pathlib" else caller
             if caller.startswith("grr_coca"):
                 raise EncodingWarning(f"{file} is opened without an encoding")
-        return _open(place, mode, *arguments, **options)
+        return _open(real_path, mode, *arguments, **options)
 
     _connect = sqlite3.connect
 
     def _sqlite(database: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(database, str) and database.startswith("file:"):
             return _connect(database.replace("file:///C:/", "file:///"), *arguments, **options)
-        return _connect(there(database) if database not in ("", ":memory:") else database, *arguments, **options)
+        return _connect(to_posix(database) if database not in ("", ":memory:") else database, *arguments, **options)
 
     _prepare = multiprocessing.spawn.get_preparation_data
 
@@ -250,7 +250,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         data = _prepare(name)
         for key in ("init_main_from_path", "orig_dir", "dir"):
             if key in data:
-                data[key] = there(data[key])
+                data[key] = to_posix(data[key])
         return data
 
     def pretend() -> None:
@@ -273,12 +273,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         os.rename, os.replace = _rename, _replace
         os.open, os.fsync = _os_open, _fsync
         os.scandir = _Scan  # type: ignore[assignment,misc]
-        os.getcwd = lambda: here(posix.getcwd())
+        os.getcwd = lambda: to_windows(posix.getcwd())
         for functions in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
             functions.clear()  # type: ignore[attr-defined]
         builtins.open = io.open = _text_open
         sqlite3.connect = sqlite3.dbapi2.connect = _sqlite
-        ntpath.realpath = lambda path, *, strict=False: here(posixpath.realpath(there(path), strict=strict))
+        ntpath.realpath = lambda path, *, strict=False: to_windows(posixpath.realpath(to_posix(path), strict=strict))
         os.path, os.sep, os.altsep = ntpath, "\\", "/"
         sys.modules["os.path"] = ntpath
         flavour = getattr(pathlib, "_windows_flavour", ntpath)  # an object of its own in Python 3.11
@@ -287,7 +287,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
             kind._flavour, kind.parser = flavour, ntpath
         for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
             if name in os.environ:
-                os.environ[name] = here(os.environ[name])
+                os.environ[name] = to_windows(os.environ[name])
         os.environ["USERPROFILE"] = os.environ.get("HOME", "C:\\")
         os.linesep = "\r\n"
         if hasattr(os, "process_cpu_count"):  # since Python 3.13; it asks for the affinity
@@ -304,7 +304,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         multiprocessing.set_start_method("spawn", force=True)
         multiprocessing.spawn.get_preparation_data = _preparation
         socket_name = multiprocessing.connection.arbitrary_address
-        multiprocessing.connection.arbitrary_address = lambda family: there(socket_name(family))
+        multiprocessing.connection.arbitrary_address = lambda family: to_posix(socket_name(family))
         warnings.filterwarnings("error", category=EncodingWarning)
         _translate_libraries()
 
@@ -313,8 +313,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
         def __init__(self, command: Any, *arguments: Any, **options: Any) -> None:
             if isinstance(command, list) and sys.executable in command[:1] and "-c" not in command:
-                place = next(i for i, argument in enumerate(command) if argument.endswith(".py"))
-                command = [*command[:place], "-c", BARE, *map(there, command[place:])]
+                position = next(i for i, argument in enumerate(command) if argument.endswith(".py"))
+                command = [*command[:position], "-c", BARE, *map(to_posix, command[position:])]
             super().__init__(command, *arguments, **options)
 
     subprocess.Popen = _Program  # type: ignore[misc]
@@ -324,7 +324,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         import onnxruntime
 
         opened = onnxruntime.InferenceSession
-        onnxruntime.InferenceSession = lambda path, *rest, **options: opened(there(path), *rest, **options)
+        onnxruntime.InferenceSession = lambda path, *rest, **options: opened(to_posix(path), *rest, **options)
         import safetensors  # its parts for NumPy and PyTorch take these two from here
 
         safetensors.safe_open = _file_argument(safetensors.safe_open, 0)
@@ -332,16 +332,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         from PIL import ImageFont
 
         font = ImageFont.core.getfont
-        ImageFont.core.getfont = lambda path, *rest, **options: font(there(path), *rest, **options)
+        ImageFont.core.getfont = lambda path, *rest, **options: font(to_posix(path), *rest, **options)
         import ctypes
 
         load = ctypes._dlopen
-        ctypes._dlopen = lambda name, *rest: load(there(name), *rest)
+        ctypes._dlopen = lambda name, *rest: load(to_posix(name), *rest)
 
-    def _file_argument(function: Callable, place: int) -> Callable:
+    def _file_argument(function: Callable, position: int) -> Callable:
         def call(*arguments: Any, **options: Any) -> Any:
             given = list(arguments)
-            given[place] = there(given[place])
+            given[position] = to_posix(given[position])
             return function(*given, **options)
 
         return call

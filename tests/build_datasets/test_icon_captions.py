@@ -29,7 +29,7 @@ def test_caption_is_the_name_without_style_and_numbers(name, caption):
     assert caption_of(name, Styles()) == caption
 
 
-def test_word_that_ends_many_names_of_a_set_is_one_of_style():
+def test_common_last_word_of_a_set_is_a_style_word():
     styles = style_words(ENDINGS, [])
     assert caption_of("traffic-light", styles) == "traffic"
     assert caption_of("text-bold-light", styles) == "text"  # the price: there, `bold` cannot be told from a style
@@ -38,7 +38,7 @@ def test_word_that_ends_many_names_of_a_set_is_one_of_style():
     assert caption_of("traffic-light", style_words([*names, "traffic-light"], [])) == "traffic light"
 
 
-def test_declared_endings_and_frequent_beginnings_are_style():
+def test_declared_suffixes_and_frequent_prefixes_are_style_words():
     names = [f"{style}-{thing}" for style in ("baseline", "round", "sharp") for thing in ("home", "user", "key")]
     styles = style_words(names, ["20-regular"])
     assert caption_of("round-home", styles) == "home"

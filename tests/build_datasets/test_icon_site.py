@@ -81,7 +81,7 @@ def test_each_icon_has_the_embedding_of_its_drawing(built):
         assert np.median(cosines) < 0.9
 
 
-def test_set_shows_each_thing_once_and_no_logo(built):
+def test_set_shows_each_concept_once_and_no_logo(built):
     _, rows = built
     sets = [name.partition(":")[0] for name in values(rows["name"])]
     things = list(zip(sets, values(rows["caption"]), strict=True))
@@ -89,7 +89,7 @@ def test_set_shows_each_thing_once_and_no_logo(built):
     assert not {"brand github", "logo github", "github"} & set(values(rows["caption"]))
 
 
-def test_drawings_of_like_names_are_loaded_together(built):
+def test_drawings_of_similar_names_are_loaded_together(built):
     _, rows = built
     by_place = sorted(zip(rows["drawing"], values(rows["caption"]), strict=True))
     captions = [caption for _, caption in by_place]
@@ -105,7 +105,7 @@ def test_rejects_and_keeps_a_folder_with_other_content(tmp_path):
     assert (tmp_path / "mine" / "letter.txt").read_text(encoding="utf-8") == "dear"
 
 
-def test_earlier_site_may_be_built_again(tmp_path, monkeypatch):
+def test_earlier_site_can_be_rebuilt(tmp_path, monkeypatch):
     monkeypatch.setattr(icon_site, "find_runtime", lambda _: {})
     (tmp_path / "site.json").touch()
     with pytest.raises(UserError, match=r"no such set.* emojione"):  # so the folder is no obstacle

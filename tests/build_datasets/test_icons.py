@@ -114,9 +114,9 @@ def test_interrupted_build_continues_to_the_same_bytes(tmp_path, corpus):
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "icons.work").glob("*.npz")}
     assert drawn
     _require_as_drawn(archives, tmp_path / "icons.work")
-    seen = []
-    icons.build(lambda stage, done: seen.append((stage, done)), tmp_path / "icons", archives)
-    assert sum(stage == "drawings" for stage, _ in seen) < 300
+    calls = []
+    icons.build(lambda stage, done: calls.append((stage, done)), tmp_path / "icons", archives)
+    assert sum(stage == "drawings" for stage, _ in calls) < 300
     assert files(tmp_path / "icons") == files(corpus)
     assert not (tmp_path / "icons.work").exists()
 
@@ -190,12 +190,12 @@ def test_npm_installs_missing_packages(tmp_path, monkeypatch):
 
 def test_does_not_replace_other_files_or_folders(tmp_path, monkeypatch):
     (tmp_path / "mine.txt").touch()
-    for place, said in (
+    for target, message in (
         (tmp_path, "holds something else; give a new"),
         (tmp_path / "mine.txt", "is a file; give a new"),
     ):
-        with pytest.raises(UserError, match=f"{place.name}: {said} folder"):
-            icons.build(pytest.fail, place, archives_in(SAMPLE))
+        with pytest.raises(UserError, match=f"{target.name}: {message} folder"):
+            icons.build(pytest.fail, target, archives_in(SAMPLE))
     assert (tmp_path / "mine.txt").exists()
     empty = tmp_path / "empty"
     empty.mkdir()

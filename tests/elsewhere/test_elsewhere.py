@@ -38,7 +38,7 @@ def losses(job: Job) -> list[float]:
 
 
 @pytest.mark.parametrize(("optimizer", "precision", "tolerance"), [(MUON, "fp32", 1e-3), (ADAMW, "bf16", 2e-2)])
-def test_run_elsewhere_has_the_losses_of_a_run_on_the_cpu(library, tmp_path, optimizer, precision, tolerance):
+def test_run_on_another_device_has_the_losses_of_the_cpu(library, tmp_path, optimizer, precision, tolerance):
     recipe = small_recipe(tmp_path, optimizer=optimizer, precision=precision)
     here, elsewhere = Job(recipe, tmp_path / "here"), Job(recipe, tmp_path / "elsewhere")
     runs = here.start(), elsewhere.start(partial(train_elsewhere, library))
@@ -48,7 +48,7 @@ def test_run_elsewhere_has_the_losses_of_a_run_on_the_cpu(library, tmp_path, opt
     assert losses(elsewhere) == pytest.approx(losses(here), rel=tolerance)
 
 
-def test_a_run_that_was_stopped_goes_on_elsewhere_as_if_it_had_not_been(library, tmp_path):
+def test_stopped_run_resumes_on_another_device(library, tmp_path):
     recipe = small_recipe(tmp_path, optimizer=MUON)
     whole, stopped = Job(recipe, tmp_path / "whole"), Job(recipe, tmp_path / "stopped")
     here = partial(train_elsewhere, library)
@@ -61,14 +61,14 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_as_if_it_had_not_been(library,
 
 
 @pytest.mark.parametrize("size", [None, 3], ids=["whole", "in micro-batches"])
-def test_step_of_training_waits_for_its_device_once(library, tmp_path, size):
+def test_training_step_synchronizes_with_its_device_once(library, tmp_path, size):
     shard, waited = write_shard(tmp_path / "pairs.tar", real_pairs(24)), tmp_path / "waited"
     recipe = with_key(tiny_recipe(shard, steps=4), "data.micro_batch_size", size)
     Job(recipe, tmp_path / "job").start(partial(train_elsewhere, library, waited)).finish()
     assert waited.read_text().split()[:3] == [str(WAITS)] * 3, "validation follows the last step"
 
 
-def test_all_that_a_model_is_used_for_is_the_same_elsewhere(library, tmp_path):
+def test_all_uses_of_a_model_are_the_same_on_another_device(library, tmp_path):
     run = finished_run(tmp_path / "trained", steps=120)  # after 30, rounding decides between equally likely captions
     outs = {None: tmp_path / "here.json", library: tmp_path / "elsewhere.json"}
     for process in [launch(tmp_path, use, place, run.checkpoint, run.shard, out) for place, out in outs.items()]:

@@ -32,7 +32,7 @@ def _few_beams():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     """Pairs, a graph, its features of framed drawings, and a model that was adapted with the encoder."""
     folder = tmp_path_factory.mktemp("beside")
     pairs = real_pairs(NUM_PAIRS, "glyphs")
@@ -49,42 +49,46 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def images(place):
-    return sorted((place / "images").iterdir())
+def images(root):
+    return sorted((root / "images").iterdir())
 
 
-def adapt(grr_coca, place, out, *more, pairs="pairs.tar"):
-    return grr_coca("adapt", place / pairs, "--out", place / out, "--json", *more)
+@pytest.fixture(scope="module")
+def model(root):
+    return load(root / "mine")
 
 
-def test_folder_carries_the_encoder(place, images):
-    moved = place / "elsewhere"
-    shutil.copytree(place / "mine", moved)
+def adapt(grr_coca, root, out, *more, pairs="pairs.tar"):
+    return grr_coca("adapt", root / pairs, "--out", root / out, "--json", *more)
+
+
+def test_folder_carries_the_encoder(root, model, images):
+    moved = root / "elsewhere"
+    shutil.copytree(root / "mine", moved)
     assert {path.name for path in moved.iterdir()} >= set(ENCODER_FILES)
-    graph = place / "graph" / "encoder.onnx"
-    hidden = graph.rename(place / "hidden.onnx")
+    graph = root / "graph" / "encoder.onnx"
+    hidden = graph.rename(root / "hidden.onnx")
     vectors = load(moved).embed_images(images)
     hidden.rename(graph)
-    np.testing.assert_array_equal(vectors, load(place / "mine").embed_images(images))
+    np.testing.assert_array_equal(vectors, model.embed_images(images))
 
 
-def test_features_hold_the_centred_mean_token(place):
-    source = open_source(str(place / "pairs.tar"))
-    model = load(place / "mine")
+def test_features_contain_the_centred_mean_token(root, model):
+    source = open_source(str(root / "pairs.tar"))
     pixels = np.stack([model.preprocess(model.preprocess.decode(one.image, one.name)) for one in source])
     assert model.preprocess.framing == load("icons", engine="onnx").preprocess.framing
-    found = open_encoder(f"onnx:{place / 'graph' / 'encoder.onnx'}").encode(pixels).tokens.mean(axis=1)
+    found = open_encoder(f"onnx:{root / 'graph' / 'encoder.onnx'}").encode(pixels).tokens.mean(axis=1)
     expected = found - found.mean(axis=0)
     expected *= 1.5 / np.linalg.norm(expected, axis=1, keepdims=True)
-    stored = list(read_features(place / "mine").values())
+    stored = list(read_features(root / "mine").values())
     width = 128 + NUM_DESCRIPTORS
     assert {row.shape for row in stored} == {(width + 5,)}
     ours = np.array(sorted(row[width:].tolist() for row in stored))
     np.testing.assert_allclose(ours, sorted(expected.tolist()), atol=5e-3)
 
 
-def test_vectors_depend_on_the_encoder(place, images):
-    model = load(place / "mine")
+def test_vectors_depend_on_the_encoder(root, images):
+    model = load(root / "mine")
     assert isinstance(model, AdaptedModel)
     before = model.embed_images(images)
     np.testing.assert_allclose(np.linalg.norm(before, axis=1), 1, atol=1e-5)
@@ -93,75 +97,75 @@ def test_vectors_depend_on_the_encoder(place, images):
     assert np.abs(model.embed_images(images) - before).max() > 0.01
 
 
-def test_index_and_search_use_it(grr_coca, place, images):
-    assert grr_coca("index", place / "images", "--out", place / "index", "-c", place / "mine").code == 0
-    found = grr_coca("search", place / "index", "--image", images[3], "--json", "-n", 1)
+def test_index_and_search_use_the_encoder(grr_coca, root, images):
+    assert grr_coca("index", root / "images", "--out", root / "index", "-c", root / "mine").code == 0
+    found = grr_coca("search", root / "index", "--image", images[3], "--json", "-n", 1)
     assert json.loads(found.out)[0]["path"] == str(images[3])
 
 
-def test_captions_of_both_engines_are_equal(place, images):
-    captions = load(place / "mine").caption(images)
+def test_captions_of_both_engines_are_equal(root, model, images):
+    captions = model.caption(images)
     assert all(captions)
-    assert load(place / "mine", engine="torch").caption(images) == captions
+    assert load(root / "mine", engine="torch").caption(images) == captions
 
 
-def test_features_give_the_model_of_their_encoder(grr_coca, place):
-    assert adapt(grr_coca, place, "cached", "--encoder", place / "features").code == 0
-    cached, direct = (read_features(place / name) for name in ("cached", "mine"))
+def test_features_give_the_model_of_their_encoder(grr_coca, root):
+    assert adapt(grr_coca, root, "cached", "--encoder", root / "features").code == 0
+    cached, direct = (read_features(root / name) for name in ("cached", "mine"))
     assert cached.keys() == direct.keys()
     for digest, row in cached.items():
         np.testing.assert_allclose(row, direct[digest], atol=5e-3)
 
 
 @pytest.mark.ci
-def test_features_are_used_in_place_of_the_encoder(grr_coca, place):
-    shutil.copytree(place / "features", place / "changed")
-    path = place / "changed" / "00000.npy"
+def test_features_are_used_in_place_of_the_encoder(grr_coca, root):
+    shutil.copytree(root / "features", root / "changed")
+    path = root / "changed" / "00000.npy"
     rows = np.load(path)
     np.save(path, np.roll(rows, 1, axis=0))
-    assert adapt(grr_coca, place, "rolled", "--encoder", place / "changed").code == 0
-    rolled, direct = (read_features(place / name) for name in ("rolled", "mine"))
+    assert adapt(grr_coca, root, "rolled", "--encoder", root / "changed").code == 0
+    rolled, direct = (read_features(root / name) for name in ("rolled", "mine"))
     assert all(np.abs(rolled[digest] - direct[digest]).max() > 0.01 for digest in rolled)
 
 
 @pytest.mark.ci
-def test_more_pairs_read_only_new_images(grr_coca, place):
-    write_shard(place / "fewer.tar", real_pairs(40, "glyphs"))
-    name = f"onnx:{place / 'graph' / 'encoder.onnx'}"
-    assert json.loads(adapt(grr_coca, place, "grows", "--encoder", name, pairs="fewer.tar").out)["reused_images"] == 0
-    assert json.loads(adapt(grr_coca, place, "grows", "--encoder", name).out)["reused_images"] == 40
-    assert json.loads(adapt(grr_coca, place, "grows").out)["reused_images"] == 0
-    assert not (place / "grows" / "encoder.onnx").exists()
-    assert load(place / "grows").preprocess.image_size == 64
+def test_more_pairs_read_only_new_images(grr_coca, root):
+    write_shard(root / "fewer.tar", real_pairs(40, "glyphs"))
+    name = f"onnx:{root / 'graph' / 'encoder.onnx'}"
+    assert json.loads(adapt(grr_coca, root, "grows", "--encoder", name, pairs="fewer.tar").out)["reused_images"] == 0
+    assert json.loads(adapt(grr_coca, root, "grows", "--encoder", name).out)["reused_images"] == 40
+    assert json.loads(adapt(grr_coca, root, "grows").out)["reused_images"] == 0
+    assert not (root / "grows" / "encoder.onnx").exists()
+    assert load(root / "grows").preprocess.image_size == 64
 
 
-def test_fingerprint_covers_the_encoder(place):
-    shutil.copytree(place / "mine", place / "other")
-    (place / "other" / "manifest.json").unlink()
-    before = fingerprint(place / "other")
-    info = json.loads((place / "other" / "encoder.json").read_text())
-    (place / "other" / "encoder.json").write_text(json.dumps({**info, "weights": "0" * 64}))
-    assert fingerprint(place / "other") != before
+def test_fingerprint_covers_the_encoder(root):
+    shutil.copytree(root / "mine", root / "other")
+    (root / "other" / "manifest.json").unlink()
+    before = fingerprint(root / "other")
+    info = json.loads((root / "other" / "encoder.json").read_text())
+    (root / "other" / "encoder.json").write_text(json.dumps({**info, "weights": "0" * 64}))
+    assert fingerprint(root / "other") != before
 
 
 @pytest.mark.ci
-def test_weights_under_another_licence_are_named(grr_coca, place, images, caplog):
-    (place / "restricted").mkdir()
-    name = f"onnx:{write_graph(place / 'restricted', licence='cc-by-nc-4.0')}"
-    assert adapt(grr_coca, place, "named", "--encoder", name).code == 0
-    assert not (place / "named" / "encoder.onnx").exists()
+def test_weights_under_another_licence_are_named(grr_coca, root, model, images, caplog):
+    (root / "restricted").mkdir()
+    name = f"onnx:{write_graph(root / 'restricted', licence='cc-by-nc-4.0')}"
+    assert adapt(grr_coca, root, "named", "--encoder", name).code == 0
+    assert not (root / "named" / "encoder.onnx").exists()
     assert "its licence is cc-by-nc-4.0" in caplog.text
-    vectors = load(place / "named").embed_images(images)
-    np.testing.assert_allclose(vectors, load(place / "mine").embed_images(images), atol=1e-5)
-    (place / "restricted" / "encoder.onnx").unlink()
+    vectors = load(root / "named").embed_images(images)
+    np.testing.assert_allclose(vectors, model.embed_images(images), atol=1e-5)
+    (root / "restricted" / "encoder.onnx").unlink()
     with pytest.raises(UserError, match="no such file"):
-        load(place / "named")
+        load(root / "named")
 
 
-def test_corrupt_encoder_raises(place):
+def test_corrupt_encoder_raises(root):
     for name in ENCODER_FILES:
-        folder = place / f"corrupt-{name}"
-        shutil.copytree(place / "mine", folder)
+        folder = root / f"corrupt-{name}"
+        shutil.copytree(root / "mine", folder)
         (folder / name).write_bytes(b"{")
         with pytest.raises(UserError, match="corrupt"):
             load(folder)
@@ -172,26 +176,26 @@ def test_corrupt_encoder_raises(place):
         assert name in str(raised.value)
 
 
-def test_unknown_encoder_writes_nothing(grr_coca, place):
-    before = snapshot(place)
-    done = adapt(grr_coca, place, "none", "--encoder", "onnx:none.onnx")
+def test_unknown_encoder_writes_nothing(grr_coca, root):
+    before = snapshot(root)
+    done = adapt(grr_coca, root, "none", "--encoder", "onnx:none.onnx")
     assert done.code == 2
     assert done.err.splitlines()[-1] == "error: onnx:none.onnx: no such file"
-    assert snapshot(place) == before
+    assert snapshot(root) == before
 
 
-def test_explain_shows_the_base(grr_coca, place, images, tmp_path):
+def test_explain_shows_the_base_model(grr_coca, root, model, images, tmp_path):
     pytest.importorskip("matplotlib")
-    done = grr_coca("explain", images[0], "-c", place / "mine", "--out", tmp_path / "maps.png")
+    done = grr_coca("explain", images[0], "-c", root / "mine", "--out", tmp_path / "maps.png")
     assert done.code == 0
     assert "the maps are of its base" in done.err
-    assert done.out.startswith(f"caption: {load(place / 'mine').caption(images[0])}\n")
+    assert done.out.startswith(f"caption: {model.caption(images[0])}\n")
 
 
-def test_evaluate_measures_it(grr_coca, place):
-    data = ("--data", place / "pairs.tar", "--json")
+def test_evaluate_measures_the_adapted_model(grr_coca, root):
+    data = ("--data", root / "pairs.tar", "--json")
     measured, plain = (
-        json.loads(grr_coca("evaluate", name, "--task", "retrieval", *data).out) for name in (place / "mine", "icons")
+        json.loads(grr_coca("evaluate", name, "--task", "retrieval", *data).out) for name in (root / "mine", "icons")
     )
     (measured,), (plain,) = measured.values(), plain.values()
     assert measured.keys() == plain.keys()
@@ -199,14 +203,14 @@ def test_evaluate_measures_it(grr_coca, place):
 
 
 @pytest.mark.ci
-def test_encoder_of_timm_becomes_a_graph(grr_coca, place, images, monkeypatch):
+def test_encoder_of_timm_becomes_a_graph(grr_coca, root, images, monkeypatch):
     pytest.importorskip("timm")
     pytest.importorskip("onnxscript")
     name = "timm:vit_tiny_patch16_224@32=random"
-    assert adapt(grr_coca, place, "vit", "--encoder", name).code == 0
-    info = json.loads((place / "vit" / "encoder.json").read_text())
+    assert adapt(grr_coca, root, "vit", "--encoder", name).code == 0
+    info = json.loads((root / "vit" / "encoder.json").read_text())
     assert info["name"] == name
-    graph = open_encoder(f"onnx:{place / 'vit' / 'encoder.onnx'}")
+    graph = open_encoder(f"onnx:{root / 'vit' / 'encoder.onnx'}")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     found, expected = (encoder.encode(pixels).tokens for encoder in (graph, open_encoder(name)))  # in int8, and in fp32
     norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
@@ -215,27 +219,27 @@ def test_encoder_of_timm_becomes_a_graph(grr_coca, place, images, monkeypatch):
     assert graph.info == replace(opened, precision="int8")
     assert graph.info.digest == opened.digest
     hide_packages(monkeypatch, "timm")
-    assert load(place / "vit").embed_images(images).shape[0] == len(images)
+    assert load(root / "vit").embed_images(images).shape[0] == len(images)
 
 
-def test_card_names_the_encoder(grr_coca, place):
+def test_card_names_the_encoder(grr_coca, root):
     pytest.importorskip("huggingface_hub")
-    pushed = grr_coca("push", place / "mine", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
+    pushed = grr_coca("push", root / "mine", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
     assert pushed.code == 0
-    info = json.loads((place / "mine" / "encoder.json").read_text())
+    info = json.loads((root / "mine" / "encoder.json").read_text())
     assert info["name"] == "onnx:encoder.onnx"
     card = " ".join(pushed.out.split())
     assert "The model contains the image encoder `onnx:encoder.onnx`" in card
     assert f"{info['weights']}, their licence: unknown." in card
-    assert str(place) not in card
+    assert str(root) not in card
     assert "its image encoder onnx:encoder.onnx is published with it; the licence of its weights: unknown" in pushed.err
 
 
 @pytest.mark.ci
-def test_push_of_a_named_file_raises(grr_coca, place, tmp_path):
+def test_push_of_a_named_file_raises(grr_coca, root, tmp_path):
     pytest.importorskip("huggingface_hub")
     name = f"onnx:{write_graph(tmp_path, licence='cc-by-nc-4.0')}"
-    assert adapt(grr_coca, place, "not-public", "--encoder", name).code == 0
-    pushed = grr_coca("push", place / "not-public", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
+    assert adapt(grr_coca, root, "not-public", "--encoder", name).code == 0
+    pushed = grr_coca("push", root / "not-public", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
     assert pushed.code == 2
     assert f"needs {name}, which is not public; it cannot be pushed" in pushed.err

@@ -86,7 +86,7 @@ def test_precision_follows_the_kind_of_network(tmp_path, pictures, kind, precisi
     assert 0.99 <= cosine < 1.0
 
 
-def test_tokens_that_suffer_stay_in_fp32(tmp_path, pictures):
+def test_tokens_that_lose_accuracy_stay_in_fp32(tmp_path, pictures):
     encoder = write_large_graph(tmp_path, "products", outlier=1e4)
     (tmp_path / "out").mkdir()
     written = write_encoder_graph(encoder, tmp_path / "out" / "encoder.onnx", pictures)
@@ -105,7 +105,7 @@ def test_reasons_for_fp32(tmp_path, pictures, monkeypatch):
     assert weights_of(out) >= weights_of(tmp_path / "encoder.onnx")
 
 
-def test_cosine_sees_lost_differences_of_images():
+def test_cosine_detects_lost_image_differences():
     random = np.random.default_rng(0)
     tokens = 100 + random.standard_normal((4, 3, 5)).astype(np.float32)
     mixed = tokens[[1, 0, 2, 3]]

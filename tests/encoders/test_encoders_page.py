@@ -33,7 +33,7 @@ def commands():
 
 
 @pytest.mark.ci
-def test_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+def test_commands_on_the_page_run(tmp_path, monkeypatch, capsys):
     pytest.importorskip("timm")
     pairs = real_pairs(24, "glyphs")
     write_shard(tmp_path / "pairs.tar", pairs)

@@ -65,7 +65,7 @@ def write_slides(folder, first, count):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     """Features with reports, a model that was adapted to them, and features of other slides."""
     folder = tmp_path_factory.mktemp("features")
     for name, first, count in (("old", 0, NUM_PAIRS), ("new", NUM_PAIRS, NUM_NEW)):
@@ -79,43 +79,42 @@ def place(tmp_path_factory):
     return folder
 
 
-def recall(grr_coca, place, *more):
-    done = grr_coca("evaluate", place / "mine", "--data", place / "new-features", "--json", *more)
+def recall(grr_coca, root, *more):
+    done = grr_coca("evaluate", root / "mine", "--data", root / "new-features", "--json", *more)
     (report,) = json.loads(done.out).values()
     return report
 
 
-def test_model_finds_new_slides_by_words(grr_coca, place):
-    metrics = recall(grr_coca, place)["metrics"]
+def test_model_finds_new_slides_by_words(grr_coca, root):
+    metrics = recall(grr_coca, root)["metrics"]
     assert metrics["text_to_image/R@1"]["value"] > 0.5
     assert metrics["image_to_text/R@1"]["value"] > 0.5
 
 
-def test_captions_come_from_similar_slides(grr_coca, place):
-    done = grr_coca("caption", place / "new-features", "-c", place / "mine")
+def test_captions_come_from_similar_slides(grr_coca, root):
+    done = grr_coca("caption", root / "new-features", "-c", root / "mine")
     lines = dict(line.split("\t") for line in done.out.splitlines())
     assert len(lines) == NUM_NEW
-    rows = grr_coca("caption", place / "new-features", "-c", place / "mine", "--json").out.splitlines()
+    rows = grr_coca("caption", root / "new-features", "-c", root / "mine", "--json").out.splitlines()
     assert {json.loads(row)["log_prob"] for row in rows} == {None}
-    for suffix in (".csv", ".jsonl"):
-        for _ in range(2):
-            command = ("caption", place / "new-features", "-c", place / "mine", "--out", place / f"captions{suffix}")
-            assert grr_coca(*command).code == 0
-    source = open_source(str(place / "new-features"))
+    for name in ("captions.jsonl", "captions.csv", "captions.csv"):  # a table is continued, too
+        command = ("caption", root / "new-features", "-c", root / "mine", "--out", root / name)
+        assert grr_coca(*command).code == 0
+    source = open_source(str(root / "new-features"))
     shared = [len(set(lines[source.name(i)].split()) & set(source.captions(i)[0].split())) for i in range(NUM_NEW)]
     assert np.mean(shared) > 2
-    assert recall(grr_coca, place, "--task", "captioning")["metrics"]["ROUGE-L"]["value"] > 0.6
+    assert recall(grr_coca, root, "--task", "captioning")["metrics"]["ROUGE-L"]["value"] > 0.6
 
 
-def test_compare_takes_features(grr_coca, place):
-    done = grr_coca("compare", place / "mine", place / "mine", "--data", place / "new-features")
+def test_compare_takes_features(grr_coca, root):
+    done = grr_coca("compare", root / "mine", root / "mine", "--data", root / "new-features")
     assert done.code == 0
     assert "+0.0% [+0.0%, +0.0%]" in done.out
 
 
-def test_index_has_captions_columns_and_an_image(grr_coca, place):
-    assert grr_coca("index", place / "new-features", "--out", place / "index", "-c", place / "mine").code == 0
-    with Index.open(place / "index") as index:
+def test_index_has_captions_columns_and_an_image(grr_coca, root):
+    assert grr_coca("index", root / "new-features", "--out", root / "index", "-c", root / "mine").code == 0
+    with Index.open(root / "index") as index:
         hits = index.search("necrosis liver", NUM_NEW).hits
         assert {"necrosis", "liver"} & set(hits[0].caption.split())
         by_title = {hit.entry.title: hit.entry for hit in hits}
@@ -125,16 +124,16 @@ def test_index_has_captions_columns_and_an_image(grr_coca, place):
         with Image.open(first.span.file) as picture:
             assert picture.size == (30, 20)
         assert not by_title[f"s{NUM_PAIRS + 1}"].file
-    again = grr_coca("index", "--out", place / "index")
+    again = grr_coca("index", "--out", root / "index")
     assert "(nothing new)" in again.out
-    found = grr_coca("search", place / "index", "liver", "-n", 3)
+    found = grr_coca("search", root / "index", "liver", "-n", 3)
     assert "gone" not in found.out
 
 
 @pytest.mark.ci
-def test_page_serves_captions_and_images_of_slides(grr_coca, place):
-    location = place / "served"
-    assert grr_coca("index", place / "new-features", "--out", location, "-c", place / "mine").code == 0
+def test_page_serves_captions_and_images_of_slides(grr_coca, root):
+    location = root / "served"
+    assert grr_coca("index", root / "new-features", "--out", location, "-c", root / "mine").code == 0
     with serving(location) as client:
         found = client.post("/search", {"texts": ["necrosis liver"], "limit": NUM_NEW}).json()["hits"]
         assert {"necrosis", "liver"} & set(found[0]["caption"].split())
@@ -143,20 +142,20 @@ def test_page_serves_captions_and_images_of_slides(grr_coca, place):
         assert [response.headers.get("x-missing") for response in shown] == [None, "1"]
 
 
-def test_site_searches_slides_by_text(grr_coca, place, refused, tmp_path, monkeypatch):
+def test_site_searches_slides_by_text(grr_coca, root, refused, tmp_path, monkeypatch):
     content = _archive()
     runtime = tmp_path / "runtime.tgz"
     runtime.write_bytes(content)
     monkeypatch.setattr(site, "RUNTIME", NpmPackage("runtime", "1.0.0", hashlib.sha256(content).hexdigest()))
-    location = place / "exported"
-    assert grr_coca("index", place / "new-features", "--out", location, "-c", place / "mine").code == 0
+    location = root / "exported"
+    assert grr_coca("index", root / "new-features", "--out", location, "-c", root / "mine").code == 0
     done = grr_coca("export", "web", "--index", location, "--out", tmp_path / "site", "--runtime", runtime)
     assert done.code == 0, done.err
     about = json.loads((tmp_path / "site" / "site.json").read_text(encoding="utf-8"))
     assert about["can"] == ["search"]
     assert about["graphs"].keys() == {"text"}
     assert not (tmp_path / "site" / "model" / "image.onnx.gz").exists()
-    message = refused("export", "web", "-c", place / "mine", "--out", tmp_path / "other", "--runtime", runtime)
+    message = refused("export", "web", "-c", root / "mine", "--out", tmp_path / "other", "--runtime", runtime)
     assert "a page cannot compute the image encoder given:virchow of this model; pass --index" in message
 
 
@@ -169,31 +168,31 @@ def _archive():
     return packed.getvalue()
 
 
-def test_similar_slides_are_found_by_their_vectors(place):
-    model, source = load(place / "mine"), FeaturePairs(place / "new-features")
+def test_similar_slides_are_found_by_their_vectors(root):
+    model, source = load(root / "mine"), FeaturePairs(root / "new-features")
     pixels = np.stack([np.asarray(model.preprocess.decode_square(source.image(i), "a")) for i in range(NUM_NEW)])
     vectors = model.engine.encode_images(pixels).embedding
     np.testing.assert_allclose(model.image_queries(vectors), vectors, atol=1e-5)
 
 
-def test_embeddings_are_unit_vectors_of_the_mean(grr_coca, place, tmp_path):
-    assert grr_coca("embed", place / "new-features", "-c", place / "mine", "--out", tmp_path / "e.npy").code == 0
+def test_embeddings_are_unit_vectors_of_the_mean(grr_coca, root, tmp_path):
+    assert grr_coca("embed", root / "new-features", "-c", root / "mine", "--out", tmp_path / "e.npy").code == 0
     vectors = np.load(tmp_path / "e.npy")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
-    model, source = load(place / "mine"), FeaturePairs(place / "new-features")
-    tokens = np.load(place / "new" / "slides" / f"s{NUM_PAIRS}.npy")
-    mean = np.load(place / "new-features" / "00000.npy")[0]
+    model, source = load(root / "mine"), FeaturePairs(root / "new-features")
+    tokens = np.load(root / "new" / "slides" / f"s{NUM_PAIRS}.npy")
+    mean = np.load(root / "new-features" / "00000.npy")[0]
     np.testing.assert_allclose(mean, tokens.mean(axis=0), atol=2e-3)
     square = np.asarray(model.preprocess.decode_square(source.image(0), "a"))
     np.testing.assert_array_equal(features_of_pixels(square), mean)
     np.testing.assert_allclose(model.engine.encode_images(square[None]).embedding[0], vectors[0], atol=1e-6)
 
 
-def test_other_features_and_images_raise_with_both_names(grr_coca, place, refused, tmp_path):
-    slides = place / "new" / "slides"
+def test_other_features_and_images_raise_with_both_names(grr_coca, root, refused, tmp_path):
+    slides = root / "new" / "slides"
     grr_coca("data", "features", slides, tmp_path / "uni", "--encoder", "given:uni")
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    mine, uni = place / "mine", tmp_path / "uni"
+    mine, uni = root / "mine", tmp_path / "uni"
     both = f"{uni}: contains features of given:uni, but {mine} takes features of given:virchow"
     assert both in refused("caption", uni, "-c", mine)
     assert both in refused("index", uni, "--out", tmp_path / "index", "-c", mine)
@@ -203,36 +202,34 @@ def test_other_features_and_images_raise_with_both_names(grr_coca, place, refuse
     assert "takes features of given:virchow" in refused("caption", tmp_path / "a.png", "-c", mine)
     assert f"{uni}: features of given:uni, but" in refused("caption", uni, "-c", "icons")
     assert f"encodes images; pass the images, or {uni / PAIRS}" in refused("evaluate", "icons", "--data", uni)
-    done = grr_coca("adapt", place / "old-features", "--val", uni, "--out", tmp_path / "m")
-    old = place / "old-features"
+    done = grr_coca("adapt", root / "old-features", "--val", uni, "--out", tmp_path / "m")
+    old = root / "old-features"
     assert f"{uni}: contains features of given:uni, but {old} takes features of given:virchow" in done.err
 
 
-def test_model_of_images_rejects_an_image_of_features(place):
-    image = FeaturePairs(place / "new-features").image(0)
+def test_model_of_images_rejects_an_image_of_features(root):
+    image = FeaturePairs(root / "new-features").image(0)
     with pytest.raises(BadSample, match=r"^a: features of an image encoder, but this model takes images"):
         load("icons").preprocess.decode_square(image, "a")
     with pytest.raises(BadSample, match=r"^a: features of another image encoder than given:virchow"):
-        load(place / "mine").preprocess.decode_square(feature_image(np.zeros(WIDTH), DIGEST), "a")
+        load(root / "mine").preprocess.decode_square(feature_image(np.zeros(WIDTH), DIGEST), "a")
 
 
-def test_options_of_the_decoder_raise(place, refused):
-    assert "its decoder cannot read" in refused(
-        "caption", place / "new-features", "-c", place / "mine", "--prompt", "a"
-    )
+def test_options_of_the_decoder_raise(root, refused):
+    assert "its decoder cannot read" in refused("caption", root / "new-features", "-c", root / "mine", "--prompt", "a")
 
 
-def test_report_names_the_features(grr_coca, place):
-    done = grr_coca("adapt", place / "old-features", "--out", place / "again", "--val", place / "new-features")
+def test_report_names_the_features(grr_coca, root):
+    done = grr_coca("adapt", root / "old-features", "--out", root / "again", "--val", root / "new-features")
     assert "adapted from icons to features of given:virchow" in done.out
     assert "as shipped" not in done.out
     assert "decoder alone" not in done.out
-    page = (place / "again" / "report.html").read_text(encoding="utf-8")
+    page = (root / "again" / "report.html").read_text(encoding="utf-8")
     assert page.count("<img ") <= 2
     assert f"s{NUM_PAIRS + 1}.svs" in page
     assert (
         f"{NUM_PAIRS} images, {NUM_PAIRS} of them read before"
-        in grr_coca("adapt", place / "old-features", "--out", place / "again").out
+        in grr_coca("adapt", root / "old-features", "--out", root / "again").out
     )
 
 
@@ -253,8 +250,8 @@ def test_features_of_an_encoder_take_images(grr_coca, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "folder without texts", "parquet", "array"])
-def test_names_and_captions_of_features(grr_coca, place, tmp_path, kind):
-    tokens = [np.load(place / "new" / "slides" / f"s{number}.npy") for number in range(NUM_PAIRS, NUM_PAIRS + 4)]
+def test_names_and_captions_of_features(grr_coca, root, tmp_path, kind):
+    tokens = [np.load(root / "new" / "slides" / f"s{number}.npy") for number in range(NUM_PAIRS, NUM_PAIRS + 4)]
     names, texts = ["a/x", "a/y", "b", "c.d"], ["one", "two\nthree", "four", "five"]
     path = tmp_path / "given"
     if kind.startswith("folder"):
@@ -295,22 +292,22 @@ def features_of(content):
     return features_of_pixels(np.asarray(Image.open(io.BytesIO(content))))
 
 
-def test_missing_files_are_named(grr_coca, place, refused, tmp_path):
-    slides = place / "new" / "slides"
+def test_missing_files_are_named(grr_coca, root, refused, tmp_path):
+    slides = root / "new" / "slides"
     grr_coca("data", "features", slides, tmp_path / "out", "--encoder", "given:virchow")
     kept = (tmp_path / "out" / PAIRS).read_bytes()
     (tmp_path / "out" / PAIRS).unlink()
-    message = refused("caption", tmp_path / "out", "-c", place / "mine")
+    message = refused("caption", tmp_path / "out", "-c", root / "mine")
     assert f"{PAIRS} is missing; run the same `grr-coca data features` command again" in message
     assert grr_coca("data", "features", slides, tmp_path / "out", "--encoder", "given:virchow").code == 0
     assert (tmp_path / "out" / PAIRS).read_bytes() == kept
 
 
-def test_encoder_of_features_cannot_encode(grr_coca, refused, place, tmp_path):
+def test_encoder_of_features_cannot_encode(grr_coca, refused, root, tmp_path):
     write_shard(tmp_path / "pairs.tar", real_pairs(20, "glyphs"))
     given = ("--encoder", "given:virchow")
     assert "unsupported feature format" in refused("data", "features", tmp_path / "pairs.tar", tmp_path / "o", *given)
-    slides = place / "new" / "slides"
+    slides = root / "new" / "slides"
     assert "missing name of the encoder" in refused("data", "features", slides, tmp_path / "o", "--encoder", "given:")
     assert "omit --frame" in refused("data", "features", slides, tmp_path / "o", *given, "--frame")
     assert not (tmp_path / "o").exists()
@@ -319,7 +316,7 @@ def test_encoder_of_features_cannot_encode(grr_coca, refused, place, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1, 5, 768, 1536, 5_000])
-def test_features_survive_as_an_image(width):
+def test_features_round_trip_through_an_image(width):
     features = np.random.default_rng(width).standard_normal(width).astype(np.float16)
     content = feature_image(features, DIGEST)
     image = Image.open(io.BytesIO(content)).convert("RGB")
@@ -332,7 +329,7 @@ def test_features_survive_as_an_image(width):
             enlarge_square(image, image.width - 2)
 
 
-def test_other_images_hold_no_features():
+def test_other_images_contain_no_features():
     random = np.random.default_rng(0)
     for pair in real_pairs(10, "glyphs"):
         image = Image.open(io.BytesIO(pair.image)).convert("RGB")

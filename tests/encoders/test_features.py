@@ -27,7 +27,7 @@ def _small_shards(monkeypatch):
 
 
 @pytest.fixture
-def place(tmp_path):
+def root(tmp_path):
     """Pairs, and an encoder."""
     pairs = list(real_pairs(NUM_PAIRS, "glyphs"))
     write_shard(tmp_path / "pairs.tar", pairs)
@@ -36,14 +36,14 @@ def place(tmp_path):
     return tmp_path
 
 
-def features(grr_coca, place, *more, out="features", pairs="pairs.tar"):
-    name = f"onnx:{place / 'graph' / 'encoder.onnx'}"
-    return grr_coca("data", "features", place / pairs, place / out, "--encoder", name, *more)
+def features(grr_coca, root, *more, out="features", pairs="pairs.tar"):
+    name = f"onnx:{root / 'graph' / 'encoder.onnx'}"
+    return grr_coca("data", "features", root / pairs, root / out, "--encoder", name, *more)
 
 
-def right(place, keep):
-    encoder = open_encoder(f"onnx:{place / 'graph' / 'encoder.onnx'}")
-    source = open_source(str(place / "pairs.tar"))
+def right(root, keep):
+    encoder = open_encoder(f"onnx:{root / 'graph' / 'encoder.onnx'}")
+    source = open_source(str(root / "pairs.tar"))
     preprocess = encoder.info.preprocess
     pixels = [preprocess(preprocess.decode(source[i].image, source[i].name)) for i in range(len(source))]
     found = encoder.encode(np.stack(pixels))
@@ -51,124 +51,120 @@ def right(place, keep):
 
 
 @pytest.mark.parametrize("keep", ["mean", "tokens"])
-def test_features_are_found_by_position_and_by_digest(grr_coca, place, keep):
-    done = features(grr_coca, place, "--keep", keep)
+def test_features_are_found_by_position_and_by_digest(grr_coca, root, keep):
+    done = features(grr_coca, root, "--keep", keep)
     assert done.code == 0
     assert done.out.startswith(f"{NUM_PAIRS} images encoded")
-    cache = FeatureCache(place / "features")
-    expected = right(place, keep)
+    cache = FeatureCache(root / "features")
+    expected = right(root, keep)
     assert len(cache) == NUM_PAIRS
     assert cache.header.row_shape == ((WIDTH,) if keep == "mean" else (16, WIDTH))
     for image in range(NUM_PAIRS):
         np.testing.assert_allclose(cache[image], expected[image], atol=2e-3)
         mean = expected[image] if keep == "mean" else expected[image].mean(axis=0)
         np.testing.assert_allclose(cache.mean(image), mean, atol=2e-3)
-    source = open_source(str(place / "pairs.tar"))
+    source = open_source(str(root / "pairs.tar"))
     assert [cache.find(file_digest(source[i].image)) for i in (0, 40, 69)] == [0, 40, 69]
     assert cache.find(bytes(32)) is None
 
 
-def test_bad_image_has_no_features(grr_coca, place):
+def test_bad_image_has_no_features(grr_coca, root):
     pairs = list(real_pairs(9, "glyphs"))
     pairs[5] = pairs[5].__class__(**{**vars(pairs[5]), "image": b"not an image"})
-    write_shard(place / "bad.tar", pairs)
-    done = features(grr_coca, place, pairs="bad.tar")
+    write_shard(root / "bad.tar", pairs)
+    done = features(grr_coca, root, pairs="bad.tar")
     assert done.code == 0
     assert done.out.startswith("8 images encoded")
     assert "1 images cannot be read" in done.err
-    cache = FeatureCache(place / "features")
+    cache = FeatureCache(root / "features")
     assert [cache[image] is None for image in range(9)] == [image == 5 for image in range(9)]
 
 
-def test_several_captions_of_an_image_have_one_row(grr_coca, place):
+def test_several_captions_of_an_image_have_one_row(grr_coca, root):
     pairs = list(real_pairs(6, "glyphs"))
-    (place / "images").mkdir()
+    (root / "images").mkdir()
     rows = []
     for pair in pairs:
-        (place / "images" / f"{pair.key}.webp").write_bytes(pair.image)
+        (root / "images" / f"{pair.key}.webp").write_bytes(pair.image)
         rows += [{"image": f"images/{pair.key}.webp", "caption": text} for text in ("one", "two")]
-    (place / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert features(grr_coca, place, pairs="table.jsonl").out.startswith("6 images encoded")
+    (root / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert features(grr_coca, root, pairs="table.jsonl").out.startswith("6 images encoded")
 
 
-def test_interrupted_command_continues(grr_coca, place):
-    features(grr_coca, place)
-    expected = FeatureCache(place / "features")[50].copy()
-    (place / "features" / "00001.digests.npy").unlink()
+def test_interrupted_command_continues(grr_coca, root):
+    features(grr_coca, root)
+    expected = FeatureCache(root / "features")[50].copy()
+    (root / "features" / "00001.digests.npy").unlink()
     with pytest.raises(UserError, match=r"1 of 3 shards are missing, such as 00001\.npy; run the same"):
-        FeatureCache(place / "features")
-    assert features(grr_coca, place).out.startswith("32 images encoded")
-    np.testing.assert_array_equal(FeatureCache(place / "features")[50], expected)
-    assert features(grr_coca, place).out.startswith("0 images encoded")
+        FeatureCache(root / "features")
+    assert features(grr_coca, root).out.startswith("32 images encoded")
+    np.testing.assert_array_equal(FeatureCache(root / "features")[50], expected)
+    assert features(grr_coca, root).out.startswith("0 images encoded")
 
 
-def test_shard_of_another_process_is_skipped(grr_coca, place):
-    features(grr_coca, place)
-    (place / "features" / "00002.digests.npy").unlink()
-    (place / "features" / "00000.digests.npy").unlink()
-    lock = ProcessLock(place / "features" / ".00002.lock")
-    assert "32 images encoded" in (out := features(grr_coca, place).out)
+def test_shard_of_another_process_is_skipped(grr_coca, root):
+    features(grr_coca, root)
+    (root / "features" / "00002.digests.npy").unlink()
+    (root / "features" / "00000.digests.npy").unlink()
+    lock = ProcessLock(root / "features" / ".00002.lock")
+    assert "32 images encoded" in (out := features(grr_coca, root).out)
     assert "other processes work on 6" in out
     lock.release()
 
 
 @pytest.mark.ci
-def test_two_processes_share_the_work(place):
-    name = f"onnx:{place / 'graph' / 'encoder.onnx'}"
+def test_two_processes_share_the_work(root):
+    name = f"onnx:{root / 'graph' / 'encoder.onnx'}"
     code = (
         "from grr_coca.infer import write_features; write_features.IMAGES_PER_SHARD = 4; "
         "from grr_coca.cli import main; "
-        f"raise SystemExit(main(['data', 'features', {str(place / 'pairs.tar')!r}, {str(place / 'features')!r}, "
+        f"raise SystemExit(main(['data', 'features', {str(root / 'pairs.tar')!r}, {str(root / 'features')!r}, "
         f"'--encoder', {name!r}]))"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sum(int(output.split()[0]) for output in outputs) == NUM_PAIRS
-    cache, expected = FeatureCache(place / "features"), right(place, "mean")
+    cache, expected = FeatureCache(root / "features"), right(root, "mean")
     np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], expected, atol=2e-3)
-    assert sorted(path.name for path in (place / "features").iterdir() if path.name.startswith(".")) == []
+    assert sorted(path.name for path in (root / "features").iterdir() if path.name.startswith(".")) == []
 
 
-def test_folder_of_other_features_raises(grr_coca, place):
-    features(grr_coca, place)
-    assert "contains features with another keep; pass a new folder" in features(grr_coca, place, "--keep", "tokens").err
-    assert "contains features of another encoder" in features(grr_coca, place, "--frame").err
+def test_folder_of_other_features_raises(grr_coca, root):
+    features(grr_coca, root)
+    assert "contains features with another keep; pass a new folder" in features(grr_coca, root, "--keep", "tokens").err
+    assert "contains features of another encoder" in features(grr_coca, root, "--frame").err
     changed = [with_caption(real_pairs(1, "glyphs")[0], "a"), *real_pairs(NUM_PAIRS - 1, "glyphs")]
-    write_shard(place / "pairs.tar", changed[:40])
-    assert "contains features with another source; pass a new folder" in features(grr_coca, place).err
-    (place / "else").mkdir()
-    (place / "else" / "notes.txt").write_text("mine")
-    assert "is not empty; pass a new folder" in features(grr_coca, place, out="else").err
+    write_shard(root / "pairs.tar", changed[:40])
+    assert "contains features with another source; pass a new folder" in features(grr_coca, root).err
+    (root / "else").mkdir()
+    (root / "else" / "notes.txt").write_text("mine")
+    assert "is not empty; pass a new folder" in features(grr_coca, root, out="else").err
 
 
-def test_encoder_of_a_cache_is_opened_again(grr_coca, place):
-    features(grr_coca, place, "--frame")
-    info = FeatureCache(place / "features").header.encoder
+def test_encoder_of_a_cache_is_opened_again(grr_coca, root):
+    features(grr_coca, root, "--frame")
+    info = FeatureCache(root / "features").header.encoder
     encoder = open_described(info)
     assert encoder.info == info
     assert encoder.info.preprocess.framing == Framing()
     plain = open_encoder(info.name)
     assert plain.info.digest != info.digest == with_framing(plain, Framing()).info.digest
-    graph = place / "graph" / "encoder.onnx"
+    graph = root / "graph" / "encoder.onnx"
     graph.write_bytes(graph.read_bytes() + b"\x72\x00")  # a field that no reader knows
     with pytest.raises(UserError, match="the weights or preprocessing of this encoder differ"):
         open_described(info)
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"PK\x03\x04"])
-def test_corrupt_shard_raises(grr_coca, place, damage):
-    features(grr_coca, place)
-    (place / "features" / "00000.npy").write_bytes(damage)
-    with pytest.raises(UserError, match=r"00000\.npy: corrupt"):
-        FeatureCache(place / "features")[0]
-
-
-def test_corrupt_header_raises(grr_coca, place):
-    features(grr_coca, place)
-    path = place / "features" / "features.json"
+def test_corrupt_files_raise(grr_coca, root):
+    features(grr_coca, root)
+    shard, path = root / "features" / "00000.npy", root / "features" / "features.json"
+    for damage in (b"", b"\x93NUMPY", b"PK\x03\x04"):
+        shard.write_bytes(damage)
+        with pytest.raises(UserError, match=r"00000\.npy: corrupt"):
+            FeatureCache(root / "features")[0]
     header = json.loads(path.read_text())
     for changes, message in [({"version": 2}, "unsupported version 2"), ({"num_images": 0}, "must be at least 1")]:
         path.write_text(json.dumps({**header, **changes}))
         with pytest.raises(UserError, match=message):
-            FeatureCache(place / "features")
+            FeatureCache(root / "features")

@@ -39,7 +39,7 @@ NUM_PAIRS = 40
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     """Pairs, an encoder, and its features in single and in half precision, and their mean."""
     folder = tmp_path_factory.mktemp("frozen")
     write_shard(folder / "pairs.tar", real_pairs(NUM_PAIRS, "glyphs"))
@@ -51,14 +51,20 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(root):
+    """A model of features in single precision, which is also in the folder `run`."""
+    return pretrain(recipe_of(root, cache="fp32"), root / "run")
+
+
 def opened(folder):
     return open_encoder(f"onnx:{folder / 'encoder.onnx'}")
 
 
-def recipe_of(place, *, steps=4, cache=None, beside=False, **changes):
-    encoder = None if cache else f"onnx:{place / 'encoder.onnx'}"
-    caches = (str(place / cache),) if cache else ()
-    recipe = tiny_recipe(place / "pairs.tar", steps, **changes)
+def recipe_of(root, *, steps=4, cache=None, beside=False, **changes):
+    encoder = None if cache else f"onnx:{root / 'encoder.onnx'}"
+    caches = (str(root / cache),) if cache else ()
+    recipe = tiny_recipe(root / "pairs.tar", steps, **changes)
     recipe = recipe if beside else with_key(recipe, "model.image_size", None)
     recipe = recipe if beside else with_key(recipe, "model.image_layers", None)
     return replace(recipe, features=FeaturesRecipe(encoder=encoder, caches=caches, beside=beside))
@@ -66,11 +72,11 @@ def recipe_of(place, *, steps=4, cache=None, beside=False, **changes):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("beside", [False, True])
-def test_stored_features_train_as_computed_ones_do(place, tmp_path, beside):
+def test_stored_features_train_like_computed_ones(root, tmp_path, beside):
     """Over 20 steps: equal in single precision, within 1e-3 in half."""
     found = {}
     for cache in (None, "fp32", "fp16"):
-        recipe = recipe_of(place, steps=20, cache=cache, beside=beside)
+        recipe = recipe_of(root, steps=20, cache=cache, beside=beside)
         pretrain(recipe, tmp_path / str(cache))
         found[cache] = read_metrics(tmp_path / str(cache), "train")
     for name in ("contrastive", "captioning", "grad_norm"):
@@ -82,8 +88,8 @@ def test_stored_features_train_as_computed_ones_do(place, tmp_path, beside):
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_first_step_has_the_gradients_of_every_new_weight(place, beside):
-    recipe = recipe_of(place, beside=beside)
+def test_first_step_has_the_gradients_of_every_new_weight(root, beside):
+    recipe = recipe_of(root, beside=beside)
     start = new_checkpoint(recipe, ALONE)
     (batches, *_) = training_batches(recipe, start, training_sources(recipe)[0], ALONE)
     batch = batches[0]
@@ -99,8 +105,8 @@ def test_first_step_has_the_gradients_of_every_new_weight(place, beside):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("cache", [None, "fp16", "mean"])
-def test_resumed_run_ends_as_one_that_was_not_interrupted(place, tmp_path, cache):
-    recipe = recipe_of(place, steps=6, cache=cache, beside=True)
+def test_resumed_run_equals_an_uninterrupted_one(root, tmp_path, cache):
+    recipe = recipe_of(root, steps=6, cache=cache, beside=True)
     pretrain(recipe, tmp_path / "whole")
     start = new_checkpoint(recipe, ALONE)
     recipe = with_key(recipe, "checkpoints.interval", 3)
@@ -112,25 +118,23 @@ def test_resumed_run_ends_as_one_that_was_not_interrupted(place, tmp_path, cache
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_features_are_standardized_by_the_training_images(place, tmp_path):
-    trained = pretrain(recipe_of(place, steps=1, cache="fp32"), tmp_path / "run")
-    cache = FeatureCache(place / "fp32")
+def test_features_are_standardized_by_the_training_images(root, trained):
+    cache = FeatureCache(root / "fp32")
     tokens = np.concatenate([cache[image] for image in range(NUM_PAIRS)]).astype(np.float64)
     encoder = trained.model.feature_encoder
     np.testing.assert_allclose(encoder.mean, tokens.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(encoder.deviation, tokens.std(axis=0), rtol=1e-4)
 
 
-def test_checkpoint_names_the_encoder_and_captions_by_it(place, tmp_path):
-    trained = pretrain(recipe_of(place, cache="fp32"), tmp_path / "run")
+def test_checkpoint_names_the_encoder_and_captions_by_it(root, trained):
     assert not any(name.startswith("encoder") for name in trained.model.state_dict())
-    again = from_pretrained(tmp_path / "run")
+    again = from_pretrained(root / "run")
     assert again.encoder == trained.encoder
-    assert again.encoder.digest == opened(place).info.digest
-    model = load(tmp_path / "run")
-    pair = open_source(str(place / "pairs.tar"))[0]
+    assert again.encoder.digest == opened(root).info.digest
+    model = load(root / "run")
+    pair = open_source(str(root / "pairs.tar"))[0]
     embedding = model.embed_images([model.preprocess.decode(pair.image, "a")])
-    features = FeatureCache(place / "fp32")[0]
+    features = FeatureCache(root / "fp32")[0]
     stored = model.engine.encode_features(ImageTokens(features[None].copy(), np.ones((1, len(features)), bool)))
     np.testing.assert_allclose(embedding, stored.embedding, atol=1e-5)
     assert isinstance(model.caption([model.preprocess.decode(pair.image, "a")])[0], str)
@@ -138,11 +142,11 @@ def test_checkpoint_names_the_encoder_and_captions_by_it(place, tmp_path):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("beside", [False, True])
-def test_fine_tuning_has_a_rate_for_new_and_one_for_old_weights(place, tmp_path, beside):
+def test_fine_tuning_has_separate_rates_for_new_and_old_weights(root, tmp_path, beside):
     """A rate of 0 freezes pretrained parts."""
-    base = tiny_recipe(place / "pairs.tar", 2)
+    base = tiny_recipe(root / "pairs.tar", 2)
     pretrained = pretrain(base, tmp_path / "base")
-    recipe = finetuning(replace(recipe_of(place, cache="fp32", beside=beside), schedule=base.schedule))
+    recipe = finetuning(replace(recipe_of(root, cache="fp32", beside=beside), schedule=base.schedule))
     rates = {"text_decoder": 0.0, "multimodal_decoder": 1e-4, "feature_encoder": 3e-3}
     recipe = with_key(recipe, "optimizer.learning_rates", rates)
     start = fit_start(from_pretrained(tmp_path / "base"), recipe)
@@ -162,56 +166,55 @@ def test_fine_tuning_has_a_rate_for_new_and_one_for_old_weights(place, tmp_path,
     assert 5 < new / old < 100
 
 
-def test_checkpoint_with_features_is_fine_tuned_further(place, tmp_path):
-    pretrain(recipe_of(place, cache="fp32"), tmp_path / "first")
-    recipe = finetuning(recipe_of(place, cache="fp16"))
-    start = fit_start(from_pretrained(tmp_path / "first"), recipe)
+@pytest.mark.usefixtures("trained")
+def test_checkpoint_with_features_is_fine_tuned_further(root, tmp_path):
+    recipe = finetuning(recipe_of(root, cache="fp16"))
+    start = fit_start(from_pretrained(root / "run"), recipe)
     mean = start.model.feature_encoder.mean.clone()
-    trained = train(recipe, start, tmp_path / "second", ALONE, silent)
-    assert torch.equal(trained.model.feature_encoder.mean, mean)
+    tuned = train(recipe, start, tmp_path / "second", ALONE, silent)
+    assert torch.equal(tuned.model.feature_encoder.mean, mean)
     with pytest.raises(UserError, match="features: beside must be false, as in the checkpoint"):
-        fit_start(trained, with_key(recipe, "features.beside", True))
+        fit_start(tuned, with_key(recipe, "features.beside", True))
     with pytest.raises(UserError, match=r"\(mean\) differs from the frozen encoder of the checkpoint"):
-        fit_start(trained, with_key(recipe, "features.caches", [str(place / "mean")]))
+        fit_start(tuned, with_key(recipe, "features.caches", [str(root / "mean")]))
 
 
-def test_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
+def test_folder_of_features_replaces_pairs(root, tmp_path):
     """Without any image, with the same losses; and no image is needed to measure the model."""
     found = {}
-    for name, recipe in {"cache": recipe_of(place, cache="fp16"), "folder": folder_recipe(place, "fp16")}.items():
+    for name, recipe in {"cache": recipe_of(root, cache="fp16"), "folder": folder_recipe(root, "fp16")}.items():
         trained = pretrain(recipe, tmp_path / name)
         found[name] = [row["captioning"] for row in read_metrics(tmp_path / name, "train")]
         found[name, "val"] = read_metrics(tmp_path / name, "val")[-1]["coca_loss"]
     assert found["folder"] == found["cache"]
     assert found["folder", "val"] == found["cache", "val"]
-    measured = pair_results(trained, open_source(place / "fp16"), 8)
+    measured = pair_results(trained, open_source(root / "fp16"), 8)
     assert len(measured.nll) == NUM_PAIRS
     folder = locate_checkpoint(str(tmp_path / "folder"))
     for as_pairs in (False, True):
-        require_input(folder, [str(place / "fp16")], as_pairs=as_pairs)
+        require_input(folder, [str(root / "fp16")], as_pairs=as_pairs)
         with pytest.raises(UserError, match=r"has the features 'mean', but .+ takes 'tokens'"):
-            require_input(folder, [str(place / "mean")], as_pairs=as_pairs)
+            require_input(folder, [str(root / "mean")], as_pairs=as_pairs)
     with pytest.raises(UserError, match=r"contains features instead of images; set the key 'features' to \{\}"):
-        training_sources(replace(folder_recipe(place, "fp16"), features=None))
+        training_sources(replace(folder_recipe(root, "fp16"), features=None))
     with pytest.raises(UserError, match=r"contains the features 'mean', but the model takes 'tokens'"):
-        training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "mean")))
+        training_sources(with_key(folder_recipe(root, "fp16"), "data.val", str(root / "mean")))
     with pytest.raises(
         UserError, match=r"pairs\.tar: contains no features; compute them with `grr-coca data features`, or set"
     ):
-        training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "pairs.tar")))
+        training_sources(with_key(folder_recipe(root, "fp16"), "data.val", str(root / "pairs.tar")))
 
 
-@pytest.mark.parametrize("keep", ["tokens", "mean"])
-def test_images_of_features_are_captioned_beside_the_own_encoder(place, tmp_path, grr_coca, refused, keep):
+def test_images_of_features_are_captioned_with_the_own_encoder(root, tmp_path, grr_coca, refused):
     """`pairs.jsonl` in their folder has the images as long as they are where they were encoded, and unchanged."""
-    pairs, images = open_source(str(place / "pairs.tar")), tmp_path / "images"
+    pairs, images = open_source(str(root / "pairs.tar")), tmp_path / "images"
     images.mkdir()
     for number in range(4):
         (images / f"{number}.png").write_bytes(pairs[number].image)
         (images / f"{number}.txt").write_text(pairs[number].caption)
     features, run = tmp_path / "features", tmp_path / "run"
-    write_features(ByImage(open_source(str(images))), opened(place), keep, features, lambda _: None)
-    pretrain(recipe_of(place, cache="fp32" if keep == "tokens" else "mean", beside=True), run)
+    write_features(ByImage(open_source(str(images))), opened(root), "tokens", features, lambda _: None)
+    pretrain(recipe_of(root, cache="fp32", beside=True), run)
     listed = features / "pairs.jsonl"
     assert f"encodes images; pass the images, or {listed} if they are" in refused("caption", features, "-c", run)
     expected = grr_coca("caption", images, "-c", run).out
@@ -228,17 +231,17 @@ def test_images_of_features_are_captioned_beside_the_own_encoder(place, tmp_path
     assert "1.png" in done.err
 
 
-def folder_recipe(place, name):
-    recipe = recipe_of(place, cache=name)
-    data = replace(recipe.data, train=str(place / name), val=str(place / name))
+def folder_recipe(root, name):
+    recipe = recipe_of(root, cache=name)
+    data = replace(recipe.data, train=str(root / name), val=str(root / name))
     return replace(recipe, data=data, features=FeaturesRecipe())
 
 
 # --- Errors
 
 
-def test_features_of_other_images_raise_an_error(place, tmp_path):
-    recipe = recipe_of(place, cache="fp32")
+def test_features_of_other_images_raise_an_error(root, tmp_path):
+    recipe = recipe_of(root, cache="fp32")
     other = write_shard(tmp_path / "other.tar", real_pairs(8, "glyphs"))
     elsewhere = with_key(with_key(recipe, "data.train", str(other)), "data.val", str(other))
     with pytest.raises(
@@ -246,7 +249,7 @@ def test_features_of_other_images_raise_an_error(place, tmp_path):
     ):
         training_sources(elsewhere)
 
-    header = place / "fp32" / "features.json"
+    header = root / "fp32" / "features.json"
     for key, part in (("weights", "weights"), ("preprocess", "preprocessing")):
         (tmp_path / key).mkdir()
         for path in header.parent.iterdir():
@@ -254,11 +257,11 @@ def test_features_of_other_images_raise_an_error(place, tmp_path):
         content = json.loads(header.read_text())
         content["encoder"][key] = {**content["encoder"][key], "image_size": 40} if key == "preprocess" else "0" * 64
         (tmp_path / key / "features.json").write_text(json.dumps(content))
-        both = with_key(recipe, "features.caches", [str(place / "fp32"), str(tmp_path / key)])
+        both = with_key(recipe, "features.caches", [str(root / "fp32"), str(tmp_path / key)])
         with pytest.raises(UserError, match=f"whose {part} differs from that of onnx:"):
             training_sources(both)
 
-    digests = place / "fp32" / "00000.digests.npy"
+    digests = root / "fp32" / "00000.digests.npy"
     before = digests.read_bytes()
     rows = np.load(digests)
     np.save(digests, np.roll(rows, 1, axis=0))
@@ -269,8 +272,8 @@ def test_features_of_other_images_raise_an_error(place, tmp_path):
         digests.write_bytes(before)
 
 
-def test_keys_that_features_make_useless_raise_an_error(place):
-    recipe = recipe_of(place, cache="fp32")
+def test_recipe_keys_without_effect_on_features_raise(root):
+    recipe = recipe_of(root, cache="fp32")
     for key, value in (("data.patch_dropout", 0.5), ("model.image_size", 32), ("model.num_registers", 2)):
         with pytest.raises(
             UserError, match=f"{key.replace('.', ': ')}: features replace the image encoder; remove this key"
@@ -285,10 +288,10 @@ def test_keys_that_features_make_useless_raise_an_error(place):
     with pytest.raises(UserError, match="unknown key 'cache'; did you mean 'caches'"):
         with_key(recipe, "features.cache", "a")
     with pytest.raises(UserError, match="freeze: image_backbone: this model takes features"):
-        pretrain(replace(recipe, freeze=("image_backbone",)), place / "run")
+        pretrain(replace(recipe, freeze=("image_backbone",)), root / "none")
 
 
-def test_paths_of_features_begin_at_the_recipe(tmp_path):
+def test_feature_paths_are_relative_to_the_recipe(tmp_path):
     text = "data: {train: a.tar}\nschedule: {steps: 1, warmup_steps: 0}\nfeatures: {beside: true, %s}\n"
     for written, read in (
         ("caches: [b]", {"caches": (str(tmp_path / "b"),)}),

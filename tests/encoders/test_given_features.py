@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from encoder_graphs import WIDTH
-from test_features import NUM_PAIRS, features, place, right  # noqa: F401 (`place` is a fixture)
+from test_features import NUM_PAIRS, features, right, root  # noqa: F401 (`root` is a fixture)
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.features import FeatureCache
@@ -53,61 +53,63 @@ def write_given(folder, kind, names, tokens):
 
 
 @pytest.fixture
-def names(place):  # noqa: F811
-    source = open_source(str(place / "pairs.tar"))
+def names(root):  # noqa: F811
+    source = open_source(str(root / "pairs.tar"))
     return [source[i].key for i in range(len(source))]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_given_features_are_stored_in_the_folder(grr_coca, place, names, kind):  # noqa: F811
-    given = write_given(place, kind, names, right(place, "tokens"))
-    done = features(grr_coca, place, "--given", given)
-    assert done.out.startswith(f"0 images encoded to {place / 'features'}; features of {NUM_PAIRS} taken from {given}")
-    cache = FeatureCache(place / "features")
-    np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], right(place, "mean"), atol=2e-3)
+def test_features_are_read_in_every_format(tmp_path, kind):
+    names = [f"s{number}" for number in range(20)]
+    tokens = np.random.default_rng(1).standard_normal((20, 3, WIDTH)).astype(np.float32)
+    given = open_given_features(write_given(tmp_path, kind, names, tokens))
+    found = [given.find(number, name).mean(axis=0) for number, name in enumerate(names)]
+    np.testing.assert_allclose(found, tokens.mean(axis=1), atol=1e-6)
 
 
-def test_number_of_tokens_may_differ(grr_coca, place, names):  # noqa: F811
-    tokens = right(place, "tokens")
-    (place / "given").mkdir()
+def test_number_of_tokens_may_differ(grr_coca, root, names):  # noqa: F811
+    tokens = right(root, "tokens")
+    (root / "given").mkdir()
     for number, name in enumerate(names):
         repeated = np.concatenate([tokens[number]] * (1 + number % 3))
-        np.save(place / "given" / f"{name}.npy", repeated)
-    assert features(grr_coca, place, "--given", place / "given").code == 0
-    cache = FeatureCache(place / "features")
-    np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], right(place, "mean"), atol=2e-3)
-    done = features(grr_coca, place, "--given", place / "given", "--keep", "tokens", out="all")
+        np.save(root / "given" / f"{name}.npy", repeated)
+    done = features(grr_coca, root, "--given", root / "given")
+    folders = (root / "features", root / "given")
+    assert done.out.startswith("0 images encoded to {}; features of 70 taken from {}".format(*folders))
+    cache = FeatureCache(root / "features")
+    np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], right(root, "mean"), atol=2e-3)
+    done = features(grr_coca, root, "--given", root / "given", "--keep", "tokens", out="all")
     assert done.code == 2
     assert "an image has 32 tokens, but onnx:" in done.err
     assert "computes 16; store their mean with --keep mean" in done.err
 
 
-def test_images_without_features_are_encoded(grr_coca, place, names):  # noqa: F811
-    tokens = right(place, "tokens")
-    given = write_given(place, "files", names[:50], tokens[:50])
-    done = features(grr_coca, place, "--given", given, "--keep", "tokens")
+def test_images_without_features_are_encoded(grr_coca, root, names):  # noqa: F811
+    tokens = right(root, "tokens")
+    given = write_given(root, "files", names[:50], tokens[:50])
+    done = features(grr_coca, root, "--given", given, "--keep", "tokens")
     assert done.out.startswith("20 images encoded")
     assert "features of 50 taken from" in done.out
-    cache = FeatureCache(place / "features")
+    cache = FeatureCache(root / "features")
     np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], tokens, atol=2e-3)
 
 
-def test_features_of_another_encoder_raise(grr_coca, place, names):  # noqa: F811
-    tokens = right(place, "tokens")
+def test_features_of_another_encoder_raise(grr_coca, root, names):  # noqa: F811
+    tokens = right(root, "tokens")
     for kind, wrong, reason in (
         ("npy", tokens[::-1], r"are neither the tokens of onnx:"),
         ("files", tokens[:, :, 1:], f"has features of width {WIDTH - 1}"),
         ("npy", tokens[:-1], r"has 69 rows without names, but there are 70 images"),
         ("npy", tokens[:, :, :, None], r"has the shape \(70, 16, \d+, 1\)"),
     ):
-        given = write_given(place, kind, names, wrong)
-        done = features(grr_coca, place, "--given", given)
+        given = write_given(root, kind, names, wrong)
+        done = features(grr_coca, root, "--given", given)
         assert done.code == 2
         assert re.search(reason, done.err)
-        assert not (place / "features").exists()
-    (given := place / "named").mkdir()
+        assert not (root / "features").exists()
+    (given := root / "named").mkdir()
     np.save(given / "another.npy", tokens[0])
-    assert "has no features of these images" in features(grr_coca, place, "--given", given).err
+    assert "has no features of these images" in features(grr_coca, root, "--given", given).err
 
 
 def test_files_without_features_raise(tmp_path):
@@ -128,7 +130,7 @@ def test_files_without_features_raise(tmp_path):
             open_given_features(tmp_path / name)
 
 
-def test_name_of_two_images_is_not_guessed(tmp_path):
+def test_ambiguous_image_name_raises(tmp_path):
     for name in ("a/x", "b/x", "b/y"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         np.save(tmp_path / f"{name}.npy", np.full((2, 3), ord(name[0]), np.float32))

@@ -126,7 +126,7 @@ def test_half_precision_error_is_within_input_rounding(tmp_path):
     np.testing.assert_allclose(found, expected(pictures()), atol=5e-3)
 
 
-def test_one_vector_an_image_is_one_token(tmp_path):
+def test_one_vector_per_image_is_one_token(tmp_path):
     encoder = open_encoder(f"onnx:{write_graph(tmp_path, kind='mean')}")
     found = encoder.encode(pictures()).tokens
     np.testing.assert_allclose(found[:, 0], expected(pictures()).mean(axis=1), atol=1e-5)
@@ -154,7 +154,7 @@ def test_digest_depends_on_weights_in_another_file(tmp_path):
     assert open_encoder(f"onnx:{path}").info.digest != first
 
 
-def test_weights_outside_of_the_folder_of_the_graph_raise(tmp_path):
+def test_weights_outside_the_graph_folder_raise(tmp_path):
     folder = tmp_path / "graph"
     folder.mkdir()
     path = write_graph(folder, location="encoder.onnx.data")
@@ -171,7 +171,7 @@ def test_weights_outside_of_the_folder_of_the_graph_raise(tmp_path):
                 open_encoder(f"onnx:{path}{tensor}")
 
 
-def test_encoder_goes_to_another_process(tmp_path):
+def test_encoder_is_sent_to_another_process(tmp_path):
     encoder = open_encoder(f"onnx:{write_graph(tmp_path)}")
     found = pickle.loads(pickle.dumps(encoder)).encode(pictures()).tokens
     np.testing.assert_array_equal(found, encoder.encode(pictures()).tokens)
@@ -183,7 +183,7 @@ def test_preprocessing_squashes_as_its_file_states(tmp_path):
     np.testing.assert_array_equal(preprocess(picture), np.array(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
 
 
-def test_wrong_graphs_raise(tmp_path):
+def test_invalid_graphs_raise(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_encoder(f"onnx:{tmp_path / 'none.onnx'}")
     info = open_encoder(f"onnx:{write_graph(tmp_path)}").info

@@ -22,22 +22,30 @@ from grr_coca.train.recipe import FeaturesRecipe
 PICTURES = [Image.effect_noise(size, 80).convert("RGB") for size in ((90, 50), (64, 64), (31, 200))]
 
 
-@pytest.mark.parametrize("name", ["icons", "pictograms"])
-def test_tokens_are_those_of_the_model(name, tmp_path):
-    encoder, checkpoint = open_encoder(f"coca:{name}"), from_pretrained(locate_checkpoint(name))
-    pixels = np.stack([checkpoint.preprocess(picture) for picture in PICTURES])
+def test_tokens_are_those_of_a_bundled_model():
+    encoder, pixels, tokens = open_encoder("coca:icons"), *pixels_and_tokens("icons")
     np.testing.assert_array_equal(np.stack([encoder.info.preprocess(picture) for picture in PICTURES]), pixels)
+    np.testing.assert_allclose(encoder.encode(pixels).tokens, tokens, atol=1e-5)
+    assert tokens.shape[1:] == (encoder.info.num_tokens, encoder.info.embed_dim)
+    assert encoder.info.licence == "apache-2.0"
+
+
+def test_graph_has_the_tokens_of_the_model(run, tmp_path):
+    pixels, tokens = pixels_and_tokens(str(run.checkpoint))
+    open_encoder(f"coca:{run.checkpoint}").write_graph(tmp_path / "encoder.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    [given] = session.get_inputs()
+    np.testing.assert_allclose(session.run(None, {given.name: pixels})[0], tokens, atol=1e-3)
+
+
+def pixels_and_tokens(name):
+    """Return the pixels of `PICTURES` for a model, and the tokens that its image encoder computes in PyTorch."""
+    checkpoint = from_pretrained(locate_checkpoint(name))
+    pixels = np.stack([checkpoint.preprocess(picture) for picture in PICTURES])
     mean, std = (torch.tensor(getattr(checkpoint.preprocess, key))[:, None, None] for key in ("mean", "std"))
     with torch.inference_mode():
         images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
-        expected = checkpoint.model.image_encoder(images).numpy()
-    np.testing.assert_allclose(encoder.encode(pixels).tokens, expected, atol=1e-5)
-    assert expected.shape[1:] == (encoder.info.num_tokens, encoder.info.embed_dim)
-    assert encoder.info.licence == "apache-2.0"
-    encoder.write_graph(tmp_path / "encoder.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
-    [given], tokens = session.get_inputs(), expected
-    np.testing.assert_allclose(session.run(None, {given.name: pixels})[0], tokens, atol=1e-3)
+        return pixels, checkpoint.model.image_encoder(images).numpy()
 
 
 def test_model_learns_from_the_tokens_of_another(tmp_path):

@@ -166,7 +166,7 @@ def test_code_and_pickles_in_a_folder_are_not_run(tmp_path):
         ({"image_std": [0.5, 0.5, 0.0]}, "std above 0"),
     ],
 )
-def test_wrong_preprocessing_raises(tmp_path, changes, message):
+def test_invalid_preprocessing_raises(tmp_path, changes, message):
     saved(tmp_path, "dinov2")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSOR, **changes}))
     with pytest.raises(UserError) as raised:

@@ -38,7 +38,7 @@ def tiles(number):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     """Features of slides with reports, and their means."""
     folder = tmp_path_factory.mktemp("slides")
     (folder / "slides").mkdir()
@@ -54,31 +54,37 @@ def place(tmp_path_factory):
     return folder
 
 
-def recipe_of(place, keep="tokens", steps=4, **changes):
-    recipe = tiny_recipe(place / keep, steps, **changes)
+def recipe_of(root, keep="tokens", steps=4, **changes):
+    recipe = tiny_recipe(root / keep, steps, **changes)
     model = replace(recipe.model, image_size=None, image_layers=None)
     return replace(recipe, model=model, features=FeaturesRecipe())
 
 
-def test_each_slide_has_its_tokens(place):
-    cache = FeatureCache(place / "tokens")
+@pytest.fixture(scope="module")
+def trained(root):
+    """A model of all tokens, which is also in the folder `run`."""
+    return pretrain(recipe_of(root), root / "run")
+
+
+def test_each_slide_has_its_tokens(root):
+    cache = FeatureCache(root / "tokens")
     assert cache.header.encoder.num_tokens is None
     assert cache.header.num_shards == 2  # of 64
     for number in range(NUM_SLIDES):
         np.testing.assert_allclose(cache[number], tiles(number), atol=2e-3)
         np.testing.assert_allclose(cache.mean(number), tiles(number).mean(axis=0), atol=2e-3)
-    (place / "tokens" / "00001.ends.npy").rename(place / "moved")
+    (root / "tokens" / "00001.ends.npy").rename(root / "moved")
     try:
         with pytest.raises(UserError, match=r"00001\.ends\.npy: corrupt, or cannot be read"):
-            FeatureCache(place / "tokens")[69]
+            FeatureCache(root / "tokens")[69]
     finally:
-        (place / "moved").rename(place / "tokens" / "00001.ends.npy")
+        (root / "moved").rename(root / "tokens" / "00001.ends.npy")
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("keep", ["tokens", "mean"])
-def test_slides_are_trained_on_resumed_and_captioned(place, tmp_path, keep):
-    recipe = recipe_of(place, keep, evaluation=EvaluationRecipe(batch_size=8, num_captions=6))
+def test_slides_are_trained_on_resumed_and_captioned(root, tmp_path, keep):
+    recipe = recipe_of(root, keep, evaluation=EvaluationRecipe(batch_size=8, num_captions=6))
     trained = pretrain(recipe, tmp_path / "whole")
     assert trained.config.feature_encoder.num_tokens == (None if keep == "tokens" else 1)
     once = replace(recipe, checkpoints=replace(recipe.checkpoints, interval=2))
@@ -88,7 +94,7 @@ def test_slides_are_trained_on_resumed_and_captioned(place, tmp_path, keep):
     ours, theirs = (weights(from_pretrained(tmp_path / name)) for name in ("run", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
-    source = open_source(place / keep)
+    source = open_source(root / keep)
     model = load(tmp_path / "whole")
     whole = caption_split(model, source)
     assert len(whole.hypotheses) == NUM_SLIDES
@@ -99,43 +105,43 @@ def test_slides_are_trained_on_resumed_and_captioned(place, tmp_path, keep):
     torch.testing.assert_close(results.nll, one_by_one.nll, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("keep", ["tokens", "mean"])
-def test_features_are_embedded_and_captioned_as_images(place, tmp_path, grr_coca, keep):
-    trained = pretrain(recipe_of(place, keep), tmp_path / "run")
-    source, model = open_source(place / keep), load(tmp_path / "run")
+def test_features_are_embedded_and_captioned_as_images(root, trained, tmp_path, grr_coca):
+    features, run = root / "tokens", root / "run"
+    source, model = open_source(features), load(run)
     squares = [model.preprocess.decode(source[number].image, "s") for number in range(8)]
     expected = pair_results(trained, source, 8).embeddings.image
     np.testing.assert_allclose(model.embed_images(squares), expected[:8], atol=1e-5)
-    done = grr_coca("caption", place / keep, "-c", tmp_path / "run", "--json")
+    done = grr_coca("caption", features, "-c", run, "--json")
     assert done.code == 0
     captioned = [json.loads(line) for line in done.out.splitlines()]
     assert [row["caption"] for row in captioned] == [
         " ".join(text.split()) for text in caption_split(model, source).hypotheses
     ]
     assert all(row["log_prob"] < 0 for row in captioned)
-    assert grr_coca("embed", place / keep, "-c", tmp_path / "run", "--out", tmp_path / "e.npy").code == 0
+    assert grr_coca("embed", features, "-c", run, "--out", tmp_path / "e.npy").code == 0
     np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
-    assert grr_coca("index", place / keep, "--out", tmp_path / "index", "-c", tmp_path / "run").code == 0
+    assert grr_coca("index", features, "--out", tmp_path / "index", "-c", run).code == 0
     with Index.open(tmp_path / "index") as index:
         found = {hit.entry.title: hit.caption for hit in index.search("liver", NUM_SLIDES).hits}
     assert found == {f"s{number}": row["caption"] for number, row in enumerate(captioned)}
-    labelled = grr_coca("classify", place / keep, "--labels", "colon,liver", "-c", tmp_path / "run")
+    labelled = grr_coca("classify", features, "--labels", "colon,liver", "-c", run)
     assert labelled.code == 0
     assert len(labelled.out.splitlines()) == NUM_SLIDES
 
 
-def test_model_of_all_tokens_rejects_mean_features(place, tmp_path, refused):
-    pretrain(recipe_of(place, "tokens"), tmp_path / "run")
-    text = f"{place / 'mean'}: has the features 'mean', but {tmp_path / 'run'}"
-    assert text in refused("caption", place / "mean", "-c", tmp_path / "run")
-    assert text in refused("classify", place / "mean", "--labels", "a,b", "-c", tmp_path / "run")
-    assert text in refused("evaluate", tmp_path / "run", "--data", place / "mean")
-    model = load(tmp_path / "run")
+@pytest.mark.usefixtures("trained")
+def test_model_of_all_tokens_rejects_mean_features(root, tmp_path, refused):
+    run = root / "run"
+    text = f"{root / 'mean'}: has the features 'mean', but {root / 'run'}"
+    assert text in refused("caption", root / "mean", "-c", run)
+    assert text in refused("classify", root / "mean", "--labels", "a,b", "-c", run)
+    assert text in refused("evaluate", run, "--data", root / "mean")
+    model = load(run)
     for digest in (b"", b"x" * 32):
         unknown = feature_image(np.ones(WIDTH, np.float32), model.preprocess.digest, digest)
         with pytest.raises(BadSample, match=r"^mean features; this model takes all tokens of an image"):
             model.preprocess.decode_square(unknown, "a")
     with pytest.raises(UserError, match=r"^mean features; this model takes all tokens of an image"):
         model.engine.encode_images(np.asarray(Image.open(io.BytesIO(unknown)))[None])
-    pretrain(recipe_of(place, "mean"), tmp_path / "mean")
-    assert "has the features 'tokens', but" in refused("evaluate", tmp_path / "mean", "--data", place / "tokens")
+    pretrain(recipe_of(root, "mean"), tmp_path / "mean")
+    assert "has the features 'tokens', but" in refused("evaluate", tmp_path / "mean", "--data", root / "tokens")

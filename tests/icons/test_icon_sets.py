@@ -1,13 +1,11 @@
 """An index of icon sets: names, fields and aliases; pinned packages; sets that change."""
 
-import io
 import json
-import tarfile
 
 import pytest
+from icon_packages import put_package
 
 from grr_coca.common.errors import UserError
-from grr_coca_icons.sources.iconify import packages_folder
 from grr_coca_search.index import Index
 
 BODIES = {
@@ -35,13 +33,7 @@ def tiny(*names: str) -> dict:
 
 
 def put(version: str, *names: str) -> None:
-    """A package in the user's cache."""
-    packages_folder().mkdir(parents=True, exist_ok=True)
-    data = json.dumps(tiny(*names)).encode()
-    with tarfile.open(packages_folder() / f"iconify-json-tiny-{version}.tgz", "w:gz") as tar:
-        member = tarfile.TarInfo("package/icons.json")
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
+    put_package(tiny(*names), version)
 
 
 def entries(index: Index) -> dict:
@@ -84,7 +76,7 @@ def test_index_stays_with_its_package(tmp_path):
         assert index.refresh().unchanged == 2
 
 
-def test_index_notices_that_a_package_was_exchanged(tmp_path):
+def test_index_detects_a_replaced_package(tmp_path):
     put("1.2.3", "box", "bar")
     with Index.open(tmp_path / "index", create=True) as index:
         index.add("iconify:tiny")

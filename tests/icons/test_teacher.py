@@ -89,7 +89,7 @@ def test_embeddings_are_found_in_any_unicode_normal_form(tmp_path):
         Teacher.read(str(tmp_path / "cafe")).require_captions(pairs)
 
 
-def test_every_caption_that_training_may_draw_counts_each_once():
+def test_every_caption_of_training_counts_once():
     first, second = real_pairs(2)
     pairs = [
         replace(first, caption="A  Cat", more_captions=("", "hat")),
@@ -135,7 +135,7 @@ def test_corrupt_file_is_named(recipe, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("captions", "said"),
+    ("captions", "message"),
     [
         (embeddings(["a"]), r"has 1 embeddings, but captions\.txt has 2 lines"),
         (2 * embeddings(["a", "b"]), r"an embedding is not of unit length"),
@@ -144,12 +144,12 @@ def test_corrupt_file_is_named(recipe, tmp_path, name):
     ],
     ids=["count", "length", "nan", "vector"],
 )
-def test_rejects_mismatched_captions_and_embeddings(tmp_path, captions, said):
+def test_rejects_mismatched_captions_and_embeddings(tmp_path, captions, message):
     folder = tmp_path / "teacher"
     with atomic_folder(folder) as partial_folder:
         (partial_folder / CAPTIONS).write_text("a\nb\n")
         save_tensors({"captions": captions}, partial_folder / EMBEDDINGS)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         Teacher.read(str(folder))
 
 
@@ -174,11 +174,11 @@ def test_words_of_an_earlier_version_are_not_read(tmp_path):
 def test_rejects_a_teacher_with_other_captions_before_training(recipe, tmp_path):
     other = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(30, "health")), steps=4)
     other = replace(other, teacher=recipe.teacher)
-    said = rf"{recipe.teacher.path}: teacher: embeddings are missing for \d+ of the \d+ training captions, such as '"
-    with pytest.raises(UserError, match=said):
+    message = rf"{recipe.teacher.path}: teacher: embeddings are missing for \d+ of the \d+ training captions, such as '"
+    with pytest.raises(UserError, match=message):
         pretrain(other, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         forecast(other, new_checkpoint(other, ALONE), ALONE)
 
 
@@ -187,9 +187,9 @@ def test_rejects_a_teacher_with_other_captions_before_training(recipe, tmp_path)
 
 def test_path_is_relative_to_the_recipe_or_in_the_cache(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    for path, wanted in (("beside", str(tmp_path / "beside")), ("cache:teacher", "/somewhere/grr-coca/teacher")):
+    for path, expected in (("beside", str(tmp_path / "beside")), ("cache:teacher", "/somewhere/grr-coca/teacher")):
         save_recipe(replace(recipe, teacher=replace(recipe.teacher, path=path)), tmp_path / "recipe.yaml")
-        assert load_recipe(tmp_path / "recipe.yaml").teacher == replace(recipe.teacher, path=wanted)
+        assert load_recipe(tmp_path / "recipe.yaml").teacher == replace(recipe.teacher, path=expected)
 
 
 # --- The batches
@@ -202,8 +202,8 @@ def test_every_batch_gets_the_embeddings_of_its_captions(recipe, micro_batch_siz
     caption_of = {stable_id(caption): caption for caption in captions_of(recipe)}
     for micro_batches in training_batches(recipe, start, source, ALONE):
         for batch in micro_batches:
-            wanted = embeddings([caption_of[number] for number in batch.caption_ids.tolist()])
-            assert torch.allclose(batch.teacher, wanted, atol=1e-3)
+            expected = embeddings([caption_of[number] for number in batch.caption_ids.tolist()])
+            assert torch.allclose(batch.teacher, expected, atol=1e-3)
 
 
 # --- Whole runs
@@ -229,13 +229,13 @@ def test_no_teacher_loss_is_trained_or_logged_without_a_teacher(recipe, plain, t
     assert "teacher" not in read_metrics(tmp_path / "run", "train")[0]
 
 
-def test_trainer_gets_the_numbers_of_the_recipe(recipe):
+def test_trainer_gets_the_values_of_the_recipe(recipe):
     recipe = replace(recipe, teacher=replace(recipe.teacher, weight=0.7, temperature=0.3))
     assert recipe.loss_weights == LossWeights(1.0, 2.0, teacher=0.7, teacher_temperature=0.3)
     assert replace(recipe, teacher=None).loss_weights == LossWeights()
 
 
-def test_dry_run_trains_with_it(recipe):
+def test_dry_run_trains_with_a_teacher(recipe):
     text = forecast(recipe, new_checkpoint(recipe, ALONE), ALONE)
     assert "first loss" in text
 

@@ -62,7 +62,7 @@ def encoder() -> MiniLM:
 @pytest.mark.slow
 def test_published_weights_give_the_embeddings_of_transformers():
     """The first six numbers of each were computed by transformers 5.24.0 (`BertModel`, mean over tokens)."""
-    wanted = {
+    expected = {
         "trash can": [-0.052553, 0.084457, -0.021183, -0.056, 0.014959, -0.051016],
         "Delete": [-0.054688, 0.065973, -0.024737, 0.018034, -0.00957, -0.018304],
         "a bin that holds rubbish until it is collected": [
@@ -75,8 +75,8 @@ def test_published_weights_give_the_embeddings_of_transformers():
         ],
         "café au lait — 42 %": [0.098304, -0.019832, -0.024309, 0.062999, 0.046978, 0.091253],
     }
-    found = read_minilm(user_cache() / "packages").embed(list(wanted), lambda done: None)
-    assert torch.allclose(found[:, :6], torch.tensor(list(wanted.values())), atol=2e-6)
+    found = read_minilm(user_cache() / "packages").embed(list(expected), lambda done: None)
+    assert torch.allclose(found[:, :6], torch.tensor(list(expected.values())), atol=2e-6)
 
 
 def test_rejects_a_package_other_than_the_pinned_one(tmp_path):
@@ -152,7 +152,7 @@ def taught(encoder, tmp_path, monkeypatch) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def test_folder_that_is_written_stays_until_its_texts_change(taught, monkeypatch):
+def test_written_folder_is_reused_until_its_texts_change(taught, monkeypatch):
     folder = text_teacher.teach(taught, taught.parent)
     Teacher.read(str(folder)).require_captions(training_sources(load_recipe(taught))[0])
     monkeypatch.setattr(text_teacher, "read_minilm", lambda _: pytest.fail("nothing is to be embedded"))

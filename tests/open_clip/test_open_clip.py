@@ -23,7 +23,7 @@ def test_token_with_its_position_is_appended_to_every_sequence():
     assert torch.equal(found[:, 4], torch.tensor([[1.5, 2.5, 3.5]] * 2))
 
 
-def test_layer_norm_is_its_plain_half_and_a_channel_affine():
+def test_layer_norm_splits_into_normalization_and_affine():
     norm, plain, affine = nn.LayerNorm(8), nn.LayerNorm(8, elementwise_affine=False), ChannelAffine(8)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -50,7 +50,7 @@ def test_first_query_of_a_shared_pooler_is_the_image():
     assert pooled.shape == (1, 1, 2)
 
 
-def test_model_has_all_parts_of_open_clips_or_none():
+def test_model_has_all_open_clip_parts_or_none():
     theirs, ours = get_preset("open_clip_coca", "tiny"), get_preset("grr_coca", "tiny")
     with pytest.raises(UserError, match="architecture 'open_clip' needs norm 'layer_1e-5', got 'rms'"):
         replace(ours, architecture="open_clip")

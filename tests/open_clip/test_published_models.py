@@ -26,7 +26,7 @@ from grr_coca.common.files import MANIFEST, atomic_folder, models_cache
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca_open_clip import published_models as published
-from grr_coca_open_clip.published_models import PUBLISHED, find_published, is_here
+from grr_coca_open_clip.published_models import PUBLISHED, find_published, is_cached
 
 BASE, TUNED = PUBLISHED["coca-b32"].repository, PUBLISHED["coca-l14-captions"].repository
 WEIGHTS = "open_clip_pytorch_model.bin"
@@ -99,12 +99,12 @@ def test_concurrent_processes_download_once(hub, tmp_path):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     both = [run() for _ in range(2)]
-    said = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert said[0][0] == said[1][0]
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
     assert [name for name, _ in hub.fetched] == [WEIGHTS]
     assert "downloading 1.01 GB of laion/CoCa-ViT-B-32-laion2B-s13B-b90k, which is needed only once" in "".join(
-        err for _, err in said
+        err for _, err in outputs
     )
     record = json.loads((models_cache() / "coca-b32.json").read_text())
     assert (record["repository"], record["revision"]) == (BASE, hub.revision(BASE, 0))
@@ -124,7 +124,7 @@ def test_concurrent_processes_download_once(hub, tmp_path):
         print(model.engine.name, model.caption(sys.argv[1]), sep="\\t")
     """
     later = subprocess.run([sys.executable, "-c", code, IMAGE], capture_output=True, text=True, env=environment)
-    assert (later.stdout, later.stderr) == (said[0][0].replace(str(IMAGE), "onnx"), "")
+    assert (later.stdout, later.stderr) == (outputs[0][0].replace(str(IMAGE), "onnx"), "")
 
 
 def test_prefers_safetensors_and_separates_revisions(hub, quick):
@@ -152,12 +152,12 @@ def test_interrupted_download_resumes(hub, quick, monkeypatch):
 
 def test_rejects_files_with_another_checksum(hub, quick):
     hub.damages = True
-    with pytest.raises(UserError, match=r"corrupt: the SHA-256 is .* delete this file") as told:
+    with pytest.raises(UserError, match=r"corrupt: the SHA-256 is .* delete this file") as error:
         locate_checkpoint("coca-b32")
     assert not quick
-    assert not is_here("coca-b32")
+    assert not is_cached("coca-b32")
     hub.damages = False
-    Path(str(told.value).partition(": corrupt")[0]).unlink()
+    Path(str(error.value).partition(": corrupt")[0]).unlink()
     assert locate_checkpoint("coca-b32").is_dir()
 
 
@@ -191,7 +191,7 @@ def test_older_cache_is_rebuilt_from_the_same_revision(hub, quick, monkeypatch):
     locate_checkpoint("coca-b32")
     hub.commit(BASE, {WEIGHTS: b"newer weights of the same name"})
     monkeypatch.setattr(published, "_FORM", published._FORM + 1)
-    assert not is_here("coca-b32")
+    assert not is_cached("coca-b32")
     folder = locate_checkpoint("coca-b32")
     assert [weights.parent.name for weights in quick] == [hub.revision(BASE, 0)] * 2
     assert json.loads((folder / MANIFEST).read_text())["form"] == published._FORM
@@ -214,9 +214,9 @@ def test_missing_network_reports_one_line(hub, quick, monkeypatch):
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}"
     )
-    with pytest.raises(UserError, match=r"coca-b32: downloading 1.01 GB .* failed .*; try again") as told:
+    with pytest.raises(UserError, match=r"coca-b32: downloading 1.01 GB .* failed .*; try again") as error:
         locate_checkpoint("coca-b32")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_full_disk_raises_before_the_import(hub, quick, monkeypatch, tmp_path):
@@ -228,7 +228,7 @@ def test_full_disk_raises_before_the_import(hub, quick, monkeypatch, tmp_path):
     assert not quick
 
 
-def test_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, monkeypatch):
+def test_disk_that_fills_up_leaves_no_files(hub, monkeypatch):
     def convert(weights, origin, folder):
         with atomic_folder(folder) as partial:
             (partial / "model.safetensors").write_bytes(b"half")
@@ -256,7 +256,7 @@ def test_models_lists_them_and_their_cache_state(hub, quick, capsys):
     assert {name: rows[name]["is_here"] for name in PUBLISHED} == {name: name == "coca-b32" for name in PUBLISHED}
     assert rows["coca-b32"]["engine"] == "onnx"
     assert main(["models"]) == 0
-    said = capsys.readouterr().out
+    outputs = capsys.readouterr().out
     for model in PUBLISHED.values():
         for fact in (
             model.name,
@@ -266,4 +266,4 @@ def test_models_lists_them_and_their_cache_state(hub, quick, capsys):
             f"{model.bytes / 1e9:.2f} GB",
             model.data,
         ):
-            assert fact in said
+            assert fact in outputs

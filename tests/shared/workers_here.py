@@ -32,7 +32,7 @@ class WorkersHere(Workers):
             future.set_exception(error)
         return future
 
-    def listen(self, tell: object = None) -> None:
+    def process_messages(self, on_progress: object = None) -> None:
         """There is nothing to wait for."""
 
 

@@ -4,12 +4,12 @@ import base64
 
 import pytest
 
-from grr_coca_study.html_page import escaped, html_page, markdown_picture, markdown_table
+from grr_coca_study.html_page import escape_markdown, html_page, markdown_picture, markdown_table
 
 
 @pytest.mark.parametrize("text", ["x_y* <b> & [c](d)|", "`e` ![f](g) \\ &amp;", "# h", "http://example.org <a@b.c>"])
 def test_escaped_text_is_shown_verbatim(text):
-    page = html_page("t", markdown_table((escaped(text),), ()), {})
+    page = html_page("t", markdown_table((escape_markdown(text),), ()), {})
     shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert f"<th>{shown}</th>" in page
 
@@ -31,7 +31,7 @@ def test_html_in_markdown_is_text():
     assert "href" not in page
 
 
-def test_numbers_stand_at_the_right():
+def test_numbers_are_right_aligned():
     assert markdown_table(("arm", "n"), [("one", "1"), ("a", "10")], of_numbers=True) == (
         "| arm |   n |\n| --- | --: |\n| one |   1 |\n| a   |  10 |\n"
     )

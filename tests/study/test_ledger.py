@@ -53,7 +53,7 @@ def test_rows_are_in_the_order_of_the_plan(folder):
     }
 
 
-def test_runs_of_a_seed_that_do_not_begin_alike_are_named(folder):
+def test_runs_of_a_seed_with_different_starts_are_named(folder):
     weights = {"scale []": "a", "norm.weight [4]": "b", "up_proj.weight [8, 4]": "c"}
     began = {"initial_weights": weights, "data_order": "o"}
     other = {**weights, "norm.weight [4]": "x", "up_proj.weight [9, 4]": "y"}
@@ -94,14 +94,14 @@ def test_digests_without_data_of_a_stage_are_reported(folder):
     ],
     ids=str,
 )
-def test_rows_of_something_else_are_named_and_not_counted(folder, changes, why):
+def test_foreign_rows_are_named_and_not_counted(folder, changes, why):
     write(folder, a_row(), a_row(**{"seed": 1, **changes}))
     ledger = read_ledger(folder, PLAN)
     assert [row.seed for row in ledger.rows] == [0]
     assert ledger.notes[0].endswith(f"not counted: {why}")
 
 
-def test_run_that_diverged_is_kept_apart(folder):
+def test_diverged_run_is_separate(folder):
     write(folder, a_row(kind="diverged", metrics={}), a_row(seed=1))
     ledger = read_ledger(folder, PLAN)
     assert [row.seed for row in ledger.rows] == [1]
@@ -177,9 +177,9 @@ def test_trials_choose_and_do_not_count_as_runs(grid):
     """Those of a seed that is neither the plan's nor of tuning do nothing."""
     trials = {"grr_coca": {"emoji": ("r0.1", "r0.2")}}
     write_digests(grid, replace(DIGESTS, recipes={"grr_coca": {"emoji": ("run",)}}, trials=trials))
-    asked = replace(GRID, tuning=Tuning(seeds=(9,)))
+    plan = replace(GRID, tuning=Tuning(seeds=(9,)))
     write(grid, at(0.1, 9, 3.0), at(0.2, 9, 2.0), at(0.1, 8, 1.0), a_row(recipe_digest="run"))
-    ledger = read_ledger(grid, asked)
+    ledger = read_ledger(grid, plan)
     assert [row.recipe_digest for row in ledger.rows] == ["run"]
     assert [row.seed for row in ledger.tried] == [9, 9]
     assert ledger.chosen == {("grr_coca", "emoji"): {"optimizer.lr": 0.2}}
@@ -190,11 +190,11 @@ def test_shared_settings_are_those_that_are_best_on_average(grid):
     digests = {"emoji": ("r0.1", "r0.2")}
     write_digests(grid, replace(DIGESTS, trials={"baseline_coca": digests, "grr_coca": digests}))
     arms = tuple(Arm(name=name, grid={"optimizer.lr": RATES}) for name in ("baseline_coca", "grr_coca"))
-    asked = replace(PLAN, arms=(*arms, Arm(name="coca")), tuning=Tuning(seeds=(9,), shared=True))
+    plan = replace(PLAN, arms=(*arms, Arm(name="coca")), tuning=Tuning(seeds=(9,), shared=True))
     write(grid, *(at(rate, 9, loss) for rate, loss in zip(RATES, (1.0, 9.0), strict=True)))
-    assert read_ledger(grid, asked).chosen == {}
+    assert read_ledger(grid, plan).chosen == {}
     write(
         grid, *(replace(at(rate, 9, loss), arm="baseline_coca") for rate, loss in zip(RATES, (8.0, 0.5), strict=True))
     )
     best = {(name, "emoji"): {"optimizer.lr": 0.2} for name in ("baseline_coca", "grr_coca", "coca")}
-    assert read_ledger(grid, asked).chosen == best
+    assert read_ledger(grid, plan).chosen == best

@@ -17,7 +17,7 @@ from grr_coca.cli import main
 from grr_coca.model.anatomy import TRAINING_PASSES, flops_of_pairs, num_parameters
 from grr_coca.train.recipe import load_recipe
 from grr_coca_study.plan import Plan, points_of, read_plan, stage_names
-from grr_coca_study.running import pace
+from grr_coca_study.running import speed
 from grr_coca_study.running.agenda import RemainingWork
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.stages import check_recipes, require_precisions
@@ -125,23 +125,23 @@ def test_every_stage_of_a_large_plan_runs(tree, name):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", PLANS)
-def test_large_plan_is_tried_dry(tree, name, capsys, monkeypatch):
+def test_large_plan_passes_a_dry_run(tree, name, capsys, monkeypatch):
     for key, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
-        monkeypatch.setattr(pace, key, value)
+        monkeypatch.setattr(speed, key, value)
     path = tree / f"{name}.yaml"
     path.write_text(path.read_text().replace("precision: bf16", "precision: fp32"))
     for recipe in (tree / "recipes").iterdir():
         recipe.write_text(recipe.read_text().replace("precision: bf16", "precision: fp32"))
     assert main(["study", "run", str(path), "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for arm in ("baseline_coca", "grr_coca"):
-        (line,) = (line for line in said.splitlines() if line.startswith(f"{arm} "))
+        (line,) = (line for line in output.splitlines() if line.startswith(f"{arm} "))
         assert line.split()[1:3] == ["9", "32"], "3 rates, and 2 of 3 fine-tunings; 8 seeds of 4 stages"
-    assert "power: with 8 seeds and 6 primary endpoints" in said
+    assert "power: with 8 seeds and 6 primary endpoints" in output
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_large_plan_is_whole_as_it_comes(tree, name, capsys):
+def test_large_plan_is_complete(tree, name, capsys):
     command = ["study", "run", str(tree / f"{name}.yaml"), "--only", "coca"]
     assert main(command) == 2
     assert "the plan has no arm 'coca'" in capsys.readouterr().err, "all that comes before is right"
@@ -149,7 +149,7 @@ def test_large_plan_is_whole_as_it_comes(tree, name, capsys):
     assert read_plan(STUDIES / f"{name}.yaml", Plan).precision == "bf16"
 
 
-def test_plan_for_a_gpu_is_whole_as_it_comes():
+def test_plan_for_a_gpu_is_complete():
     plan = read_plan(GPU / "plan.yaml", Plan)
     check_recipes(plan, GPU / "plan.yaml")
     require_precisions(plan, GPU / "plan.yaml")
@@ -161,10 +161,10 @@ def test_header_matches_the_counted_runs():
     config = recipe.model.config(recipe.tokenizer.vocab_size)
     assert config.image_encoder.num_patches == 256
     flops = flops_of_pairs(config, torch.full((16,), 10), torch.arange(128)) / 16
-    (said,) = re.findall(r"\((\d\.\d) GFLOP a pair", header)
-    assert float(said) == pytest.approx(flops / 1e9, abs=0.05)
+    (gflops,) = re.findall(r"\((\d\.\d) GFLOP a pair", header)
+    assert float(gflops) == pytest.approx(flops / 1e9, abs=0.05)
     assert f"models of {num_parameters(config) / 1e6:.0f} million" in header
-    run = TRAINING_PASSES * recipe.data.batch_size * recipe.schedule.steps * float(said) * 1e9
+    run = TRAINING_PASSES * recipe.data.batch_size * recipe.schedule.steps * float(gflops) * 1e9
     assert f" {run / 1e15:.0f} PFLOP a run" in header
     plan = read_plan(GPU / "plan.yaml", Plan)
     num_points = len(points_of(plan, plan.arms[0], "pictograms"))

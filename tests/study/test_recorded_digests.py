@@ -16,7 +16,7 @@ import yaml
 from support import DATASETS
 
 from grr_coca.common.dict_to_dataclass import from_dict
-from grr_coca_study.plan import Plan, Settings, arm_named, stage_names
+from grr_coca_study.plan import Plan, Settings, find_arm, stage_names
 from grr_coca_study.stages import data_digest, recipe_digest, stage_recipe
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -66,7 +66,7 @@ def digests(ledger: str, arm: str, stage: str, tried: list[Settings], starts: li
     """What the recipe of a stage is digested to, with each of these settings."""
     plan, _ = plan_of(ledger)
     is_first = stage == stage_names(plan)[0]
-    recipes = [stage_recipe(plan, arm_named(plan, arm), stage, 0, settings, is_trial) for settings in tried]
+    recipes = [stage_recipe(plan, find_arm(plan, arm), stage, 0, settings, is_trial) for settings in tried]
     return {recipe_digest(recipe, start) for recipe, start in product(recipes, [None] if is_first else starts)}
 
 

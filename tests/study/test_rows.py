@@ -41,7 +41,7 @@ def test_row_survives_a_round_trip_and_is_read_once(files):
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_first_row_stays_whoever_ends_later(files, monkeypatch, has_links):
+def test_first_row_is_kept(files, monkeypatch, has_links):
     def refuse(source, target):
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -67,7 +67,7 @@ def test_row_is_on_the_disk_before_it_has_its_name(files, monkeypatch):
     assert "sync" in kinds[linked[0] :], "the folder"
 
 
-def test_half_a_row_is_named_and_replaced(files):
+def test_incomplete_row_is_named_and_replaced(files):
     """As a copy that was interrupted leaves it. A row that is complete later counts then."""
     files.publish("a", a_row())
     content = (files.path / "a.json").read_bytes()
@@ -96,15 +96,15 @@ def test_unwritable_folder_raises(tmp_path):
 
 
 def test_names_identify_different_runs():
-    asked = ("grr_coca", "lr 0.003, betas [0.9, 0.95]", 0, "emoji", ("r", "d", None))
-    name = row_name(*asked)
+    requested = ("grr_coca", "lr 0.003, betas [0.9, 0.95]", 0, "emoji", ("r", "d", None))
+    name = row_name(*requested)
     assert name.startswith("grr_coca-lr=0.003,betas=_0.9,0.95_-0-emoji-")
-    assert len({name, row_name(*asked[:-1], ("r2", "d", None)), row_name(*asked[:2], 1, *asked[3:])}) == 3
+    assert len({name, row_name(*requested[:-1], ("r2", "d", None)), row_name(*requested[:2], 1, *requested[3:])}) == 3
     assert row_name("a-0", "", 0, "b", ("r",)) != row_name("a", "0", 0, "b", ("r",))
     assert len(row_name("arm", "key " + "9" * 500, 0, "b", ("r",))) < 200
 
 
-def test_long_name_is_cut_before_its_digest(files):
+def test_long_name_is_truncated_before_its_digest(files):
     names = [row_name("ä" * 120, "", seed, "health", ("r", "d")) for seed in (0, 1)]
     for seed, name in enumerate(names):
         files.publish(name, a_row(seed=seed))

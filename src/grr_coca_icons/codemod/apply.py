@@ -41,7 +41,7 @@ _SECTIONS = frozenset({"dependencies", "devDependencies", "peerDependencies", "o
 
 
 @dataclass(frozen=True)
-class Left:
+class UnchangedLocation:
     """Location that needs manual work, with the reason why it was not rewritten.
 
     `use` is the icon use at this location, or None if the reason does not concern an icon use.
@@ -60,13 +60,13 @@ class CodeChanges:
     Attributes:
         changes: Changed files, with their bytes before and after.
         replaced: Number of replaced icons.
-        left: Locations that need manual work.
+        unchanged: Locations that need manual work.
         commands: Commands to run afterwards.
     """
 
     changes: dict[Path, tuple[bytes, bytes]] = field(default_factory=dict)
     replaced: int = 0
-    left: list[Left] = field(default_factory=list)
+    unchanged: list[UnchangedLocation] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
     def diff(self) -> Iterator[str]:
@@ -94,7 +94,7 @@ class CodeChanges:
         if not self.changes:
             return None
         if _repository(root) is None:
-            backup = _backed_up(root, list(self.changes))
+            backup = _create_backup(root, list(self.changes))
         elif not force:
             _require_clean(root, list(self.changes))
         for path, (old, new) in self.changes.items():
@@ -120,7 +120,7 @@ def plan_changes(
         UserError: If a file cannot be read.
     """
     plan = CodeChanges()
-    texts = dict(_texts(root, exclude))
+    texts = dict(_read_code(root, exclude))
     uses = {path: list(uses_in(text, str(path))) for path, text in texts.items()}
     known = {(prefix, normalize_name(name)) for prefix, name in icons}
     targets = {name.partition(":")[0] for name in icons.values()}
@@ -130,25 +130,25 @@ def plan_changes(
     replacements = Replacements(dict(icons), frozenset(stays - targets))
     after: dict[Path, str] = {}
     for path, text in texts.items():
-        after[path] = new = _rewritten(path, text, replacements, plan)
+        after[path] = new = _rewrite_file(path, text, replacements, plan)
         if new != text:
             plan.changes[path] = (text.encode(), new.encode())
         rest = [use for use in uses_in(new, str(path)) if use.prefix not in targets] if new != text else uses[path]
         for use in rest:
             if use.prefix not in targets and (why := reason(use)) is not None:
-                plan.left.append(Left(str(path), use.line, why, use))
+                plan.unchanged.append(UnchangedLocation(str(path), use.line, why, use))
         remaining = {(use.prefix, normalize_name(use.name)) for use in rest}
         keys = ((use.prefix, normalize_name(use.name)) for use in uses[path])
         plan.replaced += sum(key in known and key not in remaining for key in keys)
     _change_manifests(root, texts, after, plan)
-    plan.left.sort(key=lambda one: (one.file, one.line))
+    plan.unchanged.sort(key=lambda one: (one.file, one.line))
     return plan
 
 
 # --- Files
 
 
-def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
+def _read_code(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """Yield the code files that may be changed, each with its text. Files that are not UTF-8 are skipped."""
     for path in _not_ignored(root, list(code_files(root, used_icons.SUFFIXES | SUFFIXES, exclude))):
         is_own = not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
@@ -162,7 +162,7 @@ def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
             yield path, text
 
 
-def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) -> str:
+def _rewrite_file(path: Path, text: str, icons: Replacements, plan: CodeChanges) -> str:
     """Return the new text of a file, and add remaining manual work to the plan."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in SUFFIXES:
@@ -170,9 +170,9 @@ def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) ->
     try:
         new, notes = rewrite(text, suffix, icons)
     except ParseError as error:
-        plan.left.append(Left(str(path), 1, f"not changed: {error}"))
+        plan.unchanged.append(UnchangedLocation(str(path), 1, f"not changed: {error}"))
         return text
-    plan.left += [Left(str(path), note.line, note.text) for note in notes]
+    plan.unchanged += [UnchangedLocation(str(path), note.line, note.text) for note in notes]
     return new
 
 
@@ -214,7 +214,7 @@ def _require_clean(root: Path, paths: Iterable[Path]) -> None:
         )
 
 
-def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
+def _create_backup(root: Path, paths: Sequence[Path]) -> Path:
     """Create a ZIP file with the original files, next to the folder, and return the path of the ZIP file."""
     top = root.resolve() if root.is_dir() else root.resolve().parent
     number = 1
@@ -249,7 +249,7 @@ def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path
             rest = (by_place.get(path) or path.read_text(encoding="utf-8", errors="replace") for path in others)
             gone -= {name for text in rest for name in _packages_in(text)}
         text = read_file_bytes(manifest).decode("utf-8", "replace")
-        new = changed_manifest(text, gone, added)
+        new = replace_dependencies(text, gone, added)
         if new == text:
             continue
         here = manifest.relative_to(Path.cwd()) if manifest.is_relative_to(Path.cwd()) else manifest
@@ -282,15 +282,13 @@ def _packages_in(text: str) -> dict[str, str]:
     `*`.
     """
     found = {one.name: one.version for one in PACKAGES if re.search(rf"['\"]{re.escape(one.name)}['\"/]", text)}
-    prefixes = {use.prefix for use in uses_in(text, "") if _is_written_by_name(use, text)}
-    return found | {f"{_ICONIFY}{prefix}": "*" for prefix in prefixes}
+    uses = [
+        use for use in uses_in(text, "") if any(f"{use.prefix}{sep}{use.name}" in text for sep in (":", "-", "--", "/"))
+    ]
+    return found | {f"{_ICONIFY}{use.prefix}": "*" for use in uses}
 
 
-def _is_written_by_name(use: Use, text: str) -> bool:
-    return any(f"{use.prefix}{between}{use.name}" in text for between in (":", "-", "--", "/"))
-
-
-def changed_manifest(text: str, gone: Iterable[str], added: Mapping[str, str]) -> str:
+def replace_dependencies(text: str, gone: Iterable[str], added: Mapping[str, str]) -> str:
     """Return the text of a package.json in which some packages are replaced.
 
     Iconify packages are added only as replacements.
@@ -345,10 +343,10 @@ def _section(pair: SgNode) -> str:
 
 
 def _install_command(folder: Path, top: Path) -> str:
-    for place in (folder, *folder.parents):
+    for parent in (folder, *folder.parents):
         for lock, command in _LOCKS.items():
-            if (place / lock).is_file():
-                return command if place == Path.cwd() else f"cd {shlex.quote(str(place))} && {command}"
-        if place == top:
+            if (parent / lock).is_file():
+                return command if parent == Path.cwd() else f"cd {shlex.quote(str(parent))} && {command}"
+        if parent == top:
             break
     return "npm install" if folder == Path.cwd() else f"cd {shlex.quote(str(folder))} && npm install"

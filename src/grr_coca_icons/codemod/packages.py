@@ -73,18 +73,18 @@ def pascal(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
 
 
-def _after_digits(name: str) -> str:
+def _capitalize_after_digits(name: str) -> str:
     """Capitalize the letter after each digit of a name."""
     return re.sub(r"\d[a-z]", lambda part: part[0].upper(), name)
 
 
-def _named(pattern: str) -> Naming:
+def _naming(pattern: str) -> Naming:
     return lambda package, _, name: Component(package, pattern.format(pascal(name)))
 
 
 def _heroicons(package: str, _: str, name: str) -> Component:
     style = next((style for style in ("-20-solid", "-16-solid", "-solid") if name.endswith(style)), "")
-    own = _after_digits(pascal(name.removesuffix(style)))  # such as Squares2X2
+    own = _capitalize_after_digits(pascal(name.removesuffix(style)))  # such as Squares2X2
     folder = {"": "24/outline", "-solid": "24/solid"}.get(style) or style[1:].replace("-", "/")
     return Component(f"{package}/{folder}", f"{own}Icon")
 
@@ -122,20 +122,20 @@ _OF_REACT_ICONS = {
 
 def _react_icons(package: str, prefix: str, name: str) -> Component:
     module, beginning = _OF_REACT_ICONS[prefix]
-    own = _after_digits(pascal(name))  # such as Fa500Px
+    own = _capitalize_after_digits(pascal(name))  # such as Fa500Px
     return Component(f"{package}/{module}", f"{beginning}{own}")
 
 
 _ICON_TYPES = {"component_type": "Icon", "properties_type": "IconProps"}
 _LUCIDE: dict[str, Any] = {
-    "naming": _named("{}"),
+    "naming": _naming("{}"),
     "prefixes": ("lucide",),
     "component_type": "LucideIcon",
     "properties_type": "LucideProps",
     "stroke": "strokeWidth",
     "own": frozenset({"absoluteStrokeWidth", "nonScalingStroke"}),
 }
-_TABLER: dict[str, Any] = {"naming": _named("Icon{}"), "prefixes": ("tabler",), "stroke": "stroke", **_ICON_TYPES}
+_TABLER: dict[str, Any] = {"naming": _naming("Icon{}"), "prefixes": ("tabler",), "stroke": "stroke", **_ICON_TYPES}
 _HEROICONS: dict[str, Any] = {
     "naming": _heroicons,
     "prefixes": ("heroicons",),
@@ -149,13 +149,13 @@ _PHOSPHOR: dict[str, Any] = {
     "own": frozenset({"weight", "mirrored"}),
 }
 _REMIX: dict[str, Any] = {
-    "naming": _named("Ri{}"),
+    "naming": _naming("Ri{}"),
     "prefixes": ("ri",),
     "refused": frozenset({"fill", "viewBox", "width", "height"}),
 }
-_FEATHER: dict[str, Any] = {"naming": _named("{}"), "prefixes": ("feather",), "stroke": "strokeWidth", **_ICON_TYPES}
+_FEATHER: dict[str, Any] = {"naming": _naming("{}"), "prefixes": ("feather",), "stroke": "strokeWidth", **_ICON_TYPES}
 _RADIX: dict[str, Any] = {
-    "naming": _named("{}Icon"),
+    "naming": _naming("{}Icon"),
     "prefixes": ("radix-icons",),
     "has_size": False,
     "default_size": "15",

@@ -16,11 +16,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import NamedTuple
 
 from ast_grep_py import SgNode, SgRoot
 
-from grr_coca_icons.codemod.packages import Component, IconPackage, package_for, package_of
+from grr_coca_icons.codemod.packages import Component, IconPackage, package_for, package_of, pascal
 from grr_coca_icons.match.used_icons import class_prefix, default_icons, exported_icons, normalize_name
 
 SCRIPTS = {
@@ -64,7 +65,7 @@ class Note(NamedTuple):
     text: str
 
 
-class Rewritten(NamedTuple):
+class RewriteResult(NamedTuple):
     """Text of a file with replaced icons, and the remaining manual work."""
 
     text: str
@@ -75,7 +76,7 @@ class ParseError(ValueError):
     """A file is not valid code in its language."""
 
 
-def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
+def rewrite(text: str, suffix: str, icons: Replacements) -> RewriteResult:
     """Replace the icons in the text of a file.
 
     Args:
@@ -86,7 +87,7 @@ def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
     Raises:
         ParseError: If a script has a syntax error.
     """
-    return _File(text, suffix, icons).rewritten()
+    return _FileRewriter(text, suffix, icons).rewritten()
 
 
 @dataclass(kw_only=True)
@@ -117,7 +118,7 @@ class _Import:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ParsedPart:
     """Part of a file that is parsed separately: its syntax tree, and its start in the file."""
 
     root: SgNode
@@ -127,12 +128,17 @@ class _Part:
 
     def find_all(self, *kinds: str) -> list[SgNode]:
         """Return all nodes of the given kinds, in the order of the text."""
-        known = _known(self.grammar, kinds)
+        known = _supported_kinds(self.grammar, kinds)
         return self.root.find_all(any=[{"kind": kind} for kind in known]) if known else []
+
+    def span(self, node: SgNode) -> tuple[int, int]:
+        """Return the start and end of a node in the file."""
+        span = node.range()
+        return self.start + span.start.index, self.start + span.end.index
 
 
 @lru_cache
-def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
+def _supported_kinds(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     """Return the given node kinds that a grammar has, because searching for unknown kinds is an error."""
     empty = SgRoot("", grammar).root()
 
@@ -146,7 +152,7 @@ def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(filter(is_known, kinds))
 
 
-class _File:
+class _FileRewriter:
     """File that is being rewritten.
 
     Attributes:
@@ -161,15 +167,15 @@ class _File:
         self.notes: list[tuple[int, str]] = []
         self.present: set[str] = set()
 
-    def rewritten(self) -> Rewritten:
+    def rewritten(self) -> RewriteResult:
         grammar = _GRAMMARS[self.suffix]
         root = SgRoot(self.text, grammar).root()
         if grammar in ("html", "css", "json", "yaml"):
-            self._strings(_Part(root, 0, grammar))
+            self._rewrite_strings(_ParsedPart(root, 0, grammar))
         if self.suffix in SCRIPTS:
-            self._code([_Part(root, 0, grammar)], None)
+            self._rewrite_code([_ParsedPart(root, 0, grammar)], None)
         elif self.suffix == "vue":
-            self._code(list(_vue_parts(root)), root)
+            self._rewrite_code(list(_vue_parts(root)), root)
         pieces, at, moved = [], 0, []
         for (start, end), new in sorted(self.edits.items()):
             if start < at:  # inside a part that is replaced completely
@@ -181,72 +187,68 @@ class _File:
             Note(self.text.count("\n", 0, place) + 1 + sum(lines for end, lines in moved if end <= place), text)
             for place, text in self.notes
         }
-        return Rewritten("".join([*pieces, self.text[at:]]), sorted(lines))
+        return RewriteResult("".join([*pieces, self.text[at:]]), sorted(lines))
 
     def _edit(self, start: int, end: int, new: str) -> None:
         if self.text[start:end] != new:
             self.edits[start, end] = new
 
-    def _replace(self, part: _Part, node: SgNode, new: str) -> None:
-        span = node.range()
-        self._edit(part.start + span.start.index, part.start + span.end.index, new)
+    def _replace(self, part: _ParsedPart, node: SgNode, new: str) -> None:
+        self._edit(*part.span(node), new)
 
-    def _note(self, part: _Part, node: SgNode, text: str) -> None:
-        self.notes.append((part.start + node.range().start.index, text))
+    def _note(self, part: _ParsedPart, node: SgNode, text: str) -> None:
+        self.notes.append((part.span(node)[0], text))
 
     # --- Names in strings
 
-    def _strings(self, part: _Part) -> None:
+    def _rewrite_strings(self, part: _ParsedPart) -> None:
         for node in part.find_all(*_STRING_KINDS):
-            start, text = part.start + node.range().start.index, node.text()
-            for begin, end, new in _in_string(text, self.icons):
-                if not (_is_cut(node) and (begin == 0 or end == len(text))):
+            start, text = part.span(node)[0], node.text()
+            for begin, end, new in _names_in_string(text, self.icons):
+                if not (_is_interpolated(node) and (begin == 0 or end == len(text))):
                     self._edit(start + begin, start + end, new)
 
     # --- Components
 
-    def _code(self, parts: list[_Part], page: SgNode | None) -> None:
+    def _rewrite_code(self, parts: list[_ParsedPart], page: SgNode | None) -> None:
         for part in parts:
             if page is None and any(not _is_ampersand(one) for one in part.root.find_all(kind="ERROR")):
                 raise ParseError("a syntax error")
-            self._strings(part)
+            self._rewrite_strings(part)
         found = [(part, one) for part in parts if part.is_script for one in self._imports(part)]
         if not found:
             return
-        self._name(parts, [one for _, one in found], page)
+        self._choose_names(parts, [one for _, one in found], page)
         by_local = {one.local: one for _, one in found}
         for part in parts:
-            self._mentions(part, by_local, is_vue=page is not None)
+            self._rewrite_uses(part, by_local, is_vue=page is not None)
             for element in _jsx_elements(part):
-                self._element(part, element, by_local)
+                self._rewrite_element(part, element, by_local)
         if page is not None:
             for tag in _tags(page):
-                self._element(_Part(page, 0, "html"), tag, by_local)
-        by_statement: dict[tuple[int, int], list[tuple[_Part, _Import]]] = defaultdict(list)
-        for part, one in found:
-            span = one.statement.range()
-            by_statement[part.start, span.start.index].append((part, one))
+                self._rewrite_element(_ParsedPart(page, 0, "html"), tag, by_local)
         bound = set(self.present)
-        for group in by_statement.values():
-            self._statement(group[0][0], [one for _, one in group], bound)
+        for _, group in groupby(found, lambda pair: pair[0].span(pair[1].statement)):
+            (part, first), *others = group
+            self._rewrite_import(part, [first, *(one for _, one in others)], bound)
 
-    def _imports(self, part: _Part) -> Iterator[_Import]:
+    def _imports(self, part: _ParsedPart) -> Iterator[_Import]:
         """Yield the imports to replace."""
         for statement in part.find_all("import_statement", "export_statement"):
             origin = statement.field("source")
             if origin is None:
                 continue
             module = origin.text()[1:-1]
-            yield from self._default(part, statement, module)
+            yield from self._default_imports(part, statement, module)
             source = package_of(module)
             if source is None:
                 continue
             of_sets = (package_for(prefix, source.framework) for prefix in self.icons.target_prefixes)
             target = next((one for one in of_sets if one is not None), None)
             if target is not None:
-                yield from self._named(part, statement, module, source, target)
+                yield from self._named_imports(part, statement, module, source, target)
 
-    def _default(self, part: _Part, statement: SgNode, module: str) -> Iterator[_Import]:
+    def _default_imports(self, part: _ParsedPart, statement: SgNode, module: str) -> Iterator[_Import]:
         """Rewrite a default import.
 
         `import Trash from "lucide-react/icons/trash"` becomes a named import; a default import from `~icons/` remains a
@@ -276,8 +278,8 @@ class _File:
                 add = partial(_Import, node=local, statement=statement, imported=name, local=name)
                 yield add(source=source, target=target, component=target.component(*new))
 
-    def _named(
-        self, part: _Part, statement: SgNode, module: str, source: IconPackage, target: IconPackage
+    def _named_imports(
+        self, part: _ParsedPart, statement: SgNode, module: str, source: IconPackage, target: IconPackage
     ) -> Iterator[_Import]:
         named = exported_icons(module)
         for node in statement.find_all(any=[{"kind": "import_specifier"}, {"kind": "export_specifier"}]):
@@ -298,7 +300,7 @@ class _File:
             if not found and named is not None:
                 self._note(part, node, f"{name.text()} of {module} is not an icon")
 
-    def _name(self, parts: Sequence[_Part], imports: list[_Import], page: SgNode | None) -> None:
+    def _choose_names(self, parts: Sequence[_ParsedPart], imports: list[_Import], page: SgNode | None) -> None:
         """Choose the name that each new component has in the file."""
         leaving = {one.local for one in imports}
         components = [one.component for one in imports if one.component is not None]
@@ -315,7 +317,7 @@ class _File:
                 elif _is_binding(node):
                     bound[node.text()] += 1
         if page is not None:
-            taken |= {_camel(tag.text()) for tag in page.find_all(kind="tag_name")} - leaving
+            taken |= {pascal(tag.text()) for tag in page.find_all(kind="tag_name")} - leaving
         chosen: dict[str, str] = {}
         for one in imports:
             if one.component is None:
@@ -335,7 +337,7 @@ class _File:
                 one.new_local = new
             chosen[one.new_local] = one.component.module
 
-    def _mentions(self, part: _Part, imports: dict[str, _Import], *, is_vue: bool) -> None:
+    def _rewrite_uses(self, part: _ParsedPart, imports: dict[str, _Import], *, is_vue: bool) -> None:
         for node in part.find_all(*_NAME_KINDS):
             one = imports.get(node.text())
             if one is None or _is_of_import(node):
@@ -343,14 +345,14 @@ class _File:
             if one.component is None:  # a type that the new package does not have
                 self._replace(part, node, _type_of(one))
             elif one.new_local != one.local and (
-                (node.kind() == "type_identifier") == _is_type(one) or _is_exported(node)
+                (node.kind() == "type_identifier") == _is_type(one) or node.inside(kind="export_specifier")
             ):
-                self._replace(part, node, self._mention(node, one, is_vue=is_vue))
+                self._replace(part, node, self._text_of_use(node, one, is_vue=is_vue))
             if one.component is not None and one.component.properties and not _is_element(node):
                 needed = ", ".join(f'{key}="{value}"' for key, value in one.component.properties.items())
                 self._note(part, node, f"{one.new_local} needs {needed}")
 
-    def _mention(self, node: SgNode, one: _Import, *, is_vue: bool) -> str:
+    def _text_of_use(self, node: SgNode, one: _Import, *, is_vue: bool) -> str:
         parent = node.parent()
         if node.kind() == "shorthand_property_identifier":
             pair = parent.parent() if parent is not None else None
@@ -364,15 +366,15 @@ class _File:
 
     # --- Elements
 
-    def _element(self, part: _Part, element: "_Element", imports: dict[str, _Import]) -> None:
+    def _rewrite_element(self, part: _ParsedPart, element: "_Element", imports: dict[str, _Import]) -> None:
         one = imports.get(element.component)
         if one is None or one.component is None or _is_type(one):
             return
         if element.is_tag and one.new_local != one.local:
             for name in element.names:
-                is_dashed = name.text() != _camel(name.text())
-                self._replace(part, name, _dashed(one.new_local) if is_dashed else one.new_local)
-        changed, added = list(_changed(element, one)), list(_added(element, one))
+                is_dashed = name.text() != pascal(name.text())
+                self._replace(part, name, _kebab_case(one.new_local) if is_dashed else one.new_local)
+        changed, added = list(_changed_properties(element, one)), list(_added_properties(element, one))
         if one.is_shadowed:
             if changed or added:
                 self._note(
@@ -382,20 +384,18 @@ class _File:
                 )
             return
         for attribute, new in changed:
-            start, end = attribute.range().start.index, attribute.range().end.index
+            start, end = part.span(attribute)
             if not new:  # also remove the space before it
-                before = self.text[: part.start + start]
-                start -= len(before) - len(before.rstrip())
-            self._edit(part.start + start, part.start + end, new)
+                start = len(self.text[:start].rstrip())
+            self._edit(start, end, new)
         if added:
-            span = element.names[0].range()
-            start, end = part.start + span.start.index, part.start + span.end.index
+            start, end = part.span(element.names[0])
             written = self.edits.pop((start, end), self.text[start:end])
             self._edit(start, end, " ".join([written, *added]))
 
     # --- Statements
 
-    def _statement(self, part: _Part, imports: list[_Import], bound: set[str]) -> None:
+    def _rewrite_import(self, part: _ParsedPart, imports: list[_Import], bound: set[str]) -> None:
         """Rewrite one import. If parts of it remain, add a new import after it."""
         statement = imports[0].statement
         origin = statement.field("source")
@@ -423,17 +423,16 @@ class _File:
                 new = written[node.range().start.index]
                 if new:
                     self._replace(part, node, new)
-            self._drop(part, [node for node in named if not written[node.range().start.index]], named)
+            self._remove_specifiers(part, [node for node in named if not written[node.range().start.index]], named)
             return
         keyword = re.match(r"(?:import|export)(?:\s+type)?\b", statement.text())
         assert keyword is not None
         end = ";" if statement.text().rstrip().endswith(";") else ""
-        span = statement.range()
         lines = [
             f"{keyword[0]} {{ {', '.join(names)} }} from {quote}{module}{quote}{end}"
             for module, names in specifiers.items()
         ]
-        start = part.start + span.start.index
+        start, after = part.span(statement)
         line_start = self.text.rfind("\n", 0, start) + 1
         indent = self.text[line_start:start] if not self.text[line_start:start].strip() else ""
         newline = "\r\n" if "\r\n" in self.text else "\n"
@@ -442,32 +441,27 @@ class _File:
             if lines:
                 self._replace(part, statement, text)
             else:
-                after = part.start + span.end.index
                 rest = re.compile(r"[ \t]*\r?\n").match(self.text, after)
                 self._edit(line_start, rest.end() if rest else after, "")
             return
-        self._drop(part, [one.node for one in imports], named)
-        at = part.start + span.end.index
+        self._remove_specifiers(part, [one.node for one in imports], named)
         if lines:
-            self._edit(at, at, "".join(f"{newline}{indent}{line}" for line in lines))
+            self._edit(after, after, "".join(f"{newline}{indent}{line}" for line in lines))
 
-    def _drop(self, part: _Part, dropped: Sequence[SgNode], named: Sequence[SgNode]) -> None:
+    def _remove_specifiers(self, part: _ParsedPart, dropped: Sequence[SgNode], named: Sequence[SgNode]) -> None:
         """Remove specifiers together with the following comma or, for the last one, the preceding comma."""
-        starts = {node.range().start.index for node in dropped}
-        kept_before: SgNode | None = None
+        spans = [part.span(node) for node in dropped]
+        kept_end: int | None = None
         for node, following in zip(named, [*named[1:], None], strict=True):
-            span = node.range()
-            if span.start.index not in starts:
-                kept_before = node
-                continue
-            if following is not None:
-                self._edit(part.start + span.start.index, part.start + following.range().start.index, "")
-            elif kept_before is not None:
+            start, end = part.span(node)
+            if (start, end) not in spans:
+                kept_end = end
+            elif following is not None:
+                self._edit(start, part.span(following)[0], "")
+            elif kept_end is not None:
                 # Dropped specifiers directly before this one have edits that end at its start. This edit replaces them.
-                begin = part.start + kept_before.range().end.index
-                for other in [key for key in self.edits if begin <= key[0] < part.start + span.end.index]:
-                    del self.edits[other]
-                self._edit(begin, part.start + span.end.index, "")
+                self.edits = {span: new for span, new in self.edits.items() if not kept_end <= span[0] < end}
+                self._edit(kept_end, end, "")
 
 
 def _is_ampersand(error: SgNode) -> bool:
@@ -488,16 +482,16 @@ _STRING_KINDS = (
     "double_quote_scalar",
     "single_quote_scalar",
 )
-_WHOLE = re.compile(r"(['\"]?)@?(?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*):(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*)\1")
+_FULL_NAME = re.compile(r"(['\"]?)@?(?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*):(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*)\1")
 _CLASS = re.compile(
     r"(?<![\w-])i-(?P<icon>[a-z0-9]+(?:[-:][a-z0-9]+)+)(?![\w-])"
     r"|(?<![\w-])icon-\[(?P<prefix>[a-z0-9-]+?)--(?P<name>[a-z0-9-]+)\]"
 )
 
 
-def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]:
+def _names_in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]:
     """Yield the names to replace in a string, each with its start, its end and the new name."""
-    whole = _WHOLE.fullmatch(text)
+    whole = _FULL_NAME.fullmatch(text)
     if whole is not None and (new := icons.of(whole["prefix"], whole["icon"])) is not None:
         yield whole.start("prefix"), whole.end("icon"), ":".join(new)
     for match in _CLASS.finditer(text):
@@ -512,7 +506,7 @@ def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]
             yield match.start(group[0]), match.end(group[1]), between.join(new)
 
 
-def _is_cut(node: SgNode) -> bool:
+def _is_interpolated(node: SgNode) -> bool:
     """Return whether a node is a part of a template string with substitutions, in which a name may continue."""
     parent = node.parent()
     return parent is not None and parent.kind() == "template_string" and len(parent.named_children()) > 1
@@ -583,11 +577,6 @@ def _is_element(node: SgNode) -> bool:
     return parent is not None and parent.kind().startswith("jsx_") and parent.kind().endswith("_element")
 
 
-def _is_exported(node: SgNode) -> bool:
-    parent = node.parent()
-    return parent is not None and parent.kind() == "export_specifier"
-
-
 def _imported_from(root: SgNode, modules: Collection[str]) -> Iterator[str]:
     """Yield the names that a script imports from the given modules without renaming them."""
     for statement in root.find_all(kind="import_statement"):
@@ -619,15 +608,7 @@ def _has_default(statement: SgNode) -> bool:
     return clause is not None and any(one.kind() != "named_imports" for one in clause.named_children())
 
 
-def _camel(name: str) -> str:
-    """Convert a name to the spelling of JavaScript components and properties.
-
-    For example, `trash-2` becomes `Trash2`, and `stroke-width` becomes `StrokeWidth`.
-    """
-    return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
-
-
-def _dashed(name: str) -> str:
+def _kebab_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
 
 
@@ -672,7 +653,7 @@ class _Element(NamedTuple):
     is_tag: bool
 
 
-def _jsx_elements(part: _Part) -> Iterator[_Element]:
+def _jsx_elements(part: _ParsedPart) -> Iterator[_Element]:
     for node in part.find_all("jsx_opening_element", "jsx_self_closing_element"):
         name = node.field("name")
         if name is None or name.kind() != "identifier":
@@ -699,16 +680,16 @@ def _tags(page: SgNode) -> Iterator[_Element]:
                 written = child.named_children()[0].text()
                 value = child.named_children()[1].text() if len(child.named_children()) > 1 else ""
                 bare = re.sub(r"^(?::|v-bind:)", "", written)
-                own = _camel(bare)
+                own = pascal(bare)
                 attributes.append(_Attribute(child, own[:1].lower() + own[1:], written, value, bare != written))
         parent = node.parent()
         end = next((one for one in parent.children() if one.kind() == "end_tag"), None) if parent is not None else None
         last = end.find(kind="tag_name") if end is not None and node.kind() == "start_tag" else None
         has_spread = any(attribute.written == "v-bind" for attribute in attributes)
-        yield _Element(_camel(name.text()), [name, *([last] if last else [])], attributes, has_spread, True)
+        yield _Element(pascal(name.text()), [name, *([last] if last else [])], attributes, has_spread, True)
 
 
-def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
+def _changed_properties(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
     """Yield the properties that differ between the packages, each with its replacement.
 
     The replacement is empty if the property is removed.
@@ -723,7 +704,7 @@ def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
         elif attribute.name in source.own - target.own:
             new = ""
         elif attribute.name == "size" and source.has_size and not target.has_size:
-            yield attribute.node, " ".join(_renamed(attribute, side, element) for side in ("width", "height"))
+            yield attribute.node, " ".join(_renamed_property(attribute, side, element) for side in ("width", "height"))
         elif attribute.name == "size" and target.is_size_number and attribute.is_text_of_digits:
             yield attribute.node, f":size={attribute.value}"
         elif attribute.name == "width" and "width" in target.refused:
@@ -733,14 +714,14 @@ def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
         if new == "":
             yield attribute.node, ""
         elif new is not None and new != attribute.name:
-            yield attribute.node, _renamed(attribute, new, element)
+            yield attribute.node, _renamed_property(attribute, new, element)
 
 
-def _renamed(attribute: _Attribute, name: str, element: _Element) -> str:
+def _renamed_property(attribute: _Attribute, name: str, element: _Element) -> str:
     if not element.is_tag:
         return f"{name}={attribute.value}" if attribute.value else name
     binding = re.match(r"^(?::|v-bind:)?", attribute.written)
-    written = f"{binding[0] if binding else ''}{_dashed(name)}"
+    written = f"{binding[0] if binding else ''}{_kebab_case(name)}"
     return f"{written}={attribute.value}" if attribute.value else written
 
 
@@ -749,7 +730,7 @@ _SIZED = re.compile(r"(?<![\w-])(?:size|w|h)-")
 _SIZES = frozenset({"size", "width", "height", "style"})
 
 
-def _added(element: _Element, one: _Import) -> Iterator[str]:
+def _added_properties(element: _Element, one: _Import) -> Iterator[str]:
     """Yield the properties that an element needs to keep its appearance."""
     assert one.component is not None
     yield from (f'{key}="{value}"' for key, value in one.component.properties.items())
@@ -770,7 +751,7 @@ def _added(element: _Element, one: _Import) -> Iterator[str]:
 # --- Vue
 
 
-def _vue_parts(page: SgNode) -> Iterator[_Part]:
+def _vue_parts(page: SgNode) -> Iterator[_ParsedPart]:
     """Yield the scripts and styles of a Vue component and the expressions in its template, each with a separate
     tree.
     """
@@ -779,11 +760,11 @@ def _vue_parts(page: SgNode) -> Iterator[_Part]:
         if code is not None:
             language = re.search(r"lang=[\"'](\w+)", script.text().partition(">")[0])
             grammar = SCRIPTS.get(language[1] if language else "js", "typescript")
-            yield _Part(SgRoot(code.text(), grammar).root(), code.range().start.index, grammar)
+            yield _ParsedPart(SgRoot(code.text(), grammar).root(), code.range().start.index, grammar)
     for style in page.find_all(kind="style_element"):
         code = style.find(kind="raw_text")
         if code is not None:
-            yield _Part(SgRoot(code.text(), "css").root(), code.range().start.index, "css", is_script=False)
+            yield _ParsedPart(SgRoot(code.text(), "css").root(), code.range().start.index, "css", is_script=False)
     for attribute in page.find_all(kind="attribute"):
         name, value = attribute.find(kind="attribute_name"), attribute.find(kind="attribute_value")
         if name is not None and value is not None and name.text()[0] in ":@#v" and not name.text().isalpha():
@@ -793,6 +774,6 @@ def _vue_parts(page: SgNode) -> Iterator[_Part]:
             yield _expression(match[1], text.range().start.index + match.start(1))
 
 
-def _expression(code: str, start: int) -> _Part:
+def _expression(code: str, start: int) -> _ParsedPart:
     """Parse an expression in parentheses, so that `{ a }` is parsed as an object."""
-    return _Part(SgRoot(f"({code})", "typescript").root(), start - 1, "typescript", is_script=False)
+    return _ParsedPart(SgRoot(f"({code})", "typescript").root(), start - 1, "typescript", is_script=False)

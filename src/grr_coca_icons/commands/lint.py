@@ -62,10 +62,7 @@ def run(
         require_writable(out)
     require_extra("icons", "checking names", unneeded=("fontTools", "brotli", "rapidfuzz"))
     known = set() if baseline is None or update_baseline else _read_baseline(baseline)
-    from grr_coca.infer.load import (
-        load,  # lazy import of an engine
-        locate_checkpoint,
-    )
+    from grr_coca.infer.load import load, locate_checkpoint  # lazy import of an engine
     from grr_coca_icons.match.label_check import check_labels, require_limit
     from grr_coca_icons.match.labelled_pictures import labelled_pictures
     from grr_coca_icons.match.match_numbers import match_numbers
@@ -77,9 +74,7 @@ def run(
     folder = locate_checkpoint(checkpoint)
     require_not_adapted(folder, "lint")
     numbers = match_numbers(folder)
-    limit = require_limit(
-        [] if numbers is None else [(one, other) for one, other in numbers.label_limits], false_alarms
-    )
+    limit = require_limit([] if numbers is None else numbers.label_limits, false_alarms)
     model = load(checkpoint, engine=engine)
     failures: list[str] = []
     checked = check_labels(labelled_pictures(sources, exclude, model, failures), model, limit)
@@ -90,8 +85,8 @@ def run(
         print(f"{len(keys):,} findings are in {baseline}", file=sys.stderr)
         return 0
     for one in found:
-        place = f"{one.where}:{one.line}" if one.line else one.where
-        print_line(to_json(_record(one)) if json else escape_control_chars(f"{place}: {_message(one)}"))
+        location = f"{one.where}:{one.line}" if one.line else one.where
+        print_line(to_json(_record(one)) if json else escape_control_chars(f"{location}: {_message(one)}"))
     if out is not None:
         write_output(out, lambda file: file.write(_sarif(found).encode()))
     print_first(failure_lines(failures))
@@ -99,11 +94,7 @@ def run(
     print(
         f"{len(found):,} of {checked.judged:,} labels contradict their image"
         + (f", {left_out:,} more are known" if left_out else "")
-        + (
-            f"; {checked.passed_over:,} have words or images that the model does not know"
-            if checked.passed_over
-            else ""
-        )
+        + (f"; {checked.skipped:,} have words or images that the model does not know" if checked.skipped else "")
         + (f"; {len(failures):,} images cannot be read" if failures else ""),
         file=sys.stderr,
     )

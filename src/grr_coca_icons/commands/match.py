@@ -74,7 +74,7 @@ def run(
     """
     if n < 1:
         raise UserError(f"-n must be at least 1, got {n}")
-    from_, to = _sides(sources, used_in)
+    from_, to = _source_and_targets(sources, used_in)
     if out is not None:
         require_suffix(out, (".html", ".csv", ".json"))
         require_writable(out)
@@ -99,15 +99,15 @@ def run(
     uses = None if used_in is None else find_uses(used_in, exclude)
     matcher = Matcher(checkpoint, engine, names=names)
 
-    def opened(arguments: Sequence[str], *, retired: bool = False) -> "OpenPictureSet":
+    def open_set(arguments: Sequence[str], *, retired: bool = False) -> "OpenPictureSet":
         with late_bar("embedded") as on_progress:
             return matcher.open(arguments, exclude=exclude, retired=retired, on_progress=on_progress)
 
-    target = opened(to) if any(map(is_index, to)) else None  # opened first, because its model is used
+    target = open_set(to) if any(map(is_index, to)) else None  # opened first, because its model is used
     used = None
     if uses is not None:
         if target is None:
-            target = opened(to)
+            target = open_set(to)
         theirs = {name.partition(":")[0] for name in target.set.names}
         uses = [use for use in uses if use.prefix not in theirs]
         if not uses:
@@ -115,15 +115,15 @@ def run(
             return 0
         with late_bar("embedded") as on_progress:
             used = matcher.used(uses, on_progress)
-    source = used.icons if used else opened(from_, retired=True)
-    target = target or opened(to)
-    _report_left_out([*source.failures, *target.failures])
+    source = used.icons if used else open_set(from_, retired=True)
+    target = target or open_set(to)
+    _report_excluded([*source.failures, *target.failures])
     if table is not None:
         return _check(table, source, target, matcher)
-    places = None if used is None else list(used.uses)
-    matches = matcher.match(source, target, n=n, places=places, decided=decisions, where=str(decided))
+    rows = None if used is None else list(used.uses)
+    matches = matcher.match(source, target, n=n, rows=rows, decided=decisions, where=str(decided))
     if out is not None:
-        used_at = {} if used is None else {at: [use.place for use in found] for at, found in used.uses.items()}
+        used_at = {} if used is None else {at: [use.location for use in found] for at, found in used.uses.items()}
         _write(out, matches, source, target, used_at, min_probability)
     if apply and used is not None:
         _apply(Path(str(used_in)), exclude, matches, used, min_probability, write=not dry_run, force=force)
@@ -132,7 +132,7 @@ def run(
     return 0
 
 
-def _sides(sources: Sequence[str], used_in: str | None) -> tuple[Sequence[str], Sequence[str]]:
+def _source_and_targets(sources: Sequence[str], used_in: str | None) -> tuple[Sequence[str], Sequence[str]]:
     if used_in is not None:
         if not sources:
             raise UserError("no library to search; pass a set, such as iconify:tabler")
@@ -142,13 +142,13 @@ def _sides(sources: Sequence[str], used_in: str | None) -> tuple[Sequence[str], 
     return sources[:1], sources[1:]
 
 
-def _report_left_out(failures: Sequence[str]) -> None:
+def _report_excluded(failures: Sequence[str]) -> None:
     if failures:
         print(f"{len(failures):,} images are excluded:", file=sys.stderr)
         print_first(list(map(escape_control_chars, failures)))
 
 
-def _likely(matches: "Sequence[PictureMatch]", min_probability: float) -> dict[str, str]:
+def _likely_equivalents(matches: "Sequence[PictureMatch]", min_probability: float) -> dict[str, str]:
     """Return the icons that have a decided or likely equivalent, and its name."""
     found = ((match.name, match.best) for match in matches)
     return {name: best.name for name, best in found if best and (best.probability or 0) >= min_probability}
@@ -172,8 +172,8 @@ def _apply(
 
     by_use: dict[tuple[str, str], PictureMatch] = {}
     for match in matches:
-        by_use |= {(use.prefix, use.name): match for use in used.uses[match.place]}
-    likely = _likely(matches, min_probability)
+        by_use |= {(use.prefix, use.name): match for use in used.uses[match.row]}
+    likely = _likely_equivalents(matches, min_probability)
     icons = {icon: likely[match.name] for icon, match in by_use.items() if match.name in likely}
 
     def reason(use: Use) -> str | None:
@@ -190,7 +190,7 @@ def _apply(
     by_file: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for match in matches:
         if match.name in likely:
-            for use in used.uses[match.place]:
+            for use in used.uses[match.row]:
                 by_file[use.file, likely[match.name]][match.name] = None
     plan = plan_changes(root, icons, exclude, reason)
     if write:
@@ -200,14 +200,14 @@ def _apply(
     else:
         for line in plan.diff():
             print_line(line)
-    for one in plan.left:
+    for one in plan.unchanged:
         print_line(escape_control_chars(f"{one.file}:{one.line}: {one.reason}"))
     for (file, equivalent), names in by_file.items():
         if len(names) > 1:  # for example, two states of a button
             print_line(escape_control_chars(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
     print(
         f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
-        + (f"; {len(plan.left):,} locations are unchanged, see above" if plan.left else ""),
+        + (f"; {len(plan.unchanged):,} locations are unchanged, see above" if plan.unchanged else ""),
         file=sys.stderr,
     )
     for command in plan.commands:
@@ -219,11 +219,11 @@ def _apply(
 
 def _print(matches: "Sequence[PictureMatch]", used: "UsedIcons | None", json: bool) -> None:
     for match in matches:
-        uses = [] if used is None else [use.place for use in used.uses[match.place]]
+        uses = [] if used is None else [use.location for use in used.uses[match.row]]
         print_line(to_json(_record(match, uses)) if json else _line(match, uses))
     if used is not None:
         for use in used.unknown:
-            print(f"{use.place}: {use.prefix} has no icon '{escape_control_chars(use.name)}'", file=sys.stderr)
+            print(f"{use.location}: {use.prefix} has no icon '{escape_control_chars(use.name)}'", file=sys.stderr)
     if not json:
         some = sum(match.best is not None for match in matches)
         decided = sum(match.is_decided for match in matches)
@@ -269,13 +269,13 @@ def _write(
     if suffix == ".html":
         from grr_coca_icons.match.review import review_page  # lazy import, because only this output needs it
 
-        title = f"{_sets(source.set.names)} to {_sets(target.set.names)}"
+        title = f"{_set_names(source.set.names)} to {_set_names(target.set.names)}"
         content = review_page(matches, source, target, title, uses)
     elif suffix == ".json":
         from grr_coca_icons.match.icon_map import SHADCN_PATH, write_map, write_shadcn_map
 
         if out.parts[-2:] == SHADCN_PATH:
-            content = write_shadcn_map(_likely(matches, min_probability))
+            content = write_shadcn_map(_likely_equivalents(matches, min_probability))
         else:
             content = write_map({match.name: match.best.name if match.best else None for match in matches})
     else:
@@ -284,7 +284,7 @@ def _write(
     print(f"{len(matches):,} matches are in {out}", file=sys.stderr)
 
 
-def _sets(names: Sequence[str]) -> str:
+def _set_names(names: Sequence[str]) -> str:
     sets = list(dict.fromkeys(name.partition(":")[0] for name in names))
     return ", ".join(sets[:3]) + (" …" if len(sets) > 3 else "")
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.tokenizer import singular
-from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, OF_PICTURES, MatchWeights
+from grr_coca_icons.match.match_numbers import CANDIDATES, FEATURES, IMAGE_FEATURES, IMAGE_ONLY, MatchWeights
 
 _DEVIATION = 5.0
 """Divisor of z-scores, so that all features have a similar scale."""
@@ -42,7 +42,7 @@ class PictureSet:
         names: Full names, such as `lucide:trash-2`.
         words: Names of each image as words without style words, its own name first, then its aliases. Empty if the
             image has no name.
-        things: Concept of each image. Drawings of one concept in several styles have the same text.
+        concepts: Concept of each image. Drawings of one concept in several styles have the same text.
         vectors: Embeddings (N E) of unit length.
         name_vectors: Embeddings (N E) of the first names in `words`. Empty if there are no names.
         is_seen: For each image (N), whether the drawings of its set were in training.
@@ -51,16 +51,16 @@ class PictureSet:
 
     names: list[str]
     words: list[tuple[str, ...]]
-    things: list[str]
+    concepts: list[str]
     vectors: np.ndarray
     name_vectors: np.ndarray
     is_seen: np.ndarray
     is_filled: np.ndarray
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """Index of each name."""
-        return {name: place for place, name in reversed(list(enumerate(self.names)))}
+    def row_by_name(self) -> dict[str, int]:
+        """Row of each name."""
+        return {name: row for row, name in reversed(list(enumerate(self.names)))}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,16 +70,16 @@ class PictureSet:
         """Whether names can be compared."""
         return len(self.name_vectors) > 0
 
-    def part(self, places: Sequence[int]) -> "PictureSet":
-        """Return the images with the given indices."""
+    def part(self, rows: Sequence[int]) -> "PictureSet":
+        """Return the images in the given rows."""
         return PictureSet(
-            names=[self.names[place] for place in places],
-            words=[self.words[place] for place in places],
-            things=[self.things[place] for place in places],
-            vectors=self.vectors[places],
-            name_vectors=self.name_vectors[places] if self.has_names else self.name_vectors,
-            is_seen=self.is_seen[places],
-            is_filled=self.is_filled[places],
+            names=[self.names[row] for row in rows],
+            words=[self.words[row] for row in rows],
+            concepts=[self.concepts[row] for row in rows],
+            vectors=self.vectors[rows],
+            name_vectors=self.name_vectors[rows] if self.has_names else self.name_vectors,
+            is_seen=self.is_seen[rows],
+            is_filled=self.is_filled[rows],
         )
 
 
@@ -88,14 +88,14 @@ class Candidate:
     """Candidate image of the target.
 
     Attributes:
-        place: Index in the target.
+        row: Row in the target.
         probability: Probability that the candidate is the equivalent. None if the model has no match parameters.
         score: Score for ranking candidates.
         same_name: Whether the names are the same without style words.
     """
 
     name: str
-    place: int
+    row: int
     probability: float | None
     score: float
     same_name: bool
@@ -111,7 +111,7 @@ class PictureMatch:
     """
 
     name: str
-    place: int
+    row: int
     candidates: tuple[Candidate, ...]
     nearest: tuple[Candidate, ...] = ()
     is_decided: bool = False
@@ -128,7 +128,7 @@ def match_pictures(
     numbers: MatchWeights | None = None,
     *,
     n: int = CANDIDATES,
-    places: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> list[PictureMatch]:
     """Find candidates for each image of the source.
 
@@ -139,7 +139,7 @@ def match_pictures(
         numbers: Parameters of the model, with or without names. If None, candidates are ranked by the cosine of
             images.
         n: Maximum number of candidates per image.
-        places: Indices of the source images to match. None means all.
+        rows: Rows of the source images to match. None means all.
 
     Raises:
         UserError: If the target is empty, or `n` is below 1.
@@ -148,11 +148,11 @@ def match_pictures(
         raise UserError(f"the number of candidates must be at least 1, got {n}")
     if not len(target):
         raise UserError("the target has no images; pass another library")
-    requested = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
-    pairs = Pairs(source, target, BY_PICTURE_ALONE if numbers is None else numbers)
+    requested = np.arange(len(source)) if rows is None else np.asarray(rows, np.int64)
+    pairs = Pairs(source, target, IMAGE_ONLY if numbers is None else numbers)
     size = max(1, _PRODUCTS // len(target))
     parts = (requested[start : start + size] for start in range(0, len(requested), size))
-    return [match for rows in parts for match in pairs.matches(rows, n, is_fitted=numbers is not None)]
+    return [match for part in parts for match in pairs.matches(part, n, is_fitted=numbers is not None)]
 
 
 class Pairs:
@@ -164,12 +164,12 @@ class Pairs:
             source.has_names
             and target.has_names
             and len(numbers.weights) > 0
-            and any(numbers.weights.get(name) for name in EVIDENCE if name not in OF_PICTURES)
+            and any(numbers.weights.get(name) for name in FEATURES if name not in IMAGE_FEATURES)
         )
         step = max(1, len(target) // _BACKGROUND)
         self._background = slice(None, None, step)
-        self._things = {thing: number for number, thing in enumerate(dict.fromkeys(source.things))}
-        self._thing_of = np.array([self._things[thing] for thing in source.things], np.int64)
+        self._concept_numbers = {concept: number for number, concept in enumerate(dict.fromkeys(source.concepts))}
+        self._concept_of = np.array([self._concept_numbers[concept] for concept in source.concepts], np.int64)
         self._rivals: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._by_word: dict[str, list[int]] = {}
         if self._uses_names:
@@ -179,21 +179,21 @@ class Pairs:
             self._source_words, self._target_words = (
                 frozenset().union(*(names.first for names in side)) for side in (self._source_names, self._target_names)
             )
-            for place, words in enumerate(target.words):
+            for row, words in enumerate(target.words):
                 for word in words:
-                    self._by_word.setdefault(word, []).append(place)
+                    self._by_word.setdefault(word, []).append(row)
 
     def matches(self, rows: np.ndarray, n: int, *, is_fitted: bool) -> Iterator[PictureMatch]:
         """Yield the matches for the given source images, each with at most `n` candidates."""
-        columns, evidence, bounds = self.evidence(rows)
-        scores = self._numbers.scores(evidence)
-        same = evidence[:, EVIDENCE.index("same_name")] > 0
+        columns, features, bounds = self.features(rows)
+        scores = self._numbers.scores(features)
+        same = features[:, FEATURES.index("same_name")] > 0
         for row, begin, end in zip(rows.tolist(), bounds, bounds[1:], strict=False):
             part = slice(begin, end)
-            ranked = self._right_numbers_first(row, columns[part], scores[part]) if self._uses_names else scores[part]
+            ranked = self._prefer_equal_numbers(row, columns[part], scores[part]) if self._uses_names else scores[part]
             yield self._match(row, columns[part], ranked, same[part], n, is_fitted=is_fitted)
 
-    def _right_numbers_first(self, row: int, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def _prefer_equal_numbers(self, row: int, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Adjust scores so that numbers in names decide between candidates whose names differ only by numbers.
 
         Among these, the candidate with the source's numbers becomes the best: for `h-2`, this is `heading-2` and not
@@ -226,14 +226,14 @@ class Pairs:
         best: dict[str, int] = {}
         alike: dict[str, int] = {}  # the best drawing in the style of the source
         for number in np.argsort(-scores, kind="stable").tolist():
-            thing = target.things[columns[number]]
-            if thing not in best and len(best) > max(n, CANDIDATES):
+            concept = target.concepts[columns[number]]
+            if concept not in best and len(best) > max(n, CANDIDATES):
                 break
-            best.setdefault(thing, number)
+            best.setdefault(concept, number)
             if target.is_filled[columns[number]] == style:
-                alike.setdefault(thing, number)
+                alike.setdefault(concept, number)
         of_kept = scores[list(best.values())]
-        kept = [alike.get(thing, number) for thing, number in best.items()]
+        kept = [alike.get(concept, number) for concept, number in best.items()]
         others = np.full(len(kept), of_kept[0])
         others[0] = of_kept[1] if len(kept) > 1 else of_kept[0]
         curve = self._numbers.seen if target.is_seen[columns[kept[0]]] else self._numbers.unseen
@@ -241,7 +241,7 @@ class Pairs:
         candidates = tuple(
             Candidate(
                 name=target.names[columns[number]],
-                place=int(columns[number]),
+                row=int(columns[number]),
                 probability=round(float(probabilities[rank]), 4) if is_fitted else None,
                 score=round(float(of_kept[rank]), 4),
                 same_name=bool(same[number]),
@@ -251,39 +251,39 @@ class Pairs:
         any_is_right = 1 - float(np.prod(1 - probabilities[:CANDIDATES]))
         is_likely = not is_fitted or any_is_right >= curve.least
         name = self._source.names[row]
-        return PictureMatch(name=name, place=row, candidates=candidates if is_likely else (), nearest=candidates)
+        return PictureMatch(name=name, row=row, candidates=candidates if is_likely else (), nearest=candidates)
 
-    def _best_things(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _nearest_concepts(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the nearest source concept of some target images, its cosine, and the cosine of the second nearest
         concept.
         """
         vectors = self._target.vectors[columns]
-        order = np.argsort(self._thing_of, kind="stable")
+        order = np.argsort(self._concept_of, kind="stable")
         first = np.full(len(vectors), -1)
         best = np.full(len(vectors), -1.0, np.float32)
         second = best.copy()
-        starts = np.flatnonzero(np.r_[True, np.diff(self._thing_of[order]) > 0])
+        starts = np.flatnonzero(np.r_[True, np.diff(self._concept_of[order]) > 0])
         ends = np.r_[starts[1:], len(order)]
         size = max(1, _PRODUCTS // max(1, len(vectors)))
         for begin in range(0, len(starts), size):
             part = slice(begin, begin + size)
             rows = order[starts[begin] : ends[part][-1]]
             cosines = self._source.vectors[rows] @ vectors.T
-            of_things = np.maximum.reduceat(cosines, starts[part] - starts[begin], axis=0)
-            top = of_things.argmax(axis=0)
-            highest = np.take_along_axis(of_things, top[None], axis=0)[0]
-            np.put_along_axis(of_things, top[None], -1, axis=0)
-            runner_up = of_things.max(axis=0)
+            of_concepts = np.maximum.reduceat(cosines, starts[part] - starts[begin], axis=0)
+            top = of_concepts.argmax(axis=0)
+            highest = np.take_along_axis(of_concepts, top[None], axis=0)[0]
+            np.put_along_axis(of_concepts, top[None], -1, axis=0)
+            runner_up = of_concepts.max(axis=0)
             is_better = highest > best
             second = np.maximum(np.where(is_better, best, highest), np.where(is_better, runner_up, second))
             first = np.where(is_better, top + begin, first)
             best = np.maximum(best, highest)
         return first, best, second
 
-    def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    def features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Return the candidates for the given source images, their features, and the bounds of each image's pairs.
 
-        The features have the shape P 10, and their columns are in the order of `EVIDENCE`.
+        The features have the shape P 10, and their columns are in the order of `FEATURES`.
         """
         source, target = self._source, self._target
         cosines = {"picture": source.vectors[rows] @ target.vectors.T}
@@ -291,27 +291,27 @@ class Pairs:
             cosines["name_shown"] = source.name_vectors[rows] @ target.vectors.T
             cosines["shown_name"] = source.vectors[rows] @ target.name_vectors.T
             cosines["names"] = source.name_vectors[rows] @ target.name_vectors.T
-        nearest = [_largest(cosines[name], _NEAREST[name]) for name in cosines]
+        nearest = [_top_columns(cosines[name], _NEAREST[name]) for name in cosines]
         chosen: list[np.ndarray] = []
         for number, row in enumerate(rows.tolist()):
-            equal = [place for word in source.words[row] for place in self._by_word.get(word, ())]
+            equal = [column for word in source.words[row] for column in self._by_word.get(word, ())]
             parts = [np.asarray(equal, np.int64), *(found[number] for found in nearest)]
             chosen.append(np.unique(np.concatenate(parts)))
         bounds = np.cumsum([0, *map(len, chosen)]).tolist()
         columns = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
         pair_rows = np.repeat(np.arange(len(rows)), np.diff(bounds))
         found = {"picture": cosines["picture"][pair_rows, columns]}
-        found["picture_stands_out"] = self._stands_out(cosines["picture"], pair_rows, columns)
-        found["taken"] = self._taken(rows[pair_rows], columns, found["picture"])
+        found["picture_stands_out"] = self._z_scores(cosines["picture"], pair_rows, columns)
+        found["taken"] = self._rival_feature(rows[pair_rows], columns, found["picture"])
         if self._uses_names:
-            found["name_shown"] = self._stands_out(cosines["name_shown"], pair_rows, columns)
-            found["shown_name"] = self._stands_out(cosines["shown_name"], pair_rows, columns)
+            found["name_shown"] = self._z_scores(cosines["name_shown"], pair_rows, columns)
+            found["shown_name"] = self._z_scores(cosines["shown_name"], pair_rows, columns)
             found["names"] = cosines["names"][pair_rows, columns]
-            found |= self._written(rows[pair_rows], columns)
-        evidence = np.stack([found.get(name, np.zeros(len(columns))) for name in EVIDENCE], axis=1)
-        return columns, evidence, bounds
+            found |= self._spelling_features(rows[pair_rows], columns)
+        features = np.stack([found.get(name, np.zeros(len(columns))) for name in FEATURES], axis=1)
+        return columns, features, bounds
 
-    def _stands_out(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def _z_scores(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Convert cosines to z-scores: distances above the target's median, in standard deviations of its lower
         half.
         """
@@ -322,20 +322,20 @@ class Pairs:
         deviation = np.sqrt(np.square(below).sum(axis=1) / count) + 1e-4
         return (cosines[rows, columns] - middle[rows]) / deviation[rows] / _DEVIATION
 
-    def _taken(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    def _rival_feature(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> np.ndarray:
         if not self._numbers.weights.get("taken"):
             return np.zeros(len(rows))
-        requested, places = np.unique(columns, return_inverse=True)
+        requested, positions = np.unique(columns, return_inverse=True)
         if self._rivals is None and len(requested) < _FEW * len(self._target):
-            first, best, second = self._best_things(requested)
+            first, best, second = self._nearest_concepts(requested)
         else:
             if self._rivals is None:
-                self._rivals = self._best_things(np.arange(len(self._target)))
-            (first, best, second), places = self._rivals, columns
-        rival = np.where(first[places] == self._thing_of[rows], second[places], best[places])
+                self._rivals = self._nearest_concepts(np.arange(len(self._target)))
+            (first, best, second), positions = self._rivals, columns
+        rival = np.where(first[positions] == self._concept_of[rows], second[positions], best[positions])
         return np.minimum(0, cosines - rival)
 
-    def _written(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
+    def _spelling_features(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features that compare the spelling and the words of names, by feature name.
 
         Each feature has a value for each pair (P), and needs no embedding. If an image has several names, the closest
@@ -385,7 +385,7 @@ def _missing_words(words: frozenset[str], there: frozenset[str], used: frozenset
     return len((words - there) & used) / max(1, len(words))
 
 
-def _largest(cosines: np.ndarray, count: int) -> np.ndarray:
+def _top_columns(cosines: np.ndarray, count: int) -> np.ndarray:
     """Return the column indices of the `count` largest values in each row, in any order."""
     if cosines.shape[1] <= count:
         return np.broadcast_to(np.arange(cosines.shape[1]), cosines.shape)

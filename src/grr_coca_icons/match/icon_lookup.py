@@ -30,18 +30,18 @@ class IconLookup:
         self.pictures, self._embed = pictures, embed
         self.prefixes = list(dict.fromkeys(_prefix(name) for name in pictures.names))
         self._further = further or [()] * len(pictures)
-        self._places = _places(pictures.names, self._further)
+        self._row_by_name = _rows_by_name(pictures.names, self._further)
 
     def find(self, name: str) -> int | None:
-        """Return the index of an icon, or None if no icon has the name.
+        """Return the row of an icon, or None if no icon has the name.
 
         Without a prefix, the first set that has the name is used.
         """
-        exact = self.pictures.places.get(name)
+        exact = self.pictures.row_by_name.get(name)
         if exact is not None:
             return exact
         prefix, _, own = name.rpartition(":")
-        return self._places.get((prefix, normalize_name(own)))
+        return self._row_by_name.get((prefix, normalize_name(own)))
 
     def nearest(self, name: str, n: int = 1) -> list[str]:
         """Return at most `n` icons that an unknown name may refer to, best first.
@@ -57,8 +57,8 @@ class IconLookup:
             scores = (self.pictures.name_vectors + self.pictures.vectors) @ vector
             is_within = np.array([_prefix(one) in searched_prefixes for one in self.pictures.names])
             best = np.argsort(-np.where(is_within, scores, -np.inf), kind="stable")[: n + len(found)]
-            found |= dict.fromkeys(int(place) for place in best)
-        return [self.pictures.names[place] for place in found][:n]
+            found |= dict.fromkeys(int(row) for row in best)
+        return [self.pictures.names[row] for row in found][:n]
 
     def _misspelled(self, searched_prefixes: Sequence[str], own: str) -> list[int]:
         from rapidfuzz.distance import OSA  # lazy import, because it needs an extra
@@ -67,45 +67,45 @@ class IconLookup:
         if len(short) < 3:
             return []
         found = {
-            place
-            for (prefix, written), place in self._places.items()
+            row
+            for (prefix, written), row in self._row_by_name.items()
             if prefix in searched_prefixes and OSA.distance(short, written, score_cutoff=1) <= 1
         }
         ordered = (
-            place
-            for place, name in enumerate(self.pictures.names)
+            row
+            for row, name in enumerate(self.pictures.names)
             if _prefix(name) in searched_prefixes and sorted(words_of_name(_own(name)).split()) == words
         )
         return [*ordered, *sorted(found)]
 
 
-def _places(names: Sequence[str], further: Sequence[Sequence[str]]) -> Mapping[tuple[str, str], int]:
-    """Return the index of each icon, by prefix and normalized name.
+def _rows_by_name(names: Sequence[str], further: Sequence[Sequence[str]]) -> Mapping[tuple[str, str], int]:
+    """Return the row of each icon, by prefix and normalized name.
 
     Names have priority over aliases, and aliases over component names. An empty prefix refers to the first set that has
     the name.
     """
-    places: dict[tuple[str, str], int] = {}
+    rows: dict[tuple[str, str], int] = {}
 
-    def add(prefix: str, written: str, place: int) -> None:
-        places.setdefault((prefix, normalize_name(written)), place)
+    def add(prefix: str, written: str, row: int) -> None:
+        rows.setdefault((prefix, normalize_name(written)), row)
 
-    for place, name in enumerate(names):
-        add(_prefix(name), _own(name), place)
-    for place, (name, aliases) in enumerate(zip(names, further, strict=True)):
+    for row, name in enumerate(names):
+        add(_prefix(name), _own(name), row)
+    for row, (name, aliases) in enumerate(zip(names, further, strict=True)):
         for alias in aliases:
-            add(_prefix(name), alias, place)
+            add(_prefix(name), alias, row)
     frameworks: tuple[Framework, ...] = ("react", "vue")
-    for place, name in enumerate(names):
+    for row, name in enumerate(names):
         for framework in frameworks:
             package = package_for(_prefix(name), framework)
             component = package.component(_prefix(name), _own(name)) if package is not None else None
             if component is not None and not component.properties:
-                add(_prefix(name), component.name, place)
-    for (prefix, written), place in list(places.items()):
+                add(_prefix(name), component.name, row)
+    for (prefix, written), row in list(rows.items()):
         if prefix:
-            add("", written, place)
-    return places
+            add("", written, row)
+    return rows
 
 
 def _prefix(name: str) -> str:

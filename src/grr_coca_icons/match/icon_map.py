@@ -37,11 +37,11 @@ def read_map(path: Path) -> IconMap:
     """
     text = decode_text(read_file_bytes(path), str(path))
     if path.suffix.lower() in (".csv", ".tsv"):
-        return _of_table(text, path)
+        return _read_table(text, path)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+        raise UserError(f"{path}: not valid JSON ({error}); pass a map in JSON or CSV") from error
     if isinstance(content, dict) and isinstance(content.get("icons"), dict) and "format" in content:
         if content["format"] != FORMAT:
             raise UserError(f"{path}: unsupported map format {content['format']!r}; this version supports {FORMAT}")
@@ -57,7 +57,7 @@ def read_map(path: Path) -> IconMap:
     }
 
 
-def _of_table(text: str, path: Path) -> IconMap:
+def _read_table(text: str, path: Path) -> IconMap:
     rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if not rows or any(len(row) < 2 for row in rows):
@@ -90,7 +90,7 @@ def write_shadcn_map(icons: Mapping[str, str]) -> str:
     entries: dict[str, dict[str, str]] = {}
     for pair in icons.items():
         names = [name.partition(":")[::2] for name in pair]
-        components = {_SHADCN[prefix]: _component(prefix, name) for prefix, name in names if prefix in _SHADCN}
+        components = {_SHADCN[prefix]: _component_name(prefix, name) for prefix, name in names if prefix in _SHADCN}
         if len(components) == 2:
             entries.setdefault(next(iter(components.values())), components)
     if icons and not entries:
@@ -98,14 +98,14 @@ def write_shadcn_map(icons: Mapping[str, str]) -> str:
     return json.dumps(entries, indent=1, sort_keys=True) + "\n"
 
 
-def _component(prefix: str, name: str) -> str:
+def _component_name(prefix: str, name: str) -> str:
     package = package_for(prefix, "react")
     assert package is not None
     return package.component(prefix, name).name
 
 
 def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, where: str) -> dict[int, PictureMatch]:
-    """Return the matches that a map determines, by source index. Entries for icons outside the source are ignored.
+    """Return the matches that a map determines, by source row. Entries for icons outside the source are ignored.
 
     Args:
         decided: The map.
@@ -118,27 +118,27 @@ def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, wh
     """
     found: dict[int, PictureMatch] = {}
     for name, equivalent in decided.items():
-        place = source.find(name)
-        if place is None:
+        row = source.find(name)
+        if row is None:
             continue
-        full = source.pictures.names[place]
+        full = source.pictures.names[row]
         if equivalent is None:
-            found[place] = PictureMatch(name=full, place=place, candidates=(), is_decided=True)
+            found[row] = PictureMatch(name=full, row=row, candidates=(), is_decided=True)
             continue
-        there = target.find(equivalent)
-        if there is None:
+        target_row = target.find(equivalent)
+        if target_row is None:
             near = target.nearest(equivalent)
             hint = f"; did you mean '{near[0]}'?" if near else f" in {', '.join(target.prefixes[:6])}"
             raise UserError(f"{where}: '{name}': unknown icon '{equivalent}'{hint}")
-        best = target.pictures.names[there]
-        candidate = Candidate(name=best, place=there, probability=1.0, score=0.0, same_name=False)
-        found[place] = PictureMatch(name=full, place=place, candidates=(candidate,), is_decided=True)
+        best = target.pictures.names[target_row]
+        candidate = Candidate(name=best, row=target_row, probability=1.0, score=0.0, same_name=False)
+        found[row] = PictureMatch(name=full, row=row, candidates=(candidate,), is_decided=True)
     if decided and not found:
         first = next(iter(decided.items()))
         raise UserError(
             f"{where}: this map is for other icons: none of its {len(decided):,} icons is in "
             f"{', '.join(source.prefixes[:6])} "
-            f"(the first entry is {first[0]} → {first[1]})"
+            f"(the first entry is {first[0]} → {first[1]}); pass a map for these sets"
         )
     return found
 
@@ -201,9 +201,9 @@ def check_map(
     findings: dict[str, list[UnknownIcon | DoubtfulEntry]] = {icon: [] for icon in table}
     known: dict[int, tuple[str, str | None, int | None]] = {}
     for icon, equivalent in table.items():
-        place = source.find(icon)
-        there = None if equivalent is None else target.find(equivalent)
-        for name, found, side in ((icon, place, source), (equivalent, there, target)):
+        row = source.find(icon)
+        target_row = None if equivalent is None else target.find(equivalent)
+        for name, found, side in ((icon, row, source), (equivalent, target_row, target)):
             if name is not None and found is None:
                 full = name if ":" in name else f"{side.prefixes[0]}:{name}"
                 near = side.nearest(name)
@@ -215,13 +215,13 @@ def check_map(
                     sets=tuple(side.prefixes[:6]),
                 )
                 findings[icon].append(unknown)
-        if place is not None and (equivalent is None or there is not None):
-            known[place] = (icon, equivalent, there)
+        if row is not None and (equivalent is None or target_row is not None):
+            known[row] = (icon, equivalent, target_row)
     if numbers is not None and known:
-        for match in match_pictures(source.pictures, target.pictures, numbers, n=50, places=sorted(known)):
-            icon, equivalent, there = known[match.place]
+        for match in match_pictures(source.pictures, target.pictures, numbers, n=50, rows=sorted(known)):
+            icon, equivalent, target_row = known[match.row]
             shown = target.pictures
-            probability = None if there is None else _probability_of(shown.things[there], match, shown)
+            probability = None if target_row is None else _concept_probability(shown.concepts[target_row], match, shown)
             best = match.nearest[0]
             assert best.probability is not None
             if best.probability >= _LIKELY and (probability is None or probability <= _WRONG):
@@ -237,8 +237,8 @@ def check_map(
     return [finding for found in findings.values() for finding in found]
 
 
-def _probability_of(thing: str, match: PictureMatch, target: PictureSet) -> float:
+def _concept_probability(concept: str, match: PictureMatch, target: PictureSet) -> float:
     """Return the probability of the first candidate that shows a concept, or 0 if no candidate does."""
-    found = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
+    found = next((one.probability for one in match.nearest if target.concepts[one.row] == concept), 0.0)
     assert found is not None
     return found

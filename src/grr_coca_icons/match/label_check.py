@@ -41,7 +41,7 @@ _BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelledImage:
     """Image and its label.
 
     Attributes:
@@ -83,10 +83,10 @@ class LabelReport:
 
     contradictions: list[Contradiction]
     judged: int = 0
-    passed_over: int = 0
+    skipped: int = 0
 
 
-def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: float) -> LabelReport:
+def check_labels(pictures: Iterator[LabelledImage], model: ImageTextModel, limit: float) -> LabelReport:
     """Find the labels that contradict their images.
 
     Args:
@@ -94,25 +94,27 @@ def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: flo
         model: Model that compares images and labels.
         limit: Cosine below which a label contradicts its image.
     """
-    checked, words = LabelReport([]), _words_of_training(model)
+    checked, words = LabelReport([]), _training_words(model)
     for batch in chunks(pictures, _BATCH):
         _check(batch, model, words, limit, checked)
     return checked
 
 
 def _check(
-    batch: Sequence[Labelled], model: ImageTextModel, words: "_TrainingWords", limit: float, checked: LabelReport
+    batch: Sequence[LabelledImage], model: ImageTextModel, words: "_TrainingWords", limit: float, checked: LabelReport
 ) -> None:
 
     def may_be_judged(text: str) -> bool:
-        return knows(model, text) and words.name_a_thing({singular(word) for word in words_of_name(text).split()})
+        return is_in_vocabulary(model, text) and words.name_a_concept(
+            {singular(word) for word in words_of_name(text).split()}
+        )
 
     known = [(one, texts) for one in batch if (texts := list(filter(may_be_judged, one.texts)))]
     # A label with an unknown word may be right, so it is not judged, even if other names of the image are known.
     known = [(one, texts) for one, texts in known if texts[0] == one.texts[0]]
     unfamiliar = model.are_unfamiliar([one.image for one, _ in known]) if known else []
     known = [pair for pair, is_strange in zip(known, unfamiliar, strict=True) if not is_strange]
-    checked.passed_over += len(batch) - len(known)
+    checked.skipped += len(batch) - len(known)
     checked.judged += len(known)
     if not known:
         return
@@ -142,12 +144,12 @@ class _TrainingWords(NamedTuple):
     common: frozenset[str]
     names: frozenset[str]
 
-    def name_a_thing(self, words: set[str]) -> bool:
+    def name_a_concept(self, words: set[str]) -> bool:
         """Return whether all words are known, and at least one of them names a concept."""
         return words <= self.common and bool(words & self.names)
 
 
-def _words_of_training(model: ImageTextModel) -> _TrainingWords:
+def _training_words(model: ImageTextModel) -> _TrainingWords:
     """Return the words in the training captions of a model. Both sets are empty if the model has no list of these
     words.
     """
@@ -161,7 +163,7 @@ def _words_of_training(model: ImageTextModel) -> _TrainingWords:
     )
 
 
-def knows(model: ImageTextModel, text: str) -> bool:
+def is_in_vocabulary(model: ImageTextModel, text: str) -> bool:
     """Return whether a text has few words, all of which the model knows."""
     words = words_of_name(text).split()
     if not 0 < len(words) <= _MAX_WORDS or not any(any(letter.isalpha() for letter in word) for word in words):
@@ -169,7 +171,7 @@ def knows(model: ImageTextModel, text: str) -> bool:
     return all(len(model.tokenizer.encode(word)) <= _MAX_PIECES for word in words)
 
 
-def require_limit(limits: Sequence[tuple[float, float]], share: float) -> float:
+def require_limit(limits: Sequence[tuple[float, ...]], share: float) -> float:
     """Interpolate the cosine limit at which the given fraction of correct names is reported.
 
     Raises:

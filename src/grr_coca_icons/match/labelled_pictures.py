@@ -8,7 +8,7 @@ from grr_coca.data.image_files import TABLE_SUFFIXES, find_images
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
-from grr_coca_icons.match.label_check import Labelled
+from grr_coca_icons.match.label_check import LabelledImage
 from grr_coca_icons.match.labels_in_code import CODE, labels_in_code
 from grr_coca_icons.match.picture_set import aliases_in
 from grr_coca_icons.match.used_icons import normalize_name
@@ -17,7 +17,7 @@ from grr_coca_icons.sources.iconify import SCHEME, read_package
 
 def labelled_pictures(
     sources: Sequence[str], exclude: Sequence[str], model: ImageTextModel, failures: list[str]
-) -> Iterator[Labelled]:
+) -> Iterator[LabelledImage]:
     """Yield the images in folders, icon sets, tables and code whose labels can be checked.
 
     Args:
@@ -33,14 +33,14 @@ def labelled_pictures(
         path = Path(source)
         is_code = path.is_file() and path.suffix.lower().removeprefix(".") in CODE
         if path.is_dir() or is_code:
-            yield from _in_code(path, exclude, model, failures)
+            yield from _labelled_images_in_code(path, exclude, model, failures)
         if not is_code:
-            yield from _named(source, exclude, model, failures, may_be_empty=path.is_dir())
+            yield from _labelled_files(source, exclude, model, failures, may_be_empty=path.is_dir())
 
 
-def _named(
+def _labelled_files(
     source: str, exclude: Sequence[str], model: ImageTextModel, failures: list[str], *, may_be_empty: bool
-) -> Iterator[Labelled]:
+) -> Iterator[LabelledImage]:
     """Yield icons with their names, and images in tables with their captions."""
     try:
         files = find_images([source], Exclusions(exclude))
@@ -77,10 +77,12 @@ def _named(
         except UserError as error:
             failures.append(str(error))
             continue
-        yield Labelled(image=image, texts=tuple(texts), where=file.name)
+        yield LabelledImage(image=image, texts=tuple(texts), where=file.name)
 
 
-def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures: list[str]) -> Iterator[Labelled]:
+def _labelled_images_in_code(
+    path: Path, exclude: Sequence[str], model: ImageTextModel, failures: list[str]
+) -> Iterator[LabelledImage]:
     """Yield images with labels in code, and skip icons of unavailable sets."""
     sets: dict[str, dict[str, str]] = {}
     for label in labels_in_code(path, exclude):
@@ -89,7 +91,7 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
             if label.icon is not None:
                 prefix = label.icon.prefix
                 if prefix not in sets:
-                    sets[prefix] = _icons_of(prefix, failures)
+                    sets[prefix] = _download_icons(prefix, failures)
                 svg = sets[prefix].get(normalize_name(label.icon.name), "")
                 if not svg:
                     continue
@@ -98,10 +100,10 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
         except (UserError, OSError) as error:
             failures.append(str(error))
             continue
-        yield Labelled(image=image, texts=(label.text,), where=label.file, line=label.line)
+        yield LabelledImage(image=image, texts=(label.text,), where=label.file, line=label.line)
 
 
-def _icons_of(prefix: str, failures: list[str]) -> dict[str, str]:
+def _download_icons(prefix: str, failures: list[str]) -> dict[str, str]:
     """Download a known icon set, and return the SVG of its icons by their names in code."""
     try:
         icons = read_package(f"{SCHEME}{prefix}").icons

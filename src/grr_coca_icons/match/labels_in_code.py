@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.data.walk import has_image_suffix
-from grr_coca_icons.match.used_icons import Use, code_files, components_in, text_of, uses_in
+from grr_coca_icons.match.used_icons import Use, code_files, components_in, read_code, uses_in
 
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
 """Suffixes of files from which labels are read."""
@@ -45,7 +45,7 @@ def labels_in_code(root: Path, exclude: Sequence[str] = ()) -> Iterator[Label]:
         UserError: If a file cannot be read.
     """
     for path in code_files(root, CODE, exclude):
-        yield from _labels_of(text_of(path), path, root if root.is_dir() else root.parent)
+        yield from _labels_of(read_code(path), path, root if root.is_dir() else root.parent)
 
 
 _ATTRIBUTES = r"(?:[^<>\"'{}]|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*"
@@ -72,36 +72,36 @@ def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
         root: Root of the site.
     """
 
-    def line_of(place: int) -> int:
-        return text.count("\n", 0, place) + 1
+    def line_of(offset: int) -> int:
+        return text.count("\n", 0, offset) + 1
 
     for match in _IMAGE.finditer(text):
-        label, source = _label(match[1]), _first(_SOURCE.search(match[1]))
-        image = source and _image(source, path, root)
+        label, source = _label(match[1]), _first_group(_SOURCE.search(match[1]))
+        image = source and _image_file(source, path, root)
         if label and image:
             yield Label(text=label, file=str(path), line=line_of(match.start()), image=image)
     if path.suffix.lower() in (".md", ".mdx"):
         for match in _MARKDOWN.finditer(text):
-            image = _image(match[2], path, root)
+            image = _image_file(match[2], path, root)
             if image:
                 yield Label(text=_clean(match[1]), file=str(path), line=line_of(match.start()), image=image)
     for match in _SVG.finditer(text):
         opening, title = match[0].partition(">")[0], _TITLE.search(match[0])
-        label = _label(opening) or (_clean(title[1]) if title else "") or _around(text, match.start())
+        label = _label(opening) or (_clean(title[1]) if title else "") or _parent_label(text, match.start())
         if label and "{" not in match[0] and "<use" not in match[0]:
-            yield Label(text=label, file=str(path), line=line_of(match.start()), svg=_whole(match[0]))
+            yield Label(text=label, file=str(path), line=line_of(match.start()), svg=_as_document(match[0]))
     imported = components_in(text, str(path))
     for match in _ICON.finditer(text):
-        label = _label(match[2]) or _around(text, match.start())
+        label = _label(match[2]) or _parent_label(text, match.start())
         if not label:
             continue
-        use = _used(match, imported, str(path))
+        use = _icon_use(match, imported, str(path))
         if use is not None:
             line = line_of(match.start())
             yield Label(text=label, file=str(path), line=line, icon=use._replace(line=line))
 
 
-def _used(match: re.Match[str], imported: dict[str, Use], file: str) -> Use | None:
+def _icon_use(match: re.Match[str], imported: dict[str, Use], file: str) -> Use | None:
     if match[1] in imported:
         return imported[match[1]]
     is_other = match[1][0].isupper() and match[1] != "Icon"
@@ -109,16 +109,16 @@ def _used(match: re.Match[str], imported: dict[str, Use], file: str) -> Use | No
 
 
 def _label(attributes: str) -> str:
-    return _clean(_first(_LABEL.search(attributes)))
+    return _clean(_first_group(_LABEL.search(attributes)))
 
 
-def _around(text: str, place: int) -> str:
+def _parent_label(text: str, offset: int) -> str:
     """Return the label of the element that starts directly before a position."""
-    found = _AROUND.search(text, max(0, place - 1000), place)
+    found = _AROUND.search(text, max(0, offset - 1000), offset)
     return _label(found[1]) if found else ""
 
 
-def _first(match: "re.Match[str] | None") -> str:
+def _first_group(match: "re.Match[str] | None") -> str:
     return next((group for group in match.groups() if group is not None), "") if match else ""
 
 
@@ -126,7 +126,7 @@ def _clean(text: str) -> str:
     return " ".join(html.unescape(text).split())
 
 
-def _whole(svg: str) -> str:
+def _as_document(svg: str) -> str:
     """Convert inline SVG to a document, with a namespace and XML attribute names."""
     for written, meant in (("className=", "class="), ("strokeWidth=", "stroke-width="), ("fillRule=", "fill-rule="),
                            ("strokeLinecap=", "stroke-linecap="), ("strokeLinejoin=", "stroke-linejoin="),
@@ -137,11 +137,11 @@ def _whole(svg: str) -> str:
     )
 
 
-def _image(source: str, path: Path, root: Path) -> Path | None:
+def _image_file(source: str, path: Path, root: Path) -> Path | None:
     """Return the local file of an image, or None if the image is remote or does not exist."""
     source = html.unescape(source).partition("?")[0].partition("#")[0]
     if re.match(r"[a-zA-Z][\w+.-]*:|//", source) or not has_image_suffix(source):
         return None
-    places = [path.parent / source] if not source.startswith("/") else [root / base / source[1:] for base in _ROOTS]
+    candidates = [path.parent / source] if not source.startswith("/") else [root / base / source[1:] for base in _ROOTS]
     inside = root.resolve()
-    return next((one for one in places if one.is_file() and one.resolve().is_relative_to(inside)), None)
+    return next((one for one in candidates if one.is_file() and one.resolve().is_relative_to(inside)), None)

@@ -3,7 +3,7 @@
 `scripts/fit_match.py` fits them to one model, and writes them to `match.json` next to the model's weights. A model
 without this file ranks candidates by the cosine of images, without probabilities.
 
-- The *score* of a pair of images is a weighted sum of `EVIDENCE`. Candidates are sorted by score.
+- The *score* of a pair of images is a weighted sum of `FEATURES`. Candidates are sorted by score.
 - The *probability* that a candidate is the equivalent is a logistic curve over its score and its lead, which is the
   difference from the score of the best other candidate.
 - *No equivalent* is reported if the probability that any of the candidates is the equivalent is below a limit.
@@ -23,7 +23,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_files import MATCHING
 
-EVIDENCE = (
+FEATURES = (
     "picture",
     "picture_stands_out",
     "taken",
@@ -50,7 +50,7 @@ EVIDENCE = (
   the target's names use them: `wifi` lacks one of the words of `wifi-cog`
 - `extra_words`: the same for the words in the candidate's name
 """
-OF_PICTURES = ("picture", "picture_stands_out", "taken")
+IMAGE_FEATURES = ("picture", "picture_stands_out", "taken")
 """Features that need no names."""
 
 CANDIDATES = 5
@@ -85,12 +85,12 @@ class MatchWeights:
     unseen: ProbabilityCurve
 
     def __post_init__(self) -> None:
-        if not self.weights.keys() <= set(EVIDENCE) or not all(map(math.isfinite, self.weights.values())):
-            raise UserError(f"'weights' must have the keys {', '.join(EVIDENCE)}")
+        if not self.weights.keys() <= set(FEATURES) or not all(map(math.isfinite, self.weights.values())):
+            raise UserError(f"'weights' must have the keys {', '.join(FEATURES)}")
 
-    def scores(self, evidence: np.ndarray) -> np.ndarray:
+    def scores(self, features: np.ndarray) -> np.ndarray:
         """Return the scores (N) of pairs from their features (N 10)."""
-        return evidence @ np.array([self.weights.get(name, 0.0) for name in EVIDENCE])
+        return features @ np.array([self.weights.get(name, 0.0) for name in FEATURES])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +110,8 @@ class MatchParameters:
     label_limits: tuple[tuple[float, ...], ...] = ()
 
 
-BY_PICTURE_ALONE = MatchWeights(
-    weights={"picture": 1.0},
-    seen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
-    unseen=ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0),
-)
+_NO_CURVE = ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0)
+IMAGE_ONLY = MatchWeights(weights={"picture": 1.0}, seen=_NO_CURVE, unseen=_NO_CURVE)
 """Parameters for models that have no fitted parameters. The resulting probabilities are meaningless."""
 
 

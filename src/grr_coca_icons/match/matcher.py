@@ -54,7 +54,7 @@ class Matcher:
         return self._model
 
     @cached_property
-    def fitted(self) -> MatchParameters | None:
+    def parameters(self) -> MatchParameters | None:
         """Match parameters of the model. None if the model has no such parameters.
 
         Raises:
@@ -66,10 +66,10 @@ class Matcher:
 
     def numbers(self, source: PictureSet, target: PictureSet) -> MatchWeights | None:
         """Return the parameters for two image sets, with names if both have names."""
-        if self.fitted is None:
+        if self.parameters is None:
             return None
         uses_names = self._names and source.has_names and target.has_names
-        return self.fitted.with_names if uses_names else self.fitted.without_names
+        return self.parameters.with_names if uses_names else self.parameters.without_names
 
     def open(
         self,
@@ -95,7 +95,7 @@ class Matcher:
         indexes = [argument for argument in arguments if is_index(argument)]
         if not indexes:
             return read_sources(
-                arguments, self.model, self.fitted, exclude=exclude, retired=retired, on_progress=on_progress
+                arguments, self.model, self.parameters, exclude=exclude, retired=retired, on_progress=on_progress
             )
         if len(arguments) > 1:
             raise UserError(
@@ -113,7 +113,7 @@ class Matcher:
         if self._model is None:
             self._model = IndexModel(store.header.model, engine=self._engine)
         self.model.require(store.header, store.location)
-        return read_index(store, self.model, self.fitted, read)
+        return read_index(store, self.model, self.parameters, read)
 
     def used(self, uses: Sequence[Use], on_progress: OnProgress = lambda *_: None) -> UsedIcons:
         """Look up icon uses that were found in code. The sets of these icons are downloaded.
@@ -122,7 +122,7 @@ class Matcher:
             UserError: If the code uses no known icon, or a set is unavailable.
         """
         if not uses:
-            raise UserError("the code uses no icon of a known set")
+            raise UserError("the code uses no icon of a known set; to match an entire set, omit --used-in")
         prefixes = list(dict.fromkeys(use.prefix for use in uses))
         icons = self.open([f"{SCHEME}{prefix}" for prefix in prefixes], retired=True, on_progress=on_progress)
         found: dict[int, list[Use]] = defaultdict(list)
@@ -141,7 +141,7 @@ class Matcher:
         target: OpenPictureSet,
         *,
         n: int = CANDIDATES,
-        places: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
         decided: "Mapping[str, str | None] | None" = None,
         where: str = "",
     ) -> list[PictureMatch]:
@@ -151,23 +151,23 @@ class Matcher:
             source: All source images.
             target: Images to search for candidates.
             n: Maximum number of candidates per image.
-            places: Indices of the source images to match. None means all.
+            rows: Rows of the source images to match. None means all.
             decided: A map whose entries are used without comparison.
             where: File of the map, for messages.
 
         Raises:
             UserError: If the map belongs to other sets.
         """
-        requested = list(range(len(source.set))) if places is None else list(places)
+        requested = list(range(len(source.set))) if rows is None else list(rows)
         known: dict[int, PictureMatch] = {}
         if decided is not None:
             known = decided_matches(IconMap(decided), source.lookup, target.lookup, where)
-        rest = [place for place in requested if place not in known]
+        rest = [row for row in requested if row not in known]
         numbers = self.numbers(source.set, target.set)
         found: dict[int, PictureMatch] = {}
         if rest:
-            found = {match.place: match for match in match_pictures(source.set, target.set, numbers, n=n, places=rest)}
-        return [known.get(place) or found[place] for place in requested]
+            found = {match.row: match for match in match_pictures(source.set, target.set, numbers, n=n, rows=rest)}
+        return [known.get(row) or found[row] for row in requested]
 
 
 def match_index(

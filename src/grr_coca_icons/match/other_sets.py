@@ -23,10 +23,10 @@ MIN_PROBABILITY = 0.3
 
 
 class Equivalent(NamedTuple):
-    """Icon of the same concept in another set: its index among all images, and the probability that it is the
+    """Icon of the same concept in another set: its row among all images, and the probability that it is the
     equivalent."""
 
-    place: int
+    row: int
     probability: float
 
 
@@ -40,44 +40,46 @@ class CrossSetMatcher:
 
     def __init__(self, pictures: PictureSet, numbers: MatchParameters) -> None:
         by_set: dict[str, list[int]] = defaultdict(list)
-        for place, name in enumerate(pictures.names):
-            by_set[name.partition(":")[0]].append(place)
-        self._sets = [pictures.part(places) for places in by_set.values()]
-        self._places = [np.array(places) for places in by_set.values()]
-        self._weigh = numbers.with_names if pictures.has_names else numbers.without_names
+        for image, name in enumerate(pictures.names):
+            by_set[name.partition(":")[0]].append(image)
+        self._sets = [pictures.part(images) for images in by_set.values()]
+        self._images_by_set = [np.array(images) for images in by_set.values()]
+        self._weights = numbers.with_names if pictures.has_names else numbers.without_names
         self._cells = {
-            place: (number, row) for number, places in enumerate(self._places) for row, place in enumerate(places)
+            image: (number, row)
+            for number, images in enumerate(self._images_by_set)
+            for row, image in enumerate(images)
         }
 
-    def of_one(self, place: int) -> list[Equivalent]:
+    def equivalents_of(self, image: int) -> list[Equivalent]:
         """Return the equivalents of one image, most likely first."""
-        number, row = self._cells[place]
-        return self._found(number, [row])[place]
+        number, row = self._cells[image]
+        return self._find_equivalents(number, [row])[image]
 
-    def of_all(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> list[list[Equivalent]]:
+    def all_equivalents(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> list[list[Equivalent]]:
         """Return the equivalents of each image.
 
         `on_progress` is called with the number of finished sets and of all sets.
         """
         found: dict[int, list[Equivalent]] = {}
         for number, source in enumerate(self._sets):
-            found |= self._found(number, range(len(source)))
+            found |= self._find_equivalents(number, range(len(source)))
             on_progress(number + 1, len(self._sets))
-        return [found[place] for place in range(len(found))]
+        return [found[image] for image in range(len(found))]
 
-    def _found(self, number: int, rows: Sequence[int]) -> dict[int, list[Equivalent]]:
+    def _find_equivalents(self, number: int, rows: Sequence[int]) -> dict[int, list[Equivalent]]:
         """Return the equivalents of some images in a set, by their indices."""
-        source, places = self._sets[number], self._places[number]
+        source, images = self._sets[number], self._images_by_set[number]
         near = self._near_sets(number, rows)
-        found: dict[int, list[Equivalent]] = {int(places[row]): [] for row in rows}
-        for other, (target, their_places) in enumerate(zip(self._sets, self._places, strict=True)):
+        found: dict[int, list[Equivalent]] = {int(images[row]): [] for row in rows}
+        for other, (target, target_images) in enumerate(zip(self._sets, self._images_by_set, strict=True)):
             requested = [row for row, is_near in zip(rows, near[:, other], strict=True) if is_near]
-            for match in match_pictures(source, target, self._weigh, n=1, places=requested) if requested else ():
+            for match in match_pictures(source, target, self._weights, n=1, rows=requested) if requested else ():
                 best = match.best
                 if best is not None and best.probability is not None and best.probability >= MIN_PROBABILITY:
-                    equivalent = Equivalent(int(their_places[best.place]), best.probability)
-                    found[int(places[match.place])].append(equivalent)
-        return {place: sorted(equivalents, key=lambda one: -one.probability) for place, equivalents in found.items()}
+                    equivalent = Equivalent(int(target_images[best.row]), best.probability)
+                    found[int(images[match.row])].append(equivalent)
+        return {image: sorted(equivalents, key=lambda one: -one.probability) for image, equivalents in found.items()}
 
     def _near_sets(self, own: int, rows: Sequence[int]) -> np.ndarray:
         """Return a mask (N S) of the sets in which to search for equivalents of each of the given images of a set."""

@@ -26,7 +26,7 @@ from grr_coca.data.walk import Exclusions
 from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
 from grr_coca_icons.match.candidates import PictureSet
 from grr_coca_icons.match.icon_lookup import Embed, IconLookup
-from grr_coca_icons.match.label_check import knows
+from grr_coca_icons.match.label_check import is_in_vocabulary
 from grr_coca_icons.match.match_numbers import MatchParameters
 from grr_coca_icons.sources.open_icons import retired_icons
 from grr_coca_icons.svg import is_svg
@@ -101,19 +101,19 @@ def read_sources(
     files: dict[str, ImageFile] = {}
     for argument in dict.fromkeys(arguments):
         for file in [*find_images([argument], left_out), *(retired_icons(argument) if retired else ())]:
-            picture = _of_file(file, argument)
+            picture = _picture_of_file(file, argument)
             if picture.name in pictures:
                 failures.append(f"{picture.name}: duplicate name; the first image is used")
                 continue
             pictures[picture.name], files[picture.name] = picture, file
-    with EmbeddingCache(model) as kept:
-        failures += _embed(pictures, files, kept, on_progress)
+    with EmbeddingCache(model) as cache:
+        failures += _embed(pictures, files, cache, on_progress)
         found = [picture for picture in pictures.values() if picture.vector is not None]
         if not found:
             raise UserError(
                 f"{', '.join(arguments)}: no image can be read; the first error is: {(failures or ['none'])[0]}"
             )
-        return _opened(found, kept, numbers, failures)
+        return _build_set(found, cache, numbers, failures)
 
 
 def read_file(entry: Entry) -> bytes:
@@ -140,17 +140,19 @@ def read_index(
         UserError: If the index is empty.
     """
     with store.snapshot():
-        pictures = [_of_entry(entry, np.asarray(vector, np.float32), read) for entry, vector in store.everything()]
+        pictures = [
+            _picture_of_entry(entry, np.asarray(vector, np.float32), read) for entry, vector in store.everything()
+        ]
     if not pictures:
         raise UserError(f"{store.location}: this index has no images; add some with `grr-coca index`")
     once = {picture.name: picture for picture in reversed(pictures)}
     failures = [f"{store.location}: {len(pictures) - len(once):,} images have duplicate names"]
-    with EmbeddingCache(model) as kept:
+    with EmbeddingCache(model) as cache:
         found = list(reversed(once.values()))
-        return _opened(found, kept, numbers, failures if len(once) < len(pictures) else [])
+        return _build_set(found, cache, numbers, failures if len(once) < len(pictures) else [])
 
 
-def named_pictures(
+def make_picture_set(
     names: Sequence[str],
     aliases: Sequence[Sequence[str]],
     vectors: np.ndarray,
@@ -171,12 +173,12 @@ def named_pictures(
         for name, further, vector in zip(names, aliases, np.asarray(vectors, np.float32), strict=True)
     ]
     if model is None:
-        return _opened(found, None, numbers, []).set
-    with EmbeddingCache(model) as kept:
-        return _opened(found, kept, numbers, []).set
+        return _build_set(found, None, numbers, []).set
+    with EmbeddingCache(model) as cache:
+        return _build_set(found, cache, numbers, []).set
 
 
-def _of_file(file: ImageFile, argument: str) -> _Picture:
+def _picture_of_file(file: ImageFile, argument: str) -> _Picture:
     fields = dict(file.fields())
     path = file.path
     if "icon" in fields:
@@ -217,7 +219,7 @@ def _is_svg_file(entry: Entry) -> bool:
     return entry.file.lower().endswith(".svg")
 
 
-def _of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) -> _Picture:
+def _picture_of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) -> _Picture:
     fields: dict[str, object] = dict(entry.all_fields)
     return _Picture(
         name=name_of(entry),
@@ -229,68 +231,64 @@ def _of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) 
     )
 
 
-def _opened(
-    found: Sequence[_Picture], kept: "EmbeddingCache | None", numbers: MatchParameters | None, failures: list[str]
+def _build_set(
+    found: Sequence[_Picture], cache: "EmbeddingCache | None", numbers: MatchParameters | None, failures: list[str]
 ) -> OpenPictureSet:
-    words, things = _words(found)
+    words, concepts = _words_and_concepts(found)
     are_icons = 2 * sum(picture.is_icon for picture in found) > len(found)
     if not are_icons or numbers is None:
-        kept = None  # names are not compared
-    model = None if kept is None else kept.model
+        cache = None  # names are not compared
+    model = None if cache is None else cache.model
     seen = frozenset(numbers.seen_sets) if numbers else frozenset()
     made = PictureSet(
         names=[picture.name for picture in found],
         words=words,
-        things=things,
+        concepts=concepts,
         vectors=np.array([picture.vector for picture in found], np.float32),
-        name_vectors=np.empty((0, 0)) if kept is None else kept.of_texts([own[0] if own else "" for own in words]),
-        is_seen=np.array([_prefix(picture.name) in seen for picture in found]),
+        name_vectors=np.empty((0, 0)) if cache is None else cache.embed_texts([own[0] if own else "" for own in words]),
+        is_seen=np.array([picture.name.partition(":")[0] in seen for picture in found]),
         is_filled=np.array([not _FILLED.isdisjoint(picture.name.split("-")) for picture in found]),
     )
     return OpenPictureSet(
         set=made,
-        read=lambda place: found[place].read(),
+        read=lambda row: found[row].read(),
         fields=[picture.fields for picture in found],
         further_names=[picture.aliases for picture in found],
         failures=failures,
-        embed=None if model is None else partial(_embedded, model),
+        embed=None if model is None else partial(_embed_name, model),
     )
 
 
-def _embedded(model: IndexModel, text: str) -> np.ndarray | None:
+def _embed_name(model: IndexModel, text: str) -> np.ndarray | None:
     """Return the embedding (E) of the words of a name, or None if the model does not know these words."""
-    if not knows(model.loaded, text):
+    if not is_in_vocabulary(model.loaded, text):
         return None
-    with EmbeddingCache(model) as kept:
-        return kept.of_texts([text])[0]
+    with EmbeddingCache(model) as cache:
+        return cache.embed_texts([text])[0]
 
 
-def _prefix(name: str) -> str:
-    return name.partition(":")[0]
-
-
-def _words(pictures: Sequence[_Picture]) -> tuple[list[tuple[str, ...]], list[str]]:
+def _words_and_concepts(pictures: Sequence[_Picture]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Return the names of each image as words without style words, and the concept of each image."""
     by_set: dict[str, list[int]] = defaultdict(list)
     own = []
-    for place, picture in enumerate(pictures):
-        by_set[_prefix(picture.name)].append(place)
-        own.append(_dashed(picture.name.partition(":")[2].rpartition("/")[2] or picture.name))
+    for row, picture in enumerate(pictures):
+        by_set[picture.name.partition(":")[0]].append(row)
+        own.append(_kebab_case(picture.name.partition(":")[2].rpartition("/")[2] or picture.name))
     words: list[tuple[str, ...]] = [()] * len(pictures)
-    things = [""] * len(pictures)
-    for prefix, places in by_set.items():
-        known = {own[place] for place in places}
-        styles = style_words([own[place] for place in places], ())
-        for place in places:
+    concepts = [""] * len(pictures)
+    for prefix, rows in by_set.items():
+        known = {own[row] for row in rows}
+        styles = style_words([own[row] for row in rows], ())
+        for row in rows:
             names = [
-                own[place],
-                *_logo_names(own[place], known),
-                *(_dashed(alias) for alias in pictures[place].aliases),
+                own[row],
+                *_logo_names(own[row], known),
+                *(_kebab_case(alias) for alias in pictures[row].aliases),
             ]
-            words[place] = tuple(dict.fromkeys(name for name in (caption_of(name, styles) for name in names) if name))
-            is_named = pictures[place].is_icon and words[place]
-            things[place] = f"{prefix}:{words[place][0]}" if is_named else pictures[place].name
-    return words, things
+            words[row] = tuple(dict.fromkeys(name for name in (caption_of(name, styles) for name in names) if name))
+            is_named = pictures[row].is_icon and words[row]
+            concepts[row] = f"{prefix}:{words[row][0]}" if is_named else pictures[row].name
+    return words, concepts
 
 
 _LOGO = re.compile(r"(?:brand|logo)-(?P<first>.+)|(?P<last>.+?)-logo(?:-\w+)?")
@@ -303,7 +301,7 @@ def _logo_names(name: str, known: Collection[str]) -> list[str]:
     return [bare] if bare and bare not in known else []
 
 
-def _dashed(name: str) -> str:
+def _kebab_case(name: str) -> str:
     return words_of_name(name).replace(" ", "-")
 
 
@@ -311,7 +309,7 @@ def _dashed(name: str) -> str:
 
 
 def _embed(
-    pictures: dict[str, _Picture], files: dict[str, ImageFile], kept: "EmbeddingCache", on_progress: OnProgress
+    pictures: dict[str, _Picture], files: dict[str, ImageFile], cache: "EmbeddingCache", on_progress: OnProgress
 ) -> list[str]:
     """Set the embedding of each image, from the cache or by the model, and return an error message for each image that
     has none.
@@ -323,7 +321,7 @@ def _embed(
             digests[name] = blake2b(file.read(), digest_size=16).digest()
         except UserError as error:
             failures.append(str(error))
-    known = kept.read("pictures", digests.values())
+    known = cache.read("pictures", digests.values())
     missing = [name for name, digest in digests.items() if digest not in known]
     names = {files[name].name: name for name in missing}
     made: dict[bytes, np.ndarray] = {}
@@ -340,12 +338,12 @@ def _embed(
             else:
                 shown.append((name, image))
         images = [image for _, image in shown]
-        vectors = list(kept.model.loaded.embed_images(images, batch_size=_BATCH)) if shown else []
+        vectors = list(cache.model.loaded.embed_images(images, batch_size=_BATCH)) if shown else []
         return [*results, *((name, vector) for (name, _), vector in zip(shown, vectors, strict=True))]
 
     done = 0
 
-    def take(results: list[tuple[str, np.ndarray | str]]) -> None:
+    def store_results(results: list[tuple[str, np.ndarray | str]]) -> None:
         nonlocal done
         for name, result in results:
             if isinstance(result, str):
@@ -356,9 +354,9 @@ def _embed(
         on_progress(done, len(missing))
 
     if missing:
-        batches = decode_in_background([files[name] for name in missing], kept.model.loaded.preprocess, _BATCH)
-        kept.model.loaded.map_batches(batches, work, take)
-        kept.keep("pictures", made)
+        batches = decode_in_background([files[name] for name in missing], cache.model.loaded.preprocess, _BATCH)
+        cache.model.loaded.map_batches(batches, work, store_results)
+        cache.save("pictures", made)
     for name, digest in digests.items():
         vector = known.get(digest, made.get(digest))
         pictures[name].vector = None if vector is None else np.asarray(vector, np.float32)
@@ -402,7 +400,7 @@ class EmbeddingCache:
             self._database.close()
             self._database = None
 
-    def of_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return the embeddings (N E) of texts. The embeddings of empty texts are zero."""
         keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
         known = self.read("texts", keys.values())
@@ -410,7 +408,7 @@ class EmbeddingCache:
         if missing:
             made = self.model.loaded.embed_texts(missing)
             new = {keys[text]: np.asarray(vector, np.float16) for text, vector in zip(missing, made, strict=True)}
-            self.keep("texts", new)
+            self.save("texts", new)
             known |= new
         width = len(next(iter(known.values()))) if known else 1
         rows = np.zeros((len(texts), width), np.float32)
@@ -433,7 +431,7 @@ class EmbeddingCache:
                 found += self._database.execute(statement, chunk).fetchall()
         return {key: np.frombuffer(vector, np.float16) for key, vector in found}
 
-    def keep(self, table: Literal["pictures", "texts"], vectors: dict[bytes, np.ndarray]) -> None:
+    def save(self, table: Literal["pictures", "texts"], vectors: dict[bytes, np.ndarray]) -> None:
         """Store embeddings under the keys of `read`."""
         if self._database is None:
             return

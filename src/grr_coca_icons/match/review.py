@@ -49,21 +49,21 @@ def review_page(
     """
     drawings: dict[str, int] = {}
 
-    def drawn(side: OpenPictureSet, place: int) -> int:
-        return drawings.setdefault(_image(side, place), len(drawings))
+    def image_number(side: OpenPictureSet, row: int) -> int:
+        return drawings.setdefault(_image(side, row), len(drawings))
 
     rows = [
         {
             "name": match.name,
-            "image": drawn(source, match.place),
+            "image": image_number(source, match.row),
             "chosen": match.best.name if match.best else None,
             "decided": match.is_decided,
             "safe": _is_safe(match),
-            "used": list(uses.get(match.place, ())),
+            "used": list(uses.get(match.row, ())),
             "matches": [
                 {
                     "name": one.name,
-                    "image": drawn(target, one.place),
+                    "image": image_number(target, one.row),
                     "probability": one.probability,
                     "same_name": one.same_name,
                 }
@@ -72,15 +72,15 @@ def review_page(
         }
         for match in sorted(matches, key=_order)
     ]
-    licences = sorted({str(fields[key]) for fields in target.fields for key in ("licence",) if fields.get(key)})
+    licences = sorted({str(fields["licence"]) for fields in target.fields if fields.get("licence")})
     are_shown = len(target.set) <= _MAX_SHOWN
     others = [
         {
             "name": name,
             "words": " ".join((name, *further)).lower(),
-            "image": drawn(target, place) if are_shown else None,
+            "image": image_number(target, row) if are_shown else None,
         }
-        for place, (name, further) in enumerate(zip(target.set.names, target.further_names, strict=True))
+        for row, (name, further) in enumerate(zip(target.set.names, target.further_names, strict=True))
     ]
     safe = sum(map(_is_safe, matches))
     content = {"rows": rows, "others": others, "images": list(drawings)}
@@ -107,12 +107,12 @@ def _order(match: PictureMatch) -> tuple[bool, float, str]:
     return match.is_decided, 0.0 if first is None else first, match.name
 
 
-def _image(side: OpenPictureSet, place: int) -> str:
+def _image(side: OpenPictureSet, row: int) -> str:
     try:
-        content = side.read(place)
+        content = side.read(row)
         if is_svg(content) and len(content) <= _MAX_SVG:
             return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-        image = decode_image(content, side.set.names[place], to_srgb=True)
+        image = decode_image(content, side.set.names[row], to_srgb=True)
     except UserError:
         return ""
     image.thumbnail((_SIDE, _SIDE))

@@ -41,7 +41,7 @@ class Use(NamedTuple):
     line: int
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File and line."""
         return f"{self.file}:{self.line}"
 
@@ -58,7 +58,7 @@ def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
     files = list(code_files(root, SUFFIXES, exclude))
     if not files:
         raise UserError(f"--used-in {folder}: no code file with a known suffix, such as .jsx, .vue, .html, .css or .py")
-    return [use for path in files for use in uses_in(text_of(path), str(path))]
+    return [use for path in files for use in uses_in(read_code(path), str(path))]
 
 
 def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> Iterator[Path]:
@@ -79,7 +79,7 @@ def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> 
                     yield path
 
 
-def text_of(path: Path) -> str:
+def read_code(path: Path) -> str:
     """Return the text of a code file.
 
     Raises:
@@ -128,14 +128,14 @@ Named = Iterable[tuple[str, str]]
 """Icons, each as the prefix of its set and its name in the set."""
 
 
-def _bare(word: str, beginning: str = "", ending: str = "") -> str:
+def _trim(word: str, beginning: str = "", ending: str = "") -> str:
     """Remove a prefix and a suffix from a word, unless nothing would remain."""
     word = word.removeprefix(beginning) or word
     return word.removesuffix(ending) or word
 
 
 def _lucide(name: str) -> Named:
-    return [("lucide", _bare(name, "Lucide", "Icon"))]
+    return [("lucide", _trim(name, "Lucide", "Icon"))]
 
 
 def _material(name: str) -> Named:
@@ -149,13 +149,15 @@ def _heroicons(module: str) -> Callable[[str], Named]:
     size = "".join(re.findall(r"/(16|20|24)/", f"{module}/")) or "24"
     is_solid = "solid" in module
     style = {"24": "solid" if is_solid else "", "20": "20-solid", "16": "16-solid"}[size]
-    return lambda name: [("heroicons", f"{_bare(name, ending='Icon')}-{style}".rstrip("-"))]
+    return lambda name: [("heroicons", f"{_trim(name, ending='Icon')}-{style}".rstrip("-"))]
 
 
 _REACT_ICONS: dict[str, Callable[[str], Named]] = {
-    "ai": lambda name: [("ant-design", _moved(name, {"Outline": "outlined", "Fill": "filled", "Twotone": "twotone"}))],
+    "ai": lambda name: [
+        ("ant-design", _style_last(name, {"Outline": "outlined", "Fill": "filled", "Twotone": "twotone"}))
+    ],
     "bi": lambda name: [("bxs", name.removeprefix("Solid"))] if name.startswith("Solid") else [("bx", name)],
-    "bs": lambda name: [("bi", _moved(name, {"Fill": "fill"}))],
+    "bs": lambda name: [("bi", _style_last(name, {"Fill": "fill"}))],
     "cg": lambda name: [("gg", name)],
     "fa": lambda name: [("fa-regular", name.removeprefix("Reg"))] if name.startswith("Reg") else [("fa-solid", name)],
     "fa6": lambda name: (
@@ -164,8 +166,8 @@ _REACT_ICONS: dict[str, Callable[[str], Named]] = {
     "fi": lambda name: [("feather", name)],
     "gi": lambda name: [("game-icons", name)],
     "hi": lambda name: [("heroicons-outline", name[7:]) if name.startswith("Outline") else ("heroicons-solid", name)],
-    "hi2": lambda name: [("heroicons", _moved(name, {"Outline": "", "Mini": "20-solid"}, "solid"))],
-    "io5": lambda name: [("ion", _moved(name, {"Outline": "outline", "Sharp": "sharp"}, at_end=True))],
+    "hi2": lambda name: [("heroicons", _style_last(name, {"Outline": "", "Mini": "20-solid"}, "solid"))],
+    "io5": lambda name: [("ion", _style_last(name, {"Outline": "outline", "Sharp": "sharp"}, at_end=True))],
     "lia": lambda name: [("la", name)],
     "lu": lambda name: [("lucide", name)],
     "md": lambda name: [("ic", f"outline-{name[7:]}" if name[:7] == "Outline" != name else f"baseline-{name}")],
@@ -179,7 +181,7 @@ _REACT_ICONS: dict[str, Callable[[str], Named]] = {
 letters that all components of its module share, such as `Fa` in `FaTrash`."""
 
 
-def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = False) -> str:
+def _style_last(name: str, styles: dict[str, str], usual: str = "", at_end: bool = False) -> str:
     """Move the style word of a name to its end, as in Iconify."""
     for word, style in styles.items():
         if at_end and name.endswith(word) and name != word:
@@ -189,32 +191,35 @@ def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = Fa
     return f"{name}-{usual}".rstrip("-")
 
 
-def _plain(prefix: str, beginning: str = "", ending: str = "") -> Callable[[str], Callable[[str], Named]]:
+def _affixed_names(prefix: str, beginning: str = "", ending: str = "") -> Callable[[str], Callable[[str], Named]]:
     """Create a naming function for components whose names equal icon names except for a prefix and a suffix."""
-    return lambda _: lambda name: [(prefix, _bare(name, beginning, ending))]
+    return lambda _: lambda name: [(prefix, _trim(name, beginning, ending))]
 
 
 _MODULES = tuple(
     (re.compile(pattern), icon_of)
     for pattern, icon_of in (
         (r"@?lucide(?:[-/].*)?", lambda _: _lucide),
-        (r"@tabler/icons-.*", _plain("tabler", beginning="Icon")),
-        (r"(?:@phosphor-icons/|phosphor-)\w+.*", _plain("ph", "Ph", "Icon")),
+        (r"@tabler/icons-.*", _affixed_names("tabler", beginning="Icon")),
+        (r"(?:@phosphor-icons/|phosphor-)\w+.*", _affixed_names("ph", "Ph", "Icon")),
         (r"@heroicons/\w+.*", _heroicons),
         (r"react-icons/\w+", lambda module: _of_react_icons(module.rpartition("/")[2])),
-        (r"@fortawesome/free-solid-svg-icons.*", _plain("fa6-solid", beginning="fa")),
-        (r"@fortawesome/free-regular-svg-icons.*", _plain("fa6-regular", beginning="fa")),
-        (r"@fortawesome/free-brands-svg-icons.*", _plain("fa6-brands", beginning="fa")),
-        (r"@mui/icons-material|@material-ui/icons", lambda _: lambda name: _material(_bare(name, ending="Icon"))),
-        (r"@radix-ui/react-icons", _plain("radix-icons", ending="Icon")),
-        (r"@ant-design/icons.*", _plain("ant-design")),
-        (r"@remixicon/\w+", _plain("ri", beginning="Ri")),
-        (r"@carbon/icons-\w+.*", _plain("carbon")),
-        (r"react-bootstrap-icons", _plain("bi")),
-        (r"@mdi/(?:light-)?js", _plain("mdi", beginning="mdi")),
-        (r"ionicons/icons", _plain("ion")),
-        (r"hugeicons-react|@hugeicons/core-free-icons", _plain("hugeicons", ending="Icon")),
-        (r"react-feather|vue-feather-icons", _plain("feather", ending="Icon")),
+        (r"@fortawesome/free-solid-svg-icons.*", _affixed_names("fa6-solid", beginning="fa")),
+        (r"@fortawesome/free-regular-svg-icons.*", _affixed_names("fa6-regular", beginning="fa")),
+        (r"@fortawesome/free-brands-svg-icons.*", _affixed_names("fa6-brands", beginning="fa")),
+        (
+            r"@mui/icons-material|@material-ui/icons",
+            lambda _: lambda name: _material(_trim(name, ending="Icon")),
+        ),
+        (r"@radix-ui/react-icons", _affixed_names("radix-icons", ending="Icon")),
+        (r"@ant-design/icons.*", _affixed_names("ant-design")),
+        (r"@remixicon/\w+", _affixed_names("ri", beginning="Ri")),
+        (r"@carbon/icons-\w+.*", _affixed_names("carbon")),
+        (r"react-bootstrap-icons", _affixed_names("bi")),
+        (r"@mdi/(?:light-)?js", _affixed_names("mdi", beginning="mdi")),
+        (r"ionicons/icons", _affixed_names("ion")),
+        (r"hugeicons-react|@hugeicons/core-free-icons", _affixed_names("hugeicons", ending="Icon")),
+        (r"react-feather|vue-feather-icons", _affixed_names("feather", ending="Icon")),
     )
 )
 """Patterns of modules with icon components. For each, a function takes the module and returns a function from a
@@ -242,11 +247,11 @@ def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
     """Yield the imported icons of a file, each with its name in the file."""
     for match in _IMPORT.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
-        for component, prefix, name in _imported(match["names"] or "", match["default"] or "", match["module"]):
+        for component, prefix, name in _icons_of_import(match["names"] or "", match["default"] or "", match["module"]):
             yield component, Use(prefix, name, file, line)
 
 
-def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
+def _icons_of_import(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
     """Yield the icons that an import refers to: the local name, the prefix of the set, and the name in the set of
     each.
     """
@@ -322,7 +327,7 @@ def _iconify(match: re.Match[str]) -> Named:
     return [(match["prefix"], match["icon"])] if match["prefix"] in known_prefixes() else []
 
 
-def _of(prefix: str) -> Callable[[re.Match[str]], Named]:
+def _icons_of_set(prefix: str) -> Callable[[re.Match[str]], Named]:
     return lambda match: [(prefix, match["icon"])]
 
 
@@ -338,23 +343,23 @@ _IN_LINE: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Named]], ...] =
         (r"(?<![\w-])i-(?P<icon>[a-z0-9]+(?:[-:][a-z0-9]+)+)", _unocss),
         (r"icon-\[(?P<prefix>[a-z0-9-]+?)--(?P<icon>[a-z0-9-]+)\]", _iconify),
         (_FONT_CLASS, _font_awesome),
-        (rf"(?<![\w-])bi\s+bi-{_ICON}", _of("bi")),
-        (rf"(?<![\w-])mdi\s+mdi-{_ICON}", _of("mdi")),
-        (rf"(?<![\w-])ti\s+ti-{_ICON}", _of("tabler")),
-        (rf"(?<![\w-])ph(?:-(?:bold|fill|light|thin|duotone))?\s+ph-{_ICON}", _of("ph")),
-        (r"(?<![\w-])ri-(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*-(?:line|fill))(?![\w-])", _of("ri")),
-        (rf"(?<![\w-])bx\s+bx-{_ICON}", _of("bx")),
-        (rf"(?<![\w-])bxs?\s+bxs-{_ICON}", _of("bxs")),
-        (_LIGATURE.format("material-symbols-(?:outlined|rounded|sharp)"), _of("material-symbols")),
+        (rf"(?<![\w-])bi\s+bi-{_ICON}", _icons_of_set("bi")),
+        (rf"(?<![\w-])mdi\s+mdi-{_ICON}", _icons_of_set("mdi")),
+        (rf"(?<![\w-])ti\s+ti-{_ICON}", _icons_of_set("tabler")),
+        (rf"(?<![\w-])ph(?:-(?:bold|fill|light|thin|duotone))?\s+ph-{_ICON}", _icons_of_set("ph")),
+        (r"(?<![\w-])ri-(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*-(?:line|fill))(?![\w-])", _icons_of_set("ri")),
+        (rf"(?<![\w-])bx\s+bx-{_ICON}", _icons_of_set("bx")),
+        (rf"(?<![\w-])bxs?\s+bxs-{_ICON}", _icons_of_set("bxs")),
+        (_LIGATURE.format("material-symbols-(?:outlined|rounded|sharp)"), _icons_of_set("material-symbols")),
         (_LIGATURE.format("material-icons"), lambda match: [("ic", f"baseline-{match['icon']}")]),
-        (rf"data-lucide=['\"]{_ICON}['\"]", _of("lucide")),
-        (rf"data-feather=['\"]{_ICON}['\"]", _of("feather")),
-        (rf"<ion-icon[^<>]*\bname=['\"]{_ICON}['\"]", _of("ion")),
-        (rf"<sl-icon(?:-button)?[^<>]*\bname=['\"]{_ICON}['\"]", _of("bi")),
-        (rf"tabler-sprite[\w-]*\.svg#(?:tabler-)?{_ICON}", _of("tabler")),
-        (rf"bootstrap-icons\.svg#{_ICON}", _of("bi")),
-        (rf"feather-sprite\.svg#{_ICON}", _of("feather")),
-        (rf"(?:lucide-sprite|lucide-static/sprite)\.svg#{_ICON}", _of("lucide")),
+        (rf"data-lucide=['\"]{_ICON}['\"]", _icons_of_set("lucide")),
+        (rf"data-feather=['\"]{_ICON}['\"]", _icons_of_set("feather")),
+        (rf"<ion-icon[^<>]*\bname=['\"]{_ICON}['\"]", _icons_of_set("ion")),
+        (rf"<sl-icon(?:-button)?[^<>]*\bname=['\"]{_ICON}['\"]", _icons_of_set("bi")),
+        (rf"tabler-sprite[\w-]*\.svg#(?:tabler-)?{_ICON}", _icons_of_set("tabler")),
+        (rf"bootstrap-icons\.svg#{_ICON}", _icons_of_set("bi")),
+        (rf"feather-sprite\.svg#{_ICON}", _icons_of_set("feather")),
+        (rf"(?:lucide-sprite|lucide-static/sprite)\.svg#{_ICON}", _icons_of_set("lucide")),
     )
 )
 """Patterns within a line, each with a function from a match to its icons."""

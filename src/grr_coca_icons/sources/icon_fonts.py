@@ -37,30 +37,34 @@ def read_font(path: Path) -> IconSet:
         UserError: If fonttools is not installed, or the file is not a font or has no drawings.
     """
     require_extra("icons", f"{path}: an icon font")
-    _require_small(path)
+    _require_size(path)
     from fontTools.ttLib import TTFont  # lazy import, because it needs an extra
 
     try:
         with path.open("rb") as file, TTFont(file, lazy=True, fontNumber=0) as font:
             icons = list(_icons(font))
-            title, licence, author = (_told(font, number) for number in (4, 13, 9))
+            title, licence, author = (_name_record(font, number) for number in (4, 13, 9))
     except Exception as error:  # a corrupt font may raise nearly any type of error
-        raise UserError(f"{path}: corrupt, or not a font ({first_line(error)})") from error
+        raise UserError(
+            f"{path}: corrupt, or not a font ({first_line(error)}); pass a TTF, OTF, WOFF or WOFF2 file"
+        ) from error
     if not icons:
         raise UserError(f"{path}: no glyph with a drawing has a name or a code point; use a font of icons")
     return IconSet(prefix=path.stem, icons=icons, title=title, licence=licence[:100], author=author)
 
 
-def _require_small(path: Path) -> None:
+def _require_size(path: Path) -> None:
     """Check the size of a font, and its declared unpacked size, which unpacking never exceeds."""
     with read_errors(path), path.open("rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(24)
     unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
     if size > _MAX_BYTES or unpacked > _MAX_UNPACKED:
-        raise UserError(f"{path}: too large for an icon font: {max(size, unpacked):,} bytes (limit {_MAX_BYTES:,})")
+        raise UserError(
+            f"{path}: too large for an icon font ({max(size, unpacked):,} bytes, limit {_MAX_BYTES:,}); use another"
+        )
 
 
-def _told(font: "TTFont", number: int) -> str:
+def _name_record(font: "TTFont", number: int) -> str:
     record = font["name"].getDebugName(number) if "name" in font else None
     return escape_control_chars(record.strip()) if record else ""
 
@@ -74,16 +78,16 @@ def _icons(font: "TTFont") -> Iterator[Icon]:
     codes: dict[str, int] = {}
     for code, glyph in (font.getBestCmap() or {}).items():
         codes.setdefault(glyph, code)
-    written = _ligatures(font, codes)
+    ligatures = _ligatures(font, codes)
     metrics = font.get("hhea")
     em = font["head"].unitsPerEm
     top, bottom = (metrics.ascent, metrics.descent) if metrics is not None else (em, 0)
-    met: set[str] = set()
+    seen: set[str] = set()
     for glyph in font.getGlyphOrder():
-        first, *more = _names(glyph, codes, written)
-        if not first or first in met:
+        first, *more = _names(glyph, codes, ligatures)
+        if not first or first in seen:
             continue
-        met.add(first)
+        seen.add(first)
         bounds = BoundsPen(glyphs)
         try:
             glyphs[glyph].draw(bounds)
@@ -104,11 +108,11 @@ def _icons(font: "TTFont") -> Iterator[Icon]:
         yield Icon(first, svg_document(f'<path d="{path}"/>', left, -high, right - left, high - low), tuple(more))
 
 
-def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> list[str]:
+def _names(glyph: str, codes: dict[str, int], ligatures: dict[str, list[str]]) -> list[str]:
     """Return the names of a glyph, best first, or a single empty name."""
     code = codes.get(glyph)
     own = [] if _NO_NAME.fullmatch(glyph) or (code is not None and code < 0x2000) else [escape_control_chars(glyph)]
-    names = list(dict.fromkeys([*written.get(glyph, ()), *own]))
+    names = list(dict.fromkeys([*ligatures.get(glyph, ()), *own]))
     if not names and code is not None and (0xE000 <= code < 0xF900 or code >= 0xF0000):
         names = [f"u-{code:x}"]
     return names or [""]

@@ -30,7 +30,7 @@ _ARGUMENT = re.compile(
 )
 _PREFIXES = Path(__file__).with_name("iconify_prefixes.txt")
 _MAX_SIDE = 1e6
-_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
+_ARCHIVE_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
 
 
 class Package(NamedTuple):
@@ -45,16 +45,12 @@ class Package(NamedTuple):
         return f"@iconify-json/{prefix}@{self.version} sha256-{self.sha256}"
 
 
-def prefix_of(argument: str) -> str:
-    """Return the prefix in an argument `iconify:PREFIX`.
+def _parse_argument(argument: str) -> re.Match[str]:
+    """Parse an argument `iconify:PREFIX`.
 
     Raises:
         UserError: If the argument does not have this form.
     """
-    return _parsed(argument)["prefix"]
-
-
-def _parsed(argument: str) -> re.Match[str]:
     found = _ARGUMENT.fullmatch(argument)
     if found is None:
         raise UserError(f"{argument}: not a valid set name; expected iconify:PREFIX, such as iconify:lucide")
@@ -77,9 +73,9 @@ def read_package(argument: str) -> IconSet:
         UserError: If the set does not exist, npm is missing or fails, or a downloaded package is corrupt or differs
             from the version that the argument pins.
     """
-    prefix = prefix_of(argument)
+    prefix = _parse_argument(argument)["prefix"]
     package = find_package(argument)
-    return _of_archive(package.file.read_bytes(), str(package.file), prefix, package.pin(prefix))
+    return _parse_archive(package.file.read_bytes(), str(package.file), prefix, package.pin(prefix))
 
 
 def find_package(argument: str) -> Package:
@@ -88,8 +84,8 @@ def find_package(argument: str) -> Package:
     Raises:
         UserError: As for `read_package`.
     """
-    prefix, version, sha256 = _parsed(argument).groups()
-    path = _in_cache(prefix, version) or _fetch(prefix, version)
+    prefix, version, sha256 = _parse_argument(argument).groups()
+    path = _cached_archive(prefix, version) or _fetch(prefix, version)
     package = Package(path, _version_of(path, prefix), _sha256(str(path), path.stat().st_mtime_ns))
     if sha256 and package.sha256 != sha256:
         raise UserError(
@@ -132,7 +128,7 @@ def read_archive(path: Path) -> IconSet:
     Raises:
         UserError: If the archive is corrupt, or has no icon set.
     """
-    return _of_archive(read_file_bytes(path), str(path), "", "")
+    return _parse_archive(read_file_bytes(path), str(path), "", "")
 
 
 # --- JSON
@@ -154,9 +150,11 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
         about = json.loads(content)
         metadata = about.get("info") or {} if info is None else json.loads(info)
     except (ValueError, RecursionError, AttributeError) as error:
-        raise UserError(f"{name}: not a readable JSON file ({error})") from error
+        raise UserError(f"{name}: not valid JSON ({error}); pass another file") from error
     if not is_icon_json(about):
-        raise UserError(f"{name}: not an Iconify set: 'prefix' and 'icons' are missing")
+        raise UserError(
+            f"{name}: not an Iconify set: 'prefix' and 'icons' are missing; pass a file in Iconify's format"
+        )
     metadata = metadata if isinstance(metadata, dict) else {}
     every = list(_icons(about))
     icons = [icon for icon, is_hidden in every if not is_hidden]
@@ -183,40 +181,40 @@ def _icons(about: Mapping[str, Any]) -> Iterator[tuple[Icon, bool]]:
     icons, aliases = about["icons"], about.get("aliases")
     aliases = aliases if isinstance(aliases, dict) else {}
     same: dict[str, list[str]] = defaultdict(list)
-    turned: dict[str, tuple[str, dict[str, Any]]] = {}
+    transformed: dict[str, tuple[str, dict[str, Any]]] = {}
     for name in aliases:
-        parent, changes = _resolved(name, aliases)
+        parent, changes = _resolve_alias(name, aliases)
         if parent not in icons:
             continue
         if changes:
-            turned[name] = (parent, changes)
+            transformed[name] = (parent, changes)
         else:
             same[parent].append(escape_control_chars(name))
     for name, icon in icons.items():
         yield _icon(name, icon, about, same[name]), isinstance(icon, dict) and bool(icon.get("hidden"))
-    for name, (parent, turns) in turned.items():
+    for name, (parent, transform) in transformed.items():
         if isinstance(icons[parent], dict):
-            yield _icon(name, {**icons[parent], **turns}, about, ()), bool(aliases[name].get("hidden"))
+            yield _icon(name, {**icons[parent], **transform}, about, ()), bool(aliases[name].get("hidden"))
 
 
-_TURNS = ("left", "top", "width", "height", "rotate", "hFlip", "vFlip")
+_TRANSFORM_KEYS = ("left", "top", "width", "height", "rotate", "hFlip", "vFlip")
 
 
-def _resolved(name: str, aliases: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _resolve_alias(name: str, aliases: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the icon that an alias refers to, and how the alias transforms it. Cyclic aliases refer to no icon."""
     changes: dict[str, Any] = {}
     seen: set[str] = set()
     while name in aliases and name not in seen and isinstance(aliases[name], dict):
         seen.add(name)
         alias = aliases[name]
-        for key in _TURNS:
+        for key in _TRANSFORM_KEYS:
             if key in alias:
-                changes = _turned_further(changes, key, alias[key])
+                changes = _combine_transform(changes, key, alias[key])
         name = str(alias.get("parent", ""))
     return name, changes
 
 
-def _turned_further(changes: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+def _combine_transform(changes: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     if key == "rotate" and isinstance(value, int):
         return {**changes, key: (int(changes.get(key, 0)) + value) % 4}
     if key in ("hFlip", "vFlip"):
@@ -239,10 +237,10 @@ def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[s
         box.append(float(side))
     if not (box[2] > 0 and box[3] > 0):
         return Icon(name, "", tuple(aliases), problem="its view box is empty")
-    return Icon(name, svg_document(*_turned(body, icon, *box)), tuple(aliases))
+    return Icon(name, svg_document(*_apply_transform(body, icon, *box)), tuple(aliases))
 
 
-def _turned(
+def _apply_transform(
     body: str, icon: Mapping[str, Any], left: float, top: float, width: float, height: float
 ) -> tuple[str, float, float, float, float]:
     """Apply an icon's transformations to its drawing and box: first flips, then rotation by quarter turns."""
@@ -264,7 +262,7 @@ def _turned(
 # --- Packages
 
 
-def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet:
+def _parse_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet:
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
@@ -276,7 +274,7 @@ def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet
                     opened = tar.extractfile(member)
                     assert opened is not None
                     files[base] = opened.read()
-    except _DAMAGE as error:
+    except _ARCHIVE_ERRORS as error:
         raise UserError(f"{name}: corrupt npm package ({error}); delete the file to download it again") from error
     if "icons.json" not in files:
         raise UserError(
@@ -305,7 +303,7 @@ def _version_of(path: Path, prefix: str) -> str:
     return path.name.removeprefix(f"iconify-json-{prefix}-").removesuffix(".tgz")
 
 
-def _in_cache(prefix: str, version: str | None) -> Path | None:
+def _cached_archive(prefix: str, version: str | None) -> Path | None:
     """Return the archive of a set in the user's cache, in the given version, or in the newest version if None is
     given.
     """
@@ -315,10 +313,10 @@ def _in_cache(prefix: str, version: str | None) -> Path | None:
         return path if path.is_file() else None
     # A version begins with a digit, so `iconify-json-fluent-emoji-1.2.3.tgz` does not belong to the set `fluent`.
     paths = [path for path in folder.glob(f"iconify-json-{prefix}-*.tgz") if _version_of(path, prefix)[:1].isdigit()]
-    return max(paths, key=lambda path: _order(_version_of(path, prefix)), default=None)
+    return max(paths, key=lambda path: _version_key(_version_of(path, prefix)), default=None)
 
 
-def _order(version: str) -> list[tuple[int, str]]:
+def _version_key(version: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.+-]", version)]
 
 
@@ -331,16 +329,16 @@ def _fetch(prefix: str, version: str | None) -> Path:
     requested = f"@iconify-json/{prefix}" + (f"@{version}" if version else "")
     folder = packages_folder()
     file = _archive_name(prefix, version or "VERSION")
-    by_hand = f"on a machine with npm, `npm pack {requested}` writes {file}: put it into {folder}{_guess(prefix)}"
+    by_hand = f"on a machine with npm, `npm pack {requested}` writes {file}: put it into {folder}{_prefix_hint(prefix)}"
     if is_offline():
         raise UserError(f"iconify:{prefix}: not on this machine, and --offline prevents downloads; {by_hand}")
 
     def check(path: Path) -> None:
-        _of_archive(path.read_bytes(), f"npm pack {requested}", prefix, "")
+        _parse_archive(path.read_bytes(), f"npm pack {requested}", prefix, "")
 
     def reason(output: str) -> str | None:
         if "E404" in output or "404 Not Found" in output:
-            return f"iconify:{prefix}: package {requested} not found{_guess(prefix)}"
+            return f"iconify:{prefix}: package {requested} not found{_prefix_hint(prefix)}"
         if "ETARGET" in output or "No matching version" in output:
             return f"iconify:{prefix}: version not found: {requested}"
         return None
@@ -348,7 +346,7 @@ def _fetch(prefix: str, version: str | None) -> Path:
     return fetch_archive(requested, folder, by_hand, check=check, reason=reason)
 
 
-def _guess(prefix: str) -> str:
+def _prefix_hint(prefix: str) -> str:
     """Return a hint for an unknown prefix, which names the most similar one."""
     known = known_prefixes()
     if prefix in known:

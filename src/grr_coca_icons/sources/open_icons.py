@@ -114,7 +114,7 @@ def open_icons(argument: str) -> PackedIcons | None:
     if found is None:
         return None
     name = argument.partition("@")[0] if argument.startswith(iconify.SCHEME) else argument
-    return PackedIcons(name, *_packed(found))
+    return PackedIcons(name, *_pack(found))
 
 
 def retired_icons(argument: str) -> list[ImageFile]:
@@ -133,7 +133,7 @@ def retired_icons(argument: str) -> list[ImageFile]:
     ]
 
 
-def _packed(icons: IconSet) -> tuple[Path, list[PackedIcon]]:
+def _pack(icons: IconSet) -> tuple[Path, list[PackedIcon]]:
     digest = blake2b(digest_size=16)
     for part in (str(_VERSION), icons.prefix, icons.title, icons.author, icons.licence, icons.package):
         digest.update(part.encode("utf-8", "surrogatepass") + b"\0")

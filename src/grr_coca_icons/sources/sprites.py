@@ -19,7 +19,7 @@ _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]+)")
 _MAX_REFERENCES = 200
 """Maximum number of definitions that a symbol may need."""
-_UNUSUAL_BOX = (0.0, 0.0, 24.0, 24.0)
+_DEFAULT_BOX = (0.0, 0.0, 24.0, 24.0)
 """Default view box of a symbol, if neither the symbol nor the sprite has one."""
 
 
@@ -39,9 +39,9 @@ def read_sprite(path: Path) -> IconSet | None:
     content = read_file_bytes(path)
     if b"symbol" not in content:
         return None
-    root = _parsed(content, str(path))
+    root = _parse_svg(content, str(path))
     symbols = [element for element in root.iter("symbol") if element.get("id")]
-    if not symbols or _draws(root):
+    if not symbols or _has_visible_shapes(root):
         return None
     named = {element.get("id", ""): element for element in root.iter() if element.get("id")}
     icons: dict[str, Icon] = {}
@@ -55,7 +55,7 @@ _HIDING = frozenset({"symbol", "defs", "title", "desc", "metadata", "style"})
 _SHAPES = frozenset({"path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "image", "use"})
 
 
-def _draws(element: Element) -> bool:
+def _has_visible_shapes(element: Element) -> bool:
     """Return whether an SVG draws something outside of symbols and definitions."""
     waiting = [element]
     while waiting:
@@ -67,16 +67,16 @@ def _draws(element: Element) -> bool:
     return False
 
 
-def _parsed(content: bytes, name: str) -> Element:
+def _parse_svg(content: bytes, name: str) -> Element:
     from defusedxml import DefusedXmlException  # lazy import, because few images are in a sprite
     from defusedxml.ElementTree import fromstring
 
     try:
         root = fromstring(decode_text(content, name))
     except DefusedXmlException as error:
-        raise UserError(f"{name}: a sprite must not declare entities") from error
+        raise UserError(f"{name}: a sprite must not declare entities; remove its <!DOCTYPE>") from error
     except (ParseError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: corrupt SVG file ({error})") from error
+        raise UserError(f"{name}: corrupt SVG file ({error}); export the sprite again") from error
     for element in root.iter():  # the documents declare these two namespaces
         element.tag = element.tag.removeprefix(_SVG)
         for key in [key for key in element.attrib if key.startswith(_XLINK)]:
@@ -85,14 +85,14 @@ def _parsed(content: bytes, name: str) -> Element:
 
 
 def _icon(name: str, symbol: Element, root: Element, named: dict[str, Element]) -> Icon:
-    box = _box(symbol) or _box(root) or _UNUSUAL_BOX
+    box = _box(symbol) or _box(root) or _DEFAULT_BOX
     if not (box[2] > 0 and box[3] > 0):
         return Icon(name, "", problem="its viewBox is empty")
     # As in a browser, the group inherits presentation attributes from the symbol and its parents.
-    group = Element("g", {key: value for key, value in symbol.attrib.items() if key in _PRESENTED})
+    group = Element("g", {key: value for key, value in symbol.attrib.items() if key in _PRESENTATION_ATTRIBUTES})
     group.extend(symbol)
     try:
-        needed = list(_needed(group, named))
+        needed = list(_referenced_elements(group, named))
         body = "".join(tostring(element, encoding="unicode") for element in [*needed, group])
     except (RecursionError, ValueError) as error:
         reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -102,22 +102,22 @@ def _icon(name: str, symbol: Element, root: Element, named: dict[str, Element]) 
     return Icon(name, svg_document(body, *box))
 
 
-_PRESENTED = frozenset({
+_PRESENTATION_ATTRIBUTES = frozenset({
     "fill", "stroke", "stroke-width", "stroke-linecap", "stroke-linejoin", "stroke-miterlimit", "stroke-dasharray",
     "fill-rule", "clip-rule", "opacity", "fill-opacity", "stroke-opacity", "color", "style", "transform",
 })  # fmt: skip
 
 
-def _needed(group: Element, named: dict[str, Element]) -> Iterator[Element]:
+def _referenced_elements(group: Element, named: dict[str, Element]) -> Iterator[Element]:
     """Yield the elements of the sprite that an icon refers to, directly or indirectly."""
     inside = {element.get("id") for element in group.iter()}
-    waiting, met = [group], set(inside)
+    waiting, seen = [group], set(inside)
     while waiting:
         for reference in _references(waiting.pop()):
-            if reference in met or reference not in named:
+            if reference in seen or reference not in named:
                 continue
-            met.add(reference)
-            if len(met) - len(inside) > _MAX_REFERENCES:
+            seen.add(reference)
+            if len(seen) - len(inside) > _MAX_REFERENCES:
                 raise ValueError(f"refers to more than {_MAX_REFERENCES} other elements")
             waiting.append(named[reference])
             definitions = Element("defs")

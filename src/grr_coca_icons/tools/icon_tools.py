@@ -36,7 +36,7 @@ _MAX_PICTURE = 5 * 2**20
 """Maximum size, in bytes, of an image that is passed as data."""
 _MAX_SIDE = 1024
 """Side, in pixels, above which a passed image may be scaled down."""
-_CELL, _COLUMNS, _SHOWN = 72, 6, 18
+_CELL, _COLUMNS, _MAX_CELLS = 72, 6, 18
 """Contact sheet: side of a cell in pixels, number of cells per row, and maximum number of cells."""
 
 
@@ -88,7 +88,7 @@ class IconTools:
     def search_icons(self, query: str, index: str | None = None, limit: int = 12) -> ToolAnswer:
         """Find icons by their content."""
         with self._lock:
-            return self._found(self._each(index), limit, lambda one, n: one.search(_query(query), n))
+            return self._search_all(index, limit, lambda one, n: one.search(_require_short(query), n))
 
     def search_by_picture(
         self, data: str | None = None, file: str | None = None, index: str | None = None, limit: int = 12
@@ -96,7 +96,7 @@ class IconTools:
         """Find icons similar to an image."""
         with self._lock:
             picture = self._picture(data, file)
-            return self._found(self._each(index), limit, lambda one, n: one.search(image=picture, n=n))
+            return self._search_all(index, limit, lambda one, n: one.search(image=picture, n=n))
 
     def match_icons(
         self, icons: Sequence[str], index: str | None = None, limit: int = 3, pictures: bool = False
@@ -104,32 +104,34 @@ class IconTools:
         """Find the equivalents of icons in all other indexes, or in the given index."""
         names = _names(icons)
         with self._lock:
-            count, each = _count(limit), self._each(index)
-            found = {name: self._known(name) for name in names}
+            count, each = _require_limit(limit), self._requested_indexes(index)
+            found = {name: self._locate(name) for name in names}
             equivalents: dict[tuple[str, int], dict[str, tuple[Candidate, ...]]] = {}
             for own in dict.fromkeys(known[0] for known in found.values() if known is not None):
                 others = [name for name in each if name != own or index is not None]
                 if not others:
-                    raise UserError(f"'{own}' is the only index, so it has no equivalents")
-                places = sorted({known[1] for known in found.values() if known is not None and known[0] == own})
-                source = self._set(own).set
+                    raise UserError(f"'{own}' is the only index, so it has no equivalents; serve another index as well")
+                rows = sorted({known[1] for known in found.values() if known is not None and known[0] == own})
+                source = self._picture_set(own).set
                 for other in others:
-                    target = self._set(other).set
+                    target = self._picture_set(other).set
                     numbers = self._matcher.numbers(source, target)
-                    for match in match_pictures(source, target, numbers, n=count, places=places):
-                        equivalents.setdefault((own, match.place), {})[other] = match.candidates
+                    for match in match_pictures(source, target, numbers, n=count, rows=rows):
+                        equivalents.setdefault((own, match.row), {})[other] = match.candidates
             answers: list[object] = []
             cells: list[bytes] = []
             for name, known in found.items():
                 if known is None:
-                    answers.append(self._checked(name))
+                    answers.append(self._check_name(name))
                     continue
-                source_set = self._set(known[0])
-                answers.append({"icon": _plain(source_set.set.names[known[1]]), "in": _listed(equivalents[known])})
-                if pictures and len(cells) < _SHOWN:
+                source_set = self._picture_set(known[0])
+                answers.append(
+                    {"icon": _one_line(source_set.set.names[known[1]]), "in": _match_records(equivalents[known])}
+                )
+                if pictures and len(cells) < _MAX_CELLS:
                     cells.append(_content(source_set.read, known[1]))
                     for other, candidates in equivalents[known].items():
-                        cells += [_content(self._set(other).read, one.place) for one in candidates]
+                        cells += [_content(self._picture_set(other).read, one.row) for one in candidates]
             return ToolAnswer(_json(answers), self._sheet(cells))
 
     def caption_picture(self, data: str | None = None, file: str | None = None) -> ToolAnswer:
@@ -141,7 +143,7 @@ class IconTools:
             return ToolAnswer(
                 _json(
                     {
-                        "caption": _plain(first),
+                        "caption": _one_line(first),
                         "confidence": described.confidence and round(described.confidence, 3),
                         "unfamiliar": described.unfamiliar,
                     }
@@ -151,10 +153,10 @@ class IconTools:
     def get_icon(self, icon: str) -> ToolAnswer:
         """Return an icon's SVG document, its licence, and lines of code that use it."""
         with self._lock:
-            own, place = self._find(icon)
-            opened = self._set(own)
-            name, fields = opened.set.names[place], opened.fields[place]
-            content = opened.read(place)
+            own, row = self._find(icon)
+            opened = self._picture_set(own)
+            name, fields = opened.set.names[row], opened.fields[row]
+            content = opened.read(row)
             prefix, _, short = name.partition(":")
             is_drawn = content.lstrip()[:5] in (b"<svg ", b"<?xml", b"<svg>")
             return ToolAnswer(
@@ -162,7 +164,7 @@ class IconTools:
                     {
                         "icon": name,
                         "svg": content.decode("utf-8", "replace") if is_drawn else None,
-                        **{key: _plain(str(fields[key])) for key in ("set", "licence", "author") if fields.get(key)},
+                        **{key: _one_line(str(fields[key])) for key in ("set", "licence", "author") if fields.get(key)},
                         "use": [
                             *usage_lines(prefix, short),
                             *([f'<Icon icon="{name}" />'] if "package" in fields else []),
@@ -176,23 +178,23 @@ class IconTools:
         """Return the icon names that exist and, for each other name, the most similar existing names."""
         checked = _names(names)
         with self._lock:
-            return ToolAnswer(_json([self._checked(name) for name in checked]))
+            return ToolAnswer(_json([self._check_name(name) for name in checked]))
 
-    def _checked(self, name: str) -> dict[str, object]:
-        known = self._known(name)
+    def _check_name(self, name: str) -> dict[str, object]:
+        known = self._locate(name)
         if known is not None:
-            full = self._set(known[0]).set.names[known[1]]
-            return {"name": _plain(name), "exists": True, **({} if full == name else {"icon": _plain(full)})}
+            full = self._picture_set(known[0]).set.names[known[1]]
+            return {"name": _one_line(name), "exists": True, **({} if full == name else {"icon": _one_line(full)})}
         near = self._nearest(name)
-        return {"name": _plain(name[:200]), "exists": False, **({"nearest": near} if near else {})}
+        return {"name": _one_line(name[:200]), "exists": False, **({"nearest": near} if near else {})}
 
     # --- Indexes and images
 
-    def _each(self, index: str | None) -> list[str]:
+    def _requested_indexes(self, index: str | None) -> list[str]:
         if index is None:
             return list(self._indexes)
         if index not in self._indexes:
-            raise UserError(f"unknown index '{_plain(index)}'; valid names: {', '.join(self._indexes)}")
+            raise UserError(f"unknown index '{_one_line(index)}'; valid names: {', '.join(self._indexes)}")
         return [index]
 
     def _index(self, name: str) -> Index:
@@ -214,7 +216,7 @@ class IconTools:
             self._sets.pop(name, None)
         return index
 
-    def _set(self, name: str) -> OpenPictureSet:
+    def _picture_set(self, name: str) -> OpenPictureSet:
         store = self._index(name).store
         revision = store.revision()
         if name not in self._sets or self._sets[name][0] != revision:
@@ -222,17 +224,17 @@ class IconTools:
         return self._sets[name][1]
 
     def _find(self, icon: str) -> tuple[str, int]:
-        """Return the index that contains an icon, and the icon's position in it."""
-        known = self._known(icon)
+        """Return the index that contains an icon, and the icon's row in it."""
+        known = self._locate(icon)
         if known is not None:
             return known
         near = self._nearest(icon)
         hint = f"; did you mean {', '.join(near)}?" if near else "; find icons with search_icons"
-        raise UserError(f"unknown icon '{_plain(icon[:200])}'{hint}")
+        raise UserError(f"unknown icon '{_one_line(icon[:200])}'{hint}")
 
-    def _known(self, icon: str) -> tuple[str, int] | None:
-        found = ((own, self._set(own).lookup.find(icon)) for own in self._indexes)
-        return next(((own, place) for own, place in found if place is not None), None)
+    def _locate(self, icon: str) -> tuple[str, int] | None:
+        found = ((own, self._picture_set(own).lookup.find(icon)) for own in self._indexes)
+        return next(((own, row) for own, row in found if row is not None), None)
 
     def _nearest(self, icon: str) -> list[str]:
         """Return the three most likely icons for a name.
@@ -240,44 +242,44 @@ class IconTools:
         They are from the first index that contains the set in the name's prefix or, if no index does, from the first
         index of all.
         """
-        lookups = [self._set(own).lookup for own in self._indexes]
+        lookups = [self._picture_set(own).lookup for own in self._indexes]
         named = [one for one in lookups if icon.partition(":")[0] in one.prefixes]
-        return [_plain(name) for one in (named or lookups)[:1] for name in one.nearest(icon, _SUGGESTIONS)]
+        return [_one_line(name) for one in (named or lookups)[:1] for name in one.nearest(icon, _SUGGESTIONS)]
 
-    def _found(self, indexes: Sequence[str], limit: int, search: Callable[[Index, int], Any]) -> ToolAnswer:
-        count = _count(limit)
+    def _search_all(self, index: str | None, limit: int, search: Callable[[Index, int], Any]) -> ToolAnswer:
+        count = _require_limit(limit)
         hits = []
-        for own in indexes:
+        for own in self._requested_indexes(index):
             result = search(self._index(own), count)
             hits += [(hit.relevance if result.can_tell else None, hit.score, own, hit.entry) for hit in result]
         hits.sort(key=lambda hit: -hit[1])
         rows = [
             {
-                "icon": _plain(name_of(entry)),
+                "icon": _one_line(name_of(entry)),
                 "index": own,
-                "shows": _plain(entry.caption),
+                "shows": _one_line(entry.caption),
                 **({} if relevance is None else {"relevance": round(relevance, 3)}),
-                **({"licence": _plain(str(entry.fields["licence"]))} if "licence" in entry.fields else {}),
+                **({"licence": _one_line(str(entry.fields["licence"]))} if "licence" in entry.fields else {}),
             }
             for relevance, _, own, entry in hits[:count]
         ]
-        contents = [_content(self._read, entry) for _, _, _, entry in hits[: min(count, _SHOWN)]]
+        contents = [_content(self._read, entry) for _, _, _, entry in hits[: min(count, _MAX_CELLS)]]
         return ToolAnswer(_json(rows), self._sheet(contents))
 
     def _picture(self, data: str | None, file: str | None) -> Image.Image:
         if (data is None) == (file is None):
             raise UserError("pass an image, as data (base64 or SVG) or as a file")
         if data is not None:
-            content = data.encode() if data.lstrip().startswith("<") else _decoded(data)
+            content = data.encode() if data.lstrip().startswith("<") else _decode_base64(data)
         else:
             content = self._file(str(file))
         if len(content) > _MAX_PICTURE:
-            raise UserError(f"the image is too large: {len(content):,} bytes (limit {_MAX_PICTURE:,})")
+            raise UserError(f"the image is too large: {len(content):,} bytes (limit {_MAX_PICTURE:,}); scale it down")
         return self._decode(content, "the picture", _MAX_SIDE)
 
     def _sheet(self, contents: Sequence[bytes]) -> bytes:
         """Return a small PNG file with the images in rows, on white."""
-        shown = contents[:_SHOWN]
+        shown = contents[:_MAX_CELLS]
         rows = -(-len(shown) // _COLUMNS)
         if not rows:
             return b""
@@ -311,10 +313,10 @@ class IconTools:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise UserError(f"the file cannot be read ({error.strerror or error})") from error
+            raise UserError(f"the file cannot be read ({error.strerror or error}); pass the image as data") from error
 
 
-def _decoded(data: str) -> bytes:
+def _decode_base64(data: str) -> bytes:
     written = re.sub(r"^data:[\w/+.;-]+;base64,", "", data.strip())
     try:
         return base64.b64decode(written, validate=True)
@@ -332,16 +334,16 @@ def _content(read: Callable[[Any], bytes], which: object) -> bytes:
 
 def _names(names: Sequence[str]) -> list[str]:
     if len(names) > _MAX_NAMES:
-        raise UserError(f"too many names: {len(names)} (limit {_MAX_NAMES})")
+        raise UserError(f"too many names: {len(names)} (limit {_MAX_NAMES}); pass fewer")
     return list(dict.fromkeys(map(str, names)))
 
 
-def _listed(found: Mapping[str, Sequence[Candidate]]) -> list[dict[str, object]]:
+def _match_records(found: Mapping[str, Sequence[Candidate]]) -> list[dict[str, object]]:
     return [
         {
             "index": index,
             "matches": [
-                {"icon": _plain(one.name), "probability": one.probability, "same_name": one.same_name}
+                {"icon": _one_line(one.name), "probability": one.probability, "same_name": one.same_name}
                 for one in candidates
             ],
         }
@@ -349,19 +351,19 @@ def _listed(found: Mapping[str, Sequence[Candidate]]) -> list[dict[str, object]]
     ]
 
 
-def _query(text: str) -> str:
+def _require_short(text: str) -> str:
     if len(text) > _MAX_QUERY:
-        raise UserError(f"query too long: {len(text):,} characters (limit {_MAX_QUERY})")
+        raise UserError(f"query too long: {len(text):,} characters (limit {_MAX_QUERY}); shorten it")
     return text
 
 
-def _count(limit: int) -> int:
+def _require_limit(limit: int) -> int:
     if not 1 <= limit <= _MAX_HITS:
         raise UserError(f"limit must be from 1 to {_MAX_HITS}, got {limit}")
     return limit
 
 
-def _plain(text: str) -> str:
+def _one_line(text: str) -> str:
     """Convert a text from a file to one line, without characters that change the text direction."""
     return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", escape_control_chars(text))[:500]
 

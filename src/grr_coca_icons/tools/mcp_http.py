@@ -48,9 +48,9 @@ class McpEndpoint:
         if self._index is None:
             raise RequestError(404, "/mcp needs an index; pass one to grr-coca serve")
         if find_spec("mcp") is None:
-            raise RequestError(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
+            raise RequestError(404, "/mcp needs the package mcp; install the extra `mcp` on the server")
         if scope["method"] != "POST":  # the server sends nothing unprompted, and has no sessions to end
-            raise RequestError(405, f"/mcp does not accept {scope['method'][:20]}")
+            raise RequestError(405, f"/mcp does not accept {scope['method'][:20]}; use POST")
         with self._queue.reserve_slot():
             async with self._starting:
                 if self._manager is None or self._running is None or self._running.done():
@@ -60,7 +60,7 @@ class McpEndpoint:
     async def _start(self, served: "ServedIndex") -> "StreamableHTTPSessionManager":
         # This runs in a thread, because importing the SDK takes half a second.
         try:
-            manager, index = await asyncio.to_thread(_made_manager, served)
+            manager, index = await asyncio.to_thread(_make_manager, served)
         except UserError as error:
             raise RequestError(503, f"the index is unavailable: {error}", retry_after=5) from error
         started = asyncio.get_running_loop().create_future()
@@ -81,7 +81,7 @@ class McpEndpoint:
         return await started
 
 
-def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
+def _make_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
     # lazy import, because it needs an extra
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 

@@ -43,7 +43,7 @@ def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCa
         UserError: If the tensors are not those of open_clip's CoCa, or belong to a variant that our model does not
             support.
     """
-    _refuse_unsupported(tensors, name)
+    _require_supported(tensors, name)
     shapes = _Shapes(tensors, name)
     image_dim, _, patch_size, _ = shapes.of("visual.conv1.weight", 4)
     num_positions = shapes.of("visual.positional_embedding", 2)[0]
@@ -89,14 +89,14 @@ class _Shapes:
 
     def of(self, tensor: str, ndim: int) -> tuple[int, ...]:
         if tensor not in self._tensors:
-            raise UserError(
-                f"{self._name}: tensor '{tensor}' is missing, so this is not an open_clip CoCa with a pooler"
-            )
+            raise UserError(f"{self._name}: tensor '{tensor}' is missing; pass an open_clip CoCa with a pooler")
         shape = tuple(self._tensors[tensor].shape)
         if len(shape) != ndim:
             raise UserError(f"{self._name}: tensor '{tensor}' must have {ndim} dimensions, got the shape {shape}")
         if 0 in shape:
-            raise UserError(f"{self._name}: tensor '{tensor}' has the shape {shape}, which is empty")
+            raise UserError(
+                f"{self._name}: tensor '{tensor}' has the shape {shape}, which is empty; download the file again"
+            )
         return shape
 
     def stack(self, parts: TransformerConfig, prefix: str, width: int, num_heads: int | None) -> TransformerConfig:
@@ -104,7 +104,9 @@ class _Shapes:
         pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
         blocks = {int(match[1]) for match in map(pattern.match, self._tensors) if match}
         if blocks != set(range(len(blocks))):
-            raise UserError(f"{self._name}: {prefix} has blocks up to {max(blocks)}, but some are missing")
+            raise UserError(
+                f"{self._name}: {prefix} has blocks up to {max(blocks)}, but some are missing; download the file again"
+            )
         hidden_dim = self.of(f"{prefix}.0.mlp.c_fc.weight", 2)[0]
         num_heads = num_heads or max(1, width // _HEAD_DIM)
         if width % num_heads:
@@ -112,7 +114,7 @@ class _Shapes:
         return replace(parts, num_layers=max(blocks) + 1, embed_dim=width, num_heads=num_heads, hidden_dim=hidden_dim)
 
 
-def _refuse_unsupported(tensors: Mapping[str, Tensor], name: str) -> None:
+def _require_supported(tensors: Mapping[str, Tensor], name: str) -> None:
     for tensor in tensors:
         for prefix, what in _UNSUPPORTED.items():
             if tensor.startswith(prefix):

@@ -84,10 +84,10 @@ def _pooler(config: CoCaConfig) -> Iterator[Link]:
     yield _same(f"{theirs}.query", f"{ours}.queries")
     yield from _affine(f"{theirs}.ln_q", f"{ours}.query_norm")
     if config.own_image_encoder.transformer.embed_dim == config.text_decoder.transformer.embed_dim:
-        yield _joined(f"{theirs}.attn.in_proj_weight", f"{ours}.attn", "weight")
+        yield _fused_projection(f"{theirs}.attn.in_proj_weight", f"{ours}.attn", "weight")
     else:
-        yield _apart(f"{theirs}.attn", f"{ours}.attn")
-    yield _joined(f"{theirs}.attn.in_proj_bias", f"{ours}.attn", "bias")
+        yield _separate_projections(f"{theirs}.attn", f"{ours}.attn")
+    yield _fused_projection(f"{theirs}.attn.in_proj_bias", f"{ours}.attn", "bias")
     yield from _affine(f"{theirs}.attn.out_proj", f"{ours}.attn.out_proj")
     yield from _affine("visual.ln_post", f"{ours}.norm")
     yield _transposed("visual.proj", "image_proj.weight")
@@ -124,8 +124,8 @@ def _block(theirs: str, ours: str) -> Iterator[Link]:
 def _cross_block(theirs: str, ours: str) -> Iterator[Link]:
     yield from _affine(f"{theirs}.ln_1", f"{ours}.cross_attn_norm")
     yield from _affine(f"{theirs}.ln_1_kv", f"{ours}.cross_attn.context_affine")
-    yield _joined(f"{theirs}.attn.in_proj_weight", f"{ours}.cross_attn", "weight")
-    yield _joined(f"{theirs}.attn.in_proj_bias", f"{ours}.cross_attn", "bias")
+    yield _fused_projection(f"{theirs}.attn.in_proj_weight", f"{ours}.cross_attn", "weight")
+    yield _fused_projection(f"{theirs}.attn.in_proj_bias", f"{ours}.cross_attn", "bias")
     yield from _affine(f"{theirs}.attn.out_proj", f"{ours}.cross_attn.out_proj")
     yield from _mlp(theirs, ours)
 
@@ -150,7 +150,7 @@ def _transposed(theirs: str, ours: str) -> Link:
     return Link((theirs,), (ours,), lambda tensor: (tensor.T,), lambda tensor: (tensor.T,))
 
 
-def _joined(theirs: str, ours: str, kind: str) -> Link:
+def _fused_projection(theirs: str, ours: str, kind: str) -> Link:
     """Return the link of an attention projection that open_clip stores as one tensor (qkv) and we store as two (q,
     kv).
     """
@@ -164,7 +164,7 @@ def _joined(theirs: str, ours: str, kind: str) -> Link:
     return Link((theirs,), (f"{ours}.q_proj.{kind}", f"{ours}.kv_proj.{kind}"), split, join)
 
 
-def _apart(theirs: str, ours: str) -> Link:
+def _separate_projections(theirs: str, ours: str) -> Link:
     """Return the link of an attention projection that open_clip stores as three tensors (q, k, v) and we store as two
     (q, kv).
     """

@@ -17,7 +17,7 @@ from grr_coca.model.config import CoCaConfig
 from grr_coca_open_clip.checkpoints import SETTINGS, find_weights
 from grr_coca_open_clip.checkpoints.architecture import Heads, infer_config
 from grr_coca_open_clip.checkpoints.names import links, to_ours, to_theirs
-from grr_coca_open_clip.checkpoints.settings import NO_SETTINGS, Settings, named_settings, read_settings
+from grr_coca_open_clip.checkpoints.settings import NO_SETTINGS, Settings, published_settings, read_settings
 
 _PRESET = "open_clip_coca"
 
@@ -73,7 +73,7 @@ def _settings(path: Path, model: str | None) -> Settings:
     settings = read_settings(path) if path.exists() else NO_SETTINGS
     if model is None:
         return settings
-    named = named_settings(model)
+    named = published_settings(model)
     return Settings(named.where, named.model, settings.preprocess)
 
 
@@ -86,10 +86,10 @@ def _require_same_tensors(
     assert len(expected) == sum(len(link.theirs) for link in links(config)), "each tensor once"
     for name in expected:
         if name not in theirs:
-            raise UserError(f"{path}: tensor '{name}' is missing")
+            raise UserError(f"{path}: tensor '{name}' is missing; download the file again")
     for name, tensor in theirs.items():
         if name not in expected:
-            raise UserError(f"{path}: unsupported tensor '{name}'")
+            raise UserError(f"{path}: unsupported tensor '{name}'; pass the weights of an open_clip CoCa")
         if tuple(tensor.shape) != expected[name]:
             raise UserError(
                 f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, but the other tensors imply "
@@ -130,13 +130,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: contains no tensors; pass a file of weights")
     strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
-        raise UserError(f"{path}: '{strange[0]}' is not a tensor, so these are not the weights of a model")
+        raise UserError(
+            f"{path}: '{strange[0]}' is not a tensor, so these are not the weights of a model; pass a file of weights"
+        )
     sparse = [str(name) for name, value in state.items() if not _is_dense(value)]
     if sparse:
         raise UserError(f"{path}: '{sparse[0]}' is sparse or expanded, which weights of a model are not")
     named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     if len(named) < len(state):
-        raise UserError(f"{path}: duplicate tensors, with and without the prefix 'module.'")
+        raise UserError(f"{path}: duplicate tensors, with and without the prefix 'module.'; remove one of each")
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
         tensors["logit_scale"] = tensors["logit_scale"].reshape(())
@@ -157,7 +159,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: corrupt, or its download was truncated ({error})") from error
+        raise UserError(f"{path}: corrupt, or its download was truncated ({error}); download it again") from error
 
 
 def _read_pickled(path: Path) -> Mapping[str, object]:
@@ -166,12 +168,15 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:  # the text of the error suggests running the file's code
         raise UserError(
-            f"{path}: rejected, because it contains objects other than tensors, or no weights; none of its code was run"
+            f"{path}: rejected, because it contains objects other than tensors, or no weights; none of its code was "
+            "run; pass a safetensors file"
         ) from error
     except Exception as error:  # corrupt bytes can raise any exception
-        raise UserError(f"{path}: corrupt, or its download was truncated ({first_line(error)})") from error
+        raise UserError(
+            f"{path}: corrupt, or its download was truncated ({first_line(error)}); download it again"
+        ) from error
     if not isinstance(found, Mapping):
-        raise UserError(f"{path}: expected named tensors, got {type(found).__name__}")
+        raise UserError(f"{path}: expected named tensors, got {type(found).__name__}; pass a file of weights")
     return found
 
 

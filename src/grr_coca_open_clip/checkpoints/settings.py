@@ -71,16 +71,10 @@ _DEFAULTS: dict[str, dict[str, int]] = {
 }
 """open_clip's defaults for keys that define numbers of heads."""
 _COMMON: dict[str, Any] = {
-    "ls_init_value": None,
-    "act_kwargs": None,
-    "norm_kwargs": None,
-    "block_type": None,
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
-    "scale_attn_inner": False,
-    "scale_attn": False,
-    "scale_fc": False,
+    **dict.fromkeys(("ls_init_value", "act_kwargs", "norm_kwargs", "block_type")),
+    **dict.fromkeys(
+        ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), False
+    ),
 }
 _FIXED: dict[str, dict[str, Any]] = {
     "vision_cfg": {
@@ -97,60 +91,29 @@ _FIXED: dict[str, dict[str, Any]] = {
         "embed_cls": True,
         "output_tokens": True,
         "pad_id": 0,
-        "no_causal_mask": False,
-        "correct_cls_mask": False,
         "proj_type": "linear",
-        "proj_bias": False,
-        "hf_model_name": None,
-        "hf_tokenizer_name": None,
-        "tokenizer_kwargs": None,
-        "tokenizer_mode": None,
+        **dict.fromkeys(("no_causal_mask", "correct_cls_mask", "proj_bias"), False),
+        **dict.fromkeys(("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")),
     },
     "multimodal_cfg": {"ls_init_value": None},
     "model_cfg": {"quick_gelu": False, "init_logit_bias": None, "pad_id": 0},
 }
 """Keys, each with the only value that our model supports."""
+_VISION_WITHOUT_EFFECT = """
+patch_dropout final_ln_after_pool timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path
+"""
+_TEXT_WITHOUT_EFFECT = """
+eos_id use_pad_mask final_ln_after_pool pool_type hf_model_pretrained hf_proj_type hf_pooler_type
+"""
+_MULTIMODAL_WITHOUT_EFFECT = "attn_pooler_heads n_queries dim_head mlp_ratio embed_cls output_tokens pad_id eos_id"
+_MODEL_WITHOUT_EFFECT = """
+embed_dim vision_cfg text_cfg multimodal_cfg custom_text init_logit_scale nonscalar_logit_scale cast_dtype
+"""
 _WITHOUT_EFFECT = {
-    "vision_cfg": {
-        "patch_dropout",
-        "final_ln_after_pool",
-        "timm_model_pretrained",
-        "timm_pool",
-        "timm_proj",
-        "timm_proj_bias",
-        "timm_drop",
-        "timm_drop_path",
-    },
-    "text_cfg": {
-        "eos_id",
-        "use_pad_mask",
-        "final_ln_after_pool",
-        "pool_type",
-        "hf_model_pretrained",
-        "hf_proj_type",
-        "hf_pooler_type",
-    },
-    "multimodal_cfg": {
-        *_COMMON,
-        "attn_pooler_heads",
-        "n_queries",
-        "dim_head",
-        "mlp_ratio",
-        "embed_cls",
-        "output_tokens",
-        "pad_id",
-        "eos_id",
-    },
-    "model_cfg": {
-        "embed_dim",
-        "vision_cfg",
-        "text_cfg",
-        "multimodal_cfg",
-        "custom_text",
-        "init_logit_scale",
-        "nonscalar_logit_scale",
-        "cast_dtype",
-    },
+    "vision_cfg": set(_VISION_WITHOUT_EFFECT.split()),
+    "text_cfg": set(_TEXT_WITHOUT_EFFECT.split()),
+    "multimodal_cfg": {*_COMMON, *_MULTIMODAL_WITHOUT_EFFECT.split()},
+    "model_cfg": set(_MODEL_WITHOUT_EFFECT.split()),
 }
 """Keys that CoCa ignores, that only matter in training, or that are read elsewhere."""
 
@@ -179,7 +142,7 @@ class Settings:
         for part, found in _shape_values(config).items():
             specified = self.model if part == "model_cfg" else self._part(part)
             for key, value in found.items():
-                if key in specified and not _agrees(key, specified[key], found):
+                if key in specified and not _is_consistent(key, specified[key], found):
                     raise UserError(
                         f"{self.where}: {part}: {key} is {specified[key]}, but the tensors have {value}; "
                         "the weights belong to another model"
@@ -197,7 +160,9 @@ class Settings:
                 raise UserError(f"{self.where}: preprocess_cfg: {key} must be '{only}', got '{specified[key]}'")
         size = specified.get("size", image_size)
         if size not in (image_size, [image_size, image_size]):
-            raise UserError(f"{self.where}: preprocess_cfg: size is {size}, but the model takes {image_size} pixels")
+            raise UserError(
+                f"{self.where}: preprocess_cfg: size is {size}, but the model takes {image_size} pixels; correct it"
+            )
         mean, std = (self._channels(key, specified.get(key, usual)) for key, usual in (("mean", MEAN), ("std", STD)))
         if min(std) <= 0:
             raise UserError(f"{self.where}: preprocess_cfg: std must be above 0, got {specified['std']!r}")
@@ -221,7 +186,7 @@ class Settings:
 NO_SETTINGS = Settings("", {}, {})
 
 
-def named_settings(name: str) -> Settings:
+def published_settings(name: str) -> Settings:
     """Return the settings of a published model.
 
     Raises:
@@ -243,22 +208,22 @@ def read_settings(path: Path) -> Settings:
     content = read_json(path)
     model = content.get("model_cfg", content)
     if not isinstance(model, dict) or "embed_dim" not in model:
-        raise UserError(f"{path}: 'model_cfg' is missing")
+        raise UserError(f"{path}: 'model_cfg' is missing; use the file that open_clip writes")
     preprocess = content.get("preprocess_cfg") or {}
     if not isinstance(preprocess, dict):
         raise UserError(f"{path}: preprocess_cfg must be a mapping of keys to values, got {preprocess!r}")
     if "multimodal_cfg" not in model:
-        raise UserError(f"{path}: 'multimodal_cfg' is missing, so this is a CLIP, not a CoCa")
-    _refuse_unsupported(path, "model_cfg", model)
+        raise UserError(f"{path}: 'multimodal_cfg' is missing, so this is a CLIP; pass a CoCa")
+    _require_supported(path, "model_cfg", model)
     for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
         if not isinstance(model.get(part), dict):
             raise UserError(f"{path}: {part} must be a mapping of keys to values, got {model.get(part)!r}")
-        _refuse_unsupported(path, part, model[part])
+        _require_supported(path, part, model[part])
     with_defaults = {part: {**defaults, **model[part]} for part, defaults in _DEFAULTS.items()}
     return Settings(str(path), {**model, **with_defaults}, preprocess)
 
 
-def _refuse_unsupported(path: Path, part: str, specified: Mapping[str, Any]) -> None:
+def _require_supported(path: Path, part: str, specified: Mapping[str, Any]) -> None:
     key, what = _SWITCHES.get(part, ("", ""))
     if key and not any(specified.get(given) for given in (key, "timm_model_name", "hf_model_name")):
         raise UserError(f"{path}: {part}: {key} is not set; a CoCa without its {what} is not supported")
@@ -270,10 +235,10 @@ def _refuse_unsupported(path: Path, part: str, specified: Mapping[str, Any]) -> 
         if key in fixed and value != fixed[key] and not (value in (None, {}) and not fixed[key]):
             raise UserError(f"{path}: {part}: {key} must be {fixed[key]!r}, got {value!r}")
         if key not in fixed and key not in shapes and key not in _WITHOUT_EFFECT[part]:
-            raise UserError(f"{path}: {part}: unknown key {key}")
+            raise UserError(f"{path}: {part}: unknown key {key}; remove it")
 
 
-def _agrees(key: str, specified: object, found: Mapping[str, Any]) -> bool:
+def _is_consistent(key: str, specified: object, found: Mapping[str, Any]) -> bool:
     if key == "mlp_ratio" and isinstance(specified, int | float):  # several ratios lead to the same width
         hidden_dim = _hidden_dim(found["width"], found[key])
         return hidden_dim <= found["width"] * specified < hidden_dim + 1

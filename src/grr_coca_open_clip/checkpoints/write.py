@@ -7,6 +7,7 @@ from pathlib import Path
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import atomic_folder
+from grr_coca.common.outputs import disk_errors
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.model.checkpoint import Checkpoint, save_tensors
 from grr_coca.model.presets import get_preset
@@ -51,12 +52,9 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
         "preprocess_cfg": {"mean": list(pre.mean), "std": list(pre.std)},
     }
     tensors = to_theirs(checkpoint.model.state_dict(), checkpoint.config)
-    try:
-        with atomic_folder(folder) as partial:
-            save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / WEIGHTS[0])
-            (partial / SETTINGS).write_bytes(json.dumps(settings, indent=2).encode())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    with disk_errors(folder), atomic_folder(folder) as partial:
+        save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / WEIGHTS[0])
+        (partial / SETTINGS).write_bytes(json.dumps(settings, indent=2).encode())
 
 
 def _require_supported(checkpoint: Checkpoint) -> None:

@@ -52,25 +52,25 @@ def run(
     began = time.monotonic()
     _check(plan, minutes, steps)
     from grr_coca_study.commands.study_run import run_with_progress
-    from grr_coca_study.demo import DemoPlace, begin, finish, load_demo, open_folder
+    from grr_coca_study.demo import DemoFolders, finish_demo, load_demo, read_started_demo, start_demo
     from grr_coca_study.running.workers import worker_processes
 
     requested = load_demo(plan)
-    begun = None if dry_run else open_folder(out, requested, steps, fresh)
-    if begun is not None:
-        print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts again)")
+    earlier = None if dry_run else read_started_demo(out, requested, steps, fresh)
+    if earlier is not None:
+        print(f"{out} holds this demo, of {earlier.steps:,} steps; it continues (--fresh starts again)")
     try:
         with worker_processes(min(2, os.cpu_count() or 1)) as workers:
-            decided = begun or _decide(requested, workers, minutes, steps, dry_run, began)
+            completed = earlier or _complete_plan(requested, workers, minutes, steps, dry_run, began)
             if dry_run:
                 return 0
-            if begun is None:
-                begin(decided, out)
-            run_with_progress(decided, DemoPlace(out), workers, has_bar_of_each_arm=True)
-            table = finish(decided, out, workers)
+            if earlier is None:
+                start_demo(completed, out)
+            run_with_progress(completed, DemoFolders(out), workers, has_bar_of_each_arm=True)
+            table = finish_demo(completed, out, workers)
     except (KeyboardInterrupt, Interruption) as stop:
         return report_stop(stop)
-    print(f"\n{table}\n\n{_closing_words(decided, plan, out)}")
+    print(f"\n{table}\n\n{_next_commands(completed, plan, out)}")
     return 0
 
 
@@ -86,44 +86,43 @@ def _check(plan: Path, minutes: float, steps: int | None) -> None:
     read_yaml(plan, "plan")  # reports a wrong name before torch is imported
 
 
-def _decide(
+def _complete_plan(
     plan: "DemoPlan", workers: "Workers", minutes: float, steps: int | None, dry_run: bool, began: float
 ) -> "DemoPlan":
     """Complete the plan with the number of steps and the precisions for this machine.
 
     `began` is the time at which the demo was started, by the monotonic clock.
     """
-    from grr_coca_study.demo import arm_names, arm_pace, choose, timed_schedules, with_precisions
+    from grr_coca_study.demo import arm_names, longest_schedule, measure_arm_speed, timed_schedules, with_precisions
 
-    print("Measuring the pace of this machine …", file=sys.stderr)
+    print("Measuring the speed of this machine …", file=sys.stderr)
     (plan,) = workers.all([workers.submit(with_precisions, plan)])
     if steps is not None and not dry_run:
         return replace(plan, steps=steps)
-    paces = workers.all(
-        [workers.submit(arm_pace, plan, name) for name in arm_names(plan)]
-    )  # both arms at the same time, as in training
+    # Both arms at the same time, as in training.
+    speeds = workers.all([workers.submit(measure_arm_speed, plan, name) for name in arm_names(plan)])
     timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
     minutes = minutes if steps is None else math.inf
-    schedules = timed_schedules(timed, paces, time.monotonic() - began)
-    taken = choose(schedules, minutes)
-    step = max(pace.step for pace in paces)
+    schedules = timed_schedules(timed, speeds, time.monotonic() - began)
+    chosen = longest_schedule(schedules, minutes)
+    step = max(speed.step for speed in speeds)
     print(f"A step takes {step:.2f} s, in {plan.precision}, with Muon in {plan.muon_precision}.")
-    print(_table(schedules, taken, minutes))
-    return replace(plan, steps=taken.steps)
+    print(_table(schedules, chosen, minutes))
+    return replace(plan, steps=chosen.steps)
 
 
-def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -> str:
+def _table(schedules: Sequence["Schedule"], chosen: "Schedule", minutes: float) -> str:
     """Return one line per schedule, with its time and expected result, in which the selected schedule is marked."""
     lines = []
     for schedule in schedules:
-        mark = "→" if schedule is taken else " "
+        mark = "→" if schedule is chosen else " "
         reached = "" if schedule.reached is None else f"   R@1 about {schedule.reached:.0%}"
-        why = f"   taken: the longest within {minutes:g} minutes" if schedule is taken and minutes < math.inf else ""
+        why = f"   chosen: the longest within {minutes:g} minutes" if schedule is chosen and minutes < math.inf else ""
         lines.append(f"{mark} {schedule.steps:>6,} steps {schedule.minutes:>6.1f} min{reached}{why}")
     return "\n".join(lines)
 
 
-def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
+def _next_commands(plan: "DemoPlan", path: Path, out: Path) -> str:
     """Return the commands to run next. `path` is the plan as given on the command line."""
     from grr_coca_study.demo import arm_names, demo_recipes
 

@@ -95,42 +95,40 @@ def _run(action: RunStudy) -> int:
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
     from grr_coca_study.commands.study_run import run_with_progress  # lazy import: PyTorch
-    from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, stage_names
+    from grr_coca_study.plan import Plan, find_arm, folder_of_plan, read_plan, stage_names
     from grr_coca_study.rows import RowFolder
     from grr_coca_study.running.agenda import RemainingWork
-    from grr_coca_study.running.dry_run import NUM_MEASURED, what_is_left
-    from grr_coca_study.running.pace import MIN_STEPS, WARM_UP
-    from grr_coca_study.running.run import Place
+    from grr_coca_study.running.dry_run import NUM_MEASURED, dry_run_report
+    from grr_coca_study.running.run import StudyFolders
+    from grr_coca_study.running.speed import MIN_STEPS, WARM_UP
     from grr_coca_study.running.workers import worker_processes
     from grr_coca_study.stages import check_recipes, require_precisions
 
     plan = read_plan(action.plan, Plan)
     check_recipes(plan, action.plan)
     require_precisions(plan, action.plan)
-    arms = tuple(arm_named(plan, name).name for name in action.only) or tuple(arm.name for arm in plan.arms)
+    arms = tuple(find_arm(plan, name).name for name in action.only) or tuple(arm.name for arm in plan.arms)
     out = action.out or folder_of_plan(action.plan)
-    place = Place(out=out, runs=action.runs or out / "runs", keeps_models=action.keep_models)
+    folders = StudyFolders(out=out, runs=action.runs or out / "runs", keeps_models=action.keep_models)
     _require_folder(out, "--out")
-    _require_folder(place.runs, "--runs")
+    _require_folder(folders.runs, "--runs")
     if action.dry_run:
-        agenda = RemainingWork(plan, place.folder_of, RowFolder(out).new_rows(), arms)
+        agenda = RemainingWork(plan, folders.folder_of, RowFolder(out).new_rows(), arms)
         agenda.require_sound_points()
-        print("Measuring the pace of this machine …", file=sys.stderr)
+        print("Measuring the speed of this machine …", file=sys.stderr)
         num_steps = min(len(stage_names(plan)), NUM_MEASURED) * (WARM_UP + MIN_STEPS)
         done = itertools.count()
-        with bars({"pace": num_steps}) as shown:
-            text = what_is_left(
-                plan,
-                place,
-                agenda.missing_runs(),
-                action.jobs,
-                lambda: shown.update("pace", min(next(done), num_steps), ""),  # a fast machine uses more steps
-            )
+        with bars({"speed": num_steps}) as shown:
+
+            def before_step() -> None:
+                shown.update("speed", min(next(done), num_steps), "")  # a fast machine uses more steps
+
+            text = dry_run_report(plan, folders, agenda.missing_runs(), action.jobs, before_step)
         print(text)
         return 0
     try:
         with worker_processes(action.jobs) as workers:
-            run_with_progress(plan, place, workers, arms)
+            run_with_progress(plan, folders, workers, arms)
     except (KeyboardInterrupt, Interruption) as stop:
         return report_stop(stop)
     return 0
@@ -154,13 +152,13 @@ def print_status(folder: Path) -> int:
         require_extra("train", "a study's status")
     from grr_coca_study.ledger import read_ledger
     from grr_coca_study.plan import (  # lazy import, so that --help is fast
+        arms_tuned_together,
         missing_scores,
         plan_of_folder,
         point_title,
         points_of,
         search_seeds,
         stage_names,
-        tuned_with,
     )
 
     plan = plan_of_folder(folder)
@@ -179,7 +177,7 @@ def print_status(folder: Path) -> int:
         )
     for arm, stage in itertools.product(plan.arms, stages):
         points = points_of(plan, arm, stage)
-        if len(points) > 1 and arm in tuned_with(plan, arm):
+        if len(points) > 1 and arm in arms_tuned_together(plan, arm):
             tried = sum((row.arm, row.stage) == (arm.name, stage) for row in ledger.tried)
             print(f"tried for {arm.name}, {stage}: {tried} of {len(points) * len(search_seeds(plan))} points and seeds")
     for (name, stage), point in ledger.chosen.items():
@@ -200,10 +198,10 @@ def _report(folder: Path, out: Path | None, over: str | None) -> int:
     If `out` is None, the default location is used.
     """
     require_extra("study", "a study's report")
-    from grr_coca_study.plan import compared_with, plan_of_folder
+    from grr_coca_study.plan import plan_of_folder, with_baseline
 
     out = out or (folder if over is None else folder / f"over-{over}")
-    compared_with(plan_of_folder(folder), over)  # a missing study or arm is reported before any file is written
+    with_baseline(plan_of_folder(folder), over)  # a missing study or arm is reported before any file is written
     from grr_coca_study.report.page import PAGE_FILE, write_study_report  # lazy imports: matplotlib and SciPy
 
     try:

@@ -7,16 +7,20 @@ from functools import cache
 
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.common.errors import Interruption
-from grr_coca_study.plan import Plan, arm_named, point_title
+from grr_coca_study.plan import Plan, find_arm, point_title
 from grr_coca_study.rows import LedgerRow
-from grr_coca_study.running.agenda import RemainingWork, Task, Want
-from grr_coca_study.running.run import Place, ProgressCallbacks, Study
+from grr_coca_study.running.agenda import RemainingWork, RunGroup, Task
+from grr_coca_study.running.run import ProgressCallbacks, Study, StudyFolders
 from grr_coca_study.running.workers import Workers
 from grr_coca_study.stages import stage_recipe
 
 
 def run_with_progress(
-    plan: Plan, place: Place, workers: Workers, arms: Collection[str] | None = None, has_bar_of_each_arm: bool = False
+    plan: Plan,
+    folders: StudyFolders,
+    workers: Workers,
+    arms: Collection[str] | None = None,
+    has_bar_of_each_arm: bool = False,
 ) -> None:
     """Run some arms of a study (all if None) with one progress bar, or with one bar per arm.
 
@@ -25,18 +29,18 @@ def run_with_progress(
     names = {arm.name: arm.name if has_bar_of_each_arm else "study" for arm in plan.arms}
 
     @cache
-    def pairs_of(want: Want) -> int:
+    def pairs_of(want: RunGroup) -> int:
         kind, name, stage = want
-        recipe = stage_recipe(plan, arm_named(plan, name), stage, 0, {}, is_trial=kind == "trial")
+        recipe = stage_recipe(plan, find_arm(plan, name), stage, 0, {}, is_trial=kind == "trial")
         return recipe.schedule.steps * recipe.data.batch_size
 
-    def pairs(missing: Counter[Want]) -> Counter[str]:
+    def pairs(missing: Counter[RunGroup]) -> Counter[str]:
         found: Counter[str] = Counter()
         for want, count in missing.items():
             found[names[want[1]]] += count * pairs_of(want)
         return found
 
-    study = Study(plan, place, arms)
+    study = Study(plan, folders, arms)
     totals = pairs(study.agenda.missing_runs())
     with bars({name: max(1, totals[name]) for name in names.values()}) as shown:
         try:
@@ -59,7 +63,7 @@ class _Progress(ProgressCallbacks):
         self,
         shown: JobProgress,
         names: Mapping[str, str],
-        pairs: Callable[[Counter[Want]], Counter[str]],
+        pairs: Callable[[Counter[RunGroup]], Counter[str]],
         totals: Counter[str],
     ) -> None:
         self._shown = shown
@@ -69,7 +73,7 @@ class _Progress(ProgressCallbacks):
         self._ended: Counter[str] | None = None
         self._running: dict[str, tuple[str, int]] = {}
 
-    def left(self, agenda: RemainingWork) -> None:
+    def remaining(self, agenda: RemainingWork) -> None:
         """Count the work that this process and others have done."""
         missing = agenda.missing_runs()
         if self._ended is None:

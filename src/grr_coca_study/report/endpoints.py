@@ -179,16 +179,16 @@ def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
     """
     values = row.values[split]
     if metric == "coca_loss":
-        return _of_batches(values, row.metrics[split])
+        return _sums_per_batch(values, row.metrics[split])
     if metric == "R@1":
-        return _of_images(values, np.array(values["rank"]) == 0, np.ones(len(values["rank"])))
+        return _sums_per_image(values, np.array(values["rank"]) == 0, np.ones(len(values["rank"])))
     if metric in ("captioning_loss", "perplexity"):
-        return _of_images(values, values["nll"], values["tokens"])
+        return _sums_per_image(values, values["nll"], values["tokens"])
     single = values[_SINGLE[metric]]
     return np.stack([single, np.ones(len(single))], axis=1)
 
 
-def _of_images(values: Mapping[str, Any], numerator: Any, denominator: Any) -> np.ndarray:
+def _sums_per_image(values: Mapping[str, Any], numerator: Any, denominator: Any) -> np.ndarray:
     """Return the summed contributions of each image's captions. If `values` has no `image`, each image has one
     caption.
     """
@@ -196,7 +196,7 @@ def _of_images(values: Mapping[str, Any], numerator: Any, denominator: Any) -> n
     return sum_by_image(columns, np.array(values["image"])) if "image" in values else columns
 
 
-def _of_batches(values: Mapping[str, Any], metrics: Mapping[str, float]) -> np.ndarray:
+def _sums_per_batch(values: Mapping[str, Any], metrics: Mapping[str, float]) -> np.ndarray:
     """Return the contrastive loss of each batch, and the nats and tokens of its captions, weighted as in the CoCa
     loss.
 

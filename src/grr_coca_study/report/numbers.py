@@ -25,7 +25,7 @@ from grr_coca_study.statistics import (
     Effect,
     as_percent,
     effect_of,
-    finite,
+    finite_or_none,
     holm,
     min_seeds,
     smallest_detectable_effect,
@@ -194,7 +194,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     lost -= rows.keys()
     planned = [(arm.name, seed, stage) for arm in plan.arms for stage in stages for seed in plan.seeds]
     compared = [[(arm, seed, t) for arm in (others[0], plan.baseline) for t in stages] for seed in plan.seeds]
-    lost_in_words = _in_words(key for key in planned if key in lost)
+    lost_in_words = _describe_runs(key for key in planned if key in lost)
     return StudyResults(
         baseline=plan.baseline,
         stages=stages,
@@ -204,7 +204,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         num_seeds=sum(all(key in rows for key in keys) for keys in compared),
         num_planned_seeds=len(plan.seeds),
         num_lost_seeds=sum(any(key in lost for key in keys) for keys in compared),
-        missing=_in_words(key for key in planned if key not in complete and key not in lost),
+        missing=_describe_runs(key for key in planned if key not in complete and key not in lost),
         lost=lost_in_words,
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(plan, rows, arm)) for arm in others),
         near_chance=_near_chance(plan, rows, (others[0], plan.baseline)),
@@ -285,8 +285,8 @@ def _endpoints(plan: Plan, rows: Rows, arm: str) -> tuple[EndpointResult, ...]:
                 effect=effect,
                 over_images=images.over_images,
                 over_both=images.over_both,
-                p_holm=finite(adjusted[number]) if is_primary else None,
-                smallest_shown=_smallest_shown(effect, num_primary) if effect and name in deciding else None,
+                p_holm=finite_or_none(adjusted[number]) if is_primary else None,
+                smallest_shown=_detectable_change(effect, num_primary) if effect and name in deciding else None,
             )
         )
     return tuple(found)
@@ -296,7 +296,7 @@ def _geometric_mean(logs: np.ndarray) -> float | None:
     return float(np.exp(logs.mean())) if len(logs) else None
 
 
-def _smallest_shown(effect: Effect, num_endpoints: int) -> float | None:
+def _detectable_change(effect: Effect, num_endpoints: int) -> float | None:
     if effect.deviation is None:
         return None
     deviations = smallest_detectable_effect(len(effect.seeds), num_endpoints)
@@ -328,7 +328,7 @@ def _cost(plan: Plan, rows: Sequence[LedgerRow]) -> ArmCost:
     )
 
 
-def _in_words(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
+def _describe_runs(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
     """Return one line per arm and stage, such as `grr_coca, health, seeds: 2, 3`."""
     seeds: dict[str, list[str]] = {}
     for arm, seed, stage in runs:

@@ -14,17 +14,17 @@ import numpy as np
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import read_json, write_bytes_atomic
 from grr_coca.evaluate.table import Row, format_table
-from grr_coca_study.html_page import escaped, html_page, markdown_picture, markdown_table
+from grr_coca_study.html_page import escape_markdown, html_page, markdown_picture, markdown_table
 from grr_coca_study.ledger import Ledger, cost, read_ledger
 from grr_coca_study.plan import (
     Plan,
-    compared_with,
     plan_of_folder,
     point_title,
     search_seeds,
     showcase_of,
     split_endpoint,
     stage_names,
+    with_baseline,
 )
 from grr_coca_study.report.answer import answer, arm_titles
 from grr_coca_study.report.endpoints import PHASES, Interval, lower_is_better, metric_title, title
@@ -53,7 +53,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         UserError: If the folder is not a study, its plan or ledger is invalid, or the plan has no arm `over`.
     """
     planned = plan_of_folder(folder)
-    plan = compared_with(planned, over)
+    plan = with_baseline(planned, over)
     ledger = read_ledger(folder, plan)
     results, splits = study_results(plan, ledger), split_rows(plan, ledger)
     if plan.baseline != planned.baseline:
@@ -62,12 +62,12 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
             "for the endpoints of one comparison, not for several comparisons"
         )
         results = replace(results, notes=(*results.notes, note))
-    plain = to_dict(results) | {"splits": [_plain_row(each) for each in splits]}
+    plain = to_dict(results) | {"splits": [_row_to_json(each) for each in splits]}
     write_bytes_atomic(
-        out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        out / RESULTS_FILE, _to_utf8(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     )
     answered, page = answer(plan, results), _Page(out, arm_titles(plan))
-    page.add(f"# {escaped(answered.question)}", f"**{escaped(answered.headline)}.**")
+    page.add(f"# {escape_markdown(answered.question)}", f"**{escape_markdown(answered.headline)}.**")
     if not results.is_complete:
         page.add(
             f"**Not finished:** {results.num_rows} of {results.num_planned_rows} stages are done; {results.num_seeds} "
@@ -115,7 +115,7 @@ class _Page:
     def add_list(self, lines: Sequence[str]) -> None:
         """Add lines as a list, if there are any."""
         if lines:
-            self.add("\n".join(f"- {escaped(line)}" for line in lines))
+            self.add("\n".join(f"- {escape_markdown(line)}" for line in lines))
 
     def add_table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         """Add a table of numbers, omitting empty columns such as the intervals of a single seed."""
@@ -134,7 +134,7 @@ class _Page:
     def thumbnail(self, path: Path, alt: str) -> str:
         """Return Markdown that shows a thumbnail, or the text `alt` if the thumbnail does not exist."""
         if not path.is_file():
-            return escaped(alt)
+            return escape_markdown(alt)
         address = Path(os.path.relpath(path, self._out)).as_posix()
         self._pictures[address] = path.read_bytes()
         return markdown_picture(alt, address)
@@ -145,9 +145,9 @@ class _Page:
         (self._out / FIGURES).mkdir(exist_ok=True)
         for address, picture in self._pictures.items():
             if isinstance(picture, str):
-                write_bytes_atomic(self._out / address, _encoded(picture))
-        write_bytes_atomic(self._out / REPORT_FILE, _encoded(text))
-        write_bytes_atomic(self._out / PAGE_FILE, _encoded(html_page(question, text, self._pictures)))
+                write_bytes_atomic(self._out / address, _to_utf8(picture))
+        write_bytes_atomic(self._out / REPORT_FILE, _to_utf8(text))
+        write_bytes_atomic(self._out / PAGE_FILE, _to_utf8(html_page(question, text, self._pictures)))
 
 
 # --- Endpoints
@@ -158,7 +158,7 @@ def _add_endpoints(page: _Page, results: StudyResults) -> str:
     endpoints, (arm, baseline) = results.arms[0].endpoints, (page.titles[name] for name in results.pair)
     heads = ["endpoint", arm, baseline, "change, %", "95 % interval", "over images", "over both", "seeds", "p"]
     heads += ["p, corrected", "verdict", "minimum detectable effect, %"]
-    page.add(f"## Endpoints on the split {escaped(results.split)}")
+    page.add(f"## Endpoints on the split {escape_markdown(results.split)}")
     table = page.add_table(heads, [_endpoint_cells(result) for result in endpoints])
     panels = [
         Panel(name, [r.effect if lower_is_better(r.endpoint) is lower else None for r in endpoints], lower)
@@ -174,11 +174,11 @@ def _endpoint_cells(result: EndpointResult) -> list[str]:
     return [
         title(result.endpoint),
         *("–" if value is None else f"{value:.4g}" for value in (result.arm_value, result.baseline_value)),
-        signed(effect.change) if effect else "–",
-        *map(_ends, (effect.interval if effect else None, result.over_images, result.over_both)),
+        format_change(effect.change) if effect else "–",
+        *map(_format_interval, (effect.interval if effect else None, result.over_images, result.over_both)),
         str(result.num_seeds),
-        p_in_words(effect.p_t if effect else None),
-        p_in_words(result.p_holm),
+        format_p(effect.p_t if effect else None),
+        format_p(result.p_holm),
         result.verdict if result.is_primary else "–",
         "–" if result.smallest_shown is None else f"{result.smallest_shown:.1f}",
     ]
@@ -187,7 +187,7 @@ def _endpoint_cells(result: EndpointResult) -> list[str]:
 def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
     """Add a table and plots that compare the primary endpoints of all arms with those of the baseline."""
     arms, over = results.begun_arms, f"change over {page.titles[results.baseline]}"
-    page.add(f"## Every arm, {escaped(over)} in %")
+    page.add(f"## Every arm, {escape_markdown(over)} in %")
     page.add_table(
         ["arm", *map(title, plan.endpoints.primary)],
         [
@@ -197,8 +197,8 @@ def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
     )
     for phase, when in PHASES.items():
         panels = [
-            Panel(metric_title(name), [arm.primary[place].effect for arm in arms], lower_is_better(name))
-            for place, name in enumerate(plan.endpoints.primary)
+            Panel(metric_title(name), [arm.primary[number].effect for arm in arms], lower_is_better(name))
+            for number, name in enumerate(plan.endpoints.primary)
             if split_endpoint(name)[0] == phase
         ]
         plot = forest_plot([page.titles[arm.arm] for arm in arms], panels, f"{over} {when}")
@@ -237,7 +237,7 @@ def _add_costs(page: _Page, results: StudyResults) -> None:
             ],
         )
     named = {"Machines": results.machines, "Precision": results.precisions, "Code": results.commits}
-    page.add(*(f"{name}: {escaped('; '.join(items))}." for name, items in named.items() if items))
+    page.add(*(f"{name}: {escape_markdown('; '.join(items))}." for name, items in named.items() if items))
 
 
 def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
@@ -289,16 +289,16 @@ def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tupl
     lines = [
         [
             page.thumbnail(thumbnail_path(folder, stage, image), image),
-            escaped(" / ".join(one.references)),
-            escaped(one.caption),
-            escaped(second[image].caption),
+            escape_markdown(" / ".join(one.references)),
+            escape_markdown(one.caption),
+            escape_markdown(second[image].caption),
         ]
         for image, one in first.items()
         if image in second
     ]
     page.add(
         f"## Captions: {stage}, split {showcase_of(plan, stage)[0]}, seed {seeds[0]}",
-        markdown_table(["image", "people say", *(escaped(page.titles[arm]) for arm in pair)], lines),
+        markdown_table(["image", "people say", *(escape_markdown(page.titles[arm]) for arm in pair)], lines),
     )
 
 
@@ -311,55 +311,59 @@ def _add_exhibits(page: _Page, plan: Plan, pictures: Path) -> None:
         "the patch that counts most. Attention to the patches times the gradient of the word's logit.",
     )
     for maps in zip(*(exhibits["heat_maps"] for exhibits in shown.values()), strict=True):
-        page.add(f"### {escaped(maps[0]['truth'])}")
+        page.add(f"### {escape_markdown(maps[0]['truth'])}")
         for arm, found in zip(shown, maps, strict=True):
             image = page.thumbnail(pictures / found["picture"], f"where {arm} looks")
-            page.add(f"{escaped(page.titles[arm])}: {image}")
-    page.add(f"## Search: text → images of {escaped(plan.showcase)}")
+            page.add(f"{escape_markdown(page.titles[arm])}: {image}")
+    page.add(f"## Search: text → images of {escape_markdown(plan.showcase)}")
     for searches in zip(*(exhibits["searches"] for exhibits in shown.values()), strict=True):
         lines = [
             [
-                escaped(page.titles[arm]),
+                escape_markdown(page.titles[arm]),
                 " ".join(page.thumbnail(pictures / hit["picture"], hit["caption"]) for hit in found["hits"]),
             ]
             for arm, found in zip(shown, searches, strict=True)
         ]
-        page.add(markdown_table((escaped(searches[0]["query"]), "images found"), lines))
+        page.add(markdown_table((escape_markdown(searches[0]["query"]), "images found"), lines))
 
 
 # --- Numbers in words
 
 
-def signed(percent: float) -> str:
+def format_change(percent: float) -> str:
     """Return a change in per cent with its sign, such as `−2.4`."""
     rounded = round(percent, 1)
     return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"  # avoids −0.0
 
 
-def p_in_words(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """Return a p value with three decimal places, or a dash for None."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _ends(interval: Interval | None) -> str:
+def _format_interval(interval: Interval | None) -> str:
     """Return the ends of an interval as `−3.5 to −1.2`, or a dash for None."""
-    return "–" if interval is None else " to ".join(map(signed, interval))
+    return "–" if interval is None else " to ".join(map(format_change, interval))
 
 
 def _effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
     """Return an effect as `−1.8 (−2.3 to −1.2)*`, or a dash for None."""
     if effect is None:
         return "–"
-    return signed(effect.change) + (f" ({_ends(effect.interval)})" if effect.interval else "") + "*" * is_starred
+    return (
+        format_change(effect.change)
+        + (f" ({_format_interval(effect.interval)})" if effect.interval else "")
+        + "*" * is_starred
+    )
 
 
-def _plain_row(row: Row) -> dict[str, object]:
+def _row_to_json(row: Row) -> dict[str, object]:
     """Convert a row to JSON, with null for missing measurements."""
     sides = {"model": row.model, "baseline": row.baseline}
     known = {side: {name: None if math.isnan(x) else x for name, x in found.items()} for side, found in sides.items()}
     return {"split": row.name, **known}
 
 
-def _encoded(text: str) -> bytes:
+def _to_utf8(text: str) -> bytes:
     """Encode a text as UTF-8, with escapes for the lone surrogates in file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace")

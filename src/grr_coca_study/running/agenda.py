@@ -19,14 +19,14 @@ from grr_coca_study.plan import (
     Arm,
     Plan,
     Settings,
-    arm_named,
+    arms_tuned_together,
+    find_arm,
     missing_scores,
     point_title,
     points_of,
     scores_captions,
     search_seeds,
     stage_names,
-    tuned_with,
 )
 from grr_coca_study.rows import LedgerRow, row_name
 from grr_coca_study.stages import data_digest, folder_digest, recipe_digest, stage_recipe
@@ -37,7 +37,7 @@ FINISHED = "finished"
 FolderOf = Callable[[str, int, str, str], Path]
 """Function that returns the folder of a run, given its arm, seed, stage and digest."""
 
-Want = tuple[str, str, str]
+RunGroup = tuple[str, str, str]
 """Kind (`run` or `trial`), arm and stage of missing rows."""
 
 
@@ -100,7 +100,7 @@ class RemainingWork:
         self._folder_of = folder_of
         self._stages = stage_names(plan)
         self._arms = [arm for arm in plan.arms if arms is None or arm.name in arms]
-        self._trial_seeds = () if plan.tuning is None else plan.tuning.seeds
+        self._trial_seeds = search_seeds(plan)
         self._seeds = (*self._trial_seeds, *plan.seeds)
         self._data = {stage: data_digest(stage_recipe(plan, plan.arms[0], stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[str, int, str, str], LedgerRow] = {}
@@ -125,17 +125,17 @@ class RemainingWork:
 
     def open_tasks(self) -> list[Task]:
         """Return the tasks that can start now, ordered by seed. Tuning seeds come first."""
-        left = [task for seed, arm in product(self._seeds, self._arms) for task in self._left(arm, seed)[0]]
+        left = [task for seed, arm in product(self._seeds, self._arms) for task in self._missing_of_arm(arm, seed)[0]]
         return [task for task in left if task.start is None or (task.start.folder / FINISHED).exists()]
 
-    def missing_runs(self) -> Counter[Want]:
+    def missing_runs(self) -> Counter[RunGroup]:
         """Return the number of missing trials and runs, by kind, arm and stage.
 
         A pretraining that has a row also counts as missing if its model was lost and other runs start from it.
         """
-        counts: Counter[Want] = Counter()
+        counts: Counter[RunGroup] = Counter()
         for seed, arm in product(self._seeds, self._arms):
-            missing, undecided = self._left(arm, seed)
+            missing, undecided = self._missing_of_arm(arm, seed)
             kind = "trial" if seed in self._trial_seeds else "run"
             for stage, count in (Counter(task.stage for task in missing) + undecided).items():
                 counts[kind, arm.name, stage] += count
@@ -169,7 +169,7 @@ class RemainingWork:
         for arm, stage in self._needed_choices():
             costs = self._costs(arm, stage)
             if costs is not None and best_point(costs) is None:
-                names = ", ".join(each.name for each in tuned_with(self._plan, arm))
+                names = ", ".join(each.name for each in arms_tuned_together(self._plan, arm))
                 raise UserError(f"{names}, {stage}: runs diverged at every point of the grid; use lower learning rates")
 
     def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
@@ -180,7 +180,7 @@ class RemainingWork:
 
     def _choose(self, name: str, stage: str) -> int | None:
         """Return the index of the best point of a stage, or None if rows are missing or runs diverged at all points."""
-        arm = arm_named(self._plan, name)
+        arm = find_arm(self._plan, name)
         if len(points_of(self._plan, arm, stage)) == 1:
             return 0
         costs = self._costs(arm, stage)
@@ -189,7 +189,7 @@ class RemainingWork:
     def _costs(self, arm: Arm, stage: str) -> list[list[float]] | None:
         """Return the costs of the points of a grid in the form that `best_point` takes, or None if rows are missing."""
         costs = []
-        for each, seed in product(tuned_with(self._plan, arm), search_seeds(self._plan)):
+        for each, seed in product(arms_tuned_together(self._plan, arm), search_seeds(self._plan)):
             tasks = self._tasks_of(each, seed, stage)
             if tasks is None or self._missing(tasks):
                 return None
@@ -212,7 +212,7 @@ class RemainingWork:
 
     # --- Tasks
 
-    def _left(self, arm: Arm, seed: int) -> tuple[list[Task], Counter[str]]:
+    def _missing_of_arm(self, arm: Arm, seed: int) -> tuple[list[Task], Counter[str]]:
         """Return the missing tasks of an arm with a seed, and for each stage the number of tasks that depend on an open
         choice.
         """
@@ -252,13 +252,13 @@ class RemainingWork:
         if seed not in self._trial_seeds:
             return 1
         is_start = stage == self._stages[0] and bool(arm.finetune_grid)
-        return points if arm in tuned_with(self._plan, arm) and (points > 1 or is_start) else 0
+        return points if arm in arms_tuned_together(self._plan, arm) and (points > 1 or is_start) else 0
 
     def _missing(self, tasks: Iterable[Task]) -> list[Task]:
         """Return the tasks without a row, except those that start from a diverged model."""
-        return [task for task in tasks if self._row(task) is None and not self._starts_diverged(task)]
+        return [task for task in tasks if self._row(task) is None and not self._starts_from_diverged(task)]
 
-    def _starts_diverged(self, task: Task) -> bool:
+    def _starts_from_diverged(self, task: Task) -> bool:
         row = None if task.start is None else self._row(task.start)
         return row is not None and row.kind == "diverged"
 
@@ -267,7 +267,7 @@ class RemainingWork:
 
     def _new_task(self, name: str, seed: int, stage: str, point: int, start_point: int | None) -> Task:
         """Create the task of an arm at the point with index `point`. `start_point` is the index for its pretraining."""
-        plan, arm, is_trial = self._plan, arm_named(self._plan, name), seed in self._trial_seeds
+        plan, arm, is_trial = self._plan, find_arm(self._plan, name), seed in self._trial_seeds
         start = None if start_point is None else self._task(name, seed, self._stages[0], start_point, None)
         settings = points_of(plan, arm, stage)[point]
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial)

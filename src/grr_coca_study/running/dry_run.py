@@ -16,10 +16,10 @@ from grr_coca.model.anatomy import flops_of_pairs, num_parameters
 from grr_coca.model.config import CoCaConfig
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint
-from grr_coca_study.plan import Arm, Plan, arm_named, points_of, scores_captions, stage_names
-from grr_coca_study.running.agenda import Want
-from grr_coca_study.running.pace import TrainingSpeed, measure_pace
-from grr_coca_study.running.run import Place
+from grr_coca_study.plan import Arm, Plan, find_arm, points_of, scores_captions, stage_names
+from grr_coca_study.running.agenda import RunGroup
+from grr_coca_study.running.run import StudyFolders
+from grr_coca_study.running.speed import TrainingSpeed, measure_speed
 from grr_coca_study.running.stage import caption_lengths, step_flops
 from grr_coca_study.running.workers import usable_device
 from grr_coca_study.stages import stage_recipe
@@ -34,8 +34,8 @@ one while it is being written."""
 _BYTES_PER_ROW = 20_000
 
 
-def what_is_left(
-    plan: Plan, place: Place, wants: Counter[Want], num_jobs: int, before_step: Callable[[], None] = lambda: None
+def dry_run_report(
+    plan: Plan, folders: StudyFolders, missing: Counter[RunGroup], num_jobs: int, before_step: Callable[[], None]
 ) -> str:
     """Return the table of a dry run. The baseline's speed is measured, and scaled by FLOPs for all other arms.
 
@@ -44,45 +44,44 @@ def what_is_left(
 
     Args:
         plan: Plan of the study.
-        place: Folders of the study.
-        wants: Numbers of missing trials and runs.
+        folders: Folders of the study.
+        missing: Numbers of missing trials and runs.
         num_jobs: Number of models that are trained at the same time.
         before_step: Function that is called before each step of a measurement.
     """
     torch.set_num_threads(1)  # as in a worker process
-    stages, baseline, device = stage_names(plan), arm_named(plan, plan.baseline), usable_device()
+    stages, baseline, device = stage_names(plan), find_arm(plan, plan.baseline), usable_device()
     model = new_checkpoint(stage_recipe(plan, baseline, stages[0], 0, {}), Ranks.current(device))
     hours: dict[str, float] = defaultdict(float)
-    paces: dict[str, TrainingSpeed] = {}
+    speeds: dict[str, TrainingSpeed] = {}
     for stage in stages:
         known = stage_recipe(plan, baseline, stage, 0, {})
-        if (
-            len(paces) < NUM_MEASURED
-        ):  # all fine-tunings are about as fast as the first, and the speed does not depend on the weights
+        # All fine-tunings are about as fast as the first, and the speed does not depend on the weights.
+        if len(speeds) < NUM_MEASURED:
             alone = replace(known, data=replace(known.data, num_workers=0))
-            paces[stage] = pace = measure_pace(alone, model, device, before_step)
+            speeds[stage] = speed = measure_speed(alone, model, device, before_step)
         lengths = caption_lengths(model, open_source(known.data.val or known.data.train))
-        for (kind, name, of), count in wants.items():
+        for (kind, name, of), count in missing.items():
             if of == stage:
-                recipe = stage_recipe(plan, arm_named(plan, name), stage, 0, {}, is_trial=kind == "trial")
-                config = _config(plan, arm_named(plan, name))
+                recipe = stage_recipe(plan, find_arm(plan, name), stage, 0, {}, is_trial=kind == "trial")
+                config = _config(plan, find_arm(plan, name))
                 scaled = TrainingSpeed(
-                    pace.step * step_flops(recipe, config, lengths) / step_flops(known, model.config, lengths),
-                    pace.reading,
-                    pace.evaluation * flops_of_pairs(config, lengths) / flops_of_pairs(model.config, lengths),
+                    speed.step * step_flops(recipe, config, lengths) / step_flops(known, model.config, lengths),
+                    speed.reading,
+                    speed.evaluation * flops_of_pairs(config, lengths) / flops_of_pairs(model.config, lengths),
                 )
                 hours[name] += count * _seconds(recipe, scaled, kind == "run", scores_captions(plan)) / 3600
 
     width = max(len(arm.name) for arm in plan.arms)
     lines = [f"{'arm':<{width}}  trials  runs  core-hours"]
-    for name in [arm.name for arm in plan.arms if arm.name in hours]:
-        trials, runs = (sum(wants[kind, name, stage] for stage in stages) for kind in ("trial", "run"))
+    for name in (arm.name for arm in plan.arms if arm.name in hours):
+        trials, runs = (sum(missing[kind, name, stage] for stage in stages) for kind in ("trial", "run"))
         lines.append(f"{name:<{width}}  {trials:>6}  {runs:>4}  {hours[name]:>10.2f}")
-    for stage, pace in paces.items():
-        lines.append(f"a step of {stage}: {pace.step:.2f} s ({plan.baseline}, one core)")
+    for stage, speed in speeds.items():
+        lines.append(f"a step of {stage}: {speed.step:.2f} s ({plan.baseline}, one core)")
     total = sum(hours.values())
     lines.append(f"in all {total:.1f} core-hours: {total / num_jobs:.1f} hours with --jobs {num_jobs}")
-    return "\n".join([*lines, *power_in_words(plan), *_disk_in_words(plan, place, wants, num_jobs)])
+    return "\n".join([*lines, *power_line(plan), *_disk_in_words(plan, folders, missing, num_jobs)])
 
 
 def _config(plan: Plan, arm: Arm) -> CoCaConfig:
@@ -92,34 +91,37 @@ def _config(plan: Plan, arm: Arm) -> CoCaConfig:
     return recipe.model.config(recipe.tokenizer.vocab_size)
 
 
-def _seconds(recipe: Recipe, pace: TrainingSpeed, is_run: bool, captions: bool) -> float:
+def _seconds(recipe: Recipe, speed: TrainingSpeed, is_run: bool, captions: bool) -> float:
     """Return the duration of a stage in seconds. Captioning a split takes about as long as computing its losses."""
     schedule, data = recipe.schedule, recipe.data
     read = min(len(open_source(data.train)), schedule.steps * data.batch_size)
     val = len(open_source(data.val or data.train)) * (1 + -(-schedule.steps // recipe.evaluation.interval))
     tests = sum(len(open_source(path)) for path in data.test.values()) if is_run else 0
     evaluated = val + tests * (2 if captions else 1)
-    return schedule.steps * pace.step + read * pace.reading + evaluated * pace.evaluation
+    return schedule.steps * speed.step + read * speed.reading + evaluated * speed.evaluation
 
 
-def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int) -> list[str]:
+def _disk_in_words(plan: Plan, folders: StudyFolders, missing: Counter[RunGroup], num_jobs: int) -> list[str]:
     first, *others = stage_names(plan)
     has_choice = any(len(points_of(plan, arm, first)) > 1 for arm in plan.arms)
     # The pretrained models of an arm are kept until the best point of its grid is known.
-    kept = max((count for (_, _, stage), count in wants.items() if stage == first and others and has_choice), default=0)
+    counts = (count for (_, _, stage), count in missing.items() if stage == first)
+    kept = max(counts, default=0) if others and has_choice else 0
     largest = max(num_parameters(_config(plan, arm)) for arm in plan.arms)
     needed = largest * _BYTES_PER_PARAMETER * (_CHECKPOINTS_PER_JOB * num_jobs + kept)
-    free = shutil.disk_usage(next(path for path in (place.runs, *place.runs.absolute().parents) if path.exists())).free
+    free = shutil.disk_usage(
+        next(path for path in (folders.runs, *folders.runs.absolute().parents) if path.exists())
+    ).free
     lines = [
-        f"disk: up to {needed / 1e9:.1f} GB in {place.runs}, where {free / 1e9:.0f} GB are free, and about "
-        f"{wants.total() * _BYTES_PER_ROW / 1e6:.1f} MB for the rows"
+        f"disk: up to {needed / 1e9:.1f} GB in {folders.runs}, where {free / 1e9:.0f} GB are free, and about "
+        f"{missing.total() * _BYTES_PER_ROW / 1e6:.1f} MB for the rows"
     ]
     if needed > free:
         lines.append(f"THE DISK IS TOO SMALL: give --runs a folder with {needed / 1e9:.1f} GB")
     return lines
 
 
-def power_in_words(plan: Plan) -> list[str]:
+def power_line(plan: Plan) -> list[str]:
     """Return a line about the effects that a plan can detect.
 
     The result is empty if the plan has no seeds, or if SciPy (from the extra `study`) is not installed.

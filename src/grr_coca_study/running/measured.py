@@ -70,9 +70,8 @@ def measure_test(
         "tokens": results.num_tokens.tolist(),
         "rank": found.text_to_image.rank.tolist(),
     }
-    if (
-        len(found.image_of) > found.text_to_image.num_candidates
-    ):  # the bootstrap resamples images together with all their captions
+    # The bootstrap resamples images together with all their captions.
+    if len(found.image_of) > found.text_to_image.num_candidates:
         values["image"] = found.image_of.tolist()
     if scores_captions:
         scores = caption_split(checkpoint, test).scores()
@@ -83,7 +82,7 @@ def measure_test(
 
 def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[CaptionedExample, ...]:
     """Return the model's captions of `count` images of a split, which are the same images for every model."""
-    drawn = drawn_examples(source, count)
+    drawn = sample_examples(source, count)
     if not drawn:
         return ()
     hypotheses = caption_split(checkpoint, Subset(source, drawn)).hypotheses
@@ -95,7 +94,7 @@ def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[Ca
     )
 
 
-def drawn_examples(source: PairSource, count: int) -> list[int]:
+def sample_examples(source: PairSource, count: int) -> list[int]:
     """Return the indices of the pairs that `examples` captions."""
     return np.random.default_rng(_SEED).permutation(len(source))[:count].tolist()
 
@@ -119,7 +118,7 @@ def write_showcase(plan: Plan, out: Path) -> None:
         if path is None or count == 0:
             continue
         source = open_source(path)
-        for index in drawn_examples(source, count):
+        for index in sample_examples(source, count):
             with suppress(BadSample):  # an invalid image has no thumbnail
                 pair = source[index]
                 picture = thumbnail_path(out, stage, pair.key)

@@ -25,16 +25,16 @@ from grr_coca_study.running.agenda import RemainingWork, Task
 from grr_coca_study.running.measured import write_showcase
 from grr_coca_study.running.provenance import code_commit
 from grr_coca_study.running.stage import run_stage
-from grr_coca_study.running.workers import Workers, tell_progress, usable_device
+from grr_coca_study.running.workers import Workers, report_progress, usable_device
 
 _WRITTEN = "# Written by grr-coca study run."
 """First line of a plan that this program has written."""
-_SECONDS_BETWEEN_LOOKS = 2.0
+_REFRESH_SECONDS = 2.0
 """Interval, in seconds, at which an idle process checks for work that others have finished or abandoned."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StudyFolders:
     """Folders of a study: `out` contains the rows, and `runs` the models that are being trained.
 
     `keeps_models` states whether to keep models after their rows have been written.
@@ -55,7 +55,7 @@ class Place:
 class ProgressCallbacks:
     """Callbacks for the progress of a study. The base class does nothing."""
 
-    def left(self, agenda: RemainingWork) -> None:
+    def remaining(self, agenda: RemainingWork) -> None:
         """Report the remaining work, at the start of the study and after new rows."""
 
     def step(self, task: Task, done: int) -> None:
@@ -77,44 +77,44 @@ class Study:
 
     Args:
         plan: The study.
-        place: Folders of the study.
+        folders: Folders of the study.
         arms: Arms to run. None means all.
 
     Raises:
         UserError: If the folder cannot be written to, or contains another study.
     """
 
-    def __init__(self, plan: Plan, place: Place, arms: Collection[str] | None = None) -> None:
-        self._place = place
-        self._watch = ProgressCallbacks()
-        self._files = RowFolder(place.out)
+    def __init__(self, plan: Plan, folders: StudyFolders, arms: Collection[str] | None = None) -> None:
+        self._folders = folders
+        self._callbacks = ProgressCallbacks()
+        self._files = RowFolder(folders.out)
         try:
             self._files.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{place.out}: cannot be written to ({error.strerror}); pass another --out") from error
-        write_plan(plan, place.out)
-        write_showcase(plan, place.out)
+            raise UserError(f"{folders.out}: cannot be written to ({error.strerror}); pass another --out") from error
+        write_plan(plan, folders.out)
+        write_showcase(plan, folders.out)
         self._claims = RunLocks(self._files.path)
         self._chosen: dict[tuple[str, str], object] = {}
-        self.agenda = RemainingWork(plan, place.folder_of, arms=arms)  # contains no rows until `run` reads them
+        self.agenda = RemainingWork(plan, folders.folder_of, arms=arms)  # contains no rows until `run` reads them
         self._running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}
 
-    def run(self, workers: Workers, watch: ProgressCallbacks) -> None:
-        """Run tasks until no task remains, in this process or others. `watch` receives the progress.
+    def run(self, workers: Workers, callbacks: ProgressCallbacks) -> None:
+        """Run tasks until no task remains, in this process or others. `callbacks` receives the progress.
 
         Raises:
             UserError: If a run fails, the disk is full, an arm diverged at every point of its grid, or the remaining
                 runs wait for the tuning of other arms. The rows of finished runs are written.
             Interruption: If SIGTERM was received. All runs are saved.
         """
-        self._watch = watch
+        self._callbacks = callbacks
         try:
             self._run_all(workers)
         except BaseException:
             workers.close()  # all runs are saved before other processes may take them over
             raise
         finally:
-            self._claims.give_back_all()
+            self._claims.release_all()
         self.agenda.require_sound_points()
         waiting = self.agenda.missing_runs().total()
         if waiting:
@@ -124,53 +124,53 @@ class Study:
             )
 
     def _run_all(self, workers: Workers) -> None:
-        self._look()
+        self._refresh()
         for note in self._files.notes.values():
-            self._watch.note(note)
-        next_look, is_waiting = 0.0, False
+            self._callbacks.note(note)
+        next_refresh, is_waiting = 0.0, False
         while self._running or self.agenda.open_tasks():
-            if len(self._running) < workers.count and time.monotonic() >= next_look:
-                self._start_some(workers)
-                next_look = time.monotonic() + min(_SECONDS_BETWEEN_LOOKS, self._claims.renewed_every)
+            if len(self._running) < workers.count and time.monotonic() >= next_refresh:
+                self._start_tasks(workers)
+                next_refresh = time.monotonic() + min(_REFRESH_SECONDS, self._claims.renewed_every)
             if self._running:
-                workers.listen(lambda future, done: self._watch.step(self._running[future][0], done))
+                workers.process_messages(lambda future, done: self._callbacks.step(self._running[future][0], done))
                 self._claims.renew()
             elif self.agenda.open_tasks():
                 if not is_waiting:
-                    self._watch.note(
+                    self._callbacks.note(
                         "other processes are doing all remaining work; this process waits in case one of them dies"
                     )
                 is_waiting = True
-                time.sleep(max(0.0, next_look - time.monotonic()))
+                time.sleep(max(0.0, next_refresh - time.monotonic()))
             for future in [future for future in self._running if future.done()]:
-                self._take(future)
-                next_look = 0.0
+                self._finish_task(future)
+                next_refresh = 0.0
 
-    def _start_some(self, workers: Workers) -> None:
+    def _start_tasks(self, workers: Workers) -> None:
         """Start tasks that no other process has claimed, one for each idle worker."""
-        self._look()
+        self._refresh()
         for task in self.agenda.open_tasks():
             if len(self._running) == workers.count:
                 break
-            claim = self._claims.take(task.name)
+            claim = self._claims.acquire(task.name)
             if claim is None:
                 continue
-            self._look()  # another process may have finished the task in the meantime
+            self._refresh()  # another process may have finished the task in the meantime
             if task in self.agenda.open_tasks():
                 future = workers.submit(_in_worker, task, claim, self._claims.renewed_every)
                 self._running[future] = task, claim
             else:
                 self._claims.end(claim)
 
-    def _take(self, future: Future[LedgerRow]) -> None:
+    def _finish_task(self, future: Future[LedgerRow]) -> None:
         """Write the row of a finished task."""
         task, claim = self._running.pop(future)
         try:
             row = future.result()
         except (_TakenOverError, UserError) as error:
             if not claim.is_held:  # the error may come from the other process, which uses the same folder
-                self._claims.give_back(claim)
-                self._watch.note(
+                self._claims.release(claim)
+                self._callbacks.note(
                     f"{task.title}: another process has taken over this task, because this process did not "
                     "renew its claim"
                 )
@@ -178,16 +178,16 @@ class Study:
             if not isinstance(error, DiskError):
                 raise
             raise UserError(
-                f"{task.title}: {error}; free some space, or move the folder {self._place.runs} to another disk "
+                f"{task.title}: {error}; free some space, or move the folder {self._folders.runs} to another disk "
                 "and pass it as --runs; then run the same command again to continue"
             ) from error
         first = self._files.publish(task.name, row)  # if a lost model was trained again, the first row is kept
         self._claims.end(claim)
         self.agenda.add(first, is_new=True)
-        self._watch.row(row)
-        self._look(has_ended=True)
+        self._callbacks.row(row)
+        self._refresh(has_ended=True)
 
-    def _look(self, has_ended: bool = False) -> None:
+    def _refresh(self, has_ended: bool = False) -> None:
         """Count new rows of this process and of others, and update everything that depends on them.
 
         `has_ended` states whether a run has just ended in this process. Its row may be old, if its model was lost and
@@ -196,19 +196,19 @@ class Study:
         new = self._files.new_rows()
         for row in new:
             self.agenda.add(row)
-        if (new or has_ended) and not self._place.keeps_models:
+        if (new or has_ended) and not self._folders.keeps_models:
             for folder in self.agenda.finished_run_folders():
                 shutil.rmtree(folder, ignore_errors=True)
         written = None
         with suppress(UserError):  # missing or corrupt
-            written = read_digests(self._place.out)
+            written = read_digests(self._folders.out)
         if self.agenda.digests != written:
-            write_digests(self._place.out, self.agenda.digests)
+            write_digests(self._folders.out, self.agenda.digests)
         for (arm, stage), settings in self.agenda.choices().items():
             if self._chosen.get((arm, stage)) != settings:
-                self._watch.note(f"chosen for {arm}, {stage}: {point_title(settings)}")
+                self._callbacks.note(f"chosen for {arm}, {stage}: {point_title(settings)}")
                 self._chosen[arm, stage] = settings
-        self._watch.left(self.agenda)
+        self._callbacks.remaining(self.agenda)
 
 
 def write_plan(plan: Plan, out: Path) -> None:
@@ -232,18 +232,18 @@ def write_plan(plan: Plan, out: Path) -> None:
     write_to_study(path, f"{_WRITTEN}\n{text}".encode())
 
 
-def _in_worker(task: Task, claim: Claim, seconds_between_looks: float) -> LedgerRow:
+def _in_worker(task: Task, claim: Claim, seconds_between_checks: float) -> LedgerRow:
     """Run a task in a worker process. The run ends if another process takes over the task."""
     code_commit()  # cached before the run, because a later commit would not be the code of this run
-    claim.sign()
-    looked = time.monotonic()
+    claim.register()
+    checked = time.monotonic()
 
     def after_step(done: int) -> None:
-        nonlocal looked
-        if time.monotonic() - looked > seconds_between_looks:
-            looked = time.monotonic()
+        nonlocal checked
+        if time.monotonic() - checked > seconds_between_checks:
+            checked = time.monotonic()
             if not claim.is_held:
                 raise _TakenOverError
-        tell_progress(done)
+        report_progress(done)
 
     return run_stage(task, usable_device(), after_step)

@@ -52,41 +52,32 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
         UserError: If the data are invalid, or the disk is full.
         Interruption: If a signal was received. The run is saved.
     """
-    _require_pairs_of_tests(task)
-    watch = _Stopwatch(task.folder)
+    for source in _test_splits(task).values() if not task.is_trial else ():
+        require_pairs(source, task.recipe.evaluation.batch_size)  # before hours of training
+    stopwatch = _Stopwatch(task.folder)
 
     def after_step(done: int) -> None:
-        watch.tick()
+        stopwatch.tick()
         on_progress(done)
 
     try:
-        row = _trained_and_measured(task, device, after_step)
+        row = _train_and_measure(task, device, after_step)
     finally:
-        watch.note()
+        stopwatch.note()
     try:
         write_bytes_atomic(task.folder / FINISHED, b"")
     except OSError as error:
         raise DiskError(f"{task.folder}: cannot be written to ({error.strerror})") from error
-    return replace(row, seconds=round(watch.seconds, 1))
+    return replace(row, seconds=round(stopwatch.seconds, 1))
 
 
-def _require_pairs_of_tests(task: Task) -> None:
-    """Check, before hours of training, that no test split is smaller than an evaluation batch.
-
-    Raises:
-        UserError: If a test split is smaller.
-    """
-    for source in _test_splits(task).values() if not task.is_trial else ():
-        require_pairs(source, task.recipe.evaluation.batch_size)
-
-
-def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
+def _train_and_measure(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
     try:
-        trained = _trained(task, device, on_progress)
+        trained = _train(task, device, on_progress)
     except DivergedError as error:
         log.warning("%s diverged: %s", task.title, error)
-        return _bare_row(task, "diverged", _start_model(task, device, None))
-    row = _bare_row(task, "run", trained)
+        return _unmeasured_row(task, "diverged", _start_model(task, device, None))
+    row = _unmeasured_row(task, "run", trained)
     val = readable_validation(training_sources(task.recipe)[1], Ranks.current(trained.model.device))
     on_val, refitted = measure_validation(trained, val, task.recipe)
     if "coca_loss" not in on_val:
@@ -104,7 +95,7 @@ def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgr
     return replace(row, metrics=metrics, values=values, captions=captions)
 
 
-def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
+def _train(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
     minutes = min(task.recipe.checkpoints.minutes, _MINUTES_BETWEEN_SAVES)
     # The row and all later stages use the model after the last step.
     checkpoints = replace(task.recipe.checkpoints, minutes=minutes, keep_last=1, keep_best=None)
@@ -139,7 +130,7 @@ def _test_splits(task: Task) -> dict[str, PairSource]:
     return splits
 
 
-def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
+def _unmeasured_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
     """Return the row of a run before its model has been measured."""
     return LedgerRow(
         kind=kind,
@@ -172,12 +163,12 @@ def _curve(folder: Path) -> tuple[CurvePoint, ...]:
         names = ("contrastive", "captioning")
         train_means = {name: sum(row[name] for row in lines) / len(lines) for name in names if lines}
         val = {name: line["text_to_image/R@1" if name == "R@1" else name] for name in _CURVE_METRICS}
-        points.append(CurvePoint(int(step), _short(train_means), _short(val)))
+        points.append(CurvePoint(int(step), _round_values(train_means), _round_values(val)))
         since = step
     return tuple(points)
 
 
-def _short(numbers: Numbers) -> Numbers:
+def _round_values(numbers: Numbers) -> Numbers:
     return {name: round(number, 5) for name, number in without_nan(numbers).items()}
 
 

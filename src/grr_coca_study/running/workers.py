@@ -40,7 +40,7 @@ class Workers:
         self._waiting: list[tuple[Future, tuple[Any, ...]]] = []
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Start a call in a process, and return its future. `listen` sets the result or error of the future.
+        """Start a call in a process, and return its future. `process_messages` sets the result or error of the future.
 
         If the process was killed, the error is a UserError.
         """
@@ -49,10 +49,10 @@ class Workers:
         self._start_waiting()
         return future
 
-    def listen(self, tell: Callable[[Future, int], object] | None = None) -> None:
+    def process_messages(self, on_progress: Callable[[Future, int], object] | None = None) -> None:
         """Process the messages of the workers. If no message has arrived, wait up to half a second for one.
 
-        `tell` is called with the future of a call and the progress that the call has reported.
+        `on_progress` is called with the future of a call and the progress that the call has reported.
         """
         busy = {connection: future for connection, future in self._calls.items() if future is not None}
         ready = wait(busy, _POLL_SECONDS)
@@ -68,14 +68,14 @@ class Workers:
             if kind != "progress":
                 self._calls[connection] = None
                 future.set_exception(content) if kind == "error" else future.set_result(content)
-            elif tell is not None:
-                tell(future, content)
+            elif on_progress is not None:
+                on_progress(future, content)
         self._start_waiting()
 
     def all(self, futures: "list[Future[T]]") -> list[T]:
         """Wait for calls, and return their results in order. The first error is raised immediately."""
         while not all(future.done() for future in futures):
-            self.listen()
+            self.process_messages()
             _ = [future.result() for future in futures if future.done()]
         return [future.result() for future in futures]
 
@@ -92,13 +92,13 @@ class Workers:
         while self._waiting and (idle or len(self._calls) < self.count):
             connection = idle.pop() if idle else self._new_process()
             self._calls[connection], call = self._waiting.pop(0)
-            with suppress(OSError):  # the process was killed, which `listen` detects
+            with suppress(OSError):  # the process was killed, which `process_messages` detects
                 connection.send(call)
 
     def _new_process(self) -> Connection:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, len(self._processes)))
+        process = context.Process(target=_serve_calls, args=(theirs, len(self._processes)))
         # A terminal sends Ctrl-C to all processes, but a worker must ignore it, because this process stops the workers.
         # A new process inherits this setting.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -119,7 +119,7 @@ def worker_processes(count: int) -> Iterator[Workers]:
         Interruption: If SIGTERM was received. Ctrl-C raises a KeyboardInterrupt instead.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
-    before, workers = signal.signal(signal.SIGTERM, _stop), Workers(count)
+    before, workers = signal.signal(signal.SIGTERM, _raise_interruption), Workers(count)
     try:
         yield workers
     finally:
@@ -127,8 +127,8 @@ def worker_processes(count: int) -> Iterator[Workers]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise Interruption(number, "asked to stop")
+def _raise_interruption(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise Interruption(number, "stop requested")
 
 
 # --- In a worker process
@@ -144,7 +144,7 @@ def usable_device() -> torch.device:
     )
 
 
-def tell_progress(done: int) -> None:
+def report_progress(done: int) -> None:
     """Report the progress of a call to the parent.
 
     If the parent has requested a stop, raise SIGTERM, so that the run saves and ends.
@@ -174,7 +174,7 @@ def _is_stopped() -> bool:
         return True
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
+def _ignore_signal(number: int, frame: FrameType | None) -> None:
     """Ignore SIGTERM.
 
     When a service is stopped, all its processes receive this signal at the same time, but workers must wait until their
@@ -182,7 +182,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """
 
 
-def _work(parent: Connection, number: int) -> None:
+def _serve_calls(parent: Connection, number: int) -> None:
     """Execute calls until the parent stops this process, or dies."""
     global _parent, _number
     _parent, _number = parent, number
@@ -190,7 +190,7 @@ def _work(parent: Connection, number: int) -> None:
         torch.cuda.set_device(usable_device())  # the GPU whose name and precisions are queried
     print_warnings()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, _ignore)
+    signal.signal(signal.SIGTERM, _ignore_signal)
     with suppress(EOFError, OSError):
         while True:
             function, *arguments = parent.recv()

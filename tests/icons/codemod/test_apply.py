@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca_icons.codemod.apply import changed_manifest, plan_changes
+from grr_coca_icons.codemod.apply import plan_changes, replace_dependencies
 
 ICONS = {("lucide", "Trash2"): "tabler:trash", ("lucide", "X"): "tabler:x", ("lucide", "x"): "tabler:x"}
 A = "import { Trash2, X } from 'lucide-react'\r\nexport const a = <Trash2 />\r\n"
@@ -65,7 +65,7 @@ def test_only_the_code_of_the_app_changes_and_the_rest_is_listed(app):
     assert '"lucide-react"' in (app / "package.json").read_text()  # other files still need it
     assert (app / "src" / "a.tsx").read_bytes().decode() == AFTER
     assert plan.replaced == 2
-    left = [(Path(one.file).relative_to(app).as_posix(), one.line, one.reason) for one in plan.left]
+    left = [(Path(one.file).relative_to(app).as_posix(), one.line, one.reason) for one in plan.unchanged]
     assert left == [
         ("page.php", 1, "lucide:x"),
         ("src/broken.tsx", 1, "not changed: a syntax error"),
@@ -77,7 +77,7 @@ def test_only_the_code_of_the_app_changes_and_the_rest_is_listed(app):
     assert not plan_of(app).changes
 
 
-def test_package_is_exchanged_once_nothing_needs_the_old_one(app):
+def test_package_is_replaced_when_nothing_needs_the_old_one(app):
     (app / "src" / "broken.tsx").unlink()
     (app / "src" / "generated.tsx").unlink()
     plan = plan_of(app)
@@ -143,7 +143,7 @@ def test_file_that_changed_during_the_run_is_not_written(app):
         (set(), {"@iconify-json/x": "*"}, {"a": "1", "b": "1"}),
     ],
 )
-def test_manifest_stays_whole(gone, added, dependencies):
+def test_manifest_stays_intact(gone, added, dependencies):
     text = '{\n  "name": "a",\n  "dependencies": {\n    "a": "1",\n    "b": "1"\n  },\n  "scripts": {"a": "1"}\n}\n'
-    content = json.loads(changed_manifest(text, gone, added))
+    content = json.loads(replace_dependencies(text, gone, added))
     assert content == {"name": "a", "dependencies": dependencies, "scripts": {"a": "1"}}

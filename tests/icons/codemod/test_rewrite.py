@@ -68,7 +68,7 @@ def test_react(before, after):
     assert rewrite(after, "tsx", TABLER).text == after
 
 
-def test_types_stay_while_other_icons_of_the_package_do():
+def test_types_stay_while_other_icons_of_the_package_remain():
     code = "import { X, type LucideIcon } from 'lucide-react'\nconst a: LucideIcon = X"
     partial = Replacements({("lucide", "x"): "tabler:x"}, frozenset({"lucide"}))
     assert rewrite(code, "tsx", partial).text == (

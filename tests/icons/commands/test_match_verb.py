@@ -4,9 +4,9 @@ import csv
 import io
 import json
 import re
-import tarfile
 
 import pytest
+from icon_packages import put_package
 
 from grr_coca.cli import progress
 from grr_coca_search.index import Index
@@ -49,24 +49,24 @@ def sets(tmp_path):
 
 
 def test_each_icon_has_a_line_with_its_candidates(grr_coca, sets):
-    said = grr_coca("match", *sets)
-    assert said.code == 0
-    lines = said.out.splitlines()
+    result = grr_coca("match", *sets)
+    assert result.code == 0
+    lines = result.out.splitlines()
     assert [line.split(":")[1] for line in lines] == ["home", "moon", "trash"]
     assert re.match(r"mine:trash: other:trash \d+% same name", lines[2])
-    assert "3 images: " in said.err
+    assert "3 images: " in result.err
 
 
 def test_progress_of_each_library_ends_at_its_own_total(grr_coca, sets, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
-    said = grr_coca("match", *sets)
-    assert re.findall(r"embedded: (\d+)%", said.err) == ["100", "100"]
+    result = grr_coca("match", *sets)
+    assert re.findall(r"embedded: (\d+)%", result.err) == ["100", "100"]
 
 
 def test_json_lines_are_as_programs_expect_them(grr_coca, sets):
-    said = grr_coca("match", *sets, "--json", "-n", 2)
-    records = [json.loads(line) for line in said.out.splitlines()]
+    result = grr_coca("match", *sets, "--json", "-n", 2)
+    records = [json.loads(line) for line in result.out.splitlines()]
     assert [record["icon"] for record in records] == ["mine:home", "mine:moon", "mine:trash"]
     first = records[2]["matches"][0]
     assert (first["icon"], first["same_name"]) == ("other:trash", True)
@@ -74,7 +74,7 @@ def test_json_lines_are_as_programs_expect_them(grr_coca, sets):
     assert all(len(record["matches"]) <= 2 for record in records)
 
 
-def test_map_that_was_written_is_taken_as_decided(grr_coca, sets, tmp_path):
+def test_written_map_is_used_as_decided(grr_coca, sets, tmp_path):
     path = tmp_path / "map.json"
     assert grr_coca("match", *sets, "--out", path).code == 0
     written = json.loads(path.read_text())
@@ -83,8 +83,8 @@ def test_map_that_was_written_is_taken_as_decided(grr_coca, sets, tmp_path):
     written["icons"]["mine:trash"] = "other:like"
     written["icons"]["mine:moon"] = None
     path.write_text(json.dumps(written))
-    said = grr_coca("match", *sets, "--decided", path, "--json")
-    records = {record["icon"]: record["matches"] for record in map(json.loads, said.out.splitlines())}
+    result = grr_coca("match", *sets, "--decided", path, "--json")
+    records = {record["icon"]: record["matches"] for record in map(json.loads, result.out.splitlines())}
     assert records["mine:trash"][0]["icon"] == "other:like"
     assert records["mine:moon"] == []
 
@@ -133,12 +133,12 @@ def test_review_counts_safe_icons_and_shows_uses(grr_coca, tmp_path, packages):
     assert "2 safe, 1 to look at" in content
 
 
-def test_table_of_people_is_checked(grr_coca, sets, tmp_path):
+def test_manually_written_table_is_checked(grr_coca, sets, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("from,to\nmine:trash,other:trash\nhome,hous\n")
-    said = grr_coca("match", *sets, "--check", table)
-    assert said.code == 1
-    assert said.out == "home → hous: unknown icon 'other:hous'; did you mean 'other:house'?\n"
+    result = grr_coca("match", *sets, "--check", table)
+    assert result.code == 1
+    assert result.out == "home → hous: unknown icon 'other:hous'; did you mean 'other:house'?\n"
     table.write_text("mine:trash,other:trash\n")
     assert grr_coca("match", *sets, "--check", table).code == 0
 
@@ -156,43 +156,37 @@ def test_indexes_are_matched_as_sources_are(grr_coca, sets, tmp_path):
         assert [match.name for match in one.match(other)] == ["mine:home", "mine:moon", "mine:trash"]
 
 
-def test_index_of_another_model_is_one_line(grr_coca, sets, tmp_path):
+def test_index_of_another_model_reports_one_line(grr_coca, sets, tmp_path):
     for model in ("icons", "pictograms"):
         assert grr_coca("index", sets[0], "--out", tmp_path / model, "-c", model).code == 0
-    said = grr_coca("match", tmp_path / "icons", tmp_path / "pictograms")
-    assert said.code == 2
-    assert "whose embeddings are not comparable" in said.err
-    assert said.err.count("\n") == 1
-    alone = grr_coca("match", tmp_path / "pictograms", tmp_path / "pictograms", "--json")
-    first = json.loads(alone.out.splitlines()[0])
+    result = grr_coca("match", tmp_path / "icons", tmp_path / "pictograms")
+    assert result.code == 2
+    assert "whose embeddings are not comparable" in result.err
+    assert result.err.count("\n") == 1
+    of_pictograms = grr_coca("match", tmp_path / "pictograms", tmp_path / "pictograms", "--json")
+    first = json.loads(of_pictograms.out.splitlines()[0])
     assert first["matches"][0] == {"icon": first["icon"], "probability": None, "same_name": False}
 
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
     """Packages of Iconify in the cache: lucide and tabler."""
-    folder = tmp_path / "cache" / "grr-coca" / "icon-sets" / "packages"
-    folder.mkdir(parents=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for prefix, icons in {
         "lucide": {"trash-2": TRASH, "house": HOME, "heart": HEART},
         "tabler": {"trash": TRASH, "home": HOME, "moon": MOON},
     }.items():
-        with tarfile.open(folder / f"iconify-json-{prefix}-1.0.0.tgz", "w:gz") as tar:
-            data = icon_set(prefix, icons).encode()
-            member = tarfile.TarInfo("package/icons.json")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+        put_package(json.loads(icon_set(prefix, icons)))
 
 
 def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp_path, packages):
     (tmp_path / "app.tsx").write_text("\nimport { Trash2, Nonsense } from 'lucide-react'\n")
-    said = grr_coca("match", "--used-in", tmp_path / "app.tsx", sets[1], "--json")
-    (record,) = map(json.loads, said.out.splitlines())
+    result = grr_coca("match", "--used-in", tmp_path / "app.tsx", sets[1], "--json")
+    (record,) = map(json.loads, result.out.splitlines())
     assert record["icon"] == "lucide:trash-2"
     assert record["used"] == [f"{tmp_path}/app.tsx:2"]
     assert record["matches"][0]["icon"] == "other:trash"
-    assert f"{tmp_path}/app.tsx:2: lucide has no icon 'Nonsense'" in said.err
+    assert f"{tmp_path}/app.tsx:2: lucide has no icon 'Nonsense'" in result.err
 
 
 def test_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, packages):
@@ -221,8 +215,8 @@ def test_two_icons_of_a_file_that_become_one_are_named(grr_coca, tmp_path, packa
     code.write_text("import { House, Trash2 } from 'lucide-react'\n")
     decided = tmp_path / "map.json"
     decided.write_text('{"lucide:house": "tabler:trash"}')
-    said = grr_coca("match", "--used-in", code.parent, "iconify:tabler", "--decided", decided, "--apply", "--dry-run")
-    assert f"{code}: lucide:house and lucide:trash-2 become one icon, tabler:trash\n" in said.out
+    result = grr_coca("match", "--used-in", code.parent, "iconify:tabler", "--decided", decided, "--apply", "--dry-run")
+    assert f"{code}: lucide:house and lucide:trash-2 become one icon, tabler:trash\n" in result.out
 
 
 def test_retired_icons_are_replaced_but_never_suggested(grr_coca, tmp_path):
@@ -230,16 +224,16 @@ def test_retired_icons_are_replaced_but_never_suggested(grr_coca, tmp_path):
     old.write_text(icon_set("old", {"trash": TRASH, "home": HOME, "moon": MOON}, hidden=("trash",)))
     theirs = {"bin": TRASH, "trash": TRASH, "house": HOME, "night": MOON, "like": HEART}
     new.write_text(icon_set("new", theirs, hidden=("bin",)))
-    said = grr_coca("match", old, new, "--json")
-    found = {one["icon"]: one["matches"] for one in map(json.loads, said.out.splitlines())}
+    result = grr_coca("match", old, new, "--json")
+    found = {one["icon"]: one["matches"] for one in map(json.loads, result.out.splitlines())}
     assert found["old:trash"][0]["icon"] == "new:trash"
-    assert "new:bin" not in said.out
+    assert "new:bin" not in result.out
     table = tmp_path / "table.csv"
     table.write_text("Trash,new:Trash\n")
     assert grr_coca("match", old, new, "--check", table).code == 0
 
 
-def test_options_of_apply_without_it_are_one_line(grr_coca, sets):
+def test_apply_options_without_apply_report_one_line(grr_coca, sets):
     assert "require --apply" in grr_coca("match", *sets, "--dry-run").err
     assert "--used-in" in grr_coca("match", *sets, "--apply").err
     assert "from 0 to 1" in grr_coca("match", *sets, "--min-probability", 2).err
@@ -253,21 +247,21 @@ def test_options_of_apply_without_it_are_one_line(grr_coca, sets):
         (["{mine}", "{empty}"], "empty drawing"),
     ],
 )
-def test_invalid_use_is_one_line(grr_coca, sets, tmp_path, arguments, message):
+def test_invalid_use_reports_one_line(grr_coca, sets, tmp_path, arguments, message):
     (tmp_path / "empty.svg").write_text(svg(""))
     (tmp_path / "foreign.json").write_text('{"mdi:home": "ph:house"}')
     places = {"mine": sets[0], "other": sets[1], "empty": tmp_path / "empty.svg", "foreign": tmp_path / "foreign.json"}
-    said = grr_coca("match", *(word.format(**places) for word in arguments))
-    assert said.code == 2
-    assert message in said.err
-    assert "Traceback" not in said.err
+    result = grr_coca("match", *(word.format(**places) for word in arguments))
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
 
 
 def test_duplicate_icon_names_are_reported(grr_coca, sets, tmp_path):
     again = tmp_path / "again.json"
     again.write_text(icon_set("other", {"trash": HEART, "new": HEART}))
-    said = grr_coca("match", *sets, again, "--json")
-    assert "other:trash: duplicate name; the first image is used" in said.err
+    result = grr_coca("match", *sets, again, "--json")
+    assert "other:trash: duplicate name; the first image is used" in result.err
 
 
 def test_shadcn_map_has_components_of_likely_and_chosen_pairs(grr_coca, sets, tmp_path):
@@ -283,9 +277,9 @@ def test_shadcn_map_has_components_of_likely_and_chosen_pairs(grr_coca, sets, tm
         "House": {"lucide": "House", "tabler": "IconMoon"},
         "Trash2": {"lucide": "Trash2", "tabler": "IconTrash"},
     }
-    said = grr_coca("match", lucide, sets[1], "--out", out)
-    assert said.code == 2
-    assert "shadcn supports only icons of lucide, tabler, ph, ri, radix-icons" in said.err
+    result = grr_coca("match", lucide, sets[1], "--out", out)
+    assert result.code == 2
+    assert "shadcn supports only icons of lucide, tabler, ph, ri, radix-icons" in result.err
 
 
 # --- lint
@@ -301,9 +295,9 @@ def swapped(tmp_path):
 
 
 def test_name_that_contradicts_its_image_is_found(grr_coca, swapped):
-    said = grr_coca("lint", swapped, "--json")
-    assert said.code == 1
-    (found,) = map(json.loads, said.out.splitlines())
+    result = grr_coca("lint", swapped, "--json")
+    assert result.code == 1
+    (found,) = map(json.loads, result.out.splitlines())
     assert found["label"] == "shopping cart"
     assert found["file"].endswith("shopping-cart.svg")
     assert found["suggestions"]
@@ -311,22 +305,22 @@ def test_name_that_contradicts_its_image_is_found(grr_coca, swapped):
     assert grr_coca("lint", swapped).code == 0
 
 
-def test_unknown_words_and_images_are_passed_over(grr_coca, swapped):
+def test_unknown_words_and_images_are_skipped(grr_coca, swapped):
     (swapped / "shopping-cart.svg").rename(swapped / "heart.svg")
     (swapped / "shopping-cart.svg").write_text(svg(SCRIBBLE))
     (swapped / "peerlist.svg").write_text(svg(HOME))
-    said = grr_coca("lint", swapped)
-    assert said.code == 0
-    assert "0 of 5 labels contradict their image; 1 have words" in said.err
+    result = grr_coca("lint", swapped)
+    assert result.code == 0
+    assert "0 of 5 labels contradict their image; 1 have words" in result.err
 
 
 def test_words_that_training_had_only_as_tags_are_not_judged(grr_coca, tmp_path):
     """The name of a tick may express what it means."""
     for name in ("yes", "check"):
         (tmp_path / f"{name}.svg").write_text(svg(f'<path d="M20 6L9 17l-5-5" {STROKE}/>'))
-    said = grr_coca("lint", tmp_path)
-    assert said.code == 0
-    assert "0 of 1 labels contradict their image; 1 have words" in said.err
+    result = grr_coca("lint", tmp_path)
+    assert result.code == 0
+    assert "0 of 1 labels contradict their image; 1 have words" in result.err
 
 
 def test_labels_in_code_are_checked_and_empty_ones_skipped(grr_coca, swapped, tmp_path):
@@ -337,17 +331,17 @@ def test_labels_in_code_are_checked_and_empty_ones_skipped(grr_coca, swapped, tm
         f'<button aria-label="trash">{svg(TRASH)}</button>\n'
         f'<button aria-label="user">{svg(HEART)}</button>\n<img src="https://example.org/a.png" alt="bicycle">\n'
     )
-    said = grr_coca("lint", page, "--json")
-    found = [json.loads(line) for line in said.out.splitlines()]
+    result = grr_coca("lint", page, "--json")
+    found = [json.loads(line) for line in result.out.splitlines()]
     assert [(one["label"], one["line"]) for one in found] == [("shopping cart", 1), ("user", 5)]
 
 
 def test_known_findings_are_excluded(grr_coca, swapped, tmp_path):
     baseline = tmp_path / "known.json"
     assert grr_coca("lint", swapped, "--baseline", baseline, "--update-baseline").code == 0
-    said = grr_coca("lint", swapped, "--baseline", baseline)
-    assert said.code == 0
-    assert "1 more are known" in said.err
+    result = grr_coca("lint", swapped, "--baseline", baseline)
+    assert result.code == 0
+    assert "1 more are known" in result.err
 
 
 def test_findings_as_sarif(grr_coca, swapped, tmp_path):

@@ -20,9 +20,9 @@ from grr_coca_icons.match.icon_map import (
     write_map,
 )
 from grr_coca_icons.match.match_numbers import (
-    BY_PICTURE_ALONE,
-    EVIDENCE,
-    OF_PICTURES,
+    FEATURES,
+    IMAGE_FEATURES,
+    IMAGE_ONLY,
     MatchParameters,
     MatchWeights,
     ProbabilityCurve,
@@ -43,7 +43,7 @@ def gallery(prefix: str, names: list[str], vectors: np.ndarray, *, seed: int = 0
     return PictureSet(
         names=[f"{prefix}:{name}" for name in names],
         words=words,
-        things=[f"{prefix}:{own[0]}" for own in words],
+        concepts=[f"{prefix}:{own[0]}" for own in words],
         vectors=unit(vectors),
         name_vectors=unit(np.array([random[word] for (word,) in words])) if has_names else np.empty((0, 0)),
         is_seen=np.zeros(len(names), bool),
@@ -65,11 +65,11 @@ def test_order_of_evidence_does_not_change_matches(random, monkeypatch, has_name
     pictures = random.normal(size=(12, WIDTH))
     source = gallery("one", [f"a-{n}" for n in range(12)], pictures, has_names=has_names)
     target = gallery("two", [f"a-{n % 5}-b" for n in range(12)], pictures[::-1] + 0.5, seed=1, has_names=has_names)
-    weights = {name: 0.3 + 0.1 * place for place, name in enumerate(EVIDENCE)}
+    weights = {name: 0.3 + 0.1 * number for number, name in enumerate(FEATURES)}
     numbers = MatchWeights(weights=weights, seen=CURVE, unseen=CURVE)
     before = match_pictures(source, target, numbers)
     for module in ("candidates", "match_numbers"):
-        monkeypatch.setattr(f"grr_coca_icons.match.{module}.EVIDENCE", EVIDENCE[::-1])
+        monkeypatch.setattr(f"grr_coca_icons.match.{module}.FEATURES", FEATURES[::-1])
     assert match_pictures(source, target, numbers) == before
 
 
@@ -79,7 +79,7 @@ def test_nearest_image_comes_first_with_any_name(random):
     order = random.permutation(40)
     target = gallery("two", [f"b{n}" for n in range(40)], pictures[order] + 0.05 * random.normal(size=(40, WIDTH)))
     matches = match_pictures(source, target)
-    assert [match.best.place for match in matches] == np.argsort(order).tolist()
+    assert [match.best.row for match in matches] == np.argsort(order).tolist()
     assert [match.name for match in matches] == source.names
     assert all(match.best.probability is None for match in matches), "nothing was fitted"
 
@@ -93,30 +93,30 @@ def test_icon_has_the_same_matches_by_itself_as_with_all(random, has_names):
     numbers = MatchWeights(weights={"picture": 1.0, "taken": 0.5, "spelling": 0.1}, seen=CURVE, unseen=CURVE)
     every = match_pictures(source, target, numbers)
     for row in (0, 17, 59):
-        [found] = match_pictures(source, target, numbers, places=[row])
+        [found] = match_pictures(source, target, numbers, rows=[row])
         assert [one.name for one in found.nearest] == [one.name for one in every[row].nearest]
         scores = [one.score for one in found.nearest]
         assert scores == pytest.approx([one.score for one in every[row].nearest], abs=2e-4)
-    assert match_pictures(source, target, numbers, places=[]) == []
+    assert match_pictures(source, target, numbers, rows=[]) == []
 
 
 def test_matching_number_ranks_first_in_its_series(random):
     """Pictures of digits look alike: `h-2` is `heading-2`, even if `heading-3` looks more like it."""
     pictures = random.normal(size=(4, WIDTH))
     source = gallery("one", ["h-2", "h", "h-7"], pictures[[0, 0, 0]])
-    drawn = np.stack([pictures[0] + 0.2 * pictures[1], pictures[0] + 0.1 * pictures[1], pictures[2], pictures[3]])
-    target = gallery("two", ["heading-2", "heading-3", "bin-2", "bin"], drawn)
+    vectors = np.stack([pictures[0] + 0.2 * pictures[1], pictures[0] + 0.1 * pictures[1], pictures[2], pictures[3]])
+    target = gallery("two", ["heading-2", "heading-3", "bin-2", "bin"], vectors)
     numbers = MatchWeights(weights={"picture": 1.0, "spelling": 1e-6}, seen=CURVE, unseen=CURVE)
     found = match_pictures(source, target, numbers)
     assert [match.nearest[0].name for match in found] == ["two:heading-2", "two:heading-3", "two:heading-3"]
     assert found[0].nearest[0].probability == found[1].nearest[0].probability
 
 
-def test_styles_of_one_thing_are_one_candidate(random):
+def test_styles_of_one_concept_are_one_candidate(random):
     pictures = random.normal(size=(3, WIDTH))
     source = gallery("one", ["bin-filled", "bin"], pictures[[0, 0]])
-    drawn = np.stack([pictures[0] + 0.5 * pictures[1], pictures[0], pictures[1], pictures[2]])
-    target = gallery("two", ["trash", "trash-filled", "home", "star"], drawn)
+    vectors = np.stack([pictures[0] + 0.5 * pictures[1], pictures[0], pictures[1], pictures[2]])
+    target = gallery("two", ["trash", "trash-filled", "home", "star"], vectors)
     filled, outline = match_pictures(source, target, n=5)
     assert [one.name for one in filled.candidates][:1] == ["two:trash-filled"]
     assert [one.name for one in outline.candidates][:1] == ["two:trash"], "in the style of the source"
@@ -127,11 +127,11 @@ def test_styles_of_one_thing_are_one_candidate(random):
 def test_evidence_matches_its_names(random):
     source = gallery("one", ["trash", "house", "gone"], random.normal(size=(3, WIDTH)))
     target = gallery("two", ["trash", "home", "trash-can"], random.normal(size=(3, WIDTH)))
-    weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
-    columns, evidence, bounds = Pairs(source, target, weights).evidence(np.array([0, 1]))
+    weights = MatchWeights(weights=dict.fromkeys(FEATURES, 1.0), seen=CURVE, unseen=CURVE)
+    columns, features, bounds = Pairs(source, target, weights).features(np.array([0, 1]))
     assert columns.tolist() == [0, 1, 2, 0, 1, 2]
     assert bounds == [0, 3, 6]
-    column = {name: evidence[:, EVIDENCE.index(name)] for name in EVIDENCE}
+    column = {name: features[:, FEATURES.index(name)] for name in FEATURES}
     cosines = source.vectors @ target.vectors.T
     assert np.allclose(column["picture"], cosines[:2].ravel(), atol=1e-6)
     assert np.allclose(column["names"], (source.name_vectors @ target.name_vectors.T)[:2].ravel(), atol=1e-6)
@@ -149,10 +149,10 @@ def test_rivals_are_the_same_however_many_are_compared_at_a_time(random, monkeyp
     names = [f"t{n // 2}" + ("-filled" if n % 2 else "") for n in range(30)]
     source = gallery("one", names, random.normal(size=(30, WIDTH)))
     target = gallery("two", [f"b{n}" for n in range(9)], random.normal(size=(9, WIDTH)))
-    weights = MatchWeights(weights=dict.fromkeys(OF_PICTURES, 1.0), seen=CURVE, unseen=CURVE)
-    _, expected, _ = Pairs(source, target, weights).evidence(np.arange(30))
+    weights = MatchWeights(weights=dict.fromkeys(IMAGE_FEATURES, 1.0), seen=CURVE, unseen=CURVE)
+    _, expected, _ = Pairs(source, target, weights).features(np.arange(30))
     monkeypatch.setattr("grr_coca_icons.match.candidates._PRODUCTS", at_a_time * len(target))
-    _, found, _ = Pairs(source, target, weights).evidence(np.arange(30))
+    _, found, _ = Pairs(source, target, weights).features(np.arange(30))
     assert np.allclose(found, expected)
     cosines = source.vectors @ target.vectors.T
     others = np.array(
@@ -183,7 +183,7 @@ def test_without_names_names_are_not_compared(random):
     pictures = random.normal(size=(4, WIDTH))
     source = gallery("one", ["x", "y", "z", "w"], pictures, has_names=False)
     target = gallery("two", ["x", "y", "z", "w"], pictures[::-1], has_names=False)
-    weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    weights = MatchWeights(weights=dict.fromkeys(FEATURES, 1.0), seen=CURVE, unseen=CURVE)
     assert [match.best.name for match in match_pictures(source, target, weights)] == [
         "two:w",
         "two:z",
@@ -194,14 +194,14 @@ def test_without_names_names_are_not_compared(random):
 
 def test_names_are_compared_by_a_package_of_the_extra(random, monkeypatch):
     source = gallery("one", ["a", "b"], random.normal(size=(2, WIDTH)))
-    weights = MatchWeights(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    weights = MatchWeights(weights=dict.fromkeys(FEATURES, 1.0), seen=CURVE, unseen=CURVE)
     hide_packages(monkeypatch, "rapidfuzz")
     with pytest.raises(UserError, match=r"comparing names needs rapidfuzz; run: .* -m pip install"):
         match_pictures(source, source, weights)
     assert match_pictures(source, source, BY_PICTURE)
 
 
-def test_empty_target_is_one_line(random):
+def test_empty_target_raises(random):
     source = gallery("one", ["a"], random.normal(size=(1, WIDTH)))
     empty = gallery("two", ["a"], random.normal(size=(1, WIDTH)))
     object.__setattr__(empty, "names", [])
@@ -211,7 +211,7 @@ def test_empty_target_is_one_line(random):
 
 def test_parameters_next_to_the_weights_report_corruption(tmp_path):
     assert match_numbers(tmp_path) is None
-    numbers = MatchParameters(with_names=BY_PICTURE, without_names=BY_PICTURE_ALONE, seen_sets=("ph",))
+    numbers = MatchParameters(with_names=BY_PICTURE, without_names=IMAGE_ONLY, seen_sets=("ph",))
     (tmp_path / "match.json").write_text(json.dumps(to_dict(numbers)))
     assert match_numbers(tmp_path) == numbers
     content = to_dict(numbers)
@@ -259,7 +259,7 @@ def test_flat_objects_and_tables_are_maps(tmp_path, name, content):
     [
         ("a.json", "[1]", "not a map of icons"),
         ("a.json", "{}", "not a map of icons"),
-        ("a.json", "{", "not a readable JSON file"),
+        ("a.json", "{", "not valid JSON"),
         ("a.json", '{"format": 9, "icons": {}}', "unsupported map format 9; this version supports 1"),
         ("a.json", '{"format": 1, "icons": {"a": 3}}', "'a': expected the name of an icon, or null"),
         ("a.csv", "one\n", "expected two columns"),
@@ -288,7 +288,7 @@ def test_decided_entries_are_unchanged(sides):
     assert set(found) == {0, 1}
 
 
-def test_map_of_another_pair_of_sets_is_one_line(sides):
+def test_map_of_another_pair_of_sets_raises(sides):
     with pytest.raises(
         UserError, match=r"map\.json: this map is for other icons: none of its 1 icons is in one .*mdi:home → ph:house"
     ):
@@ -318,7 +318,7 @@ def test_table_with_unknown_names_or_unlikely_pairs_is_reported(sides):
     )
 
 
-def test_findings_are_printed_as_one_line_each():
+def test_each_finding_is_one_line():
     entry = {"icon": "house", "equivalent": "night"}
     likelier = {"likelier": "two:home", "likelier_probability": 0.92}
     findings = [

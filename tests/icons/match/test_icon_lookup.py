@@ -16,7 +16,7 @@ def pictures(vectors: np.ndarray) -> PictureSet:
     return PictureSet(
         names=NAMES,
         words=[()] * count,
-        things=NAMES,
+        concepts=NAMES,
         vectors=vectors,
         name_vectors=vectors,
         is_seen=np.zeros(count, bool),
@@ -49,8 +49,8 @@ def lookup() -> IconLookup:
     ],
 )
 def test_icon_is_found_by_each_of_its_names(lookup, written, name):
-    place = lookup.find(written)
-    assert (None if place is None else NAMES[place]) == name
+    row = lookup.find(written)
+    assert (None if row is None else NAMES[row]) == name
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_icon_is_found_by_each_of_its_names(lookup, written, name):
         ("x" * 1000, []),
     ],
 )
-def test_suggestions_go_by_typing_errors_then_meaning(lookup, written, nearest):
+def test_suggestions_rank_by_typing_errors_then_meaning(lookup, written, nearest):
     assert lookup.nearest(written) == nearest
 
 

@@ -1,17 +1,15 @@
 """Labels beside pictures in code, and the pictures that they are checked against."""
 
-import io
 import json
-import tarfile
 
 import pytest
+from icon_packages import put_package
 from PIL import Image
 
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca_icons.match.labelled_pictures import labelled_pictures
 from grr_coca_icons.match.labels_in_code import labels_in_code
-from grr_coca_icons.sources.iconify import packages_folder
 
 SQUARE = '<path d="M2 2h8v8h-8z"/>'
 
@@ -136,12 +134,7 @@ def lucide(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     icons = {"trash-2": {"body": SQUARE}, "house": {"body": SQUARE}}
     content = {"prefix": "lucide", "icons": icons, "aliases": {"home": {"parent": "house"}}, "width": 12, "height": 12}
-    data = json.dumps(content).encode()
-    packages_folder().mkdir(parents=True)
-    with tarfile.open(packages_folder() / "iconify-json-lucide-1.0.0.tgz", "w:gz") as tar:
-        member = tarfile.TarInfo("package/icons.json")
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
+    put_package(content)
 
 
 def pictures(model, *sources: object) -> tuple[list[tuple[tuple[str, ...], int]], list[str]]:

@@ -18,7 +18,7 @@ def pictures(**vectors: list[float]) -> PictureSet:
     return PictureSet(
         names=names,
         words=[() for _ in names],
-        things=names,
+        concepts=names,
         vectors=rows / np.linalg.norm(rows, axis=1, keepdims=True),
         name_vectors=np.empty((0, 0)),
         is_seen=np.zeros(len(names), bool),
@@ -26,10 +26,10 @@ def pictures(**vectors: list[float]) -> PictureSet:
     )
 
 
-def told(found: PictureSet) -> dict[str, list[str]]:
+def equivalent_names(found: PictureSet) -> dict[str, list[str]]:
     return {
-        name: [found.names[one.place] for one in equivalents]
-        for name, equivalents in zip(found.names, CrossSetMatcher(found, NUMBERS).of_all(), strict=True)
+        name: [found.names[one.row] for one in equivalents]
+        for name, equivalents in zip(found.names, CrossSetMatcher(found, NUMBERS).all_equivalents(), strict=True)
     }
 
 
@@ -42,30 +42,32 @@ def test_equivalents_come_from_other_sets_most_likely_first():
         c__house=[1, 0.1, 0],
         c__fish=[0, 0, 1],
     )
-    found = told(library)
+    found = equivalent_names(library)
     assert found["a:house"] == ["c:house", "b:cottage"]
     assert found["c:fish"] == [], "nothing is likely there"
     assert found["b:tree"] == []
     assert found["c:house"] == ["a:home", "b:cottage"]
-    alone = CrossSetMatcher(library, NUMBERS)
-    assert [[library.names[one.place] for one in alone.of_one(place)] for place in range(6)] == [*found.values()]
+    matcher = CrossSetMatcher(library, NUMBERS)
+    assert [[library.names[one.row] for one in matcher.equivalents_of(image)] for image in range(6)] == [
+        *found.values()
+    ]
 
 
 def test_probabilities_are_those_of_a_match_of_the_two_sets():
     library = pictures(a__x=[1, 0], b__x=[1, 0.2])
-    (first,), (second,) = CrossSetMatcher(library, NUMBERS).of_all()
+    (first,), (second,) = CrossSetMatcher(library, NUMBERS).all_equivalents()
     cosine = float(library.vectors[0] @ library.vectors[1])
-    assert first.place == 1
+    assert first.row == 1
     assert abs(first.probability - 1 / (1 + np.exp(14 - 20 * cosine))) < 1e-3
-    assert second.place == 0
+    assert second.row == 0
 
 
 def test_searches_the_sets_with_the_most_similar_images():
     far = {f"s{number}__x": [1.0, number / 10] for number in range(MAX_SETS + 5)}
-    found = told(pictures(own__x=[1.0, 0.0], **far))["own:x"]
+    found = equivalent_names(pictures(own__x=[1.0, 0.0], **far))["own:x"]
     assert found == [f"s{number}:x" for number in range(len(found))]
     assert 0 < len(found) <= MAX_SETS
 
 
 def test_one_set_has_no_others():
-    assert told(pictures(a__x=[1, 0], a__y=[0, 1])) == {"a:x": [], "a:y": []}
+    assert equivalent_names(pictures(a__x=[1, 0], a__y=[0, 1])) == {"a:x": [], "a:y": []}

@@ -59,7 +59,7 @@ def test_use_has_its_file_and_line(tmp_path):
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "b.tsx").write_text("'mdi:home'")
     (use,) = find_uses(tmp_path)
-    assert use.place == f"{tmp_path}/src/a.tsx:3"
+    assert use.location == f"{tmp_path}/src/a.tsx:3"
 
 
 def test_other_languages_are_text_and_no_code_is_an_error(tmp_path):
@@ -73,6 +73,6 @@ def test_other_languages_are_text_and_no_code_is_an_error(tmp_path):
         find_uses(tmp_path / "missing")
 
 
-def test_names_of_components_and_of_icons_meet():
+def test_component_names_match_icon_names():
     assert normalize_name("Trash2") == normalize_name("trash-2")
     assert normalize_name("ArrowDownAZ") == normalize_name("arrow-down-a-z")

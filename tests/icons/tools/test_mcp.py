@@ -20,7 +20,7 @@ from serving import serving
 
 from grr_coca.common.errors import UserError
 from grr_coca_icons.tools.icon_tools import IconTools
-from grr_coca_icons.tools.mcp import listed_tools, make_mcp_server, serve_stdio
+from grr_coca_icons.tools.mcp import make_mcp_server, serve_stdio, tool_descriptions
 from grr_coca_search.index import Index
 
 STROKE = 'fill="none" stroke="currentColor" stroke-width="2"'
@@ -81,14 +81,14 @@ def call(indexes):
 
         result = anyio.run(work)
         (text, *pictures) = result.content
-        said = text.text if result.is_error else json.loads(text.text)
-        return said, [Image.open(io.BytesIO(base64.b64decode(one.data))) for one in pictures], bool(result.is_error)
+        answer = text.text if result.is_error else json.loads(text.text)
+        return answer, [Image.open(io.BytesIO(base64.b64decode(one.data))) for one in pictures], bool(result.is_error)
 
     return run
 
 
 def test_listing_is_short_and_marks_tools_read_only():
-    tools = listed_tools(reads_files=True)
+    tools = tool_descriptions(reads_files=True)
     assert {tool.name for tool in tools} == {
         "search_icons", "search_by_picture", "match_icons", "caption_picture", "get_icon", "check_names",
     }  # fmt: skip
@@ -97,11 +97,11 @@ def test_listing_is_short_and_marks_tools_read_only():
     assert all(tool.annotations.read_only_hint for tool in tools)
 
 
-def test_icons_are_found_by_what_they_show(call):
-    said, (sheet,), is_error = call("search_icons", query="trash", limit=4)
+def test_icons_are_found_by_their_content(call):
+    answer, (sheet,), is_error = call("search_icons", query="trash", limit=4)
     assert not is_error
-    assert {said[0]["icon"], said[1]["icon"]} == {"one:trash", "two:delete"}
-    assert said[0]["licence"] == "MIT"
+    assert {answer[0]["icon"], answer[1]["icon"]} == {"one:trash", "two:delete"}
+    assert answer[0]["licence"] == "MIT"
     assert sheet.size == (4 * 72, 72)
     only, _, _ = call("search_icons", query="trash", index="two")
     assert {row["index"] for row in only} == {"two"}
@@ -114,44 +114,44 @@ def test_icons_are_found_by_image_data_or_index_file(call, folder, tmp_path):
         base64.b64encode(svg.encode()).decode(),
         f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}",
     ):
-        said, _, _ = call("search_by_picture", data=data, limit=2)
-        assert {row["icon"] for row in said} == {"one:moon", "two:night"}
+        answer, _, _ = call("search_by_picture", data=data, limit=2)
+        assert {row["icon"] for row in answer} == {"one:moon", "two:night"}
     outside = tmp_path / "secret.svg"
     outside.write_text(svg)
-    said, _, is_error = call("search_by_picture", file=str(outside))
+    answer, _, is_error = call("search_by_picture", file=str(outside))
     assert is_error
-    assert "not in the folder of an index" in said
-    said, _, is_error = call("search_by_picture", data="https://example.org/a.png")
+    assert "not in the folder of an index" in answer
+    answer, _, is_error = call("search_by_picture", data="https://example.org/a.png")
     assert is_error
-    assert "URLs are not fetched" in said
+    assert "URLs are not fetched" in answer
 
 
 def test_equivalents_of_many_icons_are_one_call(call):
-    said, pictures, _ = call("match_icons", icons=["one:bin", "Home", "one:nihgt", "two:house"], limit=1)
-    assert [one.get("icon") for one in said] == ["one:trash", "one:home", None, "two:house"], (
+    answer, pictures, _ = call("match_icons", icons=["one:bin", "Home", "one:nihgt", "two:house"], limit=1)
+    assert [one.get("icon") for one in answer] == ["one:trash", "one:home", None, "two:house"], (
         "names as people have them"
     )
-    assert [one["in"][0]["index"] for one in (said[0], said[1], said[3])] == ["two", "two", "one"]
-    assert [match["icon"] for match in said[0]["in"][0]["matches"]] in (["two:delete"], [])
-    assert not said[2]["exists"]
+    assert [one["in"][0]["index"] for one in (answer[0], answer[1], answer[3])] == ["two", "two", "one"]
+    assert [match["icon"] for match in answer[0]["in"][0]["matches"]] in (["two:delete"], [])
+    assert not answer[2]["exists"]
     assert pictures == []
     _, (sheet,), _ = call("match_icons", icons=["one:bin"], limit=1, pictures=True)
     assert sheet.size[1] == 72
 
 
 def test_icon_has_drawing_licence_and_usage_lines(call):
-    said, (sheet,), _ = call("get_icon", icon="two:house")
-    assert said["svg"].startswith("<svg")
-    assert said["licence"] == "MIT"
+    answer, (sheet,), _ = call("get_icon", icon="two:house")
+    assert answer["svg"].startswith("<svg")
+    assert answer["licence"] == "MIT"
     assert sheet.size == (72, 72)
-    said, _, is_error = call("get_icon", icon="two:hose")
+    answer, _, is_error = call("get_icon", icon="two:hose")
     assert is_error
-    assert "did you mean two:house" in said
+    assert "did you mean two:house" in answer
 
 
 def test_names_are_checked(call):
-    said, _, _ = call("check_names", names=["one:trash", "two:nihgt", "x" * 300, "one:Bin"])
-    exists, missing, other, alias = said
+    answer, _, _ = call("check_names", names=["one:trash", "two:nihgt", "x" * 300, "one:Bin"])
+    exists, missing, other, alias = answer
     assert alias == {"name": "one:Bin", "exists": True, "icon": "one:trash"}
     assert exists == {"name": "one:trash", "exists": True}
     assert not missing["exists"]
@@ -161,17 +161,17 @@ def test_names_are_checked(call):
 
 def test_caption(call):
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{BODIES["home"]}</svg>'
-    said, pictures, _ = call("caption_picture", data=svg)
-    assert isinstance(said["caption"], str)
+    answer, pictures, _ = call("caption_picture", data=svg)
+    assert isinstance(answer["caption"], str)
     assert pictures == []
 
 
 def test_text_of_files_is_data_on_one_line(call):
-    said, _, _ = call("get_icon", icon="one:home")
-    assert "\n" not in said["author"]
-    assert "\u202e" not in said["author"]
-    assert "\\n" in said["author"]
-    names = {tool.name for tool in listed_tools(reads_files=True)}
+    answer, _, _ = call("get_icon", icon="one:home")
+    assert "\n" not in answer["author"]
+    assert "\u202e" not in answer["author"]
+    assert "\\n" in answer["author"]
+    names = {tool.name for tool in tool_descriptions(reads_files=True)}
     assert "delete_everything" not in names
 
 
@@ -191,16 +191,16 @@ def test_text_of_files_is_data_on_one_line(call):
         ("caption_picture", {"data": "<svg"}, "the picture"),
     ],
 )
-def test_invalid_call_is_one_line(call, name, arguments, message):
-    said, _, is_error = call(name, **arguments)
+def test_invalid_call_reports_one_line(call, name, arguments, message):
+    answer, _, is_error = call(name, **arguments)
     assert is_error
-    assert message in said
-    assert "\n" not in said
+    assert message in answer
+    assert "\n" not in answer
 
 
-def test_over_http_no_file_is_read(indexes):
+def test_no_file_is_read_over_http(indexes):
     tools = IconTools(indexes, reads_files=False)
-    assert all("file" not in tool.input_schema["properties"] for tool in listed_tools(reads_files=False))
+    assert all("file" not in tool.input_schema["properties"] for tool in tool_descriptions(reads_files=False))
 
     async def work():
         async with Client(make_mcp_server(tools)) as client:
@@ -237,17 +237,17 @@ def test_empty_index_finds_nothing_and_shows_no_image(tmp_path):
 
 
 def test_rejects_an_index_replaced_by_another_models(folder, tmp_path):
-    place = tmp_path / "x.index"
-    shutil.copytree(folder / "one.index", place)
-    index = Index.open(place)
+    location = tmp_path / "x.index"
+    shutil.copytree(folder / "one.index", location)
+    index = Index.open(location)
     tools = IconTools({"x": index}, reads_files=True)
     assert json.loads(tools.search_icons("moon").text)[0]["icon"] == "one:moon"
-    place.rename(tmp_path / "away")
-    Index.open(place, "pictograms", create=True).close()
+    location.rename(tmp_path / "away")
+    Index.open(location, "pictograms", create=True).close()
     with pytest.raises(UserError, match="pictograms"):
         tools.search_icons("moon")
-    shutil.rmtree(place)
-    (tmp_path / "away").rename(place)
+    shutil.rmtree(location)
+    (tmp_path / "away").rename(location)
     assert json.loads(tools.search_icons("moon").text)[0]["icon"] == "one:moon"
     index.close()
 
@@ -267,24 +267,24 @@ def test_several_indexes_are_served_until_the_input_ends(folder, tmp_path, monke
     close = Index.close
     monkeypatch.setattr(Index, "close", lambda index: (opened.append(index), close(index)))
     hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}
-    wanted = {"name": "search_icons", "arguments": {"query": "moon", "limit": 1, "index": str(tmp_path / "one.index")}}
+    search = {"name": "search_icons", "arguments": {"query": "moon", "limit": 1, "index": str(tmp_path / "one.index")}}
     with (
         ThreadPoolExecutor(1) as pool,
         os.fdopen(requests[1], "w") as client,
         os.fdopen(requests[0]) as received,
         os.fdopen(answers[1], "w") as sent,
-        os.fdopen(answers[0]) as said,
+        os.fdopen(answers[0]) as answer,
     ):
         streams = [anyio.wrap_file(received), anyio.wrap_file(sent)]
         monkeypatch.setattr("grr_coca_icons.tools.mcp.stdio_server", lambda: stdio_server(*streams))
-        serving = pool.submit(serve_stdio, [str(place / "one.index") for place in (folder, tmp_path)])
+        serving = pool.submit(serve_stdio, [str(location / "one.index") for location in (folder, tmp_path)])
         for number, (method, params) in enumerate(
-            [("initialize", hello), ("notifications/initialized", {}), ("tools/call", wanted)]
+            [("initialize", hello), ("notifications/initialized", {}), ("tools/call", search)]
         ):
             name = {} if method.startswith("notifications") else {"id": number}
             client.write(json.dumps({"jsonrpc": "2.0", "method": method, "params": params, **name}) + "\n")
             client.flush()
-            found = json.loads(said.readline()) if name else {}
+            found = json.loads(answer.readline()) if name else {}
         client.close()
         serving.result(60)
     assert json.loads(found["result"]["content"][0]["text"])[0]["icon"] == "one:moon"
@@ -334,9 +334,9 @@ def test_server_offers_mcp_over_http_with_the_same_key(folder, monkeypatch):
         tools, found = anyio.run(work, client.address)
         assert len(tools) == 6
         assert json.loads(found.content[0].text)[0]["icon"] == "one:moon"
-        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-        assert client.post("/mcp", asked).status == 401
-        assert client.post("/mcp", {**asked, "params": "x" * 30_000_000}).status in (401, 413)
+        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+        assert client.post("/mcp", request).status == 401
+        assert client.post("/mcp", {**request, "params": "x" * 30_000_000}).status in (401, 413)
 
 
 def test_server_without_an_index_has_no_tools():

@@ -30,13 +30,13 @@ STAR = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M1 1h
 INITIALIZE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}
 
 
-def asked(method: str, **params: object) -> dict:
+def request_body(method: str, **params: object) -> dict:
     return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
 
 
 def call(client: Client, name: str, **arguments: object):
     """Whether a call of a tool is an error, its text, and the sizes of its pictures."""
-    answer = client.post("/mcp", asked("tools/call", name=name, arguments=arguments), ACCEPT)
+    answer = client.post("/mcp", request_body("tools/call", name=name, arguments=arguments), ACCEPT)
     assert answer.status == 200, answer.body
     result = answer.json()["result"]
     texts = [part["text"] for part in result["content"] if part["type"] == "text"]
@@ -63,9 +63,8 @@ def tools(own):
         yield client
 
 
-def test_large_body_is_rejected_in_json(own):
-    with serving(own / "own.index") as client:
-        answer = client.post("/mcp", asked("tools/list", cursor="a" * 5_000_000), ACCEPT)
+def test_large_body_is_rejected_in_json(tools):
+    answer = tools.post("/mcp", request_body("tools/list", cursor="a" * 5_000_000), ACCEPT)
     assert answer.status == 413
     assert "too large" in answer.reason()
 
@@ -76,7 +75,7 @@ def test_unclosed_sessions_leave_no_files(tools):
         return sum(type(one) is StreamableHTTPServerTransport for one in gc.get_objects())
 
     for _ in range(50):
-        answer = tools.post("/mcp", asked("initialize", **INITIALIZE), ACCEPT)
+        answer = tools.post("/mcp", request_body("initialize", **INITIALIZE), ACCEPT)
         assert answer.status == 200
         assert "mcp-session-id" not in answer.headers
     wait_until(lambda: left() == 0, seconds=20)
@@ -96,28 +95,26 @@ def test_agents_share_the_model_of_the_server(own, monkeypatch, tmp_path):
         assert loads == []
 
 
-def test_no_tool_is_called_before_the_model_is_loaded(own, monkeypatch):
-    with serving(own / "own.index") as client:
-        model = client.server.service.queue.model
-        monkeypatch.setattr(client.server.service.queue, "model", None)
-        answer = client.post("/mcp", asked("tools/list"), ACCEPT)
+def test_no_tool_is_called_before_the_model_is_loaded(tools, monkeypatch):
+    with monkeypatch.context() as patches:
+        patches.setattr(tools.server.service.queue, "model", None)
+        answer = tools.post("/mcp", request_body("tools/list"), ACCEPT)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-        monkeypatch.setattr(client.server.service.queue, "model", model)
-        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
+    assert tools.post("/mcp", request_body("tools/list"), ACCEPT).status == 200
 
 
 def test_other_requests_are_answered_while_tools_are_prepared(own, monkeypatch):
-    may_go_on, made, real = threading.Event(), threading.Event(), mcp_http._made_manager
+    may_go_on, is_making, real = threading.Event(), threading.Event(), mcp_http._make_manager
 
     def slow(library):
-        made.set()
+        is_making.set()
         assert may_go_on.wait(60)
         return real(library)
 
-    monkeypatch.setattr(mcp_http, "_made_manager", slow)
+    monkeypatch.setattr(mcp_http, "_make_manager", slow)
     with serving(own / "own.index") as client, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(client.post, "/mcp", asked("tools/list"), ACCEPT)
-        assert made.wait(60)
+        first = pool.submit(client.post, "/mcp", request_body("tools/list"), ACCEPT)
+        assert is_making.wait(60)
         assert client.get("/health").status == 200
         assert not first.done()
         may_go_on.set()
@@ -132,27 +129,27 @@ def test_failed_manager_is_restarted_without_blocking_calls(own, monkeypatch):
         with monkeypatch.context() as patches:
             patches.setattr(StreamableHTTPSessionManager, "run", failing)
             for _ in range(2):
-                answer = client.post("/mcp", asked("tools/list"), ACCEPT)
+                answer = client.post("/mcp", request_body("tools/list"), ACCEPT)
                 assert answer.status == 500
                 assert "see the log of the server" in answer.reason()
-        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
+        assert client.post("/mcp", request_body("tools/list"), ACCEPT).status == 200
 
 
 def test_manager_that_has_ended_is_started_again(own, monkeypatch):
     ends, run = [], StreamableHTTPSessionManager.run
 
     @asynccontextmanager
-    async def noted(manager):
+    async def recorded(manager):
         async with run(manager):
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             ends.append(lambda: loop.call_soon_threadsafe(task.cancel))
             yield
 
-    monkeypatch.setattr(StreamableHTTPSessionManager, "run", noted)
+    monkeypatch.setattr(StreamableHTTPSessionManager, "run", recorded)
     with serving(own / "own.index") as client:
-        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
+        assert client.post("/mcp", request_body("tools/list"), ACCEPT).status == 200
         ends[0]()
-        wait_until(lambda: client.post("/mcp", asked("tools/list"), ACCEPT).status == 200 and len(ends) == 2)
+        wait_until(lambda: client.post("/mcp", request_body("tools/list"), ACCEPT).status == 200 and len(ends) == 2)
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
@@ -168,10 +165,10 @@ def test_no_stream_is_held_open(tools, method):
         (b"[" * 60 + b"]" * 60, {}, 422),
         (b'{"a":' * 60, {}, 422),
         (b"[" + b"null," * 60_000 + b"null]", {}, 413),
-        (json.dumps(asked("tools/list", a="x" * 21_000_000)).encode(), {}, 413),
-        (json.dumps(asked("tools/list")).encode(), {"Host": "evil.example"}, 403),
-        (json.dumps(asked("tools/list")).encode(), {"Origin": "http://evil.example"}, 403),
-        (json.dumps(asked("tools/list")).encode(), {"Sec-Fetch-Site": "cross-site"}, 403),
+        (json.dumps(request_body("tools/list", a="x" * 21_000_000)).encode(), {}, 413),
+        (json.dumps(request_body("tools/list")).encode(), {"Host": "evil.example"}, 403),
+        (json.dumps(request_body("tools/list")).encode(), {"Origin": "http://evil.example"}, 403),
+        (json.dumps(request_body("tools/list")).encode(), {"Sec-Fetch-Site": "cross-site"}, 403),
         (b"", {}, 400),
         (b"{}", {}, 400),
         (
@@ -180,8 +177,8 @@ def test_no_stream_is_held_open(tools, method):
             400,
         ),
         (b"\xff\xfe", {}, 422),
-        (json.dumps(asked("tools/list")).encode(), {"Content-Type": "text/plain"}, 400),
-        (json.dumps(asked("tools/list")).encode(), {"Mcp-Protocol-Version": "9999-99-99"}, 400),
+        (json.dumps(request_body("tools/list")).encode(), {"Content-Type": "text/plain"}, 400),
+        (json.dumps(request_body("tools/list")).encode(), {"Mcp-Protocol-Version": "9999-99-99"}, 400),
     ],
 )
 def test_rejects_invalid_calls(tools, body, headers, status):
@@ -190,7 +187,7 @@ def test_rejects_invalid_calls(tools, body, headers, status):
     assert len(answer.body) <= 2048
 
 
-def test_calls_that_wait_are_bounded(own, monkeypatch):
+def test_waiting_calls_are_limited(own, monkeypatch):
     may_end, real = threading.Event(), IconTools.check_names
 
     def slow(*arguments, **named):
@@ -199,7 +196,7 @@ def test_calls_that_wait_are_bounded(own, monkeypatch):
 
     monkeypatch.setattr(IconTools, "check_names", slow)
     with serving(own / "own.index", capacity=5) as client, ThreadPoolExecutor(12) as pool:
-        request = asked("tools/call", name="check_names", arguments={"names": ["a"]})
+        request = request_body("tools/call", name="check_names", arguments={"names": ["a"]})
         answers = [pool.submit(client.post, "/mcp", request, ACCEPT) for _ in range(12)]
         wait_until(lambda: sum(answer.done() for answer in answers) == 7)
         assert client.get("/health").status == 200
@@ -209,21 +206,20 @@ def test_calls_that_wait_are_bounded(own, monkeypatch):
     assert all("result" in answer.json() for answer in found if answer.status == 200)
 
 
-def test_tools_compute_in_the_queue_of_the_model(own):
+def test_tools_compute_in_the_queue_of_the_model(own, tools, monkeypatch):
     """They submit batches, which wait for earlier requests."""
     picture = base64.b64encode((own / "star.svg").read_bytes()).decode()
-    with serving(own / "own.index") as client:
-        queue = client.server.service.queue
-        wait_until(lambda: queue.model is not None)
-        done, real = [], queue._process
-        queue._process = lambda batch: (done.append(batch[0].kind.work), real(batch))
-        assert not call(client, "search_icons", query="a star")[0]
-        assert set(done) == {"embed_texts"}
-        done.clear()
-        assert not call(client, "caption_picture", data=picture)[0]
-        assert done == ["caption"]
-        assert not call(client, "search_by_picture", data=picture)[0]
-        assert {"caption", "embed_texts"} >= set(done)
+    queue = tools.server.service.queue
+    wait_until(lambda: queue.model is not None)
+    done, real = [], queue._process
+    monkeypatch.setattr(queue, "_process", lambda batch: (done.append(batch[0].kind.work), real(batch)))
+    assert not call(tools, "search_icons", query="a star")[0]
+    assert set(done) == {"embed_texts"}
+    done.clear()
+    assert not call(tools, "caption_picture", data=picture)[0]
+    assert done == ["caption"]
+    assert not call(tools, "search_by_picture", data=picture)[0]
+    assert {"caption", "embed_texts"} >= set(done)
 
 
 @pytest.mark.ci
@@ -251,11 +247,11 @@ def make_index(location, *names: str) -> None:
 
 
 @pytest.mark.ci
-def test_agents_see_the_index_as_it_is_now(tmp_path):
+def test_agents_use_the_current_index(tmp_path):
     """It grows, is replaced by another one, is gone, and is there again."""
-    place = tmp_path / "x.index"
-    make_index(place, "star")
-    with serving(place) as client:
+    location = tmp_path / "x.index"
+    make_index(location, "star")
+    with serving(location) as client:
 
         def exist(*names: str) -> list[bool]:
             is_error, text, _ = call(client, "check_names", names=[f"pictures:{name}" for name in names])
@@ -265,12 +261,12 @@ def test_agents_see_the_index_as_it_is_now(tmp_path):
             return [one["icon"] for one in json.loads(call(client, "search_icons", query="a square")[1])]
 
         assert exist("star", "square", "moon") == [True, False, False]
-        make_index(place, "square")
+        make_index(location, "square")
         assert exist("star", "square", "moon") == [True, True, False]
         make_index(tmp_path / "new.index", "moon")
-        shutil.rmtree(place)
+        shutil.rmtree(location)
         assert "no such folder" in exist("moon")
-        (tmp_path / "new.index").rename(place)
+        (tmp_path / "new.index").rename(location)
         assert exist("star", "square", "moon") == [False, False, True]
         assert found() == ["pictures:moon"]
         assert not call(client, "get_icon", icon="pictures:moon")[0]
@@ -278,34 +274,34 @@ def test_agents_see_the_index_as_it_is_now(tmp_path):
 
 @pytest.mark.ci
 def test_missing_index_is_503_until_it_exists_again(tmp_path):
-    place = tmp_path / "x.index"
-    make_index(place, "star")
-    with serving(place) as client:
-        place.rename(tmp_path / "away")
-        answer = client.post("/mcp", asked("tools/list"), ACCEPT)
+    location = tmp_path / "x.index"
+    make_index(location, "star")
+    with serving(location) as client:
+        location.rename(tmp_path / "away")
+        answer = client.post("/mcp", request_body("tools/list"), ACCEPT)
         assert answer.status == 503
         assert "the index is unavailable" in answer.reason()
-        (tmp_path / "away").rename(place)
-        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
+        (tmp_path / "away").rename(location)
+        assert client.post("/mcp", request_body("tools/list"), ACCEPT).status == 200
 
 
 @pytest.mark.ci
 def test_agents_get_errors_of_corruption_and_later_answers(tmp_path):
-    place = tmp_path / "x.index"
-    make_index(place, "star", "square")
-    content = (place / "vectors.f16").read_bytes()
-    with serving(place) as client:
+    location = tmp_path / "x.index"
+    make_index(location, "star", "square")
+    content = (location / "vectors.f16").read_bytes()
+    with serving(location) as client:
         assert not call(client, "search_icons", query="a square")[0]
-        (place / "vectors.f16").write_bytes(b"")
+        (location / "vectors.f16").write_bytes(b"")
         is_error, text, _ = call(client, "search_icons", query="a square")
         assert is_error
         assert "corrupt" in text
-        (place / "vectors.f16").write_bytes(content)
+        (location / "vectors.f16").write_bytes(content)
         assert not call(client, "search_icons", query="a square")[0]
 
 
 @pytest.mark.ci
-def test_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch):
+def test_unresponsive_file_blocks_no_agent(own, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.3)
     (tmp_path / "star.svg").write_text(STAR)
     with grr_coca.Index.open(tmp_path / "x.index", "icons", create=True) as index:
@@ -319,9 +315,9 @@ def test_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch)
 
 def test_missing_sdk_error_names_the_extra(tools, monkeypatch):
     monkeypatch.setattr(mcp_http, "find_spec", lambda name: None)
-    answer = tools.post("/mcp", asked("tools/list"), ACCEPT)
+    answer = tools.post("/mcp", request_body("tools/list"), ACCEPT)
     assert answer.status == 404
-    assert "/mcp needs mcp, which is not installed on the server (extra `mcp`)" in answer.reason()
+    assert "/mcp needs the package mcp; install the extra `mcp` on the server" in answer.reason()
 
 
 def test_image_limits_also_apply_to_agents(tools):

@@ -58,10 +58,10 @@ def test_fine_tuned_model_stays_exportable_to_open_clip(recipe, tmp_path):
     start = read_open_clip(write_hub_folder(random_checkpoint(), tmp_path / name))
     fit_start(start, recipe)
     before = weights(start)
-    told = forecast(recipe, read_open_clip(tmp_path / name), ALONE)
-    assert "peak memory" in told
-    assert "open_clip_coca" in told
-    assert "16 pairs" in told
+    output = forecast(recipe, read_open_clip(tmp_path / name), ALONE)
+    assert "peak memory" in output
+    assert "open_clip_coca" in output
+    assert "16 pairs" in output
     train(recipe, start, tmp_path / "run", ALONE, silent)
     tuned = from_pretrained(tmp_path / "run")
     assert tuned.caution, "it was one for captions alone, and still may be"

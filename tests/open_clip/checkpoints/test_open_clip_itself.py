@@ -127,12 +127,12 @@ def test_greedy_captions(both):
     pixels, tokens = images(12), 16
     expected = their_greedy(both.theirs, pixels, tokens)
     together = our_greedy(both.ours.model, pixels, tokens)
-    alone = [our_greedy(both.ours.model, pixels[i : i + 1], tokens)[0] for i in range(len(pixels))]
+    one_by_one = [our_greedy(both.ours.model, pixels[i : i + 1], tokens)[0] for i in range(len(pixels))]
     equal = 0
     for i, ids in enumerate(expected):
         ids = ids[: ids.index(EOT)] if EOT in ids else ids
         ids = ids[: ids.index(PAD)] if PAD in ids else ids
-        for ours in (together[i], alone[i]):
+        for ours in (together[i], one_by_one[i]):
             same = ours[: len(ids)] == ids
             equal += same
             assert same or tied(both, pixels[i : i + 1], ids, ours)
@@ -144,8 +144,8 @@ def test_greedy_captions(both):
 
 def tied(both: SimpleNamespace, pixels: Tensor, theirs: list[int], ours: list[int]) -> bool:
     """Whether open_clip's two likeliest logits lie together where the captions part."""
-    place = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b)
-    prefix = torch.tensor([[SOT, *theirs[:place]]])
+    index = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b)
+    prefix = torch.tensor([[SOT, *theirs[:index]]])
     first, second = both.theirs(pixels, prefix, output_labels=False)["logits"][0, -1].topk(2).values.tolist()
     return first - second < TIE
 

@@ -76,7 +76,7 @@ def recorded(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_embeddings_and_logits_are_open_clips(name):
+def test_embeddings_and_logits_match_open_clip(name):
     model, theirs = imported(name), recorded(name)
     with torch.no_grad():
         ours = named(model, model(*inputs_of(name)))
@@ -86,7 +86,7 @@ def test_embeddings_and_logits_are_open_clips(name):
         torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=bound)
 
 
-def test_gradients_of_pixels_and_of_every_tensor_are_open_clips():
+def test_gradients_of_pixels_and_of_every_tensor_match_open_clip():
     name = GRADIENTS_OF
     model, theirs = imported(name), recorded(name)
     images, ids, lengths = inputs_of(name)
@@ -105,7 +105,7 @@ def test_gradients_of_pixels_and_of_every_tensor_are_open_clips():
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("num_images", [1, 8])
-def test_fast_decoder_matches_predictions_from_the_whole_caption(name, num_images):
+def test_fast_decoder_matches_predictions_of_complete_captions(name, num_images):
     model = imported(name)
     images = draw_images(CASES[name])[:num_images]
     longest = CASES[name]["text_cfg"]["context_length"] - 1
@@ -122,15 +122,15 @@ def test_fast_decoder_matches_predictions_from_the_whole_caption(name, num_image
 def test_every_tensor_is_mapped_once_and_round_trips(name):
     config, theirs = config_of(name), weights_of(name)
     used = [tensor for link in links(config) for tensor in link.theirs]
-    made = [tensor for link in links(config) for tensor in link.ours]
+    names = [tensor for link in links(config) for tensor in link.ours]
     assert sorted(used) == sorted(theirs)
-    assert sorted(made) == sorted(build(config).state_dict())
+    assert sorted(names) == sorted(build(config).state_dict())
     back = to_theirs(to_ours(theirs, config), config)
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[key], theirs[key]) for key in theirs)
 
 
-def test_bias_of_patches_goes_into_the_positions():
+def test_patch_bias_is_added_to_the_positions():
     name = "one layer"
     config, model, (images, ids, lengths) = config_of(name), imported(name), inputs_of(name)
     again = build(config).double().eval()
@@ -143,7 +143,7 @@ def test_bias_of_patches_goes_into_the_positions():
 
 
 @pytest.mark.parametrize("size", SHAPES_OF_IMAGES)
-def test_pixels_are_open_clips(size):
+def test_pixels_match_open_clip(size):
     theirs = load_file(RECORDED / "pixels.safetensors")["{}x{}".format(*size)]
     ours = to_input(noise_image(size), Preprocess(32, MEAN, STD, order="resize_then_crop"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
@@ -152,7 +152,7 @@ def test_pixels_are_open_clips(size):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_token_ids_are_open_clips(text):
+def test_token_ids_match_open_clip(text):
     pytest.importorskip("ftfy")
     theirs: list[Any] = NAMES["token_ids"][text]
     row = clip_bpe(cleaning="ftfy").encode_row(text, 77)[:-1]

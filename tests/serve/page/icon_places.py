@@ -12,7 +12,7 @@ from serving import serving
 from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import CrossSetMatcher
-from grr_coca_icons.match.picture_set import named_pictures
+from grr_coca_icons.match.picture_set import make_picture_set
 from grr_coca_icons.site import with_others
 from grr_coca_search.entry import Entry
 from grr_coca_search.index import Index, IndexModel
@@ -84,7 +84,7 @@ def _icon_library(everything: list, model: IndexModel) -> Library:
         )
         for entry, _ in kept
     ]
-    pictures = named_pictures([entry.name for entry in entries], [()] * len(kept), vectors, numbers, model)
+    pictures = make_picture_set([entry.name for entry in entries], [()] * len(kept), vectors, numbers, model)
     return Library(
         entries=entries,
         vectors=vectors,
@@ -92,7 +92,7 @@ def _icon_library(everything: list, model: IndexModel) -> Library:
         drawings=[((0, 0, 24, 24), bodies[entry.name]) for entry in entries],
         words=[entry.name for entry in entries],
         curve=model.curve,
-        others=CrossSetMatcher(pictures, numbers).of_all(),
+        others=CrossSetMatcher(pictures, numbers).all_equivalents(),
     )
 
 

@@ -22,9 +22,9 @@ from grr_coca_study.commands.study_run import _Progress
 from grr_coca_study.ledger import write_digests
 from grr_coca_study.plan import Plan, read_plan
 from grr_coca_study.rows import ROWS_FOLDER, RowFolder
-from grr_coca_study.running import agenda, pace
+from grr_coca_study.running import agenda, speed
 from grr_coca_study.running.agenda import RemainingWork
-from grr_coca_study.running.dry_run import power_in_words
+from grr_coca_study.running.dry_run import power_line
 from grr_coca_study.stages import data_digest
 
 STUDIES = Path(__file__).parents[3] / "studies"
@@ -100,33 +100,33 @@ def test_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_run)
 @pytest.mark.ci
 def test_dry_run_reports_runs_hours_and_disk_and_writes_nothing(plan, capsys, monkeypatch):
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
-        monkeypatch.setattr(pace, name, value)
+        monkeypatch.setattr(speed, name, value)
     monkeypatch.setattr("grr_coca.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(BaseProcess, "start", lambda _: pytest.fail("another process would take as much memory"))
     recipe = (plan.parent / "emoji.yaml").read_text()
     (plan.parent / "emoji.yaml").write_text(re.sub("num_workers: .*", "num_workers: 2", recipe))
     before = sorted(plan.parent.rglob("*"))
     assert main(["study", "run", str(plan), "--dry-run", "--jobs", "2"]) == 0
-    said, progress = capsys.readouterr()
-    assert re.findall(r"pace: (\d+)%", progress)[:4] == ["0", "25", "50", "75"]
+    output, progress = capsys.readouterr()
+    assert re.findall(r"speed: (\d+)%", progress)[:4] == ["0", "25", "50", "75"]
     for arm in ("baseline_coca", "grr_coca"):
-        (line,) = (line for line in said.splitlines() if line.startswith(arm))
+        (line,) = (line for line in output.splitlines() if line.startswith(arm))
         assert line.split()[1:3] == ["2", "4"], "two trials, two seeds of two stages"
-    assert re.search(r"a step of emoji: \d+\.\d\d s \(baseline_coca, one core\)", said)
-    assert re.search(r"in all \d+\.\d core-hours: \d+\.\d hours with --jobs 2", said)
-    assert re.search(r"up to \d+\.\d GB in .*runs, where \d+ GB are free", said)
-    assert "power: with 2 seeds and 1 primary endpoint, nothing is called better or worse: that takes 5 seeds" in said
-    assert "TOO SMALL" not in said
+    assert re.search(r"a step of emoji: \d+\.\d\d s \(baseline_coca, one core\)", output)
+    assert re.search(r"in all \d+\.\d core-hours: \d+\.\d hours with --jobs 2", output)
+    assert re.search(r"up to \d+\.\d GB in .*runs, where \d+ GB are free", output)
+    assert "power: with 2 seeds and 1 primary endpoint, nothing is called better or worse: that takes 5 seeds" in output
+    assert "TOO SMALL" not in output
     assert sorted(plan.parent.rglob("*")) == before
 
 
 def test_dry_run_reports_detectable_effects():
     plan = replace(read_plan(STUDIES / "gpu" / "plan.yaml", Plan), seeds=tuple(range(8)))
-    assert power_in_words(plan) == [
+    assert power_line(plan) == [
         "power: with 8 seeds and 1 primary endpoint, a true change of 1.2 standard deviations over seeds is called "
         "better or worse in four studies of five"
     ]
-    assert power_in_words(replace(plan, seeds=())) == []
+    assert power_line(replace(plan, seeds=())) == []
 
 
 def test_status_counts_tried_points_of_each_grid(plan, capsys):
@@ -138,24 +138,24 @@ def test_status_counts_tried_points_of_each_grid(plan, capsys):
         RowFolder(plan.parent).publish(task.name, pretended_row(task))
     write_digests(plan.parent, begun.digests)
     assert main(["study", "status", str(plan.parent)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert "tried for baseline_coca, emoji: 2 of 2 points and seeds" in said
-    assert "tried for grr_coca, emoji: 1 of 2 points and seeds" in said
-    assert "best for baseline_coca, emoji: lr 0.001" in said
+    output = capsys.readouterr().out.splitlines()
+    assert "tried for baseline_coca, emoji: 2 of 2 points and seeds" in output
+    assert "tried for grr_coca, emoji: 1 of 2 points and seeds" in output
+    assert "best for baseline_coca, emoji: lr 0.001" in output
 
 
 @pytest.mark.parametrize(
-    ("trials", "runs", "told"),
+    ("trials", "runs", "message"),
     [(3, 1, "3 trials and 1 run"), (1, 0, "1 trial"), (0, 1000, "1,000 runs"), (0, 0, "nothing")],
 )
-def test_remaining_work_is_described(capsys, trials, runs, told):
+def test_remaining_work_is_described(capsys, trials, runs, message):
     work = Counter({("trial", "grr_coca", "emoji"): trials, ("run", "grr_coca", "emoji"): runs})
-    _Progress(None, {}, lambda missing: Counter(), Counter()).left(SimpleNamespace(missing_runs=lambda: work))
-    assert capsys.readouterr().err == f"{told} to do\n"
+    _Progress(None, {}, lambda missing: Counter(), Counter()).remaining(SimpleNamespace(missing_runs=lambda: work))
+    assert capsys.readouterr().err == f"{message} to do\n"
 
 
-def test_signal_that_stopped_a_study_gives_its_exit_code(capsys):
-    assert report_stop(Interruption(signal.SIGTERM, "asked to stop")) == 143
+def test_stop_signal_sets_the_exit_code(capsys):
+    assert report_stop(Interruption(signal.SIGTERM, "stop requested")) == 143
     assert capsys.readouterr().err == "SIGTERM: progress is saved; run the same command to continue\n"
 
 
@@ -167,14 +167,14 @@ def test_study_runs_and_its_status_is_reported(plan, capfd, monkeypatch):
     monkeypatch.setattr(agenda, "data_digest", lambda recipe: hashed.append(recipe) or data_digest(recipe))
     assert main(["study", "run", str(plan), "--only", "grr_coca"]) == 0
     assert len(hashed) == 2, "the data of each stage, which may be terabytes, once"
-    said = capfd.readouterr().err
-    assert said.startswith("2 runs to do\n")
-    assert "grr_coca, seed 0, more: CoCa loss on val" in said
+    output = capfd.readouterr().err
+    assert output.startswith("2 runs to do\n")
+    assert "grr_coca, seed 0, more: CoCa loss on val" in output
     assert main(["study", "status", str(plan.parent)]) == 0
-    said = capfd.readouterr().out.splitlines()
-    assert said[0].split()[:3] == ["arm", "emoji", "more"]
-    assert said[1].split() == ["baseline_coca", "0", "0"]
-    assert said[2].split() == ["grr_coca", "1", "1"]
+    output = capfd.readouterr().out.splitlines()
+    assert output[0].split()[:3] == ["arm", "emoji", "more"]
+    assert output[1].split() == ["baseline_coca", "0", "0"]
+    assert output[2].split() == ["grr_coca", "1", "1"]
     rows = [json.loads(path.read_text()) for path in sorted((plan.parent / ROWS_FOLDER).iterdir())]
     assert [row["stage"] for row in rows] == ["emoji", "more"]
     assert plan.read_text().startswith("\narms:"), "the plan is as the person wrote it"

@@ -21,20 +21,20 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.step import Numerics
-from grr_coca_study.commands.demo import _closing_words
+from grr_coca_study.commands.demo import _next_commands
 from grr_coca_study.demo import (
-    DemoPlace,
+    DemoFolders,
     arm_names,
-    begin,
     demo_recipes,
-    finish,
+    finish_demo,
     load_demo,
-    open_folder,
+    read_started_demo,
+    start_demo,
     with_precisions,
     write_exhibits,
 )
 from grr_coca_study.running.agenda import RemainingWork
-from grr_coca_study.running.measured import drawn_examples
+from grr_coca_study.running.measured import sample_examples
 from grr_coca_study.running.stage import run_stage
 
 PRESETS = ("grr_coca", "baseline_coca")
@@ -89,18 +89,18 @@ def test_stopped_demo_continues_to_table_and_report(write_plan, tmp_path, capfd,
     with monkeypatch.context() as patches:
         work_here(patches, interrupt="_in_worker")
         assert main(command) == 130
-    said = capfd.readouterr().err.splitlines()
-    assert said[-1] == "SIGINT: progress is saved; run the same command to continue"
+    output = capfd.readouterr().err.splitlines()
+    assert output[-1] == "SIGINT: progress is saved; run the same command to continue"
     assert steps_saved(out) == ["grr_coca/pictograms/checkpoints/step-000000006"]
     work_here(monkeypatch)
     assert main(command) == 0
-    said = capfd.readouterr().out
-    assert "it continues" in said
-    assert (out / "table.txt").read_text().strip() in said
+    output = capfd.readouterr().out
+    assert "it continues" in output
+    assert (out / "table.txt").read_text().strip() in output
     assert_runs_are_complete(out, steps=[6, 9, 9])
     assert_tells_what_was_measured(out)
     (out / "thesis.tex").touch()
-    begin(load_demo(plan), out)
+    start_demo(load_demo(plan), out)
     assert sorted(path.name for path in out.iterdir()) == ["plan.yaml", "thesis.tex"], "all of a demo, and nothing else"
 
 
@@ -111,9 +111,9 @@ def test_report_shows_heat_maps_and_hits_of_the_model(tmp_path):
     shown = write_exhibits("a", FOLDER / "pictograms", str(tmp_path / "pairs.tar"), queries, 3, folder)
     model = grr_coca.load(FOLDER / "pictograms", "cpu", engine="torch")
     images = [model.preprocess.decode(source[index].image, "") for index in range(len(source))]
-    for index, explained in zip(drawn_examples(source, 4), shown["heat_maps"], strict=True):
-        told = model.describe(images[index]).captions[0].token_ids
-        maps = caption_maps(model.checkpoint, model.checkpoint.pixels(images[index]), told)
+    for index, explained in zip(sample_examples(source, 4), shown["heat_maps"], strict=True):
+        token_ids = model.describe(images[index]).captions[0].token_ids
+        maps = caption_maps(model.checkpoint, model.checkpoint.pixels(images[index]), token_ids)
         assert (explained["truth"], explained["words"]) == (source.caption(index), [each.word for each in maps])
         for heat, expected in zip(explained["heat"], maps, strict=True):
             np.testing.assert_allclose(heat, expected.heat, atol=1e-5)
@@ -129,7 +129,7 @@ def test_report_shows_heat_maps_and_hits_of_the_model(tmp_path):
 
 def arm_of(plan, arm, out):
     """Run all stages of an arm in this process."""
-    agenda = RemainingWork(plan, DemoPlace(out).folder_of, arms=[arm])
+    agenda = RemainingWork(plan, DemoFolders(out).folder_of, arms=[arm])
     while tasks := agenda.open_tasks():
         agenda.add(run_stage(tasks[0], CPU, lambda _: None))
 
@@ -221,26 +221,26 @@ def test_nothing_is_compared_if_an_arm_diverged(write_plan, tmp_path):
     rows[0] = replace(rows[0], kind="diverged", metrics={}, values={})
     write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows)
     with pytest.raises(UserError, match=rf"{rows[0].arm} in {rows[0].stage}: training diverged, .* again with --fresh"):
-        finish(plan, tmp_path, WorkersHere())
+        finish_demo(plan, tmp_path, WorkersHere())
 
 
-def test_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
+def test_demo_of_another_plan_is_not_continued(write_plan, tmp_path, capsys):
     out = tmp_path / "out"
     plan = load_demo(write_plan(num_hits=3))
-    assert open_folder(out, plan, None, is_fresh=False) is None
-    begin(replace(plan, steps=4), out)
+    assert read_started_demo(out, plan, None, is_fresh=False) is None
+    start_demo(replace(plan, steps=4), out)
     assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
     assert "num_hits is 3, not 4; replace the demo with --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
     assert "contains a demo with 4 steps, not 5" in capsys.readouterr().err
-    assert open_folder(out, plan, 4, is_fresh=False) == replace(plan, steps=4)
-    assert open_folder(out, plan, 5, is_fresh=True) is None
+    assert read_started_demo(out, plan, 4, is_fresh=False) == replace(plan, steps=4)
+    assert read_started_demo(out, plan, 5, is_fresh=True) is None
 
 
 def test_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["grr-coca"])
     path = write_plan()
-    words = _closing_words(replace(load_demo(path), steps=6), path, tmp_path / "my demo").splitlines()
+    words = _next_commands(replace(load_demo(path), steps=6), path, tmp_path / "my demo").splitlines()
     assert words[1].endswith(f"grr-coca demo {path} --out '{tmp_path}/my demo' --fresh --steps 6")
     assert f"caption --checkpoint '{tmp_path}/my demo/grr_coca/pictograms' IMAGE.png" in words[2]
     assert words[4].endswith(f"grr-coca search {tmp_path}/demo-index cat")
@@ -262,7 +262,7 @@ def test_rejects_an_empty_showcase_before_training(write_plan, tmp_path, monkeyp
         arm_of(plan, "grr_coca", tmp_path / "arm")
 
 
-def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
+def test_auto_precision_is_chosen_once_for_all_stages(monkeypatch):
     decided = []
     monkeypatch.setattr(
         "grr_coca_study.demo.resolve_precision", lambda *args: decided.append(args) or Numerics("bf16", "fp32")

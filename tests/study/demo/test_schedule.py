@@ -11,25 +11,25 @@ from grr_coca_study.demo import (
     _OTHER_SECONDS,
     _RESERVE,
     Schedule,
-    choose,
     demo_recipes,
     load_demo,
+    longest_schedule,
     timed_schedules,
 )
-from grr_coca_study.running import pace
-from grr_coca_study.running.pace import TrainingSpeed
+from grr_coca_study.running import speed
+from grr_coca_study.running.speed import TrainingSpeed
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(4.0, 300), (9.9, 600), (10.0, 900), (1e6, 900)])
 def test_longest_schedule_that_fits_is_chosen(minutes, steps):
-    assert choose(SCHEDULES, minutes).steps == steps
+    assert longest_schedule(SCHEDULES, minutes).steps == steps
 
 
 def test_too_little_time_names_the_minimum():
     with pytest.raises(UserError, match=r"--minutes 3: the shortest schedule, 300 steps, .* pass --minutes 5"):
-        choose(SCHEDULES, 3.0)
+        longest_schedule(SCHEDULES, 3.0)
 
 
 def test_forecast_counts_all_steps_and_evaluated_pairs(write_plan):
@@ -45,7 +45,7 @@ def test_forecast_counts_all_steps_and_evaluated_pairs(write_plan):
     assert (short.reached, long.reached) == (0.5, None)
 
 
-def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
+def test_completed_steps_keep_their_fraction_of_validations(write_plan):
     plan = load_demo(write_plan())
     recipe = demo_recipes(plan)["pictograms"]
     longer = demo_recipes(replace(plan, steps=60))["pictograms"]
@@ -56,16 +56,16 @@ def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
     )
 
 
-@pytest.mark.ci  # it trains and evaluates both models to measure their pace
+@pytest.mark.ci  # it trains and evaluates both models to measure their speed
 def test_dry_run_reports_used_files_and_writes_nothing(write_plan, tmp_path, capfd, monkeypatch):
     work_here(monkeypatch)
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
-        monkeypatch.setattr(pace, name, value)
+        monkeypatch.setattr(speed, name, value)
     plan = write_plan(schedules={3: 0.25, 10**9: 0.9})
     assert main(["demo", str(plan), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
-    said = capfd.readouterr().out
-    assert "s, in fp32, with Muon in " in said
-    (taken,) = (line.split() for line in said.splitlines() if line.startswith("→"))
+    output = capfd.readouterr().out
+    assert "s, in fp32, with Muon in " in output
+    (taken,) = (line.split() for line in output.splitlines() if line.startswith("→"))
     assert taken[1] == "3"
     assert 0 < float(taken[3]) <= 10
     assert not (tmp_path / "out").exists()

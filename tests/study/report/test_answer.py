@@ -6,7 +6,7 @@ from synthetic_study import PARTS_OF_PRESET, arm, plan, rows_of, write_study
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.model.presets import get_preset
 from grr_coca_study.ledger import read_ledger
-from grr_coca_study.plan import Plan, compared_with, read_plan
+from grr_coca_study.plan import Plan, read_plan, with_baseline
 from grr_coca_study.report.answer import answer, arm_titles
 from grr_coca_study.report.numbers import study_results
 
@@ -19,10 +19,10 @@ def _few_draws(monkeypatch):
     monkeypatch.setattr("grr_coca_study.report.endpoints.RESAMPLES", 20)
 
 
-def said(folder, content, rows, over=None):
+def answer_for(folder, content, rows, over=None):
     write_study(folder, content, rows)
-    made = compared_with(read_plan(folder / "plan.yaml", Plan), over)
-    return answer(made, study_results(made, read_ledger(folder, made)))
+    chosen_plan = with_baseline(read_plan(folder / "plan.yaml", Plan), over)
+    return answer(chosen_plan, study_results(chosen_plan, read_ledger(folder, chosen_plan)))
 
 
 def test_titles_name_the_parts_of_a_presets_image_encoder(tmp_path):
@@ -60,28 +60,28 @@ def test_titles_name_the_parts_of_a_presets_image_encoder(tmp_path):
     ],
 )
 def test_gains_and_losses_are_stated_in_plain_words(tmp_path, changes, over, question, headline):
-    found = said(tmp_path, plan(PAIR) | changes, rows_of((*PAIR, "baseline_rms"), range(8)), over)
+    found = answer_for(tmp_path, plan(PAIR) | changes, rows_of((*PAIR, "baseline_rms"), range(8)), over)
     assert found == (question, headline, [])
 
 
 def test_few_seeds_cannot_decide(tmp_path):
-    found = said(tmp_path, plan(PAIR), rows_of(PAIR, range(3), deviation=0.02))
+    found = answer_for(tmp_path, plan(PAIR), rows_of(PAIR, range(3), deviation=0.02))
     assert found.headline == "So far, with 3 of 8 seeds complete: undecided in 6 of 6 primary endpoints"
-    (told,) = found.cautions
-    assert told.endswith("nothing is called better, worse or equal: with 6 primary endpoints, this takes 7 seeds.")
+    (warning,) = found.cautions
+    assert warning.endswith("nothing is called better, worse or equal: with 6 primary endpoints, this takes 7 seeds.")
 
 
 def test_seeds_that_decide_one_phase_are_not_called_too_few(tmp_path):
     """The study still runs: the last seed is pretrained, and not fine-tuned yet."""
     rows = [row for row in rows_of(PAIR, range(8)) if row.seed < 7 or row.stage == "pictograms"]
-    found = said(tmp_path, plan(PAIR), rows)
+    found = answer_for(tmp_path, plan(PAIR), rows)
     assert "7 of 8 seeds complete: better in " in found.headline
     assert not any("nothing is called" in caution for caution in found.cautions)
 
 
 @pytest.mark.parametrize("planned", [8, 12])
-def test_whoever_looks_early_is_warned(tmp_path, planned):
-    found = said(tmp_path, plan(PAIR, planned), rows_of(PAIR, range(8), deviation=0.001))
+def test_early_report_warns(tmp_path, planned):
+    found = answer_for(tmp_path, plan(PAIR, planned), rows_of(PAIR, range(8), deviation=0.001))
     is_early = planned > 8
     assert found.headline.startswith("So far, with 8 of 12 seeds complete: better") is is_early
     assert [caution.partition(":")[0] for caution in found.cautions] == ["Wait for all seeds"] * is_early
@@ -89,13 +89,13 @@ def test_whoever_looks_early_is_warned(tmp_path, planned):
 
 def test_plan_that_only_searches_for_settings_is_reported(tmp_path):
     arms = [arm(name, grid={"optimizer.lr": [1, 2]}) for name in PAIR]
-    found = said(tmp_path, plan(arms, 0, tuning={"seeds": [9]}), [])
+    found = answer_for(tmp_path, plan(arms, 0, tuning={"seeds": [9]}), [])
     assert found[1:] == ("This plan searches for settings only", [])
 
 
 @pytest.mark.parametrize(
     "rows", [rows_of(PAIR[:1], range(3)), rows_of(PAIR, range(3), metrics={"test": {"R@1": 0.0}})], ids=["pair", "zero"]
 )
-def test_no_pair_is_no_answer(tmp_path, rows):
-    found = said(tmp_path, plan(PAIR, 3, endpoints={"primary": ["pretraining/R@1"]}), rows)
+def test_study_without_a_pair_has_no_answer(tmp_path, rows):
+    found = answer_for(tmp_path, plan(PAIR, 3, endpoints={"primary": ["pretraining/R@1"]}), rows)
     assert found.headline.lower().endswith("nothing to compare in 1 of 1 primary endpoint")

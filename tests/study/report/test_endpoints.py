@@ -108,7 +108,7 @@ def test_perplexity_is_a_difference_of_nats(stages):
 
 
 @pytest.mark.parametrize("metric", ["captioning_loss", "perplexity", "R@1"])
-def test_captions_of_an_image_are_drawn_with_it(stages, metric):
+def test_captions_are_resampled_with_their_image(stages, metric):
     """Five captions that say the same tell no more of an image than one does."""
 
     def repeated(row):
@@ -118,7 +118,7 @@ def test_captions_of_an_image_are_drawn_with_it(stages, metric):
     assert over_images(metric, changed(stages, repeated)) == pytest.approx(over_images(metric, stages))
 
 
-def test_seed_without_a_hit_in_a_draw_is_excluded_of_that_draw(stages):
+def test_seed_without_hits_is_excluded_from_that_sample(stages):
     ranks = {0: [0] * 4 + [1] * (NUM_IMAGES - 4), 1: [0] * 100 + [1] * 100}
     alike = changed(stages[:1], lambda row: with_values(row, rank=ranks[row.seed]))
     assert over_images("R@1", alike) == (0.0, 0.0), "the arms find the same"
@@ -129,8 +129,8 @@ def test_no_interval_without_values_or_seeds(stages):
     assert over_images("perplexity", changed(stages, lambda row: replace(row, values={}))) is None
     assert over_images("perplexity", [([], [])]) is None
     assert over_images("R@5", stages) is None
-    for damaged in ([1.0], [float("nan")] * NUM_IMAGES):
-        torn = changed(stages, lambda row, nll=damaged: with_values(row, nll=nll) if row.seed == 0 else row)
+    for corrupt in ([1.0], [float("nan")] * NUM_IMAGES):
+        torn = changed(stages, lambda row, nll=corrupt: with_values(row, nll=nll) if row.seed == 0 else row)
         assert over_images("perplexity", torn) is None
 
 
@@ -143,7 +143,7 @@ def with_coca_loss(row, captioning_weight=2.0):
     return replace(row, metrics={"test": losses}, values={"test": values})
 
 
-def test_coca_loss_is_drawn_by_batches_with_their_captions(stages):
+def test_coca_loss_is_resampled_by_batches(stages):
     stages = changed(stages[:1], with_coca_loss)
     row = stages[0][0][0]
     columns = contributions(row, "coca_loss", "test")

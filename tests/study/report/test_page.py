@@ -11,7 +11,7 @@ from synthetic_study import arm, plan, rows_of, write_study
 
 from grr_coca.cli import main
 from grr_coca_study.report.figures import Panel, forest_plot
-from grr_coca_study.report.page import p_in_words, signed, write_study_report
+from grr_coca_study.report.page import format_change, format_p, write_study_report
 from grr_coca_study.rows import CaptionedExample
 from grr_coca_study.statistics import effect_of
 
@@ -36,9 +36,9 @@ def reported(tmp_path_factory):
     (folder / "showcase" / "pictograms").mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(folder / "showcase" / "pictograms" / "snowman.png.webp")
     before = sorted(path.name for path in folder.iterdir())
-    said = write_study_report(folder, folder)
+    output = write_study_report(folder, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, *FILES])
-    return folder, said
+    return folder, output
 
 
 @pytest.fixture
@@ -49,18 +49,18 @@ def without_figures(monkeypatch):
 
 
 def test_numbers_have_a_sign():
-    assert [signed(x) for x in (-2.44, 0.31, -0.04)] == ["−2.4", "+0.3", "0.0"]
-    assert [p_in_words(p) for p in (0.0004, 2 / 256, None)] == ["< 0.001", "0.008", "–"]
+    assert [format_change(x) for x in (-2.44, 0.31, -0.04)] == ["−2.4", "+0.3", "0.0"]
+    assert [format_p(p) for p in (0.0004, 2 / 256, None)] == ["< 0.001", "0.008", "–"]
 
 
 @pytest.mark.ci
-def test_page_begins_with_the_answer_and_needs_nothing_else(reported):
-    folder, said = reported
+def test_page_starts_with_the_answer_and_is_self_contained(reported):
+    folder, output = reported
     text = (folder / "report.html").read_text()
     begins = re.sub(r"<[^>]+>", " ", text.partition("<body>")[2][:500]).split()
-    told = "Is GRR-CoCa better than Baseline CoCa? Better in 6 of 6 primary endpoints."
-    assert " ".join(begins).startswith(told)
-    assert " ".join(said.splitlines()[:2]) == told
+    headline = "Is GRR-CoCa better than Baseline CoCa? Better in 6 of 6 primary endpoints."
+    assert " ".join(begins).startswith(headline)
+    assert " ".join(output.splitlines()[:2]) == headline
     addresses = re.findall(r"(?:src|href)=[\"']?([^\"'\s>]+)", text)
     assert addresses
     assert [address for address in addresses if not address.startswith(("#", "data:"))] == []
@@ -83,17 +83,17 @@ def test_page_has_every_figure_and_table(reported):
 
 def test_figure_mentions_intervals_only_if_it_has_some():
     one, several = (effect_of(range(len(logs)), np.array(logs)) for logs in ([-0.1], [-0.1, -0.12]))
-    for effect, told in ((one, False), (several, True)):
+    for effect, has_intervals in ((one, False), (several, True)):
         svg = forest_plot(["CoCa loss"], [Panel("all", [effect])], "change over Baseline CoCa")
-        assert ("95 % interval" in svg) is told
+        assert ("95 % interval" in svg) is has_intervals
         assert "change over Baseline CoCa in %" in svg
 
 
 @pytest.mark.usefixtures("without_figures")
 def test_columns_without_a_number_are_excluded(tmp_path):
     folder = write_study(tmp_path, plan(ARMS[:2], 1), rows_of(ARMS[:2], [0], training_flops=2_500_000_000_000))
-    said = write_study_report(folder, folder)
-    (heads,) = (line for line in said.splitlines() if line.startswith("| endpoint"))
+    output = write_study_report(folder, folder)
+    (heads,) = (line for line in output.splitlines() if line.startswith("| endpoint"))
     assert [head.strip() for head in heads.split("|")[4:-1]] == ["change, %", "over images", "seeds", "verdict"]
     text = (folder / "report.md").read_text()
     assert len(re.findall(r"\| +10\.00 \|", text)) == 2, "TFLOP of four stages, of both arms"
@@ -116,7 +116,7 @@ def test_equal_ledgers_give_equal_files(reported, tmp_path):
         assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
 
 
-def test_results_are_for_programs(reported):
+def test_results_are_machine_readable(reported):
     results = json.loads((reported[0] / "results.json").read_text())
     main_arm = results["arms"][0]
     assert (main_arm["arm"], results["baseline"], results["num_seeds"]) == ("grr_coca", "baseline_coca", 8)
@@ -126,8 +126,8 @@ def test_results_are_for_programs(reported):
 
 @pytest.mark.usefixtures("without_figures")
 def test_names_and_captions_are_escaped_text(tmp_path):
-    said = "<b>a</b> | *b* [c](javascript:d) &amp; `e` ![f](g)\n# h"
-    shown = (CaptionedExample("a|b*.png", (said,), said), CaptionedExample("caf\udce9", ("a cup",), "a cup"))
+    caption = "<b>a</b> | *b* [c](javascript:d) &amp; `e` ![f](g)\n# h"
+    shown = (CaptionedExample("a|b*.png", (caption,), caption), CaptionedExample("caf\udce9", ("a cup",), "a cup"))
     folder = write_study(tmp_path, plan(ARMS[:2], 1), rows_of(ARMS[:2], [0], captions=shown))
     write_study_report(folder, folder)
     page = (folder / "report.html").read_text()
@@ -143,10 +143,10 @@ def test_command_reports_on_half_a_study(tmp_path, capsys):
     folder = write_study(tmp_path / "half", plan(pair), rows_of(pair, range(2)))
     (folder / "rows" / "half.json").write_text('{"kind": "run", "arm"')
     assert main(["study", "report", str(folder), "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "So far, with 2 of 8 seeds complete" in said
-    assert "grr_coca, health, seeds: 2, 3, 4, 5, 6, 7" in said
-    assert "half.json: is not a row and does not count" in said
+    output = capsys.readouterr().out
+    assert "So far, with 2 of 8 seeds complete" in output
+    assert "grr_coca, health, seeds: 2, 3, 4, 5, 6, 7" in output
+    assert "half.json: is not a row and does not count" in output
     text = (tmp_path / "out" / "report.html").read_text()
     assert "<strong>Not finished:</strong> 16 of 64 stages are done" in text
     assert "half.json: is not a row and does not count" in text
@@ -157,10 +157,10 @@ def test_report_can_compare_with_another_arm(tmp_path, capsys):
     pair = ARMS[:2]
     folder = write_study(tmp_path, plan(pair), rows_of(pair, range(8)))
     assert main(["study", "report", str(folder), "--over", "grr_coca"]) == 0
-    said = capsys.readouterr().out
-    assert "Is Baseline CoCa better than GRR-CoCa?\nWorse in 6 of 6 primary endpoints." in said
-    assert "compared with grr_coca; the plan names baseline_coca as the baseline" in said
-    assert f"report: {folder / 'over-grr_coca' / 'report.html'}" in said
+    output = capsys.readouterr().out
+    assert "Is Baseline CoCa better than GRR-CoCa?\nWorse in 6 of 6 primary endpoints." in output
+    assert "compared with grr_coca; the plan names baseline_coca as the baseline" in output
+    assert f"report: {folder / 'over-grr_coca' / 'report.html'}" in output
     before = sorted(folder.rglob("*"))
     assert main(["study", "report", str(folder), "--over", "grr_cocoa"]) == 2
     assert "no arm 'grr_cocoa'; did you mean 'grr_coca'?" in capsys.readouterr().err
@@ -215,9 +215,9 @@ def test_rejects_a_folder_without_a_study(tmp_path, capsys):
     assert main(["study", "report", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert main(["study", "report", str(tmp_path)]) == 2
     assert main(["study", "status", str(tmp_path / "nowhere")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("nowhere: no such folder; pass the folder that `grr-coca study run` writes to") == 3
-    assert f"{tmp_path}: not a study (plan.yaml is missing)" in said
+    output = capsys.readouterr().err
+    assert output.count("nowhere: no such folder; pass the folder that `grr-coca study run` writes to") == 3
+    assert f"{tmp_path}: not a study (plan.yaml is missing)" in output
     assert list(tmp_path.iterdir()) == []
     folder = write_study(tmp_path / "study", plan(ARMS[:2]), [])
     (folder / "digests.json").unlink()

@@ -8,7 +8,7 @@ from synthetic_study import GRIDS, PRETRAINING, RATES, arm, pretended_row
 from grr_coca_study.running.agenda import FINISHED, RemainingWork, Task
 
 
-def finish(agenda: RemainingWork, task: Task, loss: float = 1.0) -> None:
+def complete(agenda: RemainingWork, task: Task, loss: float = 1.0) -> None:
     """Pretend that a task was trained."""
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / FINISHED).touch()
@@ -50,10 +50,10 @@ def test_fine_tuning_grid_starts_from_one_model(agenda_of):
     agenda = agenda_of("grr_coca", arms=arms, finetune=["health.yaml"], endpoints=PRETRAINING, tuning={"seeds": [9]})
     (start,) = agenda.open_tasks()[:1]
     assert (start.seed, start.stage, start.settings) == (9, "pictograms", {})
-    finish(agenda, start)
+    complete(agenda, start)
     trials = [task for task in agenda.open_tasks() if task.is_trial]
     assert [task.settings["optimizer.lr"] for task in trials] == [0.001, 0.01]
     for task, loss in zip(trials, (2.0, 1.0), strict=True):
-        finish(agenda, task, loss)
+        complete(agenda, task, loss)
     assert agenda.choices() == {("grr_coca", "health"): {"optimizer.lr": 0.01}}
     assert agenda.digests.trials["grr_coca"].keys() == {"pictograms", "health"}, "the row of the start counts"

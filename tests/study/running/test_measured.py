@@ -35,8 +35,8 @@ def test_rows_of_one_image_are_shown_with_its_caption(table):
     checkpoint = from_pretrained(FOLDER / "pictograms")
     shown = examples(checkpoint, table, 6)
     assert sorted(text for example in shown for text in example.references) == sorted(sum(CAPTIONS, ()))
-    said = {example.image: example.caption for example in examples(checkpoint, table, 1)}
-    for image, caption in said.items():
+    caption_by_image = {example.image: example.caption for example in examples(checkpoint, table, 1)}
+    for image, caption in caption_by_image.items():
         assert {example.caption for example in shown if example.image == image} == {caption}
     assert len({(example.image, example.caption) for example in shown}) == len(CAPTIONS)
 

@@ -25,29 +25,29 @@ def agenda(agenda_of):
 
 
 @pytest.fixture
-def seen(monkeypatch):
+def trained_batches(monkeypatch):
     """The micro-batches of each step that is trained, as the trainer gets them: keys, images and texts."""
     batches: list[tuple] = []
     step = Trainer.step
 
-    def noted(trainer, micro_batches, *rest):
+    def record_batches(trainer, micro_batches, *rest):
         batches.extend((batch.keys, batch.images.sum().item(), batch.token_ids.tolist()) for batch in micro_batches)
         return step(trainer, micro_batches, *rest)
 
-    monkeypatch.setattr(Trainer, "step", noted)
+    monkeypatch.setattr(Trainer, "step", record_batches)
     return batches
 
 
 @pytest.mark.ci
-def test_pair_begins_alike_and_another_seed_does_not(agenda, seen):
+def test_pair_shares_its_start_and_another_seed_does_not(agenda, trained_batches):
     rows, orders = {}, {}
     for _ in range(2):  # pretraining, and then the fine-tuning that starts from it
         for task in agenda.open_tasks():
             if task.seed == 1 and (task.arm, task.stage) != ("grr_coca", "pictograms"):
                 continue  # one run is enough to see that another seed begins otherwise
-            seen.clear()
+            trained_batches.clear()
             row = rows[task.arm, task.seed, task.stage] = run_stage(task, CPU, lambda _: None)
-            orders[task.arm, task.seed, task.stage] = tuple(seen)
+            orders[task.arm, task.seed, task.stage] = tuple(trained_batches)
             agenda.add(row)
     for stage in ("pictograms", "health"):
         baseline, grr = ((arm, 0, stage) for arm in ARMS)
@@ -70,11 +70,11 @@ def test_pair_begins_alike_and_another_seed_does_not(agenda, seen):
 
 
 @pytest.mark.ci
-def test_resumed_run_records_its_first_start(agenda, seen, monkeypatch):
+def test_resumed_run_records_its_first_start(agenda, trained_batches, monkeypatch):
     task, step = agenda.open_tasks()[0], Trainer.step
 
     def stopped(*arguments):
-        if len(seen) == 2:
+        if len(trained_batches) == 2:
             signal.raise_signal(signal.SIGTERM)  # the run saves after this step
         return step(*arguments)
 
@@ -83,7 +83,7 @@ def test_resumed_run_records_its_first_start(agenda, seen, monkeypatch):
         with pytest.raises(Interruption):
             run_stage(task, CPU, lambda _: None)
     row = run_stage(task, CPU, lambda _: None)
-    assert len(seen) == 6, "it went on with the fourth step"
+    assert len(trained_batches) == 6, "it went on with the fourth step"
     assert row.initial_weights == weight_hashes(new_checkpoint(task.recipe, ALONE).model)
     assert row.data_order == order_hash(Shuffle(24, seed=0), 6 * task.recipe.data.batch_size)
 
@@ -105,13 +105,13 @@ def test_unwritable_run_folder_raises(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "muon", "told"),
+    ("name", "muon", "precision"),
     [("muon", "fp32", "fp32"), ("muon", "bf16", "fp32, Muon in bf16"), ("adamw", "bf16", "fp32")],
 )
-def test_other_muon_precision_is_recorded(name, muon, told):
+def test_other_muon_precision_is_recorded(name, muon, precision):
     recipe = tiny_recipe("pairs.tar", precision="fp32")
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, name=name, muon_precision=muon))
-    assert provenance._precision_name(recipe) == told
+    assert provenance._precision_name(recipe) == precision
 
 
 @pytest.fixture

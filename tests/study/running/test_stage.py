@@ -48,23 +48,18 @@ def test_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch):
     assert agenda.open_tasks() == [], "nothing is fine-tuned from it"
 
 
-def test_run_whose_checkpoint_cannot_be_read_starts_again(agenda_of):
+def test_run_starts_again_and_excludes_bad_images(agenda_of, tmp_path):
     (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
     torn = task.folder / "checkpoints" / "step-000000003"
     torn.mkdir(parents=True)
-    with warnings_of("grr_coca_study.running.stage") as warned:
-        assert run_stage(task, CPU, lambda _: None).steps == 6
+    valid = real_pairs(16)
+    val = write_shard(tmp_path / "val.tar", [*valid, replace(valid[0], key="broken", image=b"no image")])
+    task = replace(task, recipe=replace(task.recipe, data=replace(task.recipe.data, val=str(val))))
+    with warnings_of("grr_coca_study.running.stage") as warned, warnings_of("grr_coca.train.setup"):
+        row = run_stage(task, CPU, lambda _: None)
+    assert (row.steps, row.metrics["val"]["num_pairs"]) == (6, 16)
     assert "no checkpoint can be read" in warned[0]
     assert not torn.exists()
-
-
-def test_bad_validation_image_is_excluded_consistently(agenda_of, tmp_path):
-    (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
-    sound = real_pairs(16)
-    val = write_shard(tmp_path / "val.tar", [*sound, replace(sound[0], key="broken", image=b"no image")])
-    task = replace(task, recipe=replace(task.recipe, data=replace(task.recipe.data, val=str(val))))
-    with warnings_of("grr_coca.train.setup"):
-        assert run_stage(task, CPU, lambda _: None).metrics["val"]["num_pairs"] == 16
 
 
 def test_run_time_is_recorded_and_continued(tmp_path, monkeypatch):
@@ -73,11 +68,11 @@ def test_run_time_is_recorded_and_continued(tmp_path, monkeypatch):
     stage_module._Stopwatch(tmp_path / "gone").note()
     assert list(tmp_path.iterdir()) == []
     watch = stage_module._Stopwatch(tmp_path)
-    for seconds, noted in ((59.0, None), (2.0, 61.0), (30.0, 61.0), (31.0, 122.0)):
+    for seconds, record in ((59.0, None), (2.0, 61.0), (30.0, 61.0), (31.0, 122.0)):
         now[0] += seconds
         watch.tick()
         path = tmp_path / "seconds.json"
-        assert (json.loads(path.read_text())["seconds"] if path.exists() else None) == noted
+        assert (json.loads(path.read_text())["seconds"] if path.exists() else None) == record
     now[0] += 1000.0  # until the next process begins
     again = stage_module._Stopwatch(tmp_path)
     now[0] += 8.0

@@ -26,7 +26,7 @@ from grr_coca_study.rows import LedgerRow, RowFolder
 from grr_coca_study.running import run as running
 from grr_coca_study.running.agenda import FINISHED, RemainingWork, Task
 from grr_coca_study.running.dry_run import _disk_in_words
-from grr_coca_study.running.run import Place, ProgressCallbacks, Study, write_plan
+from grr_coca_study.running.run import ProgressCallbacks, Study, StudyFolders, write_plan
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.thumbnails import thumbnail_path
 
@@ -69,10 +69,10 @@ class StudyHere(ProgressCallbacks):
     def __init__(self, write_study, out: Path) -> None:
         self.write_study = write_study
         self.out = out
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def note(self, text: str) -> None:
-        self.told.append(text)
+        self.messages.append(text)
 
     def lay_out(self, **changes: object) -> Plan:
         self.plan = read_plan(self.write_study(**changes), Plan)
@@ -81,8 +81,8 @@ class StudyHere(ProgressCallbacks):
     def run(self, *arms: str, workers: Pretending | None = None, keeps_models: bool = False) -> list[str]:
         """The titles of what was done."""
         workers = workers or Pretending()
-        place = Place(out=self.out, runs=self.out / "runs", keeps_models=keeps_models)
-        Study(self.plan, place, arms or None).run(workers, self)
+        folders = StudyFolders(out=self.out, runs=self.out / "runs", keeps_models=keeps_models)
+        Study(self.plan, folders, arms or None).run(workers, self)
         return workers.done
 
     def stop_after(self, count: int, *arms: str, kind: type[Pretending] = Pretending) -> None:
@@ -183,7 +183,7 @@ def test_lost_model_is_retrained_and_keeps_its_row(study, tmp_path):
     assert study.ledger.notes == ()
 
 
-def test_trial_that_is_done_again_does_not_outvote_its_row(study):
+def test_repeated_trial_counts_once(study):
     class Worse(Pretending):
         def outcome(self, task: Task, claim: Claim) -> LedgerRow:
             metrics = {"val": {"coca_loss": 9.0}, "test": {"CIDEr-D": 1.0}}
@@ -237,7 +237,7 @@ def test_concurrent_jobs_each_run_once(study):
             return super().outcome(task, claim)
 
     mine = study.run(workers=Together())
-    assert "other processes are doing all remaining work; this process waits in case one of them dies" in study.told
+    assert "other processes are doing all remaining work; this process waits in case one of them dies" in study.messages
     assert len({*mine, *others.done}) == len(mine) + len(others.done) == 2 * (2 + 2 + 2)
     assert read_digests(study.out).recipes.keys() == {"baseline_coca", "grr_coca"}
     assert [len(rows) for rows in (study.ledger.rows, study.ledger.notes)] == [4, 0]
@@ -246,10 +246,10 @@ def test_concurrent_jobs_each_run_once(study):
 def test_rows_of_separate_machines_form_one_study(study, write_study, tmp_path):
     plan = study.lay_out(**TUNED)
     for name in ("baseline_coca", "grr_coca"):
-        there = StudyHere(write_study, tmp_path / name)
-        there.plan = plan
-        there.run(name)
-        shutil.copytree(there.out / "rows", study.out / "rows", dirs_exist_ok=True)
+        elsewhere = StudyHere(write_study, tmp_path / name)
+        elsewhere.plan = plan
+        elsewhere.run(name)
+        shutil.copytree(elsewhere.out / "rows", study.out / "rows", dirs_exist_ok=True)
     assert study.run() == []
     ledger = study.ledger
     assert (len(ledger.rows), len(ledger.tried), len(ledger.chosen), ledger.notes) == (4, 8, 4, ())
@@ -263,7 +263,7 @@ def test_corrupt_rows_and_digests_are_reported_and_repaired(study):
     half.write_text(half.read_text()[:-20])
     digests.write_text(whole[:-20])
     assert study.run() == OF_GRR_COCA[:1]
-    assert study.told[0].startswith(f"{half.name}: is not a row and does not count")
+    assert study.messages[0].startswith(f"{half.name}: is not a row and does not count")
     assert len(study.ledger.rows) == 2
     assert digests.read_text() == whole
 
@@ -289,16 +289,16 @@ def test_run_taken_over_has_one_row(study, ends_with_error):
         "baseline_coca, pictograms, seed 0: another process has taken over this task, because this "
         "process did not renew its claim"
     )
-    assert (note in study.told) == ends_with_error
+    assert (note in study.messages) == ends_with_error
 
 
 def test_dry_run_reports_a_small_disk(study, monkeypatch):
     plan = study.lay_out(**ONE_RUN)
-    place = Place(out=study.out, runs=study.out / "runs", keeps_models=False)
+    folders = StudyFolders(out=study.out, runs=study.out / "runs", keeps_models=False)
     wants = Counter({("grr_coca", 0, "pictograms"): 1})
-    for free, is_told in ((10**15, False), (10**3, True)):
+    for free, is_reported in ((10**15, False), (10**3, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert any("THE DISK IS TOO SMALL" in line for line in _disk_in_words(plan, place, wants, 1)) == is_told
+        assert any("THE DISK IS TOO SMALL" in line for line in _disk_in_words(plan, folders, wants, 1)) == is_reported
 
 
 @pytest.mark.ci
@@ -312,17 +312,17 @@ def test_full_disk_is_named_and_the_study_can_continue(study, monkeypatch):
         disk.setattr("grr_coca.train.run_checkpoints.save_tensors", full)
         with pytest.raises(UserError) as stopped:
             study.run("grr_coca", workers=Training())
-    said = str(stopped.value)
-    assert said.startswith(f"grr_coca, pictograms, seed 0: {runs}")
-    assert "step-000000006: the checkpoint cannot be written (No space left on device); free some space" in said
-    assert f"or move the folder {runs} to another disk and pass it as --runs" in said
+    message = str(stopped.value)
+    assert message.startswith(f"grr_coca, pictograms, seed 0: {runs}")
+    assert "step-000000006: the checkpoint cannot be written (No space left on device); free some space" in message
+    assert f"or move the folder {runs} to another disk and pass it as --runs" in message
     assert list(runs.rglob("step-*")) == [], "nothing half-written stays"
     assert study.run("grr_coca", workers=Training()) == OF_GRR_COCA
     assert study.ledger.notes == ()
 
 
 @pytest.mark.ci
-def test_run_that_diverged_is_a_result_and_not_begun_again(study, monkeypatch, capsys):
+def test_diverged_run_is_a_result_and_not_repeated(study, monkeypatch, capsys):
     def diverge(recipe, start, folder, *rest):
         return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)
 
@@ -366,9 +366,9 @@ def test_runs_with_missing_scores_are_repeated(study, capsys):
     scored = study.lay_out(**TWO_RUNS, endpoints={**PRETRAINING, "secondary": ["pretraining/CIDEr-D"]})
     write_plan(scored, study.out)
     print_status(study.out)
-    said = capsys.readouterr().out.splitlines()
-    assert said[1].split() == ["baseline_coca", "0", "1"]
-    assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; `grr-coca study run` repeats it" in said
+    output = capsys.readouterr().out.splitlines()
+    assert output[1].split() == ["baseline_coca", "0", "1"]
+    assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; `grr-coca study run` repeats it" in output
     assert study.run() == [OF_BASELINE[0], OF_GRR_COCA[0]]
     assert all("test" in row.metrics for row in study.ledger.rows if row.stage == "pictograms")
     assert study.run() == []
@@ -404,7 +404,7 @@ def test_trials_of_an_earlier_grid_choose_nothing(study):
     assert tuned(0.1, 0.2).chosen == first.chosen
 
 
-def test_another_plan_that_a_person_wrote_is_not_overwritten(study, tmp_path):
+def test_manually_written_plan_is_not_overwritten(study, tmp_path):
     study.lay_out(arms=["baseline_coca", {"name": "grr_coca", "recipes": "own"}], **ONE_RUN)
     (tmp_path / "own").mkdir()
     shutil.copy(tmp_path / "pictograms.yaml", tmp_path / "own")

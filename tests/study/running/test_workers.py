@@ -11,16 +11,16 @@ import pytest
 from grr_coca.common.errors import Interruption, UserError
 from grr_coca.common.ranks import StopSignals
 from grr_coca_study.running import workers as workers_module
-from grr_coca_study.running.workers import raise_if_stopped, tell_progress, worker_processes
+from grr_coca_study.running.workers import raise_if_stopped, report_progress, worker_processes
 
 
 def save_in_spite_of_signals(begun: Path, saved: Path) -> None:
-    """Stands in for a run: asked to stop, and then once more, it saves."""
+    """Stands in for a run: after one or two stop requests, it saves."""
     with StopSignals() as signals:
         begun.open("w").close()
         while not any(signals.counts):
             time.sleep(0.01)
-            tell_progress(1)
+            report_progress(1)
         os.kill(os.getpid(), signal.SIGTERM)
         saved.touch()
 
@@ -49,7 +49,7 @@ def test_worker_serves_calls_and_survives_the_signal():
 
 
 @pytest.mark.parametrize("end", ["parent", "child"])
-def test_run_is_stopped_when_its_parent_is_gone(monkeypatch, end):
+def test_run_stops_when_its_parent_dies(monkeypatch, end):
     ends = dict(zip(("parent", "child"), multiprocessing.Pipe(), strict=True))
     monkeypatch.setattr(workers_module, "_parent", ends["child"])
     raise_if_stopped()
@@ -75,5 +75,5 @@ def test_run_is_saved_if_another_process_dies(tmp_path, killed):
             workers.all(runs)
     except (UserError, Interruption) as error:
         stopped.append(error)
-    assert ("was killed" if killed == "worker" else "asked to stop") in str(stopped)
+    assert ("was killed" if killed == "worker" else "stop requested") in str(stopped)
     assert saved.exists()

@@ -41,7 +41,7 @@ class TrainingSpeed:
     evaluation: float
 
 
-def measure_pace(
+def measure_speed(
     recipe: Recipe, start: Checkpoint, device: torch.device, before_step: Callable[[], None] = lambda: None
 ) -> TrainingSpeed:
     """Measure the speed by training some steps and evaluating some pairs.
@@ -55,9 +55,8 @@ def measure_pace(
     ranks, size = Ranks.current(device), recipe.data.batch_size
     trainer = build_trainer(recipe, start, ranks)
     pairs, _ = training_sources(recipe)
-    pairs = Subset(
-        pairs, list(range(min(WARM_UP * size, len(pairs))))
-    )  # the timed steps use the pairs of the warm-up again
+    # The timed steps use the pairs of the warm-up again.
+    pairs = Subset(pairs, list(range(min(WARM_UP * size, len(pairs)))))
     endless = replace(recipe, schedule=replace(recipe.schedule, steps=_MAX_STEPS))
     batches = training_batches(endless, start, pairs, ranks)
     readings: list[float] = []

@@ -24,7 +24,7 @@ _METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
 _METHOD_TITLES = {
     "chance": "a random order",
     "as shipped": "the base model",
-    "centred": "the base model less the mean of your domain",
+    "centred": "the base model, minus the mean embedding of your images",
     "nearest neighbour": "the captions of the most similar image",
     "adapted": "this model",
 }
@@ -34,12 +34,13 @@ _MIN_GAIN = 0.02
 """Minimum gain in recall that justifies collecting more pairs."""
 _TRAINING = (
     "Fine-tuning, which takes minutes, would gain little: with 1,000 pairs of three domains, it raised R@1 from 37 to "
-    "40 % (by domain, by -1 to +7 points), and R@10 by 0 to 2 points (docs/training.md). To see it for your pairs, "
-    "hold some out for grr-coca compare, and fine-tune on the others: grr-coca finetune."
+    "40 % (by domain, by -1 to +7 points), and R@10 by 0 to 2 points (docs/training.md). To measure the gain for your "
+    "pairs, hold some of them out for grr-coca compare, and run grr-coca finetune on the others."
 )
 _TRAINING_MANY = (
-    "With this many pairs, training finds more: with 10,000 icons, fine-tuning for minutes found 31 % among ten and "
-    "adapt 29 %; with 238,391, training for hours found 76 % (docs/training.md): grr-coca finetune, or pretrain."
+    "With this many pairs, training is more accurate: with 10,000 icons, R@10 was 31 % after fine-tuning for minutes, "
+    "and 29 % with adapt; with 238,391 icons, it was 76 % after training for hours (docs/training.md). Run grr-coca "
+    "finetune, or pretrain."
 )
 _MIN_TRAINING = 10_000
 """Number of images from which training was measured to be better than adapting. Nothing has been measured between 3,000
@@ -138,13 +139,14 @@ def _summary(adapted: AdaptationResult) -> str:
     skipped = f"; {len(images.bad):,} pairs were skipped" if images.bad else ""
     held = len(images) - images.num_fit
     measured = f"held-out images ({held:,})" if held else "images that the fit did not see"
-    beside = " beside" if images.is_seen_by_base else " to features of"
+    beside = " with" if images.is_seen_by_base else " to features of"
     beside = "" if adapted.encoder is None else f"{beside} {adapted.encoder.name}"
     beside = beside if adapted.start is None else f" and its start model {adapted.start}"
     return (
         f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.text_ids):,} captions, "
-        f"{len(adapted.header.captions):,} of them different, adapted from {adapted.header.base}{beside} in "
-        f"{adapted.seconds:.0f} s{skipped}. All numbers are of {measured}; in brackets, 95 % intervals over images."
+        f"{len(adapted.header.captions):,} of them distinct, adapted from {adapted.header.base}{beside} in "
+        f"{adapted.seconds:.0f} s{skipped}. All numbers were measured on {measured}. Brackets contain 95 % "
+        "intervals over images."
     )
 
 
@@ -212,7 +214,7 @@ def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
         yield f"More pairs would help: from half of them to all, R@{k} grew by {100 * gain:.0f} points."
     elif error > _MIN_GAIN:
         yield (
-            f"Whether more pairs would help cannot be seen from so few: from half of them to all, R@{k} changed by "
+            f"With so few pairs, it is unclear whether more would help: from half of them to all, R@{k} changed by "
             f"{100 * gain:+.0f} ± {196 * error:.0f} points."
         )
     else:
@@ -220,8 +222,8 @@ def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
     num_captions = len(adapted.header.captions)
     if images.num_fit >= _MIN_IMAGES_PER_CLASS * num_captions:
         yield (
-            f"There are only {num_captions} different captions, so they are classes: `grr-coca classify` "
-            "assigns them to new images. Captions of whole sentences would make images searchable by more."
+            f"The pairs have only {num_captions} distinct captions, so these are classes: `grr-coca classify` "
+            "assigns them to new images. Captions that are sentences would make images searchable by more words."
         )
     if not adapted.is_tuned and images.is_seen_by_base:
         yield _TRAINING if images.num_fit < _MIN_TRAINING else _TRAINING_MANY

@@ -69,8 +69,12 @@ export class Grid {
     this.#split = source.split ?? Infinity;
     this.#asked.clear();
     this.#focused = keepsPlace ? Math.min(this.#focused, Math.max(0, this.#count - 1)) : 0;
-    for (const index of [...this.#tiles.keys()]) this.#release(index);
+    const reused = [...this.#tiles.keys()]; // tiles that stay in the page are laid out again only where they change
     this.#measure();
+    for (const index of reused) {
+      const tile = this.#tiles.get(index);
+      if (tile) this.#fill(tile, index);
+    }
     if (hadFocus) this.#focusAgain();
   }
 
@@ -257,9 +261,7 @@ export class Grid {
     const tile = this.#free.pop() ?? this.#newTile();
     this.#tiles.set(index, tile);
     tile.button.dataset.index = index;
-    tile.button.tabIndex = index === this.#focused ? 0 : -1;
     tile.item.setAttribute("aria-posinset", index + 1);
-    tile.item.setAttribute("aria-setsize", this.#count);
     this.#place(tile, index);
     this.#fill(tile, index);
     this.#list.insertBefore(tile.item, this.#tiles.get(index + 1)?.item ?? null); // read aloud in this order
@@ -283,6 +285,8 @@ export class Grid {
 
   #fill(tile, index) {
     const entry = this.#entries[index];
+    tile.button.tabIndex = index === this.#focused ? 0 : -1;
+    tile.item.setAttribute("aria-setsize", this.#count);
     tile.item.classList.toggle("waiting", !entry);
     tile.item.classList.remove("gone", "unloaded");
     tile.image.removeAttribute("src");

@@ -30,6 +30,7 @@ def test_tokens_are_those_of_a_bundled_model():
     assert encoder.info.licence == "apache-2.0"
 
 
+@pytest.mark.ci
 def test_graph_has_the_tokens_of_the_model(run, tmp_path):
     pixels, tokens = pixels_and_tokens(str(run.checkpoint))
     open_encoder(f"coca:{run.checkpoint}").write_graph(tmp_path / "encoder.onnx")

@@ -237,7 +237,7 @@ def write_file(path: Path, url: str) -> None:
     _retry(url, lambda files, target, timeout: files.put_file(str(path), target, **timeout), size, uses_cache=True)
 
 
-def sizes_under(url: str) -> dict[str, int]:
+def list_file_sizes(url: str) -> dict[str, int]:
     """Return the size of each file in a folder at a URL, by relative path.
 
     The result is empty if the folder does not exist.

@@ -45,7 +45,7 @@ class FeatureTokens(NamedTuple):
     tokens: Float[Tensor, "B N X"]
     mask: Bool[Tensor, "B N"] | None = None
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> "FeatureTokens":
+    def map_tensors(self, move: Callable[[Tensor], Tensor]) -> "FeatureTokens":
         """Apply a function, such as a copy to a device, to all tensors."""
         return FeatureTokens(move(self.tokens), None if self.mask is None else move(self.mask))
 
@@ -103,14 +103,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same batch on `device`, except `lengths`, which stay on the CPU."""
-        return replace(self._with_each(lambda tensor: tensor.to(device, non_blocking=True)), lengths=self.lengths)
+        return replace(self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True)), lengths=self.lengths)
 
     def pin_memory(self) -> "Batch":
         """Copy the batch to page-locked memory, from which a GPU can copy it asynchronously.
 
         PyTorch's data loaders call this method.
         """
-        return self._with_each(Tensor.pin_memory)
+        return self._map_tensors(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the device memory of a batch until a stream other than the copy stream has used the batch."""
@@ -118,10 +118,10 @@ class Batch:
             if isinstance(x, Tensor) and x.device.type != "cpu":
                 x.record_stream(stream)
 
-    def _with_each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        moved = {name: move(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        features = None if self.features is None else self.features.moved(move)
-        return replace(self, **moved, features=features)  # type: ignore[arg-type]
+    def _map_tensors(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        map_tensors = {name: move(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        features = None if self.features is None else self.features.map_tensors(move)
+        return replace(self, **map_tensors, features=features)  # type: ignore[arg-type]
 
 
 class Replacement(NamedTuple):

@@ -199,7 +199,7 @@ class PairDataset(Dataset[Sample]):
                     decoded[sample] = self._cached[sample]
                     continue
                 if are_expected:
-                    self._expected[self._blocks.of(sample)]  # calls `source.expect`, once for each block
+                    self._expected[self._blocks.block_of(sample)]  # calls `source.expect`, once for each block
                 try:
                     pair = self.source[sample]
                 except BadSample as error:
@@ -304,7 +304,7 @@ class PairDataset(Dataset[Sample]):
             return square.float(), None
         if self.augmentation is None:
             return normalize(square.float().div_(255), self.preprocess), None
-        return self._combined(square, ref, self.augmentation), self.augmentation.draw(sample_rng(self.seed, ref))
+        return self._combine_images(square, ref, self.augmentation), self.augmentation.draw(sample_rng(self.seed, ref))
 
     def _square(self, sample: int) -> UInt8[Tensor, "3 S S"]:
         decoded = self._decode([sample])[sample]
@@ -312,7 +312,7 @@ class PairDataset(Dataset[Sample]):
             raise decoded
         return decoded.pixels.own
 
-    def _combined(
+    def _combine_images(
         self, image: UInt8[Tensor, "3 S S"], ref: SampleRef, augmentation: Augmentation
     ) -> UInt8[Tensor, "3 S S"]:
         """Mix a sibling into an image, and add a neighbour.
@@ -501,9 +501,9 @@ class ReplacementLog:
             self._recent_samples -= num_old
             self._recent_containers.subtract(old_containers)
         if self._recent_samples >= self._window and self.share > self._max_share:
-            raise UserError(self._too_many())
+            raise UserError(self._format_error())
 
-    def _too_many(self) -> str:
+    def _format_error(self) -> str:
         worst, count = self._recent_containers.most_common(1)[0]
         causes = ", ".join(f"{cause}: {number:,}" for cause, number in self.counts.most_common())
         return (

@@ -37,7 +37,7 @@ def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -
     return {"size": image.size, "more": has_more_frames(image)}, image.tobytes()
 
 
-def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
+def check(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
     """Check that an image can be decoded. The result is empty."""
     decode_in_process(data, name, renderer=renderer)
     return {}, b""

@@ -224,7 +224,7 @@ class _Helper:
         self._close()
         self._process.wait()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Close the inherited pipes of a helper that belongs to the parent process. Call this after a fork."""
         self._close()
         self._process.returncode = 0  # only the parent may wait for the process
@@ -459,10 +459,10 @@ class Helpers:
         while self._idle:
             self._end(self._idle.pop())
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Drop the helpers in a forked process, because they belong to its parent."""
         for helper in self._all:
-            helper.leave()
+            helper.detach()
         self.__init__(self.limits)  # type: ignore[misc]  # another thread may have held the lock
 
 
@@ -471,7 +471,7 @@ helpers = Helpers()
 
 atexit.register(helpers.end)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=helpers.leave)
+    os.register_at_fork(after_in_child=helpers.detach)
 
 
 # --- Image files
@@ -579,7 +579,7 @@ def check_image(data: bytes, name: str) -> None:
     Raises:
         BadSample: If the file cannot be decoded, or decoding exceeds a limit.
     """
-    call_helper("checked", data, name)
+    call_helper("check", data, name)
 
 
 class VectorFormat(Protocol):

@@ -49,7 +49,7 @@ class Blocks:
     def __init__(self, lengths: Sequence[int]) -> None:
         self._ends = np.cumsum(lengths)
 
-    def of(self, sample: int) -> range:
+    def block_of(self, sample: int) -> range:
         """Return the block of a sample."""
         source, inner = locate_part(self._ends, sample)
         start = sample - inner % BLOCK

@@ -49,15 +49,15 @@ def _colour_drawing(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[
     # Outside, the ink covers white. In the areas that the ink encloses, it covers their colours.
     numbers = torch.from_numpy(np.resize(paint.numbers, len(is_inside)))
     areas = _grow(whites * (is_inside & (numbers < paint.fills))[whites])
-    below = torch.where(areas > 0, _in_colours(areas, numbers, paint.palette), torch.ones(()))
+    below = torch.where(areas > 0, _apply_palette(areas, numbers, paint.palette), torch.ones(()))
     cover = dark / darkest
     parts = _grow(_label_areas(cover > _INK))
     numbers = torch.from_numpy(np.resize(paint.numbers[::-1], int(parts.max()) + 1))
-    ink = _in_colours(parts, numbers, paint.palette[: paint.num_inks])
+    ink = _apply_palette(parts, numbers, paint.palette[: paint.num_inks])
     return torch.lerp(below, ink, cover), torch.maximum(cover, (areas > 0).float())
 
 
-def _in_colours(
+def _apply_palette(
     areas: Int[Tensor, "S S"], numbers: Float[Tensor, " A"], palette: Float[np.ndarray, "C 3"]
 ) -> Float[Tensor, "3 S S"]:
     """Return an image in which each area has the palette colour that the number of the area, 0 … 1, selects."""
@@ -88,8 +88,8 @@ def _label_areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
     (https://en.wikipedia.org/wiki/Connected-component_labeling).
     """
     inside = is_in.numpy()
-    runs = np.cumsum(_starts(inside)).reshape(inside.shape) * inside
-    meet = _starts(inside[1:] & inside[:-1])
+    runs = np.cumsum(_run_starts(inside)).reshape(inside.shape) * inside
+    meet = _run_starts(inside[1:] & inside[:-1])
     first = list(range(int(runs.max()) + 1))  # the first run with which each run is joined
     for upper, lower in zip(runs[:-1][meet].tolist(), runs[1:][meet].tolist(), strict=True):
         while first[upper] != upper:
@@ -102,7 +102,7 @@ def _label_areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
     return torch.from_numpy(np.array(first)[runs])
 
 
-def _starts(is_in: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
+def _run_starts(is_in: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
     starts = is_in.copy()
     starts[:, 1:] &= ~is_in[:, :-1]
     return starts

@@ -59,7 +59,7 @@ class PrefetchOrder:
             blocks = []
             limit = min(start + (number // steps + 1) * size + PREFETCH_DISTANCE, count * size)
             for position in range(done, limit):
-                block = self._blocks.of(self._visits.at(position).sample)
+                block = self._blocks.block_of(self._visits.at(position).sample)
                 if block not in recent and block.start // BLOCK % self._num_local == self._local:
                     blocks.append(block)
                 recent.pop(block, None)

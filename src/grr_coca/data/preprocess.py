@@ -325,9 +325,9 @@ class Preprocess:
                 "features of an image encoder, but this model takes images; pass the image", Cause.NOT_AN_IMAGE
             )
         if self.framing is None:
-            return with_srgb_colours(self._resized(image))
+            return with_srgb_colours(self._resize(image))
         frame = self.framing.frame(image)
-        square = with_srgb_colours(self._resized(image if frame is None else frame.cut(image)))
+        square = with_srgb_colours(self._resize(image if frame is None else frame.cut(image)))
         square = square.copy() if square is image else square
         square.info[_IS_SQUARE] = True
         return square
@@ -346,7 +346,7 @@ class Preprocess:
         frame = None if self.framing is None else self.framing.frame(image)
         return image.crop(_centre_box(image.size, min(image.size))) if frame is None else frame.cut(image)
 
-    def _resized(self, image: Image.Image) -> Image.Image:
+    def _resize(self, image: Image.Image) -> Image.Image:
         if image.size == (self.image_size, self.image_size):
             return image
         if self.order == "resize_then_crop":
@@ -414,10 +414,10 @@ class EncoderPreprocess(Preprocess):
         if not 0 < self.crop <= 1:
             raise UserError(f"crop must be above 0 and at most 1, got {self.crop}")
 
-    def _resized(self, image: Image.Image) -> Image.Image:
+    def _resize(self, image: Image.Image) -> Image.Image:
         size, resampling = (self.image_size,) * 2, Image.Resampling[self.interpolation.upper()]
         if self.order == "crop_then_resize" and self.fit == "crop" and self.crop == 1:
-            return super()._resized(image)
+            return super()._resize(image)
         if self.fit == "squash" or (self.framing is not None and image.width == image.height):
             return image if image.size == size else image.resize(size, resampling)
         return _resize_then_crop(image, self.image_size, math.floor(self.image_size / self.crop), resampling)

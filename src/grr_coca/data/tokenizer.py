@@ -30,13 +30,13 @@ def clean_caption(caption: str, name: str) -> str:
     Raises:
         BadSample: If the caption is empty, or cannot be encoded as UTF-8. The message names the pair.
     """
-    caption = single_spaced(caption, f"{name}: the caption")
+    caption = collapse_spaces(caption, f"{name}: the caption")
     if not caption:
         raise BadSample(f"{name}: the caption is empty; add a word or remove the pair", Cause.EMPTY_CAPTION)
     return caption
 
 
-def single_spaced(text: str, what: str) -> str:
+def collapse_spaces(text: str, what: str) -> str:
     """Separate the words of a text by single spaces. `what` is the name of the text in messages.
 
     Raises:
@@ -102,7 +102,7 @@ def clean_prompt(prompt: str) -> str:
     Raises:
         UserError: If the prompt cannot be encoded as UTF-8.
     """
-    return single_spaced(prompt, "the prompt")
+    return collapse_spaces(prompt, "the prompt")
 
 
 FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"})

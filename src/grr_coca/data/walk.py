@@ -152,17 +152,17 @@ class Walk:
         self._links: deque[str] = deque()  # links to folders, which are entered last
 
     def __iter__(self) -> Iterator[Listing]:
-        yield from self._below(self._root)
+        yield from self._walk_below(self._root)
         while self._links:
             link = self._links.popleft()
             if not _leads_up(link):
-                yield from self._below(link)
+                yield from self._walk_below(link)
 
     def path(self, folder: str, name: str) -> str:
         """Return the path from the root to an entry in a folder."""
         return os.path.join(folder, name)[len(os.path.join(self._root, "")) :]  # noqa: PTH118
 
-    def _below(self, top: str) -> Iterator[Listing]:
+    def _walk_below(self, top: str) -> Iterator[Listing]:
         waiting = [top]
         while waiting:
             folder = waiting.pop()

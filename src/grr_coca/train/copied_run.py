@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
-from grr_coca.common.remote import read_range, remove_file, sizes_under, write_file
+from grr_coca.common.remote import list_file_sizes, read_range, remove_file, write_file
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def copy_run(folder: Path, url: str) -> None:
     """
     url = url.rstrip("/")
     try:
-        remote_sizes = sizes_under(url)
+        remote_sizes = list_file_sizes(url)
         files = {
             path.relative_to(folder).as_posix(): path
             for path in folder.rglob("*")

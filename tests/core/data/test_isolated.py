@@ -240,7 +240,7 @@ def test_forked_process_drops_parent_helpers(helpers):
     call(helpers, "reverse", times=1)
     (helper,) = helpers._idle
     helpers._idle.clear()  # another thread computes, which the child does not have
-    helpers.leave()
+    helpers.detach()
     assert helpers._idle == []
     assert call(helpers, "reverse", b"ab", times=1)[1] == b"ba"
     assert helper._input.closed

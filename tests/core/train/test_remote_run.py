@@ -120,13 +120,13 @@ def test_run_folder_is_copied_after_each_checkpoint(request, folder, tmp_path, u
     checkpoints = CheckpointRecipe(interval=3, keep_last=2, copy_to=url)
     pretrain(recipe_of(folder / SHARDS, checkpoints=checkpoints), tmp_path / "run")
     here = {name: len(content) for name, content in snapshot(tmp_path / "run").items()}
-    assert remote.sizes_under(url) == here
+    assert remote.list_file_sizes(url) == here
     assert len({name.split("/")[1] for name in here if name.startswith("checkpoints/")}) == 2
     last = "checkpoints/step-000000014"
     for removed, is_copied in (("model.safetensors", False), ("manifest.json", True)):
         remote.remove_file(f"{url}/{last}/{removed}")
         copy_run(tmp_path / "run", f"{url}/")
-        assert (remote.sizes_under(url) == here) is is_copied
+        assert (remote.list_file_sizes(url) == here) is is_copied
 
 
 @pytest.mark.ci

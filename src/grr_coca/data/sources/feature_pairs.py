@@ -103,13 +103,13 @@ class FeaturePairs(PairSource):
         if mean is None:
             raise BadSample(f"{self.name(index)}: has no features; compute them again", Cause.NO_IMAGE)
         if self.has_images:
-            return self._encoded_file(index)
+            return self._read_encoded_file(index)
         if self.header.keep == "mean":
             return feature_image(mean, self.header.encoder.digest)
         offer_tokens(self.cache)
         return feature_image(mean, self.header.encoder.digest, self.cache.digest(index))
 
-    def _encoded_file(self, index: int) -> bytes:
+    def _read_encoded_file(self, index: int) -> bytes:
         path = self.image_path(index)
         if path is None:
             raise BadSample(

@@ -109,7 +109,7 @@ class RemoteTable:
             try:
                 reader = pyarrow.parquet.ParquetFile(_Part(start, part, self.file.size), metadata=self._metadata)
                 cells = reader.read_row_group(group, columns=[self._path]).column(0)
-                return b"".join(_padded(_image_of(cell)[0]) for cell in cells)
+                return b"".join(_pad_to_block(_image_of(cell)[0]) for cell in cells)
             except (pyarrow.ArrowException, OSError):
                 self.file.require_same()
         raise UserError(
@@ -168,5 +168,5 @@ def _num_blocks(size: int) -> int:
     return -(-size // tarfile.BLOCKSIZE)
 
 
-def _padded(image: bytes) -> bytes:
+def _pad_to_block(image: bytes) -> bytes:
     return image + bytes(-len(image) % tarfile.BLOCKSIZE)

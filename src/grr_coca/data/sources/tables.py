@@ -50,7 +50,7 @@ Parsed = TypeVar("Parsed")
 
 def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
     """Open a file of JSON lines. Each line is an object with an image path and a caption or a list of captions."""
-    starts = _line_starts(path, _mark_size(path))
+    starts = _line_starts(path, _byte_order_mark_size(path))
     first = _LineRows(path, starts, _JsonParser(None, None))
     names = next(filter(None, (_column_names(first, index) for index in range(min(len(first), 50)))), [])
     image, caption = find_columns(names, str(path), needs_captions)
@@ -75,7 +75,7 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
         reason = "lines end with only a carriage return; save it with line feeds" if "\r" in text else str(error)
         raise UserError(f"{path}: the first line cannot be read ({reason}); expected column names") from error
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
-        names, start = ["image", "caption"], _mark_size(path)
+        names, start = ["image", "caption"], _byte_order_mark_size(path)
     else:
         names, start = cells, len(header)
     image, caption = find_columns(names, str(path), needs_captions)
@@ -322,6 +322,6 @@ def _column_names(rows: _LineRows, index: int) -> list[str]:
         return []
 
 
-def _mark_size(path: Path) -> int:
+def _byte_order_mark_size(path: Path) -> int:
     with path.open("rb") as file:
         return len(_BYTE_ORDER_MARK) if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK else 0

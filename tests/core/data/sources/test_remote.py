@@ -397,7 +397,7 @@ def test_later_blocks_are_fetched_in_time(source, server, monkeypatch):
 def test_blocks_of_a_mixture_equal_those_of_its_sources(monkeypatch):
     blocks_of(monkeypatch, 8)
     blocks = Blocks([10, 20])
-    assert [blocks.of(sample) for sample in (0, 9, 10, 17, 18, 29)] == [
+    assert [blocks.block_of(sample) for sample in (0, 9, 10, 17, 18, 29)] == [
         range(0, 8),
         range(8, 10),
         range(10, 18),

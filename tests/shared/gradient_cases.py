@@ -158,7 +158,7 @@ def cut(batch: Batch, first: int, last: int) -> Batch:
         kept_patches=None if batch.kept_patches is None else batch.kept_patches[rows],
         teacher=None if batch.teacher is None else batch.teacher[rows],
         concept_ids=None if batch.concept_ids is None else batch.concept_ids[rows],
-        features=None if batch.features is None else batch.features.moved(lambda tensor: tensor[rows]),
+        features=None if batch.features is None else batch.features.map_tensors(lambda tensor: tensor[rows]),
     )
 
 

@@ -88,7 +88,7 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             first, image_of = (rows.to(model.device) for rows in first_rows(batch.image_ids))
             batch = batch.to(model.device)
             images = batch.images[first].to(model.logit_scale.dtype)
-            features = None if batch.features is None else batch.features.moved(lambda tensor: tensor[first])  # noqa: B023
+            features = None if batch.features is None else batch.features.map_tensors(lambda tensor: tensor[first])  # noqa: B023
             output = model(images, batch.token_ids, batch.lengths, image_of=image_of, features=features)
             lm_head = model.multimodal_decoder.lm_head.weight
             losses = token_losses(output.states, lm_head, batch.next_tokens).cpu()

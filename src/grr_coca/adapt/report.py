@@ -21,7 +21,7 @@ from grr_coca.data.sources.folder import read_image_file
 from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, draw_resamples, sum_by_image
 
 _METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
-_METHOD_TITLES = {
+_TITLES = {
     "chance": "a random order",
     "as shipped": "the base model",
     "centred": "the base model, minus the mean embedding of your images",
@@ -56,10 +56,8 @@ def report_text(adapted: AdaptationResult, out: Path) -> str:
         first = next(iter(methods.values()))
         lines.append(f"{_KINDS[kind]}: {len(first.groups):,} queries, among about {_gallery_size(adapted):,} images")
         lines.append(f"  {'':<18} text to image R@1     R@10             image to text R@1     R@10")
-        for method, cells in _recall_cells(methods).items():
-            lines.append(
-                f"  {_method_name(adapted, method):<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip()
-            )
+        for method, cells in _recalls(methods).items():
+            lines.append(f"  {_title(adapted, method):<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
         lines.append("")
     captions = adapted.captions
     lines.append("captions, CIDEr and exactly right:")
@@ -155,7 +153,7 @@ def _gallery_size(adapted: AdaptationResult) -> int:
     return int((folds >= 0).sum()) // (int(folds.max()) + 1)
 
 
-def _recall_cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
+def _recalls(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
     """Return the recalls of each method, with 95 % confidence intervals over images.
 
     The intervals of all methods are computed from the same resamples of the images.
@@ -177,16 +175,16 @@ def _recall_cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
     return found
 
 
-def _method_name(adapted: AdaptationResult, method: str) -> str:
+def _title(adapted: AdaptationResult, method: str) -> str:
     return "fine-tuned" if method == "as shipped" and adapted.is_tuned else method
 
 
 def _table_html(adapted: AdaptationResult, methods: dict[str, AnswerRanks]) -> str:
     heads = "".join(f"<th>{direction.replace('_', ' ')} R@{k}</th>" for direction in DIRECTIONS for k in RECALLS)
     rows = ""
-    for method, shown in _recall_cells(methods).items():
+    for method, shown in _recalls(methods).items():
         cells = "".join(f"<td>{cell}</td>" for cell in shown)
-        rows += f"<tr><td title='{_METHOD_TITLES[method]}'>{_method_name(adapted, method)}</td>{cells}</tr>"
+        rows += f"<tr><td title='{_TITLES[method]}'>{_title(adapted, method)}</td>{cells}</tr>"
     return f"<table><tr><th></th>{heads}</tr>{rows}</table>"
 
 

@@ -279,21 +279,19 @@ def _print_losses(
         print(f"  CoCa loss        {spread['coca_loss']}")
         for direction in ("text_to_image", "image_to_text"):
             shares = "  ".join(
-                f"{name.rpartition('/')[2]} {_format_percentages(interval)}"
+                f"{name.rpartition('/')[2]} {_percent(interval)}"
                 for name, interval in spread.items()
                 if name.startswith(direction)
             )
             print(f"  {direction.replace('_', ' '):<17}{shares}  median rank {e.median_rank[direction]:g}")
         for name, metrics in baseline_metrics[path].items():
-            shown = "  ".join(
-                f"{_short_metric_name(metric)} {_format_percentages(interval)}" for metric, interval in metrics.items()
-            )
+            shown = "  ".join(f"{_metric_title(metric)} {_percent(interval)}" for metric, interval in metrics.items())
             print(f"  {name:<17}{shown}")
         print(f"  {'chance':<17}" + "  ".join(f"{k} {share:.1%}" for k, share in e.chance.items()))
         print("  equal captions are correct answers; in brackets: 95 % intervals over images\n")
 
 
-def _short_metric_name(metric: str) -> str:
+def _metric_title(metric: str) -> str:
     """Return the short name of a metric, such as `text→image R@1` for `text_to_image/R@1`."""
     return metric.replace("_to_", "→").replace("/", " ")
 
@@ -347,5 +345,5 @@ def plain_intervals(spread: "dict[str, Interval]") -> dict[str, dict[str, float]
     return {name: interval._asdict() for name, interval in spread.items()}
 
 
-def _format_percentages(interval: "Interval") -> str:
+def _percent(interval: "Interval") -> str:
     return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"

@@ -188,9 +188,7 @@ def _run(
         if dry_run:
             text = forecast(recipe, make_start(ranks), ranks)
             if ranks.is_first:
-                print(
-                    text if make_trial is None else f"{text}\nsearch       {_format_search_cost(recipe)} before the run"
-                )
+                print(text if make_trial is None else f"{text}\nsearch       {_search_cost(recipe)} before the run")
             return False
         if make_trial is not None:
             assert origin is not None
@@ -222,7 +220,7 @@ def _advise_on_disk_errors() -> Iterator[None]:
         raise UserError(f"{error}; free some space there, and continue with --resume") from error
 
 
-def _format_search_cost(recipe: "Recipe") -> str:
+def _search_cost(recipe: "Recipe") -> str:
     from grr_coca.train.rate_search import FACTORS, max_total_steps
 
     return f"{len(FACTORS)} learning rates, {max_total_steps(recipe):,} steps in all at most,"

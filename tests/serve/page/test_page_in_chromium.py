@@ -299,9 +299,13 @@ def header_of_png(width: int, height: int) -> bytes:
     ("content", "name", "message"),
     [
         (header_of_png(20_000, 10_000), "huge.png", "huge.png: too many pixels: 200,000,000"),
-        (b"%PDF-1.7 not a picture at all, but long enough to be one", "paper.pdf", "paper.pdf: not a picture"),
+        (
+            b"%PDF-1.7 not a picture at all, but long enough to be one",
+            "paper.pdf",
+            "paper.pdf: not an image in a format",
+        ),
         (b"", "empty.png", "empty.png: the file is empty."),
-        (header_of_png(20, 10) + bytes(40), "cut.png", "cut.png: broken, or not a picture"),
+        (header_of_png(20, 10) + bytes(40), "cut.png", "cut.png: corrupt, or not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'><path d=", "cut.svg", "cut.svg: an SVG file that cannot be drawn."),
     ],
 )
@@ -311,7 +315,7 @@ def test_invalid_image_shows_an_error(content, name, message, host, tab):
     one.page.locator("#message:not([hidden])").wait_for()
     assert one.page.locator("#message").inner_text().startswith(message)
     assert one.page.locator("#dropped").is_hidden()
-    assert "clock" in one.ask("clock").captions(1)[0], "the page goes on"
+    assert "clock" in one.ask("clock").captions(1)[0], "the page still works"
     assert one.page.locator("#message").is_hidden()
 
 

@@ -24,8 +24,25 @@ _OBJECTS_OF_IMPORTS = 100_000
 """Number of objects above which Python collects garbage: more than the imports of a command without PyTorch create."""
 
 
+def run_program() -> NoReturn:
+    """Run the command line, and end the process.
+
+    The objects of the process are not released one by one, which would take a twentieth of a short command.
+    """
+    try:
+        run()
+    except SystemExit as end:
+        if isinstance(end.code, str) or threading.active_count() > 1:
+            raise
+        atexit._run_exitfuncs()
+        with suppress(OSError):  # the reader may have closed the output
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(end.code or 0)
+
+
 def run() -> NoReturn:
-    """Run the command line, and end the process with its exit code."""
+    """Run the command line, and raise `SystemExit` with its exit code."""
     _delay_garbage_collection()
     _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
@@ -56,18 +73,7 @@ def run() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to do but exit
         # at exit, Python would collect garbage from all of PyTorch's imports, which would take half a second
         gc.freeze()
-    _exit(code)
-
-
-def _exit(code: str | int | None) -> NoReturn:
-    """End the process, and skip the release of each object if possible, which takes a twentieth of a short command."""
-    if isinstance(code, str) or threading.active_count() > 1:
-        sys.exit(code)
-    atexit._run_exitfuncs()
-    with suppress(OSError):  # the reader may have closed the output
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code or 0)
+    sys.exit(code)
 
 
 def _delay_garbage_collection() -> None:
@@ -122,4 +128,4 @@ def _end_interrupted() -> NoReturn:
 
 
 if __name__ == "__main__":
-    run()
+    run_program()

@@ -35,7 +35,7 @@ def main() -> None:
     rounds = 1 if options.smoke else ROUNDS
     alone = Ranks.current(torch.device("cpu"))
     start = new_checkpoint(recipe, alone)
-    recipe = resolve_precision(recipe, start.model, alone.device).for_autos_of(recipe)
+    recipe = resolve_precision(recipe, start.model, alone.device).resolve_autos(recipe)
     trainer = build_trainer(recipe, start, alone)
     pairs, _ = training_sources(recipe)
     batches = training_batches(recipe, start, pairs, alone)

@@ -22,7 +22,7 @@ from grr_coca import load
 from grr_coca.adapt.adapt_model import adaptation_of
 from grr_coca.adapt.fit import FitResult, fit_images
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs
-from grr_coca.adapt.ridge import fit, join_linked, links_of, make_folds, near_equal
+from grr_coca.adapt.ridge import fit, group_linked, group_near_equal, links_of, make_folds
 from grr_coca.cli import exit_code
 from grr_coca.common.ranks import join_ranks
 from grr_coca.data.sources.base import PairSource
@@ -105,9 +105,9 @@ class Domain:
         self.images = read_pairs(self.source, name, self.base, {}, lambda *_: None)
         width = self.images.features.shape[1] - NUM_DESCRIPTORS
         embeddings, described = self.images.features[:, :width], self.images.features[:, width:]
-        near = near_equal(unit(embeddings), unit(described), 0.9, 0.97)
+        near = group_near_equal(unit(embeddings), unit(described), 0.9, 0.97)
         images = np.arange(len(near))
-        groups = join_linked(len(near), [*links_of(images, near), *links_of(images, self.captions)])
+        groups = group_linked(len(near), [*links_of(images, near), *links_of(images, self.captions)])
         self.folds = make_folds(groups, NUM_FOLDS)
         self.groups = groups
 

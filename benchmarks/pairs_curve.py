@@ -21,7 +21,7 @@ import numpy as np
 
 from grr_coca import load
 from grr_coca.adapt.adapt_model import adaptation_of
-from grr_coca.adapt.fit import fit_images, without_copies
+from grr_coca.adapt.fit import drop_held_out_copies, fit_images
 from grr_coca.adapt.read_pairs import MAX_PAIRS, ImageSet, read_pairs
 from grr_coca.cli import exit_code
 from grr_coca.common.files import expand_cache_prefix
@@ -143,7 +143,7 @@ def trained(train: str, val: str, test: str, count: int, steps: int) -> Iterator
     about: Row = {"images": count, "steps": steps, "seconds": round(time.process_time() - began)}
     yield {"arm": "fine-tuned", **about, **ranks_of(plain_similarity(asked), asked)}
     both = Chain([pairs, held])
-    images = without_copies(read_pairs(both, "train", model, {}, lambda *_: None, held_from=len(pairs)))
+    images = drop_held_out_copies(read_pairs(both, "train", model, {}, lambda *_: None, held_from=len(pairs)))
     fitted = fit_images(images, lambda _: None, is_tuned=True)
     similar = similarity(adaptation_of(images, fitted, BASE, ""), asked)
     yield {"arm": "fine-tuned, adapted", **about, **ranks_of(similar, asked)}

@@ -18,12 +18,12 @@ import torch
 from harness import parse, parser_of, report
 from PIL import Image
 
-from grr_coca.common.files import CACHE, user_cache
+from grr_coca.common.files import CACHE_PREFIX, user_cache
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import clean_caption
 from grr_coca.evaluate.caption_metrics import score_captions
-from grr_coca.evaluate.caption_split import images_of
+from grr_coca.evaluate.caption_split import pairs_by_image
 from grr_coca.evaluate.split import Gallery, retrieve
 from grr_coca.infer.engine.base import Engine
 from grr_coca.infer.engine.onnx import OnnxEngine
@@ -98,9 +98,9 @@ def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
 
 def _is_here(path: str) -> bool:
     """Whether a corpus in the user's cache was fetched; those of the repository are."""
-    if not path.startswith(CACHE):
+    if not path.startswith(CACHE_PREFIX):
         return True
-    return any(user_cache().glob(path.removeprefix(CACHE)))
+    return any(user_cache().glob(path.removeprefix(CACHE_PREFIX)))
 
 
 def _row(name: str, title: str, checkpoint: Checkpoint, engines: dict[str, Engine], split: Split) -> dict[str, object]:
@@ -121,7 +121,7 @@ def _row(name: str, title: str, checkpoint: Checkpoint, engines: dict[str, Engin
 def read(source: PairSource, checkpoint: Checkpoint, max_images: int | None = None) -> Split:
     """Return a split in memory: each image once, with all of its captions."""
     images, references = [], []
-    for pairs in images_of(source)[:max_images]:
+    for pairs in pairs_by_image(source)[:max_images]:
         file = source[pairs[0]]
         images.append(checkpoint.preprocess.decode(file.image, file.name, to_srgb=False))
         references.append([clean_caption(text, source.name(i)) for i in pairs for text in source.captions(i)])
@@ -170,7 +170,7 @@ def nearness(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _path(path: str) -> str:
-    return path if path.startswith(CACHE) else str(ROOT / path)
+    return path if path.startswith(CACHE_PREFIX) else str(ROOT / path)
 
 
 if __name__ == "__main__":

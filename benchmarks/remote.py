@@ -109,7 +109,7 @@ def share_of_waiting(recipe: Recipe, cores: list[int], steps: int) -> tuple[floa
     """Median seconds of a step with its waiting, and the share that all steps after the first ones waited."""
     alone = Ranks.current(torch.device("cpu"))
     start = new_checkpoint(recipe, alone)
-    recipe = resolve_precision(recipe, start.model, alone.device).for_autos_of(recipe)
+    recipe = resolve_precision(recipe, start.model, alone.device).resolve_autos(recipe)
     trainer = build_trainer(recipe, start, alone)
     pairs, _ = training_sources(recipe)
     os.sched_setaffinity(0, {cores[-1]})  # for the worker, which is forked from here

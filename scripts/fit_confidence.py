@@ -40,10 +40,10 @@ from fitting import (
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import CACHE, expand_cache_prefix, user_cache
+from grr_coca.common.files import CACHE_PREFIX, expand_cache_prefix, user_cache
 from grr_coca.data.sources.open import open_source, require_exists
 from grr_coca.data.tokenizer import clean_caption
-from grr_coca.evaluate.caption_split import images_of
+from grr_coca.evaluate.caption_split import pairs_by_image
 from grr_coca.infer.calibration import Calibration, read_photographs, statistics
 from grr_coca.infer.generate import GREEDY, generate
 from grr_coca.infer.image_text_model import ImageTextModel
@@ -114,7 +114,7 @@ def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -
 def answers(model: ImageTextModel, path: str) -> Answers:
     """Return the greedy captions of a split, of at most `MAX_IMAGES` images."""
     source = open_source(path)
-    images = images_of(source)
+    images = pairs_by_image(source)
     chosen = [images[number] for number in _spread(len(images))]
     pixels, log_probs, right = [], [], []
     for start in range(0, len(chosen), 64):
@@ -155,7 +155,7 @@ def _there(paths: dict[str, str], needed: Collection[str]) -> dict[str, str]:
     """
     found = {}
     for name, path in paths.items():
-        place = expand_cache_prefix(path) if path.startswith(CACHE) else str(ROOT / path)
+        place = expand_cache_prefix(path) if path.startswith(CACHE_PREFIX) else str(ROOT / path)
         if name in needed:
             require_exists(place)
         if any(Path(place).parent.glob(Path(place).name)):

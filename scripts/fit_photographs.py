@@ -37,7 +37,7 @@ from grr_coca.common.files import edit_folder_atomic, expand_cache_prefix, user_
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.open import open_source
-from grr_coca.infer.calibration import Photographs, look_inside
+from grr_coca.infer.calibration import Photographs, compute_interior_stats
 from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import PHOTOGRAPHS
 from grr_coca_icons.sources.iconify import read_package
@@ -102,7 +102,9 @@ def main() -> None:
 
 def inside(pixels: np.ndarray) -> np.ndarray:
     """Return the numbers of the inside of N images; of those that are judged."""
-    return np.concatenate([look_inside(pixels[start : start + 64]).numbers for start in range(0, len(pixels), 64)])
+    return np.concatenate(
+        [compute_interior_stats(pixels[start : start + 64]).numbers for start in range(0, len(pixels), 64)]
+    )
 
 
 def fit(positive: Sequence[np.ndarray], negative: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:

@@ -40,7 +40,7 @@ from fitting import card_text
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import CACHE, atomic_folder, edit_folder_atomic
+from grr_coca.common.files import CACHE_PREFIX, atomic_folder, edit_folder_atomic
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
@@ -261,7 +261,7 @@ def search_table(searches: dict[str, dict[str, Figure]]) -> list[str]:
 
 def _path(path: str) -> str:
     """Return a path of a card: of the repository, or in the user's cache."""
-    return path if path.startswith(CACHE) else str(ROOT / path)
+    return path if path.startswith(CACHE_PREFIX) else str(ROOT / path)
 
 
 SECTIONS = {

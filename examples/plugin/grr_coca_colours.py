@@ -62,10 +62,10 @@ class Reader:
     def find_file(self, argument: str) -> Path:
         return Path(__file__)
 
-    def pinned(self, argument: str, fields: object) -> str:
+    def pin_version(self, argument: str, fields: object) -> str:
         return argument
 
-    def unversioned(self, argument: str) -> str:
+    def remove_version(self, argument: str) -> str:
         return argument
 
 

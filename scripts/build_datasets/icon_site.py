@@ -36,7 +36,7 @@ from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import CrossSetMatcher, Equivalent
 from grr_coca_icons.match.picture_set import make_picture_set
 from grr_coca_icons.sources.icon_set import drawn_style
-from grr_coca_search.duplicates import grouped
+from grr_coca_search.duplicates import group_duplicates
 from grr_coca_search.entry import Entry, Stamp, name_id
 from grr_coca_search.index import IndexModel
 from grr_coca_search.picture_facts import compute_pixel_signature, perceptual_hash
@@ -187,7 +187,7 @@ def build(
     library = Library(
         entries=entries,
         vectors=vectors,
-        groups=grouped(entries, vectors),
+        groups=group_duplicates(entries, vectors),
         others=in_other_sets([icon for _, _, icon in rows], entries, vectors, on_set),
         facets=facets_of(entries, ("set", "style", "licence", "colours")),
         drawings=[(icon.box, icon.body) for _, _, icon in rows],

@@ -42,7 +42,7 @@ _MIN_WIDTH = 5
 """Minimum width of features. Masks, boxes and most probabilities have a smaller width."""
 _FEATURE_OPERATORS = {"LayerNormalization", "Add", "Relu", "HardSwish", "Clip", "GlobalAveragePool", "ReduceMean"}
 """Operators whose results are features if they are near the end of a graph."""
-_OPENING = threading.Lock()
+_OPEN_LOCK = threading.Lock()
 
 
 class OnnxEncoder:
@@ -176,7 +176,7 @@ class OnnxEncoder:
         return {**vars(self), "_session": None}
 
     def _open(self) -> "InferenceSession":
-        with _OPENING:
+        with _OPEN_LOCK:
             if self._session is None:
                 self._session = _open_session(self.path, self._tensor)
             return self._session

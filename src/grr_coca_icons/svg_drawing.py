@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from grr_coca.common.errors import pip_install
+from grr_coca.common.errors import pip_install_command
 from grr_coca.data.images import VECTOR_SIDE
 from grr_coca.data.sources.base import BadSample, Cause
 
@@ -58,7 +58,7 @@ def _is_small(image: Image.Image) -> bool:
 def _render_square(data: bytes, name: str, side: int) -> Image.Image:
     """Render an SVG file as a square with the given side. The errors are those of `render`."""
     if resvg_py is None:
-        message = f"{name}: an SVG file, which needs resvg-py; run: {pip_install('resvg-py')}"
+        message = f"{name}: an SVG file, which needs resvg-py; run: {pip_install_command('resvg-py')}"
         raise BadSample(message, Cause.NOT_INSTALLED)
     try:
         svg = data.removeprefix(codecs.BOM_UTF8).decode()

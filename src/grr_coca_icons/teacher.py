@@ -60,7 +60,7 @@ class Teacher:
                 f"{folder}: teacher: folder not found; create it with `python scripts/text_teacher.py RECIPE`"
             )
         verify_folder(folder)
-        captions = _lines(folder / CAPTIONS)
+        captions = _read_lines(folder / CAPTIONS)
         embeddings = _read_embeddings(folder / EMBEDDINGS, len(captions))
         ids = np.array([caption_id(caption) for caption in captions], np.int64)
         rows = ids.argsort()
@@ -145,7 +145,7 @@ def write_teacher(
         save_tensors({_CAPTIONS_TENSOR: embeddings.half()}, partial / EMBEDDINGS)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

@@ -21,8 +21,8 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.tokenizer import replace_surrogates
 from grr_coca.infer.on_ray import map_on_ray
 from grr_coca_search.entry import Entry, Failure, Photo, Stamp, digest_of, plain_fields, stamp_of
-from grr_coca_search.fields import PHOTO_FIELDS, READER
-from grr_coca_search.photo import MAX_METADATA_BYTES, Found, one_line, read_xmp
+from grr_coca_search.fields import PHOTO_FIELDS, READER_VERSION
+from grr_coca_search.photo import MAX_METADATA_BYTES, ImageMetadata, one_line, read_xmp
 from grr_coca_search.store import ImageDescription, PhotoUpdate
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _worker(folder: Path, engine: str) -> Callable[[Sequence[FoundImage]], list[
 # --- Metadata in an image file, and in the XMP files next to it
 
 
-def photo_of(file: ImageFile, from_file: Sequence[Found]) -> Photo:
+def photo_of(file: ImageFile, from_file: Sequence[ImageMetadata]) -> Photo:
     """Return the metadata of an image file, and of the XMP files next to it.
 
     Args:
@@ -234,7 +234,7 @@ def photo_of(file: ImageFile, from_file: Sequence[Found]) -> Photo:
     """
     # The state is recorded before the XMP files are read, so that a file that changes in between is read again later.
     sidecars = sidecar_state(file)
-    from_sidecars = [] if sidecars == READER else list(map(_read_sidecar, sidecar_paths(file)))
+    from_sidecars = [] if sidecars == READER_VERSION else list(map(_read_sidecar, sidecar_paths(file)))
     # The value of a field is from the first source that has the field. The keywords of all sources are kept.
     by_precedence = [*reversed(from_sidecars), *from_file]
     known = {
@@ -259,7 +259,7 @@ def sidecar_paths(file: ImageFile) -> list[str]:
 
 
 def sidecar_state(file: ImageFile) -> int:
-    """Return a number that changes if an image's XMP file is created, changed or removed, or if `READER` changes."""
+    """Return a number that changes if an image's XMP file or `READER_VERSION` changes."""
     found = []
     for place, path in enumerate(sidecar_paths(file)):
         try:
@@ -268,11 +268,11 @@ def sidecar_state(file: ImageFile) -> int:
             continue
         found.append((place, status.st_size, status.st_mtime_ns))
     if not found:
-        return READER
-    return int.from_bytes(blake2b(repr((READER, found)).encode(), digest_size=7).digest())
+        return READER_VERSION
+    return int.from_bytes(blake2b(repr((READER_VERSION, found)).encode(), digest_size=7).digest())
 
 
-def _read_sidecar(sidecar: str) -> Found:
+def _read_sidecar(sidecar: str) -> ImageMetadata:
     try:
         with open_regular(Path(sidecar)) as file:
             if os.fstat(file.fileno()).st_size > MAX_METADATA_BYTES:

@@ -18,7 +18,7 @@ from grr_coca.common.errors import UserError
 from grr_coca_search.entry import MAX_BITS, MIN_COSINE, Entry, num_differing_bits, signatures_match, unpack_signatures
 from grr_coca_search.store import Store
 
-LIMIT_OF_BITS = 16
+MAX_DISTANCE_LIMIT = 16
 """Largest value that a caller may choose instead of `MAX_BITS`. Hashes of unrelated images differ in 32 bits on
 average, and rarely in fewer than 18."""
 EQUAL_BANDS = 3
@@ -75,8 +75,8 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
     Raises:
         UserError: If `max_distance` or `min_cosine` is out of range.
     """
-    if not 0 <= max_distance <= LIMIT_OF_BITS:
-        raise UserError(f"max_distance must be from 0 to {LIMIT_OF_BITS} bits, got {max_distance}")
+    if not 0 <= max_distance <= MAX_DISTANCE_LIMIT:
+        raise UserError(f"max_distance must be from 0 to {MAX_DISTANCE_LIMIT} bits, got {max_distance}")
     if not 0 <= min_cosine <= 1:
         raise UserError(f"min_cosine must be from 0 to 1, got {min_cosine:g}")
     with store.snapshot():
@@ -98,12 +98,14 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         def vectors(places: np.ndarray) -> np.ndarray:
             return store.vectors(ids[places].tolist())
 
-        groups = _grouped(hashed["phash"], _first_of_equal(hashed["digest"]), same, vectors, max_distance, min_cosine)
+        groups = _group_hashes(
+            hashed["phash"], _first_of_equal(hashed["digest"]), same, vectors, max_distance, min_cosine
+        )
         entries = (store.entries(ids[group].tolist()) for group in groups)
         return [Group(sorted(some, key=lambda one: (-one.width * one.height, one.name))) for some in entries]
 
 
-def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
+def group_duplicates(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
     """Return groups of near-duplicates among N images in memory, as lists of positions.
 
     `vectors` are the embeddings of the images, N E.
@@ -112,7 +114,7 @@ def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
     hashes = np.array([entry.phash for entry in entries], np.int64)
     # A drawing that is not from a file has no digest. It gets a unique text instead, so that it equals no other image.
     digests = np.array([entry.digest or f" {place}" for place, entry in enumerate(entries)])
-    groups = _grouped(
+    groups = _group_hashes(
         hashes,
         _first_of_equal(digests),
         lambda one, other: signatures_match(signatures[one], signatures[other]),
@@ -123,7 +125,7 @@ def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
     return [group.tolist() for group in groups]
 
 
-def _grouped(
+def _group_hashes(
     hashes: np.ndarray,
     parents: np.ndarray,
     same: Callable[[np.ndarray, np.ndarray], np.ndarray],
@@ -142,7 +144,7 @@ def _grouped(
         vectors: Function that returns the embeddings of the images at the given positions.
         max_distance, min_cosine: See `duplicate_groups`.
     """
-    for batch in _alike(hashes, parents, max_distance):
+    for batch in _similar_pairs(hashes, parents, max_distance):
         for start in range(0, len(batch), _PAIRS):
             pairs = batch[start : start + _PAIRS]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
@@ -160,7 +162,7 @@ def _grouped(
             one, other = pairs[cosines >= min_cosine].T
             is_same = same(one, other)
             for place, copy in zip(one[is_same].tolist(), other[is_same].tolist(), strict=True):
-                _join(parents, place, copy)
+                _merge_groups(parents, place, copy)
     roots = _roots(parents, np.arange(len(hashes)))
     order = np.argsort(roots, kind="stable")
     _, starts, sizes = np.unique(roots[order], return_index=True, return_counts=True)
@@ -175,7 +177,7 @@ def _first_of_equal(digests: np.ndarray) -> np.ndarray:
     return firsts[kinds]
 
 
-def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[np.ndarray]:
+def _similar_pairs(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[np.ndarray]:
     """Yield pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions
     of shape P 2.
 
@@ -195,7 +197,7 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
         for band in chosen:
             keys = keys << 8 | bands[band]
         order = np.argsort(keys, kind="stable")
-        is_crowd = _are_in_crowds(keys[order])
+        is_crowd = _are_in_large_buckets(keys[order])
         ordered = hashes[order]
         for a, b in _neighbours(keys[order]):
             is_near = num_differing_bits(ordered[a], ordered[b]) <= max_bits
@@ -223,7 +225,7 @@ def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
     ]
 
 
-def _are_in_crowds(keys: np.ndarray) -> np.ndarray:
+def _are_in_large_buckets(keys: np.ndarray) -> np.ndarray:
     """Return for each of N sorted keys whether it occurs more than `MAX_BUCKET` times, N."""
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(starts, append=len(keys))
@@ -267,6 +269,6 @@ def _roots(parents: np.ndarray, places: np.ndarray) -> np.ndarray:
     return roots
 
 
-def _join(parents: np.ndarray, one: int, other: int) -> None:
+def _merge_groups(parents: np.ndarray, one: int, other: int) -> None:
     a, b = sorted((_root(parents, one), _root(parents, other)))
     parents[b] = a

@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ByteRange, ImageFile, member_of_name, shard_of_name
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, CaptionConfidence
-from grr_coca_search.fields import OWN_FIELDS, PHOTO_FIELDS, READER, SEVERAL, FieldValue
+from grr_coca_search.fields import MULTI_VALUED_FIELDS, OWN_FIELDS, PHOTO_FIELDS, READER_VERSION, FieldValue
 
 MAX_WIDTH = 2**16
 """Maximum width of an embedding."""
@@ -74,7 +74,7 @@ class Photo:
 
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
-    sidecars: int = READER
+    sidecars: int = READER_VERSION
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -90,7 +90,9 @@ class Photo:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Restore metadata from the dictionary that `to_dict` returned. Unknown keys of newer versions are ignored."""
         known = {name: values[key] for name, key in PHOTO_FIELDS.items() if key in values}
-        return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
+        return cls(
+            fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER_VERSION)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +167,19 @@ class Entry:
         found = confidence_fields(self.caption_confidence)
         if self.photo is not None:
             found |= self.photo.fields
-        return {**found, **{name: ", ".join(values) for name, values in self._lists.items()}, **self.fields}
+        return {
+            **found,
+            **{name: ", ".join(values) for name, values in self._multi_valued_fields.items()},
+            **self.fields,
+        }
 
     @property
     def shown_fields(self) -> "dict[str, FieldValue | list[str]]":
         """Fields as in `all_fields`, for display on the page: a field that may have several values is a list."""
-        return {**self.all_fields, **{name: list(values) for name, values in self._lists.items()}}
+        return {**self.all_fields, **{name: list(values) for name, values in self._multi_valued_fields.items()}}
 
     @property
-    def _lists(self) -> "dict[str, tuple[str, ...]]":
+    def _multi_valued_fields(self) -> "dict[str, tuple[str, ...]]":
         """Multi-valued fields of the image, except those that are replaced by a column of the image's table."""
         lists = {"keywords": () if self.photo is None else self.photo.keywords, "tags": self.tags}
         return {name: values for name, values in lists.items() if values and name not in self.fields}
@@ -182,10 +188,10 @@ class Entry:
         """Return the values of a field, which may be in `OWN_FIELDS` or in `all_fields`.
 
         The result is empty if the image does not have the field. It has more than one value only for fields in
-        `SEVERAL`.
+        `MULTI_VALUED_FIELDS`.
         """
-        if field in SEVERAL and field not in self.fields:
-            return self._lists.get(field, ())
+        if field in MULTI_VALUED_FIELDS and field not in self.fields:
+            return self._multi_valued_fields.get(field, ())
         if field in OWN_FIELDS:
             owned: dict[str, FieldValue] = {"path": self.name, "size": self.stamp.size}
             return (owned[field] if field in owned else getattr(self, field),)

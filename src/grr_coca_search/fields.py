@@ -77,15 +77,15 @@ def names_of(source: Literal["index", "file", "model"]) -> tuple[str, ...]:
     return tuple(name for name, field in FIELDS.items() if field.source == source)
 
 
-SEVERAL = tuple(name for name, field in FIELDS.items() if field.is_several)
+MULTI_VALUED_FIELDS = tuple(name for name, field in FIELDS.items() if field.is_several)
 """Multi-valued fields."""
 OWN_FIELDS = frozenset(names_of("index"))
 """Fields that every image has."""
 COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}
 """Fields that have their own column in every store, with the names of these columns. `root` and `digest` are attributes
 of `Entry`, and are not in `FIELDS`."""
-PHOTO_FIELDS = {name: FIELDS[name].key for name in names_of("file") if name not in SEVERAL}
+PHOTO_FIELDS = {name: FIELDS[name].key for name in names_of("file") if name not in MULTI_VALUED_FIELDS}
 """Single-valued fields that are read from image files, with their names in stores."""
-READER = 1
+READER_VERSION = 1
 """Version of the data that an update reads from image files in addition to the model's output: metadata, hashes and
 small copies. If the version has changed, the next update reads these data again for all images."""

@@ -13,7 +13,7 @@ from PIL.ImageFile import ImageFile as OpenedFile
 
 from grr_coca.data.images import ignore_pillow_warnings, open_header
 
-Found = Mapping[str, Any]
+ImageMetadata = Mapping[str, Any]
 """EXIF, XMP or IPTC data: the values of fields by name, and `keywords`. A value is None if it is unknown."""
 
 MAX_METADATA_BYTES = 2**22
@@ -25,7 +25,7 @@ _MAX_TEXT = 500
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
 
 
-def found_in(data: bytes, name: str) -> list[Found]:
+def read_image_metadata(data: bytes, name: str) -> list[ImageMetadata]:
     """Return the EXIF, XMP and IPTC metadata in an image file, in this order. Subprocesses call this function.
 
     The list is empty if the file has another format, or is corrupt. Its order is the order of precedence: data from
@@ -39,13 +39,13 @@ def found_in(data: bytes, name: str) -> list[Found]:
         image = open_header(data, name)
     except Exception:  # corrupt files raise many types of errors; decoding reports the error
         return []
-    return [_exif(image), _xmp(image), _iptc(image)]
+    return [_read_exif(image), _xmp(image), _read_iptc(image)]
 
 
 # --- EXIF
 
 
-def _exif(image: Image.Image) -> Found:
+def _read_exif(image: Image.Image) -> ImageMetadata:
     # Each part is read separately, so that the other parts are read even if one is corrupt.
     main = _tags(image, None)
     photo_tags, gps_tags = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
@@ -115,14 +115,14 @@ def _coordinates(lat: float | None, lon: float | None) -> dict[str, float]:
 # --- XMP
 
 
-def read_xmp(content: bytes) -> Found:
+def read_xmp(content: bytes) -> ImageMetadata:
     """Return the metadata in the content of an XMP file."""
     carrier = Image.new("1", (1, 1))
     carrier.info["xmp"] = content.removeprefix(b"\xef\xbb\xbf")
     return _xmp(carrier)
 
 
-def _xmp(image: Image.Image) -> Found:
+def _xmp(image: Image.Image) -> ImageMetadata:
     xmp = _properties(image)
     paths = [
         path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))
@@ -202,7 +202,7 @@ _UTF8 = b"\x1b%G"
 _CHARACTERS, _TITLE, _KEYWORDS, _DAY = (1, 90), (2, 5), (2, 25), (2, 55)
 
 
-def _iptc(image: Image.Image) -> Found:
+def _read_iptc(image: Image.Image) -> ImageMetadata:
     try:
         found = IptcImagePlugin.getiptcinfo(cast(OpenedFile, image)) or {}
     except Exception:  # corrupt data raise many types of errors
@@ -210,7 +210,9 @@ def _iptc(image: Image.Image) -> Found:
 
     def texts(key: tuple[int, int]) -> list[str]:
         values = found.get(key, [])
-        return [_decoded(value, found.get(_CHARACTERS)) for value in (values if isinstance(values, list) else [values])]
+        return [
+            _decode_iptc(value, found.get(_CHARACTERS)) for value in (values if isinstance(values, list) else [values])
+        ]
 
     day = next(iter(texts(_DAY)), "")
     return {
@@ -220,7 +222,7 @@ def _iptc(image: Image.Image) -> Found:
     }
 
 
-def _decoded(value: bytes | None, characters: object) -> str:
+def _decode_iptc(value: bytes | None, characters: object) -> str:
     try:
         return (value or b"").decode("utf-8")
     except UnicodeDecodeError:

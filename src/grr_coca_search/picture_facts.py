@@ -11,7 +11,7 @@ from PIL import Image
 from grr_coca.data.decoding import Answer, square_of
 from grr_coca.data.images import decode_in_process, has_more_frames
 from grr_coca.data.preprocess import Preprocess
-from grr_coca_search.photo import found_in
+from grr_coca_search.photo import read_image_metadata
 
 datetime.strptime("2026", "%Y")  # makes `strptime` import its modules now, because files cannot be opened later
 with suppress(ImportError):  # without this package, Pillow does not read XMP
@@ -35,7 +35,7 @@ def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, r
         "more": has_more_frames(image),
         "phash": perceptual_hash(image),
         "look": compute_pixel_signature(image).hex(),
-        "found": found_in(data, name),
+        "found": read_image_metadata(data, name),
     }
     return facts, b"" if preprocess is None else square_of(image, name, preprocess).tobytes()
 

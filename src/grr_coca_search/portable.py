@@ -129,7 +129,7 @@ def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
 
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
     return [
-        *((name, text, lambda entry, name=name: _written(getattr(entry, name))) for name in _TEXTS),
+        *((name, text, lambda entry, name=name: _encode_text(getattr(entry, name))) for name in _TEXTS),
         *((name, pyarrow.int64(), attrgetter(f"stamp.{name}" if name in Stamp._fields else name)) for name in _NUMBERS),
         ("fields", text, lambda entry: json.dumps(dict(entry.fields))),
         # The column `photo` has the complete metadata, for importing. The columns after it are for other programs.
@@ -166,7 +166,7 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
             raise ValueError(f"an embedding must have {width} numbers, got the shape {vector.shape}")
         if not abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) < _MAX_ROUNDING:  # also true for NaN
             raise ValueError("an embedding does not have unit length")
-        texts: dict[str, Any] = {name: _read(row[name]) for name in _TEXTS}
+        texts: dict[str, Any] = {name: _decode_text(row[name]) for name in _TEXTS}
         numbers = {name: row[name] for name in _NUMBERS}
         fields = json.loads(row["fields"])
         if not isinstance(fields, dict) or not all(isinstance(number, int | None) for number in numbers.values()):
@@ -188,7 +188,7 @@ def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Fai
     return Failure(name, root, None if stamp is None else Stamp(*stamp), message)
 
 
-def _written(text: str) -> str:
+def _encode_text(text: str) -> str:
     """Convert a text to valid UTF-8, which Parquet requires.
 
     A file name that is not UTF-8 is escaped as JSON, and marked by a null character in front.
@@ -200,5 +200,5 @@ def _written(text: str) -> str:
     return text
 
 
-def _read(text: str) -> str:
+def _decode_text(text: str) -> str:
     return json.loads(text[1:]) if text.startswith("\0") else text

@@ -21,7 +21,14 @@ from grr_coca.data.tokenizer import FUNCTION_WORDS, singular, words_of
 from grr_coca.model.checkpoint_files import THESAURUS
 from grr_coca_search.entry import MAX_BITS, MIN_COSINE, Entry, num_differing_bits, signatures_match, unpack_signatures
 from grr_coca_search.filters import Filter, parse_filter
-from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, hit_features, z_scores
+from grr_coca_search.relevance import (
+    MIN_RELEVANCE,
+    MIN_WORD_MATCH_RELEVANCE,
+    RelevanceCurve,
+    can_tell,
+    hit_features,
+    z_scores,
+)
 from grr_coca_search.store import Store
 
 if TYPE_CHECKING:
@@ -383,7 +390,7 @@ def hits_of(
     is_in_caption = np.array([has_words(ranking.words, [best.caption]) for best, *_ in groups])
     if curve is not None:
         relevances[is_in_caption] = np.maximum(relevances[is_in_caption], curve.captioned)
-        relevances[is_in_user_texts] = np.maximum(relevances[is_in_user_texts], WRITTEN)
+        relevances[is_in_user_texts] = np.maximum(relevances[is_in_user_texts], MIN_WORD_MATCH_RELEVANCE)
     there = files_exist([best for best, *_ in groups])
     hits = tuple(
         Hit(
@@ -463,7 +470,7 @@ class _Search:
         n = self.options.n
         count = n + max(_MIN_SPARE, n // 4) if self.options.fold else n
         while True:
-            ids = self._ranked(count)
+            ids = self._rank_ids(count)
             vectors, entries = self.store.vectors(ids), self.store.entries(ids)
             if not self.options.fold:
                 return [[entry] for entry in entries[:n]], vectors[:n]
@@ -473,12 +480,12 @@ class _Search:
                 there = self.options.files_exist(
                     [entries[place] for group in places if len(group) > 1 for place in group]
                 )
-                places = [_existing_first(group, entries, there) for group in places]
+                places = [_move_existing_first(group, entries, there) for group in places]
                 best = vectors[[group[0] for group in places]]
                 return [[entries[place] for place in group] for group in places], best
             count *= 2  # because of many near-duplicates, there were too few groups for `n` hits
 
-    def _ranked(self, count: int) -> list[int]:
+    def _rank_ids(self, count: int) -> list[int]:
         query, store, vector = self.query, self.store, self.vector
         if not self.options.hybrid or query.words is None:
             return [match.id for match in store.nearest(vector, count, self.where)]
@@ -542,7 +549,7 @@ def group_hits(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]
     return groups
 
 
-def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:
+def _move_existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:
     """Reorder a group so that an image whose file exists comes first.
 
     After a folder has been renamed, old paths must not hide the new paths.

@@ -10,7 +10,7 @@ parameters differ between models, and were fitted to queries with known answers 
 can stand out, and the probabilities are meaningless (`can_tell`).
 
 User metadata counts more than these features: an image whose name, title or keywords contain the words of the query is
-likely a match (`WRITTEN`).
+likely a match (`MIN_WORD_MATCH_RELEVANCE`).
 
 Shapes: H hits, S images of the sample, E embedding width.
 """
@@ -25,7 +25,7 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_files import RELEVANCE
-from grr_coca.model.config import OWN, CoCaConfig
+from grr_coca.model.config import OWN_ARCHITECTURE, CoCaConfig
 from grr_coca_search.entry import MIN_COSINE
 
 PRIOR_IMAGES = 5
@@ -34,7 +34,7 @@ expressed as a number of images.
 """
 MIN_RELEVANCE = 0.1
 """Relevance below which hits count as less likely. If no hit reaches this value, the search is unsure of all hits."""
-WRITTEN = 0.9
+MIN_WORD_MATCH_RELEVANCE = 0.9
 """Minimum relevance of a hit whose name, title or keywords contain the words of the query."""
 MIN_DIFFERENT = 5
 """Minimum number of different images for valid relevances. In a smaller library, no image can stand out."""
@@ -81,7 +81,7 @@ class RelevanceCurve:
         return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
 
 
-_COMMON = RelevanceCurve(
+_DEFAULT_CURVE = RelevanceCurve(
     per_deviation=0.85,
     per_agreement=4.13,
     per_log_images=-0.32,
@@ -106,7 +106,7 @@ def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
     path = folder / RELEVANCE
     if path.exists():
         return from_dict(RelevanceCurve, read_json(path), str(path))
-    return _COMMON if config.architecture == OWN else None
+    return _DEFAULT_CURVE if config.architecture == OWN_ARCHITECTURE else None
 
 
 def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np.ndarray) -> bool:

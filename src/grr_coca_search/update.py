@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import require_path
+from grr_coca.common.files import require_nonempty_path
 from grr_coca.data.image_files import TABLE_SUFFIXES, is_forbidden, iterate_images, map_in_background
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.sources.base import reader_that_owns
@@ -165,7 +165,7 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
         UserError: If an argument is empty.
     """
     for argument in arguments:
-        require_path(argument)
+        require_nonempty_path(argument)
     return list(dict.fromkeys(one if reader_that_owns(one) else os.path.abspath(one) for one in arguments))  # noqa: PTH100
 
 
@@ -303,7 +303,7 @@ class _Run:
             return argument
         first = next(iter(self._store.locations(argument)), None)
         known = {} if first is None else self._store.known([first.name])
-        return reader.pinned(argument, known[first.name].fields) if first and known else argument
+        return reader.pin_version(argument, known[first.name].fields) if first and known else argument
 
     def note(self) -> None:
         """Update the metadata (camera data and user metadata) of known images if it has changed or was not read yet."""
@@ -473,7 +473,7 @@ def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[
 
 def _unversioned(argument: str) -> str | None:
     reader = reader_that_owns(argument)
-    return None if reader is None else reader.unversioned(argument)
+    return None if reader is None else reader.remove_version(argument)
 
 
 def _is_below(path: str, folders: Container[str]) -> bool:

@@ -54,15 +54,15 @@ class DaemonThreads:
     def num_stalled(self) -> int:
         """Number of stalled threads."""
         with self._lock:
-            return self._count_late()
+            return self._count_stalled()
 
-    def _count_late(self) -> int:
+    def _count_stalled(self) -> int:
         now = time.monotonic()
         return sum(now - began > self._seconds for began in self._began.values())
 
     @property
     def _target_count(self) -> int:
-        return self._count + min(self._count_late(), _MAX_REPLACED)
+        return self._count + min(self._count_stalled(), _MAX_REPLACED)
 
     def close(self) -> None:
         """Make the threads end after the work that is already queued. This method does not wait for them."""

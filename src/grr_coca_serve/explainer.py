@@ -86,7 +86,7 @@ class Explainer:
         return {
             "caption": caption.text,
             "square": square,
-            "words": [{"word": word, "heat": _scaled(heat.numpy())} for word, heat in maps],
+            "words": [{"word": word, "heat": _scale_to_one(heat.numpy())} for word, heat in maps],
         }
 
 
@@ -95,7 +95,7 @@ def _to_fractions(box: "Box", size: tuple[int, int]) -> list[float]:
     return [round(place / length, _DIGITS) for place, length in zip(box, (*size, *size), strict=True)]
 
 
-def _scaled(heat: np.ndarray) -> list[list[float]]:
+def _scale_to_one(heat: np.ndarray) -> list[list[float]]:
     """Scale a heat map so that its maximum is 1, and return its rows."""
     largest = max(float(heat.max()), 1e-30)
     return (heat.astype(np.float64) / largest).round(_DIGITS).tolist()

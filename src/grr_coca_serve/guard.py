@@ -37,7 +37,7 @@ _PUBLIC = frozenset({"/health", "/ready", "/session"})
 _MAX_PUBLIC_BYTES = 4096
 """Maximum size of the body of a request that does not need a key. The largest such body contains the key itself, which
 the page sends to `/session`."""
-_ALWAYS = [(b"cross-origin-resource-policy", b"same-origin")]
+_COMMON_HEADERS = [(b"cross-origin-resource-policy", b"same-origin")]
 """Headers of every response. Without the first one, any web page could show an image of the index, or test whether the
 image exists."""
 SECONDS_TO_SEND = 300.0
@@ -201,7 +201,7 @@ class Guard:
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of every response. A server that is stopping closes its connections."""
-        return [*_ALWAYS, (b"connection", b"close")] if self.is_draining else _ALWAYS
+        return [*_COMMON_HEADERS, (b"connection", b"close")] if self.is_draining else _COMMON_HEADERS
 
     # --- Authentication
 

@@ -73,11 +73,11 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
     Raises:
         RequestError: If a key is unknown, or a value is invalid.
     """
-    given = _query(request, model)
+    given = _parse_query(request, model)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     picture = b""
     if kind == "application/json":
-        content = _json(await request.body())
+        content = _parse_json(await request.body())
         written = content.pop("image", "")
         if not isinstance(written, str):
             raise RequestError(422, "image: must be a text; send data:image/png;base64,…", param="image")
@@ -138,7 +138,7 @@ def _is_type_name(part: str | int) -> bool:
     return isinstance(part, str) and (part == "body" or "[" in part or "-" in part or part[:1].isupper())
 
 
-def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
+def _parse_query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
         _add_option(given, name, value, model)
@@ -156,7 +156,7 @@ def _add_option(given: dict[str, Any], name: str, value: str, model: type[BaseMo
         given[name] = value
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def _parse_json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:

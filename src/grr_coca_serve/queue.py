@@ -430,7 +430,7 @@ def _measure_seconds(work: Callable[[], object], clock: Callable[[], float]) -> 
 # --- Functions for requests
 
 
-async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
+async def wait_for_results(futures: "Sequence[Future[Any]]") -> list[Any]:
     """Return the results of several jobs. If the request is canceled, jobs that have not started are also canceled."""
     try:
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))

@@ -18,7 +18,7 @@ HEART = (
 )
 """Image of a red heart, for examples."""
 MAX_TEXTS = 2048
-SOME = Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)
+TEXT_LIST_FIELD = Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)
 """Limits on the length of a list of texts or images. Like all lists in requests, such a list is rejected at its first
 invalid element, because Pydantic would otherwise report every invalid element."""
 MAX_LIMIT = 200
@@ -103,7 +103,7 @@ class Facet(BaseModel):
 
 # --- OpenAPI
 
-_MEANINGS = {
+_STATUS_DESCRIPTIONS = {
     400: "The request is invalid",
     401: "The key is missing or wrong",
     403: "The host, the requesting site or the location of the image is not allowed",
@@ -117,14 +117,15 @@ _MEANINGS = {
     503: "Not ready, or stopping",
     504: "Too busy to answer in time",
 }
-_ALWAYS = (400, 401, 403, 408, 413, 429, 503, 504)
+_COMMON_STATUSES = (400, 401, 403, 408, 413, 429, 503, 504)
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def answers(model: Any, *statuses: int, streams: bool = False, success: int = 200) -> dict[int | str, dict[str, Any]]:
     """Return the responses of an endpoint for OpenAPI: the schema of its answer, and its errors."""
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in (*_ALWAYS, *statuses)
+        status: {"model": ErrorAnswer, "description": _STATUS_DESCRIPTIONS[status]}
+        for status in (*_COMMON_STATUSES, *statuses)
     }
     answer: dict[str, Any] = {"description": "The answer"} | ({"model": model} if model is not None else {})
     return {success: answer | ({"content": _EVENTS} if streams else {}), **errors}

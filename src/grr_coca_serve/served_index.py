@@ -354,7 +354,7 @@ class _OpenStore:
                 `UserError`.
         """
         try:
-            yield self._current()
+            yield self._reopen_if_replaced()
         except KeyError as error:  # an image was removed between two reads
             raise RequestError(503, "the index changed during this request; try again", retry_after=1) from error
         except UserError as error:
@@ -363,7 +363,7 @@ class _OpenStore:
             self.close()  # the next request reopens the index, which may have been repaired by then
             raise RequestError(503, f"the index cannot be read: {error}", retry_after=5) from error
 
-    def _current(self) -> Store:
+    def _reopen_if_replaced(self) -> Store:
         with self._lock:
             if self._store is not None and self._store.is_replaced:
                 self._store.close()

@@ -307,10 +307,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving requests."""
-        asyncio.get_running_loop().set_exception_handler(self._report)
+        asyncio.get_running_loop().set_exception_handler(self._log_loop_error)
         await super().startup(sockets)
 
-    def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _log_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error of the event loop.
 
         If the system cannot open more connections, the loop reports up to 2,048 errors per second. Only one of them per

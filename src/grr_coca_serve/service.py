@@ -21,7 +21,7 @@ from grr_coca_serve.guard import DEADLINE, Key, Limits
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.pictures import PictureReader
-from grr_coca_serve.queue import ModelQueue, results_of
+from grr_coca_serve.queue import ModelQueue, wait_for_results
 from grr_coca_serve.request_error import RequestError
 from grr_coca_serve.served_index import ServedIndex
 
@@ -71,7 +71,7 @@ class Service:
             raise RequestError(404, "this server has no index; start it with grr-coca serve INDEX")
         return self.index
 
-    async def in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+    async def run_in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run short work on the index in a thread."""
         return await self.threads.do(partial(work, *arguments, **named))
 
@@ -106,7 +106,7 @@ class Service:
         if known is None:
             # Each text is a separate job in the queue, so that thousands of labels do not block other requests.
             texts = fill_templates(check_class_names(labels, "labels"), templates)
-            embedded = np.stack(await results_of(self.queue.embed_texts(texts, expires)))
+            embedded = np.stack(await wait_for_results(self.queue.embed_texts(texts, expires)))
             known = make_classifier(lambda _: embedded, labels, templates)
             self.classifiers.put(key, known, sum(map(len, (*labels, *templates))) + embedded.nbytes // len(templates))
         return known
@@ -127,7 +127,7 @@ class Service:
                 *self.queue.embed_texts(list(texts.values()), expires),
                 *self.queue.embed_images(list(squares.values()), expires),
             ]
-            rows |= zip([*texts, *squares], await results_of(futures), strict=True)
+            rows |= zip([*texts, *squares], await wait_for_results(futures), strict=True)
         return np.stack([rows[place] for place in range(len(inputs))])
 
 

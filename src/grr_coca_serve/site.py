@@ -73,7 +73,7 @@ RANKING: dict[str, float] = {
     "num_decisive_hits": query.NUM_DECISIVE_HITS,
     "num_less_likely": query.NUM_LESS_LIKELY,
     "min_relevance": relevance.MIN_RELEVANCE,
-    "written": relevance.WRITTEN,
+    "written": relevance.MIN_WORD_MATCH_RELEVANCE,
     "prior_images": relevance.PRIOR_IMAGES,
     "max_image_cosine": relevance.MAX_IMAGE_COSINE,
     "max_caption_cosine": relevance.MAX_CAPTION_COSINE,
@@ -188,7 +188,7 @@ def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
         )
     everything.sort(key=lambda pair: pair[0].name)
     everything.sort(key=lambda pair: pair[0].date, reverse=True)
-    entries = [_without_private(entry) for entry, _ in everything]
+    entries = [_remove_private_fields(entry) for entry, _ in everything]
     rows = {entry.name: row for row, entry in enumerate(entries)}
     return Library(
         entries=entries,
@@ -199,7 +199,7 @@ def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
     )
 
 
-def _without_private(entry: Entry) -> Entry:
+def _remove_private_fields(entry: Entry) -> Entry:
     if entry.photo is None:
         return entry
     shown = {name: value for name, value in entry.photo.fields.items() if not FIELDS[name].is_private}
@@ -242,7 +242,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         columns["words"] = list(map(_words, library.entries[rows])) if words is None else words[rows]
         levels, scales = quantized(library.vectors[rows].astype(np.float32))
         files = {"rows": f"{number:04}.json.gz", "vectors": f"{number:04}.bin.gz"}
-        packed = {key: _packed(column) for key, column in columns.items()}
+        packed = {key: _pack_column(column) for key, column in columns.items()}
         _write_gz(folder / files["rows"], json_bytes(packed))
         if library.others is not None:
             files["others"] = f"others-{number:04}.json.gz"
@@ -287,12 +287,12 @@ def _columns(entries: Sequence[Entry], there: Sequence[bool], vectors: Sequence[
     }
 
 
-def _packed(column: Any) -> Any:
+def _pack_column(column: Any) -> Any:
     """Return a column. If its values often repeat, return the list of different values (`of`) and the indices of the
     column's values in this list (`at`) instead.
     """
     if isinstance(column, dict):
-        return {key: _packed(values) for key, values in column.items()}
+        return {key: _pack_column(values) for key, values in column.items()}
     if not column or not all(isinstance(value, str | None) for value in column):
         return column
     distinct = list(dict.fromkeys(column))

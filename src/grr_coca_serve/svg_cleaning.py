@@ -9,7 +9,7 @@ _ACTIVE = frozenset({"script", "foreignObject", "a", "animate", "animateMotion",
 """Elements that run code, embed documents, contain links, or change attributes of other elements."""
 _EMBEDDED = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,", re.IGNORECASE)
 _IMPORT = re.compile(r"@import[^;]*;?", re.IGNORECASE)
-_OUTSIDE = re.compile(r"""url\(\s*(?!['"]?\s*#)[^)]*\)|expression\s*\(|javascript:""", re.IGNORECASE)
+_EXTERNAL_REFERENCE = re.compile(r"""url\(\s*(?!['"]?\s*#)[^)]*\)|expression\s*\(|javascript:""", re.IGNORECASE)
 """Parts of style values that may load other resources or run code."""
 _DOCTYPE = re.compile(rb"<!DOCTYPE[^>\[]*>", re.IGNORECASE)
 _INK = re.compile(r"[0-9a-f]{6}")
@@ -59,7 +59,7 @@ def _clean(root: ElementTree.Element) -> None:
             elif cleaned != value:
                 element.set(name, cleaned)
         if element.tag == f"{{{_SVG}}}style" and element.text:
-            element.text = _OUTSIDE.sub("none", _IMPORT.sub("", element.text))
+            element.text = _EXTERNAL_REFERENCE.sub("none", _IMPORT.sub("", element.text))
 
 
 def _is_allowed(element: ElementTree.Element) -> bool:
@@ -75,4 +75,4 @@ def _clean_value(name: str, value: str) -> str | None:
         return None
     if plain in ("href", "src"):
         return value if value.strip().startswith("#") or _EMBEDDED.match(value.strip()) else None
-    return _OUTSIDE.sub("none", value)
+    return _EXTERNAL_REFERENCE.sub("none", value)

@@ -16,7 +16,7 @@ from grr_coca.data.preprocess import Framing
 from grr_coca.data.sources.open import open_source
 from grr_coca.infer import write_features as module
 from grr_coca.infer.adapted.adaptation import file_digest
-from grr_coca.infer.encoder import open_described, open_encoder, with_framing
+from grr_coca.infer.encoder import open_encoder, open_encoder_from_info, with_framing
 
 NUM_PAIRS = 70
 
@@ -145,7 +145,7 @@ def test_folder_of_other_features_raises(grr_coca, root):
 def test_encoder_of_a_cache_is_opened_again(grr_coca, root):
     features(grr_coca, root, "--frame")
     info = FeatureCache(root / "features").header.encoder
-    encoder = open_described(info)
+    encoder = open_encoder_from_info(info)
     assert encoder.info == info
     assert encoder.info.preprocess.framing == Framing()
     plain = open_encoder(info.name)
@@ -153,7 +153,7 @@ def test_encoder_of_a_cache_is_opened_again(grr_coca, root):
     graph = root / "graph" / "encoder.onnx"
     graph.write_bytes(graph.read_bytes() + b"\x72\x00")  # a field that no reader knows
     with pytest.raises(UserError, match="the weights or preprocessing of this encoder differ"):
-        open_described(info)
+        open_encoder_from_info(info)
 
 
 def test_corrupt_files_raise(grr_coca, root):

@@ -112,7 +112,7 @@ def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
 
 
 def test_checksums_are_rewritten_with_the_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 5)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_REMOVED_ROWS", 5)
     monkeypatch.setattr(checksums, "ROWS_PER_BLOCK", 16)
     monkeypatch.setattr("grr_coca_search.embedded.writer.ROWS_PER_BLOCK", 16)
     store = make_store(str(tmp_path / "index"), HEADER)

@@ -207,7 +207,7 @@ def test_full_disk_keeps_committed_data(tmp_path):
 
 
 def test_update_frees_the_space_of_removed_images(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 2)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_REMOVED_ROWS", 2)
     red, *others = [paint(tmp_path / "photos" / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
     for _ in range(2):
         update_store(store, [str(red.parent)], ColourModel)
@@ -305,7 +305,7 @@ def test_vectors_are_rewritten_when_most_are_removed(store, reopened):
 
 
 def test_vectors_are_kept_up_to_half_removed_images(store, monkeypatch):
-    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 1)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_REMOVED_ROWS", 1)
     entries, _ = fill(store, 10)
     for number, is_written in ((5, False), (6, True)):
         store.commit(Changes(removed=[entry.name for entry in entries[:number]]))

@@ -16,8 +16,8 @@ from grr_coca.data.image_files import ImageFile
 from grr_coca_search.describe import photo_of as photo_with
 from grr_coca_search.describe import sidecar_state
 from grr_coca_search.entry import Photo
-from grr_coca_search.fields import READER
-from grr_coca_search.photo import found_in
+from grr_coca_search.fields import READER_VERSION
+from grr_coca_search.photo import read_image_metadata
 
 PHOTOS = Path(__file__).parent / "photos"
 needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")
@@ -34,7 +34,7 @@ EVERYTHING = photo_of(
 
 
 def read_photo(file: ImageFile) -> Photo:
-    return photo_with(file, found_in(file.read(), file.name))
+    return photo_with(file, read_image_metadata(file.read(), file.name))
 
 
 def read(path: Path) -> Photo:
@@ -98,7 +98,7 @@ def test_state_of_xmp_files_changes_with_each_of_them(tmp_path):
         states.append(sidecar_state(file))
     (tmp_path / "a.xmp").unlink()
     states.append(sidecar_state(file))
-    assert states[0] == READER
+    assert states[0] == READER_VERSION
     assert len(set(states)) == 5
     assert max(states) < 2**63
 

@@ -15,7 +15,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint_files import RELEVANCE
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
-from grr_coca_search.duplicates import LIMIT_OF_BITS, duplicate_groups
+from grr_coca_search.duplicates import MAX_DISTANCE_LIMIT, duplicate_groups
 from grr_coca_search.entry import MAX_BITS, MIN_COSINE
 from grr_coca_search.index import Index
 from grr_coca_search.query import Query, SearchOptions, search_store
@@ -156,7 +156,7 @@ def test_model_reads_the_curve_next_to_its_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("max_distance", "min_cosine"), [(0, 0.0), (2, 0.9), (MAX_BITS, MIN_COSINE), (9, 0.99), (LIMIT_OF_BITS, 0.9)]
+    ("max_distance", "min_cosine"), [(0, 0.0), (2, 0.9), (MAX_BITS, MIN_COSINE), (9, 0.99), (MAX_DISTANCE_LIMIT, 0.9)]
 )
 def test_groups_connect_all_pairs_within_both_limits(store, max_distance, min_cosine):
     random = np.random.default_rng(max_distance)
@@ -178,7 +178,7 @@ def test_groups_connect_all_pairs_within_both_limits(store, max_distance, min_co
     assert found == {group for group in expected if len(group) > 1}
 
 
-@pytest.mark.parametrize("limits", [(-1, 0.9), (LIMIT_OF_BITS + 1, 0.9), (6, -0.1), (6, 1.1), (6, float("nan"))])
+@pytest.mark.parametrize("limits", [(-1, 0.9), (MAX_DISTANCE_LIMIT + 1, 0.9), (6, -0.1), (6, 1.1), (6, float("nan"))])
 def test_rejects_limits_out_of_range(store, limits):
     with pytest.raises(UserError, match="must be from 0 to"):
         duplicate_groups(store, *limits)

@@ -25,7 +25,7 @@ from grr_coca.common.errors import UserError
 from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import KEY_VARIABLE, Guard, Limits
 from grr_coca_serve.metrics import Metrics
-from grr_coca_serve.queue import ModelQueue, results_of
+from grr_coca_serve.queue import ModelQueue, wait_for_results
 from grr_coca_serve.request_error import RequestError
 from grr_coca_serve.server import RunningServer
 from grr_coca_serve.service import QueuedRoute
@@ -193,7 +193,7 @@ def test_remaining_jobs_are_skipped_after_a_failure():
     jobs = [Future() for _ in range(3)]
     jobs[1].set_exception(RequestError(504, "too late"))
     with pytest.raises(RequestError, match="too late"):
-        asyncio.run(results_of(jobs))
+        asyncio.run(wait_for_results(jobs))
     assert [job.cancelled() for job in jobs] == [True, False, True]
 
 

@@ -202,7 +202,7 @@ def wait_long_for_the_first(folder: Path) -> None:
     """The first rank works longer than ranks wait for each other elsewhere."""
     ranks_of_run.TIMEOUT = timedelta(seconds=5)
     with join_ranks() as ranks:
-        told = ranks.on_first(lambda: time.sleep(7) or "done")
+        told = ranks.run_on_first(lambda: time.sleep(7) or "done")
         (folder / f"told-{ranks.rank}").write_text(told)
         ranks.sum(torch.zeros(1))
 
@@ -211,7 +211,7 @@ def fail_on_first(folder: Path) -> None:
     """The first rank divides by zero; each writes down what it hears of that."""
     with join_ranks() as ranks:
         try:
-            ranks.on_first(lambda: 1 / 0)
+            ranks.run_on_first(lambda: 1 / 0)
         except Exception as error:
             (folder / f"error-{ranks.rank}").write_text(f"{type(error).__name__}: {error}")
         ranks.sum(torch.zeros(1))  # so that none closes its connections while another still works

@@ -13,7 +13,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca_search.describe import DecodedImage, Take, decode_found
 from grr_coca_search.entry import Entry, Header, Photo, Stamp
-from grr_coca_search.fields import READER, FieldValue
+from grr_coca_search.fields import READER_VERSION, FieldValue
 from grr_coca_search.portable import export_parquet
 from grr_coca_search.store import Changes, ImageDescription, Store
 
@@ -28,7 +28,7 @@ def make_vectors(count: int, seed: int = 0) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
 
 
-def photo_of(keywords: tuple[str, ...] = (), sidecars: int = READER, **fields: FieldValue) -> Photo:
+def photo_of(keywords: tuple[str, ...] = (), sidecars: int = READER_VERSION, **fields: FieldValue) -> Photo:
     """What was read of an image."""
     return Photo(fields=fields, keywords=keywords, sidecars=sidecars)
 

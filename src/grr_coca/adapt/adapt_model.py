@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.adapt.calibrate import CaptionFigures, fit_captions, fit_scale, fit_search
-from grr_coca.adapt.fit import FitMetrics, FitResult, fit_images, flat_figures, measure_fit, without_copies
+from grr_coca.adapt.fit import FitMetrics, FitResult, drop_held_out_copies, fit_images, flat_figures, measure_fit
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
 from grr_coca.adapt.ridge import MAX_EXACT
 from grr_coca.common.errors import UserError
@@ -23,7 +23,7 @@ from grr_coca.common.files import MANIFEST, atomic_folder, read_json, read_manif
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.features import EncoderInfo
 from grr_coca.data.sources.base import BadSample, PairSource
-from grr_coca.data.sources.feature_pairs import features_of
+from grr_coca.data.sources.feature_pairs import feature_header_of
 from grr_coca.data.sources.folder import read_image_file
 from grr_coca.data.sources.views import Chain
 from grr_coca.infer.adapted import descriptors, words
@@ -153,7 +153,7 @@ def adapt_model(
         )
     require_replaceable(out)
     base_fingerprint = fingerprint(folder)
-    features = features_of(source)
+    features = feature_header_of(source)
     if features is not None and encoder is not None:
         raise UserError(f"{name}: contains features, which need no encoder; omit --encoder")
     model = load(folder)
@@ -176,7 +176,7 @@ def adapt_model(
     )
     num_reused = sum(bytes(row) in stored for row in images.digests[: images.num_fit])
     if val is not None:
-        images = without_copies(images)
+        images = drop_held_out_copies(images)
         if len(images) == images.num_fit:
             raise UserError(f"{name}: no image of --val can be used, or all are near-equal to images of the pairs")
     steps = iter(range(100))

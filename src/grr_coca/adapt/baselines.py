@@ -15,7 +15,7 @@ from grr_coca.adapt.fit import fit_images
 from grr_coca.adapt.read_pairs import read_pairs, require_size
 from grr_coca.common.shapes import Float, Int
 from grr_coca.data.sources.base import PairSource
-from grr_coca.evaluate.caption_split import CaptionedSplit, images_of
+from grr_coca.evaluate.caption_split import CaptionedSplit, pairs_by_image
 from grr_coca.evaluate.split import Gallery
 from grr_coca.evaluate.tasks import split_captions
 from grr_coca.infer.adapted.descriptors import descriptors, unit
@@ -48,7 +48,7 @@ class Baselines:
     def galleries(self, split: PairSource) -> dict[str, Gallery]:
         """Embed a split with each baseline. The nearest training image is represented by the words in its captions."""
         found = self._embed_split(split)
-        texts, owners, ids = split_captions(split, images_of(split))
+        texts, owners, ids = split_captions(split, pairs_by_image(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
         numbers = self._adaptation.header.split[0]
         caption_means = self._images.captions.mean_of_images(self._adaptation.arrays.caption_vectors[:, :numbers])
@@ -64,7 +64,7 @@ class Baselines:
         The closed form chooses the most similar training caption. The other baseline chooses the first caption of the
         nearest training image.
         """
-        found, images = self._embed_split(split), images_of(split)
+        found, images = self._embed_split(split), pairs_by_image(split)
         texts, owners, _ = split_captions(split, images)
         references = [
             tuple(text for text, owner in zip(texts, owners, strict=True) if owner == i) for i in range(len(images))
@@ -79,7 +79,7 @@ class Baselines:
         }
 
     def _embed_split(self, split: PairSource) -> "_SplitFeatures":
-        model, images = self._base, images_of(split)
+        model, images = self._base, pairs_by_image(split)
         rows: list[tuple[np.ndarray, np.ndarray]] = []
 
         def batches() -> Iterator[np.ndarray]:

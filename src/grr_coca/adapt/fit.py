@@ -15,10 +15,10 @@ from grr_coca.adapt.ridge import (
     ExactRidge,
     Ridge,
     fit,
-    join_linked,
+    group_linked,
+    group_near_equal,
     links_of,
     make_folds,
-    near_equal,
     rows_of,
 )
 from grr_coca.adapt.targets import MAX_WORDS, TargetSpace
@@ -163,7 +163,7 @@ RECALLS = (1, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
-def without_copies(images: ImageSet) -> ImageSet:
+def drop_held_out_copies(images: ImageSet) -> ImageSet:
     """Return the images without the held-out images that are near-equal to a fitted image."""
     near = _near_equal_groups(images)
     is_copy = np.isin(near, near[: images.num_fit])
@@ -256,8 +256,8 @@ def _near_equal_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
     described = images.described[:, :NUM_DESCRIPTORS]
     if not images.is_seen_by_base:
         described = unit(images.described)
-        return near_equal(described, described, _NEAR_DESCRIPTORS, _NEAR_DESCRIPTORS)
-    return near_equal(unit(images.embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
+        return group_near_equal(described, described, _NEAR_DESCRIPTORS, _NEAR_DESCRIPTORS)
+    return group_near_equal(unit(images.embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
 
 
 def _predict_unseen(
@@ -278,18 +278,18 @@ def _held_out_fold(images: ImageSet) -> Folds:
 
 
 def _folds(images: ImageSet, near: Int[np.ndarray, " N"]) -> Folds:
-    same_caption = _near_or_same_caption(images, near)
+    same_caption = _group_related_images(images, near)
     count = len(np.unique(same_caption))
     return Folds(make_folds(near, NUM_FOLDS), make_folds(same_caption, NUM_FOLDS) if count >= 2 * NUM_FOLDS else None)
 
 
-def _near_or_same_caption(images: ImageSet, near: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+def _group_related_images(images: ImageSet, near: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """Group images that are near-equal or share a caption, directly or through a chain of such images."""
     links = links_of(images.captions.owners, images.captions.text_ids)
     groups = near.tolist()
     if all(groups[one] == groups[other] for one, other in links):
         return near
-    return join_linked(len(near), [*links, *links_of(np.arange(len(near)), near)])
+    return group_linked(len(near), [*links, *links_of(np.arange(len(near)), near)])
 
 
 def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]) -> Iterator[HeldOutFold]:
@@ -303,7 +303,9 @@ def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]
         seen[captions.text_ids[~is_mine]] = True
         texts = captions.text_ids[is_mine]
         others = np.flatnonzero(number < 0)
-        yield HeldOutFold(rows, number[captions.owners[is_mine]], texts, seen[texts], space.words_known_to(others))
+        yield HeldOutFold(
+            rows, number[captions.owners[is_mine]], texts, seen[texts], space.words_in_captions_of(others)
+        )
 
 
 def _known_fraction(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
@@ -591,7 +593,7 @@ def _learning_curve(
                 dual = ExactRidge(features[own], values.width, values.penalty).dual(space.rows[own])
                 predicted = np.zeros((len(images), space.rows.shape[1]), np.float32)
                 predicted[gallery.rows] = gaussian(features[gallery.rows], features[own], values.width) @ dual
-            known = replace(gallery, words=space.words_known_to(own))
+            known = replace(gallery, words=space.words_in_captions_of(own))
             similar = _similarities(known, space, predicted, fitted.plain, values.plain_share)
             ranks = ranks_of(similar, gallery, np.ones(len(gallery.texts), bool))["text_to_image"]
             hits.setdefault(share, []).append(ranks < k)

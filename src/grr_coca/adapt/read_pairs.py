@@ -190,7 +190,7 @@ def read_pairs(
         seen = features[:, -descriptor.encoder.info.embed_dim :]
         descriptor.mean = seen[:num_fit].mean(axis=0)
         seen[:] = descriptor.scale(seen)
-    _require_enough(features[:num_fit], [captions[digest] for digest in order[:num_fit]], bad, path)
+    _require_distinct_pairs(features[:num_fit], [captions[digest] for digest in order[:num_fit]], bad, path)
     texts = list(dict.fromkeys(text for digest in order for text in captions[digest]))
     numbers = {text: number for number, text in enumerate(texts)}
     pairs = [(image, numbers[text]) for image, digest in enumerate(order) for text in captions[digest]]
@@ -237,7 +237,7 @@ def _read_image(
     )
 
 
-def _require_enough(
+def _require_distinct_pairs(
     features: Float[np.ndarray, "N *F"], captions: Sequence[Mapping[str, None]], bad: list[str], path: str
 ) -> None:
     """Check that there are enough images, and that neither all captions nor all images are equal.

@@ -198,7 +198,7 @@ def _curve_text(adapted: AdaptationResult) -> str:
     )
 
 
-def growth(adapted: AdaptationResult) -> tuple[float, float]:
+def recall_gain(adapted: AdaptationResult) -> tuple[float, float]:
     """Return the gain in recall from half of the pairs to all pairs, and the standard error of the recall with half."""
     half, whole = adapted.measured.curve[0.5], adapted.measured.curve[1.0]
     return whole[0] - half[0], half[1]
@@ -207,7 +207,7 @@ def growth(adapted: AdaptationResult) -> tuple[float, float]:
 def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
     """Yield advice, one sentence at a time."""
     images, k = adapted.images, adapted.measured.curve_k
-    gain, error = growth(adapted)
+    gain, error = recall_gain(adapted)
     if gain > max(_MIN_GAIN, error):
         yield f"More pairs would help: from half of them to all, R@{k} grew by {100 * gain:.0f} points."
     elif error > _MIN_GAIN:

@@ -196,7 +196,7 @@ def links_of(images: Int[np.ndarray, " P"], groups: Int[np.ndarray, " P"]) -> li
     ]
 
 
-def join_linked(num_images: int, links: Iterable[tuple[int, int]]) -> Int[np.ndarray, " N"]:
+def group_linked(num_images: int, links: Iterable[tuple[int, int]]) -> Int[np.ndarray, " N"]:
     """Group images that are linked, directly or through a chain. Each group is named by its first image."""
     parents = list(range(num_images))
 
@@ -212,7 +212,7 @@ def join_linked(num_images: int, links: Iterable[tuple[int, int]]) -> Int[np.nda
     return np.array([find(image) for image in range(num_images)])
 
 
-def near_equal(
+def group_near_equal(
     rows: Float[np.ndarray, "N F"], others: Float[np.ndarray, "N D"], least: float, other_least: float
 ) -> Int[np.ndarray, " N"]:
     """Group near-equal images, which must share a fold.
@@ -235,7 +235,7 @@ def near_equal(
                 is_equal = np.einsum("nd,nd->n", others[one], others[other]) >= other_least
                 yield from zip(one[is_equal].tolist(), other[is_equal].tolist(), strict=True)
 
-    return join_linked(len(rows), links())
+    return group_linked(len(rows), links())
 
 
 def logistic_weights(columns: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Float[np.ndarray, " _"]:

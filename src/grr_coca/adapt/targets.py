@@ -113,19 +113,19 @@ class TargetSpace:
 
     def without_words(self, is_known: Bool[np.ndarray, " V"], texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M R"]:
         """Project the targets of some captions as if unknown words were missing from the vocabulary."""
-        weighed = _without(_rows(self._weighed, texts), is_known)
+        weighed = _drop_unknown_words(_select_rows(self._weighed, texts), is_known)
         words, embedding = self.directions[: len(self.vocabulary)], self.directions[len(self.vocabulary) :]
         found = weighed.times(words)
         found += np.float32(np.sqrt(self.text_weight)) * (self._centred[texts] @ embedding)
         return found * _factors(weighed, self.text_weight)
 
-    def words_known_to(self, images: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " V"]:
+    def words_in_captions_of(self, images: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " V"]:
         """Return a mask of the words that occur in the captions of some images."""
         is_of = np.zeros(self.captions.num_images, bool)
         is_of[images] = True
         texts = np.unique(self.captions.text_ids[is_of[self.captions.owners]])
         known = np.zeros(len(self.vocabulary), bool)
-        known[_rows(self._weighed, texts).ids] = True
+        known[_select_rows(self._weighed, texts).ids] = True
         return known
 
     def plain(self, texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M E"]:
@@ -198,7 +198,7 @@ def _factors(weighed: WordWeights, text_weight: float) -> Float[np.ndarray, "M 1
     return (1 / np.sqrt(np.maximum(has_words + text_weight, 1e-9))).astype(np.float32)[:, None]
 
 
-def _rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
+def _select_rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
     counts = np.diff(weighed.ends, prepend=0)
     starts, kept = weighed.ends - counts, counts[texts]
     ends = np.cumsum(kept, dtype=np.int64)
@@ -206,7 +206,7 @@ def _rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
     return WordWeights(weighed.ids[positions], weighed.weights[positions], ends)
 
 
-def _without(weighed: WordWeights, is_known: Bool[np.ndarray, " V"]) -> WordWeights:
+def _drop_unknown_words(weighed: WordWeights, is_known: Bool[np.ndarray, " V"]) -> WordWeights:
     """Drop unknown words, and rescale the weights of each text's remaining words to length 1."""
     counts = np.diff(weighed.ends, prepend=0)
     texts = np.repeat(np.arange(len(counts)), counts)

@@ -15,7 +15,14 @@ from typing import NamedTuple
 
 import grr_coca
 from grr_coca.common import plugins
-from grr_coca.common.errors import Interruption, UserError, pip_install, print_warnings, printable, suggest_name
+from grr_coca.common.errors import (
+    Interruption,
+    UserError,
+    make_printable,
+    pip_install_command,
+    print_warnings,
+    suggest_name,
+)
 from grr_coca.common.threads import multiply_on_one_thread, set_passive_wait_policy
 
 
@@ -117,13 +124,13 @@ def exit_code(work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(make_printable(f"error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
         message = _file_error_message(error)
         if message is None:
             raise
-        print(printable(f"error: {message}"), file=sys.stderr)
+        print(make_printable(f"error: {message}"), file=sys.stderr)
         return 2
     except Interruption as stopped:
         name = signal.Signals(stopped.number).name
@@ -195,7 +202,7 @@ def _split_command(argv: list[str]) -> tuple[str, list[str]]:
     commands = all_commands()
     kinds = [name for name in commands if name.startswith(f"{first} ")]
     if not kinds:
-        command = pip_install("-e", ".")
+        command = pip_install_command("-e", ".")
         again = "" if plugins.is_installed() else f"; only the core is installed; run in the clone: {command}"
         raise UserError(f"unknown command '{first}'; {suggest_name(first, commands)}{again}")
     if rest and rest[0] not in ("-h", "--help"):

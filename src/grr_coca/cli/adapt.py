@@ -57,7 +57,7 @@ def run(
         seconds, gigabytes = estimate_cost(len(source))
         more = "" if encoder is None else " plus the time to encode each new image,"
         print(f"this takes about {seconds:.0f} s{more} and {gigabytes:.1f} GB of memory", file=sys.stderr)
-    held, is_tuned = unseen_by_training(folder, source, pairs, None if val is None else open_source(val))
+    held, is_tuned = select_unseen_pairs(folder, source, pairs, None if val is None else open_source(val))
     adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned, encoder=encoder)
     print_line(as_json(adapted) if json else report_text(adapted, out))
     return 0
@@ -111,7 +111,7 @@ _MAX_COMPARED = 50_000
 """Maximum number of a run's training pairs, evenly spaced, that are compared with the pairs to adapt to."""
 
 
-def unseen_by_training(
+def select_unseen_pairs(
     folder: Path, pairs: "PairSource", name: str, val: "PairSource | None"
 ) -> "tuple[PairSource | None, bool]":
     """Return pairs to measure on, and whether the base is a run that was trained on some of the given pairs.

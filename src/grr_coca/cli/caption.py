@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, require_batch_size
-from grr_coca.cli.output import print_line, report_unfamiliar, reporting
+from grr_coca.cli.output import close_and_report, print_line, report_unfamiliar
 from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_not_an_input, to_json
 from grr_coca.infer.generate.options import GenerationOptions
@@ -97,7 +97,7 @@ def run(
     )
 
     found, folder = find_inputs(images, exclude, checkpoint)
-    with reporting(_open_output(out, sidecar, overwrite, json, found, options.num_captions)) as output:
+    with close_and_report(_open_output(out, sidecar, overwrite, json, found, options.num_captions)) as output:
         num_captioned = sum(image.name in output.done for image in found)
         if num_captioned:
             print(f"{num_captioned} of {len(found)} images already have captions", file=sys.stderr)

@@ -15,10 +15,10 @@ from grr_coca.cli.flags import (
     Flag,
     ImageArguments,
     Lists,
-    joined,
+    join_lists,
     require_batch_size,
 )
-from grr_coca.cli.output import print_line, report_unfamiliar, reporting
+from grr_coca.cli.output import close_and_report, print_line, report_unfamiliar
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import to_json
 from grr_coca.infer.class_names import BARE_NAME, check_class_names, read_class_names
@@ -85,7 +85,7 @@ def run(
     found, folder = find_inputs(images, exclude, checkpoint)
     sidecars = XmpFiles(found, instead="--json") if sidecar == "xmp" else None
     model = grr_coca.load(folder, engine=engine)
-    classifier = model.classifier(names, joined(templates) or BARE_NAME)
+    classifier = model.classifier(names, join_lists(templates) or BARE_NAME)
 
     unfamiliar: list[bool | None] = []
 
@@ -106,7 +106,7 @@ def run(
             if sidecars is not None and keywords and not is_unfamiliar:
                 sidecars.add_keywords(file, keywords)
 
-    with nullcontext() if sidecars is None else reporting(sidecars):
+    with nullcontext() if sidecars is None else close_and_report(sidecars):
         code = process_images(found, model, batch_size, "classified", classify, write, shows_progress(prints=True))
         if sidecars is not None:
             report_unfamiliar(unfamiliar)

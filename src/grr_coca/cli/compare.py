@@ -14,7 +14,7 @@ from grr_coca.cli.evaluate import (
     plain_intervals,
     require_splits,
 )
-from grr_coca.cli.flags import Flag, Lists, joined, require_batch_size
+from grr_coca.cli.flags import Flag, Lists, join_lists, require_batch_size
 from grr_coca.common.errors import require_extra
 from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.model.checkpoint_files import is_adapted
@@ -57,7 +57,7 @@ def compare_checkpoints(
         baselines: also measure baselines from the training pairs of each model; see `evaluate`.
         json: print all metrics of `evaluate` for both, and their differences, as JSON.
     """
-    paths = joined(data)
+    paths = join_lists(data)
     require_splits(paths)
     require_batch_size(batch_size)
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))

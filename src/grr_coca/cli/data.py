@@ -152,7 +152,7 @@ def run(
 
 
 def _check(action: Check) -> int:
-    from grr_coca.data.dataset_stats import check_source, contact_sheet
+    from grr_coca.data.dataset_stats import check_source, draw_contact_sheet
     from grr_coca.data.sources.open import open_source
 
     source = open_source(action.path)
@@ -161,7 +161,7 @@ def _check(action: Check) -> int:
         stats = check_source(source, lambda done: shown.update("check", done, ""))
     print_line(_as_json(stats) if action.json else _format_stats(stats))
     if sheet is not None:
-        drawn = contact_sheet(source)
+        drawn = draw_contact_sheet(source)
         write_output(sheet, lambda file: drawn.save(file, "PNG"))
         print(f"contact sheet     {sheet}", file=sys.stderr if action.json else sys.stdout)
     return int(bool(stats.broken or stats.truncated_shards))

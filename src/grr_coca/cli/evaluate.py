@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grr_coca.cli.flags import Lists, joined, require_batch_size
+from grr_coca.cli.flags import Lists, join_lists, require_batch_size
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.outputs import require_not_an_input, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
@@ -62,7 +62,7 @@ def evaluate_splits(
         json: print JSON.
     """
     given = {"out": out, "labels": labels, "templates": templates, "train": train}
-    paths = joined(data)
+    paths = join_lists(data)
     named = {name for name, value in given.items() if value is not None}
     _check_options(task or "loss", paths, batch_size, named)
     if train is not None:

@@ -32,7 +32,7 @@ IndexArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDE
 Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
 """Flag with several values: all after one flag, one after each flag, or both.
 
-The value has one list per occurrence; see `joined`. With a plain tuple, only the last occurrence would count.
+The value has one list per occurrence; see `join_lists`. With a plain tuple, only the last occurrence would count.
 """
 
 
@@ -46,6 +46,6 @@ def require_batch_size(batch_size: int) -> None:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
 
 
-def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
+def join_lists(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
     """Return the values of a flag of type `Lists` as one tuple."""
     return tuple(chain.from_iterable(lists))

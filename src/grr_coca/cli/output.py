@@ -14,7 +14,7 @@ from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS
 if TYPE_CHECKING:
     from grr_coca.infer.outputs.caption_files import CaptionOutput
 
-UNREAD = 128 + 13
+BROKEN_PIPE_EXIT_CODE = 128 + 13
 """Exit code of a program whose reader has closed its output. It is the code of SIGPIPE, which Windows does not have."""
 
 
@@ -35,7 +35,7 @@ def print_line(text: str, end: str = "\n") -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit would fail again
-        raise SystemExit(UNREAD) from error
+        raise SystemExit(BROKEN_PIPE_EXIT_CODE) from error
 
 
 def failure_lines(messages: Iterable[str]) -> list[str]:
@@ -62,7 +62,7 @@ def print_first(lines: Sequence[str]) -> None:
 
 
 @contextmanager
-def reporting(output: "CaptionOutput") -> "Iterator[CaptionOutput]":
+def close_and_report(output: "CaptionOutput") -> "Iterator[CaptionOutput]":
     """Close an output at the end of the context, and list on standard error the files that could not be written."""
     try:
         with output:

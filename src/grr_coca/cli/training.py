@@ -193,7 +193,7 @@ def _run(
         if make_trial is not None:
             assert origin is not None
             recipe, resume = _search(recipe, make_trial, out, resume, origin, ranks), True
-        point = ranks.on_first(lambda: _find_resume_point(out, recipe, resume, origin))
+        point = ranks.run_on_first(lambda: _find_resume_point(out, recipe, resume, origin))
         start = make_start(ranks) if point is None else from_pretrained(point)
         if not ranks.is_first:
             train(recipe, start, out, ranks, lambda *_: None, point, origin)
@@ -240,10 +240,10 @@ def _search(
         The recipe of the run, which the caller then resumes.
     """
     from grr_coca.cli.progress import bars
-    from grr_coca.train.rate_search import SEARCH_FILE, TRIALS, max_total_steps, read_search, search_rate
+    from grr_coca.train.rate_search import SEARCH_FILE, TRIALS_FOLDER, max_total_steps, read_search, search_rate
 
     if not resume:
-        ranks.on_first(lambda: _require_no_run(out, TRIALS))
+        ranks.run_on_first(lambda: _require_no_run(out, TRIALS_FOLDER))
     if not ranks.is_first:
         return search_rate(recipe, make_trial, out, ranks, origin, lambda *_: None)
     with bars({"search": max_total_steps(recipe)}) as shown, _advise_on_disk_errors():

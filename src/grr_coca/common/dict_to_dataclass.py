@@ -41,7 +41,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
     fields = _fields(cls)  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise UserError(f"{where}: unknown key '{key}'; {_nearest_key(str(key), cls)}")
+            raise UserError(f"{where}: unknown key '{key}'; {_suggest_key(str(key), cls)}")
     values = {}
     for name, (hint, is_needed) in fields.items():
         if name in data:
@@ -54,7 +54,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
         raise UserError(f"{where}: {error}") from error
 
 
-def _nearest_key(key: str, cls: type) -> str:
+def _suggest_key(key: str, cls: type) -> str:
     """Return a hint for an unknown key: the path of the same key in another section, or the most similar key."""
     own = _fields(cls)
     paths = [path for name in own for path in _key_paths(name, own[name][0]) if path.rpartition(".")[2] == key]

@@ -60,7 +60,7 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
     return "valid names: " + ", ".join(valid)
 
 
-def nearest_multiples(number: int, factor: int) -> str:
+def suggest_multiples(number: int, factor: int) -> str:
     """Return a hint for a number that is not a multiple of a factor: the nearest positive multiples."""
     lower = number // factor * factor
     return f"{lower} and {lower + factor}" if lower > 0 else f"{factor}"
@@ -76,7 +76,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Escape the control characters of a message, except line ends."""
     return "\n".join(map(escape_control_chars, text.split("\n")))
 
@@ -94,7 +94,7 @@ def print_warnings() -> None:
 
 class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return make_printable(super().format(record))
 
 
 # --- Optional packages. The base installation captions, embeds, classifies and searches; extras install other packages
@@ -169,11 +169,11 @@ def install_command(extra: Extra) -> str:
     command is never `pip install grr-coca[EXTRA]`, because another project may own that name in pip's index.
     """
     if is_clone():
-        return pip_install("-e", f"{_ROOT}[{extra}]")
-    return pip_install(*PACKAGES[extra].values())
+        return pip_install_command("-e", f"{_ROOT}[{extra}]")
+    return pip_install_command(*PACKAGES[extra].values())
 
 
-def pip_install(*arguments: str) -> str:
+def pip_install_command(*arguments: str) -> str:
     """Return the command that installs packages for the running interpreter with pip, for messages.
 
     If the folder of the interpreter comes first in `PATH`, which is the case in an activated environment, the

@@ -26,7 +26,7 @@ _RETRY_PAUSES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Pauses between attempts to rename. On Windows, renaming fails while another process, such as a virus scanner, has the
 file open."""
 
-CACHE = "cache:"
+CACHE_PREFIX = "cache:"
 """Prefix of paths in the user's cache."""
 
 
@@ -47,10 +47,10 @@ def models_cache() -> Path:
 
 def expand_cache_prefix(path: str) -> str:
     """Replace the prefix `cache:` with the user's cache folder. Other paths are unchanged."""
-    return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
+    return str(user_cache() / path.removeprefix(CACHE_PREFIX)) if path.startswith(CACHE_PREFIX) else path
 
 
-def require_path(path: str) -> None:
+def require_nonempty_path(path: str) -> None:
     """Check that a path is not empty. An unset shell variable yields an empty path, which would be interpreted as `.`.
 
     Raises:
@@ -257,14 +257,14 @@ class LocalFile:
         os.close(self._descriptor)
 
 
-_SEEKING = threading.Lock()
+_SEEK_LOCK = threading.Lock()
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
     """Read a part of a file. The result is shorter if the file ends earlier. This function is thread-safe."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
-    with _SEEKING:
+    with _SEEK_LOCK:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, size)
 

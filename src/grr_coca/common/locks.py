@@ -50,7 +50,7 @@ class ProcessLock:
         end = time.monotonic() + _SHORT_WAIT_SECONDS
         while (descriptor := _try_to_lock(path)) is None:
             if time.monotonic() > end:
-                raise LockHeldError(_holder(path))
+                raise LockHeldError(_read_holder(path))
             time.sleep(_SHORT_WAIT_SECONDS / 10)
         os.ftruncate(descriptor, 0)
         # A Windows lock on the first byte also prevents others from reading this byte.
@@ -88,7 +88,7 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
     return False
 
 
-def _holder(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(1)

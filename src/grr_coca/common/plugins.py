@@ -133,11 +133,11 @@ def _distributions() -> Mapping[str, "os.DirEntry[str]"]:
     If two versions of a distribution are installed, the first on the path is used.
     """
     allowed = os.environ.get(VARIABLE)
-    names = None if allowed is None else {_normalized(name.strip()) for name in allowed.split(",")} | {DISTRIBUTION}
+    names = None if allowed is None else {_normalize_name(name.strip()) for name in allowed.split(",")} | {DISTRIBUTION}
     found: dict[str, os.DirEntry[str]] = {}
     for folder in sys.path:
         for metadata in _metadata_folders(folder or "."):
-            provider = _normalized(metadata.name.rpartition(".")[0].split("-")[0])
+            provider = _normalize_name(metadata.name.rpartition(".")[0].split("-")[0])
             if names is None or provider in names:
                 found.setdefault(provider, metadata)
     return found
@@ -172,5 +172,5 @@ def _read(metadata: "os.DirEntry[str]", provider: str) -> Iterator[_EntryPoint]:
             yield _EntryPoint(group, name, re.sub(r"\s|\[.*", "", value), provider)  # without the extras in brackets
 
 
-def _normalized(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

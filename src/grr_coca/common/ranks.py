@@ -73,7 +73,7 @@ class Ranks:
             dist.all_gather_object(items, item)
         return items
 
-    def on_first(self, function: Callable[[], T]) -> T:
+    def run_on_first(self, function: Callable[[], T]) -> T:
         """Call a function on rank 0, and return its result on all ranks.
 
         Raises:
@@ -180,15 +180,15 @@ def join_ranks() -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    _join_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         ranks = Ranks.current(device, dist.new_group(timeout=RANK_0_TIMEOUT))
-        ranks.on_first(lambda: None)  # this connects the group now, with the timeout of the other exchanges
+        ranks.run_on_first(lambda: None)  # this connects the group now, with the timeout of the other exchanges
         yield ranks
     except Interruption:  # this error is raised on all ranks, after the same step
-        _leave()
+        _leave_process_group()
         raise
-    _leave()  # not after other errors, because another rank may never reach this point
+    _leave_process_group()  # not after other errors, because another rank may never reach this point
 
 
 def device_of_process() -> torch.device:
@@ -205,7 +205,7 @@ def device_of_process() -> torch.device:
     return torch.device("cuda", number)
 
 
-def _leave() -> None:
+def _leave_process_group() -> None:
     # gloo's threads may still need Python's interpreter lock, to free the tensors of the last exchange. If this thread
     # destroyed the group now, it would hold that lock while it waits for gloo's threads, which is a deadlock. While
     # this thread sleeps, gloo's threads can get the lock.
@@ -213,7 +213,7 @@ def _leave() -> None:
     dist.destroy_process_group()
 
 
-def _join(backend: str) -> None:
+def _join_process_group(backend: str) -> None:
     """Join the other ranks in a process group.
 
     torchrun uses the same store after a restart, so the store still contains the addresses of dead processes. A new

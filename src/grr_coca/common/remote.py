@@ -176,7 +176,7 @@ def _find_matches(pattern: str) -> list[str]:
     found = sorted(_retry(pattern, lambda files, path, timeout: files.glob(path, **timeout)))
     if not found:
         raise UserError(f"{pattern}: no file matches this pattern; check the URL")
-    return [_open(pattern)[0].unstrip_protocol(name) for name in found]
+    return [_open_filesystem(pattern)[0].unstrip_protocol(name) for name in found]
 
 
 def _list_folders(urls: Sequence[str]) -> dict[str, RemoteFile]:
@@ -227,7 +227,7 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     return _retry(url, read, size, uses_cache=True) if size else b""
 
 
-def write_file(path: Path, url: str) -> None:
+def upload_file(path: Path, url: str) -> None:
     """Copy a file to a URL, and try again if this fails.
 
     Raises:
@@ -281,7 +281,7 @@ def _retry(
         uses_cache: Whether the file system may use listings from earlier calls.
         missing_at_once: Whether to stop immediately if the file does not exist.
     """
-    filesystem, path = _open(url)
+    filesystem, path = _open_filesystem(url)
     limit = SECONDS_TO_ANSWER + num_bytes / _SLOWEST
     timeout = {"timeout": limit} if getattr(filesystem, "async_impl", False) else {}
     for number, pause in enumerate((*PAUSES, None), start=1):
@@ -341,13 +341,13 @@ def _describe_error(error: BaseException) -> str:
 # --- File systems of fsspec
 
 _filesystems: dict[tuple[int, str], Any] = {}
-_opening = threading.Lock()
+_opening_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
     # At the time of a fork, another thread may hold the lock, which would then never be released in the child.
-    os.register_at_fork(after_in_child=lambda: globals().update(_opening=threading.Lock()))
+    os.register_at_fork(after_in_child=lambda: globals().update(_opening_lock=threading.Lock()))
 
 
-def _open(url: str) -> tuple[Any, str]:
+def _open_filesystem(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the path in the file system.
 
     Each process opens its own file systems, because a file system does not work after a fork.
@@ -357,7 +357,7 @@ def _open(url: str) -> tuple[Any, str]:
     """
     scheme, _, rest = url.partition("://")
     key = os.getpid(), f"{scheme}://{rest.partition('/')[0]}"
-    with _opening:
+    with _opening_lock:
         if key not in _filesystems:
             _filesystems[key] = _new_filesystem(scheme.lower(), url)
         filesystem = _filesystems[key]

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 Batch = TypeVar("Batch")
 Done = TypeVar("Done")
 
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that determine how OpenMP threads wait."""
 
 
@@ -98,7 +98,7 @@ def set_passive_wait_policy() -> None:
     By default, waiting threads keep their cores busy. Captioning 200 drawings while another program was running then
     took four times as much processor time, and four times as long. Values that the user has set are kept.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAIT_VARIABLES):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
@@ -248,12 +248,12 @@ class Batches:
                 on_progress(len(results), len(items))
 
         def done(batch: Sequence[Item]) -> list[Result]:
-            return self._in_parts(kind, batch, work)
+            return self._run_in_parts(kind, batch, work)
 
         self.map(batches(), done, take, in_threads=in_threads and len(items) > batch_size)
         return results
 
-    def _in_parts(
+    def _run_in_parts(
         self, kind: str, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
         """Return the results of a batch. If memory is insufficient, divide the batch into smaller parts."""

@@ -186,7 +186,7 @@ class Augmentation:
         if self.recolour or self.tint or self.shape or self.paint:
             draw = rng.uniform()
             if draw < self.recolour:
-                ink, ground = _two_colours(rng)
+                ink, ground = _random_ink_and_ground(rng)
                 colour, offset = np.outer(ground - ink, LUMA), ink
             elif draw < self.recolour + self.tint:
                 light = rng.uniform(0.6, 1, 3)
@@ -223,7 +223,7 @@ def _random_shape(rng: np.random.Generator) -> Shape:
     if rng.uniform() < 0.25:
         ink, fill = None, rng.uniform(0.6, 1, 3)  # white becomes the fill
     else:
-        ink, fill = _two_colours(rng)
+        ink, fill = _random_ink_and_ground(rng)
         ink = np.ones(3) if fill @ np.array(LUMA) < 1 - _MIN_CONTRAST and rng.uniform() < 0.6 else ink
     shadow = float(rng.uniform(0.1, 0.5)) if rng.uniform() < 0.3 else 0.0
     return Shape(
@@ -260,7 +260,7 @@ def _colours(rng: np.random.Generator, number: int) -> Float[np.ndarray, "C 3"]:
     return rng.uniform(0, 1, (number, 3)).astype(np.float32)
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+def _random_ink_and_ground(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     """Return random colours for ink and background, with enough contrast between them."""
     while True:
         ink, ground = rng.uniform(0, 1, (2, 3))

@@ -17,14 +17,14 @@ from torch import Tensor
 from grr_coca.data.preprocess import Preprocess
 
 
-def to_bytes(image: Image.Image, preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
+def to_uint8_pixels(image: Image.Image, preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
     """Return the pixels of an RGB image of any size, cropped and resized, with values 0 … 255."""
     return torch.from_numpy(preprocess(image)).permute(2, 0, 1).contiguous()
 
 
 def to_input(image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 S S"]:
     """Return the model input for an RGB image of any size. By default, its values are in -1 … 1."""
-    return normalize(to_bytes(image, preprocess).float().div_(255), preprocess)
+    return normalize(to_uint8_pixels(image, preprocess).float().div_(255), preprocess)
 
 
 def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Float[Tensor, "*B 3 S S"]:

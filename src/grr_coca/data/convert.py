@@ -57,7 +57,7 @@ class Conversion:
     source_changed_ns: int | None = None
 
 
-_OF_THE_SOURCE = {"num_images", "source_bytes", "source_changed_ns"}
+_SOURCE_FIELDS = {"num_images", "source_bytes", "source_changed_ns"}
 """Settings that show whether the source has changed."""
 
 
@@ -129,7 +129,7 @@ def _open_folder(out: Path, conversion: Conversion) -> None:
         differing = {
             key for key in expected.keys() | found.keys() if found.get(key, expected.get(key)) != expected.get(key)
         }
-        if differing - _OF_THE_SOURCE:
+        if differing - _SOURCE_FIELDS:
             raise UserError(f"{out}: contains another conversion (see {_CONVERSION_NAME}); pass a new folder")
         if differing:
             raise UserError(

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import HandleCache
 from grr_coca.data.augmentation import Augmentation, ImageChange
-from grr_coca.data.batch import Batch, FeatureTokens, Replacement, normalize, pad_rows, to_bytes
+from grr_coca.data.batch import Batch, FeatureTokens, Replacement, normalize, pad_rows, to_uint8_pixels
 from grr_coca.data.order import Blocks, SampleRef
 from grr_coca.data.prefetch import PrefetchRefs, prefetch_blocks
 from grr_coca.data.preprocess import Preprocess
@@ -149,7 +149,7 @@ class PairDataset(Dataset[Sample]):
         self.first_caption = first_caption
         self.has_siblings = has_siblings
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
-        self._caches_all = augmentation is not None and len(source) * self._most_pixels <= _MAX_CACHED_PIXELS
+        self._caches_all = augmentation is not None and len(source) * self._max_pixels_per_image <= _MAX_CACHED_PIXELS
         self._cached: dict[int, _Decoded] = {}
         self._last: tuple[bytes, _Pixels] | None = None
         self._token_ids: dict[str, list[int]] = {}
@@ -231,12 +231,12 @@ class PairDataset(Dataset[Sample]):
         return decoded
 
     @property
-    def _most_pixels(self) -> int:
+    def _max_pixels_per_image(self) -> int:
         return max(self.preprocess.image_size, 0 if self.frozen is None else self.frozen.preprocess.image_size) ** 2
 
     def _pixels_of(self, square: Image.Image, pair: RawPair) -> _Pixels:
         """Return the pixels of a square. If a frozen encoder is used, the square is the input of that encoder."""
-        own = to_bytes(square, self.preprocess) if self._has_pixels else _NO_PIXELS.own
+        own = to_uint8_pixels(square, self.preprocess) if self._has_pixels else _NO_PIXELS.own
         if self.frozen is None or pair.features is not None:
             return _Pixels(own)
         return _Pixels(own, torch.from_numpy(self.frozen.preprocess(square)))
@@ -373,7 +373,7 @@ _PREFETCHED_BATCHES = 4
 _MAX_SOCKET_PATH = 103
 """Maximum number of bytes in the path of a socket on macOS. Linux allows four bytes more."""
 
-_RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
+_ERROR_PREFIX = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
 """Prefix of this package's error messages in the traceback of a worker."""
 
 
@@ -393,7 +393,7 @@ class _Loader(DataLoader[Batch]):
             # Without the traceback, nothing references the workers, so they end now. The frames of PyTorch reference
             # the error that they raise. The traceback would therefore exist until the next garbage collection, which
             # would wait five seconds for each worker.
-            raise UserError(_RAISED.split(str(error).rstrip())[-1]) from error.with_traceback(None)
+            raise UserError(_ERROR_PREFIX.split(str(error).rstrip())[-1]) from error.with_traceback(None)
 
     def _warn_of_cut_captions(self, batch: Batch) -> None:
         context_length = self.dataset.context_length  # type: ignore[attr-defined]

@@ -165,7 +165,7 @@ _CELL = (_IMAGE_SIDE + 2 * _MARGIN, _IMAGE_SIDE + 3 * _MARGIN + _MAX_LINES * _LI
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(source: PairSource) -> Image.Image:
+def draw_contact_sheet(source: PairSource) -> Image.Image:
     """Draw evenly spaced images of a source with their captions. For a bad pair, draw the cause."""
     indices = list(_spread_evenly(len(source), _COLUMNS * _ROWS))
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], -(-len(indices) // _COLUMNS) * _CELL[1]), "white")

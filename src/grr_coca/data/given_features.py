@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.common.errors import UserError, pip_install, require_extra
+from grr_coca.common.errors import UserError, pip_install_command, require_extra
 from grr_coca.common.shapes import Float
 from grr_coca.data.sources.base import locate_part
 from grr_coca.data.sources.columns import IMAGE_COLUMNS, first_column
@@ -32,7 +32,7 @@ from grr_coca.data.sources.parquet import group_sizes
 _HDF5 = (".h5", ".hdf5")
 _NAME_COLUMNS = ("key", "id", "name", *IMAGE_COLUMNS)
 _CACHED_GROUPS = 4
-_PARSING = threading.Lock()
+_PARSE_LOCK = threading.Lock()
 """Lock for opening `.npy` files. NumPy parses their headers with `ast`, which sometimes raises a SystemError in threads
 of Python 3.11."""
 _Read = Callable[[int], object]
@@ -57,7 +57,7 @@ class GivenFeatures:
         self.names: Sequence[str] = [str(row) for row in range(count)] if names is None else names
         self._rows = None if names is None else _index_names(names)
 
-    def require_order_of(self, num_images: int) -> None:
+    def require_row_count(self, num_images: int) -> None:
         """Check that the number of rows equals the number of images if rows have no names.
 
         Raises:
@@ -136,7 +136,7 @@ def _index_names(names: Iterable[str]) -> Mapping[str, int]:
 
 
 def _open_array(path: Path) -> np.ndarray:
-    with _PARSING:
+    with _PARSE_LOCK:
         return np.lib.format.open_memmap(path, mode="r")  # this rejects Python objects
 
 
@@ -235,4 +235,4 @@ def _open_hdf5_file(path: Path) -> Any:
 
 def _require_h5py(path: Path) -> None:
     if find_spec("h5py") is None:
-        raise UserError(f"{path}: reading HDF5 needs h5py; run: {pip_install('h5py')}")
+        raise UserError(f"{path}: reading HDF5 needs h5py; run: {pip_install_command('h5py')}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_regular, read_errors, read_file_bytes, read_regular, require_path
+from grr_coca.common.files import open_regular, read_errors, read_file_bytes, read_regular, require_nonempty_path
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.feature_image import HEADER
 from grr_coca.data.images import MAX_BYTES
@@ -150,7 +150,7 @@ def iterate_images(argument: str, exclusions: Exclusions | None = None) -> Itera
         UserError: If the argument is empty, has no image, or is a table or folder that cannot be read.
     """
     exclusions = exclusions or Exclusions()
-    require_path(argument)
+    require_nonempty_path(argument)
     path = Path(argument)
     if is_forbidden(argument):
         raise UserError(f"{argument}: cannot be read ({os.strerror(errno.EACCES)})")
@@ -186,11 +186,11 @@ def _images_of_reader(
         name = replace_surrogates(image.name)
         span = ByteRange(image.file, image.offset, image.size)
         problem = f"{name}: {image.problem}"
-        read = partial(_raise, problem) if image.problem else partial(_read_again, reader, argument, span)
+        read = partial(_raise, problem) if image.problem else partial(_read_source_image, reader, argument, span)
         yield ImageFile(name, read, span, partial(dict, image.fields), keywords=image.keywords)
 
 
-def _read_again(reader: SourceReader, argument: str, span: ByteRange) -> bytes:
+def _read_source_image(reader: SourceReader, argument: str, span: ByteRange) -> bytes:
     if not span.file.exists():  # the cache was cleared, or belongs to another machine
         reader.images(argument)
     return span.read()

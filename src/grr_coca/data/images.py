@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
-from grr_coca.common.errors import pip_install
+from grr_coca.common.errors import pip_install_command
 from grr_coca.data.image_caps import MAX_PIXELS, is_usable_profile, require_within_caps
 from grr_coca.data.sources.base import BadSample, Cause
 
@@ -187,7 +187,7 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
         try:
             from pillow_heif import HeifImageFile  # lazy import, because it needs an extra
         except (ImportError, OSError) as error:  # a subprocess cannot open files
-            message = f"{name}: a HEIC file, which needs pillow-heif; run: {pip_install('pillow-heif')}"
+            message = f"{name}: a HEIC file, which needs pillow-heif; run: {pip_install_command('pillow-heif')}"
             raise BadSample(message, Cause.NOT_INSTALLED) from error
         # libheif already rotates the pixels, and removes the orientation from the EXIF data.
         image = HeifImageFile(io.BytesIO(data))

@@ -94,7 +94,7 @@ class HelperLimits:
     count: int | None = None
 
     @property
-    def most_memory(self) -> int:
+    def max_memory(self) -> int:
         """The larger memory limit."""
         return max(self.memory, self.large_memory or 0)
 
@@ -146,9 +146,9 @@ class _Helper:
     def __init__(self, modules: frozenset[str], limits: HelperLimits) -> None:
         self.modules, self.limits = modules, limits
         given = {
-            "paths": _paths_of(modules),
+            "paths": _import_folders(modules),
             "modules": sorted(modules),
-            "memory": limits.most_memory,
+            "memory": limits.max_memory,
             "wall_seconds": None if _poll else limits.wall_seconds,
         }
         # The program runs in a separate process group, so that Ctrl-C in a terminal does not reach it. It is isolated
@@ -207,7 +207,7 @@ class _Helper:
             read += part
             if size_of_facts < 0 and len(read) >= size:
                 size_of_facts, size_of_results = program.ANSWER.unpack_from(read)
-                if size_of_facts > _MAX_FACTS or size_of_results > self.limits.most_memory:
+                if size_of_facts > _MAX_FACTS or size_of_results > self.limits.max_memory:
                     raise _HelperExit(self._kill())
                 size += size_of_facts + size_of_results
         content = memoryview(read)[program.ANSWER.size :]
@@ -234,7 +234,7 @@ class _Helper:
         self._output.close()
 
 
-def _paths_of(modules: frozenset[str]) -> list[str]:
+def _import_folders(modules: frozenset[str]) -> list[str]:
     """Return the folders from which these modules and the modules that every helper needs are imported."""
     specs = (
         find_spec(name) for name in sorted({"grr_coca", "PIL", "numpy", *(name.partition(".")[0] for name in modules)})
@@ -330,11 +330,11 @@ class Helpers:
             together.append(one)
             num_bytes += 0 if isinstance(one, UserError) else len(one.data)
             if len(together) == _MAX_TOGETHER or num_bytes > _MAX_BYTES_TOGETHER:
-                yield from self._in_order(module, function, together, arguments)
+                yield from self._call_in_order(module, function, together, arguments)
                 together, num_bytes = [], 0
-        yield from self._in_order(module, function, together, arguments)
+        yield from self._call_in_order(module, function, together, arguments)
 
-    def _in_order(
+    def _call_in_order(
         self, module: str, function: str, together: Sequence[Content | UserError], arguments: dict[str, Any]
     ) -> Iterator[Answer | UserError]:
         valid = [one for one in together if isinstance(one, Content)]
@@ -405,9 +405,9 @@ class Helpers:
                 found.append((facts, results[start : start + size]))
             elif code == program.REJECTED:
                 found.append(BadSample(str(facts["message"]), Cause(facts["cause"] or Cause.BROKEN_IMAGE)))
-            elif memory < self.limits.most_memory:
+            elif memory < self.limits.max_memory:
                 with self._one_large:
-                    found += self._call(module, function, [one], arguments, self.limits.most_memory)
+                    found += self._call(module, function, [one], arguments, self.limits.max_memory)
             else:
                 limit = f"{memory / 2**30:.1f} GB"
                 message = f"{one.name}: decoding takes more memory than {limit}; scale it down first"

@@ -179,7 +179,7 @@ class RankShare:
     world_size: int = 1
 
 
-ALL = RankShare()
+SINGLE_PROCESS = RankShare()
 """The share of a single process, which does all work."""
 
 
@@ -203,7 +203,7 @@ class TrainingOrder:
         self,
         visits: SampleSequence,
         batches: GlobalBatches,
-        share: RankShare = ALL,
+        share: RankShare = SINGLE_PROCESS,
         micro_batch_size: int | None = None,
     ) -> None:
         assert batches.size % share.world_size == 0, "see Recipe.require_even_shares"
@@ -232,7 +232,7 @@ class EvaluationOrder:
     is not divisible by the number of ranks, the first batches are repeated at the end.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, share: RankShare = ALL) -> None:
+    def __init__(self, num_samples: int, batch_size: int, share: RankShare = SINGLE_PROCESS) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.share = share

@@ -36,7 +36,7 @@ Colour = tuple[int, int, int]
 _MAX_SIDE = 4096
 """Maximum side in pixels of a square that is larger than the shorter side of its image."""
 
-STRAY = 10
+MIN_PIXELS_PER_STRAY = 10
 """Reciprocal of the maximum fraction of a side's pixels that may differ from the background. Of 98 photographs, 8 are
 treated as having a background, because a dark sky or a wall reaches all sides. If every second pixel could differ,
 there would be 24 such photographs.
@@ -130,7 +130,7 @@ def _is_uniform(side: bytes, tables: list[bytes]) -> bool:
     """
     red, green, blue = (int.from_bytes(side[start::3].translate(table)) for start, table in enumerate(tables))
     num_pixels = len(side) // 3
-    return STRAY * (red | green | blue).to_bytes(num_pixels).count(255) <= num_pixels
+    return MIN_PIXELS_PER_STRAY * (red | green | blue).to_bytes(num_pixels).count(255) <= num_pixels
 
 
 def _drawing_box(image: Image.Image, table: list[int]) -> Box | None:

@@ -134,11 +134,11 @@ def _degrade(image: Float[Tensor, "3 S S"], side: int, quality: int | None) -> F
     """Scale an image down to `side` pixels and up again, with JPEG artefacts in between if a quality is given."""
     small = interpolate(image[None], size=(side, side), mode="area") if side < image.shape[-1] else image[None]
     if quality is not None:
-        small = _as_jpeg(small[0], quality)[None]
+        small = _compress_as_jpeg(small[0], quality)[None]
     return interpolate(small, size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
-def _as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S S"]:
+def _compress_as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S S"]:
     file = io.BytesIO()
     pixels = image.mul(255).round_().byte().permute(1, 2, 0).contiguous().numpy()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)

@@ -28,18 +28,18 @@ class TokenStore(Protocol):
 
 
 _OFFERED: WeakSet[TokenStore] = WeakSet()
-_OFFERING = threading.Lock()
+_OFFERED_LOCK = threading.Lock()
 
 
 def offer_tokens(store: TokenStore) -> None:
     """Let `find_tokens` search a folder of features as long as the folder is in use."""
-    with _OFFERING:
+    with _OFFERED_LOCK:
         _OFFERED.add(store)
 
 
 def find_tokens(encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
     """Return all tokens of an image from the offered folders (see `TokenStore`), or None if no folder has them."""
-    with _OFFERING:
+    with _OFFERED_LOCK:
         stores = list(_OFFERED)
     found = (store.find_tokens(encoder, digest) for store in stores)
     return next((tokens for tokens in found if tokens is not None), None)

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from grr_coca.common.errors import UserError, pip_install
+from grr_coca.common.errors import UserError, pip_install_command
 from grr_coca.common.shapes import Int
 from grr_coca.data.sources.base import BadSample, Cause, stable_id
 
@@ -141,7 +141,7 @@ def fix_encoding(text: str) -> str:
     if find_spec("ftfy") is None:
         # The hint names only ftfy, because the extra `open-clip` also installs PyTorch, which an exported model does
         # not need.
-        raise UserError(f"cleaning texts as open_clip does needs ftfy; run: {pip_install('ftfy')}")
+        raise UserError(f"cleaning texts as open_clip does needs ftfy; run: {pip_install_command('ftfy')}")
     import ftfy  # lazy import, because only open_clip models need it
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
@@ -321,7 +321,7 @@ def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
     return None
 
 
-def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, str]:
+def measure_lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, str]:
     """Return the fraction of the letters and digits in captions that a tokenizer cannot represent.
 
     Also return the caption that loses the most letters and digits. Case and accents are ignored.

@@ -168,7 +168,7 @@ class Walk:
             folder = waiting.pop()
             listing, folders = Listing(folder, []), list[str]()
             try:
-                if not _is_new(os.stat(folder or "."), self._entered):  # noqa: PTH116
+                if not _record_folder(os.stat(folder or "."), self._entered):  # noqa: PTH116
                     continue
                 self._read(listing, folders)
             except OSError as error:  # this also happens if a network drive becomes unavailable
@@ -212,7 +212,7 @@ def walk_visible(
     tops = deque([str(root)])
     while tops:
         for folder, folders, files in os.walk(tops.popleft(), onerror=on_error):
-            if not _is_new(os.stat(folder), entered):  # noqa: PTH116
+            if not _record_folder(os.stat(folder), entered):  # noqa: PTH116
                 folders.clear()
                 continue
             folders[:] = sorted(name for name in folders if not is_hidden(name) and name.lower() not in _TRASH)
@@ -221,7 +221,7 @@ def walk_visible(
             tops += (link for link in filter(os.path.islink, paths) if not _leads_up(link))
 
 
-def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
+def _record_folder(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
     """Record a folder, and return whether it was not recorded before."""
     identity = (status.st_dev, status.st_ino)
     is_new = identity not in seen or not status.st_ino  # some network drives have no inode numbers

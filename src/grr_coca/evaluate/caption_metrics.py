@@ -50,7 +50,7 @@ def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[
     The counts are the numbers of matched n-grams and of all n-grams (n = 1 … 4 each), the length of the caption, and
     the length of the reference. The score of a corpus depends only on the sums of the counts.
     """
-    rows = [_statistics(hypothesis, refs) for hypothesis, refs in zip(hypotheses, references, strict=True)]
+    rows = [_bleu_counts(hypothesis, refs) for hypothesis, refs in zip(hypotheses, references, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 2 * MAX_ORDER + 2)
 
 
@@ -68,7 +68,7 @@ def bleu(sums: np.ndarray) -> np.ndarray:
     return np.cumprod(precisions, axis=-1) ** (1 / orders) * brevity
 
 
-def _statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> list[int]:
+def _bleu_counts(hypothesis: Tokens, references: Sequence[Tokens]) -> list[int]:
     counts = _count_ngrams(hypothesis)
     allowed = [_largest_counts(order) for order in zip(*map(_count_ngrams, references), strict=True)]
     matches = [sum((mine & theirs).values()) for mine, theirs in zip(counts, allowed, strict=True)]
@@ -158,13 +158,13 @@ BETA = 1.2
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
     """Return ROUGE-L of N captions: the F-measure of each caption's best precision and best recall over its
     references."""
-    return np.array([_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
+    return np.array([_rouge_l_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
 
 
-def _score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
+def _rouge_l_score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
     # pycocoevalcap treats an empty caption as one empty token, which matches an empty reference.
     mine = hypothesis or [""]
-    common = [(longest_common_subsequence(mine, reference or [""]), len(reference) or 1) for reference in references]
+    common = [(lcs_length(mine, reference or [""]), len(reference) or 1) for reference in references]
     precision = max(length for length, _ in common) / len(mine)
     recall = max(length / total for length, total in common)
     if not precision or not recall:
@@ -172,7 +172,7 @@ def _score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
-def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
+def lcs_length(first: Tokens, second: Tokens) -> int:
     """Return the length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for token in first:

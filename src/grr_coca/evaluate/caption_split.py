@@ -52,7 +52,7 @@ def caption_split(
     """
     if batch_size < 1 or (max_images is not None and max_images < 1):
         raise UserError(f"batch_size and max_images must be at least 1, got {batch_size} and {max_images}")
-    images = images_of(source)
+    images = pairs_by_image(source)
     if not images:
         raise UserError("the split is empty: no image to caption")
     if max_images is not None and max_images < len(images):
@@ -83,7 +83,7 @@ def _generate(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCapti
     return model.generate(pixels)
 
 
-def images_of(source: PairSource) -> list[list[int]]:
+def pairs_by_image(source: PairSource) -> list[list[int]]:
     """Return the indices of each image's pairs. Images are in the order of their first pair."""
     images: dict[str, list[int]] = {}
     for index in range(len(source)):

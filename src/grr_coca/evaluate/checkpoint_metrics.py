@@ -152,15 +152,15 @@ def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> 
     in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
     scale = scaling.logit_scale.double().clone()
     bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
-    _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
+    _minimize_contrastive_loss(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
     bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
     if bias is not None and bounded != scale:  # the bias was fitted to another scale
-        _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
+        _minimize_contrastive_loss(in_double, Scaling(bounded, bias), [bias], batch_size)
     dtype = scaling.logit_scale.dtype
     return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _fit(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
+def _minimize_contrastive_loss(embeddings: Embeddings, scaling: Scaling, free: list[Tensor], batch_size: int) -> None:
     """Minimize the contrastive loss over the tensors `free` of `scaling`, which are changed in place."""
     optimizer = torch.optim.LBFGS(
         free, max_iter=MAX_ITERATIONS, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"

@@ -61,7 +61,7 @@ class Measure:
 
     def interval(self, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
         """Return the metric with its 95 % interval."""
-        return _interval(self.value(), self._resampled(resamples, seed))
+        return _interval(self.value(), self._resample(resamples, seed))
 
     def difference(self, other: "Measure") -> Interval:
         """Return this metric minus that of another model on the same images, with the paired 95 % interval.
@@ -74,10 +74,10 @@ class Measure:
             raise UserError(
                 f"a paired comparison needs the same images, got {mine} and {theirs}; use one split for both"
             )
-        differences = self._resampled() - other._resampled()
+        differences = self._resample() - other._resample()
         return _interval(self.value() - other.value(), differences)
 
-    def _resampled(self, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    def _resample(self, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
         drawn = draw_resamples(len(self.statistics), resamples, seed)
         return self.aggregate(np.concatenate([part @ self.statistics for part in drawn]))
 

@@ -41,7 +41,7 @@ def drop(_: str) -> str:
     return ""
 
 
-def straight(token: str) -> str:
+def straighten_apostrophe(token: str) -> str:
     """Return the token with an ASCII apostrophe."""
     return token.replace("&apos;", "'").replace("’", "'").replace("‘", "`")
 
@@ -51,17 +51,17 @@ def plain(token: str) -> str:
     return token.replace("\u00ad", "")
 
 
-def bracketed(token: str) -> str:
+def name_brackets(token: str) -> str:
     """Return the token with its round brackets replaced by their names. Other brackets, as in emoticons, are kept."""
     return token.replace("(", BRACKETS["("]).replace(")", BRACKETS[")"])
 
 
-def _unbroken(token: str) -> str:
+def _use_no_break_spaces(token: str) -> str:
     """Return the token with no-break spaces instead of spaces, and with its round brackets replaced by their names."""
-    return bracketed(token).replace(" ", "\u00a0")
+    return name_brackets(token).replace(" ", "\u00a0")
 
 
-def mapped(table: dict[str, str]) -> Rewrite:
+def rewrite_by_table(table: dict[str, str]) -> Rewrite:
     """Return a rewrite that looks up a token in a table. A token that is not in the table is kept."""
     return lambda token: table.get(token.lower(), token)
 
@@ -133,8 +133,8 @@ def words() -> Iterator[Draft]:
     yield "apostrophe between vowels", f"({LETTER}+?[aeiou]{APOSTROPHE}(?-i:[aeiA-Z]){LETTER}*)", keep
     yield "kept apostrophe", f"({_any_of(KEPT_APOSTROPHES)})", keep
     yield "y'all", f"(y{APOSTROPHE}){LETTER}", keep
-    yield "auxiliary", f"({AUXILIARY})[^a-z]", straight
-    yield "n't", f"({NEGATION})", straight
+    yield "auxiliary", f"({AUXILIARY})[^a-z]", straighten_apostrophe
+    yield "n't", f"({NEGATION})", straighten_apostrophe
 
 
 def abbreviations() -> Iterator[Draft]:
@@ -168,7 +168,7 @@ GAP = "[- ]"
 def addresses() -> Iterator[Draft]:
     """Yield the rules for markup tags, web and mail addresses, user names and hashtags."""
     attribute = ' [a-z]+(?:="[^"]*")?'
-    yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", _unbroken
+    yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", _use_no_break_spaces
     yield "web address", "(https?://[^ ()\n]+[^ .,!?)\n])", keep
     yield "host and path", "((?-i:[a-z]+)[.](?:com|org)(?:/[^ \n]+[^ .,!?\n])?)", keep
     yield "mail address", "((?:&lt;|<)?[a-z][^ \n]*@[^ \n]*[^ .\n])", keep
@@ -181,11 +181,11 @@ def numbers() -> Iterator[Draft]:
     joint = r"[.:,]\d+"
     yield "number", rf"([-+]?(?:\d+(?:{joint})*|(?:{joint})+))", keep
     yield "superscript", "([⁻]?[⁰¹²³⁴-⁹]+|[₀-₉]+)", keep
-    yield "fraction", rf"((?:\d{{1,4}}{GAP})?\d{{1,4}}[/⁄]\d{{1,4}})", _unbroken
-    yield "fraction in one character", f"([{''.join(FRACTIONS)}])", mapped(FRACTIONS)
+    yield "fraction", rf"((?:\d{{1,4}}{GAP})?\d{{1,4}}[/⁄]\d{{1,4}})", _use_no_break_spaces
+    yield "fraction in one character", f"([{''.join(FRACTIONS)}])", rewrite_by_table(FRACTIONS)
     short, exchange, line = "[0-9]{2,4}", "[0-9]{3,4}", "[0-9]{3,5}"
     area = rf"\([0-9]{{2,3}}\) ?|(?:{short}{GAP})?{short}{GAP}"
-    yield "telephone number", f"((?:{area}){exchange}{GAP}?{line})", _unbroken
+    yield "telephone number", f"((?:{area}){exchange}{GAP}?{line})", _use_no_break_spaces
     yield "year of two digits", f"({APOSTROPHE}[0-9][0-9]) ", keep
 
 
@@ -193,14 +193,14 @@ def marks() -> Iterator[Draft]:
     """Yield the rules for all other marks."""
     yield "entity that is dropped", "(&(?:nbsp|mdash|quot);)", drop
     yield "numbered entity", "(&#[0-9]+;)", keep
-    yield "entity", f"({'|'.join(ENTITIES)})", mapped(ENTITIES)
+    yield "entity", f"({'|'.join(ENTITIES)})", rewrite_by_table(ENTITIES)
     yield "dollars", "((?-i:[A-Z]*)[$])", keep
-    yield "currency", f"([{''.join(CURRENCIES)}])", mapped(CURRENCIES)
+    yield "currency", f"([{''.join(CURRENCIES)}])", rewrite_by_table(CURRENCIES)
     yield "bracket by name", "(-[lr]rb-)", keep
     yield "odd compound", f"(pro-|anti-|s&p-500|s&ls|cap{APOSTROPHE}n|c{APOSTROPHE}est)", keep
-    yield "smiley", r"((?-i:[<>]?[:;=][-']?[][()@DP|]))[^a-z0-9]", bracketed
+    yield "smiley", r"((?-i:[<>]?[:;=][-']?[][()@DP|]))[^a-z0-9]", name_brackets
     yield "face", "([-^]_[-^])", keep
-    yield "bracket", r"([()\[\]{}])", mapped(BRACKETS)
+    yield "bracket", r"([()\[\]{}])", rewrite_by_table(BRACKETS)
     yield "dash", "(-{3,4})(?!-)", drop
     yield "hyphens", "(-+)", keep
     yield "repeated mark", r"(@+|#+|_+|\*+|(?:\\\*){1,3}|[?!]+|<<|>>)", keep

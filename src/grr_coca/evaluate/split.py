@@ -22,10 +22,10 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch, FeatureTokens
 from grr_coca.data.dataset import FrozenInput, PairDataset, make_loader
 from grr_coca.data.features import EncoderInfo
-from grr_coca.data.order import ALL, EvaluationOrder, RankShare
+from grr_coca.data.order import SINGLE_PROCESS, EvaluationOrder, RankShare
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
-from grr_coca.infer.encoder import VisionEncoder, open_described
+from grr_coca.infer.encoder import VisionEncoder, open_encoder_from_info
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.checkpoint_files import CheckpointFiles
@@ -83,7 +83,7 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
     An image that several pairs in a batch share is encoded only once.
     """
     parts = []
-    with evaluating(model):
+    with eval_mode(model):
         for batch in batches:
             first, image_of = (rows.to(model.device) for rows in first_rows(batch.image_ids))
             batch = batch.to(model.device)
@@ -131,7 +131,7 @@ def pair_results(
             validation.
     """
     dataset = as_dataset(checkpoint, pairs)
-    share = ALL if ranks is None else RankShare(ranks.rank, ranks.size)
+    share = SINGLE_PROCESS if ranks is None else RankShare(ranks.rank, ranks.size)
     order = EvaluationOrder(len(dataset), batch_size, share)
     batches = make_loader(dataset, order, num_workers, warns=warns)
     mine = run_pairs(checkpoint.model, with_computed_features(batches, checkpoint))
@@ -173,7 +173,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode within a `with` block, and allow TF32 on CUDA.
 
     Afterwards, each module returns to its previous mode, even after an exception.
@@ -207,7 +207,7 @@ def _open_cached(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
     Raises:
         UserError: If the encoder cannot be opened, or differs from its description.
     """
-    return open_described(info, device)
+    return open_encoder_from_info(info, device)
 
 
 def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> Iterator[Batch]:

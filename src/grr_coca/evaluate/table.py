@@ -72,13 +72,15 @@ def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection
     groups = [[[r.name], *_loss_cells(r, unlike), _recall_cells(r)] for r in rows]
     lines = [heads, *groups]
     widths = [[max(len(line[g][c]) for line in lines) for c in range(len(heads[g]))] for g in range(len(heads))]
-    rendered = [" │ ".join(_join(cells, width) for cells, width in zip(line, widths, strict=True)) for line in lines]
-    spans = [len(_join(head, width)) for head, width in zip(heads, widths, strict=True)]
+    rendered = [
+        " │ ".join(_join_cells(cells, width) for cells, width in zip(line, widths, strict=True)) for line in lines
+    ]
+    spans = [len(_join_cells(head, width)) for head, width in zip(heads, widths, strict=True)]
     title = " │ ".join(title.center(span) for title, span in zip(titles, spans, strict=True))
     return "\n".join([title, rendered[0], "─" * len(title), *rendered[1:]])
 
 
-def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _join_cells(cells: Sequence[str], widths: Sequence[int]) -> str:
     # A group with one cell is a name; all other groups are numbers.
     align = str.rjust if len(cells) > 1 else str.ljust
     return "  ".join(align(cell, width) for cell, width in zip(cells, widths, strict=True))

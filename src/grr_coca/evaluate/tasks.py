@@ -19,7 +19,7 @@ from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.data.tokenizer import caption_id, clean_caption
-from grr_coca.evaluate.caption_split import CaptionedSplit, images_of
+from grr_coca.evaluate.caption_split import CaptionedSplit, pairs_by_image
 from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.evaluate.labelled import LabelledImages
@@ -157,7 +157,7 @@ def embed_gallery(model: ImageTextModel, source: PairSource, batch_size: int) ->
     Raises:
         UserError: If a pair is invalid.
     """
-    images = images_of(source)
+    images = pairs_by_image(source)
     files = (source[pairs[0]] for pairs in images)
     texts, owners, ids = split_captions(source, images)
     return Gallery(
@@ -173,7 +173,7 @@ def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple
 
     Args:
         source: The split.
-        images: Indices of the pairs of each image, from `images_of`.
+        images: Indices of the pairs of each image, from `pairs_by_image`.
 
     Raises:
         UserError: If a caption is empty.

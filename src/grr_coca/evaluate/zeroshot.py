@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.evaluate.split import evaluating, rank_of_first_hit
+from grr_coca.evaluate.split import eval_mode, rank_of_first_hit
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.model.checkpoint import Checkpoint
 
@@ -66,7 +66,7 @@ def classify_labelled(
 def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "N E"]:
     """Return the embeddings of texts, on the CPU."""
     parts = []
-    with evaluating(checkpoint.model):
+    with eval_mode(checkpoint.model):
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             token_ids, lengths = checkpoint.tokenize(texts[start : start + TEXTS_AT_ONCE])
             parts.append(checkpoint.model.encode_text(token_ids, lengths).cpu())
@@ -77,7 +77,7 @@ def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "
 def embed_labelled(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N E"]:
     """Return the embeddings of images, on the CPU."""
     model = checkpoint.model
-    with evaluating(model):
+    with eval_mode(model):
         batches = images.batches(checkpoint, batch_size)
         return torch.cat([model.encode_image(batch).embedding.cpu() for batch in batches])
 

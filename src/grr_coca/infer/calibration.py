@@ -127,7 +127,7 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
     planes = _planes(pixels)
     across = _differences(planes, 1).max(axis=0)[..., :-1]
     down = _differences(planes, planes.shape[-1]).max(axis=0)[:, :-1]
-    same = (_share(across <= _SAME) + _share(down <= _SAME)) / 2
+    same = (_true_fraction(across <= _SAME) + _true_fraction(down <= _SAME)) / 2
     border = _border(planes)
     background = np.median(border, axis=2)
 
@@ -136,7 +136,7 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
 
     roughness = np.log1p(_mean(across) + _mean(down))
     spread = border.std(axis=2).mean(axis=0) / 64
-    on_border, everywhere = _share(is_background(border)), _share(is_background(planes))
+    on_border, everywhere = _true_fraction(is_background(border)), _true_fraction(is_background(planes))
     return np.stack([same, _entropies(planes), on_border, everywhere, roughness, spread], axis=1)
 
 
@@ -176,14 +176,14 @@ def _is_near(
     return ((planes >= low) & (planes <= high)).all(axis=0)
 
 
-def _counts(flags: Iterable[np.ndarray]) -> Int[np.ndarray, " B"]:
+def _count_true(flags: Iterable[np.ndarray]) -> Int[np.ndarray, " B"]:
     """Return the number of true flags of each image."""
     return np.array([np.count_nonzero(of_image) for of_image in flags])
 
 
-def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
+def _true_fraction(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
     """Return the fraction of each image's flags that are true."""
-    return _counts(flags) / flags[0].size
+    return _count_true(flags) / flags[0].size
 
 
 def _mean(values: UInt8[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
@@ -218,8 +218,8 @@ flat."""
 
 _LAPLACIANS = (3, 8, 20, 40, 80)
 _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
-"""Limits of the features in item 2 of `look_inside`, in grey values, for brightness, red minus green, and blue minus
-green."""
+"""Limits of the features in item 2 of `compute_interior_stats`, in grey values, for brightness, red minus green, and
+blue minus green."""
 _NUM_BOTH = 3
 _COHERENT = (0.5, 0.8, 0.95)
 _EDGE = 16
@@ -257,7 +257,7 @@ class Photographs:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _scores(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
-        inside = look_inside(pixels)
+        inside = compute_interior_stats(pixels)
         found = np.where(inside.is_flat, -math.inf, math.nan)
         found[inside.is_judged] = inside.numbers @ np.asarray(self.weights) + self.offset
         return found
@@ -284,7 +284,7 @@ class InteriorStats(NamedTuple):
     numbers: Float[np.ndarray, "N F"]
 
 
-def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
+def compute_interior_stats(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     """Return the interior features of each image.
 
     The interior consists of all pixels that are more than two pixels away from the background, whose colour is the
@@ -310,7 +310,7 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     area = _Area(is_inside)
     laplacians = area.of(reduce(np.maximum, map(_laplacian, planes)))
     is_large = area.counts >= _MIN_INSIDE
-    is_flat = is_large & (_counts(area.split(laplacians <= _FLAT)) > _MAX_FLAT * area.counts)
+    is_flat = is_large & (_count_true(area.split(laplacians <= _FLAT)) > _MAX_FLAT * area.counts)
     is_judged = is_large & ~is_flat
     if not is_judged.any():
         return InteriorStats(is_flat, is_judged, np.zeros((0, NUM_INSIDE)))
@@ -340,7 +340,7 @@ class _Area:
     """
 
     def __init__(self, is_inside: Bool[np.ndarray, "N S S"]) -> None:
-        self.counts = _counts(is_inside)
+        self.counts = _count_true(is_inside)
         self._places = np.flatnonzero(_neighbours(is_inside)[0])
         self._starts = np.cumsum(self.counts) - self.counts
         ends = [0, *np.cumsum(self.counts).tolist()]
@@ -357,7 +357,7 @@ class _Area:
     def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
         """Return the mean over the interior pixels of each image, from the values of the P interior pixels."""
         if values.dtype == bool:
-            return _counts(self.split(values)) / self.counts
+            return _count_true(self.split(values)) / self.counts
         return np.add.reduceat(values, self._starts, dtype=np.float64) / self.counts
 
 
@@ -371,13 +371,13 @@ def _is_inside(planes: UInt8[np.ndarray, "3 B S S"]) -> Bool[np.ndarray, "B S S"
     ground = np.floor(np.median(_border(planes), axis=2))
     np.logical_not(_is_near(planes, ground, _GROUND), out=is_drawn[:, 2:-2, 2:-2])
     for step in (side + 4, 1):
-        is_drawn = _eroded(is_drawn, step)
+        is_drawn = _erode(is_drawn, step)
     is_inside = np.zeros(planes.shape[1:], dtype=bool)
     is_inside[:, 1:-1, 1:-1] = is_drawn[:, 3:-3, 3:-3]
     return is_inside
 
 
-def _eroded(flags: Bool[np.ndarray, "*x"], step: int) -> Bool[np.ndarray, "*x"]:
+def _erode(flags: Bool[np.ndarray, "*x"], step: int) -> Bool[np.ndarray, "*x"]:
     """Return for each flag whether it and its two neighbours on each side are true. Neighbours are `step` apart."""
     found, values = np.ones_like(flags), flags.ravel()
     inner = found.reshape(-1)[2 * step : -2 * step]
@@ -406,7 +406,7 @@ def _laplacian(plane: Int[np.ndarray, "N S S"]) -> Int[np.ndarray, " I"]:
 def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Area) -> list[np.ndarray]:
     centre, left, right, up, down = _neighbours(plane)
     across, along = (
-        area.of(np.abs(centre - _middle(one, centre, other))) for one, other in ((left, right), (up, down))
+        area.of(np.abs(centre - _median_of_three(one, centre, other))) for one, other in ((left, right), (up, down))
     )
     larger, smaller, mean = np.maximum(across, along), np.minimum(across, along), area.mean
     slopes = mean(area.of(np.abs(right - centre) + np.abs(down - centre)))
@@ -418,15 +418,17 @@ def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Are
     ]
 
 
-def _middle(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
+def _median_of_three(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
     """Return the median of three values."""
     return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
 
 
 def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.ndarray]:
     _, left, right, up, down = _neighbours(brightness)
-    across, along = (_framed((after - before) / 2, brightness.shape) for before, after in ((left, right), (up, down)))
-    products = (_of_three_by_three(values) for values in (across**2, along**2, across * along))
+    across, along = (
+        _pad_to_images((after - before) / 2, brightness.shape) for before, after in ((left, right), (up, down))
+    )
+    products = (_sum_three_by_three(values) for values in (across**2, along**2, across * along))
     squares, other_squares, both = map(area.of, products)
     mean = area.mean
     energy = squares + other_squares
@@ -440,7 +442,7 @@ def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.n
     ]
 
 
-def _framed(values: Float[np.ndarray, " I"], shape: tuple[int, ...]) -> Float[np.ndarray, "N S S"]:
+def _pad_to_images(values: Float[np.ndarray, " I"], shape: tuple[int, ...]) -> Float[np.ndarray, "N S S"]:
     """Return values in the order of `_neighbours` as images whose outermost pixels are 0."""
     found = np.empty(shape, values.dtype)
     found.reshape(-1)[shape[-1] : -shape[-1]] = values
@@ -448,7 +450,7 @@ def _framed(values: Float[np.ndarray, " I"], shape: tuple[int, ...]) -> Float[np
     return found
 
 
-def _of_three_by_three(values: Float[np.ndarray, "N S S"]) -> Float[np.ndarray, " I"]:
+def _sum_three_by_three(values: Float[np.ndarray, "N S S"]) -> Float[np.ndarray, " I"]:
     """Return the sums over the 3 × 3 pixels around each pixel, in the order of `_neighbours`."""
     centre, _, _, up, down = _neighbours(values)
     rows = np.pad(up + centre + down, 1)

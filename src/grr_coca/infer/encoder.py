@@ -116,7 +116,7 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
     return opener(rest, device)
 
 
-def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
+def open_encoder_from_info(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
     """Open the encoder that a description specifies, and check that it has not changed.
 
     Args:
@@ -162,13 +162,13 @@ def make_given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "Gi
     )
 
 
-def open_or_features_only(info: EncoderInfo) -> VisionEncoder:
+def open_or_make_given_encoder(info: EncoderInfo) -> VisionEncoder:
     """Open the encoder that a description specifies.
 
     If this fails, return an encoder that is known only by its features.
     """
     try:
-        return open_described(info)
+        return open_encoder_from_info(info)
     except UserError as error:
         if not info.name.startswith(f"{GIVEN}:"):
             log.warning("the model takes only features, not images, because its encoder cannot be opened: %s", error)
@@ -217,11 +217,11 @@ def with_framing(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
         framing: Settings for framing drawings.
     """
     preprocess = replace(encoder.info.preprocess, framing=framing)
-    return _Described(encoder, replace(encoder.info, preprocess=preprocess))
+    return _RedescribedEncoder(encoder, replace(encoder.info, preprocess=preprocess))
 
 
 @dataclass
-class _Described:
+class _RedescribedEncoder:
     """Encoder whose description has been replaced."""
 
     encoder: VisionEncoder

@@ -34,7 +34,7 @@ from grr_coca.infer.generate import (
     warn_if_repeated,
 )
 from grr_coca.infer.generate.rules import NAN_RESULTS
-from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, read_tag_vectors, with_beams
+from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_model, read_tag_vectors, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig
 
@@ -342,7 +342,7 @@ class ImageTextModel:
         """
         num_captions, options = options.num_captions, with_beams(options) if num_tags else options
         arguments = (pixels, options, prompt, keys)
-        generated = self.generate(*arguments) if on_text is None else _finish(self.stream(*arguments), on_text)
+        generated = self.generate(*arguments) if on_text is None else _run_to_end(self.stream(*arguments), on_text)
         generated.require_finite()
         # Each row is copied, so that a caller who stores one row does not keep the whole batch in memory.
         rows = [row.copy() for row in generated.image_embedding]
@@ -396,7 +396,7 @@ class ImageTextModel:
         Raises:
             UserError: If no tags were fitted to this model.
         """
-        numbers = None if self.folder is None else read_tag_numbers(self.folder)
+        numbers = None if self.folder is None else read_tag_model(self.folder)
         if numbers is None:
             raise UserError("this model has no tags; use the model icons")
         assert self.folder is not None
@@ -630,7 +630,7 @@ def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
     return list(images), False
 
 
-def _finish(
+def _run_to_end(
     stream: Generator[list[str], None, GeneratedCaptions], on_text: Callable[[Sequence[str]], None]
 ) -> GeneratedCaptions:
     """Run a generator of caption pieces to its end, pass the pieces to `on_text`, and return the generator's result."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError, first_line, pip_install, require_extra, suggest_name
+from grr_coca.common.errors import UserError, first_line, pip_install_command, require_extra, suggest_name
 from grr_coca.common.files import MANIFEST, read_json
 from grr_coca.common.threads import set_passive_wait_policy
 from grr_coca.model.checkpoint_files import (
@@ -255,18 +255,18 @@ def choose_engine(
     if engine not in get_args(EngineChoice):
         raise UserError(f"unknown engine '{engine}'; {suggest_name(engine, get_args(EngineChoice))}")
     if engine == "torch":
-        return _torch(folder, "the engine 'torch'")
+        return _require_torch(folder, "the engine 'torch'")
     if engine == "onnx" or is_quantized(folder):
         _require_cpu(folder, device)
-        return _onnx(folder)
+        return _require_onnx(folder)
     if device is not None and str(device) != "cpu":
-        return _torch(folder, f"the device '{device}'")
+        return _require_torch(folder, f"the device '{device}'")
     if not has_graphs(folder):
-        return _torch(folder, f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it")
+        return _require_torch(folder, f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it")
     if find_spec("torch") is None:
-        return _onnx(folder)
+        return _require_onnx(folder)
     is_narrow = max(transformer.embed_dim for transformer in config.transformers) <= MAX_ONNX_WIDTH
-    return _onnx(folder) if is_narrow else "torch"
+    return _require_onnx(folder) if is_narrow else "torch"
 
 
 def choose_device(device: "str | torch.device | None") -> "torch.device":
@@ -313,9 +313,9 @@ def _may_have_gpu() -> bool:
     return sys.platform != "darwin" or platform.machine() == "arm64"
 
 
-def _onnx(folder: Path) -> "EngineName":
+def _require_onnx(folder: Path) -> "EngineName":
     if find_spec("onnxruntime") is None:
-        raise UserError(f"the required package onnxruntime is missing; run: {pip_install('onnxruntime')}")
+        raise UserError(f"the required package onnxruntime is missing; run: {pip_install_command('onnxruntime')}")
     if not has_graphs(folder):
         raise UserError(f"{folder}: no ONNX graphs; write them with: grr-coca export onnx -c {folder} --out FOLDER")
     # Int8 graphs refer to their source checkpoint, which may be absent.
@@ -327,7 +327,7 @@ def _onnx(folder: Path) -> "EngineName":
     return "onnx"
 
 
-def _torch(folder: Path, what: str) -> "EngineName":
+def _require_torch(folder: Path, what: str) -> "EngineName":
     require_extra("torch", what)
     find_checkpoint(folder)
     return "torch"

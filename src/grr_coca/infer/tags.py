@@ -83,7 +83,7 @@ class TagModel:
             raise UserError(f"'weights' must have {len(TAG_FEATURES)} numbers: {', '.join(TAG_FEATURES)}")
 
 
-def read_tag_numbers(folder: Path) -> TagModel | None:
+def read_tag_model(folder: Path) -> TagModel | None:
     """Return the tag parameters of the model in a folder, or None if the model has no tags.
 
     Raises:
@@ -198,7 +198,7 @@ class Tagger:
         for of_words, found in zip(likely, captions, strict=True):
             beams = _beam_words(found)
             beam_indices = [self._word_indices.get(word, -1) for word in beams]
-            others = [index for index in _highest(of_words, min_likely) if index not in beam_indices]
+            others = [index for index in _nearest_indices(of_words, min_likely) if index not in beam_indices]
             words.append([*beams, *map(self._numbers.words.__getitem__, others)])
             indices += beam_indices + others
             in_beams += [*beams.values(), *[0.0] * len(others)]
@@ -253,7 +253,7 @@ def to_singular(text: str) -> str:
     return " ".join(map(singular, text.split()))
 
 
-def _highest(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
+def _nearest_indices(likely: Float[np.ndarray, " N"], at_least: float) -> list[int]:
     """Return the indices of the `_NEAREST` highest values, without values below `at_least`, in ascending order of the
     index."""
     indices = np.flatnonzero(likely >= at_least)

@@ -81,7 +81,7 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
     Raises:
         UserError: If the features have another width or other values, or no image has features.
     """
-    given.require_order_of(len(images))
+    given.require_row_count(len(images))
     preprocess, compared, is_only = encoder.info.preprocess, 0, isinstance(encoder, GivenEncoder)
     for number in np.unique(np.linspace(0, len(images) - 1, _NUM_SAMPLED).astype(int)).tolist():
         try:

@@ -46,7 +46,7 @@ TokenMask = Bool[Tensor, "B S"] | None
 """
 
 
-def attending(mask: TokenMask) -> Mask:
+def to_attention_mask(mask: TokenMask) -> Mask:
     """Convert a mask of context tokens to a mask of the keys that every query attends to."""
     return "all" if mask is None else mask[:, None, None]
 
@@ -57,14 +57,14 @@ def scaled_attention(
     """Return, for every query, the mean of the values that the query attends to, weighted by the softmax of q · k /
     √Dh."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return _as_products(q, k, v, mask)
+        return _attention_by_products(q, k, v, mask)
     attn_mask = mask if isinstance(mask, Tensor) else None
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=attn_mask, is_causal=attn_mask is None and mask == "causal"
     )
 
 
-def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Compute attention as plain matrix products, with scores in the precision of the queries.
 
     For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
@@ -326,12 +326,12 @@ class Rotary(nn.Module):
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
         """Rotate the query and key (N = 2) of every token by the token's position."""
         if torch.compiler.is_compiling():
-            return self._rotated_in_real_numbers(x, positions)
+            return self._rotate_in_real_numbers(x, positions)
         rotation = self.table[positions]  # T C, or B T C if every row has its own positions
         rotated = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * rotation[..., None, None, :]
         return torch.view_as_real(rotated).flatten(-2).type_as(x)
 
-    def _rotated_in_real_numbers(
+    def _rotate_in_real_numbers(
         self, x: Float[Tensor, "B T N H Dh"], positions: Positions
     ) -> Float[Tensor, "B T N H Dh"]:
         cos, sin = self.cos_sin[positions][..., None, None, :, :].unbind(-1)
@@ -457,7 +457,7 @@ class CrossAttention(nn.Module):
         """
         q = layout.pad(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))  # R T H Dh
         key_values = context if isinstance(context, KeyValues) else self.project(context)  # B S H Dh
-        return self.out_proj(layout.unpad(_mix(AttentionInputs(q, key_values, attending(mask)))))
+        return self.out_proj(layout.unpad(_mix(AttentionInputs(q, key_values, to_attention_mask(mask)))))
 
 
 def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:

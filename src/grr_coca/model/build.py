@@ -51,7 +51,7 @@ from grr_coca.model.blocks import (
 )
 from grr_coca.model.coca import CoCa, FeatureEncoder, ImageEncoder, MultimodalDecoder, TextDecoder
 from grr_coca.model.config import (
-    OWN,
+    OWN_ARCHITECTURE,
     CoCaConfig,
     FeatureEncoderConfig,
     ImageEncoderConfig,
@@ -73,7 +73,7 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
 def build_without_weights(config: CoCaConfig) -> CoCa:
     """Build the model that a config defines, with uninitialized weights, all of which the caller must write or load."""
     with _NoDefaultInit():
-        if config.architecture == OWN:
+        if config.architecture == OWN_ARCHITECTURE:
             return _coca(config)
         model: CoCa = find_architecture(config.architecture).build(config)
         return model
@@ -310,13 +310,13 @@ def _branch_ends(model: CoCa) -> dict[int, int]:
     """
     text = [*model.text_decoder.blocks, *model.multimodal_decoder.blocks]
     found: dict[int, int] = {}
-    for blocks in (*(list(encoder.blocks) for encoder in model.image_sides), text):
-        ends = [_end_of(branch) for block in blocks for branch in block.branches]  # type: ignore[union-attr]
+    for blocks in (*(list(encoder.blocks) for encoder in model.pooled_encoders), text):
+        ends = [_last_matrix_of(branch) for block in blocks for branch in block.branches]  # type: ignore[union-attr]
         found |= {id(end.weight): len(ends) for end in ends}
     return found
 
 
-def _end_of(branch: nn.Module) -> nn.Linear:
+def _last_matrix_of(branch: nn.Module) -> nn.Linear:
     """Return the matrix that ends a residual branch, which is named `out_proj` or `down_proj`."""
     ends = [child for name, child in branch.named_children() if name in ("out_proj", "down_proj")]
     assert len(ends) == 1, (

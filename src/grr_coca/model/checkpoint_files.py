@@ -23,7 +23,7 @@ from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import NOTES, UserError, suggest_name
 from grr_coca.common.files import MANIFEST, file_sha256, models_cache, read_json, read_manifest, verify_folder
-from grr_coca.model.config import OWN, CoCaConfig, find_architecture
+from grr_coca.model.config import OWN_ARCHITECTURE, CoCaConfig, find_architecture
 
 if TYPE_CHECKING:
     from grr_coca.data.features import EncoderInfo
@@ -284,7 +284,7 @@ def saved_config(config: CoCaConfig) -> dict[str, object]:
     if saved["feature_encoder"] is None:
         del saved["feature_encoder"]
     name = str(saved.pop("architecture"))
-    for path, value in (FIXED_KEYS if name == OWN else find_architecture(name).keys).items():
+    for path, value in (FIXED_KEYS if name == OWN_ARCHITECTURE else find_architecture(name).keys).items():
         _section(saved, path)[path[-1]] = value
     return saved
 
@@ -302,7 +302,7 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
     config = copy.deepcopy(dict(saved))
     # Older files do not have all keys.
     values = {path: _section(config, path).pop(path[-1], value) for path, value in FIXED_KEYS.items()}
-    config["architecture"] = OWN if values == FIXED_KEYS else _architecture_of(values, where)
+    config["architecture"] = OWN_ARCHITECTURE if values == FIXED_KEYS else _architecture_of(values, where)
     return from_dict(CoCaConfig, config, where)
 
 
@@ -322,7 +322,7 @@ def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> st
     )
     raise UserError(
         f"{where}: {own} has the value of the architecture CoCa, but {other} does not; use the values of one "
-        f"architecture: {_quote_names([OWN, *installed])}"
+        f"architecture: {_quote_names([OWN_ARCHITECTURE, *installed])}"
     )
 
 

@@ -39,8 +39,8 @@ from grr_coca.model.attention import (
     PlainLayout,
     TokenMask,
     at_least_fp32,
-    attending,
     pack_lengths,
+    to_attention_mask,
 )
 from grr_coca.model.blocks import Arrange, ConvStem, Patchify
 from grr_coca.model.config import Contrastive
@@ -122,7 +122,7 @@ class FeatureEncoder(nn.Module):
         """Encode the features of images. Padding keeps its place, and no token attends to it."""
         tokens = (features.tokens - self.mean) / self.deviation
         x = self.feature_proj(tokens).type_as(tokens)
-        layout = PlainLayout(slice(None), attending(features.mask))
+        layout = PlainLayout(slice(None), to_attention_mask(features.mask))
         for block in self.blocks:
             x = block(x, layout)
         return self.norm(x)
@@ -316,14 +316,14 @@ class CoCa(nn.Module):
         self.logit_bias = nn.Parameter(torch.zeros(())) if contrastive == "sigmoid" else None
 
     @property
-    def image_sides(self) -> tuple[ImageEncoder | FeatureEncoder, ...]:
+    def pooled_encoders(self) -> tuple[ImageEncoder | FeatureEncoder, ...]:
         """The encoders whose tokens the poolers read."""
         return tuple(encoder for encoder in (self.image_encoder, self.feature_encoder) if encoder is not None)
 
     @property
     def stacks(self) -> tuple[ImageEncoder | FeatureEncoder | TextDecoder | MultimodalDecoder, ...]:
         """Parts of the model that have `blocks`."""
-        return *self.image_sides, self.text_decoder, self.multimodal_decoder
+        return *self.pooled_encoders, self.text_decoder, self.multimodal_decoder
 
     @property
     def own_image_encoder(self) -> ImageEncoder:
@@ -453,12 +453,12 @@ def _unit(x: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
 
 _lock = threading.Lock()
 _depth = 0
-_before = (False, False)
+_tf32_before = (False, False)
 
 
 def require_exact_products() -> None:
     """Compute all fp32 products exactly from now on. By default, PyTorch rounds the inputs of convolutions to TF32."""
-    _set(matmul=False, convolutions=False)
+    _set_tf32(matmul=False, convolutions=False)
 
 
 @contextmanager
@@ -467,14 +467,14 @@ def fast_products(device: torch.device) -> Iterator[None]:
 
     The setting applies to the whole process, so it lasts until the last thread leaves the context.
     """
-    global _depth, _before
+    global _depth, _tf32_before
     if device.type != "cuda":
         yield
         return
     with _lock:
         if not _depth:
-            _before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-            _set(matmul=True, convolutions=True)
+            _tf32_before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            _set_tf32(matmul=True, convolutions=True)
         _depth += 1
     try:
         yield
@@ -482,8 +482,8 @@ def fast_products(device: torch.device) -> Iterator[None]:
         with _lock:
             _depth -= 1
             if not _depth:
-                _set(*_before)
+                _set_tf32(*_tf32_before)
 
 
-def _set(matmul: bool, convolutions: bool) -> None:
+def _set_tf32(matmul: bool, convolutions: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolutions

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError, nearest_multiples
+from grr_coca.common.errors import UserError, suggest_multiples
 
 Norm = Literal["rms", "layer", "layer_1e-5"]
 FeedForward = Literal["geglu", "gelu"]
@@ -18,7 +18,7 @@ Stem = Literal["patchify", "convolutional"]
 QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
 CaptionsFrom = Literal["queries", "patches"]
-OWN = "coca"
+OWN_ARCHITECTURE = "coca"
 """Name of CoCa's own architecture."""
 
 
@@ -115,7 +115,7 @@ class ImageEncoderConfig:
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image_size {self.image_size} must be divisible by patch_size {self.patch_size}; "
-                f"the nearest multiples are {nearest_multiples(self.image_size, self.patch_size)}"
+                f"the nearest multiples are {suggest_multiples(self.image_size, self.patch_size)}"
             )
         _require(
             self.num_patches <= _MAX_PATCHES,
@@ -251,7 +251,7 @@ class CoCaConfig:
     multimodal_decoder: MultimodalDecoderConfig
     poolers: PoolersConfig
     contrastive: Contrastive = "softmax"
-    architecture: str = OWN
+    architecture: str = OWN_ARCHITECTURE
     feature_encoder: FeatureEncoderConfig | None = None
 
     def __post_init__(self) -> None:
@@ -265,16 +265,16 @@ class CoCaConfig:
             text.embed_dim % self.poolers.num_heads == 0,
             f"poolers num_heads {self.poolers.num_heads} must divide the text width {text.embed_dim}",
         )
-        widths = {encoder.transformer.embed_dim for encoder in self.image_sides}
+        widths = {encoder.transformer.embed_dim for encoder in self.pooled_encoders}
         _require(bool(widths), "a model needs an image_encoder or a feature_encoder; add one")
         _require(
             len(widths) == 1, f"image_encoder and feature_encoder must have the same embed_dim, got {sorted(widths)}"
         )
         _require(
-            self.feature_encoder is None or self.architecture == OWN,
+            self.feature_encoder is None or self.architecture == OWN_ARCHITECTURE,
             f"architecture '{self.architecture}' takes no features; remove feature_encoder",
         )
-        if self.architecture == OWN:
+        if self.architecture == OWN_ARCHITECTURE:
             _require(self.poolers.arrangement != "shared", "arrangement 'shared' needs architecture 'open_clip'")
         else:
             find_architecture(self.architecture).check(self)
@@ -291,19 +291,19 @@ class CoCaConfig:
         return self.image_encoder
 
     @property
-    def image_sides(self) -> "tuple[ImageEncoderConfig | FeatureEncoderConfig, ...]":
+    def pooled_encoders(self) -> "tuple[ImageEncoderConfig | FeatureEncoderConfig, ...]":
         """Encoders whose tokens the poolers read, in the order of these tokens."""
         return tuple(encoder for encoder in (self.image_encoder, self.feature_encoder) if encoder is not None)
 
     @property
     def transformers(self) -> tuple[TransformerConfig, ...]:
         """Configs of the blocks in all stacks."""
-        return tuple(part.transformer for part in (*self.image_sides, self.text_decoder, self.multimodal_decoder))
+        return tuple(part.transformer for part in (*self.pooled_encoders, self.text_decoder, self.multimodal_decoder))
 
     @property
     def image_dim(self) -> int:
         """Width of the tokens that the poolers read."""
-        return self.image_sides[0].transformer.embed_dim
+        return self.pooled_encoders[0].transformer.embed_dim
 
     @property
     def num_image_tokens(self) -> int | None:

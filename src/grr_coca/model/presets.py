@@ -9,7 +9,7 @@ these parts, so that all eight combinations exist. Widths, depths and the kind o
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from grr_coca.common.errors import UserError, nearest_multiples, suggest_name
+from grr_coca.common.errors import UserError, suggest_multiples, suggest_name
 from grr_coca.model.config import (
     CaptionsFrom,
     CoCaConfig,
@@ -66,7 +66,7 @@ class Size:
                 width = default // heads
                 raise UserError(
                     f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; the nearest "
-                    f"multiples are {nearest_multiples(dim, width)}"
+                    f"multiples are {suggest_multiples(dim, width)}"
                 )
             if dim is not None:
                 changes |= {f"{name}_dim": dim, f"{name}_heads": dim // (default // heads)}
@@ -176,7 +176,7 @@ def baseline_geglu(size: str | Size) -> CoCaConfig:
     return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
 
 
-def _arm(preset: Preset, **parts: object) -> Preset:
+def _make_variant(preset: Preset, **parts: object) -> Preset:
     return lambda size: _with_image_parts(preset(size), **parts)
 
 
@@ -186,20 +186,20 @@ def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:
     return replace(config, image_encoder=replace(image, transformer=transformer))
 
 
-baseline_rms = _arm(baseline_coca, norm="rms")
-baseline_geglu_4x = _arm(baseline_coca, feed_forward="geglu")
+baseline_rms = _make_variant(baseline_coca, norm="rms")
+baseline_geglu_4x = _make_variant(baseline_coca, feed_forward="geglu")
 """GEGLU with a hidden width of 4 x width, which gives the image encoder a third more parameters."""
-baseline_rope_1d = _arm(baseline_coca, position="rope_1d")
+baseline_rope_1d = _make_variant(baseline_coca, position="rope_1d")
 """RoPE over the patches in raster order."""
-baseline_rope_2d = _arm(baseline_coca, position="rope_2d")
+baseline_rope_2d = _make_variant(baseline_coca, position="rope_2d")
 """Axial RoPE over rows and columns of patches."""
-baseline_rms_geglu = _arm(baseline_geglu, norm="rms")
-baseline_rms_rope_2d = _arm(baseline_coca, norm="rms", position="rope_2d")
-baseline_geglu_rope_2d = _arm(baseline_geglu, position="rope_2d")
-grr_coca = _arm(baseline_geglu, norm="rms", position="rope_2d")
+baseline_rms_geglu = _make_variant(baseline_geglu, norm="rms")
+baseline_rms_rope_2d = _make_variant(baseline_coca, norm="rms", position="rope_2d")
+baseline_geglu_rope_2d = _make_variant(baseline_geglu, position="rope_2d")
+grr_coca = _make_variant(baseline_geglu, norm="rms", position="rope_2d")
 """GRR-CoCa: the image encoder also has RMSNorm, axial RoPE, and GEGLU with nearly the same number of parameters."""
-grr_coca_geglu_4x = _arm(baseline_geglu_4x, norm="rms", position="rope_2d")
-grr_coca_rope_1d = _arm(grr_coca, position="rope_1d")
+grr_coca_geglu_4x = _make_variant(baseline_geglu_4x, norm="rms", position="rope_2d")
+grr_coca_rope_1d = _make_variant(grr_coca, position="rope_1d")
 
 
 def grr_coca_parallel(size: str | Size) -> CoCaConfig:

@@ -54,7 +54,7 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
         _require_compiler()
     allow_recompiles(RECOMPILE_LIMIT)
     keep_for_backward(1 - recomputed)
-    for block in (*_stem(model), *(block for encoder in model.image_sides for block in encoder.blocks)):
+    for block in (*_stem(model), *(block for encoder in model.pooled_encoders for block in encoder.blocks)):
         block.compile()
     for decoder in (model.text_decoder, model.multimodal_decoder):
         for block in decoder.blocks:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
-from grr_coca.common.remote import list_file_sizes, read_range, remove_file, write_file
+from grr_coca.common.remote import list_file_sizes, read_range, remove_file, upload_file
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def copy_run(folder: Path, url: str) -> None:
         }
         for name in sorted(files, key=lambda name: (name.endswith(MANIFEST), name)):
             if not any(name.startswith(f"{checkpoint}/") for checkpoint in copied):
-                write_file(files[name], f"{url}/{name}")
+                upload_file(files[name], f"{url}/{name}")
         for name in sorted(remote_sizes.keys() - files.keys(), key=lambda name: not name.endswith(MANIFEST)):
             if name.startswith(f"{_CHECKPOINTS}/"):
                 remove_file(f"{url}/{name}")

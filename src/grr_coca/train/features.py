@@ -25,7 +25,7 @@ from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig, ImageEncoderConfig
 from grr_coca.train.recipe import FeaturesRecipe, Recipe
 
-_STANDARDIZED = 256
+_NUM_SAMPLE_IMAGES = 256
 """Number of images, evenly spread over the training pairs, from which the mean and standard deviation of the features
 are computed."""
 _BATCH = 32
@@ -134,13 +134,13 @@ def standardize(start: Checkpoint, pairs: PairSource, ranks: Ranks) -> None:
     assert encoder is not None
     if encoder.mean.any():
         return
-    mean, deviation = ranks.on_first(lambda: _statistics(start, pairs))
+    mean, deviation = ranks.run_on_first(lambda: _statistics(start, pairs))
     encoder.mean.copy_(mean)
     encoder.deviation.copy_(deviation)
 
 
 def _statistics(start: Checkpoint, pairs: PairSource) -> tuple[Tensor, Tensor]:
-    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(_STANDARDIZED, len(pairs))).astype(int))
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(_NUM_SAMPLE_IMAGES, len(pairs))).astype(int))
     dataset = as_dataset(start, Subset(pairs, chosen))
     loader = make_loader(dataset, EvaluationOrder(len(dataset), _BATCH), 0, warns=False)
     rows = []

@@ -28,8 +28,8 @@ def forecast(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     pairs, val = training_sources(recipe)
     require_pairs(val, recipe.evaluation.batch_size)
     if (teacher := recipe.teacher) is not None:
-        ranks.on_first(lambda: len(open_teacher(teacher, pairs)))
-    recipe = ranks.on_first(lambda: resolve_precision(recipe, start.model, device)).for_autos_of(recipe)
+        ranks.run_on_first(lambda: len(open_teacher(teacher, pairs)))
+    recipe = ranks.run_on_first(lambda: resolve_precision(recipe, start.model, device)).resolve_autos(recipe)
     trainer = build_trainer(recipe, start, ranks)
     losses = []
     marks = [time.perf_counter()]

@@ -87,9 +87,9 @@ class Progress:
         skipped = {"skipped": float(self.skipped)} if self.skipped else {}
         return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
 
-    def beats_best(self, name: str, value: float, step: int) -> bool:
+    def record_if_best(self, name: str, value: float, step: int) -> bool:
         """Return whether a validation score is better than all earlier scores. If so, record it as the best."""
-        if goodness(name, value) <= (-math.inf if self.best is None else goodness(name, self.best)):
+        if score_to_maximize(name, value) <= (-math.inf if self.best is None else score_to_maximize(name, self.best)):
             return False
         self.best, self.best_step = value, step
         return True
@@ -100,7 +100,7 @@ class Progress:
         return loss > statistics.fmean(self.recent) + SPIKE_FACTOR * statistics.stdev(self.recent)
 
 
-def goodness(name: str, value: float) -> float:
+def score_to_maximize(name: str, value: float) -> float:
     """Convert a validation score to a number that is higher for better models.
 
     Scores that are not finite become -inf.
@@ -133,7 +133,7 @@ class MetricLog:
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
         if folder is not None:
-            with self._writing():
+            with self._log_errors():
                 self._file = (folder / LOG_FILE).open("ab")
                 self._file.truncate(min(progress.log_bytes, self._file.tell()))
                 self._file.seek(0, os.SEEK_END)  # makes `tell` include the kept lines
@@ -152,7 +152,7 @@ class MetricLog:
         """Log metrics only to TensorBoard."""
         for name, value in metrics.items():
             if self._board is not None:
-                with self._writing():
+                with self._log_errors():
                     self._board.add_scalar(f"{split}/{name}", value, step)
 
     def captions(self, step: int, captioned: CaptionedSplit) -> None:
@@ -164,13 +164,13 @@ class MetricLog:
             cells = [(Path(name).name, hypothesis, truth) for name, hypothesis, truth in rows]
             lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in cells]
             table = "\n".join(["| image | caption | reference |", "|---|---|---|", *(f"| {line} |" for line in lines)])
-            with self._writing():
+            with self._log_errors():
                 self._board.add_text("captions", table, step)
 
     def make_durable(self) -> int:
         """Flush the log to disk, and return its size in bytes."""
         assert self._file is not None, "only rank 0 has the log"
-        with self._writing():
+        with self._log_errors():
             os.fsync(self._file.fileno())
             return self._file.tell()
 
@@ -187,12 +187,12 @@ class MetricLog:
 
     def _append(self, row: dict[str, object]) -> None:
         if self._file:
-            with self._writing():
+            with self._log_errors():
                 self._file.write(json.dumps(row).encode() + b"\n")
                 self._file.flush()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _log_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -94,7 +94,7 @@ class Validation:
             scaling = self._scaling(results.embeddings)
             # Rank 0 decides for all ranks, because other processors may round differently and choose another best
             # checkpoint.
-            evaluation = self._ranks.on_first(
+            evaluation = self._ranks.run_on_first(
                 lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights)
             )
             scores = {**evaluation.flat(), "mean_recall": evaluation.mean_recall}
@@ -106,7 +106,7 @@ class Validation:
         learned = scaling_of(self._trainer.model.raw)
         if self._recipe.temperature == "learned":
             return learned
-        return self._ranks.on_first(lambda: refit_scaling(embeddings, learned, self._recipe.evaluation.batch_size))
+        return self._ranks.run_on_first(lambda: refit_scaling(embeddings, learned, self._recipe.evaluation.batch_size))
 
     def _caption(self, checkpoint: Checkpoint) -> tuple[CaptionedSplit | None, dict[str, float]]:
         """Caption a fixed set of validation images, and score the captions."""
@@ -122,7 +122,7 @@ class Validation:
             captioned = caption_split(replace(checkpoint, model=model), self._val, max_images=num_images)
             return captioned, captioned.scores().corpus()
 
-        return self._ranks.on_first(caption)
+        return self._ranks.run_on_first(caption)
 
 
 log = logging.getLogger(__name__)
@@ -162,15 +162,15 @@ def train(
         Interruption: If a signal stopped the run. The run is saved.
     """
     recipe.require_even_shares(ranks.size)
-    recipe = _resolve(recipe, start, ranks, resume_from)
+    recipe = _resolve_precisions(recipe, start, ranks, resume_from)
     if resume_from is None:
-        ranks.on_first(lambda: _open_folder(out, recipe, origin))
+        ranks.run_on_first(lambda: _open_folder(out, recipe, origin))
     if ranks.is_first:
         _warn_of_warmup(recipe.schedule)
     pairs, val = training_sources(recipe)
     if ranks.is_first:
         warn_of_equal_captions(pairs)
-    data = ranks.on_first(lambda: _checked_data(recipe, pairs, val, resume_from))
+    data = ranks.run_on_first(lambda: _check_data(recipe, pairs, val, resume_from))
     val = readable_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
     if resume_from is None and recipe.features is not None:
@@ -289,7 +289,7 @@ class Run:
         mine = [key for batch in micro_batches for key in batch.keys]
         keys = [key for part in self.ranks.gather_objects(mine) for key in part]
         shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-        self.ranks.on_first(partial(self.metric_log.event, self.progress.step, problem, keys=keys, **shown))
+        self.ranks.run_on_first(partial(self.metric_log.event, self.progress.step, problem, keys=keys, **shown))
         if self.ranks.is_first:
             outcome = "skipped, loss or gradient not finite" if problem == "not finite" else "a spike of the loss"
             log.warning(
@@ -314,7 +314,7 @@ class Run:
                 self.metric_log.write(step, "device", use)
             self.on_step(step, {**metrics, **throughput})
 
-        self.ranks.on_first(report)
+        self.ranks.run_on_first(report)
 
     def _validate(self) -> bool:
         """Validate the model, and log the result. Return whether the model is the best so far, by the score that the
@@ -329,17 +329,17 @@ class Run:
                 self.metric_log.captions(step, validated.captioned)
             self.metric_log.write(step, "val", validated.scores)
 
-        self.ranks.on_first(report)
+        self.ranks.run_on_first(report)
         self.throughput.restart()
         name = self.recipe.checkpoints.keep_best
-        return name is not None and self.progress.beats_best(name, validated.scores[name], self.checkpoint.step)
+        return name is not None and self.progress.record_if_best(name, validated.scores[name], self.checkpoint.step)
 
     def _save(self) -> None:
-        self.progress.log_bytes = self.ranks.on_first(self.metric_log.make_durable)
+        self.progress.log_bytes = self.ranks.run_on_first(self.metric_log.make_durable)
         save(self.store, self.checkpoint, self.trainer, self.progress, self.constants)
-        self.ranks.on_first(self._plot_if_due)
+        self.ranks.run_on_first(self._plot_if_due)
         if (url := self.recipe.checkpoints.copy_to) is not None:
-            self.ranks.on_first(lambda: copy_run(self.out, url))
+            self.ranks.run_on_first(lambda: copy_run(self.out, url))
         self.saved_at = time.monotonic()
         self.throughput.restart()
 
@@ -360,14 +360,14 @@ def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
         )
 
 
-def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
+def _resolve_precisions(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
     """Replace each `auto` in a recipe by a precision."""
     if resume_from is not None:
         return with_numerics_of(recipe, resume_from)
-    return ranks.on_first(lambda: resolve_precision(recipe, start.model, ranks.device)).for_autos_of(recipe)
+    return ranks.run_on_first(lambda: resolve_precision(recipe, start.model, ranks.device)).resolve_autos(recipe)
 
 
-def _checked_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
+def _check_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
     """Return the fingerprint of the data, which must be unchanged in a resumed run."""
     now = data_state(recipe, pairs, val)
     if resume_from is not None and (then := read_data_state(resume_from)) is not None:

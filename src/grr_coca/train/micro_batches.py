@@ -65,7 +65,7 @@ def accumulate_gradients(
     factors = zip(pairs.image.grad.split(sizes), pairs.text.grad.split(sizes), strict=True)
     captions: list[Tensor] = []
     for (batch,), of_batch in zip(copy_ahead(one_by_one, ranks.device), factors, strict=True):
-        run = partial(_captions_and_cut, batch, of_batch, num_tokens, weights)
+        run = partial(_captioning_and_surrogate_loss, batch, of_batch, num_tokens, weights)
         with model.exchange(gradients=len(captions) == len(micro_batches) - 1):
             with precision:
                 captioned, cut = model(run)
@@ -84,7 +84,7 @@ def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
     return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher, batch.concept_ids)
 
 
-def _captions_and_cut(
+def _captioning_and_surrogate_loss(
     batch: Batch,
     factors: tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]],
     num_tokens: int,

@@ -14,7 +14,7 @@ from grr_coca.common.torch_private import lerp_each, scale_each
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.coca import CoCa
 from grr_coca.train.muon import Muon
-from grr_coca.train.parallel import by_kind, unshard
+from grr_coca.train.parallel import split_by_sharding, unshard
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
@@ -76,7 +76,7 @@ def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: f
         if not any(_begins_with(name, part) for name in names):
             raise UserError(
                 f"optimizer: learning_rates: the model has no parameters '{part}'; "
-                f"{suggest_name(part, _beginnings(names))}"
+                f"{suggest_name(part, _name_prefixes(names))}"
             )
     parts = sorted(learning_rates, key=len, reverse=True)
     return {name: next((learning_rates[part] for part in parts if _begins_with(name, part)), default) for name in names}
@@ -90,7 +90,7 @@ def _begins_with(name: str, part: str) -> bool:
     return f"{name}.".startswith(f"{part}.")
 
 
-def _beginnings(names: Sequence[str]) -> set[str]:
+def _name_prefixes(names: Sequence[str]) -> set[str]:
     """Return all prefixes of the parameter names, including the names themselves."""
     split = [name.split(".") for name in names]
     return {".".join(words[: end + 1]) for words in split for end in range(len(words))}
@@ -105,7 +105,7 @@ class Optimizers:
     """
 
     def __init__(self, model: CoCa, optimizer: OptimizerRecipe, schedule: ScheduleRecipe) -> None:
-        self.optimizers = _build(model, optimizer)
+        self.optimizers = _build_optimizers(model, optimizer)
         self._peak_lr = optimizer.lr
         self._schedule = schedule
         self._clip_norm = optimizer.clip_norm
@@ -123,7 +123,7 @@ class Optimizers:
 
         This method does not synchronize with the device.
         """
-        kinds = by_kind(self._parameters)
+        kinds = split_by_sharding(self._parameters)
         norms = [unshard(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
         return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
@@ -135,12 +135,12 @@ class Optimizers:
             value: The same norm as a Python number.
         """
         if value > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
-            for kind in by_kind(self._parameters):
+            for kind in split_by_sharding(self._parameters):
                 nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
 
     def divide_gradients(self, divisor: float) -> None:
         """Divide all gradients by a number."""
-        for gradients in by_kind(p.grad for p in self._parameters if p.grad is not None):
+        for gradients in split_by_sharding(p.grad for p in self._parameters if p.grad is not None):
             scale_each(gradients, 1 / divisor)
 
     def update(self, step: int) -> None:
@@ -217,7 +217,7 @@ def layer_depth(model: CoCa, name: str) -> int:
     return above + num_blocks - block
 
 
-def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
+def _build_optimizers(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     kinds = parameter_kinds(model)
     by_muon = kinds.hidden if recipe.name == "muon" else []
     peaks = peak_rates(model, recipe.learning_rates, recipe.lr)
@@ -249,7 +249,7 @@ def _groups(parameters: list[nn.Parameter], rates: dict[nn.Parameter, _Rate], we
     return [
         {"params": kind, **rate._asdict(), "weight_decay": weight_decay}
         for rate, group in by_rate.items()
-        for kind in by_kind(group)
+        for kind in split_by_sharding(group)
     ]
 
 
@@ -276,7 +276,7 @@ class Ema:
         """Add the current weights to the average. Call this once after every step of the optimizer."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         weights = (at_least_fp32(weight.detach()) for weight in self._weights.values())
-        for average, weight in zip(by_kind(self._average.values()), by_kind(weights), strict=True):
+        for average, weight in zip(split_by_sharding(self._average.values()), split_by_sharding(weights), strict=True):
             lerp_each(average, weight, 1 - decay)
         self._num_updates += 1
 
@@ -289,7 +289,7 @@ class Ema:
         self._copy(self._average, self._weights)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def use_average(self) -> Iterator[None]:
         """Replace the weights by their average within the context.
 
         Afterwards, even after an exception, the weights are restored bit for bit.

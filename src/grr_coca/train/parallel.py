@@ -40,7 +40,7 @@ def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements, src_data_rank=None)
 
 
-def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+def split_by_sharding(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Split tensors into sharded and unsharded ones. Empty lists are omitted.
 
     PyTorch's operations on lists of tensors do not accept mixed lists. FSDP2 does not shard scalars, so a sharded model
@@ -95,7 +95,7 @@ class ParallelModel:
             if scalar.grad is not None:
                 self.ranks.sum(scalar.grad).div_(self.ranks.size)
 
-    def forget_gathered(self) -> None:
+    def discard_gathered_weights(self) -> None:
         """Make the next pass gather the weights again. Call this after code other than an optimizer has changed the
         weights.
 

@@ -23,7 +23,7 @@ from grr_coca.common.files import read_json, sync_folder, write_bytes_atomic
 from grr_coca.common.ranks import Ranks
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.checkpoint_files import BEST_FILE, checkpoints_by_step
-from grr_coca.train.logs import Progress, goodness, read_metrics
+from grr_coca.train.logs import Progress, read_metrics, score_to_maximize
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import CheckpointRecipe, Recipe, Score, save_recipe
 from grr_coca.train.run_checkpoints import CheckpointStore, Origin, resume_point, with_numerics_of
@@ -37,7 +37,7 @@ PATIENCE = 3
 DECAY_SHARE = 0.25
 """Number of decay steps, as a fraction of the number of steps before the decay."""
 SEARCH_FILE = "search.json"
-TRIALS = "search"
+TRIALS_FOLDER = "search"
 """Folder, within a run folder, for the runs of an unfinished search."""
 _MIN_VALIDATIONS = 4
 """Minimum number of validations within the recipe's number of steps. If necessary, the search validates more often."""
@@ -94,7 +94,7 @@ def max_total_steps(recipe: Recipe) -> int:
     rung, trained, before, count = _first_rung(recipe), 0, 0, len(FACTORS)
     while count > 1:
         trained, before, rung, count = trained + count * (rung - before), rung, 2 * rung, -(-count // 2)
-    return trained + max(0, _limit(recipe) - before)
+    return trained + max(0, _max_trial_steps(recipe) - before)
 
 
 def search_rate(
@@ -120,12 +120,17 @@ def search_rate(
     """
     if not recipe.optimizer.lr:
         raise UserError("optimizer: lr must be above 0 for a search, got 0")
-    found = ranks.on_first(lambda: read_search(out))
+    found = ranks.run_on_first(lambda: read_search(out))
     if found is None:
         found = _Search(
-            recipe=recipe, make_start=make_start, folder=out / TRIALS, ranks=ranks, origin=origin, on_step=on_step
+            recipe=recipe,
+            make_start=make_start,
+            folder=out / TRIALS_FOLDER,
+            ranks=ranks,
+            origin=origin,
+            on_step=on_step,
         ).run()
-    return ranks.on_first(lambda: _begin_run(recipe, found, out))
+    return ranks.run_on_first(lambda: _begin_run(recipe, found, out))
 
 
 def read_search(out: Path) -> RateSearchResult | None:
@@ -161,10 +166,10 @@ class _Search:
         while len(rates) > 1:
             for rate in rates:
                 self._train(rate, lambda progress, steps=rung: progress.step >= steps)  # type: ignore[misc]
-            rates.sort(key=lambda rate: self._goodness(rate, rung), reverse=True)
+            rates.sort(key=lambda rate: self._trial_score(rate, rung), reverse=True)
             rates, rung = rates[: -(-len(rates) // 2)], 2 * rung
         (rate,) = rates
-        limit, patience = _limit(self.recipe), PATIENCE * _interval(self.recipe)
+        limit, patience = _max_trial_steps(self.recipe), PATIENCE * _validation_interval(self.recipe)
         first_step = self.make_start().step
 
         def is_done(progress: Progress) -> bool:
@@ -173,8 +178,8 @@ class _Search:
 
         self._train(rate, is_done)
         scores = self.trials[rate].scores
-        best = max(map(int, scores), key=lambda step: self._goodness(rate, step), default=0)
-        if self._goodness(rate, best) == -math.inf:
+        best = max(map(int, scores), key=lambda step: self._trial_score(rate, step), default=0)
+        if self._trial_score(rate, best) == -math.inf:
             raise DivergedError("no learning rate in the search has a finite score; lower optimizer: lr in the recipe")
         decay = max(1, round(DECAY_SHARE * best))
         improving = max(map(int, scores)) - best < patience
@@ -187,15 +192,17 @@ class _Search:
             improving=improving,
         )
 
-    def _goodness(self, rate: float, step: int) -> float:
+    def _trial_score(self, rate: float, step: int) -> float:
         trial = self.trials[rate]
-        return goodness(_score(self.recipe), math.nan if trial.diverged else trial.scores.get(str(step), math.nan))
+        return score_to_maximize(
+            _score(self.recipe), math.nan if trial.diverged else trial.scores.get(str(step), math.nan)
+        )
 
     def _train(self, rate: float, stop: Callable[[Progress], bool]) -> None:
         """Start or continue the trial of a learning rate, until `stop` returns True."""
         out = _trial_folder(self.folder, rate)
-        recipe = self.ranks.on_first(lambda: self._with_known_numerics(_trial_recipe(self.recipe, rate)))
-        point = self.ranks.on_first(lambda: resume_point(out, recipe, self.origin))
+        recipe = self.ranks.run_on_first(lambda: self._with_known_numerics(_trial_recipe(self.recipe, rate)))
+        point = self.ranks.run_on_first(lambda: resume_point(out, recipe, self.origin))
         start = self.make_start() if point is None else from_pretrained(point)
         diverged = False
 
@@ -208,7 +215,7 @@ class _Search:
             train(recipe, start, out, self.ranks, on_step, point, self.origin, stop)
         except DivergedError:
             diverged = True
-        rows = self.ranks.on_first(lambda: read_metrics(out, "val"))
+        rows = self.ranks.run_on_first(lambda: read_metrics(out, "val"))
         self.trials[rate] = Trial(rate, {str(int(row["step"])): row[_score(self.recipe)] for row in rows}, diverged)
 
     def _with_known_numerics(self, recipe: Recipe) -> Recipe:
@@ -227,7 +234,7 @@ def _score(recipe: Recipe) -> Score:
     return recipe.checkpoints.keep_best or "mean_recall"
 
 
-def _interval(recipe: Recipe) -> int:
+def _validation_interval(recipe: Recipe) -> int:
     return min(recipe.evaluation.interval, max(1, recipe.schedule.steps // _MIN_VALIDATIONS))
 
 
@@ -236,13 +243,13 @@ def _first_rung(recipe: Recipe) -> int:
 
     This is about a quarter of the recipe's steps, rounded to a multiple of the validation interval.
     """
-    interval = _interval(recipe)
+    interval = _validation_interval(recipe)
     return interval * max(1, round(recipe.schedule.steps / 4 / interval))
 
 
-def _limit(recipe: Recipe) -> int:
+def _max_trial_steps(recipe: Recipe) -> int:
     """Return the maximum number of steps of a trial, which is a multiple of the validation interval."""
-    interval = _interval(recipe)
+    interval = _validation_interval(recipe)
     return interval * max(1, MAX_LENGTH * recipe.schedule.steps // interval)
 
 
@@ -255,7 +262,7 @@ def _trial_recipe(recipe: Recipe, rate: float) -> Recipe:
 
     A trial ends before the last step of this recipe, because a run does additional work at its last step.
     """
-    schedule = replace(recipe.schedule, steps=_limit(recipe) + 1, decay_steps=0)
+    schedule = replace(recipe.schedule, steps=_max_trial_steps(recipe) + 1, decay_steps=0)
     checkpoints = CheckpointRecipe(minutes=recipe.checkpoints.minutes, keep_last=1, keep_best=_score(recipe))
     return replace(_with_rate(recipe, rate), schedule=schedule, checkpoints=checkpoints)
 
@@ -264,7 +271,7 @@ def _with_rate(recipe: Recipe, rate: float) -> Recipe:
     """Return a recipe with another learning rate. The learning rates of parts change by the same factor."""
     optimizer = recipe.optimizer
     parts = {part: own * (rate / optimizer.lr) for part, own in optimizer.learning_rates.items()}
-    evaluation = replace(recipe.evaluation, interval=_interval(recipe))
+    evaluation = replace(recipe.evaluation, interval=_validation_interval(recipe))
     return replace(recipe, optimizer=replace(optimizer, lr=rate, learning_rates=parts), evaluation=evaluation)
 
 
@@ -278,7 +285,7 @@ def _begin_run(recipe: Recipe, found: RateSearchResult, out: Path) -> Recipe:
         write_bytes_atomic(out / SEARCH_FILE, json.dumps(to_dict(found), indent=1).encode())
         steps = checkpoints_by_step(out / "checkpoints")
         if not steps:
-            trial = _trial_folder(out / TRIALS, found.lr)
+            trial = _trial_folder(out / TRIALS_FOLDER, found.lr)
             best = checkpoints_by_step(trial / "checkpoints")[read_json(trial / "checkpoints" / BEST_FILE)["step"]]
             chosen = with_numerics_of(chosen, best)
             shutil.copytree(trial, out, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True)
@@ -286,7 +293,7 @@ def _begin_run(recipe: Recipe, found: RateSearchResult, out: Path) -> Recipe:
             (out / "checkpoints").mkdir(exist_ok=True)
             best.rename(out / "checkpoints" / best.name)
             sync_folder(out / "checkpoints")
-        shutil.rmtree(out / TRIALS, ignore_errors=True)
+        shutil.rmtree(out / TRIALS_FOLDER, ignore_errors=True)
     except OSError as error:
         raise DiskError(f"{out}: the results of the search cannot be written ({error.strerror or error})") from error
     return chosen

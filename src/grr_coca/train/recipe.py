@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import expand_cache_prefix, is_url, require_path, write_bytes_atomic
+from grr_coca.common.files import expand_cache_prefix, is_url, require_nonempty_path, write_bytes_atomic
 from grr_coca.common.remote import require_no_credentials
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_fractions, visits_in_period
@@ -651,7 +651,7 @@ def absolute_data(folder: Path, path: str) -> str:
     Raises:
         UserError: If the path is empty, or a URL that may contain a credential.
     """
-    require_path(path)
+    require_nonempty_path(path)
     if is_url(path):
         return require_no_credentials(path)
     return os.path.normpath(folder / expand_cache_prefix(path))

@@ -234,7 +234,7 @@ def save(
         for name, content in state.items():
             (folder / STATE_FOLDER / f"{name}.json").write_bytes(json.dumps(to_dict(content)).encode())
 
-    ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
+    ranks.run_on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
 
 
 def restore(point: Path, trainer: Trainer) -> Progress:
@@ -332,4 +332,4 @@ def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
         UserError: If the checkpoint's `numerics.json` is missing or corrupt.
     """
     path = point / STATE_FOLDER / "numerics.json"
-    return from_dict(Numerics, read_json(path), str(path)).for_autos_of(recipe)
+    return from_dict(Numerics, read_json(path), str(path)).resolve_autos(recipe)

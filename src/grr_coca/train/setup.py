@@ -32,7 +32,7 @@ from grr_coca.data.order import (
 from grr_coca.data.prefetch import PrefetchOrder
 from grr_coca.data.random_changes import Siblings, SiblingVisits, kept_patches
 from grr_coca.data.sources.base import PairSource
-from grr_coca.data.sources.feature_pairs import features_of
+from grr_coca.data.sources.feature_pairs import feature_header_of
 from grr_coca.data.sources.features import open_features, with_features
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import (
@@ -44,12 +44,12 @@ from grr_coca.data.sources.views import (
     source_digest,
     split_valid_pairs,
 )
-from grr_coca.data.tokenizer import Tokenizer, clip_bpe, decode_text, lost_letters, train_bpe
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, decode_text, measure_lost_letters, train_bpe
 from grr_coca.evaluate.split import frozen_input, with_computed_features
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
 from grr_coca.model.checkpoint import Checkpoint, resize_checkpoint
 from grr_coca.model.coca import PADDING
-from grr_coca.model.config import OWN, CoCaConfig, find_architecture
+from grr_coca.model.config import OWN_ARCHITECTURE, CoCaConfig, find_architecture
 from grr_coca.train.features import with_feature_encoder
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerRecipe
@@ -147,9 +147,9 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
     """
     if recipe.model is None or recipe.tokenizer is None:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is for fine-tuning")
-    tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
+    tokenizer = Tokenizer.from_json(ranks.run_on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.largest_id + 1)
-    other = None if config.architecture == OWN else find_architecture(config.architecture)
+    other = None if config.architecture == OWN_ARCHITECTURE else find_architecture(config.architecture)
     if other is not None and other.reserves_padding and PADDING in (tokenizer.bos_id, tokenizer.eos_id):
         raise UserError(
             f"tokenizer: kind '{recipe.tokenizer.kind}' does not match model: preset '{recipe.model.preset}', which "
@@ -249,7 +249,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     if recipe.data.val is not None:
         val = open_(recipe.data.val)
     else:
-        is_held_out = _held_out(pairs, recipe.evaluation.batch_size)
+        is_held_out = _held_out_mask(pairs, recipe.evaluation.batch_size)
         pairs, val = Subset(pairs, np.flatnonzero(~is_held_out)), Subset(pairs, np.flatnonzero(is_held_out))
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no training pair remains; add pairs, or set data: val")
@@ -266,7 +266,7 @@ def _open_source(recipe: Recipe, path: str) -> PairSource:
     if features is not None and features.encoder is None:
         first = open_features(recipe.data.train).header
         open_features(path, first.encoder, first.keep)
-    elif features_of(source) is not None:
+    elif feature_header_of(source) is not None:
         raise UserError(
             f"{path}: contains features instead of images; set the key 'features' to {{}}, without an encoder"
         )
@@ -335,7 +335,7 @@ def warn_of_equal_captions(pairs: PairSource) -> None:
         )
 
 
-def _held_out(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
+def _held_out_mask(pairs: PairSource, batch_size: int) -> Bool[np.ndarray, " N"]:
     """Return a mask of the pairs that are held out for validation.
 
     Pairs are held out by image, so all captions of an image are in the same split. If the usual interval holds out
@@ -450,7 +450,7 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
         tokenizer = Tokenizer.from_foreign(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    share, caption = lost_letters(tokenizer, caption_texts(source, limit=_NUM_CHECKED_CAPTIONS))
+    share, caption = measure_lost_letters(tokenizer, caption_texts(source, limit=_NUM_CHECKED_CAPTIONS))
     if share > _MAX_LOST_LETTERS:
         raise UserError(
             f"{path}: cannot represent {share:.0%} of the letters in the captions, such as in "

@@ -165,11 +165,11 @@ class Trainer:
             yield
             return
         try:
-            with self.ema.applied():
-                self.model.forget_gathered()
+            with self.ema.use_average():
+                self.model.discard_gathered_weights()
                 yield
         finally:
-            self.model.forget_gathered()
+            self.model.discard_gathered_weights()
 
 
 def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
@@ -240,7 +240,7 @@ class Numerics:
     precision: Precision
     muon_precision: MuonPrecision
 
-    def for_autos_of(self, recipe: Recipe) -> Recipe:
+    def resolve_autos(self, recipe: Recipe) -> Recipe:
         """Replace each `auto` in a recipe by these precisions. Explicit precisions are kept."""
         optimizer = recipe.optimizer
         if optimizer.muon_precision == "auto":
@@ -258,13 +258,13 @@ def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Nume
     """
     precision, muon_precision = recipe.precision, recipe.optimizer.muon_precision
     if precision == "auto":
-        precision = faster_for_passes(model.image_sides[0].width, device)
+        precision = faster_pass_precision(model.pooled_encoders[0].width, device)
     if muon_precision == "auto" and recipe.optimizer.name == "muon":
-        muon_precision = faster_for_muon(parameter_kinds(model).hidden, device)
+        muon_precision = faster_muon_precision(parameter_kinds(model).hidden, device)
     return Numerics(precision, muon_precision)
 
 
-def faster_for_passes(width: int, device: torch.device) -> Precision:
+def faster_pass_precision(width: int, device: torch.device) -> Precision:
     """Return the precision with the fastest forward and backward passes.
 
     A CUDA GPU that supports bf16 products is faster in bf16. Older GPUs (V100, T4) only emulate bf16, but have fast
@@ -285,17 +285,17 @@ def _bf16_is_faster(width: int) -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32] / MIN_AUTOCAST_GAIN
 
 
-def faster_for_muon(matrices: Iterable[nn.Parameter], device: torch.device) -> MuonPrecision:
+def faster_muon_precision(matrices: Iterable[nn.Parameter], device: torch.device) -> MuonPrecision:
     """Return the faster precision for orthogonalizing matrices of the given shapes, measured on this machine."""
     seconds = dict.fromkeys(DTYPES, 0.0)
     for (short, long), count in Counter(tuple(sorted(matrix.shape)) for matrix in matrices).items():
         for precision, dtype in DTYPES.items():
             x = torch.full((short, long), (short * long) ** -0.5, dtype=dtype, device=device)
-            seconds[precision] += count * min(timeit.repeat(partial(_timed_step, x), number=1, repeat=4))
+            seconds[precision] += count * min(timeit.repeat(partial(_run_timed_step, x), number=1, repeat=4))
     return "bf16" if seconds["bf16"] < seconds["fp32"] / MIN_MUON_GAIN else "fp32"
 
 
-def _timed_step(x: Tensor) -> None:
+def _run_timed_step(x: Tensor) -> None:
     newton_schulz_step(x)
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)

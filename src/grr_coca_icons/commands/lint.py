@@ -63,7 +63,7 @@ def run(
     require_extra("icons", "checking names", unneeded=("fontTools", "brotli", "rapidfuzz"))
     known = set() if baseline is None or update_baseline else _read_baseline(baseline)
     from grr_coca.infer.load import load, locate_checkpoint  # lazy import of an engine
-    from grr_coca_icons.match.label_check import check_labels, require_limit
+    from grr_coca_icons.match.label_check import check_labels, interpolate_limit
     from grr_coca_icons.match.labelled_pictures import labelled_pictures
     from grr_coca_icons.match.match_numbers import match_numbers
     from grr_coca_search.update import argument_exists
@@ -74,7 +74,7 @@ def run(
     folder = locate_checkpoint(checkpoint)
     require_not_adapted(folder, "lint")
     numbers = match_numbers(folder)
-    limit = require_limit([] if numbers is None else numbers.label_limits, false_alarms)
+    limit = interpolate_limit([] if numbers is None else numbers.label_limits, false_alarms)
     model = load(checkpoint, engine=engine)
     failures: list[str] = []
     checked = check_labels(labelled_pictures(sources, exclude, model, failures), model, limit)

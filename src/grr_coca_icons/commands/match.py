@@ -272,12 +272,12 @@ def _write(
         title = f"{_set_names(source.set.names)} to {_set_names(target.set.names)}"
         content = review_page(matches, source, target, title, uses)
     elif suffix == ".json":
-        from grr_coca_icons.match.icon_map import SHADCN_PATH, write_map, write_shadcn_map
+        from grr_coca_icons.match.icon_map import SHADCN_PATH, format_map, format_shadcn_map
 
         if out.parts[-2:] == SHADCN_PATH:
-            content = write_shadcn_map(_likely_equivalents(matches, min_probability))
+            content = format_shadcn_map(_likely_equivalents(matches, min_probability))
         else:
-            content = write_map({match.name: match.best.name if match.best else None for match in matches})
+            content = format_map({match.name: match.best.name if match.best else None for match in matches})
     else:
         content = _csv(matches)
     write_output(out, lambda file: file.write(content.encode("utf-8", "backslashreplace")))

@@ -51,7 +51,7 @@ class IconLookup:
         """
         prefix, _, own = name[:200].rpartition(":")
         searched_prefixes = [prefix] if prefix in self.prefixes else self.prefixes
-        found = dict.fromkeys(self._misspelled(searched_prefixes, own))
+        found = dict.fromkeys(self._similar_icons(searched_prefixes, own))
         vector = self._embed(words_of_name(own)) if self._embed is not None and own.strip() else None
         if vector is not None and self.pictures.has_names:
             scores = (self.pictures.name_vectors + self.pictures.vectors) @ vector
@@ -60,7 +60,7 @@ class IconLookup:
             found |= dict.fromkeys(int(row) for row in best)
         return [self.pictures.names[row] for row in found][:n]
 
-    def _misspelled(self, searched_prefixes: Sequence[str], own: str) -> list[int]:
+    def _similar_icons(self, searched_prefixes: Sequence[str], own: str) -> list[int]:
         from rapidfuzz.distance import OSA  # lazy import, because it needs an extra
 
         short, words = normalize_name(own), sorted(words_of_name(own).split())

@@ -67,7 +67,7 @@ def _read_table(text: str, path: Path) -> IconMap:
     return {escape_control_chars(row[0]): escape_control_chars(row[1]) or None for row in rows}
 
 
-def write_map(icons: Mapping[str, str | None]) -> str:
+def format_map(icons: Mapping[str, str | None]) -> str:
     """Convert a map to text, sorted by name."""
     return json.dumps({"format": FORMAT, "icons": dict(sorted(icons.items()))}, indent=1, ensure_ascii=False) + "\n"
 
@@ -78,7 +78,7 @@ SHADCN_PATH = ("icons", "index.json")
 """Path of shadcn's map below its `REGISTRY_URL`."""
 
 
-def write_shadcn_map(icons: Mapping[str, str]) -> str:
+def format_shadcn_map(icons: Mapping[str, str]) -> str:
     """Convert a map to text for `shadcn migrate icons`, which names the React components of each supported library.
 
     Args:

@@ -20,7 +20,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.tokenizer import singular
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.image_text_model import ImageTextModel
-from grr_coca.infer.tags import read_tag_numbers
+from grr_coca.infer.tags import read_tag_model
 from grr_coca_icons.icon_names import words_of_name
 from grr_coca_search.entry import chunks
 
@@ -153,7 +153,7 @@ def _training_words(model: ImageTextModel) -> _TrainingWords:
     """Return the words in the training captions of a model. Both sets are empty if the model has no list of these
     words.
     """
-    numbers = None if model.folder is None else read_tag_numbers(model.folder)
+    numbers = None if model.folder is None else read_tag_model(model.folder)
     if numbers is None:
         return _TrainingWords(frozenset(), frozenset())
     counted = zip(numbers.words, numbers.counts, numbers.tag_counts, strict=True)
@@ -171,7 +171,7 @@ def is_in_vocabulary(model: ImageTextModel, text: str) -> bool:
     return all(len(model.tokenizer.encode(word)) <= _MAX_PIECES for word in words)
 
 
-def require_limit(limits: Sequence[tuple[float, ...]], share: float) -> float:
+def interpolate_limit(limits: Sequence[tuple[float, ...]], share: float) -> float:
     """Interpolate the cosine limit at which the given fraction of correct names is reported.
 
     Raises:

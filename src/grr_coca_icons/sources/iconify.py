@@ -57,7 +57,7 @@ def _parse_argument(argument: str) -> re.Match[str]:
     return found
 
 
-def pinned(argument: str, pin: str) -> str:
+def pin_version(argument: str, pin: str) -> str:
     """Add the version and checksum of `Package.pin` to an argument `iconify:PREFIX`, unless the argument already has a
     version.
     """

@@ -270,11 +270,11 @@ class IconReader:
             for icon in packed.icons
         ]
 
-    def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
+    def pin_version(self, argument: str, fields: Mapping[str, object]) -> str:
         """Add to `iconify:PREFIX` the version and checksum of the package from which an icon with these fields came."""
-        return iconify.pinned(argument, str(fields.get("package", "")))
+        return iconify.pin_version(argument, str(fields.get("package", "")))
 
-    def unversioned(self, argument: str) -> str:
+    def remove_version(self, argument: str) -> str:
         """Return `iconify:PREFIX` without a version."""
         return argument.partition("@")[0]
 

@@ -22,7 +22,7 @@ from mcp.types import (
 )
 
 import grr_coca
-from grr_coca.common.errors import UserError, printable
+from grr_coca.common.errors import UserError, make_printable
 from grr_coca_icons.tools.icon_tools import IconTools, ToolAnswer
 from grr_coca_search.index import Index
 
@@ -100,7 +100,7 @@ def make_mcp_server(tools: IconTools) -> Server:
             work = _checked_call(tools, params.name, params.arguments or {})
             answer = await asyncio.to_thread(work)
         except UserError as error:
-            return CallToolResult(content=[TextContent(type="text", text=printable(str(error)))], is_error=True)
+            return CallToolResult(content=[TextContent(type="text", text=make_printable(str(error)))], is_error=True)
         content: list[ContentBlock] = [TextContent(type="text", text=answer.text)]
         if answer.picture:
             data = base64.b64encode(answer.picture).decode()

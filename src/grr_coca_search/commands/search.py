@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
+from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, join_lists
 from grr_coca.cli.output import print_line
 from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import to_json
@@ -66,9 +66,9 @@ def search_index(
 
     if json and null:
         raise UserError("--json and --null are different formats; pass one of them")
-    images, excluded = joined(image), joined(without)
+    images, excluded = join_lists(image), join_lists(without)
     _require_separated(texts, images, excluded)
-    query = Query(texts=texts, images=images, without=excluded, weights=joined(weights))
+    query = Query(texts=texts, images=images, without=excluded, weights=join_lists(weights))
     with Index.open(index, checkpoint, engine=engine) as opened:
         answer = opened.search(
             query.texts,
@@ -120,11 +120,11 @@ def list_duplicates(
         if json:
             print_line(to_json({"paths": paths, "exact_copies": exact}))
             continue
-        lines = [_shown_path(paths[0])]
+        lines = [_display_path(paths[0])]
         for path in paths[1:]:
             original = exact.get(path)
-            of = "" if original == paths[0] or original is None else f" of {_shown_path(original)}"
-            lines.append(f"    {_shown_path(path)}" + ("" if original is None else f"  (exact copy{of})"))
+            of = "" if original == paths[0] or original is None else f" of {_display_path(original)}"
+            lines.append(f"    {_display_path(path)}" + ("" if original is None else f"  (exact copy{of})"))
         print_line("\n".join(lines))
     if not json:
         spare = sum(len(group.entries) - 1 for group in groups)
@@ -169,7 +169,7 @@ def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
     }
 
 
-def _shown_path(name: str) -> str:
+def _display_path(name: str) -> str:
     """Return a path, relative to the current folder if it is inside that folder."""
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 (a prefix of a string, which may not be a path)
     return escape_control_chars(name.removeprefix(here))
@@ -180,7 +180,7 @@ def hit_lines(answer: "SearchResult") -> Iterator[str]:
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
         caption = f"{_truncate(escape_control_chars(hit.caption), width):<{width}}"
-        yield f"{rank:>3}  {answer.format_relevance(hit):>4}  {caption}  {_shown_path(hit.path)}{_notes(hit)}"
+        yield f"{rank:>3}  {answer.format_relevance(hit):>4}  {caption}  {_display_path(hit.path)}{_notes(hit)}"
 
 
 def _opening_line(answer: "SearchResult") -> str | None:

@@ -50,7 +50,7 @@ def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]
 
 def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.ndarray) -> None:
     """Add the checksums of rows that follow the last block in the table. The caller must commit the transaction."""
-    write_blocks(database, generation, following_blocks(_last(database, generation), vectors))
+    write_blocks(database, generation, following_blocks(_last_block(database, generation), vectors))
 
 
 def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable[RowBlock]) -> None:
@@ -84,13 +84,13 @@ def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, genera
     Raises:
         CorruptDataError: If the file ends before its last row.
     """
-    if _has_table(database) and _last(database, generation).end == len(file):
+    if _has_table(database) and _last_block(database, generation).end == len(file):
         return
     database.execute("BEGIN IMMEDIATE")
     try:
         database.execute(_TABLE)
         database.execute("DELETE FROM blocks WHERE generation <> ? OR first + rows > ?", (generation, len(file)))
-        start = _last(database, generation).end
+        start = _last_block(database, generation).end
         for first in range(start, len(file), ROWS_PER_BLOCK):
             append_blocks(database, generation, file.read(first, min(first + ROWS_PER_BLOCK, len(file))))
         database.execute("COMMIT")
@@ -110,7 +110,7 @@ def corrupt_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[Row
             yield block
 
 
-def _last(database: sqlite3.Connection, generation: int) -> RowBlock:
+def _last_block(database: sqlite3.Connection, generation: int) -> RowBlock:
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first DESC LIMIT 1"
     row = database.execute(statement, (generation,)).fetchone()
     return RowBlock(0, 0, 0) if row is None else RowBlock(*row)

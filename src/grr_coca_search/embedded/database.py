@@ -208,7 +208,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
     with database_errors(folder):
         database = _connect(path) if os.access(folder, os.W_OK) else _connect_read_only(path)
         try:
-            _check(database, folder)
+            _require_index_schema(database, folder)
             _add_signature_view(database)
         except BaseException:
             database.close()
@@ -404,7 +404,7 @@ def _connect(path: Path, options: str = "") -> sqlite3.Connection:
     return database
 
 
-def _check(database: sqlite3.Connection, folder: Path) -> None:
+def _require_index_schema(database: sqlite3.Connection, folder: Path) -> None:
     """Check that a database is an index, and that it has no views and no unexpected triggers.
 
     Unexpected views and triggers might recurse forever.

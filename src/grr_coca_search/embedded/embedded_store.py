@@ -37,7 +37,7 @@ from grr_coca_search.embedded.database import (
 from grr_coca_search.embedded.vectors import State, how_to_restore, products, top_k_rows
 from grr_coca_search.embedded.writer import Writer
 from grr_coca_search.entry import Failure, Header, ImageLocation, Stamp, chunks
-from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
+from grr_coca_search.fields import COLUMNS, FIELDS, MULTI_VALUED_FIELDS, FieldValue
 from grr_coca_search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca_search.store import (
     HASH_ROW,
@@ -214,7 +214,7 @@ class EmbeddedStore(Store):
         with self.snapshot() as now:
             state = now.state
             scores = products(state.vectors, vector[None])[:, 0]
-            allowed = state.live if where is None else _allowed(now, where)
+            allowed = state.live if where is None else _matching_rows(now, where)
             scores = np.where(allowed, scores, 0)
             # Embeddings have unit length, so a larger score is a sign of corruption. `products` converts NaN and
             # infinity to large numbers.
@@ -299,10 +299,10 @@ class EmbeddedStore(Store):
 
     def _summary(self, field: str, count: int, where: Filter | None) -> FieldSummary:
         names: list[FieldValue] = []
-        column = "value" if field in SEVERAL else f"{_column(field, names)} AS value"
+        column = "value" if field in MULTI_VALUED_FIELDS else f"{_column(field, names)} AS value"
         condition, values = _where(where)
         pictures = f"(SELECT * FROM pictures WHERE {condition}) AS pictures"
-        found = f"(SELECT {column} FROM {pictures}{f', {_values_of(field)}' if field in SEVERAL else ''})"
+        found = f"(SELECT {column} FROM {pictures}{f', {_values_of(field)}' if field in MULTI_VALUED_FIELDS else ''})"
         bound = [*names, *values]
         with self.snapshot() as now:
             (number, different, low, high, texts) = now.database.execute(
@@ -459,7 +459,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
+def _matching_rows(now: Snapshot, where: Filter) -> np.ndarray:
     condition, values = _where(where)
     found = now.database.execute(f"SELECT id FROM pictures WHERE {condition}", values)
     allowed = np.zeros(len(now.state.live), bool)
@@ -517,7 +517,7 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
 
 
 def _values_of(field: str) -> str:
-    """Return an SQL expression whose rows are the values of a field in `SEVERAL`.
+    """Return an SQL expression whose rows are the values of a field in `MULTI_VALUED_FIELDS`.
 
     If a user's table has a column of the same name, its cell is the only value.
     """
@@ -542,7 +542,7 @@ def _field_condition(field: str, test: str, given: Sequence[FieldValue], values:
         values: Values of all earlier placeholders of the statement. The values of this test are appended.
     """
     kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
-    if field in SEVERAL:
+    if field in MULTI_VALUED_FIELDS:
         values += given
         tested = f"{test.format('value')} AND typeof(value) IN ({kinds})"
         return f"EXISTS (SELECT 1 FROM {_values_of(field)} WHERE {tested})"

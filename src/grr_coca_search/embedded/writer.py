@@ -23,7 +23,7 @@ from grr_coca_search.embedded.vectors import VectorFile, append_rows, read_state
 from grr_coca_search.entry import Entry
 from grr_coca_search.store import Changes, PhotoUpdate
 
-MIN_GONE = 1000
+MIN_REMOVED_ROWS = 1000
 """Minimum number of rows of removed images for which the vector file is rewritten."""
 
 
@@ -124,13 +124,13 @@ class Writer:
         self._database.executemany("INSERT OR IGNORE INTO columns VALUES (?)", ((name,) for name in columns))
 
     def compact(self) -> bool:
-        """Rewrite the vector file if more than half of its rows, and at least `MIN_GONE`, belong to removed images.
+        """Rewrite the vector file if most of its rows belong to removed images. Return whether it was rewritten.
 
-        Return whether the file was rewritten.
+        It is rewritten if more than half of its rows, and at least `MIN_REMOVED_ROWS`, belong to removed images.
         """
         before = read_state(self._database, self._folder)
         gone = before.rows - before.live
-        if gone < MIN_GONE or gone <= before.rows // 2:
+        if gone < MIN_REMOVED_ROWS or gone <= before.rows // 2:
             return False
         ids = np.array([row for (row,) in self._database.execute("SELECT id FROM pictures ORDER BY id")], np.int64)
         old = vectors_file(self._folder, before.generation)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from grr_coca.common.errors import UserError, pip_install, require_extra
+from grr_coca.common.errors import UserError, pip_install_command, require_extra
 from grr_coca_search.entry import Failure, Header, chunks, name_id, require_supported
 from grr_coca_search.filters import Filter
 from grr_coca_search.milvus.notes import NOTES_COLUMNS, Notes, Reads, all_rows, notes_name, read_stored_header
@@ -135,7 +135,7 @@ class MilvusStore(Store):
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
         """Return the images with the given ids."""
-        return map(_row, self._of(ids, [*READ_COLUMNS, "vector"] if vectors else READ_COLUMNS))
+        return map(_row, self._query_by_id(ids, [*READ_COLUMNS, "vector"] if vectors else READ_COLUMNS))
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
         """Return all images that match a filter."""
@@ -174,13 +174,13 @@ class MilvusStore(Store):
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
         """Return the embeddings of the images with the given ids."""
-        found = {row["id"]: row["vector"] for row in self._of(ids, ["id", "vector"])}
+        found = {row["id"]: row["vector"] for row in self._query_by_id(ids, ["id", "vector"])}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
         """Return a mapping from the `Entry.name_hash` of images to their ids, which are the same numbers."""
-        return {row["id"]: row["id"] for row in self._of(draws, ["id"])}
+        return {row["id"]: row["id"] for row in self._query_by_id(draws, ["id"])}
 
     def sample(self) -> LibrarySample:
         """Return the images with the smallest ids, which are a random sample because ids are hashes of names."""
@@ -217,7 +217,7 @@ class MilvusStore(Store):
         found = {from_utf8(row["root"]) for row in self._all(["root"])}
         return sorted(found | {failure.root for failure in self.failures()})
 
-    def _of(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def _query_by_id(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         with self.reading() as reads:
             for chunk in chunks(ids, _CHUNK_SIZE):
                 yield from reads.query(self._name, filter=f"id in {chunk}", output_fields=columns, limit=len(chunk))
@@ -240,7 +240,7 @@ class MilvusStore(Store):
             self._notes.add_columns({name for entry, _ in added.values() for name in entry.fields})
             self._notes.remove_failures([*changes.removed, *added])
             records = [to_record(entry, round_to_half(vector)) for entry, vector in added.values()]
-            for chunk in chunks([*records, *self._touched_and_noted(changes)], _CHUNK_SIZE):
+            for chunk in chunks([*records, *self._changed_records(changes)], _CHUNK_SIZE):
                 self._client.upsert(self._name, chunk)
             for ids in chunks([name_id(name) for name in (*changes.removed, *failed)], _CHUNK_SIZE):
                 self._client.delete(self._name, ids=ids)
@@ -249,7 +249,7 @@ class MilvusStore(Store):
             self._notes.renew_revision()  # written last, so that a reader of the new revision also sees the change
             reads.forget()
 
-    def _touched_and_noted(self, changes: Changes) -> Iterator[dict[str, Any]]:
+    def _changed_records(self, changes: Changes) -> Iterator[dict[str, Any]]:
         touches = {name_id(touch.name): touch for touch in changes.touched}
         photos = {name_id(noted.name): noted for noted in changes.noted}
         for identity, entry, vector in self.get(list({**touches, **photos}), vectors=True):
@@ -335,7 +335,9 @@ def _connect(location: str) -> tuple[_ServerPlace, Any]:
     place = _parse_location(location)
     require_extra("milvus", f"{location}: an index on a Milvus server")
     if location.startswith("milvus:") and find_spec("milvus_lite") is None:
-        raise UserError(f"{location}: Milvus Lite is not installed; run: {pip_install('pymilvus[milvus_lite]')}")
+        raise UserError(
+            f"{location}: Milvus Lite is not installed; run: {pip_install_command('pymilvus[milvus_lite]')}"
+        )
     from pymilvus import MilvusClient
 
     with _server_errors(location):

@@ -20,7 +20,7 @@ _MAX_MESSAGE_LENGTH = 16_000
 """Maximum number of characters in a message. Longer messages are truncated."""
 _CHUNK_SIZE = 500
 _MAX_COLUMNS = 16_384
-_NOTHING = [0.0, 0.0]
+_DUMMY_VECTOR = [0.0, 0.0]
 """Vector that every row gets, because Milvus requires a vector in each row."""
 
 
@@ -89,7 +89,7 @@ class Notes:
         if names is None:
             rows = list(self._read("failure"))
         else:
-            rows = [row for chunk in chunks(names, _CHUNK_SIZE) for row in self._of(reads, chunk)]
+            rows = [row for chunk in chunks(names, _CHUNK_SIZE) for row in self._query_failures(reads, chunk)]
         found = []
         for row in rows:
             stamp, message = json.loads(row["value"])
@@ -117,7 +117,7 @@ class Notes:
         """Write notes that concern the entire index."""
         self._write([(kind, "", "", texts[kind]) for kind in _TEXT_KINDS if kind in texts])
 
-    def _of(self, reads: "Reads", names: Sequence[str]) -> list[dict[str, Any]]:
+    def _query_failures(self, reads: "Reads", names: Sequence[str]) -> list[dict[str, Any]]:
         keys = ", ".join(quoted(f"failure:{name}") for name in names)
         return reads.query(self._name, filter=f"key in [{keys}]", output_fields=["key", "root", "value"])
 
@@ -132,7 +132,7 @@ class Notes:
                     "kind": kind,
                     "root": as_utf8(root),
                     "value": value,
-                    "nothing": _NOTHING,
+                    "nothing": _DUMMY_VECTOR,
                 }
                 for kind, key, root, value in chunk
             ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca_search.entry import Entry, Photo, Stamp, confidence_fields, confidence_from_fields
-from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
+from grr_coca_search.fields import COLUMNS, FIELDS, MULTI_VALUED_FIELDS, FieldValue
 from grr_coca_search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 
 TEXT_COLUMNS = {
@@ -94,20 +94,20 @@ def round_to_half(vector: np.ndarray) -> np.ndarray:
 
 # Python converts bytes of a file name that are not UTF-8 to lone surrogates, U+DC80 to U+DCFF. Milvus accepts only
 # valid UTF-8, so the surrogates are moved to a private plane of Unicode that no file name uses.
-_MOVED = {code: code + 0x100000 for code in range(0xDC80, 0xDD00)}
-_BACK = {moved: code for code, moved in _MOVED.items()}
+_TO_PRIVATE_USE = {code: code + 0x100000 for code in range(0xDC80, 0xDD00)}
+_FROM_PRIVATE_USE = {moved: code for code, moved in _TO_PRIVATE_USE.items()}
 
 
 def as_utf8(text: str) -> str:
     """Convert a text to valid UTF-8. `from_utf8` restores the text if it is a file name or was already valid."""
     if text.isascii():
         return text
-    return text.translate(_MOVED).encode("utf-8", "backslashreplace").decode()
+    return text.translate(_TO_PRIVATE_USE).encode("utf-8", "backslashreplace").decode()
 
 
 def from_utf8(text: str) -> str:
     """Restore a text that `as_utf8` has converted."""
-    return text if text.isascii() else text.translate(_BACK)
+    return text if text.isascii() else text.translate(_FROM_PRIVATE_USE)
 
 
 # --- Filters as expressions
@@ -151,8 +151,8 @@ def _column(field: str) -> str:
 
 
 def _comparison(field: str, operator: str, value: FieldValue) -> str:
-    if field in SEVERAL:
-        return _one_of_several(field, operator, value)
+    if field in MULTI_VALUED_FIELDS:
+        return _any_value_equals(field, operator, value)
     sign = {"=": "=="}.get(operator, operator)
     if field not in COLUMNS:
         return f"({_same_kind(field, value)} and {_column(field)} {sign} {_literal(value)})"
@@ -161,8 +161,8 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
     return f"({_column(field)} {sign} {_literal(value)})"
 
 
-def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
-    """Return an expression that is true if at least one value of a field in `SEVERAL` equals a text.
+def _any_value_equals(field: str, operator: str, value: FieldValue) -> str:
+    """Return an expression that is true if at least one value of a field in `MULTI_VALUED_FIELDS` equals a text.
 
     If a user's table has a column of the same name, its cell is the only value.
     """

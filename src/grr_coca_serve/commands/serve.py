@@ -4,7 +4,7 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.flags import EngineFlag, Flag, Lists, OptionalCheckpointFlag, PicturesFlag, joined
+from grr_coca.cli.flags import EngineFlag, Flag, Lists, OptionalCheckpointFlag, PicturesFlag, join_lists
 from grr_coca.cli.output import print_line
 from grr_coca.common.errors import UserError, require_extra
 
@@ -73,6 +73,6 @@ def run(
         opens_browser=open,
         capacity=queue,
         limits=limits,
-        plugins=joined(plugin),
+        plugins=join_lists(plugin),
     )
     RunningServer(options, print_line).run()

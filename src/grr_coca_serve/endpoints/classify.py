@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from grr_coca.infer.class_names import BARE_NAME, filled_length
 from grr_coca_serve.pictures import picture_and_options
-from grr_coca_serve.queue import results_of
+from grr_coca_serve.queue import wait_for_results
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import Strict, Words, answers, picture_request
 from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
@@ -64,7 +64,7 @@ async def classify(request: Request, service: ThisService, place: Place) -> Resp
     place.take()
     pixels = await service.square(data)
     classifier = await service.classifier(options.labels, options.templates, expires)
-    (row,) = await results_of(service.queue.embed_images([pixels], expires))
+    (row,) = await wait_for_results(service.queue.embed_images([pixels], expires))
     (ranked,) = service.queue.ready().rank_labels(classifier, row[None])
     best = [{"label": label, "probability": share} for label, share in ranked[: options.top]]
     return json_response({"labels": best, "model": service.model_name})

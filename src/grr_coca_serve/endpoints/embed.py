@@ -7,7 +7,7 @@ from pydantic import ConfigDict
 
 from grr_coca_serve.pictures import from_data_uri, is_picture
 from grr_coca_serve.request_error import json_list
-from grr_coca_serve.schemas import HEART, SOME, Strict, WordsOrPicture, answers
+from grr_coca_serve.schemas import HEART, TEXT_LIST_FIELD, Strict, WordsOrPicture, answers
 from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 
 router = APIRouter(route_class=QueuedRoute)
@@ -18,7 +18,7 @@ class EmbedInput(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red heart", HEART]}]})
 
-    inputs: WordsOrPicture | Annotated[list[WordsOrPicture], SOME]
+    inputs: WordsOrPicture | Annotated[list[WordsOrPicture], TEXT_LIST_FIELD]
     normalize: Literal[True] = True
     truncate: bool = True
 
@@ -30,5 +30,7 @@ async def embed(given: EmbedInput, request: Request, service: ThisService, place
     decoded = [from_data_uri(one, "inputs") if is_picture(one) else one for one in inputs]
     place.take(sum(isinstance(one, bytes) for one in decoded))
     vectors = await service.embedded(decoded, deadline_of(request))
-    content = await service.in_thread(lambda: json_list(row.tolist() for row in vectors))  # may be several megabytes
+    content = await service.run_in_thread(
+        lambda: json_list(row.tolist() for row in vectors)
+    )  # may be several megabytes
     return Response(content, media_type="application/json")

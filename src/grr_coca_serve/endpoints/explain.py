@@ -47,6 +47,6 @@ async def explain(request: Request, service: ThisService) -> Response:
     service.explainer.require()
     if options.id is not None:
         index = service.require_index()
-        data = await index.files.read(await service.in_thread(index.entry, options.id))
+        data = await index.files.read(await service.run_in_thread(index.entry, options.id))
     await service.square(data)  # reports errors of the image
     return json_response(await service.explainer.explain(data))

@@ -24,7 +24,7 @@ from grr_coca_serve.pictures import from_data_uri, is_picture
 from grr_coca_serve.queue import caption_pieces, wait_for_first
 from grr_coca_serve.request_error import RequestError, json_bytes, json_list, server_sent, to_request_error
 from grr_coca_serve.responses import event_stream, json_response
-from grr_coca_serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
+from grr_coca_serve.schemas import HEART, TEXT_LIST_FIELD, Text, Words, WordsOrPicture, answers
 from grr_coca_serve.service import Place, QueuedRoute, Service, ThisService, deadline_of
 
 router = APIRouter(prefix="/v1")
@@ -104,9 +104,9 @@ class EmbeddingsInput(BaseModel):
     model: Text
     input: (
         WordsOrPicture
-        | Annotated[list[WordsOrPicture], SOME]
-        | Annotated[list[int], SOME]
-        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], SOME]
+        | Annotated[list[WordsOrPicture], TEXT_LIST_FIELD]
+        | Annotated[list[int], TEXT_LIST_FIELD]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], TEXT_LIST_FIELD]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -197,7 +197,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
     place.take(sum(isinstance(one, bytes) for one in decoded))
     vectors = await service.embedded(decoded, deadline_of(request))
     texts = [one for one in decoded if isinstance(one, str)]
-    content = await service.in_thread(_embeddings_answer, service, vectors, texts, given.encoding_format)
+    content = await service.run_in_thread(_embeddings_answer, service, vectors, texts, given.encoding_format)
     return Response(content, media_type="application/json")
 
 
@@ -233,7 +233,7 @@ def _require_model(name: str, service: Service) -> None:
 def _embeddings_answer(service: Service, vectors: np.ndarray, texts: list[str], encoding: str) -> bytes:
     """Return embeddings as JSON. Call this in a thread, because the JSON may have several megabytes."""
     rows = json_list(
-        {"object": "embedding", "index": number, "embedding": _encoded(row, encoding)}
+        {"object": "embedding", "index": number, "embedding": _encode_vector(row, encoding)}
         for number, row in enumerate(vectors)
     )
     count = sum(map(service.num_tokens, texts))
@@ -242,7 +242,7 @@ def _embeddings_answer(service: Service, vectors: np.ndarray, texts: list[str], 
     return b'{"data":' + rows + b"," + rest[1:]
 
 
-def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
+def _encode_vector(vector: np.ndarray, encoding: str) -> list[float] | str:
     if encoding == "float":
         return vector.tolist()
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
@@ -334,7 +334,7 @@ class _Answer:
         choices = [
             {
                 "index": number,
-                "message": {"role": "assistant", "content": self._until_stop(caption.text), "refusal": None},
+                "message": {"role": "assistant", "content": self._cut_at_stop_text(caption.text), "refusal": None},
                 "logprobs": None,
                 "finish_reason": self._reason(caption),
             }
@@ -353,14 +353,14 @@ class _Answer:
                     text += piece
                     # If the request has stop texts, the end of the text so far may be the start of one of them. The
                     # text is then sent only after it has been cut at a stop text, or is complete.
-                    complete = self._until_stop(text)
+                    complete = self._cut_at_stop_text(text)
                     if (not self._stops or len(complete) < len(text)) and (
                         more := self._unsent_chunk(complete, 0, sent)
                     ):
                         yield more
                     continue
                 for number, caption in enumerate(piece.captions):
-                    if more := self._unsent_chunk(self._until_stop(caption.text), number, sent):
+                    if more := self._unsent_chunk(self._cut_at_stop_text(caption.text), number, sent):
                         yield more
                     yield self._chunk({}, number, self._reason(caption))
                 if self._given.stream_options and self._given.stream_options.include_usage:
@@ -382,14 +382,14 @@ class _Answer:
     def _chunk_head(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk"}
 
-    def _until_stop(self, text: str) -> str:
+    def _cut_at_stop_text(self, text: str) -> str:
         """Return the text before the first stop text."""
         ends = [place for stop in self._stops if (place := text.find(stop, len(self._prompt))) >= 0]
         return text[: min(ends)] if ends else text
 
     def _reason(self, caption: Caption) -> str:
         is_whole = caption.token_ids[-1:] == (self._service.queue.ready().tokenizer.eos_id,)
-        return "stop" if is_whole or self._until_stop(caption.text) != caption.text else "length"
+        return "stop" if is_whole or self._cut_at_stop_text(caption.text) != caption.text else "length"
 
     def _usage(self, found: Description) -> dict[str, int]:
         count = sum(len(caption.token_ids) for caption in found.captions)

@@ -57,7 +57,7 @@ async def pictures(
 @router.get("/picture/{identity}", responses=answers(IndexedPicture, 404, 422))
 async def one_picture(identity: str, service: ThisService) -> Response:
     """Return an image of the index by its id."""
-    return json_response(await service.in_thread(service.require_index().picture, identity))
+    return json_response(await service.run_in_thread(service.require_index().picture, identity))
 
 
 @router.get("/facets", responses=answers(FacetsAnswer, 404, 422))
@@ -102,7 +102,7 @@ async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50
 async def image(identity: str, service: ThisService, side: Annotated[int, Query(ge=64, le=1600)] = 320) -> Response:
     """Return a scaled-down image of the index, or a placeholder if its file is missing."""
     index = service.require_index()
-    content = await index.files.thumbnail(await service.in_thread(index.entry, identity), side)
+    content = await index.files.thumbnail(await service.run_in_thread(index.entry, identity), side)
     if content is None:
         return Response(_PLACEHOLDER, media_type="image/svg+xml", headers={**_PRIVATE, "X-Missing": "1"})
     return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400"})
@@ -122,11 +122,11 @@ async def vector(
     pixels.
     """
     index = service.require_index()
-    entry = await service.in_thread(index.entry, identity)
+    entry = await service.run_in_thread(index.entry, identity)
     content = None
     if entry.is_vector:
         with suppress(UserError, RequestError):  # the file is missing, or may not be shown
-            content = await service.in_thread(clean_svg, await index.files.read(entry), ink)
+            content = await service.run_in_thread(clean_svg, await index.files.read(entry), ink)
     if content is None:
         return await image(identity, service, 320)
     cached = {"Cache-Control": "private, max-age=86400"}

@@ -103,7 +103,7 @@ async def search(given: SearchInput, request: Request, service: ThisService, pla
         unlike=tuple(map(parse_image_id, given.unlike)),
     )
     page = {"where": given.where, "offset": given.offset, "limit": given.limit, "svg": given.svg}
-    return json_response(await service.in_thread(index.search, query, **page, expires=expires))
+    return json_response(await service.run_in_thread(index.search, query, **page, expires=expires))
 
 
 @router.post(
@@ -123,4 +123,4 @@ async def similar(request: Request, service: ThisService, place: Place) -> Respo
     else:
         query = SearchQuery(images=(await service.square(data),))
     page = options.model_dump(exclude={"id"})
-    return json_response(await service.in_thread(index.search, query, **page, expires=expires))
+    return json_response(await service.run_in_thread(index.search, query, **page, expires=expires))

@@ -57,7 +57,7 @@ async def info(service: ThisService) -> Response:
         "tags": model.has_tags,
         "explain": service.explainer.is_installed,
     }
-    count, revision = (None, "") if service.index is None else await service.in_thread(service.index.state)
+    count, revision = (None, "") if service.index is None else await service.run_in_thread(service.index.state)
     return json_response(
         {
             "title": service.title,
@@ -86,7 +86,7 @@ async def ready(service: ThisService) -> Response:
     service.queue.ready()
     warnings = []
     if service.index is not None:
-        await service.in_thread(service.index.state)
+        await service.run_in_thread(service.index.state)
         if late := service.index.files.num_stalled:
             warnings.append(f"{late} image files are stalled; their drive may be unavailable")
     ready = {"status": "ready", "model": service.model_name, "max_batch": service.queue.max_batch}

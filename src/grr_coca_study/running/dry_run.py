@@ -81,7 +81,7 @@ def dry_run_report(
         lines.append(f"a step of {stage}: {speed.step:.2f} s ({plan.baseline}, one core)")
     total = sum(hours.values())
     lines.append(f"in all {total:.1f} core-hours: {total / num_jobs:.1f} hours with --jobs {num_jobs}")
-    return "\n".join([*lines, *power_line(plan), *_disk_in_words(plan, folders, missing, num_jobs)])
+    return "\n".join([*lines, *power_line(plan), *_describe_disk_use(plan, folders, missing, num_jobs)])
 
 
 def _config(plan: Plan, arm: Arm) -> CoCaConfig:
@@ -101,7 +101,7 @@ def _seconds(recipe: Recipe, speed: TrainingSpeed, is_run: bool, captions: bool)
     return schedule.steps * speed.step + read * speed.reading + evaluated * speed.evaluation
 
 
-def _disk_in_words(plan: Plan, folders: StudyFolders, missing: Counter[RunGroup], num_jobs: int) -> list[str]:
+def _describe_disk_use(plan: Plan, folders: StudyFolders, missing: Counter[RunGroup], num_jobs: int) -> list[str]:
     first, *others = stage_names(plan)
     has_choice = any(len(points_of(plan, arm, first)) > 1 for arm in plan.arms)
     # The pretrained models of an arm are kept until the best point of its grid is known.

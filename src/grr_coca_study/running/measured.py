@@ -8,7 +8,7 @@ import numpy as np
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset, every_caption
-from grr_coca.evaluate.caption_split import caption_split, images_of
+from grr_coca.evaluate.caption_split import caption_split, pairs_by_image
 from grr_coca.evaluate.checkpoint_metrics import refit_scaling
 from grr_coca.evaluate.split import (
     PairResults,
@@ -101,7 +101,7 @@ def sample_examples(source: PairSource, count: int) -> list[int]:
 
 def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
     """Return the pairs of all images whose captions contain none of the given words."""
-    captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in images_of(source)}
+    captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in pairs_by_image(source)}
     kept = [pairs for pairs, texts in captions.items() if not any(word in text for word in words for text in texts)]
     return Subset(source, sorted(i for pairs in kept for i in pairs))
 

@@ -27,7 +27,7 @@ from grr_coca_study.running.provenance import code_commit
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.running.workers import Workers, report_progress, usable_device
 
-_WRITTEN = "# Written by grr-coca study run."
+_PLAN_HEADER = "# Written by grr-coca study run."
 """First line of a plan that this program has written."""
 _REFRESH_SECONDS = 2.0
 """Interval, in seconds, at which an idle process checks for work that others have finished or abandoned."""
@@ -157,7 +157,7 @@ class Study:
                 continue
             self._refresh()  # another process may have finished the task in the meantime
             if task in self.agenda.open_tasks():
-                future = workers.submit(_in_worker, task, claim, self._claims.renewed_every)
+                future = workers.submit(_run_in_worker, task, claim, self._claims.renewed_every)
                 self._running[future] = task, claim
             else:
                 self._claims.end(claim)
@@ -220,7 +220,7 @@ def write_plan(plan: Plan, out: Path) -> None:
     path = out / PLAN_FILE
     if path.exists() and read_plan(path, type(plan)) == plan:
         return
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(_PLAN_HEADER):
         raise UserError(f"{path}: differs from the plan to run; pass another --out")
     content, folder = to_dict(plan), out.resolve()  # `read_plan` resolves relative paths from there
     content["pretrain"] = os.path.relpath(plan.pretrain, folder)
@@ -229,10 +229,10 @@ def write_plan(plan: Plan, out: Path) -> None:
         if arm["recipes"] is not None:
             arm["recipes"] = os.path.relpath(arm["recipes"], folder)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_to_study(path, f"{_WRITTEN}\n{text}".encode())
+    write_to_study(path, f"{_PLAN_HEADER}\n{text}".encode())
 
 
-def _in_worker(task: Task, claim: Claim, seconds_between_checks: float) -> LedgerRow:
+def _run_in_worker(task: Task, claim: Claim, seconds_between_checks: float) -> LedgerRow:
     """Run a task in a worker process. The run ends if another process takes over the task."""
     code_commit()  # cached before the run, because a later commit would not be the code of this run
     claim.register()

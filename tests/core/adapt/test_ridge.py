@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from grr_coca.adapt import ridge
-from grr_coca.adapt.ridge import ExactRidge, NystroemRidge, join_linked, links_of, make_folds, near_equal, rows_of
+from grr_coca.adapt.ridge import (
+    ExactRidge,
+    NystroemRidge,
+    group_linked,
+    group_near_equal,
+    links_of,
+    make_folds,
+    rows_of,
+)
 from grr_coca.infer.adapted.adaptation import gaussian
 
 WIDTH, PENALTY = 0.4, 0.2
@@ -92,11 +100,11 @@ def test_groups_share_a_fold_and_folds_are_even():
 def test_joined_groups_connect_through_others():
     groupings = np.array([0, 0, 1, 1, 2, 3]), np.array([5, 6, 6, 7, 8, 8])
     links = [link for groups in groupings for link in links_of(np.arange(6), groups)]
-    assert join_linked(6, links).tolist() == [0, 0, 0, 0, 4, 4]
+    assert group_linked(6, links).tolist() == [0, 0, 0, 0, 4, 4]
 
 
 def test_near_equal_needs_both_measures():
     unit = np.eye(4, dtype=np.float32)
     rows = np.stack([unit[0], unit[0], unit[1], unit[1]])
     others = np.stack([unit[0], unit[0], unit[1], unit[2]])
-    assert near_equal(rows, others, 0.9, 0.9).tolist() == [0, 0, 2, 3]
+    assert group_near_equal(rows, others, 0.9, 0.9).tolist() == [0, 0, 2, 3]

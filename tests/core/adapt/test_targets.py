@@ -65,5 +65,5 @@ def test_without_words_equals_a_smaller_vocabulary(captions):
 def test_words_known_to_some_images(captions):
     vocabulary = Vocabulary.from_captions(list(captions.texts), 100)
     space = TargetSpace(captions, vocabulary, 0.3)
-    known = space.words_known_to(np.array([0, 2]))
+    known = space.words_in_captions_of(np.array([0, 2]))
     assert [word for word, one in zip(vocabulary.words, known, strict=True) if one] == ["circle", "red", "square"]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from grr_coca.common import errors
-from grr_coca.common.errors import PACKAGES, install_command, is_clone, pip_install
+from grr_coca.common.errors import PACKAGES, install_command, is_clone, pip_install_command
 
 CLONE = Path(__file__).parents[3]
 
@@ -19,14 +19,16 @@ def test_command_in_clone_installs_extra_of_clone():
 def test_python_is_named_only_if_its_folder_is_first_in_path(monkeypatch):
     folder = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", os.pathsep.join([folder, "/usr/bin"]))
-    assert pip_install("h5py") == "python -m pip install h5py"
+    assert pip_install_command("h5py") == "python -m pip install h5py"
     monkeypatch.setenv("PATH", os.pathsep.join(["/nowhere", folder]))
-    assert shlex.split(pip_install("a[b]")) == [sys.executable, "-m", "pip", "install", "a[b]"]
+    assert shlex.split(pip_install_command("a[b]")) == [sys.executable, "-m", "pip", "install", "a[b]"]
 
 
 def test_command_outside_clone_names_only_packages(monkeypatch, tmp_path):
     monkeypatch.setattr(errors, "_ROOT", tmp_path)
     assert not is_clone()
-    assert install_command("serve") == pip_install("fastapi", "uvicorn", "python-multipart", "prometheus-client")
+    assert install_command("serve") == pip_install_command(
+        "fastapi", "uvicorn", "python-multipart", "prometheus-client"
+    )
     for extra in PACKAGES:
         assert "grr-coca" not in install_command(extra)

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import grr_coca as package
 from grr_coca.common.errors import UserError
-from grr_coca.data.tokenizer import Tokenizer, lost_letters
+from grr_coca.data.tokenizer import Tokenizer, measure_lost_letters
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.recipe import TokenizerRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import new_checkpoint
@@ -42,7 +42,7 @@ def test_captions_in_any_language_round_trip(text):
             ids = [tokenizer.bos_id, *tokenizer.encode(caption), tokenizer.eos_id, 0]
             assert "".join(tokenizer.decode(ids).split()) == "".join(caption.split()), "BERT parts Chinese characters"
             assert again.encode_row(caption, 50) == pickle.loads(pickle.dumps(tokenizer)).encode_row(caption, 50)
-    assert lost_letters(tokenizer, ALL)[0] == 0
+    assert measure_lost_letters(tokenizer, ALL)[0] == 0
     assert (again.bos_id, again.eos_id, again.largest_id) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.largest_id)
 
 

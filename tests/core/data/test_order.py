@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from grr_coca.data import order as order_module
 from grr_coca.data.order import (
-    ALL,
     PERIOD,
+    SINGLE_PROCESS,
     EvaluationOrder,
     GlobalBatches,
     Mixture,
@@ -201,7 +201,7 @@ def test_mixture_visits_each_of_its_sources():
 
 
 def test_ranks_and_a_resumed_run_share_the_order_of_a_mixture():
-    def order(first: int = 0, share: RankShare = ALL) -> list[list[SampleRef]]:
+    def order(first: int = 0, share: RankShare = SINGLE_PROCESS) -> list[list[SampleRef]]:
         return list(TrainingOrder(Mixture([90, 9], [0.8, 0.2], 0), GlobalBatches(8, 6, first), share))
 
     assert order(first=4) == order()[4:]

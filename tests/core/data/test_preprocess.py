@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from support import real_pairs
 
-from grr_coca.data.batch import normalize, to_bytes, to_input
+from grr_coca.data.batch import normalize, to_input, to_uint8_pixels
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import Preprocess
 
@@ -43,7 +43,7 @@ def test_image_of_the_right_size_keeps_every_pixel(image):
     pixels = Preprocess(64)(image)
     assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
     np.testing.assert_array_equal(pixels, np.asarray(image))
-    np.testing.assert_array_equal(to_bytes(image, Preprocess(64)).permute(1, 2, 0), pixels)
+    np.testing.assert_array_equal(to_uint8_pixels(image, Preprocess(64)).permute(1, 2, 0), pixels)
     restored = (to_input(image, Preprocess(64)) * 0.5 + 0.5) * 255
     np.testing.assert_array_equal(restored.round().byte().permute(1, 2, 0), pixels)
 

@@ -14,7 +14,7 @@ from grr_coca.evaluate.caption_metrics import (
     bleu,
     bleu_statistics,
     cider,
-    longest_common_subsequence,
+    lcs_length,
     rouge_l,
     score_captions,
 )
@@ -95,7 +95,7 @@ def test_bleu_of_a_corpus_is_not_the_mean_over_captions():
 
 
 def test_rouge_is_f_of_best_precision_and_best_recall():
-    assert longest_common_subsequence(["a", "b", "c", "d", "e"], ["x", "a", "c", "y", "e"]) == 3
+    assert lcs_length(["a", "b", "c", "d", "e"], ["x", "a", "c", "y", "e"]) == 3
     precision, recall = 1.0, 2 / 3
     expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
     assert rouge_l([["a", "b"]], [[["a", "c", "b"]]])[0] == pytest.approx(expected)

@@ -10,7 +10,13 @@ from PIL import Image, ImageDraw
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.infer.calibration import NUM_INSIDE, Photographs, look_inside, read_calibration, read_photographs
+from grr_coca.infer.calibration import (
+    NUM_INSIDE,
+    Photographs,
+    compute_interior_stats,
+    read_calibration,
+    read_photographs,
+)
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, PHOTOGRAPHS
 
 SIDE = 32
@@ -37,16 +43,16 @@ def noise(seed: int = 0) -> np.ndarray:
 def test_flat_or_thin_drawing_is_not_judged():
     thin = square(255)
     thin[4:28, 15:17] = 0
-    inside = look_inside(np.stack([square(0), thin, square(noise())]))
+    inside = compute_interior_stats(np.stack([square(0), thin, square(noise())]))
     assert inside.is_flat.tolist() == [True, False, False]
     assert inside.is_judged.tolist() == [False, False, True]
     assert inside.numbers.shape == (1, NUM_INSIDE)
-    assert look_inside(square(0)[None]).numbers.shape == (0, NUM_INSIDE)
+    assert compute_interior_stats(square(0)[None]).numbers.shape == (0, NUM_INSIDE)
 
 
 def test_slope_is_smooth_and_coherent_where_noise_is_neither():
     steps = square(slope() // 2 * 2 + 5 * (np.arange(24)[None, :, None] % 2 == 0))
-    (smooth, rough) = look_inside(np.stack([steps, square(noise())])).numbers
+    (smooth, rough) = compute_interior_stats(np.stack([steps, square(noise())])).numbers
     both = BRIGHTNESS + 6  # the smaller of the two: no pixel of a slope is apart from its column
     assert smooth[both : both + 3] == pytest.approx(1)
     assert rough[both] < 0.8
@@ -58,7 +64,7 @@ def test_colours_and_shares_equal_counts():
     halves = np.zeros((24, 24, 3), np.uint8)
     halves[:, 12:] = [192, 32, 32]
     halves[::2, ::2] += 8  # rough, and no other colour of four bits
-    (found,) = look_inside(square(halves)[None]).numbers
+    (found,) = compute_interior_stats(square(halves)[None]).numbers
     entropy, first, four, number = found[COLOURS : COLOURS + 4]
     assert (first, four) == (0.5, 1)
     assert entropy == pytest.approx(np.log(2))
@@ -69,8 +75,8 @@ def test_colours_and_shares_equal_counts():
 
 def test_features_do_not_depend_on_the_batch():
     batch = np.stack([square(noise(seed) // (seed + 1)) for seed in range(3)])
-    alone = np.concatenate([look_inside(image[None]).numbers for image in batch])
-    np.testing.assert_allclose(look_inside(batch).numbers, alone, rtol=1e-5)
+    alone = np.concatenate([compute_interior_stats(image[None]).numbers for image in batch])
+    np.testing.assert_allclose(compute_interior_stats(batch).numbers, alone, rtol=1e-5)
 
 
 def fitted(**changes: object) -> Photographs:
@@ -82,7 +88,7 @@ def test_score_is_a_weighted_sum_and_flat_images_are_drawings():
     batch = np.stack([square(noise()), square(0), square(255)])
     judged, drawn, empty = fitted(weights=tuple(weights)).scores(batch)
     assert np.isnan(empty)
-    assert judged == pytest.approx(look_inside(batch).numbers[0] @ weights - 1)
+    assert judged == pytest.approx(compute_interior_stats(batch).numbers[0] @ weights - 1)
     assert drawn == -np.inf
 
 

@@ -20,7 +20,7 @@ from grr_coca.infer.tags import (
     TAG_FEATURES,
     Tagger,
     TagModel,
-    read_tag_numbers,
+    read_tag_model,
     read_tag_vectors,
     to_singular,
     with_beams,
@@ -110,7 +110,7 @@ def test_words_come_from_beams():
 def test_corrupt_file_is_named(tmp_path, change):
     (tmp_path / "tags.json").write_text(json.dumps({**to_dict(NUMBERS), **change}))
     with pytest.raises(UserError, match=r"tags\.json"):
-        read_tag_numbers(tmp_path)
+        read_tag_model(tmp_path)
 
 
 def test_model_without_tags_raises(model, files):
@@ -156,7 +156,7 @@ def test_index_keeps_likely_words_which_filters_ask_for(tmp_path, icons):
 
 
 def test_stored_vectors_equal_computed_ones(icons):
-    numbers = read_tag_numbers(FOLDER / "icons")
+    numbers = read_tag_model(FOLDER / "icons")
     stored = read_tag_vectors(FOLDER / "icons", len(numbers.words))
     assert np.abs(stored[::20] - icons.embed_texts(numbers.words[::20])).max() < 3e-4, "half precision"
 
@@ -186,7 +186,7 @@ def test_unfit_stored_vectors_are_rejected(tmp_path, content, message):
 
 
 def test_numbers_that_ship_favour_words_near_the_image():
-    numbers = read_tag_numbers(FOLDER / "icons")
+    numbers = read_tag_model(FOLDER / "icons")
     assert len(numbers.words) > 1000
     weights = dict(zip(TAG_FEATURES, numbers.weights, strict=True))
     assert weights["cosine"] > 0

@@ -9,7 +9,7 @@ from grr_coca.model.attention import Rotary
 from grr_coca.model.build import build
 from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.optimizer import freeze
-from grr_coca.train.step import autocast, faster_for_passes
+from grr_coca.train.step import autocast, faster_pass_precision
 
 ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (32, 48), (32, 32))))
 
@@ -107,7 +107,7 @@ def test_losses_under_bf16_autocast_stay_near_fp32(tiny_config, make_batch, pres
     model, batch, device = build(config), make_batch(config), torch.device("cpu")
     width = config.image_encoder.transformer.embed_dim
     exact = batch_loss(model, batch)
-    for precision, tolerance in (("bf16", 0.02), ("fp32", 0.0), (faster_for_passes(width, device), 0.02)):
+    for precision, tolerance in (("bf16", 0.02), ("fp32", 0.0), (faster_pass_precision(width, device), 0.02)):
         context = autocast(precision, device)
         for _ in range(2):  # a run enters it at every step
             with context:

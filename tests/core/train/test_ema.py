@@ -51,7 +51,7 @@ def test_average_of_bf16_weights_is_kept_in_fp32():
     follow(ema, model, [1.0078125])
     assert ema.state_dict()["weight"].dtype == torch.float32
     assert average(ema) == pytest.approx(1.0 + 0.001 * 0.0078125, abs=2e-7)
-    with ema.applied():
+    with ema.use_average():
         assert model.weight.dtype == torch.bfloat16
     assert model.weight.item() == 1.0078125
 
@@ -64,7 +64,7 @@ def test_applied_swaps_the_average_in_and_the_weights_back(tiny_config):
         for parameter in model.parameters():
             parameter.add_(1.0)
     moved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with ema.applied():
+    with ema.use_average():
         assert all(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(tensor, moved[name]) for name, tensor in model.state_dict().items())
     ema.update()
@@ -81,7 +81,7 @@ def test_exception_does_not_leave_the_average_in_the_model():
         seen.append(model.weight.item())
         raise RuntimeError("evaluation failed")
 
-    with pytest.raises(RuntimeError, match="evaluation failed"), ema.applied():
+    with pytest.raises(RuntimeError, match="evaluation failed"), ema.use_average():
         fail()
     assert seen == [1.0]
     assert model.weight.item() == 5.0
@@ -127,7 +127,7 @@ def test_sharded_weights_have_the_same_average(tiny_config, one_process):
     for name in expected:
         assert torch.equal(_whole(found[name]), expected[name]), name
     moved = {name: weight.clone() for name, weight in plain.named_parameters()}
-    with averages[1].applied():
+    with averages[1].use_average():
         assert all(torch.equal(_whole(weight), expected[name]) for name, weight in sharded.named_parameters())
     assert all(torch.equal(_whole(weight), moved[name]) for name, weight in sharded.named_parameters())
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from grr_coca.train.muon import Muon, orthogonalize, orthogonalize_all
-from grr_coca.train.step import faster_for_muon
+from grr_coca.train.step import faster_muon_precision
 
 CPU = torch.device("cpu")
 SHAPES = ((24, 24), (72, 24), (24, 64), (24, 24))
@@ -92,4 +92,4 @@ def test_faster_precision_is_chosen_and_fp32_if_equal(monkeypatch, slow, expecte
         return [2.0 if timed.args[0].dtype == slow else 1.0] * repeat
 
     monkeypatch.setattr(timeit, "repeat", repeat)
-    assert faster_for_muon(_matrices(), CPU) == expected
+    assert faster_muon_precision(_matrices(), CPU) == expected

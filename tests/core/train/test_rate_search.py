@@ -13,7 +13,7 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train import rate_search as searching
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
-from grr_coca.train.rate_search import FACTORS, TRIALS, max_total_steps, read_search, search_rate
+from grr_coca.train.rate_search import FACTORS, TRIALS_FOLDER, max_total_steps, read_search, search_rate
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, FailureLimits, ScheduleRecipe, load_recipe
 from grr_coca.train.run_checkpoints import origin_of, resume_point
 
@@ -73,7 +73,7 @@ def test_half_of_the_rates_continue_at_each_rung(job, tmp_path):
     assert best.scores[str(found.steps - found.decay_steps)] == top
     assert chosen.schedule == ScheduleRecipe(found.steps, 1, decay_steps=found.decay_steps)
     assert (chosen.optimizer.lr, chosen.checkpoints.keep_best) == (found.lr, "mean_recall")
-    assert not (tmp_path / "run" / TRIALS).exists()
+    assert not (tmp_path / "run" / TRIALS_FOLDER).exists()
 
 
 @pytest.mark.ci

@@ -247,7 +247,7 @@ HIGHER_IS_BETTER = RECALLS | {"mean_recall", "CIDEr", "CIDEr-D", "BLEU-4", "ROUG
 @pytest.mark.parametrize("score", get_args(Score))
 def test_lower_is_better_for_losses_and_higher_for_other_metrics(score):
     progress, sign = Progress(), 1 if score in HIGHER_IS_BETTER else -1
-    found = [progress.beats_best(score, sign * value, step) for step, value in enumerate([1.0, 2.0, 2.0, 1.5, 3.0])]
+    found = [progress.record_if_best(score, sign * value, step) for step, value in enumerate([1.0, 2.0, 2.0, 1.5, 3.0])]
     assert found == [True, True, False, False, True]
-    assert not progress.beats_best(score, float("nan"), 9)
+    assert not progress.record_if_best(score, float("nan"), 9)
     assert (progress.best, progress.best_step) == (sign * 3.0, 4)

@@ -16,8 +16,8 @@ from grr_coca_icons.match.icon_map import (
     UnknownIcon,
     check_map,
     decided_matches,
+    format_map,
     read_map,
-    write_map,
 )
 from grr_coca_icons.match.match_numbers import (
     FEATURES,
@@ -235,7 +235,7 @@ def sides(random):
 def test_map_survives_a_round_trip(tmp_path):
     icons = {"one:bin": "two:trash", "one:a": None}
     path = tmp_path / "map.json"
-    path.write_text(write_map(icons))
+    path.write_text(format_map(icons))
     assert read_map(path) == icons
     assert json.loads(path.read_text())["format"] == 1
 

@@ -21,7 +21,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import EncoderPreprocess, Framing, Preprocess
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, words_of
-from grr_coca.infer.calibration import look_inside, read_calibration, statistics
+from grr_coca.infer.calibration import compute_interior_stats, read_calibration, statistics
 from grr_coca.model.checkpoint_files import bundled_folder
 from grr_coca_search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca_search.filters import parse_filter
@@ -376,7 +376,7 @@ def test_image_looks_like_a_photograph_as_in_python(modules, tab):
         }""",
         [[image.ravel().tolist() for image in pixels], {**numbers, "photographs": to_dict(fitted.photographs)}],
     )
-    inside = look_inside(pixels)
+    inside = compute_interior_stats(pixels)
     assert [numbers is not None for numbers, _ in found] == inside.is_judged.tolist() == [True, True, True, False]
     assert np.array([numbers for numbers, _ in found if numbers]) == pytest.approx(inside.numbers, abs=1e-4)
     assert [is_unfamiliar for _, is_unfamiliar in found] == fitted.are_unfamiliar(pixels)

@@ -87,7 +87,7 @@ def test_stopped_demo_continues_to_table_and_report(write_plan, tmp_path, capfd,
     plan, out = write_plan(), tmp_path / "out"
     command = ["demo", str(plan), "--out", str(out), "--steps", "6"]
     with monkeypatch.context() as patches:
-        work_here(patches, interrupt="_in_worker")
+        work_here(patches, interrupt="_run_in_worker")
         assert main(command) == 130
     output = capfd.readouterr().err.splitlines()
     assert output[-1] == "SIGINT: progress is saved; run the same command to continue"

@@ -25,7 +25,7 @@ from grr_coca_study.plan import Plan, plan_of_folder, read_plan
 from grr_coca_study.rows import LedgerRow, RowFolder
 from grr_coca_study.running import run as running
 from grr_coca_study.running.agenda import FINISHED, RemainingWork, Task
-from grr_coca_study.running.dry_run import _disk_in_words
+from grr_coca_study.running.dry_run import _describe_disk_use
 from grr_coca_study.running.run import ProgressCallbacks, Study, StudyFolders, write_plan
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.thumbnails import thumbnail_path
@@ -298,7 +298,9 @@ def test_dry_run_reports_a_small_disk(study, monkeypatch):
     wants = Counter({("grr_coca", 0, "pictograms"): 1})
     for free, is_reported in ((10**15, False), (10**3, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert any("THE DISK IS TOO SMALL" in line for line in _disk_in_words(plan, folders, wants, 1)) == is_reported
+        assert (
+            any("THE DISK IS TOO SMALL" in line for line in _describe_disk_use(plan, folders, wants, 1)) == is_reported
+        )
 
 
 @pytest.mark.ci

@@ -167,11 +167,11 @@ class SourceReader(Protocol):
         """Find the images of an argument. Return None if the argument is not a source of this reader."""
         ...
 
-    def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
+    def pin_version(self, argument: str, fields: Mapping[str, object]) -> str:
         """Return the argument with the version of the source. `fields` are those of an image from that version."""
         ...
 
-    def unversioned(self, argument: str) -> str:
+    def remove_version(self, argument: str) -> str:
         """Return an argument without its version. The result is the same for all versions of a source."""
         ...
 

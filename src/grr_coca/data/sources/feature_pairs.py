@@ -144,7 +144,7 @@ class FeaturePairs(PairSource):
         return {name: value for name, value in self._listed.fields(index).items() if name not in (_PICTURE, "caption")}
 
 
-def features_of(source: PairSource) -> FeatureHeader | None:
+def feature_header_of(source: PairSource) -> FeatureHeader | None:
     """Return the description of the features that a source has instead of images, or None if it has images.
 
     Raises:

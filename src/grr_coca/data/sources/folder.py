@@ -98,13 +98,13 @@ def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def _image_names(root: Path) -> Iterator[str]:
-    for folder, _, files in walk_visible(root, _refuse):
+    for folder, _, files in walk_visible(root, _raise_unreadable):
         inner = Path(folder).relative_to(root).as_posix()
         prefix = "" if inner == "." else f"{inner}/"
         yield from (prefix + name for name in files if has_image_suffix(name))
 
 
-def _refuse(error: OSError) -> NoReturn:
+def _raise_unreadable(error: OSError) -> NoReturn:
     """Raise an error for an unreadable folder, because a run must not silently skip its pairs."""
     raise UserError(
         f"{error.filename}: cannot be listed ({error.strerror or error}); make this folder readable, or "

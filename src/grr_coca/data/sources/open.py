@@ -10,7 +10,7 @@ from typing import Any
 
 from grr_coca.common import remote
 from grr_coca.common.errors import UserError, suggest_name
-from grr_coca.common.files import expand_cache_prefix, is_url, require_path, user_cache
+from grr_coca.common.files import expand_cache_prefix, is_url, require_nonempty_path, user_cache
 from grr_coca.common.remote import RemoteFile, expand_braces
 from grr_coca.data.sources.base import PairSource, reader_that_owns, source_readers
 from grr_coca.data.sources.columns import as_captions, find_columns
@@ -126,11 +126,11 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
     Raises:
         UserError: If the path does not exist or is empty.
     """
-    require_path(path)
+    require_nonempty_path(path)
     files, split = _files(path)
     if not files:
         where = Path(expand_cache_prefix(path))
-        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_list_siblings(where)}")
+        raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_format_siblings(where)}")
     return files, split
 
 
@@ -197,7 +197,7 @@ def _is_listing(path: Path) -> bool:
     return path.is_file() and (path.name != "captions.txt" or (path.parent / "images").is_dir())
 
 
-def _list_siblings(path: Path) -> str:
+def _format_siblings(path: Path) -> str:
     if path.is_relative_to(user_cache()) and not path.parent.is_dir():
         name = path.relative_to(user_cache()).parts[0]
         if name == _BUILT_IN_CACHE:

@@ -269,7 +269,7 @@ class RowGroups:
             BadSample: If the cell has no bytes or too many bytes, or the table can no longer be read.
         """
         group, row = locate_part(self._ends, index)
-        with _READING:
+        with _READ_LOCK:
             return content_of(_cached_group(self._table, group, name)[row], name)
 
     def columns(self) -> "Iterator[pyarrow.ChunkedArray]":
@@ -324,7 +324,7 @@ _Table = tuple[int, Path, str]
 """Number of a reader, path of its file, and name of its column. The number distinguishes a new file from an old file at
 the same path."""
 _NUMBERS = count()
-_READING = Lock()
+_READ_LOCK = Lock()
 """Lock for reading a cell, so that no thread drops a row group that another thread is using."""
 
 

@@ -58,7 +58,7 @@ def scan_table(path: Path) -> ShardIndex:
     return ShardIndex(rows, b"".join(keys), True, sums, b"".join(texts), footer=table.groups.footer())
 
 
-def rows_at_once(footer: bytes | memoryview) -> int:
+def largest_row_group(footer: bytes | memoryview) -> int:
     """Return the number of rows in the largest row group."""
     from pyarrow.parquet import read_metadata
 
@@ -107,7 +107,7 @@ class RemoteTable:
         for _ in range(2):
             part = self.file.read(start, column.total_compressed_size)
             try:
-                reader = pyarrow.parquet.ParquetFile(_Part(start, part, self.file.size), metadata=self._metadata)
+                reader = pyarrow.parquet.ParquetFile(_PartialFile(start, part, self.file.size), metadata=self._metadata)
                 cells = reader.read_row_group(group, columns=[self._path]).column(0)
                 return b"".join(_pad_to_block(_image_of(cell)[0]) for cell in cells)
             except (pyarrow.ArrowException, OSError):
@@ -129,7 +129,7 @@ class GroupBlock(RemoteBlock):
         return self.table.read(self.group)
 
 
-class _Part(io.RawIOBase):
+class _PartialFile(io.RawIOBase):
     """File of which only one part is available. Reading elsewhere returns no bytes."""
 
     def __init__(self, start: int, part: bytes, size: int) -> None:

@@ -42,7 +42,7 @@ from grr_coca.data.sources.base import (
     require_max_bytes,
 )
 from grr_coca.data.sources.block_cache import BlockCache, RemoteBlock
-from grr_coca.data.sources.remote_parquet import RemoteTable, rows_at_once, scan_table
+from grr_coca.data.sources.remote_parquet import RemoteTable, largest_row_group, scan_table
 from grr_coca.data.sources.tar import CAUSES, ROW_DTYPE, ShardIndex, scan_shard, with_content
 from grr_coca.data.tokenizer import caption_lines, decode_text
 
@@ -160,7 +160,7 @@ class TarShards(PairSource):
     def _index_shard(self, shard: int) -> int:
         path = self.paths[shard]
         if isinstance(path, RemoteFile):
-            return self._find_index(shard, path)
+            return self._count_remote_pairs(shard, path)
         index, index_path = _open_index(path)
         if index_path is None:
             self._unsaved[shard] = index
@@ -169,7 +169,7 @@ class TarShards(PairSource):
         self._warn_if_truncated(path, index)
         return len(index)
 
-    def _find_index(self, shard: int, file: RemoteFile) -> int:
+    def _count_remote_pairs(self, shard: int, file: RemoteFile) -> int:
         """Return the number of pairs in a remote shard. Only the header of the shard's index is read."""
         index_path = remote_index(file)
         header = _read_header(index_path, file)
@@ -383,7 +383,7 @@ def write_index(index: ShardIndex, index_path: Path, shard: Path | RemoteFile) -
         content += index.image_sums.tobytes() + index.footer + index.texts
         header |= {"keys": len(index.keys), "content": hashlib.blake2b(content, digest_size=16).hexdigest()}
         if index.footer:
-            header |= {"footer": len(index.footer), "group": rows_at_once(index.footer)}
+            header |= {"footer": len(index.footer), "group": largest_row_group(index.footer)}
     header["digest"] = _digest(header, content)
     line = json.dumps(header).encode().ljust(_HEADER_SIZE - 1) + b"\n"
     write_bytes_atomic(index_path, line + content)

@@ -30,7 +30,7 @@ _MAX_OPEN_TABLES = 64
 """Maximum number of tables that a process keeps open for all its sources. A pattern can join thousands of tables."""
 
 _NUMBERS = count()
-_READING = Lock()
+_READ_LOCK = Lock()
 """Lock for reading a table, so that no thread closes a table that another thread is reading."""
 
 _Quoting = Literal[0, 3]
@@ -149,7 +149,7 @@ def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> byt
         BadSample: If the table can no longer be read.
     """
     try:
-        with _READING:
+        with _READ_LOCK:
             content = _open_tables()[table].read(start, size)
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error

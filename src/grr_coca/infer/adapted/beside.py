@@ -39,9 +39,9 @@ from grr_coca.infer.encoder import (
     ImageTokens,
     VisionEncoder,
     feature_preprocess,
-    open_described,
     open_encoder,
-    open_or_features_only,
+    open_encoder_from_info,
+    open_or_make_given_encoder,
     with_framing,
 )
 from grr_coca.infer.engine.base import SMALL_MODEL, EncodedImages, Engine, WrappedEngine
@@ -280,7 +280,7 @@ def open_extra_encoder(name: str, framing: Framing | None) -> EncoderDescriptor:
     """
     if is_feature_folder(Path(name)):
         cache = FeatureCache(Path(name))
-        return EncoderDescriptor(open_described(cache.header.encoder), cache=cache)
+        return EncoderDescriptor(open_encoder_from_info(cache.header.encoder), cache=cache)
     encoder = open_encoder(name)
     return EncoderDescriptor(encoder if framing is None else with_framing(encoder, framing))
 
@@ -296,7 +296,7 @@ def open_replacing_encoder(header: FeatureHeader) -> EncoderDescriptor:
 
     If the encoder cannot be opened here, only its features can be used.
     """
-    return EncoderDescriptor(open_or_features_only(header.encoder), is_in_place=True)
+    return EncoderDescriptor(open_or_make_given_encoder(header.encoder), is_in_place=True)
 
 
 def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, images: UInt8[np.ndarray, "B S S 3"]) -> str:
@@ -351,9 +351,9 @@ def read_extra_encoder(folder: Path, load: LoadModel, *, is_in_place: bool) -> E
     elif graph.is_file():
         encoder = open_encoder(f"onnx:{graph}")
     elif is_in_place:
-        encoder = open_or_features_only(info)
+        encoder = open_or_make_given_encoder(info)
     else:
-        encoder = open_described(info)
+        encoder = open_encoder_from_info(info)
     if mean.shape != (encoder.info.embed_dim,):
         raise UserError(f"{folder / ENCODER_MEAN}: does not match {ENCODER}; run `grr-coca adapt` again")
     return EncoderDescriptor(encoder, mean, is_in_place=is_in_place)
@@ -361,7 +361,7 @@ def read_extra_encoder(folder: Path, load: LoadModel, *, is_in_place: bool) -> E
 
 def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool) -> None:
     """Check the arguments of a command; see `grr_coca.infer.load.require_input`."""
-    expected = _features_of(folder)
+    expected = _replaced_image_encoder(folder)
     keep = "mean" if expected is None or is_adapted(folder) else read_keep(folder)
     for argument in arguments:
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
@@ -387,7 +387,7 @@ def replacing_encoder(folder: Path) -> EncoderInfo | None:
     Raises:
         UserError: If a file is corrupt.
     """
-    return _features_of(folder) or read_files(folder).encoder
+    return _replaced_image_encoder(folder) or read_files(folder).encoder
 
 
 def takes_pixels(folder: Path) -> bool:
@@ -395,7 +395,7 @@ def takes_pixels(folder: Path) -> bool:
     return not is_adapted(folder) or read_adapted_header(folder).split[1] > 0
 
 
-def _features_of(folder: Path) -> EncoderInfo | None:
+def _replaced_image_encoder(folder: Path) -> EncoderInfo | None:
     """Return the encoder whose features a model takes in place of images, or None if the model takes images."""
     if not is_adapted(folder):
         return read_encoder_in_place(folder)

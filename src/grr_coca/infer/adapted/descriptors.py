@@ -37,11 +37,11 @@ def descriptors(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B D"
 
     Each part has a fixed length, unless the image is blank.
     """
-    fine = _orientations(pixels)  # B C C 8
+    fine = _orientation_histograms(pixels)  # B C C 8
     coarse = fine.reshape(len(pixels), _CELLS // 2, 2, _CELLS // 2, 2, _DIRECTIONS).sum(axis=(2, 4))
     parts = [np.sqrt(_ORIENTATIONS_SHARE / 2) * unit(np.sqrt(_flat(cells))) for cells in (fine, coarse)]
-    parts.append(unit(np.sqrt(_colours(pixels))))
-    parts.append(np.float32(np.sqrt(_PIXELS_SHARE)) * unit(255 - _flat(_scaled(pixels, _PIXELS_SIDE))))
+    parts.append(unit(np.sqrt(_colour_histograms(pixels))))
+    parts.append(np.float32(np.sqrt(_PIXELS_SHARE)) * unit(255 - _flat(_scale_images(pixels, _PIXELS_SIDE))))
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
@@ -55,12 +55,12 @@ def _flat(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, np.float32).reshape(len(values), -1)
 
 
-def _orientations(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B C C 8"]:
+def _orientation_histograms(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B C C 8"]:
     """Return the lengths of gradients, summed for each cell and direction.
 
     A gradient contributes to the two directions nearest to its angle.
     """
-    grey = _scaled(pixels, _SIDE).mean(axis=3)
+    grey = _scale_images(pixels, _SIDE).mean(axis=3)
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
     across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
     down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
@@ -78,21 +78,21 @@ def _orientations(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 
     return found
 
 
-def _colours(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 64"]:
+def _colour_histograms(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 64"]:
     red, green, blue = np.moveaxis(pixels >> (8 - _COLOUR_BITS), 3, 0).astype(np.int64)
     codes = ((red << _COLOUR_BITS | green) << _COLOUR_BITS | blue).reshape(len(pixels), -1)
     counts = [np.bincount(image, minlength=2 ** (3 * _COLOUR_BITS)) for image in codes]
     return np.array(counts, np.float32).reshape(len(pixels), -1)
 
 
-def _scaled(pixels: UInt8[np.ndarray, "B S S 3"], side: int) -> Float[np.ndarray, "B s s 3"]:
+def _scale_images(pixels: UInt8[np.ndarray, "B S S 3"], side: int) -> Float[np.ndarray, "B s s 3"]:
     """Scale images by area averaging."""
-    weights = _areas(pixels.shape[1], side)
+    weights = _overlap_fractions(pixels.shape[1], side)
     return np.einsum("is,bstc,jt->bijc", weights, pixels.astype(np.float32), weights, optimize=True)
 
 
 @cache
-def _areas(size: int, side: int) -> Float[np.ndarray, "s S"]:
+def _overlap_fractions(size: int, side: int) -> Float[np.ndarray, "s S"]:
     """Return, for each of `side` new pixels, the fraction that each pixel in a row of `size` old pixels covers."""
     ends = np.arange(side + 1) * (size / side)
     pixels = np.arange(size)

@@ -22,9 +22,9 @@ from grr_coca.infer.encoder import (
     ImageTokens,
     VisionEncoder,
     feature_preprocess,
-    open_described,
     open_encoder,
-    open_or_features_only,
+    open_encoder_from_info,
+    open_or_make_given_encoder,
 )
 from grr_coca.infer.engine.base import EncodedImages, Engine, WrappedEngine
 from grr_coca.model.checkpoint_files import FROZEN_FILES, CheckpointFiles
@@ -73,7 +73,7 @@ class FrozenEngine(WrappedEngine):
         stored = [self._stored_features(image) for image in pixels] if self.own is None else []
         if any(row is not None for row in stored):
             rows = [
-                _rows_of(self.encoder.encode(image[None]).select(self.keep)) if row is None else row
+                _remove_padding(self.encoder.encode(image[None]).select(self.keep)) if row is None else row
                 for image, row in zip(pixels, stored, strict=True)
             ]
             return self.encode_features(stack_tokens(rows))
@@ -139,7 +139,7 @@ def with_frozen_encoder(
     return replace(files, preprocess=preprocess), engine
 
 
-def _rows_of(image: ImageTokens) -> Float[np.ndarray, "N D"]:
+def _remove_padding(image: ImageTokens) -> Float[np.ndarray, "N D"]:
     """Return the tokens of a single image, without padding."""
     return image.tokens[0][image.mask[0]]
 
@@ -177,7 +177,7 @@ def open_frozen(info: EncoderInfo, folder: Path | None, *, or_given: bool = Fals
     """
     path = None if folder is None else folder / FROZEN_FILES[1]
     if path is None or not path.is_file():
-        return open_or_features_only(info) if or_given else open_described(info)
+        return open_or_make_given_encoder(info) if or_given else open_encoder_from_info(info)
     encoder = open_encoder(f"onnx:{path}")
     if encoder.info.digest != info.digest:
         raise UserError(f"{path}: not the encoder that config.json specifies; run `grr-coca export onnx` again")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from grr_coca.common.errors import UserError, pip_install
+from grr_coca.common.errors import UserError, pip_install_command
 from grr_coca.common.files import MANIFEST, file_sha256, read_json, read_manifest
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
@@ -142,22 +142,22 @@ class OnnxEngine:
     def open_ahead(self, *names: GraphName) -> None:
         """Open graphs in background threads. An error is raised only when the graph is used."""
         for name in names:
-            threading.Thread(target=self._tried, args=(name,), name=f"open {name}").start()
+            threading.Thread(target=self._try_to_open, args=(name,), name=f"open {name}").start()
 
-    def _tried(self, name: GraphName) -> None:
+    def _try_to_open(self, name: GraphName) -> None:
         with suppress(Exception):
             self._graph(name)
 
     def _graph(self, name: GraphName) -> _Graph:
-        with _OPENING[name]:
+        with _OPEN_LOCKS[name]:
             if name not in self._graphs:
-                session = self._opened(f"{name}.onnx")
+                session = self._create_session(f"{name}.onnx")
                 outputs = [output.name for output in session.get_outputs()]
                 given_on = [given.replace("present", "past") for given in outputs[1:]]
                 self._graphs[name] = _Graph(session, outputs, given_on)
         return self._graphs[name]
 
-    def _opened(self, name: str) -> "InferenceSession":
+    def _create_session(self, name: str) -> "InferenceSession":
         import onnxruntime  # lazy import, because it takes a tenth of a second
 
         self._require_listed(name)
@@ -175,7 +175,7 @@ class OnnxEngine:
             if "opset" in reason or "IR version" in reason:
                 raise UserError(
                     f"{path}: needs a newer ONNX Runtime than {onnxruntime.__version__}; run: "
-                    f"{pip_install('-U', 'onnxruntime')}"
+                    f"{pip_install_command('-U', 'onnxruntime')}"
                 ) from error
             raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
 
@@ -196,7 +196,7 @@ class OnnxEngine:
 
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"
-_OPENING = {name: threading.Lock() for name in GRAPHS}
+_OPEN_LOCKS = {name: threading.Lock() for name in GRAPHS}
 """Lock for each graph, so that only one thread opens it."""
 
 
@@ -224,8 +224,8 @@ class OnnxDecoder:
         assert self.past is not None
         images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
         assert (counts == counts[0]).all()
-        self.past = _taken(self.past, rows)
-        self.cross = _taken(self.cross, images)
+        self.past = _take_rows(self.past, rows)
+        self.cross = _take_rows(self.cross, images)
         self.rows_per_image = int(counts[0])
 
     def _empty(self, num_rows: int) -> _Values:
@@ -252,7 +252,7 @@ def _size(value: object) -> int:
     return size  # type: ignore[no-any-return]
 
 
-def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
+def _take_rows(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
     """Select rows of all tensors."""
     num_rows = len(next(iter(values.values())))
     if np.array_equal(rows, np.arange(num_rows)):

@@ -93,7 +93,7 @@ class TorchEngine:
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """Encode images; see `Engine`. The context contains the image tokens."""
         with fast_products(self.device):
-            image = self.model.encode_image(self._normalized(pixels))
+            image = self.model.encode_image(self._normalize_pixels(pixels))
         return EncodedImages(_as_array(image.embedding.float()), image)
 
     @torch.inference_mode()
@@ -109,7 +109,7 @@ class TorchEngine:
         dtype = self._original.logit_scale.dtype
         tokens = torch.from_numpy(features.tokens).to(self.device, dtype)
         mask = None if features.mask.all() else torch.from_numpy(features.mask).to(self.device)
-        images = None if pixels is None else self._normalized(pixels)
+        images = None if pixels is None else self._normalize_pixels(pixels)
         with fast_products(self.device):
             image = self.model.encode_image(images, features=FeatureTokens(tokens, mask))
         return EncodedImages(_as_array(image.embedding.float()), image)
@@ -137,7 +137,7 @@ class TorchEngine:
             mask=images.context.mask,
         )
 
-    def _normalized(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[Tensor, "B 3 S S"]:
+    def _normalize_pixels(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[Tensor, "B 3 S S"]:
         """Normalize pixels to the input of the model, in its precision and on its device."""
         # The array is copied, because PyTorch does not accept read-only or reversed arrays.
         rgb = torch.from_numpy(np.array(pixels, order="C")).to(self.device).permute(0, 3, 1, 2)
@@ -278,13 +278,13 @@ class DeviceLogits:
 
     def log_probs_of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
         """Return the log-probabilities of given tokens; see `Logits`."""
-        return _as_array(self._log_probs.gather(1, self._moved(ids)))
+        return _as_array(self._log_probs.gather(1, self._to_device(ids)))
 
     def with_log_probs(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "DeviceLogits":
         """Replace log-probabilities; see `Logits`."""
-        places, values = (self._moved(rows), self._moved(ids)), self._moved(log_probs)
+        places, values = (self._to_device(rows), self._to_device(ids)), self._to_device(log_probs)
         return DeviceLogits(self._log_probs.index_put(places, values.type_as(self._log_probs)))
 
     def repeat_rows(self, count: int) -> "DeviceLogits":
@@ -305,5 +305,5 @@ class DeviceLogits:
         passed = torch.searchsorted(cumulative, sought, right=True)[:, 0]
         return _as_array(passed.clamp(max=probs.shape[1] - 1))
 
-    def _moved(self, array: np.ndarray) -> Tensor:
+    def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._log_probs.device)

@@ -77,7 +77,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     with torch.no_grad():
         patches = model.own_image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
-    with torch.enable_grad(), visible_attention(layers) as recorded:
+    with torch.enable_grad(), record_attention(layers) as recorded:
         patches.requires_grad_()  # makes gradients available even if parameters are frozen
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches, None).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
@@ -132,7 +132,7 @@ class AttentionRecord(NamedTuple):
 
 
 @contextmanager
-def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, AttentionRecord]]:
+def record_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, AttentionRecord]]:
     """Make modules compute attention weights explicitly, and yield the weights of each module's last pass.
 
     Normally, modules use fused attention, which never computes the weights explicitly. Here, the outputs are the same

@@ -182,7 +182,7 @@ def _write_small(path: Path, folder: Path) -> Literal["fp16", "int8"]:
         quantize_products(model, (), folder / "quantized")
         model = ir.external_data.load_to_model(ir.load(folder / "quantized" / "int8.onnx"))
     else:
-        _halve(model.graph)
+        _store_weights_in_half(model.graph)
     ir.save(model, folder / "small.onnx")
     return "int8" if products > convolutions else "fp16"
 
@@ -191,7 +191,7 @@ def _num_bytes(value: "ir.Value | None") -> int:
     return 0 if value is None or value.const_value is None else value.const_value.nbytes
 
 
-def _halve(graph: "ir.Graph") -> None:
+def _store_weights_in_half(graph: "ir.Graph") -> None:
     """Store weights in half precision. ONNX Runtime converts them to fp32 when it loads the graph."""
     import onnx_ir as ir
 

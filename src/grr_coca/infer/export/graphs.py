@@ -32,7 +32,7 @@ from torch.export import Dim
 
 from grr_coca.data.batch import FeatureTokens, normalize
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
+from grr_coca.infer.export.layers import GrowingCache, make_exportable, pad_lengths
 from grr_coca.infer.export.quantize import suppress_messages
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValues
 from grr_coca.model.checkpoint_files import GraphName
@@ -146,7 +146,7 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     Raises:
         torch._dynamo.exc.UserError: If a layer treats a variable size as a constant.
     """
-    spec = _graph_spec(exportable(model), config, preprocess, name)
+    spec = _graph_spec(make_exportable(model), config, preprocess, name)
     minima = {"T": _MIN_TEXT} if name == "text" else _MIN
     dims = {size: Dim(size, min=minima.get(size, 0)) for size in _EXAMPLE}
     examples = [_example(name, shape) for name, shape in spec.inputs.items()]
@@ -187,7 +187,9 @@ def _graph_spec(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: G
         case "image":
             inputs = _image_inputs(config)
             outputs: dict[str, Shape] = {"image_embedding": ("B", config.embed_dim), **cross, **_mask_shapes(config)}
-            return _GraphSpec(_ImageGraph(model, preprocess), inputs, outputs, _by_name(inputs, _IMAGE_INPUTS))
+            return _GraphSpec(
+                _ImageGraph(model, preprocess), inputs, outputs, _make_input_sorter(inputs, _IMAGE_INPUTS)
+            )
         case "text":
             inputs = {"token_ids": ("B", "T"), "lengths": ("B",)}
             return _GraphSpec(_TextGraph(model), inputs, {"text_embedding": ("B", config.embed_dim)})
@@ -226,7 +228,7 @@ def _image_inputs(config: CoCaConfig) -> dict[str, Shape]:
     return inputs
 
 
-def _by_name(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[list[Any]], tuple[Any, ...]]:
+def _make_input_sorter(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[list[Any]], tuple[Any, ...]]:
     """Return a function that puts inputs in the order of the given names, with None for missing inputs."""
     return lambda given: tuple(map(dict(zip(inputs, given, strict=True)).get, names))
 

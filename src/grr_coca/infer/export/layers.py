@@ -1,4 +1,4 @@
-"""Layers that are exported as ONNX operators. `exportable` puts them into a copy of a model.
+"""Layers that are exported as ONNX operators. `make_exportable` puts them into a copy of a model.
 
 Each layer is equivalent, up to rounding, to the layer that it replaces.
 
@@ -21,7 +21,7 @@ from grr_coca.model.attention import CachedLayout, KeyValues, Layout, Mix, Packe
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def exportable(model: Module) -> Module:
+def make_exportable(model: Module) -> Module:
     """Return a copy of a model in which layers of this module replace the original layers. Parameters are shared."""
     return _swap_layers(model)  # type: ignore[return-value]
 

@@ -3,7 +3,7 @@ program."""
 
 from importlib import resources
 
-from grr_coca.data.preprocess import STRAY
+from grr_coca.data.preprocess import MIN_PIXELS_PER_STRAY
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.checkpoint_files import QUANTIZED_WEIGHTS, WEIGHTS
 
@@ -69,7 +69,9 @@ def render_readme(checkpoint: Checkpoint, precision: str, *, is_adapted: bool = 
     return page.format(
         maths="" if preprocess.framing is None else "import math\n",
         opened=_OPEN[preprocess.opening],
-        framed="" if preprocess.framing is None else _FRAME.format(stray=STRAY, **vars(preprocess.framing)),
+        framed=""
+        if preprocess.framing is None
+        else _FRAME.format(stray=MIN_PIXELS_PER_STRAY, **vars(preprocess.framing)),
         square=_SQUARE[preprocess.order].format(size=preprocess.image_size),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,

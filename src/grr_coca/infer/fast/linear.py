@@ -33,8 +33,8 @@ def row_product(weight: Float[Tensor, "O D"], intel: bool) -> RowProduct | None:
     Return None if no kernel fits the weight.
     """
     if intel:
-        return _by_vector(weight)
-    return _by_parts(weight) if len(weight) % PARTS == 0 else None
+        return _make_vector_product(weight)
+    return _make_product_by_parts(weight) if len(weight) % PARTS == 0 else None
 
 
 def is_intel() -> bool:
@@ -44,7 +44,7 @@ def is_intel() -> bool:
     return torch.backends.mkl.is_available() and "Intel" in str(capabilities.get("cpu_name"))
 
 
-def _by_vector(weight: Float[Tensor, "O D"]) -> RowProduct:
+def _make_vector_product(weight: Float[Tensor, "O D"]) -> RowProduct:
     """Return a row product that uses BLAS's matrix-vector product.
 
     That product is slow for a weight with many short rows, so such a weight is stored by columns.
@@ -55,7 +55,7 @@ def _by_vector(weight: Float[Tensor, "O D"]) -> RowProduct:
     return lambda x: torch.mv(weight, x.view(-1)).view(*x.shape[:-1], -1)
 
 
-def _by_parts(weight: Float[Tensor, "O D"]) -> RowProduct:
+def _make_product_by_parts(weight: Float[Tensor, "O D"]) -> RowProduct:
     parts = weight.unflatten(0, (PARTS, -1))
 
     def product(x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:

@@ -25,7 +25,7 @@ class _Pool:
 
     def add(self, token_ids: Sequence[int], log_probs: Sequence[float], summed: float) -> None:
         """Add a finished caption. If the pool then has more than `size` captions, drop the worst."""
-        score = self._normalized(summed, len(token_ids))
+        score = self._normalize_score(summed, len(token_ids))
         self.hypotheses.append(Hypothesis(tuple(token_ids), tuple(log_probs), score))
         self.hypotheses = sorted(self.hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.size]
 
@@ -37,10 +37,10 @@ class _Pool:
         """
         if len(self.hypotheses) < self.size:
             return summed > -float("inf")
-        best = max(self._normalized(summed, next_length), self._normalized(summed, max_length))
+        best = max(self._normalize_score(summed, next_length), self._normalize_score(summed, max_length))
         return best > self.hypotheses[-1].score
 
-    def _normalized(self, summed: float, length: int) -> float:
+    def _normalize_score(self, summed: float, length: int) -> float:
         return summed / length**self.length_penalty
 
 

@@ -146,14 +146,14 @@ def sample_next(logits: Logits, uniforms: Float[np.ndarray, " R"], options: Gene
     for num_searched in SEARCHES if options.top_k is None else (options.top_k,):
         kept, ids = logits.largest(num_searched)
         kept = kept / options.temperature
-        is_excluded = _filtered(kept, total, options)
+        is_excluded = _excluded_tokens(kept, total, options)
         if kept.shape[1] < num_searched or is_excluded[:, -1].all():
             break
     kept[is_excluded] = -np.inf
     return np.take_along_axis(ids, inverse_cdf(kept, uniforms)[:, None], axis=1)[:, 0]
 
 
-def _filtered(
+def _excluded_tokens(
     logits: Float[np.ndarray, "R K"], total: Float[np.ndarray, " R"] | None, options: GenerationOptions
 ) -> Bool[np.ndarray, "R K"]:
     """Return a mask of the tokens that `top_p` and `min_p` exclude. The most likely token is never excluded.
@@ -379,7 +379,7 @@ def generate(
     else:
         *_, captions = captioning.decode(images)
         found = captions.hypotheses(options.num_captions)
-    return captioning.generated(images, found)
+    return captioning.make_result(images, found)
 
 
 def stream_captions(
@@ -411,7 +411,7 @@ def stream_captions(
         texts = captioning.texts_so_far(captions)
         yield [text[len(before) :] for text, before in zip(texts, previous, strict=True)]
         previous = texts
-    return captioning.generated(images, captions.hypotheses(1))
+    return captioning.make_result(images, captions.hypotheses(1))
 
 
 def _check_keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
@@ -454,7 +454,7 @@ class _Captioning:
         )
         return decode_independently(decoder, self._prompts(), options, max_length, self.tokenizer.eos_id, uniforms)
 
-    def generated(self, images: EncodedImages, found: list[list[Hypothesis]]) -> GeneratedCaptions:
+    def make_result(self, images: EncodedImages, found: list[list[Hypothesis]]) -> GeneratedCaptions:
         """Convert hypotheses to the result of the call, which also contains the texts of the captions."""
         captions = [
             [Caption(self.text(ids), ids, log_probs) for ids, log_probs, _ in hypotheses] for hypotheses in found

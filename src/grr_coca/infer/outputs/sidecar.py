@@ -211,12 +211,12 @@ class _Reader:
         parser.CharacterDataHandler = self._characters
         for name in ("CommentHandler", "ProcessingInstructionHandler", "StartCdataSectionHandler"):
             setattr(parser, name, lambda *_: self._current_offset())
-        parser.StartDoctypeDeclHandler = self._refuse
+        parser.StartDoctypeDeclHandler = self._reject_doctype
 
     def read(self) -> None:
         self._parser.Parse(self._content, True)
 
-    def _refuse(self, *_: object) -> None:
+    def _reject_doctype(self, *_: object) -> None:
         raise ValueError("DOCTYPE is not allowed")
 
     def _current_offset(self) -> int:

@@ -74,7 +74,7 @@ def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) 
 
 
 def _require_room(path: Path, keys: Sequence[str]) -> None:
-    if path.suffix.lower() == ".safetensors" and len(_as_header(keys)) > MAX_HEADER_BYTES // 2:
+    if path.suffix.lower() == ".safetensors" and len(_format_header(keys)) > MAX_HEADER_BYTES // 2:
         raise UserError(f"{path}: too many keys for a safetensors file ({len(keys):,}); use .parquet or .npy")
 
 
@@ -83,7 +83,7 @@ def _keys_file(path: Path) -> Path:
     return path.with_suffix(".keys.txt")
 
 
-def _as_header(keys: Sequence[str]) -> str:
+def _format_header(keys: Sequence[str]) -> str:
     return json.dumps(list(keys))  # ASCII, so that a file name that is not UTF-8 is escaped
 
 
@@ -105,7 +105,7 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
         from safetensors.numpy import save
 
         _require_room(path, keys)
-        content = save({"embeddings": vectors}, metadata={"keys": _as_header(keys)})
+        content = save({"embeddings": vectors}, metadata={"keys": _format_header(keys)})
         write_output(path, lambda file: file.write(content))
     elif suffix == ".npy":
         import numpy as np

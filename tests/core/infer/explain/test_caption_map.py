@@ -15,7 +15,7 @@ from grr_coca.infer.explain.caption import (
     group_words,
     mix_values,
     patch_relevance,
-    visible_attention,
+    record_attention,
 )
 from grr_coca.model.attention import CrossAttention
 from grr_coca.model.build import build
@@ -168,7 +168,7 @@ def test_explaining_does_not_change_the_output(tiny_config, make_batch, preset):
     model, batch = build(config).eval(), make_batch(config)
     modules = [module for module in model.modules() if isinstance(module, CrossAttention)]
     expected = model(batch.images, batch.token_ids, batch.lengths)
-    with visible_attention(modules) as seen:
+    with record_attention(modules) as seen:
         output = model(batch.images, batch.token_ids, batch.lengths)
     torch.testing.assert_close(output.states, expected.states)
     torch.testing.assert_close(output.image_embedding, expected.image_embedding)
@@ -182,6 +182,6 @@ def test_explaining_does_not_change_the_output(tiny_config, make_batch, preset):
 
 def test_model_is_left_without_hooks_even_after_an_error():
     module = CrossAttention(4, 4, 1)
-    with pytest.raises(ZeroDivisionError), visible_attention([module]):
+    with pytest.raises(ZeroDivisionError), record_attention([module]):
         _ = 1 / 0
     assert not module._forward_hooks

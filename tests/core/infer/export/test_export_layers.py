@@ -7,7 +7,7 @@ from model_configs import SET_BY_RECIPES
 from torch import nn
 
 from grr_coca.infer.export.graphs import OPSET
-from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
+from grr_coca.infer.export.layers import GrowingCache, make_exportable, pad_lengths
 from grr_coca.infer.export.quantize import follows_activation, suppress_messages
 from grr_coca.model.attention import CachedLayout, KeyValueCache, Rotary, line_angles
 from grr_coca.model.blocks import GEGLU, MLP
@@ -19,7 +19,7 @@ NAMES = [*PRESETS, *SET_BY_RECIPES]
 
 def embed_padded(model, token_ids, lengths):
     """Texts as the exporter embeds them."""
-    return exportable(model).embed_text(model.text_decoder.pack(token_ids, lengths, pad_lengths))
+    return make_exportable(model).embed_text(model.text_decoder.pack(token_ids, lengths, pad_lengths))
 
 
 def spread_out(model):
@@ -35,7 +35,7 @@ def test_operator_of_onnx_rotates_alike(positions):
     rotary = Rotary(line_angles(9, 8))
     shape = positions.shape if isinstance(positions, torch.Tensor) else (2, len(range(9)[positions]))
     x = torch.randn(*shape, 2, 3, 8)
-    torch.testing.assert_close(exportable(rotary)(x, positions), rotary(x, positions), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(make_exportable(rotary)(x, positions), rotary(x, positions), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +44,7 @@ def test_embeddings_are_the_same(tiny_config, make_batch, name):
     config = tiny_config(name)
     model, batch = spread_out(build(config)), make_batch(config, num_words=(3, 36, 37, 0))
     texts = batch.token_ids, batch.lengths
-    image = exportable(model).encode_image(batch.images).embedding
+    image = make_exportable(model).encode_image(batch.images).embedding
     torch.testing.assert_close(image, model.encode_image(batch.images).embedding, atol=1e-5, rtol=0)
     torch.testing.assert_close(embed_padded(model, *texts), model.encode_text(*texts), atol=1e-5, rtol=0)
 
@@ -72,7 +72,7 @@ def test_cached_attention_is_the_same(tiny_config, ends):
         mask = (torch.arange(end) <= torch.arange(start, end)[:, None])[None, None]
         new, positions = x[:, start:end], slice(start, end)
         expected = block(new, CachedLayout(slots, positions, mask))
-        for module, cache in ((exportable(block), growing), (block, appended)):
+        for module, cache in ((make_exportable(block), growing), (block, appended)):
             found = module(new, CachedLayout(cache, positions, mask))
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
         assert growing.keys.shape == growing.values.shape == (2, 2, end, 16)

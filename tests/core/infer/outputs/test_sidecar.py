@@ -14,7 +14,7 @@ from support import no_space_left, snapshot
 from grr_coca.data.image_files import ImageFile
 from grr_coca.infer.outputs.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
 from grr_coca_search.describe import photo_of
-from grr_coca_search.photo import found_in
+from grr_coca_search.photo import read_image_metadata
 
 PHOTOS = Path(__file__).parents[3] / "search" / "photos"
 ODD = "a <red> & \"green\" 'größe' ✓ 𝄞"
@@ -109,7 +109,7 @@ def test_index_reads_written_sidecars(tmp_path):
     shutil.copy(PHOTOS / "exiftool-iptc.jpg", tmp_path / "a.jpg")
     write_sidecar(sidecar_to_write(tmp_path / "a.jpg"), "a caption", ["cat"])
     file = ImageFile(str(tmp_path / "a.jpg"))
-    photo = photo_of(file, found_in(file.read(), file.name))
+    photo = photo_of(file, read_image_metadata(file.read(), file.name))
     assert photo.keywords == ("zebra", "straße", "cat")
 
 

@@ -49,6 +49,7 @@ def test_plugin_adds_command_and_source(installed):
     assert "print the captions of a source of pairs" in listed
 
 
+@pytest.mark.ci
 def test_variable_restricts_plugins(installed):
     for allowed, code in {"grr-coca-colours": 0, "another, grr-coca-colours": 0, "another": 2, "": 2}.items():
         done = grr_coca(installed, "colours", "--source", "colours:red", GRR_COCA_PLUGINS=allowed)

@@ -122,6 +122,7 @@ def test_captions_go_to_the_console_to_rows_and_next_to_images(folder):
     assert not list(folder.glob("**/*.lock"))
 
 
+@pytest.mark.ci
 def test_index_is_created_updated_searched_and_unlocked(folder):
     pictures, index = shown(folder / "pictures"), shown(folder / "index")
     first = done(

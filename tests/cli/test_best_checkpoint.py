@@ -44,6 +44,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_use_the_best_checkpoint_and_name_it(grr_coca, finished, image_files, name, caplog):
     def result(model):

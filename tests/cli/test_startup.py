@@ -158,6 +158,7 @@ MISSING = [
 ]
 
 
+@pytest.mark.ci
 def test_missing_inputs_are_named_without_an_engine(workspace):
     take_no_name = {"models", "doctor"}
     assert {line.split()[0] for line in MISSING} == {verb.split()[0] for verb in all_commands()} - take_no_name

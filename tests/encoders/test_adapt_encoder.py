@@ -62,6 +62,7 @@ def adapt(grr_coca, root, out, *more, pairs="pairs.tar"):
     return grr_coca("adapt", root / pairs, "--out", root / out, "--json", *more)
 
 
+@pytest.mark.ci
 def test_folder_carries_the_encoder(root, model, images):
     moved = root / "elsewhere"
     shutil.copytree(root / "mine", moved)
@@ -73,6 +74,7 @@ def test_folder_carries_the_encoder(root, model, images):
     np.testing.assert_array_equal(vectors, model.embed_images(images))
 
 
+@pytest.mark.ci
 def test_features_contain_the_centred_mean_token(root, model):
     source = open_source(str(root / "pairs.tar"))
     pixels = np.stack([model.preprocess(model.preprocess.decode(one.image, one.name)) for one in source])

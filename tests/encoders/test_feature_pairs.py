@@ -219,6 +219,7 @@ def test_options_of_the_decoder_raise(root, refused):
     assert "its decoder cannot read" in refused("caption", root / "new-features", "-c", root / "mine", "--prompt", "a")
 
 
+@pytest.mark.ci
 def test_report_names_the_features(grr_coca, root):
     done = grr_coca("adapt", root / "old-features", "--out", root / "again", "--val", root / "new-features")
     assert "adapted from icons to features of given:virchow" in done.out

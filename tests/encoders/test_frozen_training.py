@@ -179,6 +179,7 @@ def test_checkpoint_with_features_is_fine_tuned_further(root, tmp_path):
         fit_start(tuned, with_key(recipe, "features.caches", [str(root / "mean")]))
 
 
+@pytest.mark.ci
 def test_folder_of_features_replaces_pairs(root, tmp_path):
     """Without any image, with the same losses; and no image is needed to measure the model."""
     found = {}
@@ -205,6 +206,7 @@ def test_folder_of_features_replaces_pairs(root, tmp_path):
         training_sources(with_key(folder_recipe(root, "fp16"), "data.val", str(root / "pairs.tar")))
 
 
+@pytest.mark.ci
 def test_images_of_features_are_captioned_with_the_own_encoder(root, tmp_path, grr_coca, refused):
     """`pairs.jsonl` in their folder has the images as long as they are where they were encoded, and unchanged."""
     pairs, images = open_source(str(root / "pairs.tar")), tmp_path / "images"

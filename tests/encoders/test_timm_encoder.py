@@ -52,6 +52,7 @@ def theirs(model, pixels, size, prefix, config):
     return rows.reshape(len(pixels), -1, channels).numpy()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name",
     [

@@ -81,6 +81,7 @@ def theirs(model, images, prefix):
     return tokens[:, prefix:].numpy()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[] if name in {"dinov2", "clip"} else [pytest.mark.ci]) for name in FAMILIES]
 )

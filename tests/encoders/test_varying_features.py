@@ -105,6 +105,7 @@ def test_slides_are_trained_on_resumed_and_captioned(root, tmp_path, keep):
     torch.testing.assert_close(results.nll, one_by_one.nll, atol=1e-4, rtol=0)
 
 
+@pytest.mark.ci
 def test_features_are_embedded_and_captioned_as_images(root, trained, tmp_path, grr_coca):
     features, run = root / "tokens", root / "run"
     source, model = open_source(features), load(run)

@@ -223,6 +223,7 @@ def test_loss_of_the_teacher_is_logged_and_falls(recipe, tmp_path):
     assert "teacher" not in read_metrics(tmp_path / "run", "val")[0], "it is for training alone"
 
 
+@pytest.mark.ci
 def test_no_teacher_loss_is_trained_or_logged_without_a_teacher(recipe, plain, tmp_path):
     without = weights(pretrain(replace(recipe, teacher=None), tmp_path / "run"))
     assert len(differing(plain, without)) > len(without) // 2

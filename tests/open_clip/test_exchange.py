@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from safetensors.torch import load_file
 from support import differing, snapshot
 
@@ -9,6 +10,7 @@ from grr_coca_open_clip.checkpoints import SETTINGS
 from grr_coca_open_clip.checkpoints.read import read_open_clip
 
 
+@pytest.mark.ci
 def test_import_use_and_export(grr_coca, image_files, written, tmp_path):
     result = grr_coca("import", "open_clip", str(written), "--out", str(tmp_path / "ours"))
     assert (result.code, result.err) == (0, "")

@@ -82,6 +82,7 @@ def test_commands_report_excluded_and_moved_files(photos, tmp_path, capsys):
     ]
 
 
+@pytest.mark.ci
 def test_missing_package_is_named_once(photos, tmp_path, capsys, monkeypatch):
     helpers.end()  # another test may have needed it
     monkeypatch.setattr(helpers, "_modules", frozenset())

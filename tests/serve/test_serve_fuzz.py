@@ -90,6 +90,7 @@ def test_requests_made_from_the_document_get_documented_answers(served, opened):
     assert opened == set()
 
 
+@pytest.mark.ci
 def test_generated_requests_get_short_errors_and_open_no_file(served, opened):
     """`make attack` sends such requests for an hour."""
     found = attack(served.place, 0, 100)

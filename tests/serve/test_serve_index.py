@@ -265,6 +265,7 @@ def test_growing_index_shows_new_images_without_restart(own):
         assert client.get("/duplicates").json()["total"] == 1
 
 
+@pytest.mark.ci
 def test_deleted_image_is_a_placeholder(own):
     folder, location = own
     with serving(location) as client:

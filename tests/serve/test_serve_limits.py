@@ -156,6 +156,7 @@ def test_only_requests_that_can_be_answered_in_time_are_admitted(gate):
         assert "5 are waiting (limit 64), for about 3 s" in answer.reason()
 
 
+@pytest.mark.ci
 def test_timeout_is_504_and_frees_its_work(gate, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.queue._best_batch", lambda model: (4, 0.01))  # as far as the queue knows
     with serving(limits=Limits(seconds=0.5)) as client:

@@ -51,6 +51,7 @@ def test_engines_agree(place, model, unseen):
     assert other.caption(images[:4]) == model.caption(images[:4])
 
 
+@pytest.mark.ci
 def test_captions_share_words_with_the_right_ones(model, unseen):
     images, captions = unseen
 
@@ -160,6 +161,7 @@ def test_more_pairs_reuse_stored_features(grr_coca, place, tmp_path):
     assert (json.loads(result.out)["images"], json.loads(result.out)["reused_images"]) == (60, 40)
 
 
+@pytest.mark.ci
 def test_several_captions_of_an_image_all_count(grr_coca, tmp_path):
     pairs = real_pairs(20, "glyphs")
     lines = ["file_name,caption"]

@@ -19,6 +19,9 @@ from grr_coca.infer.adapted.descriptors import NUM_DESCRIPTORS, unit
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import fingerprint, start_of_run
 
+pytestmark = pytest.mark.ci
+
+
 PAIRS = real_pairs(60, "glyphs")
 
 
@@ -121,7 +124,6 @@ def test_card_names_the_start_model(grr_coca, with_start):
     assert {f"start/{name}" for name in ("model.safetensors", "image.onnx", "manifest.json")} <= set(result.out.split())
 
 
-@pytest.mark.ci
 def test_graphs_of_both_models_need_no_pytorch(with_start, images, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     from grr_coca.infer.export.write import write_onnx

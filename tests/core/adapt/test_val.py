@@ -47,6 +47,7 @@ def test_report_equals_evaluate_on_val(grr_coca, fresh, measured):
             assert figures[f"new/{method}"][name] == pytest.approx(own[name]["value"], abs=2.5 / 50)
 
 
+@pytest.mark.ci
 def test_pairs_of_val_are_neither_fitted_nor_stored(measured):
     header = json.loads((measured / "adapted.json").read_text(encoding="utf-8"))
     fitted = {pair.caption for pair in PAIRS}
@@ -157,6 +158,7 @@ def test_fine_tuning_ends_with_a_model_adapted_to_its_pairs(grr_coca, place, tmp
     assert grr_coca(*command, "--resume").code == 0, "a run that is done is adapted again"
 
 
+@pytest.mark.ci
 def test_fine_tuning_on_too_few_pairs_reports_no_adaptation(grr_coca, tmp_path):
     write_shard(tmp_path / "pairs.tar", [replace(pair, caption="one") for pair in real_pairs(30, "glyphs")])
     (tmp_path / "mine.yaml").write_text(

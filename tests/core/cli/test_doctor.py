@@ -98,6 +98,7 @@ def test_changed_file_of_an_installed_wheel_is_found(capsys, monkeypatch, tmp_pa
     assert "error: grr_coca/changed.py: corrupt" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_doctor_imports_no_engine():
     code = (
         "import sys; from grr_coca.cli import main; main(['doctor']); print(sorted(set(sys.argv) & set(sys.modules)))"

@@ -60,6 +60,7 @@ def test_programs_of_tests_accept_interrupts(tmp_path):
     assert result.returncode == -signal.SIGINT
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("module", ["grr_coca.common.errors", "torch._C"])
 def test_interrupt_while_something_is_imported_is_one_line(run, image_files, tmp_path, module):
     arguments = ["caption", *image_files, "-c", run.folder]

@@ -200,6 +200,7 @@ def test_shared_image_is_opened_by_one_thread(monkeypatch):
     assert threads == {threading.current_thread().name}
 
 
+@pytest.mark.ci
 def test_torch_uses_one_thread_per_batch_and_is_restored(monkeypatch, images):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     torch.set_num_threads(2)

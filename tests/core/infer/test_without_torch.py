@@ -15,6 +15,9 @@ import pytest
 from grr_coca.common.errors import PACKAGES
 from grr_coca.model.checkpoint_files import bundled_models
 
+pytestmark = pytest.mark.ci
+
+
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
 BLOCKED = sorted({module for packages in PACKAGES.values() for module in packages} | {"beartype", "torchvision"})
 BLOCK = f"""

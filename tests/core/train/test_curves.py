@@ -60,6 +60,7 @@ def test_run_leaves_an_image_of_its_curves(tmp_path):
     assert {BLUE, ORANGE} <= colours(run.folder / CURVES_FILE)
 
 
+@pytest.mark.ci
 def test_training_and_validation_are_drawn(tmp_path):
     folder = write_log(tmp_path / "run", [*training(40), *validations(4)])
     draw_curves(folder, best_step=300)

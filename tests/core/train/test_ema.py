@@ -112,6 +112,7 @@ def test_frozen_weights_are_not_kept_twice(tiny_config):
     assert names == {name for name, p in model.named_parameters() if p.requires_grad} | {"num_updates"}
 
 
+@pytest.mark.ci
 def test_sharded_weights_have_the_same_average(tiny_config, one_process):
     plain, sharded = (build(tiny_config()) for _ in range(2))
     fully_shard(sharded, ignored_params={sharded.logit_scale})  # FSDP2 takes no scalars

@@ -80,13 +80,7 @@ def test_comparison_is_differentiated_in_fp32_under_autocast():
 
 
 KINDS: tuple[Parallelism, ...] = ("ddp", "fsdp")
-FEW = [
-    Task("ddp", "siblings, teacher, sigmoid", torch.float64, 3),
-    Task("fsdp", "grr_coca", torch.float64, 3),
-]
-"""Every loss, and both arrangements. Each rank has four pairs: two micro-batches, of which the last is smaller."""
-
-ALL = [
+TASKS = [
     *(Task(kind, case, torch.float64, 3) for kind in KINDS for case in CASES),
     *(
         Task(kind, "grr_coca", dtype, size)
@@ -96,47 +90,51 @@ ALL = [
 ]
 
 
-@pytest.fixture(scope="module", params=[FEW, pytest.param(ALL, marks=pytest.mark.ci)], ids=["few", "all"])
-def on_two_ranks(request, tmp_path_factory):
-    """Tasks that two ranks have computed, and the folder of their gradients."""
-    folder, tasks = tmp_path_factory.mktemp("ranks"), request.param
-    launched = launch(folder, on_a_rank, tasks, folder, ranks=2)
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory):
+    """Folder of the gradients of all tasks, computed by two ranks.
+
+    Each rank has four pairs: two micro-batches, of which the last is smaller.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    launched = launch(folder, on_a_rank, TASKS, folder, ranks=2)
     if launched.wait_or_crash():
-        launched = launch(folder, on_a_rank, tasks, folder, ranks=2)
+        launched = launch(folder, on_a_rank, TASKS, folder, ranks=2)
     launched.finish()
-    return tasks, folder
+    return folder
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_give_the_gradients_of_one(on_two_ranks, kind):
-    tasks, folder = on_two_ranks
     errors = {}
-    for task in tasks:
+    for task in TASKS:
         if task.parallelism == kind:
             case, exact = CASES[task.case], task.dtype == torch.float64
             expected, _ = reference(case, task.dtype) if exact else computed(case, task.dtype, 8)
-            errors[str(task)] = error_of(load_file(folder / f"{task}.safetensors"), expected) / BOUNDS[task.dtype]
+            errors[str(task)] = error_of(load_file(on_two_ranks / f"{task}.safetensors"), expected) / BOUNDS[task.dtype]
     assert max(errors.values()) <= 1, errors
 
 
+@pytest.mark.ci
 def test_fsdp_logs_no_warning(on_two_ranks):
     """It warns of outputs that are views: an operation in place on one would lose the hook that gathers weights."""
-    _, folder = on_two_ranks
     for rank in range(2):
-        assert "FSDP" not in (folder / f"said-0-{rank}").read_text()
+        assert "FSDP" not in (on_two_ranks / f"said-0-{rank}").read_text()
 
 
+@pytest.mark.ci
 def test_sharded_weights_are_gathered_again_after_evaluation(on_two_ranks):
-    passes = load_file(on_two_ranks[1] / "passes-0.safetensors")
+    passes = load_file(on_two_ranks / "passes-0.safetensors")
     assert torch.equal(passes["after"], passes["before"])
     assert not torch.allclose(passes["during"], passes["before"], atol=1e-3)
 
 
+@pytest.mark.ci
 def test_every_rank_sees_the_losses_of_the_whole_batch(on_two_ranks):
-    tasks, folder = on_two_ranks
-    first, second = (json.loads((folder / f"losses-{rank}.json").read_text()) for rank in range(2))
+    first, second = (json.loads((on_two_ranks / f"losses-{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    for task in tasks:
+    for task in TASKS:
         if task.dtype == torch.float64:
             _, expected = reference(CASES[task.case], torch.float64)
             assert {name: first[str(task)][name] for name in expected} == pytest.approx(expected, rel=1e-12)

@@ -58,6 +58,7 @@ def test_signals_are_not_handled_outside_the_main_thread():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+@pytest.mark.ci
 def test_every_rank_gets_the_error_of_the_first(tmp_path):
     launch(tmp_path, drivers.fail_on_first, tmp_path, ranks=2).finish()
     outcome = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]

@@ -79,6 +79,7 @@ def test_factor_grows_after_many_finite_steps():
     assert scale == LossScale(4.0)
 
 
+@pytest.mark.ci
 def test_resumed_run_continues_with_its_factor(tmp_path):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(24))
     recipe = tiny_recipe(shard, steps=4, precision="fp16", checkpoints=CheckpointRecipe(interval=2, keep_last=2))

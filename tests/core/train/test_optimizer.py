@@ -345,6 +345,7 @@ def test_rejects_rates_of_unknown_parts(tiny_config, frozen, rates, message):
 # --- Sharded parameters ---
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_sharded_parameters_take_the_same_step(tiny_config, make_batch, one_process, name):
     config = tiny_config()

@@ -46,6 +46,7 @@ class _Job:
         return chosen
 
 
+@pytest.mark.ci
 def test_run_equals_one_with_the_chosen_recipe(job, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "FACTORS", (1.0, 2.0))
     chosen = job.finish(tmp_path / "searched")

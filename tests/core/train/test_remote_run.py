@@ -112,6 +112,7 @@ def test_run_is_not_resumed_with_other_shards(store, tmp_path, s3):
         train(recipe, from_pretrained(point), tmp_path / "run", ALONE, silent, point)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("url", ["memory://runs/mine", pytest.param("s3://pairs/runs/mine", marks=pytest.mark.ci)])
 def test_run_folder_is_copied_after_each_checkpoint(request, folder, tmp_path, url):
     """The copy has the same checkpoints as the run, and a complete checkpoint is not copied again."""

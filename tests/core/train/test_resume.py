@@ -151,6 +151,7 @@ def test_kills_at_random_moments_keep_the_same_bytes(make_job, undisturbed, kind
     assert equal == times
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", [ONE, pytest.param(FSDP, marks=pytest.mark.ci)], ids=["alone", "fsdp"])
 def test_checkpoint_of_an_averaged_run_has_the_average(undisturbed, kind):
     files = undisturbed(kind)[0]
@@ -176,6 +177,7 @@ def stopped(job, number, step, group=False):
     return launched.wait()[0], launched.text()
 
 
+@pytest.mark.ci
 def test_signals_save_and_exit_with_a_clear_message(make_job, undisturbed):
     job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
     for step, number in ((2, signal.SIGTERM), (8, signal.SIGINT)):
@@ -256,6 +258,7 @@ def test_second_interrupt_acts_immediately(make_job):
 # --- Resuming what, and by what
 
 
+@pytest.mark.ci
 def test_finished_run_is_unchanged(undisturbed):
     first, _, job = undisturbed(ONE)
     before = {path.name: path.stat().st_mtime_ns for path in job.out.glob("checkpoints/*/*")}

@@ -319,6 +319,7 @@ def test_command_communicates_over_standard_input_and_output(folder):
     assert json.loads(found.content[0].text)[0]["icon"] == "one:moon"
 
 
+@pytest.mark.ci
 def test_server_offers_mcp_over_http_with_the_same_key(folder, monkeypatch):
     monkeypatch.setenv("GRR_COCA_API_KEY", "secret")
 

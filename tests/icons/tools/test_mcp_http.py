@@ -63,12 +63,14 @@ def tools(own):
         yield client
 
 
+@pytest.mark.ci
 def test_large_body_is_rejected_in_json(tools):
     answer = tools.post("/mcp", request_body("tools/list", cursor="a" * 5_000_000), ACCEPT)
     assert answer.status == 413
     assert "too large" in answer.reason()
 
 
+@pytest.mark.ci
 def test_unclosed_sessions_leave_no_files(tools):
     def left() -> int:
         gc.collect()
@@ -81,6 +83,7 @@ def test_unclosed_sessions_leave_no_files(tools):
     wait_until(lambda: left() == 0, seconds=20)
 
 
+@pytest.mark.ci
 def test_agents_share_the_model_of_the_server(own, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where embeddings of names would be known already
     with serving(own / "own.index") as client:
@@ -103,6 +106,7 @@ def test_no_tool_is_called_before_the_model_is_loaded(tools, monkeypatch):
     assert tools.post("/mcp", request_body("tools/list"), ACCEPT).status == 200
 
 
+@pytest.mark.ci
 def test_other_requests_are_answered_while_tools_are_prepared(own, monkeypatch):
     may_go_on, is_making, real = threading.Event(), threading.Event(), mcp_http._make_manager
 
@@ -121,6 +125,7 @@ def test_other_requests_are_answered_while_tools_are_prepared(own, monkeypatch):
         assert first.result().status == 200
 
 
+@pytest.mark.ci
 def test_failed_manager_is_restarted_without_blocking_calls(own, monkeypatch):
     def failing(manager):
         raise OSError("no more threads")
@@ -187,6 +192,7 @@ def test_rejects_invalid_calls(tools, body, headers, status):
     assert len(answer.body) <= 2048
 
 
+@pytest.mark.ci
 def test_waiting_calls_are_limited(own, monkeypatch):
     may_end, real = threading.Event(), IconTools.check_names
 

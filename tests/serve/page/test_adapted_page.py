@@ -20,6 +20,9 @@ from grr_coca_search.index import Index
 from grr_coca_serve import site
 from grr_coca_serve.site import find_runtime, read_library, write_site
 
+pytestmark = pytest.mark.ci
+
+
 __all__ = ["in_node"]
 
 ODD = [
@@ -99,7 +102,6 @@ def test_stream_of_a_caption_is_the_caption(served, images):
 # --- The page
 
 
-@pytest.mark.ci
 def test_words_equal_those_of_python(in_node):
     texts = [*ODD, *random_texts(400)]
     program = """

@@ -207,6 +207,7 @@ def test_rejects_corrupt_graphs_and_indexes_of_other_models(index, runtime, tmp_
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.ci
 def test_site_has_image_metadata_without_location(runtime, tmp_path):
     pytest.importorskip("defusedxml", reason="XMP needs defusedxml")
     (tmp_path / "photos").mkdir()

@@ -66,6 +66,7 @@ def test_page_starts_with_the_answer_and_is_self_contained(reported):
     assert [address for address in addresses if not address.startswith(("#", "data:"))] == []
 
 
+@pytest.mark.ci
 def test_page_has_every_figure_and_table(reported):
     page, text = ((reported[0] / f"report.{kind}").read_text() for kind in ("html", "md"))
     # Forests of the endpoints and of both phases, curves of four stages.

@@ -31,6 +31,7 @@ def table(tmp_path) -> PairSource:
     return open_source(str(tmp_path / "pairs.csv"))
 
 
+@pytest.mark.ci
 def test_rows_of_one_image_are_shown_with_its_caption(table):
     checkpoint = from_pretrained(FOLDER / "pictograms")
     shown = examples(checkpoint, table, 6)

@@ -29,6 +29,7 @@ def test_run_whose_steps_were_all_skipped_has_a_row(agenda_of, monkeypatch):
     assert [(point.step, point.train) for point in row.curve] == [(6, {})]
 
 
+@pytest.mark.ci
 def test_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch):
     def broken(recipe, start, folder, *rest):
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +95,7 @@ def test_lengths_of_a_large_split_are_sampled(tmp_path, monkeypatch):
     assert caption_lengths(start, source).tolist() == [lengths[0], lengths[2]]
 
 
+@pytest.mark.ci
 def test_run_costs_three_passes_over_each_pair_of_each_step(tmp_path):
     pairs = [with_caption(pair, "cat") for pair in real_pairs(16)]
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs), steps=5)

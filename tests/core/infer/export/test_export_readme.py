@@ -39,6 +39,7 @@ def shipped():
     return from_pretrained(bundled_folder("icons"))
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # of Pillow, in the program
 @pytest.mark.parametrize(
     ("opening", "order", "framing"),

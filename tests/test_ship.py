@@ -61,6 +61,7 @@ def run(tmp_path, monkeypatch) -> Path:
     return finished_run(tmp_path, steps=2).folder
 
 
+@pytest.mark.ci
 def test_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
     (tmp_path / "fit.py").write_text("import sys, pathlib\npathlib.Path('fitted').write_text(sys.argv[1])")
     (tmp_path / "other.py").write_text("raise SystemExit(0)")

@@ -105,12 +105,14 @@ def test_index_and_search_use_the_encoder(grr_coca, root, images):
     assert json.loads(found.out)[0]["path"] == str(images[3])
 
 
+@pytest.mark.ci
 def test_captions_of_both_engines_are_equal(root, model, images):
     captions = model.caption(images)
     assert all(captions)
     assert load(root / "mine", engine="torch").caption(images) == captions
 
 
+@pytest.mark.ci
 def test_features_give_the_model_of_their_encoder(grr_coca, root):
     assert adapt(grr_coca, root, "cached", "--encoder", root / "features").code == 0
     cached, direct = (read_features(root / name) for name in ("cached", "mine"))
@@ -186,6 +188,7 @@ def test_unknown_encoder_writes_nothing(grr_coca, root):
     assert snapshot(root) == before
 
 
+@pytest.mark.ci
 def test_explain_shows_the_base_model(grr_coca, root, model, images, tmp_path):
     pytest.importorskip("matplotlib")
     done = grr_coca("explain", images[0], "-c", root / "mine", "--out", tmp_path / "maps.png")

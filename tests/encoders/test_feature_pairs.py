@@ -91,6 +91,7 @@ def test_model_finds_new_slides_by_words(grr_coca, root):
     assert metrics["image_to_text/R@1"]["value"] > 0.5
 
 
+@pytest.mark.ci
 def test_captions_come_from_similar_slides(grr_coca, root):
     done = grr_coca("caption", root / "new-features", "-c", root / "mine")
     lines = dict(line.split("\t") for line in done.out.splitlines())
@@ -142,6 +143,7 @@ def test_page_serves_captions_and_images_of_slides(grr_coca, root):
         assert [response.headers.get("x-missing") for response in shown] == [None, "1"]
 
 
+@pytest.mark.ci
 def test_site_searches_slides_by_text(grr_coca, root, refused, tmp_path, monkeypatch):
     content = _archive()
     runtime = tmp_path / "runtime.tgz"
@@ -234,6 +236,7 @@ def test_report_names_the_features(grr_coca, root):
     )
 
 
+@pytest.mark.ci
 def test_features_of_an_encoder_take_images(grr_coca, tmp_path):
     pairs = real_pairs(40, "glyphs")
     write_shard(tmp_path / "pairs.tar", pairs)

@@ -241,6 +241,7 @@ def test_dry_run_trains_with_a_teacher(recipe):
     assert "first loss" in text
 
 
+@pytest.mark.ci
 def test_resume_rejects_another_teacher(recipe, tmp_path):
     mine = taught(recipe, tmp_path / "teacher")
     pretrain(replace(mine, schedule=replace(mine.schedule, steps=2)), tmp_path / "run")

@@ -170,6 +170,7 @@ def test_searches_do_not_wait_for_facets_and_lists(index, monkeypatch):
         assert [future.result().status for future in asked] == [200] * 12
 
 
+@pytest.mark.ci
 def test_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
     may_end = threading.Event()
     monkeypatch.setattr("grr_coca_serve.served_index.duplicate_groups", lambda store: [] if may_end.wait(100) else None)
@@ -339,6 +340,7 @@ def test_empty_index_has_no_hits(tmp_path):
         assert (found.json()["hits"], found.json()["searched"]) == ([], 0)
 
 
+@pytest.mark.ci
 def test_columns_of_a_table_can_be_filtered_by(tmp_path):
     shutil.copytree(DRAWINGS, tmp_path / "drawings")
     rows = [

@@ -675,6 +675,7 @@ def test_metrics_are_labelled_by_endpoint_and_not_by_path(served):
 # --- Shutdown
 
 
+@pytest.mark.ci
 def test_stopping_answers_accepted_requests_only(gate):
     with serving() as client, waiting(client, gate, 8):
         client.server.stop()

@@ -164,6 +164,7 @@ def test_beams_are_sent_at_the_end_of_a_stream(served, icons):
     assert answer.events() == [("done", {"text": found.captions[0].text, **known, "tags": []})]
 
 
+@pytest.mark.ci
 def test_tags_equal_those_of_the_library(served, icons):
     words = icons.tag(DRAWINGS / "guitar.webp", 3)
     tags = [{"tag": word, "probability": pytest.approx(probability, rel=1e-3)} for word, probability in words]
@@ -178,6 +179,7 @@ def test_tags_equal_those_of_the_library(served, icons):
     assert (sampled.status, "temperature" in sampled.reason()) == (422, True)
 
 
+@pytest.mark.ci
 def test_model_without_tags_returns_an_error():
     with serving(model="pictograms") as client:
         assert "tags" not in client.get("/info").json()["can"]

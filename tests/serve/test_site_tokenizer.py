@@ -35,6 +35,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.ci
 def test_page_reads_exported_files(tmp_path):
     node = shutil.which("node")
     if node is None:

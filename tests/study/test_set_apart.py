@@ -47,6 +47,7 @@ def test_shards_with_other_bytes_are_named(set_apart, tmp_path, monkeypatch, cap
     assert set_apart.digests(tmp_path / "source") == before, "the shards of the corpus are only read"
 
 
+@pytest.mark.ci
 def test_held_out_icons_leave_training_with_their_variants(set_apart, tmp_path, monkeypatch):
     module = set_apart
     monkeypatch.setattr(module, "NUM_KNOWN", {"test_known": 30, "val_known": 10})

@@ -92,6 +92,7 @@ def test_prompt_is_continued_by_the_decoder(model, unseen):
     assert model.caption(unseen[0][0], prompt="arrow").startswith("arrow")
 
 
+@pytest.mark.ci
 def test_index_finds_an_unseen_image_by_its_words(grr_coca, place, unseen):
     images, captions = unseen
     found = 0
@@ -185,6 +186,7 @@ def test_broken_images_are_skipped_and_counted(grr_coca, tmp_path):
     assert "1 pairs cannot be used" in result.err
 
 
+@pytest.mark.ci
 def test_classes_give_a_result_and_a_hint(grr_coca, tmp_path):
     pairs = [with_caption(pair, pair.caption.split()[0]) for pair in real_pairs(60, "glyphs")]
     kinds = {pair.caption for pair in pairs}

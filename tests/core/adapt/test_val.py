@@ -72,6 +72,7 @@ def test_pairs_that_are_in_val_too_are_held_out(grr_coca, place, tmp_path):
     assert 30 <= report["held_out_images"] <= 40
 
 
+@pytest.mark.ci
 def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
     pair = real_pairs(1, "glyphs")[0]
     image = Image.open(io.BytesIO(pair.image)).convert("RGB")

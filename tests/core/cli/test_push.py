@@ -103,6 +103,7 @@ def test_dry_run_lists_uploads_and_sends_nothing(grr_coca, monkeypatch):
         assert name in result.out
 
 
+@pytest.mark.ci
 def test_existing_repository_needs_update(hub, push, run):
     model = [run.checkpoint, f"{OWNER}/taken", "--licence", "mit"]
     hub.repositories[f"{OWNER}/taken"] = [{"README.md": b"before"}]
@@ -132,6 +133,7 @@ def test_card_that_the_hub_rejects_makes_no_repository(hub, push, monkeypatch):
     assert f"{OWNER}/refused" not in hub.repositories
 
 
+@pytest.mark.ci
 def test_failed_upload_names_the_new_repository_and_the_fix(hub, push, run, monkeypatch):
     monkeypatch.setattr(hub, "full", True)
     result = push(run.checkpoint, f"{OWNER}/begun", "--licence", "mit")

@@ -80,6 +80,7 @@ def test_fine_tuning_does_not_change_its_start_checkpoint(grr_coca, finetune_fil
     assert snapshot(run.folder) == before
 
 
+@pytest.mark.ci
 def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, finetune_file, run, tmp_path):
     start = shutil.copytree(run.checkpoint, tmp_path / "start")
     command = ["finetune", finetune_file, "--out", tmp_path / "tuned", "--no-adapt", "--resume", "--checkpoint"]

@@ -294,6 +294,7 @@ def test_notebook_decodes_without_importing_files_of_its_folder(tmp_path):
     assert (done.stdout, done.stderr) == ("(64, 64)\n", "")
 
 
+@pytest.mark.ci
 def test_command_starts_a_helper_before_heavy_imports():
     code = """
 import subprocess, sys

@@ -45,6 +45,7 @@ def test_short_caption_costs_what_it_adds_to_a_large_batch():
     assert flops(5) == pytest.approx(flops_of_pairs(config, torch.full((100,), 5)) / 100, rel=0.01)
 
 
+@pytest.mark.ci
 def test_patches_that_are_dropped_cost_nothing():
     config, lengths = get_preset("grr_coca", SHALLOW), torch.full((16,), 9)
     kept = [flops_of_pairs(config, lengths, torch.arange(count)) for count in (4, 8, 16)]

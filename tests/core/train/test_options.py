@@ -86,6 +86,7 @@ def test_sines_and_cosines_need_learned_positions(plain, tmp_path):
         fit_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))
 
 
+@pytest.mark.ci
 def test_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):
     recipe = with_key(plain[0], "optimizer.learning_rates", {"text_decoder": 1e-5, "image_encoder.blocks.0": 0.0})
     through = weights(pretrain(recipe, tmp_path / "through"))
@@ -128,6 +129,7 @@ def test_ema_evaluates_the_average_and_trains_equally(plain, tmp_path):
     assert read_metrics(folder, "val")[0]["coca_loss"] != read_metrics(tmp_path / "run", "val")[0]["coca_loss"]
 
 
+@pytest.mark.ci
 def test_refit_changes_only_the_temperature(plain, tmp_path):
     recipe, folder = with_key(with_key(plain[0], "ema", 0.5), "model.contrastive", "sigmoid"), tmp_path / "learned"
     learned = weights(pretrain(recipe, folder))

@@ -45,6 +45,7 @@ def test_batches_have_pairs_of_siblings(recipe, micro_batch_size):
         assert (one[1:], {one[0], other[0]}) == (other[1:], {"a", "b"})
 
 
+@pytest.mark.ci
 def test_loss_of_siblings_is_logged_and_falls(recipe, tmp_path):
     pretrain(replace(recipe, schedule=replace(recipe.schedule, steps=20)), tmp_path / "run")
     first, *_, last = (row["sibling"] for row in read_metrics(tmp_path / "run", "train"))

@@ -336,6 +336,7 @@ def test_labels_in_code_are_checked_and_empty_ones_skipped(grr_coca, swapped, tm
     assert [(one["label"], one["line"]) for one in found] == [("shopping cart", 1), ("user", 5)]
 
 
+@pytest.mark.ci
 def test_known_findings_are_excluded(grr_coca, swapped, tmp_path):
     baseline = tmp_path / "known.json"
     assert grr_coca("lint", swapped, "--baseline", baseline, "--update-baseline").code == 0

@@ -340,6 +340,7 @@ def test_server_offers_mcp_over_http_with_the_same_key(folder, monkeypatch):
         assert client.post("/mcp", {**request, "params": "x" * 30_000_000}).status in (401, 413)
 
 
+@pytest.mark.ci
 def test_server_without_an_index_has_no_tools():
     with serving(None) as client:
         assert "needs an index" in client.post("/mcp", {}).reason()

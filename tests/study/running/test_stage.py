@@ -49,6 +49,7 @@ def test_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch):
     assert agenda.open_tasks() == [], "nothing is fine-tuned from it"
 
 
+@pytest.mark.ci
 def test_run_starts_again_and_excludes_bad_images(agenda_of, tmp_path):
     (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
     torn = task.folder / "checkpoints" / "step-000000003"

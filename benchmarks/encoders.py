@@ -48,7 +48,7 @@ from grr_coca.data.sources.features import WithFeatures
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage, Chain, Subset, every_caption
 from grr_coca.evaluate.split import first_rows, pair_results
-from grr_coca.infer.adapted.beside import EncoderDescriptor, take_encoder_pixels
+from grr_coca.infer.adapted.beside import MeanTokenDescriptor, take_encoder_pixels
 from grr_coca.infer.encoder import VisionEncoder, open_encoder, with_framing
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.infer.load import locate_checkpoint
@@ -150,7 +150,7 @@ class EncodedDomain(Domain):
     def seen_by_base(self) -> ImageSet:
         """The images as the base gets them beside the encoder: scaled down from the encoder's."""
         folder = locate_checkpoint("icons")
-        parts = take_encoder_pixels(read_files(folder), self.base.engine, EncoderDescriptor(self.encoder))
+        parts = take_encoder_pixels(read_files(folder), self.base.engine, MeanTokenDescriptor(self.encoder))
         images = read_pairs(self.source, self.name, ImageTextModel(*parts, folder), {}, lambda *_: None)
         assert (images.digests == self.images.digests).all()
         return images
@@ -158,7 +158,7 @@ class EncodedDomain(Domain):
     def with_encoder(self, learned: np.ndarray, *, is_in_place: bool) -> ImageSet:
         """Return the images as `adapt` reads them with the encoder, less the mean of those that are learned."""
         mean = self.means[learned].mean(axis=0)
-        described = EncoderDescriptor(self.encoder, mean, is_in_place=is_in_place).scale(self.means)
+        described = MeanTokenDescriptor(self.encoder, mean, is_in_place=is_in_place).scale(self.means)
         images = self.images if is_in_place else self.seen_by_base
         others = np.zeros_like(images.embeddings) if is_in_place else images.features
         return replace(images, features=np.concatenate([others, described], axis=1))

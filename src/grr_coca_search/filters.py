@@ -115,7 +115,10 @@ def _require_kind(test: Comparison | OneOf | Like, kind: Kind) -> None:
     for value in values:
         if (kind == "text") != isinstance(value, str):
             example = f"{test.field} > 64" if kind == "number" else f"{test.field} = '{value}'"
-            raise UserError(f"where: '{test.field}' is a {kind}, but {value!r} is not; write, for example, {example}")
+            raise UserError(
+                f"where: '{test.field}' is a {kind} field, and cannot be compared with {value!r}; write, for example, "
+                f"{example}"
+            )
 
 
 _TOKEN = re.compile(

@@ -267,13 +267,13 @@ class QueryModel(Protocol):
         """
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts, M E."""
+        """Return the embeddings of M texts, an array M E."""
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embed captions, M E."""
+        """Return the embeddings of M captions, an array M E."""
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Embed the captions of a sample, M E."""
+        """Return the embeddings of the captions of a sample, an array M E."""
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
         """Return the caption of each image, and the vector with which to search for similar images."""

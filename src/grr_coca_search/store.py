@@ -384,10 +384,11 @@ class Store(ABC):
         """Check that all ids were found. Otherwise, raise a `UserError` whose cause is a `KeyError`."""
         if missing := set(ids).difference(found):
             raise UserError(
-                f"{self.location}: {len(missing)} images were removed in the meantime{self._other_reason}"
+                f"{self.location}: {len(missing)} of {len(set(ids))} requested images no longer exist"
+                f"{self._missing_image_hint}"
             ) from KeyError(min(missing))
 
-    _other_reason = "; search again"
+    _missing_image_hint = "; search again"
     """End of the error message: another possible reason why an image id is missing, if any, and how to fix this."""
 
     def sample(self) -> LibrarySample:

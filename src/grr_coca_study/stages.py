@@ -115,7 +115,7 @@ def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None
     """Check that a recipe has all settings that a study needs, and that its data exist.
 
     Raises:
-        UserError: If a setting or data are missing.
+        UserError: If a setting or data are missing, or a setting is not allowed in this stage or contradicts the plan.
     """
     recipe = load_recipe(file)
     if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:

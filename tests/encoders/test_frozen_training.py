@@ -260,7 +260,7 @@ def test_features_of_other_images_raise_an_error(root, tmp_path):
         content["encoder"][key] = {**content["encoder"][key], "image_size": 40} if key == "preprocess" else "0" * 64
         (tmp_path / key / "features.json").write_text(json.dumps(content))
         both = with_key(recipe, "features.caches", [str(root / "fp32"), str(tmp_path / key)])
-        with pytest.raises(UserError, match=f"whose {part} differs from that of onnx:"):
+        with pytest.raises(UserError, match=f"with other {part} than onnx:"):
             training_sources(both)
 
     digests = root / "fp32" / "00000.digests.npy"

@@ -38,7 +38,7 @@ from grr_coca.infer.adapted.adaptation import (
 )
 from grr_coca.infer.adapted.beside import (
     ENCODER_GRAPH,
-    EncoderDescriptor,
+    MeanTokenDescriptor,
     open_extra_encoder,
     open_replacing_encoder,
     open_start,
@@ -301,7 +301,7 @@ def require_replaceable(out: Path) -> None:
 
 
 def _stored_features(
-    out: Path, base_fingerprint: str, descriptor: EncoderDescriptor | None
+    out: Path, base_fingerprint: str, descriptor: MeanTokenDescriptor | None
 ) -> Mapping[bytes, np.ndarray]:
     """Return the features that an earlier adaptation of the same base with the same encoder stored, by file digest.
 
@@ -328,7 +328,7 @@ def _write(
     out: Path,
     base: Path,
     adapted: AdaptationResult,
-    descriptor: EncoderDescriptor | None,
+    descriptor: MeanTokenDescriptor | None,
     write_more: Callable[[Path, AdaptationResult], object],
 ) -> str:
     """Write the folder, and return the value of `AdaptationResult.graph`."""

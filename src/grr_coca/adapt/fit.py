@@ -201,7 +201,9 @@ def fit_images(images: ImageSet, step: OnStage, *, is_tuned: bool = False) -> Fi
     step("fitting all images")
     space = TargetSpace(images.fitted_captions, vocabulary, values.text_weight)
     ridge = fit(features[own], values.width, values.penalty)
-    predicted = ridge.held_out(space.rows, inner.any_caption if inner.new_captions is None else inner.new_captions)
+    predicted = ridge.predict_held_out(
+        space.rows, inner.any_caption if inner.new_captions is None else inner.new_captions
+    )
     basis = _principal_basis(predicted * space.whitening, MAX_NUMBERS - _plain_width(plain))
     others = np.setdiff1d(own, ridge.landmarks)
     return FitResult(
@@ -266,7 +268,7 @@ def _predict_unseen(
     """Predict the targets of each fold's images by a fit on all other images. Images without a fold get zeros."""
     num_fit = len(space.rows)
     if num_fit == len(features):
-        return ridge.held_out(space.rows, folds)
+        return ridge.predict_held_out(space.rows, folds)
     predicted = np.zeros((len(features), space.rows.shape[1]), np.float32)
     predicted[num_fit:] = gaussian(features[num_fit:], features[ridge.landmarks], width) @ ridge.dual(space.rows)
     return predicted

@@ -15,7 +15,7 @@ from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.views import ByImage
 from grr_coca.data.tokenizer import clean_caption
 from grr_coca.infer.adapted.adaptation import file_digest
-from grr_coca.infer.adapted.beside import EncoderDescriptor
+from grr_coca.infer.adapted.beside import MeanTokenDescriptor
 from grr_coca.infer.adapted.descriptors import descriptors
 from grr_coca.infer.image_text_model import ImageTextModel
 
@@ -117,7 +117,7 @@ def read_pairs(
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     on_progress: OnProgress,
     held_from: int | None = None,
-    descriptor: EncoderDescriptor | None = None,
+    descriptor: MeanTokenDescriptor | None = None,
 ) -> ImageSet:
     """Read all pairs, and skip pairs that cannot be used. Equal image files become one image with all their captions.
 

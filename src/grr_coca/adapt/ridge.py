@@ -37,7 +37,9 @@ class Ridge(Protocol):
     def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
         """Return the coefficients that a prediction multiplies by the kernel values of the landmarks."""
 
-    def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
+    def predict_held_out(
+        self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]
+    ) -> Float[np.ndarray, "N R"]:
         """Predict the targets of each fold's images as a fit on all other folds would, without fitting again."""
 
 
@@ -72,7 +74,9 @@ class ExactRidge:
             self._solved = targets, self._root.T @ (self._root @ targets)
         return self._solved[1]
 
-    def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
+    def predict_held_out(
+        self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]
+    ) -> Float[np.ndarray, "N R"]:
         """Predict held-out images; see `Ridge`.
 
         In a fit without the images of a fold, the residuals of these images solve a linear system. The matrix of the
@@ -136,7 +140,9 @@ class NystroemRidge:
         """Return the coefficients; see `Ridge`."""
         return self._root @ self._solve(self._gram, self._rows.T @ targets)
 
-    def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
+    def predict_held_out(
+        self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]
+    ) -> Float[np.ndarray, "N R"]:
         """Predict held-out images; see `Ridge`."""
         predicted = np.empty_like(targets, np.float32)
         together = self._rows.T @ targets

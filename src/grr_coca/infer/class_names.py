@@ -52,8 +52,8 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
         raise UserError(f"{where}: the label {unwritable!a} is not UTF-8 text; rename it")
     repeated = {name: at for name, at in numbers.items() if len(at) > 1}
     if repeated:
-        listed = ", ".join(f"'{name}' ({' and '.join(map(str, at))})" for name, at in repeated.items())
-        raise UserError(f"{where}: duplicate labels, ignoring case and spaces: {listed}; remove or rename them")
+        listed = ", ".join(f"'{name}' (labels {' and '.join(map(str, at))})" for name, at in repeated.items())
+        raise UserError(f"{where}: labels differ only in case and spaces: {listed}; keep one of them, or rename them")
     return tuple(names)
 
 

@@ -147,7 +147,10 @@ class AttentionInputs(NamedTuple):
 
 @final
 class PlainLayout(NamedTuple):
-    """Layout of a batch of sequences of the same length. Every token attends to its whole sequence."""
+    """Layout of a batch of sequences of the same length.
+
+    Every token attends to its whole sequence, unless `mask` excludes tokens.
+    """
 
     positions: Positions
     mask: Mask = "all"

@@ -78,7 +78,7 @@ def orthogonalize_all(matrices: Sequence[Float[Tensor, "R C"]], dtype: torch.dty
 
 
 def orthogonalize(matrix: Float[Tensor, "*N R C"], dtype: torch.dtype) -> Float[Tensor, "*N R C"]:
-    """Return the nearest matrix whose singular values are all close to 1, by Newton-Schulz iterations in `dtype`."""
+    """Approximate the nearest semi-orthogonal matrix by Newton-Schulz iterations in `dtype`."""
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = (matrix.mT if is_tall else matrix).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)  # ensures that no singular value is above 1

@@ -177,7 +177,8 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         if (self.kind == "file") is (self.path is None):
             raise UserError(
-                "kind 'file' and path, the location of a tokenizer.json, must be set together; set both or none"
+                "path, the location of a tokenizer.json, is required with kind 'file', and not allowed with others; "
+                "set both or neither"
             )
 
 

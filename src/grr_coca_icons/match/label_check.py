@@ -4,8 +4,9 @@ A label contradicts an image if their cosine is below a limit, and the model is 
 else. The second condition is needed because many correct names have a low cosine: images cannot show their meaning
 (`deployment unit`). The limits are stored next to the weights (`MatchParameters.label_limits`); at each limit, a known
 fraction of correct names is wrongly reported. Unfamiliar images, and words that were rare in training, are not judged.
-Words that occurred in training only as tags, in addition to an icon's name, do not count, because they express the
-meaning of an icon and not what it shows (`yes` on a tick).
+A label is judged only if at least one of its words names a concept. A word that occurred in training almost only as a
+tag, in addition to an icon's name, does not: it expresses the meaning of an icon, and not what it shows (`yes` on a
+tick).
 """
 
 import hashlib

@@ -266,9 +266,7 @@ def _icons_of_import(names: str, default: str, module: str) -> Iterator[tuple[st
 
 
 def default_icons(module: str) -> Named:
-    """Return the icon that a module such as `~icons/lucide/trash` exports as its default, or nothing if it exports no
-    icon.
-    """
+    """Return the icons that a module such as `~icons/lucide/trash` exports as its default, or no icons."""
     virtual = _VIRTUAL.match(module)
     if virtual is not None and virtual[1] in known_prefixes():
         return [(virtual[1], virtual[2])]

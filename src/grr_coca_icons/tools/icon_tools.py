@@ -268,7 +268,7 @@ class IconTools:
 
     def _picture(self, data: str | None, file: str | None) -> Image.Image:
         if (data is None) == (file is None):
-            raise UserError("pass an image, as data (base64 or SVG) or as a file")
+            raise UserError("pass an image, either as data (base64 or SVG) or as file, not both")
         if data is not None:
             content = data.encode() if data.lstrip().startswith("<") else _decode_base64(data)
         else:

@@ -248,9 +248,9 @@ class EmbeddedStore(Store):
             return [Match(identity, score) for identity, score in found]
 
     @property
-    def _other_reason(self) -> str:  # type: ignore[override]
+    def _missing_image_hint(self) -> str:  # type: ignore[override]
         return (
-            ", or its index of words is corrupt; search again, or check it: "
+            "; they were removed, or the full-text index is corrupt; search again, or check it: "
             f"grr-coca index --check --out {self.location}"
         )
 

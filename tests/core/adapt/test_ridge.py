@@ -50,7 +50,7 @@ def test_held_out_predictions_equal_a_fit_without_the_fold(problem, kind):
             return ExactRidge(features[rows], WIDTH, PENALTY)
         return NystroemRidge(features, WIDTH, PENALTY, landmarks)
 
-    found = fitted(np.arange(60)).held_out(targets, folds)
+    found = fitted(np.arange(60)).predict_held_out(targets, folds)
     for rows in rows_of(folds):
         others = np.setdiff1d(np.arange(60), rows)
         if kind == "exact":
@@ -71,7 +71,9 @@ def test_nystroem_with_all_landmarks_equals_the_exact_fit(problem):
     np.testing.assert_allclose(
         predictions(every, features, targets, new), predictions(exact, features, targets, new), atol=2e-3
     )
-    np.testing.assert_allclose(every.held_out(targets, folds), exact.held_out(targets, folds), atol=2e-3)
+    np.testing.assert_allclose(
+        every.predict_held_out(targets, folds), exact.predict_held_out(targets, folds), atol=2e-3
+    )
 
 
 def test_halves_give_the_same_fit(problem, monkeypatch):
@@ -80,7 +82,9 @@ def test_halves_give_the_same_fit(problem, monkeypatch):
     monkeypatch.setattr(ridge, "_SMALL", 7)
     halves = ExactRidge(features, WIDTH, PENALTY)
     np.testing.assert_allclose(halves.dual(targets), whole.dual(targets), atol=1e-4)
-    np.testing.assert_allclose(halves.held_out(targets, folds), whole.held_out(targets, folds), atol=1e-4)
+    np.testing.assert_allclose(
+        halves.predict_held_out(targets, folds), whole.predict_held_out(targets, folds), atol=1e-4
+    )
 
 
 def test_gaussian_kernel_equals_its_definition():

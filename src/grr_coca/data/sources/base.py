@@ -30,8 +30,9 @@ class RawPair:
 
     `name` is the location of the pair, for messages. If the image has several captions, `more_captions` contains all
     captions except the first. Pairs of the same image have the same `image_name`; if it is empty, `name` is used
-    instead. If the image contains features, `picture` is the image to display to users, if available. `features` are
-    image tokens from a frozen encoder, N × X, if they have already been computed.
+    instead. If `image` encodes features instead of a picture (see `grr_coca.data.feature_image`), `picture` is an image
+    to show to users, or None. `features` are image tokens from a frozen encoder, N × X, if they have already been
+    computed.
     """
 
     key: str

@@ -108,8 +108,8 @@ def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | Non
     if info is not None and found.digest != info.digest:
         part = "weights" if found.weights != info.weights else "preprocessing"
         raise UserError(
-            f"{folder}: contains features of {found.name}, whose {part} differs from that of {info.name}; "
-            "compute them again"
+            f"{folder}: contains features of {found.name} with other {part} than {info.name}; compute the features "
+            "again with `grr-coca data features`"
         )
     if keep not in (None, cache.header.keep):
         raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.infer.adapted.adaptation import Adaptation, read_adaptation
-from grr_coca.infer.adapted.beside import EncoderDescriptor, LoadModel, read_extra_encoder, take_encoder_pixels
+from grr_coca.infer.adapted.beside import LoadModel, MeanTokenDescriptor, read_extra_encoder, take_encoder_pixels
 from grr_coca.infer.adapted.captioner import (
     add_log_probs,
     beam_captions,
@@ -57,7 +57,7 @@ class AdaptedEngine(WrappedEngine):
             encoder.
     """
 
-    def __init__(self, base: Engine, adaptation: Adaptation, descriptor: EncoderDescriptor | None = None) -> None:
+    def __init__(self, base: Engine, adaptation: Adaptation, descriptor: MeanTokenDescriptor | None = None) -> None:
         super().__init__(base)
         self.adaptation, self.descriptor = adaptation, descriptor
         self.embed_dim = adaptation.size

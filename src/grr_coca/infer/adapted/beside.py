@@ -157,8 +157,8 @@ def find_start_encoder(base: Path, load: LoadModel) -> StartEncoder | None:
     )
 
 
-class EncoderDescriptor:
-    """Descriptor of an image: the mean of its tokens from an image encoder.
+class MeanTokenDescriptor:
+    """Computes a descriptor of each image: the mean of its tokens from an image encoder.
 
     Args:
         encoder: Image encoder.
@@ -252,7 +252,7 @@ class TextOnlyEngine(WrappedEngine):
 
 
 def take_encoder_pixels(
-    files: CheckpointFiles, engine: Engine, descriptor: EncoderDescriptor
+    files: CheckpointFiles, engine: Engine, descriptor: MeanTokenDescriptor
 ) -> tuple[CheckpointFiles, Engine]:
     """Return the files and the engine of a base model, changed to take the pixels of an encoder.
 
@@ -267,7 +267,7 @@ def take_encoder_pixels(
     return replace(files, preprocess=descriptor.preprocess), of_squares
 
 
-def open_extra_encoder(name: str, framing: Framing | None) -> EncoderDescriptor:
+def open_extra_encoder(name: str, framing: Framing | None) -> MeanTokenDescriptor:
     """Open an encoder for an adaptation.
 
     Args:
@@ -280,26 +280,26 @@ def open_extra_encoder(name: str, framing: Framing | None) -> EncoderDescriptor:
     """
     if is_feature_folder(Path(name)):
         cache = FeatureCache(Path(name))
-        return EncoderDescriptor(open_encoder_from_info(cache.header.encoder), cache=cache)
+        return MeanTokenDescriptor(open_encoder_from_info(cache.header.encoder), cache=cache)
     encoder = open_encoder(name)
-    return EncoderDescriptor(encoder if framing is None else with_framing(encoder, framing))
+    return MeanTokenDescriptor(encoder if framing is None else with_framing(encoder, framing))
 
 
-def open_start(base: Path, load: LoadModel) -> EncoderDescriptor | None:
+def open_start(base: Path, load: LoadModel) -> MeanTokenDescriptor | None:
     """Return the start model of a fine-tuned base; see `find_start_encoder`."""
     encoder = find_start_encoder(base, load)
-    return None if encoder is None else EncoderDescriptor(encoder)
+    return None if encoder is None else MeanTokenDescriptor(encoder)
 
 
-def open_replacing_encoder(header: FeatureHeader) -> EncoderDescriptor:
+def open_replacing_encoder(header: FeatureHeader) -> MeanTokenDescriptor:
     """Open the encoder of features, in order to adapt a model to the features instead of images.
 
     If the encoder cannot be opened here, only its features can be used.
     """
-    return EncoderDescriptor(open_or_make_given_encoder(header.encoder), is_in_place=True)
+    return MeanTokenDescriptor(open_or_make_given_encoder(header.encoder), is_in_place=True)
 
 
-def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, images: UInt8[np.ndarray, "B S S 3"]) -> str:
+def write_extra_encoder(descriptor: MeanTokenDescriptor, folder: Path, images: UInt8[np.ndarray, "B S S 3"]) -> str:
     """Write an encoder to the folder of an adapted model.
 
     If possible, the encoder is written as a graph; otherwise, only its name is written. A start model is copied.
@@ -329,13 +329,13 @@ def write_extra_encoder(descriptor: EncoderDescriptor, folder: Path, images: UIn
     return line
 
 
-def read_extra_encoder(folder: Path, load: LoadModel, *, is_in_place: bool) -> EncoderDescriptor | None:
+def read_extra_encoder(folder: Path, load: LoadModel, *, is_in_place: bool) -> MeanTokenDescriptor | None:
     """Read the encoder of an adapted model, or return None if the model has no such encoder.
 
     Args:
         folder: Folder of the model.
         load: Function that loads a model.
-        is_in_place: See `EncoderDescriptor`.
+        is_in_place: See `MeanTokenDescriptor`.
 
     Raises:
         UserError: If a file is corrupt, or the encoder is missing or has changed.
@@ -356,7 +356,7 @@ def read_extra_encoder(folder: Path, load: LoadModel, *, is_in_place: bool) -> E
         encoder = open_encoder_from_info(info)
     if mean.shape != (encoder.info.embed_dim,):
         raise UserError(f"{folder / ENCODER_MEAN}: does not match {ENCODER}; run `grr-coca adapt` again")
-    return EncoderDescriptor(encoder, mean, is_in_place=is_in_place)
+    return MeanTokenDescriptor(encoder, mean, is_in_place=is_in_place)
 
 
 def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool) -> None:

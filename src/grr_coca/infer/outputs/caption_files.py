@@ -38,10 +38,10 @@ class CaptionRow(NamedTuple):
 def caption_rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[CaptionRow]:
     """Return the rows for the captions of an image, best first."""
     # A model can generate a line end, but a caption must stay on one line.
-    return [CaptionRow(image.name, " ".join(c.text.split()), _log_prob_of(c)) for c in captions]
+    return [CaptionRow(image.name, " ".join(c.text.split()), _rounded_log_prob(c)) for c in captions]
 
 
-def _log_prob_of(caption: "Caption") -> float | None:
+def _rounded_log_prob(caption: "Caption") -> float | None:
     log_prob = caption.log_prob
     return None if log_prob is None else round(log_prob, 4)
 

@@ -109,8 +109,8 @@ def test_entry_points_are_read_as_importlib_metadata_reads_them(tmp_path, monkey
 @pytest.mark.ci
 def test_endpoint_opens_only_if_named(installed):
     code = (
-        "from fastapi import FastAPI\nfrom grr_coca_serve.app import _additional\n"
-        "app = [endpoints.__module__ for endpoints in _additional(NAMES)]\nprint(*app)"
+        "from fastapi import FastAPI\nfrom grr_coca_serve.app import _additional_endpoints\n"
+        "app = [endpoints.__module__ for endpoints in _additional_endpoints(NAMES)]\nprint(*app)"
     )
     variables = {**os.environ, "PYTHONPATH": str(installed)}
 

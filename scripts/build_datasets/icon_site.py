@@ -158,7 +158,7 @@ def build(
 
     require_folder_name(out)
     if out.exists() and not (out / "site.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: holds something else; give a new folder")
+        raise UserError(f"{out}: contains other files; pass a new folder")
     files = find_runtime(runtime)
     archives = archives or Archives(user_cache() / "packages")
     archives.fetch(lambda _: None)

@@ -90,17 +90,17 @@ def _is_built(folder: Path) -> bool:
     """
     require_folder_name(folder)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give a new folder")
+        raise UserError(f"{folder}: expected a folder, found a file; pass a new folder")
     if not folder.exists() or not any(folder.iterdir()):
         if folder.exists() and folder.samefile(Path.cwd()):
-            raise UserError(f"{folder}: is the current folder, which cannot be replaced; give a new folder")
+            raise UserError(f"{folder}: the current folder cannot be replaced; pass a new folder")
         return False
     try:
         name = json.loads((folder / "card.json").read_text(encoding="utf-8"))["name"]
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         name = None
     if name != NAME:
-        raise UserError(f"{folder}: holds something else; give a new folder")
+        raise UserError(f"{folder}: contains other files; pass a new folder")
     return True
 
 

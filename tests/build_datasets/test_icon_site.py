@@ -100,7 +100,7 @@ def test_rejects_and_keeps_a_folder_with_other_content(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
     for place in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
-        with pytest.raises(UserError, match="holds something else; give a new folder"):
+        with pytest.raises(UserError, match="contains other files; pass a new folder"):
             icon_site.build(place, [], None, lambda *_: None, archives_in(SAMPLE))
     assert (tmp_path / "mine" / "letter.txt").read_text(encoding="utf-8") == "dear"
 

@@ -191,8 +191,8 @@ def test_npm_installs_missing_packages(tmp_path, monkeypatch):
 def test_does_not_replace_other_files_or_folders(tmp_path, monkeypatch):
     (tmp_path / "mine.txt").touch()
     for target, message in (
-        (tmp_path, "holds something else; give a new"),
-        (tmp_path / "mine.txt", "is a file; give a new"),
+        (tmp_path, "contains other files; pass a new"),
+        (tmp_path / "mine.txt", "expected a folder, found a file; pass a new"),
     ):
         with pytest.raises(UserError, match=f"{target.name}: {message} folder"):
             icons.build(pytest.fail, target, archives_in(SAMPLE))

@@ -215,7 +215,8 @@ def test_image_is_retried_after_a_system_error(store, look, photos, monkeypatch)
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca.data.image_files.open_regular", refuse)
+        for function in ("open_regular", "read_regular"):
+            patched.setattr(f"grr_coca.data.image_files.{function}", refuse)
         assert look("photos") == {}
     with monkeypatch.context() as patched:
         helpers.end()  # another test may have needed it

@@ -38,7 +38,7 @@ def parse_name(scheme: str, rest: str) -> EncoderName:
     size = None if found is None else int(found[2])
     model = model if found is None else found[1]
     if not model:
-        raise UserError(f"{text}: missing name of the model; use {scheme}:NAME")
+        raise UserError(f"{text}: the name of the model is missing; use {scheme}:NAME")
     if size is not None and not 1 <= size <= _MAX_SIZE:
         raise UserError(f"{text}: the image size must be from 1 to {_MAX_SIZE}, got {size}")
     if equals and weights != RANDOM:

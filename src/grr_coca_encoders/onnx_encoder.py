@@ -185,7 +185,7 @@ class OnnxEncoder:
         if side not in (None, self._preprocess.image_size):
             raise UserError(
                 f"onnx:{self.path}: takes images of {side} pixels, but the preprocessing next to it yields "
-                f"{self._preprocess.image_size}; correct its size"
+                f"{self._preprocess.image_size}; correct the size in {FILE}"
             )
 
 
@@ -243,7 +243,7 @@ def require_same_tokens(path: Path, encoder: VisionEncoder) -> None:
     found = np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
     expected = encoder.encode(pixels).tokens
     if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3 * np.abs(expected).max()):
-        raise UserError(f"{encoder.info.name}: the exported graph computes different tokens; use another encoder")
+        raise UserError(f"{encoder.info.name}: the exported graph computes wrong tokens; use another encoder")
 
 
 def _choose_output(ranks: dict[str, int], path: Path) -> str:
@@ -254,7 +254,8 @@ def _choose_output(ranks: dict[str, int], path: Path) -> str:
             if found == rank:
                 return name
     raise UserError(
-        f"onnx:{path}: must have an output of tokens, a map, or one vector per image, got {ranks}{candidates(path)}"
+        f"onnx:{path}: must have an output of rank 3 (tokens), 4 (a map) or 2 (one vector per image), got the ranks "
+        f"{ranks}{candidates(path)}"
     )
 
 

@@ -27,7 +27,7 @@ def load_own(name: str, device: str | None) -> TorchEncoder:
     checkpoint = from_pretrained(locate_checkpoint(name))
     preprocess = checkpoint.preprocess
     if type(preprocess) is not Preprocess:
-        raise UserError(f"coca:{name}: takes features of another encoder; use that encoder")
+        raise UserError(f"coca:{name}: has no image encoder, but takes features of another encoder; use that encoder")
     return TorchEncoder(
         f"coca:{name}",
         checkpoint.model.own_image_encoder,

@@ -98,7 +98,10 @@ def _create_model(name: EncoderName) -> nn.Module:
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError) as error:
         raise UserError(f"{name.text}: cannot be loaded ({first_line(error)[:200]})") from error
     if log.missing:
-        raise UserError(f"{name.text}: cannot be loaded (the weights belong to another model: {log.missing[:150]})")
+        raise UserError(
+            f"{name.text}: cannot be loaded (the weights belong to another model: {log.missing[:150]}); pass the "
+            f"weights of {name.model}"
+        )
     return model
 
 
@@ -146,7 +149,7 @@ def _weights_file(name: EncoderName) -> str:
     hub_id = getattr(config, "hf_hub_id", None)
     if not hub_id:
         raise UserError(
-            f"{name.text}: timm has no weights for this model on the Hugging Face hub; use {name.text}=FILE"
+            f"{name.text}: timm has no weights for this model on the Hugging Face hub; use {name.text}=FILE.safetensors"
         )
     try:
         with silence("huggingface_hub"):
@@ -154,5 +157,5 @@ def _weights_file(name: EncoderName) -> str:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name.text}: model.safetensors of {hub_id} cannot be downloaded ({first_line(error)[:200]}); "
-            f"use {name.text}=FILE.safetensors, or ={RANDOM}"
+            f"use {name.text}=FILE.safetensors, or {name.text}={RANDOM}"
         ) from error

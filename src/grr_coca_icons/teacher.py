@@ -86,10 +86,9 @@ class Teacher:
         unknown = [captions[number] for number in np.flatnonzero(~is_known)]
         if unknown:
             raise UserError(
-                f"{self.folder}: teacher: embeddings are missing for {len(unknown):,} of the {len(captions):,} "
-                f"training captions, such as {unknown[0]!r}; this teacher belongs to other pairs; create "
-                "one for these pairs with "
-                "`python scripts/text_teacher.py RECIPE`"
+                f"{self.folder}: teacher: no embeddings of {len(unknown):,} of the {len(captions):,} training "
+                f"captions, such as {unknown[0]!r}, because this teacher belongs to other pairs; create a teacher for "
+                "these pairs with `python scripts/text_teacher.py RECIPE`"
             )
 
     def teach(self, batch: Batch) -> Batch:

@@ -227,7 +227,7 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
     weights = next((path for path in here if path is not None), None)
     size = f"{model.bytes / 1e9:.2f} GB of {model.repository}"
     if weights is None and (constants.HF_HUB_OFFLINE or is_offline()):
-        raise UserError(f"{name}: not on this machine, and --offline prevents downloading {size}; omit --offline")
+        raise UserError(f"{name}: not on this machine; to download {size}, omit --offline or unset HF_HUB_OFFLINE")
     try:
         if weights is None:
             NOTES.info("%s: downloading %s, which is needed only once", name, size)

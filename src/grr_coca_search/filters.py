@@ -253,7 +253,7 @@ class _Parser:
 
 def _tokens(text: str) -> Iterable[_Token]:
     if not text.strip():
-        raise UserError("where: the filter is empty; write one such as folder = 'logos' and width > 64")
+        raise UserError("where: the filter is empty; write a filter such as folder = 'logos' and width > 64")
     place = 0
     while True:
         match = _TOKEN.match(text, place)

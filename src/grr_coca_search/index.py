@@ -261,8 +261,8 @@ def _model_of(store: Store, model: str | Path | None, batch_size: int, engine: s
         return IndexModel(name, batch_size, engine)
     except UserError as error:
         raise UserError(
-            f"{store.location}: created with the model '{name}', which no longer exists; if it has moved, pass its "
-            f"folder with -c ({error})"
+            f"{store.location}: created with the model '{name}', which cannot be loaded ({error}); if the model has "
+            "moved, pass its folder with -c"
         ) from error
 
 

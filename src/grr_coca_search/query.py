@@ -59,13 +59,14 @@ class Query:
             raise UserError("the query is empty; pass words or an image to search for")
         for text in (*self.texts, *self.without):
             if not text.strip():
-                raise UserError("the query is empty: a text has only spaces; pass words to search for")
+                raise UserError("a text of the query is empty or has only spaces; pass words")
         if self.weights and len(self.weights) != len(self.texts):
             raise UserError(
-                f"{len(self.weights)} weights for {len(self.texts)} texts; pass one weight per text, or none"
+                f"the number of weights, {len(self.weights)}, must be that of the texts, {len(self.texts)}; "
+                "pass one weight per text, or none"
             )
         if any(not (weight > 0 and np.isfinite(weight)) for weight in self.weights):
-            raise UserError("weights must be above 0; to exclude a text, use `without`")
+            raise UserError("weights must be above 0; to exclude a text, use `without` (--without)")
 
     @property
     def words(self) -> str | None:

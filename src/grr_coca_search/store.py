@@ -384,7 +384,7 @@ class Store(ABC):
         """Check that all ids were found. Otherwise, raise a `UserError` whose cause is a `KeyError`."""
         if missing := set(ids).difference(found):
             raise UserError(
-                f"{self.location}: {len(missing)} of {len(set(ids))} requested images no longer exist"
+                f"{self.location}: requested images that no longer exist: {len(missing):,} of {len(set(ids)):,}"
                 f"{self._missing_image_hint}"
             ) from KeyError(min(missing))
 

@@ -148,8 +148,9 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
     places = absolute_arguments(arguments)
     for place in places:
         if next(_names_inside(store, place), None) is None:
-            roots = ", ".join(store.roots()[:8]) or "nothing"
-            raise UserError(f"{place}: the index has no images of this argument; it has images of {roots}")
+            roots = ", ".join(store.roots()[:8])
+            known = f"pass one of the indexed paths, such as {roots}" if roots else "the index is empty"
+            raise UserError(f"{place}: the index has no images of this argument; {known}")
     before = len(store)
     for place in places:
         for names in chunks(_names_inside(store, place), 1000):

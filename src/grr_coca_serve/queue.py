@@ -169,8 +169,7 @@ class ModelQueue:
             seconds = max(1, math.ceil(wait))
             raise RequestError(
                 429,
-                f"too many requests: {self.in_use} are waiting (limit {self.capacity}), for about "
-                f"{seconds} s; try again in {seconds} s",
+                f"too many requests are waiting: {self.in_use} (limit {self.capacity}); try again in {seconds} s",
                 retry_after=seconds,
             )
 

@@ -529,7 +529,7 @@ def require_tokenizer(folder: Path) -> None:
     """
     path = folder / "tokenizer.json"
     if problem := _unsupported_tokenizer_part(read_json(path)):
-        raise UserError(f"{path}: the page does not support {problem}; use `serve` or `export onnx` for this model")
+        raise UserError(f"{path}: the page does not support {problem}; use `grr-coca serve` instead")
 
 
 def _unsupported_tokenizer_part(tokenizer: Mapping[str, Any]) -> str:

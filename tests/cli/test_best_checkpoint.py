@@ -87,7 +87,7 @@ def test_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path):
     shutil.rmtree(folder / "checkpoints" / "step-000000001")
     outcome = grr_coca("search", index, "cat")
     assert outcome.code == 2
-    assert "step-000000001', which no longer exists" in outcome.err
+    assert "step-000000001', which cannot be loaded" in outcome.err
 
 
 def test_missing_best_checkpoint_is_replaced_with_a_warning(finished, tmp_path, caplog):

@@ -193,7 +193,7 @@ def test_explain_shows_the_base_model(grr_coca, root, model, images, tmp_path):
     pytest.importorskip("matplotlib")
     done = grr_coca("explain", images[0], "-c", root / "mine", "--out", tmp_path / "maps.png")
     assert done.code == 0
-    assert "the maps are of its base" in done.err
+    assert "the heat maps show its base model" in done.err
     assert done.out.startswith(f"caption: {model.caption(images[0])}\n")
 
 
@@ -237,7 +237,7 @@ def test_card_names_the_encoder(grr_coca, root):
     assert "The model contains the image encoder `onnx:encoder.onnx`" in card
     assert f"{info['weights']}, their licence: unknown." in card
     assert str(root) not in card
-    assert "its image encoder onnx:encoder.onnx is published with it; the licence of its weights: unknown" in pushed.err
+    assert "published too: the image encoder onnx:encoder.onnx (licence of its weights: unknown)" in pushed.err
 
 
 @pytest.mark.ci

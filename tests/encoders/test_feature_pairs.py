@@ -312,7 +312,7 @@ def test_encoder_of_features_cannot_encode(grr_coca, refused, root, tmp_path):
     given = ("--encoder", "given:virchow")
     assert "unsupported feature format" in refused("data", "features", tmp_path / "pairs.tar", tmp_path / "o", *given)
     slides = root / "new" / "slides"
-    assert "missing name of the encoder" in refused("data", "features", slides, tmp_path / "o", "--encoder", "given:")
+    assert "of the encoder is missing" in refused("data", "features", slides, tmp_path / "o", "--encoder", "given:")
     assert "omit --frame" in refused("data", "features", slides, tmp_path / "o", *given, "--frame")
     assert not (tmp_path / "o").exists()
     done = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "o", "--encoder", "given:virchow")

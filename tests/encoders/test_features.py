@@ -75,7 +75,7 @@ def test_bad_image_has_no_features(grr_coca, root):
     done = features(grr_coca, root, pairs="bad.tar")
     assert done.code == 0
     assert done.out.startswith("8 images encoded")
-    assert "1 images cannot be read" in done.err
+    assert "no features of 1 image that cannot be read" in done.err
     cache = FeatureCache(root / "features")
     assert [cache[image] is None for image in range(9)] == [image == 5 for image in range(9)]
 
@@ -95,7 +95,7 @@ def test_interrupted_command_continues(grr_coca, root):
     features(grr_coca, root)
     expected = FeatureCache(root / "features")[50].copy()
     (root / "features" / "00001.digests.npy").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 shards are missing, such as 00001\.npy; run the same"):
+    with pytest.raises(UserError, match=r"missing shards: 1 of 3, such as 00001\.npy; run the same"):
         FeatureCache(root / "features")
     assert features(grr_coca, root).out.startswith("32 images encoded")
     np.testing.assert_array_equal(FeatureCache(root / "features")[50], expected)
@@ -164,7 +164,7 @@ def test_corrupt_files_raise(grr_coca, root):
         with pytest.raises(UserError, match=r"00000\.npy: corrupt"):
             FeatureCache(root / "features")[0]
     header = json.loads(path.read_text())
-    for changes, message in [({"version": 2}, "unsupported version 2"), ({"num_images": 0}, "must be at least 1")]:
+    for changes, message in [({"version": 2}, "version must be 1, got 2"), ({"num_images": 0}, "must be at least 1")]:
         path.write_text(json.dumps({**header, **changes}))
         with pytest.raises(UserError, match=message):
             FeatureCache(root / "features")

@@ -114,7 +114,7 @@ def test_push_names_the_encoder(named, grr_coca):
     assert "The model contains the image encoder `onnx:encoder.onnx`, trained by others. The SHA-256" in card
     assert all(name in pushed.out for name in FROZEN_FILES)
     assert str(named) not in pushed.out
-    assert "its image encoder onnx:encoder.onnx is published with it; the licence of its weights: unknown" in pushed.err
+    assert "published too: the image encoder onnx:encoder.onnx (licence of its weights: unknown)" in pushed.err
 
 
 def test_index_rejects_a_model_of_another_encoder(named, grr_coca, refused, tmp_path):

@@ -194,11 +194,11 @@ def test_folder_of_features_replaces_pairs(root, tmp_path):
     folder = locate_checkpoint(str(tmp_path / "folder"))
     for as_pairs in (False, True):
         require_input(folder, [str(root / "fp16")], as_pairs=as_pairs)
-        with pytest.raises(UserError, match=r"has the features 'mean', but .+ takes 'tokens'"):
+        with pytest.raises(UserError, match=r"contains features of the kind 'mean', but .+ takes 'tokens'"):
             require_input(folder, [str(root / "mean")], as_pairs=as_pairs)
     with pytest.raises(UserError, match=r"contains features instead of images; set the key 'features' to \{\}"):
         training_sources(replace(folder_recipe(root, "fp16"), features=None))
-    with pytest.raises(UserError, match=r"contains the features 'mean', but the model takes 'tokens'"):
+    with pytest.raises(UserError, match=r"contains features of the kind 'mean', but the model takes 'tokens'"):
         training_sources(with_key(folder_recipe(root, "fp16"), "data.val", str(root / "mean")))
     with pytest.raises(
         UserError, match=r"pairs\.tar: contains no features; compute them with `grr-coca data features`, or set"
@@ -218,7 +218,7 @@ def test_images_of_features_are_captioned_with_the_own_encoder(root, tmp_path, g
     write_features(ByImage(open_source(str(images))), opened(root), "tokens", features, lambda _: None)
     pretrain(recipe_of(root, cache="fp32", beside=True), run)
     listed = features / "pairs.jsonl"
-    assert f"encodes images; pass the images, or {listed} if they are" in refused("caption", features, "-c", run)
+    assert f"encodes images; pass the images, or {listed} if the images are" in refused("caption", features, "-c", run)
     expected = grr_coca("caption", images, "-c", run).out
     assert [line.split("\t")[1] for line in expected.splitlines()] == [
         line.split("\t")[1] for line in grr_coca("caption", listed, "-c", run).out.splitlines()
@@ -283,7 +283,7 @@ def test_recipe_keys_without_effect_on_features_raise(root):
             with_key(recipe, key, value)
     with pytest.raises(UserError, match="data: augmentation: features replace the image encoder"):
         replace(recipe, data=replace(recipe.data, augmentation=Augmentation(shift=0.1)))
-    with pytest.raises(UserError, match="set either encoder, or caches"):
+    with pytest.raises(UserError, match="cannot be combined; set one of them"):
         FeaturesRecipe(encoder="timm:vit", caches=("a",))
     with pytest.raises(UserError, match="beside: true needs both images and features"):
         FeaturesRecipe(beside=True)

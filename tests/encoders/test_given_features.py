@@ -99,7 +99,7 @@ def test_features_of_another_encoder_raise(grr_coca, root, names):  # noqa: F811
     for kind, wrong, reason in (
         ("npy", tokens[::-1], r"are neither the tokens of onnx:"),
         ("files", tokens[:, :, 1:], f"has features of width {WIDTH - 1}"),
-        ("npy", tokens[:-1], r"has 69 rows without names, but there are 70 images"),
+        ("npy", tokens[:-1], r"69 rows do not match 70 images"),
         ("npy", tokens[:, :, :, None], r"has the shape \(70, 16, \d+, 1\)"),
     ):
         given = write_given(root, kind, names, wrong)
@@ -121,7 +121,7 @@ def test_files_without_features_raise(tmp_path):
     for name, message in (
         ("a.npy", "its features cannot be read"),
         ("b.parquet", "its features cannot be read"),
-        ("c.parquet", "several columns have lists of numbers: x, y; rename the column to use to 'features'"),
+        ("c.parquet", "expected one column with lists of numbers, found x, y; rename the column of features"),
         ("d.pt", "unsupported feature format"),
         ("e", "has no .npy or HDF5 file"),
         ("missing.npy", "its features cannot be read"),

@@ -63,5 +63,5 @@ def test_model_with_features_raises(tmp_path):
     write_shard(tmp_path / "pairs.tar", real_pairs(40, "glyphs"))
     features = FeaturesRecipe(encoder=f"onnx:{write_graph(tmp_path)}", beside=True)
     pretrain(replace(tiny_recipe(tmp_path / "pairs.tar", 2), features=features), tmp_path / "run")
-    with pytest.raises(UserError, match=r"this model reads features of a frozen encoder"):
+    with pytest.raises(UserError, match=r"this model takes features of a frozen encoder"):
         open_encoder(f"coca:{tmp_path / 'run'}")

@@ -132,7 +132,7 @@ def test_batch_norm_stays_frozen_in_training():
         ("timm:vit_tiny_patch16_224=weights.bin", "must be a .safetensors file or 'random', got 'weights.bin'"),
         ("timm:vit_tiny_patch16_224=none.safetensors", "none.safetensors: no such file"),
         ("timm:vit_tiny_patch16_224@0=random", "the image size must be from 1 to 4096, got 0"),
-        ("timm:", "missing name of the model"),
+        ("timm:", "the name of the model is missing"),
         ("time:vit", "unknown image encoder"),
         ("vit_tiny_patch16_224", "unknown image encoder"),
     ],

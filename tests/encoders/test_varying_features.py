@@ -133,16 +133,16 @@ def test_features_are_embedded_and_captioned_as_images(root, trained, tmp_path, 
 @pytest.mark.usefixtures("trained")
 def test_model_of_all_tokens_rejects_mean_features(root, tmp_path, refused):
     run = root / "run"
-    text = f"{root / 'mean'}: has the features 'mean', but {root / 'run'}"
+    text = f"{root / 'mean'}: contains features of the kind 'mean', but {root / 'run'}"
     assert text in refused("caption", root / "mean", "-c", run)
     assert text in refused("classify", root / "mean", "--labels", "a,b", "-c", run)
     assert text in refused("evaluate", run, "--data", root / "mean")
     model = load(run)
     for digest in (b"", b"x" * 32):
         unknown = feature_image(np.ones(WIDTH, np.float32), model.preprocess.digest, digest)
-        with pytest.raises(BadSample, match=r"^mean features; this model takes all tokens of an image"):
+        with pytest.raises(BadSample, match=r"^means of features, but this model takes all tokens of images"):
             model.preprocess.decode_square(unknown, "a")
-    with pytest.raises(UserError, match=r"^mean features; this model takes all tokens of an image"):
+    with pytest.raises(UserError, match=r"^means of features, but this model takes all tokens of images"):
         model.engine.encode_images(np.asarray(Image.open(io.BytesIO(unknown)))[None])
     pretrain(recipe_of(root, "mean"), tmp_path / "mean")
-    assert "has the features 'tokens', but" in refused("evaluate", tmp_path / "mean", "--data", root / "tokens")
+    assert "of the kind 'tokens', but" in refused("evaluate", tmp_path / "mean", "--data", root / "tokens")

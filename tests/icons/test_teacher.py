@@ -74,7 +74,7 @@ def test_each_caption_finds_its_embedding_in_any_case(recipe):
     teacher.require_captions(PairsInMemory(pairs))
     unknown = PairsInMemory([*pairs, with_caption(pairs[0], "of no embedding")])
     with pytest.raises(
-        UserError, match=rf"embeddings are missing for 1 of the {len(captions) + 1} training captions, such as 'of no"
+        UserError, match=rf"no embeddings of 1 of the {len(captions) + 1} training captions, such as 'of no"
     ):
         teacher.require_captions(unknown)
 
@@ -85,7 +85,7 @@ def test_embeddings_are_found_in_any_unicode_normal_form(tmp_path):
     for known in ([decomposed], ["cafe"]):
         write_teacher(tmp_path / known[0], known, embeddings(known))
     Teacher.read(str(tmp_path / decomposed)).require_captions(pairs)
-    with pytest.raises(UserError, match="embeddings are missing for 1 of the 1"):
+    with pytest.raises(UserError, match="no embeddings of 1 of the 1"):
         Teacher.read(str(tmp_path / "cafe")).require_captions(pairs)
 
 
@@ -174,7 +174,7 @@ def test_words_of_an_earlier_version_are_not_read(tmp_path):
 def test_rejects_a_teacher_with_other_captions_before_training(recipe, tmp_path):
     other = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(30, "health")), steps=4)
     other = replace(other, teacher=recipe.teacher)
-    message = rf"{recipe.teacher.path}: teacher: embeddings are missing for \d+ of the \d+ training captions, such as '"
+    message = rf"{recipe.teacher.path}: teacher: no embeddings of \d+ of the \d+ training captions, such as '"
     with pytest.raises(UserError, match=message):
         pretrain(other, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoints/*"))

@@ -199,7 +199,7 @@ def test_older_cache_is_rebuilt_from_the_same_revision(hub, quick, monkeypatch):
 
 def test_offline_raises_before_any_request(hub, quick, capsys, caplog):
     assert main(["caption", str(IMAGE), "-c", "coca-b32", "--offline"]) == 2
-    assert "coca-b32: not on this machine, and --offline prevents downloading 1.01 GB of" in capsys.readouterr().err
+    assert "coca-b32: not on this machine; to download 1.01 GB of" in capsys.readouterr().err
     assert hub.fetched == []
     os.environ["HF_HUB_OFFLINE"] = "0"
     with caplog.at_level(logging.INFO):

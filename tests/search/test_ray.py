@@ -106,7 +106,7 @@ def test_machine_without_the_folder_needs_absolute_paths(tmp_path):
     worker = _Worker(str, lambda: list, tmp_path / "elsewhere")
     absolute, relative = (worker({"batch": _Envelope([name])})["results"].items for name in ("/one.png", "one.png"))
     assert absolute == ["/one.png"]
-    with pytest.raises(UserError, match=r"elsewhere: a machine of the cluster cannot open this folder .* absolute"):
+    with pytest.raises(UserError, match=r"elsewhere: relative paths start in this folder, .* cannot open .* absolute"):
         raise relative
 
 

@@ -202,7 +202,7 @@ def test_distinguishes_exact_copies_from_similar_images(store, capsys):
         "    /photos/2.png\n"
         "    /photos/3.png  (exact copy of /photos/2.png)\n"
         "    /photos/4.png\n"
-        f"1 groups, 4 surplus images in {Path(store.location).name}, 2 of them exact copies\n"
+        f"1 group with 4 surplus images (exact copies: 2) in {Path(store.location).name}\n"
     )
     main(["duplicates", store.location, "--json"])
     record = json.loads(capsys.readouterr().out)

@@ -119,7 +119,7 @@ def test_full_queue_returns_429_with_retry_after(gate):
                 assert client.post(path, GUITAR).status == 429, path
             answer = client.post("/caption", GUITAR)
             assert answer.status == 429
-            assert "3 are waiting" in answer.reason()
+            assert "too many requests are waiting: 3" in answer.reason()
             assert answer.headers["retry-after"] == "2", "three times half a second"
             assert client.get("/health").status == client.get("/info").status == 200, "what needs no model"
         assert client.post("/caption", GUITAR).status == 200
@@ -153,7 +153,7 @@ def test_only_requests_that_can_be_answered_in_time_are_admitted(gate):
     with serving(limits=Limits(seconds=2)) as client, waiting(client, gate, 5):
         answer = client.post("/caption", GUITAR)
         assert answer.status == 429
-        assert "5 are waiting (limit 64), for about 3 s" in answer.reason()
+        assert "too many requests are waiting: 5 (limit 64); try again in 3 s" in answer.reason()
 
 
 @pytest.mark.ci

@@ -184,7 +184,7 @@ def test_model_without_tags_returns_an_error():
     with serving(model="pictograms") as client:
         assert "tags" not in client.get("/info").json()["can"]
         refused = client.post("/caption?tags=3", drawing("guitar"))
-        assert (refused.status, refused.reason()) == (422, "this model has no tags; use the model icons")
+        assert (refused.status, refused.reason()) == (422, "this model has no tags; use the model 'icons'")
 
 
 def test_sampled_captions_depend_only_on_the_seed(served):

@@ -89,7 +89,7 @@ def test_moved_model_error_names_the_option(refused, tmp_path):
     location = tmp_path / "drawings.index"
     make_store(str(location), Header("/gone/model", "f" * 32, 8)).close()
     message = refused(location, "--port", "0")
-    assert f"{location}: created with the model '/gone/model', which no longer exists" in message
+    assert f"{location}: created with the model '/gone/model', which cannot be loaded" in message
     assert "pass its folder with -c" in message
 
 

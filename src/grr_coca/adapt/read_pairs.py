@@ -107,7 +107,7 @@ def require_size(source: PairSource, path: str, advice: str = "") -> None:
     if len(source) > MAX_PAIRS:
         raise UserError(f"{path}: contains {len(source):,} pairs; adapt accepts at most {MAX_PAIRS:,}{advice}")
     if len(source) < MIN_IMAGES:
-        raise UserError(f"{path}: {len(source)} pairs are too few; adapt needs {MIN_IMAGES} images with captions")
+        raise UserError(f"{path}: too few pairs, {len(source)}; adapt needs at least {MIN_IMAGES} images with captions")
 
 
 def read_pairs(
@@ -245,10 +245,11 @@ def _require_distinct_pairs(
     Raises:
         UserError: If a check fails.
     """
-    cause = f" ({len(bad):,} pairs cannot be read, the first one: {bad[0]})" if bad else ""
+    cause = f" (pairs that cannot be read: {len(bad):,}; the first error is: {bad[0]})" if bad else ""
     if len(features) < MIN_IMAGES:
         raise UserError(
-            f"{path}: different images: {len(features)}{cause}; adapt needs at least {MIN_IMAGES}, each with a caption"
+            f"{path}: too few different images, {len(features)}{cause}; adapt needs at least {MIN_IMAGES} images "
+            "with captions"
         )
     if len({text for own in captions for text in own}) < 2:
         raise UserError(f"{path}: all captions are equal, so there is nothing to learn; use captions that differ")

@@ -9,7 +9,7 @@ import tyro
 from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import print_first, print_line
 from grr_coca.cli.progress import bars
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT
 
@@ -56,7 +56,7 @@ def run(
     if len(source) <= MAX_PAIRS:  # more pairs are rejected anyway
         seconds, gigabytes = estimate_cost(len(source))
         more = "" if encoder is None else " plus the time to encode each new image,"
-        print(f"this takes about {seconds:.0f} s{more} and {gigabytes:.1f} GB of memory", file=sys.stderr)
+        print(f"adapting takes about {seconds:.0f} s{more} and {gigabytes:.1f} GB of memory", file=sys.stderr)
     held, is_tuned = select_unseen_pairs(folder, source, pairs, None if val is None else open_source(val))
     adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned, encoder=encoder)
     print_line(as_json(adapted) if json else report_text(adapted, out))
@@ -102,7 +102,7 @@ def adapt_with_report(
         )
         shown.update("adapt", 100, "")
     if adapted.images.bad:
-        print(f"{len(adapted.images.bad):,} pairs cannot be used and are skipped:", file=sys.stderr)
+        print(f"skipping {count_of(len(adapted.images.bad), 'pair')} that cannot be used:", file=sys.stderr)
         print_first(adapted.images.bad)
     return adapted
 
@@ -141,8 +141,8 @@ def select_unseen_pairs(
         if val is not None:
             return val, False
         raise UserError(
-            f"{recipe}: the pairs of this run cannot be read ({error}), so it is unknown whether it was trained on "
-            f"{name}; pass pairs that it was not trained on to --val"
+            f"{recipe}: the pairs of this run cannot be read ({error}), so it is unknown whether the run was trained "
+            f"on {name}; pass other pairs to --val"
         ) from error
     seen = {digest for _, digest in _image_digests(train, -(-len(train) // _MAX_COMPARED))}
     if not any(digest in seen for _, digest in _image_digests(pairs)):

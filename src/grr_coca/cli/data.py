@@ -12,7 +12,7 @@ import tyro
 from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import print_first, print_line
 from grr_coca.cli.progress import bars
-from grr_coca.common.errors import UserError, escape_control_chars
+from grr_coca.common.errors import UserError, count_of, escape_control_chars
 from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _convert(action: Convert) -> int:
         counts = convert(images, conversion, action.out, lambda done: shown.update("convert", done, ""))
     written = counts.pop("written", 0)
     excluded = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
-    print(f"{written:,} images written to {action.out}" + (f"; excluded: {excluded}" if excluded else ""))
+    print(f"{count_of(written, 'image')} written to {action.out}" + (f"; excluded: {excluded}" if excluded else ""))
     return int(not written)
 
 
@@ -237,7 +237,7 @@ def _features(action: Features) -> int:
         given = None if action.given is None else open_given_features(action.given)
     header = feature_header(images, encoder, action.keep, action.precision)
     size = "a token" if header.varies else f"each, {header.num_images * header.row_bytes / 1e6:,.1f} MB"
-    print(f"{header.num_images:,} images, {header.row_bytes:,} bytes {size}", file=sys.stderr)
+    print(f"{count_of(header.num_images, 'image')}, {header.row_bytes:,} bytes {size}", file=sys.stderr)
     began = time.perf_counter()
     with bars({"features": len(images)}) as shown:
         written = write_features(
@@ -256,7 +256,7 @@ def _features(action: Features) -> int:
     line += f"; other processes work on {written.num_taken:,}" if written.num_taken else ""
     print(line)
     if written.bad:
-        print(f"{len(written.bad):,} images cannot be read and have no features:", file=sys.stderr)
+        print(f"no features of {count_of(len(written.bad), 'image')} that cannot be read:", file=sys.stderr)
         print_first(written.bad)
     return int(len(written.bad) == len(images))
 
@@ -305,7 +305,8 @@ def _index(action: IndexShards) -> int:
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    print(f"{len(TarShards(files)):,} pairs in {len(files):,} shards, of which {num_read:,} were read now")
+    pairs, shards = count_of(len(TarShards(files)), "pair"), count_of(len(files), "shard")
+    print(f"{pairs} in {shards}; shards read now: {num_read:,}")
     return 0
 
 

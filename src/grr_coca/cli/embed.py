@@ -11,7 +11,7 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArguments, require_batch_size
 from grr_coca.cli.progress import bars
-from grr_coca.common.errors import UserError, require_extra
+from grr_coca.common.errors import UserError, count_of, require_extra
 from grr_coca.common.files import read_lines
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
@@ -81,5 +81,5 @@ def run(
         keys, code = lines, 0
     if keys:
         write_vectors(out, keys, vectors)
-        print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
+        print(f"{count_of(len(vectors), 'embedding')} of {vectors.shape[1]} numbers written to {out}")
     return code

@@ -38,7 +38,7 @@ def export_onnx(
     if line:
         print(line, file=sys.stderr)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
-    print(f"{size:.1f} MB, {precision}, are in {out}; {out / 'README.md'} shows how to use them")
+    print(f"graphs in {precision} ({size:.1f} MB) are in {out}; see {out / 'README.md'} for how to use them")
 
 
 def _validation_images(folder: Path) -> list[bytes]:
@@ -94,22 +94,22 @@ def push(
     hub.check_hub_id(hub_id)
     folder = locate_checkpoint(checkpoint)
     if is_adapted(folder):
-        print("the captions and the features of the pairs that it was adapted to are published", file=sys.stderr)
+        print("published too: captions and image features of the pairs that this model was adapted to", file=sys.stderr)
     from grr_coca.infer.adapted.beside import read_encoder_info  # lazy imports, here and below: NumPy
     from grr_coca.infer.export.encoder_graph import name_without_folders
 
     encoders = (read_encoder_info(folder), ENCODER_FILES[2]), (read_files(folder).encoder, FROZEN_FILES[1])
     for info, graph in encoders:
         if info is not None and (folder / START_MODEL).is_dir():
-            print(f"{info.name}, from which it was fine-tuned, is published with it", file=sys.stderr)
+            print(f"published too: {info.name}, from which this model was fine-tuned", file=sys.stderr)
         elif info is not None:
             if not (folder / graph).exists() and name_without_folders(info.name) != info.name:
                 raise UserError(
                     f"{folder}: needs {info.name}, which is not public; it cannot be pushed; use a public encoder"
                 )
-            is_copied = "is published with it" if (folder / graph).exists() else "is referenced"
+            is_copied = "published too" if (folder / graph).exists() else "only referenced"
             print(
-                f"its image encoder {info.name} {is_copied}; the licence of its weights: {info.licence}",
+                f"{is_copied}: the image encoder {info.name} (licence of its weights: {info.licence})",
                 file=sys.stderr,
             )
     files = hub.files_to_push(folder)

@@ -46,6 +46,6 @@ def run(
     caption = described.captions[0]
     png = caption_picture(preprocess.cut(opened), caption_maps(model.checkpoint, pixels, caption.token_ids))
     if is_adapted(folder):
-        print(f"{folder}: an adapted model; the maps are of its base", file=sys.stderr)
+        print(f"{folder}: an adapted model, so the heat maps show its base model", file=sys.stderr)
     write_output(out, lambda file: file.write(png))
     print(f"caption: {caption.text}\nheat maps are in {out}")

@@ -16,7 +16,7 @@ from PIL import Image
 import grr_coca
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import bars
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 from grr_coca.data.image_files import ImageFile, decode_in_background, find_images
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.walk import Exclusions
@@ -223,7 +223,7 @@ def report_failures(failures: Sequence[UserError], total: int) -> int:
     """List the images that could not be read, and return the exit code."""
     sys.stdout.flush()
     if failures:
-        print(f"{len(failures)} of {total} images failed:", file=sys.stderr)
+        print(f"{len(failures):,} of {count_of(total, 'image')} failed:", file=sys.stderr)
         for line in failure_lines(map(str, failures)):
             print(f"  {line}", file=sys.stderr)
     return 1 if failures and len(failures) == total else 0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grr_coca.common.errors import Interruption, UserError, escape_control_chars
+from grr_coca.common.errors import Interruption, UserError, count_of, escape_control_chars
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
     count = sum(map(bool, unfamiliar))
     if count:
         print(
-            f"{count:,} of {len(unfamiliar):,} images are unlike those that this model was trained on, so nothing was "
-            f"written for them; for photographs, add -c {FOR_PHOTOGRAPHS}",
+            f"wrote nothing for {count:,} of {count_of(len(unfamiliar), 'image')}, because this model was trained on "
+            f"different images; for photographs, add -c {FOR_PHOTOGRAPHS}",
             file=sys.stderr,
         )
 

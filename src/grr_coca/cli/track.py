@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from grr_coca.cli.flags import Flag
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 
 
 def run(
@@ -31,4 +31,4 @@ def run(
     from grr_coca.train.trackers import send_log  # lazy import: the recipe imports PyTorch
 
     number = send_log(folder, to, project, follow=follow)
-    print(f"{number:,} lines of the log were sent to {to}")
+    print(f"sent {count_of(number, 'line')} of the log to {to}")

@@ -127,7 +127,7 @@ def _adapt_run(recipe: "Recipe", out: Path) -> None:
     try:
         adapted = adapt_with_report(pairs, recipe.data.train, str(out), target, val, is_tuned=True)
     except UserError as error:
-        print(f"not adapted to its training pairs: {error}", file=sys.stderr)
+        print(f"the trained model was not adapted to its training pairs: {error}", file=sys.stderr)
         return
     print(report_text(adapted, target))
 
@@ -217,7 +217,7 @@ def _advise_on_disk_errors() -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        raise UserError(f"{error}; free some space there, and continue with --resume") from error
+        raise UserError(f"{error}; free some space on this disk, and continue with --resume") from error
 
 
 def _search_cost(recipe: "Recipe") -> str:

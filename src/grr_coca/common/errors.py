@@ -66,6 +66,11 @@ def suggest_multiples(number: int, factor: int) -> str:
     return f"{lower} and {lower + factor}" if lower > 0 else f"{factor}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number and its noun, which is plural unless the number is 1: `1 image`, `2,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def escape_control_chars(text: str) -> str:
     """Escape line ends and control characters, which untrusted file names can contain."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -79,10 +79,11 @@ def others(group: str) -> Mapping[str, Any]:
             found[entry.name] = entry.load()
         except Exception as error:  # plug-ins can raise any error
             log.warning(
-                "%s: plug-in '%s' cannot be imported and is skipped (%s); update or uninstall it",
+                "%s: plug-in '%s' cannot be imported and is skipped (%s); update or uninstall %s",
                 entry.provider,
                 entry.name,
                 error,
+                entry.provider,
             )
     return found
 

@@ -92,7 +92,7 @@ class FeatureHeader:
 
     def __post_init__(self) -> None:
         if self.version != FORMAT:
-            raise UserError(f"unsupported version {self.version}; this program supports {FORMAT}, so update it")
+            raise UserError(f"version must be {FORMAT}, got {self.version}; update grr-coca, or compute features again")
         if self.num_images < 1 or self.images_per_shard < 1:
             raise UserError("num_images and images_per_shard must be at least 1")
 
@@ -146,7 +146,7 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
                 raise UserError(f"{folder}: contains features with another {name.replace('_', ' ')}; pass a new folder")
         return
     if any(folder.iterdir()):
-        raise UserError(f"{folder}: the folder is not empty; pass a new folder")
+        raise UserError(f"{folder}: is not empty; pass a new folder")
     write_bytes_atomic(path, json.dumps(to_dict(header), indent=2, ensure_ascii=False).encode())
 
 
@@ -217,7 +217,7 @@ class FeatureCache:
         missing = [shard for shard in range(self.header.num_shards) if not is_feature_shard_done(folder, shard)]
         if missing:
             raise UserError(
-                f"{folder}: {len(missing):,} of {self.header.num_shards:,} shards are missing, such as "
+                f"{folder}: missing shards: {len(missing):,} of {self.header.num_shards:,}, such as "
                 f"{_file_name(missing[0])}; run the same `grr-coca data features` command again to continue"
             )
         self._shards: dict[int, _Shard] = {}
@@ -310,6 +310,7 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         ) from error
     if found.shape != shape or found.dtype != dtype:
         raise UserError(
-            f"{path}: corrupt: expected {shape} {np.dtype(dtype)}, found {found.shape} {found.dtype}; delete this file"
+            f"{path}: corrupt: expected {shape} {np.dtype(dtype)}, found {found.shape} {found.dtype}; delete this file "
+            "and its digests, then run `grr-coca data features` again"
         )
     return found

@@ -65,8 +65,8 @@ class GivenFeatures:
         """
         if self._rows is None and self._count != num_images:
             raise UserError(
-                f"{self.path}: has {self._count:,} rows without names, but there are {num_images:,} images; rows "
-                "without names are matched by order, so pass one row per image"
+                f"{self.path}: rows without names belong to the images in order, but {self._count:,} rows do not match "
+                f"{num_images:,} images; pass one row per image"
             )
 
     def find(self, number: int, key: str) -> Float[np.ndarray, "N D"] | None:
@@ -174,7 +174,8 @@ def _open_parquet(path: Path) -> GivenFeatures:
     if len(lists) != 1:
         found = ", ".join(lists) or "none"
         raise UserError(
-            f"{path}: several columns have lists of numbers: {found}; rename the column to use to 'features'"
+            f"{path}: expected one column with lists of numbers, found {found}; rename the column of features to "
+            "'features'"
         )
     column = first_column(schema.names, _NAME_COLUMNS)
     names = None if column is None else [str(name) for name in file.read([schema.names[column]]).column(0).to_pylist()]
@@ -215,7 +216,8 @@ def _read_only_dataset(path: Path) -> object:
             names = ["features"]
         if len(names) != 1:
             raise UserError(
-                f"{path}: has the datasets {', '.join(names) or 'none'}; rename the dataset to use to 'features'"
+                f"{path}: expected one dataset, found {', '.join(names) or 'none'}; rename the dataset of features to "
+                "'features'"
             )
         return file[names[0]][()]
 

@@ -449,7 +449,7 @@ class FeaturePreprocess(EncoderPreprocess):
             digest = tokens_digest(square.tobytes())
             if digest is None or find_tokens(self.digest, digest) is None:
                 raise BadSample(
-                    "mean features; this model takes all tokens of an image, so compute features with --keep tokens",
+                    "means of features, but this model takes all tokens of images; compute features with --keep tokens",
                     Cause.NOT_AN_IMAGE,
                 )
         return square

@@ -231,8 +231,8 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
         raise UserError(f"captions must be a list of texts, got the text '{hypotheses}'")
     if len(hypotheses) != len(references):
         raise UserError(
-            f"{len(hypotheses)} captions, but references for {len(references)} images; pass one list of "
-            "references per caption"
+            f"the number of captions, {len(hypotheses)}, must be that of the lists of references, {len(references)}; "
+            "pass one list of references per caption"
         )
     single = next((refs for refs in references if isinstance(refs, str)), None)
     if single is not None:

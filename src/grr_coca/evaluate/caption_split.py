@@ -54,7 +54,7 @@ def caption_split(
         raise UserError(f"batch_size and max_images must be at least 1, got {batch_size} and {max_images}")
     images = pairs_by_image(source)
     if not images:
-        raise UserError("the split is empty: no image to caption")
+        raise UserError("the split is empty: no image to caption; add images")
     if max_images is not None and max_images < len(images):
         images = [images[index * len(images) // max_images] for index in range(max_images)]
     model = ImageTextModel(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint

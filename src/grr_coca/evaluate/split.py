@@ -162,7 +162,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
     if count < batch_size:
         if not count:
             raise UserError(
-                f"the split is empty, but a contrastive loss at batch size {batch_size} needs that many "
+                f"the split is empty, but a contrastive loss at batch size {batch_size} needs at least as many "
                 "pairs; add pairs"
             )
         where = f"{source.name(0)} and the pairs next to it"

@@ -132,7 +132,7 @@ def open_encoder_from_info(info: EncoderInfo, device: str | None = None) -> Visi
     if encoder.info.digest != info.digest:
         raise UserError(
             f"{info.name}: the weights or preprocessing of this encoder differ from those that computed "
-            "the features; compute them again"
+            "the features; compute the features again with `grr-coca data features`"
         )
     return encoder
 
@@ -149,7 +149,7 @@ def make_given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "Gi
         UserError: If the name is empty.
     """
     if not name.removeprefix(f"{GIVEN}:"):
-        raise UserError(f"{name}: missing name of the encoder; use {GIVEN}:NAME")
+        raise UserError(f"{name}: the name of the encoder is missing; use {GIVEN}:NAME")
     return GivenEncoder(
         EncoderInfo(
             name=name,

@@ -398,7 +398,7 @@ class ImageTextModel:
         """
         numbers = None if self.folder is None else read_tag_model(self.folder)
         if numbers is None:
-            raise UserError("this model has no tags; use the model icons")
+            raise UserError("this model has no tags; use the model 'icons'")
         assert self.folder is not None
         stored = read_tag_vectors(self.folder, len(numbers.words)) if self._has_stored_weights else None
         return Tagger(numbers, self.embed_texts(list(numbers.words)) if stored is None else stored)

@@ -154,7 +154,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
         return find_model(path)
     if (before := Path(name.partition("@")[0])).is_dir():
-        raise UserError(f"{name}: only models on the hub have revisions, but {before} is a local folder; use that name")
+        raise UserError(f"{name}: only models on the hub have revisions, but {before} is a local folder; pass {before}")
     if _HUB_NAME.fullmatch(name):
         return find_model(_fetch(name))
     published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]

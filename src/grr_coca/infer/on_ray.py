@@ -125,8 +125,8 @@ class _Worker:
             os.chdir(folder)
         except OSError as error:
             self._folder_error = UserError(
-                f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), where "
-                "relative paths start; use absolute paths that exist on all machines"
+                f"--on ray: {folder}: relative paths start in this folder, which a machine of the cluster cannot open "
+                f"({error.strerror}); use absolute paths that exist on all machines"
             )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 from grr_coca.common.locks import LockHeldError, ProcessLock
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import thread_pool
@@ -232,7 +232,7 @@ def _select_features(
     if not header.varies and tokens.shape != header.row_shape:
         assert given is not None
         raise UserError(
-            f"{given.path}: an image has {len(tokens)} tokens, but {header.encoder.name} computes "
+            f"{given.path}: an image has {count_of(len(tokens), 'token')}, but {header.encoder.name} computes "
             f"{header.row_shape[0]}; store their mean with --keep mean"
         )
     return tokens

@@ -67,7 +67,10 @@ def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tup
     The result is cached, because a study needs the same batch in each of its runs.
     """
     if config.feature_encoder is not None:
-        raise UserError("FLOPs cannot be counted for a model that takes features of a frozen encoder")
+        raise UserError(
+            "FLOPs cannot be counted for a model that takes features of a frozen encoder; use a model that takes only "
+            "images"
+        )
     model, side = _on_meta_device(config), config.own_image_encoder.image_size
     batch, longest = len(lengths), max(lengths)
     images = torch.empty(batch, 3, side, side, device="meta")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 from grr_coca.common.files import MANIFEST, atomic_folder, read_manifest
 from grr_coca.common.torch_private import unwrap_compiled
 from grr_coca.data.batch import to_input
@@ -226,7 +226,7 @@ def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
         load_tensors(path)
         raise UserError(
             f"{path}: the weights do not match the model in config.json, which has at least {least:,} parameters; "
-            f"the file has only {path.stat().st_size:,} bytes"
+            f"the file has only {path.stat().st_size:,} bytes; copy both files from one checkpoint"
         )
 
 
@@ -238,8 +238,8 @@ def _load_weights(model: CoCa, path: Path) -> None:
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"{path}: the weights do not match the model in config.json: {len(wrong)} tensors differ, such as "
-            f"'{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')}); "
+            f"{path}: the weights do not match the model in config.json: {count_of(len(wrong), 'wrong tensor')}, such "
+            f"as '{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')}); "
             "copy both files from one checkpoint"
         )
     model.load_state_dict(weights)

@@ -112,7 +112,7 @@ def find_model(path: Path) -> Path:
     is_int8 = is_quantized(folder)
     missing = ", ".join(_missing_files(folder, _QUANTIZED_FILES if is_int8 else FILES))
     if missing and is_int8:
-        raise UserError(f"{folder}: an int8 model without {missing}; write it again with: grr-coca export onnx")
+        raise UserError(f"{folder}: {missing} missing from this int8 model; run `grr-coca export onnx` again")
     if missing:
         raise UserError(f"{folder}: not a checkpoint ({missing} missing); pass the folder of a checkpoint or run")
     return folder
@@ -443,7 +443,10 @@ def require_matching_files(files: CheckpointFiles, folder: Path) -> None:
     own, features = files.config.image_encoder, files.config.feature_encoder
     if own is not None and image_size != own.image_size:
         path = folder / "preprocess.json"
-        raise UserError(f"{path}: image_size is {image_size}, but the model uses images of {own.image_size} pixels")
+        raise UserError(
+            f"{path}: image_size is {image_size}, but the model uses images of {own.image_size} pixels; copy all files "
+            "from the same checkpoint"
+        )
     if own is None and encoder is not None and files.preprocess != encoder.preprocess:
         raise UserError(
             f"{folder / 'preprocess.json'}: not the preprocessing of the encoder in config.json; copy both "

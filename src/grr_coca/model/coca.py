@@ -333,7 +333,7 @@ class CoCa(nn.Module):
             UserError: If the model takes features.
         """
         if self.image_encoder is None or self.feature_encoder is not None:
-            raise UserError("this model reads features of a frozen encoder; use a model that reads only patches")
+            raise UserError("this model takes features of a frozen encoder; use a model that takes only images")
         return self.image_encoder
 
     @property

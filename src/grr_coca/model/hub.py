@@ -120,7 +120,7 @@ def read_figures(path: Path) -> Figures:
     for split, report in measured.items():
         intervals = report.get("intervals") or report.get("metrics") if isinstance(report, dict) else None
         if not isinstance(intervals, dict):
-            raise UserError(f"{path}: not written by `grr-coca evaluate --json`: no intervals of '{split}'")
+            raise UserError(f"{path}: no intervals of '{split}'; pass a file from `grr-coca evaluate --json`")
         where = f"{path}: {split}"
         found[_short_name(split, measured)] = {key: from_dict(Figure, value, where) for key, value in intervals.items()}
     return found
@@ -159,7 +159,7 @@ def model_card(
         image_size = int(own["image_size"] if own else config["encoder"]["preprocess"]["image_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'config.json'}: not a checkpoint's config: {error} is missing or invalid"
+            f"{folder / 'config.json'}: {error} is missing or invalid; pass the folder of a checkpoint"
         ) from error
     is_known = licence.lower() in _KNOWN_LICENCES
     head = ModelCardData(
@@ -357,10 +357,13 @@ def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
     except UserError:
         raise
     except HFValidationError as error:
-        raise UserError(f"'{hub_id}' is not a valid name on the Hugging Face hub ({_one_line(error)})") from error
+        raise UserError(
+            f"'{hub_id}' is not a valid name on the Hugging Face hub ({_one_line(error)}); use OWNER/NAME"
+        ) from error
     except HfHubHTTPError as error:
         raise UserError(_http_message(hub_id, error.response.status_code, error) + hint) from error
     except Exception as error:  # without a connection, the type of the error depends on the version of huggingface_hub
+        hint = hint or "; check the connection, and try again"
         raise UserError(f"{hub_id}: not uploaded to the Hugging Face hub ({_one_line(error)}){hint}") from error
 
 

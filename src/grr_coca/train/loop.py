@@ -291,7 +291,9 @@ class Run:
         shown = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
         self.ranks.run_on_first(partial(self.metric_log.event, self.progress.step, problem, keys=keys, **shown))
         if self.ranks.is_first:
-            outcome = "skipped, loss or gradient not finite" if problem == "not finite" else "a spike of the loss"
+            outcome = "the loss has a spike"
+            if problem == "not finite":
+                outcome = "skipped, because the loss or a gradient is not finite"
             log.warning(
                 "step %d: %s; metrics.jsonl lists the keys of the pairs in this step", self.progress.step, outcome
             )
@@ -354,7 +356,8 @@ class Run:
 def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
     if schedule.warmup_steps > schedule.steps:
         log.warning(
-            "schedule: warmup_steps (%d) exceeds steps (%d), so the learning rate never reaches its peak",
+            "schedule: warmup_steps (%d) exceeds steps (%d), so the learning rate never reaches its peak; "
+            "lower warmup_steps",
             schedule.warmup_steps,
             schedule.steps,
         )

@@ -177,8 +177,7 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         if (self.kind == "file") is (self.path is None):
             raise UserError(
-                "path, the location of a tokenizer.json, is required with kind 'file', and not allowed with others; "
-                "set both or neither"
+                "kind 'file' and path (the path of a tokenizer.json) require each other; set both or neither"
             )
 
 
@@ -366,9 +365,9 @@ class TeacherRecipe:
             if not value > 0:
                 raise UserError(f"{name} must be above 0, got {value}")
         _require_finite(weight=self.weight, temperature=self.temperature)
-        last = f"or train with commit {_LAST_WITH_WORDS}, the last that had them"
+        last = f"or train with commit {_LAST_WITH_WORDS}, the last that supports this key"
         if self.words is None:
-            raise UserError(f"words is missing, which used to mean 128 words per step; set words: 0 for none, {last}")
+            raise UserError(f"words is missing, which once meant 128 words per step; set words: 0 for none, {last}")
         if self.words:
             raise UserError(f"words {self.words}: no longer supported; set words: 0, {last}")
         if self.soft_targets:
@@ -397,7 +396,7 @@ class FeaturesRecipe:
 
     def __post_init__(self) -> None:
         if self.encoder is not None and self.caches:
-            raise UserError("set either encoder, or caches, the folders of its features")
+            raise UserError("encoder and caches (folders of features) cannot be combined; set one of them")
         if self.beside and self.encoder is None and not self.caches:
             raise UserError("beside: true needs both images and features; set encoder or caches")
         _require_at_least(1, layers=self.layers)

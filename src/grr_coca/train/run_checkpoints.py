@@ -84,8 +84,8 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
     if before.fingerprint != origin.fingerprint:
         raise UserError(
             f"{path}: this run started from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
-            f"to continue that run, pass the same --checkpoint (or delete {START_FILE} if it no longer exists); "
-            "to start another run, pass another --out"
+            f"to continue that run, pass the same --checkpoint, or, if that checkpoint no longer exists, delete "
+            f"{START_FILE}; to start another run, pass another --out"
         )
 
 
@@ -173,7 +173,7 @@ class CheckpointStore:
             try:
                 verify_folder(folder)
             except UserError as error:
-                log.warning("%s; trying the checkpoint before it", error)
+                log.warning("%s; trying an earlier checkpoint", error)
             else:
                 return folder
         return None
@@ -317,7 +317,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     for key, expected, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
-                f"{path}: the run there has {key} {found}, not {expected}; to continue it, pass the same recipe; "
+                f"{path}: this run has {key} {found}, not {expected}; to continue this run, pass the same recipe; "
                 "to start another run, pass another --out"
             )
     if origin is not None:

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import differences
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 from grr_coca.common.files import read_file_bytes
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
@@ -105,7 +105,7 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
         if name == "teacher":
             changed = "its texts or embeddings have changed since"
         elif found.pairs != before.pairs:
-            changed = f"{found.pairs:,} pairs are taken from it now, and {before.pairs:,} were when"
+            changed = f"it has {count_of(found.pairs, 'pair')} now, but had {before.pairs:,} when"
         raise UserError(
             f"{path}: data: {name} of the run: {changed} {point} was written; restore the old data, or start another "
             "run with another --out"
@@ -371,9 +371,7 @@ def readable_validation(val: PairSource, ranks: Ranks) -> PairSource:
             "list all errors"
         )
     if bad and ranks.is_first:
-        log.warning(
-            "%d of %d validation pairs are invalid and are excluded; the first error is: %s", len(bad), len(val), bad[0]
-        )
+        log.warning("excluding invalid validation pairs: %d of %d; the first error is: %s", len(bad), len(val), bad[0])
     return Subset(val, readable)
 
 

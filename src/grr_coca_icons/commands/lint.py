@@ -11,7 +11,7 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag
 from grr_coca.cli.output import failure_lines, print_first, print_line
-from grr_coca.common.errors import UserError, escape_control_chars, require_extra
+from grr_coca.common.errors import UserError, count_of, escape_control_chars, require_extra
 from grr_coca.common.files import read_json
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted
@@ -82,7 +82,7 @@ def run(
     if update_baseline and baseline is not None:
         keys = sorted({one.key for one in checked.contradictions})
         write_output(baseline, lambda file: file.write((json_module.dumps({"known": keys}, indent=1) + "\n").encode()))
-        print(f"{len(keys):,} findings are in {baseline}", file=sys.stderr)
+        print(f"{count_of(len(keys), 'finding')} written to {baseline}", file=sys.stderr)
         return 0
     for one in found:
         location = f"{one.where}:{one.line}" if one.line else one.where

@@ -13,7 +13,7 @@ import tyro
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, OptionalCheckpointFlag
 from grr_coca.cli.output import print_first, print_line
 from grr_coca.cli.progress import late_bar
-from grr_coca.common.errors import UserError, escape_control_chars, require_extra
+from grr_coca.common.errors import UserError, count_of, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(
     if (dry_run or force) and not apply:
         raise UserError("--dry-run and --force require --apply")
     if apply and (used_in is None or json or check):
-        raise UserError("--apply rewrites code in --used-in DIR; it cannot be combined with --json or --check")
+        raise UserError("--apply requires --used-in DIR, and cannot be combined with --json or --check")
     if not 0 <= min_probability <= 1:
         raise UserError(f"--min-probability must be from 0 to 1, got {min_probability:g}")
     if apply:
@@ -111,7 +111,7 @@ def run(
         theirs = {name.partition(":")[0] for name in target.set.names}
         uses = [use for use in uses if use.prefix not in theirs]
         if not uses:
-            print(f"the code only uses icons of {', '.join(sorted(theirs))}", file=sys.stderr)
+            print(f"nothing to match: the code uses only icons of {', '.join(sorted(theirs))}", file=sys.stderr)
             return 0
         with late_bar("embedded") as on_progress:
             used = matcher.used(uses, on_progress)
@@ -144,7 +144,7 @@ def _source_and_targets(sources: Sequence[str], used_in: str | None) -> tuple[Se
 
 def _report_excluded(failures: Sequence[str]) -> None:
     if failures:
-        print(f"{len(failures):,} images are excluded:", file=sys.stderr)
+        print(f"excluding {count_of(len(failures), 'image')}:", file=sys.stderr)
         print_first(list(map(escape_control_chars, failures)))
 
 
@@ -206,12 +206,13 @@ def _apply(
         if len(names) > 1:  # for example, two states of a button
             print_line(escape_control_chars(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
     print(
-        f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
-        + (f"; {len(plan.unchanged):,} locations are unchanged, see above" if plan.unchanged else ""),
+        f"{'replaced' if write else 'would replace'} {count_of(plan.replaced, 'name')} in "
+        + count_of(len(plan.changes), "file")
+        + (f"; unchanged: {count_of(len(plan.unchanged), 'location')}, listed above" if plan.unchanged else ""),
         file=sys.stderr,
     )
     for command in plan.commands:
-        print(f"then: {command}", file=sys.stderr)
+        print(f"next, run: {command}", file=sys.stderr)
 
 
 # --- Output
@@ -228,8 +229,8 @@ def _print(matches: "Sequence[PictureMatch]", used: "UsedIcons | None", json: bo
         some = sum(match.best is not None for match in matches)
         decided = sum(match.is_decided for match in matches)
         print(
-            f"{len(matches):,} images: {some:,} with an equivalent, {len(matches) - some:,} without"
-            + (f"; {decided:,} were decided before" if decided else ""),
+            f"{count_of(len(matches), 'image')}: {some:,} with an equivalent, {len(matches) - some:,} without"
+            + (f"; {decided:,} decided before" if decided else ""),
             file=sys.stderr,
         )
 
@@ -281,7 +282,7 @@ def _write(
     else:
         content = _csv(matches)
     write_output(out, lambda file: file.write(content.encode("utf-8", "backslashreplace")))
-    print(f"{len(matches):,} matches are in {out}", file=sys.stderr)
+    print(f"matches of {count_of(len(matches), 'image')} written to {out}", file=sys.stderr)
 
 
 def _set_names(names: Sequence[str]) -> str:
@@ -311,7 +312,7 @@ def _check(
     findings = check_map(dict(table), source.lookup, target.lookup, numbers)
     for finding in findings:
         print_line(escape_control_chars(_finding_line(finding)))
-    print(f"{len(findings):,} of {len(table):,} entries look wrong", file=sys.stderr)
+    print(f"entries that look wrong: {len(findings):,} of {len(table):,}", file=sys.stderr)
     return 1 if findings else 0
 
 

@@ -44,7 +44,9 @@ def read_map(path: Path) -> IconMap:
         raise UserError(f"{path}: not valid JSON ({error}); pass a map in JSON or CSV") from error
     if isinstance(content, dict) and isinstance(content.get("icons"), dict) and "format" in content:
         if content["format"] != FORMAT:
-            raise UserError(f"{path}: unsupported map format {content['format']!r}; this version supports {FORMAT}")
+            raise UserError(
+                f"{path}: unsupported map format {content['format']!r}; this version supports {FORMAT}; update grr-coca"
+            )
         content = content["icons"]
     if not isinstance(content, dict) or not content:
         raise UserError(f'{path}: not a map of icons; expected {{"format": 1, "icons": {{"lucide:x": "tabler:x"}}}}')

@@ -49,7 +49,7 @@ def read_font(path: Path) -> IconSet:
             f"{path}: corrupt, or not a font ({first_line(error)}); pass a TTF, OTF, WOFF or WOFF2 file"
         ) from error
     if not icons:
-        raise UserError(f"{path}: no glyph with a drawing has a name or a code point; use a font of icons")
+        raise UserError(f"{path}: has no glyph with a drawing and a name or code point; use a font of icons")
     return IconSet(prefix=path.stem, icons=icons, title=title, licence=licence[:100], author=author)
 
 
@@ -60,7 +60,7 @@ def _require_size(path: Path) -> None:
     unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
     if size > _MAX_BYTES or unpacked > _MAX_UNPACKED:
         raise UserError(
-            f"{path}: too large for an icon font ({max(size, unpacked):,} bytes, limit {_MAX_BYTES:,}); use another"
+            f"{path}: too large for an icon font ({max(size, unpacked):,} bytes, limit {_MAX_BYTES:,}); reduce it"
         )
 
 

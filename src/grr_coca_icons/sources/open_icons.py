@@ -170,7 +170,9 @@ def _write(path: Path, icons: IconSet) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda file: file.write(content))
     except OSError as error:
-        raise UserError(f"{path}: the user's cache cannot be written to ({error.strerror or error})") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); set XDG_CACHE_HOME to another folder"
+        ) from error
 
 
 def _read(path: Path) -> list[PackedIcon]:
@@ -180,7 +182,7 @@ def _read(path: Path) -> list[PackedIcon]:
         listed = json.loads(content[start:-_END])
         return [PackedIcon(**{**icon, "words": tuple(icon["words"])}) for icon in listed]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: corrupt; delete this file, which is then rebuilt") from error
+        raise UserError(f"{path}: corrupt; delete this file, and run the command again to rebuild it") from error
 
 
 # --- Pairs, for training and evaluation

@@ -50,7 +50,8 @@ def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCa
     grid_size = math.isqrt(num_positions - 1)
     if grid_size**2 != num_positions - 1:
         raise UserError(
-            f"{name}: visual.positional_embedding must have a square number plus one of rows, got {num_positions}"
+            f"{name}: the number of rows of visual.positional_embedding must be 1 more than a square number, got "
+            f"{num_positions}"
         )
     num_queries, pooled_dim = shapes.of("visual.attn_pool.query", 2)
     vocab_size, text_dim = shapes.of("text.token_embedding.weight", 2)

@@ -135,7 +135,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         )
     sparse = [str(name) for name, value in state.items() if not _is_dense(value)]
     if sparse:
-        raise UserError(f"{path}: '{sparse[0]}' is sparse or expanded, which weights of a model are not")
+        raise UserError(
+            f"{path}: '{sparse[0]}' is sparse or expanded, unlike the weights of a model; pass a file of weights"
+        )
     named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     if len(named) < len(state):
         raise UserError(f"{path}: duplicate tensors, with and without the prefix 'module.'; remove one of each")

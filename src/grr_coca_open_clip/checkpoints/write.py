@@ -62,8 +62,8 @@ def _require_supported(checkpoint: Checkpoint) -> None:
     for key, value, expected in differences(checkpoint.config, reference):
         if key not in _SIZES:
             raise UserError(
-                f"open_clip does not support this '{checkpoint.preset}': {key} is {value}, and in its CoCa "
-                f"{expected}; only models imported from open_clip, or trained as open_clip_coca, can be exported"
+                f"open_clip does not support this '{checkpoint.preset}': {key} must be {expected}, got {value}; "
+                "only models imported from open_clip, or trained as open_clip_coca, can be exported"
             )
     if not checkpoint.tokenizer.has_vocabulary_of(clip_bpe()):
         raise UserError(

@@ -10,7 +10,7 @@ import tyro
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag, require_batch_size
 from grr_coca.cli.output import failure_lines, print_first
 from grr_coca.cli.progress import late_bar
-from grr_coca.common.errors import UserError, require_extra
+from grr_coca.common.errors import UserError, count_of, require_extra
 from grr_coca.infer.load import require_input
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT
@@ -72,7 +72,7 @@ def run(
         require_extra("ray", "--on ray")
     with _open(out, images, checkpoint, batch_size, engine) as index:
         if forget:
-            print(f"{index.store.location}: {index.forget(forget):,} images forgotten", flush=True)
+            print(f"{index.store.location}: {count_of(index.forget(forget), 'image')} forgotten", flush=True)
             if not images and not watch:
                 return 0
 
@@ -104,11 +104,11 @@ def _check(location: str) -> None:
 
     with open_store(location) as store:
         found = store.check()
-    print(f"{location}: {found.images:,} images, all as they were written")
+    print(f"{location}: {count_of(found.images, 'image')} checked; no errors found")
     if found.without_checksum:
         print(
-            f"{found.without_checksum:,} embeddings have no checksum, because an older version wrote them; "
-            f"grr-coca index --out {location} adds them"
+            f"{count_of(found.without_checksum, 'embedding')} of an older version without a checksum; to add the "
+            f"missing checksums, run: grr-coca index --out {location}"
         )
 
 
@@ -146,7 +146,7 @@ def _report(update: "UpdateResult", index: "Index", seconds: float) -> None:
     parts = [f"{count:,} {name}" for name, count in counts if count]
     parts += [f"metadata of {update.noted:,} read"] if update.noted else []
     changes = ", ".join(parts) or "nothing new"
-    print(f"{index.store.location}: {len(index):,} images ({changes}) in {seconds:.1f} s", flush=True)
+    print(f"{index.store.location}: {count_of(len(index), 'image')} ({changes}) in {seconds:.1f} s", flush=True)
     if update.failures:
-        print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
+        print(f"{len(update.failures):,} of {count_of(update.found, 'image')} cannot be read:", file=sys.stderr)
         print_first(failure_lines(failure.message for failure in update.failures))

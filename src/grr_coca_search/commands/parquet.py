@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import IndexArgument
-from grr_coca.common.errors import UserError, require_extra
+from grr_coca.common.errors import UserError, count_of, require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, write_output
 
 
@@ -25,7 +25,7 @@ def import_index(
 
     if not path.is_file():
         raise UserError(f"{path}: no such file; pass a file from `grr-coca export index`")
-    print(f"{out}: {import_parquet(path, out):,} images of {path}")
+    print(f"{out}: {count_of(import_parquet(path, out), 'image')} imported from {path}")
 
 
 def export_index(index: IndexArgument, out: Annotated[Path, tyro.conf.arg(metavar="FILE.parquet")]) -> None:
@@ -44,4 +44,4 @@ def export_index(index: IndexArgument, out: Annotated[Path, tyro.conf.arg(metava
     with open_store(index) as store:
         require_writable(out)
         write_output(out, lambda file: counts.append(export_parquet(store, file)))
-    print(f"{counts[0]:,} images of {index} are in {out}")
+    print(f"{count_of(counts[0], 'image')} of {index} written to {out}")

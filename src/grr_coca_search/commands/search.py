@@ -10,7 +10,7 @@ import tyro
 
 from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, join_lists
 from grr_coca.cli.output import print_line
-from grr_coca.common.errors import UserError, escape_control_chars
+from grr_coca.common.errors import UserError, count_of, escape_control_chars
 from grr_coca.common.outputs import to_json
 from grr_coca_search.fields import FIELDS
 
@@ -87,7 +87,7 @@ def search_index(
             print_line("[]")
         return
     if where is not None and not answer.hits and not json and not null:
-        print(f"none of {answer.searched:,} images matches --where", file=sys.stderr)
+        print(f"no image matches --where (searched: {answer.searched:,})", file=sys.stderr)
         return
     _print(answer, json, null, runs_in)
 
@@ -129,8 +129,9 @@ def list_duplicates(
     if not json:
         spare = sum(len(group.entries) - 1 for group in groups)
         num_exact = sum(len(group.exact_copies) for group in groups)
-        exactly = f", {num_exact:,} of them exact copies" if num_exact else ""
-        print_line(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}{exactly}")
+        exactly = f" (exact copies: {num_exact:,})" if num_exact else ""
+        surplus = f"{count_of(spare, 'surplus image')}{exactly}"
+        print_line(f"{count_of(len(groups), 'group')} with {surplus} in {Path(index).name or index}")
 
 
 def _require_separated(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:

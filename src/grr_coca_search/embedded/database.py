@@ -266,7 +266,9 @@ def database_errors(folder: Path) -> Iterator[None]:
                 "try again"
             ) from error
         if "locked" in words or "busy" in words:
-            raise UserError(f"{folder}: another process has locked the index; try again when it is done") from error
+            raise UserError(
+                f"{folder}: another process has locked the index; try again when that process is done"
+            ) from error
         if any(sign in words for sign in _CORRUPTION_WORDS):
             raise UserError(f"{folder / FILE}: corrupt, or not an index ({words}); {how_to_restore(folder)}") from error
         raise UserError(f"{folder / FILE}: {words}") from error
@@ -434,7 +436,7 @@ def lock_writer(folder: Path) -> ProcessLock:
         return ProcessLock(folder / _LOCK)
     except LockHeldError as error:
         if error.is_own_lock:
-            raise UserError(f"{folder}: this process already writes to this index; close it there first") from error
+            raise UserError(f"{folder}: this process already writes to the index; close that Index first") from error
         raise UserError(
             f"{folder}: another process ({error.holder}) is writing to this index; wait until it is done, or stop it; "
             "searching is possible in the meantime"

@@ -356,5 +356,6 @@ def _server_errors(location: str) -> Iterator[None]:
     except (MilvusException, OSError, RuntimeError, TimeoutError) as error:
         words = " ".join(str(getattr(error, "message", error)).split())[:300]
         raise UserError(
-            f"{location}: the Milvus server does not answer, or rejects the request ({words}); earlier commits are kept"
+            f"{location}: the Milvus server does not answer, or rejects the request ({words}); earlier commits are "
+            "kept; check the server, and try again"
         ) from error

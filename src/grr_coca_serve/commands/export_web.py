@@ -11,7 +11,7 @@ from grr_coca.cli.flags import OptionalCheckpointFlag, PicturesFlag
 from grr_coca.cli.output import require_new_folder
 from grr_coca.cli.progress import bars
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 from grr_coca.common.files import is_within
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT, is_adapted
@@ -56,9 +56,8 @@ def run(
         folder, model = locate_checkpoint(named), IndexModel(named)
         features = replacing_encoder(folder)
         without_encoder = UserError(
-            f"{named}: a page cannot compute the image encoder {features.name if features else ''} of this "
-            "model; pass --index to "
-            "search images by text, or use grr-coca serve"
+            f"{named}: a page cannot compute the image encoder{f' {features.name}' if features else ''} of this model; "
+            "pass --index to search images by text, or use grr-coca serve"
         )
         if store is None and not takes_pixels(folder):
             raise without_encoder
@@ -91,4 +90,7 @@ def run(
             on_progress=lambda done, _: shown.update("images", done, ""),
         )
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
-    print(f"{size:.1f} MB, {images:,} images, are in {out}; try it: python -m http.server --directory {out}")
+    print(
+        f"page with {count_of(images, 'image')} ({size:.1f} MB) written to {out}; "
+        f"to try the page, run: python -m http.server --directory {out}"
+    )

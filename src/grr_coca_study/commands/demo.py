@@ -58,7 +58,7 @@ def run(
     requested = load_demo(plan)
     earlier = None if dry_run else read_started_demo(out, requested, steps, fresh)
     if earlier is not None:
-        print(f"{out} holds this demo, of {earlier.steps:,} steps; it continues (--fresh starts again)")
+        print(f"{out}: continuing this demo of {earlier.steps:,} steps; to start again, pass --fresh")
     try:
         with worker_processes(min(2, os.cpu_count() or 1)) as workers:
             completed = earlier or _complete_plan(requested, workers, minutes, steps, dry_run, began)

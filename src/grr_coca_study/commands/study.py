@@ -184,9 +184,9 @@ def print_status(folder: Path) -> int:
         print(f"best for {name}, {stage}: {point_title(point)}")
     for (name, seed, stage), scores in unscored.items():
         if scores:
-            print(f"{name}, seed {seed}, {stage}: lacks {', '.join(scores)}; `grr-coca study run` repeats it")
+            print(f"{name}, seed {seed}, {stage}: lacks {', '.join(scores)}; repeat with `grr-coca study run`")
     for row in ledger.diverged:
-        print(f"{row.arm}, seed {row.seed}, {row.stage}: diverged; that is its result")
+        print(f"{row.arm}, seed {row.seed}, {row.stage}: diverged, which is the result of this run")
     for note in ledger.notes:
         print(note)
     return 0

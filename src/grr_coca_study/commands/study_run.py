@@ -46,7 +46,7 @@ def run_with_progress(
         try:
             study.run(workers, _Progress(shown, names, pairs, totals))
         except (KeyboardInterrupt, Interruption):
-            print("stopping: every run saves first", file=sys.stderr)
+            print("stopping when every run has saved its progress", file=sys.stderr)
             raise
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.errors import DiskError, UserError
+from grr_coca.common.errors import DiskError, UserError, count_of
 from grr_coca_study.claims import Claim, RunLocks
 from grr_coca_study.ledger import read_digests, write_digests
 from grr_coca_study.plan import PLAN_FILE, Plan, point_title, read_plan
@@ -119,8 +119,8 @@ class Study:
         waiting = self.agenda.missing_runs().total()
         if waiting:
             raise UserError(
-                f"{waiting} runs wait for settings for which other arms are still tuned; repeat the command when "
-                "those have ended"
+                f"{count_of(waiting, 'run')} left that cannot start before other processes have tuned the settings; "
+                "run the command again when those processes have ended"
             )
 
     def _run_all(self, workers: Workers) -> None:

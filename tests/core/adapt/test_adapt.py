@@ -183,7 +183,7 @@ def test_broken_images_are_skipped_and_counted(grr_coca, tmp_path):
     result = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine", "--json")
     assert result.code == 0
     assert json.loads(result.out)["skipped_pairs"] == 1
-    assert "1 pairs cannot be used" in result.err
+    assert "skipping 1 pair that cannot be used" in result.err
 
 
 @pytest.mark.ci
@@ -203,10 +203,10 @@ def test_classes_give_a_result_and_a_hint(grr_coca, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda pairs: pairs[:2], "2 pairs are too few; adapt needs 10 images with captions"),
+        (lambda pairs: pairs[:2], "too few pairs, 2; adapt needs at least 10 images with captions"),
         (lambda pairs: [with_caption(pair, "one") for pair in pairs], "all captions are equal"),
-        (lambda pairs: [replace(pair, image=pairs[0].image) for pair in pairs], "different images: 1"),
-        (lambda pairs: [replace(pair, image=b"x") for pair in pairs], "20 pairs cannot be read"),
+        (lambda pairs: [replace(pair, image=pairs[0].image) for pair in pairs], "too few different images, 1"),
+        (lambda pairs: [replace(pair, image=b"x") for pair in pairs], r"pairs that cannot be read: 20"),
         (lambda pairs: [replace(pair, image=blank(number)) for number, pair in enumerate(pairs)], "look the same"),
     ],
 )
@@ -262,7 +262,7 @@ def test_invalid_use_prints_one_line(grr_coca, place, monkeypatch, arguments, me
 def test_push_names_published_files(grr_coca, place):
     result = grr_coca("push", place / "mine", "someone/mine", "--licence", "mit", "--dry-run")
     assert result.code == 0, result.err
-    assert "captions and the features of the pairs" in result.err
+    assert "captions and image features of the pairs" in result.err
     assert {"adapted.json", "adapted.safetensors", "features.safetensors"} <= set(result.out.split())
     assert "report.html" not in result.out
 

@@ -129,7 +129,7 @@ def test_run_with_missing_pairs_requires_val(grr_coca, place, run, tmp_path):
     arguments = ["adapt", place / "pairs.tar", "-c", folder, "--out", tmp_path / "mine"]
     result = grr_coca(*arguments)
     assert result.code == 2
-    assert "pass pairs that it was not trained on to --val" in result.err
+    assert "pass other pairs to --val" in result.err
     assert grr_coca(*arguments, "--val", place / "unseen.tar").code == 0
 
 

@@ -174,7 +174,7 @@ def test_caption_is_never_written_into_an_image(refused, run, image_files, monke
     (image_files[0].parent / "0.png").symlink_to("1.webp")
     for images in (["0.txt"], ["0.png", image_files[0].with_suffix(".txt")]):
         message = refused("caption", "-c", run.folder, *images, "--sidecar", "txt", "--overwrite")
-        assert "this image would be overwritten" in message or "would share" in message
+        assert "this image would be overwritten" in message or "would be written to" in message
     (image_files[0].parent / "0.png").unlink()
     assert snapshot(image_files[0].parent) == before
 
@@ -413,7 +413,7 @@ def test_rejects_sidecars_shared_by_two_images(refused, run, image_files):
     image_files[0].with_suffix(".png").write_bytes(image_files[0].read_bytes())
     message = refused("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt")
     assert "0.png and" in message
-    assert "would share 0.txt" in message
+    assert "would be written to 0.txt" in message
     assert not list(image_files[0].parent.glob("*.txt"))
 
 

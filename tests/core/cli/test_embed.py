@@ -36,7 +36,7 @@ def test_images_are_embedded_with_their_paths_as_keys(grr_coca, run, image_files
     out = tmp_path / "new" / f"vectors{suffix}"
     result = grr_coca("embed", *image_files, "-c", run.folder, "--out", out, "--batch-size", 2)
     assert result.code == 0, result.err
-    assert result.out == f"3 embeddings of 128 numbers are in {out}\n"
+    assert result.out == f"3 embeddings of 128 numbers written to {out}\n"
     keys, vectors = read(out)
     assert keys == [str(path) for path in image_files]
     np.testing.assert_allclose(vectors, load(run.folder).embed_images(image_files), atol=1e-6)

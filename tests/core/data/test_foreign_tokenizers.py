@@ -137,5 +137,5 @@ def test_file_that_is_missing_is_an_error(recipe, tmp_path):
 
 @pytest.mark.parametrize("keys", [{"kind": "file"}, {"path": "a.json"}, {"kind": "clip", "path": "a.json"}])
 def test_kind_and_path_belong_together(keys):
-    with pytest.raises(UserError, match="kind 'file' and path, the location of a tokenizer"):
+    with pytest.raises(UserError, match=r"kind 'file' and path .* require each other"):
         TokenizerRecipe(**keys)

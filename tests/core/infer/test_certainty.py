@@ -173,7 +173,7 @@ def test_writes_no_sidecars_for_unfamiliar_images(tmp_path, capsys, arguments):
     written = {path.name for path in tmp_path.iterdir()} - {"noise.png", DRAWINGS[0].name}
     assert len(written) == 1
     assert "noise" not in written.pop()
-    assert "1 of 2 images are unlike those that this model was trained on, so nothing was" in capsys.readouterr().err
+    assert "wrote nothing for 1 of 2 images, because this model was trained on different" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_wrong_tensor_is_named_with_both_shapes(folder, edit, message):
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(UserError, match=f"1 tensors differ.*{message}"):
+    with pytest.raises(UserError, match=f"1 wrong tensor, .*{message}"):
         from_pretrained(folder)
 
 

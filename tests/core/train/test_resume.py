@@ -288,7 +288,7 @@ def finished(tmp_path_factory):
     ],
 )
 def test_rejects_another_recipe_and_names_the_key(finished, key, value):
-    with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has {key} "):
+    with pytest.raises(UserError, match=rf"recipe\.yaml: this run has {key} "):
         resume_point(finished.folder, with_key(finished.recipe, key, value))
 
 
@@ -306,7 +306,7 @@ def test_rejects_other_pairs_at_the_same_path(tmp_path):
     run = finished_run(tmp_path, steps=2, num_pairs=16)
     write_shard(run.shard, real_pairs(17))
     result = (
-        rf"{run.shard}: data: train of the run: 17 pairs are taken from it now, and 16 were when "
+        rf"{run.shard}: data: train of the run: it has 17 pairs now, but had 16 when "
         rf"{run.checkpoint} was written; restore the old data, or start another run with another --out"
     )
     with pytest.raises(UserError, match=result):
@@ -326,7 +326,7 @@ def test_rejects_other_validation_pairs_or_mixture_sources(tmp_path, key):
     pretrain(recipe, tmp_path / "run")
     write_shard(other, real_pairs(9, "health"))
     name = "val" if key == "val" else "mix 1"
-    with pytest.raises(UserError, match=rf"{other}: data: {name} of the run: 9 pairs are taken from it now, and 8"):
+    with pytest.raises(UserError, match=rf"{other}: data: {name} of the run: it has 9 pairs now, but had 8"):
         go_on(Run(tmp_path / "run", recipe, shard))
 
 

@@ -314,8 +314,7 @@ def test_bad_validation_pair_is_excluded(shard, tmp_path):
     assert read_metrics(tmp_path / "run", "val")[0]["num_pairs"] == 8
     assert len(messages) == 1
     assert (
-        f"1 of 9 validation pairs are invalid and are excluded; the first error is: {tmp_path / 'val.tar'}: {key}"
-        in messages[0]
+        f"excluding invalid validation pairs: 1 of 9; the first error is: {tmp_path / 'val.tar'}: {key}" in messages[0]
     )
 
 

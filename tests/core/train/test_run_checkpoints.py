@@ -169,7 +169,7 @@ def test_flipped_bit_falls_back_with_a_warning(averaged_run):
             assert store.newest() == folder_of(store, 1)
         assert len(warned) == 1
         assert str(run.checkpoint) in warned[0]
-        assert warned[0].endswith("trying the checkpoint before it")
+        assert warned[0].endswith("trying an earlier checkpoint")
         with pytest.raises(UserError):
             from_pretrained(run.folder)
         flip(path, bit)

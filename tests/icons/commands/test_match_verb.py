@@ -200,13 +200,13 @@ def test_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, packa
     shown = grr_coca(*command, "--dry-run")
     assert "".join(f"+{line}\n" for line in after.splitlines()) in shown.out
     assert re.search(r"a\.tsx:1: lucide:heart → (none|tabler:\w+ \d+%, not applied)\n", shown.out)
-    assert "2 names in 1 files would be replaced; 1 locations are unchanged" in shown.err
+    assert "would replace 2 names in 1 file; unchanged: 1 location, listed above" in shown.err
     assert code.read_text() == "import { Heart, House, Trash2 } from 'lucide-react'\n"
     assert grr_coca(*command).code == 0
     assert code.read_text() == after
-    assert "0 names in 0 files are replaced" in grr_coca(*command).err
+    assert "replaced 0 names in 0 files" in grr_coca(*command).err
     code.write_text(after.partition("\n")[2])
-    assert grr_coca(*command).err == "the code only uses icons of tabler\n"
+    assert grr_coca(*command).err == "nothing to match: the code uses only icons of tabler\n"
 
 
 def test_two_icons_of_a_file_that_become_one_are_named(grr_coca, tmp_path, packages):

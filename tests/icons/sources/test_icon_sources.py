@@ -511,7 +511,7 @@ def test_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
 def test_font_without_drawings_raises(tmp_path):
     path = tmp_path / "a.ttf"
     make_font(path, {"trash": 0xE001}, squares={"trash": 0})
-    with pytest.raises(UserError, match=r"a\.ttf: no glyph with a drawing has a name or a code point"):
+    with pytest.raises(UserError, match=r"a\.ttf: has no glyph with a drawing and a name or code point"):
         by_name(path)
     make_font(path, {"blank": 0xE002, "trash": 0xE001}, squares={"blank": 0})
     assert list(by_name(path)) == ["trash"]
@@ -603,7 +603,7 @@ def test_corrupt_icon_pack_raises_and_is_rebuilt_if_deleted(json_file):
     whole = pack.read_bytes()
     for corrupt in (b"", whole[:-1], whole.replace(b'"offset"', b'"offsat"'), whole[:-8] + bytes(8)):
         pack.write_bytes(corrupt)
-        with pytest.raises(UserError, match=r"tiny\.icons: corrupt; delete this file, which is then rebuilt"):
+        with pytest.raises(UserError, match=r"tiny\.icons: corrupt; delete this file, and run the command again"):
             open_icons(str(json_file))
     pack.unlink()
     assert open_icons(str(json_file)).file.read_bytes() == whole
@@ -628,7 +628,7 @@ def test_icons_are_read_again_if_the_cache_was_emptied(json_file):
 def test_unwritable_cache_reports_one_line(json_file, monkeypatch, tmp_path):
     (tmp_path / "full").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "full"))
-    with pytest.raises(UserError, match="the user's cache cannot be written to"):
+    with pytest.raises(UserError, match=r"cannot be written .* set XDG_CACHE_HOME"):
         by_name(json_file)
 
 

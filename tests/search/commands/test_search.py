@@ -59,7 +59,7 @@ def test_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     (folder / "cactus.webp").unlink()
     result = grr_coca("index", "--out", tmp_path / "index")
     assert result.code == 0
-    assert "1 images (1 removed)" in result.out
+    assert "1 image (1 removed)" in result.out
     assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
 
 
@@ -100,7 +100,7 @@ def test_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     with running(command, stdout=subprocess.PIPE, text=True) as process:
         assert "2 images (2 new)" in process.stdout.readline()
         named.unlink()
-        assert "1 images (1 removed)" in process.stdout.readline()
+        assert "1 image (1 removed)" in process.stdout.readline()
         (folder / "b.webp").write_bytes((DRAWINGS / "snowman.webp").read_bytes())
         assert "2 images (1 new)" in process.stdout.readline()
         named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
@@ -155,7 +155,7 @@ def test_images_that_look_the_same_are_one_hit(search, grr_coca, drawings):
     groups = [sorted(Path(path).stem for path in json.loads(line)["paths"]) for line in result.out.splitlines()]
     assert sorted(groups) == [["guitar", "guitar-small"], ["snowman", "snowman-small"]]
     result = grr_coca("duplicates", drawings / "index")
-    assert result.out.endswith("2 groups, 2 surplus images in index\n")
+    assert result.out.endswith("2 groups with 2 surplus images in index\n")
     assert re.search(r"guitar\.webp\n    \S*guitar-small\.png\n", result.out), "the larger one first"
 
 
@@ -172,7 +172,7 @@ def test_reports_that_no_image_matches(grr_coca, drawings):
     result = grr_coca("search", drawings / "index", "tax return form")
     assert result.err == "nothing here looks like that; the nearest of 8 images:\n"
     wide = ("search", drawings / "index", "guitar", "--where", "width > 9999")
-    assert grr_coca(*wide).err == "none of 8 images matches --where\n"
+    assert grr_coca(*wide).err == "no image matches --where (searched: 8)\n"
     assert grr_coca(*wide, "--min-relevance", 0.5).err.endswith("or none of them matches --where\n")
 
 
@@ -232,6 +232,7 @@ def test_index_is_a_context_manager_in_python(tmp_path):
 def test_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
     result = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
     assert "8 images of" in result.out
-    assert "8 images of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out
+    imported = grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index")
+    assert "8 images imported from" in imported.out
     both = [grr_coca("search", index, "guitar", "--json").out for index in (drawings / "index", tmp_path / "index")]
     assert both[0] == both[1]

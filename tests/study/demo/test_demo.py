@@ -95,7 +95,7 @@ def test_stopped_demo_continues_to_table_and_report(write_plan, tmp_path, capfd,
     work_here(monkeypatch)
     assert main(command) == 0
     output = capfd.readouterr().out
-    assert "it continues" in output
+    assert "continuing this demo" in output
     assert (out / "table.txt").read_text().strip() in output
     assert_runs_are_complete(out, steps=[6, 9, 9])
     assert_tells_what_was_measured(out)
@@ -156,7 +156,7 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"arms": ["grr_coca", "coca", "baseline_coca"]}, "a demo has two arms"),
+        ({"arms": ["grr_coca", "coca", "baseline_coca"]}, "a demo must have two arms"),
         ({"seeds": [0, 1]}, "one seed"),
         ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
         ({"finetune": []}, "finetune must not be empty"),

@@ -213,7 +213,7 @@ def test_changed_data_restart_every_run(study, tmp_path):
 
 def test_status_of_arms_that_wait_for_other_settings_is_shown(study):
     study.lay_out(**TUNED | {"arms": [TUNED["arms"][0], "grr_coca"], "tuning": TUNED["tuning"] | {"shared": True}})
-    with pytest.raises(UserError, match="2 runs wait for settings for which other arms are still tuned"):
+    with pytest.raises(UserError, match="2 runs left that cannot start before other processes have tuned the settings"):
         study.run("grr_coca")
     study.run("baseline_coca")
     assert len(study.run("grr_coca")) == 2
@@ -370,7 +370,7 @@ def test_runs_with_missing_scores_are_repeated(study, capsys):
     print_status(study.out)
     output = capsys.readouterr().out.splitlines()
     assert output[1].split() == ["baseline_coca", "0", "1"]
-    assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; `grr-coca study run` repeats it" in output
+    assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; repeat with `grr-coca study run`" in output
     assert study.run() == [OF_BASELINE[0], OF_GRR_COCA[0]]
     assert all("test" in row.metrics for row in study.ledger.rows if row.stage == "pictograms")
     assert study.run() == []

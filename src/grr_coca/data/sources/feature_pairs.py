@@ -181,10 +181,10 @@ def require_same_features(name: str, found: FeatureHeader | None, expected: Enco
     if (None if found is None else found.encoder.digest) == (None if expected is None else expected.digest):
         return
     has = "images" if found is None else f"features of {found.encoder.name}"
-    takes = "images" if expected is None else f"features of {expected.name}"
+    takes = matching = "images" if expected is None else f"features of {expected.name}"
     if has == takes:
         takes += " with other weights or another preprocessing"
-    raise UserError(f"{name}: contains {has}, but {what} takes {takes}; pass those")
+    raise UserError(f"{name}: contains {has}, but {what} takes {takes}; pass matching {matching}")
 
 
 def write_pairs(folder: Path, images: ByImage) -> None:

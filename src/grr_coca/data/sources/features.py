@@ -31,7 +31,7 @@ class WithFeatures(View):
         if cache.header.source != source_digest(source):
             raise UserError(
                 f"{cache.folder}: contains features of other images than those of {source.container(0)}; pass "
-                "their own feature folder"
+                "the folder with the features of these images"
             )
         self.source, self.sources, self.cache = source, (source,), cache
         self._numbers = image_numbers(source)
@@ -113,7 +113,7 @@ def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | Non
         )
     if keep not in (None, cache.header.keep):
         raise UserError(
-            f"{folder}: contains the features '{cache.header.keep}', but the model takes '{keep}'; compute "
-            f"them with --keep {keep}"
+            f"{folder}: contains features of the kind '{cache.header.keep}', but the model takes '{keep}'; compute "
+            f"the features again with --keep {keep}"
         )
     return cache

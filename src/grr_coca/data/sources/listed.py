@@ -275,7 +275,7 @@ def locate_images(
                 except BadSample as error:
                     refused = refused or error
     if first is None:
-        raise UserError(f"{listing}: no pairs; the first rows have no image path, so check the columns")
+        raise UserError(f"{listing}: no pairs, because the first rows have no image path; correct the column of images")
     if not needs_images:
         return ImageFiles(folders[0])
     if refused is not None:

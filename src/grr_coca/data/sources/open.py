@@ -169,9 +169,7 @@ def _open_one(path: Path, split: str | None, needs_captions: bool = True, needs_
     if suffix == ".json":
         return _open_json(path, split, needs_captions, needs_images)
     if split is not None:
-        raise UserError(
-            f"{path}: has no splits, so '{split}' cannot be selected; only Karpathy's JSON files have splits"
-        )
+        raise UserError(f"{path}: has no splits, which only Karpathy's JSON files have; omit #{split} after the path")
     if path.name == "captions.txt":
         return _open_roco(path)
     if suffix == ".token":
@@ -241,9 +239,9 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs
                 "objects or an Iconify icon set"
             )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not valid in its format ({type(error).__name__}: {error}); correct it") from error
+        raise UserError(f"{path}: invalid content ({type(error).__name__}: {error}); correct the file") from error
     if split is not None:
-        raise UserError(f"{path}: has no splits, so '{split}' cannot be selected; only Karpathy's files have splits")
+        raise UserError(f"{path}: has no splits, which only Karpathy's JSON files have; omit #{split} after the path")
     stored = StoredRows(rows, fields)
     return ListedPairs(path, stored, locate_images(path, first_paths(stored), folders, needs_images))
 

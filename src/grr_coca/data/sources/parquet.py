@@ -55,8 +55,8 @@ def open_parquet(
         inner = column_of_images(str(path), schema)
         if must_embed and inner is None:
             raise UserError(
-                f"{path}: no column of image bytes; a remote table must contain its images, because image files are "
-                "not fetched"
+                f"{path}: no column of image bytes, which a remote table needs, because image files are not fetched; "
+                "write the images into the table, or copy the table and the images to this machine"
             )
         image, caption = find_columns(schema.names, str(path), needs_captions, inner)
         if caption is not None and not _holds_text(schema.field(caption).type):

@@ -175,7 +175,7 @@ class TarShards(PairSource):
         header = _read_header(index_path, file)
         if header is None:
             what = "has changed since it was indexed" if index_path.exists() else "is not indexed yet"
-            raise UserError(f"{file}: {what}; run `grr-coca data index` on the shards, which reads them once")
+            raise UserError(f"{file}: {what}; run `grr-coca data index` on these shards")
         self._index_paths[shard], self._content_digests[shard] = index_path, str(header["content"])
         self._read_at_once = max(self._read_at_once, int(header.get("group", 1)))
         if not header["is_whole"]:
@@ -186,7 +186,7 @@ class TarShards(PairSource):
         if not index.is_whole:
             self.truncated.append(path)
             _log.warning(
-                "%s: truncated; the %d complete pairs are used; copy or download it again",
+                "%s: truncated, so only its complete pairs are used (%d); copy or download this file again",
                 path,
                 int((index.rows["cause"] == 0).sum()),
             )

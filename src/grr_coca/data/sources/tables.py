@@ -72,8 +72,8 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
     try:
         cells = next(csv.reader([text], delimiter=delimiter, quoting=quoting), [])
     except csv.Error as error:
-        reason = "lines end with only a carriage return; save it with line feeds" if "\r" in text else str(error)
-        raise UserError(f"{path}: the first line cannot be read ({reason}); expected column names") from error
+        reason = "lines end with only a carriage return, not with a line feed" if "\r" in text else str(error)
+        raise UserError(f"{path}: column names in the first line cannot be read ({reason}); correct them") from error
     if len(cells) == 2 and without_suffix(cells[0]) != cells[0]:
         names, start = ["image", "caption"], _byte_order_mark_size(path)
     else:
@@ -204,9 +204,9 @@ class _DelimitedParser:
         """Return the path and the caption of the row."""
         cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption or 0):
-            raise ValueError(f"expected 2 cells, found {len(cells)}")
+            raise ValueError(f"expected {len(self._names)} cells, found {len(cells)}")
         if self._caption is not None and any(cells[len(self._names) :]):  # the caption contains delimiters
-            hint = "a tab in a caption" if self._delimiter == "\t" else f"put cells with '{self._delimiter}' in quotes"
+            hint = "remove the tab" if self._delimiter == "\t" else f"put cells with '{self._delimiter}' in quotes"
             raise ValueError(f"{len(cells)} cells for {len(self._names)} columns; {hint}")
         return ListedRow(cells[self._image].strip(), () if self._caption is None else (cells[self._caption],))
 

@@ -201,7 +201,7 @@ class AdaptedModel(ImageTextModel):
         if not self.can_decode:
             raise UserError(
                 "this model takes features, which its decoder cannot read, so its captions are those of its pairs; "
-                "omit the prompt and other options"
+                "omit the prompt and all captioning options"
             )
 
     def _confidence(self, scores: Float[np.ndarray, " _"], nearest: float) -> float | None:

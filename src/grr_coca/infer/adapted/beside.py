@@ -104,7 +104,7 @@ class StartEncoder:
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
         """Raise an error; see `VisionEncoder`. The model is copied instead."""
-        raise UserError(f"{self.info.name}: a model cannot be written as one graph; copy its folder")
+        raise UserError(f"{self.info.name}: a start model cannot be written as one graph; copy its folder instead")
 
     def copy_to(self, folder: Path) -> None:
         """Copy the files of the start model, including its graphs, if any.
@@ -368,14 +368,15 @@ def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool
         if found is not None and expected is None:
             raise UserError(
                 f"{argument}: features of {found.encoder.name}, but {folder} encodes images; pass the images, or "
-                f"{Path(argument, PAIRS)} if they are still at the paths in it"
+                f"{Path(argument, PAIRS)} if the images are still at the paths in that file"
             )
         if found is not None and expected is not None and found.keep != keep:
             # Commands for images compute the mean from all tokens, if the tokens come from an encoder that runs here.
             is_computable = keep == "mean" and not as_pairs and found.encoder.digest == expected.digest
             if found.encoder.weights == expected.weights and not is_computable:
                 raise UserError(
-                    f"{argument}: has the features '{found.keep}', but {folder} takes '{keep}'; compute those"
+                    f"{argument}: contains features of the kind '{found.keep}', but {folder} takes '{keep}'; compute "
+                    f"the features again with --keep {keep}"
                 )
         if found is not None or (expected is not None and expected.name.startswith(f"{GIVEN}:")):
             require_same_features(argument, found, expected, str(folder))

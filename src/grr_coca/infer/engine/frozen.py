@@ -92,7 +92,7 @@ class FrozenEngine(WrappedEngine):
         tokens = None if digest is None else find_tokens(self.encoder.info.digest, digest)
         if tokens is None:
             raise UserError(
-                "mean features; this model takes all tokens of an image, so compute features with --keep tokens"
+                "means of features, but this model takes all tokens of images; compute features with --keep tokens"
             )
         return tokens.astype(np.float32)
 

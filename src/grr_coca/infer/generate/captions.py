@@ -403,7 +403,7 @@ def stream_captions(
         UserError: As for `generate`, and if captions with these options cannot be streamed.
     """
     if options.num_beams > 1 or options.num_captions > 1:
-        raise UserError("beams and several captions per image cannot be streamed; stream one caption without beams")
+        raise UserError("captions cannot be streamed with num_beams or num_captions above 1; set both to 1")
     captioning = _Captioning(engine, tokenizer, options, prompt, _check_keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
     previous = [""] * len(pixels)
@@ -419,7 +419,7 @@ def _check_keys(keys: Sequence[object] | None, num_images: int) -> Sequence[obje
     if num_images == 0:
         raise UserError("no image to caption; pass at least one")
     if keys is not None and len(keys) != num_images:
-        raise UserError(f"{len(keys)} keys for {num_images} images; pass one key per image")
+        raise UserError(f"keys: expected one key per image, {num_images}, got {len(keys)}")
     return range(num_images) if keys is None else keys
 
 
@@ -496,13 +496,13 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
         )
     if options.max_length is not None and options.max_length > room:
         raise UserError(
-            f"max_length must be at most {room}, the number of tokens left in the context of {context_length} after a "
-            f"prompt of {num_prompt_ids - 1}, got {options.max_length}"
+            f"max_length must be at most {room}, which is left of the model's {context_length} tokens after the prompt "
+            f"of {num_prompt_ids - 1}, got {options.max_length}"
         )
     if options.min_length > room:
         raise UserError(
-            f"min_length must be at most {room}, the number of tokens left in the context after the "
-            f"prompt, got {options.min_length}"
+            f"min_length must be at most {room}, which is left of the model's {context_length} tokens after the prompt "
+            f"of {num_prompt_ids - 1}, got {options.min_length}"
         )
     return options.max_length or room
 

@@ -309,13 +309,11 @@ def files_beside(images: "Sequence[ImageFile]", path_of: Callable[[Path], Path],
     owners: dict[Path, str] = {}  # image names by file, with all links in the folder's path resolved
     for image in images:
         if image.path is None:
-            raise UserError(
-                f"{image.name}: image in a shard or table, so no file can be written next to it; use {instead}"
-            )
+            raise UserError(f"{image.name}: an image in a shard or table cannot have a file next to it; use {instead}")
         path = paths[image.name] = path_of(image.path)
         other = owners.setdefault(path.parent.resolve() / path.name, image.name)
         if other != image.name:
-            raise UserError(f"{other} and {image.name} would share {path.name}; use {instead}")
+            raise UserError(f"{other} and {image.name}: both texts would be written to {path.name}; use {instead}")
     for image in images:
         path = Path(image.name)
         if path.resolve() in owners or path.parent.resolve() / path.name in owners:

@@ -78,7 +78,7 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
 
 def _read(sidecar: Path) -> bytes:
     if sidecar.is_symlink() or not sidecar.is_file():  # a link may lead to the image itself
-        raise XmpError(f"{sidecar}: a link, or not a regular file; it was not changed")
+        raise XmpError(f"{sidecar}: not a regular file (or a link), so not changed; replace it with a regular file")
     if sidecar.stat().st_size > _MAX_BYTES:
         raise XmpError(
             f"{sidecar}: more than {_MAX_BYTES // 2**20} MB, too large for an XMP file; the file was not changed"

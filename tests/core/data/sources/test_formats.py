@@ -312,7 +312,7 @@ def test_caption_is_entire_cell(tmp_path, name, text, captions):
     assert_pairs(open_source(str(write(tmp_path / name, text))), captions, JPEGS[:2])
 
 
-@pytest.mark.parametrize(("delimiter", "hint"), [(",", "put cells with ',' in quotes"), ("\t", "a tab in a caption")])
+@pytest.mark.parametrize(("delimiter", "hint"), [(",", "put cells with ',' in quotes"), ("\t", "remove the tab")])
 def test_unquoted_delimiter_makes_a_bad_sample(tmp_path, delimiter, hint):
     lay(tmp_path, ["0.jpg", "1.jpg"])
     rows = ["image,caption", "0.jpg,a cat, a dog", "1.jpg,a bird,"]
@@ -456,7 +456,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         (
             "a.csv",
             "image,caption\ra.png,a\r",
-            "the first line cannot be read (lines end with only a carriage return; save it",
+            "the first line cannot be read (lines end with only a carriage return, not with",
         ),
         ("a.csv", "path,caption\n../a.jpg,a\n", "the path leaves"),
         ("a.parquet", b"PAR1 and nothing else", "not a readable Parquet file"),

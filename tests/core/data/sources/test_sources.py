@@ -193,7 +193,7 @@ def test_truncated_shard_keeps_its_intact_pairs(tmp_path, share):
     assert len(shard) - num_intact <= 1
     assert shard.truncated == [path]
     (message,) = messages
-    assert message.startswith(f"{path}: truncated; the {num_intact} complete pairs")
+    assert message.startswith(f"{path}: truncated, so only its complete pairs are used ({num_intact})")
 
 
 def test_shard_cut_between_two_pairs_is_named(tmp_path):
@@ -226,7 +226,7 @@ def test_shard_with_a_hole_is_named(tmp_path):
     path.write_bytes(content[:fifth] + bytes(tenth - fifth + 512) + content[tenth + 512 :])  # as of a broken download
     with warnings_of("grr_coca.data.sources.shards") as messages:
         assert len(TarShards([path])) == 5
-    assert messages == [f"{path}: truncated; the 5 complete pairs are used; copy or download it again"]
+    assert messages == [f"{path}: truncated, so only its complete pairs are used (5); copy or download this file again"]
     *images, last = iterate_images(str(path))
     assert [image.read() for image in images] == [pair.image for pair in PAIRS[:5]]
     with pytest.raises(

@@ -182,10 +182,10 @@ def test_no_image_no_caption(engine, tokenizer, images):
     ("options", "prompt", "keys", "message"),
     [
         ({}, "x " * 60, None, "the prompt has .* tokens; use at most 36"),
-        ({"max_length": CONTEXT}, "", None, "max_length must be at most 37, .* context of 40"),
+        ({"max_length": CONTEXT}, "", None, "max_length must be at most 37, .* 40 tokens"),
         ({"max_length": 37}, "a", None, "max_length must be at most .* prompt of [1-9]"),
-        ({"min_length": 38}, "", None, "min_length must be at most 37, the number of tokens"),
-        ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "3 keys for 6 images"),
+        ({"min_length": 38}, "", None, "min_length must be at most 37, which is left of"),
+        ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "keys: expected one key per image, 6, got 3"),
     ],
 )
 def test_mismatched_arguments_are_named(engine, tokenizer, images, options, prompt, keys, message):
@@ -293,7 +293,7 @@ def says(monkeypatch: pytest.MonkeyPatch, token_ids: list[int]) -> None:
 
 @pytest.mark.parametrize("way", ["draws", "beams"])
 def test_ranked_captions_cannot_be_streamed(engine, tokenizer, images, way):
-    with pytest.raises(UserError, match="stream one caption without beams"):
+    with pytest.raises(UserError, match="set both to 1"):
         next(stream_captions(engine, tokenizer, images, GenerationOptions(**WAYS[way])))
 
 

@@ -229,7 +229,7 @@ def test_link_is_unchanged(tmp_path, target):
     (tmp_path / "a.jpg.xmp").symlink_to(target)
     before = snapshot(tmp_path)
     for act in (has_caption, lambda path: write_sidecar(path, "a red heart", overwrite=True)):
-        with pytest.raises(XmpError, match="a link, or not a regular file"):
+        with pytest.raises(XmpError, match="not a regular file"):
             act(tmp_path / "a.jpg.xmp")
     assert snapshot(tmp_path) == before
 

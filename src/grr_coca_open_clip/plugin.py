@@ -78,7 +78,7 @@ def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageT
     """
     if engine not in ("auto", "torch"):
         raise UserError(
-            f"open_clip:{path}: engine '{engine}' cannot compute this checkpoint; omit the engine, or "
+            f"open_clip:{path}: engine '{engine}' cannot run this checkpoint; omit the engine, or "
             "import the checkpoint with `grr-coca import open_clip`"
         )
     require_extra("open-clip", f"open_clip:{path}")

@@ -28,8 +28,8 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
 def read_image_metadata(data: bytes, name: str) -> list[ImageMetadata]:
     """Return the EXIF, XMP and IPTC metadata in an image file, in this order. Subprocesses call this function.
 
-    The list is empty if the file has another format, or is corrupt. Its order is the order of precedence: data from
-    cameras take precedence over data from programs.
+    The list is empty if the format of the file has no such metadata, or the file is corrupt. Earlier entries take
+    precedence over later ones, because EXIF data come from cameras, whereas programs write XMP and IPTC.
     """
     is_webp_with_metadata = data[8:16] == b"WEBPVP8X"
     if not data.startswith(_STARTS) and not is_webp_with_metadata and data[4:8] != b"ftyp":

@@ -421,7 +421,7 @@ class _Run:
         return failure.name in self._in_scope or file in self._in_scope or _is_below(file, self._in_scope)
 
     def _locations_in_scope(self, root: str) -> Iterator[ImageLocation]:
-        """Yield the locations of a root's images that are inside the arguments of this update."""
+        """Yield the locations of a root's images that lie within the paths passed to this update."""
         is_whole = root in self._in_scope or _is_below(root, self._in_scope)
         for place in self._store.locations(root):
             if is_whole or place.name in self._in_scope or _is_below(place.name, self._in_scope):

@@ -54,7 +54,9 @@ def from_data_uri(text: str, param: str) -> bytes:
         raise RequestError(400, f"{param}: {message}", param=param)
     head = _DATA_URI.match(text[:200])
     if head is None:
-        raise RequestError(400, f"{param}: not an image; send it as data:image/png;base64,…", param=param)
+        raise RequestError(
+            400, f"{param}: not the data URI of an image; send the image as data:image/png;base64,…", param=param
+        )
     try:
         return base64.b64decode(text[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:

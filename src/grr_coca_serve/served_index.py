@@ -140,7 +140,7 @@ class ServedIndex:
         """Yield the store within a snapshot, so that all reads see the same state.
 
         Raises:
-            RequestError: If the index was deleted or cannot be read.
+            RequestError: If the index was deleted, cannot be read, or changed during the request.
         """
         with self._open.use() as store, store.snapshot():
             yield store

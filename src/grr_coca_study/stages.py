@@ -298,7 +298,7 @@ def _describe_files(path: str) -> Iterator[list[str | int]]:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Return the sorted data files of a path: all files in the folder, or the file itself."""
+    """Return the sorted data files of a path: the file itself, or the folder's shards, or else its visible files."""
     if not path.is_dir():
         return [path]
     files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)

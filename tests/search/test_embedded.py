@@ -140,7 +140,7 @@ def test_second_writer_error_names_the_first(store, reopened):
     fill(store, 1)
     other = reopened()
     assert len(other) == 1
-    with pytest.raises(UserError, match="this process already writes to this index"):
+    with pytest.raises(UserError, match="this process already writes to the index"):
         other.commit(Changes(removed=["a"]))
     (folder_of(store) / "writer.lock").write_text(" 12\n")
     with pytest.raises(UserError, match=r"another process \(12\) is writing to this index"):

@@ -230,7 +230,7 @@ def test_invalid_image_returns_one_sentence(served, path, content, status, reaso
         (b'{"image": 7}', JSON, 422, "image: must be a text"),
         (b'{"image": "https://example.com/a.png"}', JSON, 400, "never fetched"),
         (b'{"image": "file:///etc/passwd"}', JSON, 400, "never fetched"),
-        (b'{"image": "data:text/plain;base64,aGVsbG8="}', JSON, 400, "not an image"),
+        (b'{"image": "data:text/plain;base64,aGVsbG8="}', JSON, 400, "not the data URI of an image"),
         (b'{"image": "data:image/png;base64,%%%"}', JSON, 400, "not valid base64"),
         (b'{"image": "' + HEART.encode() + b'", "prompt": "\\ud83d"}', JSON, 422, "prompt: "),
         (b'{"image": "' + HEART.encode() + b'", "seed": 1e999}', JSON, 422, "seed"),

@@ -153,7 +153,7 @@ class TargetSpace:
         return np.ascontiguousarray(basis @ inner), variances
 
     def transposed(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "W K"]:
-        """Return the product of rows with the transpose of the matrix of image targets."""
+        """Multiply rows by the transposed matrix of image targets from the left: `targets.T @ rows`."""
         weighted = self.captions.sum_of_captions(rows) * self._factors
         words = self._weighed.transposed(len(self.vocabulary)).times(weighted)
         return np.concatenate([words, np.float32(np.sqrt(self.text_weight)) * (self._centred.T @ weighted)])

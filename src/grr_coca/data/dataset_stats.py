@@ -78,7 +78,7 @@ class DatasetStats:
 
 
 def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetStats:
-    """Compute complete statistics. Every pair is read and decoded once.
+    """Compute statistics of all pairs, except `vocabulary`. Every pair is read and decoded once.
 
     Args:
         source: Source of the pairs.

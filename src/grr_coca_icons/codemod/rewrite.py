@@ -543,7 +543,7 @@ _ALWAYS_BINDINGS = frozenset({"array_pattern", "rest_pattern", "formal_parameter
 
 
 def _is_binding(node: SgNode) -> bool:
-    """Return whether the code gives a name another meaning at this node, for example as a variable or parameter."""
+    """Return whether this node binds a name to something else, for example as a variable or parameter."""
     parent = node.parent()
     if node.kind() == "shorthand_property_identifier_pattern":
         return True

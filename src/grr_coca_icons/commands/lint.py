@@ -104,7 +104,7 @@ def run(
 def _read_baseline(path: Path) -> set[str]:
     known = read_json(path).get("known")
     if not isinstance(known, list):
-        raise UserError(f"{path}: not a file of known findings; write one with --update-baseline")
+        raise UserError(f"{path}: not a baseline file; create one with --baseline FILE.json --update-baseline")
     return set(map(str, known))
 
 

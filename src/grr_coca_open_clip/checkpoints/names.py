@@ -51,10 +51,10 @@ def to_theirs(ours: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
 def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
     patch_size, grid_size = config.own_image_encoder.patch_size, config.own_image_encoder.grid_size
 
-    def embed(conv: Tensor, token: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    def from_open_clip(conv: Tensor, token: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         return conv.flatten(1), conv.new_zeros(len(conv)), positions[1:], token, positions[0]
 
-    def unembed(weight: Tensor, bias: Tensor, patches: Tensor, token: Tensor, first: Tensor) -> tuple[Tensor, ...]:
+    def to_open_clip(weight: Tensor, bias: Tensor, patches: Tensor, token: Tensor, first: Tensor) -> tuple[Tensor, ...]:
         conv = weight.unflatten(1, (3, patch_size, patch_size))
         patches = torch.where(bias == 0, patches, patches + bias)  # -0 + 0 would be 0
         return conv, token, torch.cat([first[None], patches]).view(grid_size**2 + 1, -1)
@@ -68,8 +68,8 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
             "image_encoder.class_token.embedding",
             "image_encoder.class_token.position",
         ),
-        embed,
-        unembed,
+        from_open_clip,
+        to_open_clip,
     )
     yield from _affine("visual.ln_pre", "image_encoder.pre_norm")
     for i in range(config.own_image_encoder.transformer.num_layers):

@@ -342,7 +342,7 @@ def from_row(row: tuple) -> Entry:
         _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo, look = row
         texts, numbers = (name, root, file, digest, caption), (size, mtime_ns, phash, width, height)
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-            raise TypeError("a text instead of a number, or a number instead of a text")
+            raise TypeError("a column has the wrong type: text where a number is expected, or the reverse")
         if not isinstance(offset, int | None):
             raise TypeError("a text instead of an offset")
         of_model = json.loads(fields).get(MODEL_FIELDS, {}) if fields else {}
@@ -371,7 +371,7 @@ def from_row(row: tuple) -> Entry:
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """Return the fields from a user's table that the column `fields` contains. The result may be empty."""
+    """Parse the database column `fields`, and return the fields that come from the user's table; possibly none."""
     return {name: value for name, value in json.loads(written).items() if name != MODEL_FIELDS} if written else {}
 
 

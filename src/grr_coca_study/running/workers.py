@@ -40,7 +40,9 @@ class Workers:
         self._waiting: list[tuple[Future, tuple[Any, ...]]] = []
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Start a call in a process, and return its future. `process_messages` sets the result or error of the future.
+        """Queue a call for a worker process, and return its future.
+
+        `process_messages` sets the result or error of the future.
 
         If the process was killed, the error is a UserError.
         """

@@ -103,7 +103,7 @@ def test_invalid_combinations_are_named(engine, device, message):
 
 
 def test_open_clip_checkpoint_runs_only_in_torch():
-    with pytest.raises(UserError, match=r"open_clip:a\.bin: engine 'onnx' cannot compute this checkpoint"):
+    with pytest.raises(UserError, match=r"open_clip:a\.bin: engine 'onnx' cannot run this checkpoint"):
         grr_coca.load("open_clip:a.bin", engine="onnx")
 
 

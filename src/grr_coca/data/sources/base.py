@@ -83,7 +83,7 @@ class PairSource(Protocol):
         return self.name(index)
 
     def container(self, index: int) -> str:
-        """Return the shard, table or folder that contains a pair. Bad pairs are counted by this container."""
+        """Return the shard, table or folder that contains a pair. Bad pairs are counted per container."""
         ...
 
     @property

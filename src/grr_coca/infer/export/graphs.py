@@ -82,11 +82,11 @@ class _TextGraph(nn.Module):
 
 
 class _StepGraph(nn.Module):
-    """Step graph, which converts new tokens to the logits of the token after each new token.
+    """Step graph, which computes the logits that follow each new token.
 
-    Captions have the shape B K T, with K captions per image, instead of R T. With R rows, the number of queries that
-    share an image's keys would be R · T / B in every shape, and tracing would take three times as long. See
-    `_group_rows`.
+    Captions have the shape B K T, with K captions per image, and not R T with R = B · K rows. With rows, the symbolic
+    shapes would contain the quotient R · T / B, the number of queries that share an image's keys, and tracing would
+    take three times as long. See `_group_rows`.
     """
 
     def __init__(self, model: CoCa) -> None:

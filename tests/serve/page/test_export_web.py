@@ -97,6 +97,11 @@ def test_site_has_all_files_of_its_page_and_no_local_paths(index, runtime, tmp_p
     assert "'unsafe-eval'" not in POLICY
 
 
+def test_scripts_name_no_other_host(site):
+    for path in site.glob("*.js"):
+        assert "http://" not in path.read_text(encoding="utf-8").replace("http://www.w3.org/", ""), path.name
+
+
 @pytest.mark.ci
 def test_site_of_icon_sets_has_no_local_folders(runtime, tmp_path, monkeypatch):
     pytest.importorskip("resvg_py")

@@ -202,8 +202,8 @@ def wait_long_for_the_first(folder: Path) -> None:
     """The first rank works longer than ranks wait for each other elsewhere."""
     ranks_of_run.TIMEOUT = timedelta(seconds=5)
     with join_ranks() as ranks:
-        told = ranks.run_on_first(lambda: time.sleep(7) or "done")
-        (folder / f"told-{ranks.rank}").write_text(told)
+        result = ranks.run_on_first(lambda: time.sleep(7) or "done")
+        (folder / f"told-{ranks.rank}").write_text(result)
         ranks.sum(torch.zeros(1))
 
 

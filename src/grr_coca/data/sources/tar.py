@@ -110,6 +110,8 @@ def scan_shard(path: Path) -> ShardIndex:
             if not _has_several_captions(entries, file):
                 for entry in entries.values():
                     entry.parts.pop("json", None)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
     except (tarfile.TarError, OSError) as error:
         raise UserError(
             f"{path}: not a readable, uncompressed tar file ({error}); decompress it, or copy it again"

@@ -31,6 +31,7 @@ export class Detail {
       this.#go(step);
     });
     dialog.addEventListener("close", () => {
+      if (dialog.open) return; // shown again since: the event comes with the next frame only
       if (this.#index !== null && !this.isLeaving && !this.#isPanel) on.grid.focus(this.#index); // a panel gives it back itself
       const isLeft = this.entry !== null;
       this.isLeaving = false;
@@ -95,7 +96,10 @@ export class Detail {
     const { backend } = this.on;
     const style = this.on.iconStyle();
     this.entry = entry;
-    if (!this.#dialog.open) this.#isPanel = Boolean(style) && matchMedia("(min-width: 821px)").matches;
+    if (!this.#dialog.open) {
+      this.isLeaving = false;
+      this.#isPanel = Boolean(style) && matchMedia("(min-width: 821px)").matches;
+    }
     const { heading, set } = namesOf(entry);
     const isGuess = entry.fields?.unfamiliar === "yes";
     const image = element("img", { alt: heading });

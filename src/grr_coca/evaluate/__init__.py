@@ -1,1 +1,1 @@
-"""Evaluation: metrics as pure functions, and code that runs a model over a split."""
+"""Evaluation of models on splits: metrics as pure functions, and the code that runs a model on a split."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, count_of
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.evaluate.ptb import tokenize
 
@@ -45,10 +45,11 @@ TINY, SMALL = 1e-15, 1e-9
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """Return BLEU's counts for each caption, N × 10.
+    """Return the counts from which BLEU is computed, N × 10.
 
-    The counts are the numbers of matched n-grams and of all n-grams (n = 1 … 4 each), the length of the caption, and
-    the length of the reference. The score of a corpus depends only on the sums of the counts.
+    The columns are the numbers of the caption's n-grams that match a reference (n = 1 … 4), the numbers of all its
+    n-grams (n = 1 … 4), its length in tokens, and the length of the reference that is closest to this length, or the
+    shorter length if two are equally close. The score of a corpus depends only on the sums of these counts.
     """
     rows = [_bleu_counts(hypothesis, refs) for hypothesis, refs in zip(hypotheses, references, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 2 * MAX_ORDER + 2)
@@ -91,7 +92,7 @@ SCALE = 10.0
 
 
 class CiderScores(NamedTuple):
-    """CIDEr and CIDEr-D scores of N captions. The corpus score is their mean."""
+    """CIDEr and CIDEr-D of N captions, N each. The scores of the corpus are the means over the captions."""
 
     cider: np.ndarray
     cider_d: np.ndarray
@@ -104,8 +105,10 @@ class _Vector(NamedTuple):
 
 
 def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> CiderScores:
-    """Compute CIDEr and CIDEr-D of every caption. Document frequencies are counted over the references of all
-    images."""
+    """Compute CIDEr and CIDEr-D of each caption from its tokens and the tokens of its image's references.
+
+    The document frequency of an n-gram is the number of images with the n-gram in any of their references.
+    """
     counts = [[_count_ngrams(reference) for reference in refs] for refs in references]
     frequency = _document_frequency(counts)
     log_images = math.log(len(references)) if references else 0.0
@@ -189,9 +192,15 @@ def lcs_length(first: Tokens, second: Tokens) -> int:
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores of one caption per image: CIDEr, CIDEr-D and ROUGE-L (N each), and the counts for BLEU (N × 10).
+    """Scores of one caption per image, in the order of the images.
 
     For a corpus, the first three scores are averaged, and BLEU is computed from the summed counts.
+
+    Attributes:
+        cider: CIDEr, N.
+        cider_d: CIDEr-D, N.
+        rouge_l: ROUGE-L, N.
+        bleu_statistics: Counts from which BLEU is computed, N × 10.
     """
 
     cider: np.ndarray
@@ -219,7 +228,11 @@ class CaptionScores:
 
 
 def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Score one caption per image against the references of the image. All texts must be raw text, not tokens.
+    """Score one caption per image against the references of the image.
+
+    Args:
+        hypotheses: One caption per image, as raw text, which is tokenized here.
+        references: One or more reference captions for each image, as raw text.
 
     Raises:
         UserError: If no caption is given, an image has no reference, a text is given in place of a list, or the number
@@ -231,8 +244,8 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
         raise UserError(f"captions must be a list of texts, got the text '{hypotheses}'")
     if len(hypotheses) != len(references):
         raise UserError(
-            f"the number of captions, {len(hypotheses)}, must be that of the lists of references, {len(references)}; "
-            "pass one list of references per caption"
+            f"expected one list of references per caption, got {count_of(len(hypotheses), 'caption')} and "
+            f"{count_of(len(references), 'list')} of references; pass the same number of both"
         )
     single = next((refs for refs in references if isinstance(refs, str)), None)
     if single is not None:

@@ -30,16 +30,16 @@ class CaptionedSplit:
     references: tuple[tuple[str, ...], ...]
 
     def scores(self) -> CaptionScores:
-        """Return all caption metrics."""
+        """Score the captions against the references with all caption metrics; see `score_captions`."""
         return score_captions(self.hypotheses, self.references)
 
 
 def caption_split(
     checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int = 64, max_images: int | None = None
 ) -> CaptionedSplit:
-    """Caption every image of a split once, by greedy decoding, in the order of the source.
+    """Caption every image of a split once, by greedy decoding, in the order of the images' first pairs.
 
-    An adapted model chooses its captions instead of decoding them.
+    An adapted model chooses its captions instead of decoding them. A warning is logged if many captions are equal.
 
     Args:
         checkpoint: The model.
@@ -48,10 +48,11 @@ def caption_split(
         max_images: Maximum number of images to caption, evenly spread over the split. None means all images.
 
     Raises:
-        UserError: If the split is empty, a pair is invalid, or a number is below 1.
+        UserError: If the split is empty, a pair is invalid, or `batch_size` or `max_images` is below 1.
     """
-    if batch_size < 1 or (max_images is not None and max_images < 1):
-        raise UserError(f"batch_size and max_images must be at least 1, got {batch_size} and {max_images}")
+    for name, value in {"batch_size": batch_size, "max_images": max_images}.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     images = pairs_by_image(source)
     if not images:
         raise UserError("the split is empty: no image to caption; add images")
@@ -71,7 +72,7 @@ def caption_split(
 
 
 def _generate(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCaptions:
-    """Caption images, and use their stored features if available."""
+    """Caption images. A model that takes features uses the stored features if all of the images have them."""
     stored, engine = [file.features for file in files if file.features is not None], model.engine
     is_stored = isinstance(engine, FrozenEngine) and len(stored) == len(files)
     if isinstance(engine, FrozenEngine) and is_stored and engine.own is None:
@@ -84,7 +85,10 @@ def _generate(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCapti
 
 
 def pairs_by_image(source: PairSource) -> list[list[int]]:
-    """Return the indices of each image's pairs. Images are in the order of their first pair."""
+    """Return the indices of the pairs of each image, in the order of the images' first pairs.
+
+    Pairs belong to the same image if their image names are equal.
+    """
     images: dict[str, list[int]] = {}
     for index in range(len(source)):
         images.setdefault(source.image_name(index), []).append(index)
@@ -92,7 +96,9 @@ def pairs_by_image(source: PairSource) -> list[list[int]]:
 
 
 def write_captions(captioned: CaptionedSplit, path: Path) -> None:
-    """Write one JSON object per line: image, caption and references. The file is written atomically.
+    """Write the captions to a file of JSON lines, with the keys `image`, `caption` and `references`.
+
+    The file is written atomically. If `path` is a symbolic link, its target is written.
 
     Raises:
         UserError: If the file cannot be written.

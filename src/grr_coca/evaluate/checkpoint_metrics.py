@@ -40,7 +40,10 @@ from grr_coca.model.losses import LossWeights, contrastive_loss
 def loss_measures(
     results: PairResults, scaling: Scaling, contrastive_batch_size: int, weights: LossWeights
 ) -> dict[str, Measure]:
-    """Return the losses of a split, each as a `Measure`, with the names and values of `Evaluation`."""
+    """Return the contrastive loss, the perplexity and the CoCa loss of a split, as measures.
+
+    Names and values are those of `Evaluation`.
+    """
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
@@ -56,9 +59,10 @@ def loss_measures(
 
 
 def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
-    """Return recalls by name, such as `text_to_image/R@1`.
+    """Return the recalls in both directions by name, such as `text_to_image/R@1`.
 
-    To compute intervals, only the queries are resampled; the candidates stay the same.
+    To compute intervals, only the queries are resampled; the candidates stay the same. All captions of an image are
+    resampled together.
     """
     image_of = found.image_of.numpy()
     measures = {}
@@ -85,7 +89,7 @@ def _contrastive_per_pair(results: PairResults, scaling: Scaling, batch_size: in
 
 
 def _mean_loss(column: int, summed: np.ndarray) -> np.ndarray:
-    """Divide the sum of a loss, which is in the given column, by the number of its terms, in the next column."""
+    """Divide the sum of a loss, in the given column, by the number of its terms, in the next column."""
     return summed[..., column] / summed[..., column + 1]
 
 
@@ -94,6 +98,8 @@ class SplitMeasures:
     """Metrics of a split, as plain numbers and as `Measure` objects, which provide intervals and paired differences.
 
     Attributes:
+        evaluation: All metrics as plain numbers.
+        measures: Contrastive loss, perplexity, CoCa loss and recalls by name, such as `text_to_image/R@1`.
         num_tokens: Number of predicted tokens in all captions, which are truncated to the model's context length.
     """
 
@@ -109,12 +115,13 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: The model. Its training mode is restored.
-        source: The split.
+        source: The split. Each caption of an image counts as a pair.
         batch_size: Number of pairs per contrastive batch. The contrastive loss depends on this number.
         weights: Weights of the parts of `coca_loss`.
 
     Raises:
-        UserError: If a pair is invalid, or the split has fewer pairs than `batch_size`.
+        UserError: If a pair is invalid, `batch_size` is below 1, the split has fewer pairs than `batch_size`, or the
+            features of an image are missing and their encoder cannot be opened.
     """
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, every_caption(source), batch_size)
@@ -124,7 +131,17 @@ def evaluate_checkpoint(
 def measure_checkpoint(
     checkpoint: Checkpoint, source: PairSource, batch_size: int, weights: LossWeights
 ) -> SplitMeasures:
-    """Evaluate as `evaluate_checkpoint` does, and also return each metric as a `Measure`, which provides intervals."""
+    """Evaluate as `evaluate_checkpoint` does, and also return losses and recalls as measures with intervals.
+
+    Args:
+        checkpoint: The model. Its training mode is restored.
+        source: The split. Each caption of an image counts as a pair.
+        batch_size: Number of pairs per contrastive batch. The contrastive loss depends on this number.
+        weights: Weights of the parts of `coca_loss`.
+
+    Raises:
+        UserError: As in `evaluate_checkpoint`.
+    """
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, every_caption(source), batch_size)
     settings = (scaling_of(checkpoint.model), batch_size, weights)
@@ -139,14 +156,14 @@ MAX_ITERATIONS = 100
 
 
 def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
-    """Return the scale, and with a sigmoid loss the bias, that minimize the contrastive loss on a split.
+    """Return the temperature, and with a sigmoid loss also the bias, that minimize the contrastive loss on a split.
 
-    The loss is convex in the inverse temperature and in the bias, so it has a single minimum. The temperature has the
-    same bound as in training.
+    The loss is convex in the inverse temperature and in the bias, so it has a single minimum. The inverse temperature
+    is at least 1, and has the same upper bound as in training.
 
     Args:
-        embeddings: Embeddings of a validation split.
-        scaling: The model's own scaling, at which the search begins.
+        embeddings: Embeddings of a validation split with at least `batch_size` pairs.
+        scaling: The model's own scaling, at which the search begins. It is not changed.
         batch_size: Number of pairs per contrastive batch.
     """
     in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())

@@ -1,4 +1,4 @@
-"""Confidence intervals of measured numbers, by a bootstrap over images (Efron and Tibshirani, 1993).
+"""Confidence intervals of metrics, by a bootstrap over images (Efron and Tibshirani, 1993).
 
 Each resample draws as many images as the split has, with replacement. All pairs of an image are sampled together.
 Quantities of the entire corpus, such as the document frequencies of CIDEr or the retrieval candidates, stay the same.
@@ -48,9 +48,9 @@ class Measure:
 
     @classmethod
     def ratio(cls, sums: np.ndarray, counts: np.ndarray) -> "Measure":
-        """Create a measure of the ratio of two totals over all images: that of `sums` to that of `counts`.
+        """Create a measure of the total of `sums` divided by the total of `counts`, which have one value per image.
 
-        An example is a loss per token.
+        An example is the loss per token.
         """
         statistics = np.stack([sums, counts], axis=1).astype(np.float64)
         return cls(statistics, _quotient)
@@ -60,11 +60,13 @@ class Measure:
         return float(self.aggregate(self.statistics.sum(axis=0, keepdims=True))[0])
 
     def interval(self, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-        """Return the metric with its 95 % interval."""
+        """Return the metric with its 95 % interval, which is the same in each call with the same seed."""
         return _interval(self.value(), self._resample(resamples, seed))
 
     def difference(self, other: "Measure") -> Interval:
         """Return this metric minus that of another model on the same images, with the paired 95 % interval.
+
+        Both measures must have the images in the same order.
 
         Raises:
             UserError: If the numbers of images differ.
@@ -83,7 +85,7 @@ class Measure:
 
 
 def draw_resamples(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield bootstrap resamples, R × N, in chunks that fit into memory.
+    """Yield bootstrap resamples in chunks that fit into memory. The rows of all chunks together are R × N.
 
     Each value is the number of times that an image was drawn. The same seed yields the same resamples.
     """
@@ -98,7 +100,7 @@ def draw_resamples(num_images: int, resamples: int, seed: int) -> Iterator[np.nd
 
 
 def sum_by_image(values: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-    """Sum the rows of pairs that belong to the same image.
+    """Sum the rows of `values`, one per pair, that belong to the same image.
 
     The result, N × …, is in ascending order of image ids.
     """

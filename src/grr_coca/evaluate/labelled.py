@@ -22,36 +22,42 @@ LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target",
 
 
 def _read_label_table(path: Path) -> list[tuple[Path, str]]:
-    """Return the image and the label in each row of a CSV file, whose first row names the columns.
+    """Return the path of the image and the label in each row of a CSV file, whose first row names the columns.
+
+    Empty rows are skipped. Relative paths are relative to the folder of the file.
 
     Raises:
-        UserError: If the file cannot be read, a column is missing, or a row has too many or too few cells. The message
-            names the column or row.
+        UserError: If the file cannot be read, a column is missing, or a row has too many or too few cells. For such a
+            row, the message gives its number.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            names, *rows = [row for row in csv.reader(file) if row] or [[]]
+            rows = {number: row for number, row in enumerate(csv.reader(file), start=1) if row}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from error
+    names = rows.pop(min(rows, default=0), [])
     image, label = first_column(names, IMAGE_COLUMNS), first_column(names, LABEL_COLUMNS)
     if image is None or label is None:
         raise UserError(f"{path}: the first row must name a column of images and one of labels, such as path,label")
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows.items():
         if len(row) != len(names):
             raise UserError(
                 f"{path}, row {number}: expected {len(names)} columns, found {len(row)}; put a cell that contains a "
                 "comma in quotes"
             )
-    return [(path.parent / row[image], " ".join(row[label].split())) for row in rows]
+    return [(path.parent / row[image], " ".join(row[label].split())) for row in rows.values()]
 
 
 @dataclass(frozen=True)
 class LabelledImages:
     """Images with their classes.
 
-    `read(i)` returns the bytes and the name of image i; `targets[i]` is the index of its class in `class_names`.
+    Attributes:
+        read: Function that returns the bytes and the name of the image with a given index, or raises `UserError`.
+        targets: Index in `class_names` of each image's class.
+        class_names: Names of all classes.
     """
 
     read: Callable[[int], tuple[bytes, str]]
@@ -62,7 +68,11 @@ class LabelledImages:
         return len(self.targets)
 
     def batches(self, checkpoint: Checkpoint, batch_size: int) -> Iterator[Float[Tensor, "B 3 S S"]]:
-        """Yield all images in batches, as inputs of the checkpoint's model, on its device and in its precision."""
+        """Yield all images in batches, as inputs of the checkpoint's model, on its device and in its precision.
+
+        Raises:
+            UserError: If an image cannot be read or decoded.
+        """
         model = checkpoint.model
         for start in range(0, len(self), batch_size):
             files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
@@ -73,15 +83,16 @@ class LabelledImages:
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
     """Open labelled images: a folder with one subfolder per class, a .csv file, or pairs whose captions are the labels.
 
-    The first row of a .csv file names the columns of paths and labels.
+    The label of a class folder is its name, with spaces in place of underscores. The first row of a .csv file names the
+    columns of paths and labels. Images are read later, when they are used.
 
     Args:
         path: Folder, file, shards or pattern.
         class_names: All classes, in order. If None, the classes are the sorted labels that occur.
 
     Raises:
-        UserError: If the path cannot be read, no image is found, a class folder has its images in subfolders, or an
-            image has a label that is not one of the classes.
+        UserError: If the path cannot be read, no image is found, a class folder has its images in subfolders, there are
+            fewer than two classes, a class name is invalid, or an image has a label that is not one of the classes.
     """
     root = Path(path)
     if root.suffix.lower() == ".csv":
@@ -103,7 +114,7 @@ def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | N
 
 def _read(path: Path) -> bytes:
     if path.exists() and not path.is_file():  # reading a device file might never end
-        raise UserError(f"{path}: not a regular file; pass a folder, a .csv file or pairs")
+        raise UserError(f"{path}: not a regular file; correct the path in the .csv file")
     return read_file_bytes(path)
 
 
@@ -123,8 +134,8 @@ def _label_images(
 
 
 def _class_folders(root: Path) -> list[Path]:
-    # If a folder has images at its top level, captions or shards, it contains pairs. Otherwise, each subfolder is a
-    # class.
+    # If a folder has images at its top level, captions or shards, it contains pairs. Otherwise, each subfolder with
+    # images is a class.
     if not root.is_dir() or _images(root) or _has_pairs(root):
         return []
     visible = [folder for folder in _list_folder(root) if folder.is_dir() and not is_hidden(folder.name)]
@@ -140,7 +151,8 @@ def _class_folders(root: Path) -> list[Path]:
 def _has_pairs(root: Path) -> bool:
     """Return whether a folder contains image-text pairs.
 
-    This is true if the folder contains a shard, a text file named like an image, or ROCO's `captions.txt`.
+    This is true if the folder or a subfolder contains a shard, a text file named like an image, or ROCO's
+    `captions.txt` next to a folder `images`.
     """
     for _, folders, files in walk_visible(root):
         if any(name.lower().endswith(".tar") for name in files):

@@ -42,7 +42,7 @@ def drop(_: str) -> str:
 
 
 def straighten_apostrophe(token: str) -> str:
-    """Return the token with an ASCII apostrophe."""
+    """Return the token with `'` in place of `’` and `&apos;`, and with a backquote in place of `‘`."""
     return token.replace("&apos;", "'").replace("’", "'").replace("‘", "`")
 
 
@@ -62,7 +62,10 @@ def _use_no_break_spaces(token: str) -> str:
 
 
 def rewrite_by_table(table: dict[str, str]) -> Rewrite:
-    """Return a rewrite that looks up a token in a table. A token that is not in the table is kept."""
+    """Return a function that replaces a token by its entry in a table with lower-case keys.
+
+    The function keeps a token that is not in the table.
+    """
     return lambda token: table.get(token.lower(), token)
 
 
@@ -106,7 +109,7 @@ Draft = tuple[str, str, Rewrite]
 LETTER = r"[^\W\d_²³¹¼-¾\u2070-\u209c\u2150-\u2bff]"
 """Pattern of a letter. Superscripts, fractions and circled numbers are excluded, although `\\w` matches them."""
 IN_WORD = f"(?:{LETTER}|[\u0300-\u036f\u093e-\u094e\u00ad]|&eacute;)"
-"""Pattern of a letter, a combining accent, a Devanagari vowel sign, or a soft hyphen."""
+"""Pattern of a letter, a combining accent, a Devanagari vowel sign, a soft hyphen, or `&eacute;`."""
 RUN = rf"{IN_WORD}(?:{IN_WORD}|\d)*"
 WORD = f"{RUN}(?:[.!?]{RUN})*"
 """Pattern of runs of letters and digits that begin with a letter. A dot, exclamation mark or question mark between two
@@ -120,7 +123,7 @@ BEFORE_MARK = "[,;:]"
 
 
 def words() -> Iterator[Draft]:
-    """Yield the rules for words, parts of contractions, and words that keep an apostrophe."""
+    """Yield the rules for words, parts of contractions, words that keep an apostrophe, and names such as C++."""
     yield "programming language", r"(c\+\+|[cf]#)", keep
     for first, second in (pair.split("-") for pair in TWO_WORDS.split()):
         yield f"{first} {second}", f"({first}){second}", keep
@@ -190,7 +193,7 @@ def numbers() -> Iterator[Draft]:
 
 
 def marks() -> Iterator[Draft]:
-    """Yield the rules for all other marks."""
+    """Yield the rules for entities, currencies, brackets, smileys, dashes, quotes and all other marks."""
     yield "entity that is dropped", "(&(?:nbsp|mdash|quot);)", drop
     yield "numbered entity", "(&#[0-9]+;)", keep
     yield "entity", f"({'|'.join(ENTITIES)})", rewrite_by_table(ENTITIES)
@@ -233,7 +236,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 def tokenize(caption: str) -> list[str]:
-    """Return the lower-case tokens of a caption, without punctuation."""
+    """Return the lower-case tokens of a caption, without the punctuation that the COCO evaluation ignores."""
     text = BREAKS.sub(" ", caption).rstrip() + "\n"
     tokens = (token for written in _scan(text) for token in written.lower().split(" "))
     return [token for token in tokens if token and token not in PUNCTUATION]

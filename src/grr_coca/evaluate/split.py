@@ -1,7 +1,7 @@
-"""Losses and retrieval metrics of a model on one split: first the results of each pair, then the rank of each query's
-first correct answer, then the metrics of the split.
+"""Losses and retrieval metrics of a model on one split.
 
-Ranks are computed in blocks that fit into memory.
+They are computed in three steps: the results of each pair, the rank of each query's first correct answer, and the
+metrics of the split. Ranks are computed in blocks that fit into memory.
 
 Shapes: N pairs, or N queries and M candidates, E embedding width; I images, C captions, B images in a block, Q queries.
 """
@@ -39,7 +39,10 @@ MAX_LOG_PERPLEXITY = 700.0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of a complete split, with the ids of its captions and images."""
+    """Embeddings of pairs, with the ids of their captions and images.
+
+    Pairs with equal captions have the same caption id, and pairs of the same image have the same image id.
+    """
 
     image: Float[Tensor, "N E"]
     text: Float[Tensor, "N E"]
@@ -52,23 +55,33 @@ class Embeddings:
 
 
 class Scaling(NamedTuple):
-    """Scale and bias that convert similarities to logits. Only the sigmoid loss uses a bias."""
+    """Parameters that convert similarities to logits.
+
+    Attributes:
+        logit_scale: Logarithm of the inverse temperature.
+        logit_bias: Bias of the sigmoid loss. None for the softmax loss.
+    """
 
     logit_scale: Float[Tensor, ""]
     logit_bias: Float[Tensor, ""] | None = None
 
 
 def scaling_of(model: CoCa) -> Scaling:
-    """Return the scaling of a model, on the CPU."""
+    """Return the scaling of a model, on the CPU and at least in fp32."""
     bias = None if model.logit_bias is None else at_least_fp32(model.logit_bias.detach()).cpu()
     return Scaling(at_least_fp32(model.logit_scale.detach()).cpu(), bias)
 
 
 @dataclass(frozen=True)
 class PairResults:
-    """Embeddings and losses of each pair, before aggregation. `nll` is summed over the tokens of a caption, in nats.
+    """Embeddings and losses of each pair, before aggregation.
 
     `concatenate` joins the results for parts of a split, such as the parts of several processes.
+
+    Attributes:
+        embeddings: Embeddings and ids of the pairs.
+        nll: Captioning loss of each pair, summed over the predicted tokens of the caption, in nats.
+        num_tokens: Number of predicted tokens of each caption.
     """
 
     embeddings: Embeddings
@@ -129,6 +142,12 @@ def pair_results(
         num_workers: Number of processes that read the pairs. If 0, this process reads them.
         warns: Whether to report captions that are longer than the context. A training run does this only at its first
             validation.
+
+    Returns:
+        The results of all pairs in order, on the CPU. Every rank returns the results of all ranks.
+
+    Raises:
+        UserError: If a pair is invalid, or the features of an image are missing and their encoder cannot be opened.
     """
     dataset = as_dataset(checkpoint, pairs)
     share = SINGLE_PROCESS if ranks is None else RankShare(ranks.rank, ranks.size)
@@ -142,7 +161,7 @@ def pair_results(
 
 
 def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
-    """Convert pairs to inputs of the checkpoint's model, without augmentation."""
+    """Return a dataset that converts pairs to inputs of the checkpoint's model, without augmentation."""
     context_length = checkpoint.config.text_decoder.context_length
     return PairDataset(
         source, checkpoint.tokenizer, checkpoint.preprocess, context_length, frozen=frozen_input(checkpoint)
@@ -153,7 +172,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
     """Check that a split has enough pairs for one contrastive batch, where each caption of an image counts as a pair.
 
     Raises:
-        UserError: If the split has too few pairs.
+        UserError: If the split has too few pairs, or `batch_size` is below 1.
     """
     if batch_size < 1:
         raise UserError(f"evaluation batch size must be at least 1, got {batch_size}")
@@ -162,7 +181,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
     if count < batch_size:
         if not count:
             raise UserError(
-                f"the split is empty, but a contrastive loss at batch size {batch_size} needs at least as many "
+                f"the split is empty, but a contrastive loss at batch size {batch_size} needs at least that many "
                 "pairs; add pairs"
             )
         where = f"{source.name(0)} and the pairs next to it"
@@ -194,7 +213,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
-    """Return what a dataset must know about the frozen encoder, or None if the model takes no features."""
+    """Return the settings of the frozen encoder that a dataset needs, or None if the model takes no features."""
     if files.encoder is None:
         return None
     return FrozenInput(files.encoder.preprocess, files.config.image_encoder is not None)
@@ -202,7 +221,7 @@ def frozen_input(files: CheckpointFiles) -> FrozenInput | None:
 
 @lru_cache(maxsize=1)
 def _open_cached(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
-    """Open the encoder with this description. The most recent encoder stays cached for the next validation.
+    """Open the encoder with the given description. The most recent encoder stays cached for the next validation.
 
     Raises:
         UserError: If the encoder cannot be opened, or differs from its description.
@@ -211,7 +230,9 @@ def _open_cached(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
 
 
 def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> Iterator[Batch]:
-    """Yield batches with the features of their images, computing those that are missing.
+    """Yield batches with the features of their images, computing the features that the source does not store.
+
+    Batches of a model that takes no features are unchanged.
 
     Args:
         batches: Batches from a dataset that was opened for the model.
@@ -260,7 +281,14 @@ determine a rank."""
 
 @dataclass(frozen=True)
 class Gallery:
-    """A split prepared for retrieval: every image once, in the order of the images' first pairs, and every caption."""
+    """A split prepared for retrieval: every image once, in the order of the images' first pairs, and every caption.
+
+    Attributes:
+        image: Embeddings of the images.
+        text: Embeddings of the captions.
+        image_of: Index of each caption's image.
+        caption_ids: Ids of the captions. Equal captions have the same id.
+    """
 
     image: Float[Tensor, "I E"]
     text: Float[Tensor, "C E"]
@@ -269,7 +297,13 @@ class Gallery:
 
 
 class QueryRanks(NamedTuple):
-    """For each query, the number of wrong candidates above the first correct one, and the number of correct answers."""
+    """Ranks of the first correct answers to Q queries in one direction.
+
+    Attributes:
+        rank: Number of wrong candidates that rank above each query's first correct answer or tie with it.
+        num_right: Number of correct answers to each query.
+        num_candidates: Number of candidates, which is the same for all queries.
+    """
 
     rank: Int[Tensor, " Q"]
     num_right: Int[Tensor, " Q"]
@@ -306,14 +340,18 @@ def make_gallery(
     caption_ids: Int[Tensor, " N"],
     image_ids: Int[Tensor, " N"],
 ) -> Gallery:
-    """Build a gallery from pairs. If several pairs have the same image id, the image of the first pair is used."""
+    """Build a gallery from pairs. If several pairs have the same image id, only the image of the first pair is used."""
     first, image_of = first_rows(image_ids)
     return Gallery(image[first], text, image_of, caption_ids)
 
 
 def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, " N"]]:
-    """Deduplicate ids. Return the first row of each distinct id, in ascending order, and for each row the index of its
-    id in that list."""
+    """Deduplicate ids.
+
+    Returns:
+        The first row of each distinct id, in ascending order of these rows, and for each row the index of its id in
+        that order.
+    """
     _, inverse = torch.unique(ids, return_inverse=True)
     rows = torch.arange(len(ids))
     first = torch.full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, rows, "amin")
@@ -324,7 +362,7 @@ def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, "
 def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
     """Return the rank of the first correct answer for every caption and every image.
 
-    A tie counts against the correct answer.
+    Similarities that differ by at most `TIE` are ties, which count against the correct answer.
     """
     _, captions = torch.unique(gallery.caption_ids, return_inverse=True)
     num_texts = len(gallery.text)
@@ -376,12 +414,21 @@ def gallery_of(results: PairResults) -> Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics of a split, with the names that all reports use.
+    """Metrics of a split, with the names that all reports use. Losses are in nats.
 
-    `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs. `perplexity` is the
-    exponential of `captioning_loss`, the loss per token. Recalls are fractions of queries, and `chance` is the recall
-    that is expected if images are in random order. Captions with the same text are correct answers for each other's
-    images.
+    Captions with the same text are correct answers for each other's images.
+
+    Attributes:
+        num_pairs: Number of pairs in the split.
+        contrastive_batch_size: Number of pairs in each batch of the contrastive loss.
+        contrastive_loss: Mean over batches of exactly `contrastive_batch_size` pairs.
+        captioning_loss: Loss per predicted token.
+        perplexity: Exponential of `captioning_loss`.
+        coca_loss: Weighted sum of the contrastive and the captioning loss.
+        text_to_image: Recalls of texts as queries, by name (`R@1`, `R@5` and `R@10`), as fractions of the queries.
+        image_to_text: Recalls of images as queries, with the same names.
+        chance: Recalls of text queries that are expected if the images are in random order.
+        median_rank: Median rank of the first correct answer, counted from 1, for `text_to_image` and `image_to_text`.
     """
 
     num_pairs: int
@@ -402,7 +449,7 @@ class Evaluation:
         return sum(recalls) / len(recalls)
 
     def flat(self) -> dict[str, float]:
-        """Return all metrics in a flat mapping with names such as `text_to_image/R@1`."""
+        """Return all metrics except `mean_recall` in a flat mapping with names such as `text_to_image/R@1`."""
         return {
             f"{name}/{key}" if key else name: float(number)
             for name, value in asdict(self).items()
@@ -417,7 +464,15 @@ def aggregate(
     weights: LossWeights,
     found: Retrieval | None = None,
 ) -> Evaluation:
-    """Compute the metrics of a split from the results of its pairs, and from their ranks if these are known."""
+    """Compute the metrics of a split from the results of its pairs.
+
+    Args:
+        results: Results of all pairs.
+        scaling: Scaling with which the contrastive loss is computed.
+        contrastive_batch_size: Number of pairs per contrastive batch, at most the number of pairs.
+        weights: Weights of the parts of `coca_loss`.
+        found: Result of `retrieve` with equal captions as correct answers. None if it must be computed here.
+    """
     embeddings = results.embeddings
     contrastive = split_contrastive_loss(embeddings, scaling, contrastive_batch_size)
     captioning = (results.nll.sum() / results.num_tokens.sum()).item()
@@ -437,7 +492,7 @@ def aggregate(
 
 
 def recalls(ranks: QueryRanks) -> dict[str, float]:
-    """Return R@1, R@5 and R@10."""
+    """Return R@1, R@5 and R@10 by name, as fractions of the queries."""
     return {f"R@{k}": ranks.recall(k) for k in RECALLS}
 
 
@@ -451,15 +506,18 @@ def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size:
 
 
 def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Iterator[Float[Tensor, ""]]:
-    """Yield the contrastive loss of each batch, one at a time. `split_contrastive_loss` returns the mean of these
-    losses."""
+    """Yield the contrastive loss of each batch. `split_contrastive_loss` returns the mean of these losses."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
         pairs = embeddings.pairs(rows)
         yield contrastive_loss(pairs, pairs, *scaling)
 
 
 def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B"]]:
-    """Return fixed random batches of exactly `batch_size` pairs for the contrastive loss."""
+    """Return the rows of the pairs in each batch of the contrastive loss.
+
+    Each batch has exactly `batch_size` of the `num_pairs` pairs, which must be at least that many, in a random order
+    that is always the same. If the last batch is too small, it is filled up with pairs from the previous batch.
+    """
     assert num_pairs >= batch_size, f"{num_pairs} pairs do not fill a batch of {batch_size}"
     order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
     starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]

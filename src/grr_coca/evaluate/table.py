@@ -33,12 +33,15 @@ class Row:
 
 
 def row(name: str, model: Metrics, baseline: Metrics) -> Row:
-    """Create the row of a split from metrics that are named as in a ledger."""
+    """Create the row of a split from metrics that are named as in a ledger. Missing metrics become NaN."""
     return Row(name, _metrics(model), _metrics(baseline))
 
 
 def row_metrics(evaluation: "Evaluation") -> dict[str, float]:
-    """Return the finite metrics of a split, named as in a ledger: `R@1` instead of `text_to_image/R@1`."""
+    """Return the finite metrics of a split except median ranks, named as in a ledger.
+
+    In a ledger, `text_to_image/R@1` has the name `R@1`.
+    """
     numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
     return {
         name: value for name, value in numbers.items() if not name.startswith("median_rank") and math.isfinite(value)
@@ -55,7 +58,7 @@ def average_row(name: str, rows: Sequence[Row]) -> Row:
 
 
 def short_names(names: tuple[str, str]) -> tuple[str, str]:
-    """Shorten preset names for column headings."""
+    """Shorten preset names for column headings, by removing the ending `_coca`."""
     return names[0].removesuffix("_coca"), names[1].removesuffix("_coca")
 
 
@@ -64,8 +67,8 @@ def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection
 
     Args:
         rows: Rows of the table.
-        names: Names of both models.
-        unlike: Losses that cannot be compared. Their change is not shown.
+        names: Names of the model and of its baseline.
+        unlike: Losses that cannot be compared. A dash is shown in place of their change.
     """
     titles = ["", "contrastive loss", "perplexity", "CoCa loss", "R@1 text to image"]
     heads = [["split"], *[[*short_names(names), "change"] for _ in LOSSES], [*short_names(names), "chance"]]

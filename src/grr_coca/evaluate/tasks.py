@@ -1,5 +1,6 @@
-"""Evaluation tasks. The function for each task returns metrics with intervals, and the settings on which they
-depend.
+"""Evaluation tasks: retrieval, captioning, zero-shot classification and linear probes.
+
+The function for each task returns metrics with confidence intervals, and the settings on which the metrics depend.
 
 Shapes: N images, E embedding width.
 """
@@ -34,7 +35,9 @@ class Report:
     """Metrics of one task on one split.
 
     Attributes:
+        task: Name of the task.
         depends_on: Settings that must be equal for results to be comparable.
+        metrics: Metrics with their 95 % intervals.
         plain: Metrics without an interval.
     """
 
@@ -60,7 +63,7 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
 def measure_retrieval(
     checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int, right: RightAnswers
 ) -> Report:
-    """Return recall in both directions.
+    """Report the recalls, the median rank and the recalls expected by chance, in both directions.
 
     Raises:
         UserError: If the split is empty, or a pair is invalid.
@@ -82,7 +85,7 @@ def measure_retrieval(
 
 
 def measure_captions(captioned: CaptionedSplit) -> Report:
-    """Return CIDEr, CIDEr-D, BLEU and ROUGE-L for captions."""
+    """Report CIDEr, CIDEr-D, BLEU and ROUGE-L for the captions of a split."""
     return Report(
         task="captioning",
         depends_on={
@@ -99,7 +102,11 @@ def measure_captions(captioned: CaptionedSplit) -> Report:
 def measure_zeroshot(
     checkpoint: Checkpoint | ImageTextModel, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
-    """Return the zero-shot accuracy: the fraction of images whose nearest class is correct."""
+    """Report zero-shot accuracies: top-1, top-5 if there are more than five classes, and the mean over classes.
+
+    Raises:
+        UserError: If an image cannot be read, no template is given, or a template has no `{}`.
+    """
     if isinstance(checkpoint, Checkpoint):
         classifier = classifier_of(checkpoint, images.class_names, templates)
         embeddings = embed_labelled(checkpoint, images, batch_size)
@@ -116,10 +123,17 @@ def measure_zeroshot(
 
 
 def measure_probe(checkpoint: Checkpoint, train: LabelledImages, test: LabelledImages, batch_size: int) -> Report:
-    """Return the accuracy of a linear probe on image embeddings.
+    """Report the accuracy of a linear probe on image embeddings.
+
+    Args:
+        checkpoint: The model whose embeddings are probed.
+        train: Images to which the probe is fitted.
+        test: Images on which the accuracy is measured. Their `class_names` must be those of `train`.
+        batch_size: Number of images per batch.
 
     Raises:
-        UserError: If scikit-learn is not installed, or there are too few training images.
+        UserError: If an image cannot be read, scikit-learn is not installed, the training images have fewer than two
+            classes, or no class has five training images.
     """
     targets, expected = np.array(train.targets), np.array(test.targets)
     features = [embed_labelled(checkpoint, images, batch_size).numpy() for images in (train, test)]
@@ -139,7 +153,7 @@ def measure_probe(checkpoint: Checkpoint, train: LabelledImages, test: LabelledI
 
 
 def intervals(measures: Mapping[str, Measure]) -> dict[str, Interval]:
-    """Return each metric with its interval."""
+    """Return each metric with its 95 % interval."""
     return {name: measure.interval() for name, measure in measures.items()}
 
 
@@ -194,7 +208,7 @@ def _require_decoded(square: Image.Image | UserError) -> Image.Image:
 
 
 def embed_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], batch_size: int) -> Float[Tensor, "N E"]:
-    """Embed image files, each given as its content and name.
+    """Embed one or more image files, each given as its content and name.
 
     Raises:
         UserError: If an image cannot be decoded.
@@ -226,9 +240,15 @@ class LinearProbe(NamedTuple):
 
 
 def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed: int = 0) -> LinearProbe:
-    """Fit logistic regression to features, N × E.
+    """Fit logistic regression to the features of training images, and predict the classes of test images.
 
-    Held-out training images select the regularization strength; then the probe is fitted to all training images.
+    Held-out training images select the regularization strength. The probe is then fitted to all training images.
+
+    Args:
+        train: Features of the training images, one row per image, with E columns.
+        targets: Class of each training image, as an integer.
+        test: Features of the test images, N × E.
+        seed: Seed for selecting the held-out images.
 
     Raises:
         UserError: If scikit-learn is not installed, the training images have fewer than two classes, or no class has
@@ -250,9 +270,10 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
 
 
 def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the images for fitting and of those for validation, which are a fifth of every class.
+    """Return the indices of the images for fitting and of the images for validation, both in ascending order.
 
-    All images of a class with fewer than five images are used for fitting.
+    A random fifth of every class, rounded down, is used for validation. All images of a class with fewer than five
+    images are thus used for fitting.
 
     Raises:
         UserError: If no class has five images, so that no image remains for validation.

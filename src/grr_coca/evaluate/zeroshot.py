@@ -24,15 +24,23 @@ TEXTS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Classification:
-    """Correct class of every image, and the number of wrong classes that are at least as near to the image as the
-    correct class."""
+    """Result of classifying N images.
+
+    Attributes:
+        rank: Number of wrong classes that are at least as near to each image as the correct class.
+        target: Index of each image's correct class.
+        num_classes: Number of classes.
+    """
 
     rank: Int[Tensor, " N"]
     target: Int[Tensor, " N"]
     num_classes: int
 
     def measures(self) -> dict[str, Measure]:
-        """Return the accuracies by name. In `mean_per_class`, all classes that occur have the same weight."""
+        """Return the accuracies by name: `top-1`, `top-5` if there are more than five classes, and `mean_per_class`.
+
+        In `mean_per_class`, all classes that occur have the same weight.
+        """
         right = (self.rank < 1).double()
         hits = {f"top-{k}": Measure.mean((self.rank < k).double().numpy()) for k in (1, 5) if k < self.num_classes}
         share = F.one_hot(self.target, self.num_classes).double()
@@ -44,7 +52,8 @@ def classifier_of(checkpoint: Checkpoint, class_names: Sequence[str], templates:
     """Build a zero-shot classifier from a checkpoint and class names; see `make_classifier`.
 
     Raises:
-        UserError: If there are duplicate or too few names, or a template has no `{}`.
+        UserError: If there are fewer than two names, a name is invalid or duplicate, no template is given, or a
+            template has no `{}`.
     """
     return make_classifier(lambda texts: embed_texts(checkpoint, texts).numpy(), class_names, templates)
 
@@ -52,7 +61,7 @@ def classifier_of(checkpoint: Checkpoint, class_names: Sequence[str], templates:
 def classify_labelled(
     classifier: ZeroShotClassifier, images: Float[Tensor, "N E"], targets: Sequence[int]
 ) -> Classification:
-    """Classify embedded images.
+    """Classify embedded images, and compare the results with their correct classes.
 
     `targets` contains the index of each image's correct class. A tie counts against the correct class.
     """
@@ -64,7 +73,7 @@ def classify_labelled(
 
 @torch.inference_mode()
 def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "N E"]:
-    """Return the embeddings of texts, on the CPU."""
+    """Return the unit-length embeddings of texts, on the CPU. The model's training mode is restored."""
     parts = []
     with eval_mode(checkpoint.model):
         for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -75,7 +84,11 @@ def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "
 
 @torch.inference_mode()
 def embed_labelled(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N E"]:
-    """Return the embeddings of images, on the CPU."""
+    """Return the unit-length embeddings of images, on the CPU. The model's training mode is restored.
+
+    Raises:
+        UserError: If an image cannot be read or decoded.
+    """
     model = checkpoint.model
     with eval_mode(model):
         batches = images.batches(checkpoint, batch_size)

@@ -32,19 +32,19 @@ def published(text: str) -> str:
 def training_table() -> str:
     """Return the table of a training step next to open_clip's, on two machines."""
     here, there = (_results(name)["rows"] for name in ("training", "xeon/training"))
-    heads = ("captions", "precision", "GRR-CoCa, images/s", "open_clip", "times as fast", "on the Xeon")
+    heads = ("captions", "precision", "GRR-CoCa, images/s", "open_clip, images/s", "speed-up", "on the Xeon")
     lines = []
     for name in TRAINING_ROWS:
         row, ratios = here[name], here[name]["ratios"]
         speeds = (f"{row['sides'][side]['images_per_second']:.3g}" for side in ("ours", "open_clip"))
         others = (f"{ratios['speed']:.2f}", f"{there[name]['ratios']['speed']:.2f}", f"{ratios['memory']:.0%}")
         lines.append((LENGTHS[row["lengths"]], row["precision"], *speeds, *others))
-    return _markdown((*heads, "memory over open_clip's"), lines)
+    return _markdown((*heads, "memory"), lines)
 
 
 def compiled_table() -> str:
     """Return the table of a training step next to open_clip's main branch and its release, all compiled."""
-    heads = ("open_clip", "captions", "precision", "batch", "GRR-CoCa, s/step", "open_clip, compiled", "times as fast")
+    heads = ("open_clip", "captions", "precision", "batch", "GRR-CoCa, s/step", "open_clip, s/step", "speed-up")
     versions = {"open_clip_main": "4.2.0.dev0", "open_clip_compiled": "3.3.0"}
     lines = []
     for row in _results("zen5")["training"]:
@@ -64,8 +64,8 @@ def captioning_table() -> str:
         "new tokens",
         "GRR-CoCa, captions/s",
         "peer",
-        "peer's",
-        "times as fast",
+        "peer, captions/s",
+        "speed-up",
         "on the Xeon",
     )
     lines = []
@@ -86,8 +86,8 @@ def int8_table() -> str:
         "images",
         "peer",
         "GRR-CoCa, captions/s",
-        "peer's",
-        "times as fast",
+        "peer, captions/s",
+        "speed-up",
         "on the Zen 5",
     )
     same = ("method", "tokens", "batch", "peer")
@@ -112,7 +112,7 @@ def imported_table() -> str:
     for row in _results("imported")["rows"]:
         place = row["decoding"].split("-")
         lines.append((*place, f"{row['ours_s']:.2f}", f"{row['open_clip_s']:.2f}", f"{row['ratio']:.1f}"))
-    return _markdown(("decoding", "images", "GRR-CoCa, s", "open_clip, s", "times as fast"), lines)
+    return _markdown(("decoding", "images", "GRR-CoCa, s", "open_clip, s", "speed-up"), lines)
 
 
 def engines_table() -> str:
@@ -128,7 +128,7 @@ def engines_table() -> str:
         times = (f"{ms:,.0f}" if ms >= 1000 else f"{ms:.3g}" for ms in (row["torch_ms"] for row in full))
         ratios = (" / ".join(f"{row['times_as_fast']:.1f}" for row in found) for found in (full, quantized))
         lines.append((model, str(width), task, " / ".join(times), *ratios))
-    return _markdown(("model", "width", "task", "PyTorch, ms", "ONNX, times as fast", "in int8"), lines)
+    return _markdown(("model", "width", "task", "PyTorch, ms", "speed-up of ONNX", "in int8"), lines)
 
 
 def precision_table() -> str:
@@ -171,7 +171,7 @@ def decoding_table() -> str:
         found = f"{row['now to before']:g}{unit} [{low}, {high}]".replace("-", "−")
         aim = row["target"].replace("<= ", "≤ ").replace(">= ", "≥ ")
         lines.append((DECODING_PARTS[part].format(what), f"{row['before, s']:g}", f"{row['now, s']:g}", found, aim))
-    return _markdown(("task", "before, s", "in subprocesses, s", "times as fast [95%]", "target"), lines)
+    return _markdown(("task", "before, s", "in subprocesses, s", "speed-up [95%]", "target"), lines)
 
 
 TRAINING_ROWS = [f"{lengths}-{precision}" for lengths in ("full", "cc12m", "coco") for precision in ("fp32", "bf16")]
@@ -185,16 +185,16 @@ CAPTIONING_ROWS = [
     for batch, tokens in batches_and_tokens
 ]
 DATA_ROWS = (
-    ("order", "state, bytes", "order and index of 12 million samples: size of the state", "bytes"),
-    ("order", "seek, s", "the same: seek to any position", "s"),
-    ("order", "memory, MB", "the same: memory", "MB"),
+    ("order", "state, bytes", "order of 12 million samples: size of its state", "bytes"),
+    ("order", "seek, s", "order of 12 million samples: longest time to move to a position", "s"),
+    ("order", "memory, MB", "order and index of 12 million samples: memory", "MB"),
+    ("loader", "loader / step in the first epoch", "loader's speed over that of training `tiny`: first epoch", "×"),
     (
         "loader",
-        "loader / step in the first epoch",
-        "loader speed over that of the training step of `tiny`, first epoch",
+        "loader / step in later epochs",
+        "loader's speed over that of training `tiny`: later epochs of a small corpus, kept decoded in memory",
         "×",
     ),
-    ("loader", "loader / step in later epochs", "the same, when a small corpus is decoded in memory", "×"),
 )
 """Results file, its row, what a reader calls it, and the unit."""
 DECODING_PARTS = {

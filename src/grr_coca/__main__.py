@@ -1,7 +1,8 @@
 """Run `grr-coca` or `python -m grr_coca` as a process.
 
-Ctrl-C ends the process at any moment with a single line. If the reader closes the output (`| head`), the process ends
-without a message. If the output cannot be written because the disk is full, one line reports the error.
+Ctrl-C ends the process at any moment with a single line, unless a command handles the signal to save its state first.
+If the reader closes the output (`| head`), the process ends without a message. If the output cannot be written because
+the disk is full or fails, one line reports the error.
 """
 
 import atexit
@@ -25,9 +26,11 @@ _OBJECTS_OF_IMPORTS = 100_000
 
 
 def run_program() -> NoReturn:
-    """Run the command line, and end the process.
+    """Run the command line, and end the process with its exit code.
 
-    The objects of the process are not released one by one, which would take a twentieth of a short command.
+    The objects of the process are not released one by one, which would take a twentieth of the time of a short command.
+    If other threads are running, or the exit code is a message, `SystemExit` is raised instead: Python then waits for
+    the threads, or prints the message.
     """
     try:
         run()
@@ -42,7 +45,10 @@ def run_program() -> NoReturn:
 
 
 def run() -> NoReturn:
-    """Run the command line, and raise `SystemExit` with its exit code."""
+    """Run the command line, and raise `SystemExit` with its exit code.
+
+    After Ctrl-C, and if the output cannot be written, the process is ended here, without `SystemExit`.
+    """
     _delay_garbage_collection()
     _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
@@ -77,9 +83,10 @@ def run() -> NoReturn:
 
 
 def _delay_garbage_collection() -> None:
-    """Let Python collect garbage only once there are more objects than imports create, and as usual from then on.
+    """Delay Python's first garbage collection until there are more objects than imports create.
 
-    Imports leave almost no garbage, yet collections took a twentieth of the processor time of a caption.
+    Imports leave almost no garbage, yet collections took a twentieth of the processor time of a caption. After the
+    first collection, the usual thresholds apply again.
     """
     usual = gc.get_threshold()
 
@@ -93,7 +100,10 @@ def _delay_garbage_collection() -> None:
 
 
 def _run_and_flush(main: Callable[[], int]) -> str | int | None:
-    """Call `main`, write all buffered output, and return the exit code."""
+    """Call `main`, write all buffered output, and return the exit code.
+
+    As in `SystemExit`, the code can also be a message to print, or None for success.
+    """
     code: str | int | None
     try:
         code = main()

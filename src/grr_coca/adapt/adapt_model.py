@@ -71,18 +71,18 @@ class AdaptationResult:
     """Result of `adapt_model`.
 
     Attributes:
-        images: Images with captions.
+        images: Images with captions, including those that were held out for measurements.
         fitted: Model fitted to the images.
         measured: Measurements of the fitted model on held-out images.
-        arrays: Content of `adapted.safetensors`.
-        captions: Captions of held-out images.
+        arrays: Content of `adapted.safetensors`, in full precision.
+        captions: Captioning settings, and captions of held-out images.
         header: Content of `adapted.json`.
         relevance: Content of `relevance.json`: the parameters that estimate the probability that a search result is
             correct. None if they were not fitted.
-        num_reused: Number of images whose features were reused from an earlier adaptation.
-        seconds: Total time in seconds.
+        num_reused: Number of fitted images whose features were reused from an earlier adaptation.
+        seconds: Time of the adaptation in seconds, without the time to write the folder.
         source: The pairs, followed by the held-out pairs if they were given.
-        model: The base model.
+        model: The base model. If an image encoder is used, the model takes the pixels of that encoder.
         is_tuned: Whether the base was fine-tuned on these pairs.
         encoder: Image encoder that was used in addition to the base, or None.
         start: Name of the start model whose embedding was used as an additional feature, or None.
@@ -108,7 +108,11 @@ class AdaptationResult:
 
 
 OnStageProgress = Callable[[str, int, int], object]
-"""Callback for progress. It takes the name of a stage, the number of finished steps, and the total number of steps."""
+"""Callback for progress.
+
+In the stage `reading images`, it gets the name of the stage, the number of images read, and the total number of images.
+When a later stage begins, it gets the name of the stage, the number of the stage (from 0), and 0.
+"""
 
 
 def adapt_model(
@@ -128,18 +132,21 @@ def adapt_model(
         pairs: The pairs.
         name: Name of the pairs in messages.
         base: Name or folder of the base model.
-        out: New folder, or the folder of an earlier adaptation of the same base, whose stored features are reused.
+        out: New folder, or the folder of an earlier adaptation, which is replaced. If its base and encoder are the
+            same, its stored features are reused.
         val: Pairs for choosing hyperparameters and for all measurements. They are held out from the fit, even if they
             are also among `pairs`. If None, the pairs are divided into folds.
-        is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given, and the embedding of its
-            start model is an additional feature; see `grr_coca.infer.adapted.beside`.
+        is_tuned: Whether the base was fine-tuned on these pairs. `val` should then be given, because the base fits its
+            training pairs too well for measurements. The embedding of the base's start model, if it is available, is an
+            additional feature; see `grr_coca.infer.adapted.beside`.
         encoder: Name of an additional image encoder, or the folder of its stored features. If given, it is used in
             place of the start model.
         watch: Called to report progress.
-        write_more: Called with the unfinished folder, to add files such as a report.
+        write_more: Called with the unfinished folder and the result, to add files such as a report.
 
     Raises:
-        UserError: If the pairs or the base cannot be used, or the folder cannot be written.
+        UserError: If the pairs, the base or the encoder cannot be used, or the folder cannot be written, or contains
+            other files.
     """
     began = time.perf_counter()
     require_size(pairs, name, "" if is_tuned else "; train on more: grr-coca finetune (docs/training.md)")
@@ -178,7 +185,10 @@ def adapt_model(
     if val is not None:
         images = drop_held_out_copies(images)
         if len(images) == images.num_fit:
-            raise UserError(f"{name}: no image of --val can be used, or all are near-equal to images of the pairs")
+            raise UserError(
+                f"{name}: no held-out image can be used, or all of them are near-equal to images of the pairs; pass "
+                "other pairs to --val"
+            )
     steps = iter(range(100))
 
     def begin(part: str) -> None:
@@ -225,8 +235,8 @@ def adapt_model(
 def adaptation_of(images: ImageSet, fitted: FitResult, base: str, base_fingerprint: str) -> Adaptation:
     """Return the adaptation that results from a fit.
 
-    Its captioning settings are preliminary: it chooses among the captions of fitted images, without the decoder and
-    without a confidence.
+    Its header is preliminary: captions are chosen without the decoder and without a confidence, among the captions of
+    all images, including those of held-out images; the inverse temperature is 1; and there are no metrics.
 
     Args:
         images: Images of the fit.
@@ -253,7 +263,7 @@ def adaptation_of(images: ImageSet, fitted: FitResult, base: str, base_fingerpri
 
 
 def estimate_cost(num_images: int) -> tuple[float, float]:
-    """Return the approximate seconds and gigabytes that a fit of this many images needs."""
+    """Return the approximate time in seconds, and the memory in gigabytes, that adapting to this many images needs."""
     exact = min(num_images, MAX_EXACT)
     seconds = 3 + 0.0022 * num_images + 2.5e-11 * exact**3 + (120 if num_images > MAX_EXACT else 0)
     gigabytes = 0.3 + 1e-9 * (16 * exact**2 + 20_000 * num_images)
@@ -261,9 +271,10 @@ def estimate_cost(num_images: int) -> tuple[float, float]:
 
 
 def _sample_images(adapted: AdaptationResult) -> UInt8[np.ndarray, "B S S 3"]:
-    """Return sample images in the form that the encoder takes.
+    """Return at most `NUM_COMPARED` evenly spaced images in the form that the encoder takes.
 
-    If the pairs contain features in place of images, return the images that are displayed for the features.
+    Images that cannot be read are omitted. If the pairs contain features in place of images, the images that are
+    displayed for the features are returned.
     """
     pair_ids = adapted.images.pair_ids[:: -(-len(adapted.images) // NUM_COMPARED)]
     squares, preprocess = [], adapted.model.preprocess
@@ -331,7 +342,13 @@ def _write(
     descriptor: MeanTokenDescriptor | None,
     write_more: Callable[[Path, AdaptationResult], object],
 ) -> str:
-    """Write the folder, and return the value of `AdaptationResult.graph`."""
+    """Write the folder of the adapted model, and return the value of `AdaptationResult.graph`.
+
+    If the encoder's graph could not be written, the reason is logged as a warning.
+
+    Raises:
+        UserError: If the disk is full or cannot be written to.
+    """
     manifest, line = {}, ""
     if (base / MANIFEST).is_file():
         manifest = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}

@@ -1,6 +1,6 @@
 """Baselines for a trained model, computed from its training pairs: a closed-form fit, and the nearest training image.
 
-Shapes: N images of a split, F features.
+Shapes: N images of a split, M training images, F features, Z width of a vector.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _BATCH = 64
 
 
 class Baselines:
-    """Baselines that are computed from training pairs in closed form, without training.
+    """Two baselines that are computed from training pairs, without training: `CLOSED_FORM` and `NEAREST`.
 
     Args:
         training: The pairs.
@@ -34,7 +34,7 @@ class Baselines:
         base: Start model of the training, or another model that was not trained on the pairs.
 
     Raises:
-        UserError: If the pairs cannot be used.
+        UserError: If there are too few or too many pairs, or the pairs cannot be used.
     """
 
     def __init__(self, training: PairSource, name: str, base: ImageTextModel) -> None:
@@ -46,7 +46,13 @@ class Baselines:
         self._features = fitted.features
 
     def galleries(self, split: PairSource) -> dict[str, Gallery]:
-        """Embed a split with each baseline. The nearest training image is represented by the words in its captions."""
+        """Embed the images and captions of a split with each baseline, and return the results by baseline.
+
+        In the baseline `NEAREST`, an image is represented by the words in the captions of the nearest training image.
+
+        Raises:
+            BadSample: If a pair of the split cannot be read.
+        """
         found = self._embed_split(split)
         texts, owners, ids = split_captions(split, pairs_by_image(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
@@ -59,10 +65,13 @@ class Baselines:
         }
 
     def captions(self, split: PairSource) -> dict[str, CaptionedSplit]:
-        """Caption a split with each baseline.
+        """Caption the images of a split with each baseline, and return the captions by baseline.
 
-        The closed form chooses the most similar training caption. The other baseline chooses the first caption of the
-        nearest training image.
+        `CLOSED_FORM` chooses the most similar training caption. `NEAREST` chooses the first caption of the nearest
+        training image.
+
+        Raises:
+            BadSample: If a pair of the split cannot be read.
         """
         found, images = self._embed_split(split), pairs_by_image(split)
         texts, owners, _ = split_captions(split, images)

@@ -1,6 +1,6 @@
-"""Fit the captioning settings and the confidences of an adapted model, on images held out from the regression.
+"""Fit the captioning settings, confidences and inverse temperature of an adapted model on held-out images.
 
-Shapes: N images, B images of a batch, K width of a vector, S samples, F features.
+Shapes: N images, S samples, F features of a sample.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from grr_coca.infer.adapted.captioner import (
 from grr_coca.infer.image_text_model import ImageTextModel
 
 MAX_DECODED = 300
+"""Maximum number of held-out images that are captioned."""
 _MAX_COMPARED = 96
 """Maximum number of images for comparing the captioning modes. The decoder scores their shortlisted candidates."""
 _MAX_SCALED = 250
@@ -48,13 +49,14 @@ _MODES = tuple(
 
 @dataclass(frozen=True)
 class CaptionFigures:
-    """Captions of held-out images.
+    """Captioning settings, with captions of held-out images and their accuracy.
 
     Attributes:
         captioning: Settings for choosing captions.
-        cider: CIDEr of the captions, by mode: "decoder alone", "nearest image", "adapted".
+        cider: CIDEr of the captions, by mode: "decoder alone" (only if the base processes images), "nearest image" and
+            "adapted".
         exact: Fraction of captions that equal a reference caption except for case, by mode.
-        samples: Index, caption and confidence of each image, for the report. The confidence is None if it could not be
+        samples: Index, caption and confidence of each captioned image. The confidence is None if it could not be
             fitted.
     """
 
@@ -74,6 +76,8 @@ def fit_captions(
 ) -> CaptionFigures:
     """Choose the captioning settings, and fit the probability that a caption is exactly right.
 
+    At most `MAX_DECODED` held-out images are captioned, with captions of images in other folds.
+
     Args:
         images: Images of the fit.
         fitted: Model fitted to the images.
@@ -92,7 +96,7 @@ def fit_captions(
     references = [images.captions.texts_of(image) for image in chosen.tolist()]
 
     def read_by_decoder(pixels: np.ndarray, found: Sequence[Candidates]) -> list[dict[str, float]]:
-        """Return the summed log-probabilities of each image's shortlisted captions.
+        """Return the summed log-probability of each shortlisted caption, for each image.
 
         One shortlist includes joined captions, and another does not; the captions of both are scored.
         """
@@ -103,7 +107,10 @@ def fit_captions(
         return sum_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), texts)
 
     def collect(rows: slice, captioning: Captioning) -> tuple[list[Candidates], list[dict[str, float]], list[str]]:
-        """Return caption candidates for some images, their log-probabilities, and the decoder's own captions."""
+        """Return caption candidates for some of the chosen images, their log-probabilities, and the decoder's captions.
+
+        If the settings use no decoder, there are no log-probabilities, and the decoder's captions are empty.
+        """
         candidates: list[Candidates] = []
         log_probs: list[dict[str, float]] = []
         alone: list[str] = []
@@ -170,7 +177,7 @@ class _NearestImages:
 def _captions_of_other_folds(
     images: ImageSet, fitted: FitResult, chosen: Int[np.ndarray, " S"]
 ) -> list[Int[np.ndarray, " _"]]:
-    """Return, for each chosen image, the indices of the captions that images of other folds have."""
+    """Return, for each chosen image, the indices of all captions of images in other folds."""
     captions, folds = images.captions, fitted.folds.any_caption
     by_fold = [np.unique(captions.text_ids[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
     return [by_fold[folds[image]] for image in chosen.tolist()]
@@ -206,7 +213,7 @@ def _best_mode(
     references: Sequence[Sequence[str]],
     modes: Sequence[Captioning],
 ) -> Captioning:
-    """Return the mode whose captions agree most with the references.
+    """Return the mode whose captions have the highest CIDEr.
 
     In a tie, the first mode wins, because it costs least.
     """
@@ -237,7 +244,8 @@ def fit_search(
 ) -> dict[str, float] | None:
     """Fit the probability that a search result is correct.
 
-    Each fold of the captioned images serves as a library to search, and so do all captioned images together.
+    All captioned images together serve as a library to search, and so does each of their folds with at least
+    `_MIN_LIBRARY` images. The queries are captions of these images.
 
     Args:
         images: Images of the fit.
@@ -248,7 +256,8 @@ def fit_search(
         model: The base model.
 
     Returns:
-        Parameters of the probability, or None if the search package is not installed or there are too few images.
+        Parameters of the probability, or None if the search package is not installed, or there are too few images, or
+            too few correct or incorrect results.
     """
     fit_relevance = plugins.find("grr_coca.functions", "fit_relevance")
     chosen = np.array([image for image, _, _ in captions.samples], np.int64)
@@ -276,14 +285,14 @@ def fit_search(
 
 
 def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Confidence | None:
-    """Fit a logistic curve.
+    """Fit a logistic curve to three features.
 
     Args:
-        evidence: Features of each sample.
+        evidence: Features of each sample, F = 3.
         is_right: Whether each sample is right.
 
     Returns:
-        The curve, or None if nearly all samples are right or nearly all are wrong.
+        The curve, or None if fewer than `_MIN_RIGHT` samples are right, or fewer are wrong.
     """
     if not len(evidence) or min(is_right.sum(), (~is_right).sum()) < _MIN_RIGHT:
         return None
@@ -293,9 +302,10 @@ def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, 
 
 
 def fit_scale(images: ImageSet, fitted: FitResult, measured: FitMetrics, adaptation: Adaptation) -> float:
-    """Fit the inverse temperature of similarities.
+    """Fit the inverse temperature of similarities, and return one of 41 values from 1 to 100.
 
-    The result maximizes the likelihood of each image's own captions among all captions of its fold.
+    The result maximizes the likelihood of each image's own captions among the captions of the first `_MAX_SCALED`
+    images of its fold.
     """
     captions, folds = images.captions, fitted.folds.any_caption
     similarities, rights = [], []

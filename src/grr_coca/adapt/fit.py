@@ -1,7 +1,7 @@
 """Adapt a model: choose hyperparameters by cross-validation, fit all images, and measure the fit on held-out images.
 
-Shapes: N images, P pairs, F features, R directions of targets, K width of the first part of a vector, L width of its
-second part, Z = K + L, Q queries.
+Shapes: N images, n some of them, E embedding width of the base, F features, V words, R directions of targets, K width
+of the first part of a vector, L width of its second part, Z = K + L, Q queries (q queries with c candidate answers).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -63,9 +63,9 @@ class HeldOutFold:
     Attributes:
         rows: Indices of the fold's images in the image set.
         owners: For each query, the index of its image in the gallery.
-        texts: For each query, the index of its caption in the image set.
-        is_known: Whether each query's caption is also a caption of a fitted image.
-        words: Whether each word of the vocabulary occurs in captions of fitted images.
+        texts: For each query, the index of its caption in the texts of the image set.
+        is_known: Whether each query's caption is also a caption of an image outside the fold.
+        words: Whether each word of the vocabulary occurs in captions of images outside the fold.
     """
 
     rows: Int[np.ndarray, " n"]
@@ -95,10 +95,12 @@ class Folds:
 class AnswerRanks:
     """Rank of the first correct answer to each query, and the expected recall of a random ranking.
 
+    From text to image, each caption is a query. From image to text, each image is a query.
+
     Attributes:
         ranks: Number of wrong answers ranked before or tied with the first correct one, by direction.
         chance: Expected recall of a random ranking for each query and each k of `RECALLS`, by direction.
-        groups: Index of each query's image, for confidence intervals that resample images.
+        groups: Index of the image of each query from text to image, for confidence intervals that resample images.
     """
 
     ranks: dict[str, Int[np.ndarray, " Q"]]
@@ -146,9 +148,11 @@ class FitMetrics:
 
     Attributes:
         held_out: Vector of each image, as predicted by a fit without the image's fold of `Folds.any_caption`, N K+L.
+            The first part is 0 for images that are in no fold.
         figures: Answer ranks by kind of captions ("known", "new") and method.
-        share_known: Fraction of pairs whose caption also belongs to another image.
-        curve: Text-to-image recall and its standard error, by the fraction of pairs that are fitted.
+        share_known: Fraction of the pairs in folds whose caption also belongs to an image outside their fold.
+        curve: Text-to-image recall and its standard error, by the fraction of the images outside a fold that are
+            fitted.
         curve_k: Number of results k for which the recall@k of `curve` is measured.
     """
 
@@ -177,7 +181,8 @@ def fit_images(images: ImageSet, step: OnStage, *, is_tuned: bool = False) -> Fi
     Args:
         images: Images with captions.
         step: Called when a part of the work begins.
-        is_tuned: Whether the base was fine-tuned on the images. This changes the default hyperparameters.
+        is_tuned: Whether the base was fine-tuned on the images. The default hyperparameters then differ, and features
+            of the base's start model are not used for choosing hyperparameters.
     """
     embeddings, described = images.embeddings, images.described
     image_mean = embeddings[: images.num_fit].mean(axis=0)
@@ -333,7 +338,7 @@ def _plain_width(plain: Float[np.ndarray, "N E"]) -> int:
 
 
 def _principal_basis(rows: Float[np.ndarray, "N R"], count: int) -> Float[np.ndarray, "R K"]:
-    """Return the directions in which the predictions for unseen images differ most."""
+    """Return the first `count` principal directions of rows, as orthonormal columns. All rows get the same weight."""
     rows = unit(rows)
     _, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float32))
     return np.ascontiguousarray(vectors[:, ::-1][:, :count])
@@ -347,7 +352,16 @@ def _similarities(
     share: float,
     basis: Float[np.ndarray, "R K"] | None = None,
 ) -> Float[np.ndarray, "n Q"]:
-    """Return the similarities between the images of a gallery and its queries, as predicted without these images."""
+    """Return the similarities between the images of a gallery and its queries.
+
+    Args:
+        gallery: Images and queries. Words that occur only in captions of these images are ignored.
+        space: Target space.
+        predicted: Targets of all images, predicted without the images of the gallery.
+        plain: Base embeddings of all images, centred and scaled to length 1.
+        share: Weight of the base's own similarity.
+        basis: Basis of the part of the target space to compare. If None, the full space is compared.
+    """
     texts, columns = np.unique(gallery.texts, return_inverse=True)
     query_vectors = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
     found = predicted[gallery.rows] * space.whitening
@@ -413,9 +427,9 @@ def _choose_values(
 ) -> Hyperparameters:
     """Choose hyperparameters on the held-out images if given, otherwise by cross-validation.
 
-    At most `_MAX_SELECTION` fitted images and as many held-out images are used. If fewer than `_MIN_SELECTION` images
-    can be tested, the defaults are kept. A candidate replaces the present value only if it raises the mean reciprocal
-    rank by more than the standard error of the difference.
+    At most `_MAX_SELECTION` fitted images and at most as many held-out images are used. If fewer than `_MIN_SELECTION`
+    images can be tested, the given values are returned. A candidate replaces the present value only if it raises the
+    mean reciprocal rank by more than the standard error of the difference.
     """
     if (len(images) - images.num_fit or len(images)) < _MIN_SELECTION:
         return values
@@ -466,9 +480,10 @@ class _Trial:
         self._ridges: dict[tuple[float, float], Ridge] = {}
 
     def scores(self, values: Hyperparameters) -> Float[np.ndarray, " Q"]:
-        """Return the reciprocal rank of each query.
+        """Return the reciprocal rank of each query, multiplied by a weight.
 
-        Queries with known captions and queries with new captions are weighted by their fractions of all pairs.
+        Queries with known captions and queries with new captions are weighted by their fractions of all pairs. A kind
+        with a fraction below 0.05 is omitted. If there are no queries, the result is a single 0.
         """
         if values.text_weight not in self._spaces:
             space = TargetSpace(self.images.fitted_captions, self.vocabulary, values.text_weight)
@@ -506,7 +521,10 @@ def _rank_methods(
     *,
     known: bool,
 ) -> dict[str, AnswerRanks] | None:
-    """Return the answer ranks of all methods on the folds, or None if there are too few queries."""
+    """Return the answer ranks of all methods on the folds, by method, or None if there are too few queries.
+
+    `known` selects the queries whose captions occur outside their fold, or those whose captions do not.
+    """
     space, plain, features = fitted.space, fitted.plain, fitted.features
     shipped = unit(images.embeddings)
     texts = unit(images.captions.embeddings)
@@ -642,7 +660,10 @@ def _adaptation_arrays(
 
 
 def flat_figures(figures: Mapping[str, Mapping[str, AnswerRanks]]) -> dict[str, dict[str, float]]:
-    """Return recalls as plain numbers, by kind of captions, method, direction and k."""
+    """Return recalls as plain numbers: by `KIND/METHOD`, then by `DIRECTION/R@k`.
+
+    `KIND` is the kind of captions. `KIND/chance` has the expected recalls of a random ranking.
+    """
     flat: dict[str, dict[str, float]] = {}
     for kind, methods in figures.items():
         for method, found in methods.items():

@@ -37,7 +37,7 @@ class ImageSet:
         digests: SHA-256 of each image file, N 32.
         captions: Captions of the images; captions of fitted images come first.
         pair_ids: Index of each image's first pair in its source.
-        bad: Error messages for pairs that cannot be used.
+        bad: Error messages for images whose pairs cannot be used.
         num_fit: Number of fitted images, which come first. The remaining images are held out for measurements.
     """
 
@@ -121,6 +121,8 @@ def read_pairs(
 ) -> ImageSet:
     """Read all pairs, and skip pairs that cannot be used. Equal image files become one image with all their captions.
 
+    The order is that of the first pairs, except that images that are held out from the fit come last.
+
     Args:
         source: The pairs.
         path: Name of the pairs in messages.
@@ -129,10 +131,10 @@ def read_pairs(
         on_progress: Called with the number of images read so far and the total number of images.
         held_from: Index of the first pair whose image is held out from the fit. If None, all images are fitted.
         descriptor: An additional image encoder, which takes the same pixels as the model. If its domain mean is
-            unknown, the mean is computed from the fitted images.
+            unknown, the mean is computed from the fitted images, and assigned to the descriptor.
 
     Raises:
-        UserError: If too few pairs can be used, or all captions or all images are equal.
+        UserError: If too few images can be fitted, or all their captions or all these images are equal.
     """
     by_image = ByImage(source)
     bad: list[str] = []
@@ -206,7 +208,11 @@ def read_pairs(
 
 
 def read_pixels(source: PairSource, pair_id: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
-    """Return the pixels of a pair's image in the form that the model takes."""
+    """Return the pixels of a pair's image in the form that the model takes, as a square of S × S pixels.
+
+    Raises:
+        BadSample: If the pair cannot be read.
+    """
     pair = source[pair_id]
     return np.array(model.preprocess.decode_square(pair.image, pair.name))
 
@@ -218,7 +224,10 @@ def _read_image(
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     first_held: int,
 ) -> "_ReadImage | str":
-    """Read the pairs that belong to one image. If they cannot be used, return the error message."""
+    """Read the pairs that belong to one image. If they cannot be used, return the error message.
+
+    The image is decoded only if its features are not stored.
+    """
     try:
         pair = source[pairs[0]]
         texts = [clean_caption(text, source.name(number)) for number in pairs for text in source.captions(number)]

@@ -1,4 +1,4 @@
-"""Report the accuracy of an adapted model, with advice for the next step, as text and as a page with images.
+"""Report of an adapted model's accuracy, with advice for the next step, as text, as JSON and as a page with images.
 
 All metrics are measured on held-out images.
 """
@@ -50,7 +50,7 @@ _MIN_IMAGES_PER_CLASS = 5
 
 
 def report_text(adapted: AdaptationResult, out: Path) -> str:
-    """Return the report as text for a terminal."""
+    """Return the report as text for a terminal. `out` is the folder of the adapted model."""
     lines = [_summary(adapted), ""]
     for kind, methods in adapted.measured.figures.items():
         first = next(iter(methods.values()))
@@ -95,7 +95,11 @@ def as_json(adapted: AdaptationResult) -> str:
 
 
 def report_page(adapted: AdaptationResult, out: Path) -> str:
-    """Return the report as an HTML page with embedded images."""
+    """Return the report as an HTML page with embedded images. `out` is the folder of the adapted model.
+
+    Raises:
+        BadSample: If an image of an example can no longer be read.
+    """
     parts = [f"<p>{html.escape(_summary(adapted))}</p>", "<h2>Next step</h2>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in _advice(adapted, out)]
     for kind, methods in adapted.measured.figures.items():
@@ -205,7 +209,7 @@ def recall_gain(adapted: AdaptationResult) -> tuple[float, float]:
 
 
 def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
-    """Yield advice, one sentence at a time."""
+    """Yield advice, one paragraph at a time."""
     images, k = adapted.images, adapted.measured.curve_k
     gain, error = recall_gain(adapted)
     if gain > max(_MIN_GAIN, error):
@@ -261,7 +265,11 @@ def _evenly_spaced_samples(adapted: AdaptationResult, count: int) -> list[int]:
 
 
 def _worst_samples(adapted: AdaptationResult) -> list[int]:
-    """Return the indices of the samples whose captions are least similar to the right captions, by text vectors."""
+    """Return the indices of the samples whose captions are least similar to the right captions, worst first.
+
+    Captions are compared by their text vectors. A caption that is not among those of the images has no text vector, so
+    the vector of its image is compared instead.
+    """
     vectors = adapted.fitted.arrays.caption_vectors
     text_ids = {text: number for number, text in enumerate(adapted.images.captions.texts)}
     scores = []

@@ -59,7 +59,10 @@ def fit(features: Float[np.ndarray, "N F"], width: float, penalty: float, max_ex
 
 
 class ExactRidge:
-    """Exact ridge regression, which inverts the Cholesky factor of the kernel matrix with the penalty added."""
+    """Exact ridge regression, which inverts the Cholesky factor of the kernel matrix with the penalty added.
+
+    The arguments are those of `fit`.
+    """
 
     def __init__(self, features: Float[np.ndarray, "N F"], width: float, penalty: float) -> None:
         self.landmarks = np.arange(len(features))
@@ -167,12 +170,14 @@ class NystroemRidge:
 
 
 def rows_of(folds: Int[np.ndarray, " N"]) -> list[Int[np.ndarray, " _"]]:
-    """Return the row indices of each fold."""
+    """Return the row indices of each fold. Rows with a negative fold are in none of them."""
     return [np.flatnonzero(folds == fold) for fold in range(int(folds.max(initial=-1)) + 1)]
 
 
 def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N"]:
     """Divide images into folds of about equal size, with all images of a group in the same fold.
+
+    The result is the fold of each image.
 
     Args:
         groups: Group of each image.
@@ -190,7 +195,7 @@ def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N
 
 
 def links_of(images: Int[np.ndarray, " P"], groups: Int[np.ndarray, " P"]) -> list[tuple[int, int]]:
-    """Link each image with the first image of the same group, as pairs of indices.
+    """Return a pair of indices for each membership: the first image of the same group, and the image.
 
     Args:
         images: Image of each membership.
@@ -203,7 +208,7 @@ def links_of(images: Int[np.ndarray, " P"], groups: Int[np.ndarray, " P"]) -> li
 
 
 def group_linked(num_images: int, links: Iterable[tuple[int, int]]) -> Int[np.ndarray, " N"]:
-    """Group images that are linked, directly or through a chain. Each group is named by its first image."""
+    """Group images that are linked, directly or through a chain, and return the first image of each image's group."""
     parents = list(range(num_images))
 
     def find(image: int) -> int:
@@ -221,7 +226,7 @@ def group_linked(num_images: int, links: Iterable[tuple[int, int]]) -> Int[np.nd
 def group_near_equal(
     rows: Float[np.ndarray, "N F"], others: Float[np.ndarray, "N D"], least: float, other_least: float
 ) -> Int[np.ndarray, " N"]:
-    """Group near-equal images, which must share a fold.
+    """Group near-equal images, which must share a fold, and return the first image of each image's group.
 
     Args:
         rows: Unit vectors by which candidate pairs are found.

@@ -1,6 +1,7 @@
 """Regression targets of images: the words and the base embeddings of their captions, in reduced dimensions.
 
-Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K columns.
+Shapes: N images, P pairs, C distinct captions, M some of them, E embedding width, V words, W = V + E, R directions, K
+columns.
 """
 
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Captions:
         return self._shares.transposed(len(self.texts)).times(rows)
 
     def subset(self, images: Int[np.ndarray, " n"]) -> "Captions":
-        """Return the captions of some images, and renumber the images. All texts are kept."""
+        """Return the captions of the images at some ascending indices, and renumber the images. All texts are kept."""
         number = np.full(self.num_images, -1)
         number[images] = np.arange(len(images))
         kept = number[self.owners] >= 0
@@ -81,7 +82,8 @@ class TargetSpace:
     Attributes:
         captions: Captions of the images.
         vocabulary: Vocabulary of the captions.
-        text_mean: Mean of the base's text embeddings, E.
+        text_weight: Weight of the text embedding relative to the words, as a ratio of squared lengths.
+        text_mean: Mean of the base's text embeddings over all pairs, E.
         directions: Principal directions of the targets, V+E R.
         mean: Mean target of the images, along the directions, R.
         rows: Targets of the images along the directions, minus the mean, N R.
@@ -90,7 +92,7 @@ class TargetSpace:
     Args:
         captions: Captions of the images.
         vocabulary: Vocabulary of the captions.
-        text_weight: Weight of the text embedding relative to the words.
+        text_weight: Weight of the text embedding relative to the words, as a ratio of squared lengths.
     """
 
     def __init__(self, captions: Captions, vocabulary: Vocabulary, text_weight: float) -> None:
@@ -112,7 +114,12 @@ class TargetSpace:
         return found * self._factors
 
     def without_words(self, is_known: Bool[np.ndarray, " V"], texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M R"]:
-        """Project the targets of some captions as if unknown words were missing from the vocabulary."""
+        """Project the targets of some captions onto the principal directions, without their unknown words.
+
+        Args:
+            is_known: Mask of the words of the vocabulary that are known.
+            texts: Indices of the captions.
+        """
         weighed = _drop_unknown_words(_select_rows(self._weighed, texts), is_known)
         words, embedding = self.directions[: len(self.vocabulary)], self.directions[len(self.vocabulary) :]
         found = weighed.times(words)
@@ -129,7 +136,7 @@ class TargetSpace:
         return known
 
     def plain(self, texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M E"]:
-        """Return the base's text embeddings of some captions, minus `text_mean` and scaled to length 1."""
+        """Return the base's text embeddings of some captions, given by index, minus `text_mean`, with length 1."""
         return self._centred[texts]
 
     def _principal(self) -> tuple[Float[np.ndarray, "W R"], Float[np.ndarray, " R"]]:
@@ -179,7 +186,10 @@ def _orthonormal(rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N k"]:
 def _principal_of(
     rows: Float[np.ndarray, "N K"], is_centred: bool = False
 ) -> tuple[Float[np.ndarray, "K R"], Float[np.ndarray, " R"]]:
-    """Return the principal directions of rows and their variances, from the smaller of the two Gram matrices."""
+    """Return at most `MAX_DIRECTIONS` principal directions of rows, as columns, and the variance along each.
+
+    They are computed from the smaller of the two Gram matrices.
+    """
     rows = rows.astype(np.float64)
     rows = rows if is_centred else rows - rows.mean(axis=0)
     is_wide = rows.shape[1] > len(rows)

@@ -79,7 +79,7 @@ def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
     write_shard(tmp_path / "copies.tar", [replace(pair, image=encode_image(image))])
     result = grr_coca("adapt", place / "pairs.tar", "--val", tmp_path / "copies.tar", "--out", tmp_path / "mine")
     assert result.code == 2
-    assert "no image of --val can be used, or all are near-equal to images of the pairs" in result.err
+    assert "no held-out image can be used, or all of them are near-equal to images of the pairs; pass" in result.err
 
 
 # --- A base that was fine-tuned on the pairs

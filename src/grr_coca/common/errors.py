@@ -61,9 +61,9 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
 
 
 def suggest_multiples(number: int, factor: int) -> str:
-    """Return a hint for a number that is not a multiple of a factor: the nearest positive multiples."""
+    """Return a hint for a number that is not a multiple of a factor: `use A or B`, the nearest positive multiples."""
     lower = number // factor * factor
-    return f"{lower} and {lower + factor}" if lower > 0 else f"{factor}"
+    return f"use {lower} or {lower + factor}" if lower > 0 else f"use {factor}"
 
 
 def count_of(number: int, noun: str) -> str:

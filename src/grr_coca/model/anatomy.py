@@ -41,6 +41,9 @@ def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
     Args:
         config: Config of the model.
         text_length: Number of tokens in the caption, with [BOS], [EOS] and [CLS]. By default, the context length.
+
+    Raises:
+        UserError: If the model takes features of a frozen encoder.
     """
     length = text_length or config.text_decoder.context_length
     # The FLOPs of a batch are counted, because the row of packed captions is rounded up once per batch, not per pair.
@@ -56,13 +59,16 @@ def flops_of_pairs(
         config: Config of the model.
         lengths: Number of tokens in each caption, with [BOS], [EOS] and [CLS].
         kept_patches: Indices of the patches that are encoded. If None, all patches are encoded.
+
+    Raises:
+        UserError: If the model takes features of a frozen encoder.
     """
     return _count_flops(config, tuple(lengths.tolist()), None if kept_patches is None else tuple(kept_patches.tolist()))
 
 
 @lru_cache(maxsize=64)
 def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tuple[int, ...] | None) -> int:
-    """Count the FLOPs of a forward pass.
+    """Count the FLOPs of a forward pass; see `flops_of_pairs`.
 
     The result is cached, because a study needs the same batch in each of its runs.
     """
@@ -85,7 +91,7 @@ def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tup
 def _on_meta_device(config: CoCaConfig) -> CoCa:
     """Build a model on torch's meta device, which stores no numbers.
 
-    Only the packing of captions runs on the CPU, because it reads their lengths.
+    Only the packing of captions runs on the CPU, because it reads their lengths. The last two models are cached.
     """
     with torch.device("meta"):
         model = build_without_weights(config)

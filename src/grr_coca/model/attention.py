@@ -188,6 +188,7 @@ class PackedLayout(NamedTuple):
             its sequence.
         positions: The position of each packed token in its sequence.
         num_tokens: The number of packed tokens, excluding the copies.
+        mask: The tokens of the padded form that each token attends to.
     """
 
     unpad_index: Int[Tensor, " N"]
@@ -198,7 +199,7 @@ class PackedLayout(NamedTuple):
 
     @property
     def last_tokens(self) -> Int[Tensor, " B"]:
-        """Last packed token of each sequence."""
+        """Index of the last packed token of each sequence."""
         return self.pad_index[:, -1]
 
     def attention_inputs(self, qk: Float[Tensor, "1 N 2 H Dh"], v: Float[Tensor, "1 N H Dh"]) -> AttentionInputs:
@@ -210,11 +211,11 @@ class PackedLayout(NamedTuple):
         return AttentionInputs(queries, KeyValues(keys, self.pad(v)), self.mask)
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
-        """Pad the sequences to the length of the longest sequence."""
+        """Pad the sequences to T tokens."""
         return packed[0].index_select(0, self.pad_index.flatten()).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
-        """Drop the padding."""
+        """Return the packed row: drop the padding, and fill the row up with copies of its first token."""
         return padded.flatten(0, 1).index_select(0, self.unpad_index)[None]
 
 
@@ -280,15 +281,15 @@ of positions would be useless."""
 
 
 def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Return the angles, in radians, of the positions 0 … T-1 in a sequence."""
+    """Return the angles, in radians, of the positions 0 … T-1 in a sequence, in fp64. C = `head_dim` / 2."""
     return _angles(torch.arange(num_positions), head_dim // 2, LINE_BASE)
 
 
 def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Return the angles, in radians, of the patches in a square grid, in raster order.
+    """Return the angles, in radians, of the patches in a square grid, in raster order and in fp64.
 
     The angles are axial: in the first half of the channels, they depend on the row, and in the second half, on the
-    column.
+    column. T = `grid_size`², C = `head_dim` / 2, and `head_dim` must be a multiple of 4.
     """
     steps = torch.arange(grid_size)
     rows, columns = steps.repeat_interleave(grid_size), steps.repeat(grid_size)

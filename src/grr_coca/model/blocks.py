@@ -78,7 +78,7 @@ class ConvStage(nn.Module):
         self.norm = norm
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H/2 W/2"]:
-        """Run the stage."""
+        """Apply convolution, norm and ReLU to maps of even height and width."""
         return F.relu(self.norm(self.conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 

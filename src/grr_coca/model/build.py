@@ -1,4 +1,6 @@
-"""Build a model from its config: choose its parts, and sample its initial weights. No other module does this.
+"""Build a model from its config: choose its parts, and sample its initial weights.
+
+Another `Architecture` chooses its own parts; all models get their initial weights here.
 
 | parameters | sampled from |
 |---|---|
@@ -64,14 +66,22 @@ from grr_coca.model.config import (
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:
-    """Build the model that a config defines. Its random weights depend only on `seed`."""
+    """Build the model that a config defines. Its random weights depend only on `seed`.
+
+    Raises:
+        UserError: If the config's architecture is not installed.
+    """
     model = build_without_weights(config)
     init_weights(model, seed)
     return model
 
 
 def build_without_weights(config: CoCaConfig) -> CoCa:
-    """Build the model that a config defines, with uninitialized weights, all of which the caller must write or load."""
+    """Build the model that a config defines, with uninitialized weights, all of which the caller must write or load.
+
+    Raises:
+        UserError: If the config's architecture is not installed.
+    """
     with _NoDefaultInit():
         if config.architecture == OWN_ARCHITECTURE:
             return _coca(config)
@@ -258,7 +268,7 @@ INITIAL_LOGIT_BIAS = -10.0
 
 @torch.no_grad()
 def init_weights(model: CoCa, seed: int) -> None:
-    """Initialize all weights of the model, in place."""
+    """Initialize all weights of a model, in place, as the table of this module describes."""
     branches = _branch_ends(model)
     small = ("position.embedding", "registers", "patch_embed.bias", "conv.bias")
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}

@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | `model.safetensors` | the weights, under the names of the modules |
-| `config.json` | preset, step, the full model config, text cleaning, and a warning |
+| `config.json` | preset, step, the full model config, text cleaning, a warning, and the frozen encoder, if any |
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
 | `manifest.json` | size and SHA-256 of each file |
@@ -44,7 +44,11 @@ from grr_coca.model.config import CoCaConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(CheckpointFiles):
-    """Model in PyTorch, with everything needed to use it."""
+    """Model in PyTorch, with everything needed to use it.
+
+    Attributes:
+        model: The model, whose parts are those of `config`.
+    """
 
     model: CoCa
 
@@ -59,9 +63,9 @@ class Checkpoint(CheckpointFiles):
         return torch.from_numpy(token_ids).to(self.model.device), torch.from_numpy(lengths)
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """Return the model input for an RGB image of any size, cropped, resized and normalized.
+        """Return the model input for an RGB image of any size, on the CPU.
 
-        S is the image size in pixels.
+        The image is made square, resized and normalized as `preprocess` specifies. S is the image size in pixels.
         """
         return to_input(image, self.preprocess)
 
@@ -73,8 +77,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     is written.
 
     Raises:
-        UserError: If the folder contains anything but a checkpoint, the disk is full or cannot be written to, or the
-            weights, the tokenizer or the preprocessing do not fit the checkpoint's config.
+        UserError: If the path is a file, the folder contains anything but a checkpoint, the disk is full or cannot be
+            written to, or the weights, the tokenizer or the preprocessing do not fit the checkpoint's config.
     """
     folder = Path(folder)
     _require_replaceable(folder)
@@ -95,12 +99,18 @@ def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
 
     RoPE's tables are also compared. They are not saved, and no weight reveals the grid of patches for which the model
     was trained, so later only the manifest could reveal a wrong `image_size`.
+
+    Raises:
+        UserError: If a weight or table is missing, unexpected or of another shape.
     """
     expected, found = _shapes(build_without_weights(config)), _shapes(model)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             shape, of_config = found.get(name, "missing"), expected.get(name, "nothing")
-            raise UserError(f"the model's {name} is {shape}, but its config expects {of_config}; nothing was written")
+            raise UserError(
+                f"the model's {name} is {shape}, but its config expects {of_config}; nothing was written; save the "
+                "model with the config from which it was built"
+            )
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -109,7 +119,11 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _require_replaceable(folder: Path) -> None:
-    """Check that a folder contains only a checkpoint, because saving deletes the previous content of the folder."""
+    """Check that a folder contains only a checkpoint, because saving deletes the previous content of the folder.
+
+    Raises:
+        UserError: If the folder contains other files, or the path is a file.
+    """
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{folder}: expected a checkpoint folder, found a file; pass another path")
@@ -178,21 +192,22 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a checkpoint from its folder, or from a run folder (see `find_model`).
+    """Load a checkpoint from its folder, or from a run folder (see `find_model`), with the model in evaluation mode.
 
     Args:
         path: The folder.
         device: Device of the model.
 
     Raises:
-        UserError: If no checkpoint exists, a file is missing or corrupt, or the weights do not fit the config.
+        UserError: If no checkpoint exists, a file is missing or corrupt, or the weights do not fit the config or into
+            memory.
     """
     folder = find_checkpoint(Path(path))
     return with_weights(read_files(folder), folder, device)
 
 
 def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load the weights of a checkpoint whose other files have already been read.
+    """Load the weights of a checkpoint whose other files have already been read. The model is in evaluation mode.
 
     Args:
         files: All files of the checkpoint except the weights.
@@ -220,6 +235,9 @@ def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
 
     Without this check, building a model that is far too large could fill the memory. A missing or corrupt file is
     reported later, unless the file is also too small.
+
+    Raises:
+        UserError: If the file is too small.
     """
     least = sum(transformer.min_parameters for transformer in config.transformers)
     if path.is_file() and least > path.stat().st_size:
@@ -266,8 +284,12 @@ def resize_checkpoint(
         image_size: New image size in pixels. None keeps the present size.
         context_length: New maximum number of tokens in a caption. None keeps the present maximum.
 
+    Returns:
+        The new checkpoint, or the given checkpoint if it already has these sizes.
+
     Raises:
-        UserError: If the size is not a multiple of the patch size, or the new context is shorter than the old context.
+        UserError: If the size is not a multiple of the patch size, the new context is shorter than the old context, or
+            the model has no image encoder.
     """
     config = checkpoint.config
     image, text = config.own_image_encoder, config.text_decoder
@@ -308,6 +330,6 @@ def _interpolate(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tenso
 def _extend(positions: Float[Tensor, "T D"], context_length: int) -> Float[Tensor, "U D"]:
     """Extend the learned positions of tokens to a longer context.
 
-    The last position stays last, because it belongs to open_clip's [CLS].
+    The new positions are copies of the last position. It thus stays last, because it belongs to open_clip's [CLS].
     """
     return torch.cat([positions, positions[-1:].expand(context_length - len(positions), -1)])

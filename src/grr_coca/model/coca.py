@@ -101,9 +101,9 @@ class ImageEncoder(nn.Module):
 class FeatureEncoder(nn.Module):
     """Encoder that converts features (tokens of a frozen third-party encoder) to image tokens.
 
-    It standardizes the channels, and applies a linear map, blocks and a final norm. The features already include
-    positions.
-    `mean` and `deviation` are statistics of each channel over training images (`standardize`).
+    The encoder standardizes the channels, and applies a linear map, blocks and a final norm. The features already
+    include positions. `mean` and `deviation` are the mean and standard deviation of each channel over training images
+    (see `grr_coca.train.features.standardize`).
     """
 
     mean: Float[Tensor, " X"]
@@ -436,7 +436,7 @@ class CoCa(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the learned temperature within its bounds. Call this method after each update of the weights."""
+        """Clamp the learned temperature to the range from 0.01 to 1, in place. Call this after each weight update."""
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
 
@@ -457,13 +457,16 @@ _tf32_before = (False, False)
 
 
 def require_exact_products() -> None:
-    """Compute all fp32 products exactly from now on. By default, PyTorch rounds the inputs of convolutions to TF32."""
+    """Compute all fp32 products on CUDA exactly from now on, in the whole process.
+
+    By default, PyTorch rounds the inputs of convolutions to TF32.
+    """
     _set_tf32(matmul=False, convolutions=False)
 
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
-    """Let CUDA use TF32 within this context. Other devices are not affected.
+    """Let CUDA round the inputs of fp32 products to TF32 within this context. Other devices are not affected.
 
     The setting applies to the whole process, so it lasts until the last thread leaves the context.
     """

@@ -30,13 +30,14 @@ def _require(condition: bool, message: str) -> None:
 _MAX_SIZE = 2**24
 _MAX_LAYERS = 1000
 _MAX_PATCHES = 2**18
-"""Maximum sizes. Building a larger model would fill the memory before its weights are checked."""
+"""Maximum widths and lengths, depth, and number of patches. Building a larger model would fill the memory before its
+weights are checked."""
 
 
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value is None or value >= 1, f"{name} {value} must be at least 1")
+        _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         largest = _MAX_LAYERS if name == "num_layers" else _MAX_SIZE
         _require(value is None or value <= largest, f"{name} must be at most {largest:,}")
 
@@ -45,11 +46,21 @@ def _require_positive(config: object, *names: str) -> None:
 class TransformerConfig:
     """Stack of pre-norm blocks: its sizes, and the three parts that GRR-CoCa changes (norm, feed-forward, positions).
 
+    Like every config in this module, it raises a `UserError` when it is created with invalid or contradictory values.
+
     Attributes:
-        norm: Kind of norm. `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6.
+        num_layers: Number of blocks.
+        embed_dim: Width of the tokens, a multiple of `num_heads`.
+        num_heads: Number of attention heads.
+        hidden_dim: Width of the feed-forward layers.
+        norm: Kind of norm. `rms` is RMSNorm. `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds
+            1e-6.
+        feed_forward: Kind of feed-forward layer: GEGLU without biases, or `gelu`, an MLP with biases.
         qk_norm: Normalization of queries and keys in self-attention. It is a choice instead of a boolean, because the
             literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245).
-        position: Kind of positions. `none` is only for features, whose encoder has already added positions.
+        position: Kind of positions: axial RoPE over the rows and columns of patches (`rope_2d`), RoPE over a sequence
+            (`rope_1d`), or vectors that are added to the tokens (`learned`). `none` is only for features, whose encoder
+            has already added positions.
     """
 
     num_layers: int
@@ -91,6 +102,9 @@ class ImageEncoderConfig:
     """Vision transformer, which converts pixels to patch tokens.
 
     Attributes:
+        image_size: Side of a square image in pixels, a multiple of `patch_size`.
+        patch_size: Side of a square patch in pixels.
+        transformer: Blocks over the patches.
         num_registers: Number of learned tokens that pass through the blocks together with the patches, and are dropped
             after the last block.
         stem: Layers before the linear map to the width of the encoder. Either images are split into patches, or
@@ -111,11 +125,11 @@ class ImageEncoderConfig:
         )
         if self.stem == "convolutional":
             self._require_power_of_two()
-        _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be at least 0")
+        _require(self.num_registers >= 0, f"num_registers must be at least 0, got {self.num_registers}")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image_size {self.image_size} must be divisible by patch_size {self.patch_size}; "
-                f"the nearest multiples are {suggest_multiples(self.image_size, self.patch_size)}"
+                f"{suggest_multiples(self.image_size, self.patch_size)}"
             )
         _require(
             self.num_patches <= _MAX_PATCHES,
@@ -124,13 +138,17 @@ class ImageEncoderConfig:
         )
 
     def _require_power_of_two(self) -> None:
-        """Check that a convolutional stem halves the sides of an image at least once."""
+        """Check that the patch size is a power of two, and at least 2, as a convolutional stem requires.
+
+        Raises:
+            UserError: If it is not.
+        """
         lower = 1 << (max(2, self.patch_size).bit_length() - 1)
-        nearest = f"{lower} and {2 * lower}" if self.patch_size > lower else f"{lower}"
+        nearest = f"{lower} or {2 * lower}" if self.patch_size > lower else f"{lower}"
         _require(
             self.patch_size == lower,
             f"stem 'convolutional' halves the sides of an image one or more times, so it needs a patch_size that is a "
-            f"power of two, not {self.patch_size}; the nearest: {nearest}",
+            f"power of two, not {self.patch_size}; use {nearest}",
         )
 
     @property
@@ -154,6 +172,7 @@ class FeatureEncoderConfig:
         feature_dim: Width of the frozen encoder's tokens.
         keep: Whether the features of an image are all its tokens, or only their mean.
         num_tokens: Number of feature tokens per image. None if this number differs between images.
+        transformer: Blocks over the features, with position `none`.
     """
 
     feature_dim: int
@@ -174,12 +193,18 @@ class FeatureEncoderConfig:
 
 def _require_text_position(transformer: TransformerConfig) -> None:
     position = transformer.position
-    _require(position not in ("rope_2d", "none"), f"position '{position}' is for images; use 'rope_1d' for text")
+    _require(position not in ("rope_2d", "none"), f"position '{position}' is not for text; use 'rope_1d' or 'learned'")
 
 
 @dataclass(frozen=True)
 class TextDecoderConfig:
-    """Unimodal half of the text decoder. `context_length` includes [BOS], [EOS] and [CLS]."""
+    """Unimodal half of the text decoder.
+
+    Attributes:
+        vocab_size: Number of token ids.
+        context_length: Maximum number of tokens in a caption, including [BOS], [EOS] and [CLS], at least 4.
+        transformer: Blocks over the tokens of a caption.
+    """
 
     vocab_size: int
     context_length: int
@@ -208,13 +233,17 @@ class MultimodalDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolersConfig:
-    """Attentional poolers.
+    """Attentional poolers, which have the width of the text decoder.
 
-    If `num_queries` is None, the model has no captioning pooler, and captions attend to the patch tokens.
-
-    `arrangement` is the way in which the poolers are combined. In a `cascade`, the contrastive pooler reads the tokens
-    of the captioning pooler. With `parallel`, the contrastive pooler reads the patch tokens. With `shared`, there is
-    only one pooler: its first query yields the image embedding, and its other queries yield the image tokens.
+    Attributes:
+        num_queries: Number of learned queries of the captioning pooler, and thus of image tokens. If None, the model
+            has no captioning pooler, and captions attend to the patch tokens.
+        num_heads: Number of attention heads of each pooler.
+        norm: Kind of norm in the poolers.
+        arrangement: Way in which the poolers are combined. In a `cascade`, the contrastive pooler reads the tokens of
+            the captioning pooler. With `parallel`, the contrastive pooler reads the patch tokens. With `shared`, there
+            is only one pooler: its first query yields the image embedding, and its other queries yield the image
+            tokens.
     """
 
     num_queries: int | None
@@ -232,17 +261,20 @@ class PoolersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CoCaConfig:
-    """Complete model. `embed_dim` is the width of the joint embedding space of images and texts.
+    """Complete model.
 
     Attributes:
+        embed_dim: Width of the joint embedding space of images and texts.
         image_encoder: The model's own image encoder. None if a feature encoder replaces it.
-        feature_encoder: The blocks over features of a frozen encoder. Their tokens follow those of the model's own
-            image encoder. None if the model takes no features.
+        text_decoder: The unimodal half of the text decoder.
+        multimodal_decoder: The multimodal half of the text decoder, which has the same width.
+        poolers: The poolers between the image tokens and the text decoder.
         contrastive: The kind of contrastive loss: a softmax over the batch (CoCa), or a sigmoid for each pair (SigLIP).
             This choice is part of the model, because the sigmoid loss needs a learned bias and a different initial
             temperature.
-
-    `architecture` is `coca`, or the name of another `Architecture`, such as `open_clip`.
+        architecture: `coca`, or the name of another `Architecture`, such as `open_clip`.
+        feature_encoder: The blocks over features of a frozen encoder. Their tokens follow those of the model's own
+            image encoder. None if the model takes no features.
     """
 
     embed_dim: int

@@ -65,8 +65,8 @@ class Size:
             if dim is not None and dim % (default // heads):
                 width = default // heads
                 raise UserError(
-                    f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; the nearest "
-                    f"multiples are {suggest_multiples(dim, width)}"
+                    f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; "
+                    f"{suggest_multiples(dim, width)}"
                 )
             if dim is not None:
                 changes |= {f"{name}_dim": dim, f"{name}_heads": dim // (default // heads)}

@@ -129,15 +129,15 @@ def _transformer(**keys: Any) -> TransformerConfig:
         (lambda: _transformer(num_heads=3), "embed_dim 128 must be divisible by num_heads 3"),
         (lambda: _transformer(embed_dim=12, num_heads=4), "divisible by 2, not 3"),
         (lambda: _transformer(embed_dim=8, num_heads=4, position="rope_2d"), "divisible by 4, not 2"),
-        (lambda: ImageEncoderConfig(65, 8, IMAGE.transformer), "the nearest multiples are 64 and 72$"),
-        (lambda: ImageEncoderConfig(5, 8, IMAGE.transformer), "the nearest multiples are 8$"),
-        (lambda: replace(IMAGE, num_registers=-1), "num_registers -1 must be at least 0"),
-        (lambda: SIZES["tiny"].with_sizes(text_dim=20), "width of an attention head; the nearest multiples are 32$"),
-        (lambda: replace(get_preset("grr_coca", "tiny"), embed_dim=-1), "embed_dim -1 must be at least 1"),
-        (lambda: replace(TEXT, vocab_size=0), "vocab_size 0 must be at least 1"),
+        (lambda: ImageEncoderConfig(65, 8, IMAGE.transformer), "patch_size 8; use 64 or 72$"),
+        (lambda: ImageEncoderConfig(5, 8, IMAGE.transformer), "patch_size 8; use 8$"),
+        (lambda: replace(IMAGE, num_registers=-1), "num_registers must be at least 0, got -1"),
+        (lambda: SIZES["tiny"].with_sizes(text_dim=20), "width of an attention head; use 32$"),
+        (lambda: replace(get_preset("grr_coca", "tiny"), embed_dim=-1), "embed_dim must be at least 1, got -1"),
+        (lambda: replace(TEXT, vocab_size=0), "vocab_size must be at least 1, got 0"),
         (lambda: TextDecoderConfig(100, 3, TEXT.transformer), "context_length 3 leaves no room for a word"),
-        (lambda: TextDecoderConfig(100, 40, _transformer(position="rope_2d")), "use 'rope_1d' for text"),
-        (lambda: MultimodalDecoderConfig(_transformer(position="rope_2d")), "use 'rope_1d' for text"),
+        (lambda: TextDecoderConfig(100, 40, _transformer(position="rope_2d")), "position 'rope_2d' is not for text"),
+        (lambda: MultimodalDecoderConfig(_transformer(position="none")), "position 'none' is not for text; use"),
         (
             lambda: replace(
                 get_preset("grr_coca", "tiny"), multimodal_decoder=MultimodalDecoderConfig(_transformer(embed_dim=64))

@@ -96,7 +96,7 @@ def test_other_weights_stay(start):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"image_size": 30}, "image_size 30 must be divisible by patch_size 4; the nearest multiples are 28 and 32"),
+        ({"image_size": 30}, "image_size 30 must be divisible by patch_size 4; use 28 or 32"),
         ({"context_length": 8}, "context_length must be at least 40, as in the checkpoint"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Find the files of a checkpoint, and read its config, tokenizer and preprocessing, without PyTorch.
+"""Find the files of a checkpoint, and read and write its config, tokenizer and preprocessing, without PyTorch.
 
 A checkpoint is a folder with `FILES`. It may also contain ONNX graphs, which read the same weights. An int8 model has
 graphs with separate weights, and is not a checkpoint, because only ONNX Runtime can run it. `grr_coca.model.checkpoint`
@@ -103,7 +103,8 @@ def find_model(path: Path) -> Path:
     it is the newest checkpoint. A folder that is not a run may be an int8 model.
 
     Raises:
-        UserError: If no checkpoint exists. The message names the missing part.
+        UserError: If no checkpoint exists (the message names the missing part), `BEST_FILE` is corrupt, or the
+            checkpoints cannot be listed.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that contains {', '.join(FILES)}")
@@ -120,6 +121,8 @@ def find_model(path: Path) -> Path:
 
 def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
     """Return the best checkpoint of a run with `keep_best`, or the newest checkpoint of any other run.
+
+    If the run records a best checkpoint, a note to the user states which step is used.
 
     Args:
         run: Folder of the run.
@@ -155,15 +158,17 @@ def start_of_run(run: Path) -> Path | None:
     """Return the checkpoint that a fine-tuned run started from, or None if that checkpoint is unknown, missing or
     changed.
 
+    A bundled model with the recorded fingerprint also counts, because its folder may have moved.
+
     Raises:
-        UserError: If the file that names the checkpoint is corrupt.
+        UserError: If the file that names the checkpoint, or the manifest of the checkpoint, is corrupt.
     """
     path = run / START_FILE
     if not path.is_file():
         return None
     origin = read_json(path)
     named = Path(str(origin.get("checkpoint")))
-    for folder in (named, *(FOLDER / name for name in bundled_names())):  # a bundled model may have moved
+    for folder in (named, *(FOLDER / name for name in bundled_names())):
         if not _missing_files(folder, FILES) and fingerprint(folder) == origin.get("fingerprint"):
             return folder
     return None
@@ -173,7 +178,7 @@ def find_checkpoint(path: Path) -> Path:
     """Find a checkpoint as `find_model` does, for uses that need the weights in PyTorch.
 
     Raises:
-        UserError: If no checkpoint exists, or it is an int8 model.
+        UserError: If `find_model` raises it, or the folder is an int8 model.
     """
     folder = find_model(path)
     if is_quantized(folder):
@@ -222,11 +227,11 @@ def _missing_files(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash that identifies a model. It is the same with and without ONNX graphs, but differs for int8.
+    """Return a hash that identifies a model, as 32 hexadecimal digits.
 
-    The hash of an adapted model also covers the adaptation.
-
-    If the manifest lists the hash of a file, the fingerprint is computed from this hash instead of the file.
+    The hash is the same with and without ONNX graphs, but differs for int8. The hash of an adapted model also covers
+    the adaptation. If the manifest lists the hash of a file, the fingerprint is computed from this hash instead of the
+    file.
 
     Raises:
         UserError: If a file cannot be read, or the manifest is corrupt.
@@ -275,7 +280,11 @@ has other values; see `Architecture.keys`."""
 
 
 def saved_config(config: CoCaConfig) -> dict[str, object]:
-    """Return a model's config in the form of `config.json`."""
+    """Return a model's config in the form of `config.json`.
+
+    Raises:
+        UserError: If the package that provides the model's architecture is not installed.
+    """
     saved = to_dict(config)
     image_encoder = _section(saved, ("image_encoder", "stem"))
     # Older files do not have these keys, and their hash must not change.
@@ -307,7 +316,11 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
 
 
 def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> str:
-    """Return the name of the architecture with the given values of `FIXED_KEYS`, which differ from those of CoCa."""
+    """Return the name of the architecture with the given values of `FIXED_KEYS`, which differ from those of CoCa.
+
+    Raises:
+        UserError: If no installed architecture has these values. The message names a key that is wrong.
+    """
     installed = {**plugins.others("grr_coca.architectures"), **plugins.own("grr_coca.architectures")}
     for name, architecture in installed.items():
         if values == architecture.keys:
@@ -331,7 +344,7 @@ def _quote_names(names: Iterable[str]) -> str:
 
 
 def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return the mapping that contains the last key of a path, or an empty mapping."""
+    """Return the mapping that contains the last key of a path, or an empty mapping if a section is missing."""
     for name in path[:-1]:
         config = config.get(name, {})
         if not isinstance(config, dict):
@@ -344,7 +357,11 @@ class CheckpointFiles:
     """Everything needed to use a model, except its weights.
 
     Attributes:
+        config: Config of the model.
+        preset: Name of the preset from which the config was made.
+        tokenizer: Tokenizer of the model.
         preprocess: Preprocessing of the model's own image encoder, or of `encoder` if the model has no image encoder.
+        step: Number of training steps so far.
         caution: Reason why the embeddings may be unsuitable for search and zero-shot classification. Empty if none is
             known.
         encoder: The frozen encoder whose features the model takes. None if the model takes no features. If the model
@@ -374,8 +391,10 @@ class _Header:
 
 
 def read_files(folder: Path) -> CheckpointFiles:
-    """Read a checkpoint folder, or a folder of ONNX graphs. If the folder has a manifest, all files are compared with
-    the manifest.
+    """Read a checkpoint folder, or a folder of ONNX graphs.
+
+    If the folder has a manifest, its files are compared with the manifest. In a download, which lacks other files in
+    the manifest, these are only the files of the model.
 
     Raises:
         UserError: If a file is missing or corrupt, or the files do not match.
@@ -464,6 +483,7 @@ def write_other_files(files: CheckpointFiles, folder: Path) -> None:
 
     Raises:
         OSError: If the disk is full or cannot be written to.
+        UserError: If the package that provides the model's architecture is not installed.
     """
     encoder = None if files.encoder is None else to_dict(files.encoder)
     header = to_dict(
@@ -541,9 +561,17 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Description of a bundled model, its data and its metrics.
+    """Description of a bundled model, its data and its metrics: the content of `card.json`.
 
     Attributes:
+        name: Name of the model.
+        summary: Description of the model in one line.
+        preset: Name of the model's preset.
+        parameters: Number of parameters.
+        data: Training data.
+        licence: Licences of the training data and the weights.
+        recipe: Path of the training recipe in the repository.
+        steps: Number of training steps.
         figures: Metrics by split, then by name (`perplexity`, `text_to_image/R@1`, `exact_captions` …). They include
             `chance`, whose interval has width 0.
     """
@@ -560,13 +588,17 @@ class ModelCard:
 
 
 def bundled_models() -> dict[str, ModelCard]:
-    """Return the cards of all bundled models, by name."""
+    """Return the cards of all bundled models, by name.
+
+    Raises:
+        UserError: If a card is corrupt.
+    """
     cards = {name: FOLDER / name / "card.json" for name in bundled_names()}
     return {name: from_dict(ModelCard, read_json(path), str(path)) for name, path in cards.items()}
 
 
 def bundled_names() -> list[str]:
-    """Return the names of all bundled models."""
+    """Return the names of all bundled models, sorted."""
     return sorted(path.parent.name for path in FOLDER.glob("*/card.json"))
 
 

@@ -8,7 +8,7 @@ A card is generated from the files of a checkpoint:
 |---|---|
 | architecture, step, warning | `config.json` |
 | number of parameters | the header of `model.safetensors` |
-| start model of a fine-tuned run, its data and licence | the run's `start.json`, and the card of the start model |
+| start model of a fine-tuned or adapted model, its data and licence | the record of the start, and the start's card |
 | data, licence, figures | `card.json` (`grr_coca.model.checkpoint_files.ModelCard`) if it exists, else the caller |
 """
 
@@ -69,7 +69,10 @@ _KNOWN_LICENCES = {
 
 @dataclass(frozen=True)
 class Start:
-    """Start model of a fine-tuning run. `step` is 0 if unknown, and `card` is None if the model has no card."""
+    """Model from which another model was fine-tuned or adapted.
+
+    `step` is its number of training steps, or 0 if unknown. `card` is None if the model is not bundled.
+    """
 
     name: str
     step: int = 0
@@ -82,7 +85,7 @@ def find_start(checkpoint: Path) -> Start | None:
     Only the last part of a local path is used as a name, because the card is public.
 
     Raises:
-        UserError: If a file is corrupt.
+        UserError: If a file that records the start is corrupt.
     """
     path, names = checkpoint.parent.parent / START_FILE, ("checkpoint", "fingerprint")
     if is_adapted(checkpoint):
@@ -108,12 +111,12 @@ def find_start(checkpoint: Path) -> Start | None:
 
 
 def read_figures(path: Path) -> Figures:
-    """Read the metrics that `grr-coca evaluate --json` wrote.
+    """Read the metrics that `grr-coca evaluate --json` wrote, by split and metric.
 
     Each split is named by the shortest end of its path that distinguishes it from the other splits.
 
     Raises:
-        UserError: If the file has other content.
+        UserError: If the file does not exist, or has other content.
     """
     found: dict[str, dict[str, Figure]] = {}
     measured = read_json(path)
@@ -136,12 +139,14 @@ def model_card(
     Args:
         folder: The checkpoint.
         name: `owner/name` on the hub.
-        data: Training data of the model.
-        licence: Licence of the weights, as free text or as one of the hub's names, such as `mit`.
-        figures: Measured metrics.
+        data: Training data of the model. By default, the data in the `card.json` of a bundled model.
+        licence: Licence of the weights, as free text or as one of the hub's names, such as `mit`. By default, the
+            licence in `card.json`.
+        figures: Measured metrics. By default, those in `card.json`.
 
     Raises:
-        UserError: If the licence is unknown and not given, or a file is corrupt.
+        UserError: If the licence is unknown and not given, a file is missing or corrupt, or the extra `hub` is not
+            installed.
     """
     require_extra("hub", "a card for the Hugging Face hub")
     from huggingface_hub import ModelCardData
@@ -191,7 +196,7 @@ def model_card(
 
 
 def _encoder_lines(folder: Path) -> list[str]:
-    """Return lines about a model's third-party image encoders."""
+    """Return lines of the card about the image encoders that a model contains or needs, including its start model."""
     lines = []
     path, config = folder / ENCODER_FILES[0], folder / "config.json"
     frozen = read_json(config).get("encoder") if config.exists() else None
@@ -221,9 +226,11 @@ def check_hub_id(hub_id: str) -> None:
 def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     """Return the files of a checkpoint that are uploaded, by their names on the hub.
 
-    For a run folder, these are the files of the checkpoint that `find_model` chooses.
+    For a run folder, these are the files of the checkpoint that `find_model` chooses. If it has ONNX graphs, they and a
+    manifest of the uploaded files are included. Recipe, logs and training state are never included.
 
-    ONNX graphs and a manifest of the uploaded files are included; recipe, logs and training state are not.
+    Returns:
+        The path of each file, or its content if the file differs from that in the checkpoint.
 
     Raises:
         UserError: If no checkpoint exists, or its files differ from its manifest.
@@ -244,18 +251,18 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
     """Upload all files in one commit to a new repository, or to an existing one.
 
     Args:
-        files: The files by their names on the hub.
+        files: Path or content of each file, by its name on the hub.
         card: Content of `README.md`.
         hub_id: `owner/name`.
         private: Whether to make a new repository private, and to reject an existing public one.
-        update: Whether the repository may already exist.
+        update: Whether the repository may already exist. If False, an existing repository is rejected.
 
     Returns:
         The URL of the commit.
 
     Raises:
-        UserError: If the hub rejects the card, the repository exists, permission is missing, or the hub cannot be
-            reached.
+        UserError: If the hub rejects the card or the repository, permission is missing, the hub cannot be reached, or
+            the extra `hub` is not installed.
     """
     require_extra("hub", "pushing to the Hugging Face hub")
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -337,7 +344,11 @@ def _escape_cell(text: str) -> str:
 
 
 def _require_valid(card: str, hub_id: str) -> None:
-    """Ask the hub to check a card before a repository is created."""
+    """Let the hub check a card, before a repository is created.
+
+    Raises:
+        UserError: If the hub rejects the card.
+    """
     from huggingface_hub import ModelCard
 
     try:

@@ -1,4 +1,4 @@
-"""Losses of CoCa (arXiv 2205.01917, section 3), of a text teacher, and of siblings. `batch_loss` combines all of them.
+"""Losses of CoCa (arXiv 2205.01917, section 3), of a text teacher, and of siblings. `batch_loss` combines all losses.
 
 Shapes: B pairs of the global batch, b pairs of this rank, E embedding width, K width of the teacher's embeddings; M
 tokens to predict, m tokens in a chunk, D width of the states that predict tokens, V size of the vocabulary.
@@ -26,9 +26,15 @@ Scalar = TypeVar("Scalar", float, Tensor)
 class EmbeddedPairs(NamedTuple):
     """Embedded image-text pairs. Text i belongs to image i.
 
-    Embeddings have unit length. Pairs with equal `caption_ids`, `image_ids` or `concept_ids` are not negatives of each
-    other. `teacher` contains a text teacher's embeddings of the captions, also of unit length, or is None if no
-    teacher is used. `concept_ids` is None if the sibling loss is not used.
+    Pairs with equal `caption_ids`, `image_ids` or `concept_ids` are not negatives of each other.
+
+    Attributes:
+        image: Image embeddings of unit length.
+        text: Text embeddings of unit length.
+        caption_ids: Equal for pairs with equal captions.
+        image_ids: Equal for pairs with the same image.
+        teacher: A text teacher's embeddings of the captions, of unit length. None if no teacher is used.
+        concept_ids: Equal for pairs whose images show the same concept. None if the sibling loss is not used.
     """
 
     image: Float[Tensor, "B E"]
@@ -39,7 +45,10 @@ class EmbeddedPairs(NamedTuple):
     concept_ids: Int[Tensor, " B"] | None = None
 
     def gather_from_ranks(self, ranks: Ranks) -> "EmbeddedPairs":
-        """Return the pairs of all ranks, in the order of the ranks. Gradients flow back to the rank of each pair."""
+        """Return the pairs of all ranks, in the order of the ranks. Gradients flow back to the rank of each pair.
+
+        All ranks must call this method, with the same number of pairs.
+        """
         return EmbeddedPairs(*(None if column is None else ranks.gather(column) for column in self))  # type: ignore[arg-type]
 
 
@@ -149,6 +158,8 @@ class LossWeights:
     """Weights λ_con and λ_cap, which are those of the paper by default, and weights of optional additional losses.
 
     Attributes:
+        contrastive: Weight λ_con of the contrastive loss.
+        captioning: Weight λ_cap of the captioning loss.
         z: Weight of the z-loss; see `captioning_loss`. A z-loss requires a captioning weight above 0.
         teacher: Weight of `teacher_loss`. 0 means no teacher.
         teacher_temperature: Divisor of the similarities, both the teacher's and the model's, in `teacher_loss`.
@@ -165,7 +176,7 @@ class LossWeights:
 
     @property
     def z_per_captioning(self) -> float:
-        """Weight of the z-loss relative to the weight of the captioning loss."""
+        """Weight of the z-loss relative to the weight of the captioning loss, or 0 if there is no z-loss."""
         return self.z and self.z / self.captioning
 
 
@@ -177,8 +188,8 @@ def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> 
 class ComparisonLoss(NamedTuple):
     """Losses that compare pairs with each other, in nats.
 
-    Differentiate `total`, which is the weighted sum of the losses. The other fields are only logged. `teacher` and
-    `sibling` are 0 if their weight is 0.
+    Differentiate `total`, which is the weighted sum of the losses. The other fields, which are detached from the graph,
+    are only logged. `teacher` and `sibling` are 0 if their weight is 0.
     """
 
     total: Float[Tensor, ""]
@@ -191,6 +202,9 @@ def comparison_loss(
     model: CoCa, pairs: EmbeddedPairs, weights: LossWeights, ranks: Ranks | None = None
 ) -> ComparisonLoss:
     """Compute the losses that compare each of the given pairs with all pairs of the global batch.
+
+    On several ranks, the result is this rank's part of the losses, as in `batch_loss`, and all ranks must call this
+    function.
 
     Args:
         model: Model that provides the temperature and, for the sigmoid loss, the bias.

@@ -1,8 +1,7 @@
-"""Presets of models, by name. A preset is a function that takes a size and returns a full config. An arm is a variant
-of a preset with one part changed.
+"""Presets of models, by name. A preset is a function that takes a size and returns a full config.
 
-GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The arms between them have one or two of
-these parts, so that all eight combinations exist. Widths, depths and the kind of RoPE are our choices; see
+GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The presets between them have one or two of
+GRR-CoCa's parts, so that all eight combinations exist. Widths, depths and the kind of RoPE are our choices; see
 `docs/design.md`.
 """
 

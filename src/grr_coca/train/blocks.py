@@ -30,7 +30,8 @@ def checkpoint_blocks(model: CoCa) -> None:
     """Keep only the inputs of blocks and of a convolutional stem for the backward pass, which recomputes everything
     else.
 
-    Call this before the model is sharded. For compiled blocks, use `compile_blocks` instead.
+    The model is changed in place. Call this before the model is sharded. For compiled blocks, use `compile_blocks`
+    instead.
     """
     for block in (*_stem(model), *_blocks(model)):
         block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
@@ -39,7 +40,8 @@ def checkpoint_blocks(model: CoCa) -> None:
 def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
     """Compile each block, and a convolutional stem, when it first runs. Call this before the model is sharded.
 
-    Caption lengths change from batch to batch, so the blocks of the text decoders are compiled for any shape.
+    Caption lengths change from batch to batch, so the blocks of the text decoders are compiled for any shape. The
+    settings of the compiler are changed for the whole process.
 
     Args:
         model: Model, changed in place.

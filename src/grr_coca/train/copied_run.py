@@ -13,10 +13,11 @@ _CHECKPOINTS = "checkpoints"
 
 
 def copy_run(folder: Path, url: str) -> None:
-    """Copy the new files of a run folder, and remove from the copy the checkpoints that the run has removed.
+    """Copy a run folder to a URL, and remove from the copy the checkpoints that the run has removed.
 
-    The manifest of a checkpoint is copied last, so that an interrupted copy is not mistaken for a complete one. If the
-    store cannot be reached, a warning is logged, and the run continues; the copy is updated after the next checkpoint.
+    Checkpoints that the copy already contains are not copied again; all other files are, except hidden files. The
+    manifest of a checkpoint is copied last, so that an interrupted copy is not mistaken for a complete one. If the
+    store cannot be reached, a warning is logged, and no error is raised, so that the run continues.
     """
     url = url.rstrip("/")
     try:

@@ -35,7 +35,7 @@ channel that is constant in training could dominate the features of other images
 
 
 def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo, Keep]:
-    """Return the description of a recipe's frozen encoder, and which kind of its features is used.
+    """Return the description of a recipe's frozen encoder, and the kind of its features that is used.
 
     Args:
         recipe: Recipe with `features`.
@@ -58,7 +58,7 @@ def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo
 def with_feature_encoder(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     """Return the start checkpoint of a run that trains with features. If its model has no feature encoder, add one.
 
-    If the feature encoder replaces the image encoder, all other weights of the start are kept.
+    A new feature encoder gets random weights. All other weights are those of the start.
 
     Args:
         start: Start checkpoint of the run.
@@ -105,7 +105,7 @@ def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: 
         features: Settings of the features in the recipe.
 
     Raises:
-        UserError: If the model cannot have a feature encoder.
+        UserError: If the model has no image encoder, or its architecture takes no features.
     """
     own: ImageEncoderConfig = config.own_image_encoder
     encoder = FeatureEncoderConfig(
@@ -121,6 +121,8 @@ def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: 
 def standardize(start: Checkpoint, pairs: PairSource, ranks: Ranks) -> None:
     """Set the mean and standard deviation of each feature channel from some training images, unless the start already
     has them.
+
+    All ranks must call this function.
 
     Args:
         start: Start checkpoint of the run, changed in place.

@@ -1,4 +1,4 @@
-"""Forecast a run (`--dry-run`): measure its time and memory on its first batches."""
+"""Forecast of a run (`--dry-run`): its time and memory, measured on its first batches."""
 
 import itertools
 import sys
@@ -17,12 +17,14 @@ NUM_TIMED_STEPS = 2
 
 
 def forecast(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
-    """Forecast the time and memory of a run by measuring its first batches.
+    """Return a forecast of a run's time and memory as text, measured by training on its first batches.
 
-    The first batch is not timed, and nothing is saved.
+    The first batch is not timed, unless it is the only one. Nothing is saved, but the weights of `start` are changed.
+    All ranks must call this function.
 
     Raises:
-        UserError: If the data or the validation split of the run are invalid.
+        UserError: If the data, the validation split or the teacher of the run cannot be used, or the recipe does not
+            match the model.
     """
     device = ranks.device
     pairs, val = training_sources(recipe)

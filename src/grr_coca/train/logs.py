@@ -49,9 +49,11 @@ class Progress:
         log_bytes: Size of the log after these steps, in bytes.
         skipped: Number of skipped steps.
         replaced: Number of replaced bad samples, by cause.
-        window: Metrics of the steps since the last line of the log.
-        recent: The most recent losses.
-        best, best_step: Score and step of the best checkpoint.
+        skipped_in_a_row: Number of steps that were skipped since the last step that was not.
+        window: Metrics of the steps since the last line of the log, without skipped steps.
+        recent: The last `SPIKE_MEMORY` CoCa losses, without skipped steps.
+        best: Score of the best checkpoint. None before the first validation, and if no best checkpoint is kept.
+        best_step: Step of the best checkpoint, counted like checkpoints, from the first step of the start model.
     """
 
     step: int = 0
@@ -65,7 +67,11 @@ class Progress:
     best_step: int | None = None
 
     def add(self, metrics: dict[str, float]) -> str | None:
-        """Count a finished step. Return its problem (`not finite` or `spike`), or None if it has no problem."""
+        """Count a finished step with its metrics.
+
+        Return its problem, or None if it has none: `not finite` if it was skipped because a metric is not finite, or
+        `spike` if its CoCa loss exceeds the recent losses by far.
+        """
         self.step += 1
         if not all(map(math.isfinite, metrics.values())):
             self.skipped += 1
@@ -80,7 +86,7 @@ class Progress:
     def take_window(self) -> dict[str, float]:
         """Return the means of the metrics since the last line of the log, and empty the window.
 
-        The numbers of skipped steps and replaced samples are included if they are not 0.
+        The total numbers of skipped steps and replaced samples in the run are included if they are not 0.
         """
         rows, self.window = self.window, ()
         means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
@@ -103,7 +109,7 @@ class Progress:
 def score_to_maximize(name: str, value: float) -> float:
     """Convert a validation score to a number that is higher for better models.
 
-    Scores that are not finite become -inf.
+    Losses and perplexity change their sign. Scores that are not finite become -inf.
     """
     if not math.isfinite(value):
         return -math.inf
@@ -117,18 +123,18 @@ NUM_LOGGED_CAPTIONS = 16
 
 
 class MetricLog:
-    """Log of a run. Its folder contains `metrics.jsonl` for programs and `tensorboard/` for users.
+    """Log of a run, as a context manager. Its folder gets `metrics.jsonl` for programs and `tensorboard/` for users.
 
-    If the folder is None, nothing is written.
+    If the folder is None, as on all ranks except rank 0, nothing is written.
 
     The lines of `metrics.jsonl` contain no times, so a stopped and resumed run writes the same bytes as an
     uninterrupted run. The throughput is logged only to TensorBoard.
 
-    Every method raises a `DiskError` that names the folder if the disk is full or cannot be written to.
+    Every method that writes raises a `DiskError`, which names the folder, if the disk is full or cannot be written to.
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
-        """Open the log. A resumed run drops the lines after its checkpoint."""
+        """Open the log, and drop the lines that were written after the checkpoint from which a run is resumed."""
         self._folder = folder
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
@@ -140,12 +146,12 @@ class MetricLog:
                 self._board = _open_board(folder, progress.step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Log the metrics of a split after `step` steps."""
+        """Log the metrics of a split, such as `train` or `val`, after `step` steps, also to TensorBoard."""
         self._append({"step": step, "split": split, **metrics})
         self.show(step, split, metrics)
 
     def event(self, step: int, kind: str, **details: object) -> None:
-        """Log an unusual event."""
+        """Log an unusual event, such as a skipped step, in the split `events`, but not to TensorBoard."""
         self._append({"step": step, "split": "events", "event": kind, **details})
 
     def show(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -207,11 +213,10 @@ def _open_board(folder: Path, step: int) -> "SummaryWriter":
 
 
 def device_use(device: torch.device) -> dict[str, float]:
-    """Return the use of a GPU since the last call. For other devices, the result is empty, so that their log depends
-    only on the run.
+    """Return the use of a CUDA GPU. For other devices, the result is empty, so that their log depends only on the run.
 
-    `memory_gib` is the peak memory of tensors, in GiB. `utilization` is the fraction of the last second in which the
-    GPU computed, for which NVIDIA's package `nvidia-ml-py` must be installed.
+    `memory_gib` is the peak memory of tensors since the last call, in GiB. `utilization` is the fraction of about the
+    last second in which the GPU computed; it is omitted if NVIDIA's package `nvidia-ml-py` is not installed.
     """
     if device.type != "cuda":
         return {}
@@ -243,7 +248,7 @@ class Throughput:
         self._began = now
 
     def take(self) -> float:
-        """Return the throughput, and reset it."""
+        """Return the throughput in pairs per second since the last call, and reset it."""
         throughput = self._num_pairs / max(self._seconds, 1e-9)
         self._num_pairs, self._seconds = 0, 0.0
         return throughput

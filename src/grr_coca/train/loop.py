@@ -130,7 +130,8 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_PLOTS = 30.0
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Callback that rank 0 calls after every logged step, with the number of finished steps and the newest metrics."""
+"""Callback that rank 0 calls with the number of finished steps and the newest metrics, whenever the log gets a line of
+training metrics."""
 
 
 def train(
@@ -145,6 +146,8 @@ def train(
 ) -> Checkpoint:
     """Train from `start` to the last step of the recipe, and write recipe, log and checkpoints to `out`.
 
+    All ranks must call this function.
+
     Args:
         recipe: Recipe of the run.
         start: Model to train, changed in place.
@@ -156,9 +159,12 @@ def train(
         stop: Function that is called before every step. It must return the same value on every rank. If the value is
             True, the run ends before its last step.
 
+    Returns:
+        The trained model. If the recipe has `ema`, its weights are the running average.
+
     Raises:
-        UserError: If the ranks cannot share a batch evenly, the data or the disk fails, or the loss stays non-finite.
-            The error is raised on every rank.
+        UserError: If the ranks cannot share a batch evenly, the recipe does not match the model, the data or the disk
+            fails, too many samples are bad, or the loss stays non-finite. The error is raised on every rank.
         Interruption: If a signal stopped the run. The run is saved.
     """
     recipe.require_even_shares(ranks.size)
@@ -201,8 +207,13 @@ def train(
 
 
 class RankConsensus(NamedTuple):
-    """Totals over the global batch, and common decisions of all ranks: whether to save after the step, and the signal
-    that stops the run, if any.
+    """Totals over the global batch, and common decisions of all ranks.
+
+    Attributes:
+        num_tokens: Number of tokens to predict.
+        num_replaced: Number of replaced bad samples.
+        save: Whether to save a checkpoint after the step, because the last checkpoint is too old.
+        stop: The signal that stops the run after the step, or None.
     """
 
     num_tokens: int
@@ -241,8 +252,9 @@ class Run:
         """Run a training step, then validation, log and checkpoint if they are due.
 
         Raises:
-            UserError: If too many steps in a row were skipped, or a checkpoint cannot be written.
-            Interruption: If a signal was received before this step. The run is saved.
+            UserError: If too many samples are bad, too many steps in a row were skipped, or the log or a checkpoint
+                cannot be written.
+            Interruption: If a signal was received before this step, and this is not the last step. The run is saved.
         """
         agreement = self._agree(micro_batches, signals)
         self._count_replaced(micro_batches, agreement)
@@ -281,7 +293,11 @@ class Run:
         self.progress.replaced = dict(self.replacements.counts)
 
     def _count_step(self, metrics: dict[str, float], micro_batches: Sequence[Batch]) -> None:
-        """Count the step. If it was skipped, or its loss was a spike, report this with the keys of its pairs."""
+        """Count the step. If it was skipped, or its loss was a spike, report this with the keys of its pairs.
+
+        Raises:
+            DivergedError: If too many steps in a row were skipped.
+        """
         problem = self.progress.add(metrics)
         self.throughput.add()
         if problem is None:
@@ -319,8 +335,9 @@ class Run:
         self.ranks.run_on_first(report)
 
     def _validate(self) -> bool:
-        """Validate the model, and log the result. Return whether the model is the best so far, by the score that the
-        recipe names.
+        """Validate the model, and log the result. Return whether the model is the best so far, by the recipe's score.
+
+        The result is False if the recipe names no score. At the last step, this sets a refitted temperature.
         """
         step, validated = self.progress.step, self.validation.run(self.checkpoint)
         if self.recipe.temperature == "refitted" and step == self.recipe.schedule.steps:
@@ -346,7 +363,7 @@ class Run:
         self.throughput.restart()
 
     def _plot_if_due(self) -> None:
-        """Draw the learning curves at the last step, and only occasionally before it, because drawing takes time."""
+        """Draw the learning curves at the last step, and before it at most once in `_SECONDS_BETWEEN_PLOTS`."""
         now, best = time.monotonic(), self.progress.best_step
         if self.progress.step == self.recipe.schedule.steps or now - self.plotted_at > _SECONDS_BETWEEN_PLOTS:
             draw_curves(self.out, None if best is None else best - self.start.step)
@@ -364,14 +381,18 @@ def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
 
 
 def _resolve_precisions(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
-    """Replace each `auto` in a recipe by a precision."""
+    """Replace each `auto` in a recipe by a precision: in a resumed run, by that with which the run began."""
     if resume_from is not None:
         return with_numerics_of(recipe, resume_from)
     return ranks.run_on_first(lambda: resolve_precision(recipe, start.model, ranks.device)).resolve_autos(recipe)
 
 
 def _check_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
-    """Return the fingerprint of the data, which must be unchanged in a resumed run."""
+    """Return the fingerprint of the data.
+
+    Raises:
+        UserError: If the data of a resumed run have changed, or the teacher cannot be used.
+    """
     now = data_state(recipe, pairs, val)
     if resume_from is not None and (then := read_data_state(resume_from)) is not None:
         require_same_data(then, now, recipe, resume_from)

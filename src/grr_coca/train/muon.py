@@ -45,7 +45,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient, and return the result of `closure`, or None if it is not given."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]

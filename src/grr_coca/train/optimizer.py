@@ -28,7 +28,7 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 
 
 def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str, float] | None = None) -> None:
-    """Freeze the named parts, and parts whose learning rate is 0.
+    """Freeze the named parts of a model, and parts whose learning rate is 0, in place.
 
     Raises:
         UserError: If no trainable part remains, the model does not have one of the parts, or a learning rate applies to
@@ -128,7 +128,7 @@ class Optimizers:
         return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
     def clip(self, norm: Tensor, value: float) -> None:
-        """Clip the gradients to the norm in the recipe.
+        """Clip the gradients, in place, to the maximum norm in the recipe.
 
         Args:
             norm: Result of `gradient_norm`.
@@ -139,12 +139,12 @@ class Optimizers:
                 nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
 
     def divide_gradients(self, divisor: float) -> None:
-        """Divide all gradients by a number."""
+        """Divide all gradients by a number, in place."""
         for gradients in split_by_sharding(p.grad for p in self._parameters if p.grad is not None):
             scale_each(gradients, 1 / divisor)
 
     def update(self, step: int) -> None:
-        """Update the weights with the gradients, and clear the gradients."""
+        """Update the weights with the gradients, at the learning rate of a step (from 0), and clear the gradients."""
         factor = lr_factor(step, self._schedule)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -281,7 +281,7 @@ class Ema:
         self._num_updates += 1
 
     def set(self, name: str, value: Tensor) -> None:
-        """Replace the average of one parameter."""
+        """Replace the average of the parameter with the given name."""
         self._average[name].copy_(value)
 
     def apply(self) -> None:

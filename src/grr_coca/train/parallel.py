@@ -120,7 +120,7 @@ class ParallelModel:
 
 
 def scalar_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the temperature and, if there is one, the bias of the sigmoid loss."""
+    """Return the parameters without dimensions: the temperature and, if there is one, the bias of the sigmoid loss."""
     return [parameter for parameter in model.parameters() if parameter.ndim == 0]
 
 

@@ -53,7 +53,7 @@ class Trial:
 
     Attributes:
         lr: Learning rate.
-        scores: Validation scores by step.
+        scores: Validation scores by step, counted from the start of the trial. The keys are strings, as in JSON.
         diverged: Whether the trial ended because its loss was not finite for too many steps in a row.
     """
 
@@ -83,14 +83,14 @@ class RateSearchResult:
     improving: bool
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the chosen values. A run with this recipe also keeps its best checkpoint."""
+        """Return a recipe with the chosen values in place of its own. A run with it also keeps its best checkpoint."""
         schedule = replace(recipe.schedule, steps=self.steps, decay_steps=self.decay_steps)
         checkpoints = replace(recipe.checkpoints, keep_best=_score(recipe))
         return replace(_with_rate(recipe, self.lr), schedule=schedule, checkpoints=checkpoints)
 
 
 def max_total_steps(recipe: Recipe) -> int:
-    """Return the maximum total number of steps of all trials."""
+    """Return the maximum total number of steps of all trials, without the decay of the run after the search."""
     rung, trained, before, count = _first_rung(recipe), 0, 0, len(FACTORS)
     while count > 1:
         trained, before, rung, count = trained + count * (rung - before), rung, 2 * rung, -(-count // 2)
@@ -102,6 +102,8 @@ def search_rate(
 ) -> Recipe:
     """Find the learning rate and the number of steps, and create the run that uses them, with its first steps already
     trained.
+
+    If the search has already finished, its result is used. All ranks must call this function.
 
     Args:
         recipe: Recipe with the initial rate and number of steps.
@@ -115,7 +117,8 @@ def search_rate(
         Recipe of the run in `out`, with which the run can be resumed.
 
     Raises:
-        UserError: As for `train`, or if the rate is 0, all rates diverged, or `out` contains a run without a search.
+        UserError: If the rate is 0, no rate has a finite score, `out` contains a run without a search, or `train`
+            raises it for another reason than divergence.
         Interruption: If a signal stopped the search. The state of the search is saved.
     """
     if not recipe.optimizer.lr:
@@ -161,7 +164,11 @@ class _Search:
     trained: dict[float, int] = field(default_factory=dict)
 
     def run(self) -> RateSearchResult:
-        """Run the search to its end."""
+        """Run the search to its end, and return its result.
+
+        Raises:
+            DivergedError: If no learning rate has a finite score.
+        """
         rates, rung = [factor * self.recipe.optimizer.lr for factor in FACTORS], _first_rung(self.recipe)
         while len(rates) > 1:
             for rate in rates:
@@ -199,7 +206,7 @@ class _Search:
         )
 
     def _train(self, rate: float, stop: Callable[[Progress], bool]) -> None:
-        """Start or continue the trial of a learning rate, until `stop` returns True."""
+        """Start or continue the trial of a learning rate, until `stop` returns True or the trial diverges."""
         out = _trial_folder(self.folder, rate)
         recipe = self.ranks.run_on_first(lambda: self._with_known_numerics(_trial_recipe(self.recipe, rate)))
         point = self.ranks.run_on_first(lambda: resume_point(out, recipe, self.origin))
@@ -219,7 +226,7 @@ class _Search:
         self.trials[rate] = Trial(rate, {str(int(row["step"])): row[_score(self.recipe)] for row in rows}, diverged)
 
     def _with_known_numerics(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the precisions that the first trial chose."""
+        """Return the recipe with the precisions that the first trial chose, or unchanged before the first trial."""
         for factor in FACTORS:
             folder = _trial_folder(self.folder, factor * self.recipe.optimizer.lr) / "checkpoints"
             if (point := CheckpointStore(folder, keep_last=1).newest()) is not None:
@@ -279,7 +286,13 @@ def _with_rate(recipe: Recipe, rate: float) -> Recipe:
 
 
 def _begin_run(recipe: Recipe, found: RateSearchResult, out: Path) -> Recipe:
-    """Create the run in `out` from the best checkpoint of the best trial, and remove the trials."""
+    """Create the run in `out` from the best checkpoint of the best trial, and return the run's recipe.
+
+    The trials are removed. If the run already exists, it is kept.
+
+    Raises:
+        DiskError: If the disk is full or cannot be written to.
+    """
     chosen = found.recipe(recipe)
     try:
         write_bytes_atomic(out / SEARCH_FILE, json.dumps(to_dict(found), indent=1).encode())

@@ -176,7 +176,7 @@ class LossWeights:
 
     @property
     def z_per_captioning(self) -> float:
-        """Weight of the z-loss relative to the weight of the captioning loss, or 0 if there is no z-loss."""
+        """Weight of the z-loss relative to the weight of the captioning loss, or 0 without a z-loss."""
         return self.z and self.z / self.captioning
 
 

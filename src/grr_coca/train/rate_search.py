@@ -83,7 +83,7 @@ class RateSearchResult:
     improving: bool
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the chosen values in place of its own. A run with it also keeps its best checkpoint."""
+        """Return a copy of a recipe with the chosen values. A run with the copy also keeps its best checkpoint."""
         schedule = replace(recipe.schedule, steps=self.steps, decay_steps=self.decay_steps)
         checkpoints = replace(recipe.checkpoints, keep_best=_score(recipe))
         return replace(_with_rate(recipe, self.lr), schedule=schedule, checkpoints=checkpoints)

@@ -54,7 +54,7 @@ class ModelRecipe:
     """Preset and size of a model, and changes to them. If a field is None, the model keeps the value that preset and
     size define.
 
-    Fine-tuning uses the model of its start checkpoint, so its recipe has neither preset nor size, but may set
+    Fine-tuning uses the model of its start checkpoint, so its recipe needs neither preset nor size, but may set
     `image_size` and a longer `context_length` (see `grr_coca.model.checkpoint.resize_checkpoint`).
 
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
@@ -115,7 +115,7 @@ class ModelRecipe:
         """Return the full config of the model with the given vocabulary size.
 
         Raises:
-            UserError: If preset or size is missing or unknown, or a key does not match them.
+            UserError: If preset or size is missing or unknown, or another key has a value that the model cannot have.
         """
         if self.preset is None or self.size is None:
             raise UserError(f"key '{'size' if self.preset else 'preset'}' is missing; a new model needs both")
@@ -151,7 +151,11 @@ class ModelRecipe:
         return config if self.qk_norm is None else with_qk_norm(config, self.qk_norm)
 
     def preprocess(self, config: CoCaConfig) -> "Preprocess":
-        """Return the resizing and normalization of images."""
+        """Return the framing, resizing and normalization of images for a model with the given config.
+
+        Raises:
+            UserError: If the model has no image encoder.
+        """
         from grr_coca.data.preprocess import Preprocess  # lazy import, because recipes can be read without torch
 
         return Preprocess(
@@ -186,6 +190,7 @@ class DataRecipe:
     """Locations of the pairs (see `open_source`), and settings for reading them.
 
     Attributes:
+        train: Training pairs.
         mix: Paths of additional training pairs, each with the fraction of samples that come from it. The remaining
             samples come from `train`. Each source has its own epochs.
         first_caption: Fraction of the samples of an image with several captions that use its first caption. All other
@@ -201,6 +206,8 @@ class DataRecipe:
             needs less memory, but a second forward pass. The gradients stay the same.
         patch_dropout: Fraction of each image's patches that training omits (FLIP, arXiv 2212.00794). They are chosen at
             random, depending on seed, epoch and sample. Evaluation uses all patches.
+        num_workers: Number of processes that read and decode pairs. With 0, the training process does this work.
+        augmentation: Random changes of training images.
 
     A path that begins with `cache:` is in the user's cache, where the corpus `icons` is.
     """
@@ -235,6 +242,8 @@ class OptimizerRecipe:
 
     Only matrices have weight decay.
 
+    - `lr`: peak learning rate
+    - `betas`: decay rates of AdamW's two running averages
     - `clip_norm`: maximum norm of the gradients; larger ones are scaled down, and `.inf` means no clipping
     - `learning_rates`: peak learning rates of parts of the model, in place of `lr`, by prefix of the parameter names,
       such as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix applies. A part with a
@@ -294,13 +303,14 @@ class LossRecipe:
     """Weights of CoCa's two losses. The defaults are those of the CoCa paper.
 
     Attributes:
+        contrastive_weight: Weight of the contrastive loss.
+        captioning_weight: Weight of the captioning loss.
         z_loss_weight: Weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
             The z-loss is part of the loss that training minimizes, and is logged as `z`. In the log and in evaluation,
             `coca` is the paper's loss, without the z-loss.
-
-    `sibling_weight` is the weight of the sibling loss, which makes the embeddings of images of the same concept similar
-    (see `sibling_loss`). The loss needs `data: siblings`, and is logged as `sibling`. Like the z-loss, it is not part
-    of `coca`.
+        sibling_weight: Weight of the sibling loss, which makes the embeddings of images of the same concept similar
+            (see `sibling_loss`). The loss needs `data: siblings`, and is logged as `sibling`. Like the z-loss, it is
+            not part of `coca`.
     """
 
     contrastive_weight: float = 1.0
@@ -420,9 +430,10 @@ class FeaturesRecipe:
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """Validation, which runs every `interval` steps.
+    """Validation, which runs every `interval` steps, and after the last step.
 
     Attributes:
+        interval: Number of steps from one validation to the next.
         batch_size: Exact size of the batches on which contrastive losses are computed. The losses grow with the batch
             size, so the batch size is always reported with them.
         num_captions: Number of images that the model captions at each validation. The captions are scored (CIDEr and
@@ -441,14 +452,14 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True)
 class CheckpointRecipe:
-    """Checkpoints, which are written every `interval` steps, every `minutes` minutes, and at the end.
-
-    If `interval` is None, a checkpoint is written at every validation.
-
-    The newest `keep_last` checkpoints are kept. The checkpoint with the best value of `keep_best`, a score on the
-    validation split, is also kept. `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
+    """Checkpoints, which are written at intervals of steps and of time, when a signal stops the run, and at the end.
 
     Attributes:
+        interval: Number of steps from one checkpoint to the next. If None, a checkpoint is written at every validation.
+        minutes: Maximum time since the last checkpoint, in minutes.
+        keep_last: Number of the newest checkpoints that are kept.
+        keep_best: Score on the validation split. The checkpoint with its best value is written and kept in addition.
+            `mean_recall` is the mean of R@1, R@5 and R@10 in both directions. None keeps no best checkpoint.
         copy_to: URL of a folder in an object store, such as `s3://bucket/runs/mine`, to which the run folder is copied
             after each checkpoint. If None, the folder is not copied.
     """
@@ -475,9 +486,9 @@ class FailureLimits:
     """Limits at which a run is aborted.
 
     Attributes:
-        max_skipped: Maximum number of consecutive steps that may be skipped because the loss or a gradient is not
-            finite.
-        max_bad_share: Maximum fraction of invalid samples.
+        max_skipped: Number of steps in a row, all skipped because the loss or a gradient is not finite, after which the
+            run is aborted.
+        max_bad_share: Maximum fraction of invalid samples among about the last 10,000 samples.
     """
 
     max_skipped: int = 10
@@ -491,6 +502,8 @@ class FailureLimits:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a run. Pretraining needs `model` and `tokenizer`; fine-tuning takes both from its checkpoint.
+
+    A recipe with an invalid value, or with values that contradict each other, raises a `UserError` when it is created.
 
     - `teacher`: a text teacher, or None
     - `features`: features of a frozen encoder; None means that there is only the model's own image encoder
@@ -511,6 +524,7 @@ class Recipe:
       instead of stored. With 1, only the inputs of blocks are kept, which needs the least memory, but one more forward
       pass. A value between 0 and 1 needs `compile`, because the compiler first drops the results that are cheapest to
       recompute; 0.75 is a good value
+    - `seed`: seed of the initial weights, the order of the pairs, and all random changes
     """
 
     data: DataRecipe
@@ -551,7 +565,7 @@ class Recipe:
 
     @property
     def loss_weights(self) -> "LossWeights":
-        """Settings of the losses for the training step."""
+        """Weights of all losses, including the teacher's, in the form that `grr_coca.model.losses` takes."""
         weights, teacher = self.losses.weights, self.teacher
         if teacher is None:
             return weights
@@ -572,7 +586,11 @@ class Recipe:
             )
 
     def _check_features(self) -> None:
-        """Reject keys for the image encoder if the model has no image encoder."""
+        """Check that there are no keys for the image encoder if features replace it.
+
+        Raises:
+            UserError: If there is such a key.
+        """
         if self.features is None or self.features.beside:
             return
         model, plain = self.model or ModelRecipe(), ModelRecipe()
@@ -597,7 +615,7 @@ class Recipe:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe and make its data paths absolute.
+    """Read a recipe and make its paths absolute.
 
     Raises:
         UserError: If the file does not exist, is not YAML, or has an invalid key or value.
@@ -613,7 +631,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with absolute paths. Relative paths are relative to `folder`.
 
     Raises:
-        UserError: If two paths of `mix` are the same.
+        UserError: If a path is empty or may contain a credential, or two paths of `mix` are the same.
     """
     absolute, data, teacher = partial(absolute_data, folder), recipe.data, recipe.teacher
     mix: dict[str, float] = {}
@@ -658,7 +676,11 @@ def absolute_data(folder: Path, path: str) -> str:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, which includes all defaults."""
+    """Write a recipe as YAML, with all defaults. An existing file is replaced atomically.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
     import yaml  # lazy import, because the extra [train] installs it, but this module is also used without it
 
     write_bytes_atomic(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())

@@ -7,6 +7,7 @@ A checkpoint is a model (`grr_coca.model.checkpoint`) with a folder `training`, 
 | `progress.json` | the counters, see `Progress` |
 | `numerics.json` | the precisions chosen at the start of the run, see `Numerics` |
 | `data.json` | number and names of the run's pairs, see `DataState`; older checkpoints have none |
+| `loss_scale.json` | the factor of the loss in fp16, see `LossScale` |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
 | `weights.safetensors` | the weights, if `model.safetensors` contains their running average |
 | `ema.safetensors` | the state of that average |
@@ -67,7 +68,11 @@ def origin_of(checkpoint: Path) -> Origin:
 
 
 def save_origin(origin: Origin, out: Path) -> None:
-    """Write the origin of a run to its folder."""
+    """Write the origin of a run to its folder.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
     write_bytes_atomic(out / START_FILE, json.dumps(to_dict(origin), indent=2).encode())
 
 
@@ -142,7 +147,12 @@ def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors:
 
 
 class CheckpointStore:
-    """Folder `checkpoints` of a run, which contains one folder `step-N` per checkpoint."""
+    """Folder `checkpoints` of a run, which contains one folder `step-N` per checkpoint.
+
+    Args:
+        folder: The folder, which need not exist.
+        keep_last: Number of the newest checkpoints that `save` keeps.
+    """
 
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder = folder
@@ -150,6 +160,11 @@ class CheckpointStore:
 
     def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
         """Write a checkpoint atomically, then remove obsolete checkpoints.
+
+        Args:
+            step: Step of the checkpoint.
+            fill: Function that writes the files of the checkpoint to a given folder.
+            best_step: Step of the best checkpoint, which is recorded and kept. None if no best checkpoint is kept.
 
         Raises:
             DiskError: If the disk is full or cannot be written to. Earlier checkpoints are kept.
@@ -165,9 +180,12 @@ class CheckpointStore:
             raise DiskError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
 
     def newest(self) -> Path | None:
-        """Return the newest checkpoint whose files match their manifest.
+        """Return the newest checkpoint whose files match their manifest, or None if there is none.
 
         Corrupt checkpoints are skipped with a warning.
+
+        Raises:
+            UserError: If the folder exists but cannot be listed.
         """
         for folder in reversed(checkpoints_by_step(self.folder).values()):
             try:
@@ -179,10 +197,10 @@ class CheckpointStore:
         return None
 
     def _remove_obsolete(self, step: int, best_step: int | None) -> None:
-        """Remove old checkpoints, and checkpoints of later steps.
+        """Remove old checkpoints, checkpoints of later steps than `step`, and what interrupted processes have left.
 
-        If a run was resumed from a step before a corrupt checkpoint, the corrupt one would otherwise count as one of
-        the newest.
+        If a run was resumed from a step before a corrupt checkpoint, the corrupt checkpoint would otherwise count as
+        one of the newest.
         """
         folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
@@ -238,8 +256,9 @@ def save(
 
 
 def restore(point: Path, trainer: Trainer) -> Progress:
-    """Restore a trainer from the state that `save` wrote. The trainer's model must already be loaded from the
-    checkpoint.
+    """Restore a trainer, in place, from the state that `save` wrote, and return the progress of the run.
+
+    The trainer's model must already be loaded from the checkpoint.
 
     Raises:
         UserError: If a file is missing or corrupt.
@@ -297,6 +316,8 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
         out: Run folder.
         recipe: Recipe of the run.
         origin: Start checkpoint of the run. If None, the start checkpoints are not compared.
+
+    If the newest checkpoint is corrupt, an older one is returned, with a warning.
 
     Raises:
         NoReadableCheckpointError: If checkpoints exist, but all of them are corrupt or cannot be read.

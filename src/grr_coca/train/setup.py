@@ -94,6 +94,8 @@ def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
 def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
     """Check that the data of a resumed run are the same as when the checkpoint `point` was written.
 
+    Sources that the checkpoint does not record are not compared.
+
     Raises:
         UserError: If a source has changed. The message names the first one.
     """
@@ -113,7 +115,10 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
 
 
 def _source_paths(recipe: Recipe) -> dict[str, str]:
-    """Return the path of each source. A recipe without `val` holds out validation pairs from `train`."""
+    """Return the path of each source, by the keys of `DataState.sources`.
+
+    A recipe without `val` holds out validation pairs from `train`.
+    """
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix, start=1)}
     teacher = {} if recipe.teacher is None else {"teacher": recipe.teacher.path}
@@ -136,14 +141,15 @@ MAX_TOKENIZER_IMAGES = 1_000_000
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
-    """Create a new model and its tokenizer for a pretraining recipe.
+    """Create a new model and its tokenizer for a pretraining recipe. All ranks must call this function.
 
     Args:
         recipe: Pretraining recipe.
         ranks: This process among the processes of the run.
 
     Raises:
-        UserError: If the recipe has no model or no tokenizer, or a tokenizer that does not match the model.
+        UserError: If the recipe has no model or no tokenizer, the model cannot be built, the tokenizer does not match
+            the model or the captions, or the training pairs or features cannot be used.
     """
     if recipe.model is None or recipe.tokenizer is None:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is for fine-tuning")
@@ -226,7 +232,11 @@ def _fit_start_model(start: Checkpoint, recipe: Recipe) -> Checkpoint:
 
 
 def _require_only_sizes(model: ModelRecipe) -> None:
-    """Check that a recipe without a preset changes only parts of the model that fine-tuning can change."""
+    """Check that a recipe without a preset changes only parts of the model that fine-tuning can change.
+
+    Raises:
+        UserError: If it changes another part. The message names the first one.
+    """
     for key, value, _ in differences(
         model, ModelRecipe(image_size=model.image_size, context_length=model.context_length)
     ):
@@ -242,7 +252,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     In the validation pairs, each caption of an image is a separate pair.
 
     Raises:
-        UserError: If no training pair remains.
+        UserError: If a source cannot be opened, has other features than the recipe, or no training pair remains.
     """
     open_ = partial(_open_source, recipe)
     pairs = open_(recipe.data.train)
@@ -259,7 +269,11 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 
 
 def _open_source(recipe: Recipe, path: str) -> PairSource:
-    """Open a source of pairs, with their features if the recipe names folders of stored features."""
+    """Open a source of pairs, with their features if the recipe names folders of stored features.
+
+    Raises:
+        UserError: If the source cannot be opened, or its features and those of the recipe do not match.
+    """
     source, features = open_source(path), recipe.features
     if features is not None and features.caches:
         return with_features(source, features.caches)
@@ -281,7 +295,11 @@ class CaptionTeacher(Protocol):
 
     @classmethod
     def read(cls, path: str) -> "CaptionTeacher":
-        """Read and check a teacher's folder."""
+        """Read and check a teacher's folder.
+
+        Raises:
+            UserError: If the folder is missing or corrupt.
+        """
         ...
 
     @property
@@ -315,7 +333,7 @@ def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> CaptionTeacher:
     """Open a teacher, which must have embedded the captions of the given pairs.
 
     Raises:
-        UserError: If the teacher's folder is missing or corrupt, or has other captions.
+        UserError: If the teacher's folder is missing or corrupt, lacks a caption, or no installed package can read it.
     """
     teacher = _read_teacher(recipe)
     teacher.require_captions(pairs)
@@ -326,7 +344,7 @@ _NUM_COMPARED_CAPTIONS = 200
 
 
 def warn_of_equal_captions(pairs: PairSource) -> None:
-    """Warn if all captions in a sample of the pairs are equal."""
+    """Log a warning if all captions in a sample of the pairs are equal."""
     found = list(islice(caption_texts(pairs, limit=_NUM_COMPARED_CAPTIONS), _NUM_COMPARED_CAPTIONS))
     if len(found) > 1 and len(set(found)) == 1:
         log.warning(
@@ -355,7 +373,7 @@ def readable_validation(val: PairSource, ranks: Ranks) -> PairSource:
     validation.
 
     Each rank reads a different part of the pairs, because with intermittent disk errors, two ranks could disagree about
-    a pair.
+    a pair. All ranks must call this function. Excluded pairs are reported in a warning.
 
     Raises:
         UserError: If no pair can be read.
@@ -378,7 +396,10 @@ def readable_validation(val: PairSource, ranks: Ranks) -> PairSource:
 def training_batches(
     recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's part of each global batch, as micro-batches, from step `first_step` on."""
+    """Yield this rank's part of each global batch, as micro-batches, from step `first_step` to the recipe's last step.
+
+    Steps are counted from 0. Samples that cannot be read are replaced, and recorded in the batch.
+    """
     data, keep_patches = recipe.data, None
     if data.patch_dropout:
         keep_patches = partial(kept_patches, start.config.own_image_encoder.num_patches, data.patch_dropout)

@@ -84,7 +84,7 @@ class LossScale:
     finite_steps: int = 0
 
     def update(self, is_finite: bool) -> None:
-        """Update the factor after a step."""
+        """Update the factor after a step. `is_finite` is False if the step was skipped."""
         self.finite_steps = self.finite_steps + 1 if is_finite else 0
         if not is_finite:
             self.factor /= 2
@@ -94,7 +94,16 @@ class LossScale:
 
 @dataclass(frozen=True)
 class Trainer:
-    """All inputs of a training step except its batch. `loss_scale` is None unless the precision is fp16."""
+    """All inputs of a training step except its batch.
+
+    Attributes:
+        model: The model on all ranks.
+        optimizers: The optimizers, with the learning-rate schedule.
+        losses: Weights of the losses.
+        precision: Context of the forward passes.
+        ema: Running average of the weights. None if the recipe has no average.
+        loss_scale: Factor of the loss. None unless the precision is fp16.
+    """
 
     model: ParallelModel
     optimizers: Optimizers
@@ -107,8 +116,8 @@ class Trainer:
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
         """Run the forward pass, the backward pass and the update, and return the step's metrics.
 
-        The metrics are the same on every rank. If the loss or a gradient is not finite, the weights and the state of
-        the optimizer stay unchanged on all ranks.
+        All ranks must call this method, and get the same metrics. If the loss or a gradient is not finite, the weights
+        and the state of the optimizer stay unchanged on all ranks.
 
         Args:
             micro_batches: This rank's part of the global batch.
@@ -148,7 +157,7 @@ class Trainer:
 
     @torch.no_grad()
     def set_scaling(self, scaling: Scaling) -> None:
-        """Set the temperature and bias of the model and of the running average of its weights."""
+        """Set the temperature and, if `scaling` has one, the bias of the model and of the average of its weights."""
         for name, value in scaling._asdict().items():
             if value is not None:
                 getattr(self.model.raw, name).copy_(value)
@@ -173,7 +182,14 @@ class Trainer:
 
 
 def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
-    """Create the trainer of a checkpoint's model, which is copied to the ranks or sharded over them."""
+    """Create the trainer of a checkpoint's model, which is copied to the ranks or sharded over them.
+
+    The model of `start` is changed in place: moved to the device, frozen, compiled and sharded as the recipe requests.
+    Its precisions must not be `auto`.
+
+    Raises:
+        UserError: If `freeze` or `learning_rates` does not match the model, or a C++ compiler is needed but missing.
+    """
     if ranks.device.type == "cpu":
         keep_freed_memory()
     else:
@@ -198,7 +214,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Make glibc's allocator keep freed memory. Other allocators are not affected.
+    """Make glibc's allocator keep freed memory, for the rest of the process. Other allocators are not affected.
 
     By default, glibc returns the memory of each large tensor to the system, which then fills the pages of the next
     tensor with zeros. At every step, this would happen for all activations and gradients. The measured cost is in
@@ -213,7 +229,7 @@ def keep_freed_memory() -> None:
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:
-    """Return the number of tokens to predict in the given batches."""
+    """Return the number of tokens to predict in the given batches, without those of other ranks."""
     return sum(len(batch.next_tokens) for batch in batches)
 
 
@@ -249,7 +265,9 @@ class Numerics:
 
 
 def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
-    """Resolve the precisions of a recipe. `auto` is replaced by the faster precision on the device.
+    """Return the precisions of a recipe, with each `auto` replaced by the faster precision on the device.
+
+    On a CPU, products are timed. The precision of Muon stays `auto` if Muon is not used.
 
     Args:
         recipe: Recipe of the run.

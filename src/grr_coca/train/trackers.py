@@ -33,11 +33,11 @@ class Tracker(Protocol):
     id: str
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the metrics of a step. Steps must not decrease."""
+        """Send the metrics of a step. Steps must not decrease from call to call."""
         ...
 
     def finish(self) -> None:
-        """Send all remaining metrics."""
+        """Send all remaining metrics, and end the connection to the run."""
         ...
 
 
@@ -90,7 +90,7 @@ _TRACKERS: dict[TrackerName, Callable[[str, str, Mapping[str, object], str | Non
 
 
 def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = False, seconds: float = 10.0) -> int:
-    """Send the new lines of a run's log, and return their number.
+    """Send the new lines of a run's log that contain numbers, and return how many lines were sent.
 
     The folder then contains `TO.json`, with the id of the run in the service, and the last step that was sent for each
     split. If a resumed run repeats lines, they are not sent again.

@@ -237,7 +237,7 @@ def test_card_names_the_encoder(grr_coca, root):
     assert "The model contains the image encoder `onnx:encoder.onnx`" in card
     assert f"{info['weights']}, their licence: unknown." in card
     assert str(root) not in card
-    assert "published too: the image encoder onnx:encoder.onnx (licence of its weights: unknown)" in pushed.err
+    assert "the upload includes the image encoder onnx:encoder.onnx (licence of its weights: unknown)" in pushed.err
 
 
 @pytest.mark.ci
@@ -247,4 +247,4 @@ def test_push_of_a_named_file_raises(grr_coca, root, tmp_path):
     assert adapt(grr_coca, root, "not-public", "--encoder", name).code == 0
     pushed = grr_coca("push", root / "not-public", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
     assert pushed.code == 2
-    assert f"needs {name}, which is not public; it cannot be pushed" in pushed.err
+    assert f"cannot be pushed, because it needs the image encoder {name}, which is a file" in pushed.err

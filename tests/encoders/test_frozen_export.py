@@ -107,14 +107,14 @@ def test_push_names_the_encoder(named, grr_coca):
     arguments = ("me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
     refused = grr_coca("push", named / "model", *arguments)
     assert refused.code == 2
-    assert "which is not public; it cannot be pushed" in refused.err
+    assert "which is a file on this machine; use a public encoder" in refused.err
     pushed = grr_coca("push", named / "out", *arguments)
     assert pushed.code == 0, pushed.err
     card = " ".join(pushed.out.split())
     assert "The model contains the image encoder `onnx:encoder.onnx`, trained by others. The SHA-256" in card
     assert all(name in pushed.out for name in FROZEN_FILES)
     assert str(named) not in pushed.out
-    assert "published too: the image encoder onnx:encoder.onnx (licence of its weights: unknown)" in pushed.err
+    assert "the upload includes the image encoder onnx:encoder.onnx (licence of its weights: unknown)" in pushed.err
 
 
 def test_index_rejects_a_model_of_another_encoder(named, grr_coca, refused, tmp_path):

@@ -1,4 +1,4 @@
-"""Command line: tables of commands. A command's module is imported when the command is called.
+"""Command line: the commands, and their execution. A command's module is imported when the command is called.
 
 The core's commands are in `CORE`. Other packages add commands through entry points of the group `grr_coca.commands`,
 each of which names a table like `CORE`.
@@ -33,7 +33,7 @@ class Command(NamedTuple):
         function: Module and function, such as `grr_coca.cli.caption:run`.
         summary: Description of the command in one line.
         decoder: Module that decodes images in subprocesses. The first subprocess is started early, and imports its
-            packages while this process imports its own.
+            packages while this process imports its own. Empty if the command needs no early start.
     """
 
     function: str
@@ -102,9 +102,15 @@ _OFFLINE = "--offline"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit code.
 
-    The exit code is 0 on success; 1 if a command for many files could read none of them, or `lint` or `match --check`
-    found a problem; 2 for invalid use, with one message and no traceback; 128 + the signal number if a signal stopped a
-    run, which is saved.
+    The exit code is 0 on success; 1 if a command for many files could read none of them, or `data check`, `lint` or
+    `match --check` found a problem; 2 for invalid use, or a file or service that cannot be used, with one message and
+    no traceback; 128 + the signal number if a signal stopped a run, which is saved.
+
+    Args:
+        argv: Words after the name of the program. By default, those of `sys.argv`.
+
+    Raises:
+        SystemExit: For `--help`, for invalid flags, and if the reader has closed the output.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
@@ -117,9 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Do some work, and return its exit code. A user or file error prints one message and no traceback.
+    """Do some work, and return its exit code, with None as 0.
 
-    The scripts and benchmarks in the repository also use this function.
+    A `UserError`, or an `OSError` that names a file, prints one message without a traceback, and returns 2. An
+    `Interruption` returns 128 + the signal number. The scripts and benchmarks in the repository also use this function.
     """
     try:
         return work() or 0
@@ -139,7 +146,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 
 def _file_error_message(error: OSError) -> str | None:
-    """Return the message for an unhandled error, or None if it names no file."""
+    """Return the message for an unhandled error, or None if it concerns neither a file nor the current folder."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename or error)[:80]}…: too long for a file name"
     if error.filename is None and not _current_folder_exists():
@@ -192,7 +199,7 @@ def _split_command(argv: list[str]) -> tuple[str, list[str]]:
     If the second word of a command is missing, only the first word is returned.
 
     Raises:
-        UserError: If the command does not exist. The message names the nearest command.
+        UserError: If the command does not exist. The message names the most similar command, or all commands.
     """
     first, *rest = argv
     if _find_command(first) is not None:

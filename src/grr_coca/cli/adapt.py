@@ -75,7 +75,7 @@ def adapt_with_report(
 ) -> "AdaptationResult":
     """Adapt a model with a progress bar, and write a report into its folder.
 
-    The arguments are those of `adapt_model`.
+    Pairs that cannot be used are listed on standard error. The arguments and errors are those of `adapt_model`.
     """
     from grr_coca.adapt.adapt_model import REPORT, adapt_model
     from grr_coca.adapt.report import report_page
@@ -117,7 +117,8 @@ def select_unseen_pairs(
     """Return pairs to measure on, and whether the base is a run that was trained on some of the given pairs.
 
     Such a base fits its training pairs too well for choosing hyperparameters or measuring with them. The result is then
-    `val` without the run's training pairs or, if `val` is not given, the held-out pairs of the run.
+    `val` without the run's training pairs or, if `val` is not given, the held-out pairs of the run. For any other base,
+    the result is `val`, even if it is None.
 
     Args:
         folder: Checkpoint of the base.
@@ -126,7 +127,7 @@ def select_unseen_pairs(
         val: Pairs that the user passed for measurements.
 
     Raises:
-        UserError: If no such pairs are known.
+        UserError: If the run was trained on all of `val`, or its training pairs are unknown and `val` is None.
     """
     recipe = folder.parent.parent / "recipe.yaml"
     if folder.parent.name != "checkpoints" or not recipe.is_file():

@@ -142,11 +142,15 @@ def run(
 
 
 def _require_tags(count: int, *, is_printed: bool) -> None:
-    """Check that the number of tags is valid and that the output can have tags."""
+    """Check that the number of tags is valid and that the output can have tags.
+
+    Raises:
+        UserError: If it is invalid, or the output cannot have tags.
+    """
     from grr_coca.infer.tags import MAX_TAGS  # lazy import: NumPy
 
     if not 0 <= count <= MAX_TAGS:
-        raise UserError(f"--tags must be from 1 to {MAX_TAGS}, got {count}")
+        raise UserError(f"--tags must be from 0 to {MAX_TAGS}, got {count}")
     if count and not is_printed:
         raise UserError("--tags cannot be combined with --out, --sidecar or --on ray; use --json for programs")
 

@@ -142,15 +142,15 @@ def _as_json(
     baseline_metrics: _BaselineMetrics,
     incomparable_reason: str | None = None,
 ) -> str:
-    """Return all metrics of two models, and their differences.
+    """Return all metrics of two models, and their differences, as JSON by split.
 
     Args:
         first: Metrics of the first model.
         second: Metrics of the second model.
         names: Names of the models.
         baseline_metrics: Metrics of the baselines.
-        incomparable_reason: Reason why means over tokens cannot be compared; their differences are then omitted. None
-            if they can be compared.
+        incomparable_reason: Reason why means over tokens cannot be compared, in which case their differences are
+            omitted. None if they can be compared.
     """
     incomparable = () if incomparable_reason is None else _TOKEN_MEANS
     return json_of(

@@ -130,10 +130,10 @@ def run(
         tyro.conf.arg(name=""),
     ],
 ) -> int:
-    """Check, convert or index image-text pairs.
+    """Check, count, convert or index image-text pairs, or compute features of their images.
 
     Args:
-        action: what to do.
+        action: the work to do.
     """
     if isinstance(action, Check):
         return _check(action)
@@ -168,7 +168,11 @@ def _check(action: Check) -> int:
 
 
 def _sheet_path(action: Check, source: "PairSource") -> Path | None:
-    """Return the writable file for the contact sheet, or None if no sheet was requested."""
+    """Return the writable file for the contact sheet, or None if no sheet was requested.
+
+    Raises:
+        UserError: If the file is among the pairs, is not a PNG file, or cannot be written to.
+    """
     from grr_coca.data.sources.folder import ImageFolder
 
     sheet = action.sheet
@@ -262,7 +266,11 @@ def _features(action: Features) -> int:
 
 
 def _open_only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeatures]":
-    """Open features whose encoder cannot run here, together with the names and captions of their images."""
+    """Open features whose encoder cannot run here, together with the names and captions of their images.
+
+    Raises:
+        UserError: If the features or the names cannot be read, or `--frame` was passed.
+    """
     from grr_coca.data.given_features import open_given_features
     from grr_coca.data.image_files import TABLE_SUFFIXES
     from grr_coca.data.sources.feature_pairs import pairs_of_features

@@ -1,4 +1,7 @@
-"""`grr-coca doctor`: report installed and missing packages, and check the bundled files. It imports little."""
+"""`grr-coca doctor`: report installed and missing packages, and check the bundled files.
+
+The module imports as little as possible, so that it also works in an incomplete installation.
+"""
 
 import base64
 import hashlib
@@ -105,7 +108,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _corrupt_files() -> Iterator[str]:
-    """Yield the bundled files that differ from the installation record or from a manifest."""
+    """Yield the bundled files that are missing, or differ from the installation record or from a manifest."""
     for folder in sorted(path.parent for path in FOLDER.glob("*/manifest.json")):
         try:
             listed = read_manifest(folder)
@@ -122,7 +125,7 @@ def _corrupt_files() -> Iterator[str]:
 
 
 def _corrupt_installed_files() -> Iterator[str]:
-    """Yield the files that differ from the record of an installed wheel. A clone has no such record."""
+    """Yield the files that are missing, or differ from the record of an installed wheel. A clone has no such record."""
     try:
         files = importlib.metadata.distribution("grr-coca").files or []
     except importlib.metadata.PackageNotFoundError:

@@ -141,7 +141,11 @@ class _TaskOptions:
 
 
 def load_to_measure(folder: Path) -> "Checkpoint | ImageTextModel":
-    """Load a checkpoint on the GPU if one exists, else on the CPU. An adapted model is loaded with its adaptation."""
+    """Load a checkpoint on the CUDA GPU if one exists, else on the CPU. An adapted model is loaded with its adaptation.
+
+    Raises:
+        UserError: If a file is missing or corrupt.
+    """
     if is_adapted(folder):
         return load(folder)
     import torch  # lazy imports, as for all modules below, because they take seconds
@@ -199,6 +203,9 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
 def baselines_of(folder: Path) -> "Baselines | None":
     """Fit the baselines of a model to its run's training pairs. Return None if the pairs are unknown or unsuitable.
 
+    The baselines use the start model of the run or, if it is unknown, the default model. If the pairs are unsuitable,
+    the reason is printed on standard error.
+
     Args:
         folder: Checkpoint of the model.
     """
@@ -220,12 +227,12 @@ def baselines_of(folder: Path) -> "Baselines | None":
 
 
 def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) -> "dict[str, dict[str, Measure]]":
-    """Return the recalls of each baseline on a split.
+    """Return the recalls of each baseline on a split, by baseline and metric.
 
     Args:
         baselines: Fitted baselines.
         split: Pairs.
-        right: See `grr_coca.evaluate.split.retrieve`.
+        right: Correct answers, `own` or `equal`; see `grr_coca.evaluate.split.retrieve`.
     """
     from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
     from grr_coca.evaluate.split import retrieve
@@ -237,7 +244,7 @@ def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) ->
 
 
 def _baseline_intervals(fitted: "Baselines", task: Task, path: str) -> "dict[str, dict[str, Interval]]":
-    """Return the metrics of each baseline on a split."""
+    """Return the metrics of each baseline on a split in a task, with their intervals, by baseline and metric."""
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.tasks import intervals
 
@@ -255,7 +262,7 @@ def _baseline_intervals(fitted: "Baselines", task: Task, path: str) -> "dict[str
 def _print_losses(
     measured: "dict[str, SplitMeasures]", baseline_metrics: "dict[str, dict[str, dict[str, Interval]]]", json: bool
 ) -> None:
-    """Print losses and retrieval of each split."""
+    """Print the losses and the retrieval metrics of each split, and those of the baselines."""
     from grr_coca.evaluate.tasks import intervals
 
     found = {path: (each.evaluation, intervals(each.measures)) for path, each in measured.items()}
@@ -292,14 +299,14 @@ def _print_losses(
 
 
 def _metric_title(metric: str) -> str:
-    """Return the short name of a metric, such as `text→image R@1` for `text_to_image/R@1`."""
+    """Return the title of a metric, such as `text→image R@1` for `text_to_image/R@1`."""
     return metric.replace("_to_", "→").replace("/", " ")
 
 
 def _print_reports(
     reports: "dict[str, Report]", baseline_metrics: "dict[str, dict[str, dict[str, Interval]]]", json: bool
 ) -> None:
-    """Print the report of each split."""
+    """Print the report of each split, and the metrics of the baselines."""
     if json:
         content = {
             path: {
@@ -329,7 +336,7 @@ def _print_reports(
 
 
 def json_of(content: object) -> str:
-    """Return a report as JSON."""
+    """Return a report as JSON, with null in place of NaN and infinity."""
     return json_format.dumps(_with_finite_numbers(content), indent=2, allow_nan=False)
 
 

@@ -42,11 +42,9 @@ def export_onnx(
 
 
 def _validation_images(folder: Path) -> list[bytes]:
-    """Return some validation images of a checkpoint's run, if its model takes features.
+    """Return at most `NUM_COMPARED` validation images of a checkpoint's run, to choose the frozen encoder's precision.
 
-    Return none if they are unknown.
-
-    They are used to choose the precision of the frozen encoder.
+    The list is empty if the model takes no features, or the images are not known or not on this machine.
     """
     recipe = folder.parent.parent / "recipe.yaml"
     if read_files(folder).encoder is None or not recipe.is_file():
@@ -94,22 +92,26 @@ def push(
     hub.check_hub_id(hub_id)
     folder = locate_checkpoint(checkpoint)
     if is_adapted(folder):
-        print("published too: captions and image features of the pairs that this model was adapted to", file=sys.stderr)
+        print(
+            "the upload includes captions and image features of the pairs that this model was adapted to",
+            file=sys.stderr,
+        )
     from grr_coca.infer.adapted.beside import read_encoder_info  # lazy imports, here and below: NumPy
     from grr_coca.infer.export.encoder_graph import name_without_folders
 
     encoders = (read_encoder_info(folder), ENCODER_FILES[2]), (read_files(folder).encoder, FROZEN_FILES[1])
     for info, graph in encoders:
         if info is not None and (folder / START_MODEL).is_dir():
-            print(f"published too: {info.name}, from which this model was fine-tuned", file=sys.stderr)
+            print(f"the upload includes {info.name}, from which this model was fine-tuned", file=sys.stderr)
         elif info is not None:
             if not (folder / graph).exists() and name_without_folders(info.name) != info.name:
                 raise UserError(
-                    f"{folder}: needs {info.name}, which is not public; it cannot be pushed; use a public encoder"
+                    f"{folder}: cannot be pushed, because it needs the image encoder {info.name}, which is a file on "
+                    "this machine; use a public encoder"
                 )
-            is_copied = "published too" if (folder / graph).exists() else "only referenced"
+            verb = "includes" if (folder / graph).exists() else "only names"
             print(
-                f"{is_copied}: the image encoder {info.name} (licence of its weights: {info.licence})",
+                f"the upload {verb} the image encoder {info.name} (licence of its weights: {info.licence})",
                 file=sys.stderr,
             )
     files = hub.files_to_push(folder)

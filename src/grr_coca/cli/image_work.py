@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 BatchResult = TypeVar("BatchResult")
 TakeResults = Callable[[list[ImageFile], list[Result]], None]
-"""Function that maps a batch of files to one result per file."""
+"""Function that receives a batch of files, and one result per file."""
 _Batch = list[tuple[ImageFile, Result | UserError]]
 """Files, each with its opened image, result or error."""
 
@@ -67,13 +67,13 @@ def find_inputs(arguments: Sequence[str], exclude: Sequence[str], checkpoint: st
 
 
 def report_excluded(exclusions: Exclusions) -> None:
-    """Report the files that a search excluded."""
+    """Report on standard error how many files were excluded, if any."""
     if str(exclusions):
         print(exclusions, file=sys.stderr)
 
 
 def report_first_frames(count: int) -> None:
-    """Report how many images are only the first of several frames."""
+    """Report on standard error that `count` files have several frames, of which only the first was used, if any."""
     if count:
         files = "1 file has" if count == 1 else f"{count:,} files have"
         print(f"{files} several frames or pages; only the first was used", file=sys.stderr)
@@ -104,7 +104,7 @@ def process_images(
         The exit code: 1 if no image could be read, else 0.
 
     Raises:
-        UserError: If the work itself fails.
+        UserError: If the work itself fails. Images that cannot be read raise no error.
     """
     num_first_frames = 0
 
@@ -220,7 +220,7 @@ def shows_progress(prints: bool) -> bool:
 
 
 def report_failures(failures: Sequence[UserError], total: int) -> int:
-    """List the images that could not be read, and return the exit code."""
+    """List on standard error the images that could not be read, and return the exit code: 1 if all failed, else 0."""
     sys.stdout.flush()
     if failures:
         print(f"{len(failures):,} of {count_of(total, 'image')} failed:", file=sys.stderr)
@@ -250,7 +250,10 @@ def _describe_batch(
 def _make_ray_worker(
     folder: Path, engine: str, captioning: tuple[str, GenerationOptions] | None
 ) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
-    """Return the function that a process of the cluster applies to each batch."""
+    """Load the model, and return the function that a process of the cluster applies to each batch of files.
+
+    The function returns a description for each file, or the error if the image could not be read.
+    """
     model = grr_coca.load(folder, engine=engine)
 
     def work(files: Sequence[ImageFile]) -> "list[Description | UserError]":

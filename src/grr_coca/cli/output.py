@@ -39,7 +39,7 @@ def print_line(text: str, end: str = "\n") -> None:
 
 
 def failure_lines(messages: Iterable[str]) -> list[str]:
-    """Return one line for each failure.
+    """Return one printable line for each failure message.
 
     If several files need the same missing package, a single line covers all of them.
     """
@@ -54,7 +54,7 @@ _MAX_LINES = 20
 
 
 def print_first(lines: Sequence[str]) -> None:
-    """Print the first lines on standard error, followed by the number of remaining lines."""
+    """Print the first `_MAX_LINES` lines on standard error, indented, and the number of remaining lines, if any."""
     for line in lines[:_MAX_LINES]:
         print(f"  {line}", file=sys.stderr)
     if len(lines) > _MAX_LINES:

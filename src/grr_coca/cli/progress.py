@@ -1,4 +1,4 @@
-"""Report progress of long work with the remaining time: bars on a terminal, otherwise an occasional line."""
+"""Progress of long work, with the remaining time: bars on a terminal, otherwise an occasional line."""
 
 import sys
 import time
@@ -42,7 +42,7 @@ class LateProgress(Protocol):
 
 @contextmanager
 def late_bar(name: str) -> Iterator[LateProgress]:
-    """Show a bar whose total becomes known with the first step."""
+    """Show the progress of one job whose total becomes known with the first report, while the context is open."""
     with ExitStack() as stack:
         shown: JobProgress | None = None
 

@@ -116,8 +116,10 @@ def finetune(
 
 
 def _adapt_run(recipe: "Recipe", out: Path) -> None:
-    """Adapt the model of a run to its training pairs, measured on its validation pairs, unless the pairs are
-    unsuitable."""
+    """Adapt the model of a run to its training pairs, measured on its validation pairs, and print the report.
+
+    Pairs of `mix` are not used. If the pairs are unsuitable, the reason is printed instead of the report.
+    """
     from grr_coca.adapt.report import report_text
     from grr_coca.cli.adapt import adapt_with_report
     from grr_coca.train.setup import training_sources
@@ -136,7 +138,7 @@ def _read_recipe(path: Path, data: str | None, seed: int | None) -> "Recipe":
     """Read a recipe, and apply the values from the command line.
 
     Raises:
-        UserError: If the recipe cannot be read, its pairs do not exist, or a package for training is missing.
+        UserError: If the recipe or `data` is invalid, its pairs do not exist, or a package for training is missing.
     """
     require_extra("train", "training")
     from grr_coca.data.sources.open import require_exists  # lazy import: NumPy and Pillow
@@ -165,7 +167,9 @@ def _run(
     origin: "Origin | None" = None,
     make_trial: "Callable[[], Checkpoint] | None" = None,
 ) -> bool:
-    """Train with a progress bar, or print a forecast of the training. Return True on rank 0 of a finished run.
+    """Train with a progress bar, or print a forecast of the training.
+
+    Return True on rank 0 of a finished run, and False on other ranks and after a forecast.
 
     Args:
         recipe: the recipe of the run.

@@ -206,7 +206,8 @@ class DataRecipe:
             needs less memory, but a second forward pass. The gradients stay the same.
         patch_dropout: Fraction of each image's patches that training omits (FLIP, arXiv 2212.00794). They are chosen at
             random, depending on seed, epoch and sample. Evaluation uses all patches.
-        num_workers: Number of processes that read and decode pairs. With 0, the training process does this work.
+        num_workers: Number of additional processes, for each training process, that read and decode pairs. With 0, the
+            training process does this work.
         augmentation: Random changes of training images.
 
     A path that begins with `cache:` is in the user's cache, where the corpus `icons` is.

@@ -118,7 +118,7 @@ def test_card_names_the_start_model(grr_coca, with_start):
     pytest.importorskip("huggingface_hub")
     result = grr_coca("push", with_start, "someone/mine", "--licence", "mit", "--dry-run")
     assert result.code == 0, result.err
-    assert "published too: icons, from which this model was fine-tuned" in result.err
+    assert "the upload includes icons, from which this model was fine-tuned" in result.err
     assert "3 steps of training from `icons`" in result.out
     assert "The model contains `icons`, from which it was fine-tuned." in result.out
     assert {f"start/{name}" for name in ("model.safetensors", "image.onnx", "manifest.json")} <= set(result.out.split())

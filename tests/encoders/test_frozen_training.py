@@ -283,7 +283,7 @@ def test_recipe_keys_without_effect_on_features_raise(root):
             with_key(recipe, key, value)
     with pytest.raises(UserError, match="data: augmentation: features replace the image encoder"):
         replace(recipe, data=replace(recipe.data, augmentation=Augmentation(shift=0.1)))
-    with pytest.raises(UserError, match="cannot be combined; set one of them"):
+    with pytest.raises(UserError, match="cannot be combined; set only one of them"):
         FeaturesRecipe(encoder="timm:vit", caches=("a",))
     with pytest.raises(UserError, match="beside: true needs both images and features"):
         FeaturesRecipe(beside=True)

@@ -39,8 +39,8 @@ def run(
         out: new folder for the model, or the folder of an earlier adaptation.
         checkpoint: base model: checkpoint or run folder, name of a model (see `grr-coca models`), or OWNER/NAME on
             the Hugging Face hub.
-        val: held-out pairs for choosing values and for all measurements. If not given, PAIRS are
-            divided into folds; for a run that was trained on PAIRS, the held-out pairs of its training are used.
+        val: held-out pairs for choosing hyperparameters and for all measurements. If not given, PAIRS are divided into
+            folds; for a run that was trained on PAIRS, the held-out pairs of its training are used.
         encoder: an additional image encoder next to the base model: timm:NAME, hf:NAME or onnx:FILE (see
             docs/encoders.md), or a folder that `data features` wrote.
         json: print JSON.

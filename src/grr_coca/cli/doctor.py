@@ -34,7 +34,8 @@ _MAX_SHOWN = 5
 def run(json: Flag = False) -> int:
     """Show versions, engine, processor, threads, caches and extras, and check the bundled files by their hashes.
 
-    Include the output in bug reports. It names none of your files, except the cache folder.
+    Include the output in bug reports. The only paths in it are those of the cache, of Python, and of a clone. The exit
+    code is 2 if a bundled file is corrupt or missing.
 
     Args:
         json: print one JSON object.

@@ -90,7 +90,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
         with atomic_folder(folder) as partial:
             write_files(checkpoint, weights, partial)
     except OSError as error:
-        raise UserError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
+        raise UserError(
+            f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free some space, or pass another "
+            "folder"
+        ) from error
 
 
 def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:

@@ -107,15 +107,17 @@ def find_model(path: Path) -> Path:
             checkpoints cannot be listed.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; a checkpoint is a folder that contains {', '.join(FILES)}")
+        raise UserError(
+            f"{path}: no such folder; pass the folder of a run, or a folder that contains {', '.join(FILES)}"
+        )
     steps = checkpoints_by_step(path / "checkpoints")
     folder = _used_checkpoint(path, steps) if steps else path
     is_int8 = is_quantized(folder)
     missing = ", ".join(_missing_files(folder, _QUANTIZED_FILES if is_int8 else FILES))
     if missing and is_int8:
-        raise UserError(f"{folder}: {missing} missing from this int8 model; run `grr-coca export onnx` again")
+        raise UserError(f"{folder}: this int8 model has no {missing}; run `grr-coca export onnx` again")
     if missing:
-        raise UserError(f"{folder}: not a checkpoint ({missing} missing); pass the folder of a checkpoint or run")
+        raise UserError(f"{folder}: not a checkpoint (it has no {missing}); pass the folder of a checkpoint or run")
     return folder
 
 
@@ -328,7 +330,7 @@ def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> st
     for path, value in values.items():
         choices = {FIXED_KEYS[path], *(architecture.keys[path] for architecture in installed.values())}
         if value not in choices:
-            raise UserError(f"{where}: {'.'.join(path)}: must be one of {_quote_names(choices)}, got {value!r}")
+            raise UserError(f"{where}: {'.'.join(path)}: must be {_quote_names(choices)}, got {value!r}")
     other, own = (
         next(".".join(path) for path, value in values.items() if (value == FIXED_KEYS[path]) is is_own)
         for is_own in (False, True)
@@ -468,13 +470,14 @@ def require_matching_files(files: CheckpointFiles, folder: Path) -> None:
         )
     if own is None and encoder is not None and files.preprocess != encoder.preprocess:
         raise UserError(
-            f"{folder / 'preprocess.json'}: not the preprocessing of the encoder in config.json; copy both "
+            f"{folder / 'preprocess.json'}: differs from the preprocessing of the encoder in config.json; copy both "
             "files from the same checkpoint"
         )
     expected = None if features is None else features.feature_dim
     if (None if encoder is None else encoder.embed_dim) != expected:
         raise UserError(
-            f"{folder / 'config.json'}: encoder and feature_encoder must have the same width, or both be missing"
+            f"{folder / 'config.json'}: encoder and feature_encoder must have the same width, or both be missing; copy "
+            "the file again"
         )
 
 
@@ -530,12 +533,12 @@ def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
 
     if cleaning not in (choices := get_args(Cleaning)):
         raise UserError(
-            f"{path.with_name('config.json')}: text_cleaning: must be one of {_quote_names(choices)}, got {cleaning!r}"
+            f"{path.with_name('config.json')}: text_cleaning: must be {_quote_names(choices)}, got {cleaning!r}"
         )
     try:
         return Tokenizer.from_json(path.read_text(encoding="utf-8"), cast("Cleaning", cleaning))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the tokenizer is corrupt ({error}); copy it again") from error
+        raise UserError(f"{path}: the tokenizer is corrupt, or cannot be read ({error}); copy it again") from error
 
 
 # --- Bundled models

@@ -80,7 +80,7 @@ class Start:
 
 
 def find_start(checkpoint: Path) -> Start | None:
-    """Return the model from which a checkpoint was fine-tuned or adapted, or None if neither is the case.
+    """Return the model from which a checkpoint was fine-tuned or adapted, or None if no start is recorded.
 
     Only the last part of a local path is used as a name, because the card is public.
 
@@ -98,7 +98,7 @@ def find_start(checkpoint: Path) -> Start | None:
         origin = read_json(path)
         folder, expected = Path(origin[names[0]]), origin[names[1]]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: {error} is missing or invalid") from error
+        raise UserError(f"{path}: '{names[0]}' or '{names[1]}' is missing or invalid; copy the file again") from error
     for name in bundled_names():
         bundled = bundled_folder(name)
         if bundled is not None and fingerprint(bundled) == expected:
@@ -290,13 +290,13 @@ def _count_in_header(path: Path) -> int:
     """Return the number of parameters in a safetensors file, reading only its header.
 
     Raises:
-        UserError: If the file is corrupt.
+        UserError: If the file is missing or corrupt.
     """
     try:
         with safe_open(path, framework="numpy") as weights:
             return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the weights are corrupt ({error}); copy them again") from error
+        raise UserError(f"{path}: the weights are corrupt, or cannot be read ({error}); copy them again") from error
 
 
 def _training_text(step: int, start: Start | None) -> str:
@@ -355,7 +355,8 @@ def _require_valid(card: str, hub_id: str) -> None:
         ModelCard(card).validate()
     except ValueError as error:
         raise UserError(
-            f"{hub_id}: nothing was uploaded, because the Hugging Face hub rejects the card ({_one_line(error)})"
+            f"{hub_id}: nothing was uploaded, because the Hugging Face hub rejects the card ({_one_line(error)}); "
+            "check --licence"
         ) from error
 
 

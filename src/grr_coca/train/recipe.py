@@ -325,7 +325,7 @@ class LossRecipe:
         _require_finite(**weights)
         if not self.contrastive_weight and not self.captioning_weight:
             raise UserError(
-                "contrastive_weight and captioning_weight are both 0, so nothing is learned; set one of them"
+                "contrastive_weight and captioning_weight are both 0, so nothing is learned; set one of them above 0"
             )
         if self.z_loss_weight and not self.captioning_weight:
             raise UserError(
@@ -407,7 +407,7 @@ class FeaturesRecipe:
 
     def __post_init__(self) -> None:
         if self.encoder is not None and self.caches:
-            raise UserError("encoder and caches (folders of features) cannot be combined; set one of them")
+            raise UserError("encoder and caches (folders of features) cannot be combined; set only one of them")
         if self.beside and self.encoder is None and not self.caches:
             raise UserError("beside: true needs both images and features; set encoder or caches")
         _require_at_least(1, layers=self.layers)
@@ -472,12 +472,12 @@ class CheckpointRecipe:
     copy_to: str | None = None
 
     def __post_init__(self) -> None:
+        if self.copy_to is not None and is_url(self.copy_to):
+            require_no_credentials(self.copy_to)  # before the message below, which contains the URL
         if self.copy_to is not None and (not is_url(self.copy_to) or self.copy_to.startswith("http")):
             raise UserError(
                 f"copy_to must be the URL of a folder in an object store, such as s3://BUCKET/RUN, got {self.copy_to}"
             )
-        if self.copy_to is not None:
-            require_no_credentials(self.copy_to)
         _require_at_least(1, interval=self.interval, keep_last=self.keep_last)
         _require_at_least(0.0, minutes=self.minutes)
 

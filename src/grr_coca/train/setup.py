@@ -152,7 +152,10 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks) -> Checkpoint:
             the model or the captions, or the training pairs or features cannot be used.
     """
     if recipe.model is None or recipe.tokenizer is None:
-        raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is for fine-tuning")
+        missing = "model" if recipe.model is None else "tokenizer"
+        raise UserError(
+            f"the recipe has no key '{missing}', which pretraining needs; add it, or use `grr-coca finetune`"
+        )
     tokenizer = Tokenizer.from_json(ranks.run_on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.largest_id + 1)
     other = None if config.architecture == OWN_ARCHITECTURE else find_architecture(config.architecture)

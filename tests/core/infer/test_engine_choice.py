@@ -185,7 +185,7 @@ def test_int8_model_runs_only_in_onnx_runtime(folder):
 @pytest.mark.parametrize("name", [QUANTIZED_WEIGHTS, "config.json", "step.onnx"])
 def test_missing_file_of_a_model_in_int8_is_named(folder, name):
     (as_if_quantized(folder) / name).unlink()
-    with pytest.raises(UserError, match=f"{name} missing from this int8 model; run `grr-coca export onnx` again"):
+    with pytest.raises(UserError, match=f"this int8 model has no {name}; run `grr-coca export onnx` again"):
         grr_coca.load(folder)
 
 

@@ -116,12 +116,12 @@ def test_missing_tensors_are_not_called_corrupt(tmp_path):
 
 
 def test_missing_folder_error_describes_a_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; a checkpoint is a folder that contains model\.safe"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; pass .* a folder that contains model\.safe"):
         from_pretrained(tmp_path / "nowhere")
 
 
 def test_folder_of_something_else_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"not a checkpoint \(model\.safetensors, config\.json"):
+    with pytest.raises(UserError, match=r"not a checkpoint \(it has no model\.safetensors, config\.json"):
         from_pretrained(tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_missing_truncated_and_wrong_files_are_named(folder, name, content):
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else whole[: int(len(whole) * content)])
-    expected_message = f"not a checkpoint ({name} missing)" if content is None else str(folder / name)
+    expected_message = f"not a checkpoint (it has no {name})" if content is None else str(folder / name)
     with pytest.raises(UserError, match=re.escape(expected_message)):
         from_pretrained(folder)
 
@@ -234,7 +234,7 @@ def test_config_without_these_keys_is_a_coca_config():
             "grr_coca",
             "image_encoder.class_token",
             "keep",
-            "model: image_encoder.class_token: must be one of 'kept' or 'none', got 'keep'",
+            "model: image_encoder.class_token: must be 'kept' or 'none', got 'keep'",
         ),
         (
             "grr_coca",

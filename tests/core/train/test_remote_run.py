@@ -153,7 +153,9 @@ def test_url_stays_a_url_in_the_recipe(tmp_path):
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["runs/mine", "https://host/runs", f"s3://a:{SECRET}@bucket/run"])
+@pytest.mark.parametrize(
+    "url", ["runs/mine", "https://host/runs", f"https://a:{SECRET}@host/runs", f"s3://a:{SECRET}@bucket/run"]
+)
 def test_url_that_is_no_object_store_raises(url):
     with pytest.raises(UserError) as caught:
         CheckpointRecipe(copy_to=url)

@@ -443,7 +443,7 @@ def test_recipe_with_the_checkpoints_model_is_accepted(run):
 
 @pytest.mark.parametrize("missing", ["model", "tokenizer"])
 def test_pretraining_without_model_or_tokenizer_is_an_error(run, missing):
-    with pytest.raises(UserError, match="needs the keys 'model' and 'tokenizer'"):
+    with pytest.raises(UserError, match=f"has no key '{missing}', which pretraining needs"):
         new_checkpoint(replace(run.recipe, **{missing: None}), ALONE)
 
 

@@ -1,4 +1,4 @@
-"""GRR-CoCa: a compact model that captions and searches images.
+"""GRR-CoCa: a compact model that captions and searches images. For example:
 
 import grr_coca
 

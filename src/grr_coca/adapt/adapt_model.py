@@ -126,7 +126,7 @@ def adapt_model(
     watch: OnStageProgress = lambda *_: None,
     write_more: Callable[[Path, AdaptationResult], object] = lambda *_: None,
 ) -> AdaptationResult:
-    """Adapt a model to pairs, and write its folder.
+    """Adapt a model to pairs, write its folder, and return the result.
 
     Args:
         pairs: The pairs.

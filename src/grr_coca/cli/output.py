@@ -103,7 +103,7 @@ def report_stop(stop: KeyboardInterrupt | Interruption) -> int:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Check that a new folder can be written, before the work begins.
+    """Check that a folder does not exist or is empty, before the work that writes it begins.
 
     Raises:
         UserError: If the path exists and is not an empty folder, or it is the current folder.

@@ -110,6 +110,8 @@ SIZES = {
 OPEN_CLIP_POOLER_HEADS = 8
 
 Preset = Callable[[str | Size], CoCaConfig]
+"""Function that returns a config in a named or custom size. It raises a `UserError` if the size is unknown or invalid.
+"""
 
 
 def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> TransformerConfig:

@@ -134,7 +134,7 @@ class MetricLog:
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
-        """Open the log, and drop the lines that were written after the checkpoint from which a run is resumed."""
+        """Open the log. Drop the lines after the checkpoint from which a run is resumed, or all lines for a new run."""
         self._folder = folder
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None

@@ -167,11 +167,12 @@ class ModelRecipe:
 class TokenizerRecipe:
     """Tokenizer of a new model.
 
-    A tokenizer of the kind `bpe` is trained on the training captions, and has at most `vocab_size` ids. `clip` is
-    CLIP's tokenizer, whose 49,408 ids are fixed, so `vocab_size` must not be set.
-
-    `file` is the tokenizer at `path`, which can be any `tokenizer.json` in Hugging Face's format. Its begin and end
-    tokens are used, or are added if they are missing.
+    Attributes:
+        kind: `bpe` is trained on the training captions. `clip` is CLIP's tokenizer. `file` is the tokenizer at `path`,
+            whose begin and end tokens are used, or are added if they are missing.
+        vocab_size: Maximum number of ids of a `bpe` tokenizer. It must not be set for the other kinds, whose ids are
+            fixed (49,408 for `clip`).
+        path: Path of any `tokenizer.json` in Hugging Face's format, only for the kind `file`.
     """
 
     kind: Literal["bpe", "clip", "file"] = "bpe"

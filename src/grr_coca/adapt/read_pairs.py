@@ -53,7 +53,7 @@ class ImageSet:
 
     @property
     def embeddings(self) -> Float[np.ndarray, "N E"]:
-        """Base embeddings."""
+        """Base embeddings of the images, or zeros if the base does not process them."""
         return self.features[:, : self.captions.embeddings.shape[1]]
 
     @property

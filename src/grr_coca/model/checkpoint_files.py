@@ -282,7 +282,7 @@ has other values; see `Architecture.keys`."""
 
 
 def saved_config(config: CoCaConfig) -> dict[str, object]:
-    """Return a model's config in the form of `config.json`.
+    """Return a model's config in the form in which `config.json` contains it under the key `model`.
 
     Raises:
         UserError: If the package that provides the model's architecture is not installed.
@@ -301,7 +301,7 @@ def saved_config(config: CoCaConfig) -> dict[str, object]:
 
 
 def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
-    """Convert the content of `config.json` to a model's config. `where` is the name of the file in messages.
+    """Convert the value of the key `model` in `config.json` to a config. Messages begin with `where`.
 
     Raises:
         UserError: If a key is unknown or missing, a value is not allowed, or the values contradict each other.

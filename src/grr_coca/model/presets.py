@@ -265,7 +265,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
     """Return the config of a preset by name, in a named or custom size.
 
     Raises:
-        UserError: If the preset or the size does not exist. The message names the most similar name.
+        UserError: If the preset or the size does not exist. The message suggests the most similar name, or lists all.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset '{name}'; {suggest_name(name, PRESETS)}")
@@ -296,7 +296,7 @@ def size_of(size: str | Size) -> Size:
     """Return the size with the given name. A `Size` is returned unchanged.
 
     Raises:
-        UserError: If no size has that name. The message names the most similar name.
+        UserError: If no size has that name. The message suggests the most similar name, or lists all.
     """
     if isinstance(size, Size):
         return size

@@ -206,9 +206,8 @@ class CheckpointStore:
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():
             if number not in kept:
-                folder.rename(
-                    folder.with_name(f".{folder.name}.old")
-                )  # a partly removed checkpoint must not look complete
+                # renamed first, because a partly removed checkpoint must not look complete
+                folder.rename(folder.with_name(f".{folder.name}.old"))
         for leftover in self.folder.glob(".*"):  # left by this save, or by a killed process
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
